@@ -10,7 +10,7 @@ JOBS ?= 3
 # The tests of a module run in one process, so their fixtures are made once. One thread per process avoids contention.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 DEMO_distill := method.tau=4 method.lambda_map=5
-STAGES := estimate precompute teach verify distill evaluate sweep report migrate
+STAGES := estimate precompute teach verify distill evaluate sweep report
 # Stages with a section cluster.
 CLUSTER_STAGES := estimate precompute teach distill sweep
 LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
@@ -52,8 +52,7 @@ distill: install ## train a student from a store
 evaluate: install ## evaluate a student
 sweep: install ## train many students from one store
 report: install ## make an HTML page from a sweep
-migrate: install ## bring a store of an earlier version to the current format
-teach verify distill evaluate sweep report migrate:
+teach verify distill evaluate sweep report:
 	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),$(DEMO_$@) experiment=demo)
 
 submit render: VERB ?= $(error VERB is missing; name a stage: make $@ VERB=precompute)
@@ -86,7 +85,7 @@ gpu: ## check and measure a CUDA machine in at most 9 minutes; PY=python3 needs 
 	@$(PY) -m tests.gpu $(ARGS)
 
 docs: install .venv/.docs-installed ## write the generated pages, check all links, and build the site in site/
-	@$(PY) -m pipeline.config.reference > docs/reference/options.md
+	@$(PY) -m permafrost.config.reference > docs/reference/options.md
 	@$(PY) -m docs.tables
 	@$(PY) -m docs.links
 	@$(PY) -m docs.site "$$(git config --get remote.origin.url)"

@@ -23,20 +23,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import main
-from pipeline.config.file_data import NoDataConfig
-from pipeline.config.models import NoModelConfig
-from pipeline.config.runs import RUNS
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import exists, write_atomically
-from pipeline.estimation.lines import plain_values, printed_lines
-from pipeline.store.manifest import MANIFEST_NAME
+from permafrost.cli import main
+from permafrost.config.file_data import NoDataConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import exists, write_atomically
+from permafrost.estimation.lines import plain_values, printed_lines
+from permafrost.store.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.config.verbs import EstimateConfig
-    from pipeline.estimation.measurement import Estimate
+    from permafrost.config.verbs import EstimateConfig
+    from permafrost.estimation.measurement import Estimate
 
 logger = logging.getLogger("permafrost.estimate")
 
@@ -63,7 +63,7 @@ def run(config: EstimateConfig) -> EstimateResult:
             "data=image_folder data.path=photos, or correct store.path"
         )
     _announce(config, finished)
-    from pipeline.estimation.measurement import measure  # imports torch
+    from permafrost.estimation.measurement import measure  # imports torch
 
     with tempfile.TemporaryDirectory(prefix="permafrost-estimate-") as folder, _quiet():
         estimate = measure(config, Path(folder))

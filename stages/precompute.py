@@ -19,29 +19,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.cli import main
-from pipeline.cluster.executors import Executors
-from pipeline.config.file_data import NoDataConfig
-from pipeline.config.models import NoModelConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import exists
-from pipeline.core.lock import lock_folder
-from pipeline.core.progress import say_if_slow
-from pipeline.models.resolve import resolve_precompute
-from pipeline.report.commands import distill_command, teach_command
-from pipeline.sources.build import build_source, classes_of, list_source, plan_source
-from pipeline.sources.origin import digest_origin
-from pipeline.sources.parts import BYTES_PER_RECORD, PartedSource
-from pipeline.store.listing import listing_files
-from pipeline.store.manifest import MANIFEST_NAME
-from pipeline.store.origin import find_finished, write_origin
-from pipeline.store.pack import PackPlan, pack, plan_pack
-from pipeline.store.reader import Store
+from permafrost.cli import main
+from permafrost.cluster.executors import Executors
+from permafrost.config.file_data import NoDataConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import exists
+from permafrost.core.lock import lock_folder
+from permafrost.core.progress import say_if_slow
+from permafrost.models.resolve import resolve_precompute
+from permafrost.report.commands import distill_command, teach_command
+from permafrost.sources.build import build_source, classes_of, list_source, plan_source
+from permafrost.sources.origin import digest_origin
+from permafrost.sources.parts import BYTES_PER_RECORD, PartedSource
+from permafrost.store.listing import listing_files
+from permafrost.store.manifest import MANIFEST_NAME
+from permafrost.store.origin import find_finished, write_origin
+from permafrost.store.pack import PackPlan, pack, plan_pack
+from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
-    from pipeline.config.verbs import PrecomputeConfig
-    from pipeline.core.files import RootedPath
-    from pipeline.store.listing import ListingFiles
+    from permafrost.config.verbs import PrecomputeConfig
+    from permafrost.core.files import RootedPath
+    from permafrost.store.listing import ListingFiles
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -90,7 +90,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
             else:
                 packed, records = _pack(config, path, digest, executors)
             if not isinstance(config.teacher, NoModelConfig):
-                from pipeline.annotation.teacher_pass import annotate_passes  # imports torch
+                from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
                 store = Store(path)
                 made = annotate_passes(

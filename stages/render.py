@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from pipeline.cli import main
-from pipeline.cluster.kuberay import rayjob_manifest
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose, section_of, sections
-from pipeline.config.paths import require_shared_paths
-from pipeline.config.verbs import VERBS, RenderConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import write_atomically
+from permafrost.cli import main
+from permafrost.cluster.kuberay import rayjob_manifest
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose, section_of, sections
+from permafrost.config.paths import require_shared_paths
+from permafrost.config.verbs import VERBS, RenderConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

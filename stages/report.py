@@ -19,45 +19,45 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import main
-from pipeline.config.points import point_label
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.core.files import write_atomically
-from pipeline.report.columns import (
+from permafrost.cli import main
+from permafrost.config.points import point_label
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.core.files import write_atomically
+from permafrost.report.columns import (
     chance_row,
     columns_of,
     paired_column,
     student_rows,
     teacher_row,
 )
-from pipeline.report.comparison import (
+from permafrost.report.comparison import (
     ONE_SEED,
     differences_by_column,
     differences_from,
     paired_difference,
     seeds_in_words,
 )
-from pipeline.report.conclusions import conclusions
-from pipeline.report.inputs import ReportInputs
-from pipeline.report.passes import check_named_passes, describe_passes, used_passes
-from pipeline.report.results import (
+from permafrost.report.conclusions import conclusions
+from permafrost.report.inputs import ReportInputs
+from permafrost.report.passes import check_named_passes, describe_passes, used_passes
+from permafrost.report.results import (
     SWEEP_NAME,
     epoch_curves,
     load_network,
     load_results,
     load_teacher,
 )
-from pipeline.report.selection import load_selection
-from pipeline.store.reader import Store
+from permafrost.report.selection import load_selection
+from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
-    from pipeline.config.verbs import ReportConfig
-    from pipeline.report.case_pictures import SplitCases
-    from pipeline.report.columns import Column
-    from pipeline.report.page import Page
-    from pipeline.report.results import StudentResult
-    from pipeline.report.selection import ModelSelection
+    from permafrost.config.verbs import ReportConfig
+    from permafrost.report.case_pictures import SplitCases
+    from permafrost.report.columns import Column
+    from permafrost.report.page import Page
+    from permafrost.report.results import StudentResult
+    from permafrost.report.selection import ModelSelection
 
 logger = logging.getLogger("permafrost.report")
 
@@ -84,8 +84,8 @@ def run(config: ReportConfig) -> ReportResult:
     if kept := inputs.find():
         logger.info("the report of these options, runs and store is there; nothing was written")
         return ReportResult(**kept)
-    from pipeline.report.csv_file import student_csv  # these import torch and matplotlib
-    from pipeline.report.page import render_page
+    from permafrost.report.csv_file import student_csv  # these import torch and matplotlib
+    from permafrost.report.page import render_page
 
     page = _gather_page(config, results)
     values, paired = page.values, page.paired
@@ -111,7 +111,7 @@ def run(config: ReportConfig) -> ReportResult:
 
 def _gather_page(config: ReportConfig, results: list[StudentResult]) -> Page:
     """Gather what the page shows: the store, students, teacher, given network, selection and cases."""
-    from pipeline.report.page import Page
+    from permafrost.report.page import Page
 
     students = [result for result in results if result.is_evaluated]
     teacher, network = load_teacher(config.run), load_network(config.run)
@@ -178,8 +178,8 @@ def _student_values(
     config: ReportConfig, results: list[StudentResult], store: Store
 ) -> dict[str, Any]:
     """Networks of the students, and the command that evaluates one without results."""
-    from pipeline.report.commands import evaluate_command
-    from pipeline.report.networks import network_rows
+    from permafrost.report.commands import evaluate_command
+    from permafrost.report.networks import network_rows
 
     values: dict[str, Any] = {"networks": network_rows(results)}
     if curves := epoch_curves(results):
@@ -263,8 +263,8 @@ def _cases(config: ReportConfig, results: list[StudentResult]) -> list[SplitCase
     """Cases by split, empty if none are requested or possible."""
     if not results or not config.report.cases or Store(config.store.folder).is_table:
         return []
-    from pipeline.report.case_pair import open_pair
-    from pipeline.report.case_pictures import show_cases
+    from permafrost.report.case_pair import open_pair
+    from permafrost.report.case_pictures import show_cases
 
     pair = open_pair(config, results)
     return show_cases(pair, config.report) if pair else []

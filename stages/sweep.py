@@ -23,53 +23,28 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.annotation.threads import torch_threads
-from pipeline.cli import main
-from pipeline.cluster.executors import choose_task_runner, open_task_runner
-from pipeline.config.runs import RUNS
-from pipeline.core.errors import UserError
-from pipeline.core.signed_files import write_json
-from pipeline.report.results import SWEEP_NAME
-from pipeline.report.summary import summary_table
-from pipeline.sweep.plan import baselines_first, plan_students
-from pipeline.sweep.runner import StudentRunner
-from pipeline.sweep.select import choose, split_and_metric
-from stages import distill, evaluate
+from permafrost.cli import main
+from permafrost.cluster.executors import choose_task_runner, open_task_runner
+from permafrost.config.runs import RUNS
+from permafrost.core.errors import UserError
+from permafrost.core.signed_files import write_json
+from permafrost.report.results import SWEEP_NAME
+from permafrost.report.summary import summary_table
+from permafrost.students import StudentTask
+from permafrost.sweep.plan import baselines_first, plan_students
+from permafrost.sweep.runner import StudentRunner
+from permafrost.sweep.select import choose, split_and_metric
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from pipeline.config.verbs import SweepConfig
-    from pipeline.sweep.student import StudentRun
-
+    from permafrost.config.verbs import SweepConfig
 
 logger = logging.getLogger("permafrost.sweep")
 
 
 class SweepError(UserError, RuntimeError):
     """Error for students that could not be finished. The finished ones are kept."""
-
-
-@dataclass(frozen=True)
-class StudentTask:
-    """Task that distills and evaluates one student, in any process of the task runner."""
-
-    run: StudentRun
-
-    @property
-    def name(self) -> str:
-        """Name of the student's run."""
-        return self.run.name
-
-    @property
-    def after(self) -> tuple[str, ...]:
-        """Runs with which the student is compared."""
-        return self.run.baselines
-
-    def __call__(self, report: Callable[[str], None]) -> None:
-        with torch_threads(1):  # the same order of sums in parallel and serial execution
-            distill.run(self.run.distill, lambda epoch, line: report(line))
-            evaluate.run(self.run.evaluate, self.run.metrics_folder)
 
 
 @dataclass(frozen=True, kw_only=True)

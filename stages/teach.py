@@ -22,23 +22,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import main
-from pipeline.cluster.executors import TrainingProgress, run_training
-from pipeline.config.models import is_published
-from pipeline.config.options import plain_defaults
-from pipeline.config.paths import with_absolute_paths
-from pipeline.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_dict
-from pipeline.core.progress import show_epochs
-from pipeline.core.signed_files import write_json
-from pipeline.evaluation.results import METRICS_NAME, read_metrics_file
-from pipeline.models.resolve import resolve_teach
-from pipeline.models.saved import is_finished
-from pipeline.models.trained_weights import MODEL_NAME, check_trained_weights
-from pipeline.store.reader import Store
-from pipeline.training.teach_job import Teaching, check_splits, fingerprint_inputs
+from permafrost.cli import main
+from permafrost.cluster.executors import TrainingProgress, run_training
+from permafrost.config.models import is_published
+from permafrost.config.options import plain_defaults
+from permafrost.config.paths import with_absolute_paths
+from permafrost.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_dict
+from permafrost.core.progress import show_epochs
+from permafrost.core.signed_files import write_json
+from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
+from permafrost.models.resolve import resolve_teach
+from permafrost.models.saved import is_finished
+from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
+from permafrost.store.reader import Store
+from permafrost.training.teach_job import Teaching, check_splits, fingerprint_inputs
 
 if TYPE_CHECKING:
-    from pipeline.config.verbs import TeachConfig
+    from permafrost.config.verbs import TeachConfig
 
 
 logger = logging.getLogger("permafrost.teach")
@@ -88,7 +88,7 @@ def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
         check_trained_weights(folder)
         logger.info("%s is finished", folder)
     if not metrics_path.exists():
-        from pipeline.evaluation.forward import evaluate_model  # imports torch
+        from permafrost.evaluation.forward import evaluate_model  # imports torch
 
         splits = evaluate_model(folder, store, config.evaluate)
         write_json(metrics_path, {"splits": splits})

@@ -18,18 +18,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.cli import main
-from pipeline.config.models import NoModelConfig
-from pipeline.core.errors import UserError
-from pipeline.core.files import LinkError, file_size, iter_files
-from pipeline.store.reader import Store
-from pipeline.store.verification import unfinished_passes, verify_store
+from permafrost.cli import main
+from permafrost.config.models import NoModelConfig
+from permafrost.core.errors import UserError
+from permafrost.core.files import LinkError, file_size, iter_files
+from permafrost.store.reader import Store
+from permafrost.store.verification import unfinished_passes, verify_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.config.verbs import VerifyConfig
-    from pipeline.core.files import RootedPath
+    from permafrost.config.verbs import VerifyConfig
+    from permafrost.core.files import RootedPath
 
 logger = logging.getLogger("permafrost.verify")
 
@@ -79,7 +79,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     store = Store(path)
     equivariance = ""
     if config.equivariance and not isinstance(config.teacher, NoModelConfig):
-        from pipeline.evaluation.equivariance import teacher_equivariance  # imports torch
+        from permafrost.evaluation.equivariance import teacher_equivariance  # imports torch
 
         equivariance = teacher_equivariance(config, store, config.teacher)
     passes = [*store.pass_folders(), *store.pass_folders(stored_views=True)]

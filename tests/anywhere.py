@@ -434,13 +434,13 @@ def _cpu_capability() -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check, in each process that runs tests, that the condition holds and that the intended files are tested."""
-    import pipeline
+    import permafrost
 
     name = os.environ[VARIABLE]
     if not CONDITIONS[name].holds(config):
         pytest.exit(f"the condition {name} does not hold", returncode=3)
-    if not Path(pipeline.__file__).is_relative_to(Path.cwd()):
-        pytest.exit(f"the tests would import {pipeline.__file__}", returncode=3)
+    if not Path(permafrost.__file__).is_relative_to(Path.cwd()):
+        pytest.exit(f"the tests would import {permafrost.__file__}", returncode=3)
 
 
 # ---- running -------------------------------------------------------------------------------------

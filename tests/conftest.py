@@ -6,21 +6,27 @@ import gc
 import json
 import os
 import secrets
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.cluster.session import ray_session
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.store.reader import Store
+from permafrost.cluster.session import ray_session
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.networks import save_tiny_teacher
+from tests.support.paths import PYTHONPATH
+from tests.support.runs import save_student
 from tests.support.stores import Frozen, precompute_config
 
 # Set here, as Ray reads these variables when any test first imports it.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+# Ray's workers import tasks that are defined in tests.
+os.environ["PYTHONPATH"] = os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPATH", "")])
 torch.set_num_threads(1)
 
 
@@ -69,6 +75,16 @@ def frozen(tmp_path_factory, tiny_teacher) -> Frozen:
     config = precompute_config(tmp_path_factory.mktemp("frozen") / "store", tiny_teacher)
     precompute.run(config)
     return Frozen(Store(Path(config.store.path)), config)
+
+
+@pytest.fixture
+def own(frozen, tmp_path):
+    """Writable copy of the frozen store with two untrained students."""
+    store = shutil.copytree(frozen.store.path, tmp_path / "store")
+    copied = replace(frozen, store=Store(store))
+    save_student(copied, "one")
+    save_student(copied, "two", seed=6)
+    return copied
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@
     python -m tests.reliability stores links       run some parts
     python -m tests.reliability --write            also put the rows into docs/reliability.md
     make test-all ARGS=--junitxml=all.xml && python -m tests.reliability --read all.xml
-                                                   run nothing, and take the rows of an earlier run
+                                                   run nothing, and take the rows of an earlier run; of several
+                                                   reports, the last one that has a test counts
 
 A test reports its trials with the fixture `count_trials`. The parts are run one after the other, each in one process.
 """
@@ -77,15 +78,16 @@ def run_part(part: str) -> tuple[list[Trials], bool]:
             stdout=sys.stderr,
             check=False,
         )
-        return read_part(part, report)
+        return read_part(part, [report])
 
 
-def read_part(part: str, report: Path) -> tuple[list[Trials], bool]:
-    """Read the trials of a part from pytest's report, and whether it ran and nothing of it failed."""
+def read_part(part: str, reports: list[Path]) -> tuple[list[Trials], bool]:
+    """Read the trials of a part from pytest's reports, and whether it ran and nothing of it failed."""
     modules = {path.removesuffix(".py").replace("/", ".") for path in PARTS[part]}
     # A test outside a class has its module as its class.
-    cases = ElementTree.parse(report).iter("testcase")
-    cases = [case for case in cases if case.get("classname") in modules]
+    every = (case for path in reports for case in ElementTree.parse(path).iter("testcase"))
+    of_part = (case for case in every if case.get("classname") in modules)
+    cases = list({(case.get("classname"), case.get("name")): case for case in of_part}.values())
     by_kind: dict[str, Trials] = {}
     for element in (each for case in cases for each in case.iter("property")):
         if element.get("name") == "trials":
@@ -109,7 +111,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="part")
     parser.add_argument("--write", action="store_true")
     parser.add_argument(
-        "--read", type=Path, metavar="REPORT", help="a report of pytest, in JUnit's form"
+        "--read", type=Path, action="append", help="a report of pytest, in JUnit's form"
     )
     words = parser.parse_args()
     for part in words.parts:

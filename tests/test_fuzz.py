@@ -11,23 +11,29 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.data import ImageTableDataConfig, WebDatasetDataConfig
-from pipeline.config.options import options_of
-from pipeline.config.table_data import TableDataConfig
-from pipeline.config.verbs import VERBS
-from pipeline.sources.image_table import ImageTableSource
-from pipeline.sources.table import TableSource
-from pipeline.sources.webdataset import WebDatasetSource
-from pipeline.store.index import BOX_FIELDS, CHECKED_COLUMNS, LIST_COLUMNS
-from pipeline.store.manifest import read_pass_manifest, read_store_manifest
-from pipeline.store.reader import Store
-from pipeline.store.receipts import PASS_RECEIPT_SCHEMA, RECEIPT_SCHEMA, read_receipt
-from pipeline.store.shards import PassShardTable
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.data import ImageTableDataConfig, WebDatasetDataConfig
+from permafrost.config.options import options_of
+from permafrost.config.table_data import TableDataConfig
+from permafrost.config.verbs import VERBS
+from permafrost.core.errors import ConfigError
+from permafrost.sources.image_table import ImageTableSource
+from permafrost.sources.table import TableSource
+from permafrost.sources.webdataset import WebDatasetSource
+from permafrost.store.arrays import decode_npy, encode_npy
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.index import BOX_FIELDS, CHECKED_COLUMNS, LIST_COLUMNS
+from permafrost.store.manifest import read_pass_manifest, read_store_manifest
+from permafrost.store.parquet import read_table, schema_of
+from permafrost.store.reader import Store
+from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, RECEIPT_SCHEMA, read_receipt
+from permafrost.store.shards import PassShardTable
 from tests.support.fuzzing import Edited, edited_bytes, edited_json, fuzz, reads_or_refuses
 from tests.support.photo_table import write_photo_table
 from tests.support.signing import file_entry, load, load_shards, pass_folder, sign, sign_shards
@@ -396,3 +402,30 @@ def test_a_command_line_is_read_or_refused(examples, verb, count_trials):
     count_trials("a command line", count_outcomes(refusals))
 
     assert sum(refusals) > examples / 4
+
+
+@pytest.mark.parametrize("word", ["data=0", "data=\0", "store=0", "cluster=0", "experiment=0"])
+def test_a_member_that_is_no_name_is_refused(word):
+    """Words that ended in an error of Hydra's own."""
+    with pytest.raises(ConfigError, match=r"does not exist.*; choose one of: "):
+        compose("precompute", [word])
+
+
+# ---- cases that were traced back -----------------------------------------------------------------
+
+
+def test_a_table_with_a_text_that_is_not_utf_8_is_refused(tmp_path):
+    offsets, data = np.array([0, 2], np.int32).tobytes(), b"a\x80"
+    text = pa.Array.from_buffers(pa.string(), 1, [None, *map(pa.py_buffer, (offsets, data))])
+    schema = schema_of(name=pa.string())
+    pq.write_table(pa.Table.from_arrays([text], schema=schema), tmp_path / "t.parquet")
+
+    with pytest.raises(ManifestError, match=r"t\.parquet cannot be read as Parquet .*UTF8"):
+        read_table(tmp_path / "t.parquet", schema)
+
+
+def test_an_array_whose_header_is_no_python_literal_is_refused():
+    sound = encode_npy(np.zeros(3, np.float32))
+    for edited in (sound.replace(b"{", b"(", 1), sound.replace(b"(3,)", b"(3,\0")):
+        with pytest.raises(ManifestError, match="x cannot be read as npy"):
+            decode_npy(edited, "float32", (3,), "x")

@@ -25,23 +25,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.distillation import DistillConfig
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.verbs import EvaluateConfig
-from pipeline.core.records import FieldSpec
-from pipeline.models.providers import build_model
-from pipeline.store.codecs import encode_maxabs
-from pipeline.store.reader import Store
-from pipeline.store.tar_fields import WebDatasetFields
-from pipeline.store.zarr_fields import ZarrFields
-from pipeline.training.metric_log import read_metrics
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.methods import E2KDConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import EvaluateConfig
+from permafrost.core.records import FieldSpec
+from permafrost.models.providers import build_model
+from permafrost.store.codecs import encode_maxabs
+from permafrost.store.reader import Store
+from permafrost.store.tar_fields import WebDatasetFields
+from permafrost.store.zarr_fields import ZarrFields
+from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute
 from tests.support.stores import precompute_config
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import PYTHONPATH, ROOT
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def test_a_group_runs_in_one_process(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pytest", *words],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
         check=True,
         stdout=subprocess.DEVNULL,
     )

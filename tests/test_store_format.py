@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.store import PassOptions
-from pipeline.store.index import INDEX_SCHEMA
-from pipeline.store.reader import Store
+from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.store import PassOptions
+from permafrost.store.index import INDEX_SCHEMA
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.stores import precompute_config
 

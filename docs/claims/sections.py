@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from docs.cells import difference, paired_interval
 from docs.measured import EXPERIMENTS, mean_of_arms, path_of, runs_of
-from pipeline.report.comparison import excludes_zero
+from permafrost.report.comparison import excludes_zero
 
 
 @dataclass(frozen=True)

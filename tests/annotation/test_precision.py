@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.annotation.teacher_pass import plan_pass
-from pipeline.config.explainers import BcosWeightsConfig, GradCamConfig
-from pipeline.config.models import BcosModelConfig
-from pipeline.config.store import PassOptions
-from pipeline.config.verbs import VerifyConfig
-from pipeline.evaluation.equivariance import teacher_equivariance
-from pipeline.models.bcos.classifier import BcosClassifier
-from pipeline.models.explainers.explain import pass_precision
-from pipeline.models.providers import build_model
-from pipeline.store.frames import FrameBatch
-from pipeline.store.reader import Store
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.teacher_pass import plan_pass
+from permafrost.config.explainers import BcosWeightsConfig, GradCamConfig
+from permafrost.config.models import BcosModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.config.verbs import VerifyConfig
+from permafrost.evaluation.equivariance import teacher_equivariance
+from permafrost.models.bcos.classifier import BcosClassifier
+from permafrost.models.explainers.explain import pass_precision
+from permafrost.models.providers import build_model
+from permafrost.store.frames import FrameBatch
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.stores import precompute_config
 

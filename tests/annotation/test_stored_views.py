@@ -8,29 +8,29 @@ import pytest
 import torch
 import yaml
 
-from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.annotation.payloads.payload import BatchInfo
-from pipeline.annotation.stored_views import plan_stored_views
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.methods import E2KDConfig, LabelsConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.store import SubsetOptions
-from pipeline.config.verbs import VerifyConfig
-from pipeline.config.views import CanonicalViewsConfig, RandomViewsConfig, RotationsViewsConfig
-from pipeline.core.errors import ConfigError
-from pipeline.evaluation.equivariance import measure_equivariance
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import view_images, view_targets, warp
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
-from pipeline.loading.selection import rows_of_split, select_training_rows
-from pipeline.loading.turns import rotations
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.saved import load_model
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.payloads.payload import BatchInfo
+from permafrost.annotation.stored_views import plan_stored_views
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.methods import E2KDConfig, LabelsConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import SubsetOptions
+from permafrost.config.verbs import VerifyConfig
+from permafrost.config.views import CanonicalViewsConfig, RandomViewsConfig, RotationsViewsConfig
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.equivariance import measure_equivariance
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_images, view_targets, warp
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
+from permafrost.loading.selection import rows_of_split, select_training_rows
+from permafrost.loading.turns import rotations
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.saved import load_model
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
 from stages import distill, evaluate, precompute, verify
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config

@@ -9,14 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.config.allocator import ALLOCATOR_ENVIRONMENT
+from permafrost.config.allocator import ALLOCATOR_ENVIRONMENT
 from tests.benchmarks.figures import Figure, figure
 from tests.benchmarks.inputs import pack, write_tars
 
 RECORDS = 6000
 ROUNDS = 3
 _STAGE = "import runpy; runpy.run_module('stages.precompute', run_name='__main__')"
-_WITHOUT = f"import pipeline.cli; pipeline.cli.keep_freed_memory = lambda: None; {_STAGE}"
+_WITHOUT = f"import permafrost.cli; permafrost.cli.keep_freed_memory = lambda: None; {_STAGE}"
 
 
 def allocator_figure(folder: Path) -> list[Figure]:

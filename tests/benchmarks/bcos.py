@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config.explainers import BcosWeightsConfig
-from pipeline.config.methods import E2KDConfig, LabelsConfig
-from pipeline.config.models import BcosModelConfig
+from permafrost.config.explainers import BcosWeightsConfig
+from permafrost.config.methods import E2KDConfig, LabelsConfig
+from permafrost.config.models import BcosModelConfig
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, pack, write_tars
 from tests.benchmarks.precomputing import annotator, bare_loop

@@ -11,13 +11,13 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.data import WebDatasetDataConfig
-from pipeline.config.explainers import GradCamConfig
-from pipeline.config.models import CifarModelConfig, NoModelConfig
-from pipeline.config.store import PassOptions, StoreOptions
-from pipeline.config.verbs import PrecomputeConfig
-from pipeline.store.reader import Store
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.data import WebDatasetDataConfig
+from permafrost.config.explainers import GradCamConfig
+from permafrost.config.models import CifarModelConfig, NoModelConfig
+from permafrost.config.store import PassOptions, StoreOptions
+from permafrost.config.verbs import PrecomputeConfig
+from permafrost.store.reader import Store
 from stages import precompute
 
 CLASSES = 10

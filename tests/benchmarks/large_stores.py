@@ -14,26 +14,26 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.data import DigitsDataConfig
-from pipeline.config.explainers import GradCamConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.config.store import PassOptions, StoreOptions
-from pipeline.config.verbs import PrecomputeConfig
-from pipeline.core.files import make_folder, sha256_keys
-from pipeline.store.backends import BACKENDS
-from pipeline.store.manifest import fingerprint_store, write_manifest
-from pipeline.store.parquet import write_rows
-from pipeline.store.reader import Store
-from pipeline.store.receipts import (
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.data import DigitsDataConfig
+from permafrost.config.explainers import GradCamConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.store import PassOptions, StoreOptions
+from permafrost.config.verbs import PrecomputeConfig
+from permafrost.core.files import make_folder, sha256_keys
+from permafrost.store.backends import BACKENDS
+from permafrost.store.manifest import fingerprint_store, write_manifest
+from permafrost.store.parquet import write_rows
+from permafrost.store.reader import Store
+from permafrost.store.receipts import (
     PASS_RECEIPT_SCHEMA,
     RECEIPT_SCHEMA,
     read_receipt,
     receipt_path,
     write_receipt,
 )
-from pipeline.store.shards import SHARDS_NAME, PassShard, PassShardTable, pass_shard_row
-from pipeline.store.store_tables import StoreTablesWriter
+from permafrost.store.shards import SHARDS_NAME, PassShard, PassShardTable, pass_shard_row
+from permafrost.store.store_tables import StoreTablesWriter
 from stages import precompute
 
 SHARD_RECORDS = 512

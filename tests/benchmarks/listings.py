@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config.data import DemoDataConfig
-from pipeline.config.store import StoreOptions
-from pipeline.core.records import Content, Record
-from pipeline.sources.build import list_source, plan_source
-from pipeline.store.listing import listing_files
-from pipeline.store.pack import fingerprint_dataset
+from permafrost.config.data import DemoDataConfig
+from permafrost.config.store import StoreOptions
+from permafrost.core.records import Content, Record
+from permafrost.sources.build import list_source, plan_source
+from permafrost.store.listing import listing_files
+from permafrost.store.pack import fingerprint_dataset
 from tests.benchmarks.probe import PeakMemory
 
 _CLASSES = 1000

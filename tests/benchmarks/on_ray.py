@@ -18,15 +18,15 @@ from statistics import mean
 from typing import Any, ClassVar
 from unittest import mock
 
-from pipeline.cluster import executors
-from pipeline.cluster.data import RayDataExecutor
-from pipeline.cluster.serial import map_shards_serially
-from pipeline.cluster.session import ray_session
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.models import CifarModelConfig, ModelConfig
-from pipeline.config.verbs import PrecomputeConfig
-from pipeline.core.tasks import MapShards, ShardResult
-from pipeline.store.reader import Store
+from permafrost.cluster import executors
+from permafrost.cluster.data import RayDataExecutor
+from permafrost.cluster.serial import map_shards_serially
+from permafrost.cluster.session import ray_session
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.models import CifarModelConfig, ModelConfig
+from permafrost.config.verbs import PrecomputeConfig
+from permafrost.core.tasks import MapShards, ShardResult
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure
 from tests.benchmarks.inputs import CLASSES, SHARD_RECORDS, pack, precompute_config, write_tars

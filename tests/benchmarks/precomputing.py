@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from pipeline.config.models import CifarModelConfig, ModelConfig
-from pipeline.models.explainers.bcos_weights import bcos_weights
-from pipeline.models.explainers.explain import forward_to_explain, needs_graph
-from pipeline.models.providers import build_model, freeze
-from pipeline.store.frames import decode_frame
+from permafrost.config.models import CifarModelConfig, ModelConfig
+from permafrost.models.explainers.bcos_weights import bcos_weights
+from permafrost.models.explainers.explain import forward_to_explain, needs_graph
+from permafrost.models.providers import build_model, freeze
+from permafrost.store.frames import decode_frame
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars

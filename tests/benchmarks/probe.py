@@ -56,7 +56,7 @@ def _run_stage(words: list[str]) -> None:
 
 
 def _run_batches(count: int, words: list[str]) -> None:
-    from pipeline.loading.loader import TrainLoader
+    from permafrost.loading.loader import TrainLoader
 
     original = TrainLoader.epoch
 
@@ -96,12 +96,12 @@ def _children() -> list[int]:
 def _run_bare() -> None:
     import torch
 
-    import pipeline.training.distill_job
-    import pipeline.training.run
-    from pipeline.config.models import CifarModelConfig
-    from pipeline.models.providers import build_model
+    import permafrost.training.distill_job
+    import permafrost.training.run
+    from permafrost.config.models import CifarModelConfig
+    from permafrost.models.providers import build_model
 
-    _ = pipeline.training.run, pipeline.training.distill_job
+    _ = permafrost.training.run, permafrost.training.distill_job
     network = build_model(CifarModelConfig(name="resnet8", width=4), 10)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     network(torch.rand(256, 3, 8, 8)).logits.sum().backward()

@@ -23,9 +23,9 @@ from unittest import mock
 
 import torch
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.paths import place_paths
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.paths import place_paths
 from stages import distill, precompute, report, sweep, teach
 from tests.benchmarks.inputs import write_tars
 
@@ -34,45 +34,49 @@ Part = tuple[str, str, str]
 """Module or module:class, function, and the part that its calls are counted as."""
 
 READING: tuple[Part, ...] = (
-    ("pipeline.loading.dataset:StoreDataset", "_decode", "reading and decoding images"),
-    ("pipeline.loading.dataset:StoreDataset", "__getitems__", "reading targets, labels and index"),
+    ("permafrost.loading.dataset:StoreDataset", "_decode", "reading and decoding images"),
+    (
+        "permafrost.loading.dataset:StoreDataset",
+        "__getitems__",
+        "reading targets, labels and index",
+    ),
 )
 STEP: tuple[Part, ...] = (
     *READING,
-    ("pipeline.training.step", "view_images", "warp of the images"),
-    ("pipeline.loading.geometry", "_view_maps", "warp of the maps"),
-    ("pipeline.training.step", "_forward", "forward pass"),
+    ("permafrost.training.step", "view_images", "warp of the images"),
+    ("permafrost.loading.geometry", "_view_maps", "warp of the maps"),
+    ("permafrost.training.step", "_forward", "forward pass"),
     ("torch.autograd", "_engine_run_backward", "backward pass"),
-    ("pipeline.training.step", "_loss_of", "loss"),
+    ("permafrost.training.step", "_loss_of", "loss"),
     ("torch.nn.utils", "clip_grad_norm_", "clipping"),
     ("torch.optim.adamw:AdamW", "step", "optimizer"),
-    ("pipeline.training.loop", "train_step", "explanation of the student, bookkeeping of a step"),
-    ("pipeline.training.loop", "save_checkpoint", "checkpoints"),
-    ("pipeline.training.run", "build_training", "building the network and its optimizer"),
+    ("permafrost.training.loop", "train_step", "explanation of the student, bookkeeping of a step"),
+    ("permafrost.training.loop", "save_checkpoint", "checkpoints"),
+    ("permafrost.training.run", "build_training", "building the network and its optimizer"),
 )
 PRECOMPUTE: tuple[Part, ...] = (
-    ("pipeline.store.frames:ShardFrames", "read", "reading and decoding images"),
-    ("pipeline.annotation.annotator:TeacherAnnotator", "_inputs", "warp to the teacher's input"),
-    ("pipeline.models.classifier:Classifier", "forward", "forward pass"),
-    ("pipeline.annotation.annotator:TeacherAnnotator", "_annotate_inputs", "explanation"),
-    ("pipeline.annotation.annotator:TeacherAnnotator", "_annotate_batch", "encoding, fidelity"),
-    ("pipeline.annotation.shard_tasks:AnnotateShard", "__call__", "writing"),
-    ("pipeline.annotation.annotator", "build_model", "building the teacher"),
+    ("permafrost.store.frames:ShardFrames", "read", "reading and decoding images"),
+    ("permafrost.annotation.annotator:TeacherAnnotator", "_inputs", "warp to the teacher's input"),
+    ("permafrost.models.classifier:Classifier", "forward", "forward pass"),
+    ("permafrost.annotation.annotator:TeacherAnnotator", "_annotate_inputs", "explanation"),
+    ("permafrost.annotation.annotator:TeacherAnnotator", "_annotate_batch", "encoding, fidelity"),
+    ("permafrost.annotation.shard_tasks:AnnotateShard", "__call__", "writing"),
+    ("permafrost.annotation.annotator", "build_model", "building the teacher"),
 )
 PACK: tuple[Part, ...] = (
-    ("pipeline.sources.demo:DemoSource", "read", "drawing"),
-    ("pipeline.sources.demo:DemoSource", "records", "listing"),
-    ("pipeline.store.packing", "inspect_image", "checking the images"),
-    ("pipeline.store.pack:PackShard", "__call__", "writing"),
+    ("permafrost.sources.demo:DemoSource", "read", "drawing"),
+    ("permafrost.sources.demo:DemoSource", "records", "listing"),
+    ("permafrost.store.packing", "inspect_image", "checking the images"),
+    ("permafrost.store.pack:PackShard", "__call__", "writing"),
 )
 REPORT: tuple[Part, ...] = (
-    ("pipeline.report.page", "render_page", "page and its figures"),
-    ("pipeline.report.case_pictures", "show_cases", "networks on the cases"),
-    ("pipeline.report.networks", "network_rows", "sizes of the networks"),
+    ("permafrost.report.page", "render_page", "page and its figures"),
+    ("permafrost.report.case_pictures", "show_cases", "networks on the cases"),
+    ("permafrost.report.networks", "network_rows", "sizes of the networks"),
 )
 EVALUATION: tuple[Part, ...] = (
-    ("pipeline.evaluation.run", "run_evaluators", "evaluators"),
-    ("pipeline.evaluation.forward", "evaluate_model", "evaluation of the teacher"),
+    ("permafrost.evaluation.run", "run_evaluators", "evaluators"),
+    ("permafrost.evaluation.forward", "evaluate_model", "evaluation of the teacher"),
 )
 
 

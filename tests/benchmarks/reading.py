@@ -13,11 +13,11 @@ import numpy as np
 import torch
 import webdataset
 
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler
-from pipeline.loading.selection import rows_of_split
-from pipeline.store.frames import decode_frame
-from pipeline.store.reader import Store, TeacherPass
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
+from permafrost.loading.selection import rows_of_split
+from permafrost.store.frames import decode_frame
+from permafrost.store.reader import Store, TeacherPass
 from stages import precompute
 from tests.benchmarks.figures import Figure, exact, figure, in_turn
 from tests.benchmarks.inputs import precompute_config, write_tars

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config.views import RandomViewsConfig
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.selection import rows_of_split
-from pipeline.store.reader import Store, TeacherPass
+from permafrost.config.views import RandomViewsConfig
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.selection import rows_of_split
+from permafrost.store.reader import Store, TeacherPass
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, precompute_config, write_tars

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.store.manifest import MANIFEST_NAME
+from permafrost.store.manifest import MANIFEST_NAME
 from tests.benchmarks.inputs import write_tars
 from tests.benchmarks.large_stores import write_large_store
 from tests.support.synthetic import large_store
@@ -157,7 +157,7 @@ def index_figures(folder: Path) -> list[ScaleFigure]:
 _READ_INDEX = """
 import json, sys, time
 import numpy as np
-from pipeline.store.reader import Store
+from permafrost.store.reader import Store
 from tests.benchmarks.probe import private_mib
 
 before, started = private_mib(), time.perf_counter()

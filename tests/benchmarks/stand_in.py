@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from pipeline.config.models import ModelConfig
-from pipeline.models.classifier import Classifier, Provider
-from pipeline.models.output import GapLinear
+from permafrost.config.models import ModelConfig
+from permafrost.models.classifier import Classifier, Provider
+from permafrost.models.output import GapLinear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,24 +8,24 @@ from statistics import median
 
 import torch
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.explainers import ExplainerConfig, GradCamConfig
-from pipeline.config.methods import E2KDConfig, LabelsConfig, MethodConfig
-from pipeline.config.models import CifarModelConfig, ModelConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.records import Batch
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.views import ViewSchedule
-from pipeline.losses.build import build_loss
-from pipeline.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import build_model, freeze
-from pipeline.store.reader import Store, TeacherPass
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import train_step
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.explainers import ExplainerConfig, GradCamConfig
+from permafrost.config.methods import E2KDConfig, LabelsConfig, MethodConfig
+from permafrost.config.models import CifarModelConfig, ModelConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.records import Batch
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.views import ViewSchedule
+from permafrost.losses.build import build_loss
+from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, explainer_named
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import build_model, freeze
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import train_step
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, TINY, precompute_config, write_tars
@@ -110,7 +110,7 @@ class Steps:
             model=model,
             loss=build_loss(method),
             optimizer=build_optimizer(OptimizerOptions(), list(model.parameters())),
-            explain=EXPLAINERS[explainer],
+            explain=explainer_named(explainer),
         )
         if teacher is not None:
             self.training.targets = teacher

@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.config.augment import AugmentOptions
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.stored_values import decode_maps
-from pipeline.loading.views import ViewSchedule
-from pipeline.store.frames import decode_frame
-from pipeline.store.reader import Store, TeacherPass
-from pipeline.store.tars import ShardBytes
+from permafrost.config.augment import AugmentOptions
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.stored_values import decode_maps
+from permafrost.loading.views import ViewSchedule
+from permafrost.store.frames import decode_frame
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.tars import ShardBytes
 from stages import precompute
 from tests.benchmarks.figures import Figure, against_best, in_rounds, seconds
 from tests.benchmarks.inputs import CLASSES, precompute_config, write_tars

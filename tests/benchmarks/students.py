@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.loading.loader import TrainLoader
-from pipeline.models.providers import build_model
-from pipeline.store.reader import Store
+from permafrost.config.methods import E2KDConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.loading.loader import TrainLoader
+from permafrost.models.providers import build_model
+from permafrost.store.reader import Store
 from tests.benchmarks.figures import Figure, figure, in_rounds
 from tests.benchmarks.inputs import CLASSES, pack, write_tars
 from tests.benchmarks.precomputing import annotator

@@ -13,14 +13,14 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.cluster.session import ray_session
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.data import DemoDataConfig
-from pipeline.config.store import PassOptions
-from pipeline.config.views import RandomViewsConfig
-from pipeline.core.tasks import ShardError
-from pipeline.store.journal import JOURNAL_SUFFIX
+from permafrost.cluster.session import ray_session
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.data import DemoDataConfig
+from permafrost.config.store import PassOptions
+from permafrost.config.views import RandomViewsConfig
+from permafrost.core.tasks import ShardError
+from permafrost.store.journal import JOURNAL_SUFFIX
 from stages import precompute
 from tests.support.processes import descendants, title
 from tests.support.stores import precompute_config
@@ -116,6 +116,6 @@ def test_a_store_whose_actors_are_killed_is_the_same_bytes(
             assert different == [], f"{path} differs after {killer.kills} kills"
             kills += killer.kills
             stores += 1
-    count_trials(f"an actor of Ray, {backend} ({stores} stores)", {"the same bytes": kills})
+    count_trials(f"an actor of Ray, {backend}", {"the same bytes": kills})
     minutes = (time.monotonic() - started) / 60
     print(f"{backend}: {kills} kills, {stores} stores, {failed} commands again, {minutes:.1f} min")

@@ -7,16 +7,16 @@ import pytest
 import ray
 import torch
 
-from pipeline.annotation.shard_tasks import AnnotateShard
-from pipeline.cluster.executors import (
+from permafrost.annotation.shard_tasks import AnnotateShard
+from permafrost.cluster.executors import (
     Executors,
     choose_executor,
     choose_task_runner,
     open_task_runner,
 )
-from pipeline.cluster.session import ClusterError
-from pipeline.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
-from pipeline.store.frames import ShardFrames
+from permafrost.cluster.session import ClusterError
+from permafrost.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
+from permafrost.store.frames import ShardFrames
 from tests.support.stores import frame_batches
 
 NAMED = ExistingClusterConfig()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.models.saved import load_model
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.models.saved import load_model
 from stages import precompute
 from tests.support.paths import ROOT
 from tests.support.ray_nodes import RAY, node_environment, ray_nodes

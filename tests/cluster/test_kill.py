@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.config.models import CifarModelConfig
-from pipeline.models.providers import build_model
-from pipeline.store.journal import JOURNAL_SUFFIX
-from pipeline.store.reader import Store
-from tests.support.paths import ROOT
+from permafrost.config.models import CifarModelConfig
+from permafrost.models.providers import build_model
+from permafrost.store.journal import JOURNAL_SUFFIX
+from permafrost.store.reader import Store
+from tests.support.paths import PYTHONPATH
 from tests.support.poison import DEADLY_STATUS
 from tests.support.processes import (
     StageProcess,
@@ -312,7 +312,7 @@ def lose(node):
 def test_a_node_that_is_lost_in_the_middle_of_a_shard_is_made_up_for_by_another(
     world, monkeypatch, count_trials
 ):
-    with ray_nodes(PYTHONPATH=str(ROOT)) as nodes:  # for tests.support.poison
+    with ray_nodes(PYTHONPATH=PYTHONPATH) as nodes:  # for tests.support.poison
         nodes.start_head("--num-cpus=0", dashboard=False)
         first = nodes.start_node("--num-cpus=1")
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
@@ -337,7 +337,7 @@ def test_a_node_that_is_lost_in_the_middle_of_a_shard_is_made_up_for_by_another(
 def test_one_of_two_nodes_that_is_lost_is_made_up_for_by_the_other(
     world, monkeypatch, count_trials
 ):
-    with ray_nodes(PYTHONPATH=str(ROOT)) as nodes:
+    with ray_nodes(PYTHONPATH=PYTHONPATH) as nodes:
         nodes.start_head("--num-cpus=0", dashboard=False)
         both = [nodes.start_node("--num-cpus=1") for _ in range(2)]
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.data import RayDataExecutor
-from pipeline.cluster.tasks import RayTaskRunner
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.runs import RUNS
-from pipeline.core.tasks import ShardError, ShardResult
-from pipeline.models.saved import load_model
-from pipeline.store.reader import Store
+from permafrost.cluster.data import RayDataExecutor
+from permafrost.cluster.tasks import RayTaskRunner
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.runs import RUNS
+from permafrost.core.tasks import ShardError, ShardResult
+from permafrost.models.saved import load_model
+from permafrost.store.reader import Store
 from stages import distill, precompute, sweep
 from tests.support.images import write_tar
 from tests.support.runs import TWO_RANKS, TWO_RANKS_CLUSTER, distill_config, logged_lines
@@ -123,7 +123,7 @@ def test_two_ranks_train_a_student_and_leave_a_finished_run(frozen, monkeypatch)
     )
     # A finished run is detected without starting a rank.
     monkeypatch.setattr(
-        "pipeline.cluster.train.ray_session", lambda *_: pytest.fail("a session was opened")
+        "permafrost.cluster.train.ray_session", lambda *_: pytest.fail("a session was opened")
     )
     assert distill.run(config).trained_epochs == 0
     assert distill.run(replace(config, trainer=replace(TWO_RANKS, ranks=1))).trained_epochs == 0

@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.cli import main
-from pipeline.core.errors import ConfigError
+from permafrost.cli import main
+from permafrost.core.errors import ConfigError
 from stages import render
 
 SCHEMA = json.loads((Path(__file__).parent / "kuberay_rayjob.schema.json").read_text())

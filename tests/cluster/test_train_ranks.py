@@ -14,14 +14,14 @@ import ray
 import ray.train
 import torch.distributed as dist
 
-from pipeline.cluster.train import RanksError, _RankLoop, train_on_ranks
-from pipeline.config.runs import RUNS
-from pipeline.core.distributed import DistributedContext
-from pipeline.core.errors import UserError
-from pipeline.losses.e2kd import E2KDLoss
-from pipeline.training.distill_job import Distillation
-from pipeline.training.metric_log import read_metrics
-from tests.support.paths import ROOT
+from permafrost.cluster.train import RanksError, _RankLoop, train_on_ranks
+from permafrost.config.runs import RUNS
+from permafrost.core.distributed import DistributedContext
+from permafrost.core.errors import UserError
+from permafrost.losses.e2kd import E2KDLoss
+from permafrost.training.distill_job import Distillation
+from permafrost.training.metric_log import read_metrics
+from tests.support.paths import PYTHONPATH
 from tests.support.processes import alive, descendants, wait_until
 from tests.support.runs import (
     TWO_RANKS,
@@ -69,7 +69,7 @@ def test_a_rank_knows_how_many_ranks_share_its_machine(frozen, monkeypatch):
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ray, "get", lambda asked: "")
     monkeypatch.setattr(
-        "pipeline.training.run.run_job", lambda job, on_epoch, ranks: found.append(ranks)
+        "permafrost.training.run.run_job", lambda job, on_epoch, ranks: found.append(ranks)
     )
     job = Distillation(
         config=distill_config(frozen, trainer=replace(TWO_RANKS, device="cpu")), folder=Path()
@@ -159,7 +159,7 @@ def distill_command(frozen, run, *more):
 @pytest.mark.slow
 @pytest.mark.parametrize("then", [2, 1])
 def test_a_killed_driver_is_taken_up_again_by_any_number_of_ranks(frozen, tmp_path, then):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     options = {"cwd": tmp_path, "env": environment}
     process = subprocess.Popen(
         distill_command(frozen, "killed", "trainer.ranks=2"), start_new_session=True, **options

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.session import ClusterError, ray_session
-from pipeline.config.builder import build_verb_config
-from pipeline.config.cluster import ExistingClusterConfig, KubeRayClusterConfig, LocalClusterConfig
-from pipeline.config.compose import compose
-from pipeline.config.paths import place_paths, with_absolute_paths
-from pipeline.core.errors import ConfigError
+from permafrost.cluster.session import ClusterError, ray_session
+from permafrost.config.builder import build_verb_config
+from permafrost.config.cluster import (
+    ExistingClusterConfig,
+    KubeRayClusterConfig,
+    LocalClusterConfig,
+)
+from permafrost.config.compose import compose
+from permafrost.config.paths import place_paths, with_absolute_paths
+from permafrost.core.errors import ConfigError
 from tests.support.paths import ROOT
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -190,7 +194,7 @@ def test_an_existing_cluster_is_joined_without_resources_and_is_sent_the_package
     assert set(joined) == {"address", "logging_level", "log_to_driver", "runtime_env"}
     assert joined["address"] == "auto"
     runtime = joined["runtime_env"]
-    assert runtime["py_modules"] == [str(ROOT / "pipeline"), str(ROOT / "stages")]
+    assert runtime["py_modules"] == [str(ROOT / "pipeline" / "permafrost")]
     assert runtime["env_vars"]["OMP_NUM_THREADS"] == "3"
     assert "PYTHONPATH" not in runtime["env_vars"]
 
@@ -198,14 +202,14 @@ def test_an_existing_cluster_is_joined_without_resources_and_is_sent_the_package
 @pytest.mark.parametrize(
     "config", [ExistingClusterConfig(), KubeRayClusterConfig(image="i", volume_claim="c")]
 )
-def test_a_job_has_brought_the_code_and_its_own_variables_win(calls, config):
+def test_the_variables_of_a_job_win(calls, config):
     job = {"runtime_env": {"working_dir": "gcs://x.zip", "env_vars": {"OMP_NUM_THREADS": "7"}}}
     os.environ[JOB] = json.dumps(job)
 
     with ray_session(config, 1):
         pass
 
-    assert set(calls[0]["runtime_env"]) == {"env_vars"}
+    assert set(calls[0]["runtime_env"]) == {"env_vars", "py_modules", "excludes"}
     # Ray would reject a second value of a variable that the job sets.
     assert "OMP_NUM_THREADS" not in calls[0]["runtime_env"]["env_vars"]
     assert calls[0]["runtime_env"]["env_vars"]["OMP_WAIT_POLICY"] == "PASSIVE"
@@ -221,7 +225,7 @@ def test_a_local_ray_is_made_large_enough_and_has_what_the_options_say(calls):
     assert calls[0]["address"] == "local"
     assert calls[0]["num_cpus"] == 101
     assert calls[0]["include_dashboard"] is True
-    assert str(ROOT) in calls[0]["runtime_env"]["env_vars"]["PYTHONPATH"]
+    assert str(ROOT / "pipeline") in calls[0]["runtime_env"]["env_vars"]["PYTHONPATH"]
 
 
 def test_a_ray_that_does_not_start_is_started_once_more(calls, monkeypatch, caplog):
@@ -334,10 +338,15 @@ def test_a_job_takes_the_code_along_and_neither_data_nor_results(tmp_path):
     from ray._private.runtime_env.packaging import create_package
 
     folder = tmp_path / "checkout"
-    kept = ["pipeline/a.py", "stages/b.py", "conf/data/demo.yaml", "pipeline/store/files.py"]
+    kept = [
+        "pipeline/permafrost/a.py",
+        "stages/b.py",
+        "conf/data/demo.yaml",
+        "pipeline/permafrost/store/files.py",
+    ]
     left = ["data/x.tar", "runs/r/model.safetensors", "stores/s/manifest.json", "tests/t.py"]
     left += [".venv/bin/python", ".venv-bench/bin/python", ".git/config"]
-    left += ["pipeline/__pycache__/a.pyc"]
+    left += ["pipeline/permafrost/__pycache__/a.pyc"]
     for name in [*kept, *left]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")

@@ -5,11 +5,11 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from pipeline.config.augment import AugmentOptions, PixelOperationConfig
-from pipeline.config.compose import compose
-from pipeline.config.registration import CONF
-from pipeline.config.runs import identity, to_plain_dict
-from pipeline.core.errors import ConfigError
+from permafrost.config.augment import AugmentOptions, PixelOperationConfig
+from permafrost.config.compose import compose
+from permafrost.config.environment import CONF
+from permafrost.config.runs import identity, to_plain_dict
+from permafrost.core.errors import ConfigError
 
 WORDS = {
     "a value": ["experiment=demo", "method.tau=4"],

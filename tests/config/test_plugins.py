@@ -5,21 +5,26 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.data import SOURCES
-from pipeline.config.methods import METHODS
-from pipeline.config.models import MODELS, TimmModelConfig
-from pipeline.config.plugins import load_plugins
-from pipeline.config.reference import describe_verb
-from pipeline.config.runs import RUNS
-from pipeline.core.errors import ConfigError
-from pipeline.models.providers import build_model, published
-from pipeline.models.saved import read_description
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.data import SOURCES
+from permafrost.config.evaluators import EVALUATORS
+from permafrost.config.explainers import EXPLAINERS
+from permafrost.config.methods import METHODS
+from permafrost.config.models import MODELS, TimmModelConfig
+from permafrost.config.plugins import load_plugins
+from permafrost.config.reference import describe_verb
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PAYLOADS
+from permafrost.core.errors import ConfigError
+from permafrost.models.providers import build_model, published
+from permafrost.models.saved import read_description
+from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
@@ -31,13 +36,14 @@ STAGES = {
     "evaluate": evaluate,
     "report": report,
 }
-FAMILIES_OF_USERS = {"method": METHODS, "model": MODELS, "source": SOURCES}
+FAMILIES_OF_USERS = (METHODS, MODELS, SOURCES, EVALUATORS, EXPLAINERS, PAYLOADS)
 OPTIONS = {
     "method": "squared_error",
     "student": "three_layers",
     "teacher": "three_layers",
     "black_box": "three_layers",
     "data": "stripes",
+    "explainer": "energy",
 }
 EPOCH = ["trainer.epochs=1", "trainer.batch_size=8"]
 READERS = {"method": "distill", "student": "distill", "teacher": "precompute", "black_box": "teach"}
@@ -55,9 +61,13 @@ def permafrost_test_network(pretrained=False, **options):
 
 
 def modules_of_the_page():
-    """The two modules of the page, by the name under which their options find them."""
-    losses, members = blocks_of(ROOT / "docs" / "howto" / "plug-ins.md", "python")
-    return {"my_losses": losses.code, "my_members": members.code}
+    """The modules of the page, by the name under which their options find them."""
+    losses, members, measures = blocks_of(ROOT / "docs" / "howto" / "plug-ins.md", "python")
+    return {
+        "my_losses": losses.code,
+        "my_members": members.code,
+        "my_measures": measures.code,
+    }
 
 
 @pytest.fixture
@@ -68,12 +78,12 @@ def plugin(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PERMAFROST_PLUGINS", ",".join(modules))
-    before = {name: dict(members) for name, members in FAMILIES_OF_USERS.items()}
+    before = [dict(members) for members in FAMILIES_OF_USERS]
     load_plugins()
     yield
-    for name, members in FAMILIES_OF_USERS.items():
-        members.clear()
-        members.update(before[name])
+    for members, own in zip(FAMILIES_OF_USERS, before, strict=True):
+        for name in members.keys() - own.keys():
+            del members[name]
     for name in modules:
         sys.modules.pop(name, None)
 
@@ -106,19 +116,25 @@ def test_members_of_plugins_go_through_all_stages(plugin):
 
     packed = run_stage("precompute", *words, "data=stripes", "teacher=none", "executor=serial")
     run_stage("teach", *words, *teacher, *taught, "evaluate.splits=[test]")
-    run_stage("precompute", *words, *teacher, f"teacher.weights={weights}", "executor=serial")
+    measured = ["explainer=energy", "annotate.payloads=[logits,map,margin]"]
+    taught_pass = [*words, *teacher, f"teacher.weights={weights}", *measured]
+    run_stage("precompute", *taught_pass, "executor=serial")
     swept = sweep.run(build_verb_config("sweep", compose("sweep", sweep_words)), sweep_words)
     judged = run_stage(
         *("evaluate", *words, *teacher, f"teacher.weights={weights}", "model=teacher"),
-        *("evaluate.splits=[test]", "evaluators=[accuracy,localization]"),
+        *("evaluate.splits=[test]", "evaluators=[accuracy,localization,confidence]"),
+        "evaluate.confidence.threshold=0",
     )
     run_stage("report", *words)
 
     assert packed.packed_records == 96
     assert swept.finished_now == 2
     assert 0 <= judged.splits["test"]["accuracy"] <= 1
+    assert judged.splits["test"]["confidence"] == {"confident": 1}
     for row in json.loads((RUNS / "plugged" / "sweep.json").read_text())["runs"]:
         assert read_description(RUNS / row["run"] / "distill").config.kind == "three_layers"
+    (teacher_pass,) = Store(Path("store")).open_passes()
+    assert "margin" in [field.name for field in teacher_pass.manifest.fields]
     page = (RUNS / "plugged" / "report.html").read_text()
     assert "three_layers" in page
     assert "squared_error" in page

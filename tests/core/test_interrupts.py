@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.core import interrupts
-from pipeline.core.errors import ConfigError
-from pipeline.core.interrupts import Interrupted, catch_signals, check_interrupted, keep_signals
-from pipeline.training import loop
+from permafrost.cli import main
+from permafrost.core import interrupts
+from permafrost.core.errors import ConfigError
+from permafrost.core.interrupts import Interrupted, catch_signals, check_interrupted, keep_signals
+from permafrost.training import loop
 from stages import distill
 from tests.support.runs import distill_config
 

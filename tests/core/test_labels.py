@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pipeline.core.labels import (
+from permafrost.core.labels import (
     classes_of,
     has_many,
     known,
@@ -11,7 +11,7 @@ from pipeline.core.labels import (
     multi_hot_of_lists,
     predict_labels,
 )
-from pipeline.core.records import NO_LABEL
+from permafrost.core.records import NO_LABEL
 
 ONE = torch.tensor([2, NO_LABEL, 0])
 MANY = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])

@@ -2,7 +2,7 @@
 
 import logging
 
-from pipeline.core import progress
+from permafrost.core import progress
 
 
 def test_a_line_says_how_long_the_rest_takes(monkeypatch, caplog):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.compose import section_names, section_of
-from pipeline.config.models import TorchvisionModelConfig
-from pipeline.evaluation.evaluators.class_embeddings import load_class_embeddings
-from pipeline.models.providers import build_model
+from permafrost.config.compose import section_names, section_of
+from permafrost.config.models import TorchvisionModelConfig
+from permafrost.models.providers import build_model
+from permafrost.unicam.class_embeddings import load_class_embeddings
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_words
 from tests.support.pages import PAGES, blocks_of
 from tests.support.paths import ROOT
@@ -95,6 +95,7 @@ def test_every_python_block_is_executed():
             "evaluate.md",
             "own-loop.md",
             "own-loop.md",
+            "plug-ins.md",
             "plug-ins.md",
             "plug-ins.md",
             "store-format.md",

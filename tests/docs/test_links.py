@@ -73,8 +73,8 @@ def test_links_out_of_the_pages_lead_into_the_repository():
 
     linked, plain = site.for_site(page, "https://host/name"), site.for_site(page, "")
 
-    assert "(https://host/name/blob/HEAD/pipeline/losses/e2kd.py)" in linked
-    assert "(https://host/name/tree/HEAD/pipeline/config)" in linked
+    assert "(https://host/name/blob/HEAD/pipeline/permafrost/losses/e2kd.py)" in linked
+    assert "(https://host/name/tree/HEAD/pipeline/permafrost/config)" in linked
     assert "../../pipeline" not in plain
     assert "(../howto/add-a-loss.md)" in plain
 

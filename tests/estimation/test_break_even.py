@@ -4,10 +4,10 @@ from math import inf
 
 import pytest
 
-from pipeline.estimation import steps
-from pipeline.estimation.break_even import BreakEven, break_even_epochs
-from pipeline.estimation.lines import format_bytes
-from pipeline.estimation.spread import Spread, spread_of
+from permafrost.estimation import steps
+from permafrost.estimation.break_even import BreakEven, break_even_epochs
+from permafrost.estimation.lines import format_bytes
+from permafrost.estimation.spread import Spread, spread_of
 
 
 def test_the_break_even_is_the_cost_over_what_an_epoch_saves():

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.cells_data import CellsDataConfig
-from pipeline.config.compose import compose, section_names
-from pipeline.config.data import DemoDataConfig
-from pipeline.config.estimate import EstimateOptions
-from pipeline.config.file_data import NoDataConfig
-from pipeline.config.methods import E2KDConfig, LabelsConfig
-from pipeline.config.models import NoModelConfig
-from pipeline.config.store import PassOptions
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.verbs import EstimateConfig
-from pipeline.config.views import RandomViewsConfig
-from pipeline.core.errors import ConfigError
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.reader import Store
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose, section_names
+from permafrost.config.data import DemoDataConfig
+from permafrost.config.estimate import EstimateOptions
+from permafrost.config.file_data import NoDataConfig
+from permafrost.config.methods import E2KDConfig, LabelsConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import EstimateConfig
+from permafrost.config.views import RandomViewsConfig
+from permafrost.core.errors import ConfigError
+from permafrost.interpretability.options import CellsDataConfig
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
 from stages import estimate, precompute
 from tests.support.images import write_tar
 from tests.support.runs import PAD_CROP

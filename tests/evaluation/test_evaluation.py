@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.core.records import NO_GROUP, NO_LABEL
-from pipeline.evaluation.agreement import (
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.core.records import NO_GROUP, NO_LABEL
+from permafrost.evaluation.agreement import (
     accuracy,
     agreement,
     f1,
@@ -20,19 +20,19 @@ from pipeline.evaluation.agreement import (
     majority_share,
     teacher_scores,
 )
-from pipeline.evaluation.forward import EvaluatedModel, predict_records
-from pipeline.evaluation.localization import (
+from permafrost.evaluation.forward import EvaluatedModel, predict_records
+from permafrost.evaluation.localization import (
     energy_pointing_game,
     localization_iou,
     uniform_score,
     upsample,
 )
-from pipeline.evaluation.predictions import metrics_of
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import view_images
-from pipeline.loading.regions import box_regions
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import build_model, freeze
+from permafrost.evaluation.predictions import metrics_of
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_images
+from permafrost.loading.regions import box_regions
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import build_model, freeze
 
 THRESHOLD = 0.05
 

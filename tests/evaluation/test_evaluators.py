@@ -9,27 +9,27 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.cli import main
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.evaluators import EVALUATORS, ShiftOptions
-from pipeline.config.runs import RUNS, identity, to_plain_dict
-from pipeline.config.store import PassOptions, StoreOptions
-from pipeline.config.verbs import EvaluateConfig, EvaluationRun
-from pipeline.core.errors import ConfigError
-from pipeline.evaluation import forward as evaluator
-from pipeline.evaluation.baselines import without_unknown_arms
-from pipeline.evaluation.context import EvaluationContext
-from pipeline.evaluation.evaluators.build import evaluator_named
-from pipeline.evaluation.evaluators.evaluator import Evaluator
-from pipeline.evaluation.evaluators.quantities import evaluators_of, metric_of
-from pipeline.evaluation.metrics import METRICS, numbers_of
-from pipeline.models.providers import build_model
-from pipeline.report.columns import columns_of
-from pipeline.report.results import load_results
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.reader import Store
+from permafrost.cli import main
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.evaluators import EVALUATORS, ShiftOptions
+from permafrost.config.runs import RUNS, identity, to_plain_dict
+from permafrost.config.store import PassOptions, StoreOptions
+from permafrost.config.verbs import EvaluateConfig, EvaluationRun
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation import forward as evaluator
+from permafrost.evaluation.baselines import without_unknown_arms
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluators.build import evaluator_named
+from permafrost.evaluation.evaluators.evaluator import Evaluator
+from permafrost.evaluation.evaluators.quantities import evaluators_of, metric_of
+from permafrost.evaluation.metrics import METRICS, numbers_of
+from permafrost.models.providers import build_model
+from permafrost.report.columns import columns_of
+from permafrost.report.results import load_results
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
 from stages import evaluate, precompute
 from tests.support.runs import evaluation_of, save_student
 from tests.support.stores import precompute_config
@@ -95,7 +95,7 @@ def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, studen
     assert list(json.loads(path.read_text())["evaluators"]) == ["accuracy", "shift"]
 
     monkeypatch.setattr(
-        "pipeline.evaluation.evaluators.shift.shift_curves",
+        "permafrost.evaluation.evaluators.shift.shift_curves",
         lambda *_, **__: pytest.fail("evaluated again"),
     )
     second = evaluate.run(evaluation_of(frozen, ("localization", "shift"), **options)).splits

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.config.augment import AugmentOptions
-from pipeline.config.builder import build_verb_config
-from pipeline.config.evaluators import DistanceCorrelationOptions, UnicamOptions
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import ReportConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.providers import build_model
-from pipeline.store.reader import Store
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.builder import build_verb_config
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import ReportConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.providers import build_model
+from permafrost.store.reader import Store
+from permafrost.unicam.options import DistanceCorrelationOptions, UnicamOptions
 from stages import distill, evaluate, report
 from tests.support.composition import composed_of
 from tests.support.runs import distill_config, evaluation_of

@@ -6,34 +6,34 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.models import (
+from permafrost.config.models import (
     AdditiveModelConfig,
     BcosModelConfig,
     CifarModelConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from pipeline.core.errors import ConfigError
-from pipeline.evaluation.evaluators.distance_correlation.estimators import (
-    InnerProducts,
-    feature_distances,
-)
-from pipeline.evaluation.evaluators.layers import (
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.evaluators.layers import (
     activations,
     check_layers,
     layer_names,
     pair_layers,
 )
-from pipeline.evaluation.evaluators.probe_set import (
+from permafrost.evaluation.evaluators.probe_set import (
     balanced_positions,
     check_probes,
     multi_hot_labels,
     probe_set,
 )
-from pipeline.evaluation.forward import EvaluatedModel
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.selection import rows_of_split
-from pipeline.models.providers import build_model, freeze
+from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.selection import rows_of_split
+from permafrost.models.providers import build_model, freeze
+from permafrost.unicam.estimators import (
+    InnerProducts,
+    feature_distances,
+)
 from tests.support.synthetic import store_of_rows
 
 

@@ -7,19 +7,19 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.evaluators import ShiftOptions
-from pipeline.config.runs import RUNS
-from pipeline.evaluation.equivariance import UNMOVED, measure_equivariance
-from pipeline.evaluation.forward import evaluate_model
-from pipeline.loading import dataset as dataset_module
-from pipeline.loading import transfer
-from pipeline.loading.dataset import StoreDataset, iter_batches
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.transfer import iter_on_device, move_batch, read_ahead
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import build_model, freeze
-from pipeline.store.frames import InputMemory
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.evaluators import ShiftOptions
+from permafrost.config.runs import RUNS
+from permafrost.evaluation.equivariance import UNMOVED, measure_equivariance
+from permafrost.evaluation.forward import evaluate_model
+from permafrost.loading import dataset as dataset_module
+from permafrost.loading import transfer
+from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.transfer import iter_on_device, move_batch, read_ahead
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import build_model, freeze
+from permafrost.store.frames import InputMemory
 from stages import evaluate
 from tests.support.runs import PAD_CROP, evaluation_of, save_student
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.evaluators import GradientAlignmentOptions
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import EvaluateConfig
-from pipeline.core.errors import ConfigError
-from pipeline.evaluation.results import add_result, missing_evaluators, options_of
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import EvaluateConfig
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.results import add_result, missing_evaluators, options_of
+from permafrost.interpretability.options import GradientAlignmentOptions
 
 NAME = "gradient_alignment"
 

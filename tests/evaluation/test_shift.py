@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.core.errors import ConfigError
-from pipeline.evaluation.evaluators.shift import overlap_cosine, shift_curves, window, window_view
-from pipeline.evaluation.forward import EvaluatedModel
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import warp
-from pipeline.loading.selection import rows_of_split
-from pipeline.models.output import ModelOutput
-from pipeline.models.providers import build_model, freeze
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.evaluators.shift import overlap_cosine, shift_curves, window, window_view
+from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import warp
+from permafrost.loading.selection import rows_of_split
+from permafrost.models.output import ModelOutput
+from permafrost.models.providers import build_model, freeze
 from tests.support.stores import TINY_DATA
 
 SIDE = 48
@@ -40,10 +40,10 @@ class ExplainingModel:
 @pytest.fixture
 def curve(monkeypatch):
     monkeypatch.setattr(
-        "pipeline.evaluation.evaluators.shift.forward_to_explain",
+        "permafrost.evaluation.evaluators.shift.forward_to_explain",
         lambda model, images: ModelOutput(torch.zeros(len(images), 3), images, None),
     )
-    monkeypatch.setattr("pipeline.loading.transfer.move_batch", lambda batch, device: batch)
+    monkeypatch.setattr("permafrost.loading.transfer.move_batch", lambda batch, device: batch)
 
     class Dataset:
         def __len__(self):

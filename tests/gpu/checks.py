@@ -17,27 +17,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config.augment import AugmentOptions, PixelOperationConfig
-from pipeline.core.records import Batch
-from pipeline.loading.pixels import PixelAugmentSchedule
-from pipeline.loading.transfer import move_batch
-from pipeline.training.state import ComputeSettings, Training
-from pipeline.training.step import train_step
+from permafrost.config.augment import AugmentOptions, PixelOperationConfig
+from permafrost.core.records import Batch
+from permafrost.loading.pixels import PixelAugmentSchedule
+from permafrost.loading.transfer import move_batch
+from permafrost.training.state import ComputeSettings, Training
+from permafrost.training.step import train_step
 from stages import precompute
 from tests.gpu.budget import Budget, SkippedError
-from tests.gpu.inputs import jpeg, logits_of, pack, precompute_config, write_images
+from tests.gpu.inputs import logits_of, pack, precompute_config, write_images
 from tests.gpu.outcomes import CheckOutcome
 from tests.gpu.ranks import build_tiny, gradient_of_ranks, loss_and_gradient
 from tests.gpu.scale import CLASSES, TINY, Scale
 from tests.support.batches import FRAME, random_batch
-from tests.support.paths import ROOT
+from tests.support.paths import PYTHONPATH, ROOT
 from tests.support.trainings import HostReads
 
 Check = Callable[[torch.device, Scale], str]
 """Function that checks a device. It returns what it found, or raises SkippedError or AssertionError."""
 
 PYTEST_CHECKS = (
-    "tests/loading/test_jpeg_decoding.py::test_a_gpu_decodes_a_batch_within_a_level_or_two",
     "tests/loading/test_transfer.py::test_a_gpu_receives_the_batches_of_the_host",
     "tests/training/test_compute_settings.py::test_a_step_on_a_gpu_never_waits",
 )
@@ -194,31 +193,6 @@ def no_synchronization_with_pixels(device: torch.device, scale: Scale) -> str:
     return _steps_without_waiting(device, batches)
 
 
-# ---- decoding ------------------------------------------------------------------------------------
-
-
-def jpeg_decoding(device: torch.device, scale: Scale) -> str:
-    """Compare torchvision's decoding of JPEGs on the device with that on the CPU."""
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    files = [
-        torch.from_numpy(np.frombuffer(jpeg(seed, scale.side), np.uint8).copy())
-        for seed in range(8)
-    ]
-    try:
-        wanted = [decode_jpeg(file, ImageReadMode.RGB) for file in files]
-        found = decode_jpeg(files, ImageReadMode.RGB, device=device)
-    except (RuntimeError, AttributeError) as error:
-        raise SkippedError(f"torchvision cannot decode JPEGs here: {error}") from error
-    levels = [
-        (own.cpu().float() - other.float()).abs() for own, other in zip(found, wanted, strict=True)
-    ]
-    mean = max(difference.mean().item() for difference in levels)
-    assert mean <= 2, f"pixels differ by {mean:.2f} of 255 levels on average"
-    largest = max(difference.max().item() for difference in levels)
-    return f"mean difference {mean:.2f} and largest {largest:.0f} of 255 levels"
-
-
 # ---- several processes ---------------------------------------------------------------------------
 
 
@@ -276,7 +250,7 @@ def compare_ray(gpus_per_actor: float) -> str:
 
 def run_on_ray(store: Path, gpus_per_actor: float) -> None:
     """Compute the pass `ray` with two actors."""
-    from pipeline.config.cluster import LocalClusterConfig
+    from permafrost.config.cluster import LocalClusterConfig
 
     config = precompute_config(
         store, TINY, teacher=TINY.teacher, annotate={"name": "ray", "batch_size": 16}
@@ -303,7 +277,7 @@ def run_pytest() -> str:
 
 def _run(command: list[str], seconds: float) -> str:
     """Run a command in the repository for a limited time. Raises AssertionError with its last lines if it fails."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
     try:
         done = subprocess.run(
             command,
@@ -328,7 +302,6 @@ QUICK_CHECKS: dict[Check, float] = {
     channels_last: 10,
     no_synchronization: 10,
     no_synchronization_with_pixels: 10,
-    jpeg_decoding: 10,
 }
 """Checks that run before the rows, each with the seconds that it may take."""
 SLOW_CHECKS: dict[Check, float] = {

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.explainers import GradCamConfig
-from pipeline.config.file_data import NoDataConfig
-from pipeline.config.models import NoModelConfig
-from pipeline.config.store import PassOptions, StoreOptions
-from pipeline.config.verbs import PrecomputeConfig
-from pipeline.store.reader import Store, TeacherPass
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.explainers import GradCamConfig
+from permafrost.config.file_data import NoDataConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.config.store import PassOptions, StoreOptions
+from permafrost.config.verbs import PrecomputeConfig
+from permafrost.store.reader import Store, TeacherPass
 from stages import precompute
 from tests.gpu.scale import CLASSES, Scale
 

@@ -11,14 +11,14 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
-from pipeline.config.methods import E2KDConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.distributed import DistributedContext
-from pipeline.core.records import Batch
-from pipeline.loading.transfer import move_batch
-from pipeline.losses.build import build_loss
-from pipeline.training.state import ComputeSettings, Training, build_optimizer
-from pipeline.training.step import batch_loss
+from permafrost.config.methods import E2KDConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.distributed import DistributedContext
+from permafrost.core.records import Batch
+from permafrost.loading.transfer import move_batch
+from permafrost.losses.build import build_loss
+from permafrost.training.state import ComputeSettings, Training, build_optimizer
+from permafrost.training.step import batch_loss
 from tests.support.batches import FRAME, random_batch, tiny_model
 from tests.support.ranks import leave_group
 

@@ -13,23 +13,21 @@ from typing import Any
 
 import torch
 
-from pipeline.annotation import teacher_pass
-from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.config.explainers import BcosWeightsConfig, GradCamConfig
-from pipeline.config.methods import E2KDConfig, LabelsConfig
-from pipeline.config.models import ModelConfig
-from pipeline.config.store import JpegDecoder
-from pipeline.core.errors import ConfigError
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import build_model, freeze
-from pipeline.store import frames
-from pipeline.store.reader import Store
-from pipeline.training.live_targets import LiveTeacher
+from permafrost.annotation import teacher_pass
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.config.explainers import BcosWeightsConfig, GradCamConfig
+from permafrost.config.methods import E2KDConfig, LabelsConfig
+from permafrost.config.models import ModelConfig
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import build_model, freeze
+from permafrost.store import frames
+from permafrost.store.reader import Store
+from permafrost.training.live_targets import LiveTeacher
 from tests.benchmarks.figures import in_turn
 from tests.gpu.budget import Budget, SkippedError
 from tests.gpu.outcomes import Row
 from tests.gpu.scale import CLASSES, Scale
-from tests.gpu.students import ReadingStudent, Student
+from tests.gpu.students import Student
 from tests.gpu.timeline import Timeline, synchronize
 from tests.gpu.utilization import UtilizationMeter
 from tests.gpu.workplace import Workplace
@@ -158,13 +156,10 @@ def precompute_bcos(place: Workplace) -> Row:
 # ---- students ------------------------------------------------------------------------------------
 
 
-def _steps_row(
-    ours: Student, theirs: Student, baseline: str, host: float | None, scale: Scale
-) -> Row:
+def _steps_row(ours: Student, theirs: Student, baseline: str, host: float, scale: Scale) -> Row:
     """Measure steps of two students in turn.
 
-    host  seconds per image in which one process reads and decodes batches that are in memory, which the steps do not
-          contain; None for students that read
+    host  seconds per image in which one process reads and decodes the batches, which the steps do not contain
     """
     for student in (ours, theirs):
         student.step()
@@ -176,8 +171,7 @@ def _steps_row(
     parts = ours.timeline.seconds()
     images = scale.rounds * ours.images
     parts["wall"] = sum(pair[0] for pair in pairs)
-    if host is not None:
-        parts["host"] = host * images
+    parts["host"] = host * images
     return Row(
         name="",
         status="measured",
@@ -228,32 +222,6 @@ def frozen_against_live(place: Workplace) -> Row:
     return _resnet_students(place, live=True)
 
 
-def decoding_on_the_device(place: Workplace) -> Row:
-    """Measure frozen e2KD steps, read from the store, with JPEGs decoded on the device against in threads of the host.
-
-    Both have the targets of one pass: the pixels hardly differ, and the work does not at all.
-    """
-    scale = place.scale
-    if not place.has_pass(place.store, "resnet50"):
-        place.annotate(place.store, "resnet50", scale.teacher)
-
-    def student(decoder: JpegDecoder) -> ReadingStudent:
-        return ReadingStudent(
-            scale.student,
-            E2KDConfig(lambda_map=5.0),
-            place.loader(place.store, "resnet50", scale.batch_size, decoder),
-            place.device,
-            steps=3 * scale.steps,
-            input_size=scale.input_size,
-            precision=scale.precision,
-        )
-
-    try:
-        return _steps_row(student("cuda"), student("cpu"), "decoded on the host", None, scale)
-    except ConfigError as error:
-        raise SkippedError(str(error)) from error
-
-
 def bcos_student(place: Workplace) -> Row:
     """Measure frozen e2KD steps on W of B-cos networks against steps on labels."""
     scale = place.scale
@@ -282,7 +250,6 @@ ROWS: dict[str, tuple[Measure, float]] = {
     "precompute ResNet-50": (precompute_resnet50, 90),
     "frozen e2KD, ResNet-50 to ResNet-18": (frozen_against_labels, 40),
     "frozen e2KD, ResNet-50 to ResNet-18, against live": (frozen_against_live, 40),
-    "frozen e2KD from the store, JPEGs decoded on the GPU": (decoding_on_the_device, 60),
     "precompute ViT-B/16": (precompute_vit, 90),
     "precompute B-cos ResNet-50": (precompute_bcos, 60),
     "frozen e2KD, B-cos ResNet-50 to ResNet-18": (bcos_student, 60),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from pipeline.config.models import (
+from permafrost.config.models import (
     BcosModelConfig,
     CifarModelConfig,
     ModelConfig,

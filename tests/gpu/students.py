@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from pipeline.config.models import ModelConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.records import Batch
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.transfer import move_batch
-from pipeline.losses.build import build_loss
-from pipeline.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS
-from pipeline.models.providers import build_model
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.state import ComputeSettings, Training, build_optimizer
-from pipeline.training.step import train_step
+from permafrost.config.models import ModelConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.records import Batch
+from permafrost.loading.transfer import move_batch
+from permafrost.losses.build import build_loss
+from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, explainer_named
+from permafrost.models.providers import build_model
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.state import ComputeSettings, Training, build_optimizer
+from permafrost.training.step import train_step
 from tests.gpu.scale import CLASSES
 from tests.gpu.timeline import Timeline, synchronize
 from tests.gpu.utilization import UtilizationMeter
@@ -47,7 +45,7 @@ class Student:
             model=model,
             loss=build_loss(method).to(device),
             optimizer=build_optimizer(OptimizerOptions(), list(model.parameters()), fused=half),
-            explain=EXPLAINERS[explainer],
+            explain=explainer_named(explainer),
             compute_settings=ComputeSettings(
                 precision=getattr(torch, precision), channels_last=device.type == "cuda"
             ),
@@ -80,40 +78,3 @@ class Student:
         with self.timeline.on_device("compute"):
             train_step(self.training, moved, self.size, clip_norm=1.0)
         self.taken += 1
-
-
-class ReadingStudent(Student):
-    """Student whose batches are read from a store during its steps, as those of a training are."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        method: Any,
-        loader: TrainLoader,
-        device: torch.device,
-        *,
-        steps: int,
-        input_size: int,
-        precision: str,
-    ) -> None:
-        super().__init__(
-            config, method, (), device, steps=steps, input_size=input_size, precision=precision
-        )
-        self.loader = loader
-        self.reading = self._read()
-
-    @property
-    def images(self) -> int:
-        """Images of one call."""
-        return self.steps * self.loader.batches.batch_size
-
-    def step(self) -> None:
-        """Take the next step. The host's part is the time in which the batch is waited for."""
-        with self.timeline.on_host("host"):
-            batch = next(self.reading)
-        with self.timeline.on_device("compute"):
-            train_step(self.training, batch, self.size, clip_norm=1.0)
-
-    def _read(self) -> Iterator[Batch]:
-        for epoch in count():
-            yield from self.loader.epoch(epoch, device=self.device)

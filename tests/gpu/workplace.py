@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.models import ModelConfig
-from pipeline.config.store import JpegDecoder
-from pipeline.core.records import Batch
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.views import ViewSchedule
-from pipeline.models.providers import build_model
-from pipeline.store import frames
-from pipeline.store.reader import Store
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.models import ModelConfig
+from permafrost.core.records import Batch
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.views import ViewSchedule
+from permafrost.models.providers import build_model
+from permafrost.store import frames
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.gpu.inputs import pack, pass_named, precompute_config, write_images
 from tests.gpu.scale import CLASSES, Scale
@@ -94,24 +93,14 @@ class Workplace:
         """True if the pass has been computed."""
         return any(store.glob(f"teachers/{name}-*"))
 
-    def loader(
-        self, store: Path, name: str, size: int, decoder: JpegDecoder, threads: int | None = None
-    ) -> TrainLoader:
-        """Loader of training batches with the targets of a pass."""
-        opened = Store(store)
-        dataset = StoreDataset(
-            opened,
-            rows_of_split(opened.index, "train"),
-            [pass_named(store, name)],
-            decode_threads=threads or self.scale.decode_threads,
-            jpeg_decoder=decoder,
-        )
-        views = ViewSchedule(VIEWS, opened.size, seed=0)
-        return TrainLoader(dataset, views, batch_size=size, seed=0)
-
     def batches(self, store: Path, name: str, size: int, count: int) -> tuple[list[Batch], float]:
         """Read training batches with the targets of a pass, and return them with the seconds per image."""
-        loader = self.loader(store, name, size, "cpu", threads=1)
+        opened = Store(store)
+        dataset = StoreDataset(
+            opened, rows_of_split(opened.index, "train"), [pass_named(store, name)]
+        )
+        views = ViewSchedule(VIEWS, opened.size, seed=0)
+        loader = TrainLoader(dataset, views, batch_size=size, seed=0)
         started = time.perf_counter()
         batches = list(islice(loader.epoch(0), count))
         return batches, (time.perf_counter() - started) / (len(batches) * size)

@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.training import TrainerOptions
-from pipeline.core.distributed import DistributedContext
-from pipeline.loading import dataset as dataset_module
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.decode_threads import DecodeThreads, decode_threads_of, resolve_decode_threads
-from pipeline.store.file_entry import ManifestError
-from pipeline.store.frames import InputMemory
-from pipeline.store.reader import Store
-from pipeline.training.distill_job import Distillation
+from permafrost.config.training import TrainerOptions
+from permafrost.core.distributed import DistributedContext
+from permafrost.loading import dataset as dataset_module
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.decode_threads import (
+    DecodeThreads,
+    decode_threads_of,
+    resolve_decode_threads,
+)
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.frames import InputMemory
+from permafrost.store.reader import Store
+from permafrost.training.distill_job import Distillation
 from tests.support.runs import TWO_RANKS, distill_config
 from tests.support.stores import keys_of_shard, table_of_shard
 

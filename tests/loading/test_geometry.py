@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.augment import OperationConfig
-from pipeline.core.records import StoredTargets
-from pipeline.loading.geometry import (
+from permafrost.config.augment import OperationConfig
+from permafrost.core.records import StoredTargets
+from permafrost.loading.geometry import (
     canonical_from_view,
     fetch_points,
     view_images,

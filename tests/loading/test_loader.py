@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.store import SubsetOptions
-from pipeline.core.errors import ConfigError
-from pipeline.loading import dataset as dataset_module
-from pipeline.loading.dataset import StoreDataset, iter_batches
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler
-from pipeline.loading.selection import (
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.store import SubsetOptions
+from permafrost.core.errors import ConfigError
+from permafrost.loading import dataset as dataset_module
+from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
+from permafrost.loading.selection import (
     count_training_rows,
     rows_of_split,
     select_holdout_rows,
     select_training_rows,
 )
-from pipeline.loading.views import ViewSchedule
-from pipeline.store.reader import Store, TeacherPass
+from permafrost.loading.views import ViewSchedule
+from permafrost.store.reader import Store, TeacherPass
 from stages import precompute
 from tests.support.stores import frame_batches, keys_of_shard, precompute_config
 from tests.support.synthetic import store_of_rows

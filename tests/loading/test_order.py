@@ -6,10 +6,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pipeline.core.seeds import derive_seed
-from pipeline.loading.dataset import StoreDataset, iter_batches
-from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
-from pipeline.loading.selection import rows_of_split
+from permafrost.core.seeds import derive_seed
+from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
+from permafrost.loading.selection import rows_of_split
 from tests.support.synthetic import large_store, receipt_of, store_of_rows, write_shards
 
 LARGE = 14_197_122  # ImageNet-21k

@@ -8,29 +8,29 @@ import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment
 
-from pipeline.config.augment import AugmentOptions
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions
-from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.verbs import TeachConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import NO_LABEL, PixelAugment
-from pipeline.loading import pixels, transfer
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import view_images
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.pixels import PixelAugmentSchedule, change_pixels, mix
-from pipeline.loading.randaugment import randaugment
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.transfer import move_batch
-from pipeline.loading.views import ViewSchedule
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import freeze
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.metric_log import read_metrics
-from pipeline.training.step import batch_loss
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions
+from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.verbs import TeachConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import NO_LABEL, PixelAugment
+from permafrost.loading import pixels, transfer
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_images
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.pixels import PixelAugmentSchedule, change_pixels, mix
+from permafrost.loading.randaugment import randaugment
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.transfer import move_batch
+from permafrost.loading.views import ViewSchedule
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import freeze
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.metric_log import read_metrics
+from permafrost.training.step import batch_loss
 from stages import distill, teach
 from tests.support.batches import (
     FLIP,
@@ -422,7 +422,7 @@ def test_a_student_on_labels_mixes_whatever_the_mode(frozen):
 def test_a_teacher_is_taught_on_mixtures_and_evaluated_on_images(frozen, monkeypatch):
     evaluated = []
     monkeypatch.setattr(
-        "pipeline.evaluation.forward.view_images",
+        "permafrost.evaluation.forward.view_images",
         lambda batch, size: evaluated.append(batch.pixel_augment) or view_images(batch, size),
     )
     config = TeachConfig(

@@ -8,31 +8,31 @@ import pytest
 import torch
 from kornia.filters import gaussian_blur2d
 
-from pipeline.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
-from pipeline.config.store import StoreOptions
-from pipeline.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
-from pipeline.config.verbs import TeachConfig
-from pipeline.config.views import RandomViewsConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import PixelAugment
-from pipeline.loading import transfer
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import view_images, view_targets
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.pixel_operations import BLOCK_SIZE, PixelSchedule, change_rows
-from pipeline.loading.pixels import PixelAugmentSchedule
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.transfer import move_batch
-from pipeline.loading.views import ViewSchedule
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import freeze
-from pipeline.store.reader import Store
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.step import batch_loss, train_step
+from permafrost.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from permafrost.config.store import StoreOptions
+from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
+from permafrost.config.verbs import TeachConfig
+from permafrost.config.views import RandomViewsConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import PixelAugment
+from permafrost.loading import transfer
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.pixel_operations import BLOCK_SIZE, PixelSchedule, change_rows
+from permafrost.loading.pixels import PixelAugmentSchedule
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.transfer import move_batch
+from permafrost.loading.views import ViewSchedule
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import freeze
+from permafrost.store.reader import Store
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.step import batch_loss, train_step
 from stages import distill, precompute, teach
 from tests.support.batches import FRAME, random_batch, tiny_model
 from tests.support.kills import killed_at
@@ -393,8 +393,8 @@ def test_replayed_views_are_disturbed_one_by_one(tmp_path, tiny_teacher):
 def test_a_teacher_is_taught_on_disturbed_images_and_evaluated_on_others(frozen, monkeypatch):
     seen = {"training": [], "evaluation": []}
     for name, module in (
-        ("evaluation", "pipeline.evaluation.forward"),
-        ("training", "pipeline.training.step"),
+        ("evaluation", "permafrost.evaluation.forward"),
+        ("training", "permafrost.training.step"),
     ):
         monkeypatch.setattr(
             f"{module}.view_images",

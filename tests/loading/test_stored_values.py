@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.store import PassOptions
-from pipeline.core.records import StoredTargets
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import view_targets
-from pipeline.loading.stored_values import decode_intermediates, decode_maps
-from pipeline.loading.transfer import move_batch
-from pipeline.store.codecs import decode_unit, encode_maxabs
-from pipeline.store.reader import Store
+from permafrost.config.store import PassOptions
+from permafrost.core.records import StoredTargets
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_targets
+from permafrost.loading.stored_values import decode_intermediates, decode_maps
+from permafrost.loading.transfer import move_batch
+from permafrost.store.codecs import decode_unit, encode_maxabs
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.stores import precompute_config
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.core.records import NO_CLASS
-from pipeline.loading import loader, transfer
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.regions import regions_of
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.transfer import move_batch, read_ahead
-from pipeline.loading.views import ViewSchedule
-from pipeline.store.file_entry import ManifestError
-from pipeline.store.reader import Store
-from pipeline.training.guidance_targets import GuidanceSource
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.core.records import NO_CLASS
+from permafrost.loading import loader, transfer
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.regions import regions_of
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.transfer import move_batch, read_ahead
+from permafrost.loading.views import ViewSchedule
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.reader import Store
+from permafrost.training.guidance_targets import GuidanceSource
 from stages import precompute
 from tests.gpu.inputs import pack, precompute_config, write_images
 from tests.gpu.scale import TINY

@@ -4,10 +4,10 @@ import kornia.augmentation as K
 import pytest
 import torch
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.seeds import derive_seed
-from pipeline.loading.views import BLOCK_SIZE, ViewSchedule, build_operations, draw_views
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.seeds import derive_seed
+from permafrost.loading.views import BLOCK_SIZE, ViewSchedule, build_operations, draw_views
 from tests.support.geometry import AFFINE, CROP, FLIP, PAD_CROP, ROTATION, draw
 
 

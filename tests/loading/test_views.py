@@ -9,14 +9,14 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.data import ImageFolderDataConfig
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import center_crop, evaluation_view, view_maps, warp
-from pipeline.loading.stored_values import decode_maps
-from pipeline.loading.views import BLOCK_SIZE, ViewSchedule
-from pipeline.store.frames import resize_frame
-from pipeline.store.reader import Store
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.data import ImageFolderDataConfig
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import center_crop, evaluation_view, view_maps, warp
+from permafrost.loading.stored_values import decode_maps
+from permafrost.loading.views import BLOCK_SIZE, ViewSchedule
+from permafrost.store.frames import resize_frame
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.stores import precompute_config
 

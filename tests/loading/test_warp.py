@@ -10,14 +10,14 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from kornia.geometry.transform import homography_warp
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.loading.geometry import (
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.loading.geometry import (
     downscale,
     fetch_points,
     view_images,
     warp,
 )
-from pipeline.loading.views import build_operations, draw_views
+from permafrost.loading.views import build_operations, draw_views
 from tests.support.geometry import (
     AFFINE,
     CROP,

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pipeline.core.records import Batch, StoredTargets
-from pipeline.loading import worker_batches
-from pipeline.loading.worker_batches import pack_batch, unpack_batch
+from permafrost.core.records import Batch, StoredTargets
+from permafrost.loading import worker_batches
+from permafrost.loading.worker_batches import pack_batch, unpack_batch
 
 
 def batch_of(records, side):

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config.methods import (
+from permafrost.config.methods import (
     ATConfig,
     ReviewKDConfig,
 )
-from pipeline.core.records import Targets
-from pipeline.losses.at import attention_loss, attention_map
-from pipeline.losses.build import build_loss
-from pipeline.losses.cat_kd import class_map_loss
-from pipeline.losses.review_kd import Fusion, hierarchical_context_loss, review_levels
-from pipeline.models.output import Stage
+from permafrost.core.records import Targets
+from permafrost.losses.at import attention_loss, attention_map
+from permafrost.losses.build import build_loss
+from permafrost.losses.cat_kd import class_map_loss
+from permafrost.losses.review_kd import Fusion, hierarchical_context_loss, review_levels
+from permafrost.models.output import Stage
 from tests.support.live_trainings import (
     gaussian_maps,
     training_with_live_teacher,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config.methods import (
+from permafrost.config.methods import (
     ATConfig,
     CatKDConfig,
     E2KDConfig,
@@ -19,20 +19,20 @@ from pipeline.config.methods import (
     LabelsConfig,
     ReviewKDConfig,
 )
-from pipeline.config.models import BcosModelConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import StoredTargets, Targets
-from pipeline.loading.geometry import view_targets
-from pipeline.losses.at import attention_fields, attention_loss, attention_map
-from pipeline.losses.base import StudentOutput
-from pipeline.losses.build import build_loss
-from pipeline.losses.kd import kd_loss
-from pipeline.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
-from pipeline.losses.review_kd import review_levels
-from pipeline.models.output import NO_INTERMEDIATES
-from pipeline.training.state import ComputeSettings, Training, build_optimizer
-from pipeline.training.step import batch_loss, train_step
+from permafrost.config.models import BcosModelConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import StoredTargets, Targets
+from permafrost.loading.geometry import view_targets
+from permafrost.losses.at import attention_fields, attention_loss, attention_map
+from permafrost.losses.base import StudentOutput
+from permafrost.losses.build import build_loss
+from permafrost.losses.kd import kd_loss
+from permafrost.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
+from permafrost.losses.review_kd import review_levels
+from permafrost.models.output import NO_INTERMEDIATES
+from permafrost.training.state import ComputeSettings, Training, build_optimizer
+from permafrost.training.step import batch_loss, train_step
 from tests.support.batches import FRAME, NUM_CLASSES, live_batch, random_frames
 from tests.support.live_trainings import (
     STUDENT,

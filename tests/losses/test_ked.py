@@ -9,34 +9,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.annotation.payloads.superfeature_logits import SuperfeaturePayload
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.distillation import DistillConfig
-from pipeline.config.methods import KDConfig, KEDConfig, LabelsConfig
-from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
-from pipeline.config.runs import identity, to_plain_dict
-from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import NO_LABEL, Targets
-from pipeline.losses.build import build_loss
-from pipeline.losses.ked import control_explanations, superfeature_loss
-from pipeline.models.additive.hierarchy import (
+from permafrost.annotation.payloads.superfeature_logits import SuperfeaturePayload
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.methods import KDConfig, KEDConfig, LabelsConfig
+from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.config.runs import identity, to_plain_dict
+from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import NO_LABEL, Targets
+from permafrost.losses.build import build_loss
+from permafrost.losses.ked import control_explanations, superfeature_loss
+from permafrost.models.additive.hierarchy import (
     class_centered,
     coarsen,
     hierarchy_of,
     require_same_level,
 )
-from pipeline.models.additive.partition import Partition
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
-from pipeline.models.providers import build_model, freeze
-from pipeline.store.codecs import decode_unit
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import batch_loss
-from pipeline.training.superfeature_targets import SuperfeatureLevel
-from pipeline.training.transforms import Chimeras, Mixup, StepInputs
+from permafrost.models.additive.partition import Partition
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
+from permafrost.models.providers import build_model, freeze
+from permafrost.store.codecs import decode_unit
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import batch_loss
+from permafrost.training.superfeature_targets import SuperfeatureLevel
+from permafrost.training.transforms import Chimeras, Mixup, StepInputs
 from tests.support.batches import live_batch, random_frames
 from tests.support.outputs import student_output
 

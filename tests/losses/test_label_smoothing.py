@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.methods import ATConfig, KDConfig, LabelsConfig
-from pipeline.core.records import Targets
-from pipeline.losses.at import attention_loss
-from pipeline.losses.build import build_loss
-from pipeline.losses.kd import kd_loss
-from pipeline.losses.labels import cross_entropy_loss
-from pipeline.models.output import Stage
+from permafrost.config.methods import ATConfig, KDConfig, LabelsConfig
+from permafrost.core.records import Targets
+from permafrost.losses.at import attention_loss
+from permafrost.losses.build import build_loss
+from permafrost.losses.kd import kd_loss
+from permafrost.losses.labels import cross_entropy_loss
+from permafrost.models.output import Stage
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian
 

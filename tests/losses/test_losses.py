@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
-from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import NO_LABEL, Targets
-from pipeline.losses.build import build_loss
-from pipeline.losses.kd import KDLoss, kd_loss, softmax_mse_loss
-from pipeline.losses.labels import LabelsLoss, bce_loss, cross_entropy_loss, off_label_bce_loss
-from pipeline.losses.mld import mld_loss
+from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import NO_LABEL, Targets
+from permafrost.losses.build import build_loss
+from permafrost.losses.kd import KDLoss, kd_loss, softmax_mse_loss
+from permafrost.losses.labels import LabelsLoss, bce_loss, cross_entropy_loss, off_label_bce_loss
+from permafrost.losses.mld import mld_loss
 from tests.support.outputs import student_output
 
 

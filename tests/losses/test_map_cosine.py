@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.methods import E2KDConfig, KDConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import Batch, StoredTargets, Targets
-from pipeline.losses.base import DistillationLoss, LossTerms
-from pipeline.losses.build import build_loss
-from pipeline.losses.e2kd import E2KDLoss
-from pipeline.losses.map_cosine import map_cosine, upsampling_gram
-from pipeline.models.cifar import CifarResNet
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import batch_loss, train_step
+from permafrost.config.methods import E2KDConfig, KDConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Batch, StoredTargets, Targets
+from permafrost.losses.base import DistillationLoss, LossTerms
+from permafrost.losses.build import build_loss
+from permafrost.losses.e2kd import E2KDLoss
+from permafrost.losses.map_cosine import map_cosine, upsampling_gram
+from permafrost.models.cifar import CifarResNet
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import batch_loss, train_step
 from tests.support.batches import random_frames
 from tests.support.outputs import student_output
 

@@ -2,7 +2,7 @@
 
 Each row of the table names the reduction of a quantity over a batch and the resulting mean of the ranks' values:
 "whole", the value of one process on the whole batch, or "slice", a mean over a part of the batch (for the quantities
-that depend on the slice, see pipeline/core/distributed.py). A sum that ignores the number of ranks would be neither.
+that depend on the slice, see core/distributed.py). A sum that ignores the number of ranks would be neither.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config.methods import (
+from permafrost.config.methods import (
     METHODS,
     ATConfig,
     CatKDConfig,
@@ -19,11 +19,11 @@ from pipeline.config.methods import (
     KEDConfig,
     LabelsConfig,
 )
-from pipeline.config.teaching import GuidedTeachingConfig
-from pipeline.core.distributed import DistributedContext
-from pipeline.core.records import NO_LABEL, Guidance, Targets
-from pipeline.losses.build import build_loss
-from pipeline.models.output import ModelOutput, Stage
+from permafrost.config.teaching import GuidedTeachingConfig
+from permafrost.core.distributed import DistributedContext
+from permafrost.core.records import NO_LABEL, Guidance, Targets
+from permafrost.losses.build import build_loss
+from permafrost.models.output import ModelOutput, Stage
 from tests.support.outputs import student_output
 
 B, K, M, RANKS = 8, 5, 3, 2

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.additive.chimeras import mix_inputs, mix_rows, spread_cells
-from pipeline.models.additive.hierarchy import coarsen, hierarchy_of
-from pipeline.models.additive.network import network_partition
+from permafrost.models.additive.chimeras import mix_inputs, mix_rows, spread_cells
+from permafrost.models.additive.hierarchy import coarsen, hierarchy_of
+from permafrost.models.additive.network import network_partition
 from tests.support.additive import (
     CONV,
     EACH,

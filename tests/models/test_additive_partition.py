@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.additive.hierarchy import describe_partition
-from pipeline.models.additive.network import network_partition
-from pipeline.models.additive.partition import PARTITION_NAME, build_partition
-from pipeline.models.cost import count_parameters, measure_cost
-from pipeline.models.explainers.explain import EXPLAINERS
-from pipeline.models.fingerprint import describe_teacher
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.saved import TrainedModel, load_model, save_model
-from pipeline.models.weights import load_weights
+from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.additive.hierarchy import describe_partition
+from permafrost.models.additive.network import network_partition
+from permafrost.models.additive.partition import PARTITION_NAME, build_partition
+from permafrost.models.cost import count_parameters, measure_cost
+from permafrost.models.explainers.explain import explainer_named
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.weights import load_weights
 from tests.support.additive import (
     CONV,
     EACH,
@@ -131,7 +131,7 @@ def test_contributions_sum_to_the_class_centered_logit(config):
     output = model(inputs_of(config))
     classes = torch.tensor([[0, 3], [1, -1], [2, 4], [0, 1]])
 
-    maps = EXPLAINERS["superfeatures"](model, output, classes)
+    maps = explainer_named("superfeatures")(model, output, classes)
 
     centered = output.logits - output.logits.mean(dim=1, keepdim=True)
     expected = centered.gather(1, classes.clamp(min=0)) * (classes >= 0)
@@ -146,7 +146,7 @@ def test_a_trunk_is_explained_by_gradcam():
     score = model.forward_head(features, None)[:, 1].sum()
     (gradient,) = torch.autograd.grad(score, features)
 
-    maps = EXPLAINERS["gradcam"](model, output, torch.ones(4, 1, dtype=torch.int64))
+    maps = explainer_named("gradcam")(model, output, torch.ones(4, 1, dtype=torch.int64))
 
     alpha = gradient.mean(dim=(2, 3), keepdim=True)
     expected = (alpha * features).sum(dim=1).relu()
@@ -227,11 +227,11 @@ def test_networks_without_superfeatures_or_features_say_what_to_choose():
     with pytest.raises(ConfigError, match=r"CifarResNet has no superfeatures.*teacher=additive"):
         network_partition(plain)
     with pytest.raises(ConfigError, match=r"CifarResNet; set explainer=gradcam"):
-        EXPLAINERS["superfeatures"](plain, plain(images), one)
+        explainer_named("superfeatures")(plain, plain(images), one)
     for config in (MLP, CONV):
         model = additive_model(config)
         with pytest.raises(ConfigError, match=r"set explainer=superfeatures"):
-            EXPLAINERS["gradcam"](model, model(images), one)
+            explainer_named("gradcam")(model, model(images), one)
 
 
 def test_the_hierarchy_is_plain_values():

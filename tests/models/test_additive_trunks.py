@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from pipeline.config.models import AdditiveModelConfig, TorchvisionModelConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.additive.hierarchy import hierarchy_of, require_same_level
-from pipeline.models.additive.network import network_partition
-from pipeline.models.cost import count_parameters, measure_cost
-from pipeline.models.explainers.explain import EXPLAINERS
-from pipeline.models.providers import build_model
-from pipeline.models.saved import TrainedModel, load_model, save_model
-from pipeline.models.weights import load_weights
+from permafrost.config.models import AdditiveModelConfig, TorchvisionModelConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.additive.hierarchy import hierarchy_of, require_same_level
+from permafrost.models.additive.network import network_partition
+from permafrost.models.cost import count_parameters, measure_cost
+from permafrost.models.explainers.explain import explainer_named
+from permafrost.models.providers import build_model
+from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.weights import load_weights
 from tests.support.additive import EACH, NUM_CLASSES, SIDE, TRUNK, M, additive_model, inputs_of
 
 CHANNELS = replace(TRUNK, trunk_features="channels", grid=(8, 8), partition_control="random")
@@ -141,11 +141,11 @@ def test_they_are_explained_by_gradcam_and_have_no_cells_of_their_own():
     output = model(inputs_of(TRUNK))
     one = torch.ones(4, 1, dtype=torch.int64)
 
-    maps = EXPLAINERS["gradcam"](model, output, one)
+    maps = explainer_named("gradcam")(model, output, one)
 
     assert maps.shape == (4, 1, 1, 4, 4)
     with pytest.raises(ConfigError, match=r"groups of channels.*set explainer=gradcam"):
-        EXPLAINERS["superfeatures"](model, output, one)
+        explainer_named("superfeatures")(model, output, one)
 
 
 # ---- trunks of other providers -------------------------------------------------------------------

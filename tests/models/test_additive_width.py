@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config.models import AdditiveModelConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.additive.width import count_subnet_parameters, subnet_width
-from pipeline.models.cost import count_parameters
-from pipeline.models.providers import build_model
+from permafrost.config.models import AdditiveModelConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.additive.width import count_subnet_parameters, subnet_width
+from permafrost.models.cost import count_parameters
+from permafrost.models.providers import build_model
 
 K = 10
 IMAGES = AdditiveModelConfig(name="mlp", grid=(8, 8), input_size=32, width=64, depth=2)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.models.bcos.layers import (
+from permafrost.models.bcos.layers import (
     BcosConv2d,
     BcosLinear,
     BcosSettings,

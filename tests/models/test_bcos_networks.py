@@ -9,14 +9,14 @@ import pytest
 import torch
 import torchvision
 
-from pipeline.config.models import BcosModelConfig, TorchvisionModelConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.bcos.classifier import build_bcos
-from pipeline.models.explainers.bcos_weights import bcos_weights
-from pipeline.models.fingerprint import describe_teacher
-from pipeline.models.providers import build_model, freeze, teacher_input_size
-from pipeline.models.saved import TrainedModel, load_model, save_model
-from pipeline.models.weights import load_weights
+from permafrost.config.models import BcosModelConfig, TorchvisionModelConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.bcos.classifier import build_bcos
+from permafrost.models.explainers.bcos_weights import bcos_weights
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import build_model, freeze, teacher_input_size
+from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.weights import load_weights
 
 
 def on_meta(name: str, outputs: int = 1000, **options):

@@ -11,25 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.annotation.payloads.explanation_map import MapPayload
-from pipeline.annotation.payloads.payload import BatchInfo
-from pipeline.config.explainers import BcosWeightsConfig
-from pipeline.config.methods import E2KDConfig, KDConfig, MethodConfig
-from pipeline.config.models import BcosModelConfig
-from pipeline.config.store import PassOptions
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import Batch, StoredTargets
-from pipeline.losses.build import build_loss
-from pipeline.models.bcos.classifier import BcosClassifier
-from pipeline.models.bcos.layers import (
+from permafrost.annotation.payloads.explanation_map import MapPayload
+from permafrost.annotation.payloads.payload import BatchInfo
+from permafrost.config.explainers import BcosWeightsConfig
+from permafrost.config.methods import E2KDConfig, KDConfig, MethodConfig
+from permafrost.config.models import BcosModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Batch, StoredTargets
+from permafrost.losses.build import build_loss
+from permafrost.models.bcos.classifier import BcosClassifier
+from permafrost.models.bcos.layers import (
     add_inverse,
 )
-from pipeline.models.explainers.bcos_weights import bcos_weights, color_picture, contribution_map
-from pipeline.models.providers import build_model, freeze
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.state import ComputeSettings, Training, build_optimizer
-from pipeline.training.step import batch_loss, train_step
+from permafrost.models.explainers.bcos_weights import bcos_weights, color_picture, contribution_map
+from permafrost.models.providers import build_model, freeze
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.state import ComputeSettings, Training, build_optimizer
+from permafrost.training.step import batch_loss, train_step
 from tests.support.bcos import FRAME, NUM_CLASSES, RESNET, double_images, named, network
 from tests.support.trainings import HostReads
 

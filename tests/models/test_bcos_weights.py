@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.models import BcosModelConfig, CifarModelConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.bcos import layers, vit
-from pipeline.models.bcos.classifier import BcosClassifier
-from pipeline.models.bcos.layers import (
+from permafrost.config.models import BcosModelConfig, CifarModelConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.bcos import layers, vit
+from permafrost.models.bcos.classifier import BcosClassifier
+from permafrost.models.bcos.layers import (
     BcosConv2d,
     BcosSettings,
     ExplanationMode,
@@ -21,10 +21,10 @@ from pipeline.models.bcos.layers import (
     UncenteredBatchNorm2d,
     add_inverse,
 )
-from pipeline.models.explainers.bcos_weights import bcos_weights, contribution_map
-from pipeline.models.explainers.explain import forward_to_explain
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import build_model, freeze
+from permafrost.models.explainers.bcos_weights import bcos_weights, contribution_map
+from permafrost.models.explainers.explain import forward_to_explain
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import build_model, freeze
 from tests.support.bcos import FRAME, NUM_CLASSES, RESNET, double_images, named, network
 
 FAMILIES = [

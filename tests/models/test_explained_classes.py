@@ -9,11 +9,11 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from pipeline.annotation.fingerprint import describe_explainer
-from pipeline.config.explainers import BcosWeightsConfig, ExplainerOptions, GradCamConfig
-from pipeline.core.errors import ConfigError
-from pipeline.loading.geometry import neighbor_maps
-from pipeline.models.explainers.classes import CLASS_CHOICES, explained_classes, resolve_explainer
+from permafrost.annotation.fingerprint import describe_explainer
+from permafrost.config.explainers import BcosWeightsConfig, ExplainerConfig, GradCamConfig
+from permafrost.core.errors import ConfigError
+from permafrost.loading.geometry import neighbor_maps
+from permafrost.models.explainers.classes import CLASS_CHOICES, explained_classes, resolve_explainer
 
 LOGITS = torch.tensor([[0.0, 3.0, 2.0, 1.0], [5.0, -1.0, -2.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
 MANY = torch.tensor([[1.0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
@@ -27,7 +27,7 @@ def chosen_classes(choice, labels=MANY, **options):
 
 
 def test_every_choice_of_the_config_is_there():
-    hint = get_type_hints(ExplainerOptions)["explained_classes"]
+    hint = get_type_hints(ExplainerConfig)["explained_classes"]
 
     assert set(get_args(hint)) == set(CLASS_CHOICES)
 

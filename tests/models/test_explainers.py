@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.models import TimmModelConfig
-from pipeline.models.classifier import Classifier
-from pipeline.models.explainers.gradcam import gradcam, gradcam_from_head
-from pipeline.models.providers import build_model
-from pipeline.models.timm import TimmVit
+from permafrost.config.models import TimmModelConfig
+from permafrost.models.classifier import Classifier
+from permafrost.models.explainers.gradcam import gradcam, gradcam_from_head
+from permafrost.models.providers import build_model
+from permafrost.models.timm import TimmVit
 from tests.support.gradcam import (
     NUM_CLASSES,
     autograd_gradcam,

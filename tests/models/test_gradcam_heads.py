@@ -9,26 +9,26 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.annotation.payloads.explanation_map import MapPayload
-from pipeline.annotation.payloads.payload import BatchInfo
-from pipeline.config.explainers import GradCamConfig
-from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import CifarModelConfig, TorchvisionModelConfig
-from pipeline.config.store import PassOptions
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.records import NO_CLASS, Batch, StoredTargets
-from pipeline.loading.geometry import view_targets
-from pipeline.losses.e2kd import E2KDLoss
-from pipeline.models.cifar import CifarResNet
-from pipeline.models.classifier import Classifier
-from pipeline.models.explainers.gradcam import gradcam, gradcam_from_head
-from pipeline.models.output import GapLinear, Normalize
-from pipeline.models.providers import freeze
-from pipeline.models.timm import TimmClassifier
-from pipeline.models.torchvision import TorchvisionClassifier
-from pipeline.models.torchvision_vit import TorchvisionVit
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import batch_loss
+from permafrost.annotation.payloads.explanation_map import MapPayload
+from permafrost.annotation.payloads.payload import BatchInfo
+from permafrost.config.explainers import GradCamConfig
+from permafrost.config.methods import E2KDConfig
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.records import NO_CLASS, Batch, StoredTargets
+from permafrost.loading.geometry import view_targets
+from permafrost.losses.e2kd import E2KDLoss
+from permafrost.models.cifar import CifarResNet
+from permafrost.models.classifier import Classifier
+from permafrost.models.explainers.gradcam import gradcam, gradcam_from_head
+from permafrost.models.output import GapLinear, Normalize
+from permafrost.models.providers import freeze
+from permafrost.models.timm import TimmClassifier
+from permafrost.models.torchvision import TorchvisionClassifier
+from permafrost.models.torchvision_vit import TorchvisionVit
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import batch_loss
 from tests.support.gradcam import (
     NUM_CLASSES,
     autograd_gradcam,

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.vgg import VGG, make_layers
 
-from pipeline.config.models import (
+from permafrost.config.models import (
     BcosModelConfig,
     CifarModelConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from pipeline.core.errors import ConfigError
-from pipeline.models.output import Intermediates
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.torchvision import TorchvisionClassifier
+from permafrost.core.errors import ConfigError
+from permafrost.models.output import Intermediates
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.torchvision import TorchvisionClassifier
 from tests.support.tensors import random_images
 
 STAGES, CLASS_MAPS = Intermediates(stages=True), Intermediates(class_maps=True)
@@ -247,7 +247,7 @@ def test_a_heads_dropout_spoils_no_pooled_feature_before_it(network, side, size)
 def test_a_network_whose_classifier_reads_something_else_says_so():
     model = frozen_model(TorchvisionModelConfig(name="squeezenet1_1"))
 
-    with pytest.raises(ConfigError, match=r"SqueezeNet has no pooled features.*method=crd"):
+    with pytest.raises(ConfigError, match=r"SqueezeNet has no pooled features.*payload pooled"):
         model(random_images(64), POOLED)
 
 

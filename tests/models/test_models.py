@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.models import (
+from permafrost.config.models import (
     CifarModelConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from pipeline.core.errors import ConfigError
-from pipeline.models.classifier import Classifier
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import (
+from permafrost.core.errors import ConfigError
+from permafrost.models.classifier import Classifier
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import (
     build_model,
     freeze,
     model_normalization,

@@ -19,25 +19,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
-from pipeline.config.models import (
+from permafrost.config.models import (
     BcosModelConfig,
     CifarModelConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import sha256_file
-from pipeline.models.classifier import Classifier, WeightsError
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.fingerprint import describe_teacher
-from pipeline.models.providers import (
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import sha256_file
+from permafrost.models.classifier import Classifier, WeightsError
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import (
     build_model,
     freeze,
     model_normalization,
     published,
 )
-from pipeline.models.saved import TrainedModel, load_model, save_model
-from pipeline.models.weights import load_weights
+from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.weights import load_weights
 from tests.support.networks import NUM_CLASSES, timm_config, torchvision_config
 from tests.support.paths import SHARED_DATA
 from tests.support.runs import assert_equal_states

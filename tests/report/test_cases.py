@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import ReportConfig
-from pipeline.core.errors import ConfigError
-from pipeline.evaluation.record_table import RECORDS_NAME
-from pipeline.report import case_pictures
-from pipeline.report.tiles import DISPLAYED_PIXELS
-from pipeline.store.manifest import read_store_manifest
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import ReportConfig
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.record_table import RECORDS_NAME
+from permafrost.report import case_pictures
+from permafrost.report.tiles import DISPLAYED_PIXELS
+from permafrost.store.manifest import read_store_manifest
 from stages import report
 from tests.report.conftest import SPLITS
 from tests.support.html_page import Page
@@ -32,8 +32,8 @@ from tests.support.sweeps import read_sweep
 @pytest.fixture
 def no_other_pictures(monkeypatch):
     """Omit the pictures of the page that other tests cover."""
-    monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines, colors: [])
-    monkeypatch.setattr("pipeline.report.pictures.map_grid", lambda pictures, classes: [])
+    monkeypatch.setattr("permafrost.report.figures.training_curves", lambda lines, colors: [])
+    monkeypatch.setattr("permafrost.report.pictures.map_grid", lambda pictures, classes: [])
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_any_class_name_is_shown_as_it_is(frozen, swept, monkeypatch):
     monkeypatch.chdir(swept)
     read = read_store_manifest
     monkeypatch.setattr(
-        "pipeline.store.reader.read_store_manifest",
+        "permafrost.store.reader.read_store_manifest",
         lambda folder: replace(read(folder), classes=HOSTILE),
     )
 
@@ -221,7 +221,7 @@ def test_names_that_no_encoder_takes_or_of_a_megabyte_are_shown_in_part(frozen, 
     read = read_store_manifest
     names = tuple(f"{digit}\udcff{'x' * 2**20}" for digit in range(10))
     monkeypatch.setattr(
-        "pipeline.store.reader.read_store_manifest",
+        "permafrost.store.reader.read_store_manifest",
         lambda folder: replace(read(folder), classes=names),
     )
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.report.columns import Column
-from pipeline.report.comparison import (
+from permafrost.report.columns import Column
+from permafrost.report.comparison import (
     confidence_interval,
     differences_from,
     excludes_zero,
     paired_difference,
     summarize,
 )
-from pipeline.report.conclusions import conclusions
+from permafrost.report.conclusions import conclusions
 
 ACCURACY = Column(name="accuracy", source="test.accuracy")
 KL = Column(name="kl", source="test.kl_to_teacher")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.report.evaluator_sections import evaluator_sections
-from pipeline.report.results import StudentResult
+from permafrost.report.evaluator_sections import evaluator_sections
+from permafrost.report.results import StudentResult
 
 
 def result(arm, seed, fss, **others):
@@ -18,7 +18,7 @@ def test_an_evaluator_that_did_not_look_has_no_section():
         arm="a", label="a", seed=0, folder=Path("nowhere"), metrics={"test": {"records": 1}}
     )
 
-    assert evaluator_sections([nobody], None) == []
+    assert evaluator_sections([nobody], None, store=None) == []
 
 
 def test_each_quantity_is_a_table_of_means_over_seeds():
@@ -30,7 +30,7 @@ def test_each_quantity_is_a_table_of_means_over_seeds():
         ),
     ]
 
-    (section,) = evaluator_sections(results, None)
+    (section,) = evaluator_sections(results, None, store=None)
 
     fss, rs = section.tables
     assert fss.caption == "FSS: teacher against student, by layer of the student; split test"
@@ -49,7 +49,7 @@ def test_a_evaluated_teacher_stands_first_and_is_not_ranked():
     teacher = result("teacher", 0, {"pooled": 1.0}, relevance={"pooled": 0.9})
 
     (section,) = evaluator_sections(
-        [result("kd", 0, {"pooled": 0.5}, relevance={"pooled": 0.2})], teacher
+        [result("kd", 0, {"pooled": 0.5}, relevance={"pooled": 0.2})], teacher, store=None
     )
 
     relevance = section.tables[1]

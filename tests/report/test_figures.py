@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 
-from pipeline.report.figures import (
+from permafrost.report.figures import (
     Measured,
     arm_colors,
     bar_plot,

@@ -15,11 +15,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import ReportConfig
-from pipeline.core.errors import ConfigError
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import ReportConfig
+from permafrost.core.errors import ConfigError
 from stages import report
 from tests.support import run_files
 from tests.support.html_page import Page

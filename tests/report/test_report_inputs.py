@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import ReportConfig
-from pipeline.report import inputs, page
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import ReportConfig
+from permafrost.report import inputs, page
 from stages import report
 from tests.support import run_files
 from tests.support.runs import PAD_CROP

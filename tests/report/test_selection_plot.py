@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.report import grid_figures
-from pipeline.report.columns import Column
-from pipeline.report.grid_figures import grid_plots, numeric_options, selection_plot
-from pipeline.report.results import StudentResult
-from pipeline.report.selection import Candidate, ModelSelection
+from permafrost.report import grid_figures
+from permafrost.report.columns import Column
+from permafrost.report.grid_figures import grid_plots, numeric_options, selection_plot
+from permafrost.report.results import StudentResult
+from permafrost.report.selection import Candidate, ModelSelection
 
 LABELS = ("labels", {})
 

@@ -13,23 +13,23 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose, sections
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS, save_config, to_plain_dict, unused_path
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import ReportConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.cost import count_parameters
-from pipeline.models.providers import build_model
-from pipeline.report.commands import commands_of
-from pipeline.report.known_runs import UnknownRunError
-from pipeline.report.passes import UsedPass
-from pipeline.report.provenance import describe_teachers
-from pipeline.report.results import load_results
-from pipeline.report.stored_bytes import bytes_by_arm, bytes_plot
-from pipeline.report.training_facts import describe_augmentation, describe_data, training_facts
-from pipeline.store.reader import Store
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose, sections
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS, save_config, to_plain_dict, unused_path
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import ReportConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.cost import count_parameters
+from permafrost.models.providers import build_model
+from permafrost.report.commands import commands_of
+from permafrost.report.known_runs import UnknownRunError
+from permafrost.report.passes import UsedPass
+from permafrost.report.provenance import describe_teachers
+from permafrost.report.results import load_results
+from permafrost.report.stored_bytes import bytes_by_arm, bytes_plot
+from permafrost.report.training_facts import describe_augmentation, describe_data, training_facts
+from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, report, teach
 from tests.support.run_files import write_config
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
@@ -166,7 +166,7 @@ def test_an_arm_needs_the_bytes_of_the_fields_that_its_loss_reads(frozen, swept,
 
 
 def test_accuracy_is_plotted_against_bytes_only_where_arms_need_different_ones():
-    from pipeline.report.columns import Column
+    from permafrost.report.columns import Column
 
     column = Column(name="accuracy", source="test.accuracy")
     summary = [

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.config.data import DemoDataConfig
-from pipeline.sources.demo import DemoSource
-from pipeline.sources.digits import load_digit_images
+from permafrost.config.data import DemoDataConfig
+from permafrost.sources.demo import DemoSource
+from permafrost.sources.digits import load_digit_images
 from tests.support.images import decoded
 
 

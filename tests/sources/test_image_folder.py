@@ -9,10 +9,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from pipeline.core.errors import ConfigError, UserError
-from pipeline.core.records import MAX_KEY_BYTES
-from pipeline.sources.build import build_source
-from pipeline.sources.keys import escape_key
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.records import MAX_KEY_BYTES
+from permafrost.sources.build import build_source
+from permafrost.sources.keys import escape_key
 from tests.support.image_sets import (
     by_key,
     folder_config,

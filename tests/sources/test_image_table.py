@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import NO_GROUP, NO_LABEL, Box
-from pipeline.sources.build import build_source
-from pipeline.sources.masks import to_mask_png
-from pipeline.store.pixels import ImageError
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import NO_GROUP, NO_LABEL, Box
+from permafrost.sources.build import build_source
+from permafrost.sources.masks import to_mask_png
+from permafrost.store.pixels import ImageError
 from tests.support.image_sets import (
     WATERBIRDS,
     WATERBIRDS_OPTIONS,

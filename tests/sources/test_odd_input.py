@@ -17,22 +17,26 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.config.data import ImageTableDataConfig, TinyImageNetDataConfig, WebDatasetDataConfig
-from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import sha256_file
-from pipeline.models.classifier import WeightsError
-from pipeline.models.explainers.grids import map_grid, require_places, warn_of_coarse_grid
-from pipeline.models.providers import build_model, name_weights
-from pipeline.models.saved import TrainedModel, save_model
-from pipeline.models.weights import load_weights, read_state_dict
-from pipeline.report.figures import training_curves
-from pipeline.report.tiles import PictureRow, picture_grid
-from pipeline.sources.build import build_source
-from pipeline.store.journal import ShardJournal
-from pipeline.store.pixels import ImageError, inspect_image
-from pipeline.store.publish_pass import ConstantLogitsError
+from permafrost.config.data import (
+    ImageTableDataConfig,
+    TinyImageNetDataConfig,
+    WebDatasetDataConfig,
+)
+from permafrost.config.methods import E2KDConfig
+from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import sha256_file
+from permafrost.models.classifier import WeightsError
+from permafrost.models.explainers.grids import map_grid, require_places, warn_of_coarse_grid
+from permafrost.models.providers import build_model, name_weights
+from permafrost.models.saved import TrainedModel, save_model
+from permafrost.models.weights import load_weights, read_state_dict
+from permafrost.report.figures import training_curves
+from permafrost.report.tiles import PictureRow, picture_grid
+from permafrost.sources.build import build_source
+from permafrost.store.journal import ShardJournal
+from permafrost.store.pixels import ImageError, inspect_image
+from permafrost.store.publish_pass import ConstantLogitsError
 from stages import distill, precompute
 from tests.support.images import write_tar
 from tests.support.processes import bare_environment

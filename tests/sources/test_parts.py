@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.cluster.serial import map_shards_serially
-from pipeline.config.store import StoreOptions
-from pipeline.sources.build import build_source, classes_of, list_source
-from pipeline.sources.parts import PartedSource
-from pipeline.sources.webdataset import WebDatasetSource
-from pipeline.store.reader import Store
+from permafrost.cluster.serial import map_shards_serially
+from permafrost.config.store import StoreOptions
+from permafrost.sources.build import build_source, classes_of, list_source
+from permafrost.sources.parts import PartedSource
+from permafrost.sources.webdataset import WebDatasetSource
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.images import write_tar
 from tests.support.listings import list_parts, listing_paths

@@ -11,12 +11,12 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
-from pipeline.config.data import (
+from permafrost.config.data import (
     TinyImageNetDataConfig,
 )
-from pipeline.core.errors import ConfigError, UserError
-from pipeline.core.records import NO_LABEL, Box
-from pipeline.sources.build import build_source
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.records import NO_LABEL, Box
+from permafrost.sources.build import build_source
 from tests.support.image_sets import (
     by_key,
     downloaded_config,

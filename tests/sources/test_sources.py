@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config.compose import compose
-from pipeline.config.data import (
+from permafrost.config.compose import compose
+from permafrost.config.data import (
     SOURCES,
     DemoDataConfig,
 )
-from pipeline.core.records import Box
-from pipeline.sources.build import build_source
+from permafrost.core.records import Box
+from permafrost.sources.build import build_source
 from tests.support.image_sets import (
     WATERBIRDS,
     WATERBIRDS_OPTIONS,
@@ -162,7 +162,7 @@ def test_every_command_of_the_catalog_has_a_store_of_its_own(command):
 
 
 def test_the_catalog_names_every_source_and_every_set_of_torchvision():
-    from pipeline.sources.torchvision_sets import SETS
+    from permafrost.sources.torchvision_sets import SETS
 
     assert all(f"`{kind}`" in page_text() for kind in SOURCES)
     assert all(f"data.name={name} " in page_text() for name in SETS)

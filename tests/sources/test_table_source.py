@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer
 
-from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import sha256_json
-from pipeline.core.records import NO_LABEL
-from pipeline.sources.build import build_source
-from pipeline.sources.splits import split_off_test
-from pipeline.store.table_rows import RowError
+from permafrost.config.table_data import SklearnTableDataConfig, TableDataConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import sha256_json
+from permafrost.core.records import NO_LABEL
+from permafrost.sources.build import build_source
+from permafrost.sources.splits import split_off_test
+from permafrost.store.table_rows import RowError
 from tests.support.listings import fingerprint_records, plan_records
 from tests.support.sources import documented_config, fingerprint
 from tests.support.unicauca import HEADER, write_unicauca

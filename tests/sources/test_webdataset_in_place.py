@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.store import StoreOptions
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import sha256_file
-from pipeline.loading.dataset import StoreDataset
-from pipeline.sources.build import build_source
-from pipeline.sources.download import DownloadError, download
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
+from permafrost.config.store import StoreOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import sha256_file
+from permafrost.loading.dataset import StoreDataset
+from permafrost.sources.build import build_source
+from permafrost.sources.download import DownloadError, download
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.images import png, write_tar
 from tests.support.listings import list_parts

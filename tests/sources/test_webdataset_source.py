@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.store import StoreOptions
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import NO_GROUP, NO_LABEL, Box
-from pipeline.loading.dataset import StoreDataset
-from pipeline.sources.build import build_source
-from pipeline.sources.tars import expand_range, split_of_tar
-from pipeline.store.pixels import ImageError
-from pipeline.store.reader import Store
+from permafrost.config.store import StoreOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import NO_GROUP, NO_LABEL, Box
+from permafrost.loading.dataset import StoreDataset
+from permafrost.sources.build import build_source
+from permafrost.sources.tars import expand_range, split_of_tar
+from permafrost.store.pixels import ImageError
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.images import png, write_tar
 from tests.support.listings import plan_whole

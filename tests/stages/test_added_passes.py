@@ -7,17 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.config.methods import KDConfig, LabelsConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.store import PassOptions
-from pipeline.config.views import RandomViewsConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.saved import read_description
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.reader import Store
-from pipeline.store.run_passes import PASSES_NAME
-from pipeline.training import loop
+from permafrost.config.methods import KDConfig, LabelsConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions
+from permafrost.config.views import RandomViewsConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.saved import read_description
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.store.run_passes import PASSES_NAME
+from permafrost.training import loop
 from stages import distill, evaluate, precompute
 from tests.support.kills import killed_at
 from tests.support.runs import (

@@ -8,33 +8,34 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.methods import CRDConfig, FTConfig, KDConfig, SSKDConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.store import PassOptions
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.views import RandomViewsConfig, RotationsViewsConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import Targets
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import view_images, view_targets
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.stored_values import decode_intermediates
-from pipeline.loading.views import ViewSchedule
-from pipeline.losses.build import build_loss
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.output import Intermediates
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.saved import load_model
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
-from pipeline.training import auxiliary_phase, loop
-from pipeline.training.checkpoint import CHECKPOINT_NAME
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.metric_log import read_metrics
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import batch_loss
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.methods import KDConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.views import RandomViewsConfig, RotationsViewsConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Targets
+from permafrost.interpretability.options import CRDConfig, FTConfig, SSKDConfig
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.stored_values import decode_intermediates
+from permafrost.loading.views import ViewSchedule
+from permafrost.losses.build import build_loss
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.output import Intermediates
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.saved import load_model
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from permafrost.training import auxiliary_phase, loop
+from permafrost.training.checkpoint import CHECKPOINT_NAME
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.metric_log import read_metrics
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import batch_loss
 from stages import distill, precompute
 from tests.support.kills import killed_at
 from tests.support.outputs import student_output

@@ -11,39 +11,39 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from pipeline.annotation.fingerprint import describe_pass
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.methods import (
+from permafrost.annotation.fingerprint import describe_pass
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.methods import (
     ATConfig,
     CatKDConfig,
     LabelsConfig,
     ReviewKDConfig,
 )
-from pipeline.config.runs import RUNS
-from pipeline.config.store import PassOptions
-from pipeline.config.training import OptimizerOptions
-from pipeline.config.views import RandomViewsConfig
-from pipeline.core.errors import ConfigError
-from pipeline.loading.geometry import view_targets, warp
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.stored_values import decode_intermediates
-from pipeline.loading.transfer import move_batch
-from pipeline.loading.views import ViewSchedule
-from pipeline.losses.build import build_loss
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.output import Intermediates
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.saved import load_model
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
-from pipeline.store.zarr_fields import ZarrFields
-from pipeline.training import loop
-from pipeline.training.checkpoint import CHECKPOINT_NAME
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.metric_log import read_metrics
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import batch_loss
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions
+from permafrost.config.training import OptimizerOptions
+from permafrost.config.views import RandomViewsConfig
+from permafrost.core.errors import ConfigError
+from permafrost.loading.geometry import view_targets, warp
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.stored_values import decode_intermediates
+from permafrost.loading.transfer import move_batch
+from permafrost.loading.views import ViewSchedule
+from permafrost.losses.build import build_loss
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.output import Intermediates
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.saved import load_model
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from permafrost.store.zarr_fields import ZarrFields
+from permafrost.training import loop
+from permafrost.training.checkpoint import CHECKPOINT_NAME
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.metric_log import read_metrics
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import batch_loss
 from stages import distill, precompute
 from tests.support.kills import killed_at
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of

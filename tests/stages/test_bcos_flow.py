@@ -12,25 +12,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.distillation import DistillConfig
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.explainers import BcosWeightsConfig
-from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import BcosModelConfig, CifarModelConfig
-from pipeline.config.report import ReportOptions
-from pipeline.config.store import StoreOptions, SubsetOptions
-from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
-from pipeline.core.errors import ConfigError
-from pipeline.evaluation.forward import EvaluatedModel, attribution_of, maps_of
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import evaluation_view, view_images
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.stored_values import decode_maps
-from pipeline.models.providers import build_model, freeze
-from pipeline.store.reader import Store
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.explainers import BcosWeightsConfig
+from permafrost.config.methods import E2KDConfig
+from permafrost.config.models import BcosModelConfig, CifarModelConfig
+from permafrost.config.report import ReportOptions
+from permafrost.config.store import StoreOptions, SubsetOptions
+from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.forward import EvaluatedModel, attribution_of, maps_of
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import evaluation_view, view_images
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.stored_values import decode_maps
+from permafrost.models.providers import build_model, freeze
+from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, report, teach
 from tests.support.run_files import write_table
 from tests.support.stores import precompute_config

@@ -11,16 +11,16 @@ import sys
 import pytest
 import yaml
 
-from pipeline.cli import main, next_command
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose, sections
-from pipeline.config.methods import E2KDConfig, LabelsConfig
-from pipeline.config.models import NoModelConfig
-from pipeline.config.reference import options_page
-from pipeline.config.verbs import VERBS
-from pipeline.core.errors import ConfigError
-from stages.__main__ import VERBS as VERB_ORDER
-from stages.__main__ import main as console_main
+from permafrost.__main__ import VERBS as VERB_ORDER
+from permafrost.__main__ import main as console_main
+from permafrost.cli import main, next_command
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose, sections
+from permafrost.config.methods import E2KDConfig, LabelsConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.config.reference import options_page
+from permafrost.config.verbs import VERBS
+from permafrost.core.errors import ConfigError
 from tests.support.paths import ROOT
 from tests.support.processes import bare_environment
 
@@ -369,7 +369,9 @@ def test_the_next_command_of_an_experiment_uses_the_teacher_that_was_trained():
 def test_the_page_of_options_is_that_of_the_dataclasses():
     page = (ROOT / "docs" / "reference" / "options.md").read_text()
 
-    assert page == options_page(), "python -m pipeline.config.reference > docs/reference/options.md"
+    assert page == options_page(), (
+        "python -m permafrost.config.reference > docs/reference/options.md"
+    )
 
 
 def test_cfg_prints_the_resolved_config_and_does_nothing(tmp_path, permafrost):

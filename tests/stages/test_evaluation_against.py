@@ -8,23 +8,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.config.augment import AugmentOptions
-from pipeline.config.builder import build_verb_config
-from pipeline.config.distillation import DistillConfig
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.methods import KDConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions, SubsetOptions
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.verbs import EvaluateConfig, ReportConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.providers import build_model
-from pipeline.report.results import by_evaluation, load_results
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.reader import Store
-from pipeline.sweep.plan import plan_students
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.builder import build_verb_config
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.methods import KDConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions, SubsetOptions
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import EvaluateConfig, ReportConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.providers import build_model
+from permafrost.report.results import by_evaluation, load_results
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.sweep.plan import plan_students
 from stages import distill, evaluate, precompute, report
 from tests.support.composition import composed_of
 from tests.support.stores import precompute_config

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config.file_data import NoDataConfig
-from pipeline.core.errors import ConfigError
-from pipeline.store.reader import Store
+from permafrost.config.file_data import NoDataConfig
+from permafrost.core.errors import ConfigError
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.stores import precompute_config
 

@@ -10,28 +10,28 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.cli import _print_result, main
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import NoModelConfig
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS, read_cost
-from pipeline.config.store import PassOptions, StoreOptions
-from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.verbs import ReportConfig, SweepConfig, TeachConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import remove_file
-from pipeline.loading.views import ViewSchedule
-from pipeline.models.classifier import WeightsError
-from pipeline.models.providers import build_model
-from pipeline.models.weights import load_weights
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.reader import Store
-from pipeline.training import loop
-from pipeline.training.build import worst_downscale
-from pipeline.training.metric_log import read_metrics
+from permafrost.cli import _print_result, main
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.methods import E2KDConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS, read_cost
+from permafrost.config.store import PassOptions, StoreOptions
+from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.verbs import ReportConfig, SweepConfig, TeachConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import remove_file
+from permafrost.loading.views import ViewSchedule
+from permafrost.models.classifier import WeightsError
+from permafrost.models.providers import build_model
+from permafrost.models.weights import load_weights
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.training import loop
+from permafrost.training.build import worst_downscale
+from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.kills import killed_at
 from tests.support.runs import (
@@ -209,7 +209,7 @@ def test_a_teacher_is_trained_from_a_store_that_holds_none(tmp_path):
 
 
 def distill_model():
-    from pipeline.config.models import CifarModelConfig
+    from permafrost.config.models import CifarModelConfig
 
     return CifarModelConfig(name="resnet8", width=4)
 
@@ -307,7 +307,7 @@ def test_a_pass_without_maps_cannot_teach_where_to_look(tmp_path, tiny_teacher, 
 
 
 def test_labels_need_no_teacher(tmp_path, frozen):
-    from pipeline.config.methods import LabelsConfig
+    from permafrost.config.methods import LabelsConfig
 
     store = tmp_path / "store"
     precompute.run(precompute_config(store))
@@ -381,7 +381,7 @@ def test_the_table_of_an_evaluation_averages_to_its_metrics(frozen):
 
 @pytest.mark.parametrize("region", ["boxes", "masks"])
 def test_the_teacher_evaluated_as_its_own_student_agrees_with_itself(frozen, region):
-    from pipeline.models.saved import TrainedModel, save_model
+    from permafrost.models.saved import TrainedModel, save_model
 
     teacher = build_model(frozen.config.teacher, 10)
     name = frozen.store.open_passes()[0].name

@@ -10,38 +10,38 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.annotation.fingerprint import describe_pass
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.distillation import DistillConfig
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.explainers import SuperfeaturesConfig
-from pipeline.config.methods import KDConfig, KEDConfig, LabelsConfig
-from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
-from pipeline.config.teaching import KEDTeachingConfig, LabelTeachingConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.config.verbs import EvaluateConfig, TeachConfig
-from pipeline.config.views import RandomViewsConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import Targets
-from pipeline.evaluation.evaluators.superfeatures import FidelitySums
-from pipeline.loading.geometry import view_targets
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.stored_values import decode_intermediates, decode_maps
-from pipeline.loading.views import ViewSchedule
-from pipeline.models.additive.hierarchy import class_centered, pass_hierarchy
-from pipeline.models.additive.network import network_partition
-from pipeline.models.additive.partition import PARTITION_NAME, build_partition
-from pipeline.models.output import Intermediates
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.saved import load_model
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
-from pipeline.training.distill_job import Distillation, fingerprint_inputs
-from pipeline.training.metric_log import read_metrics
-from pipeline.training.student_passes import open_passes
+from permafrost.annotation.fingerprint import describe_pass
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.explainers import SuperfeaturesConfig
+from permafrost.config.methods import KDConfig, KEDConfig, LabelsConfig
+from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
+from permafrost.config.teaching import KEDTeachingConfig, LabelTeachingConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.config.verbs import EvaluateConfig, TeachConfig
+from permafrost.config.views import RandomViewsConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Targets
+from permafrost.ked.superfeature_agreement import FidelitySums
+from permafrost.loading.geometry import view_targets
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.stored_values import decode_intermediates, decode_maps
+from permafrost.loading.views import ViewSchedule
+from permafrost.models.additive.hierarchy import class_centered, pass_hierarchy
+from permafrost.models.additive.network import network_partition
+from permafrost.models.additive.partition import PARTITION_NAME, build_partition
+from permafrost.models.output import Intermediates
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.saved import load_model
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from permafrost.training.distill_job import Distillation, fingerprint_inputs
+from permafrost.training.metric_log import read_metrics
+from permafrost.training.student_passes import open_passes
 from stages import distill, evaluate, precompute, teach
 from tests.support.runs import TRAINER
 from tests.support.stores import Frozen, precompute_config, train_dataset

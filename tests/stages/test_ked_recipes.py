@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.methods import KEDConfig
-from pipeline.config.points import iter_points, knows_option, point_words
-from pipeline.config.registration import CONF
-from pipeline.config.runs import RUNS
-from pipeline.models.additive.partition import (
+from permafrost.config.builder import build_verb_config
+from permafrost.config.environment import CONF
+from permafrost.config.methods import KEDConfig
+from permafrost.config.points import iter_points, knows_option, point_words
+from permafrost.config.runs import RUNS
+from permafrost.models.additive.partition import (
     PARTITION_NAME,
     contiguous_partition,
     random_partition,
 )
-from pipeline.models.cost import count_parameters
-from pipeline.models.providers import build_model
-from pipeline.store.reader import Store
-from pipeline.training.metric_log import read_metrics
+from permafrost.models.cost import count_parameters
+from permafrost.models.providers import build_model
+from permafrost.store.reader import Store
+from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA

@@ -12,28 +12,33 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from pipeline.config.augment import AugmentOptions
-from pipeline.config.data import DigitsDataConfig
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.models import AdditiveModelConfig, CifarModelConfig, NoModelConfig, whole_frame
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions
-from pipeline.config.teaching import KEDTeachingConfig, LabelTeachingConfig
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.verbs import ReportConfig, TeachConfig
-from pipeline.core.distributed import DistributedContext
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import exists, remove_file
-from pipeline.loading.selection import balanced_order
-from pipeline.models.additive.network import network_partition
-from pipeline.models.additive.partition import build_partition
-from pipeline.models.saved import load_model
-from pipeline.store.reader import Store
-from pipeline.training.metric_log import read_metrics
-from pipeline.training.superfeatures import dependency
-from pipeline.training.superfeatures.artifact import load_partition
-from pipeline.training.superfeatures.search import PartitionSearch
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.data import DigitsDataConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.models import (
+    AdditiveModelConfig,
+    CifarModelConfig,
+    NoModelConfig,
+    whole_frame,
+)
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions
+from permafrost.config.teaching import KEDTeachingConfig, LabelTeachingConfig
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import ReportConfig, TeachConfig
+from permafrost.core.distributed import DistributedContext
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import exists, remove_file
+from permafrost.loading.selection import balanced_order
+from permafrost.models.additive.network import network_partition
+from permafrost.models.additive.partition import build_partition
+from permafrost.models.saved import load_model
+from permafrost.store.reader import Store
+from permafrost.training.metric_log import read_metrics
+from permafrost.training.superfeatures import dependency
+from permafrost.training.superfeatures.artifact import load_partition
+from permafrost.training.superfeatures.search import PartitionSearch
 from stages import precompute, report, teach
 from tests.support.ranks import run_on_ranks
 from tests.support.stores import precompute_config

@@ -13,32 +13,32 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.data import ImageTableDataConfig
-from pipeline.config.distillation import DistillConfig
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.explainers import GradCamConfig
-from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
-from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
-from pipeline.config.views import RandomViewsConfig
-from pipeline.core.errors import ConfigError
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import view_targets
-from pipeline.loading.selection import rows_of_split
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.saved import TrainedModel, save_model
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
-from pipeline.training.live_targets import LiveTeacher
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.data import ImageTableDataConfig
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.explainers import GradCamConfig
+from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
+from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
+from permafrost.config.views import RandomViewsConfig
+from permafrost.core.errors import ConfigError
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_targets
+from permafrost.loading.selection import rows_of_split
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.saved import TrainedModel, save_model
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from permafrost.training.live_targets import LiveTeacher
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.stores import precompute_config
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.runs import RUNS
-from pipeline.store.reader import Store
+from permafrost.config.builder import build_verb_config
+from permafrost.config.runs import RUNS
+from permafrost.store.reader import Store
 from stages import precompute, report, sweep, teach
 from tests.stages.test_recipes import commands
 from tests.support.composition import composed_of

@@ -9,19 +9,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.annotation import annotator as annotate
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.models import CifarModelConfig, TorchvisionModelConfig
-from pipeline.config.report import ReportOptions
-from pipeline.config.store import PassOptions, StoreOptions
-from pipeline.config.verbs import ReportConfig
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import view_maps
-from pipeline.loading.views import ViewSchedule
-from pipeline.models.classifier import Classifier
-from pipeline.models.output import GapLinear
-from pipeline.store.reader import Store
+from permafrost.annotation import annotator as annotate
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
+from permafrost.config.report import ReportOptions
+from permafrost.config.store import PassOptions, StoreOptions
+from permafrost.config.verbs import ReportConfig
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_maps
+from permafrost.loading.views import ViewSchedule
+from permafrost.models.classifier import Classifier
+from permafrost.models.output import GapLinear
+from permafrost.store.reader import Store
 from stages import precompute, report
 from tests.support.paths import SHARED_DATA
 from tests.support.stores import precompute_config

@@ -17,16 +17,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.cells_data import CellsDataConfig
-from pipeline.config.data import DemoDataConfig, ImageFolderDataConfig, ImageTableDataConfig
-from pipeline.config.file_data import DataConfig
-from pipeline.config.methods import LabelsConfig, SSKDConfig
-from pipeline.config.points import iter_points, knows_option, point_words
-from pipeline.config.registration import CONF
-from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
-from pipeline.models.providers import build_model
-from pipeline.store.reader import Store
+from permafrost.config.builder import build_verb_config
+from permafrost.config.data import DemoDataConfig, ImageFolderDataConfig, ImageTableDataConfig
+from permafrost.config.environment import CONF
+from permafrost.config.file_data import DataConfig
+from permafrost.config.methods import LabelsConfig
+from permafrost.config.points import iter_points, knows_option, point_words
+from permafrost.interpretability.drawn_concepts import DrawnConcepts
+from permafrost.interpretability.options import CellsDataConfig, SSKDConfig
+from permafrost.models.providers import build_model
+from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, teach
 from tests.support.broden import write_broden
 from tests.support.composition import composed_of

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config.data import DigitsDataConfig, ImageTableDataConfig
-from pipeline.sources.demo import DemoSource
-from pipeline.sources.digits import DigitsSource
-from pipeline.sources.image_folder import ImageFolderSource
-from pipeline.sources.image_table import ImageTableSource
-from pipeline.sources.webdataset import WebDatasetSource
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.origin import ORIGIN_NAME
-from pipeline.store.verification import verify_store
+from permafrost.config.data import DigitsDataConfig, ImageTableDataConfig
+from permafrost.sources.demo import DemoSource
+from permafrost.sources.digits import DigitsSource
+from permafrost.sources.image_folder import ImageFolderSource
+from permafrost.sources.image_table import ImageTableSource
+from permafrost.sources.webdataset import WebDatasetSource
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.origin import ORIGIN_NAME
+from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.image_sets import folder_config, write_images
 from tests.support.images import write_tar
@@ -203,7 +203,7 @@ def test_an_image_that_was_overwritten_is_seen_with_relist_alone(tmp_path):
 
 def test_nothing_of_a_listing_is_left_in_a_store(tmp_path, monkeypatch):
     config = precompute_config(tmp_path / "store")
-    monkeypatch.setattr("pipeline.store.pack.write_image_shard", lambda *_: 1 / 0)
+    monkeypatch.setattr("permafrost.store.pack.write_image_shard", lambda *_: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
         precompute.run(config)

@@ -8,17 +8,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.annotation import shard_tasks
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
-from pipeline.config.runs import identity, to_plain_dict
-from pipeline.core.errors import ConfigError
-from pipeline.models.fingerprint import describe_teacher
-from pipeline.models.providers import build_model, published, with_preprocessing
-from pipeline.models.saved import TrainedModel, save_model
-from pipeline.store.reader import Store
+from permafrost.annotation import shard_tasks
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
+from permafrost.config.runs import identity, to_plain_dict
+from permafrost.core.errors import ConfigError
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import build_model, published, with_preprocessing
+from permafrost.models.saved import TrainedModel, save_model
+from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute
 from tests.support.kills import killed_at
 from tests.support.runs import distill_config, evaluate_config

@@ -9,26 +9,26 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.augment import AugmentOptions
-from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.distillation import DistillConfig
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.methods import E2KDConfig, LabelsConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.verbs import EvaluateConfig
-from pipeline.core.errors import ConfigError
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.selection import rows_of_split, select_holdout_rows
-from pipeline.losses.build import build_loss
-from pipeline.models.providers import build_model
-from pipeline.models.saved import read_description
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.reader import Store
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import batch_loss
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.methods import E2KDConfig, LabelsConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import EvaluateConfig
+from permafrost.core.errors import ConfigError
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.selection import rows_of_split, select_holdout_rows
+from permafrost.losses.build import build_loss
+from permafrost.models.providers import build_model
+from permafrost.models.saved import read_description
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import batch_loss
 from stages import distill, evaluate, precompute
 from tests.support.stores import precompute_config
 

@@ -13,40 +13,40 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_breast_cancer
 
-from pipeline.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.distillation import DistillConfig
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.evaluators import ShiftOptions
-from pipeline.config.explainers import BcosWeightsConfig
-from pipeline.config.methods import E2KDConfig, KDConfig, KEDConfig, LabelsConfig
-from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
-from pipeline.config.table_data import SklearnTableDataConfig
-from pipeline.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.config.verbs import EvaluateConfig, TeachConfig, VerifyConfig
-from pipeline.config.views import RandomViewsConfig
-from pipeline.core.errors import ConfigError
-from pipeline.loading.dataset import StoreDataset, iter_batches
-from pipeline.loading.geometry import view_images, view_targets
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.stored_values import decode_intermediates
-from pipeline.models.additive.chimeras import draw_donors
-from pipeline.models.additive.hierarchy import class_centered, coarsen, pass_hierarchy
-from pipeline.models.additive.network import network_partition
-from pipeline.models.additive.partition import PARTITION_NAME, build_partition
-from pipeline.models.output import Intermediates
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.resolve import resolve_distill, resolve_network
-from pipeline.models.saved import load_model
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
-from pipeline.training.distill_job import Distillation
-from pipeline.training.metric_log import read_metrics
-from pipeline.training.transforms import StepInputs
+from permafrost.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.evaluators import ShiftOptions
+from permafrost.config.explainers import BcosWeightsConfig
+from permafrost.config.methods import E2KDConfig, KDConfig, KEDConfig, LabelsConfig
+from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
+from permafrost.config.table_data import SklearnTableDataConfig
+from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.config.verbs import EvaluateConfig, TeachConfig, VerifyConfig
+from permafrost.config.views import RandomViewsConfig
+from permafrost.core.errors import ConfigError
+from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.stored_values import decode_intermediates
+from permafrost.models.additive.chimeras import draw_donors
+from permafrost.models.additive.hierarchy import class_centered, coarsen, pass_hierarchy
+from permafrost.models.additive.network import network_partition
+from permafrost.models.additive.partition import PARTITION_NAME, build_partition
+from permafrost.models.output import Intermediates
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.resolve import resolve_distill, resolve_network
+from permafrost.models.saved import load_model
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from permafrost.training.distill_job import Distillation
+from permafrost.training.metric_log import read_metrics
+from permafrost.training.transforms import StepInputs
 from stages import distill, evaluate, precompute, report, sweep, teach, verify
 from tests.support.runs import TRAINER
 from tests.support.stores import Frozen, precompute_config

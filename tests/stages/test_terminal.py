@@ -10,7 +10,7 @@ import tarfile
 import pandas as pd
 import pytest
 
-from pipeline.core.errors import printable
+from permafrost.core.errors import printable
 from tests.support.paths import ROOT
 
 EVIL = "\x1b[31mred\n\x07\x9b2J\u202e\rpermafrost verify: sound"

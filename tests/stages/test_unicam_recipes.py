@@ -18,13 +18,13 @@ from torchvision.models import VGG, ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import make_layers
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.registration import CONF
-from pipeline.config.runs import RUNS
-from pipeline.evaluation.baselines import without_unknown_arms
-from pipeline.evaluation.results import evaluation_folder
-from pipeline.models import torchvision as networks
-from pipeline.models.providers import build_model
+from permafrost.config.builder import build_verb_config
+from permafrost.config.environment import CONF
+from permafrost.config.runs import RUNS
+from permafrost.evaluation.baselines import without_unknown_arms
+from permafrost.evaluation.results import evaluation_folder
+from permafrost.models import torchvision as networks
+from permafrost.models.providers import build_model
 from stages import evaluate, precompute
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA

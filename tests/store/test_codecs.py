@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.store.codecs import decode_unit, encode_maxabs, lowest_cosine
+from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine
 
 AXES = (2, 3, 4)
 

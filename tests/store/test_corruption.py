@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.core.errors import UserError
-from pipeline.store.reader import Store
-from pipeline.store.receipts import RECEIPT_SCHEMA, read_receipt
-from pipeline.store.verification import verify_store
+from permafrost.core.errors import UserError
+from permafrost.store.reader import Store
+from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt
+from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.store_kinds import build_store, equal_tensors, read_everything
 from tests.support.stores import precompute_config
@@ -77,8 +77,8 @@ def stores(tmp_path_factory, tiny_teacher):
 @pytest.mark.timeout(1200)
 def test_no_corruption_is_read_as_data(kind, contexts, stores, monkeypatch, count_trials):
     if kind == "inner chunks":
-        monkeypatch.setattr("pipeline.store.zarr_fields._MAX_CHUNK_BYTES", 64)
-        monkeypatch.setattr("pipeline.store.zarr_fields._COMPRESSED_RECORD_BYTES", 64)
+        monkeypatch.setattr("permafrost.store.zarr_fields._MAX_CHUNK_BYTES", 64)
+        monkeypatch.setattr("permafrost.store.zarr_fields._COMPRESSED_RECORD_BYTES", 64)
     folder, sound, files = stores(kind)
     random = np.random.default_rng(KINDS.index(kind))
     outcomes = Counter()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.annotation.shard_tasks import AnnotateShard
-from pipeline.config.store import PassOptions
-from pipeline.core import files
-from pipeline.store.file_entry import ManifestError
-from pipeline.store.journal import JOURNAL_SUFFIX
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
+from permafrost.annotation.shard_tasks import AnnotateShard
+from permafrost.config.store import PassOptions
+from permafrost.core import files
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.journal import JOURNAL_SUFFIX
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.crashes import Stopped, StoppingOs
 from tests.support.stores import precompute_config

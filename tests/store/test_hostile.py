@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import VerifyConfig
-from pipeline.core.errors import UserError
-from pipeline.core.files import sha256_file
-from pipeline.store.file_entry import ManifestError
-from pipeline.store.reader import Store
-from pipeline.store.shards import PassShardTable, ShardTable
-from pipeline.store.verification import verify_store
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import VerifyConfig
+from permafrost.core.errors import UserError
+from permafrost.core.files import sha256_file
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.reader import Store
+from permafrost.store.shards import PassShardTable, ShardTable
+from permafrost.store.verification import verify_store
 from stages import verify
 from tests.support.signing import load, load_shards, pass_folder, sign, sign_shards
 from tests.support.store_kinds import build_store, equal_tensors, read_everything
@@ -275,9 +275,9 @@ def test_no_flipped_bit_of_the_index_gives_other_values_or_ends_the_process(stor
         import sys
         from pathlib import Path
         import numpy as np
-        from pipeline.core.errors import UserError
-        from pipeline.store.index import CHECKED_COLUMNS, LIST_COLUMNS
-        from pipeline.store.reader import Store
+        from permafrost.core.errors import UserError
+        from permafrost.store.index import CHECKED_COLUMNS, LIST_COLUMNS
+        from permafrost.store.reader import Store
 
         def values(store):
             index, rows = Store(store).index, np.arange(Store(store).index.num_rows)

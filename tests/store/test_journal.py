@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.files import make_folder
-from pipeline.core.lock import LOCK_NAME, LockedError, lock_folder
-from pipeline.store import journal as journal_module
-from pipeline.store.journal import (
+from permafrost.core.files import make_folder
+from permafrost.core.lock import LOCK_NAME, LockedError, lock_folder
+from permafrost.store import journal as journal_module
+from permafrost.store.journal import (
     JOURNAL_SUFFIX,
     PoisonRecordError,
     ShardJournal,
     ends_process,
 )
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
 from stages import precompute
-from tests.support.paths import ROOT
+from tests.support.paths import PYTHONPATH
 from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import tree_bytes
 
@@ -207,11 +207,11 @@ RUNS = """
     import json, os, sys
     from pathlib import Path
     import zarr, zarr.codecs, zarr.storage  # once, and not in each of the processes
-    from pipeline.annotation.annotator import TeacherAnnotator
-    from pipeline.config.models import CifarModelConfig
-    from pipeline.core.errors import UserError
-    from pipeline.sources.demo import DemoSource
-    from pipeline.store import journal
+    from permafrost.annotation.annotator import TeacherAnnotator
+    from permafrost.config.models import CifarModelConfig
+    from permafrost.core.errors import UserError
+    from permafrost.sources.demo import DemoSource
+    from permafrost.store import journal
     from stages import precompute
     from tests.conftest import precompute_config
 
@@ -266,7 +266,7 @@ def run_poisoned(store, poison, times, weights="", kills="each"):
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
     )
     return json.loads(done.stdout)
 
@@ -347,7 +347,7 @@ def test_a_record_that_kills_the_teacher_is_named_in_the_third_run(frozen, tmp_p
 HOLD = """
     import sys, time
     from pathlib import Path
-    from pipeline.core.lock import lock_folder
+    from permafrost.core.lock import lock_folder
 
     with lock_folder(Path(sys.argv[1])):
         print("held", flush=True)
@@ -362,7 +362,7 @@ def holder(tmp_path):
         [sys.executable, "-c", textwrap.dedent(HOLD), tmp_path / "store"],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
     )
     assert process.stdout.readline() == "held\n"
     yield process

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import VerifyConfig
-from pipeline.core import files
-from pipeline.core.files import FileError, LinkError, RootedPath
-from pipeline.core.lock import lock_folder
-from pipeline.store.journal import ShardJournal
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import VerifyConfig
+from permafrost.core import files
+from permafrost.core.files import FileError, LinkError, RootedPath
+from permafrost.core.lock import lock_folder
+from permafrost.store.journal import ShardJournal
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
 from stages import precompute, verify
 from tests.support.paths import ROOT
 from tests.support.store_kinds import read_everything
@@ -266,10 +266,14 @@ def calls_of_files(path):
 
 
 def test_only_one_module_opens_the_files_of_a_store():
-    found = [call for path in ROOT.glob("pipeline/store/*.py") for call in calls_of_files(path)]
+    found = [
+        call
+        for path in ROOT.glob("pipeline/permafrost/store/*.py")
+        for call in calls_of_files(path)
+    ]
 
     assert len(found) == 0, found
-    assert len(list(calls_of_files(ROOT / "pipeline/core/files.py"))) > 20  # control
+    assert len(list(calls_of_files(ROOT / "pipeline/permafrost/core/files.py"))) > 20  # control
 
 
 def test_a_store_is_the_same_with_and_without_links_allowed(store):

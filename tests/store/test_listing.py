@@ -11,12 +11,12 @@ from itertools import groupby
 
 import pytest
 
-from pipeline.config.data import DemoDataConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import NoSpaceError, canonical_json, exists, sha256_keys
-from pipeline.core.records import Box, Record
-from pipeline.store import listing, planning
-from pipeline.store.listing import (
+from permafrost.config.data import DemoDataConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import NoSpaceError, canonical_json, exists, sha256_keys
+from permafrost.core.records import Box, Record
+from permafrost.store import listing, planning
+from permafrost.store.listing import (
     join_listings,
     listing_files,
     parse_record,

@@ -16,17 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.data import ImageFolderDataConfig, ImageTableDataConfig
-from pipeline.core.files import open_atomically
-from pipeline.loading.dataset import StoreDataset
-from pipeline.sources.build import build_source
-from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.frames import resize_frame
-from pipeline.store.pixels import ImageError, decode_rgb
-from pipeline.store.publish import DEFAULT_FRAME_SIZE
-from pipeline.store.reader import Store
-from pipeline.store.tars import TarShard
-from pipeline.store.verification import verify_store
+from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
+from permafrost.core.files import open_atomically
+from permafrost.loading.dataset import StoreDataset
+from permafrost.sources.build import build_source
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.frames import resize_frame
+from permafrost.store.pixels import ImageError, decode_rgb
+from permafrost.store.publish import DEFAULT_FRAME_SIZE
+from permafrost.store.reader import Store
+from permafrost.store.tars import TarShard
+from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.listings import plan_whole
 from tests.support.stores import keys_of_shard, precompute_config
@@ -211,7 +211,7 @@ def test_stock_readers_open_every_format_without_importing_ours(mixed, tmp_path)
                     Image.open(io.BytesIO(sample[suffix])).load()
         decoded = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
         assert all(s["npy"].shape == (32, 32, 3) for s in decoded)
-        assert not [m for m in sys.modules if m.split(".")[0] in ("pipeline", "stages")]
+        assert not [m for m in sys.modules if m.split(".")[0] in ("permafrost", "stages")]
     """
 
     done = subprocess.run(

@@ -13,14 +13,13 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.store.frames import decode_mask, resize_frame
-from pipeline.store.pixels import (
+from permafrost.store.frames import decode_mask, resize_frame
+from permafrost.store.pixels import (
     ImageError,
     decode_pixels,
     decode_rgb,
     encode_frame,
     inspect_image,
-    is_baseline_jpeg,
 )
 
 HEIGHT, WIDTH = 24, 33
@@ -123,42 +122,6 @@ def test_pixels_are_the_same_whatever_memory_is_offered(kind, extra):
     np.testing.assert_array_equal(decoded, expected)
     if extra == 0 and "jpeg" in kind and "cmyk" not in kind:
         assert decoded is memory
-
-
-BASELINE = {
-    "jpeg",
-    "jpeg 4:4:4",
-    "jpeg 4:2:2",
-    "jpeg with restarts",
-    "jpeg with a comment",
-    "gray jpeg",
-    "smooth jpeg",
-}
-
-
-@pytest.mark.parametrize("kind", OPAQUE)
-def test_only_baseline_jpegs_are_left_to_a_gpu(kind):
-    assert is_baseline_jpeg(OPAQUE[kind]) == (kind in BASELINE)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_rotated_jpeg_is_not_left_to_a_gpu(orientation):
-    assert is_baseline_jpeg(encoded(COLOR, "JPEG", exif=exif(orientation))) == (orientation == 1)
-
-
-@pytest.mark.parametrize("length", [0, 2, 3, 4, 20, 160, 200])
-def test_what_ends_before_its_pixels_is_not_left_to_a_gpu(length):
-    assert not is_baseline_jpeg(OPAQUE["jpeg"][:length])
-
-
-def test_a_jpeg_of_several_scans_or_of_12_bits_is_not_left_to_a_gpu():
-    data = bytearray(OPAQUE["jpeg"])
-    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
-    for at, value in ((frame + 4, 12), (scan + 4, 1), (frame + 1, 0xC1)):
-        other = bytearray(data)
-        other[at] = value
-        assert not is_baseline_jpeg(bytes(other))
-    assert is_baseline_jpeg(bytes(data))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import Record
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Record
 from tests.support.listings import plan_records
 
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.config.store import PassOptions
-from pipeline.core.records import FieldSpec
-from pipeline.sources.demo import DemoSource
-from pipeline.store.reader import Store
-from pipeline.store.tar_fields import WebDatasetFields
-from pipeline.store.tars import ShardBytes
-from pipeline.store.zarr_fields import ZarrFields
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.config.store import PassOptions
+from permafrost.core.records import FieldSpec
+from permafrost.sources.demo import DemoSource
+from permafrost.store.reader import Store
+from permafrost.store.tar_fields import WebDatasetFields
+from permafrost.store.tars import ShardBytes
+from permafrost.store.zarr_fields import ZarrFields
 from stages import precompute
 from tests.support.paths import ROOT
 from tests.support.stores import (
@@ -183,7 +183,7 @@ def test_stock_readers_open_everything_without_importing_ours(frozen, tmp_path, 
                 numpy.testing.assert_array_equal(
                     sample[f"{name}.npy"], group[name][row["array_row"]]
                 )
-        assert not [m for m in sys.modules if m.split(".")[0] in ("pipeline", "stages")]
+        assert not [m for m in sys.modules if m.split(".")[0] in ("permafrost", "stages")]
     """
 
     done = subprocess.run(
@@ -231,8 +231,8 @@ def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen
         import os, sys
         from pathlib import Path
         import pyarrow.parquet
-        from pipeline.store.receipts import RECEIPT_SCHEMA, read_receipt
-        from pipeline.store.reader import Store
+        from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt
+        from permafrost.store.reader import Store
 
         store = Path(sys.argv[1])
         before = set(os.listdir("/proc/self/task"))

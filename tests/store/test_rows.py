@@ -8,11 +8,11 @@ import numcodecs
 import numpy as np
 import pytest
 
-from pipeline.core.records import FieldSpec
-from pipeline.store.file_entry import ManifestError
-from pipeline.store.row_reader import InnerChunkRows, SelectedRows, decode_chunk
-from pipeline.store.tar_fields import WebDatasetFields
-from pipeline.store.zarr_fields import ZarrFields
+from permafrost.core.records import FieldSpec
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.row_reader import InnerChunkRows, SelectedRows, decode_chunk
+from permafrost.store.tar_fields import WebDatasetFields
+from permafrost.store.zarr_fields import ZarrFields
 from tests.support.stores import stored_shard
 
 SHAPES = {
@@ -26,7 +26,7 @@ SHAPES = {
 
 def written(tmp_path, monkeypatch, shape, dtype, views, rows=17, rows_per_shard=20):
     """Two written shards, the second one short, of mostly small values, as in B-cos weights."""
-    monkeypatch.setattr("pipeline.store.zarr_fields._MAX_CHUNK_BYTES", 2**10)
+    monkeypatch.setattr("permafrost.store.zarr_fields._MAX_CHUNK_BYTES", 2**10)
     spec = FieldSpec(name="map", shape=shape, dtype=dtype, codec="maxabs")
     layout = ZarrFields(tmp_path, (spec,), 2, rows_per_shard, views)
     layout.create()

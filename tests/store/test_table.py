@@ -13,17 +13,17 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
-from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
-from pipeline.core.errors import ConfigError
-from pipeline.loading.column_moments import column_moments
-from pipeline.loading.dataset import StoreDataset
-from pipeline.models.output import Standardize
-from pipeline.store.file_entry import ManifestError, StoreMismatchError
-from pipeline.store.frames import ShardFrames
-from pipeline.store.manifest import fingerprint_store
-from pipeline.store.reader import Store
-from pipeline.store.table_rows import RowError, decode_row, encode_row
-from pipeline.store.verification import verify_store
+from permafrost.config.table_data import SklearnTableDataConfig, TableDataConfig
+from permafrost.core.errors import ConfigError
+from permafrost.loading.column_moments import column_moments
+from permafrost.loading.dataset import StoreDataset
+from permafrost.models.output import Standardize
+from permafrost.store.file_entry import ManifestError, StoreMismatchError
+from permafrost.store.frames import ShardFrames
+from permafrost.store.manifest import fingerprint_store
+from permafrost.store.reader import Store
+from permafrost.store.table_rows import RowError, decode_row, encode_row
+from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
@@ -134,7 +134,7 @@ def test_stock_readers_open_rows_without_importing_ours(wine):
             row = numpy.load(io.BytesIO(plain["npy"]), allow_pickle=False)
             assert (row.shape, row.dtype) == ((13,), numpy.float32)
             assert (row == sample["npy"]).all()
-        assert not [m for m in sys.modules if m.split(".")[0] in ("pipeline", "stages")]
+        assert not [m for m in sys.modules if m.split(".")[0] in ("permafrost", "stages")]
     """
 
     done = subprocess.run(

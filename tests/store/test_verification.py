@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import VerifyConfig
-from pipeline.core.files import remove_file
-from pipeline.store.file_entry import ManifestError
-from pipeline.store.manifest import read_pass_manifest, read_store_manifest, write_manifest
-from pipeline.store.parquet import write_rows
-from pipeline.store.reader import Store, TeacherPass
-from pipeline.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
-from pipeline.store.store_tables import remove_other_tables
-from pipeline.store.verification import verify_store
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import VerifyConfig
+from permafrost.core.files import remove_file
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.manifest import read_pass_manifest, read_store_manifest, write_manifest
+from permafrost.store.parquet import write_rows
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
+from permafrost.store.store_tables import remove_other_tables
+from permafrost.store.verification import verify_store
 from stages import distill, precompute, verify
 from tests.support.runs import distill_config
 from tests.support.stores import keys_of_shard, precompute_config
@@ -171,9 +171,25 @@ def test_a_shard_without_its_receipt_is_not_read(copy):
         teacher.read_shard(shard)
 
 
-def test_a_newer_schema_is_refused_in_words(copy):
-    manifest = read_store_manifest(copy)
-    write_manifest(copy, replace(manifest, schema=3))
+@pytest.mark.parametrize("schema", [1, 3])
+def test_a_manifest_of_another_schema_is_refused_with_the_way_out(copy, tiny_teacher, schema):
+    taught = Store(copy).open_passes()[0].folder
 
-    with pytest.raises(ManifestError, match="schema 3"):
-        Store(copy)
+    for folder, manifest in (
+        (taught, read_pass_manifest(taught)),
+        (copy, read_store_manifest(copy)),
+    ):
+        write_manifest(folder, replace(manifest, schema=schema))
+        expected = (
+            f"{folder}/manifest.json has schema {schema}, but this version reads schema 2; delete {folder} and run "
+            "permafrost precompute again, or use the permafrost version that wrote it"
+        )
+        with pytest.raises(ManifestError) as error:
+            Store(copy).open_passes()
+        assert str(error.value) == expected
+        assert expected in list(verify_store(copy))
+
+    before = tree_bytes(copy)
+    with pytest.raises(ManifestError, match=f"has schema {schema}, "):
+        precompute.run(precompute_config(copy, tiny_teacher))
+    assert tree_bytes(copy) == before

@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from safetensors.torch import save_file
 
-from pipeline.config.models import AdditiveModelConfig
-from pipeline.models.additive.partition import PARTITION_NAME, build_partition
-from pipeline.models.output import Intermediates
-from pipeline.models.providers import build_model, freeze
+from permafrost.config.models import AdditiveModelConfig
+from permafrost.models.additive.partition import PARTITION_NAME, build_partition
+from permafrost.models.output import Intermediates
+from permafrost.models.providers import build_model, freeze
 
 EACH = Intermediates(superfeatures=True)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.models import CifarModelConfig
-from pipeline.core.records import Batch, StoredTargets
-from pipeline.models.providers import build_model
+from permafrost.config.models import CifarModelConfig
+from permafrost.core.records import Batch, StoredTargets
+from permafrost.models.providers import build_model
 
 FRAME = (16, 16)
 

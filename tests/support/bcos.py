@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.config.models import BcosModelConfig
-from pipeline.models.bcos.classifier import BcosClassifier
-from pipeline.models.providers import build_model
+from permafrost.config.models import BcosModelConfig
+from permafrost.models.bcos.classifier import BcosClassifier
+from permafrost.models.providers import build_model
 
 NUM_CLASSES = 3
 

@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.config.data import ImageFolderDataConfig, WebDatasetDataConfig
-from pipeline.core.errors import UserError
-from pipeline.sources.build import build_source
-from pipeline.store.packing import Packing, pack_image
-from pipeline.store.receipts import BOX
-from pipeline.store.shards import PassShardTable, ShardTable
+from permafrost.config.data import ImageFolderDataConfig, WebDatasetDataConfig
+from permafrost.core.errors import UserError
+from permafrost.sources.build import build_source
+from permafrost.store.packing import Packing, pack_image
+from permafrost.store.receipts import BOX
+from permafrost.store.shards import PassShardTable, ShardTable
 from tests.support.signing import (
     file_entry,
     index_columns,

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.files import make_folder
-from pipeline.evaluation.evaluators.dissection.broden import (
+from permafrost.core.files import make_folder
+from permafrost.interpretability.broden import (
     CATEGORIES,
     IMAGES,
     INDEX,
     LABELS,
     encode_labels,
 )
-from pipeline.evaluation.evaluators.dissection.concepts import ConceptImage, Labels
-from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
-from pipeline.sources.digits import encode_png
+from permafrost.interpretability.concepts import ConceptImage, Labels
+from permafrost.interpretability.drawn_concepts import DrawnConcepts
+from permafrost.sources.digits import encode_png
 
 
 def write_broden(concepts: DrawnConcepts, folder: Path) -> None:

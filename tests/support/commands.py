@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Iterator
 from itertools import product
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import section_names, section_of, sections
-from pipeline.config.paths import place_paths
-from pipeline.config.verbs import VERBS
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import section_names, section_of, sections
+from permafrost.config.paths import place_paths
+from permafrost.config.verbs import VERBS
 from stages import render
 from tests.support.composition import composed_of
 from tests.support.paths import ROOT

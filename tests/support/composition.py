@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from pipeline.config.compose import compose
+from permafrost.config.compose import compose
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.errors import UserError
+from permafrost.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

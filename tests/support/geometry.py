@@ -2,9 +2,9 @@
 
 import torch
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.core.records import Batch
-from pipeline.loading.views import build_operations, draw_views
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.core.records import Batch
+from permafrost.loading.views import build_operations, draw_views
 
 CROP = OperationConfig(kind="resized_crop", scale=(0.08, 1.0))
 

@@ -6,11 +6,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pipeline.config.models import TorchvisionModelConfig
-from pipeline.models.classifier import Classifier
-from pipeline.models.output import Normalize
-from pipeline.models.providers import build_model
-from pipeline.models.timm import TimmVit
+from permafrost.config.models import TorchvisionModelConfig
+from permafrost.models.classifier import Classifier
+from permafrost.models.output import Normalize
+from permafrost.models.providers import build_model
+from permafrost.models.timm import TimmVit
 
 NUM_CLASSES = 10
 

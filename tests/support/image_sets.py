@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.config.data import (
+from permafrost.config.data import (
     ImageFolderDataConfig,
     ImageTableDataConfig,
     TorchvisionDataConfig,

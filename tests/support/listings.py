@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from pipeline.cluster.serial import map_shards_serially
-from pipeline.sources.build import list_source, plan_source
-from pipeline.store.listing import Listing, ListingFiles, write_listing
-from pipeline.store.pack import fingerprint_dataset
-from pipeline.store.planning import plan_shards
+from permafrost.cluster.serial import map_shards_serially
+from permafrost.sources.build import list_source, plan_source
+from permafrost.store.listing import Listing, ListingFiles, write_listing
+from permafrost.store.pack import fingerprint_dataset
+from permafrost.store.planning import plan_shards
 
 
 def listing_paths() -> ListingFiles:

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config.methods import (
+from permafrost.config.methods import (
     MethodConfig,
 )
-from pipeline.config.models import CifarModelConfig, ModelConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.loading.geometry import view_images
-from pipeline.losses.base import Needs, StudentOutput
-from pipeline.losses.build import build_loss
-from pipeline.models.classifier import Classifier
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.output import NO_INTERMEDIATES
-from pipeline.models.providers import build_model, freeze
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.state import Training, build_optimizer
+from permafrost.config.models import CifarModelConfig, ModelConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.loading.geometry import view_images
+from permafrost.losses.base import Needs, StudentOutput
+from permafrost.losses.build import build_loss
+from permafrost.models.classifier import Classifier
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.output import NO_INTERMEDIATES
+from permafrost.models.providers import build_model, freeze
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.state import Training, build_optimizer
 from tests.support.batches import FRAME, NUM_CLASSES, live_batch
 
 STUDENT = CifarModelConfig(name="resnet8", width=4)

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipeline.config.models import (
+from permafrost.config.models import (
     CifarModelConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from pipeline.models.providers import build_model
+from permafrost.models.providers import build_model
 
 NUM_CLASSES = 7
 

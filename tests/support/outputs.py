@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.losses.base import StudentOutput
-from pipeline.models.output import ModelOutput
+from permafrost.losses.base import StudentOutput
+from permafrost.models.output import ModelOutput
 
 
 def student_output(

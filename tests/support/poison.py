@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.annotation import teacher_pass
-from pipeline.annotation.shard_tasks import AnnotateShard
-from pipeline.sources.image_folder import ImageFolderSource
-from pipeline.store import frames
+from permafrost.annotation import teacher_pass
+from permafrost.annotation.shard_tasks import AnnotateShard
+from permafrost.sources.image_folder import ImageFolderSource
+from permafrost.store import frames
 
 DEADLY_STATUS = 7
 
@@ -87,7 +87,7 @@ class InterruptedAnnotation(AnnotateShard):
 
 def run():
     # Imported here, as a cluster's actors get the package without its YAML files, which a command line reads.
-    from pipeline.cli import main
+    from permafrost.cli import main
     from stages import precompute
 
     part, key, file = sys.argv[1:4]

@@ -13,21 +13,21 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.support.paths import ROOT
+from tests.support.paths import PYTHONPATH
 
 
 def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def bare_environment(**variables):
     """Environment with these variables, the project, and the place of the interpreter's libraries if it is set."""
     needed = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    return {"PYTHONPATH": str(ROOT), **needed, **variables}
+    return {"PYTHONPATH": PYTHONPATH, **needed, **variables}
 
 
 def fork_server():
-    """Multiprocessing context whose processes are forked from one that has imported torch and the pipeline.
+    """Multiprocessing context whose processes are forked from one that has imported torch and permafrost.
 
     Importing them takes three seconds of a core in every new interpreter.
     """
@@ -36,9 +36,9 @@ def fork_server():
         [
             *("kornia", "torchvision.io", "webdataset"),
             *(
-                "pipeline.training.run",
-                "pipeline.models.providers",
-                "pipeline.annotation.teacher_pass",
+                "permafrost.training.run",
+                "permafrost.models.providers",
+                "permafrost.annotation.teacher_pass",
             ),
         ]
     )

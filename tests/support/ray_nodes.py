@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+from tests.support.processes import wait_until
 
 RAY = str(Path(sys.executable).parent / "ray")
 LIMITS = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
@@ -45,7 +47,16 @@ class Nodes:
         words += [f"--include-dashboard={dashboard}"]
         if dashboard:
             words += [f"--dashboard-port={self.dashboard.rsplit(':', 1)[1]}"]
-        return self._start("--head", *words, *options)
+        head = self._start("--head", *words, *options)
+        if dashboard:  # it listens later than `ray start` says that the head runs
+            wait_until(self._dashboard_answers)
+        return head
+
+    def _dashboard_answers(self):
+        host, port = self.dashboard.removeprefix("http://").rsplit(":", 1)
+        with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            return True
+        return False
 
     def start_node(self, *options):
         return self._start(f"--address={self.address}", *options)

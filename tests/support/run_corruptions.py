@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.config.distillation import CurveOptions
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions
-from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.training import TrainerOptions
-from pipeline.config.verbs import ReportConfig, TeachConfig
-from pipeline.core.errors import UserError
-from pipeline.training import loop
+from permafrost.config.distillation import CurveOptions
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions
+from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.training import TrainerOptions
+from permafrost.config.verbs import ReportConfig, TeachConfig
+from permafrost.core.errors import UserError
+from permafrost.training import loop
 from stages import distill, evaluate, precompute, report, teach
 from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config

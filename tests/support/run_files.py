@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.signed_files import SIGNATURE, read_json, write_json, write_yaml
-from pipeline.training.metric_log import METRICS_NAME, MetricWriter
+from permafrost.core.signed_files import SIGNATURE, read_json, write_json, write_yaml
+from permafrost.training.metric_log import METRICS_NAME, MetricWriter
 
 
 def write_config(path: Path, text: str) -> None:

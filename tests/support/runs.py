@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import torch
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.distillation import DistillConfig
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.methods import E2KDConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions, SubsetOptions
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.verbs import (
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.methods import E2KDConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions, SubsetOptions
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import (
     EvaluateConfig,
 )
-from pipeline.models.providers import build_model
-from pipeline.models.saved import TrainedModel, load_model, save_model
-from pipeline.training.metric_log import read_metrics
+from permafrost.models.providers import build_model
+from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.training.metric_log import read_metrics
 
 PAD_CROP = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),))
 

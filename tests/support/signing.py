@@ -11,12 +11,12 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.files import sha256_file
-from pipeline.store.file_entry import FileEntry
-from pipeline.store.index import CHECKED_COLUMNS, INDEX_NAME, INDEX_SCHEMA, checksum
-from pipeline.store.parquet import read_table, write_rows
-from pipeline.store.reader import Store
-from pipeline.store.shards import SHARDS_NAME, ShardTable
+from permafrost.core.files import sha256_file
+from permafrost.store.file_entry import FileEntry
+from permafrost.store.index import CHECKED_COLUMNS, INDEX_NAME, INDEX_SCHEMA, checksum
+from permafrost.store.parquet import read_table, write_rows
+from permafrost.store.reader import Store
+from permafrost.store.shards import SHARDS_NAME, ShardTable
 
 
 def load(folder: Path) -> dict:

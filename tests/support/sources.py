@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.sources.build import build_source
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.sources.build import build_source
 from tests.support.listings import fingerprint_records
 from tests.support.paths import ROOT
 

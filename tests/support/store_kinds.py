@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.data import WebDatasetDataConfig
-from pipeline.config.store import PassOptions
-from pipeline.config.views import RandomViewsConfig
-from pipeline.loading.dataset import StoreDataset, iter_batches
-from pipeline.loading.selection import rows_of_split
-from pipeline.sources.demo import DemoSource
-from pipeline.store.reader import Store
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.data import WebDatasetDataConfig
+from permafrost.config.store import PassOptions
+from permafrost.config.views import RandomViewsConfig
+from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.selection import rows_of_split
+from permafrost.sources.demo import DemoSource
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.stores import TINY_DATA, precompute_config
 

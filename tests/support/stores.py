@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.data import DemoDataConfig
-from pipeline.config.explainers import GradCamConfig
-from pipeline.config.models import NoModelConfig
-from pipeline.config.store import PassOptions, StoreOptions
-from pipeline.config.verbs import PrecomputeConfig
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.selection import rows_of_split
-from pipeline.store.fields import StoredShard
-from pipeline.store.frames import FrameBatch, ShardFrames
-from pipeline.store.reader import Store
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.data import DemoDataConfig
+from permafrost.config.explainers import GradCamConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.config.store import PassOptions, StoreOptions
+from permafrost.config.verbs import PrecomputeConfig
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.selection import rows_of_split
+from permafrost.store.fields import StoredShard
+from permafrost.store.frames import FrameBatch, ShardFrames
+from permafrost.store.reader import Store
 
 TINY_DATA = DemoDataConfig(
     image_size=16,

@@ -5,9 +5,9 @@ import itertools
 import torch
 from torch import nn
 
-from pipeline.models.providers import freeze
-from pipeline.training.superfeatures.dependency import measure_dependency
-from pipeline.training.superfeatures.probes import (
+from permafrost.models.providers import freeze
+from permafrost.training.superfeatures.dependency import measure_dependency
+from permafrost.training.superfeatures.probes import (
     table_probes,
 )
 

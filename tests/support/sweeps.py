@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.runs import RUNS
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.runs import RUNS
 from stages import sweep
 
 TINY = (

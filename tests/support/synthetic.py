@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.files import make_folder, sha256_keys, write_atomically
-from pipeline.store.manifest import (
+from permafrost.core.files import make_folder, sha256_keys, write_atomically
+from permafrost.store.manifest import (
     CanonicalFrame,
     DatasetIdentity,
     StoreManifest,
     fingerprint_store,
     write_manifest,
 )
-from pipeline.store.reader import Store
-from pipeline.store.receipts import RECEIPT_SCHEMA, receipt_path, write_receipt
-from pipeline.store.shards import ShardEntry
-from pipeline.store.store_tables import StoreTablesWriter
+from permafrost.store.reader import Store
+from permafrost.store.receipts import RECEIPT_SCHEMA, receipt_path, write_receipt
+from permafrost.store.shards import ShardEntry
+from permafrost.store.store_tables import StoreTablesWriter
 
 DIGEST = "ab" * 32
 

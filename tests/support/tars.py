@@ -1,6 +1,6 @@
 """Tars written elsewhere."""
 
-from pipeline.config.data import WebDatasetDataConfig
+from permafrost.config.data import WebDatasetDataConfig
 from tests.support.images import png
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.config.methods import MethodConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.losses.build import build_loss
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import train_step
+from permafrost.config.methods import MethodConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.losses.build import build_loss
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import train_step
 from tests.support.batches import (
     FRAME,
     random_batch,

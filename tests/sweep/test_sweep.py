@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import ReportConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.signed_files import write_json
-from pipeline.evaluation.metrics import METRICS
-from pipeline.sweep.plan import plan_students
+from permafrost import students
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import ReportConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.signed_files import write_json
+from permafrost.evaluation.metrics import METRICS
+from permafrost.sweep.plan import plan_students
 from stages import report, sweep
 from tests.support.processes import descendants, environment, status, title, wait_until
 from tests.support.runs import PAD_CROP
@@ -60,8 +61,8 @@ def evaluations(monkeypatch):
         }
         write_json(path, {"evaluators": done, "splits": metrics})
 
-    monkeypatch.setattr(sweep.distill, "run", train)
-    monkeypatch.setattr(sweep.evaluate, "run", evaluator)
+    monkeypatch.setattr(students, "distill", train)
+    monkeypatch.setattr(students, "evaluate", evaluator)
     return evaluated
 
 
@@ -212,7 +213,7 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
     frozen, evaluations, monkeypatch
 ):
     base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
-    evaluator, left = sweep.evaluate.run, [3]
+    evaluator, left = students.evaluate, [3]
 
     def interrupted(config, name):
         if not left[0]:
@@ -220,10 +221,10 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
         left[0] -= 1
         evaluator(config, name)
 
-    monkeypatch.setattr(sweep.evaluate, "run", interrupted)
+    monkeypatch.setattr(students, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(base)
-    monkeypatch.setattr(sweep.evaluate, "run", evaluator)
+    monkeypatch.setattr(students, "evaluate", evaluator)
     assert len(evaluations) == 3
 
     # Of the three students that were evaluated before, two are chosen and now evaluated on test.
@@ -233,14 +234,14 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
 
 
 def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, monkeypatch):
-    train = sweep.distill.run
+    train = students.distill
 
     def failing(config, on_epoch):
         if config.method.kind == "e2kd" and config.method.tau == 5 and config.seed == 1:
             raise ValueError("out of luck")
         train(config, on_epoch)
 
-    monkeypatch.setattr(sweep.distill, "run", failing)
+    monkeypatch.setattr(students, "distill", failing)
     base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
 
     with pytest.raises(sweep.SweepError, match=r"1 of 8 students failed.*e2kd-seed1.*out of luck"):
@@ -248,7 +249,7 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, mo
 
     assert {row["arm"] for row in read_sweep()["runs"]} == {"kd"}
     assert not [run for split, run in evaluations if split == "test" and "e2kd" in run]
-    monkeypatch.setattr(sweep.distill, "run", train)
+    monkeypatch.setattr(students, "distill", train)
     run_sweep(base)
     assert {row["arm"] for row in read_sweep()["runs"]} == {"kd", "e2kd"}
 
@@ -340,8 +341,8 @@ def test_students_are_searched_chosen_evaluated_and_reported(frozen):
 
 def test_without_a_selection_a_report_keeps_points_apart(frozen, evaluations, monkeypatch):
     run_sweep(sweep_words(frozen, *SEARCH))
-    monkeypatch.setattr("pipeline.report.page._metric_lines", lambda results: {})
-    monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines, colors: [])
+    monkeypatch.setattr("permafrost.report.page._metric_lines", lambda results: {})
+    monkeypatch.setattr("permafrost.report.figures.training_curves", lambda lines, colors: [])
 
     values, html = sweep_report(frozen)
     named, _ = sweep_report(frozen, candidate="e2kd tau=5", baseline="kd tau=1")

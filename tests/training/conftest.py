@@ -3,11 +3,11 @@
 import pytest
 from torch import nn
 
-from pipeline.training.superfeatures.artifact import (
+from permafrost.training.superfeatures.artifact import (
     partition_artifact,
     save_partition,
 )
-from pipeline.training.superfeatures.grouping import group_features
+from permafrost.training.superfeatures.grouping import group_features
 from tests.support.superfeatures import MADE_FROM, OPTIONS, Additive, measured
 
 

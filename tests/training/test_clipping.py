@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config.methods import KDConfig
-from pipeline.config.training import TrainerOptions
-from pipeline.core.errors import ConfigError
-from pipeline.training.step import train_step
+from permafrost.config.methods import KDConfig
+from permafrost.config.training import TrainerOptions
+from permafrost.core.errors import ConfigError
+from permafrost.training.step import train_step
 from tests.support.batches import FRAME, random_batch
 from tests.support.trainings import build_training
 

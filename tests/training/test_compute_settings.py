@@ -6,20 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config.explainers import GradCamConfig
-from pipeline.config.methods import E2KDConfig, KDConfig
-from pipeline.config.models import BcosModelConfig, CifarModelConfig, TimmModelConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import PixelAugment
-from pipeline.losses.build import build_loss
-from pipeline.models.explainers.explain import EXPLAINERS
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import build_model, freeze
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.metric_log import StepLog
-from pipeline.training.state import ComputeSettings, Training, build_optimizer
-from pipeline.training.step import batch_loss, train_step
+from permafrost.config.explainers import GradCamConfig
+from permafrost.config.methods import E2KDConfig, KDConfig
+from permafrost.config.models import BcosModelConfig, CifarModelConfig, TimmModelConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import PixelAugment
+from permafrost.losses.build import build_loss
+from permafrost.models.explainers.explain import explainer_named
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import build_model, freeze
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.metric_log import StepLog
+from permafrost.training.state import ComputeSettings, Training, build_optimizer
+from permafrost.training.step import batch_loss, train_step
 from tests.support.batches import (
     FRAME,
     NUM_CLASSES,
@@ -186,7 +186,7 @@ def test_a_live_step_on_mixtures_reads_nothing_back_either():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_step_on_a_gpu_never_waits(precision):
-    from pipeline.loading.transfer import move_batch
+    from permafrost.loading.transfer import move_batch
 
     device = torch.device("cuda")
     model = tiny_model(0).to(device)
@@ -259,7 +259,7 @@ def test_explanations_of_the_half_precision_graph_are_close_to_those_of_float32(
         with torch.autocast("cpu", dtype=precision, enabled=mixed):
             output = model(images)
         output = output._replace(logits=output.logits.float())
-        return EXPLAINERS[kind](model, output, classes).flatten(2)
+        return explainer_named(kind)(model, output, classes).flatten(2)
 
     wanted, found = explain(torch.float32), explain(torch.bfloat16)
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.core.errors import ConfigError
-from pipeline.models.classifier import Classifier
-from pipeline.models.providers import freeze
-from pipeline.training.superfeatures.dependency import DependencySums, measure_dependency
-from pipeline.training.superfeatures.grouping import group_features
-from pipeline.training.superfeatures.probes import (
+from permafrost.core.errors import ConfigError
+from permafrost.models.classifier import Classifier
+from permafrost.models.providers import freeze
+from permafrost.training.superfeatures.dependency import DependencySums, measure_dependency
+from permafrost.training.superfeatures.grouping import group_features
+from permafrost.training.superfeatures.probes import (
     cell_probes,
     feature_scales,
     pixel_probes,

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.methods import LabelsConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions, SubsetOptions
-from pipeline.config.verbs import ReportConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.cifar import CifarResNet
-from pipeline.models.classifier import Classifier
-from pipeline.training.epoch_selection import EPOCHS_NAME, EpochSelection
-from pipeline.training.metric_log import read_metrics
+from permafrost.config.methods import LabelsConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions, SubsetOptions
+from permafrost.config.verbs import ReportConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.cifar import CifarResNet
+from permafrost.models.classifier import Classifier
+from permafrost.training.epoch_selection import EPOCHS_NAME, EpochSelection
+from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, report
 from tests.support.run_files import read_signed
 from tests.support.runs import PAD_CROP, TRAINER, distill_config, evaluate_config, weights_of

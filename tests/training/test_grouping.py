@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.core.errors import ConfigError
-from pipeline.models.additive.partition import contiguous_partition, random_partition
-from pipeline.training.superfeatures.dependency import measure_dependency
-from pipeline.training.superfeatures.grouping import group_features, sparsify
-from pipeline.training.superfeatures.probes import (
+from permafrost.core.errors import ConfigError
+from permafrost.models.additive.partition import contiguous_partition, random_partition
+from permafrost.training.superfeatures.dependency import measure_dependency
+from permafrost.training.superfeatures.grouping import group_features, sparsify
+from permafrost.training.superfeatures.probes import (
     table_probes,
 )
 from tests.support.superfeatures import Additive, dense, groups_of, is_nested, keyed_rows

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.augment import AugmentOptions
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.models import BcosModelConfig, CifarModelConfig
-from pipeline.config.store import StoreOptions
-from pipeline.config.teaching import GuidedTeachingConfig
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.verbs import TeachConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import sha256_file
-from pipeline.core.records import NO_CLASS, Guidance
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.decode_threads import resolve_decode_threads
-from pipeline.loading.regions import regions_of
-from pipeline.losses.guided import LOCALIZATIONS, GuidedLoss
-from pipeline.models.providers import build_model
-from pipeline.store.reader import Store
-from pipeline.training.guidance_targets import _draw
-from pipeline.training.pareto import ParetoFront, pareto_front, weights_name
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.models import BcosModelConfig, CifarModelConfig
+from permafrost.config.store import StoreOptions
+from permafrost.config.teaching import GuidedTeachingConfig
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import TeachConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import sha256_file
+from permafrost.core.records import NO_CLASS, Guidance
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.decode_threads import resolve_decode_threads
+from permafrost.loading.regions import regions_of
+from permafrost.losses.guided import LOCALIZATIONS, GuidedLoss
+from permafrost.models.providers import build_model
+from permafrost.store.reader import Store
+from permafrost.training.guidance_targets import _draw
+from permafrost.training.pareto import ParetoFront, pareto_front, weights_name
 from stages import teach
 from tests.support.outputs import student_output
 from tests.support.run_files import read_signed

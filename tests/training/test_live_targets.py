@@ -6,30 +6,30 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import BcosModelConfig, CifarModelConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.store import PassOptions
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.errors import ConfigError
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import view_images, view_targets
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.views import ViewSchedule
-from pipeline.losses.build import build_loss
-from pipeline.models.explainers.explain import EXPLAINERS
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.saved import load_model
-from pipeline.store.reader import Store
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import batch_loss
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.methods import E2KDConfig
+from permafrost.config.models import BcosModelConfig, CifarModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.errors import ConfigError
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.views import ViewSchedule
+from permafrost.losses.build import build_loss
+from permafrost.models.explainers.explain import explainer_named
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.saved import load_model
+from permafrost.store.reader import Store
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import batch_loss
 from stages import distill, evaluate
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 
@@ -143,7 +143,7 @@ def test_no_map_is_computed_where_the_loss_needs_none(frozen, live, monkeypatch)
 def test_a_live_teacher_runs_once_in_any_precision(frozen, network, precision, with_maps):
     torch.manual_seed(0)
     model = freeze(build_model(network(name="resnet8", width=4), 10))
-    explain = EXPLAINERS[model.explainer]
+    explain = explainer_named(model.explainer)
     passes = []
     first = next(module for name, module in model.named_modules() if name.endswith("conv1"))
     first.register_forward_hook(lambda *_: passes.append(1))

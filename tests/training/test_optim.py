@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from pipeline.config.training import TrainerOptions
-from pipeline.core.errors import ConfigError
-from pipeline.training.optim import check_warmup, learning_rate
+from permafrost.config.training import TrainerOptions
+from permafrost.core.errors import ConfigError
+from permafrost.training.optim import check_warmup, learning_rate
 
 
 def test_learning_rate_warms_up_from_a_hundredth_and_ends_at_zero():

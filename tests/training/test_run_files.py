@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipeline.config.runs import RUNS, read_config, read_cost
-from pipeline.config.verbs import TeachConfig
-from pipeline.core.signed_files import (
+from permafrost.config.runs import RUNS, read_config, read_cost
+from permafrost.config.verbs import TeachConfig
+from permafrost.core.signed_files import (
     DamagedFileError,
     DigestError,
     read_json,
@@ -21,10 +21,10 @@ from pipeline.core.signed_files import (
     write_json,
     write_yaml,
 )
-from pipeline.models.weights import read_state_dict
-from pipeline.report.results import read_sweep
-from pipeline.training import checkpoint, loop
-from pipeline.training.metric_log import METRICS_NAME, MetricWriter, read_metrics
+from permafrost.models.weights import read_state_dict
+from permafrost.report.results import read_sweep
+from permafrost.training import checkpoint, loop
+from permafrost.training.metric_log import METRICS_NAME, MetricWriter, read_metrics
 from stages import distill, evaluate
 from tests.support import run_corruptions, run_files
 from tests.support.kills import killed_at

@@ -7,11 +7,11 @@ import textwrap
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.config.runs import RUNS
-from pipeline.core.lock import LockedError, lock_folder
+from permafrost.cli import main
+from permafrost.config.runs import RUNS
+from permafrost.core.lock import LockedError, lock_folder
 from stages import distill, evaluate, teach
-from tests.support.paths import ROOT
+from tests.support.paths import PYTHONPATH
 from tests.support.run_corruptions import Runs
 from tests.support.runs import distill_config, evaluate_config, save_student
 from tests.support.trees import tree_bytes
@@ -19,7 +19,7 @@ from tests.support.trees import tree_bytes
 HOLD = """
     import os, sys, time
     from pathlib import Path
-    from pipeline.core.lock import lock_folder
+    from permafrost.core.lock import lock_folder
 
     with lock_folder(Path(sys.argv[1])):
         child = os.fork()  # as a loader's worker, which may live longer than its parent
@@ -39,7 +39,7 @@ def holder():
             [sys.executable, "-c", textwrap.dedent(HOLD), folder],
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": PYTHONPATH},
         )
         started.append((process, int(process.stdout.readline())))
         return process

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
-from pipeline.config.training import TrainerOptions
-from pipeline.models.cost import measure_cost
-from pipeline.models.providers import build_model
-from pipeline.training import step_threads as module
-from pipeline.training.step_threads import step_threads
+from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.config.training import TrainerOptions
+from permafrost.models.cost import measure_cost
+from permafrost.models.providers import build_model
+from permafrost.training import step_threads as module
+from permafrost.training.step_threads import step_threads
 from stages import distill
 from tests.support.paths import ROOT
 from tests.support.runs import distill_config
@@ -72,7 +72,7 @@ def test_openmp_is_told_to_wait_passively_unless_the_user_says_otherwise(theirs,
         environment["OMP_WAIT_POLICY"] = theirs
     code = (
         "import sys; sys.argv = ['x', 'nonsense=1']\n"
-        "from pipeline.cli import main\n"
+        "from permafrost.cli import main\n"
         "try: main('verify', print, '')\n"
         "finally: import torch"
     )

@@ -7,20 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.core.lock import LOCK_NAME
-from pipeline.report.superfeatures import (
+from permafrost.core.lock import LOCK_NAME
+from permafrost.report.superfeatures import (
     dependency_picture,
     group_picture,
     superfeature_figure,
 )
-from pipeline.store.file_entry import ManifestError
-from pipeline.training.superfeatures.artifact import (
+from permafrost.store.file_entry import ManifestError
+from permafrost.training.superfeatures.artifact import (
     load_partition,
     partition_artifact,
     save_partition,
 )
-from pipeline.training.superfeatures.dependency import symmetric
-from pipeline.training.superfeatures.grouping import group_features
+from permafrost.training.superfeatures.dependency import symmetric
+from permafrost.training.superfeatures.grouping import group_features
 from tests.support.html_page import pixels_of_uri
 from tests.support.superfeatures import (
     MADE_FROM,

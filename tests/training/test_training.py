@@ -13,22 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.config.explainers import GradCamConfig
-from pipeline.config.methods import E2KDConfig, KDConfig
-from pipeline.config.store import PassOptions
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.distributed import DistributedContext
-from pipeline.core.records import StoredTargets
-from pipeline.losses.base import LossTerms
-from pipeline.losses.build import build_loss
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import freeze
-from pipeline.store.frames import FrameBatch
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.metric_log import DivergedError, StepLog
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import batch_loss, train_step
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.config.explainers import GradCamConfig
+from permafrost.config.methods import E2KDConfig, KDConfig
+from permafrost.config.store import PassOptions
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.distributed import DistributedContext
+from permafrost.core.records import StoredTargets
+from permafrost.losses.base import LossTerms
+from permafrost.losses.build import build_loss
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import freeze
+from permafrost.store.frames import FrameBatch
+from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
+from permafrost.training.metric_log import DivergedError, StepLog
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import batch_loss, train_step
 from tests.support.batches import (
     FLIP,
     FRAME,

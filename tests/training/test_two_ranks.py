@@ -7,24 +7,24 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from pipeline.config.explainers import BcosWeightsConfig
-from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import BcosModelConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.distributed import DistributedContext, RanksDisagreeError
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.views import ViewSchedule
-from pipeline.losses.base import LossTerms
-from pipeline.losses.build import build_loss
-from pipeline.models.explainers.explain import EXPLAINERS
-from pipeline.models.providers import build_model
-from pipeline.store.reader import Store
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.metric_log import StepLog
-from pipeline.training.state import Training, build_optimizer
-from pipeline.training.step import batch_loss
+from permafrost.config.explainers import BcosWeightsConfig
+from permafrost.config.methods import E2KDConfig
+from permafrost.config.models import BcosModelConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.distributed import DistributedContext, RanksDisagreeError
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.views import ViewSchedule
+from permafrost.losses.base import LossTerms
+from permafrost.losses.build import build_loss
+from permafrost.models.explainers.explain import explainer_named
+from permafrost.models.providers import build_model
+from permafrost.store.reader import Store
+from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
+from permafrost.training.metric_log import StepLog
+from permafrost.training.state import Training, build_optimizer
+from permafrost.training.step import batch_loss
 from stages import precompute
 from tests.support.ranks import leave_group, run_on_ranks
 from tests.support.runs import PAD_CROP
@@ -56,7 +56,7 @@ def rank_training(model_config, distributed):
         loss=build_loss(METHOD),
         optimizer=optimizer,
         distributed=distributed,
-        explain=EXPLAINERS[model.explainer],
+        explain=explainer_named(model.explainer),
     )
 
 

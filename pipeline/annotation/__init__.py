@@ -1,5 +1,0 @@
-"""A teacher pass: the frozen teacher's forward passes, the payloads that it stores, and its fingerprint.
-
-The format on disk is in pipeline/store, and explainers are in pipeline/models/explainers.
-Read first: teacher_pass.py, then annotator.py.
-"""

@@ -1,4 +1,0 @@
-"""Feature similarity and relevance scores (FSS, RS) by distance correlation of two networks' features.
-
-Read first: evaluator.py, then estimators.py.
-"""

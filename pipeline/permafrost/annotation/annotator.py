@@ -1,0 +1,199 @@
+"""The annotator: computes stored fields from canonical frames with a frozen teacher, without Ray or disk access."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from permafrost.annotation.payloads.build import build_payloads
+from permafrost.annotation.payloads.payload import BatchInfo, EncodedFields
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.models import CENTER_CROP_FRACTION, AdditiveModelConfig, ModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.core.errors import UserError
+from permafrost.core.records import VIEW_FIELD, FieldSpec
+from permafrost.loading.geometry import center_crop, warp
+from permafrost.models.explainers.explain import forward_to_explain, pass_precision
+from permafrost.models.output import Intermediates, ModelOutput
+from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
+from permafrost.store.frames import FrameBatch
+
+
+class FidelityError(UserError, ValueError):
+    """Error for a stored form that is too far from its values."""
+
+
+class NotFiniteError(UserError, ValueError):
+    """Error for teacher outputs that are not finite."""
+
+
+class TeacherAnnotator:
+    """One teacher and its payloads, which share one forward pass."""
+
+    def __init__(
+        self,
+        teacher: ModelConfig,
+        num_classes: int,
+        explainer: ExplainerConfig,
+        config: PassOptions,
+        frame_size: tuple[int, int],
+    ) -> None:
+        """Build the teacher and its payloads.
+
+        teacher     options returned by `resolve_network`
+        explainer   options returned by `resolve_explainer`
+        frame_size  (height, width) of the canonical frames, or (1, columns) for a table
+        """
+        self.config = config
+        self.precision: torch.dtype = getattr(torch, pass_precision(config, explainer))
+        teacher = with_preprocessing(teacher, num_classes)
+        self.crop_fraction = None
+        if teacher.frame == "center_crop":
+            self.crop_fraction = teacher.crop_fraction or CENTER_CROP_FRACTION
+        self.interpolation = teacher.interpolation or "bilinear"
+        side = teacher_input_size(teacher)
+        self.input_size = frame_size if side is None else (side, side)
+        self.is_table = isinstance(teacher, AdditiveModelConfig) and teacher.columns is not None
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = freeze(build_model(teacher, num_classes)).to(self.device)
+        self.payloads = build_payloads(config, explainer)
+        self.intermediates = Intermediates(
+            *map(any, zip(*(payload.intermediates for payload in self.payloads), strict=True))
+        )
+
+    def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
+        """Fields that the pass stores. The matrices of stored views come last."""
+        shape = (self.input_size[1],) if self.is_table else (3, *self.input_size)
+        output = self._forward(torch.zeros(1, *shape))
+        specs = [spec for payload in self.payloads for spec in payload.fields(self.model, output)]
+        placed = [
+            spec if spec.frame is None else replace(spec, **self._placement()) for spec in specs
+        ]
+        return [*placed, VIEW_FIELD] if stored_views else placed
+
+    def annotate(
+        self,
+        batches: Iterable[FrameBatch],
+        keys: Sequence[str],
+        views: Tensor | None = None,
+    ) -> tuple[dict[str, NDArray[np.generic]], dict[str, float]]:
+        """Compute fields [n, V, *shape] of canonical frames, and their fidelity.
+
+        batches  divided at fixed positions, so that the values do not depend on the process
+        keys     keys of all n records, for messages
+        views    canonical_from_view f32 [n, V, 3, 3], or None for the canonical view only
+        """
+        encoded: list[EncodedFields] = []
+        done = 0
+        for batch in batches:
+            rows = slice(done, done + len(batch.heights))
+            seen = None if views is None else views[rows]
+            encoded.append(self._annotate_batch(batch, keys[rows], seen))
+            done += len(batch.heights)
+        if not encoded:
+            return {
+                spec.name: np.empty((0, 1, *spec.shape), spec.dtype) for spec in self.fields()
+            }, {}
+        values = {
+            name: np.concatenate([batch.values[name] for batch in encoded])
+            for name in encoded[0].values
+        }
+        fidelity = {
+            name: min(batch.fidelity[name] for batch in encoded) for name in encoded[0].fidelity
+        }
+        for name, cosine in fidelity.items():
+            if cosine < self.config.min_fidelity:
+                raise FidelityError(
+                    f"field {name} stored as {values[name].dtype} has cosine {cosine:.6f} to its values, "
+                    f"below annotate.min_fidelity={self.config.min_fidelity}; choose a wider dtype for it"
+                )
+        return values, fidelity
+
+    def _annotate_batch(
+        self, batch: FrameBatch, keys: Sequence[str], views: Tensor | None
+    ) -> EncodedFields:
+        """Compute fields [n, V, *shape] with one forward pass per view, over frames that are decoded once."""
+        records = BatchInfo(keys, batch.labels)
+        if views is None:
+            seen = [self._annotate_inputs(self._inputs(batch), records)]
+        else:
+            frames = self._frames(batch)
+            seen = [
+                self._annotate_inputs(warp(frames, view, self.input_size) / 255, records)
+                for view in views.to(self.device).unbind(dim=1)
+            ]
+        values = {
+            name: np.stack([view.values[name] for view in seen], axis=1) for name in seen[0].values
+        }
+        if views is not None:
+            values[VIEW_FIELD.name] = views.numpy()
+        fidelity = {name: min(view.fidelity[name] for view in seen) for name in seen[0].fidelity}
+        return type(seen[0])(values, fidelity)
+
+    def _annotate_inputs(self, inputs: Tensor, records: BatchInfo) -> EncodedFields:
+        output = self._forward(inputs)
+        finite = output.logits.isfinite().all(dim=1)
+        if not finite.all():
+            key = records.keys[int((~finite).nonzero()[0])]
+            raise NotFiniteError(
+                f"the teacher's logits of record {key} are not finite; check teacher.weights and the record"
+            )
+        encoded = [payload.encode(self.model, output, records) for payload in self.payloads]
+        values = {name: array for part in encoded for name, array in part.values.items()}
+        for name, stored in values.items():
+            if not np.isfinite(stored).all():
+                unsound = ~np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
+                key = records.keys[int(unsound.nonzero()[0][0])]
+                raise NotFiniteError(
+                    f"the teacher's {name} of record {key} are not finite, or exceed the range of {stored.dtype}; "
+                    "check teacher.weights and the record"
+                )
+        return type(encoded[0])(
+            values,
+            {name: cosine for part in encoded for name, cosine in part.fidelity.items()},
+        )
+
+    def _inputs(self, batch: FrameBatch) -> Tensor:
+        """Convert frames to the teacher's input f32 [n, 3, height, width] in [0, 1], or return unchanged table rows."""
+        frames = self._frames(batch)
+        if self.is_table:
+            return frames
+        if self.crop_fraction is None and frames.shape[-2:] == self.input_size:
+            return frames.float() / 255
+        if self.crop_fraction is None:
+            canonical_from_input = torch.eye(3).expand(len(frames), 3, 3)
+        else:
+            canonical_from_input = center_crop(batch.heights, batch.widths, self.crop_fraction)
+        inputs = warp(
+            frames, canonical_from_input.to(self.device), self.input_size, self.interpolation
+        )
+        if self.interpolation == "bicubic":  # which overshoots
+            inputs = inputs.clamp(0, 255)
+        return inputs / 255
+
+    def _frames(self, batch: FrameBatch) -> Tensor:
+        """Frames u8 [n, 3, H, W], or rows of a table, on the teacher's device.
+
+        They are contiguous, because convolutions of another memory format have other last bits, and the shards of a
+        pass must not depend on the reader that made them.
+        """
+        return batch.frames.to(self.device).contiguous()
+
+    def _placement(self) -> dict[str, Any]:
+        frame = "full" if self.crop_fraction is None else "center_crop"
+        return {"frame": frame, "crop_fraction": self.crop_fraction}
+
+    @torch.no_grad()
+    def _forward(self, inputs: Tensor) -> ModelOutput:
+        if self.precision == torch.float32 and "map" in self.config.payloads:
+            return forward_to_explain(self.model, inputs.to(self.device), self.intermediates)
+        mixed = self.precision != torch.float32
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=mixed):
+            output = self.model(inputs.to(self.device), self.intermediates)
+        return output._replace(logits=output.logits.float(), features=output.features.float())

@@ -1,0 +1,73 @@
+"""Fingerprints of passes: equal fingerprints mean equal numbers, independent of the process that computed them.
+
+A fingerprint covers everything that changes the numbers (data, weights, architecture, preprocessing, explainer,
+payloads, views) and excludes everything that does not (library versions, device, actors, batch size).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from permafrost.annotation.stored_views import StoredViews
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.store import PAYLOADS, PassOptions
+from permafrost.core.files import sha256_json
+from permafrost.models.additive.hierarchy import describe_partition
+from permafrost.models.additive.partition import Partition
+from permafrost.store.manifest import CANONICAL_VIEW, StoreManifest
+
+_CANONICAL: tuple[dict[str, Any], None] = (
+    {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0},
+    None,
+)
+
+
+def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
+    """Describe the options that determine a pass's maps. Options that are not read are left out."""
+    options = asdict(config)
+    if config.max_classes is None:
+        del options["max_classes"]
+    if config.explained_classes != "sample_gt":
+        del options["seed"]
+    return options
+
+
+def describe_pass(
+    store: StoreManifest,
+    teacher: dict[str, Any],
+    explainer: ExplainerConfig,
+    config: PassOptions,
+    backend: str,
+    views: StoredViews | None = None,
+    partition: Partition | None = None,
+) -> dict[str, Any]:
+    """Describe everything that a pass's fingerprint covers, in the form of its manifest.
+
+    views      stored views, None for the canonical view of every record
+    partition  partition of an additive teacher whose superfeatures are stored
+    """
+    seen, selection = _CANONICAL if views is None else views.describe()
+    only_where_read: dict[str, Any] = {
+        option: getattr(config, option)
+        for name in config.payloads
+        for option in PAYLOADS[name].options
+    }
+    if partition is not None:
+        only_where_read |= describe_partition(partition)
+    return {
+        "dataset_fingerprint": store.dataset.fingerprint,
+        "store_fingerprint": store.fingerprint,
+        "selection": selection,
+        "teacher": teacher,
+        "views": seen,
+        "explainer": describe_explainer(explainer) if "map" in config.payloads else {},
+        "payloads": sorted(config.payloads),
+        "backend": backend,
+        **only_where_read,
+    }
+
+
+def fingerprint_pass(description: dict[str, Any]) -> str:
+    """Fingerprint of the result of `describe_pass`."""
+    return sha256_json(description)

@@ -1,0 +1,209 @@
+"""The task that annotates one shard: read its frames, run the teacher, write the fields and their receipt.
+
+The task is picklable, opens no files until it is called, and commits the shard with its receipt. Running it again
+writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.stored_views import StoredViews
+from permafrost.annotation.threads import torch_threads
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.models import ModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.core.files import RootedPath, sha256_keys
+from permafrost.core.interrupts import check_interrupted
+from permafrost.core.records import NO_LABEL
+from permafrost.core.tasks import ShardResult
+from permafrost.store.fields import PassFields
+from permafrost.store.frames import FrameBatch, ShardFrames
+from permafrost.store.journal import ShardJournal
+from permafrost.store.publish_pass import CONSTANT_LOGITS, ConstantLogitsError
+from permafrost.store.reader import Store
+from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, receipt_path, write_receipt
+from permafrost.store.shards import ShardEntry
+
+_TOO_MANY_TO_AGREE = 32
+"""Number of records whose logits cannot be equal by chance. Smaller shards are compared over the whole pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateShard:
+    """Task that writes the rows of a ShardEntry in the pass's fields, and their receipt."""
+
+    needs_gpu: ClassVar[bool] = True
+    store_path: RootedPath
+    folder: RootedPath
+    fields: PassFields
+    fingerprint: str
+    teacher: ModelConfig
+    num_classes: int
+    explainer: ExplainerConfig
+    config: PassOptions
+    num_threads: int
+    decode_threads: int = 1
+    views: StoredViews | None = None
+    """Stored views and their records, None for the canonical view of all records."""
+
+    def __call__(self, shard: ShardEntry) -> ShardResult:
+        started = time.monotonic()
+        number = self._store.shards.number_of(shard.name)
+        keys, views = self._store.index.shard_keys(number), None
+        if self.views is not None:
+            keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
+            views = self.views.matrices(self._store, shard)
+        # The number of threads may change the last bits of a sum, so it is fixed.
+        with torch_threads(self.num_threads), ShardJournal(self.folder, shard.name) as journal:
+            journal.try_suspects(
+                # A copy, without the teacher that this process has built.
+                lambda key: (
+                    partial(replace(self).annotate_alone, shard, key) if key in keys else None
+                )
+            )
+            if journal.follows_an_unknown_death:
+                self._name_each_record(shard, keys, journal)
+            batches = self._batches(shard)
+            values, fidelity = self._annotator.annotate(batches, keys, views)
+            position = self._position(shard)
+            written = self.fields.write_shard(position, shard.name, keys, values)
+            first = position * self.fields.rows_per_shard
+            write_receipt(
+                receipt_path(self.folder, shard.name),
+                pa.Table.from_pydict(
+                    {
+                        "key": keys,
+                        "row": range(len(keys)),
+                        "array_row": range(first, first + len(keys)),
+                        "chunk_crc32c": written.chunk_crc32c,
+                    },
+                    schema=PASS_RECEIPT_SCHEMA,
+                ),
+                {
+                    "name": shard.name,
+                    "rows": len(keys),
+                    "keys_sha256": sha256_keys(keys),
+                    "files": [asdict(entry) for entry in written.files],
+                    "fidelity": fidelity,
+                    "fingerprint": self.fingerprint,
+                    "constant_logits": constant_logits(values["logits"]),
+                },
+            )
+        labeled, correct = count_correct(self._store, shard, values["logits"])
+        return ShardResult(
+            name=shard.name,
+            records=len(keys),
+            seconds=time.monotonic() - started,
+            labeled=labeled,
+            correct=correct,
+        )
+
+    def _batches(self, shard: ShardEntry) -> Iterator[FrameBatch]:
+        """Iterate over the shard's frames in batches at fixed positions, decoded ahead of the teacher."""
+        rows = self._rows(shard)
+        records = shard.records if rows is None else len(rows)
+        frames = ShardFrames(self._store, shard, rows)
+        starts = range(0, records, self.config.batch_size)
+        stops = [min(start + self.config.batch_size, records) for start in starts]
+        extents = list(zip(starts, stops, strict=True))
+        ahead = self.decode_threads + 1
+        with ThreadPoolExecutor(self.decode_threads) as pool:
+            waiting = deque(pool.submit(frames.read, *extent) for extent in extents[:ahead])
+            try:
+                for extent in [*extents[ahead:], *[None] * min(ahead, len(extents))]:
+                    check_interrupted()
+                    batch = waiting.popleft().result()
+                    if extent is not None:
+                        waiting.append(pool.submit(frames.read, *extent))
+                    yield batch
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def annotate_alone(self, shard: ShardEntry, key: str) -> None:
+        """Decode and annotate one record of a shard, without writing anything."""
+        number = self._store.shards.number_of(shard.name)
+        keys = self._store.index.shard_keys(number)
+        if self.views is not None:
+            keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
+        with torch_threads(self.num_threads):
+            self._annotate_row(shard, keys, keys.index(key))
+
+    def _annotate_row(self, shard: ShardEntry, keys: list[str], row: int) -> None:
+        frames = ShardFrames(self._store, shard, self._rows(shard))
+        self._annotator.annotate([frames.read(row, row + 1)], keys[row : row + 1])
+
+    def _name_each_record(self, shard: ShardEntry, keys: list[str], journal: ShardJournal) -> None:
+        """Annotate each record separately, and journal its key before, to identify a fatal record."""
+        for row, key in enumerate(keys):
+            journal.at(key)
+            self._annotate_row(shard, keys, row)
+        journal.at("")
+
+    def _rows(self, shard: ShardEntry) -> NDArray[np.int64] | None:
+        """Rows of the shard that the pass covers, None for all."""
+        return None if self.views is None else self.views.rows_of(self._store, shard)
+
+    def _position(self, shard: ShardEntry) -> int:
+        """Position of the shard among those that the pass covers."""
+        if self.views is not None:
+            return self.views.position(self._store, shard)
+        return self._store.shards.number_of(shard.name)
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store(self.store_path)
+
+    @cached_property
+    def _annotator(self) -> TeacherAnnotator:
+        return TeacherAnnotator(
+            self.teacher, self.num_classes, self.explainer, self.config, self._store.size
+        )
+
+
+class Correct(NamedTuple):
+    """Number of labeled records, and of those of them whose largest logit is that of their label."""
+
+    labeled: int
+    correct: int
+
+
+def count_correct(store: Store, shard: ShardEntry, logits: NDArray[np.generic]) -> Correct:
+    """Count the labeled records of a shard, and those of them whose largest logit is that of their label.
+
+    logits  as stored, [n, V, K]
+    Returns zeros for stored views, several labels per record, and classes that are not those of the store.
+    """
+    rows = store.rows_of_shard(store.shards.number_of(shard.name))
+    if logits.shape != (len(rows), 1, len(store.manifest.classes)) or store.index.has_many_labels:
+        return Correct(0, 0)
+    labels = store.index.values("label", rows)
+    labeled = labels != NO_LABEL
+    correct = labeled & (logits[:, 0].argmax(axis=1) == labels)
+    return Correct(int(labeled.sum()), int(correct.sum()))
+
+
+def constant_logits(logits: NDArray[np.generic]) -> str | None:
+    """SHA-256 of the logits if all records of a shard have the same, None if they differ or there are none.
+
+    Raises ConstantLogitsError if there are too many records to be equal by chance.
+
+    logits  as stored, [n, V, K]
+    """
+    if not len(logits) or (logits != logits[:1, :1]).any():
+        return None
+    if len(logits) >= _TOO_MANY_TO_AGREE:
+        raise ConstantLogitsError(CONSTANT_LOGITS)
+    return hashlib.sha256(logits[0, 0].tobytes()).hexdigest()

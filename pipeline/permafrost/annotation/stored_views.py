@@ -1,0 +1,110 @@
+"""Stored views of a teacher, replayed for a student: drawn once per shard and stored as matrices.
+
+A pass of stored views covers a selection of one split. Its rows are those records in the order of the shards. The
+teacher's views use the rounded float32 matrices that are stored, so a student with the same input size receives the
+teacher's pixels bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.store import SubsetOptions
+from permafrost.config.views import AnyViewsConfig, RotationsViewsConfig
+from permafrost.core.seeds import derive_seed
+from permafrost.loading.selection import select_training_rows
+from permafrost.loading.turns import rotations
+from permafrost.loading.views import ViewSchedule
+from permafrost.store.index import Rows
+from permafrost.store.reader import Store
+from permafrost.store.shards import ShardEntry
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredViews:
+    """The records that a pass covers, and their views."""
+
+    config: AnyViewsConfig
+    augment: AugmentOptions
+    split: str
+    subset: SubsetOptions
+    rows: Rows
+    """Covered rows of the index, ascending."""
+    shards: NDArray[np.int64]
+    """Numbers of the shards with covered rows, ascending."""
+
+    def rows_of(self, store: Store, shard: ShardEntry) -> NDArray[np.int64]:
+        """Return the covered rows of a shard, counted from its beginning, ascending."""
+        here = store.rows_of_shard(store.shards.number_of(shard.name))
+        if isinstance(self.rows, range):
+            covered = np.arange(max(here.start, self.rows.start), min(here.stop, self.rows.stop))
+            return covered - here.start
+        first, last = np.searchsorted(self.rows, [here.start, here.stop])
+        return self.rows[first:last] - here.start
+
+    def position(self, store: Store, shard: ShardEntry) -> int:
+        """Return the position of a shard among those with covered rows."""
+        return int(np.searchsorted(self.shards, store.shards.number_of(shard.name)))
+
+    @property
+    def count(self) -> int:
+        """Number V of views per record."""
+        return self.config.count
+
+    def describe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Describe everything that determines the views, as `views` and `selection` of the manifest."""
+        views: dict[str, Any] = {
+            "count": self.config.count,
+            "sampler": self.config.kind,
+            "seed": self.config.seed,
+        }
+        if self.config.kind == "random":
+            views["operations"] = [asdict(operation) for operation in self.augment.operations]
+        return views, {"split": self.split, "subset": asdict(self.subset)}
+
+    def matrices(self, store: Store, shard: ShardEntry) -> Tensor:
+        """Draw canonical_from_view of the shard's covered records, f32 [n, V, 3, 3].
+
+        Views are drawn for all records of the shard, so those of a record do not depend on the selection.
+        """
+        rows = torch.from_numpy(self.rows_of(store, shard))
+        if isinstance(self.config, RotationsViewsConfig):
+            return rotations().expand(len(rows), -1, -1, -1).float()
+        here = store.rows_of_shard(store.shards.number_of(shard.name))
+        sizes = store.index.take(("height", "width"), here)
+        heights, widths = (torch.tensor(sizes[n].tolist()) for n in ("height", "width"))
+        aspects = widths / heights
+        height, width = store.size
+        schedule = ViewSchedule(
+            self.augment,
+            store.size,
+            derive_seed(self.config.seed, "stored views", shard.name),
+            one_aspect=bool((aspects == width / height).all()),
+        )
+        drawn = [schedule.views(view, 0, aspects) for view in range(self.count)]
+        whole = torch.eye(3).expand(len(aspects), 3, 3)
+        return torch.stack([whole if v is None else v for v in drawn], dim=1)[rows]
+
+
+def plan_stored_views(
+    store: Store, config: AnyViewsConfig, augment: AugmentOptions, split: str, subset: SubsetOptions
+) -> StoredViews:
+    """Plan the stored views of a split's selection."""
+    selected = select_training_rows(store.index, split, subset)
+    starts = store.shards.starts
+    numbers = store.index.shards_of(selected)
+    return StoredViews(
+        config=config,
+        augment=augment,
+        split=split,
+        subset=subset,
+        rows=selected,
+        shards=numbers[starts[numbers + 1] > starts[numbers]],
+    )

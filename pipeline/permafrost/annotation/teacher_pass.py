@@ -1,0 +1,259 @@
+"""A teacher pass from plan to publication: its identity, its missing shards and their annotation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.fingerprint import describe_pass, fingerprint_pass
+from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_correct
+from permafrost.annotation.stored_views import StoredViews, plan_stored_views
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.runs import RUNS, save_cost
+from permafrost.config.verbs import PrecomputeConfig
+from permafrost.config.version import __version__
+from permafrost.core.files import SHORT, RootedPath, list_folder, remove_partial_files
+from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
+from permafrost.models.additive.network import network_partition
+from permafrost.models.additive.partition import Partition
+from permafrost.models.explainers.classes import resolve_explainer
+from permafrost.models.explainers.explain import pass_precision
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import build_model
+from permafrost.models.trained_weights import check_weights
+from permafrost.sources.keys import escape_key
+from permafrost.store.backends import BACKENDS
+from permafrost.store.manifest import TEACHERS_FOLDER
+from permafrost.store.publish import needs_publishing
+from permafrost.store.publish_pass import missing_pass_shards, publish_pass
+from permafrost.store.reader import Store
+from permafrost.store.shards import ShardEntry
+
+logger = logging.getLogger("permafrost.precompute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassPlan:
+    """The plan of a pass: its identity, its folder, the shards that it covers and those that are missing."""
+
+    store: Store
+    teacher: ModelConfig
+    explainer: ExplainerConfig
+    description: dict[str, Any]
+    """Description in the pass's manifest, covered by the fingerprint."""
+    fingerprint: str
+    folder: RootedPath
+    shards: Sequence[ShardEntry]
+    missing: list[ShardEntry]
+    views: StoredViews | None
+    """Stored views, None for the canonical view of every record."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the store."""
+        return len(self.store.manifest.classes)
+
+    @property
+    def num_views(self) -> int:
+        """Number of views per record, with one forward pass each."""
+        return 1 if self.views is None else self.views.count
+
+    def summary(self) -> str:
+        """Name of the finished pass, and its bytes per record."""
+        stored = self.store.open_pass(self.folder.name, stored_views=self.views is not None)
+        return f"{self.folder.name} ({stored.bytes_per_record:,.0f} bytes a record)"
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """Maximum number of records of a shard in this pass."""
+        if self.views is None:
+            return self.store.manifest.rows_per_shard
+        rows = (self.views.rows_of(self.store, shard) for shard in self.shards)
+        return max(map(len, rows))
+
+
+class Annotation(NamedTuple):
+    """Work of a call of `annotate_passes`."""
+
+    forward_passes: int
+    """Number of records, each counted once for each of its views."""
+    canonical: str
+    """Name of the canonical pass."""
+    passes: list[str]
+    """Names of all passes of this call with their bytes per record."""
+    accuracy: dict[str, float]
+    """Top-1 accuracy of the teacher by split, in [0, 1]; empty if this call computed nothing, if records have several
+    labels or none, and if the teacher's classes are not those of the store."""
+
+
+def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShards) -> Annotation:
+    """Finish and publish the canonical pass and, if `views=` requests one, the pass of stored views."""
+    plans = [plan_pass(config, store)]
+    annotated, accuracy = annotate_pass(plans[0], config, map_shards)
+    if config.views.kind != "canonical":
+        views = plan_stored_views(store, config.views, config.augment, config.split, config.subset)
+        plans.append(plan_pass(config, store, views))
+        annotated += annotate_pass(plans[1], config, map_shards)[0]
+    names = [plan.summary() for plan in plans]
+    return Annotation(annotated, plans[0].folder.name, names, accuracy)
+
+
+def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:
+    """Plan the pass that the options describe. Raises ConfigError if teacher or explainer do not fit the store."""
+    assert not isinstance(config.teacher, NoModelConfig)
+    num_classes = len(store.manifest.classes)
+    explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
+    check_weights(config.teacher, "teacher", store.manifest.classes)
+    description = describe_pass(
+        store.manifest,
+        describe_teacher(config.teacher, num_classes, _precision(config, explainer)),
+        explainer,
+        config.annotate,
+        config.store.backend,
+        views,
+        _teacher_partition(config, config.teacher, num_classes),
+    )
+    fingerprint = fingerprint_pass(description)
+    name = f"{escape_key(config.annotate.name or config.teacher.name)}-{fingerprint[:SHORT]}"
+    folder = store.folder / TEACHERS_FOLDER / name
+    # A pass keeps the name that it was given when it was begun.
+    begun = list_folder(folder.parent, f"*-{fingerprint[:SHORT]}")
+    folder = begun[0] if begun else folder
+    shards = store.shards if views is None else [store.shards[n] for n in views.shards.tolist()]
+    return PassPlan(
+        store=store,
+        teacher=config.teacher,
+        explainer=explainer,
+        description=description,
+        fingerprint=fingerprint,
+        folder=folder,
+        shards=shards,
+        missing=missing_pass_shards(folder, shards),
+        views=views,
+    )
+
+
+def annotate_pass(
+    plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards
+) -> tuple[int, dict[str, float]]:
+    """Write the missing shards of a pass, and publish it.
+
+    Returns the number of forward passes of this call, and the teacher's accuracy by split; without any work, and for
+    records that it cannot be computed on, (0, {}).
+    """
+    if not plan.missing and not needs_publishing(plan.folder):
+        logger.info("%s is complete", plan.folder)
+        return 0, {}
+    # The driver builds the network once for the names and shapes of its fields. Each actor builds its own.
+    specs = TeacherAnnotator(
+        plan.teacher, plan.num_classes, plan.explainer, config.annotate, plan.store.size
+    ).fields(stored_views=plan.views is not None)
+    logger.info(
+        "teacher %s: %s of %d shards, %s already done, into %s",
+        plan.teacher.name,
+        ", ".join(spec.name for spec in specs),
+        len(plan.shards),
+        len(plan.shards) - len(plan.missing),
+        plan.folder,
+    )
+    remove_partial_files(plan.folder)
+    fields = BACKENDS[config.store.backend](
+        plan.folder, tuple(specs), len(plan.shards), plan.rows_per_chunk, plan.num_views
+    )
+    shared_files = fields.create()
+    task = AnnotateShard(
+        store_path=plan.store.folder,
+        folder=plan.folder,
+        fields=fields,
+        fingerprint=plan.fingerprint,
+        teacher=plan.teacher,
+        num_classes=plan.num_classes,
+        explainer=plan.explainer,
+        config=config.annotate,
+        num_threads=config.cluster.threads_per_actor,
+        decode_threads=config.cluster.decode_threads,
+        views=plan.views,
+    )
+    counts: dict[str, Correct] = {}
+
+    def map_and_count(task: ShardTask, shards: Sequence[ShardEntry]) -> Iterator[ShardResult]:
+        for result in map_shards(task, shards):
+            counts[result.name] = Correct(result.labeled, result.correct)
+            yield result
+
+    annotated, seconds = run_shards("teacher", map_and_count, task, plan.missing)
+    save_cost(RUNS / config.run / "precompute", seconds, annotated)
+    publish_pass(
+        plan.folder,
+        plan.shards,
+        plan.description,
+        plan.fingerprint,
+        specs,
+        shared_files,
+        _made_with(plan.teacher),
+    )
+    return annotated * plan.num_views, _accuracy(plan, counts)
+
+
+def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]:
+    """Compute the teacher's accuracy by split, empty for stored views and for classes of its own.
+
+    counts  of the shards of this call, by name; those of an earlier call are counted here
+    """
+    if plan.views is not None:
+        return {}
+    made = plan.store.open_pass(plan.folder.name)
+    sums: dict[str, Correct] = {}
+    for shard in plan.shards:
+        found = counts.get(shard.name)
+        if found is None:
+            rows = np.arange(shard.records)
+            logits = made.open_shard(shard, ("logits",))["logits"][rows, np.zeros_like(rows)]
+            found = count_correct(plan.store, shard, logits[:, None])
+        before = sums.get(shard.split, Correct(0, 0))
+        sums[shard.split] = Correct(*map(sum, zip(before, found, strict=True)))
+    return {split: c.correct / c.labeled for split, c in sums.items() if c.labeled}
+
+
+def _precision(config: PrecomputeConfig, explainer: ExplainerConfig) -> str:
+    """Return the precision of the pass, and log it if it is not the one that was asked for."""
+    precision, asked = pass_precision(config.annotate, explainer), config.annotate.precision
+    if precision != asked:
+        logger.info(
+            "annotate.precision=%s: maps of explainer=%s are gradients through the whole network in %s, so the logits "
+            "are taken from that pass too",
+            asked,
+            explainer.kind,
+            precision,
+        )
+    return precision
+
+
+def _made_with(teacher: ModelConfig) -> dict[str, str]:
+    """Versions, device and weights: a relative path as it was typed, or the name of a file elsewhere."""
+    path = Path(str(teacher.weights))
+    weights = path.name if path.is_absolute() else path.as_posix()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "permafrost": __version__,
+        "torch": torch.__version__,
+        "device": device,
+        "weights": weights,
+    }
+
+
+def _teacher_partition(
+    config: PrecomputeConfig, teacher: ModelConfig, num_classes: int
+) -> Partition | None:
+    """Return the teacher's partition if its superfeatures are stored. Raises ConfigError if it has none."""
+    if "superfeature_logits" not in config.annotate.payloads:
+        return None
+    return network_partition(build_model(teacher, num_classes))

@@ -1,0 +1,229 @@
+"""Command line of the stages: parse the words, run the stage, and print its result or an error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from permafrost.config.allocator import keep_freed_memory
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose, section_names, section_of, sections
+from permafrost.config.evaluators import EVALUATORS
+from permafrost.config.paths import place_paths
+from permafrost.config.plugins import load_plugins
+from permafrost.config.runs import RUNS, save_config, to_plain_dict, to_yaml, unused_path
+from permafrost.core.errors import ConfigError, UserError, printable
+from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
+from permafrost.core.lock import lock_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class _OneLineFormatter(logging.Formatter):
+    """Formatter of log messages without control characters."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, of logging
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+def main(
+    verb: str,
+    run: Callable[[Any], Any],
+    doc: str | None,
+    configure: Callable[[Sequence[str]], Any] | None = None,
+) -> None:
+    """Run a stage from the command line.
+
+    configure  builds the config of a stage whose words are not all its own
+    Exit code: 0 for success, 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
+    """
+    words = sys.argv[1:]
+    # Before torch is imported: threads that spin while they wait take the cores of the others on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLineFormatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    with catch_signals() as signals:
+        try:
+            with signals.raising():
+                code, message = _attempt(
+                    verb, lambda: _run_words(verb, run, doc or "", configure, words)
+                )
+        except BaseException as error:
+            # A signal may end in any exception, as where it cuts an import.
+            # Ray turns an exception raised inside its calls into a KeyboardInterrupt.
+            if not signals.received and not isinstance(error, KeyboardInterrupt):
+                raise
+            code, message = signals.exit_code, signals.describe(verb)
+    if message:
+        print(message, file=sys.stderr)
+    if code:
+        sys.exit(code)
+
+
+def _attempt(verb: str, run: Callable[[], None]) -> tuple[int, str]:
+    """Run the words of a command, and return its exit code and the line of an error that the user can fix."""
+    try:
+        run()
+    except ConfigError as error:
+        code, reason = 2, _text_of(error)
+    except UserError as error:
+        code, reason = 1, _text_of(error)
+    except BrokenPipeError:  # as in `permafrost distill --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE, ""
+    except OSError as error:  # an error of a disk, a network mount or a file name
+        place = f"{error.filename}: " if error.filename and error.strerror else ""
+        code, reason = 1, printable(f"{place}{error.strerror or error}")
+    else:
+        return 0, ""
+    return code, f"permafrost {verb}: error: {reason}"
+
+
+def _run_words(
+    verb: str,
+    run: Callable[[Any], Any],
+    doc: str,
+    configure: Callable[[Sequence[str]], Any] | None,
+    words: Sequence[str],
+) -> None:
+    """Show the help or the config if the words ask for it, otherwise run the stage and print its result."""
+    load_plugins()
+    if {"-h", "--help"} & set(words):
+        asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
+        print(_help(verb, doc, asked))
+        return
+    if words[:1] == ["--cfg"]:
+        shown = words[2:]
+        values = (
+            to_plain_dict(configure(shown)) if configure else sections(verb, compose(verb, shown))
+        )
+        print(to_yaml(values), end="")
+        return
+    started = time.monotonic()
+    if configure is not None:
+        result = run(configure(words))
+        check_interrupted()
+        _print_result(result)
+        return
+    composed = compose(verb, words)
+    _check_live_words(verb, words, composed)
+    config = place_paths(build_verb_config(verb, composed))
+    _check_network_words(verb, words, composed, config)
+    with ExitStack() as stack:
+        if verb == "sweep":  # its students have locks of their own
+            stack.enter_context(lock_folder(RUNS / composed["run"], "run"))
+        if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
+            values = sections(verb, composed)
+            path = RUNS / composed["run"] / f"{verb}.yaml"
+            save_config(path if verb != "precompute" else unused_path(path, values), values)
+        _import_pandas()
+        result = run(config)
+        check_interrupted()
+    _print_result(result, time.monotonic() - started, words)
+
+
+def _import_pandas() -> None:
+    """Import what pyarrow imports at its first conversion, where it swallows every exception, also that of a signal."""
+    with keep_signals():
+        import pyarrow as pa
+
+        pa.array([0])
+
+
+def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any]) -> None:
+    """Raise ConfigError for typed teacher options that are not read; an experiment may set them."""
+    if verb != "distill" or composed["mode"] == "live":
+        return
+    for word in words:
+        if section_of(word) in ("teacher", "explainer"):
+            raise ConfigError(
+                f"distill reads {word} with mode=live only; frozen targets come from the store: "
+                "choose the pass with store.teacher="
+            )
+
+
+def _check_network_words(
+    verb: str, words: Sequence[str], composed: dict[str, Any], config: Any
+) -> None:
+    """Raise ConfigError for a typed network that `evaluate` does not read."""
+    if verb != "evaluate":
+        return
+    reads_teacher = config.teacher.kind == composed["teacher"]["kind"]
+    asking = [name for name, options in EVALUATORS.items() if options.uses_teacher]
+    for word in words:
+        if section_of(word) == "student" and config.model != "network":
+            raise ConfigError(
+                f"evaluate reads {word} with model=network only; the student of a run is named by run="
+            )
+        if section_of(word) == "teacher" and not reads_teacher:
+            raise ConfigError(
+                f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
+                "the teacher's stored targets are chosen by store.teacher="
+            )
+
+
+def _help(verb: str, doc: str, words: Sequence[str] = ()) -> str:
+    """Return the help of a stage; `words` choose members of groups, whose options are then shown."""
+    from permafrost.config.reference import describe_verb
+
+    options = describe_verb(verb, compose(verb, words))
+    return (
+        f"{doc.strip()}\n\n{options}\n\nAnother member of a group has other options: --help method=ked.\n"
+        "--cfg job [key=value ...] prints the resolved config and does nothing."
+    )
+
+
+def _print_result(result: Any, seconds: float | None = None, words: Sequence[str] = ()) -> None:
+    """Print a line per value of the result, then the time, if it was measured, and the next command.
+
+    words  of this command; the next one is of the same experiment
+    """
+    if not is_dataclass(result) or isinstance(result, type):
+        return
+    values = result.printed() if hasattr(result, "printed") else asdict(result)
+    after = next_command(values.pop("next", ""), words)
+    values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
+    for name, value in {**values, "next": after}.items():
+        if value not in ("", {}):
+            print(f"{name}: {_in_line(value) if isinstance(value, dict) else _printable(value)}")
+
+
+def next_command(command: str, words: Sequence[str]) -> str:
+    """Return the next command, with the options of the experiment of this one if there is one."""
+    experiment = [word for word in words if word.startswith("experiment=")]
+    if not experiment or not command.startswith("permafrost "):
+        return command
+    program, verb, *more = shlex.split(command)
+    typed = ("run=", "store.path=", "teacher.") if verb == "teach" else ("run=", "store.path=")
+    # The command has found out which pass was made, or which network was trained.
+    made = ("teacher", "store.teacher=") if verb == "precompute" else ("store.teacher=",)
+    own = [word for word in words if word.startswith(typed)]
+    return shlex.join([program, verb, *experiment, *own, *(w for w in more if w.startswith(made))])
+
+
+def _in_line(values: dict[str, Any]) -> str:
+    """Format numbers by name as JSON with four digits."""
+    return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
+
+
+def _printable(value: Any) -> str:
+    """Return a value of a result without control characters. One that begins with a line feed is a block of lines."""
+    text = str(value)
+    return "\n".join(map(printable, text.split("\n"))) if text[:1] == "\n" else printable(text)
+
+
+def _text_of(error: UserError) -> str:
+    """Return the lines of an error without control characters."""
+    return "\n".join(map(printable, error.lines or [str(error)]))

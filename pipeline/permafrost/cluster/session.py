@@ -1,0 +1,221 @@
+"""A Ray session with explicit settings instead of Ray's automatic defaults."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from permafrost.config.allocator import ALLOCATOR_ENVIRONMENT
+from permafrost.config.cluster import ExistingClusterConfig, LocalClusterConfig
+from permafrost.config.environment import _JOB_VARIABLE, PACKAGE, in_submitted_job
+from permafrost.core.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from permafrost.config.cluster import ClusterConfig
+
+# Read by Ray when it is imported or started. Variables set by the user take precedence.
+_ENVIRONMENT = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "900",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's log files contain the rest
+    # Ray's own 15 leaves workers a thirtieth of a core that another process uses, and a run seems to hang.
+    "RAY_worker_niceness": "0",
+}
+# Read in the worker processes.
+_ACTOR_ENVIRONMENT = {
+    **ALLOCATOR_ENVIRONMENT,
+    # Two processes whose OpenMP threads spin on the same cores run at a fifth of their speed.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # without a requested GPU, none is visible
+}
+
+_STARTS = 2
+"""Number of attempts to start a local Ray, which times out on a busy machine."""
+_POLL_SECONDS = 0.05
+
+logger = logging.getLogger("permafrost.ray")
+
+
+class ClusterError(UserError, RuntimeError):
+    """Error for a cluster that cannot be started or reached."""
+
+
+@contextmanager
+def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
+    """Provide Ray inside the block: a local instance, a cluster, or the existing session of this process.
+
+    cpus  number of CPUs that the block's actors or tasks use at once, for which a local Ray is made large enough
+    """
+    for name, value in _driver_environment(config).items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    if isinstance(config, LocalClusterConfig):
+        _start(config, cpus)
+        _watch_raylet()
+    else:
+        _connect(config)
+    # Ray replaces the handler of SIGTERM with one that exits without a message.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _driver_environment(config: ClusterConfig) -> dict[str, str]:
+    environment = {"RAY_AUTH_MODE": config.auth, **_ENVIRONMENT}
+    if isinstance(config, LocalClusterConfig):
+        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(
+            32
+        )  # Ray would write one to the home folder
+        environment["RAY_USAGE_STATS_ENABLED"] = str(int(config.usage_statistics))
+    return environment
+
+
+def _start(config: LocalClusterConfig, cpus: float) -> None:
+    """Start a local Ray, with a second attempt if the first fails. Raises ClusterError if both fail."""
+    import ray
+
+    for attempt in range(1, _STARTS + 1):
+        logger.info(
+            "starting Ray on this machine, which takes 5 to 60 seconds ..."
+            if attempt == 1
+            else "starting Ray once more ..."
+        )
+        started = time.monotonic()
+        try:
+            _init(config, cpus)
+            return
+        except Exception as error:  # Ray raises its base class where a node does not start in time
+            ray.shutdown()
+            seconds = time.monotonic() - started
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            failure = error
+            logger.warning("Ray did not start: %s (after %.0f s)", reason, seconds)
+    raise ClusterError(
+        f"Ray did not start in {_STARTS} attempts ({reason}); nothing is lost. Run the same command again on a less "
+        "busy machine or with a larger /dev/shm, or without Ray: executor=serial for precompute and sweep, "
+        "trainer.ranks=1 for teach and distill"
+    ) from failure
+
+
+def _init(config: LocalClusterConfig, cpus: float) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        # The driver and Ray's own tasks need an additional slot, or a dataset never starts.
+        num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
+        include_dashboard=config.dashboard,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        runtime_env={
+            # Actors must be able to import this package from any working directory of the driver.
+            "env_vars": _actor_environment(config)
+            | {
+                "PYTHONPATH": os.pathsep.join(
+                    [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
+                )
+            },
+            # Ray puts it into a shell command as it is, so a space in the path would end it.
+            "py_executable": shlex.quote(sys.executable),
+        },
+    )
+
+
+def _watch_raylet() -> None:
+    """Say that Ray's raylet has ended, in a thread, because Ray then ends this process without an exception."""
+    import ray._private.worker as ray_worker
+
+    node = ray_worker.global_worker.node
+    if node is None:  # Ray runs elsewhere
+        return
+    (raylet,) = node.all_processes["raylet"]
+    process = raylet.process
+
+    def watch() -> None:
+        while process.poll() is None:
+            time.sleep(_POLL_SECONDS)
+        if ray_worker.global_worker.node is node:  # not shut down by this process
+            print(
+                f"permafrost: error: Ray's raylet (process {process.pid}) ended with status {process.returncode}; it "
+                "was killed, or the machine ran out of memory. The same command resumes where it stopped",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    threading.Thread(target=watch, name="raylet-watch", daemon=True).start()
+
+
+def _connect(config: ClusterConfig) -> None:
+    """Connect to a running Ray. Raises ClusterError if none responds."""
+    import ray
+
+    address = config.address if isinstance(config, ExistingClusterConfig) else "auto"
+    try:
+        _check_reachable(address)
+        ray.init(
+            address=address,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            runtime_env=_cluster_environment(config),
+        )
+    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ClusterError(
+            f"no Ray cluster could be joined at cluster.address={address} ({reason}); "
+            "start one (ray start --head), correct cluster.address, or see docs/howto/cluster.md for its token"
+        ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError if the address is not reachable, because Ray would retry for many minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "auto")
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
+    """Runtime environment of actors on all nodes: variables, and the code."""
+    code = {"py_modules": [str(PACKAGE)], "excludes": ["__pycache__"]}
+    ours = _actor_environment(config)
+    if not in_submitted_job():
+        return {"env_vars": ours, **code}
+    # Ray rejects what is also in the job's environment, and the user's value takes precedence.
+    job = json.loads(os.environ[_JOB_VARIABLE]).get("runtime_env") or {}
+    theirs = job.get("env_vars") or {}
+    code = {} if code.keys() & job.keys() else code
+    return {"env_vars": {name: ours[name] for name in ours if name not in theirs}, **code}
+
+
+def _actor_environment(config: ClusterConfig) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(config.threads_per_actor), **_ACTOR_ENVIRONMENT}
+
+
+def gpus_each(wanted: float | None) -> float:
+    """GPUs of a rank or a student: the option, or a whole GPU if the cluster has any."""
+    import ray
+
+    if wanted is not None:
+        return wanted
+    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0

@@ -1,0 +1,132 @@
+"""Augmentation of the student's view (`augment=`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from permafrost.config.options import Options, Role
+from permafrost.core.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperationConfig(Options):
+    """Random geometric operation. Its kind decides which options it reads."""
+
+    section: ClassVar[str] = "augment.operations"
+
+    kind: Literal[
+        "pad_crop", "resized_crop", "horizontal_flip", "vertical_flip", "rotation", "affine"
+    ]
+    p: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Probability of a flip, a rotation or an affine map, drawn separately for each record."""
+    padding: Annotated[int, Ge(0)] = 4
+    """pad_crop: width in pixels of the zero padding on each side."""
+    scale: tuple[float, float] | None = None
+    """resized_crop: range of the crop's share of the area (null: (0.08, 1)). affine: range of the zoom factor."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """resized_crop: range of the aspect ratio, width / height."""
+    degrees: Annotated[float, Ge(0), Le(180)] = 0.0
+    """rotation, affine: largest angle in degrees, in either direction."""
+    translate: tuple[float, float] | None = None
+    """affine: largest translation in either direction, as fractions of width and height."""
+    shear: Annotated[float | None, Ge(0), Lt(90)] = None
+    """affine: largest shear angle in degrees, in either direction."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale is not None:
+            low, high = self.scale
+            top = 1.0 if self.kind == "resized_crop" else float("inf")
+            require(
+                0 < low <= high <= top,
+                f"augment {self.kind}: scale must be 0 < low <= high{' <= 1' if top == 1 else ''}, got {self.scale}",
+            )
+        require(
+            self.translate is None or 0 <= min(self.translate) <= max(self.translate) <= 1,
+            f"augment {self.kind}: translate must be two fractions in [0, 1] or null, got {self.translate}",
+        )
+        require(
+            0 < self.ratio[0] <= self.ratio[1],
+            f"augment {self.kind}: ratio must be 0 < low <= high, got {self.ratio}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelOperationConfig(Options):
+    """Random operation on the pixels of a view. Its kind decides which options it reads."""
+
+    section: ClassVar[str] = "augment.pixels"
+
+    kind: Literal["color_jitter", "grayscale", "gaussian_blur", "random_erasing"]
+    p: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Probability, drawn separately for each record."""
+    brightness: Annotated[float, Ge(0)] = 0.4
+    """color_jitter: largest deviation of the factor of brightness from 1; 0 leaves the brightness as it is."""
+    contrast: Annotated[float, Ge(0)] = 0.4
+    """color_jitter: the same for contrast, the distance from the mean gray."""
+    saturation: Annotated[float, Ge(0)] = 0.4
+    """color_jitter: the same for saturation, the distance from each pixel's gray."""
+    hue: Annotated[float, Ge(0), Le(0.5)] = 0.1
+    """color_jitter: largest shift of the hue in either direction, as a fraction of the color circle."""
+    sigma: tuple[float, float] = (0.0005, 0.01)
+    """gaussian_blur: range of the standard deviation, as fractions of the shorter side (0.01 is 2.2 of 224 pixels)."""
+    scale: tuple[float, float] = (0.02, 0.33)
+    """random_erasing: range of the rectangle's share of the area."""
+    ratio: tuple[float, float] = (0.3, 3.3)
+    """random_erasing: range of the rectangle's aspect ratio, width / height."""
+    value: Annotated[float, Ge(0), Le(1)] = 0.0
+    """random_erasing: value of the erased pixels in all channels, from 0 (black) to 1 (white)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, top in (("sigma", 0.1), ("scale", 1.0), ("ratio", float("inf"))):
+            low, high = getattr(self, name)
+            limit = "" if top == float("inf") else f" <= {top:g}"
+            require(
+                0 < low <= high <= top,
+                f"augment.pixels {self.kind}: {name} must be 0 < low <= high{limit}, got {(low, high)}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentOptions(Options):
+    """Augmentation of the student's view. One matrix per view transforms both the image and its maps."""
+
+    section: ClassVar[str] = "augment"
+
+    operations: tuple[OperationConfig, ...] = ()
+    """Geometric operations, applied in this order in a single warp."""
+    size: Annotated[int | None, Ge(8)] = None
+    """Side of the student's input in pixels; null takes that of the canonical frame."""
+    pixels: Annotated[tuple[PixelOperationConfig, ...], Role.OMITTED_AT_DEFAULT] = ()
+    """Operations on the pixels of the view, applied in this order after the warp and before mixup. Stored targets
+    keep belonging to the undisturbed image; a live teacher receives the disturbed one."""
+    mixup_alpha: Annotated[float | None, Gt(0)] = None
+    """Alpha of mixup (Zhang et al. 2018): each image is mixed with the previous one of the batch; null disables
+    it. The coefficient is drawn from Beta(alpha, alpha) once per step. A rank mixes within its own slice of the
+    batch."""
+    randaugment: Annotated[int | None, Ge(0), Le(30)] = None
+    """Magnitude, 0 to 30, of torchvision's RandAugment; null disables it. It applies two operations per image,
+    after the warp and before the operations of `pixels`."""
+
+    @property
+    def replacing_options(self) -> dict[str, float]:
+        """Name and value of each active option that makes an image for which stored targets do not hold.
+
+        Mixup blends two records, and RandAugment moves pixels. The operations of `pixels` do neither.
+        """
+        options = {"mixup_alpha": self.mixup_alpha, "randaugment": self.randaugment}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def refuse_replacing_options(self, why: str, section: str = "augment") -> None:
+        """Raise ConfigError if mixup or RandAugment is set.
+
+        why  reason and one way out; the other way out, switching the options off, is appended
+        """
+        options = self.replacing_options
+        asked = " ".join(f"{section}.{name}={value}" for name, value in options.items())
+        off = " ".join(f"{section}.{name}=null" for name in options)
+        require(not options, f"{asked}: {why}, or {off}")

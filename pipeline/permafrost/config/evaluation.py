@@ -1,0 +1,114 @@
+"""Options of an evaluation (`evaluate=`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+
+from annotated_types import Ge, Lt
+
+from permafrost.config.evaluators import EVALUATORS, EvaluatorOptions, ShiftOptions
+from permafrost.config.options import Options, Role
+from permafrost.core.errors import require
+
+Frame = Literal["auto", "center_crop", "full"]
+E = TypeVar("E", bound=EvaluatorOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Options):
+    """Options of an evaluation that all evaluators share, and a section for each evaluator with options of its own.
+
+    An instance is of a class that has the sections of all registered evaluators, which is made when it is first needed.
+    A section belongs to its evaluator's results, not to the identity of the evaluation.
+    """
+
+    section: ClassVar[str] = "evaluate"
+
+    shift: Annotated[ShiftOptions, Role.OUTSIDE_IDENTITY] = field(default_factory=ShiftOptions)
+    store: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
+    """Another store to evaluate on, which must contain a pass of the same teacher. It serves data-free
+    transfer: a student that learned its teacher's classes from other images is evaluated on the teacher's
+    own."""
+    against: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
+    """Pass of the evaluated store that the student is compared with (agreement, maps, features), named as in
+    store.teacher; null is the pass that it was trained on. The results are in runs/<run>/evaluate-against-<pass>, so
+    a student may be compared with several teachers, such as its assistant and the first teacher."""
+    splits: tuple[str, ...] = ("test",)
+    """Splits of the store to evaluate; `holdout` is the part that subset.holdout kept out of the student's
+    training."""
+    batch_size: Annotated[int, Ge(1)] = 256
+    """Records per batch."""
+    frame: Frame = "auto"
+    """Part of an image that is evaluated. full: all of it. center_crop: the standard crop of 7/8 of the shorter
+    side in the original's proportions. auto: full if the student's input is the canonical frame."""
+    region: Literal["boxes", "masks"] = "boxes"
+    """Region that an explanation should cover, for EPG and IoU; with several labels per record, mask values are
+    class + 1."""
+    iou_threshold: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """Threshold of IoU on the map scaled to [0, 1]; pixels strictly above it count."""
+    group_sets: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Mapping from name to groups that are scored together, in addition to each group alone; for Waterbirds
+    {id: [0, 3], ood: [1, 2]}."""
+    num_pictures: Annotated[int, Ge(0)] = 8
+    """Number of records whose maps are kept for the report, about the same number from each split."""
+    device: str = "auto"
+    """Device of torch; auto takes a GPU if there is one."""
+    decode_threads: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
+    """Threads that decode a batch; null takes the cores, at most 8. Files below 4 kB on average are decoded in
+    one thread."""
+
+    def __new__(cls, **values: Any) -> EvaluateOptions:
+        return cast("EvaluateOptions", object.__new__(cls.complete()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class with the sections is made again where the instance is loaded.
+        return _restore, ({each.name: getattr(self, each.name) for each in fields(self)},)
+
+    @classmethod
+    def complete(cls) -> type[Options]:
+        """Return the class with a section for each evaluator that has options."""
+        if cls is not EvaluateOptions:
+            return cls
+        own = {name: options for name, options in EVALUATORS.items() if fields(options)}
+        own.pop("shift")
+        return _with_sections(tuple(own.items()))
+
+    def of(self, evaluator: type[E]) -> E:
+        """Return the section of an evaluator."""
+        section: E = getattr(self, evaluator.section.rpartition(".")[2])
+        return section
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.splits) > 0, "evaluate.splits is empty; name at least one split of the store"
+        )
+        for name, groups in self.group_sets.items():
+            require(
+                name.isidentifier() and len(groups) > 0 and len(set(groups)) == len(groups),
+                f"evaluate.group_sets must map a name (an identifier) to groups, each listed once, got "
+                f"{name}: {list(groups)}",
+            )
+
+
+@cache
+def _with_sections(
+    evaluators: tuple[tuple[str, type[EvaluatorOptions]], ...],
+) -> type[EvaluateOptions]:
+    return make_dataclass(
+        "EvaluateOptions",
+        [
+            (name, Annotated[options, Role.OUTSIDE_IDENTITY], field(default_factory=options))
+            for name, options in evaluators
+        ],
+        bases=(EvaluateOptions,),
+        namespace={"__module__": __name__, "__doc__": EvaluateOptions.__doc__},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def _restore(values: dict[str, Any]) -> EvaluateOptions:
+    return EvaluateOptions(**values)

@@ -1,0 +1,80 @@
+"""Explainers and the choice of the classes that are explained (`explainer=`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from permafrost.config.options import Options
+from permafrost.config.plugins import Family
+from permafrost.core.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainerConfig(Options):
+    """Base class of the options of all explainers."""
+
+    section: ClassVar[str] = "explainer"
+    attribution: ClassVar[str] = ""
+    """`module:name` of maps that are contributions for or against a class; empty if those of `implementation` are."""
+    needs_graph: ClassVar[bool] = False
+    """True if its maps are gradients through the whole network, which need the graph of its pass."""
+
+    kind: str = ""
+    explained_classes: Literal["top1", "topk", "all_gt", "sample_gt"] = "top1"
+    """Classes that the teacher explains. top1: the predicted class (as in the papers). topk: those with the
+    highest logits. all_gt: all labels of the record. sample_gt: one of its labels, drawn once per record."""
+    max_classes: int | None = None
+    """Number E of explained classes per record. topk: their number. all_gt: null takes the largest number of
+    labels that any record has; with more labels than E, those with the highest logits are explained."""
+    seed: int = 0
+    """Seed of sample_gt."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        several = self.explained_classes in ("topk", "all_gt")
+        require(
+            self.max_classes is None or (several and self.max_classes >= 1),
+            f"explainer.max_classes={self.max_classes} with explained_classes={self.explained_classes}: set a number "
+            ">= 1 with topk or all_gt, and null otherwise",
+        )
+        require(
+            self.explained_classes != "topk" or self.max_classes is not None,
+            "explainer.explained_classes=topk needs their number; set explainer.max_classes, as in max_classes=3",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradCamConfig(ExplainerConfig):
+    """GradCAM at the model's last convolutional stage, on that stage's grid."""
+
+    implementation: ClassVar[str] = "permafrost.models.explainers.gradcam:gradcam"
+
+    kind: Literal["gradcam"] = "gradcam"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BcosWeightsConfig(ExplainerConfig):
+    """B-cos network's own explanation, the weights W of its input: six channels at the input's resolution."""
+
+    implementation: ClassVar[str] = "permafrost.models.explainers.bcos_weights:bcos_weights"
+    attribution: ClassVar[str] = "permafrost.models.explainers.bcos_weights:bcos_contributions"
+    needs_graph: ClassVar[bool] = True
+
+    kind: Literal["bcos_weights"] = "bcos_weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperfeaturesConfig(ExplainerConfig):
+    """Contribution of each superfeature of an additive network to a class, spread over its cells."""
+
+    implementation: ClassVar[str] = (
+        "permafrost.models.explainers.superfeatures:superfeature_contributions"
+    )
+
+    kind: Literal["superfeatures"] = "superfeatures"
+
+
+EXPLAINERS: Family[type[ExplainerConfig]] = Family(
+    {cls.kind: cls for cls in (GradCamConfig, BcosWeightsConfig, SuperfeaturesConfig)}
+)

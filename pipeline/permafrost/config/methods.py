@@ -1,0 +1,383 @@
+"""Methods: the training loss of a student (`method=`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.models import AdditiveModelConfig, ModelConfig
+from permafrost.config.options import Options, Role
+from permafrost.config.plugins import Family
+from permafrost.config.training import TrainerOptions
+from permafrost.config.views import AnyViewsConfig
+from permafrost.core.errors import require
+
+LabelLoss = Literal["ce", "bce", "bce_offlabel"]
+Mode = Literal["frozen", "replay", "live"]
+
+
+def check_label_loss(loss: str, label_smoothing: float) -> None:
+    """Raise ConfigError if label smoothing is set for a loss without it."""
+    require(
+        loss == "ce" or label_smoothing == 0,
+        f"label_smoothing={label_smoothing} is an option of loss=ce; loss={loss} treats each class "
+        "independently, so set label_smoothing=0",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSetting:
+    """Other options of a student that a method has to agree with."""
+
+    mode: Mode
+    views: AnyViewsConfig
+    augment: AugmentOptions
+    trainer: TrainerOptions
+    student: ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(Options):
+    """Base class of the options of all methods."""
+
+    section: ClassVar[str] = "method"
+    needs_teacher: ClassVar[bool] = True
+    """True if the method uses a teacher."""
+    needs_places: ClassVar[bool] = True
+    """True if the method compares positions of an image, which rows of a table do not have."""
+    turns_views: ClassVar[bool] = False
+    """True if a batch of mode=live has each view of the student in its four rotations."""
+
+    kind: str = ""
+
+    def check(self, setting: MethodSetting) -> None:
+        """Raise ConfigError if the method and the student's other options exclude each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsConfig(MethodConfig):
+    """Labels only: the supervised baseline."""
+
+    implementation: ClassVar[str] = "permafrost.losses.labels:LabelsLoss"
+    needs_teacher: ClassVar[bool] = False
+    needs_places: ClassVar[bool] = False
+
+    kind: Literal["labels"] = "labels"
+    loss: LabelLoss = "ce"
+    """Loss on the labels. ce: cross-entropy with one label per record. bce: binary cross-entropy of each class,
+    required for several labels per record. bce_offlabel: bce with the target 1 / classes off the labels, as for
+    B-cos networks (e2KD)."""
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Label smoothing of loss=ce."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_label_loss(self.loss, self.label_smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTargetsConfig(MethodConfig):
+    """Options shared by all methods that use a teacher's logits."""
+
+    tau: Annotated[float, Gt(0)] = 1.0
+    """Temperature of the soft targets."""
+    teacher_weights: tuple[float, ...] = ()
+    """Weight of each pass of store.teacher, in that order, summing to 1; empty weights all equally."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.teacher_weights
+            or (min(self.teacher_weights) >= 0 and abs(sum(self.teacher_weights) - 1) < 1e-6),
+            f"method.teacher_weights must be >= 0 and sum to 1, got {list(self.teacher_weights)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KDConfig(SoftTargetsConfig):
+    """Soft targets (Hinton et al. 2015): total = lambda_ce * ce + lambda_kd * kd.
+
+    In data sets with several labels per record the supervised term is bce instead of ce.
+    """
+
+    implementation: ClassVar[str] = "permafrost.losses.kd:KDLoss"
+    needs_places: ClassVar[bool] = False
+
+    kind: Literal["kd"] = "kd"
+    logits: Literal["softmax", "softmax_mse", "mld"] = "softmax"
+    """Comparison of the logits. softmax: the divergence of the distributions over classes, times tau^2. softmax_mse:
+    their mean squared difference, times tau^2, as in the released code of UniCAM. mld: each class independently,
+    times tau, required for several labels per record (multi-label logit distillation, e2KD eq. C.1)."""
+    lambda_ce: Annotated[float, Ge(0)] = 0.0
+    """Weight of the label term."""
+    lambda_kd: Annotated[float, Ge(0)] = 1.0
+    """Weight of the soft targets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class E2KDConfig(KDConfig):
+    """e2KD (Parchami-Araghi et al. 2024, eq. 3): soft targets + lambda_map * (1 - cosine of the maps)."""
+
+    implementation: ClassVar[str] = "permafrost.losses.e2kd:E2KDLoss"
+    needs_places: ClassVar[bool] = True
+
+    kind: Literal["e2kd"] = "e2kd"  # type: ignore[assignment]
+    lambda_map: Annotated[float, Ge(0)] = 1.0
+    """Weight of the explanation term; 0 disables it, and the student's map is not computed."""
+    normalize_by: Literal["batch", "valid"] = "batch"
+    """Normalization of the sum over valid maps: by all maps of the batch (the paper's lambda) or by the valid
+    maps. With several explained classes, each record is normalized first."""
+    guided_step_interval: Annotated[int, Ge(1)] = 1
+    """Interval in steps at which the explanation term is added, unscaled."""
+    max_classes: Annotated[int | None, Ge(1), Role.OMITTED_AT_DEFAULT] = None
+    """Maximum number of explained classes that are compared per record, the first ones of the pass; null compares all.
+    One pass with explainer.explained_classes=topk thus serves students that learn one map per record and students
+    that learn several."""
+    lambda_cat: Annotated[float, Ge(0), Role.OMITTED_AT_DEFAULT] = 0.0
+    """Weight of CAT-KD's class-map term in addition; 0 disables it, and no class map is read. map_control does not
+    change class maps."""
+    resolution: Annotated[int, Ge(1), Role.OMITTED_AT_DEFAULT] = 2
+    """Cells per side to which class maps are pooled before they are compared, as in method=cat_kd."""
+    map_control: Literal["none", "shuffled", "unaugmented"] = "none"
+    """Negative control: the map of another record of the batch (shuffled), or the map without the view's warp
+    (unaugmented)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, weight in (("max_classes", "lambda_map"), ("resolution", "lambda_cat")):
+            value, default = getattr(self, option), getattr(type(self), option)
+            require(
+                value == default or getattr(self, weight) > 0,
+                f"method.{option}={value} has no effect with method.{weight}=0; leave it at "
+                f"{'null' if default is None else default}, or raise method.{weight}",
+            )
+
+    def check(self, setting: MethodSetting) -> None:
+        require(
+            setting.mode == "frozen" or self.map_control != "unaugmented",
+            "method.map_control=unaugmented needs the canonical map of an augmented view, and "
+            f"mode={setting.mode} has none; set mode=frozen",
+        )
+        mixup_alpha = setting.augment.mixup_alpha
+        require(
+            mixup_alpha is None or setting.mode != "live" or self.map_control != "shuffled",
+            "method.map_control=shuffled gives each record the map of its neighbor, whose image mixup has "
+            "blended into it; set method.map_control=none, or augment.mixup_alpha=null in place of "
+            f"{mixup_alpha}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KEDConfig(SoftTargetsConfig):
+    """KED (arXiv 2310.02572): distillation of the prediction and of the contribution of each superfeature to it.
+
+    total = w * ce + lambda_ked * ((1 - mu) * kd + mu * ked) + lambda_hint * hint, w = 1 - lambda_ked or 1. Without the
+    hint the combination is convex, as in the paper, so lambda_ked and mu take the role of lambda_ce and lambda_kd of
+    the other methods.
+    """
+
+    implementation: ClassVar[str] = "permafrost.losses.ked:KEDLoss"
+    needs_places: ClassVar[bool] = False
+    minimal: ClassVar[tuple[str, ...]] = ("student=additive", "augment=none")
+    removed: ClassVar[dict[str, Any]] = {"rho": 0.0}
+
+    kind: Literal["ked"] = "ked"
+    tau: float = 4.0
+    """Temperature of the predictions."""
+    tau_superfeatures: Annotated[float, Gt(0)] = 4.0
+    """Temperature of the explanations. A single superfeature's logits are flatter than the sum, so it may be <
+    1."""
+    lambda_ked: Annotated[float, Ge(0), Le(1)] = 0.9
+    """Weight of the teacher's terms, in [0, 1]; 0 trains on the labels only."""
+    mu: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Weight of the explanations among the teacher's terms, in [0, 1]; 0 is KD with an additive student."""
+    hard_weight: Literal["complement", "one"] = "complement"
+    """Weight of the label term: 1 - lambda_ked, or 1. The paper does not specify it."""
+    lambda_hint: Annotated[float, Ge(0), Role.OMITTED_AT_DEFAULT] = 0.0
+    """Weight of the hint (FitNets), independent of lambda_ked and mu; 0 disables it. With mu=0 it is KD + FitNet. KED
+    publishes no value; 1 is a start, as 10 cost accuracy on handwritten digits. The hint is the mean squared
+    difference of the subnets' last hidden layers, after a linear map of the student's. It needs mode=live, because no
+    store contains hidden layers."""
+    superfeatures: Annotated[int | None, Ge(1)] = None
+    """Level of both hierarchies that is compared, in superfeatures; null takes the student's finest."""
+    superfeature_control: Literal["none", "shuffled", "noise"] = "none"
+    """Negative control: explanations of another record of the batch, or noise with each record's own standard
+    deviation."""
+    chimera_fraction: Annotated[float, Ge(0)] = 0.0
+    """Number of chimera records added to a batch, as a fraction of its size. A chimera takes each superfeature
+    from a different record, with the teacher's exact logits of that superfeature, so the teacher need not be
+    run again. Requires networks in input mode."""
+    allow_view_mismatch: bool = False
+    """Allow mode=frozen to warp images while their explanations stay fixed, which is an approximation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.superfeature_control == "none" or self.lambda_ked * self.mu > 0,
+            f"method.superfeature_control={self.superfeature_control} belongs to the explanation term, which "
+            f"method.lambda_ked={self.lambda_ked} and method.mu={self.mu} disable: set both above 0, or "
+            "method.superfeature_control=none",
+        )
+
+    def check(self, setting: MethodSetting) -> None:
+        student, mode = setting.student, setting.mode
+        if self.needs_explanations:
+            require(
+                mode != "frozen" or not setting.augment.operations or self.allow_view_mismatch,
+                "augment.operations warp the image, but the explanations of method=ked cannot be warped with it: set "
+                "augment=none, replay stored views (mode=replay), run the teacher itself (mode=live), or accept an "
+                "approximation with method.allow_view_mismatch=true",
+            )
+        require(
+            not self.needs_superfeatures or isinstance(student, AdditiveModelConfig),
+            f"method=ked compares superfeatures, and student={student.kind} has none: set student=additive, or "
+            "method.mu=0 method.chimera_fraction=0 method.lambda_hint=0 for KD",
+        )
+        require(
+            self.lambda_hint == 0 or mode == "live",
+            f"method.lambda_hint={self.lambda_hint} compares hidden layers, which no store contains, so mode={mode} "
+            "has none: set mode=live with teacher= and teacher.weights=, or method.lambda_hint=0",
+        )
+        mixup_alpha = setting.augment.mixup_alpha
+        require(
+            mixup_alpha is None
+            or (self.chimera_fraction == 0 and self.superfeature_control == "none"),
+            "method.chimera_fraction and method.superfeature_control take whole records, and augment.mixup_alpha="
+            f"{mixup_alpha} mixes them; set augment.mixup_alpha=null, or those to 0 and none",
+        )
+        require(
+            self.chimera_fraction == 0
+            or (isinstance(student, AdditiveModelConfig) and student.is_input_mode),
+            f"method.chimera_fraction={self.chimera_fraction} combines superfeatures of several images into one, which "
+            "is exact only if superfeatures are parts of the input: set student.name=conv or mlp, or "
+            "method.chimera_fraction=0",
+        )
+
+    @property
+    def needs_explanations(self) -> bool:
+        """True if the logits of the teacher's superfeatures are read."""
+        return self.lambda_ked > 0 and (self.mu > 0 or self.chimera_fraction > 0)
+
+    @property
+    def needs_superfeatures(self) -> bool:
+        """True if the logits or the hidden layers of superfeatures are compared."""
+        return self.needs_explanations or self.lambda_hint > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureKDConfig(SoftTargetsConfig):
+    """Options shared by methods that compare features: lambda_ce * labels + lambda_kd * kd + the method's own term.
+
+    The defaults are those of the e2KD paper's baselines: labels, and no logits.
+    """
+
+    lambda_ce: Annotated[float, Ge(0)] = 1.0
+    """Weight of the label term (`label_loss`)."""
+    lambda_kd: Annotated[float, Ge(0)] = 0.0
+    """Weight of the logit term, whose temperature is tau; 0 disables it."""
+    label_loss: LabelLoss = "ce"
+    """Loss on the labels, as method.loss of method=labels; bce_offlabel suits B-cos students."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.lambda_ce > 0 or self.lambda_kd > 0,
+            f"method={self.kind} compares features before the logits: set method.lambda_ce or method.lambda_kd "
+            "above 0, or the last layer is not trained",
+        )
+
+    def _check_whole_features(self, setting: MethodSetting) -> None:
+        require(
+            setting.mode == "live",
+            f"method={self.kind} compares whole feature maps, which no store contains, so mode={setting.mode} has "
+            "none: set mode=live with teacher= and teacher.weights=, or choose method=at or method=cat_kd",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATConfig(FeatureKDConfig):
+    """Attention transfer (Zagoruyko & Komodakis 2017): activation energy of each stage at each position."""
+
+    implementation: ClassVar[str] = "permafrost.losses.at:ATLoss"
+
+    kind: Literal["at"] = "at"
+    lambda_at: Annotated[float, Ge(0)] = 1000.0
+    """Weight of the attention term, large because the term is a mean over positions; 0 disables it, and no
+    stage is read."""
+    stages: tuple[int, ...] = ()
+    """Stages to compare, counted from 1 at the finest, or from -1 at the deepest for networks with different
+    numbers of stages; empty takes all, and both networks must then have the same number."""
+    norm: Literal["mse", "l2"] = "mse"
+    """Norm of the difference of two maps. mse: the mean square over positions, as in public code. l2: the norm
+    in the paper, which is much larger and requires a smaller lambda_at."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.stages
+            or (
+                (min(self.stages) >= 1 or max(self.stages) <= -1)
+                and len(set(self.stages)) == len(self.stages)
+            ),
+            f"method.stages must list stages from 1, or all from -1, each once, got {list(self.stages)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatKDConfig(FeatureKDConfig):
+    """CAT-KD (Guo et al. 2023): class activation maps of all classes, pooled."""
+
+    implementation: ClassVar[str] = "permafrost.losses.cat_kd:CatKDLoss"
+
+    kind: Literal["cat_kd"] = "cat_kd"
+    lambda_cat: Annotated[float, Ge(0)] = 1.0
+    """Weight of the class-map term; 0 disables it, and no class map is computed."""
+    resolution: Annotated[int, Ge(1)] = 2
+    """Cells per side to which the maps are pooled before they are compared."""
+    normalize: bool = False
+    """Divide each map by its L2 norm, so that its magnitude does not matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewKDConfig(FeatureKDConfig):
+    """ReviewKD (Chen et al. 2021): the teacher's features, predicted from the student's features fused across stages.
+
+    Needs mode=live, because no store contains whole features.
+    """
+
+    implementation: ClassVar[str] = "permafrost.losses.review_kd:ReviewKDLoss"
+    minimal: ClassVar[tuple[str, ...]] = ("mode=live",)
+
+    kind: Literal["review_kd"] = "review_kd"
+    lambda_review: Annotated[float, Ge(0)] = 1.0
+    """Weight of the review term; 0 disables it, and its trainable fusions are not created."""
+
+    def check(self, setting: MethodSetting) -> None:
+        if self.lambda_review == 0:
+            return
+        self._check_whole_features(setting)
+        trainer = setting.trainer
+        require(
+            trainer.batch_size > trainer.ranks,
+            f"trainer.batch_size={trainer.batch_size} leaves each of {trainer.ranks} ranks one record, for "
+            "which the batch norms of method=review_kd have no variance; raise it",
+        )
+
+
+METHODS: Family[type[MethodConfig]] = Family(
+    {
+        cls.kind: cls
+        for cls in (
+            LabelsConfig,
+            KDConfig,
+            E2KDConfig,
+            ATConfig,
+            CatKDConfig,
+            ReviewKDConfig,
+            KEDConfig,
+        )
+    }
+)

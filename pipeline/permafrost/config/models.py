@@ -1,0 +1,417 @@
+"""Networks (`teacher=`, `student=`, `black_box=`)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Le
+
+from permafrost.config.options import Options, Role
+from permafrost.config.plugins import Family
+from permafrost.core.errors import ConfigError, require
+
+CENTER_CROP_FRACTION = 0.875
+"""Fraction of the shorter side in the usual evaluation crop of classifiers, 224 of 256 pixels."""
+PRETRAINED = "pretrained"
+"""Value of `weights` for the provider's published default weights; `pretrained:<name>` selects named ones."""
+
+
+def is_published(weights: str | None) -> bool:
+    """Return whether the option names weights published by the provider rather than a file."""
+    return weights is not None and weights.partition(":")[0] == PRETRAINED
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoModelConfig(Options):
+    """No network: a store without a teacher pass, or a student trained on labels."""
+
+    kind: Literal["none"] = "none"
+    name: ClassVar[str] = "none"
+    frame: ClassVar[str] = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Options):
+    """Options that all networks share."""
+
+    removed: ClassVar[dict[str, Any]] = {"frame": "full"}  # of runs that are older than frame=auto
+
+    kind: str = ""
+    name: str = ""
+    """Name of the network."""
+    weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
+    """Weights of the network: a file, `pretrained` or `random`; null starts a student at random. File:
+    .safetensors, or .pt/.pth/.th loaded with weights_only. `pretrained`: the provider's published default
+    weights, whose exact name is recorded; `pretrained:IMAGENET1K_V1` selects others. `random`: a deliberately
+    untrained teacher."""
+    sha256: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
+    """SHA-256 that the weights file must have; null accepts any file."""
+    classes: Annotated[int | None, Ge(1)] = None
+    """Number of outputs; null takes the number of classes of the data."""
+    mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)
+    """Mean of each channel in [0, 1]; normalization is part of the network."""
+    std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
+    """Standard deviation of each channel in [0, 1]."""
+    input_size: Annotated[int | None, Ge(8)] = None
+    """Side in pixels of a teacher's input (a student's is augment.size). null takes the provider's value for
+    its published weights, and the store's frame otherwise."""
+    frame: Annotated[Literal["auto", "center_crop", "full"], Role.OMITTED_AT_DEFAULT] = "auto"
+    """Part of the canonical frame that a teacher receives. full: all of it, resized to a square. center_crop: a
+    square in the middle, in the original's proportions. auto: the provider's own preprocessing (input size, crop,
+    interpolation) for its published weights, and for a file with as many classes as these that no run has
+    trained; full otherwise, for stored views and for a live teacher."""
+    crop_fraction: Annotated[float | None, Gt(0), Le(1), Role.OMITTED_AT_DEFAULT] = None
+    """Side of the center crop as a fraction of the shorter side; null is the provider's with frame=auto, and 7/8
+    with frame=center_crop."""
+    interpolation: Annotated[Literal["bilinear", "bicubic"] | None, Role.OMITTED_AT_DEFAULT] = None
+    """Interpolation of a teacher's input; null is the provider's with frame=auto, and bilinear otherwise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.crop_fraction is None or self.frame != "full",
+            f"crop_fraction={self.crop_fraction} is an option of frame=center_crop; set that, or leave it at null",
+        )
+        require(
+            self.sha256 is None or re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256) is not None,
+            f"sha256 must be 64 hexadecimal digits or null, got {self.sha256!r}",
+        )
+        if self.mean is not None and self.std is not None:
+            require(
+                len(self.mean) == len(self.std) == 3 and min(self.std) > 0,
+                f"mean and std need three values, std > 0; got {self.mean} and {self.std}",
+            )
+        require(
+            (self.mean is None) == (self.std is None),
+            f"mean and std belong together; got {self.mean} and {self.std}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarModelConfig(ModelConfig):
+    """ResNet for small images (He et al. 2016, section 4.2): resnet8, resnet20, ... of depth 6n + 2."""
+
+    implementation: ClassVar[str] = "permafrost.models.cifar:PROVIDER"
+
+    kind: Literal["cifar"] = "cifar"
+    name: str = "resnet20"
+    width: Annotated[int, Ge(1)] = 16
+    """Channels of the first of the three stages."""
+    stem_stride: int = 1
+    """Stride of the first convolution; 2 halves the resolution, for a quarter of the cost and half the map's
+    grid."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        depth = self.name.removeprefix("resnet")
+        require(
+            self.name.startswith("resnet")
+            and depth.isdigit()
+            and int(depth) % 6 == 2
+            and int(depth) >= 8,
+            f"cifar models are named resnet8, resnet14, resnet20, ... (depth 6n + 2), got {self.name!r}",
+        )
+        require(self.stem_stride in (1, 2), f"stem_stride must be 1 or 2, got {self.stem_stride}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionModelConfig(ModelConfig):
+    """Classifier of torchvision by its name: resnet50, convnext_tiny, vit_b_16, ..."""
+
+    implementation: ClassVar[str] = "permafrost.models.torchvision:PROVIDER"
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: str = "resnet18"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmModelConfig(ModelConfig):
+    """Image classifier of timm by its name, hf-hub:<owner>/<model> or local-dir:<folder>."""
+
+    implementation: ClassVar[str] = "permafrost.models.timm:PROVIDER"
+
+    kind: Literal["timm"] = "timm"
+    name: str = "resnet18"
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel in [0, 1]; null takes the model's own."""
+    std: tuple[float, ...] | None = None
+    license: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
+    """License of a trained student as written to its export (an SPDX name); null writes none."""
+
+
+BCOS_NAMES = (
+    *("resnet18", "resnet34", "resnet50", "densenet121", "densenet169"),
+    *("simple_vit_ti", "simple_vit_s", "vitc_ti", "vitc_s"),
+)
+"""B-cos networks with published weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BcosModelConfig(ModelConfig):
+    """B-cos network (Boehle et al. 2022, 2024), which explains itself with explainer=bcos_weights.
+
+    resnet18, resnet34, resnet50, resnet8, resnet20, ... (three stages, depth 6n + 2), densenet121,
+    densenet169, simple_vit_ti, simple_vit_s (patches of 16 pixels), vitc_ti, vitc_s (convolutional stem).
+    """
+
+    implementation: ClassVar[str] = "permafrost.models.bcos.classifier:PROVIDER"
+
+    kind: Literal["bcos"] = "bcos"
+    name: str = "resnet18"
+    width: Annotated[int | None, Ge(1)] = None
+    """Channels of the first stage, or of a ViT's tokens (a multiple of 64). null takes the published network's,
+    or 16 for networks of three stages."""
+    stem: Literal["large", "small"] | None = None
+    """First layers. large: 7x7 with stride 2, followed by a pool. small: 3x3 at full resolution, for images of
+    about 32 pixels. null: small for networks of three stages, large otherwise. ViTs have no stem option."""
+    patch: int | None = None
+    """Side in pixels of a ViT's patches (for vitc, of patches of the stem's output); null takes the published
+    network's. 4 suits images of 32 pixels."""
+    depth: int | None = None
+    """Number of a ViT's blocks; null takes the published network's, 12 or 11."""
+    logit_temperature: Annotated[float, Gt(0)] = 1.0
+    """Divisor of the logits."""
+    logit_bias: float | None = None
+    """Constant added to all logits; null is -log(classes - 1), so that an untrained network's sigmoids are 1 /
+    classes."""
+    b: Annotated[float, Ge(1)] = 2.0
+    """Exponent of every layer; 1 is a linear network."""
+    mean: tuple[float, ...] | None = None
+    """Always null: a B-cos network takes [x, 1 - x] of pixels in [0, 1], not normalized."""
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.name in BCOS_NAMES or self.is_cifar_resnet,
+            f"B-cos networks are named {', '.join(BCOS_NAMES)}, or resnet8, resnet14, resnet20, ... (depth "
+            f"6n + 2, for small images); got {self.name!r}",
+        )
+        require(
+            not is_published(self.weights),
+            "weights=pretrained: nothing is downloaded for kind bcos; name a file of the published B-cos v2 "
+            "checkpoints as weights=",
+        )
+        require(
+            self.mean is None,
+            f"mean and std must stay null for kind bcos, whose input is [x, 1 - x] of the pixels; got {self.mean}",
+        )
+        if self.is_vit:
+            require(
+                self.stem is None,
+                f"{self.name} has no stem option, got stem={self.stem}; leave it null",
+            )
+            require(
+                self.width is None or self.width % 64 == 0,
+                f"width of {self.name} must be a multiple of 64, got {self.width}",
+            )
+        for option in ("patch", "depth"):
+            value = getattr(self, option)
+            require(
+                value is None or (self.is_vit and value >= 1),
+                f"{option}={value} is an option of B-cos ViTs, >= 1; leave it null for {self.name}"
+                if not self.is_vit
+                else f"{option} must be >= 1 or null, got {value}",
+            )
+        if self.name.startswith("densenet"):
+            require(
+                self.width is None or self.width % 2 == 0,
+                f"width of {self.name} must be even, because a layer adds half of it; got {self.width}",
+            )
+
+    @property
+    def is_vit(self) -> bool:
+        """True if the network is a transformer."""
+        return "vit" in self.name
+
+    @property
+    def is_cifar_resnet(self) -> bool:
+        """True if the network is a ResNet of three stages, for small images."""
+        depth = self.name.removeprefix("resnet")
+        return (
+            self.name not in BCOS_NAMES
+            and self.name.startswith("resnet")
+            and depth.isdigit()
+            and int(depth) >= 8
+            and int(depth) % 6 == 2
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdditiveModelConfig(ModelConfig):
+    """Additive network that explains by superfeatures (KED): its logits are the sum over one subnet per superfeature.
+
+    mlp: subnets on cells of the image, or on columns of a table. conv: grouped convolutions on masked copies of a
+    small image. trunk: heads on the cells of one shared network (teacher and student agree cell by cell), or on groups
+    of its channels.
+    """
+
+    implementation: ClassVar[str] = "permafrost.models.additive.network:PROVIDER"
+
+    kind: Literal["additive"] = "additive"
+    name: Literal["mlp", "conv", "trunk"] = "trunk"
+    superfeatures: int = 8
+    """Number M of superfeatures at the finest level; every coarser level is saved with the weights."""
+    partition: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
+    """Partition of cells or columns into superfeatures: a partition artifact's folder or its
+    partition.safetensors. null takes contiguous blocks. A weights file contains its own partition, which takes
+    precedence."""
+    partition_control: Literal["none", "random", "contiguous"] = "none"
+    """Negative control: random groups of the same sizes (random), or contiguous blocks in place of the
+    partition."""
+    partition_seed: int = 0
+    """Seed of partition_control=random."""
+    grid: tuple[int, int] = (8, 8)
+    """Grid (rows, columns) of the cells that are grouped, of the image or of the trunk's last stage (whose size
+    it must match)."""
+    columns: int | None = None
+    """Number of columns of a table (name=mlp), each one feature. null takes the store's columns, or the grid's
+    cells for a store of images."""
+    width: int = 16
+    """Width of each subnet: units of a hidden layer, or channels of a convolution. `constant` gives it another
+    meaning."""
+    constant: Annotated[
+        Literal["subnet_width", "total_width", "parameters"], Role.OMITTED_AT_DEFAULT
+    ] = "subnet_width"
+    """Quantity that `width` fixes and that superfeatures does not change. subnet_width: the width of each subnet.
+    total_width: that of all subnets together, divided evenly; with name=mlp or conv the parameters then decrease with
+    superfeatures, because each unit reads one group only. parameters: up to rounding, the parameters of a network
+    with one superfeature and this width."""
+    depth: int = 1
+    """Depth of each subnet: layers before its last, linear one."""
+    trunk: str = "resnet20"
+    """Network below the heads with name=trunk, by its name in trunk_kind: resnet8, resnet14, resnet20, ... of kind
+    cifar."""
+    trunk_kind: Annotated[Literal["cifar", "torchvision", "timm"], Role.OMITTED_AT_DEFAULT] = (
+        "cifar"
+    )
+    """Provider of the trunk, which is newly initialized."""
+    trunk_features: Annotated[Literal["cells", "channels"], Role.OMITTED_AT_DEFAULT] = "cells"
+    """Features of the trunk's last stage that are grouped: its cells, or its channels (in contiguous groups, as
+    channels of two networks do not correspond)."""
+    trunk_width: int = 16
+    """Width of a trunk of kind cifar, as its `width`."""
+    stem_stride: int = 1
+    """Stride of the first convolution of a trunk of kind cifar, as its `stem_stride`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("superfeatures", "width", "depth", *(["columns"] if self.columns else [])):
+            value = getattr(self, option)
+            require(value >= 1, f"{option} must be >= 1, got {value}")
+        require(min(self.grid) >= 1, f"grid must be [rows, columns] >= 1, got {list(self.grid)}")
+        require(
+            self.columns is None or self.name == "mlp",
+            f"columns={self.columns} is an option of name=mlp, for tables; leave it null for name={self.name}",
+        )
+        require(
+            self.infers_columns_from_store
+            or self.features is None
+            or self.superfeatures <= self.features,
+            f"superfeatures={self.superfeatures} with {self.features} features: each needs at least one; lower "
+            f"it{'' if self.columns else ', or choose a finer grid'}",
+        )
+        require(
+            self.constant != "total_width" or self.width % self.superfeatures == 0,
+            f"width={self.width} with constant=total_width is divided evenly over superfeatures={self.superfeatures}; "
+            "choose a multiple of it",
+        )
+        require(
+            self.partition_control != "random" or self.partition_seed >= 0,
+            f"partition_seed must be >= 0, got {self.partition_seed}",
+        )
+        require(
+            not is_published(self.weights),
+            "weights=pretrained: no weights are published for kind additive; train a network with permafrost teach and "
+            "set weights= to its model.safetensors",
+        )
+        if self.name == "mlp" and self.columns is None and self.input_size is not None:
+            require(
+                not any(self.input_size % side for side in self.grid),
+                f"grid={list(self.grid)} does not divide input_size={self.input_size}; choose a divisor",
+            )
+        self._check_trunk()
+
+    def _check_trunk(self) -> None:
+        """Raise ConfigError if an option of the trunk is invalid or not read."""
+        for option, reader, is_read in (
+            ("trunk_kind", "name=trunk", self.name == "trunk"),
+            ("trunk_features", "name=trunk", self.name == "trunk"),
+            ("trunk_width", "trunk_kind=cifar", self.trunk_kind == "cifar"),
+            ("stem_stride", "trunk_kind=cifar", self.trunk_kind == "cifar"),
+            ("grid", "trunk_features=cells", self.trunk_features == "cells"),
+        ):
+            value, default = getattr(self, option), getattr(type(self), option)
+            require(
+                is_read or value == default,
+                f"{option}={value} is an option of {reader}; leave it at {default}",
+            )
+        require(
+            self.trunk_features == "cells" or self.partition is None,
+            f"partition={self.partition} names groups of cells, and trunk_features=channels groups channels; set "
+            "partition=null",
+        )
+        if self.name == "trunk":
+            try:
+                self.trunk_config  # noqa: B018, checks its name and width
+            except ConfigError as error:
+                raise ConfigError(
+                    f"trunk: {error}; or set trunk_kind=torchvision or timm"
+                ) from error
+
+    @property
+    def infers_columns_from_store(self) -> bool:
+        """True if the number of features is known only from a table (models/resolve.py)."""
+        return self.name == "mlp" and self.columns is None and self.input_size is None
+
+    @property
+    def features(self) -> int | None:
+        """Number d of features that are grouped, None for the channels of a trunk, which has to be built first."""
+        if self.trunk_features == "channels":
+            return None
+        return self.columns or self.grid[0] * self.grid[1]
+
+    @property
+    def is_input_mode(self) -> bool:
+        """True if superfeatures are parts of the input itself, so that each subnet receives only its own part."""
+        return self.name != "trunk"
+
+    @property
+    def trunk_config(self) -> ModelConfig:
+        """Config of the network below the heads."""
+        if self.trunk_kind != "cifar":
+            cls = TorchvisionModelConfig if self.trunk_kind == "torchvision" else TimmModelConfig
+            return cls(name=self.trunk, mean=self.mean, std=self.std, input_size=self.input_size)
+        return CifarModelConfig(
+            name=self.trunk,
+            width=self.trunk_width,
+            stem_stride=self.stem_stride,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")
+
+
+def whole_frame(config: AnyModelConfig) -> AnyModelConfig:
+    """Return the options of a network that receives whole frames, so that frame=auto means full."""
+    if isinstance(config, NoModelConfig) or config.frame != "auto":
+        return config
+    return replace(config, frame="full")
+
+
+MODELS: Family[type[ModelConfig]] = Family(
+    {
+        cls.kind: cls
+        for cls in (
+            CifarModelConfig,
+            TorchvisionModelConfig,
+            TimmModelConfig,
+            BcosModelConfig,
+            AdditiveModelConfig,
+        )
+    }
+)

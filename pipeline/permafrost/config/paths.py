@@ -1,0 +1,87 @@
+"""Options that name files or folders, whose meaning depends on the folder and machine of the process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, TypeVar
+
+from permafrost.config.cluster import ExistingClusterConfig, KubeRayClusterConfig
+from permafrost.config.environment import in_submitted_job
+from permafrost.config.models import is_published
+from permafrost.config.options import Options, Role, options_of
+from permafrost.core.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+C = TypeVar("C", bound=Options)
+
+_NO_FILES = ("", "random")
+_WRITTEN = ("store.path", "run")
+
+
+def require_shared_paths(config: Options, mount_path: str | None = None) -> None:
+    """Raise ConfigError unless every path in a verb's config has the same meaning on all nodes.
+
+    mount_path  folder shared by the nodes, if it is known; output paths must be inside it
+    """
+    named = list(_paths(config))
+    if hasattr(config, "run"):
+        named.append(("run", config.run))
+    for option, path in named:
+        require(
+            PurePosixPath(path).is_absolute(),
+            f"{option}={path} is relative, and a job runs in a temporary copy of the code on one node; "
+            "set an absolute path on storage that all nodes share",
+        )
+        require(
+            mount_path is None
+            or option not in _WRITTEN
+            or PurePosixPath(path).is_relative_to(mount_path),
+            f"{option}={path} would be lost with its pod; set a path below cluster.mount_path={mount_path}",
+        )
+
+
+def with_absolute_paths(config: C) -> C:
+    """Return a verb's config with relative paths made absolute from the current folder of this process."""
+    for name, path in _paths(config):
+        config = _replaced(config, name.split("."), str(Path(path).absolute()))
+    return config
+
+
+def _paths(config: Options, section: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the option and the value of each file or folder that is named."""
+    for option in options_of(type(config)):
+        name, value = f"{section}{option.name}", getattr(config, option.name)
+        if isinstance(value, Options):
+            yield from _paths(value, f"{name}.")
+        elif Role.FILE in option.roles and _is_file(value) and not _is_unused(config, option.name):
+            yield name, value
+
+
+def _is_file(value: str | None) -> bool:
+    return value not in (None, *_NO_FILES) and not is_published(value) and "://" not in str(value)
+
+
+def _is_unused(config: Options, name: str) -> bool:
+    """Return whether the option is a download folder and nothing is downloaded."""
+    return name == "cache" and "://" not in getattr(config, "path", "")
+
+
+def _replaced(config: C, names: list[str], value: str) -> C:
+    first, *below = names
+    inner = _replaced(getattr(config, first), below, value) if below else value
+    replaced: C = replace(config, **{first: inner})
+    return replaced
+
+
+def place_paths(config: C) -> C:
+    """Return a verb's config whose paths have the same meaning on every node that does its work.
+
+    Raises ConfigError for a relative path in a submitted job, whose driver runs in a temporary folder.
+    """
+    cluster = getattr(config, "cluster", None)
+    if in_submitted_job() or isinstance(cluster, KubeRayClusterConfig):
+        require_shared_paths(config, getattr(cluster, "mount_path", None))
+    return with_absolute_paths(config) if isinstance(cluster, ExistingClusterConfig) else config

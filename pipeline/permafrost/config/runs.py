@@ -1,0 +1,213 @@
+"""Folder of a run: its config, its results, and the cost of the work."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from permafrost.config.builder import check_values
+from permafrost.config.options import Option, Options, Role, options_of, to_plain
+from permafrost.config.verbs import section_class
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.files import remove_partial_files
+from permafrost.core.lock import lock_folder
+from permafrost.core.signed_files import (
+    damaged,
+    read_json,
+    read_yaml,
+    sign_yaml,
+    write_json,
+    write_yaml,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+RUNS = Path("runs")
+_RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
+CONFIG_NAME = "config.yaml"
+CHECKPOINT_NAME = "checkpoint.pt"
+CONTINUED = ", from its checkpoint"
+"""Words of the first line of a training that was interrupted."""
+COST_NAME = "cost.json"
+
+
+@contextmanager
+def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Iterator[Path]:
+    """Provide the folder runs/<run>/<verb> with its config, which no other process writes to in the block.
+
+    It may already contain part of the same run.
+
+    inputs  fingerprints of the inputs, so that a changed store makes a different run
+    Raises ConfigError if the folder holds results of other options, and LockedError if another process writes to it.
+    """
+    folder = RUNS / run / verb
+    with lock_folder(folder, "run"):
+        _claim(folder, verb, config, inputs)
+        yield folder
+
+
+def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> None:
+    """Write the config of a run to its folder. Raises ConfigError if the folder holds results of other options."""
+    values = to_plain_dict(config) | {"inputs": inputs}
+    path = folder / CONFIG_NAME
+    remove_partial_files(folder)
+    if path.exists() and any((folder / name).exists() for name in _RESULTS):
+        existing = identity(read_config(path, type(config)), type(config))
+        wanted = identity(values, type(config))
+        order = [", ".join(one["inputs"]) for one in (existing, wanted)]
+        if existing != wanted or order[0] != order[1]:
+            way_out = "choose another run=, or delete that folder"
+            if verb.startswith("evaluate") and not verb.endswith("-network"):
+                way_out = (
+                    "delete that folder to evaluate again (the student is in another one and stays)"
+                )
+            found = (
+                f"the inputs {order[0]} in this order, but this one has {order[1]}"
+                if existing == wanted
+                else _first_difference(existing, wanted)
+            )
+            raise ConfigError(f"{folder} contains a run with {found}; {way_out}")
+    else:
+        save_config(path, values)
+
+
+def identity(
+    values: Mapping[str, Any], cls: type[Options], *, with_removed: bool = True
+) -> dict[str, Any]:
+    """Return the part of a resolved config that determines the results.
+
+    values        plain values of a verb's config of class `cls`; entries that are not options of it are kept
+    with_removed  False to leave out options that no longer exist and have no effect
+    """
+    options = {option.name: option for option in options_of(cls)}
+    kept: dict[str, Any] = dict(cls.removed)
+    for name, value in values.items():
+        option = options.get(name)
+        if option is not None and Role.OUTSIDE_IDENTITY in option.roles:
+            continue
+        if option is not None and Role.BY_FINGERPRINT in option.roles:
+            kept[name] = to_plain(option.default)  # in `inputs` are the fingerprints
+            continue
+        if _is_omitted(option, value):
+            continue
+        section = None if option is None else section_class(option, value)
+        kept[name] = (
+            value if section is None else identity(value, section, with_removed=with_removed)
+        )
+    if with_removed:
+        return kept
+    return {n: v for n, v in kept.items() if n not in cls.removed or v != cls.removed[n]}
+
+
+def _is_omitted(option: Option | None, value: Any) -> bool:
+    return option is not None and is_omitted(option, value)
+
+
+def is_omitted(option: Option, value: Any) -> bool:
+    """Return whether an option is left out of identities because it is newer than runs and has its default."""
+    if Role.OMITTED_AT_DEFAULT not in option.roles:
+        return False
+    return bool(_without_tuples(value) == _without_tuples(option.default))
+
+
+def save_config(path: Path, values: dict[str, Any]) -> None:
+    """Write a resolved config as YAML next to the results."""
+    write_yaml(path, to_yaml(values))
+
+
+def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any]:
+    """Read a resolved config of class `cls` as plain values, with the `inputs` that it was saved with.
+
+    required  sections that it must have
+    Options of another version are left as they are. Raises DamagedFileError for a file that this package has not
+    written, and for values that no option takes.
+    """
+    advice = "delete it; only the command that it describes is then missing in reports"
+    if path.name == CONFIG_NAME:
+        advice = (
+            "restore it, or delete it if you know that the options of this run are those of your command; otherwise "
+            f"delete the folder {path.parent}"
+        )
+    values = read_yaml(path, advice)
+    inputs = values.get("inputs", {})
+    try:
+        require(
+            isinstance(inputs, dict)
+            and all(isinstance(text, str) for pair in inputs.items() for text in pair),
+            "inputs is not a mapping from names to fingerprints",
+        )
+        missing = [name for name in required if not isinstance(values.get(name), dict)]
+        require(not missing, f"it lacks {', '.join(missing)}")
+        check_values(cls, {name: value for name, value in values.items() if name != "inputs"})
+    except ConfigError as error:
+        raise damaged(path, error, advice) from error
+    return values
+
+
+def unused_path(path: Path, values: dict[str, Any]) -> Path:
+    """Return the first of <name>.yaml, <name>-2.yaml, ... that does not exist or has these values already.
+
+    A run may make several passes, and the options of each stay.
+    """
+    text, number = sign_yaml(to_yaml(values)), 1
+    candidate = path
+    while candidate.exists() and candidate.read_bytes() != text:
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Format plain values as YAML, in their order."""
+    text: str = yaml.safe_dump(values, sort_keys=False)
+    return text
+
+
+def to_plain_dict(config: Any) -> dict[str, Any]:
+    """Convert a config dataclass to plain values."""
+    values: dict[str, Any] = _without_tuples(asdict(config))
+    return values
+
+
+def _without_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_tuples(member) for name, member in value.items()}
+    return (
+        [_without_tuples(member) for member in value] if isinstance(value, (list, tuple)) else value
+    )
+
+
+def _first_difference(existing: Any, wanted: Any, path: str = "") -> str:
+    if isinstance(existing, dict) and isinstance(wanted, dict):
+        for name in [*existing, *wanted]:
+            if existing.get(name) != wanted.get(name):
+                below = f"{path}.{name}" if path else str(name)
+                return _first_difference(existing.get(name), wanted.get(name), below)
+    return f"{path}={existing}, but this one has {wanted}"
+
+
+def save_cost(folder: Path, seconds: float, records: int) -> None:
+    """Add to the recorded cost of the folder's work. It is informational and never read by training."""
+    before = read_cost(folder) or {"seconds": 0.0, "records": 0}
+    cost = {"seconds": before["seconds"] + seconds, "records": before["records"] + records}
+    write_json(folder / COST_NAME, cost)
+
+
+def read_cost(folder: Path) -> dict[str, float] | None:
+    """Return the seconds and records (each visit counted) spent on a folder, or None if not recorded."""
+    path = folder / COST_NAME
+    if not path.exists():
+        return None
+    advice = "delete it; only the seconds and records of the work so far are lost"
+    cost = read_json(path, advice)
+    for name in ("seconds", "records"):
+        value = cost.get(name)
+        if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
+            raise damaged(path, f"{name} is {value!r}", advice)
+    return {name: cost[name] for name in ("seconds", "records")}

@@ -1,0 +1,152 @@
+"""Options of a store, of a teacher pass, and of the records that a run reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+from annotated_types import Ge, Le, Lt
+
+from permafrost.config.options import Options, Role
+from permafrost.config.plugins import Family
+from permafrost.core.errors import require
+from permafrost.core.files import RootedPath
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions(Options):
+    """Location and format of a store. Readers of an existing store use only `path`, `allow_links` and
+    `teacher`."""
+
+    section: ClassVar[str] = "store"
+
+    path: Annotated[str, Role.FILE, Role.OUTSIDE_IDENTITY] = "stores/demo"
+    """Folder of the store."""
+    allow_links: Annotated[bool, Role.OUTSIDE_IDENTITY] = False
+    """Follow symbolic links inside the store, for a store of your own. They are an error otherwise, because those of a
+    store from someone else can lead to any file of this machine. The path of the store itself may contain links."""
+    backend: Annotated[Literal["zarr", "webdataset"], Role.OUTSIDE_IDENTITY] = "zarr"
+    """Storage format of the teacher fields."""
+    shard_size: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 512
+    """Records per shard, the unit of work, retry and checksum."""
+    seed: Annotated[int, Ge(0), Lt(2**63), Role.OUTSIDE_IDENTITY] = 0
+    """Seed of the global permutation that assigns records to shards."""
+    image_size: Annotated[int | None, Ge(8), Le(4096), Role.OUTSIDE_IDENTITY] = None
+    """Side in pixels of the canonical frame; null takes the images' common size if they have one, else 256.
+    Re-encoded frames need it before the images are read, and then null is 256 unless the source declares a
+    size."""
+    format: Annotated[Literal["original", "jpeg95", "raw"], Role.OUTSIDE_IDENTITY] = "original"
+    """Format of the images: the original bytes of the files, or the frame as a JPEG of quality 95 or as raw
+    pixels."""
+    relist: Annotated[bool, Role.OUTSIDE_IDENTITY] = False
+    """List the data and compare them with a finished store, also if the options and the places of the files are
+    those that it was made with. Without it, such a store is only checked for missing files: a file that was
+    overwritten may not be noticed."""
+    teacher: Annotated[tuple[str, ...], Role.BY_FINGERPRINT] = ()
+    """Teacher passes to read if the store holds several: folder names, or the name before or the 8 digits after the
+    last hyphen. A run that has read a pass keeps to it (passes.json of the run), whatever the store gets later."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.path != "", "store.path is empty; set it to the folder of the store")
+        require(
+            "://" not in self.path,
+            f"store.path must be a local or mounted folder, got {self.path!r}; object storage is not supported yet",
+        )
+
+    @property
+    def folder(self) -> RootedPath:
+        """Folder of the store."""
+        return self.at(None)
+
+    def at(self, other: str | None) -> RootedPath:
+        """Return the folder of another store, which is read in the same way; of None its own."""
+        return RootedPath(Path(other or self.path), allow_links=self.allow_links)
+
+
+class PayloadInfo(NamedTuple):
+    """Payload that a teacher pass may store."""
+
+    implementation: str
+    """Same as Options.implementation."""
+    fits_tables: bool
+    """True if a teacher of a table's rows can produce it."""
+    options: tuple[str, ...] = ()
+    """Options of PassOptions that it reads."""
+
+
+_PACKAGE = "permafrost.annotation.payloads"
+PAYLOADS: Family[PayloadInfo] = Family(
+    {
+        "logits": PayloadInfo(f"{_PACKAGE}.logits:LogitsPayload", True),
+        "map": PayloadInfo(f"{_PACKAGE}.explanation_map:MapPayload", False, ("map_dtype",)),
+        "attention": PayloadInfo(f"{_PACKAGE}.intermediates:AttentionPayload", False),
+        "class_maps": PayloadInfo(
+            f"{_PACKAGE}.intermediates:ClassMapPayload", False, ("class_map_size",)
+        ),
+        "pooled": PayloadInfo(f"{_PACKAGE}.pooled_feature:FeaturePayload", False),
+        "superfeature_logits": PayloadInfo(
+            f"{_PACKAGE}.superfeature_logits:SuperfeaturePayload", True, ("superfeature_dtype",)
+        ),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassOptions(Options):
+    """Contents of a teacher pass."""
+
+    section: ClassVar[str] = "annotate"
+
+    name: str | None = None
+    """Name of a new pass, before its fingerprint, which `store.teacher=` accepts; null takes the teacher's name."""
+    payloads: tuple[str, ...] = ("logits", "map")
+    """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
+    stage, for method=at. class_maps: maps of all classes, for method=cat_kd. pooled: the pooled feature before
+    the classifier. superfeature_logits: the logits of each superfeature of an
+    additive teacher, for method=ked."""
+    map_dtype: Literal["float32", "float16", "int8"] = "float16"
+    """Storage dtype of maps, which are divided by their largest absolute value. Maps that are far above their
+    mean in a few places lose most in int8."""
+    class_map_size: Annotated[int, Ge(1)] = 2
+    """Cells per side to which class_maps are pooled. A student's views warp these cells, which is more exact at
+    the size of the features (7 for a ResNet at 224 pixels) than at the 2 that CAT-KD compares."""
+    superfeature_dtype: Literal["float16", "int8"] = "float16"
+    """Storage dtype of superfeature_logits, with one scale per superfeature; int8 halves their size and is
+    worthwhile from about 200 classes."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the teacher's forward pass (autocast); explanations are computed in float32 from its
+    features. Maps that are gradients through the whole network (B-cos weights) take one float32 pass, which
+    also gives the logits."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Records per forward pass of the teacher; constant, because it may change the last bits of the result."""
+    min_fidelity: Annotated[float, Ge(0), Le(1)] = 0.999
+    """Lowest cosine between a map and its stored form that may be written."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [name for name in self.payloads if name not in PAYLOADS]
+        require(
+            not unknown,
+            f"annotate.payloads must be among {', '.join(PAYLOADS)}; got {', '.join(unknown)}",
+        )
+        require("logits" in self.payloads, "annotate.payloads must contain logits")
+        require(
+            len(set(self.payloads)) == len(self.payloads),
+            f"annotate.payloads lists a payload twice: {self.payloads}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetOptions(Options):
+    """Subset of the training split that a run reads; the store itself always contains the whole set."""
+
+    section: ClassVar[str] = "subset"
+
+    shots: Annotated[int | None, Ge(1)] = None
+    """Records per class, or at least that many if records have several labels; null takes all."""
+    seed: int = 0
+    """Seed of the selection, separate from `seed` so that the shots stay fixed while initialization varies."""
+    holdout: Annotated[int, Ge(0)] = 0
+    """Records per class kept out of training for validation, selected before the shots."""

@@ -1,0 +1,111 @@
+"""Optimization of a network (`optimizer=`, `trainer=`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.options import Options, Role
+from permafrost.core.errors import require
+
+
+def check_mixup_partners(augment: AugmentOptions, trainer: TrainerOptions) -> None:
+    """Raise ConfigError if a record of a rank's slice of the batch would be mixed with itself."""
+    require(
+        augment.mixup_alpha is None or trainer.batch_size > trainer.ranks,
+        f"augment.mixup_alpha={augment.mixup_alpha}: trainer.batch_size={trainer.batch_size} leaves each of "
+        f"{trainer.ranks} ranks one record and no other to mix it with; raise it",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions(Options):
+    """Optimizer of torch; weight decay applies to all parameters, as in the papers."""
+
+    section: ClassVar[str] = "optimizer"
+
+    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Annotated[float, Gt(0)] = 3e-3
+    """Learning rate."""
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    """Weight decay."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """Momentum of sgd."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerOptions(Options):
+    """Length, batches, schedule and numerics of the training."""
+
+    section: ClassVar[str] = "trainer"
+
+    epochs: Annotated[int, Ge(1)] = 30
+    """Number of epochs."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Records per global batch."""
+    schedule: Literal["cosine", "decay", "constant"] = "cosine"
+    """Schedule of the learning rate after the warm-up: to zero along a cosine, a decay by a factor, or
+    constant. The rate is set once per epoch, or in every step if warmup_steps is set."""
+    warmup_epochs: int = 0
+    """Epochs of linear warm-up from 0.01 * lr."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up in place of warmup_epochs, as for ViTs; null uses epochs."""
+    decay: Annotated[float, Gt(0), Lt(1)] = 0.1
+    """Factor of schedule=decay, applied every decay_every_epochs."""
+    decay_every_epochs: Annotated[int, Ge(1)] = 30
+    """Interval in epochs of schedule=decay."""
+    clip_norm: Annotated[float | None, Gt(0)] = 1.0
+    """Largest global gradient norm; null disables clipping."""
+    agc: Annotated[float | None, Gt(0)] = None
+    """Adaptive gradient clipping in place of clip_norm; null disables it. It is the largest norm of a unit's
+    gradient relative to the norm of its weight (0.01 for B-cos networks). Needs clip_norm=null."""
+    ranks: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 1
+    """Number of training processes, each with its slice of the global batch; more than 1 run with Ray Train."""
+    device: str = "auto"
+    """Device of torch; auto takes a GPU if there is one."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the forward and backward pass (torch.autocast). Losses stay float32, as does GradCAM of a
+    linear head, whose weights are the explanation. Explanations that are gradients (B-cos weights, class
+    tokens) are gradients of the half-precision graph, then cast to float32."""
+    compile: bool = False
+    """torch.compile of the student's forward pass, used if its explanation needs no double backward."""
+    channels_last: bool = False
+    """Channels-last memory format of the network and its images, for faster convolutions in half precision."""
+    num_threads: Annotated[int | None, Ge(1)] = None
+    """Number of torch threads on the CPU; null takes one per 0.25 G multiply-accumulates of a
+    step, at most as many as there are cores."""
+    loader_processes: Annotated[int, Ge(0), Role.OUTSIDE_IDENTITY] = 0
+    """Worker processes of the data loader."""
+    decode_threads: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
+    """Threads that decode a batch, in each process that loads batches; null takes that process's share
+    of the cores of its machine, at most 8. Files below 4 kB on average are decoded in one thread."""
+    checkpoint_every_epochs: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 1
+    """Epochs between checkpoints."""
+    checkpoint_every_steps: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
+    """Steps between checkpoints within an epoch, for long epochs; null saves only after epochs."""
+    log_every_steps: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 20
+    """Steps between logged metrics."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.batch_size % self.ranks == 0,
+            f"trainer.batch_size={self.batch_size} is not a multiple of trainer.ranks={self.ranks}",
+        )
+        require(
+            0 <= self.warmup_epochs < self.epochs,
+            f"trainer.warmup_epochs must be in [0, epochs), got {self.warmup_epochs} of {self.epochs}",
+        )
+        require(
+            self.warmup_steps is None or (self.warmup_steps >= 1 and self.warmup_epochs == 0),
+            f"trainer.warmup_steps={self.warmup_steps} must be >= 1 and replaces "
+            f"trainer.warmup_epochs={self.warmup_epochs}; set trainer.warmup_epochs=0",
+        )
+        require(
+            self.agc is None or self.clip_norm is None,
+            f"trainer.agc={self.agc} replaces trainer.clip_norm={self.clip_norm}; also set "
+            "trainer.clip_norm=null",
+        )

@@ -1,0 +1,380 @@
+"""Sections that each verb reads, and the families whose member is chosen by `kind`."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+
+from annotated_types import Ge
+
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.cluster import (
+    CLUSTERS,
+    ClusterConfig,
+    Executor,
+    KubeRayClusterConfig,
+    LocalClusterConfig,
+)
+from permafrost.config.data import SOURCES
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.estimate import EstimateOptions
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.evaluators import EVALUATORS
+from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
+from permafrost.config.file_data import DataConfig, NoDataConfig
+from permafrost.config.methods import METHODS, MethodConfig, Mode
+from permafrost.config.models import (
+    MODELS,
+    AdditiveModelConfig,
+    ModelConfig,
+    NoModelConfig,
+    whole_frame,
+)
+from permafrost.config.options import Option, Options, Role
+from permafrost.config.report import ReportOptions
+from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
+from permafrost.config.teaching import TEACHINGS, KEDTeachingConfig, TeachingConfig
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.views import VIEWS, AnyViewsConfig, CanonicalViewsConfig
+from permafrost.core.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_EVALUATORS = ("accuracy", "localization")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig(Options):
+    """Sections that `precompute` reads.
+
+    `augment`, `split` and `subset` determine the views and records of a pass of stored views. The
+    canonical pass always covers all records.
+    """
+
+    data: DataConfig
+    store: StoreOptions
+    teacher: ModelConfig | NoModelConfig
+    explainer: ExplainerConfig
+    annotate: PassOptions
+    cluster: ClusterConfig
+    views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    subset: SubsetOptions = field(default_factory=SubsetOptions)
+    split: str = "train"
+    """Split that a pass of stored views covers."""
+    executor: Executor = "auto"
+    """Executor of the work: Ray, or this process alone (serial). auto: serial for at most 10,000 records with
+    cluster=local and cluster.actors=1, Ray otherwise."""
+    run: str = "untitled"
+    """Folder below runs/, shared by all stages; an absolute path is taken as it is (required on a cluster)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.views.kind == "canonical" or self.teacher.frame != "center_crop",
+            f"views={self.views.kind} are views of the whole frame: set teacher.frame=full",
+        )
+        if self.views.kind != "canonical":
+            object.__setattr__(self, "teacher", whole_frame(self.teacher))
+        require(
+            self.views.kind != "random" or len(self.augment.operations) > 0,
+            "views=random draws from augment.operations, which is empty: set augment=",
+        )
+        if self.views.kind == "random":
+            self.augment.refuse_replacing_options(
+                "a stored view consists of a matrix only; set views=canonical and distill with mode=live"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateConfig(PrecomputeConfig):
+    """Sections that `estimate` reads: those of precompute, and those of distill that describe a student."""
+
+    estimate: EstimateOptions = field(default_factory=EstimateOptions)
+    student: ModelConfig
+    method: MethodConfig
+    optimizer: OptimizerOptions
+    trainer: TrainerOptions
+    mode: Mode = "frozen"
+    """Origin of the student's targets, as in distill: frozen or replay. It is compared with mode=live."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachConfig(Options):
+    """Sections that `teach` reads; `teacher` is the network to train on a store's labels."""
+
+    store: StoreOptions
+    teacher: ModelConfig
+    teaching: TeachingConfig
+    evaluate: EvaluateOptions
+    black_box: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    """Trained network in whose logits teaching=ked finds superfeatures."""
+    cluster: Annotated[ClusterConfig, Role.OUTSIDE_IDENTITY] = field(
+        default_factory=LocalClusterConfig
+    )
+    """Cluster that the training processes run on."""
+    seed: int = 0
+    """Seed of the training, as in distill."""
+    run: str = "untitled"
+    """Folder below runs/, as in precompute."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "teacher", whole_frame(self.teacher))
+        object.__setattr__(self, "black_box", whole_frame(self.black_box))
+        require(
+            not isinstance(self.teaching, KEDTeachingConfig)
+            or isinstance(self.teacher, AdditiveModelConfig),
+            f"teaching=ked trains a network that explains by superfeatures, not teacher={self.teacher.kind}; set "
+            "teacher=additive, or choose another teaching=",
+        )
+        require(
+            not self.needs_partition_search
+            or not isinstance(self.teacher, AdditiveModelConfig)
+            or self.teacher.trunk_features == "cells",
+            "teaching=ked groups pixels or columns, and teacher.trunk_features=channels groups channels; set "
+            "teaching=labels, or teacher.partition_control=contiguous",
+        )
+        require(
+            not self.uses_black_box or self.black_box.kind != "none",
+            "teaching=ked needs a trained network, to find superfeatures in it or as a teacher (teaching.lambda_kd): "
+            "name it with black_box=<kind> black_box.weights=, or set teacher.partition= (or "
+            "teacher.partition_control=contiguous) and teaching.lambda_kd=0",
+        )
+
+    @property
+    def needs_partition_search(self) -> bool:
+        """True if superfeatures have to be found before the teacher is trained."""
+        return (
+            isinstance(self.teaching, KEDTeachingConfig)
+            and isinstance(self.teacher, AdditiveModelConfig)
+            and self.teacher.partition is None
+            and self.teacher.partition_control != "contiguous"
+        )
+
+    @property
+    def uses_black_box(self) -> bool:
+        """True if `black_box` is read, to find superfeatures or as a teacher."""
+        teaching = self.teaching
+        return self.needs_partition_search or (
+            isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Options):
+    """Sections that `verify` reads; all except `store` are read with equivariance=true only."""
+
+    store: StoreOptions
+    teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    explainer: ExplainerConfig = field(default_factory=GradCamConfig)
+    annotate: PassOptions = field(default_factory=PassOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    split: str = "train"
+    """Split of the records for equivariance."""
+    equivariance: bool = False
+    """Also run the teacher again on views of `equivariance_records` records, and compare."""
+    equivariance_records: Annotated[int, Ge(1)] = 256
+    """Number of records to run the teacher on again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not self.equivariance or self.teacher.kind != "none",
+            "equivariance=true runs the teacher again: name it with teacher= and teacher.weights=, as for precompute",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRun(Options):
+    """Options shared by all evaluators of an evaluation, which identify its folder."""
+
+    store: StoreOptions
+    evaluate: EvaluateOptions
+    run: str = "untitled"
+    """Folder below runs/ of the student to evaluate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EvaluationRun):
+    """Sections that `evaluate` reads; the student is the one of `run`."""
+
+    evaluators: tuple[str, ...] | None = None
+    """Evaluators to run; null is accuracy and, if there are regions or a teacher's maps, localization. Each is
+    a separate unit of work, so a later call may add one. evaluate.shift.pixels adds shift."""
+    model: Literal["student", "teacher", "network"] = "student"
+    """Network to evaluate: the run's student, the network of `teacher` (results in evaluate-teacher), or the
+    given network of `student` and student.weights, which no run has trained (results in evaluate-network)."""
+    teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    """Network of the student's teacher pass, for evaluators that run it again; teacher.weights=null names none.
+    With model=network it needs no pass, and chooses the pass that it made if the store has several."""
+    student: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    """Network to evaluate with model=network, read with that option only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.evaluators is not None:
+            require(
+                len(self.evaluators) > 0,
+                "evaluators is empty; name at least one, or set it to null",
+            )
+            unknown = [evaluator for evaluator in self.evaluators if evaluator not in EVALUATORS]
+            require(
+                not unknown,
+                f"evaluators must be among {', '.join(EVALUATORS)}; got {', '.join(unknown)}",
+            )
+            require(
+                len(set(self.evaluators)) == len(self.evaluators),
+                f"evaluators lists an evaluator twice: {', '.join(self.evaluators)}",
+            )
+        uses_teacher = any(
+            EVALUATORS[evaluator].uses_teacher for evaluator in self.requested_evaluators
+        )
+        against = self.evaluate.against
+        require(
+            against is None or self.model == "student",
+            f"evaluate.against={against} names the pass that a student is compared with; set evaluate.against=null "
+            f"for model={self.model}",
+        )
+        # An experiment may name networks for all verbs; unread, they must not change the identity. With
+        # model=network the teacher chooses the pass, whatever the evaluators.
+        if self.model == "student" and not uses_teacher:
+            object.__setattr__(self, "teacher", NoModelConfig())
+        if self.model != "network":
+            object.__setattr__(self, "student", NoModelConfig())
+        object.__setattr__(self, "student", whole_frame(self.student))
+
+    @property
+    def requested_evaluators(self) -> tuple[str, ...]:
+        """Evaluators that this call is to run."""
+        evaluators = DEFAULT_EVALUATORS if self.evaluators is None else self.evaluators
+        wants_shift = self.evaluate.shift.pixels is not None and "shift" not in evaluators
+        return (*evaluators, "shift") if wants_shift else evaluators
+
+    @property
+    def shared(self) -> EvaluationRun:
+        """Config without the options that only some evaluators read."""
+        return EvaluationRun(store=self.store, evaluate=self.evaluate, run=self.run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Options):
+    """Sections that `sweep` reads in addition to those of distill and evaluate."""
+
+    arms: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Mapping from an arm's name to its overrides of the distill options."""
+    cluster: ClusterConfig
+    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Mapping from a distill option to values; each arm runs with every combination of the options that it has."""
+    select: str | None = None
+    """Metric <split>.<metric> that selects each arm's grid point, by the mean over seeds; null selects none.
+    Only the students of that point are evaluated on evaluate.splits. The split is `holdout` (subset.holdout) or
+    another of the store."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; every arm is trained once per seed."""
+    executor: Executor = "auto"
+    """Executor of the work: Ray, or this process alone (serial). auto: serial with cluster=local if only one
+    student is missing, if parallel=1 or if this machine has one CPU; Ray otherwise."""
+    parallel: Annotated[int | None, Ge(1)] = None
+    """Largest number of students that Ray trains in parallel, one thread each. null: the number that
+    cluster.cpus_per_student and cluster.gpus_per_student allow."""
+    run: str = "untitled"
+    """Folder below runs/, as in precompute."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.arms) > 0,
+            "arms is empty; choose experiment=... or set arms={name: [overrides]}",
+        )
+        require(len(self.seeds) > 0, "seeds is empty; set at least one, as in seeds=[0,1,2]")
+        require(
+            len(set(self.seeds)) == len(self.seeds), f"seeds lists a seed twice: {list(self.seeds)}"
+        )
+        require(
+            self.select is None or all(self.select.partition(".")[::2]),
+            f"select must be <split>.<metric>, as in holdout.accuracy; got {self.select}",
+        )
+        for option, values in self.grid.items():
+            self._check_axis(option, values)
+
+    def _check_axis(self, option: str, values: tuple[Any, ...]) -> None:
+        known = [s.name for s in fields(DistillConfig) if s.name not in ("seed", "run", "cluster")]
+        require(
+            option.split(".")[0] in known,
+            f"grid: {option} is not an option of a student; it may name those of {', '.join(known)}",
+        )
+        require(len(values) > 0, f"grid.{option} is empty; set at least one value")
+        require(
+            all(value not in values[:i] for i, value in enumerate(values)),
+            f"grid.{option} lists a value twice: {list(values)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Options):
+    """Sections that `report` reads."""
+
+    store: StoreOptions
+    augment: AugmentOptions
+    report: ReportOptions
+    run: str = "untitled"
+    """Folder below runs/ of the sweep or student to report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderConfig(Options):
+    """Sections that `render` reads; all other words are those of the verb that the job runs."""
+
+    cluster: KubeRayClusterConfig
+    verb: Literal[
+        "estimate", "precompute", "teach", "verify", "distill", "evaluate", "sweep", "report"
+    ] = "precompute"
+    """Stage that the job runs."""
+    words: Annotated[tuple[str, ...], Role.SET_BY_STAGE] = ()
+    """Words of the verb, as they were typed."""
+    output: str | None = None
+    """File to write; null prints the manifest."""
+
+
+def _or_none(members: Mapping[str, Any], none: type[Options]) -> Mapping[str, type[Options]]:
+    """Return a view of a family with the member `none`. It is not a copy, because plug-ins add members later."""
+    return ChainMap(cast("dict[str, type[Options]]", members), {"none": none})
+
+
+FAMILIES: dict[str, Mapping[str, type[Options]]] = {
+    "data": _or_none(SOURCES, NoDataConfig),
+    "teacher": _or_none(MODELS, NoModelConfig),
+    "black_box": _or_none(MODELS, NoModelConfig),
+    "student": MODELS,
+    "explainer": EXPLAINERS,
+    "views": VIEWS,
+    "teaching": TEACHINGS,
+    "method": METHODS,
+    "cluster": CLUSTERS,
+}
+"""Sections whose class is chosen by `kind`: section -> kind -> class."""
+
+VERBS: dict[str, type[Any]] = {
+    "estimate": EstimateConfig,
+    "precompute": PrecomputeConfig,
+    "teach": TeachConfig,
+    "verify": VerifyConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+    "sweep": SweepConfig,
+    "report": ReportConfig,
+    "render": RenderConfig,
+}
+
+
+def section_class(option: Option, values: Any) -> type[Options] | None:
+    """Return the class of a section's plain values, or None if it is not a section or of unknown kind."""
+    if not isinstance(values, dict):
+        return None
+    if option.name in FAMILIES:
+        return FAMILIES[option.name].get(str(values.get("kind")))
+    classes = get_args(option.hint) or (option.hint,)
+    return next((c for c in classes if isinstance(c, type) and issubclass(c, Options)), None)

@@ -1,0 +1,101 @@
+"""Collective operations between the ranks that train one network (torch.distributed, without Ray).
+
+Each rank processes its slice of the same global batches. Slices have equal size and gradients are averaged over the
+ranks, so a step equals that of a single process on the whole batch, except for quantities that depend on the slice:
+the statistics of a BatchNorm in training mode, means over a part of a batch (known labels, `normalize_by=valid`),
+the record that precedes the first one (the partner of mixup, `map_control=shuffled`), and negatives that a method draws
+from the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from permafrost.core.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor, nn
+
+
+class RanksDisagreeError(UserError, RuntimeError):
+    """Ranks of one run that read different files."""
+
+
+@dataclass(frozen=True)
+class DistributedContext:
+    """Position of this process among the training processes. The caller starts the process group, if there is one."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | None = None
+    """Device assigned by the launcher of the processes; None defers to trainer.device."""
+    local_world_size: int | None = None
+    """Number of ranks on this machine; None if all are."""
+
+    @property
+    def is_first(self) -> bool:
+        """True if this rank writes the outputs of the run."""
+        return self.rank == 0
+
+    @property
+    def ranks_here(self) -> int:
+        """Number of ranks that share the cores of this machine."""
+        return self.world_size if self.local_world_size is None else self.local_world_size
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return the model wrapped so that its backward pass averages gradients. Call the result once per step.
+
+        Only the single `backward` of a step communicates. Gradients that `torch.autograd.grad` computes for an
+        explanation do not.
+        """
+        if self.world_size == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        devices: list[Any] | None = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average the gradients of parameters outside the wrapped model, such as those of a loss."""
+        if self.world_size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.copy_(self.mean(parameter.grad))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the elementwise mean over the ranks."""
+        return values if self.world_size == 1 else self.sum(values) / self.world_size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the elementwise sum over the ranks, on the device of `values`."""
+        if self.world_size == 1:
+            return values
+        total = values if self.device is None else values.to(self.device)
+        total = total.clone()
+        dist.all_reduce(total)
+        return total.to(values.device)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Concatenate the values of all ranks in rank order: [n, ...] -> [world_size * n, ...]."""
+        if self.world_size == 1:
+            return values
+        own = values if self.device is None else values.to(self.device)
+        everyones = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(everyones, own.contiguous())
+        return torch.cat(everyones).to(values.device)
+
+    def require_equal(self, values: Sequence[int], message: str) -> None:
+        """Raise RanksDisagreeError with `message` unless all ranks pass the same values."""
+        if self.world_size == 1:
+            return
+        everyones: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyones, list(values))
+        if any(other != list(values) for other in everyones):
+            raise RanksDisagreeError(f"{message} (values by rank: {everyones})")

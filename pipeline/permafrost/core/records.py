@@ -1,0 +1,283 @@
+"""Data types for records on their way into a store and batches on their way out of it.
+
+Shape letters: B batch, K classes, V stored views, E explained classes, A map channels,
+h w map grid, H W canonical frame, d columns of a table, n boxes of one record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+
+MAX_KEY_BYTES = 200
+"""Largest length of a record's key in UTF-8."""
+NO_LABEL = -1
+NO_GROUP = -1
+MAX_GROUP = 2**31 - 1
+"""Largest group number, because the index stores groups as int32."""
+NO_SIZE = -1
+"""Placeholder for the height and width of a row of a table."""
+NO_CLASS = -1
+"""Padding of `explained_class` for records that explain fewer than E classes."""
+
+WhenMoved = Literal["warp", "keep", "refuse"]
+"""Treatment of a field under a view other than the stored one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """Labeled rectangle in normalized canonical coordinates: the outer edges of the frame are at -1 and 1.
+
+    A source may list boxes in pixels instead (Record.boxes_in_pixels). In that case x1 and y1 are exclusive.
+    """
+
+    label: int
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Input as listed by its source. The bytes are read later, shard by shard."""
+
+    key: str
+    """Permanent name of the record: unique, at most 200 bytes, without dots or slashes."""
+    split: str
+    label: int = NO_LABEL
+    labels: tuple[int, ...] = ()
+    """Labels of the record in a multi-label data set; empty where they are unknown."""
+    group: int = NO_GROUP
+    boxes: tuple[Box, ...] = ()
+    boxes_in_pixels: bool = False
+    """True if the boxes are in pixels of the original, upright image; packing normalizes them."""
+    content: tuple[Any, ...] = ()
+    """JSON values that the source needs to read the record (a seed, a relative path and its size). They are part
+    of the fingerprint and therefore never contain an absolute path. Lists arrive as tuples at the source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Bytes of one record."""
+
+    image: bytes
+    """Image file, or the row of a table as store/table_rows.py writes it."""
+    suffix: str
+    """Suffix of the image's member in the tar: lower case, without a dot, jpg for jpeg."""
+    mask: bytes | None = None
+    """Mask as PNG, uint8 [H, W]; 0 is background."""
+    offset: int = -1
+    """Byte offset of the image in the tar that it was read from; -1 where there is no tar. The same holds for
+    `mask_offset` and the mask."""
+    mask_offset: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec:
+    """Description of one stored field of a teacher pass, an array [records, V, *shape]."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float16", "float32", "int8", "int32"]
+    codec: Literal["raw", "maxabs"] = "raw"
+    when_moved: WhenMoved = "keep"
+    frame: Literal["full", "center_crop"] | None = None
+    """Part of the canonical frame that the teacher received; None for fields that are not spatial."""
+    crop_fraction: float | None = None
+    """Fraction of the original's shorter side that a center crop covers; None where `frame` is not a crop."""
+    axes: tuple[str, ...] = ()
+    """Name of each axis of `shape`, for readers of the arrays; empty where no names were given."""
+
+
+VIEW_FIELD = FieldSpec(
+    name="canonical_from_view", shape=(3, 3), dtype="float32", axes=("row", "column")
+)
+"""Field of a pass of stored views that holds the matrix of each view, [records, V, 3, 3]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTargets:
+    """Targets of one teacher pass as read from disk for the records of a batch, before any warp."""
+
+    teacher: str
+    logits: Tensor
+    """Raw logits, f32 [B, K]."""
+    explained_class: Tensor | None = None
+    """Explained classes, i64 [B, E], padded with NO_CLASS."""
+    maps: Tensor | None = None
+    """Explanation maps as stored, f16, f32 or int8 in steps of 1/127, [B, E, A, h, w] on the teacher's grid, with
+    max-abs 1 (or all zero). `stored_values.decode_maps` decodes them on their device."""
+    intermediates: dict[str, Tensor] = field(default_factory=dict)
+    """Requested fields of other payloads as stored, which `stored_values.decode_intermediates` decodes. Spatial fields
+    on the teacher's grids: attention_<stage> [B, h, w], class_maps [B, K, r, r]. Fields without spatial axes: pooled
+    [B, d], superfeature_logits [B, M, K]."""
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    """Scales of the intermediates that are stored relative to their max-abs, f32, with the first dimensions of the
+    values."""
+    intermediates_are_spatial: bool = True
+    """True if these fields are spatial and are warped with the view."""
+    map_from_canonical: Tensor | None = None
+    """Matrices f32 [B, 3, 3] that place all these grids in the canonical frame. None where the grids are those of
+    the batch's own view, because the teacher was run on that view (replay)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Targets of one teacher pass in the form that the loss requires: in the student's view and on its grid."""
+
+    teacher: str
+    logits: Tensor
+    """Logits, f32 [B, K]."""
+    explained_class: Tensor | None = None
+    """Explained classes, i64 [B, E]."""
+    maps: Tensor | None = None
+    """Explanation maps, f32 [B, E, A, h, w], after the warp."""
+    map_valid: Tensor | None = None
+    """Validity of the maps, bool [B, E]: False where the warped map is zero or no class is explained."""
+    intermediates: dict[str, Tensor] = field(default_factory=dict)
+    """Other fields that the loss reads, f32. Spatial fields on the teacher's own grids, after the warp:
+    attention_<stage> [B, h, w], class_maps [B, K, h, w], review_<level> [B, C, h, w]. Fields
+    without spatial axes: pooled [B, d], superfeature_logits [B, M, K], superfeature_hidden [B, M, width]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelChange:
+    """One operation on the pixels of some records of a batch. Lengths are relative to the side of the image."""
+
+    name: Literal["brightness", "contrast", "saturation", "hue", "grayscale", "blur", "erase"]
+    rows: Tensor
+    """Records that it changes, i64 [n]."""
+    values: Tensor
+    """Parameters per record, f32 [n, d], see pixel_operations.py."""
+    largest: float = 0.0
+    """Largest standard deviation that blur may draw, which decides the size of its kernel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelAugment:
+    """Pixel augmentation of a batch after the warp, for all networks that read the batch."""
+
+    magnitude: int | None = None
+    """Magnitude of RandAugment; None disables RandAugment."""
+    seeds: tuple[int, ...] = ()
+    """Seed of RandAugment per record."""
+    changes: tuple[PixelChange, ...] = ()
+    """Drawn operations of `augment.pixels`, in the order in which they are applied."""
+    mixup_lambda: float | None = None
+    """Mixup coefficient in [0, 1]: the weight of a record's own image and label. The remainder is the weight of the
+    preceding record in the batch. None disables mixup."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Records of one step.
+
+    Inputs are whole canonical frames, which are warped on the training device, or rows of a table, which have no
+    views.
+    """
+
+    keys: tuple[str, ...]
+    record_index: Tensor
+    """Row of each record in the run's selection, i64 [B]."""
+    inputs: Tensor
+    """Canonical frames, u8 [B, 3, H, W] with channels last in memory, or rows of a table, f32 [B, d]."""
+    canonical_from_view: Tensor | None
+    """Matrices of the views, f32 [B, 3, 3]. None for tables, and where the view is the whole frame at its own
+    size."""
+    view_index: Tensor
+    """Index of the replayed stored view, i64 [B]; -1 for a fresh view."""
+    original_size: Tensor
+    """Height and width of the original images, f32 [B, 2], because the frame does not preserve their aspect ratio.
+    NO_SIZE for tables."""
+    labels: Tensor
+    """Ground-truth labels: i64 [B], NO_LABEL where unknown. In a multi-label store f32 [B, K], with 1 for each class
+    of a record and a row of zeros where unknown (labels.py)."""
+    groups: Tensor
+    """Groups, i64 [B]; NO_GROUP where unknown."""
+    masks: Tensor | None = None
+    """Masks in the canonical frame, u8 [B, 1, H, W]."""
+    boxes: tuple[Tensor, ...] = ()
+    """Boxes per record, f32 [n, 5]: label, x0, y0, x1, y1 in canonical coordinates. They stay in the host's memory."""
+    host_labels: Tensor | None = None
+    """The labels in the host's memory, if `labels` are on a device."""
+    targets: tuple[StoredTargets, ...] = field(default=())
+    pixel_augment: PixelAugment | None = None
+    """Pixel augmentation after the warp. None applies none, as in every evaluation."""
+    rendered: Tensor | None = None
+    """Images of the view with its pixel augmentation, f32 [B, 3, h, w] at any size, so that networks of that size do
+    not render it again. None where it was not rendered."""
+
+    @property
+    def aspects(self) -> Tensor:
+        """Width / height of the original images, f64 [B]; 1 for rows of a table."""
+        height, width = self.original_size.double().unbind(dim=1)
+        return width / height
+
+    @property
+    def labels_on_host(self) -> Tensor:
+        """The labels, without waiting for the device if the batch was moved there by `move_batch`."""
+        return self.labels if self.host_labels is None else self.host_labels
+
+    @property
+    def is_table(self) -> bool:
+        """True if the inputs are the rows of a table."""
+        return self.inputs.ndim == 2
+
+
+def first_explained(targets: Targets, count: int) -> Targets:
+    """Return a teacher's targets with the maps of the first `count` explained classes of each record only."""
+    assert targets.explained_class is not None
+    assert targets.maps is not None
+    assert targets.map_valid is not None
+    return replace(
+        targets,
+        explained_class=targets.explained_class[:, :count],
+        maps=targets.maps[:, :count],
+        map_valid=targets.map_valid[:, :count],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Object region of one class per record, used in place of a teacher's targets."""
+
+    explained_class: Tensor
+    """Class of the region, i64 [B, 1]; NO_CLASS where a record has no label."""
+    regions: Tensor
+    """Object region in the record's view, bool [B, H, W]; all False where the region is unknown."""
+
+
+class Source(Protocol):
+    """Picklable set of records."""
+
+    name: str
+    revision: int
+    """Revision of the source's code, incremented whenever the same options and records yield other bytes."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) of all images; None where sizes differ or are unknown."""
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of a table's columns; None where records are images."""
+
+    def records(self) -> Iterator[Record]:
+        """Yield all records once, in any order, without a list of all of them. Planning orders them by key."""
+
+    def read(self, record: Record) -> Content:
+        """Return the bytes of a record."""
+
+    def where(self, record: Record) -> str:
+        """Return the location of a record, such as its file, for messages."""

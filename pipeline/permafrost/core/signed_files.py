@@ -1,0 +1,127 @@
+"""Text files that carry their own SHA-256, so that a damaged one is recognized before anything is read from it.
+
+    JSON   the line ` "self_sha256": "<digest>",` after the first one
+    YAML   the comment `# sha256: <digest>` as the last line
+
+The digest covers the text without that line, and other programs read both as they read any file. A digest does not
+authenticate the author: who reads the values checks their types and ranges as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from permafrost.core.errors import UserError
+from permafrost.core.files import read_regular, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_JSON_START, _JSON_END = b' "self_sha256": "', b'",'
+_YAML_START = b"# sha256: "
+SIGNATURE = "self_sha256"
+"""Name of the digest in a JSON file."""
+
+
+class DamagedFileError(UserError, ValueError):
+    """File whose bytes are not those that were written."""
+
+
+class DigestError(ValueError):
+    """Text that is not the one that its digest was computed from; the reader of the file adds its name."""
+
+
+def write_json(path: Path, values: Mapping[str, Any], *, sort_keys: bool = False) -> None:
+    """Write a mapping as JSON with its digest, atomically."""
+    write_atomically(path, sign_json(values, sort_keys=sort_keys))
+
+
+def sign_json(
+    values: Mapping[str, Any], *, sort_keys: bool = False, allow_nan: bool = True
+) -> bytes:
+    """Return the JSON text of a mapping that is not empty, with its digest."""
+    text = json.dumps(values, indent=1, sort_keys=sort_keys, allow_nan=allow_nan) + "\n"
+    opening, rest = text.encode().split(b"\n", 1)
+    digest = hashlib.sha256(text.encode()).hexdigest().encode()
+    return b"".join((opening, b"\n", _JSON_START, digest, _JSON_END, b"\n", rest))
+
+
+def check_json(raw: bytes) -> dict[str, Any]:
+    """Return the mapping of a JSON text without its digest. Raises DigestError for any other text."""
+    before, _, after = raw.partition(b"\n" + _JSON_START)
+    claim, _, rest = after.partition(b"\n")
+    body = before + b"\n" * (b"\n" in after) + rest
+    _compare(body, claim[: -len(_JSON_END)] if claim.endswith(_JSON_END) else None)
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise DigestError(f"it is not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise DigestError(f"it is a {type(values).__name__}, not a mapping")
+    return values
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """Read a JSON file that carries its digest.
+
+    advice  way out for the message of an error
+    Raises DamagedFileError if the digest is wrong, and the errors of `open_regular`.
+    """
+    raw = read_regular(path)
+    try:
+        return check_json(raw)
+    except DigestError as error:
+        raise damaged(path, error, advice) from error
+
+
+def write_yaml(path: Path, text: str) -> None:
+    """Write YAML text with its digest, atomically."""
+    write_atomically(path, sign_yaml(text))
+
+
+def sign_yaml(text: str) -> bytes:
+    """Return YAML text that ends with a line feed, with its digest."""
+    return text.encode() + _YAML_START + hashlib.sha256(text.encode()).hexdigest().encode() + b"\n"
+
+
+def read_yaml(path: Path, advice: str) -> dict[str, Any]:
+    """Read the mapping of a YAML file that carries its digest. The arguments and errors are those of `read_json`."""
+    raw = read_regular(path)
+    body, start, claim = raw.rpartition(_YAML_START)
+    try:
+        _compare(body, claim[:-1] if start and claim.endswith(b"\n") else None)
+        values = _load_yaml(body)
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+            raise DigestError("it is not a mapping of names")
+    except (DigestError, yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise damaged(path, reason, advice) from error
+    return values
+
+
+def _load_yaml(body: bytes) -> Any:
+    """Load YAML without aliases, a few of which are enough for a value that fills the memory when it is walked."""
+    if b"*" in body and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(body)):
+        raise DigestError("it has an alias, which no file of permafrost has")
+    return yaml.safe_load(body)
+
+
+def damaged(path: Path, reason: object, advice: str) -> DamagedFileError:
+    """Return the error to raise for a damaged file."""
+    return DamagedFileError(f"{path} is damaged: {reason}; {advice}")
+
+
+def _compare(body: bytes, claimed: bytes | None) -> None:
+    """Raise DigestError unless the digest that a text claims is its own."""
+    if claimed is None:
+        raise DigestError("it does not list its own sha256 (a file of an earlier version has none)")
+    actual = hashlib.sha256(body).hexdigest()
+    if claimed != actual.encode():
+        raise DigestError(
+            f"its text has sha256 {actual[:12]}, but it lists {claimed[:12].decode(errors='replace')!r}"
+        )

@@ -1,0 +1,110 @@
+"""Accuracy of a student and its agreement with the teacher, as fractions in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from permafrost.core.labels import has_many, known, predict_labels
+from permafrost.core.records import NO_LABEL
+from permafrost.evaluation.groups import group_scores
+from permafrost.losses.mld import mld_loss
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of labeled records whose highest logit [N, K] is the label [N], nan if none is labeled."""
+    known = labels != NO_LABEL
+    return float((logits.argmax(dim=1) == labels)[known].double().mean())
+
+
+def majority_share(labels: Tensor) -> float | None:
+    """Share of the most frequent label among labeled records, None for records with many labels or without any.
+
+    labels  in the form of Batch
+    """
+    if has_many(labels):
+        return None
+    counts = labels[labels != NO_LABEL].bincount()
+    return float(counts.max() / counts.sum()) if len(counts) else None
+
+
+def f1(logits: Tensor, labels: Tensor) -> float:
+    """Micro F1 over all (record, class) pairs, 2 TP / (2 TP + FP + FN), where a class is positive if its logit is >= 0.
+
+    The result is nan if there is neither a label nor a positive class.
+
+    logits  [N, K]
+    labels  f32 [N, K], records with unknown labels are left out
+    """
+    counted = known(labels)
+    positive, present = logits[counted] >= 0, labels[counted] > 0
+    hits = (positive & present).sum().double()
+    return float(2 * hits / (positive.sum() + present.sum()))
+
+
+def label_scores(
+    logits: Tensor,
+    labels: Tensor,
+    groups: Tensor,
+    group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Accuracy of logits [N, K], overall and by group [N] and group set, or f1 if a record has many labels."""
+    if has_many(labels):
+        return {"f1": f1(logits, labels)}
+    counted = labels != NO_LABEL
+    right = (logits.argmax(dim=1) == labels)[counted]
+    of_groups = group_scores("accuracy", right, groups[counted], group_sets)
+    worst = min(of_groups["group_accuracy"].values(), default=None)
+    scores = {"accuracy": accuracy(logits, labels), **of_groups}
+    return scores if worst is None else scores | {"worst_group_accuracy": worst}
+
+
+def teacher_scores(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    groups: Tensor,
+    group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Agreement and KL of two networks' logits [N, K], agreement also by group [N], and the teacher's own accuracy."""
+    many = has_many(labels)
+    scores = {
+        "agreement": agreement(student_logits, teacher_logits, many=many),
+        "kl_to_teacher": kl_to_teacher(student_logits, teacher_logits, many=many),
+    }
+    if many:
+        return scores | {"teacher_f1": f1(teacher_logits, labels)}
+    same = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
+    return {
+        **scores,
+        **group_scores("agreement", same, groups, group_sets),
+        "teacher_accuracy": accuracy(teacher_logits, labels),
+    }
+
+
+def agreement(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
+    """Share of records for which both networks have the same top-1 class (e2KD eq. 4), independent of the labels.
+
+    many  records have many labels, a case that the paper leaves open: compare the sets of positive classes
+    """
+    student, teacher = (
+        predict_labels(logits, many=many) for logits in (student_logits, teacher_logits)
+    )
+    same = student == teacher
+    return float((same.all(dim=1) if many else same).double().mean())
+
+
+def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
+    """Mean KL(teacher || student) of the class probabilities, in nats.
+
+    many  treat each class separately: the sum of the Bernoulli divergences over classes
+    """
+    if many:
+        return float(mld_loss(student_logits.double(), teacher_logits.double(), tau=1.0))
+    student = F.log_softmax(student_logits.double(), dim=1)
+    teacher = F.log_softmax(teacher_logits.double(), dim=1)
+    return float(F.kl_div(student, teacher, reduction="batchmean", log_target=True))

@@ -1,0 +1,34 @@
+"""EPG and IoU of explanations, and their cosine with the teacher's stored maps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluators.evaluator import Evaluator
+from permafrost.evaluation.predictions import localization_metrics
+
+logger = logging.getLogger("permafrost.evaluate")
+
+
+def _localization(context: EvaluationContext) -> dict[str, Any]:
+    return localization_metrics(context.predictions)
+
+
+def _check_localization(context: EvaluationContext) -> Mapping[str, str]:
+    if context.has_regions or context.has_maps:
+        return {}
+    needs = (
+        f"{context.split} has no {context.options.region} and no teacher maps to compare with; localization needs "
+        "boxes or masks from the data (evaluate.region), or a pass with annotate.payloads=[logits,map]"
+    )
+    if context.config.evaluators is not None:
+        raise ConfigError(f"evaluators={','.join(context.config.evaluators)}, but {needs}")
+    logger.info("%s", needs)
+    return {}
+
+
+EVALUATOR = Evaluator(_localization, _check_localization)

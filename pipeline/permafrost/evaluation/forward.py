@@ -1,0 +1,248 @@
+"""One forward pass of a frozen model over a split, from which its shared metrics are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.core.interrupts import check_interrupted
+from permafrost.core.labels import classes_of, has_many
+from permafrost.core.records import NO_CLASS, Batch, StoredTargets, Targets
+from permafrost.evaluation.localization import (
+    energy_pointing_game,
+    localization_iou,
+    uniform_score,
+    upsample,
+)
+from permafrost.evaluation.predictions import Predictions, join, metrics_of
+from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.decode_threads import resolve_decode_threads
+from permafrost.loading.geometry import evaluation_view, view_images, view_maps, view_targets
+from permafrost.loading.regions import RegionKind, regions_of
+from permafrost.loading.selection import HOLDOUT, rows_of_split, select_holdout_rows
+from permafrost.loading.transfer import iter_on_device
+from permafrost.losses.map_cosine import map_cosine
+from permafrost.models.bcos.layers import add_inverse
+from permafrost.models.classifier import Classifier
+from permafrost.models.devices import resolve_device
+from permafrost.models.explainers.bcos_weights import contribution_map, is_bcos_weights
+from permafrost.models.explainers.explain import explainer_named, forward_to_explain
+from permafrost.models.output import ModelOutput
+from permafrost.models.saved import TrainedModel, load_model
+from permafrost.store.index import Rows
+from permafrost.store.reader import Store, TeacherPass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """The model under evaluation: a frozen network, its input size and its explainer."""
+
+    network: Classifier
+    input_size: tuple[int, int]
+    """(height, width)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.network.parameters()).device
+
+    def maps(self, output: ModelOutput, explained_class: Tensor) -> Tensor:
+        """Compute the explanations [B, E, A, h, w] of its output for classes [B, E], by the network's own explainer."""
+        return explainer_named(self.network.explainer)(self.network, output, explained_class)
+
+
+def open_split(
+    store: Store,
+    passes: Sequence[TeacherPass],
+    split: str,
+    trained: TrainedModel,
+    decode_threads: int = 1,
+) -> StoreDataset:
+    """Open the records of one of evaluate.splits for the evaluation of a trained model."""
+    rows: Rows = (
+        select_holdout_rows(store.index, trained.split, trained.subset)
+        if split == HOLDOUT
+        else rows_of_split(store.index, split)
+    )
+    return StoreDataset(
+        store,
+        rows,
+        passes,
+        with_regions=True,
+        num_classes=trained.num_classes,
+        decode_threads=decode_threads,
+    )
+
+
+def evaluate_split(
+    model: EvaluatedModel, dataset: StoreDataset, options: EvaluateOptions
+) -> dict[str, Any]:
+    """Evaluate a model on a selection that includes its regions. Metrics are fractions in [0, 1]."""
+    return metrics_of(predict_records(model, dataset, options), options.group_sets)
+
+
+def evaluate_model(
+    folder: Path, store: Store, options: EvaluateOptions
+) -> dict[str, dict[str, Any]]:
+    """Run `evaluate_split` for the trained network in a run's folder on each split of `evaluate.splits`."""
+    network, trained = load_model(folder)
+    device = resolve_device("evaluate.device", options.device)
+    model = EvaluatedModel(network=network.to(device), input_size=trained.input_size)
+    return {
+        split: evaluate_split(
+            model,
+            StoreDataset(
+                store,
+                rows_of_split(store.index, split),
+                with_regions=True,
+                decode_threads=resolve_decode_threads(options.decode_threads),
+            ),
+            options,
+        )
+        for split in options.splits
+    }
+
+
+@torch.no_grad()
+def predict_records(
+    model: EvaluatedModel, dataset: StoreDataset, options: EvaluateOptions, *, localize: bool = True
+) -> Predictions:
+    """Compute the results per record from which `evaluate_split` derives its metrics.
+
+    Agreement, KL and map cosine compare with the dataset's first teacher pass, if there is one.
+
+    localize  False skips maps and regions
+    """
+    return join(
+        [
+            _predict_batch(
+                model,
+                evaluation_view(batch, options.frame, model.input_size),
+                options,
+                localize=localize,
+            )
+            for _, batch in iter_on_device(iter_batches(dataset, options.batch_size), model.device)
+        ]
+    )
+
+
+def _predict_batch(
+    model: EvaluatedModel, batch: Batch, options: EvaluateOptions, *, localize: bool
+) -> Predictions:
+    check_interrupted()
+    output = forward_to_explain(model.network, view_images(batch, model.input_size))
+    size = model.input_size
+    scores = []
+    for classes in classes_of(batch.labels).T:
+        nowhere = output.logits.new_full((len(classes),), float("nan"))
+        scores.append((nowhere, nowhere, nowhere))
+        if not localize or batch.is_table:
+            continue
+        regions = regions_of(batch, classes, options.region, size)
+        no_region = ~regions.flatten(1).any(dim=1)
+        if no_region.all():  # no map is needed
+            continue
+        maps = attribution_of(maps_of(model, output, classes), batch)
+        scores[-1] = _localize(maps, regions, no_region, options)
+    epg, iou, epg_uniform = (torch.stack(values, dim=1) for values in zip(*scores, strict=True))
+    cosine = teacher_logits = explained = teacher_epg = None
+    if batch.targets:
+        if batch.targets[0].maps is not None and localize:
+            teacher_epg = _teacher_epg(batch, batch.targets[0], options.region, size).cpu()
+            explained = batch.targets[0].explained_class
+        grid = (output.features.shape[-2], output.features.shape[-1])
+        targets = view_targets(batch, grid, with_maps=localize)[0]
+        teacher_logits = targets.logits.cpu()
+        cosine = _cosine_to_teacher(model, output, targets)
+    return Predictions(
+        keys=batch.keys,
+        logits=output.logits.detach().float().cpu(),
+        labels=batch.labels.cpu(),
+        groups=batch.groups.cpu(),
+        epg=epg.cpu(),
+        iou=iou.cpu(),
+        epg_uniform=epg_uniform.cpu(),
+        teacher_logits=teacher_logits,
+        explained_class=None if explained is None else explained.cpu(),
+        teacher_epg=teacher_epg,
+        map_cosine=cosine,
+    )
+
+
+def _localize(
+    maps: Tensor, regions: Tensor, no_region: Tensor, options: EvaluateOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """EPG and IoU of maps [n, h, w] and regions bool [n, H, W], and EPG of uniform maps.
+
+    Each is [n], nan for records without a region.
+    """
+    upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
+    epg = energy_pointing_game(upsampled, regions)
+    iou = localization_iou(upsampled, regions, options.iou_threshold)
+    nowhere = float("nan")
+    return (
+        epg.masked_fill(no_region, nowhere),
+        iou.masked_fill(no_region, nowhere),
+        uniform_score(regions).masked_fill(no_region, nowhere),
+    )
+
+
+def _teacher_epg(
+    batch: Batch, stored: StoredTargets, kind: RegionKind, size: tuple[int, int]
+) -> Tensor:
+    """EPG of the stored maps as defined for `Predictions.teacher_epg`: [n, P]."""
+    assert stored.explained_class is not None
+    explained = stored.explained_class
+    of_region = batch.labels[:, None]
+    if has_many(batch.labels):
+        own = batch.labels.gather(1, explained.clamp(min=0)) > 0
+        of_region = explained.where(own, NO_CLASS)
+    placed = [regions_of(batch, classes, kind, size) for classes in of_region.T]
+    scores = torch.full(explained.shape, float("nan"), device=explained.device)
+    if not any(regions.any() for regions in placed):  # no map is needed
+        return scores
+    maps = view_maps(batch, stored, size)
+    for place, regions in enumerate(placed):
+        epg = energy_pointing_game(attribution_of(maps[:, place : place + 1], batch), regions)
+        nowhere = ~regions.flatten(1).any(dim=1) | (explained[:, place] < 0)
+        scores[:, place] = epg.masked_fill(nowhere, float("nan"))
+    return scores
+
+
+def maps_of(model: EvaluatedModel, output: ModelOutput, classes: Tensor) -> Tensor:
+    """Compute the maps [n, 1, A, h, w] of the given classes [n], or of the predicted class where it is negative."""
+    top1 = output.logits.argmax(dim=1)
+    return model.maps(output, torch.where(classes >= 0, classes, top1)[:, None])
+
+
+def attribution_of(maps: Tensor, batch: Batch) -> Tensor:
+    """Attribution map [B, h, w] of the first class of maps [B, E, A, h, w].
+
+    The six channels of a B-cos network's weights are first multiplied with the input that they weight.
+    """
+    if is_bcos_weights(maps):
+        maps = contribution_map(maps, bcos_input(batch, maps))
+    return maps[:, 0].sum(dim=1)
+
+
+def bcos_input(batch: Batch, maps: Tensor) -> Tensor:
+    """Input of a B-cos network for the batch, on the grid of its map: [B, 6, h, w]."""
+    return add_inverse(view_images(batch, (maps.shape[-2], maps.shape[-1])))
+
+
+def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> Tensor | None:
+    """Cosine [n, P] of the model's maps with the stored ones, nan where invalid, None if they are not comparable."""
+    if targets.maps is None or targets.explained_class is None or targets.map_valid is None:
+        return None
+    maps = model.maps(output, targets.explained_class)
+    if maps.shape[2] != targets.maps.shape[2]:
+        return None  # a GradCAM map and B-cos weights are not comparable
+    cosine, nonzero = map_cosine(maps, targets.maps, model.input_size)
+    valid = nonzero & targets.map_valid
+    return torch.where(valid, cosine, float("nan")).cpu()

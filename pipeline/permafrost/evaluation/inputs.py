@@ -1,0 +1,234 @@
+"""The model under evaluation, its store and its passes, opened from a run's options.
+
+The network is built when it is first needed, so a repeated command whose results exist does not load torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluators import EVALUATORS
+from permafrost.config.models import NoModelConfig
+from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.files import sha256_json
+from permafrost.loading.selection import HOLDOUT
+from permafrost.models.resolve import resolve_network
+from permafrost.models.saved import TrainedModel, load_model, read_description
+from permafrost.models.trained_weights import check_trained_weights
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.store.run_passes import first_made_pass, name_passes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from permafrost.config.models import ModelConfig
+    from permafrost.config.verbs import EvaluateConfig
+    from permafrost.evaluation.forward import EvaluatedModel
+    from permafrost.store.reader import TeacherPass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationInputs:
+    """A model to evaluate, not built yet, with its store and its teacher passes."""
+
+    store: Store
+    passes: list[TeacherPass]
+    fingerprint: str
+    build: Callable[[], tuple[EvaluatedModel, TrainedModel]]
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of other networks that the results depend on, by name, besides those of the passes."""
+
+
+def epoch_metric(run: Path, store: str) -> str | None:
+    """Return the metric <split>.<metric> on records of a store by which a student's epoch was chosen, if it was.
+
+    run    folder of the student, with distill/
+    store  fingerprint of the store
+    """
+    path = run / "distill" / CONFIG_NAME
+    values = read_config(path, DistillConfig) if path.exists() else {}
+    chosen: str | None = values.get("select_epoch")
+    return chosen if values.get("inputs", {}).get("store") == store else None
+
+
+def open_student(config: EvaluateConfig) -> EvaluationInputs:
+    """Open the student of the run and the passes that it is compared with, by default those it was trained on."""
+    student = RUNS / config.run / "distill"
+    trained = read_description(student)
+    if config.evaluate.against is not None:
+        store, passes = open_against(config, config.evaluate.against, config.run)
+    else:
+        names = config.store.teacher or trained.teachers
+        store, passes = open_evaluation_store(config, names, config.run)
+        if not (config.store.teacher or trained.teachers):
+            passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
+
+    def build() -> tuple[EvaluatedModel, TrainedModel]:
+        from permafrost.evaluation.forward import EvaluatedModel
+        from permafrost.models.devices import resolve_device
+
+        model, described = load_model(student)
+        if passes and passes[0].num_classes != described.num_classes:
+            raise StoreMismatchError(
+                f"{student} has {described.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
+                "set store.teacher, or evaluate.against, to a pass of the same classes"
+            )
+        resolve_network(described.config, store, "student")
+        device = resolve_device("evaluate.device", config.evaluate.device)
+        return EvaluatedModel(network=model.to(device), input_size=described.input_size), described
+
+    fingerprint = check_trained_weights(student)
+    return EvaluationInputs(store=store, passes=passes, fingerprint=fingerprint, build=build)
+
+
+def open_evaluation_store(
+    config: EvaluateConfig, names: Sequence[str], run: str
+) -> tuple[Store, list[TeacherPass]]:
+    """Open the store that students are evaluated on, and its teacher passes.
+
+    With evaluate.store, the passes are those of the same teachers in that store.
+
+    names  the passes in store.path that the student was trained on. If it is empty (a student trained on labels), the
+           pass is used that the run was compared with before, otherwise the only pass of the store, if it has one
+    run    run of the student, or of its sweep
+    """
+    training_store = Store(config.store.folder)
+    passes = [training_store.open_pass(n) for n in name_passes(run, training_store, names)]
+    if config.evaluate.store is None:
+        return training_store, passes
+    store = open_record_store(config)
+    return store, [store.canonical_of(teacher) for teacher in passes]
+
+
+def open_record_store(config: EvaluateConfig) -> Store:
+    """Open the store with the records to evaluate: evaluate.store or, if it is null, store.path.
+
+    Raises ConfigError if the held-out records of one are to be selected in the other.
+    """
+    other = config.evaluate.store
+    require(
+        other is None or HOLDOUT not in config.evaluate.splits,
+        f"evaluate.splits={HOLDOUT} selects records of the store that the student was trained on, but "
+        f"evaluate.store={other} is a different store; name a split of that store",
+    )
+    return Store(config.store.at(other))
+
+
+def open_against(config: EvaluateConfig, name: str, run: str) -> tuple[Store, list[TeacherPass]]:
+    """Open the store that students are evaluated on, and the pass of evaluate.against in it."""
+    store = open_record_store(config)
+    try:
+        return store, [store.open_pass(n) for n in name_passes(run, store, (name,))]
+    except StoreMismatchError:
+        known = ", ".join(folder.name for folder in store.pass_folders()) or "none"
+        raise ConfigError(
+            f"evaluate.against={name} is not one pass of {store.path}, which has: {known}; name one of them, or null "
+            "for the pass that the student was trained on"
+        ) from None
+
+
+def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
+    """Open the network of `teacher`, with its own pass if the store has one."""
+    from permafrost.evaluation.networks import passes_of_teacher
+    from permafrost.models.fingerprint import describe_teacher
+
+    teacher = config.teacher
+    _refuse_holdout(config)
+    if isinstance(teacher, NoModelConfig) or teacher.weights is None:
+        raise ConfigError(
+            "model=teacher needs the network of the teacher; name it with teacher= and teacher.weights="
+        )
+    store = open_record_store(config)
+    described = describe_teacher(teacher, len(store.manifest.classes))
+    named = store.open_passes(config.store.teacher) if config.store.teacher else []
+    passes = passes_of_teacher(config.run, teacher, store, named)
+    return EvaluationInputs(
+        store=store,
+        passes=passes,
+        fingerprint=sha256_json(described),
+        build=_building(config, teacher, store, described["classes"]),
+    )
+
+
+def open_network(config: EvaluateConfig) -> EvaluationInputs:
+    """Open the given network of `student`, with the pass of `teacher`, or the only pass, if the store has one.
+
+    A pair of given networks needs no pass. Its classes may be others than those of the store if the evaluators only
+    read features.
+    """
+    from permafrost.evaluation.networks import check_made_pass
+    from permafrost.models.fingerprint import describe_teacher
+
+    student, teacher = config.student, config.teacher
+    _refuse_holdout(config)
+    if isinstance(student, NoModelConfig) or student.weights is None:
+        raise ConfigError(
+            "model=network needs the network to evaluate; name it with student= and student.weights="
+        )
+    store = open_record_store(config)
+    student = resolve_network(student, store, "student")
+    num_classes = len(store.manifest.classes)
+    described = describe_teacher(student, num_classes, section="student")
+    of_features = [name for name in EVALUATORS if not EVALUATORS[name].reads_outputs]
+    reading = [name for name in config.requested_evaluators if EVALUATORS[name].reads_outputs]
+    require(
+        described["classes"] == num_classes or not reading,
+        f"student.classes={described['classes']} are not the {num_classes} classes of {store.path}, and "
+        f"evaluators=[{','.join(reading)}] reads the network's classes; name evaluators of features, as in "
+        f"evaluators=[{','.join(of_features)}]",
+    )
+    if isinstance(teacher, NoModelConfig) or teacher.weights is None:
+        of_teacher = None
+        names = name_passes(config.run, store, config.store.teacher)
+        passes = [store.open_pass(name) for name in names]
+    else:
+        named = store.open_passes(config.store.teacher) if config.store.teacher else []
+        passes = named or [store.open_pass(folder.name) for folder in store.pass_folders()]
+        of_teacher = describe_teacher(teacher, num_classes)
+        own = first_made_pass(config.run, store, of_teacher["weights_sha256"], passes)
+        check_made_pass(teacher, store, own or named)
+        passes = own
+    passes = [made for made in passes if made.num_classes == num_classes]
+    alone = of_teacher is not None and not passes
+    return EvaluationInputs(
+        store=store,
+        passes=passes,
+        fingerprint=sha256_json(described),
+        build=_building(config, student, store, num_classes),
+        others={"teacher network": sha256_json(of_teacher)} if alone else {},
+    )
+
+
+def _building(
+    config: EvaluateConfig,
+    network: ModelConfig,
+    store: Store,
+    num_classes: int,
+) -> Callable[[], tuple[EvaluatedModel, TrainedModel]]:
+    """Return the function that builds a given network, and describes it as the one of a training is described."""
+
+    def build() -> tuple[EvaluatedModel, TrainedModel]:
+        from permafrost.evaluation.networks import build_teacher
+
+        model = build_teacher(network, store, config.evaluate.device)
+        return model, TrainedModel(
+            config=network,
+            num_classes=num_classes,
+            input_size=model.input_size,
+        )
+
+    return build
+
+
+def _refuse_holdout(config: EvaluateConfig) -> None:
+    """Raise ConfigError for the split that only a student of this store has."""
+    require(
+        HOLDOUT not in config.evaluate.splits,
+        f"evaluate.splits={HOLDOUT} selects the records that a student's training left out; name a split of the store "
+        f"for model={config.model}",
+    )

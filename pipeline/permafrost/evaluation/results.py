@@ -1,0 +1,193 @@
+"""metrics.json of an evaluation: the results of each evaluator, written as soon as that evaluator is done.
+
+    {"evaluators": {<evaluator>: {"options": its section of evaluate, "files": {path: sha256 of a file it read}}},
+     "splits": {<split>: {"records": N, <metric>: ..., <evaluator>: {...}}},
+     "written": {<file beside metrics.json>: sha256}}
+
+The metrics of a flat evaluator are direct entries of the split, those of the others are nested under the evaluator's
+name. Each evaluator is a unit of work: a call that adds one does not change the results of the others. The file carries
+its own digest, and covers the tables and pictures beside it, which are written before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from permafrost.config.evaluators import EVALUATORS
+from permafrost.config.runs import to_plain_dict
+from permafrost.config.verbs import EvaluateConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import sha256_file
+from permafrost.core.signed_files import damaged, read_json, write_json
+from permafrost.evaluation.metrics import METRICS
+from permafrost.store.entries import EntryError, from_dict
+from permafrost.store.file_entry import require_digest, require_entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METRICS_NAME = "metrics.json"
+TEACHER_EVALUATION = "evaluate-teacher"
+"""Name of the folder of a teacher's evaluation."""
+NETWORK_EVALUATION = "evaluate-network"
+"""Name of the folder of a given network's evaluation."""
+_AGAINST = "-against-"
+
+
+def evaluation_folder(against: str | None) -> str:
+    """Name of the folder of a student's evaluation, followed by the pass of evaluate.against if it names one."""
+    return "evaluate" if against is None else f"evaluate{_AGAINST}{against}"
+
+
+def evaluations_against(folder: Path) -> dict[str, Path]:
+    """Find the metrics of a run's evaluations against named passes: pass -> metrics.json."""
+    found = sorted(folder.glob(f"evaluate{_AGAINST}*/{METRICS_NAME}"))
+    return {path.parent.name.partition(_AGAINST)[2]: path for path in found}
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read metrics.json, or return empty results if it does not exist."""
+    path = folder / METRICS_NAME
+    if not path.exists():
+        return {"evaluators": {}, "splits": {}, "written": {}}
+    return read_metrics_file(path, f"delete {folder} and run permafrost evaluate again")
+
+
+def read_metrics_file(path: Path, advice: str) -> dict[str, Any]:
+    """Read a metrics.json, of which that of a teacher (teach) has splits only.
+
+    advice  way out for the message of an error
+    Raises DamagedFileError for wrong digests, types and ranges.
+    """
+    findings = {"evaluators": {}, "written": {}, **read_json(path, advice)}
+    try:
+        checked = from_dict(_MetricsFile, findings)
+        for split, metrics in checked.splits.items():
+            records = metrics.get("records", 0)
+            require_entry(type(records) is int and records >= 0, f"{split} has {records!r} records")
+            for name in METRICS.keys() & metrics.keys():
+                number = metrics[name]
+                is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+                require_entry(is_number, f"{split}.{name} is {str(number)[:80]!r}")
+        for digest in checked.written.values():
+            require_digest(digest)
+    except EntryError as error:
+        raise damaged(path, error, advice) from error
+    return findings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EvaluatorEntry:
+    """Entry of an evaluator in metrics.json."""
+
+    options: dict[str, Any]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MetricsFile:
+    """Entries of metrics.json."""
+
+    evaluators: dict[str, _EvaluatorEntry]
+    splits: dict[str, dict[str, Any]]
+    written: dict[str, str]
+
+
+def check_written(folder: Path, name: str) -> Path:
+    """Return the path of a file of an evaluation, whose bytes are those that its metrics.json lists.
+
+    Raises DamagedFileError otherwise, and the errors of `open_regular`.
+    """
+    path = folder / name
+    listed, actual = read_results(folder)["written"].get(name), sha256_file(path)
+    if listed != actual:
+        claim = (
+            f"{METRICS_NAME} lists {listed[:12]}" if listed else f"{METRICS_NAME} does not list it"
+        )
+        raise damaged(
+            path,
+            f"it has sha256 {actual[:12]}, but {claim}",
+            f"if an evaluation was interrupted, run the same permafrost evaluate again; otherwise delete {folder} and "
+            "evaluate again",
+        )
+    return path
+
+
+def load_written(folder: Path, name: str) -> dict[str, Tensor]:
+    """Load the tensors of a safetensors file of an evaluation. The errors are those of `check_written`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = check_written(folder, name)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise damaged(path, error, f"delete {folder} and evaluate again") from error
+    return tensors
+
+
+def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
+    """Evaluators that the config requests and that are not done.
+
+    Raises ConfigError if one was run with other options, or read a file that has changed since.
+    """
+    done = read_results(folder)["evaluators"]
+    for evaluator in config.requested_evaluators:
+        if evaluator in done:
+            _check_same(folder, evaluator, done[evaluator], options_of(evaluator, config))
+    return tuple(evaluator for evaluator in config.requested_evaluators if evaluator not in done)
+
+
+def options_of(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
+    """Options of an evaluator as plain values, empty if it has no section."""
+    options: dict[str, Any] = to_plain_dict(config.evaluate)
+    own: dict[str, Any] = options.get(evaluator, {})
+    return own
+
+
+def add_result(
+    folder: Path,
+    evaluator: str,
+    splits: Mapping[str, Mapping[str, Any]],
+    *,
+    options: Mapping[str, Any],
+    files: Mapping[str, str],
+    records: Mapping[str, int],
+    written: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write the results of an evaluator on each split.
+
+    files    path -> sha256 of the files it read in addition to the model, its store and its passes
+    records  number of records of each split
+    written  name -> sha256 of the files that were written beside metrics.json
+    """
+    findings = read_results(folder)
+    for split, metrics in splits.items():
+        found = findings["splits"].setdefault(split, {"records": records[split]})
+        found |= metrics if EVALUATORS[evaluator].is_flat else {evaluator: metrics}
+    findings["evaluators"][evaluator] = {"options": options, "files": files}
+    findings["written"] |= written
+    write_json(folder / METRICS_NAME, findings)
+
+
+def _check_same(
+    folder: Path, evaluator: str, done: dict[str, Any], options: dict[str, Any]
+) -> None:
+    again = f"delete {folder} to evaluate again, or choose another run="
+    defaults = to_plain_dict(EVALUATORS[evaluator]())  # of options that are newer than the results
+    for name, value in options.items():
+        before = done["options"].get(name, defaults.get(name))
+        if before != value:
+            raise ConfigError(
+                f"{folder / METRICS_NAME} has {evaluator} with evaluate.{evaluator}.{name}={before}, but "
+                f"this one has {value}; {again}"
+            )
+    for path, digest in done["files"].items():
+        if Path(path).is_file() and sha256_file(Path(path)) != digest:
+            raise ConfigError(
+                f"{path} has changed since {evaluator} read it for {folder / METRICS_NAME}; {again}"
+            )

@@ -1,0 +1,197 @@
+"""Class similarity in a student's predictions, which soft targets convey in addition to labels (Han et al. 2023).
+
+P[c, k] = mean over the records of class c of softmax_tau(z)_k. Its off-diagonal entries show which classes a network
+confuses. Their Spearman correlation with those of the teacher, or with a given class similarity, measures how much of
+this structure a student has. Label smoothing erases it. Only logits are needed, and the teacher's are read from its
+stored pass.
+
+Shape letters: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.files import sha256_file
+from permafrost.core.records import NO_LABEL
+from permafrost.evaluation.context import EvaluationContext, require_one_label
+from permafrost.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
+from permafrost.evaluation.metrics import MORE
+from permafrost.interpretability.cifar100_coarse import coarse_similarity
+from permafrost.interpretability.options import ClassSimilarityOptions
+
+NAME = "class_similarity"
+_OPTION = f"evaluate.{NAME}.similarity"
+
+
+def mean_predictions(logits: Tensor, labels: Tensor, tau: float) -> tuple[float, Tensor]:
+    """Compute the mean entropy of softmax_tau in nats, and the matrix P, f64 [K, K].
+
+    The entropy is log K for uniform predictions. A class without records has a row of nan. Records without a label are
+    left out.
+
+    logits  raw, [B, K]
+    labels  i64 [B]
+    """
+    there = labels != NO_LABEL
+    log_p = F.log_softmax(logits[there].double() / tau, dim=1)
+    p, classes = log_p.exp(), labels[there]
+    number = logits.shape[1]
+    sums = p.new_zeros(number, number).index_add_(0, classes, p)
+    records = classes.bincount(minlength=number)
+    return float(-(p * log_p).sum()) / len(classes), sums / records[:, None]
+
+
+def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
+    """Spearman correlation of the off-diagonal entries of two matrices [K, K], where both are defined.
+
+    The result is None if either is constant. Equal values share the mean of their ranks.
+    """
+    wanted = ~torch.eye(len(first), dtype=torch.bool)
+    wanted &= ~(first.isnan() | second.isnan())
+    pair = torch.stack([first[wanted], second[wanted]])
+    if (pair == pair[:, :1]).all(dim=1).any():
+        return None
+    return float(spearmanr(*pair.numpy()).statistic)
+
+
+# ---- the evaluator -----------------------------------------------------------------------------------
+
+
+def check_class_similarity(context: EvaluationContext) -> Mapping[str, str]:
+    """Raise ConfigError unless there are labels and something to compare with, and return the file that is read."""
+    require_one_label(context, NAME)
+    require(
+        _given_similarity(context) is not None or len(context.dataset.passes) > 0,
+        f"evaluators={NAME} compares with the teacher's class means, but there is no teacher pass; run "
+        f"permafrost precompute with a teacher, or name a file with a matrix or superclasses with {_OPTION}=",
+    )
+    path = context.options.of(ClassSimilarityOptions).similarity
+    return {} if path is None else {path: sha256_file(Path(path))}
+
+
+def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
+    """Evaluate the class similarity of the predictions.
+
+    entropy           mean entropy of a record's softmax_tau, in nats
+    spearman.teacher  correlation of the off-diagonal class means with those of the first teacher pass
+    spearman.given    correlation of the off-diagonal class means with evaluate.class_similarity.similarity, or
+                      .reference
+    teacher_entropy, teacher_spearman.given  the same for the teacher
+    """
+    options, predictions = context.options.of(ClassSimilarityOptions), context.predictions
+    entropy, own = mean_predictions(predictions.logits, predictions.labels, options.tau)
+    metrics: dict[str, Any] = {"entropy": entropy}
+    spearman, of_teacher = {}, {}
+    teacher = None
+    if predictions.teacher_logits is not None:
+        metrics["teacher_entropy"], teacher = mean_predictions(
+            predictions.teacher_logits, predictions.labels, options.tau
+        )
+        spearman["teacher"] = off_diagonal_spearman(own, teacher)
+    given = _given_similarity(context)
+    if given is not None:
+        spearman["given"] = off_diagonal_spearman(own, given)
+        if teacher is not None:
+            of_teacher["given"] = off_diagonal_spearman(teacher, given)
+    named = {"spearman": spearman, "teacher_spearman": of_teacher}
+    defined = {
+        name: {key: value for key, value in values.items() if value is not None}
+        for name, values in named.items()
+    }
+    return metrics | {name: values for name, values in defined.items() if values}
+
+
+def _given_similarity(context: EvaluationContext) -> Tensor | None:
+    """Class similarity f64 [K, K] of evaluate.class_similarity.similarity or .reference, None without either."""
+    options, classes = context.options.of(ClassSimilarityOptions), context.store.manifest.classes
+    if options.reference is not None:
+        return coarse_similarity(classes, f"evaluate.{NAME}.reference={options.reference}")
+    if options.similarity is not None:
+        return read_similarity(Path(options.similarity), len(classes))
+    return None
+
+
+def read_similarity(path: Path, classes: int) -> Tensor:
+    """Read a class similarity f64 [K, K] from a matrix (.npy) or from a text file with one superclass per class.
+
+    The text file has one line per class, in label order. The similarity of two classes is 1 if their lines are equal,
+    0 otherwise.
+    """
+    require(path.is_file(), f"{_OPTION}={path} does not exist; correct it, or set it to null")
+    if path.suffix == ".npy":
+        try:
+            matrix = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ConfigError(
+                f"{_OPTION}={path} cannot be read ({error}); save a matrix of numbers with numpy.save"
+            ) from error
+        require(
+            isinstance(matrix, np.ndarray),
+            f"{_OPTION}={path} holds several arrays; save one matrix with numpy.save",
+        )
+        require(
+            matrix.shape == (classes, classes) and matrix.dtype.kind in "biuf",
+            f"{_OPTION}={path} has dtype {matrix.dtype} and shape {matrix.shape}, but {classes} classes need numbers "
+            f"of shape ({classes}, {classes}); correct the file",
+        )
+        require(
+            bool(np.isfinite(matrix).all()),
+            f"{_OPTION}={path} has values that are not finite; correct the file",
+        )
+        return torch.from_numpy(matrix.astype(np.float64))
+    try:
+        names = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{_OPTION}={path} is neither text nor a file that ends in .npy ({error}); name a text file with one "
+            "superclass per class, or a .npy matrix"
+        ) from error
+    lines = [line.strip() for line in (names[:-1] if names[-1] == "" else names)]
+    require(
+        len(lines) == classes and all(lines),
+        f"{_OPTION}={path} has {len(lines)} lines ({lines.count('')} of them empty), but {classes} classes need one "
+        "superclass each, in label order; correct the file, or name a .npy matrix",
+    )
+    return torch.tensor([[float(a == b) for b in lines] for a in lines], dtype=torch.float64)
+
+
+EVALUATOR = Evaluator(
+    evaluate_class_similarity,
+    check_class_similarity,
+    Page(
+        "Classes",
+        "Similarity of classes",
+        "The off-diagonal class means of the softened predictions show which classes a network confuses. Reported are"
+        " their rank correlation with the teacher's and the mean entropy of a prediction, in nats. Label smoothing "
+        "erases this similarity, which soft targets convey.",
+        (
+            Quantity(
+                "spearman",
+                "Rank correlation of the class means",
+                "Rank correlation with the teacher's class means: 1 is the same order, 0 is no relation.",
+                MORE,
+            ),
+            Quantity(
+                "entropy",
+                "Entropy of a prediction",
+                "Mean entropy of a softened prediction in nats; 0 is certainty about one class.",
+            ),
+            Quantity(
+                "teacher_entropy",
+                "Entropy of the teacher's prediction",
+                "The same entropy of the teacher's predictions, to compare with.",
+                is_main=False,
+            ),
+        ),
+    ),
+)

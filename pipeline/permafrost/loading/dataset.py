@@ -1,0 +1,347 @@
+"""Random access to a selection of a store's records by offset, where a list of positions is one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from permafrost.core.records import VIEW_FIELD, Batch, FieldSpec, StoredTargets
+from permafrost.loading.decode_threads import DecodeThreads
+from permafrost.loading.geometry import center_crop
+from permafrost.loading.selected_records import SelectedRecords
+from permafrost.loading.stored_values import decode_intermediates
+from permafrost.store.fields import Values
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.frames import InputMemory, decode_stored_mask, input_bytes
+from permafrost.store.index import Rows as IndexRows
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.row_reader import Rows, SelectedRows
+from permafrost.store.tars import ShardBytes
+
+_CACHED_SHARDS = 32
+"""Shards cached per pass, enough for a window of the sampler and the beginning of the next one."""
+_KEPT_BYTES = 64 * 2**20
+"""Maximum size of a selection's small fields for which the rows of all its shards are kept in memory, and default of
+its decoded inputs for which these are kept."""
+_OPEN_SHARDS = 64
+"""Maximum number of open files, far below the limit of a process."""
+_ALWAYS_READ = ("logits", "map", "explained_class", VIEW_FIELD.name)
+"""Fields of a pass that are always read. Fields of other payloads are read on request."""
+_SMALL_FILE = 4096
+"""Mean size of a batch's files in bytes below which they are decoded in the calling thread. For images of 32 pixels,
+of 1 kB, threads would mostly wait for Python's lock: two are not faster than one."""
+Columns = dict[str, NDArray[Any]]
+"""Columns of the index for the records of a batch, and the numbers of their shards."""
+_INDEX_COLUMNS = (
+    "offset",
+    "size",
+    "mask_offset",
+    "mask_size",
+    "group",
+    "row",
+    "height",
+    "width",
+    "image_crc32c",
+    "mask_crc32c",
+    "label",  # also where labels do not apply, so that classes that contradict them are noticed
+)
+
+
+class StoreDataset(SelectedRecords, Dataset[Batch]):
+    """A selection of a store's records, from which a list of positions is read and collated at once.
+
+    Files are opened on first use, so each loader process opens its own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rows: IndexRows,
+        passes: Sequence[TeacherPass] = (),
+        *,
+        with_regions: bool = False,
+        num_classes: int | None = None,
+        payload: str | None = None,
+        decode_threads: int = 1,
+        keep_bytes: int = _KEPT_BYTES,
+    ) -> None:
+        """Select rows of a store's index: a range where possible, which needs no memory, or any row numbers.
+
+        with_regions  also read masks and boxes, for evaluation
+        num_classes   number of outputs of the network that uses the labels, None for the classes of the data
+        payload       payload (attention, class_maps, pooled, superfeature_logits) to read in addition to logits and
+                      maps; others are not read
+        decode_threads  number of threads that decode a batch, in each process that loads batches
+        keep_bytes    size of all decoded inputs in bytes up to which each is decoded once and kept in memory
+        """
+        classes = {t.num_classes for t in passes} | ({num_classes} if num_classes else set())
+        super().__init__(store, rows, labels_apply=not classes - {len(store.manifest.classes)})
+        self.passes = tuple(passes)
+        self.with_regions = with_regions
+        self.decode_threads = DecodeThreads(decode_threads)
+        self.keep_bytes = keep_bytes
+        self.intermediate_fields = [t.fields_of(payload) if payload else [] for t in self.passes]
+        for teacher in self.passes:
+            self._require_covered(teacher)
+        self._start_caches()
+
+    def _require_covered(self, teacher: TeacherPass) -> None:
+        """Raise StoreMismatchError unless a pass covers every record of the selection."""
+        if teacher.manifest.selection is None:
+            return
+        missing, first = 0, ""
+        for number in self.store.index.shards_of(self.rows).tolist():
+            entry = self.store.shards[number]
+            if teacher.covers_shard(entry):
+                continue
+            rows = self.rows_in_shard(number)
+            uncovered = rows[teacher.rows_of(entry)[rows] < 0]
+            if len(uncovered) and not missing:
+                start = self.store.rows_of_shard(number).start
+                (first,) = self.store.index.keys(uncovered[:1] + start)
+            missing += len(uncovered)
+        if missing:
+            raise StoreMismatchError(
+                f"{teacher.folder} does not cover {missing} of the run's {len(self.rows)} records, the first "
+                f"{first}; run permafrost precompute with this run's split and subset options"
+            )
+
+    def _start_caches(self) -> None:
+        self._bytes = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
+        per_pass = _CACHED_SHARDS
+        if sum(map(self._field_bytes, self.passes)) * len(self.rows) <= _KEPT_BYTES:
+            per_pass = len(self.store.shards)
+        self._stored_rows = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(
+            self._open_stored_rows
+        )
+        self._values = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(self._open_values)
+        is_small = input_bytes(self.store) * len(self) <= self.keep_bytes
+        self._kept = InputMemory(self.store, len(self)) if is_small else None
+        self._is_kept = np.zeros(len(self) if is_small else 0, bool)
+
+    @staticmethod
+    def _field_bytes(teacher: TeacherPass) -> int:
+        """Size of the fields of one record in bytes, over all views."""
+        fields = teacher.manifest.fields
+        values = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in fields)
+        return values * teacher.num_views
+
+    def __getitem__(self, position: int) -> Batch:
+        return self.__getitems__([position])
+
+    def __getitems__(self, positions: Sequence[int | tuple[int, int]]) -> Batch:
+        """Load the records at these positions of the selection as one batch.
+
+        positions  positions (no view is drawn yet), or pairs of a position and the stored view to replay
+        """
+        pairs = np.asarray(positions).reshape(len(positions), -1)
+        at = pairs[:, 0]
+        views = pairs[:, 1] if pairs.shape[1] == 2 else None
+        rows = self.rows_at(at)
+        columns = self.store.index.take(_INDEX_COLUMNS, rows)
+        columns["shard"] = self.store.index.shard_numbers(rows)
+        keys = self.store.index.keys(rows)
+        values = [self._gather(number, columns, views) for number in range(len(self.passes))]
+        inputs = self._inputs(at, columns, keys)
+        canonical_from_view = None
+        if views is not None:  # all passes of a run have the same views
+            canonical_from_view = torch.from_numpy(values[0][VIEW_FIELD.name])
+        return Batch(
+            keys=tuple(keys),
+            record_index=torch.from_numpy(at),
+            inputs=inputs.tensor(),
+            canonical_from_view=canonical_from_view,
+            view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
+            original_size=torch.from_numpy(
+                np.stack([columns["height"], columns["width"]], axis=1)
+            ).float(),
+            labels=self.labels_at(at),
+            groups=torch.from_numpy(columns["group"].astype(np.int64)),
+            masks=self._masks(columns, keys)
+            if self.with_regions and not self.store.is_table
+            else None,
+            boxes=self._boxes(rows) if self.with_regions else (),
+            targets=tuple(
+                self._targets(number, of_teacher, columns, replayed=views is not None)
+                for number, of_teacher in enumerate(values)
+            ),
+        )
+
+    def intermediates_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
+        """Read the intermediates of every pass for these positions, in the first stored view, f32, but no images."""
+        rows = self.rows_at(at)
+        columns = self.store.index.take(("row", "height", "width"), rows)
+        columns["shard"] = self.store.index.shard_numbers(rows)
+        return [
+            decode_intermediates(
+                self._targets(number, self._gather(number, columns, None), columns, replayed=False)
+            )
+            for number in range(len(self.passes))
+        ]
+
+    def _inputs(self, at: NDArray[np.int64], columns: Columns, keys: Sequence[str]) -> InputMemory:
+        """Decode images or rows of a table, each record once even if it occurs several times.
+
+        A selection that is small as a whole is decoded once for all epochs.
+        """
+        _, first, place = np.unique(at, return_index=True, return_inverse=True)
+        if self._kept is not None:
+            first = first[~self._is_kept[at[first]]]
+            self._decode(self._kept, at[first], first, columns, keys)
+            self._is_kept[at[first]] = True
+            return self._kept.take(at)
+        inputs = InputMemory(self.store, len(at))
+        self._decode(inputs, first, first, columns, keys)
+        if len(first) < len(at):
+            again = np.setdiff1d(np.arange(len(at)), first)
+            inputs.repeat(again, first[place[again]])
+        return inputs
+
+    def _decode(
+        self,
+        inputs: InputMemory,
+        places: NDArray[np.int64],
+        numbers: NDArray[np.int64],
+        columns: Columns,
+        keys: Sequence[str],
+    ) -> None:
+        """Decode records into `places` of the memory; `numbers` are their rows of the columns and keys."""
+        names = ("shard", "offset", "size", "image_crc32c")
+        lists = (columns[name][numbers].tolist() for name in names)
+        records = list(zip(places, numbers, *lists, strict=True))
+
+        def decode(number: int) -> None:
+            place, row, shard, offset, size, crc32c = records[number]
+            file, key = self._bytes(shard), keys[row]
+            data = file.read(offset, size, crc32c, key)
+            inputs.decode(place, data, f"{file.path}: {key}")
+
+        if records and columns["size"][numbers].mean() < _SMALL_FILE:
+            for number in range(len(records)):
+                decode(number)
+        else:
+            self.decode_threads.run(decode, len(records))
+
+    def _targets(
+        self, number: int, values: Values, columns: Columns, *, replayed: bool
+    ) -> StoredTargets:
+        teacher, names = self.passes[number], self.intermediate_fields[number]
+        targets = StoredTargets(
+            teacher=teacher.name,
+            logits=torch.from_numpy(values["logits"].astype(np.float32)),
+            intermediates={name: torch.from_numpy(values[name]) for name in names},
+            scales={
+                name: torch.from_numpy(values[f"{name}_scale"])
+                for name in names
+                if f"{name}_scale" in values
+            },
+            intermediates_are_spatial=all(
+                spec.frame is not None for spec in teacher.manifest.fields if spec.name in names
+            ),
+        )
+        spatial = [spec for spec in teacher.manifest.fields if spec.frame is not None]
+        if spatial and not replayed:  # all fields of a teacher have the same frame
+            targets = replace(
+                targets, map_from_canonical=self._map_from_canonical(spatial[0], columns)
+            )
+        if "map" not in values:
+            return targets
+        return replace(
+            targets,
+            explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
+            maps=torch.from_numpy(values["map"]),
+        )
+
+    def _map_from_canonical(self, spec: FieldSpec, columns: Columns) -> torch.Tensor:
+        """Transform of each map's grid in its canonical frame: f32 [n, 3, 3]."""
+        if spec.frame != "center_crop":
+            return torch.eye(3).repeat(len(columns["height"]), 1, 1)
+        assert spec.crop_fraction is not None
+        heights, widths = (torch.from_numpy(columns[name]).float() for name in ("height", "width"))
+        map_from_canonical: torch.Tensor = torch.linalg.inv(
+            center_crop(heights, widths, spec.crop_fraction)
+        )
+        return map_from_canonical
+
+    def _gather(self, number: int, columns: Columns, views: NDArray[np.int64] | None) -> Values:
+        """Read fields [n, *shape] of the given views (None for the canonical one), in the order of the columns."""
+        shards, rows = columns["shard"], columns["row"]
+        views = np.zeros(len(rows), np.int64) if views is None else views
+        gathered: Values = {}
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            stored = self._stored_rows(number, shard)
+            places = rows[here] if stored is None else stored[rows[here]]
+            for name, array in self._values(number, shard).items():
+                if name not in gathered:
+                    gathered[name] = np.empty((len(rows), *array.shape[2:]), array.dtype)
+                gathered[name][here] = array[places, views[here]]
+        return gathered
+
+    def _masks(self, columns: Columns, keys: Sequence[str]) -> torch.Tensor:
+        """Read masks u8 [n, 1, H, W], all background for records without a mask."""
+        masks = torch.zeros(len(keys), 1, *self.store.size, dtype=torch.uint8)
+        names = ("shard", "mask_offset", "mask_size", "mask_crc32c")
+        places = zip(masks, keys, *(columns[name].tolist() for name in names), strict=True)
+        for mask, key, shard, offset, size, crc32c in places:
+            if offset >= 0:
+                file = self._bytes(shard)
+                data = file.read(offset, size, crc32c, key)
+                mask[:] = decode_stored_mask(data, self.store.size, f"{file.path}: {key}")
+        return masks
+
+    def _boxes(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
+        boxes, lengths = self.store.index.boxes(rows)
+        boxes_of: tuple[torch.Tensor, ...] = torch.split(torch.from_numpy(boxes), lengths.tolist())
+        return boxes_of
+
+    def _open_shard(self, shard: int) -> ShardBytes:
+        return ShardBytes(self.store.folder, self.store.shards[shard])
+
+    def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
+        """Open a shard's fields: large ones stay on disk, of the others only this selection's rows are kept."""
+        names = self.intermediate_fields[number]
+        wanted = {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in names)}
+        fields = self.passes[number].open_shard(self.store.shards[shard], wanted)
+        stored, needed = self._stored_rows(number, shard), self.rows_in_shard(shard)
+        if stored is not None:
+            needed = np.unique(stored[needed])
+        return {
+            name: SelectedRows(rows, needed)
+            if isinstance(rows, np.ndarray) and len(needed) < len(rows)
+            else rows
+            for name, rows in fields.items()
+        }
+
+    def _open_stored_rows(self, number: int, shard: int) -> NDArray[np.int64] | None:
+        """Row in a pass of each of a shard's records; None if the pass has the shard's own rows."""
+        teacher = self.passes[number]
+        if teacher.manifest.selection is None:
+            return None
+        return teacher.rows_of(self.store.shards[shard])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader process receives paths and the selection; it maps the index and opens files itself.
+        opened = ("_bytes", "_values", "_stored_rows", "_kept", "_is_kept", "label_numbers")
+        return {k: v for k, v in self.__dict__.items() if k not in opened}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_caches()
+
+
+def iter_batches(
+    dataset: StoreDataset, batch_size: int, positions: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """Iterate over batches of these positions, or of every record of the selection once, in whole frames."""
+    chosen = range(len(dataset)) if positions is None else positions
+    for start in range(0, len(chosen), batch_size):
+        yield dataset.__getitems__(list(chosen[start : start + batch_size]))

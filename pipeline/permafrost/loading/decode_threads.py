@@ -1,0 +1,93 @@
+"""Threads that decode the records of a batch, because decoders work without Python's lock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Barrier
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from permafrost.config.training import TrainerOptions
+    from permafrost.core.distributed import DistributedContext
+
+_MOST = 8
+"""Maximum number of threads that are started without being asked for."""
+_PARTS = 4
+"""Parts of a batch per thread, so that no thread waits long for a slower one."""
+
+
+def resolve_decode_threads(asked: int | None, processes: int = 1) -> int:
+    """Return the number of threads of an option `decode_threads`; null is a share of the cores, from 1 to 8.
+
+    processes  number of processes on this machine that decode at the same time
+    """
+    if asked is not None:
+        return asked
+    return min(max(len(os.sched_getaffinity(0)) // processes, 1), _MOST)
+
+
+def decode_threads_of(trainer: TrainerOptions, distributed: DistributedContext | None) -> int:
+    """Return the threads that decode a batch, in each of the processes on this machine that load batches."""
+    ranks = 1 if distributed is None else distributed.ranks_here
+    return resolve_decode_threads(trainer.decode_threads, ranks * max(trainer.loader_processes, 1))
+
+
+class DecodeThreads:
+    """A fixed number of threads, started on first use. Copies in other processes start their own."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: ThreadPoolExecutor | None = None
+
+    def run(self, work: Callable[[int], None], numbers: int) -> None:
+        """Call `work` once with each of 0 .. numbers - 1, and return when all calls have ended.
+
+        If calls fail, the error of the lowest number is raised, whatever the number of threads.
+        """
+        if self.count == 1 or numbers <= 1:
+            for number in range(numbers):
+                work(number)
+            return
+
+        def work_through(part: range) -> None:
+            for number in part:
+                work(number)
+
+        size = -(-numbers // (self.count * _PARTS))
+        pool = self._started_pool()
+        parts = [
+            pool.submit(work_through, range(start, min(start + size, numbers)))
+            for start in range(0, numbers, size)
+        ]
+        wait(parts)
+        for part in parts:
+            part.result()
+
+    def _started_pool(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = start_pool(self.count, "decode")
+        return self._pool
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"count": self.count, "_pool": None}
+
+
+def start_pool(count: int, name: str) -> ThreadPoolExecutor:
+    """Start threads in each of which torch computes without threads of its own; other threads keep their number."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    all_started = Barrier(count)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # until asked, a thread takes the number that was set last anywhere
+        all_started.wait()
+
+    before = torch.get_num_threads()
+    for started in [pool.submit(start) for _ in range(count)]:
+        started.result()
+    torch.set_num_threads(before)  # the default of threads that are started later
+    return pool

@@ -1,0 +1,234 @@
+"""Geometry of views: one homography per record, applied to its image and to each of its maps in one warp each.
+
+Coordinates are normalized: -1 and 1 are the outer edges of the pixel grid (align_corners=False), so one matrix is valid
+at every resolution. A view is stored as `canonical_from_view`, the direction in which pixels are sampled, so it is
+never inverted and a replayed view is identical bit for bit. Homographies compose from right to left:
+map_from_view = map_from_canonical @ canonical_from_view.
+
+Operations on pixels are in pixels.py. They come after the warp, and the encoding of the input (Normalize, add_inverse)
+comes last, because it does not commute with the zeros outside the frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from permafrost.config.models import CENTER_CROP_FRACTION
+from permafrost.core.records import Batch, StoredTargets, Targets
+from permafrost.loading.pixels import change_pixels
+from permafrost.loading.stored_values import decode_intermediates, decode_maps
+
+_FINE_GRID = 56
+"""Minimum resolution at which coverage is measured, because cells of a 7x7 grid may be partly outside."""
+
+
+# ---- warping -------------------------------------------------------------------------------------
+
+
+def fetch_points(source_from_view: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Position in the source of each cell center of a view of (height, width) `size`.
+
+    source_from_view  [B, 3, 3]
+    returns           x and y, each [B, height, width], normalized
+    """
+    y, x = (
+        (2 * torch.arange(n, device=source_from_view.device).to(source_from_view) + 1) / n - 1
+        for n in size
+    )
+    h = source_from_view[:, :, :, None, None]
+    # Elementwise instead of a matrix product, so that the result does not depend on the rest of the batch.
+    xs, ys, ws = (h[:, row, 0] * x + h[:, row, 1] * y[:, None] + h[:, row, 2] for row in range(3))
+    return xs / ws, ys / ws
+
+
+def warp(
+    source: Tensor,
+    source_from_view: Tensor,
+    size: tuple[int, int],
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+) -> Tensor:
+    """Sample `source` into views, where the part of a cell outside the source counts as 0.
+
+    The same rule applies to images and maps: for crops it equals clamping at the border, for rotations zero fill.
+
+    source            [B, C, h, w], any dtype; integers and half precision are promoted to float32
+    source_from_view  [B, 3, 3]
+    size              (height, width) of the views
+    returns           [B, C, height, width] float32 or float64
+    """
+    # In half precision the grid coordinates would be off by up to half a pixel.
+    source = source.to(torch.promote_types(source.dtype, torch.float32))
+    source_from_view = source_from_view.to(source.dtype)
+    x, y = fetch_points(source_from_view, size)
+    grid = torch.stack([x, y], dim=-1)
+    fetched = F.grid_sample(
+        source, grid, mode=interpolation, padding_mode="border", align_corners=False
+    )
+    finer = max(1, _FINE_GRID // min(size))
+    if finer > 1:
+        x, y = fetch_points(source_from_view, (size[0] * finer, size[1] * finer))
+    # Rounding may move an edge point slightly outside, and such a point belongs to the frame.
+    inside = (torch.maximum(x.abs(), y.abs()) <= 1 + 1e-6).to(source.dtype)[:, None]
+    coverage = F.avg_pool2d(inside, finer) if finer > 1 else inside
+    warped: Tensor = fetched * coverage
+    return warped
+
+
+def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
+    """Compute `canonical_from_crop` of the usual center crop, a square with `fraction` of the shorter side.
+
+    heights, widths  [B] of the original images, whose aspect ratio the canonical frame does not have
+    returns          f32 [B, 3, 3]: diag(f m / W0, f m / H0, 1) with m = min(H0, W0)
+    """
+    side = fraction * torch.minimum(heights, widths)
+    scales = torch.stack([side / widths, side / heights, torch.ones_like(side)], dim=-1)
+    return torch.diag_embed(scales.float())
+
+
+def downscale(
+    source_from_view: Tensor, source_size: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Source pixels per view pixel along the worse axis, [B]. Bilinear sampling aliases above about 1.2.
+
+    Only the affine part of the matrix is used.
+    """
+    source_pixels = source_from_view.new_tensor([source_size[1], source_size[0]])[:, None]
+    view_pixels = source_from_view.new_tensor([size[1], size[0]])
+    scaled = source_from_view[:, :2, :2] * source_pixels / view_pixels
+    norms: Tensor = torch.linalg.matrix_norm(scaled, ord=2)
+    return norms
+
+
+# ---- a batch in its view -------------------------------------------------------------------------
+
+
+def evaluation_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
+    """Return the batch in the view for evaluation at (height, width) `size`.
+
+    frame  evaluate.frame: "full", "center_crop", or "auto", which means full if the frame already has that size and
+           center_crop otherwise. It is ignored for a table
+    """
+    if batch.is_table or frame == "full" or (frame == "auto" and batch.inputs.shape[-2:] == size):
+        return batch
+    heights, widths = batch.original_size.unbind(dim=1)
+    return replace(batch, canonical_from_view=center_crop(heights, widths, CENTER_CROP_FRACTION))
+
+
+def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
+    """Render the batch's frames in its view: f32 [B, 3, height, width] in [0, 1], or unchanged rows of a table.
+
+    The batch's `pixel_augment` is applied, so networks with different input sizes receive the same images.
+    """
+    if batch.is_table:
+        return batch.inputs
+    if batch.rendered is not None and batch.rendered.shape[-2:] == size:
+        return batch.rendered
+    if batch.canonical_from_view is None and batch.inputs.shape[-2:] == size:
+        # Contiguous whatever the frames' layout, on which the kernels of a network and so its last bits depend.
+        images = batch.inputs.to(torch.float32, memory_format=torch.contiguous_format) / 255
+    else:
+        images = warp(batch.inputs, canonical_from_view(batch), size) / 255
+    return images if batch.pixel_augment is None else change_pixels(images, batch.pixel_augment)
+
+
+def view_targets(
+    batch: Batch, grid: tuple[int, int], map_control: str = "none", *, with_maps: bool = True
+) -> tuple[Targets, ...]:
+    """Return every teacher's stored targets, with maps warped directly to the student's (h, w) `grid`.
+
+    Intermediates are warped on their own grids, because the loss pools the finer side of each pair.
+
+    map_control  negative control: "shuffled" assigns to each record the map of its neighbor in the batch,
+                 "unaugmented" does not transform the map with the image
+    with_maps    False omits the maps if the loss does not need them
+    """
+    return tuple(
+        _view_maps(batch, stored, grid, map_control)
+        if with_maps and stored.maps is not None
+        else Targets(
+            teacher=stored.teacher,
+            logits=stored.logits,
+            explained_class=stored.explained_class,
+            intermediates=_view_intermediates(batch, stored),
+        )
+        for stored in batch.targets
+    )
+
+
+def _view_maps(
+    batch: Batch, stored: StoredTargets, grid: tuple[int, int], map_control: str
+) -> Targets:
+    assert stored.explained_class is not None
+    maps = view_maps(batch, stored, grid, moved=map_control != "unaugmented")
+    if map_control == "shuffled":
+        maps = neighbor_maps(maps, stored.explained_class)
+    return Targets(
+        teacher=stored.teacher,
+        logits=stored.logits,
+        explained_class=stored.explained_class,
+        maps=maps,
+        map_valid=maps.flatten(2).any(dim=2) & (stored.explained_class >= 0),
+        intermediates=_view_intermediates(batch, stored),
+    )
+
+
+def _view_intermediates(batch: Batch, stored: StoredTargets) -> dict[str, Tensor]:
+    """Warp a teacher's intermediates to the batch's view, each on its own grid."""
+    if stored.map_from_canonical is None or not stored.intermediates_are_spatial:
+        return decode_intermediates(stored)
+    source_from_view = stored.map_from_canonical @ canonical_from_view(batch)
+    viewed = {}
+    for name, values in decode_intermediates(stored).items():
+        h, w = values.shape[-2:]
+        viewed[name] = warp(values.view(len(values), -1, h, w), source_from_view, (h, w)).view_as(
+            values
+        )
+    return viewed
+
+
+def view_maps(
+    batch: Batch, stored: StoredTargets, grid: tuple[int, int], *, moved: bool = True
+) -> Tensor:
+    """Warp a teacher's maps to the batch's view on an (h, w) `grid`: f32 [B, E, A, h, w].
+
+    moved  False leaves them in the canonical frame in any view
+    """
+    maps = decode_maps(stored)
+    if stored.map_from_canonical is None:
+        return place_on_grid(maps, grid)
+    map_from_view = stored.map_from_canonical
+    if moved:
+        map_from_view = map_from_view @ canonical_from_view(batch)
+    return warp(maps.flatten(1, 2), map_from_view, grid).view(*maps.shape[:3], *grid)
+
+
+def neighbor_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
+    """Assign to each record the maps of the previous record in the batch, repeated if that record has fewer.
+
+    maps             [B, E, A, h, w]
+    explained_class  i64 [B, E], NO_CLASS after the last one
+    """
+    count = (explained_class >= 0).sum(dim=1).roll(1).clamp(min=1)
+    place = torch.arange(maps.shape[1], device=maps.device) % count[:, None]
+    return maps.roll(1, dims=0).take_along_dim(place[:, :, None, None, None], dim=1)
+
+
+def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Sample maps [B, E, A, h, w] at the cell centers of another (h, w) grid of the same view."""
+    if maps.shape[-2:] == grid:
+        return maps
+    whole = torch.eye(3, device=maps.device).expand(len(maps), 3, 3)
+    return warp(maps.flatten(1, 2), whole, grid).view(*maps.shape[:3], *grid)
+
+
+def canonical_from_view(batch: Batch) -> Tensor:
+    """Return the batch's matrices, f32 [B, 3, 3], or the identity if it has none."""
+    if batch.canonical_from_view is not None:
+        return batch.canonical_from_view
+    identity = torch.eye(3, device=batch.inputs.device)
+    return identity.expand(len(batch.inputs), 3, 3)

@@ -1,0 +1,98 @@
+"""The data loader of a training: batches in the order of a sampler (sampler.py), with their views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader
+
+from permafrost.core.records import Batch
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.pixels import PixelAugmentSchedule
+from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
+from permafrost.loading.transfer import copy_to, iter_on_device, move_values
+from permafrost.loading.turns import turn_views
+from permafrost.loading.views import ViewSchedule
+from permafrost.loading.worker_batches import pack_batch, unpack_batch
+
+
+class TrainLoader:
+    """Data loader of an epoch's batches with their views, starting at any step."""
+
+    def __init__(
+        self,
+        dataset: StoreDataset,
+        views: ViewSchedule | None,
+        pixel_augment: PixelAugmentSchedule | None = None,
+        *,
+        batch_size: int,
+        seed: int,
+        loader_processes: int = 0,
+        views_per_step: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Configure the loader.
+
+        views           schedule of new views, None to replay the views stored in the dataset's passes
+        pixel_augment   schedule of pixel augmentation, None for none
+        views_per_step  number of views of one record per step: stored ones, or the four rotations of each new view
+        """
+        order = EpochOrder(dataset.first_positions(), seed)
+        ranks = {"rank": rank, "world_size": world_size}
+        self.batches: GlobalBatchSampler | ReplayBatchSampler = (
+            GlobalBatchSampler(order, batch_size // views_per_step, **ranks)
+            if views is not None
+            else ReplayBatchSampler(
+                order, batch_size, dataset.passes[0].num_views, views_per_step, **ranks
+            )
+        )
+        self.views = views
+        self.views_per_step = views_per_step
+        self.pixel_augment = pixel_augment
+        self.loader: DataLoader[Batch] = DataLoader(
+            dataset,
+            batch_sampler=cast("Any", self.batches),
+            collate_fn=cast("Any", pack_batch if loader_processes else _same),
+            num_workers=loader_processes,
+            # A forked process that inherits zarr's event loop may hang.
+            multiprocessing_context="spawn" if loader_processes else None,
+            persistent_workers=loader_processes > 0,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps of an epoch, the same on every rank."""
+        return self.batches.num_steps
+
+    def epoch(
+        self, epoch: int, first_step: int = 0, device: torch.device | None = None
+    ) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch's steps, starting at `first_step`.
+
+        device  device to which batches are copied, on a GPU one step ahead; None leaves them on the host
+        """
+        self.batches.set_position(epoch, first_step)
+        batches = map(unpack_batch, self.loader) if self.loader.num_workers else iter(self.loader)
+        pairs = iter_on_device(batches, device or torch.device("cpu"))
+        for step, (read, batch) in enumerate(pairs, start=first_step):
+            start = self.batches.first_position(step)
+            if self.views is not None:
+                drawn_views = self.views.views(epoch, start, read.aspects)
+                if drawn_views is not None:
+                    drawn_views = copy_to(drawn_views, batch.inputs.device)
+                batch = replace(batch, canonical_from_view=drawn_views)
+                if self.views_per_step > 1:
+                    batch = turn_views(batch)
+            if self.pixel_augment is not None:
+                first = start * self.views_per_step
+                drawn = self.pixel_augment.draw(epoch, step, first, len(batch.keys))
+                batch = replace(batch, pixel_augment=move_values(drawn, batch.inputs.device))
+            yield batch
+
+
+def _same(batch: Batch) -> Batch:
+    return batch

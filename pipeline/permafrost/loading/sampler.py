@@ -1,0 +1,160 @@
+"""Samplers: the order of an epoch is a pure function of (seed, epoch), divided into global batches for any world size.
+
+Shards are permuted, then records within windows of WINDOW_SHARDS shards, so a rank's memory and a node's cache do not
+grow with the store. Every record occurs at most once per epoch. The last partial global batch is dropped, which
+affects other records in each epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from permafrost.core.errors import ConfigError
+from permafrost.core.seeds import derive_seed
+
+WINDOW_SHARDS = 16
+_DRAWN_AT_ONCE = 2**18
+
+
+class EpochOrder:
+    """Positions of a selection in the order of each epoch, one window of shards at a time."""
+
+    def __init__(
+        self, first_positions: NDArray[np.int64], seed: int, window: int = WINDOW_SHARDS
+    ) -> None:
+        """Describe the shards of a selection whose records are in the order of the store.
+
+        first_positions  position at which the records of each shard begin, and the number of all: [shards + 1]
+        """
+        sizes = np.diff(first_positions)
+        self._starts = first_positions[:-1][sizes > 0]
+        self._sizes = sizes[sizes > 0]
+        self.num_records = int(sizes.sum())
+        self.seed = seed
+        self.window = window
+
+    def windows(self, epoch: int, first: int = 0) -> Iterator[NDArray[np.int64]]:
+        """Iterate over the order of an epoch, with every position of the selection once, window by window.
+
+        first  place in the order from which positions are returned; the windows before it are only drawn, which takes
+               time but no memory
+        """
+        generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+        shards = generator.permutation(len(self._sizes))
+        begin = 0
+        for start in range(0, len(shards), self.window):
+            members = shards[start : start + self.window]
+            sizes = self._sizes[members]
+            offsets = np.cumsum(sizes) - sizes
+            drawn = generator.permutation(int(sizes.sum()))
+            end = begin + len(drawn)
+            if end > first:
+                shard = np.searchsorted(offsets, drawn, side="right") - 1
+                positions = self._starts[members[shard]] + drawn - offsets[shard]
+                yield positions[max(first - begin, 0) :]
+            begin = end
+
+
+class GlobalBatchSampler:
+    """Batch sampler of one rank for the steps of an epoch, whose whole state is (epoch, first step)."""
+
+    def __init__(
+        self, order: EpochOrder, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Check that the batch size fits the ranks and the selection.
+
+        batch_size  number of records of a global batch, of which each rank takes a contiguous slice
+        """
+        num_records = order.num_records
+        if batch_size % world_size:
+            raise ConfigError(
+                f"trainer.batch_size={batch_size} must be a multiple of {world_size}, the number of ranks"
+            )
+        if num_records < batch_size:
+            raise ConfigError(
+                f"the selection has {num_records} records, fewer than trainer.batch_size={batch_size}; "
+                "lower trainer.batch_size or select more records"
+            )
+        self.order = order
+        self.batch_size = batch_size
+        self.rank, self.world_size = rank, world_size
+        self.num_steps = num_records // batch_size
+        self.epoch = 0
+        self.first_step = 0
+
+    def set_position(self, epoch: int, first_step: int) -> None:
+        """Set the start of the next iteration."""
+        self.epoch, self.first_step = epoch, first_step
+
+    def __len__(self) -> int:
+        return self.num_steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        taken = self.first_step * self.batch_size
+        share = self.batch_size // self.world_size
+        rest = np.empty(0, np.int64)
+        for window in self.order.windows(self.epoch, taken):
+            rest = np.concatenate([rest, window])
+            while len(rest) >= self.batch_size:
+                own = rest[self.rank * share : (self.rank + 1) * share]
+                yield own.tolist()
+                rest = rest[self.batch_size :]
+
+    def first_position(self, step: int) -> int:
+        """Start of this rank's slice of a step in the epoch's order."""
+        return step * self.batch_size + self.rank * (self.batch_size // self.world_size)
+
+
+class ReplayBatchSampler:
+    """Batch sampler of stored views: (position, view) pairs with `per_step` views of each record in a batch.
+
+    The views of a record are used in cyclic order from a random start, all V of them within V / per_step epochs.
+    """
+
+    def __init__(
+        self, order: EpochOrder, batch_size: int, num_views: int, per_step: int, **ranks: int
+    ) -> None:
+        """Draw the first view of each record.
+
+        batch_size  number of views of a global batch
+        """
+        if num_views % per_step:
+            raise ConfigError(
+                f"views.per_step={per_step} does not divide the {num_views} stored views of a record; choose a divisor"
+            )
+        self.records = GlobalBatchSampler(order, batch_size // per_step, **ranks)
+        self.num_views, self.per_step = num_views, per_step
+        generator = np.random.default_rng(derive_seed(order.seed, "replay"))
+        # One byte a record for up to 256 views. Drawing in blocks gives the numbers of a single draw.
+        self.starts = np.empty(order.num_records, np.min_scalar_type(num_views - 1))
+        for start in range(0, order.num_records, _DRAWN_AT_ONCE):
+            block = self.starts[start : start + _DRAWN_AT_ONCE]
+            block[:] = generator.integers(num_views, size=len(block))
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps of an epoch."""
+        return self.records.num_steps
+
+    def set_position(self, epoch: int, first_step: int) -> None:
+        """Set the start of the next iteration."""
+        self.records.set_position(epoch, first_step)
+
+    def first_position(self, step: int) -> int:
+        """Start of this rank's slice of a step in the epoch's order."""
+        return self.records.first_position(step)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        turn = self.records.epoch * self.per_step
+        for positions in self.records:
+            yield [
+                (position, (int(self.starts[position]) + turn + number) % self.num_views)
+                for position in positions
+                for number in range(self.per_step)
+            ]

@@ -1,0 +1,176 @@
+"""Selection of the rows of a store that a run reads. The store itself always contains the whole set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import NO_LABEL
+from permafrost.core.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from permafrost.config.store import SubsetOptions
+    from permafrost.store.index import RecordIndex, Rows
+
+_BLOCK = 2**20
+HOLDOUT = "holdout"
+"""Name of the split of records that subset.holdout excluded from training."""
+
+
+def rows_of_split(index: RecordIndex, split: str) -> Rows:
+    """Return the rows of the index that belong to `split`, a range if its shards follow each other."""
+    numbers = index.shards.splits.get(split, np.empty(0, np.int64))
+    starts = index.shards.starts
+    if not (starts[numbers + 1] > starts[numbers]).any():
+        records = index.shards.records_of_splits()
+        known = ", ".join(sorted(name for name, number in records.items() if number))
+        hint = "name one of them"
+        if split == "test":
+            hint += " (evaluate.splits=), or pack the data with data.test_fraction=0.1, which makes a split test"
+        raise ConfigError(f"the store has no split {split!r}; its splits are: {known}; {hint}")
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return range(int(starts[numbers[0]]), int(starts[numbers[-1] + 1]))
+    return np.concatenate([np.arange(starts[n], starts[n + 1]) for n in numbers])
+
+
+def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> Rows:
+    """Select the rows of a split that `subset` describes, ascending.
+
+    Each class is permuted by (subset.seed, class). The first `holdout` records are held out, and the next `shots` are
+    selected. Selections with more shots therefore contain those with fewer, and the selection is independent of
+    `seed` and of the method. A record with many labels belongs to each of its classes. If one class holds it out, it is
+    held out for all, and a class may have more records than its shots because of records selected for other classes.
+    """
+    if subset.shots is None and subset.holdout == 0:
+        return rows_of_split(index, split)
+    held_out = _held_out(index, split, subset) if subset.holdout else np.empty(0, np.int64)
+    if subset.shots is None:
+        return _without(np.asarray(rows_of_split(index, split)), held_out)
+    chosen = []
+    for label, members in _permuted_classes(index, split, subset):
+        members = _without(members, held_out)
+        if len(members) < subset.shots:
+            raise ConfigError(
+                f"subset.shots={subset.shots}, but class {label} of split {split!r} has "
+                f"{len(members)} records after the holdout"
+            )
+        chosen.append(members[: subset.shots])
+    return np.unique(np.concatenate(chosen))
+
+
+def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> int:
+    """Return the number of rows of `select_training_rows`, without selecting them where the class sizes suffice."""
+    rows = rows_of_split(index, split)
+    if subset.shots is None and subset.holdout == 0:
+        return len(rows)
+    sizes = np.zeros(0, np.int64)
+    for start in range(0, len(rows), _BLOCK):
+        labels = index.values("label", rows[start : start + _BLOCK])
+        own = np.bincount(labels[labels != NO_LABEL], minlength=len(sizes))
+        own[: len(sizes)] += sizes
+        sizes = own
+    sizes = sizes[sizes > 0]
+    least = subset.holdout + (subset.shots or 0)
+    if index.has_many_labels or sizes.sum() < len(rows) or sizes.min(initial=least) < least:
+        return len(select_training_rows(index, split, subset))
+    return int(
+        len(rows) - subset.holdout * len(sizes)
+        if subset.shots is None
+        else subset.shots * len(sizes)
+    )
+
+
+def balanced_order(index: RecordIndex, split: str, seed: int) -> NDArray[np.int64]:
+    """Order all rows of a split so that every prefix has nearly the same number of records of each class.
+
+    The order depends only on the keys and the seed. Records without a label, or with many, count as one class.
+    """
+    rows = rows_of_split(index, split)
+    labels = index.values("label", rows)
+    turns = np.empty(len(rows), np.int64)
+    for label, members in members_of_classes(labels).items():
+        members = members[index.key_order(_at(rows, members))]
+        random = np.random.default_rng(derive_seed(seed, "balanced order", label))
+        turns[random.permutation(members)] = np.arange(len(members))
+    return _at(rows, np.lexsort((labels, turns)))
+
+
+def select_holdout_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
+    """Select the rows that `select_training_rows` holds out, independent of the shots, in the order of the index."""
+    if subset.holdout == 0:
+        raise ConfigError("subset.holdout=0 holds out no records; set it to a number per class")
+    return _held_out(index, split, subset)
+
+
+def members_of_classes(
+    labels: NDArray[np.integer[Any]], owners: NDArray[np.int64] | None = None
+) -> dict[int, NDArray[np.int64]]:
+    """Group the owners of labels by label: each class's owners, ascending, in the order of the classes.
+
+    labels  any labels, [n]
+    owners  what has each label, [n]; an owner may have several labels, or one of them twice. None stands for the
+            positions of the labels
+    """
+    order = np.argsort(labels, kind="stable")
+    known, sizes = np.unique(labels, return_counts=True)
+    groups = np.split(order, np.cumsum(sizes)[:-1]) if len(known) else []
+    return {
+        int(label): group if owners is None else np.unique(owners[group])
+        for label, group in zip(known, groups, strict=True)
+    }
+
+
+def _held_out(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
+    """Rows of the first `holdout` records of each class, ascending."""
+    chosen = [members[: subset.holdout] for _, members in _permuted_classes(index, split, subset)]
+    return np.unique(np.concatenate(chosen))
+
+
+def _permuted_classes(
+    index: RecordIndex, split: str, subset: SubsetOptions
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Iterate over the classes of a split with their rows, permuted by (subset.seed, class)."""
+    rows = rows_of_split(index, split)
+    for label, members in _classes_of(index, rows, split).items():
+        members = members[index.key_order(_at(rows, members))]
+        if len(members) < subset.holdout:
+            raise ConfigError(
+                f"subset.holdout={subset.holdout}, but class {label} of split {split!r} has "
+                f"{len(members)} records"
+            )
+        seed = derive_seed(subset.seed, "subset", label)
+        yield label, _at(rows, np.random.default_rng(seed).permutation(members))
+
+
+def _classes_of(index: RecordIndex, rows: Rows, split: str) -> dict[int, NDArray[np.int64]]:
+    """Group the positions of these rows by class. Raises ConfigError if one of them has no label."""
+    if index.has_many_labels:
+        labels, lengths = index.label_lists(rows)
+        all_labeled = bool(lengths.all())
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+    else:
+        labels, owners = index.values("label", rows), None
+        all_labeled = bool((labels != NO_LABEL).all())
+    if not all_labeled:
+        raise ConfigError(
+            f"subset.shots and subset.holdout need labels, but split {split!r} has unlabeled records"
+        )
+    return members_of_classes(labels, owners)
+
+
+def _without(rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows that are not among `others`, which are ascending, in their order."""
+    if len(others) == 0:
+        return rows
+    places = np.minimum(np.searchsorted(others, rows), len(others) - 1)
+    remaining: NDArray[np.int64] = rows[others[places] != rows]
+    return remaining
+
+
+def _at(rows: Rows, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    return positions + rows.start if isinstance(rows, range) else rows[positions]

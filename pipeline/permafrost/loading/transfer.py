@@ -1,0 +1,113 @@
+"""Copies of tensors and batches to the training device, for which the host does not wait.
+
+On a GPU a thread reads the next batch, pins it and copies it while the current step runs. It draws no random numbers,
+because torch's global generator is that of the step. There is no such thread on a CPU, where it would compete with the
+step for cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from permafrost.core.records import Batch, PixelAugment, PixelChange, StoredTargets
+from permafrost.loading.decode_threads import start_pool
+
+Copied = TypeVar("Copied")
+
+_AHEAD = ("cuda",)
+"""Types of devices to which batches are copied ahead."""
+
+
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to `device`, or return it if it is there."""
+    is_pageable = device.type == "cuda" and tensor.device.type == "cpu"
+    # A copy from pageable memory would synchronize with the device even if non_blocking.
+    source = tensor.pin_memory() if is_pageable else tensor
+    return source.to(device, non_blocking=True)
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors of a batch to `device`, except what is read on the host: boxes, and a second set of labels."""
+    if device == batch.inputs.device:
+        return batch
+    moved: Batch = move_values(replace(batch, boxes=(), host_labels=None), device)
+    return replace(moved, boxes=batch.boxes, host_labels=batch.labels_on_host)
+
+
+def read_ahead(
+    batches: Iterator[Batch], copy: Callable[[Batch], Copied]
+) -> Iterator[tuple[Batch, Copied]]:
+    """Iterate over batches and their copies, made in a thread one batch ahead. An error is raised in its place."""
+
+    def read() -> tuple[Batch, Copied] | None:
+        batch = next(batches, None)
+        return None if batch is None else (batch, copy(batch))
+
+    with start_pool(1, "read-ahead") as pool:
+        waiting = pool.submit(read)
+        while (pair := waiting.result()) is not None:
+            waiting = pool.submit(read)
+            yield pair
+
+
+def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
+    """Iterate over batches and their copies on a GPU, which are made on a stream of their own one batch ahead."""
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def copy(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(copies):
+            return move_batch(batch, device), copies.record_event()
+
+    for batch, (moved, copied) in read_ahead(batches, copy):
+        current = torch.cuda.current_stream(device)
+        current.wait_event(copied)
+        for tensor in _tensors(
+            moved
+        ):  # their memory is not reused before this stream's work on them is done
+            if tensor.device.type == "cuda":
+                tensor.record_stream(current)
+        yield batch, moved
+
+
+def iter_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
+    """Iterate over batches and their copies on `device`, which are made one batch ahead on a GPU."""
+    if device.type in _AHEAD:
+        yield from copy_ahead(batches, device)
+    else:
+        for batch in batches:
+            yield batch, move_batch(batch, device)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Batch, StoredTargets)):
+        for name in value.__dataclass_fields__:
+            yield from _tensors(getattr(value, name))
+    elif isinstance(value, (tuple, dict)):
+        for member in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(member)
+
+
+def move_values(value: Any, device: torch.device) -> Any:
+    """Copy the tensors in a batch's values to `device`."""
+    return map_leaves(
+        value, lambda leaf: copy_to(leaf, device) if isinstance(leaf, Tensor) else leaf
+    )
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Change the values of a batch that are not batches, mappings or tuples of others themselves."""
+    if isinstance(value, (Batch, StoredTargets, PixelAugment, PixelChange)):
+        names = value.__dataclass_fields__
+        return type(value)(**{name: map_leaves(getattr(value, name), change) for name in names})
+    if isinstance(value, dict):
+        return {name: map_leaves(member, change) for name, member in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map_leaves(member, change) for member in value)
+    return change(value)

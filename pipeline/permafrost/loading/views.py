@@ -1,0 +1,244 @@
+"""Random views: the homography of each record of an epoch, as a pure function of the seed.
+
+Operations are drawn by Kornia, which supports one canvas size per call. If the originals differ in aspect ratio,
+resized crops are drawn here instead, for all records at once. Other operations before a crop are applied in each
+original's aspect ratio: with a = width / height they are conjugated with diag(a, 1, 1). After a crop the view is
+square, and no conjugation is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import kornia.augmentation as K
+import torch
+from kornia.geometry.conversions import normalize_homography
+from torch import Tensor
+
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.seeds import derive_seed
+
+BLOCK_SIZE = 1024
+"""Number of consecutive positions of an epoch's order drawn together, because Kornia's cost is per call."""
+
+_DEFAULT_CROP_SCALE = (0.08, 1.0)
+_CROP_TRIES = 10
+"""Number of tries, as in torchvision, before the largest centered crop with an allowed ratio is used."""
+
+
+# ---- one aspect ratio: Kornia draws all operations -----------------------------------------------
+
+
+def build_operations(config: AugmentOptions, size: tuple[int, int]) -> list[Any]:
+    """Build Kornia generators of `augment.operations` for a canonical (height, width) `size`."""
+    return [_OPERATIONS[operation.kind](operation, size) for operation in config.operations]
+
+
+def _pad_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
+    return K.RandomCrop(size, padding=operation.padding)
+
+
+def _resized_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
+    return K.RandomResizedCrop(
+        size,
+        scale=operation.scale or _DEFAULT_CROP_SCALE,
+        ratio=operation.ratio,
+        align_corners=False,
+    )
+
+
+def _horizontal_flip(operation: OperationConfig, size: tuple[int, int]) -> Any:
+    return K.RandomHorizontalFlip(p=operation.p)
+
+
+def _vertical_flip(operation: OperationConfig, size: tuple[int, int]) -> Any:
+    return K.RandomVerticalFlip(p=operation.p)
+
+
+def _rotation(operation: OperationConfig, size: tuple[int, int]) -> Any:
+    return K.RandomRotation(operation.degrees, p=operation.p, align_corners=False)
+
+
+def _affine(operation: OperationConfig, size: tuple[int, int]) -> Any:
+    return K.RandomAffine(
+        operation.degrees,
+        translate=operation.translate,
+        scale=operation.scale,
+        shear=operation.shear,
+        p=operation.p,
+        align_corners=False,
+    )
+
+
+_OPERATIONS = {
+    "pad_crop": _pad_crop,
+    "resized_crop": _resized_crop,
+    "horizontal_flip": _horizontal_flip,
+    "vertical_flip": _vertical_flip,
+    "rotation": _rotation,
+    "affine": _affine,
+}
+
+
+def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], seed: int) -> Tensor:
+    """Draw `canonical_from_view`, [count, 3, 3] float64, from Kornia `operations`.
+
+    The global generator is not changed.
+
+    size  (height, width) of the canonical frame
+    seed  32 bits. Equal seeds result in equal draws for equal operations and counts, but the draws of a smaller count
+          are not a prefix of those of a larger one
+    """
+    view_from_canonical = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
+    with torch.random.fork_rng(devices=[]):  # Kornia draws from the global generator
+        torch.manual_seed(seed)
+        for operation in operations:
+            step, size = _draw_step(operation, count, size)
+            view_from_canonical = step @ view_from_canonical
+    canonical_from_view: Tensor = torch.linalg.inv(view_from_canonical)
+    return canonical_from_view
+
+
+def _draw_step(operation: Any, count: int, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """Draw one operation's normalized output_from_input, [count, 3, 3] float64, and return it with the output size."""
+    if operation.p_batch != 1 or operation.same_on_batch:
+        raise ConfigError(
+            f"augment.operations: {type(operation).__name__} must draw per record, not per batch"
+        )
+    canvas = torch.empty((), dtype=torch.float64).expand(count, 1, *size)  # needs no memory
+    parameters = operation.forward_parameters(canvas.shape)
+    pixels: Tensor = operation.generate_transformation_matrix(canvas, parameters, operation.flags)
+    new_size = operation.flags.get("size", size)
+    return normalize_homography(pixels.double(), size, new_size, align_corners=False), new_size
+
+
+# ---- different aspect ratios ---------------------------------------------------------------------
+
+
+def draw_crop_numbers(operation: OperationConfig, count: int, generator: torch.Generator) -> Tensor:
+    """Draw the random numbers of a block of resized crops, independent of the records: [count, tries, 4] float64.
+
+    The numbers of a try are its share of the area, its ratio width / height, and its horizontal and vertical position
+    in [0, 1] of the remaining room.
+    """
+    low, high = operation.scale or _DEFAULT_CROP_SCALE
+    numbers = torch.rand(count, _CROP_TRIES, 4, generator=generator, dtype=torch.float64)
+    shares = low + (high - low) * numbers[..., 0]
+    logs = [math.log(ratio) for ratio in operation.ratio]
+    ratios = torch.exp(logs[0] + (logs[1] - logs[0]) * numbers[..., 1])
+    return torch.stack([shares, ratios, numbers[..., 2], numbers[..., 3]], dim=-1)
+
+
+def place_crops(numbers: Tensor, aspects: Tensor, ratio: tuple[float, float]) -> Tensor:
+    """Compute `canonical_from_crop` [n, 3, 3] float64 of crops drawn in the originals' aspect ratios.
+
+    numbers  [n, tries, 4] of `draw_crop_numbers`
+    aspects  [n]: width / height of each original
+    ratio    range of allowed aspect ratios of crops
+
+    With share s, ratio r and aspect a, the crop's half-sizes in the normalized frame are sqrt(s r / a) by
+    sqrt(s a / r). The first try that fits is used, or the largest centered crop with an allowed ratio if none fits (as
+    in torchvision's RandomResizedCrop).
+    """
+    shares, ratios, across, down = numbers.unbind(-1)
+    aspects = aspects.double()[:, None]
+    half_widths = (shares * ratios / aspects).sqrt()
+    half_heights = (shares * aspects / ratios).sqrt()
+    fits = (half_widths <= 1) & (half_heights <= 1)
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+    picked = [values.gather(1, first)[:, 0] for values in (half_widths, half_heights, across, down)]
+    allowed = aspects[:, 0].clamp(*ratio)
+    centered = [
+        (allowed / aspects[:, 0]).clamp(max=1),
+        (aspects[:, 0] / allowed).clamp(max=1),
+        torch.full_like(allowed, 0.5),
+        torch.full_like(allowed, 0.5),
+    ]
+    any_fits = fits.any(dim=1)
+    x, y, u, v = (torch.where(any_fits, *pair) for pair in zip(picked, centered, strict=True))
+    matrix = torch.diag_embed(torch.stack([x, y, torch.ones_like(x)], dim=-1))
+    matrix[:, 0, 2] = (2 * u - 1) * (1 - x)
+    matrix[:, 1, 2] = (2 * v - 1) * (1 - y)
+    return matrix
+
+
+# ---- a schedule ----------------------------------------------------------------------------------
+
+
+class ViewSchedule:
+    """Random views of the positions in an epoch's order, as a pure function of (seed, epoch, position).
+
+    Each block of BLOCK_SIZE consecutive positions is drawn at once, so a view does not depend on batch size, rank or
+    process.
+    """
+
+    def __init__(
+        self, config: AugmentOptions, size: tuple[int, int], seed: int, *, one_aspect: bool = True
+    ) -> None:
+        """Configure the schedule.
+
+        one_aspect  True if every original has the aspect ratio of the canonical (height, width) `size`
+        """
+        self.config = config
+        self.size = size
+        self.seed = seed
+        self.one_aspect = one_aspect
+        self._block = lru_cache(maxsize=4)(self._draw_block)
+
+    def views(self, epoch: int, start: int, aspects: Tensor) -> Tensor | None:
+        """Draw `canonical_from_view` of the positions starting at `start`, f32 [n, 3, 3], or None without operations.
+
+        aspects  [n]: width / height of the original at each position
+        """
+        if not self.config.operations:
+            return None
+        first, last = start // BLOCK_SIZE, (start + len(aspects) - 1) // BLOCK_SIZE
+        drawn = [self._block(epoch, block) for block in range(first, last + 1)]
+        begin = start - first * BLOCK_SIZE
+        steps = [torch.cat(parts)[begin:][: len(aspects)] for parts in zip(*drawn, strict=True)]
+        if self.one_aspect:
+            return steps[0].float()
+        return self._compose(steps, aspects).float()
+
+    def _draw_block(self, epoch: int, block: int) -> list[Tensor]:
+        """Draw the part of a block that is independent of the records: the views, or one tensor per operation."""
+        seed = derive_seed(self.seed, "views", epoch, block)
+        if self.one_aspect:
+            operations = build_operations(self.config, self.size)
+            return [draw_views(operations, BLOCK_SIZE, self.size, seed)]
+        generator = torch.Generator().manual_seed(seed)
+        side = min(self.size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return [
+                draw_crop_numbers(operation, BLOCK_SIZE, generator)
+                if operation.kind == "resized_crop"
+                else torch.linalg.inv(
+                    _draw_step(
+                        _OPERATIONS[operation.kind](operation, (side, side)),
+                        BLOCK_SIZE,
+                        (side, side),
+                    )[0]
+                )
+                for operation in self.config.operations
+            ]
+
+    def _compose(self, steps: list[Tensor], aspects: Tensor) -> Tensor:
+        """Compute canonical_from_view = (inverse of the first operation) @ (inverse of the second) @ ..."""
+        canonical_from_view = torch.eye(3, dtype=torch.float64).expand(len(aspects), 3, 3)
+        aspects = aspects.double()
+        for operation, step in zip(self.config.operations, steps, strict=True):
+            if operation.kind == "resized_crop":
+                canonical_from_view = canonical_from_view @ place_crops(
+                    step, aspects, operation.ratio
+                )
+                aspects = torch.ones_like(aspects)
+            else:
+                ones = torch.ones_like(aspects)
+                true = torch.diag_embed(torch.stack([aspects, ones, ones], dim=-1))
+                canonical_from_view = canonical_from_view @ torch.linalg.inv(true) @ step @ true
+        return canonical_from_view

@@ -1,0 +1,194 @@
+"""The interface of a loss: its needs, its weighted terms, and the callbacks that it receives during a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from permafrost.core.distributed import DistributedContext
+from permafrost.core.records import Guidance, Targets
+from permafrost.loading.dataset import StoreDataset
+from permafrost.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOutput:
+    """Outputs of the student in a step. Gradients flow through all of them."""
+
+    output: ModelOutput
+    """Output of the forward pass, with the intermediates that the loss needs."""
+    maps: Tensor | None = None
+    """Maps [B, E, A, h, w] of the teacher's explained classes, if the loss needs them in this step."""
+    input_size: tuple[int, int] = (0, 0)
+    """(height, width) of the student's input, the resolution at which maps are compared."""
+    record_index: Tensor | None = None
+    """Record of each row in the training's selection, i64 [B], for losses that keep state per record."""
+    view_index: Tensor | None = None
+    """Stored view of each row, i64 [B], or -1 for a newly drawn one."""
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits [B, K]."""
+        return self.output.logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Inputs that a loss reads. Nothing else is loaded or computed for it."""
+
+    labels: bool = False
+    targets: bool = True
+    """False if it reads only labels."""
+    maps_every: int | None = None
+    """Interval in steps at which the student's and the teacher's maps are needed, None for never."""
+    map_control: str = "none"
+    """Perturbation of the teacher's maps for a negative control."""
+    max_classes: int | None = None
+    """Maximum number of explained classes whose maps are compared, None for all of them."""
+    intermediates: Intermediates = NO_INTERMEDIATES
+    """Intermediates of both networks' forward passes."""
+    target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None
+    """Function from the teacher's output to the fields of `Targets.intermediates`, f32 and without a graph."""
+    payload: str | None = None
+    """Payload that stores these fields."""
+
+    def maps_in(self, step: int) -> bool:
+        """Return whether maps are needed in this step."""
+        return self.maps_every is not None and step % self.maps_every == 0
+
+
+class TermValue(NamedTuple):
+    """Value of a term, with additional numbers to log, such as the fraction of valid maps."""
+
+    value: Tensor
+    statistics: dict[str, Tensor]
+
+
+class Term(NamedTuple):
+    """A weighted term of a loss."""
+
+    name: str
+    """Name of the term in the metrics, such as ce, kd or map."""
+    weight: float
+    compute: Callable[[], Tensor | TermValue]
+    """Function that computes the value, not called if the weight is 0."""
+
+
+_ON_LOGITS = {"ce", "bce", "kd"}
+"""Terms whose gradients reach every parameter of the classifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """A scalar to minimize and its terms, all on the training device."""
+
+    total: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """Unweighted terms by name."""
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    """Additional numbers to log."""
+
+
+def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTerms:
+    """Combine the losses of several teachers, summing all values with the teachers' weights."""
+    if len(parts) == 1 and weights[0] == 1:
+        return parts[0]
+
+    def total(values: Sequence[Tensor]) -> Tensor:
+        weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
+        return torch.stack(weighted).sum()
+
+    return LossTerms(
+        total=total([part.total for part in parts]),
+        terms={name: total([part.terms[name] for part in parts]) for name in parts[0].terms},
+        statistics={
+            name: total([part.statistics[name] for part in parts]) for name in parts[0].statistics
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryPretraining:
+    """Training of a loss's auxiliary modules on the teacher alone, before the student's first step.
+
+    It uses SGD with momentum 0.9. The modules are not updated afterwards.
+    """
+
+    parameters: list[nn.Parameter]
+    epochs: int
+    """Number of epochs, 0 to leave the parameters at their initial values."""
+    lr: float
+    """Learning rate, divided by 10 after each `decay_every_epochs`."""
+    decay_every_epochs: int
+    weight_decay: float
+    loss: Callable[[Targets, Tensor], Tensor]
+    """(targets, view_index i64 [B]) -> a scalar to minimize, whose gradients reach only these parameters."""
+
+
+class LossCallbacks:
+    """Callbacks of a training, which a loss overrides as needed."""
+
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        """Create the parameters whose shapes depend on the networks, given one example of `forward`'s arguments.
+
+        Called before training if the loss needs intermediates. Raises ConfigError if the two networks do not fit.
+        """
+
+    def on_train_start(self, dataset: StoreDataset) -> None:
+        """Create the state that the loss keeps per record. Always called, after `build`.
+
+        Raises ConfigError if the records do not fit the loss.
+        """
+
+    def on_step_end(self) -> None:
+        """Update state after the optimizer's step. Called on every rank."""
+
+    @property
+    def pretraining(self) -> AuxiliaryPretraining | None:
+        """Pretraining of auxiliary modules before the training of the student, if any."""
+        return None
+
+
+class DistillationLoss(nn.Module, LossCallbacks):
+    """Loss (student, targets, labels) -> LossTerms, whose parameters, if any, are trained with the student."""
+
+    distributed: DistributedContext = DistributedContext()
+    """Processes that train together, set by the training. State per record must be the same on all of them."""
+
+    @property
+    def needs(self) -> Needs:
+        """Inputs that the loss reads."""
+        return Needs()
+
+    def check_labels(self, *, many: bool) -> None:
+        """Raise ConfigError if this loss does not support one label per record, or many if `many`."""
+
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        """Return the terms in the order of their computation, for labels in the form of Batch."""
+        raise NotImplementedError
+
+    def forward(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> LossTerms:
+        """Compute the weighted sum of the terms."""
+        terms: dict[str, Tensor] = {}
+        statistics: dict[str, Tensor] = {}
+        weighted = []
+        for term in self.terms(student, targets, labels):
+            if term.weight == 0:
+                continue
+            found = term.compute()
+            if isinstance(found, TermValue):
+                statistics |= found.statistics
+                found = found.value
+            terms[term.name] = found
+            weighted.append(term.weight * found)
+        if not terms.keys() & _ON_LOGITS:  # ranks wait for the gradients of all parameters
+            weighted.append(0 * student.logits.sum())
+        return LossTerms(total=torch.stack(weighted).sum(), terms=terms, statistics=statistics)

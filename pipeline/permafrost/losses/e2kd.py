@@ -1,0 +1,91 @@
+"""e2KD (Parchami-Araghi et al. 2024): match the predictions and the explanation maps of student and teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from permafrost.config.methods import E2KDConfig
+from permafrost.core.records import Guidance, Targets
+from permafrost.losses.base import Needs, StudentOutput, Term, TermValue
+from permafrost.losses.cat_kd import CLASS_MAP_NEEDS, check_resolution, class_map_loss
+from permafrost.losses.kd import KDLoss
+from permafrost.losses.map_cosine import map_cosine
+
+
+class E2KDLoss(KDLoss):
+    """Loss lambda_ce * ce + lambda_kd * kd + lambda_map * (1 - cosine of the maps) (eq. 3) + lambda_cat * CAT-KD's.
+
+    Pairs in which either map is zero contribute 0. The authors' code counts 1 for each of them, a constant, so its
+    logged value is higher by 1 / N per record with a zero map, with the same gradient.
+
+    The term of a record is the mean over its E_n classes, and that of the batch is the mean over its N records, so the
+    weight of a record does not depend on its number of classes:
+
+        1 / N sum_n 1 / E_n sum_e (1 - cosine)    over valid pairs
+
+    `normalize_by` defines N and E_n: "batch" counts every record and every class that the teacher explains (the
+    paper's lambda), "valid" counts only those with valid pairs. Padding is never counted.
+    """
+
+    config: E2KDConfig
+
+    @property
+    def needs(self) -> Needs:
+        config = self.config
+        own = CLASS_MAP_NEEDS if config.lambda_cat > 0 else Needs()
+        return replace(
+            own,
+            labels=super().needs.labels,
+            maps_every=config.guided_step_interval if config.lambda_map > 0 else None,
+            map_control=config.map_control,
+            max_classes=config.max_classes,
+        )
+
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        if self.config.lambda_cat > 0:
+            check_resolution(self.config.resolution, targets)
+
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        assert isinstance(targets, Targets)
+        yield from super().terms(student, targets, labels)
+        if (maps := student.maps) is not None:
+            yield Term(
+                "map",
+                self.config.lambda_map,
+                lambda: self._map_distance(maps, targets, student.input_size),
+            )
+        yield Term(
+            "cat", self.config.lambda_cat, lambda: self._class_map_distance(student, targets)
+        )
+
+    def _class_map_distance(self, student: StudentOutput, targets: Targets) -> Tensor:
+        assert student.output.class_maps is not None
+        return class_map_loss(
+            student.output.class_maps,
+            targets.intermediates["class_maps"],
+            self.config.resolution,
+        )
+
+    def _map_distance(
+        self, maps: Tensor, targets: Targets, input_size: tuple[int, int]
+    ) -> TermValue:
+        assert targets.explained_class is not None
+        assert targets.maps is not None
+        assert targets.map_valid is not None
+        cosine, nonzero = map_cosine(maps, targets.maps, input_size)
+        explained = targets.explained_class >= 0
+        valid = nonzero & targets.map_valid
+        counted = valid if self.config.normalize_by == "valid" else explained
+        distance = torch.where(valid, 1 - cosine, 0.0).sum(dim=1)  # [B]
+        of_records = distance / counted.sum(dim=1).clamp(min=1)
+        count = torch.tensor(len(valid))
+        if self.config.normalize_by == "valid":
+            count = valid.any(dim=1).sum()
+        fraction = valid.sum() / explained.sum().clamp(min=1)
+        return TermValue(of_records.sum() / count.clamp(min=1), {"valid_map_fraction": fraction})

@@ -1,0 +1,78 @@
+"""Soft targets (Hinton et al. 2015; e2KD eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from permafrost.config.methods import KDConfig
+from permafrost.core.errors import require
+from permafrost.core.records import Guidance, Targets
+from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
+from permafrost.losses.labels import label_term
+from permafrost.losses.mld import mld_loss
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+    """Compute tau^2 * KL(teacher || student), summed over classes and averaged over the batch.
+
+    student_logits  [B, K]  gradients flow here
+    teacher_logits  [B, K]  constant, raw
+    tau             temperature > 0; the factor tau^2 makes the gradient's scale independent of it
+
+    The paper uses the cross-entropy, which differs by tau^2 * entropy(teacher) and has the same gradient. This form
+    is exactly 0 for equal logits.
+    """
+    student_log_probs = F.log_softmax(student_logits / tau, dim=1)
+    teacher_log_probs = F.log_softmax(teacher_logits.detach() / tau, dim=1)
+    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
+    return tau**2 * kl
+
+
+def softmax_mse_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+    """Compute tau^2 * mean squared difference of the softened probabilities, over records and classes.
+
+    student_logits  [B, K]  gradients flow here
+    teacher_logits  [B, K]  constant, raw
+    tau             temperature > 0
+
+    This is the logit term of UniCAM's released code. Near uniform probabilities, as at tau = 20, its gradient is about
+    K^2 / 2 times smaller than that of `kd_loss` for K classes.
+    """
+    student = F.softmax(student_logits / tau, dim=1)
+    teacher = F.softmax(teacher_logits.detach() / tau, dim=1)
+    return tau**2 * F.mse_loss(student, teacher)
+
+
+LOGIT_LOSSES = {"softmax": kd_loss, "softmax_mse": softmax_mse_loss, "mld": mld_loss}
+"""Losses selected by `method.logits`: (student, teacher, tau) -> the term kd."""
+
+
+class KDLoss(DistillationLoss):
+    """Loss lambda_ce * ce + lambda_kd * kd, where the supervised term is bce if records have many labels."""
+
+    def __init__(self, config: KDConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(labels=self.config.lambda_ce > 0)
+
+    def check_labels(self, *, many: bool) -> None:
+        require(
+            not many or self.config.logits == "mld",
+            f"method.logits={self.config.logits} assumes one label per record, but records of this store have many "
+            "labels; set method.logits=mld",
+        )
+
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        assert isinstance(targets, Targets)
+        config, logit_loss = self.config, LOGIT_LOSSES[self.config.logits]
+        taught = targets.logits
+        yield Term("kd", config.lambda_kd, lambda: logit_loss(student.logits, taught, config.tau))
+        yield label_term(student.logits, labels, config.lambda_ce)

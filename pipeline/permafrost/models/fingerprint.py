@@ -1,0 +1,105 @@
+"""Identity of a network: architecture, weights and preprocessing, as recorded in manifests and fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
+from permafrost.config.options import Role, options_of
+from permafrost.config.runs import is_omitted
+from permafrost.core.errors import ConfigError
+from permafrost.models.trained_weights import check_weights, sha256_weights
+
+
+def describe_teacher(
+    config: ModelConfig,
+    num_classes: int,
+    precision: str = "float32",
+    section: str = "teacher",
+) -> dict[str, Any]:
+    """Describe a teacher as in the manifest of its pass.
+
+    precision  precision of its forward pass
+    section    section of the options that name it, for messages
+    """
+    from permafrost.models.providers import (
+        RANDOM,
+        name_weights,
+        published,
+        with_preprocessing,
+    )
+
+    if config.weights is None:
+        raise ConfigError(
+            f"{section}.weights is not set, so the network is untrained; train one with permafrost teach and name its "
+            f"model.safetensors, or set {section}.weights=random to use an untrained network on purpose"
+        )
+    config = name_weights(config)
+    assert config.weights is not None
+    classes = config.classes or num_classes
+    source = published(config) if is_published(config.weights) else None
+    if source is not None and source.classes != classes:
+        raise ConfigError(
+            f"{section}.weights={config.weights} has {source.classes} outputs, but {classes} are needed, and a new "
+            f"head would be untrained; set {section}.classes={source.classes}, or name weights for your classes"
+        )
+    if config.weights == RANDOM or is_published(config.weights):
+        weights_sha256 = _sha256_weights(config, num_classes)
+    else:
+        path = Path(config.weights)
+        if not path.is_file():
+            raise ConfigError(
+                f"{section}.weights={path} does not exist; train the network with permafrost teach, or correct the path"
+            )
+        weights_sha256 = sha256_weights(path)
+    check_weights(config, section)
+    config = with_preprocessing(config, num_classes)
+    elsewhere: tuple[str, ...] = (
+        *("classes", "mean", "std", "input_size", "frame", "crop_fraction", "interpolation"),
+    )
+    if config.kind == "additive":  # the partition is part of its weights, independent of its origin
+        elsewhere += ("partition_control", "partition_seed")
+    options = {
+        option.name: getattr(config, option.name)
+        for option in options_of(type(config))
+        if Role.OUTSIDE_IDENTITY not in option.roles
+        and option.name not in elsewhere
+        and not is_omitted(option, getattr(config, option.name))
+    }
+    # The moments of a table are part of the weights.
+    preprocessing = {} if options.get("columns") is not None else _describe_input(config)
+    return {
+        "architecture": options,
+        "weights_sha256": weights_sha256,
+        **({"weights": config.weights} if source is not None else {}),
+        "classes": classes,
+        "preprocessing": preprocessing,
+        "frame": config.frame,
+        "dtype": precision,
+    }
+
+
+def _describe_input(config: ModelConfig) -> dict[str, Any]:
+    """Describe what a network's images go through. Manifests have a crop or an interpolation only if it is unusual."""
+    from permafrost.models.providers import model_normalization, teacher_input_size
+
+    mean, std = model_normalization(config)
+    described: dict[str, Any] = {"mean": mean, "std": std, "input_size": teacher_input_size(config)}
+    if config.crop_fraction not in (None, CENTER_CROP_FRACTION):
+        described["crop_fraction"] = config.crop_fraction
+    if config.interpolation == "bicubic":
+        described["interpolation"] = config.interpolation
+    return described
+
+
+def _sha256_weights(config: ModelConfig, num_classes: int) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes in the built network's state dict."""
+    from permafrost.models.providers import build_model
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(build_model(config, num_classes).network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

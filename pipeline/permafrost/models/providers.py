@@ -1,0 +1,145 @@
+"""Networks by provider. Every model takes images in [0, 1] and returns logits and features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from permafrost.config.models import PRETRAINED, ModelConfig, is_published
+from permafrost.config.options import resolve_implementation
+from permafrost.core.errors import ConfigError
+from permafrost.core.seeds import derive_seed
+from permafrost.models.classifier import Classifier, PretrainedInfo, Provider
+from permafrost.models.trained_weights import sha256_weights, trained_here
+from permafrost.models.weights import load_weights, require_digest
+
+RANDOM = "random"
+"""Value of `weights` for an untrained network, which is the same in every process."""
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+AnyConfig = TypeVar("AnyConfig", bound="ModelConfig")
+
+
+def provider_of(config: ModelConfig) -> Provider:
+    """Return the provider of a network, imported on first use because torchvision and timm take seconds to import."""
+    provider: Provider = resolve_implementation(type(config))
+    return provider
+
+
+def build_model(
+    config: ModelConfig, num_classes: int, *, may_replace_head: bool = False
+) -> Classifier:
+    """Build the network with the weights that the config names, on the CPU.
+
+    num_classes       number of outputs, unless the config sets `classes`
+    may_replace_head  for a network that will be trained: if the last layer of a weights file has another number of
+                      outputs, the network keeps its newly initialized one
+    """
+    build = provider_of(config).build
+    outputs = config.classes or num_classes
+    if config.weights == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))
+            return _without_blank_layers(build(config, outputs))
+    model = build(config, outputs)
+    if config.weights is not None and not is_published(config.weights):
+        path = Path(config.weights)
+        if config.sha256 is not None:
+            require_digest(path, config.sha256)
+        if path.is_file():
+            sha256_weights(path)
+        load_weights(model, path, new_outputs=outputs if may_replace_head else None)
+    return model
+
+
+def _without_blank_layers(model: Classifier) -> Classifier:
+    """Initialize layers that start at zero (torchvision's ViT head), because they would make all maps zero."""
+    for module in model.network.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.trunc_normal_(module.weight, std=0.02)
+    return model
+
+
+def name_weights(config: AnyConfig) -> AnyConfig:
+    """Return the config with the exact name of published weights, because a provider's default may change.
+
+    `pretrained` becomes `pretrained:<name>` with the provider's current default, such as IMAGENET1K_V2.
+    """
+    if config.weights is None or config.weights.rstrip(":") != PRETRAINED:
+        return config
+    source = published(config)
+    if (
+        source is None or ":" in config.name
+    ):  # the name of a hub model or folder identifies its weights
+        return config
+    return config if not source.name else replace(config, weights=f"{PRETRAINED}:{source.name}")
+
+
+def freeze(model: AnyModule) -> AnyModule:
+    """Set the model to eval mode, and disable gradients of all parameters."""
+    return model.eval().requires_grad_(False)
+
+
+def published(config: ModelConfig) -> PretrainedInfo | None:
+    """Return the facts about the provider's weights for this network, or None if it has none."""
+    return provider_of(config).published(config)
+
+
+def with_preprocessing(config: AnyConfig, num_classes: int) -> AnyConfig:
+    """Return a teacher's options with frame=auto replaced by what it means: input size, crop and interpolation.
+
+    num_classes  number of outputs, unless the config sets `classes`
+    """
+    if config.frame != "auto":
+        return config
+    source = published(config) if _may_be_published(config) else None
+    if (
+        source is None
+        or source.crop_fraction is None
+        or not (is_published(config.weights) or source.classes == (config.classes or num_classes))
+    ):
+        return replace(config, frame="full")  # refuses the options of a crop
+    return replace(
+        config,
+        frame="center_crop",
+        input_size=config.input_size or source.input_size,
+        crop_fraction=config.crop_fraction or source.crop_fraction,
+        interpolation=config.interpolation or source.interpolation,
+    )
+
+
+def _may_be_published(config: ModelConfig) -> bool:
+    """Return whether the weights may be a provider's: published ones, or a file that no run has trained."""
+    if config.weights in (None, RANDOM):
+        return False
+    return is_published(config.weights) or not trained_here(config)
+
+
+def teacher_input_size(config: ModelConfig) -> int | None:
+    """Side in pixels of a teacher's input images, or None for the frame of the store.
+
+    Published weights use their published size, and networks with a fixed size use that size.
+    """
+    if config.input_size is not None:
+        return config.input_size
+    source = published(config)
+    if source is not None and (is_published(config.weights) or source.fixed_size):
+        return source.input_size
+    return None
+
+
+def model_normalization(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, from the config or, if it has none, from the provider."""
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    source = published(config)
+    if source is None:
+        raise ConfigError(
+            f"{config.kind} {config.name} has no default mean and std; set both, as in mean=[0.485,0.456,0.406] "
+            "std=[0.229,0.224,0.225] in its section"
+        )
+    return source.mean, source.std

@@ -1,0 +1,135 @@
+"""A trained network on disk: model.safetensors, and model.json with everything needed to build it again.
+
+model.json is written last and lists the digest of the weights (trained_weights.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from permafrost.config.builder import build_config
+from permafrost.config.models import MODELS, TimmModelConfig
+from permafrost.config.runs import to_plain_dict
+from permafrost.config.store import SubsetOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import write_atomically
+from permafrost.core.signed_files import write_json
+from permafrost.models.trained_weights import (
+    DESCRIPTION_NAME,
+    FILES_OF_A_NETWORK,
+    MODEL_NAME,
+    check_trained_weights,
+    read_entries,
+)
+
+if TYPE_CHECKING:
+    from permafrost.config.models import ModelConfig
+    from permafrost.models.classifier import Classifier
+
+EXPORT_FOLDER = "export"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """Content of model.json: everything needed in addition to the weights to build the network again."""
+
+    config: ModelConfig
+    num_classes: int
+    input_size: tuple[int, int]
+    """Input size (height, width)."""
+    classes: tuple[str, ...] = ()
+    """Class names, if the outputs are the classes of the data."""
+    teachers: tuple[str, ...] = ()
+    """Names of the passes it was trained on."""
+    split: str = "train"
+    subset: SubsetOptions = field(default_factory=SubsetOptions)
+    """Subset of the split that it was trained on, so that the held-out records can be evaluated."""
+    steps: int | None = None
+    """Number of steps of its training, None if it was not trained by a run."""
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether the folder contains a trained model, whose description is written last."""
+    return (folder / DESCRIPTION_NAME).exists()
+
+
+def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
+    """Write the weights, then the description that marks the run as finished.
+
+    The weights have the names of their provider. A timm network is also exported to export/ in the format of timm's
+    hub, and loads from there with timm.create_model("local-dir:<folder>").
+    """
+    from safetensors.torch import save
+
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.network.state_dict().items()
+    }
+    weights_sha256 = write_atomically(folder / MODEL_NAME, save(state))
+    if isinstance(trained.config, TimmModelConfig):
+        from permafrost.models.timm import save_for_hub
+
+        save_for_hub(
+            model,
+            folder / EXPORT_FOLDER,
+            trained.config,
+            name=folder.parent.name or folder.name,
+            classes=trained.classes,
+            num_classes=trained.config.classes or trained.num_classes,
+            size=trained.input_size,
+        )
+    description = {
+        "model": to_plain_dict(trained.config),
+        "num_classes": trained.num_classes,
+        "classes": list(trained.classes),
+        "input_size": list(trained.input_size),
+        "teachers": list(trained.teachers),
+        "split": trained.split,
+        "subset": to_plain_dict(trained.subset),
+        "jpeg_decoder": "cpu",
+        "steps": trained.steps,
+        "weights_sha256": weights_sha256,
+    }
+    write_json(folder / DESCRIPTION_NAME, description)
+
+
+def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
+    """Load the trained network of a finished run, frozen, and its description.
+
+    Raises ConfigError if the run is not finished, and DamagedFileError if its files are not the ones that it wrote.
+    """
+    from permafrost.models.providers import build_model, freeze
+    from permafrost.models.weights import load_weights
+
+    trained = read_description(folder)
+    check_trained_weights(folder)
+    model = build_model(trained.config, trained.num_classes)
+    load_weights(model, folder / MODEL_NAME)
+    return freeze(model), trained
+
+
+def read_description(folder: Path) -> TrainedModel:
+    """Read model.json of a finished run."""
+    if not is_finished(folder):
+        raise ConfigError(f"{folder} holds no finished model; run its stage first, or correct run=")
+    values, path = read_entries(folder), folder / DESCRIPTION_NAME
+    kind = values.model["kind"]
+    if kind not in MODELS:
+        raise ConfigError(
+            f"{path} names a network of kind {kind}, which is not among "
+            f"{', '.join(MODELS)}; name the plug-in that adds it in PERMAFROST_PLUGINS"
+        )
+    # The trained weights, with any partition, are next to the description, so the original files are not needed.
+    options = values.model | {name: None for name in FILES_OF_A_NETWORK if name in values.model}
+    return TrainedModel(
+        config=build_config(MODELS[kind], options, str(path)),
+        num_classes=values.num_classes,
+        classes=values.classes,
+        input_size=values.input_size,
+        teachers=values.teachers,
+        split=values.split,
+        subset=build_config(SubsetOptions, values.subset, f"{path}: subset"),
+        steps=values.steps,
+    )

@@ -1,0 +1,377 @@
+"""Image classifiers of timm, split at the explained layer.
+
+Networks with a grid of features are split at timm's forward_features and forward_head. The explained layer of a
+VisionTransformer is the last block's output if all tokens are pooled. If a class token is read, it is the input of
+that block's attention, after its norm.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from permafrost.config.models import TimmModelConfig, is_published
+from permafrost.core.errors import ConfigError
+from permafrost.models.classifier import (
+    Classifier,
+    PretrainedInfo,
+    Provider,
+    WeightsError,
+    require_size,
+)
+from permafrost.models.output import GapLinear, GapNormLinear, Head, Normalize, Stage, apply_norm
+from permafrost.models.providers import model_normalization
+
+_SUPPORTED = (
+    "explanations need a network whose forward_features returns a grid [B, C, h, w] (convolutional "
+    "networks, Swin) or a VisionTransformer (ViT, DeiT)"
+)
+
+
+_MAX_STAGES = 4
+
+
+# ---- building ------------------------------------------------------------------------------------
+
+
+def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
+    """Build the named network with published weights for `weights: pretrained`, otherwise with new ones.
+
+    If the published head has another number of outputs, timm keeps the trunk and initializes a new head.
+    """
+    published = published_timm(config)
+    if published is None and is_published(config.weights):
+        raise ConfigError(
+            f"weights={config.weights}: timm has no weights of {config.name}, which was registered without a "
+            "default_cfg; name a file, or register one"
+        )
+    resize = published is not None and published.fixed_size and config.input_size is not None
+    network = _create(
+        _tagged(config),
+        pretrained=is_published(config.weights),
+        num_classes=outputs,
+        **({"img_size": config.input_size} if resize else {}),
+    )
+    mean, std = model_normalization(config)
+    if isinstance(network, VisionTransformer):
+        return TimmVit(config.name, Normalize(mean, std), network)
+    return TimmClassifier(config.name, Normalize(mean, std), network)
+
+
+def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
+    """Return timm's facts about the named weights, None for a network that was registered without any."""
+    name = _tagged(config)
+    if ":" in name:
+        with torch.random.fork_rng(devices=[]):
+            values = _create(name, pretrained=False).pretrained_cfg
+    else:
+        _require_known(name)
+        found = timm.get_pretrained_cfg(name)
+        if found is None:
+            return None
+        values = found.to_dict()  # type: ignore[no-untyped-call]
+    return PretrainedInfo(
+        name=values.get("tag") or name,
+        classes=values["num_classes"],
+        input_size=values["input_size"][-1],
+        fixed_size=values["fixed_input_size"],
+        mean=tuple(values["mean"]),
+        std=tuple(values["std"]),
+        crop_fraction=None if values.get("crop_mode") == "squash" else values["crop_pct"],
+        interpolation="bicubic" if values["interpolation"] == "bicubic" else "bilinear",
+    )
+
+
+def _tagged(config: TimmModelConfig) -> str:
+    """Return timm's name of the network, with the tag of `pretrained:<tag>` if the name has none."""
+    tag = (config.weights or "").partition(":")[2] if is_published(config.weights) else ""
+    if not tag:
+        return config.name
+    if ":" in config.name or config.name.partition(".")[2] not in ("", tag):
+        raise ConfigError(
+            f"weights=pretrained:{tag} and name={config.name} name two sets of weights; set weights=pretrained"
+        )
+    return f"{config.name.partition('.')[0]}.{tag}"
+
+
+_OF_ANY_WEIGHTS = (
+    *("num_classes", "input_size", "fixed_input_size", "pool_size", "mean", "std", "interpolation"),
+    *("crop_pct", "crop_mode", "first_conv", "classifier", "custom_load"),
+)
+"""Keys of timm's config.json about the input and the network, independent of the origin of the weights."""
+
+
+def save_for_hub(
+    model: Classifier,
+    folder: Path,
+    config: TimmModelConfig,
+    *,
+    name: str,
+    classes: Sequence[str],
+    num_classes: int,
+    size: tuple[int, int],
+) -> None:
+    """Write model.safetensors and config.json, for timm.create_model("local-dir:<folder>", pretrained=True).
+
+    The weights are those of the run, so the tag, the license and the origin of timm's published weights are removed.
+
+    name     name of the run
+    classes  class names by output, empty if unknown
+    size     (height, width) of the training images
+    """
+    assert isinstance(model, _TimmNetwork)
+    preprocessing = {
+        "num_classes": num_classes,
+        "input_size": (3, *size),
+        "mean": tuple(model.normalize.mean.flatten().tolist()),
+        "std": tuple(model.normalize.std.flatten().tolist()),
+    }
+    timm.models.save_for_hf(
+        model.network,
+        str(folder),
+        model_config={"num_classes": num_classes, "pretrained_cfg": preprocessing},
+        safe_serialization=True,
+    )
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    settings = {key: written["pretrained_cfg"].get(key) for key in _OF_ANY_WEIGHTS}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    settings["tag"] = name
+    if config.license is not None:
+        settings["license"] = config.license
+    written["pretrained_cfg"] = settings
+    if len(classes) == num_classes:
+        written["label_names"] = list(classes)
+    if config.weights is not None:
+        written["started_from"] = config.weights if is_published(config.weights) else "a file"
+    path.write_text(json.dumps(written, indent=2) + "\n")
+
+
+def _create(name: str, **options: Any) -> Any:
+    if ":" not in name:
+        _require_known(name)
+    try:
+        return timm.create_model(name, **options)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"timm cannot build {name} with these weights ({error}); correct the name, "
+            "or set weights= to a local file"
+        ) from error
+
+
+def _require_known(name: str) -> None:
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
+        raise ConfigError(
+            f"timm has no model {name!r}; similar names: {', '.join(close) or 'none'}"
+        )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = [model for model in timm.list_pretrained() if model.startswith(f"{architecture}.")]
+        raise ConfigError(
+            f"timm has no weights {name!r}; choose one of: {', '.join(known)}"
+        ) from error
+
+
+# ---- common base of both kinds -------------------------------------------------------------------
+
+
+class _TimmNetwork(Classifier):
+    """A network of timm with its normalization and the probed form of its head."""
+
+    closed_form: Head | None = None
+    """Closed form of the head without dropout, None if it has none (a class token) or was not probed."""
+    has_dropout = False
+
+    def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
+        super().__init__()
+        self.name = name
+        self.normalize = normalize
+        self.inner = network
+
+    @property
+    def network(self) -> nn.Module:
+        """Network of timm."""
+        network: nn.Module = self.inner
+        return network
+
+    @property
+    def head(self) -> Head | None:
+        """Probed closed form, None if a dropout is active."""
+        return None if self.training and self.has_dropout else self.closed_form
+
+    @property
+    def pools_by_average(self) -> bool:
+        return self.closed_form is not None
+
+
+# ---- a grid of features --------------------------------------------------------------------------
+
+
+class TimmClassifier(_TimmNetwork):
+    """A network whose forward_features returns a grid, channels first or last."""
+
+    def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
+        super().__init__(name, normalize, network)
+        self.channels_last = vars(network).get("output_fmt") == "NHWC"
+        pools = [m for m in network.modules() if isinstance(m, SelectAdaptivePool2d)]
+        if any(pool.pool_type == "avg" for pool in pools):
+            self.closed_form, self.has_dropout = _probe_head(network, self._to_native)
+
+    def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
+        features = self.inner.forward_features(self.normalize(images))
+        if not isinstance(features, Tensor) or features.ndim != 4:
+            raise ConfigError(f"timm's {self.name} is not supported; {_SUPPORTED}")
+        return (features.permute(0, 3, 1, 2) if self.channels_last else features), None
+
+    def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
+        """Compute the last four resolutions that timm lists. timm does not return preactivations of stages."""
+        if "forward_intermediates" not in dir(self.inner):
+            return super().forward_stages(images)
+        features, outputs = self.inner.forward_intermediates(
+            self.normalize(images),
+            indices=min(_MAX_STAGES, len(self.inner.feature_info)),
+            output_fmt="NCHW",
+        )
+        stages = tuple(Stage(output, output) for output in outputs)
+        return stages, (features.permute(0, 3, 1, 2) if self.channels_last else features), None
+
+    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # an attention pool is differentiated twice
+            logits: Tensor = self.inner.forward_head(self._to_native(features))
+        return logits
+
+    def _to_native(self, features: Tensor) -> Tensor:
+        return features.permute(0, 2, 3, 1) if self.channels_last else features
+
+
+def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[Head | None, bool]:
+    """Return the closed form of the head and whether it has a dropout, determined by running it on random features.
+
+    timm's architectures use many names for the parts of a head. The input of the last layer shows what precedes it:
+    the average, its layer norm, or something else.
+    """
+    linear = network.get_classifier()
+    if not isinstance(linear, nn.Linear):
+        return None, False
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, network.num_features, 2, 2, generator=generator)
+    average = features.mean(dim=(2, 3))
+    was_training = network.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        network.eval()
+        last_input = network.forward_head(to_native(features), pre_logits=True)
+        logits = network.forward_head(to_native(features))
+        head: Head | None = None
+        norm = _head_norm(network)
+        if last_input.ndim != 2 or not _equal(logits, linear(last_input)):
+            head = None
+        elif _equal(last_input, average):
+            head = GapLinear(linear)
+        elif (
+            norm is not None
+            and norm.normalized_shape == average.shape[1:]
+            and _equal(last_input, apply_norm(norm, average))
+        ):
+            head = GapNormLinear(norm, linear)
+        if head is None:
+            network.train(was_training)
+            return None, False
+        network.train()
+        has_dropout = not _equal(
+            last_input, network.forward_head(to_native(features), pre_logits=True)
+        )
+        network.train(was_training)
+    return head, has_dropout
+
+
+def _head_norm(network: nn.Module) -> nn.LayerNorm | None:
+    named = dict(network.named_modules())
+    for name in ("head.norm", "fc_norm"):
+        norm = named.get(name)
+        if isinstance(norm, nn.LayerNorm):
+            return norm
+    return None
+
+
+def _equal(found: Tensor, expected: Tensor) -> bool:
+    """Compare up to rounding, with a tolerance below the effect of an untrained batch norm (1 / sqrt(1 + eps))."""
+    if found.shape != expected.shape:
+        return False
+    return bool((found - expected).abs().max() <= 1e-6 * expected.abs().max())
+
+
+# ---- tokens --------------------------------------------------------------------------------------
+
+
+class TimmVit(_TimmNetwork):
+    """A VisionTransformer, whose features are its patch tokens as a grid [B, C, h, w].
+
+    The context [B, T, C] is the residual stream into the last block if a class token is read, and the other tokens of
+    the last block's output if tokens are pooled.
+    """
+
+    def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
+        super().__init__(name, normalize, network)
+        self.reads_class_token = network.global_pool == "token" and network.attn_pool is None
+        self.num_prefix = network.num_prefix_tokens
+        if type(network).forward_features is not VisionTransformer.forward_features:
+            raise ConfigError(f"timm's {name} is not supported; {_SUPPORTED}")
+        if self.reads_class_token and type(network.blocks[-1]) is not Block:
+            raise ConfigError(
+                f"timm's {name} is not supported, because the attention of its blocks "
+                f"({type(network.blocks[-1]).__name__}) cannot be called after its norm; {_SUPPORTED}"
+            )
+        if network.global_pool == "avg":
+            self.closed_form, self.has_dropout = _probe_head(network, self._with_blank_prefix)
+
+    def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        net = self.inner
+        size = (images.shape[-2], images.shape[-1])
+        if net.patch_embed.strict_img_size and net.patch_embed.img_size is not None:
+            require_size(self.name, images, net.patch_embed.img_size)
+        x = net.patch_embed(self.normalize(images))
+        x = net.norm_pre(net.patch_drop(net._pos_embed(x)))
+        for block in net.blocks[:-1]:
+            x = block(x)
+        tokens = net.blocks[-1].norm1(x) if self.reads_class_token else net.norm(net.blocks[-1](x))
+        patches = tokens[:, self.num_prefix :].transpose(1, 2)
+        context = x if self.reads_class_token else tokens[:, : self.num_prefix]
+        return patches.unflatten(2, net.patch_embed.dynamic_feat_size(size)), context
+
+    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        assert context is not None
+        net = self.inner
+        patches = features.flatten(2).transpose(1, 2)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+            if self.reads_class_token:
+                block = net.blocks[-1]
+                prefix = block.norm1(context[:, : self.num_prefix])
+                x = block.attn(torch.cat([prefix, patches], dim=1))
+                x = context + block.drop_path1(block.ls1(x))
+                x = net.norm(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+            else:
+                x = torch.cat([context, patches], dim=1)
+            logits: Tensor = net.forward_head(x)
+        return logits
+
+    def _with_blank_prefix(self, features: Tensor) -> Tensor:
+        patches = features.flatten(2).transpose(1, 2)
+        return torch.cat(
+            [patches.new_zeros(len(patches), self.num_prefix, patches.shape[2]), patches], 1
+        )
+
+
+PROVIDER = Provider(build_timm, published_timm)

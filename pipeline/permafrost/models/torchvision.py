@@ -1,0 +1,375 @@
+"""Classifiers of torchvision, split at the explained layer.
+
+The trunk ends with the last stage's output, after its activation and before any pooling. For a ViT see
+torchvision_vit.py.
+
+GoogLeNet and Inception v3 are built without auxiliary heads and with transform_input, as torchvision builds them for
+the published weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.regnet import ResBottleneckBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from permafrost.config.models import TorchvisionModelConfig, is_published
+from permafrost.core.errors import ConfigError
+from permafrost.models.classifier import Classifier, PretrainedInfo, Provider, WeightsError
+from permafrost.models.output import Head, Normalize, Stage, match_head, to_float32
+from permafrost.models.torchvision_vit import TorchvisionVit
+
+
+class Split(NamedTuple):
+    """Trunk and head of a family of networks."""
+
+    trunk: Callable[[Any, Tensor], Tensor]
+    """Function from a network and normalized images [B, 3, H, W] to features [B, C, h, w]."""
+    head_layers: Callable[[Any], list[nn.Module]]
+    """Function that returns the layers from features to logits, in order."""
+    stages: Callable[[Any, Tensor], list[Stage]] | None = None
+    """The trunk as stages, None if the family's stages are unknown."""
+    after_stages: Callable[[Any, Tensor], Tensor] | None = None
+    """Function from a network and its last stage's output to the features, None if they are the same."""
+
+
+# ---- building ------------------------------------------------------------------------------------
+
+
+def build_torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifier:
+    """Build the named network with published weights for `weights: pretrained`, otherwise with new ones.
+
+    If the published head has another number of outputs, the layer that computes the logits is newly initialized.
+    """
+    network = _build_network(config, outputs)
+    if is_published(config.weights):
+        _load_published(network, config)
+    if isinstance(network, models.VisionTransformer):
+        return TorchvisionVit(config, network)
+    return TorchvisionClassifier(config, network)
+
+
+def published_torchvision(config: TorchvisionModelConfig) -> PretrainedInfo:
+    """Return torchvision's facts about the weights that the config names, or about its default ones."""
+    weights = _published_weights(config)
+    preset = weights.transforms()
+    return PretrainedInfo(
+        name=weights.name,
+        classes=len(weights.meta["categories"]),
+        input_size=preset.crop_size[0],
+        fixed_size=config.name.startswith(("vit_", "maxvit_")),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        crop_fraction=preset.crop_size[0] / preset.resize_size[0],
+        interpolation="bicubic" if preset.interpolation.value == "bicubic" else "bilinear",
+    )
+
+
+def _build_network(config: TorchvisionModelConfig, outputs: int) -> nn.Module:
+    source = published_torchvision(config)
+    size = config.input_size or source.input_size
+    options: dict[str, Any] = {}
+    if config.name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "transform_input": True, "init_weights": True}
+    elif config.name.startswith("vit_"):
+        options = {"image_size": size}
+    elif config.name.startswith("maxvit_"):
+        options = {"input_size": (size, size)}
+    network: nn.Module = models.get_model(config.name, weights=None, num_classes=outputs, **options)
+    return network
+
+
+def _require_known(name: str) -> None:
+    known = models.list_models(module=torchvision.models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+        raise ConfigError(
+            f"torchvision has no classifier {name!r}; similar names: {', '.join(close) or 'none'}"
+        )
+
+
+def _published_weights(config: TorchvisionModelConfig) -> Any:
+    """Return torchvision's weights named in `pretrained:<name>`, or its default ones."""
+    _require_known(config.name)
+    known = models.get_model_weights(config.name)
+    name = (config.weights or "").partition(":")[2]
+    if not is_published(config.weights) or not name:
+        return known.DEFAULT
+    if name not in known.__members__:
+        raise ConfigError(
+            f"torchvision has no weights {name} for {config.name}; choose one of: "
+            + ", ".join(f"pretrained:{known_name}" for known_name in known.__members__)
+        )
+    return known[name]
+
+
+def _load_published(network: nn.Module, config: TorchvisionModelConfig) -> None:
+    name, wanted = config.name, _published_weights(config)
+    try:
+        weights = models.get_model(name, weights=wanted).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"torchvision's published weights of {name} could not be fetched ({error}); "
+            "set weights= to a local file"
+        ) from error
+    own = network.state_dict()
+    classes = len(wanted.meta["categories"])
+    misfits = [n for n, tensor in own.items() if weights[n].shape != tensor.shape]
+    if not all(len(weights[n]) == classes for n in misfits):
+        raise WeightsError(
+            f"torchvision's published weights of {name} are for another image size; set input_size to null"
+        )
+    own.update({n: tensor for n, tensor in weights.items() if n in own and n not in misfits})
+    network.load_state_dict(own)
+
+
+# ---- one grid of features, then a list of layers -------------------------------------------------
+
+
+class TorchvisionClassifier(Classifier):
+    """A network whose head is a sequence of layers on its last stage."""
+
+    def __init__(self, config: TorchvisionModelConfig, network: nn.Module) -> None:
+        super().__init__()
+        assert config.mean is not None
+        assert config.std is not None
+        self.normalize = Normalize(config.mean, config.std)
+        self.inner = network
+        self.split = SPLITS[type(network)]
+
+    @property
+    def network(self) -> nn.Module:
+        """Network of torchvision."""
+        return self.inner
+
+    @property
+    def head(self) -> Head | None:
+        """Closed form of the head's layers, None if a dropout is active."""
+        return match_head(self.split.head_layers(self.inner))
+
+    def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
+        return self.split.trunk(self.inner, self.normalize(images)), None
+
+    def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
+        if self.split.stages is None:
+            return super().forward_stages(images)
+        stages = self.split.stages(self.inner, self.normalize(images))
+        features = stages[-1].output
+        if self.split.after_stages is not None:
+            features = self.split.after_stages(self.inner, features)
+        return tuple(stages), features, None
+
+    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        x = features
+        for layer in self.split.head_layers(self.inner):
+            x = layer(x)
+        return x
+
+    @property
+    def pools_by_average(self) -> bool:
+        layers = self.split.head_layers(self.inner)
+        return match_head([la for la in layers if not isinstance(la, nn.Dropout)]) is not None
+
+    def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compute logits and pooled features.
+
+        For a head with hidden layers (VGG, MobileNetV3), the pooled features are the input of its last linear layer.
+        """
+        *layers, last = self.split.head_layers(self.inner)
+        if self.pools_by_average or not isinstance(last, nn.Linear):
+            return super().forward_pooled(features, context)
+        x = features
+        for layer in layers:
+            x = layer(x)
+        return last(x), to_float32(x)
+
+    def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Remove auxiliary heads, and rename layers of published DenseNets (norm.1 to norm1, conv.2 to conv2)."""
+        return {
+            re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): tensor
+            for name, tensor in state.items()
+            if not name.startswith(("aux1.", "aux2.", "AuxLogits."))
+        }
+
+
+def _in_turn(*names: str) -> Callable[[Any, Tensor], Tensor]:
+    """Build a trunk that runs these submodules in sequence."""
+
+    def trunk(network: nn.Module, x: Tensor) -> Tensor:
+        for name in names:
+            x = network.get_submodule(name)(x)
+        return x
+
+    return trunk
+
+
+def _residual_stages(*names: str, stem: tuple[str, ...]) -> Callable[[Any, Tensor], list[Stage]]:
+    """Build stages that are sequences of residual blocks, after the submodules `stem`."""
+    before = _in_turn(*stem)
+
+    def stages(network: nn.Module, x: Tensor) -> list[Stage]:
+        x, passed = before(network, x), []
+        for name in names:
+            *blocks, last = network.get_submodule(name).children()
+            for block in blocks:
+                x = block(x)
+            residual_sum = _residual_sum(last, x)
+            x = F.relu(residual_sum)
+            passed.append(Stage(x, residual_sum))
+        return passed
+
+    return stages
+
+
+def _residual_sum(block: nn.Module, x: Tensor) -> Tensor:
+    """Compute the input of a block's last ReLU, which the block itself overwrites."""
+    match block:
+        case ResBottleneckBlock():
+            inner: Tensor = block.f(x)
+            return inner + (x if block.proj is None else block.proj(x))
+        case BasicBlock():
+            inner = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+        case Bottleneck():
+            inner = block.relu(block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x))))))
+            inner = block.bn3(block.conv3(inner))
+        case _:
+            raise TypeError(f"{type(block).__name__} is not a known residual block")
+    return inner + (x if block.downsample is None else block.downsample(x))
+
+
+def _convnext_stages(network: Any, x: Tensor) -> list[Stage]:
+    """Run the stages, each of which is a layer that halves the resolution and a sequence of blocks."""
+    layers, passed = list(network.features), []
+    for halving, blocks in zip(layers[::2], layers[1::2], strict=True):
+        x = blocks(halving(x))
+        passed.append(Stage(x, x))
+    return passed
+
+
+def _densenet_stages(network: Any, x: Tensor) -> list[Stage]:
+    """Run the dense blocks, and return their outputs before the transitions, the last one after norm and ReLU."""
+    passed = []
+    for name, layer in network.features.named_children():
+        x = layer(x)
+        if name.startswith("denseblock"):
+            passed.append(Stage(x, x))
+    passed[-1] = Stage(F.relu(x), x)
+    return passed
+
+
+def _vgg_stages(network: Any, x: Tensor) -> list[Stage]:
+    """Run the convolutions, and return the last one before each pool, after its ReLU."""
+    passed = []
+    for layer, following in pairwise(network.features):
+        if isinstance(following, nn.MaxPool2d):  # the layer is a ReLU, which overwrites its input
+            passed.append(Stage(F.relu(x), x))
+            x = passed[-1].output
+        else:
+            x = layer(x)
+    return passed
+
+
+def _densenet_trunk(network: Any, x: Tensor) -> Tensor:
+    return F.relu(network.features(x))
+
+
+def _swin_trunk(network: Any, x: Tensor) -> Tensor:
+    features: Tensor = network.permute(network.norm(network.features(x)))
+    return features
+
+
+def _maxvit_trunk(network: Any, x: Tensor) -> Tensor:
+    x = network.stem(x)
+    for block in network.blocks:
+        x = block(x)
+    return x
+
+
+_googlenet_layers = _in_turn(
+    *("conv1", "maxpool1", "conv2", "conv3", "maxpool2"),
+    *("inception3a", "inception3b", "maxpool3"),
+    *("inception4a", "inception4b", "inception4c", "inception4d", "inception4e", "maxpool4"),
+    *("inception5a", "inception5b"),
+)
+_inception_layers = _in_turn(
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1"),
+    *("Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d"),
+    *("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    *("Mixed_7a", "Mixed_7b", "Mixed_7c"),
+)
+
+
+def _googlenet_trunk(network: Any, x: Tensor) -> Tensor:
+    return _googlenet_layers(network, network._transform_input(x))
+
+
+def _inception_trunk(network: Any, x: Tensor) -> Tensor:
+    return _inception_layers(network, network._transform_input(x))
+
+
+def _pooled(*names: str) -> Callable[[Any], list[nn.Module]]:
+    """Build a head of these submodules on the average of the features."""
+
+    def head_layers(network: nn.Module) -> list[nn.Module]:
+        layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        for name in names:
+            module = network.get_submodule(name)
+            layers += [*module] if isinstance(module, nn.Sequential) else [module]
+        return layers
+
+    return head_layers
+
+
+_features = _in_turn("features")
+
+SPLITS: dict[type[nn.Module], Split] = {
+    models.AlexNet: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
+    models.ConvNeXt: Split(_features, lambda net: [net.avgpool, *net.classifier], _convnext_stages),
+    models.DenseNet: Split(_densenet_trunk, _pooled("classifier"), _densenet_stages),
+    models.EfficientNet: Split(_features, _pooled("classifier")),
+    models.GoogLeNet: Split(_googlenet_trunk, _pooled("dropout", "fc")),
+    models.Inception3: Split(_inception_trunk, _pooled("dropout", "fc")),
+    models.MaxVit: Split(_maxvit_trunk, lambda net: [*net.classifier]),
+    models.MNASNet: Split(_in_turn("layers"), _pooled("classifier")),
+    models.MobileNetV2: Split(_features, _pooled("classifier")),
+    models.MobileNetV3: Split(_features, _pooled("classifier")),
+    models.RegNet: Split(
+        _in_turn("stem", "trunk_output"),
+        _pooled("fc"),
+        _residual_stages(
+            *(f"trunk_output.block{n}" for n in range(1, 5)),
+            stem=("stem",),
+        ),
+    ),
+    models.ResNet: Split(
+        _in_turn("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),
+        _pooled("fc"),
+        _residual_stages(
+            *("layer1", "layer2", "layer3", "layer4"), stem=("conv1", "bn1", "relu", "maxpool")
+        ),
+    ),
+    models.ShuffleNetV2: Split(
+        _in_turn("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"), _pooled("fc")
+    ),
+    models.SqueezeNet: Split(_features, lambda net: [*net.classifier, nn.Flatten()]),
+    models.SwinTransformer: Split(_swin_trunk, _pooled("head")),
+    models.VGG: Split(
+        _features,
+        lambda net: [net.avgpool, nn.Flatten(), *net.classifier],
+        _vgg_stages,
+        after_stages=lambda net, last: net.features[-1](last),
+    ),
+}
+
+
+PROVIDER = Provider(build_torchvision, published_torchvision)

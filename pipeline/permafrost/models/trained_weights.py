@@ -1,0 +1,168 @@
+"""Weights files of networks that runs have trained, checked against the description beside them.
+
+model.json is the manifest of a trained network: it carries its own digest, lists that of model.safetensors, and is
+written last.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from permafrost.config.models import is_published
+from permafrost.config.options import Role, options_of
+from permafrost.config.runs import to_plain_dict
+from permafrost.core.errors import ConfigError, shorten
+from permafrost.core.files import read_regular, sha256_file
+from permafrost.core.signed_files import SIGNATURE, DigestError, check_json, damaged
+from permafrost.store.entries import EntryError, from_dict
+from permafrost.store.file_entry import require_digest, require_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from permafrost.config.models import ModelConfig
+
+MODEL_NAME = "model.safetensors"
+DESCRIPTION_NAME = "model.json"
+FILES_OF_A_NETWORK = ("weights", "sha256", "partition")
+"""Options of a network that name files whose content is included in the trained weights."""
+
+_ADVICE = (
+    "delete {path}, and the command that trained this network writes both files again from its checkpoint; restore "
+    "them if there is none"
+)
+
+_NOT_TRAINED = (
+    *("classes", "input_size", "frame", "crop_fraction", "interpolation", *FILES_OF_A_NETWORK),
+    *("partition_control", "partition_seed"),
+)
+"""Options that may differ between the training of a network and its use."""
+_INFERRED = ("mean", "std", "columns")
+"""Options that the provider or the store determines if they are null."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """Entries of model.json."""
+
+    model: dict[str, Any]
+    """Options of the network, as plain values."""
+    num_classes: int
+    classes: tuple[str, ...]
+    input_size: tuple[int, int]
+    teachers: tuple[str, ...]
+    split: str
+    subset: dict[str, Any]
+    jpeg_decoder: Literal["cpu"]
+    """Device that decoded the JPEGs that it was trained on."""
+    steps: int | None
+    """Number of steps of its training, None if it was not trained by a run."""
+    weights_sha256: str
+    """SHA-256 of model.safetensors."""
+
+    def __post_init__(self) -> None:
+        require_digest(self.weights_sha256)
+        for name in ("kind", "name"):
+            require_entry(isinstance(self.model.get(name), str), f"model.{name} is missing")
+        require_entry(min(self.num_classes, *self.input_size) >= 1, "a size is not positive")
+
+
+def read_entries(folder: Path) -> ModelDescription:
+    """Read model.json. Raises DamagedFileError for wrong digests, types and ranges."""
+    path = folder / DESCRIPTION_NAME
+    try:
+        return from_dict(ModelDescription, check_json(read_regular(path)))
+    except (DigestError, EntryError) as error:
+        raise damaged(path, error, _ADVICE.format(path=path)) from error
+
+
+def check_trained_weights(folder: Path) -> str:
+    """Return the SHA-256 of model.safetensors. Raises DamagedFileError unless it is the one that model.json lists."""
+    listed, path = read_entries(folder).weights_sha256, folder / MODEL_NAME
+    actual = sha256_file(path)
+    if actual != listed:
+        raise damaged(
+            path,
+            f"it has sha256 {actual[:12]}, but {DESCRIPTION_NAME} beside it lists {listed[:12]}",
+            _ADVICE.format(path=folder / DESCRIPTION_NAME),
+        )
+    return actual
+
+
+def trained_here(config: ModelConfig) -> bool:
+    """Return whether the weights of a network are a file that a run has trained, described by model.json beside it."""
+    return _description_of_weights(config) is not None
+
+
+def check_weights(config: ModelConfig, section: str, classes: Sequence[str] = ()) -> None:
+    """Raise ConfigError if a run has trained the weights of a network with other options, or on other classes.
+
+    section  section of the options, for messages
+    classes  names of the classes of the data, to be compared unless the options have a number of classes
+    """
+    described = _description_of_weights(config)
+    if described is None:
+        return
+    trained = described.model
+    if trained["kind"] != config.kind:
+        raise ConfigError(
+            f"{section}.weights={config.weights} are those of a network of kind {trained['kind']}; set "
+            f"{section}={trained['kind']} {section}.name={trained['name']}"
+        )
+    own = to_plain_dict(config)
+    other = {
+        option.name: trained[option.name]
+        for option in options_of(type(config))
+        if option.name in trained
+        and option.name not in _NOT_TRAINED
+        and Role.OUTSIDE_IDENTITY not in option.roles
+        and trained[option.name] != own[option.name]
+        and not (option.name in _INFERRED and None in (trained[option.name], own[option.name]))
+    }
+    if other:
+        words = " ".join(f"{section}.{name}={_word(value)}" for name, value in other.items())
+        values = ", ".join(f"{section}.{name}={_word(own[name])}" for name in other)
+        raise ConfigError(
+            f"{section}.weights={config.weights} were trained with other options than {values}; set {words}, as "
+            f"{DESCRIPTION_NAME} beside them says"
+        )
+    known = list(described.classes)
+    if classes and known and config.classes is None and list(classes) != known:
+        raise ConfigError(
+            f"{section}.weights={config.weights} were trained on the classes {shorten(known, 5)}, but the store has "
+            f"{shorten(classes, 5)}; correct one of them, or set {section}.classes={len(known)} to store the outputs "
+            "for its own classes"
+        )
+
+
+def _word(value: Any) -> str:
+    """Format a value as in an override."""
+    return "null" if value is None else json.dumps(value).replace(" ", "").strip('"')
+
+
+def sha256_weights(path: Path) -> str:
+    """Return the SHA-256 of a file of weights. Raises DamagedFileError if a run has written others."""
+    return check_trained_weights(path.parent) if _is_of_a_run(path) else sha256_file(path)
+
+
+def _description_of_weights(config: ModelConfig) -> ModelDescription | None:
+    """Read model.json beside the weights of a network, or return None if they are no file of a run."""
+    if config.weights is None or is_published(config.weights):
+        return None
+    path = Path(config.weights)
+    return read_entries(path.parent) if _is_of_a_run(path) else None
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Return whether weights have a model.json beside them, unless it has no entry by which those of runs are known."""
+    beside = path.parent / DESCRIPTION_NAME
+    if path.name != MODEL_NAME or not beside.exists():
+        return False
+    try:
+        values = json.loads(read_regular(beside))
+    except (ValueError, RecursionError):  # a damaged file, which its reader names
+        return True
+    return not isinstance(values, dict) or bool({"model", SIGNATURE} & values.keys())

@@ -1,0 +1,197 @@
+"""Columns of a report's tables, with their scale and direction."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.evaluators.quantities import metric_of
+from permafrost.evaluation.metrics import Metric
+from permafrost.report.comparison import leading_arms, summarize
+from permafrost.report.results import StudentResult
+
+DEFAULT_METRICS = ("accuracy", "f1", "agreement", "epg", "iou")
+"""Metrics that a report and the summary of a sweep show without being asked."""
+CHANCE = {"accuracy": "majority_accuracy", "epg": "epg_uniform", "iou": "epg_uniform"}
+"""Metric that is the chance level of another one: of a constant prediction, or of a uniform map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of report.columns."""
+
+    name: str
+    source: str
+    """Source <split>.<metric> or <split>.<evaluator>.<metric>, where the split may be `all`."""
+    known: Metric | None = None
+    """Metric of the column, if the source does not determine it."""
+
+    @property
+    def metric(self) -> Metric:
+        """Metric of the column, by default a fraction for which higher is better."""
+        return self.known or metric_of(self.source.partition(".")[2]) or Metric()
+
+    @property
+    def title(self) -> str:
+        """Name with unit, and with an arrow if lower is better."""
+        unit = ", %" if self.metric.scale == 100 else ""
+        return (
+            self.name.replace("_", " ")
+            + unit
+            + (" ↓" if self.metric.higher_is_better is False else "")
+        )
+
+    def text(self, value: float | None) -> str:
+        """Format a value, with a dash for None."""
+        if value is None:
+            return "–"  # noqa: RUF001, a dash
+        metric = self.metric
+        return f"{metric.scale * value:.{1 if metric.scale == 100 else metric.digits}f}"
+
+    def value(self, value: float) -> str:
+        """Format a value with its unit."""
+        return self.text(value) + (" %" if self.metric.scale == 100 else "")
+
+    def spread(self, summary: Mapping[str, Any]) -> str:
+        """Format mean and standard deviation, or the mean alone for one seed."""
+        found = self.text(summary["mean"])
+        return found if summary["sd"] is None else f"{found} ± {self.text(summary['sd'])}"
+
+    def difference(self, value: float, *, unit: bool = True) -> str:
+        """Format a difference of two values, with its sign."""
+        metric = self.metric
+        if metric.scale != 100:
+            return f"{value:+.3f}"
+        return f"{100 * value:+.1f}" + (" points" if unit else "")
+
+
+def columns_of(sources: Mapping[str, str], results: Sequence[StudentResult]) -> list[Column]:
+    """Build one column for each source, or the default ones.
+
+    Raises ConfigError if no student has a value for a source.
+    """
+    if not sources:
+        return default_columns(results)
+    columns = [Column(name=name, source=source) for name, source in sources.items()]
+    for column in columns:
+        if all(result.find(column.source) is None for result in results):
+            known = sorted({source for result in results for source in result.sources})
+            raise ConfigError(
+                f"report.columns: no student has {column.source}; name existing metrics, as in "
+                "report.columns={f1: test.f1} report.paired_column=f1, among: " + ", ".join(known)
+            )
+    return columns
+
+
+def default_columns(results: Sequence[StudentResult]) -> list[Column]:
+    """Build the columns of everything in DEFAULT_METRICS that was measured, split by split.
+
+    The columns of the first split (test, if it was evaluated) have the names of their metrics, those of the others
+    end with the name of their split. Metrics against a named pass are shown if they depend on the pass, or if there is
+    no other evaluation.
+    """
+    splits = list(dict.fromkeys(split for result in results for split in result.numbers))
+    splits.sort(key=lambda split: split != "test")
+    passes = list(dict.fromkeys(teacher for result in results for teacher in result.against))
+    columns = {}
+    for split in splits:
+        for at in ("", *(f"@{teacher}" for teacher in passes)):
+            for metric in DEFAULT_METRICS:
+                name = metric if split == splits[0] else f"{metric}_{split}"
+                if (at and metric != "agreement" and name in columns) or all(
+                    result.find(f"{split}.{metric}{at}") is None for result in results
+                ):
+                    continue
+                name = name + at if metric == "agreement" else name
+                columns[name] = Column(name=name, source=f"{split}.{metric}{at}")
+    return list(columns.values())
+
+
+def paired_column(name: str | None, columns: Sequence[Column]) -> Column | None:
+    """Return the column by which arms are compared.
+
+    name  report.paired_column; None is accuracy if it is a column, and otherwise the first column
+    """
+    wanted = name or "accuracy"
+    return next((column for column in columns if column.name == wanted), next(iter(columns), None))
+
+
+def student_rows(
+    results: Sequence[StudentResult], columns: Sequence[Column]
+) -> list[dict[str, Any]]:
+    """Build one row per student: method, seed and the columns, None if it has no value."""
+    return [
+        {"method": r.label, "seed": r.seed} | {c.name: r.find(c.source) for c in columns}
+        for r in results
+    ]
+
+
+def teacher_row(
+    results: Sequence[StudentResult],
+    columns: Sequence[Column],
+    teacher_result: StudentResult | None = None,
+) -> dict[str, float]:
+    """Collect the teacher's value of each column for which it has one.
+
+    teacher_result  evaluation of the teacher itself, None to use the teacher's values in the students' evaluations
+    """
+    row = {}
+    for column in columns:
+        split, _, metric = column.source.partition(".")
+        if metric.partition("@")[0] == "agreement":
+            continue
+        value = None if teacher_result is None else teacher_result.find(column.source)
+        if value is None:
+            value = results[0].find(f"{split}.teacher_{metric}")
+        if value is not None:
+            row[column.name] = value
+    return row
+
+
+def chance_row(results: Sequence[StudentResult], columns: Sequence[Column]) -> dict[str, float]:
+    """Collect the chance level of each column that has one, as the students' evaluations contain it."""
+    row = {}
+    for column in columns:
+        split, _, metric = column.source.partition(".")
+        metric, at, teacher = metric.partition("@")
+        levels = [
+            result.find(f"{split}.{CHANCE[metric]}{at}{teacher}")
+            for result in results
+            if metric in CHANCE
+        ]
+        known = [level for level in levels if level is not None]
+        if known:
+            row[column.name] = known[0]
+    return row
+
+
+def arm_summary(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]
+) -> list[dict[str, Any]]:
+    """Build one row per arm: mean and standard deviation of each column over seeds, and whether the arm is `best`.
+
+    The entry is None if a student of the arm has no value. The best arms of a column are those that no other arm beats
+    conclusively; without any conclusive difference, or while an arm has one seed only, there are none.
+    """
+    by_arm = defaultdict(list)
+    for row in rows:
+        by_arm[row["method"]].append(row)
+    summary: list[dict[str, Any]] = [
+        {"method": arm, "seeds": len(members)} for arm, members in by_arm.items()
+    ]
+    for column in columns:
+        for arm in summary:
+            values = [row[column.name] for row in by_arm[arm["method"]]]
+            arm[column.name] = None if None in values else summarize(values)
+        compared = [arm for arm in summary if arm[column.name]]
+        direction = column.metric.higher_is_better
+        leading = set()
+        if direction is not None and all(arm["seeds"] > 1 for arm in compared):
+            members = [row for arm in compared for row in by_arm[arm["method"]]]
+            leading = leading_arms(members, column.name, higher_is_better=direction)
+        for arm in compared:
+            arm[column.name]["best"] = arm["method"] in leading
+    return summary

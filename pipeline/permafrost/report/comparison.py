@@ -1,0 +1,154 @@
+"""Comparison of arms over seeds: means, paired differences and their intervals.
+
+One seed has no spread, so nothing is concluded from it. With several, two arms are compared seed by seed, and a
+difference counts if its 95 % confidence interval (Student's t) excludes 0. Equal differences for all seeds have no
+spread either: a metric of N records is a multiple of 1/N, so equal values happen by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import combinations
+from math import sqrt
+from statistics import mean, stdev
+from typing import Any
+
+from permafrost.core.errors import ConfigError
+
+Row = Mapping[str, Any]
+"""Row of a student: method, seed and the value of each column."""
+ONE_SEED = "1 seed: no spread known"
+_CONFIDENCE = 0.95
+_ROUNDING = 1e-9
+"""Width of an interval relative to its bounds, up to which it is a rounding error."""
+
+
+def summarize(values: Sequence[float]) -> dict[str, Any]:
+    """Compute mean, and sample standard deviation or None for a single value."""
+    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
+
+
+def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Compute the 95 % interval of the mean by Student's t, None for a single value."""
+    if len(values) < 2:
+        return None
+    half = _quantile(len(values) - 1) * stdev(values) / sqrt(len(values))
+    return float(mean(values) - half), float(mean(values) + half)
+
+
+@cache
+def _quantile(degrees_of_freedom: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + _CONFIDENCE) / 2, degrees_of_freedom))
+
+
+def excludes_zero(interval: Sequence[float] | None) -> bool:
+    """Return whether a difference with this interval is conclusive, which needs a spread and a sign."""
+    return interval is not None and has_width(interval) and (interval[0] > 0 or interval[1] < 0)
+
+
+def has_width(interval: Sequence[float]) -> bool:
+    """Return whether an interval is wider than a rounding error."""
+    low, high = interval
+    return high - low > _ROUNDING * max(abs(low), abs(high))
+
+
+def paired_difference(
+    rows: Sequence[Row], candidate: str, baseline: str, column: str
+) -> dict[str, Any]:
+    """Compute candidate - baseline in `column` for each seed that both have.
+
+    mean, sd, interval  over the seeds; sd and interval are None for one seed
+    per_seed            seed -> difference
+    """
+    arms = {str(row["method"]) for row in rows}
+    known = ", ".join(sorted(arms))
+    for option, arm in (("candidate", candidate), ("baseline", baseline)):
+        if arm not in arms:
+            raise ConfigError(
+                f"report.{option}={arm} is not an arm of this run; choose one of: {known}"
+            )
+    per_seed = differences(rows, candidate, baseline, column)
+    if not per_seed:
+        raise ConfigError(
+            f"report.candidate={candidate} and report.baseline={baseline} share no seed; choose two of: {known}"
+        )
+    values = list(per_seed.values())
+    interval = confidence_interval(values)
+    return summarize(values) | {
+        "interval": None if interval is None else list(interval),
+        "per_seed": per_seed,
+    }
+
+
+def differences(
+    rows: Sequence[Row], candidate: str, baseline: str, column: str
+) -> dict[str, float]:
+    """Compute candidate - baseline by seed, for the seeds for which both have a value."""
+    values = {(row["method"], row["seed"]): row[column] for row in rows if row[column] is not None}
+    seeds = sorted({seed for method, seed in values if method == candidate})
+    return {
+        str(seed): values[candidate, seed] - values[baseline, seed]
+        for seed in seeds
+        if (baseline, seed) in values
+    }
+
+
+def differences_from(rows: Sequence[Row], baseline: str, column: str) -> dict[str, dict[str, Any]]:
+    """Compare every arm with the baseline, as `paired_difference` does for one.
+
+    Returns arm -> mean, sd, interval, per_seed. Arms that share fewer than two seeds with the baseline are left out,
+    and so are all arms if there are no more than two.
+    """
+    arms = {row["method"] for row in rows}
+    return _compared_arms(rows, baseline, column) if len(arms) > 2 else {}
+
+
+def _compared_arms(rows: Sequence[Row], baseline: str, column: str) -> dict[str, dict[str, Any]]:
+    arms = list(dict.fromkeys(str(row["method"]) for row in rows))
+    shared = {arm: differences(rows, arm, baseline, column) for arm in arms if arm != baseline}
+    return {
+        arm: paired_difference(rows, arm, baseline, column)
+        for arm, per_seed in shared.items()
+        if len(per_seed) > 1
+    }
+
+
+def differences_by_column(
+    rows: Sequence[Row], baseline: str, columns: Sequence[str]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Compare every arm with the baseline in every column: column -> arm -> mean, sd, interval, per_seed.
+
+    Arms that share fewer than two seeds with the baseline are left out, and so are columns without any arm.
+    """
+    found = {column: _compared_arms(rows, baseline, column) for column in columns}
+    return {column: arms for column, arms in found.items() if arms}
+
+
+def leading_arms(rows: Sequence[Row], column: str, *, higher_is_better: bool) -> set[str]:
+    """Return the arms that no other arm beats conclusively, or none if there is no conclusive difference."""
+    arms = list(dict.fromkeys(str(row["method"]) for row in rows if row[column] is not None))
+    sign = 1 if higher_is_better else -1
+    beaten = set()
+    for first, second in combinations(arms, 2):
+        values = list(differences(rows, first, second, column).values())
+        if excludes_zero(confidence_interval(values)):
+            beaten.add(second if sign * mean(values) > 0 else first)
+    return set(arms) - beaten if beaten else set()
+
+
+def seeds_in_words(number: int) -> str:
+    """Format a number of seeds."""
+    return f"{number} seed{'s' if number > 1 else ''}"
+
+
+def means_by_arm(rows: Sequence[Row], column: str) -> dict[str, float]:
+    """Compute the mean of each arm of which every student has a value."""
+    values: dict[str, list[float | None]] = {}
+    for row in rows:
+        values.setdefault(row["method"], []).append(row[column])
+    return {
+        arm: mean(v for v in of if v is not None) for arm, of in values.items() if None not in of
+    }

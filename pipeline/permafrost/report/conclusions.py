@@ -1,0 +1,140 @@
+"""Sentences at the top of a report: which arm is best, by how much, and whether the seeds show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+from permafrost.report.columns import Column
+from permafrost.report.comparison import (
+    ONE_SEED,
+    Row,
+    confidence_interval,
+    differences,
+    excludes_zero,
+    has_width,
+    means_by_arm,
+    seeds_in_words,
+)
+
+
+def conclusions(
+    rows: Sequence[Row],
+    column: Column,
+    pair: tuple[str, str],
+    *,
+    teacher: Mapping[str, float],
+    chance: Mapping[str, float],
+) -> list[str]:
+    """Write one sentence about the best arm, one about the pair and one about teacher and chance, where they apply.
+
+    rows             one per student
+    pair             candidate and baseline
+    teacher, chance  values by column
+    """
+    means = means_by_arm(rows, column.name)
+    sentences = []
+    if len(means) == 1:
+        sentences.append(_alone(rows, column, means))
+    elif means and column.metric.higher_is_better is not None:
+        ranked = sorted(means, key=lambda arm: means[arm], reverse=column.metric.higher_is_better)
+        sentences.append(_best(rows, column, means, ranked))
+        if set(pair) == set(ranked[:2]):
+            pair = ("", "")  # the first sentence is about them
+    if differences(rows, *pair, column.name):
+        sentences.append(_pair(rows, column, pair))
+    return [*sentences, *_levels(column, teacher, chance)]
+
+
+def _alone(rows: Sequence[Row], column: Column, means: Mapping[str, float]) -> str:
+    (arm,) = means
+    number = sum(row["method"] == arm for row in rows)
+    seeds = ONE_SEED if number == 1 else seeds_in_words(number)
+    return f"{arm}: {_named(column)} {column.value(means[arm])} ({seeds}), without another arm to compare it with."
+
+
+def _best(
+    rows: Sequence[Row], column: Column, means: Mapping[str, float], ranked: Sequence[str]
+) -> str:
+    """Compare the arm with the best mean with the second best.
+
+    Means are over all seeds of an arm, but arms are compared over the seeds that they share. If the arm with the best
+    mean is behind another one there, its rank comes from the choice of seeds.
+    """
+    best, second = ranked[:2]
+    if means[best] == means[second]:
+        return (
+            f"{best} and {second} have the same mean {_named(column)}, {column.value(means[best])}."
+        )
+    found = list(differences(rows, best, second, column.name).values())
+    rank = "highest" if column.metric.higher_is_better else "lowest"
+    opening = f"{best} has the {rank} mean {_named(column)}, {column.value(means[best])}"
+    for rival in ranked[1:]:
+        shared = list(differences(rows, best, rival, column.name).values())
+        if shared and _is_behind(column, mean(shared)):
+            return (
+                f"{opening}, but the order is not conclusive (different seeds): on those that it shares with {rival} "
+                f"the difference is {_interval(column, shared)}."
+            )
+    if len(found) < 2:
+        reason = ONE_SEED if found else "they share no seed"
+        return f"{opening}, before {second}, but the order is not conclusive ({reason})."
+    if not excludes_zero(confidence_interval(found)):
+        return (
+            f"{opening}, but its lead over {second} is not conclusive: {_interval(column, found)}."
+        )
+    among = (
+        f" This interval does not account for the choice among {len(means)} arms."
+        if len(means) > 2
+        else ""
+    )
+    return f"{opening}: {_interval(column, found)} against {second}, the second best.{among}"
+
+
+def _is_behind(column: Column, difference: float) -> bool:
+    return difference < 0 if column.metric.higher_is_better else difference > 0
+
+
+def _pair(rows: Sequence[Row], column: Column, pair: tuple[str, str]) -> str:
+    candidate, baseline = pair
+    found = list(differences(rows, candidate, baseline, column.name).values())
+    opening = f"{candidate} - {baseline} in {_named(column)}"
+    if len(found) == 1:
+        return f"{opening}: {column.difference(found[0])} ({ONE_SEED})."
+    verdict = "" if excludes_zero(confidence_interval(found)) else ", which is not conclusive"
+    return f"{opening}: {_interval(column, found)}{verdict}."
+
+
+def _interval(column: Column, values: Sequence[float]) -> str:
+    interval = confidence_interval(values)
+    if interval is None:
+        return f"{column.difference(values[0])} ({ONE_SEED})"
+    if not has_width(interval):
+        return f"{column.difference(values[0])} for each of {seeds_in_words(len(values))}, so no spread is known"
+    low, high = interval
+    return (
+        f"{column.difference(mean(values))} on average (95 % interval {column.difference(low, unit=False)} to "
+        f"{column.difference(high, unit=False)}, {seeds_in_words(len(values))})"
+    )
+
+
+def _levels(column: Column, teacher: Mapping[str, float], chance: Mapping[str, float]) -> list[str]:
+    known = [
+        f"{whose} {column.value(values[column.name])}"
+        for whose, values in (("the teacher has", teacher), (_chance_of(column), chance))
+        if column.name in values
+    ]
+    if not known:
+        return []
+    text = " and ".join(known)
+    return [f"{text[0].upper()}{text[1:]}."]
+
+
+def _chance_of(column: Column) -> str:
+    """Words for the chance level; that of a map's measure is no lower limit of maps that mark a part of an object."""
+    metric = column.source.partition(".")[2].partition("@")[0]
+    return "a uniform map has" if metric in ("epg", "iou") else "chance is"
+
+
+def _named(column: Column) -> str:
+    return column.name.replace("_", " ")

@@ -1,0 +1,306 @@
+"""The page: all sections of a report in one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS, read_cost
+from permafrost.config.verbs import ReportConfig
+from permafrost.evaluation.results import load_written
+from permafrost.models.saved import is_finished, read_description
+from permafrost.report.case_pictures import SplitCases
+from permafrost.report.columns import Column, arm_summary
+from permafrost.report.comparison import ONE_SEED, excludes_zero
+from permafrost.report.evaluation import optimistic_results
+from permafrost.report.evaluator_sections import evaluator_sections
+from permafrost.report.passes import UsedPass
+from permafrost.report.results import StudentResult, by_evaluation, epoch_curves
+from permafrost.report.selection import ModelSelection
+from permafrost.store.reader import Store, TeacherPass
+
+_MEAN_AND_SPREAD = (
+    "Mean and standard deviation over seeds. In each column with a conclusive difference, the arms that no other arm "
+    "beats conclusively are marked (green)."
+)
+_MEAN = f"Mean over seeds, with the standard deviation of arms with several ({ONE_SEED})."
+_VALUE = f"Values of a single seed ({ONE_SEED})."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Content of a page."""
+
+    config: ReportConfig
+    store: Store
+    results: list[StudentResult]
+    """All students, also one that was not evaluated yet."""
+    values: dict[str, Any]
+    """Content of report.json."""
+    columns: Sequence[Column]
+    paired: Column | None
+    """Column by which arms are compared."""
+    teacher: StudentResult | None
+    network: StudentResult | None
+    """Given network that was evaluated in this run (evaluate model=network)."""
+    selection: ModelSelection | None
+    cases: list[SplitCases]
+    used_passes: list[UsedPass]
+    """Passes of the store that the students learned from or were compared with."""
+
+    @property
+    def options(self) -> ReportOptions:
+        """Section `report` of the config."""
+        return self.config.report
+
+    @property
+    def colors(self) -> dict[str, str]:
+        """Color of each network in the plots."""
+        from permafrost.report.figures import arm_colors
+
+        networks = [*self.results, *([self.network] if self.network else [])]
+        labels = [result.label for result in [*networks, *by_evaluation(networks)]]
+        return arm_colors(list(dict.fromkeys(labels)), self.teacher.label if self.teacher else None)
+
+
+def render_page(page: Page) -> str:
+    """Render the HTML page."""
+    import jinja2
+
+    from permafrost.report.security import content_policy
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("permafrost", "report"),
+        autoescape=True,
+        trim_blocks=True,
+    )
+    environment.tests["conclusive"] = excludes_zero
+    environment.filters["words"] = lambda name: name.replace("_", " ")
+    style, script = (
+        environment.get_template(name).render() for name in ("style.css.j2", "script.js.j2")
+    )
+    return environment.get_template("page.html.j2").render(
+        title=page.options.title,
+        note=page.options.note,
+        run=page.config.run if page.results else "",
+        policy=content_policy(style, script),
+        style=style,
+        script=script,
+        **_store_sections(page),
+        **_evaluation_sections(page),
+        **(_student_sections(page) if page.results else {}),
+    )
+
+
+def _store_sections(page: Page) -> dict[str, Any]:
+    """Sections of the store and its passes."""
+    from permafrost.report.contact_sheet import contact_sheet
+    from permafrost.report.pictures import shown_name
+    from permafrost.report.provenance import describe_writing
+    from permafrost.report.superfeatures import partition_rows
+
+    config, store = page.config, page.store
+    passes = _open_passes(config, store)
+    used = [one.teacher for one in page.used_passes]
+    sheet = None
+    if page.options.contact_records and not store.is_table:
+        sheet = contact_sheet(
+            store,
+            passes,
+            config.augment,
+            num_records=page.options.contact_records,
+            num_views=page.options.contact_views,
+        )
+    return {
+        "store": config.store.path,
+        "written": describe_writing(),
+        "passes": page.values["passes"],
+        "contact_sheet": sheet,
+        "columns_of_table": [shown_name(name) for name in store.manifest.columns or ()],
+        "partitions": partition_rows(store),
+        "ledger": _ledger(config.run, store, used or passes, page.results),
+    }
+
+
+def _student_sections(page: Page) -> dict[str, Any]:
+    """Sections of the students, of which those with results are empty if none was evaluated."""
+    from permafrost.report.figures import epoch_plots, shift_plots, training_curves
+    from permafrost.report.pictures import map_grid, readable_classes
+
+    results, values = page.results, page.values
+    seeds = list(dict.fromkeys(result.seed for result in results))
+    pictures = _pictures([result for result in results if result.seed == seeds[0]])
+    return {
+        **_setup(page),
+        "seeds": seeds,
+        "candidate": page.options.candidate,
+        "unevaluated": values.get("unevaluated"),
+        "networks": values["networks"],
+        "maps": map_grid(pictures, readable_classes(page.store.manifest.classes))
+        if pictures
+        else None,
+        "in_colors": any("colors" in tensors for tensors in pictures.values()),
+        "cases": page.cases,
+        "curves": training_curves(_metric_lines(results), page.colors),
+        "epochs": epoch_plots(epoch_curves(results), page.colors),
+        "shifts": [
+            plot
+            for split, curves in _shift_curves(results).items()
+            for plot in shift_plots(split, curves, page.colors)
+        ],
+        **(_selection(page.selection, values) if page.selection else {}),
+    }
+
+
+def _evaluation_sections(page: Page) -> dict[str, Any]:
+    """Tables of results and sections of the evaluators, which a given network has without any student."""
+    evaluations = by_evaluation([*page.results, *([page.network] if page.network else [])])
+    return {
+        **_result_tables(page),
+        "evaluator_sections": evaluator_sections(
+            evaluations, page.teacher, page.store, page.colors
+        ),
+    }
+
+
+def _result_tables(page: Page) -> dict[str, Any]:
+    """Main table, its sentences and the plots below it."""
+    from permafrost.report.grid_figures import grid_plots
+    from permafrost.report.meanings import meanings
+    from permafrost.report.stored_bytes import bytes_by_arm, bytes_plot
+    from permafrost.report.training_facts import describe_arms
+
+    values = page.values
+    if page.paired is None:
+        return {}
+    summary = arm_summary(values["runs"], page.columns)
+    plotted = [c for c in page.columns if c.name in (page.options.plotted or [page.paired.name])]
+    plots = [
+        *grid_plots(page.results, plotted),
+        bytes_plot(summary, page.paired, bytes_by_arm(page.results, page.store), page.colors),
+    ]
+    return {
+        "conclusions": values["summary"],
+        "paired": values.get("paired_difference"),
+        "differences": values["differences_by_column"],
+        "arms": describe_arms(page.results),
+        "paired_column": page.paired,
+        "baseline": page.options.baseline,
+        "columns": page.columns,
+        "meanings": meanings(page.columns, values["chance"]),
+        "optimistic": optimistic_results(page.results),
+        "mean_caption": _mean_caption([arm["seeds"] for arm in summary]),
+        "teacher": values["teacher"],
+        "chance": values["chance"],
+        "summary": summary,
+        "rows": values["runs"],
+        "result_plots": [plot for plot in plots if plot is not None],
+    }
+
+
+def _mean_caption(seeds: Sequence[int]) -> str:
+    """Say what the cells of the main table are, given the number of seeds of each arm."""
+    if max(seeds) == 1:
+        return _VALUE
+    return _MEAN_AND_SPREAD if min(seeds) > 1 else _MEAN
+
+
+def _setup(page: Page) -> dict[str, Any]:
+    """Section on what was trained on what."""
+    from permafrost.report.commands import commands_of
+    from permafrost.report.provenance import describe_teachers
+    from permafrost.report.training_facts import describe_data, training_facts
+
+    facts = training_facts(page.results, page.store)
+    return {
+        "setup": facts._replace(shared=describe_data(page.store) | facts.shared),
+        "teachers": describe_teachers(page.used_passes),
+        "commands": commands_of(page.config.run, [used.teacher for used in page.used_passes]),
+    }
+
+
+def _selection(selection: ModelSelection, values: dict[str, Any]) -> dict[str, Any]:
+    from permafrost.report.figures import Plot
+    from permafrost.report.grid_figures import selection_plot
+
+    return {
+        "selection": values["selection"],
+        "selection_scale": selection.metric.scale,
+        "selection_plot": Plot(
+            selection_plot(selection),
+            "The selection metric over the points of the grid, one curve per arm",
+        ),
+    }
+
+
+def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
+    """Open the passes that store.teacher names, or all passes of the store."""
+    names = config.store.teacher or [folder.name for folder in store.pass_folders()]
+    return store.open_passes(names) if names else []
+
+
+def _pictures(results: list[StudentResult]) -> dict[str, Any]:
+    from permafrost.evaluation.pictures import PICTURES_NAME
+
+    return {
+        result.label: load_written(result.evaluation, PICTURES_NAME)
+        for result in results
+        if (result.evaluation / PICTURES_NAME).exists()
+    }
+
+
+def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
+    from permafrost.training.metric_log import read_metrics
+
+    lines = defaultdict(list)
+    for result in results:
+        folder = result.folder / "distill"
+        steps = read_description(folder).steps if is_finished(folder) else None
+        lines[result.label].append(list(read_metrics(folder, steps)))
+    return lines
+
+
+def _shift_curves(
+    results: list[StudentResult],
+) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
+    """Shift curves: split -> kind of map -> arm -> one curve per student. Splits without curves are left out."""
+    curves: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    for result in results:
+        for split, metrics in result.metrics.items():
+            for kind, curve in metrics.get("shift", {}).items():
+                arms = curves.setdefault(split, {}).setdefault(kind, {})
+                arms.setdefault(result.label, []).append(curve)
+    return curves
+
+
+def _ledger(
+    run: str, store: Store, passes: list[TeacherPass], results: list[StudentResult]
+) -> dict[str, str]:
+    records = store.num_records()
+    inputs = store.shards.total_bytes
+    folders = [result.folder / "distill" for result in results]
+    costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
+    noun, failed = ("rows", "stored") if store.is_table else ("images", "decoded")
+    ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} per record)"}
+    if store.manifest.skipped:
+        ledger[f"{noun.capitalize()} that could not be {failed}"] = (
+            f"{len(store.manifest.skipped):,}"
+        )
+    if costs:
+        seconds = mean(cost["seconds"] for cost in costs.values())
+        ledger["Mean seconds per student"] = f"{seconds:.1f}"
+    if passes:
+        stored = sum(teacher.shards.total_bytes for teacher in passes)
+        taught = [folder for folder in costs if read_description(folder).teachers]
+        live = sum(costs[folder]["records"] for folder in taught)
+        forwards = records * len(passes)
+        ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} per record)"
+        ledger["Teacher forward passes, computed once"] = f"{forwards:,}"
+        ledger["Teacher forward passes with mode=live instead"] = f"{live:,.0f}"
+    if (pass_cost := read_cost(RUNS / run / "precompute")) is not None:
+        ledger["Seconds of teacher annotation, summed over shards"] = f"{pass_cost['seconds']:.1f}"
+    return ledger

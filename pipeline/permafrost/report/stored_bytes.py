@@ -1,0 +1,107 @@
+"""Bytes per record that each arm needs of the stored targets, and its accuracy against them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from permafrost.config.builder import build_config
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.methods import METHODS
+from permafrost.config.runs import CONFIG_NAME, read_config
+from permafrost.core.errors import UserError
+from permafrost.losses.base import Needs
+from permafrost.losses.build import build_loss
+from permafrost.report.columns import Column
+from permafrost.report.figures import Measured, Plot, measured_plot
+from permafrost.report.results import StudentResult
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.zarr_fields import FIELDS_FOLDER
+
+_OF_MAPS = ("map", "map_scale", "explained_class")
+
+
+def bytes_by_arm(results: Sequence[StudentResult], store: Store) -> dict[str, float]:
+    """Compute the bytes per record of the fields that each arm's loss needs; arms of other stores are left out."""
+    found: dict[str, float] = {}
+    for result in results:
+        if result.label not in found and (number := _bytes_of(result, store)) is not None:
+            found[result.label] = number
+    return found
+
+
+def bytes_plot(
+    summary: Sequence[Mapping[str, Any]],
+    column: Column,
+    needed: Mapping[str, float],
+    colors: Mapping[str, str] = MappingProxyType({}),
+) -> Plot | None:
+    """Plot a column's mean over the bytes per record, None if all arms need equally many.
+
+    summary  rows of columns.arm_summary
+    needed   result of `bytes_by_arm`
+    colors   colors of the arms
+    """
+    scale = column.metric.scale
+    arms = {
+        row["method"]: Measured(
+            needed[row["method"]],
+            scale * row[column.name]["mean"],
+            None if row[column.name]["sd"] is None else scale * row[column.name]["sd"],
+        )
+        for row in summary
+        if row["method"] in needed and row[column.name]
+    }
+    if len({round(found.x, 3) for found in arms.values()}) < 2:
+        return None
+    source = measured_plot(arms, "stored targets, bytes per record", column.title, colors)
+    name = column.name.replace("_", " ")
+    return Plot(
+        source,
+        f"{name} over the bytes of stored targets per record, one point per arm",
+        f"{column.title} against the bytes per record of the stored targets that an arm's loss uses",
+    )
+
+
+def _bytes_of(result: StudentResult, store: Store) -> float | None:
+    path = result.folder / "distill" / CONFIG_NAME
+    config = read_config(path, DistillConfig) if path.exists() else {}
+    inputs = config.get("inputs", {})
+    if inputs.get("store") != store.manifest.fingerprint:
+        return None
+    names = [name.removeprefix("teacher ") for name in inputs if name.startswith("teacher ")]
+    stored_views = config.get("mode") == "replay"
+    try:
+        cls = METHODS[config["method"]["kind"]]
+        method = {n: v for n, v in config["method"].items() if n not in cls.removed}
+        needs = build_loss(build_config(cls, method, "method")).needs
+        passes = [store.open_pass(name, stored_views=stored_views) for name in names]
+    except (KeyError, UserError):  # options of another version, or a pass that was removed
+        return None
+    return sum(_bytes_needed(teacher, needs) for teacher in passes)
+
+
+def _bytes_needed(teacher: TeacherPass, needs: Needs) -> float:
+    names = {"logits"}
+    if needs.maps_every is not None:
+        names |= set(_OF_MAPS)
+    if needs.payload is not None:
+        fields = teacher.fields_of(needs.payload)
+        names |= {*fields, *(f"{name}_scale" for name in fields)}
+    return sum(
+        _bytes_of_field(teacher, spec.name, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
+        for spec in teacher.manifest.fields
+        if spec.name in names
+    )
+
+
+def _bytes_of_field(teacher: TeacherPass, name: str, value_bytes: int) -> float:
+    """Bytes per record of a field with all its views: on disk, or of its values if its file has other fields too."""
+    on_disk = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{name}/")
+    if on_disk:
+        return on_disk / teacher.shards.num_rows
+    return float(teacher.num_views * value_bytes)

@@ -1,0 +1,258 @@
+"""Options of every arm of a report: those in which arms differ, and those that all arms share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from permafrost.config.builder import build_config
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.methods import METHODS
+from permafrost.config.runs import CONFIG_NAME, identity, read_config, to_plain_dict
+from permafrost.config.store import SubsetOptions
+from permafrost.core.errors import UserError
+from permafrost.loading.selection import count_training_rows
+from permafrost.report.comparison import seeds_in_words
+from permafrost.report.results import StudentResult
+from permafrost.report.selection import curve_of
+from permafrost.store.reader import Store
+
+_RECORDS = "training records"
+_UNUSED = ("inputs", "run", "seed", "store", "trainer.num_threads", "trainer.device")
+"""Options that every student has for itself, or that do not concern its training."""
+_SHARED = {
+    "student": "Student's network",
+    _RECORDS: "Training records",
+    "trainer.epochs": "Epochs",
+    "trainer.batch_size": "Batch size",
+    "optimizer.kind": "Optimizer",
+    "optimizer.lr": "Learning rate",
+    "optimizer.weight_decay": "Weight decay",
+    "trainer.schedule": "Schedule",
+    "augment": "Augmentation",
+    "mode": "Teacher's targets",
+}
+"""Options whose common value is always stated, with their names on the page."""
+_READ_BY = {
+    "pad_crop": ("padding",),
+    "resized_crop": ("scale", "ratio"),
+    "horizontal_flip": ("p",),
+    "vertical_flip": ("p",),
+    "rotation": ("p", "degrees"),
+    "affine": ("p", "degrees", "translate", "scale", "shear"),
+    "color_jitter": ("p", "brightness", "contrast", "saturation", "hue"),
+    "grayscale": ("p",),
+    "gaussian_blur": ("p", "sigma"),
+    "random_erasing": ("p", "scale", "ratio", "value"),
+}
+"""Options of an operation that its kind reads, on views or on pixels."""
+
+
+class OptionCell(NamedTuple):
+    """Value of an option in one arm."""
+
+    text: str
+    differs: bool
+    """True if the arms that have the option do not all have this value."""
+
+
+class ArmOptions(NamedTuple):
+    """Options of one arm, one cell for each column of the table."""
+
+    method: str
+    cells: list[OptionCell]
+
+
+class DescribedArm(NamedTuple):
+    """An arm in words."""
+
+    name: str
+    method: str
+    """First sentence on the arm's method, empty for a method of another version."""
+    options: str
+    """Options of the method that are not at their defaults."""
+
+
+class TrainingFacts(NamedTuple):
+    """Options of the arms of a report."""
+
+    shared: dict[str, str]
+    """Name -> value, equal for all arms."""
+    columns: list[str]
+    """Options of the methods, and other options in which the arms differ."""
+    arms: list[ArmOptions]
+
+
+def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFacts:
+    """Collect the options of every arm from the config of its first student."""
+    first: dict[str, StudentResult] = {}
+    for result in results:
+        first.setdefault(result.label, result)
+    counts: dict[str, str] = {}
+    options = {label: _options(result, store, counts) for label, result in first.items()}
+    names = [
+        n for n in dict.fromkeys(n for o in options.values() for n in o) if _is_set(n, options)
+    ]
+    differing = [name for name in names if _differs(name, options)]
+    columns = [n for n in differing if n.startswith("method.")]
+    columns += [n for n in names if n.startswith("method.") and n not in columns]
+    columns += [n for n in differing if n not in columns]
+    shared = {
+        title: next(iter(options.values()))[name]
+        for name, title in _SHARED.items()
+        if name in names and name not in columns
+    }
+    seeds = sorted({result.seed for result in results if result.seed is not None})
+    shared["Seeds"] = f"{', '.join(map(str, seeds))} ({seeds_in_words(len(seeds))})"
+    arms = [
+        ArmOptions(label, [_cell(of_arm, name, name in differing) for name in columns])
+        for label, of_arm in options.items()
+    ]
+    return TrainingFacts(shared, columns, arms)
+
+
+def describe_arms(results: Sequence[StudentResult]) -> list[DescribedArm]:
+    """Describe the method of every arm, whose points of a grid are one. Arms without a recorded method are left out."""
+    methods: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        path = result.folder / "distill" / CONFIG_NAME
+        config = read_config(path, DistillConfig) if path.exists() else {}
+        if isinstance(config.get("method"), Mapping):
+            methods.setdefault(curve_of(result), []).append(config["method"])
+    return [_describe_arm(name, of_arm) for name, of_arm in methods.items()]
+
+
+def _describe_arm(name: str, methods: Sequence[Mapping[str, Any]]) -> DescribedArm:
+    cls = METHODS.get(str(methods[0].get("kind")))
+    if cls is None:
+        return DescribedArm(name, "", "")
+    summary = " ".join((cls.__doc__ or "").partition("\n\n")[0].split())
+    texts = []
+    for option, default in to_plain_dict(cls()).items():
+        values = dict.fromkeys(_text(method.get(option, default)) for method in methods)
+        if option != "kind" and list(values) != [_text(default)]:
+            texts.append(f"{option.replace('_', ' ')} {' or '.join(values)}")
+    return DescribedArm(name, summary, ", ".join(texts))
+
+
+def describe_data(store: Store) -> dict[str, str]:
+    """Describe the records of a store: number, classes, splits and size."""
+    manifest = store.manifest
+    splits = manifest.records
+    records = store.num_records()
+    size = "x".join(map(str, reversed(store.size)))
+    kind = f"{store.size[1]} columns" if store.is_table else f"frame of {size} pixels"
+    return {
+        "Data": f"{manifest.dataset.name}: {records:,} records, {len(manifest.classes):,} classes, {kind}",
+        "Splits": ", ".join(f"{split} {number:,}" for split, number in sorted(splits.items())),
+    }
+
+
+def _is_set(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:
+    return any(of_arm.get(name, "null") not in ("null", "[]") for of_arm in options.values())
+
+
+def _differs(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:
+    """Return whether the arms that have an option have different values of it."""
+    found = {of_arm[name] for of_arm in options.values() if name in of_arm}
+    is_shared = all(name in of_arm for of_arm in options.values()) or name.startswith("method.")
+    return len(found) > 1 or not is_shared
+
+
+def _cell(options: Mapping[str, str], name: str, differs: bool) -> OptionCell:
+    return OptionCell(options[name], differs) if name in options else OptionCell("", False)
+
+
+def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dict[str, str]:
+    """Options of a student by name, as text. Networks and augmentations are one option each.
+
+    counts  numbers of training records by the options that determine them, to which new ones are added
+    """
+    path = result.folder / "distill" / CONFIG_NAME
+    config = read_config(path, DistillConfig) if path.exists() else {}
+    inputs = config.get("inputs", {})
+    values = identity(config, DistillConfig, with_removed=False)
+    options = {}
+    if inputs.get("store") == store.manifest.fingerprint:
+        subset = values.get("subset", {})
+        key = json.dumps([values.get("split"), subset], sort_keys=True)
+        if key not in counts:
+            counts[key] = _training_records(store, str(values.get("split")), subset)
+        options[_RECORDS] = counts[key]
+    if values.get("mode") != "live":  # unread
+        values = {n: v for n, v in values.items() if n not in ("teacher", "explainer")}
+    for section, describe in (
+        ("student", describe_network),
+        ("teacher", describe_network),
+        ("augment", describe_augmentation),
+    ):
+        if section in values:
+            options[section] = describe(values.pop(section))
+    flat = _flatten({n: v for n, v in values.items() if n not in ("subset", "split")})
+    return options | {n: v for n, v in flat.items() if n not in _UNUSED}
+
+
+def _training_records(store: Store, split: str, subset: Mapping[str, Any]) -> str:
+    try:
+        options = build_config(SubsetOptions, dict(subset), "subset")
+        chosen = count_training_rows(store.index, split, options)
+        whole = store.num_records(split)
+    except UserError:
+        return f"split {split}"
+    if chosen == whole:
+        return f"{chosen:,} (all of split {split})"
+    shots = f", {options.shots} per class" if options.shots is not None else ""
+    held_out = f", {options.holdout} per class held out" if options.holdout else ""
+    return f"{chosen:,} of {whole:,} of split {split}{shots}{held_out}"
+
+
+def describe_network(config: Mapping[str, Any]) -> str:
+    """Name a network in words: provider, name, and its other options if they are not empty."""
+    shown = {
+        name: value
+        for name, value in sorted(config.items())
+        if name not in ("kind", "name", "weights", "sha256", "mean", "std", "classes", "frame")
+        and value not in (None, "none")
+    }
+    extra = ", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in shown.items())
+    return f"{config.get('name')} ({', '.join(filter(None, [str(config.get('kind')), extra]))})"
+
+
+def describe_augmentation(config: Mapping[str, Any]) -> str:
+    """Describe an augmentation: its operations with their options, and what else is set."""
+    operations = [
+        " ".join(
+            [str(o.get("kind")).replace("_", " "), *_named(o, _READ_BY.get(str(o.get("kind")), ()))]
+        )
+        for o in [*(config.get("operations") or []), *(config.get("pixels") or [])]
+    ]
+    others = _named(config, [name for name in config if name not in ("operations", "pixels")])
+    return ", ".join([*operations, *others]) or "none"
+
+
+def _named(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Options that are set, with their names."""
+    return [
+        f"{name.replace('_', ' ')} {_text(values[name])}"
+        for name in names
+        if values.get(name) is not None
+    ]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = _text(value)
+    return flat
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,201 @@
+"""Demo set: handwritten digits on photographs, with a shortcut that can be removed.
+
+Real digits (scikit-learn's `load_digits`, 8x8) are pasted at a random position, size and contrasting color onto
+grayscale crops of two real photographs (`load_sample_images`). The class is the digit. In the split `train` the
+photograph is fully tied to the digit's parity, like the background in Waterbirds-100 (Sagawa et al. 2020, Petryk et
+al. 2022), so the photograph alone separates half of the classes from the others. `teacher` has both photographs for
+every digit. `test` is tied like `train`. `test_swapped` shows the same digits at the same positions on the other
+photograph. The test splits share no digit with `teacher` or `train`.
+
+The crops are gray and of equal exposure. A color or a brightness would identify a photograph in any single pixel,
+including those around the digit, and no explanation could then tell a student where not to look. A photograph is
+therefore recognized by its texture over an area, which is evidence outside the digit. The texture is also strong
+enough that the digit has to be found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from permafrost.core.records import Box, Content, Record
+from permafrost.sources.digits import encode_png, load_digit_images
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from permafrost.config.data import DemoDataConfig
+
+PHOTOGRAPHS = ("china", "flower")
+CANDIDATE_CROPS = 4
+INK = 0.25
+"""Share of ink above which a pixel belongs to the digit's mask."""
+CONTRAST = 0.14
+"""Standard deviation of a crop's brightness, whose mean is one half."""
+MIN_STD = 0.08
+"""Smallest standard deviation of the original crop to normalize by, so that a plain sky is not amplified to
+noise."""
+SPLITS = {"teacher": 1, "train": 2, "test": 3, "test_swapped": 3}
+"""Series from which the placements of each split are drawn. Only the two test splits share one."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Position of a pasted digit in its frame, in pixels, and the crops of the photograph behind it."""
+
+    size: int
+    left: int
+    top: int
+    crops: NDArray[np.int64]
+    """[candidates, 3]: side, left and top of crops of the photograph; the one with the highest contrast is
+    used."""
+    hue: NDArray[np.float64]
+    """[3] in [0, 1]: position of each color channel between the contrasting extremes."""
+
+
+class DemoSource:
+    """Source of digits on photographs; every record is drawn from (seed, digit, placement) only."""
+
+    name = "demo"
+    revision = 1
+    classes = tuple(str(digit) for digit in range(10))
+    columns = None
+
+    def __init__(self, config: DemoDataConfig) -> None:
+        self.config = config
+        self.frame_size: tuple[int, int] | None = (config.image_size, config.image_size)
+
+    def records(self) -> Iterator[Record]:
+        """Yield all records, with 2 * (digit is odd) + photograph as group and boxes around the digit's ink."""
+        labels = load_digit_images()[1]
+        order = np.random.default_rng([self.config.seed, 0]).permutation(len(labels))
+        num_test, num_train = self.config.test_digits, self.config.train_digits
+        digits = {
+            "test": order[:num_test],
+            "test_swapped": order[:num_test],
+            "train": order[num_test : num_test + num_train],
+            "teacher": order[num_test:][: self.config.teacher_digits],
+        }
+        return (
+            self._record(split, int(digit), placement, int(labels[digit]))
+            for split in SPLITS
+            for digit in digits[split]
+            for placement in range(self._placements(split))
+        )
+
+    def read(self, record: Record) -> Content:
+        """Return the frame and the digit's mask, both as PNG of `data.image_size` squared."""
+        series, digit, number, photograph = record.content
+        frame, ink = self._paste(digit, self._placement(series, digit, number), photograph)
+        mask = np.where(ink > INK, 255, 0).astype(np.uint8)
+        return Content(image=encode_png(frame), suffix="png", mask=encode_png(mask))
+
+    def where(self, record: Record) -> str:
+        """Return a fixed phrase, because the demo set is drawn and not read."""
+        return "of the demo set"
+
+    def _placements(self, split: str) -> int:
+        by_split = {
+            "teacher": self.config.teacher_placements,
+            "train": self.config.train_placements,
+        }
+        return by_split.get(split, self.config.test_placements)
+
+    def _record(self, split: str, digit: int, placement: int, label: int) -> Record:
+        odd = label % 2
+        photograph = {"teacher": (digit + placement) % 2, "test_swapped": 1 - odd}.get(split, odd)
+        paste = (SPLITS[split], digit, placement)
+        return Record(
+            key=f"{split}_{digit:04d}_{placement}",
+            split=split,
+            label=label,
+            group=2 * odd + photograph,
+            boxes=(self._box(paste, label),),
+            content=(*paste, photograph),
+        )
+
+    def _box(self, paste: tuple[int, int, int], label: int) -> Box:
+        rows, columns = np.nonzero(self._ink(paste[1], self._placement(*paste)) > INK)
+        scale = 2.0 / self.config.image_size
+        return Box(
+            label=label,
+            x0=float(columns.min() * scale - 1),
+            y0=float(rows.min() * scale - 1),
+            x1=float((columns.max() + 1) * scale - 1),
+            y1=float((rows.max() + 1) * scale - 1),
+        )
+
+    def _placement(self, series: int, digit: int, number: int) -> Placement:
+        generator = np.random.default_rng([self.config.seed, series, digit, number])
+        side = self.config.image_size
+        size = int(generator.integers(self.config.min_digit_size, self.config.max_digit_size + 1))
+        left, top = (int(generator.integers(0, side - size + 1)) for _ in range(2))
+        height, width = load_photographs()[0].shape[:2]
+        sides = generator.integers(side, 2 * side, CANDIDATE_CROPS)
+        corners = (generator.integers(0, extent - sides + 1) for extent in (width, height))
+        return Placement(size, left, top, np.stack([sides, *corners], axis=1), generator.random(3))
+
+    def _ink(self, digit: int, placement: Placement) -> NDArray[np.float64]:
+        side = self.config.image_size
+        strokes = Image.fromarray(load_digit_images()[0][digit])
+        resized = strokes.resize((placement.size, placement.size), Image.Resampling.BICUBIC)
+        ink = np.zeros((side, side))
+        rows = slice(placement.top, placement.top + placement.size)
+        columns = slice(placement.left, placement.left + placement.size)
+        ink[rows, columns] = np.asarray(resized, dtype=np.float64) / 255
+        return ink
+
+    def _paste(
+        self, digit: int, placement: Placement, photograph: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        ink = self._ink(digit, placement)
+        candidates = [self._background(photograph, crop) for crop in placement.crops]
+        colors = [_contrasting_color(background, ink, placement.hue) for background in candidates]
+        contrasts = [_contrast(*pair, ink) for pair in zip(candidates, colors, strict=True)]
+        best = int(np.argmax(contrasts))
+        alpha = ink[:, :, None]
+        frame = candidates[best] * (1 - alpha) + colors[best] * alpha
+        return np.round(frame * 255).astype(np.uint8), ink
+
+    def _background(self, photograph: int, crop: NDArray[np.int64]) -> NDArray[np.float64]:
+        side, left, top = (int(value) for value in crop)
+        pixels = load_photographs()[photograph][top : top + side, left : left + side]
+        size = (self.config.image_size, self.config.image_size)
+        resized = Image.fromarray(pixels).convert("L").resize(size, Image.Resampling.BILINEAR)
+        gray = np.asarray(resized, dtype=np.float64) / 255
+        exposed = 0.5 + CONTRAST * (gray - gray.mean()) / max(gray.std(), MIN_STD)
+        return np.repeat(exposed.clip(0, 1)[:, :, None], 3, axis=2)
+
+
+def _contrasting_color(
+    background: NDArray[np.float64], ink: NDArray[np.float64], hue: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return dark ink for a bright position and bright ink for a dark one, on both photographs: [3]."""
+    behind = float((background.mean(axis=2) * ink).sum() / ink.sum())
+    return 0.3 * hue if behind > 0.5 else 1 - 0.3 * hue
+
+
+def _contrast(
+    background: NDArray[np.float64], color: NDArray[np.float64], ink: NDArray[np.float64]
+) -> float:
+    """Return the difference in brightness of the color and the background behind the ink, at its lowest decile."""
+    differences = np.abs(background.mean(axis=2) - color.mean())[ink > 0.5]
+    return float(np.quantile(differences, 0.1))
+
+
+@lru_cache(maxsize=1)
+def load_photographs() -> list[NDArray[np.uint8]]:
+    """Load the two sample photographs, u8 [427, 640, 3], in the order of PHOTOGRAPHS."""
+    from sklearn.datasets import load_sample_images
+
+    samples = load_sample_images()
+    by_name = dict(
+        zip((name.split("/")[-1] for name in samples.filenames), samples.images, strict=True)
+    )
+    return [by_name[f"{name}.jpg"] for name in PHOTOGRAPHS]

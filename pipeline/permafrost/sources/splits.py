@@ -1,0 +1,62 @@
+"""Assignment of records to splits."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from permafrost.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from permafrost.core.records import Record
+
+TRAIN = "train"
+TEST = "test"
+
+
+def is_split_name(name: str) -> bool:
+    """Return whether files may be named after this split: letters, digits, - and _."""
+    return re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) is not None
+
+
+def split_of(value: str, names: Mapping[str, str], error: Callable[[str], ConfigError]) -> str:
+    """Return the split that a table's cell denotes.
+
+    names  data.split_names; empty takes the values as they are
+    error  builds the exception for an invalid cell
+    """
+    if names and value not in names:
+        raise error(f"data.split_names has no {value!r}; it has: {', '.join(names)}")
+    split = names.get(value, value)
+    if not is_split_name(split):
+        raise error(
+            f"the split {split!r} must have only letters, digits, - and _; rename it with data.split_names"
+        )
+    return split
+
+
+def split_off_test(records: Iterable[Record], fraction: float) -> Iterator[Record]:
+    """Move the records of split train whose key's hash falls below `fraction` to split test.
+
+    This is a pure function of each key, so adding or removing records does not move others.
+    """
+    if fraction == 0:
+        yield from records
+        return
+    for record in records:
+        if record.split == TEST:
+            raise ConfigError(
+                f"data.test_fraction={fraction}, but the data already have a split {TEST}; set data.test_fraction=0"
+            )
+        is_test = record.split == TRAIN and _position(record.key) < fraction
+        yield replace(record, split=TEST) if is_test else record
+
+
+def _position(key: str) -> float:
+    """Return the key's hash as a number in [0, 1)."""
+    digest = hashlib.blake2b(key.encode(), digest_size=6, person=b"test_fraction").digest()
+    return int.from_bytes(digest, "big") / 2**48

@@ -1,0 +1,302 @@
+"""External WebDataset tars: found, listed by member, read by offset, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.files import open_regular
+from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
+from permafrost.sources.classes import MAX_CLASSES, load_class_names
+from permafrost.sources.download import download
+from permafrost.sources.files import IMAGE_SUFFIXES, image_suffix
+from permafrost.sources.keys import escape_key
+from permafrost.sources.splits import is_split_name
+from permafrost.sources.tars import (
+    Member,
+    expand_range,
+    find_tars,
+    list_samples,
+    read_member,
+    split_of_tar,
+)
+from permafrost.store.planning import ShardPlan, find_unmixed_shard
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterator
+
+    from permafrost.config.data import WebDatasetDataConfig
+    from permafrost.store.listing import Listing
+
+MASK_SUFFIX = "mask.png"
+_MAX_LABEL_BYTES = 2**22
+"""Largest size of a sample's .cls or .json."""
+
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+
+
+class WebDatasetSource:
+    """Source of samples of tars: an image, a .cls or .json, optionally a .mask.png."""
+
+    name = "webdataset"
+    revision = 1
+    frame_size: tuple[int, int] | None = None
+    columns = None
+    unique_keys_option = "data.key_prefix=shard"
+
+    def __init__(self, config: WebDatasetDataConfig) -> None:
+        self.config = config
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Found once, by the driver: another process needs neither the folder nor the file of the class names.
+        return {"config": self.config, "tars": self.tars, "_names": self._names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @cached_property
+    def tars(self) -> dict[str, Path]:
+        """Path of every tar by file name; those of an http(s) address are downloaded first."""
+        if _is_address(self.config.path):
+            folder = Path(self.config.cache)
+            found = [download(url, folder) for url in expand_range(self.config.path)]
+        else:
+            found = find_tars(Path(self.config.path))
+        named = {path.name: path.absolute() for path in found}
+        if len(named) < len(found):
+            raise ConfigError(
+                f"data.path={self.config.path} names two tars with the same file name; rename one of them"
+            )
+        return dict(sorted(named.items()))
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names in label order: from `data.classes`, from classes.txt next to the tars, or the numbers."""
+        if self._names is not None:
+            return self._names
+        labels = (label for record in self.records() for label in (record.label, *record.labels))
+        return self.classes_up_to(max(labels, default=NO_LABEL))
+
+    def classes_up_to(self, largest_label: int) -> tuple[str, ...]:
+        """Return the names from the file, or the numbers up to the largest label."""
+        if self._names is not None:
+            return self._names
+        return tuple(str(label) for label in range(largest_label + 1))
+
+    @cached_property
+    def _names(self) -> tuple[str, ...] | None:
+        """Names from a file, which labels may use."""
+        if self.config.classes is None and not self._beside.is_file():
+            return None
+        return load_class_names(self.config.classes or str(self._beside))
+
+    @property
+    def _beside(self) -> Path:
+        """File of class names next to the tars, which may be missing."""
+        return next(iter(self.tars.values())).parent / "classes.txt"
+
+    def records(self) -> Iterator[Record]:
+        """Yield one record per sample, in the order of the tars; its content is the position of its bytes."""
+        return (record for name in self.tars for record in self.part_records(name))
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of every tar by file name."""
+        return {name: path.stat().st_size for name, path in self.tars.items()}
+
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Return the bytes of every tar and of the class names, and when they were last changed.
+
+        Tars of an address have none, because they would have to be downloaded.
+        """
+        if _is_address(self.config.path):
+            return {}
+        stats = {name: path.stat() for name, path in self.tars.items()}
+        if self._beside.is_file():
+            stats[self._beside.name] = self._beside.stat()
+        return {name: (found.st_size, found.st_mtime_ns) for name, found in stats.items()}
+
+    def read(self, record: Record) -> Content:
+        """Return the sample's image, and its mask if it has one."""
+        name, suffix, image, mask = record.content
+        with open_regular(self.tars[name]) as file:
+            return Content(
+                image=read_member(file, Member(*image), f"{name}: the image"),
+                suffix=suffix,
+                mask=read_member(file, Member(*mask), f"{name}: the mask") if mask else None,
+                offset=image[0],
+                mask_offset=mask[0] if mask else -1,
+            )
+
+    def where(self, record: Record) -> str:
+        """Return the tar and the position in it."""
+        name, _, (offset, _), _ = record.content
+        return f"{self.tars[name]} at byte {offset}"
+
+    def _split(self, name: str) -> str:
+        """Return the split of a tar."""
+        split = self.config.split or split_of_tar(name)
+        if not is_split_name(split):
+            raise ConfigError(
+                f"{self.tars[name]} would belong to split {split!r}, which must have only letters, digits, - and _; "
+                "set data.split, or rename the tar"
+            )
+        return split
+
+    def part_records(self, part: str) -> Iterator[Record]:
+        """Yield the records of one tar."""
+        name, split = part, self._split(part)
+        prefix = {"none": "", "split": f"{split}-", "shard": f"{Path(name).stem}-"}
+        with open_regular(self.tars[name]) as file:
+            for sample, members in list_samples(self.tars[name]):
+                images = [s for s in members if s in IMAGE_SUFFIXES]
+                if len(images) != 1:
+                    raise ConfigError(
+                        f"{self.tars[name]}: sample {sample!r} has {len(images)} images "
+                        f"among its members {', '.join(members)}; it needs exactly one"
+                    )
+                mask = members.get(MASK_SUFFIX)
+                image = members[images[0]]
+                record = Record(
+                    key=escape_key(prefix[self.config.key_prefix] + sample),
+                    split=split,
+                    content=(
+                        name,
+                        image_suffix(f"image.{images[0]}"),
+                        (image.offset, image.size),
+                        (mask.offset, mask.size) if mask else (),
+                    ),
+                )
+                yield self._labeled(record, members, file, f"{self.tars[name]}: {sample}")
+
+    def _labeled(
+        self, record: Record, members: dict[str, Member], file: io.FileIO, where: str
+    ) -> Record:
+        if "cls" in members:
+            text = read_member(file, members["cls"], f"{where}.cls", _MAX_LABEL_BYTES)
+            return replace(record, label=self._label(text.decode(errors="replace").strip(), where))
+        if "json" not in members:
+            return record
+        try:
+            values = json.loads(
+                read_member(file, members["json"], f"{where}.json", _MAX_LABEL_BYTES)
+            )
+            return self._described(record, values, where)
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                f"{where}.json cannot be read ({type(error).__name__}: {error}); it may have "
+                f"{self.config.label_key}, labels, group and boxes of label, x0, y0, x1, y1"
+            ) from error
+
+    def _described(self, record: Record, values: dict[str, Any], where: str) -> Record:
+        label = values.get(self.config.label_key)
+        number = NO_LABEL if label is None else self._label(label, where)
+        labels, boxes = (_list_of(values, name) for name in ("labels", "boxes"))
+        return replace(
+            record,
+            label=number,
+            labels=tuple(self._label(each, where) for each in labels),
+            group=_group(values.get("group", NO_GROUP)),
+            boxes=tuple(self._box(box, number, where) for box in boxes),
+            boxes_in_pixels=True,
+        )
+
+    def _box(self, box: dict[str, Any], label: int, where: str) -> Box:
+        """Return a box in pixels, with its own label or the record's."""
+        x0, y0, x1, y1 = (float(box[corner]) for corner in ("x0", "y0", "x1", "y1"))
+        if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
+            raise ConfigError(
+                f"{where} has a box {x0:g}, {y0:g}, {x1:g}, {y1:g}, which has no area"
+            )
+        own = self._label(box["label"], where) if "label" in box else label
+        return Box(label=own, x0=x0, y0=y0, x1=x1, y1=y1)
+
+    def _label(self, value: Any, where: str) -> int:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if is_number or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+            number = int(value)
+            if self._names is None and number >= MAX_CLASSES:
+                raise ConfigError(
+                    f"{where} has label {number}, but labels must be below {MAX_CLASSES:,}; correct it, or list "
+                    "the classes in a file and set data.classes to it"
+                )
+            if number < NO_LABEL or (self._names is not None and number >= len(self._names)):
+                known = (
+                    "" if self._names is None else f" of {len(self._names)} classes, counted from 0"
+                )
+                raise ConfigError(f"{where} has label {number}, which is not a label{known}")
+            return number
+        if self._names is None or value not in self._names:
+            raise ConfigError(
+                f"{where} has label {str(value)[:80]!r}, which is neither a number nor in data.classes; "
+                "set data.classes to the file of the class names"
+            )
+        return self._names.index(value)
+
+    def plan_in_place(self, form: str, listing: Listing) -> list[ShardPlan] | None:
+        """Plan one shard per tar, with its records in the tar's order; None if they have to be packed again.
+
+        form     store.format; re-encoded frames cannot be used in place
+        listing  all records, with the tars as its parts
+        """
+        wanted = self.config.reference
+        if wanted == "always" and form != "original":
+            raise ConfigError(
+                f"data.reference=always keeps the images' bytes; store.format={form} does not"
+            )
+        downloaded = _is_address(self.config.path)
+        if wanted == "never" or form != "original" or (wanted == "auto" and downloaded):
+            return None
+        stop = 0
+        rows: list[tuple[str, str, int, int]] = []
+        for name, size in zip(self.tars, listing.part_sizes, strict=True):
+            stop += size
+            if size:
+                rows.append((self._split(name), name, stop - size, stop))
+        numbers = Counter[str]()
+        plans: list[ShardPlan] = []
+        for split, name, start, end in sorted(rows):
+            shard = f"{split}-{numbers[split]:06d}"
+            numbers[split] += 1
+            path = self.tars[name].as_posix()
+            plans.append(
+                ShardPlan(len(plans), shard, split, start, end, listing.path, reference=path)
+            )
+        unmixed = find_unmixed_shard(plans)
+        if unmixed is None:
+            return plans
+        if wanted == "always":
+            raise ConfigError(
+                f"{unmixed.reference} contains few of the classes of split {unmixed.split}, and so would a "
+                "student's batches: pack it again with data.reference=never"
+            )
+        return None
+
+
+def _is_address(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
+def _list_of(values: dict[str, Any], name: str) -> list[Any]:
+    """Return a list of the sample's JSON, empty if missing; raise ValueError if it is not a list."""
+    found = values.get(name, [])
+    if not isinstance(found, list):
+        raise ValueError(f"{name} is {str(found)[:80]!r}, not a list")
+    return found
+
+
+def _group(value: Any) -> int:
+    if type(value) is not int or not NO_GROUP <= value <= MAX_GROUP:
+        raise ValueError(
+            f"group is {str(value)[:80]!r}, not a whole number from {NO_GROUP} to {MAX_GROUP}"
+        )
+    return value

@@ -1,0 +1,148 @@
+"""Results over a whole set, stored next to a store's shards.
+
+Each is a folder <store>/artifacts/<kind>-<fp8>/ with a manifest and one file of tensors, named by the fingerprint of
+everything that changes its numbers. An artifact exists if its manifest does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from permafrost.core.files import (
+    SHORT,
+    exists,
+    is_file,
+    make_folder,
+    read_regular,
+    sha256_json,
+    write_atomically,
+)
+from permafrost.core.lock import LockedError, lock_folder
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.manifest import (
+    MANIFEST_NAME,
+    read_manifest,
+    write_manifest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from permafrost.core.files import RootedPath
+
+ARTIFACTS_FOLDER = "artifacts"
+ARTIFACT_SCHEMA = 1
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactManifest:
+    """Content of <store>/artifacts/<kind>-<fp8>/manifest.json."""
+
+    kind: str
+    fingerprint: str
+    """SHA-256 of made_from."""
+    made_from: dict[str, Any]
+    """Everything that changes the numbers."""
+    description: dict[str, Any]
+    """Facts about the result, defined by its kind."""
+    files: dict[str, str]
+    """SHA-256 of each file."""
+    schema: int = ARTIFACT_SCHEMA
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Artifact of a store, which may or may not exist."""
+
+    store: RootedPath
+    kind: str
+    made_from: dict[str, Any]
+    made_by: str
+    """Command that creates it, for messages."""
+
+    @property
+    def folder(self) -> RootedPath:
+        """Folder of the artifact, which exists once it has been saved."""
+        name = f"{self.kind}-{sha256_json(self.made_from)[:SHORT]}"
+        return self.store / ARTIFACTS_FOLDER / name
+
+    @property
+    def exists(self) -> bool:
+        """True if the artifact has been saved; its manifest is written last."""
+        return exists(self.folder / MANIFEST_NAME)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Description of an existing artifact."""
+        return read_manifest(
+            ArtifactManifest, self.folder, self.made_by, ARTIFACT_SCHEMA
+        ).description
+
+    def save(
+        self, tensors: Mapping[str, Tensor], description: dict[str, Any], *, wait: bool = False
+    ) -> None:
+        """Commit the artifact unless it exists or another process is writing the same one.
+
+        wait  wait for that process, so that the artifact exists afterwards
+        """
+        while not self.exists:
+            self._save_alone(tensors, description)
+            if not wait:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _save_alone(self, tensors: Mapping[str, Tensor], description: dict[str, Any]) -> None:
+        from safetensors.torch import save
+
+        name = _file_name(self.kind)
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        make_folder(self.folder)
+        try:
+            with lock_folder(self.folder):
+                digest = write_atomically(self.folder / name, save(contiguous))
+                manifest = ArtifactManifest(
+                    kind=self.kind,
+                    fingerprint=sha256_json(self.made_from),
+                    made_from=self.made_from,
+                    description=description,
+                    files={name: digest},
+                )
+                write_manifest(self.folder, manifest)
+        except LockedError:
+            return
+
+    def load(self) -> tuple[ArtifactManifest, dict[str, Tensor]]:
+        """Load the manifest and the tensors, checked as in `load_artifact`."""
+        return load_artifact(self.folder, self.made_by)
+
+
+def load_artifact(folder: RootedPath, made_by: str) -> tuple[ArtifactManifest, dict[str, Tensor]]:
+    """Load the manifest and the tensors of a folder; raise ManifestError if any byte has changed.
+
+    made_by  the command that creates such a folder, for messages
+    """
+    from safetensors.torch import load
+
+    manifest = read_manifest(ArtifactManifest, folder, made_by, ARTIFACT_SCHEMA)
+    repair = f"delete its folder and run {made_by}"
+    name = _file_name(manifest.kind)
+    path = folder / name
+    if not is_file(path):
+        raise ManifestError(f"{path} does not exist, but its manifest does; {repair}")
+    content = read_regular(path)
+    found, claimed = hashlib.sha256(content).hexdigest(), manifest.files.get(name, "")
+    if found != claimed:
+        raise ManifestError(
+            f"{path} is damaged: it has sha256 {found[:12]}, but its manifest lists {claimed[:12]}; {repair}"
+        )
+    return manifest, load(content)
+
+
+def _file_name(kind: str) -> str:
+    return f"{kind}.safetensors"

@@ -1,0 +1,185 @@
+"""Canonical frames, the single form in which all networks receive images; for tables, their rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from permafrost.core.labels import multi_hot_of_lists
+from permafrost.store.arrays import decode_npy
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.pixels import decode_pixels, decode_rgb, open_image
+from permafrost.store.table_rows import decode_row
+from permafrost.store.tars import ShardBytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from permafrost.store.index import Rows
+    from permafrost.store.reader import Store
+    from permafrost.store.shards import ShardEntry
+
+
+def input_bytes(store: Store) -> int:
+    """Return the size of a record's decoded input in bytes."""
+    height, width = store.size
+    return 4 * width if store.is_table else 3 * height * width
+
+
+class InputMemory:
+    """Memory of inputs, into which records are decoded one by one, from any thread.
+
+    Frames have channels last in memory, as decoders write them. Their transposition takes a fifth of the time of
+    decoding, so it is left to the device, on the way to float32.
+    """
+
+    def __init__(self, store: Store, records: int) -> None:
+        self._store = store
+        height, width = store.size
+        shape = (records, width) if store.is_table else (records, height, width, 3)
+        self._values = np.empty(shape, np.float32 if store.is_table else np.uint8)
+
+    def decode(self, place: int, data: bytes, where: str) -> None:
+        """Decode a record's image or its row of a table into a place of the memory.
+
+        where  the file and the record, for messages
+        Raises ManifestError for bytes that do not match the store's manifest.
+        """
+        memory = self._values[place]
+        if self._store.is_table:
+            memory[:] = decode_row(data, len(memory), where)
+            return
+        canonical = self._store.manifest.canonical
+        assert canonical is not None
+        if canonical.format == "raw":
+            memory[:] = decode_npy(data, "uint8", memory.shape, where)
+            return
+        try:
+            pixels = decode_pixels(data, memory)
+            if pixels is not memory:
+                frame = resize_frame(torch.from_numpy(pixels).permute(2, 0, 1), self._store.size)
+                memory[:] = frame.permute(1, 2, 0).numpy()
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise many types of exceptions for damaged bytes
+            raise ManifestError(
+                f"{where} cannot be decoded ({error}); run permafrost verify"
+            ) from error
+
+    def repeat(self, places: NDArray[np.int64], decoded: NDArray[np.int64]) -> None:
+        """Copy decoded records to other places."""
+        self._values[places] = self._values[decoded]
+
+    def take(self, places: NDArray[np.int64]) -> InputMemory:
+        """Copy the records at these places."""
+        taken = InputMemory(self._store, 0)
+        taken._values = self._values[places]
+        return taken
+
+    def tensor(self) -> Tensor:
+        """Return the records without a copy: frames u8 [n, 3, H, W], or rows f32 [n, d]."""
+        values = torch.from_numpy(self._values)
+        return values if self._store.is_table else values.permute(0, 3, 1, 2)
+
+
+def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
+    """Decode the whole image in the canonical frame of (height, width) `size`: u8 [3, H, W]."""
+    return resize_frame(decode_rgb(data), size)
+
+
+def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize pixels u8 [3, H, W] to another (height, width): bilinear with antialiasing, rounded."""
+    if image.shape[-2:] == size:
+        return image
+    resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def decode_stored_mask(data: bytes, size: tuple[int, int], where: str) -> Tensor:
+    """Decode a mask of a store, as `decode_mask` does.
+
+    where  the file and the record, for messages
+    Raises ManifestError if that is not possible.
+    """
+    try:
+        return decode_mask(data, size)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise many types of exceptions for damaged bytes
+        raise ManifestError(
+            f"{where}: the mask cannot be decoded ({error}); run permafrost verify"
+        ) from error
+
+
+def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:
+    """Decode a mask in the canonical frame: u8 [1, H, W], 0 is background; its values are never interpolated."""
+    with open_image(data) as image:
+        values = (
+            image if image.mode == "P" else image.convert("L")
+        )  # the indices of a palette are classes
+        mask = torch.from_numpy(np.array(values))[None]
+    return (
+        mask
+        if mask.shape[-2:] == size
+        else F.interpolate(mask[None], size, mode="nearest-exact")[0]
+    )
+
+
+class FrameBatch(NamedTuple):
+    """Consecutive frames of a shard."""
+
+    frames: Tensor
+    """u8 [n, 3, H, W]; for a table its rows, f32 [n, d]."""
+    heights: Tensor
+    """f32 [n]: heights of the original images, `widths` likewise; NO_SIZE for a table."""
+    widths: Tensor
+    labels: Tensor
+    """As in Batch: i64 [n], or f32 [n, K] in a store with several labels per record."""
+
+
+class ShardFrames:
+    """Frames of one shard, in the order of its rows, readable from several threads."""
+
+    def __init__(
+        self, store: Store, shard: ShardEntry, rows: NDArray[np.int64] | None = None
+    ) -> None:
+        """Select rows of a shard.
+
+        rows  rows of the shard, ascending; None takes all
+        """
+        here = store.rows_of_shard(store.shards.number_of(shard.name))
+        index, taken = store.index, here if rows is None else here.start + rows
+        self._columns = index.take(("offset", "size", "image_crc32c", "height", "width"), taken)
+        self._keys = index.keys(taken)
+        self._rows = taken
+        self._bytes = ShardBytes(store.folder, shard)
+        self._store = store
+
+    def read(self, start: int, stop: int) -> FrameBatch:
+        """Read the frames of the rows start .. stop."""
+        columns = {name: column[start:stop] for name, column in self._columns.items()}
+        places = zip(
+            *(columns[name].tolist() for name in ("offset", "size", "image_crc32c")),
+            self._keys[start:stop],
+            strict=True,
+        )
+        inputs = InputMemory(self._store, stop - start)
+        for number, place in enumerate(places):
+            inputs.decode(number, self._bytes.read(*place), f"{self._bytes.path}: {place[-1]}")
+        heights, widths = (
+            torch.tensor(columns[name], dtype=torch.float32) for name in ("height", "width")
+        )
+        labels = labels_of_rows(self._store, self._rows[start:stop])
+        return FrameBatch(inputs.tensor(), heights, widths, labels)
+
+
+def labels_of_rows(store: Store, rows: Rows) -> Tensor:
+    """Read the labels of rows of the index: i64 [n], or f32 [n, K] in a store with several labels per record."""
+    if store.manifest.multi_label:
+        labels, lengths = store.index.label_lists(rows)
+        return multi_hot_of_lists(labels, lengths, len(store.manifest.classes))
+    return torch.from_numpy(store.index.values("label", rows).astype(np.int64))

@@ -1,0 +1,177 @@
+"""Writing of the index from the receipts of its shards, one after another, in constant memory.
+
+A column of the finished file is contiguous, but the rows arrive shard by shard. Each column is therefore collected in a
+temporary file without a name, and the Arrow file is written from these files, which are mapped into memory.
+"""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from permafrost.core.files import map_file, open_atomically, scratch_file, write_error
+from permafrost.store.arrow_files import arrow_sink
+from permafrost.store.file_entry import FileEntry
+from permafrost.store.index import (
+    BOX_FIELDS,
+    CHECKED_COLUMNS,
+    INDEX_NAME,
+    INDEX_SCHEMA,
+    KEYS_NAME,
+    KEYS_SCHEMA,
+    LIST_COLUMNS,
+    checksum,
+)
+from permafrost.store.receipts import BOX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from permafrost.core.files import RootedPath
+
+
+class IndexWriter:
+    """Index of a store in the making. As a context it removes its temporary files."""
+
+    def __init__(self, store: RootedPath, rows_per_shard: int) -> None:
+        """rows_per_shard  rows of each shard in the arrays of passes"""
+        self._store = store
+        self._rows_per_shard = rows_per_shard
+        self._files: dict[str, IO[bytes]] = {}
+        self._ends = dict.fromkeys((*LIST_COLUMNS, "key"), 0)
+        self._splits: dict[str, int] = {}
+        self._shards: list[str] = []
+        self.num_records = 0
+
+    def __enter__(self) -> IndexWriter:
+        for name in (*LIST_COLUMNS, "key"):
+            self._append(f"{name} offsets", np.zeros(1, np.int64))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def append(self, name: str, split: str, receipt: pa.Table) -> list[int]:
+        """Append a shard's rows and return the CRC-32C of each of CHECKED_COLUMNS."""
+        number, rows = len(self._shards), receipt.num_rows
+        self._shards.append(name)
+        code = self._splits.setdefault(split, len(self._splits))
+        self._append("split", np.full(rows, code, np.int16))
+        self._append("shard", np.full(rows, number, np.int32))
+        first = number * self._rows_per_shard
+        columns = {column: receipt[column].combine_chunks() for column in receipt.column_names}
+        columns["array_row"] = pa.array(np.arange(first, first + rows), pa.int64())
+        checksums = []
+        for column in CHECKED_COLUMNS:
+            parts = list(_parts(columns[column]))
+            checksums.append(checksum(iter(parts)))
+            self._append_column(column, parts)
+        self._append_keys(columns["key"], columns["image_sha256"])
+        self.num_records += rows
+        return checksums
+
+    def finish(self) -> tuple[FileEntry, FileEntry]:
+        """Write index.arrow and keys.arrow, each atomically, and describe them."""
+        dictionaries = {"split": list(self._splits), "shard": self._shards}
+        columns: list[pa.Array] = []
+        for field in INDEX_SCHEMA:
+            if field.name in dictionaries:
+                codes = self._array(field.name, field.type.index_type)
+                values = pa.array(dictionaries[field.name], pa.string())
+                columns.append(pa.DictionaryArray.from_arrays(codes, values))
+            elif field.name == "labels":
+                columns.append(self._list("labels", self._array("labels", pa.int32())))
+            elif field.name == "boxes":
+                parts = [self._array(f"boxes {part.name}", part.type) for part in BOX]
+                columns.append(
+                    self._list("boxes", pa.StructArray.from_arrays(parts, fields=list(BOX)))
+                )
+            else:
+                columns.append(self._array(field.name, field.type))
+        index = self._write(INDEX_NAME, columns, INDEX_SCHEMA)
+        text = pa.LargeStringArray.from_buffers(
+            self.num_records, self._mapped("key offsets"), self._mapped("key")
+        )
+        digests = pa.FixedSizeBinaryArray.from_buffers(
+            KEYS_SCHEMA.field("image_sha256").type,
+            self.num_records,
+            [None, self._mapped("image_sha256")],
+        )
+        return index, self._write(KEYS_NAME, [text, digests], KEYS_SCHEMA)
+
+    def _append_column(self, name: str, parts: list[NDArray[Any]]) -> None:
+        if name not in LIST_COLUMNS:
+            self._append(name, parts[0])
+            return
+        self._append_offsets(name, parts[0])
+        names = [name] if name == "labels" else [f"{name} {part}" for part in BOX_FIELDS]
+        for part_name, part in zip(names, parts[1:], strict=True):
+            self._append(part_name, part)
+
+    def _append_keys(self, keys: pa.Array, digests: pa.Array) -> None:
+        self._append_offsets("key", pc.binary_length(keys).to_numpy(zero_copy_only=False))
+        self._append("key", np.frombuffer("".join(keys.to_pylist()).encode(), np.uint8))
+        text = bytes.fromhex("".join(digests.to_pylist()))
+        self._append("image_sha256", np.frombuffer(text, np.uint8))
+
+    def _append_offsets(self, name: str, lengths: NDArray[Any]) -> None:
+        ends = self._ends[name] + np.cumsum(lengths, dtype=np.int64)
+        if len(ends):
+            self._ends[name] = int(ends[-1])
+        self._append(f"{name} offsets", ends)
+
+    def _append(self, name: str, values: NDArray[Any]) -> None:
+        try:
+            if name not in self._files:
+                self._files[name] = scratch_file(self._store)
+            self._files[name].write(values.tobytes())
+        except OSError as error:
+            raise write_error(self._store / INDEX_NAME, error) from error
+
+    def _mapped(self, name: str) -> pa.Buffer:
+        file = self._files.get(name)
+        if file is None or file.tell() == 0:
+            return pa.py_buffer(b"")
+        try:
+            file.flush()
+        except OSError as error:
+            raise write_error(self._store / INDEX_NAME, error) from error
+        return pa.py_buffer(map_file(file))
+
+    def _array(self, name: str, kind: pa.DataType) -> pa.Array:
+        buffer = self._mapped(name)
+        return pa.Array.from_buffers(kind, buffer.size * 8 // kind.bit_width, [None, buffer])
+
+    def _list(self, name: str, values: pa.Array) -> pa.Array:
+        return pa.LargeListArray.from_arrays(self._array(f"{name} offsets", pa.int64()), values)
+
+    def _write(self, name: str, columns: list[pa.Array], schema: pa.Schema) -> FileEntry:
+        batch = pa.RecordBatch.from_arrays(columns, schema=schema)
+        with (
+            open_atomically(self._store / name) as file,
+            pa.ipc.new_file(arrow_sink(file), schema) as writer,
+        ):
+            writer.write_batch(batch)
+        return FileEntry(path=name, bytes=file.bytes, sha256=file.sha256, crc32c=file.crc32c)
+
+
+def checksums_of(columns: dict[str, pa.Array]) -> list[int]:
+    """Return the CRC-32C of each of CHECKED_COLUMNS of a shard's rows."""
+    return [checksum(_parts(columns[name])) for name in CHECKED_COLUMNS]
+
+
+def _parts(column: pa.Array) -> Iterator[NDArray[Any]]:
+    """Yield the arrays that a column is stored as: its numbers, or its lists' lengths and values."""
+    if not pa.types.is_list(column.type):
+        yield column.to_numpy(zero_copy_only=False)
+        return
+    yield pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = column.flatten()
+    for part in values.flatten() if pa.types.is_struct(values.type) else [values]:
+        yield part.to_numpy(zero_copy_only=False)

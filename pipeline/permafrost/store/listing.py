@@ -1,0 +1,378 @@
+"""Listing of a source on disk, so that no process holds all records.
+
+A listing is a temporary Arrow file of records in the source's order. It is mapped, not loaded: its readers hold row
+numbers, and load the records of one shard when they need them. Its name marks it as a leftover if its run is killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import (
+    PARTIAL_SUFFIX,
+    RootedPath,
+    canonical_json,
+    create_file,
+    is_writable,
+    list_folder,
+    open_regular,
+    remove_file,
+    scratch_folder,
+    write_error,
+)
+from permafrost.core.records import MAX_KEY_BYTES, Box, Record
+from permafrost.store.arrow_files import map_arrow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+BATCH_RECORDS = 65_536
+"""Largest number of records in a batch of the file."""
+BATCH_BYTES = 2**25
+"""Number of bytes of JSON above which a batch is written with fewer records."""
+_JOINED_RECORDS = 4096
+"""Number of records whose JSON is hashed at once."""
+_NAME = ".listing"
+_RANK_BYTES = 16
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("split", pa.string()),
+        ("label", pa.int64()),
+        ("largest_label", pa.int64()),  # of the record's label and labels
+        ("rank", pa.binary(_RANK_BYTES)),
+        ("json", pa.large_binary()),  # all of the record, as in the fingerprint of the data
+    ]
+)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ListingFiles:
+    """Paths of the temporary files of one listing."""
+
+    folder: RootedPath
+    token: str
+
+    @property
+    def records(self) -> RootedPath:
+        """The listing itself."""
+        return self.folder / f"{_NAME}.{self.token}{PARTIAL_SUFFIX}"
+
+    def part(self, number: int) -> RootedPath:
+        """Listing of one part of the source."""
+        return self.folder / f"{_NAME}.{self.token}.{number:06d}{PARTIAL_SUFFIX}"
+
+
+def order_path(listing: RootedPath) -> RootedPath:
+    """Return the path of the row numbers of a listing in the order of its shards, int64."""
+    return listing.with_name(f"{listing.stem}.order{PARTIAL_SUFFIX}")
+
+
+@contextmanager
+def listing_files(store: RootedPath) -> Iterator[ListingFiles]:
+    """Provide paths for a listing in the store's folder, and remove its files when the block ends.
+
+    A folder that is read-only for this process has its listing in the machine's temporary folder: only a store without
+    missing shards can be there, and no other machine reads the listing.
+    """
+    if not is_writable(store):
+        with scratch_folder() as folder, _removed_files(folder) as files:
+            yield files
+        return
+    _remove(store, ".*")  # the caller holds the store's lock, so these are of killed processes
+    with _removed_files(store) as files:
+        yield files
+
+
+@contextmanager
+def _removed_files(folder: RootedPath) -> Iterator[ListingFiles]:
+    files = ListingFiles(folder, secrets.token_hex(8))
+    try:
+        yield files
+    finally:
+        open_listing.cache_clear()
+        _remove(folder, f"{_NAME}.{files.token}*")
+
+
+def _remove(folder: RootedPath, pattern: str) -> None:
+    for path in list_folder(folder, f"{pattern}{PARTIAL_SUFFIX}"):
+        remove_file(path)
+
+
+# ---- records as text -----------------------------------------------------------------------------
+
+
+def record_json(record: Record) -> bytes:
+    """Return the canonical JSON of a record's fields, as dataclasses.asdict has them."""
+    return canonical_json(
+        {
+            "key": record.key,
+            "split": record.split,
+            "label": record.label,
+            "labels": record.labels,
+            "group": record.group,
+            "boxes": [vars(box) for box in record.boxes],
+            "boxes_in_pixels": record.boxes_in_pixels,
+            "content": record.content,
+        }
+    )
+
+
+def parse_record(text: bytes) -> Record:
+    """Return the record of a JSON text; lists in it become tuples."""
+    values = json.loads(text)
+    boxes = tuple(Box(**box) for box in values.pop("boxes"))
+    return Record(boxes=boxes, **{name: _with_tuples(value) for name, value in values.items()})
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_with_tuples, value))
+    if isinstance(value, dict):
+        return {name: _with_tuples(member) for name, member in value.items()}
+    return value
+
+
+def rank_of(key: str, seed: int) -> bytes:
+    """Return the position of a key in the global permutation of a seed: a hash of both."""
+    salt = seed.to_bytes(8, "little")
+    return hashlib.blake2b(key.encode(), digest_size=_RANK_BYTES, salt=salt).digest()
+
+
+def _check_key(key: str) -> None:
+    """Raise ConfigError unless a key can be the name of a tar's member."""
+    if not key or len(key.encode()) > MAX_KEY_BYTES or "." in key or "/" in key or "\\" in key:
+        raise ConfigError(
+            f"record key {key!r} must have 1 to {MAX_KEY_BYTES} bytes and no dots or slashes"
+        )
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """Arrow file that is being written; errors of the disk name the file, and those of the source pass through."""
+
+    def __init__(self, path: RootedPath) -> None:
+        self._path = path
+        self._file: Any = None
+        self._batches: Any = None
+
+    def __enter__(self) -> _Writer:
+        self._file = create_file(self._path)
+        try:
+            self._batches = pa.ipc.new_file(self._file, _SCHEMA)
+        except OSError as error:
+            raise write_error(self._path, error) from error
+        return self
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        try:
+            self._batches.write_batch(batch)
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            with suppress(OSError):  # the original error is more informative
+                self._file.close()
+            return
+        try:
+            self._batches.close()
+            self._file.close()
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
+
+def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> int:
+    """Write the records of a source to a file and return their number. Raises ConfigError for a malformed key.
+
+    seed  store.seed, which determines the ranks
+    """
+    count = 0
+    with _Writer(path) as writer:
+        for batch in _batches(records, seed):
+            writer.write(batch)
+            count += batch.num_rows
+    pa.default_memory_pool().release_unused()
+    return count
+
+
+def _batches(records: Iterable[Record], seed: int) -> Iterator[pa.RecordBatch]:
+    rows: list[tuple[Any, ...]] = []
+    size = 0
+    for record in records:
+        _check_key(record.key)
+        text = record_json(record)
+        largest = max(record.label, *record.labels) if record.labels else record.label
+        rank = rank_of(record.key, seed)
+        rows.append((record.key, record.split, record.label, largest, rank, text))
+        size += len(text)
+        if len(rows) >= BATCH_RECORDS or size >= BATCH_BYTES:
+            yield _batch(rows)
+            rows, size = [], 0
+    if rows:
+        yield _batch(rows)
+
+
+def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+    columns = [
+        pa.array(values, spec.type)
+        for values, spec in zip(zip(*rows, strict=True), _SCHEMA, strict=True)
+    ]
+    return pa.record_batch(columns, schema=_SCHEMA)
+
+
+def join_listings(parts: Iterable[RootedPath], path: RootedPath) -> Listing:
+    """Join the listings of a source's parts to one file, in their order, and remove them."""
+    sizes: list[int] = []
+    waiting: list[pa.RecordBatch] = []
+    with _Writer(path) as writer:
+
+        def flush() -> None:
+            for batch in pa.Table.from_batches(waiting, _SCHEMA).combine_chunks().to_batches():
+                writer.write(batch)
+            waiting.clear()
+
+        for part in parts:
+            listing = Listing(part)
+            sizes.append(listing.num_records)
+            for batch in listing.batches:
+                waiting.append(batch)
+                if (
+                    sum(batch.num_rows for batch in waiting) >= BATCH_RECORDS
+                    or sum(batch.nbytes for batch in waiting) >= BATCH_BYTES
+                ):
+                    flush()
+            remove_file(part)
+        flush()
+    pa.default_memory_pool().release_unused()
+    return Listing(path, tuple(sizes))
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+class Listing:
+    """Mapped listing. Rows are int64 [n], numbers of records in the source's order."""
+
+    def __init__(self, path: RootedPath, part_sizes: tuple[int, ...] = ()) -> None:
+        self.path = path
+        self.part_sizes = part_sizes
+        """Number of records of each part of the source, in their order; empty where it was listed at once."""
+        with open_regular(path) as file:
+            reader = map_arrow(file)
+        self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._stops = np.cumsum([batch.num_rows for batch in self.batches], dtype=np.int64)
+        self._texts = {
+            name: [_offsets_and_bytes(batch.column(name)) for batch in self.batches]
+            for name in ("key", "json")
+        }
+        self._labels = [batch.column("label").to_numpy() for batch in self.batches]
+
+    @property
+    def num_records(self) -> int:
+        """Number of records."""
+        return int(self._stops[-1]) if len(self._stops) else 0
+
+    @property
+    def largest_label(self) -> int:
+        """Largest label of all records; NO_LABEL, which is -1, if none has one."""
+        largest = (pc.max(batch.column("largest_label")).as_py() for batch in self.batches)
+        return max(largest, default=-1)
+
+    def records(self, rows: NDArray[np.int64]) -> tuple[Record, ...]:
+        """Load some records."""
+        return tuple(map(parse_record, self._select("json", rows)))
+
+    def keys(self, rows: NDArray[np.int64]) -> list[str]:
+        """Load the keys of some records."""
+        return [key.decode() for key in self._select("key", rows)]
+
+    def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Load the labels of some records, [n]."""
+        numbers, places = self._places(rows)
+        labels = np.empty(len(rows), np.int64)
+        for number in np.unique(numbers).tolist():
+            there = numbers == number
+            labels[there] = self._labels[number][places[there]]
+        return labels
+
+    def ranks(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """Load the ranks of some records."""
+        numbers, places = self._places(rows)
+        columns = [batch.column("rank") for batch in self.batches]
+        pairs = zip(numbers.tolist(), places.tolist(), strict=True)
+        return [columns[number][place].as_py() for number, place in pairs]
+
+    def high_ranks(self) -> NDArray[np.uint64]:
+        """Load the high 64 bits of all ranks, [num_records]."""
+        high = np.empty(self.num_records, np.uint64)
+        for batch, stop in zip(self.batches, self._stops.tolist(), strict=True):
+            data = batch.column("rank").buffers()[1]
+            words = np.frombuffer(data, ">u8", 2 * batch.num_rows)
+            high[stop - batch.num_rows : stop] = words[::2]
+        return high
+
+    def split_codes(self) -> tuple[list[str], NDArray[np.unsignedinteger[Any]]]:
+        """Return the sorted names of the splits, and the position of each record's split in them."""
+        names = sorted(
+            {name for b in self.batches for name in b.column("split").unique().to_pylist()}
+        )
+        codes = np.empty(self.num_records, np.min_scalar_type(len(names)))
+        for batch, stop in zip(self.batches, self._stops.tolist(), strict=True):
+            found = pc.index_in(batch.column("split"), pa.array(names, pa.string()))
+            codes[stop - batch.num_rows : stop] = found.to_numpy(zero_copy_only=False)
+        return names, codes
+
+    def json_by_key(self) -> Iterator[bytes]:
+        """Yield the JSON of all records in the order of their keys, many at a time, separated by commas."""
+        keys = pa.chunked_array([batch.column("key") for batch in self.batches], pa.string())
+        order = pc.sort_indices(keys)  # UTF-8 sorts as code points do
+        for start in range(0, len(order), _JOINED_RECORDS):
+            rows = order.slice(start, _JOINED_RECORDS).to_numpy().astype(np.int64)
+            yield b",".join(self._select("json", rows))
+        del order
+        pa.default_memory_pool().release_unused()
+
+    def _select(self, name: str, rows: NDArray[np.int64]) -> Iterator[bytes]:
+        numbers, places = self._places(rows)
+        columns = self._texts[name]
+        for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
+            offsets, data = columns[number]
+            yield bytes(data[offsets[place] : offsets[place + 1]])
+
+    def _places(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the batch of each row and its row there, [n] each."""
+        numbers = np.searchsorted(self._stops, rows, side="right")
+        starts = np.concatenate([[0], self._stops])
+        return numbers, rows - starts[numbers]
+
+
+def _offsets_and_bytes(column: pa.Array) -> tuple[NDArray[Any], memoryview]:
+    """Return where the texts of a column begin, [n + 1], and their bytes, without a copy."""
+    _, offsets, data = column.buffers()
+    dtype = np.int64 if pa.types.is_large_binary(column.type) else np.int32
+    return np.frombuffer(offsets, dtype, len(column) + 1), memoryview(data)
+
+
+@lru_cache(maxsize=1)
+def open_listing(path: RootedPath) -> Listing:
+    """Map a listing, once per process for the shards of one plan."""
+    return Listing(path)

@@ -1,0 +1,306 @@
+"""Manifest of a store or of a teacher pass: the JSON that makes it valid, written last.
+
+`self_sha256` covers the manifest's own text without that line, and the manifest covers every other file of its
+folder, most of them through its table of shards, so a flipped byte anywhere is detected. A digest does not authenticate
+the author of a manifest. Its entries are therefore checked for type and range, and its paths may not leave the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from permafrost.core.files import SHORT, canonical_json, exists, read_regular, write_atomically
+from permafrost.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
+from permafrost.core.signed_files import DigestError, check_json, sign_json
+from permafrost.store.entries import EntryError, from_dict
+from permafrost.store.file_entry import (
+    NAME,
+    REWRITE,
+    FileEntry,
+    ManifestError,
+    require_digest,
+    require_entry,
+    require_inside,
+)
+from permafrost.store.shards import PassShardTable, ShardTable, SkippedTable
+from permafrost.store.table_file import TableFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from _typeshed import DataclassInstance
+
+    from permafrost.core.files import RootedPath
+
+SCHEMA_VERSION = 2
+"""Schema of stores and passes, the only one that is read."""
+MANIFEST_NAME = "manifest.json"
+TEACHERS_FOLDER = "teachers"
+CANONICAL_VIEW = "canonical"
+"""Sampler of a pass over each record's whole frame, once."""
+SAMPLERS = (CANONICAL_VIEW, "random", "rotations")
+MAX_FRAME_PIXELS = 4096**2
+"""Largest number of pixels of a canonical frame, 50 MB a record."""
+MAX_FIELD_BYTES = 2**26
+"""Largest size of one view of a record in one field of a pass."""
+_MAX_MANIFEST_BYTES = 2**24
+_MOST_BRACKETS = 100_000
+"""Largest number of lists and mappings in a manifest; empty ones take the most memory for a byte of text."""
+_DTYPE_BYTES = {"float16": 2, "float32": 4, "int8": 1, "int32": 4}
+M = TypeVar("M")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanonicalFrame:
+    """Single size in which teachers and students receive images."""
+
+    height: int
+    width: int
+    format: Literal["original", "jpeg95", "raw"] = "original"
+    """Image format: original (the files' own bytes, resized when read), jpeg95 or raw (the frame itself)."""
+
+    def __post_init__(self) -> None:
+        fits = min(self.height, self.width) >= 1 and self.height * self.width <= MAX_FRAME_PIXELS
+        require_entry(fits, f"a frame of {self.height}x{self.width} pixels is not possible")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetIdentity:
+    """Identity of the inputs; the fingerprint covers the source's options and every listed record."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreManifest:
+    """Content of <store>/manifest.json. Its size does not depend on the number of records or shards."""
+
+    dataset: DatasetIdentity
+    classes: tuple[str, ...]
+    canonical: CanonicalFrame | None
+    """Canonical frame; None for a table."""
+    records: dict[str, int]
+    """Number of records of each split."""
+    rows_per_shard: int
+    """Rows of each shard in a teacher's arrays, including unused ones."""
+    fingerprint: str
+    """SHA-256 of the records, their frame (or columns) and their shards, used by passes and runs."""
+    shards: ShardTable
+    index: FileEntry
+    keys: FileEntry
+    skipped: SkippedTable
+    kind: Literal["image", "table"] = "image"
+    columns: tuple[str, ...] | None = None
+    """Names of a table's columns; None if records are images."""
+    multi_label: bool = False
+    schema: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        require_digest(self.fingerprint)
+        require_entry(
+            (self.canonical is None) == (self.columns is not None), "kind and canonical disagree"
+        )
+        require_entry(min(self.records.values(), default=0) >= 0, f"records are {self.records!r}")
+        require_entry(self.rows_per_shard >= 1, f"rows_per_shard={self.rows_per_shard}")
+
+
+def fingerprint_store(
+    dataset: DatasetIdentity,
+    canonical: CanonicalFrame | None,
+    columns: tuple[str, ...] | None,
+    shards: Iterable[tuple[str, str]],
+) -> str:
+    """Return the SHA-256 of the records, their frame (or columns) and their shards.
+
+    shards  name and keys_sha256 of each shard
+    """
+    # Digest of {"canonical": ..., "dataset": ..., "plan": [...]} without holding that text in memory.
+    form = {"columns": columns} if canonical is None else {"canonical": asdict(canonical)}
+    start = canonical_json({**form, "dataset": dataset.fingerprint})
+    digest = hashlib.sha256(start[:-1] + b',"plan":[')
+    for place, shard in enumerate(shards):
+        digest.update((b"," if place else b"") + canonical_json(shard))
+    digest.update(b"]}")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassManifest:
+    """Content of <store>/teachers/<name>-<fp8>/manifest.json."""
+
+    fingerprint: str
+    dataset_fingerprint: str
+    store_fingerprint: str
+    """Fingerprint of the store (StoreManifest.fingerprint) at the time of the pass."""
+    teacher: dict[str, Any]
+    views: dict[str, Any]
+    explainer: dict[str, Any]
+    fields: tuple[FieldSpec, ...]
+    backend: Literal["zarr", "webdataset"]
+    shards: PassShardTable
+    files: dict[str, str]
+    """SHA-256 by path of the files that all shards share."""
+    fidelity: dict[str, float] = field(default_factory=dict)
+    """Lowest cosine between a record's values and their stored form, for each lossy field."""
+    selection: dict[str, Any] | None = None
+    partition_sha256: str | None = None
+    hierarchy: list[dict[str, Any]] | None = None
+    """Coarsening and sha256 of each level of superfeature_logits (models/additive/hierarchy.py); None without
+    this field."""
+    made_with: dict[str, str] = field(default_factory=dict)
+    """Versions, device and name of the weights, for information only; not covered by the fingerprint. It has no time,
+    as a pass depends on its inputs alone."""
+    schema: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        require_digest(self.fingerprint)
+        check_files(self.files)
+        names = [spec.name for spec in self.fields]
+        require_entry(len(set(names)) == len(names), "two fields have the same name")
+        for spec in self.fields:
+            require_entry(
+                NAME.fullmatch(spec.name) is not None, f"{spec.name[:80]!r} is not a field name"
+            )
+            require_entry(
+                min(spec.shape, default=1) >= 0, f"field {spec.name} has shape {spec.shape}"
+            )
+            size = math.prod(spec.shape) * _DTYPE_BYTES[spec.dtype]
+            require_entry(size <= MAX_FIELD_BYTES, f"field {spec.name} has {size:,} bytes a record")
+        for section, name, kind in (
+            (self.views, "count", int),
+            (self.views, "sampler", str),
+            (self.teacher, "classes", int),
+        ):
+            require_entry(type(section.get(name)) is kind, f"{name} is {section.get(name)!r}")
+        count, sampler = self.views["count"], self.views["sampler"]
+        require_entry(count >= 1, f"views.count is {count}")
+        require_entry(sampler in SAMPLERS, f"views.sampler is {sampler[:80]!r}")
+        require_entry(
+            sampler != CANONICAL_VIEW or count == 1, f"{count} canonical views are not possible"
+        )
+        require_entry(self.teacher["classes"] >= 1, f"teacher.classes is {self.teacher['classes']}")
+        shapes = {spec.name: spec.shape for spec in self.fields}
+        require_entry(
+            shapes.get("logits") == (self.teacher["classes"],),
+            f"logits have shape {shapes.get('logits')} for {self.teacher['classes']} classes",
+        )
+        explainer = self.explainer.get("kind")
+        require_entry(
+            explainer is None or isinstance(explainer, str), f"explainer.kind is {explainer!r}"
+        )
+
+
+def check_files(files: Any) -> dict[str, str]:
+    """Return a manifest's `files`; raise EntryError unless they map paths inside the folder to digests."""
+    require_entry(isinstance(files, dict), f"files is a {type(files).__name__}")
+    for path, digest in files.items():
+        require_inside(path)
+        require_entry(isinstance(digest, str), f"{path} has digest {digest!r}")
+        require_digest(digest)
+    return dict(files)
+
+
+def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
+    """Write the manifest, which makes the folder's contents valid for readers."""
+    values = {spec.name: _plain(getattr(manifest, spec.name)) for spec in fields(manifest)}
+    write_atomically(folder / MANIFEST_NAME, sign_json(values, sort_keys=True, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """Return the JSON value of a manifest's entry."""
+    if isinstance(value, TableFile):
+        return None if value.file is None else asdict(value.file)
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def read_store_manifest(folder: RootedPath) -> StoreManifest:
+    """Read a store's manifest, checked against its own digest. The table of shards is read when it is needed."""
+    return _read_with_tables(StoreManifest, folder, {"shards": ShardTable, "skipped": SkippedTable})
+
+
+def read_pass_manifest(folder: RootedPath) -> PassManifest:
+    """Read a teacher pass's manifest, checked against its own digest. The table of shards is read when it is needed."""
+    manifest = _read_with_tables(PassManifest, folder, {"shards": PassShardTable})
+    _require_own_folder(folder, manifest.fingerprint)
+    return manifest
+
+
+def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
+    """Raise ManifestError unless a pass's folder, which readers choose it by, is named after its fingerprint."""
+    digits = fingerprint[:SHORT]
+    name, _, named = folder.name.rpartition("-")
+    if named != digits:
+        raise ManifestError(
+            f"{folder} is named as the pass {named or folder.name}, but its {MANIFEST_NAME} is of the pass {digits}: "
+            f"it was renamed, or another pass was copied over it. Rename it to {name or 'teacher'}-{digits}, or "
+            "delete it and run permafrost precompute with its teacher again"
+        )
+
+
+def _read_with_tables(
+    cls: type[M], folder: RootedPath, tables: dict[str, type[TableFile[Any]]]
+) -> M:
+    path = folder / MANIFEST_NAME
+    values = read_checked(path)
+    try:
+        for name, table in tables.items():
+            file = values.get(name)
+            entry = None if file is None else from_dict(FileEntry, file, name)
+            require_entry(entry is not None or table is SkippedTable, f"{name} is missing")
+            values[name] = table(folder, entry)
+        return from_dict(cls, values)
+    except EntryError as error:
+        raise _other_version(path, error) from error
+
+
+def read_manifest(cls: type[M], folder: RootedPath, made_by: str, schema: int) -> M:
+    """Read the manifest of a folder as its dataclass; raise ManifestError for wrong digests, types and ranges.
+
+    made_by  the command that creates such a folder, for messages
+    """
+    path = folder / MANIFEST_NAME
+    values = read_checked(path, made_by, schema)
+    try:
+        return from_dict(cls, values)
+    except EntryError as error:
+        raise _other_version(path, error) from error
+
+
+def _other_version(path: RootedPath, error: EntryError) -> ManifestError:
+    return ManifestError(
+        f"{path} is not a manifest of this version: {error}; use the permafrost version that wrote it, "
+        "or create the store again"
+    )
+
+
+def read_checked(
+    path: RootedPath, made_by: str = "permafrost precompute", schema: int = SCHEMA_VERSION
+) -> dict[str, Any]:
+    """Read a manifest's entries, checked against its own digest and the number of the schema."""
+    if not exists(path):
+        raise ManifestError(f"{path} does not exist; run {made_by} to create or finish it")
+    raw = read_regular(path, _MAX_MANIFEST_BYTES)
+    if raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS:
+        raise ManifestError(
+            f"{path} has more than {_MOST_BRACKETS:,} lists and mappings; {REWRITE}"
+        )
+    try:
+        values = check_json(raw)
+    except DigestError as error:
+        raise ManifestError(
+            f"{path} is damaged: {error}; if permafrost verify finds all other files intact, delete it and run "
+            f"{made_by} to write it again"
+        ) from error
+    found_schema = values.get("schema")
+    if found_schema != schema:
+        raise ManifestError(
+            f"{path} has schema {found_schema!r}, but this version reads schema {schema}; delete {path.parent} and run "
+            f"{made_by} again, or use the permafrost version that wrote it"
+        )
+    return values

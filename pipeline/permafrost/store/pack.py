@@ -1,0 +1,195 @@
+"""Packing of a source into a store: compare with existing shards, write the missing ones, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from permafrost.config.file_data import FileDataConfig
+from permafrost.core.errors import require
+from permafrost.core.files import RootedPath, canonical_json, remove_partial_files
+from permafrost.core.tasks import ShardResult, run_shards
+from permafrost.store.manifest import DatasetIdentity
+from permafrost.store.packing import Packing, write_image_shard
+from permafrost.store.publish import (
+    DEFAULT_FRAME_SIZE,
+    missing_image_shards,
+    needs_publishing,
+    publish_store,
+    published_store,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from permafrost.config.file_data import DataConfig
+    from permafrost.config.verbs import PrecomputeConfig
+    from permafrost.core.records import Source
+    from permafrost.core.tasks import MapShards
+    from permafrost.store.listing import Listing
+    from permafrost.store.planning import ShardPlan
+
+logger = logging.getLogger("permafrost.precompute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackShard:
+    """Task that packs one shard: ShardPlan -> its tar and its receipt.
+
+    Picklable. It opens nothing until it is called, and running it again writes the same bytes.
+    """
+
+    needs_gpu: ClassVar[bool] = False
+    store: RootedPath
+    source: Source
+    packing: Packing
+    dataset_fingerprint: str
+    published: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each shard's file if the store was published before; the shard must have it again."""
+
+    def __call__(self, plan: ShardPlan) -> ShardResult:
+        started = time.monotonic()
+        entry = write_image_shard(
+            self.store,
+            plan,
+            self.source,
+            self.packing,
+            self.dataset_fingerprint,
+            self.published.get(plan.name),
+        )
+        return ShardResult(
+            name=entry.name, records=entry.records, seconds=time.monotonic() - started
+        )
+
+
+def fingerprint_dataset(config: DataConfig, revision: int, listing: Listing) -> str:
+    """Return the fingerprint of a source's options and code, and of every listed record, ordered by key.
+
+    Options that locate the files are left out, so moved data keep their fingerprint.
+    """
+    # Digest of {"data": options, "records": [...], "revision": revision} without holding that text in memory.
+    digest = hashlib.sha256(b'{"data":' + canonical_json(config.description) + b',"records":[')
+    for place, texts in enumerate(listing.json_by_key()):
+        digest.update(b"," if place else b"")
+        digest.update(texts)
+    digest.update(b'],"revision":' + canonical_json(revision) + b"}")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackPlan:
+    """The plan of a store: its source, all of its shards and those that are missing.
+
+    The shards' records are in the listing, which must exist until they are packed.
+    """
+
+    path: RootedPath
+    source: Source
+    classes: tuple[str, ...]
+    dataset: DatasetIdentity
+    packing: Packing
+    shards: list[ShardPlan]
+    missing: list[ShardPlan]
+
+    @property
+    def num_records(self) -> int:
+        """Number of records of the source."""
+        return sum(shard.num_records for shard in self.shards)
+
+    def describe(self) -> str:
+        """Describe the store and what of it is missing, in one line."""
+        splits: Counter[str] = Counter()
+        for shard in self.shards:
+            splits[shard.split] += shard.num_records
+        counts = ", ".join(f"{split} {count:,}" for split, count in splits.items())
+        return (
+            f"{self.num_records:,} records ({counts}) of {len(self.classes):,} classes in "
+            f"{len(self.shards):,} shards, of which {len(self.shards) - len(self.missing):,} are packed"
+        )
+
+
+def plan_pack(
+    config: PrecomputeConfig,
+    path: RootedPath,
+    source: Source,
+    classes: tuple[str, ...],
+    listing: Listing,
+    plans: list[ShardPlan],
+) -> PackPlan:
+    """Compare the store at `path` with the records of the source.
+
+    classes, listing, plans  of all records of the source, from permafrost/sources/build.py
+    Raises StoreMismatchError if the store contains other data or was planned with other options.
+    """
+    packing = derive_packing(config, source)
+    dataset = DatasetIdentity(
+        name=source.name, fingerprint=fingerprint_dataset(config.data, source.revision, listing)
+    )
+    size = config.store.image_size
+    missing = missing_image_shards(path, plans, dataset, packing, classes, size)
+    return PackPlan(
+        path=path,
+        source=source,
+        classes=classes,
+        dataset=dataset,
+        packing=packing,
+        shards=plans,
+        missing=missing,
+    )
+
+
+def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int:
+    """Write the shards that the store lacks and publish it; return the number of records packed now."""
+    path = plan.path
+    if not plan.missing and not needs_publishing(path):
+        return 0
+    in_use = {file for shard in plan.shards for file in (shard.listing, shard.order) if file}
+    remove_partial_files(path, keep=in_use)
+    published = published_store(path)
+    task = PackShard(
+        store=path,
+        source=plan.source,
+        packing=plan.packing,
+        dataset_fingerprint=plan.dataset.fingerprint,
+        published={} if published is None else {s.name: s.sha256 for s in published.shards},
+    )
+    packed, _ = run_shards("pack", map_shards, task, plan.missing)
+    in_place = any(shard.reference for shard in plan.shards)
+    manifest = publish_store(
+        path,
+        plan.shards,
+        plan.dataset,
+        classes=plan.classes,
+        packing=plan.packing,
+        image_size=config.store.image_size,
+        rows_per_shard=max(shard.num_records for shard in plan.shards)
+        if in_place
+        else config.store.shard_size,
+        max_skipped=config.data.max_skipped if isinstance(config.data, FileDataConfig) else 0,
+    )
+    for entry in manifest.skipped:
+        logger.warning("skipped %s", entry["reason"])
+    return packed
+
+
+def derive_packing(config: PrecomputeConfig, source: Source) -> Packing:
+    """Derive the packing from the config; re-encoded frames need their size before the images are read."""
+    on_error = config.data.on_error if isinstance(config.data, FileDataConfig) else "stop"
+    side = config.store.image_size
+    if source.columns is not None:
+        require(
+            side is None and config.store.format == "original",
+            f"store.image_size={side} and store.format={config.store.format} are for images, but "
+            f"data={config.data.kind} has rows of a table: leave them null and original",
+        )
+        return Packing(columns=source.columns, on_error=on_error)
+    size = source.frame_size if side is None else (side, side)
+    return Packing(
+        form=config.store.format,
+        size=None if config.store.format == "original" else size or DEFAULT_FRAME_SIZE,
+        on_error=on_error,
+    )

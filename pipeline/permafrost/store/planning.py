@@ -1,0 +1,188 @@
+"""Assignment of records to shards, planned before anything is read and independent of timing.
+
+A plan names rows of a listing, so it is small however many records its shard has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.files import create_file, open_regular, read_at, sha256_keys, write_error
+from permafrost.store.listing import open_listing, order_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from permafrost.core.files import RootedPath
+    from permafrost.core.records import Record
+    from permafrost.store.listing import Listing
+
+_ROW = np.dtype("<i8")
+_BLOCK = 2**18
+"""Number of rows that are handled at once."""
+
+
+class RepeatedKeyError(ConfigError):
+    """Records with the same key."""
+
+    def __init__(self, key: str, count: int) -> None:
+        super().__init__(f"two records have the key {key!r}; keys must be unique over all splits")
+        self.key = key
+        self.count = count
+        """Number of keys that several records have."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """Planned shard: its position in the store, its name, and the rows of its records.
+
+    Picklable and small. Records are loaded from the listing, while that exists.
+    """
+
+    position: int
+    name: str
+    split: str
+    start: int
+    stop: int
+    listing: RootedPath
+    order: RootedPath | None = None
+    """File of row numbers, of which those from `start` to `stop` are the records; None takes the rows themselves."""
+    reference: str | None = None
+    """Path of an external tar that already contains the records and is indexed in place."""
+
+    @property
+    def num_records(self) -> int:
+        """Number of planned records."""
+        return self.stop - self.start
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records in order, loaded at every call."""
+        return open_listing(self.listing).records(self._rows())
+
+    @property
+    def keys(self) -> list[str]:
+        """The records' keys in order, loaded at every call."""
+        return open_listing(self.listing).keys(self._rows())
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The records' labels in order, [num_records], loaded at every call."""
+        return open_listing(self.listing).labels(self._rows())
+
+    @property
+    def keys_sha256(self) -> str:
+        """SHA-256 of the planned keys, including those of records that cannot be packed."""
+        return sha256_keys(self.keys)
+
+    def _rows(self) -> NDArray[np.int64]:
+        if self.order is None:
+            return np.arange(self.start, self.stop, dtype=np.int64)
+        with open_regular(self.order) as file:
+            size = self.num_records * _ROW.itemsize
+            return np.frombuffer(read_at(file, size, self.start * _ROW.itemsize), _ROW)
+
+
+def plan_shards(listing: Listing, shard_size: int) -> list[ShardPlan]:
+    """Divide each split into shards along a global, seeded permutation of its keys.
+
+    The permutation orders keys by a hash of (seed, key). A class-sorted source therefore gives mixed shards, and
+    the plan depends neither on the source's order nor on any library's random numbers.
+    """
+    order = _rank_order(listing)
+    splits, codes = listing.split_codes()
+    sizes = np.bincount(codes, minlength=len(splits))
+    path = order_path(listing.path)
+    _write_by_split(path, order, codes, sizes)
+    named = (
+        (split, f"{split}-{number:06d}", start, min(start + shard_size, end))
+        for split, size, end in zip(splits, sizes.tolist(), np.cumsum(sizes).tolist(), strict=True)
+        for number, start in enumerate(range(end - size, end, shard_size))
+    )
+    return [
+        ShardPlan(position, name, split, start, stop, listing.path, path)
+        for position, (split, name, start, stop) in enumerate(named)
+    ]
+
+
+def find_unmixed_shard(plans: Sequence[ShardPlan]) -> ShardPlan | None:
+    """Return the first shard with less than half of the classes expected in a random draw from its split."""
+    by_split: dict[str, list[ShardPlan]] = {}
+    for plan in plans:
+        by_split.setdefault(plan.split, []).append(plan)
+    for members in by_split.values():
+        counts = Counter[int]()
+        for plan in members:
+            labels, times = np.unique(plan.labels, return_counts=True)
+            counts.update(dict(zip(labels.tolist(), times.tolist(), strict=True)))
+        shares = np.array(list(counts.values())) / counts.total()
+        for plan in members:
+            expected = (1 - (1 - shares) ** plan.num_records).sum()
+            if len(np.unique(plan.labels)) < expected / 2:
+                return plan
+    return None
+
+
+def check_keys(listing: Listing) -> None:
+    """Raise ConfigError unless there are records and every key is unique."""
+    _rank_order(listing)
+
+
+def _rank_order(listing: Listing) -> NDArray[np.int64]:
+    """Return the rows in the order of their ranks, [num_records]. Raises ConfigError like `check_keys`."""
+    require(listing.num_records > 0, "the source lists no records; check data.path")
+    high = listing.high_ranks()
+    order = np.argsort(high)
+    first, repeated = "", 0
+    for start, stop in _equal_runs(high, order):
+        rows = np.sort(order[start:stop])
+        ranks = listing.ranks(rows)
+        order[start:stop] = rows[sorted(range(len(rows)), key=ranks.__getitem__)]
+        keys = Counter(listing.keys(rows))
+        twice = [key for key, times in keys.items() if times > 1]
+        first = min([first, *twice]) if repeated else min(twice, default="")
+        repeated += len(twice)
+    if repeated:
+        raise RepeatedKeyError(first, repeated)
+    return order
+
+
+def _equal_runs(high: NDArray[np.uint64], order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last place, exclusive, of each run of equal values in this order."""
+    found = []
+    for start in range(0, len(order) - 1, _BLOCK):
+        values = high[order[start : start + _BLOCK + 1]]
+        found.append(np.flatnonzero(values[1:] == values[:-1]) + start)
+    places = np.concatenate(found) if found else np.empty(0, np.int64)
+    for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
+        if len(run):
+            yield int(run[0]), int(run[-1]) + 2
+
+
+def _write_by_split(
+    path: RootedPath,
+    order: NDArray[np.int64],
+    codes: NDArray[np.unsignedinteger],
+    sizes: NDArray[np.int64],
+) -> None:
+    """Write the row numbers split by split, each in this order."""
+    places = np.cumsum(sizes) - sizes
+    try:
+        with create_file(path) as file:
+            for start in range(0, len(order), _BLOCK):
+                rows = order[start : start + _BLOCK]
+                of_rows = codes[rows]
+                for code in np.unique(of_rows).tolist():
+                    own = rows[of_rows == code]
+                    file.seek(int(places[code]) * _ROW.itemsize)
+                    file.write(own.astype(_ROW).tobytes())
+                    places[code] += len(own)
+    except OSError as error:
+        raise write_error(path, error) from error

@@ -1,0 +1,344 @@
+"""Missing shards of a store or a pass, and its manifest once none is missing.
+
+A file that a published store or pass has lost also counts as missing. It is written again, and published if its
+bytes are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from permafrost.core.errors import require, shorten
+from permafrost.core.files import (
+    AnyPath,
+    RootedPath,
+    exists,
+    file_size,
+    is_file,
+    remove_partial_files,
+    sha256_file,
+    sha256_keys,
+)
+from permafrost.store.entries import EntryError, from_dict
+from permafrost.store.file_entry import REWRITE, ManifestError, StoreMismatchError
+from permafrost.store.journal import JOURNAL_SUFFIX
+from permafrost.store.manifest import (
+    MANIFEST_NAME,
+    MAX_FRAME_PIXELS,
+    CanonicalFrame,
+    DatasetIdentity,
+    StoreManifest,
+    fingerprint_store,
+    read_checked,
+    read_store_manifest,
+    write_manifest,
+)
+from permafrost.store.packing import IMAGES_FOLDER, require_same_shard
+from permafrost.store.receipts import (
+    RECEIPT_SCHEMA,
+    RECEIPTS_FOLDER,
+    read_receipt,
+    receipt_path,
+)
+from permafrost.store.shards import (
+    ShardEntry,
+)
+from permafrost.store.store_tables import StoreTablesWriter, remove_other_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+    from permafrost.store.packing import Packing
+    from permafrost.store.planning import ShardPlan
+
+logger = logging.getLogger("permafrost.store")
+
+DEFAULT_FRAME_SIZE = (256, 256)
+"""Default (height, width) for photographs of various sizes; standard crops of 224 pixels are taken from it
+without aliasing."""
+
+
+# ---- images --------------------------------------------------------------------------------------
+
+
+def missing_image_shards(
+    store: RootedPath,
+    plans: Sequence[ShardPlan],
+    dataset: DatasetIdentity,
+    packing: Packing,
+    classes: tuple[str, ...],
+    image_size: int | None = None,
+) -> list[ShardPlan]:
+    """Return the planned shards that have no receipt yet; for a published store those without their file or receipt.
+
+    image_size  requested by the config, if any
+    Raises StoreMismatchError if the store contains another data set, or another plan of this one.
+    """
+    if exists(store / MANIFEST_NAME):
+        manifest = _check_published(store, plans, dataset, packing, classes, image_size)
+        held = {shard.name: shard for shard in manifest.shards}
+        return [
+            plan
+            for plan in plans
+            if _is_moved(held[plan.name], plan) or not is_whole(store, held[plan.name])
+        ]
+    return [plan for plan in plans if not _has_receipt(store, plan, dataset, packing)]
+
+
+def needs_publishing(folder: RootedPath) -> bool:
+    """Return whether a store or a pass has no manifest, or lost one of the small files that its manifest lists."""
+    if not exists(folder / MANIFEST_NAME):
+        return True
+    values = read_checked(folder / MANIFEST_NAME)
+    tables = [values[name] for name in ("shards", "index", "keys", "skipped") if values.get(name)]
+    return not (
+        all(is_file(folder / path) for path in values.get("files", ()))
+        and all(has_size(folder / table["path"], table["bytes"]) for table in tables)
+    )
+
+
+def _is_moved(shard: ShardEntry, plan: ShardPlan) -> bool:
+    """Return whether a referenced tar is planned at another path."""
+    return shard.referenced and plan.reference != shard.path
+
+
+def is_whole(store: RootedPath, shard: ShardEntry) -> bool:
+    """Return whether a published shard's receipt and its tar exist."""
+    return is_file(receipt_path(store, shard.name)) and has_size(shard.file(store), shard.bytes)
+
+
+def has_size(path: AnyPath, size: int) -> bool:
+    return file_size(path) == size
+
+
+def publish_store(
+    store: RootedPath,
+    plans: Sequence[ShardPlan],
+    dataset: DatasetIdentity,
+    *,
+    classes: tuple[str, ...],
+    packing: Packing,
+    image_size: int | None,
+    rows_per_shard: int,
+    max_skipped: int,
+) -> StoreManifest:
+    """Combine the receipts into the index and write the manifest.
+
+    image_size      side of the canonical frame; None takes the images' common size if they have one, else 256
+    rows_per_shard  rows of each shard in the arrays of passes
+    If the store was published before, both are taken from its manifest, because its passes depend on them.
+    max_skipped     largest number of records that could not be packed; more raise ImageError, or RowError
+    Raises StoreMismatchError if the store was published before and a shard has other bytes now.
+    """
+    published = published_store(store)
+    digests: dict[str, str] = {}
+    if published is not None:
+        rows_per_shard = published.rows_per_shard
+        digests = {shard.name: shard.sha256 for shard in published.shards}
+    sizes = set[tuple[int, int]]()
+    with StoreTablesWriter(store, rows_per_shard) as writer:
+        for plan in plans:
+            path = receipt_path(store, plan.name)
+            rows, entry, lost = _read_image_receipt(path, plan)
+            require_same_shard(entry.file(store), plan.name, entry.sha256, digests.get(plan.name))
+            writer.skip(lost)
+            writer.append(entry, rows, sha256_file(path))
+            sizes = _some_sizes(sizes, rows)
+        _check_skipped(writer, packing, max_skipped, store)
+        tables = writer.finish()
+    frame = None
+    if packing.columns is None:
+        frame = published.canonical if published else _frame(packing, sizes, image_size)
+    for name in (IMAGES_FOLDER, RECEIPTS_FOLDER):
+        remove_leftovers(store / name)
+    manifest = StoreManifest(
+        dataset=dataset,
+        classes=classes,
+        canonical=frame,
+        kind="image" if packing.columns is None else "table",
+        columns=packing.columns,
+        multi_label=tables.multi_label,
+        records=tables.shards.records_of_splits(),
+        rows_per_shard=rows_per_shard,
+        fingerprint=fingerprint_store(
+            dataset, frame, packing.columns, tables.shards.names_and_keys()
+        ),
+        shards=tables.shards,
+        index=tables.index,
+        keys=tables.keys,
+        skipped=tables.skipped,
+    )
+    write_manifest(store, manifest)
+    remove_other_tables(store, manifest)
+    return manifest
+
+
+def _check_skipped(
+    writer: StoreTablesWriter, packing: Packing, max_skipped: int, store: RootedPath
+) -> None:
+    """Raise ImageError, or RowError for a table, if records were left out against the options, or all of them."""
+    skipped, names = writer.num_skipped, packing.content_name
+    if skipped and packing.on_error == "stop":
+        raise packing.failure(
+            f"an earlier run skipped {skipped} {names}; the first: {writer.first_reason}. Run "
+            f"again with data.on_error=skip, or repair them and delete {store}"
+        )
+    if skipped > max_skipped:
+        raise packing.failure(
+            f"{skipped} {names} cannot {packing.failed}, more than data.max_skipped={max_skipped}; "
+            f"the first: {writer.first_reason}. Repair them and delete {store}, or raise data.max_skipped"
+        )
+    if writer.num_records == 0:
+        singular = names.removesuffix("s")
+        raise packing.failure(
+            f"no {singular} can {packing.failed}; the first: {writer.first_reason}"
+        )
+
+
+def _read_image_receipt(
+    path: RootedPath, plan: ShardPlan
+) -> tuple[pa.Table, ShardEntry, list[dict[str, str]]]:
+    """Read a receipt's rows, entry and skipped records; raise ManifestError unless it belongs to the plan."""
+    table, metadata = read_receipt(path, RECEIPT_SCHEMA)
+    entry = _receipt_entry(path, metadata)
+    try:
+        skipped = list(metadata["skipped"])
+        gone = {record["key"] for record in skipped}
+    except (KeyError, TypeError) as error:
+        raise _other_receipt(path, error) from error
+    keys = table["key"].to_pylist()
+    planned = [key for key in plan.keys if key not in gone]
+    if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
+        raise ManifestError(f"{path} does not have the planned records; {REWRITE}")
+    return table, entry, skipped
+
+
+def _receipt_entry(path: RootedPath, metadata: dict[str, Any]) -> ShardEntry:
+    try:
+        return from_dict(ShardEntry, metadata["entry"])
+    except (EntryError, KeyError) as error:
+        raise _other_receipt(path, error) from error
+
+
+def _other_receipt(path: RootedPath, error: Exception) -> ManifestError:
+    return ManifestError(f"{path} is not a receipt of this version ({error}); {REWRITE}")
+
+
+def remove_leftovers(folder: RootedPath) -> None:
+    """Remove the leftovers of killed processes, which are not needed once every shard is finished."""
+    remove_partial_files(folder)
+    remove_partial_files(folder, JOURNAL_SUFFIX)
+
+
+def published_store(store: RootedPath) -> StoreManifest | None:
+    """Return the manifest of a store that was published before, or None for a new or unfinished one."""
+    return read_store_manifest(store) if exists(store / MANIFEST_NAME) else None
+
+
+def _frame(packing: Packing, sizes: set[tuple[int, int]], image_size: int | None) -> CanonicalFrame:
+    height, width = packing.size or _frame_size(sizes, image_size)
+    return CanonicalFrame(height=height, width=width, format=packing.form)
+
+
+def _frame_size(sizes: set[tuple[int, int]], image_size: int | None) -> tuple[int, int]:
+    if image_size is not None:
+        return image_size, image_size
+    (height, width) = DEFAULT_FRAME_SIZE if len(sizes) > 1 else next(iter(sizes))
+    require(
+        height * width <= MAX_FRAME_PIXELS,
+        f"store.image_size=null takes the common size of the images, {width}x{height}, which is more than the "
+        f"{MAX_FRAME_PIXELS:,} pixels of a frame; set store.image_size",
+    )
+    return height, width
+
+
+def _some_sizes(sizes: set[tuple[int, int]], rows: pa.Table) -> set[tuple[int, int]]:
+    """Add the sizes of a shard's images, until there are two different ones."""
+    if len(sizes) > 1:
+        return sizes
+    pairs = np.stack([rows["height"].to_numpy(), rows["width"].to_numpy()], axis=1)
+    return sizes | {(int(height), int(width)) for height, width in np.unique(pairs, axis=0)[:2]}
+
+
+_OTHER_DATA = (
+    "leave out data= to run a teacher on the store's own records, restore the data options, or choose another "
+    "store.path"
+)
+
+
+def _check_published(
+    store: RootedPath,
+    plans: Sequence[ShardPlan],
+    dataset: DatasetIdentity,
+    packing: Packing,
+    classes: tuple[str, ...],
+    image_size: int | None,
+) -> StoreManifest:
+    manifest = read_store_manifest(store)
+    if manifest.classes != classes:
+        raise StoreMismatchError(
+            f"{store} contains {len(manifest.classes)} classes ({shorten(manifest.classes, 3)}), but the data options "
+            f"describe {len(classes)} ({shorten(classes, 3)}); {_OTHER_DATA}"
+        )
+    if manifest.dataset != dataset:
+        raise StoreMismatchError(
+            f"{store} contains data {manifest.dataset.name}-{manifest.dataset.fingerprint[:8]}, but the "
+            f"data options describe {dataset.name}-{dataset.fingerprint[:8]}; {_OTHER_DATA}"
+        )
+    skipped = {entry["key"] for entry in manifest.skipped}
+    planned = [
+        (plan.name, sha256_keys([key for key in plan.keys if key not in skipped])) for plan in plans
+    ]
+    if [(shard.name, shard.keys_sha256) for shard in manifest.shards] != planned:
+        raise StoreMismatchError(
+            f"{store} was planned with store.shard_size={manifest.rows_per_shard}, another store.seed or another "
+            "data.reference; restore those options or choose another store.path"
+        )
+    if manifest.columns != packing.columns:
+        names = [", ".join(columns or ()) for columns in (manifest.columns, packing.columns)]
+        raise StoreMismatchError(
+            f"{store} contains the columns {names[0]}, but the config describes {names[1]}: restore data.features, "
+            "data.exclude and data.categorical, or choose another store.path"
+        )
+    canonical = manifest.canonical
+    if canonical is None:
+        return manifest
+    if packing.form != canonical.format or image_size not in (None, canonical.height):
+        raise StoreMismatchError(
+            f"{store} contains frames of {canonical.height}x{canonical.width} pixels as {canonical.format}, but "
+            f"the config has store.image_size={image_size} store.format={packing.form}; choose another store.path"
+        )
+    return manifest
+
+
+def _has_receipt(
+    store: RootedPath, plan: ShardPlan, dataset: DatasetIdentity, packing: Packing
+) -> bool:
+    path = receipt_path(store, plan.name)
+    metadata = read_metadata(path, RECEIPT_SCHEMA)
+    if metadata is None:
+        return False
+    described = [metadata.get(n) for n in ("dataset_fingerprint", "planned_keys_sha256", "packing")]
+    if described != [dataset.fingerprint, plan.keys_sha256, packing.describe()]:
+        raise StoreMismatchError(
+            f"{path} belongs to an unfinished store with other data, another plan or another format; "
+            "finish it with its own options, choose another store.path, or delete the folder"
+        )
+    entry = _receipt_entry(path, metadata)
+    return has_size(entry.file(store), entry.bytes)
+
+
+def read_metadata(path: RootedPath, schema: pa.Schema) -> dict[str, Any] | None:
+    """Read a receipt's metadata; None if the receipt is missing or damaged, so that its shard is written again."""
+    if not exists(path):
+        return None
+    try:
+        return read_receipt(path, schema)[1]
+    except ManifestError as error:
+        logger.warning("%s; its shard will be written again", error)
+        return None

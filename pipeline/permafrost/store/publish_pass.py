@@ -1,0 +1,146 @@
+"""Publication of a teacher pass: its missing shards, and the manifest that makes it valid."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from permafrost.core.errors import UserError
+from permafrost.core.files import exists, is_file, sha256_file, sha256_keys
+from permafrost.store.entries import EntryError, from_dict
+from permafrost.store.file_entry import REWRITE, FileEntry, ManifestError
+from permafrost.store.manifest import (
+    MANIFEST_NAME,
+    PassManifest,
+    read_pass_manifest,
+    write_manifest,
+)
+from permafrost.store.parquet import write_rows
+from permafrost.store.publish import (
+    has_size,
+    read_metadata,
+    remove_leftovers,
+)
+from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, read_receipt, receipt_path
+from permafrost.store.shards import (
+    SHARDS_NAME,
+    PassShard,
+    PassShardTable,
+    ShardEntry,
+    pass_shard_row,
+)
+from permafrost.store.store_tables import remove_other_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from permafrost.core.files import RootedPath
+    from permafrost.core.records import FieldSpec
+
+
+_FEWEST_THAT_DIFFER = 8
+"""Number of records from which equal logits are an error; fewer may be copies of one picture."""
+
+
+CONSTANT_LOGITS = (
+    "the teacher produces the same logits for every record: check teacher.weights, "
+    "teacher.mean and teacher.std"
+)
+
+
+class ConstantLogitsError(UserError, ValueError):
+    """Teacher that produces the same logits for every record."""
+
+
+def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
+    """Return the store's shards that this pass has no receipt for; for a published pass those that lost a file.
+
+    The folder is named by a fingerprint that covers the store's shards, so a receipt in it belongs to this pass. A
+    receipt counts if the files that it lists exist.
+    """
+    if exists(folder / MANIFEST_NAME):
+        held = read_pass_manifest(folder).shards
+        if held.names() == [shard.name for shard in shards]:
+            pairs = zip(shards, held, strict=True)
+            return [shard for shard, own in pairs if not _has_files(folder, shard, own.files)]
+        return list(shards)
+    return [shard for shard in shards if not _is_annotated(folder, shard)]
+
+
+def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
+    sizes = [(folder / entry.path, entry.bytes) for entry in files]
+    return is_file(receipt_path(folder, shard.name)) and all(has_size(*each) for each in sizes)
+
+
+def _is_annotated(folder: RootedPath, shard: ShardEntry) -> bool:
+    path = receipt_path(folder, shard.name)
+    metadata = read_metadata(path, PASS_RECEIPT_SCHEMA)
+    if metadata is None or metadata.get("name") != shard.name:
+        return False
+    return all(has_size(folder / entry.path, entry.bytes) for entry in _files_of(path, metadata))
+
+
+def _files_of(receipt: RootedPath, metadata: dict[str, Any]) -> tuple[FileEntry, ...]:
+    """Return the files that a receipt lists. Raises ManifestError."""
+    try:
+        return tuple(from_dict(FileEntry, file) for file in metadata["files"])
+    except (EntryError, KeyError, TypeError) as error:
+        raise ManifestError(
+            f"{receipt} is not a receipt of this version ({error}); {REWRITE}"
+        ) from error
+
+
+def publish_pass(
+    folder: RootedPath,
+    shards: Sequence[ShardEntry],
+    description: dict[str, Any],
+    fingerprint: str,
+    specs: Sequence[FieldSpec],
+    shared_files: dict[str, str],
+    made_with: dict[str, str],
+) -> PassManifest:
+    """Combine the receipts and write the pass's manifest.
+
+    Raises ConstantLogitsError if the teacher produces the same logits for every record.
+    """
+    fidelity = dict[str, float]()
+    same_logits = set[str | None]()
+    num_rows = 0
+    covers_all = description["selection"] is None
+    with write_rows(folder / SHARDS_NAME, PassShardTable.schema) as table:
+        for shard in shards:
+            path = receipt_path(folder, shard.name)
+            rows, metadata = read_receipt(path, PASS_RECEIPT_SCHEMA)
+            keys = sha256_keys(rows["key"].to_pylist())
+            if keys != metadata["keys_sha256"] or (covers_all and keys != shard.keys_sha256):
+                raise ManifestError(
+                    f"{path} does not have the records of shard {shard.name}; {REWRITE}"
+                )
+            if rows.num_rows:
+                same_logits.add(metadata["constant_logits"])
+            for name, cosine in metadata["fidelity"].items():
+                fidelity[name] = min(cosine, fidelity.get(name, 1.0))
+            entry = PassShard(
+                name=metadata["name"],
+                rows=metadata["rows"],
+                keys_sha256=metadata["keys_sha256"],
+                files=_files_of(path, metadata),
+            )
+            num_rows += entry.rows
+            table.append(**pass_shard_row(entry, sha256_file(path)))
+        if len(same_logits) == 1 and None not in same_logits and num_rows >= _FEWEST_THAT_DIFFER:
+            raise ConstantLogitsError(CONSTANT_LOGITS)
+    remove_leftovers(folder)
+    known = {spec.name for spec in fields(PassManifest)}
+    manifest = PassManifest(
+        **{name: value for name, value in description.items() if name in known},
+        fingerprint=fingerprint,
+        fields=tuple(specs),
+        shards=PassShardTable(folder, table.file),
+        files=dict(shared_files),
+        fidelity=fidelity,
+        made_with=made_with,
+    )
+    write_manifest(folder, manifest)
+    remove_other_tables(folder, manifest)
+    return manifest

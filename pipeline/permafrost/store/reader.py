@@ -1,0 +1,328 @@
+"""Reading of a finished store: checked manifests, the mapped index, shards opened on demand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from permafrost.core.files import RootedPath, exists, is_file, is_folder, list_folder
+from permafrost.store.backends import BACKENDS
+from permafrost.store.fields import PassFields, StoredShard, Values
+from permafrost.store.file_entry import REPAIR, ManifestError, StoreMismatchError
+from permafrost.store.index import RecordIndex
+from permafrost.store.manifest import (
+    CANONICAL_VIEW,
+    MANIFEST_NAME,
+    TEACHERS_FOLDER,
+    PassManifest,
+    StoreManifest,
+    read_pass_manifest,
+    read_store_manifest,
+)
+from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, read_receipt, receipt_path
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from permafrost.store.row_reader import Rows
+    from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
+
+
+class Store:
+    """Images, their index and the teacher passes over them."""
+
+    def __init__(self, path: str | Path | RootedPath) -> None:
+        """path  folder of the store, which links may not lead out of, unless the path allows them"""
+        self.folder = RootedPath.of(Path(path) if isinstance(path, str) else path)
+        self.manifest: StoreManifest = read_store_manifest(self.folder)
+
+    @property
+    def path(self) -> Path:
+        """Folder of the store as its user named it. Its files are opened by `folder`."""
+        return self.folder.root
+
+    @property
+    def shards(self) -> ShardTable:
+        """Image shards, in the order of the index."""
+        return self.manifest.shards
+
+    @cached_property
+    def index(self) -> RecordIndex:
+        """One row per record, in the order of the shards, mapped into memory."""
+        return RecordIndex(self.folder, self.manifest)
+
+    def rows_of_shard(self, number: int) -> range:
+        """Return the rows of the index that a shard has."""
+        start, stop = self.shards.starts[number : number + 2].tolist()
+        return range(start, stop)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process maps the files itself, so it receives no rows.
+        return {"folder": self.folder, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @property
+    def is_table(self) -> bool:
+        """True if its records are rows of a table."""
+        return self.manifest.columns is not None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the canonical frame, or (1, columns) for a table."""
+        canonical = self.manifest.canonical
+        if canonical is None:
+            return 1, len(self.manifest.columns or ())
+        return canonical.height, canonical.width
+
+    def num_records(self, split: str | None = None) -> int:
+        """Number of records of a split, or of all, from the manifest alone."""
+        records = self.manifest.records
+        return sum(records.values()) if split is None else records.get(split, 0)
+
+    def pass_folders(self, *, stored_views: bool = False) -> list[RootedPath]:
+        """Return the folders of the published teacher passes, sorted by name.
+
+        stored_views  select passes of stored views, for replay, instead of passes of the canonical view
+        """
+        folders = list_folder(self.folder / TEACHERS_FOLDER)
+        finished = [folder for folder in folders if exists(folder / MANIFEST_NAME)]
+        return [f for f in finished if _has_stored_views(f) == stored_views]
+
+    def _unfinished_passes(self) -> list[RootedPath]:
+        """Return the folders of passes without a manifest, sorted by name."""
+        folders = list_folder(self.folder / TEACHERS_FOLDER)
+        return [f for f in folders if is_folder(f) and not exists(f / MANIFEST_NAME)]
+
+    def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
+        """Open the pass whose folder is `name`, or the only one with that name before or after the last hyphen."""
+        folders = self.pass_folders(stored_views=stored_views)
+        found = [f for f in folders if name in (f.name, *f.name.rsplit("-", 1))]
+        if len(found) != 1:
+            names = ", ".join(folder.name for folder in folders) or "none"
+            raise StoreMismatchError(
+                f"{self.path} has {'several' if found else 'no'} {_kind(stored_views)} {name!r}; set store.teacher to "
+                f"one of: {names}"
+            )
+        return TeacherPass(self, found[0])
+
+    def open_passes(
+        self, names: Sequence[str] = (), *, stored_views: bool = False
+    ) -> list[TeacherPass]:
+        """Open the named passes, in that order; without names the only one that the store contains."""
+        folders = self.pass_folders(stored_views=stored_views)
+        if not folders:
+            how = "and views=random" if stored_views else ""
+            unfinished = [str(f / MANIFEST_NAME) for f in self._unfinished_passes()]
+            hint = (
+                f" ({', '.join(unfinished)} missing: that pass is unfinished)" if unfinished else ""
+            )
+            raise StoreMismatchError(
+                f"{self.path} has no {_kind(stored_views)}{hint}; "
+                f"run permafrost precompute with a teacher {how}".rstrip()
+            )
+        if not names and len(folders) > 1:
+            raise StoreMismatchError(
+                f"{self.path} has several {_kind(stored_views, 'passes')}; set store.teacher to one or more of: "
+                + ", ".join(folder.name for folder in folders)
+            )
+        return [
+            self.open_pass(name, stored_views=stored_views) for name in names or [folders[0].name]
+        ]
+
+    def canonical_of(self, replayed: TeacherPass) -> TeacherPass:
+        """Open the canonical pass of the teacher of a pass of stored views; precompute writes it first."""
+        for folder in self.pass_folders():
+            manifest = read_pass_manifest(folder)
+            if (manifest.teacher, manifest.explainer) == (
+                replayed.manifest.teacher,
+                replayed.manifest.explainer,
+            ):
+                return TeacherPass(self, folder)
+        raise StoreMismatchError(
+            f"{self.path} has no canonical pass of the teacher of {replayed.name}; run permafrost precompute with it"
+        )
+
+
+def _has_stored_views(folder: RootedPath) -> bool:
+    return bool(read_pass_manifest(folder).views["sampler"] != CANONICAL_VIEW)
+
+
+def _kind(stored_views: bool, noun: str = "pass") -> str:
+    return f"teacher {noun} of stored views" if stored_views else f"teacher {noun}"
+
+
+class TeacherPass:
+    """Fields of one teacher over a store."""
+
+    def __init__(self, store: Store, folder: RootedPath) -> None:
+        self.store = store
+        self.folder = folder
+        self.manifest: PassManifest = read_pass_manifest(folder)
+        expected = store.manifest.dataset.fingerprint
+        if self.manifest.dataset_fingerprint != expected:
+            raise StoreMismatchError(
+                f"{folder} was computed on data {self.manifest.dataset_fingerprint[:12]}, but the store contains "
+                f"{expected[:12]}; remove the folder and run permafrost precompute again"
+            )
+        if self.manifest.store_fingerprint != store.manifest.fingerprint:
+            raise StoreMismatchError(
+                f"{folder} was computed on other shards of the same data, or on other frames; "
+                "remove the folder and run permafrost precompute again"
+            )
+        odd = sorted(set(self.fields.shared_files()) ^ set(self.manifest.files))
+        if odd:
+            raise self._other_files(odd)
+        if self.manifest.selection is None and not self.shards.covers(store.shards):
+            raise StoreMismatchError(
+                f"{folder} was computed on other shards of the same data; "
+                "remove the folder and run permafrost precompute again"
+            )
+
+    def _other_files(self, odd: list[str]) -> ManifestError:
+        return ManifestError(
+            f"{self.folder / MANIFEST_NAME} does not list the files of its fields: {', '.join(odd[:3])}; "
+            "remove the folder and run permafrost precompute again"
+        )
+
+    @property
+    def shards(self) -> PassShardTable:
+        """Shards that it covers, in the order of its arrays."""
+        return self.manifest.shards
+
+    @property
+    def name(self) -> str:
+        """Name of the folder: <teacher>-<fp8>."""
+        return self.folder.name
+
+    @property
+    def num_classes(self) -> int:
+        """Number of the teacher's classes, which may differ from the classes of the data."""
+        return int(self.manifest.teacher["classes"])
+
+    @property
+    def bytes_per_record(self) -> float:
+        """Mean number of bytes of one record with all its views."""
+        return self.shards.total_bytes / max(self.shards.num_rows, 1)
+
+    @property
+    def explainer(self) -> str | None:
+        """Kind of the explainer that produced its maps; None without maps."""
+        kind: str | None = self.manifest.explainer.get("kind")
+        return kind
+
+    @property
+    def views(self) -> dict[str, Any]:
+        """Views that it covers and the way they were drawn; passes with equal views have the same matrices."""
+        return self.manifest.views
+
+    @property
+    def num_views(self) -> int:
+        """Number V of views."""
+        return int(self.manifest.views["count"])
+
+    @cached_property
+    def fields(self) -> PassFields:
+        """Backend that stores the fields."""
+        most = self.store.manifest.rows_per_shard
+        if self.manifest.selection is not None:
+            most = max(self.shards.most_rows, 1)
+        return BACKENDS[self.manifest.backend](
+            self.folder, self.manifest.fields, len(self.shards), most, self.num_views
+        )
+
+    def shard_keys(self, shard: ShardEntry) -> list[str]:
+        """Return the keys of the image shard's records that the pass covers, in the shard's order."""
+        if self.manifest.selection is None:
+            return self.store.index.shard_keys(self.store.shards.number_of(shard.name))
+        if self.shards.number_of(shard.name) < 0:
+            return []
+        keys: list[str] = self._receipt(shard)["key"].to_pylist()
+        return keys
+
+    def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
+        """Return each record's row in `read_shard`, -1 if it is not covered: i64 [records of the image shard]."""
+        if self.manifest.selection is None:
+            return np.arange(shard.records)
+        covered = {key: row for row, key in enumerate(self.shard_keys(shard))}
+        keys = self.store.index.shard_keys(self.store.shards.number_of(shard.name))
+        return np.array([covered.get(key, -1) for key in keys], np.int64)
+
+    def covers_shard(self, shard: ShardEntry) -> bool:
+        """Return whether it covers every record of an image shard; reads no receipt."""
+        if self.manifest.selection is None:
+            return True
+        position = self.shards.number_of(shard.name)
+        return position >= 0 and self.shards[position].keys_sha256 == shard.keys_sha256
+
+    def read_shard(self, shard: ShardEntry) -> Values:
+        """Read every field of one shard: [covered records, V, *shape]."""
+        return self.fields.read_shard(self.stored_shard(shard))
+
+    def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
+        """Open the given fields of one shard, large ones as rows that are read on demand."""
+        return self.fields.open_shard(self.stored_shard(shard), fields)
+
+    def fields_of(self, payload: str) -> list[str]:
+        """Return the fields of a payload without their scales; empty if the pass does not contain it.
+
+        payload  attention, class_maps, pooled or superfeature_logits
+        """
+        return [
+            spec.name
+            for spec in self.manifest.fields
+            if spec.name == payload
+            or (spec.codec == "maxabs" and spec.name.startswith(f"{payload}_"))
+        ]
+
+    def stored_shard(self, shard: ShardEntry) -> StoredShard:
+        """Describe where the rows of an image shard are stored in this pass, and their checksums."""
+        receipt = receipt_path(self.folder, shard.name)
+        if not is_file(receipt):
+            raise ManifestError(f"{receipt} is missing; {REPAIR}")
+        position = self.shards.number_of(shard.name)
+        entry = self.shards[position]
+        odd = {file.path for file in entry.files} ^ set(
+            self.fields.shard_files(position, shard.name)
+        )
+        if odd:
+            raise self._other_files(sorted(odd))
+        keys = self.shard_keys(shard)
+        if len(keys) != entry.rows:
+            raise ManifestError(
+                f"{self.folder}: shard {shard.name} has {entry.rows} rows for {len(keys)} records; "
+                "run permafrost verify"
+            )
+        described = StoredShard(
+            position=position,
+            name=shard.name,
+            keys=keys,
+            files={file.path: file for file in entry.files},
+        )
+        if not self.fields.inner_chunks_of_a_row():
+            return described
+        checksums = self._receipt(shard)["chunk_crc32c"].combine_chunks()
+        flat = checksums.flatten().to_numpy(zero_copy_only=False)
+        if keys and len(flat) % len(keys):
+            raise ManifestError(f"{receipt} has uneven rows; run permafrost verify")
+        shape = (len(keys), -1) if keys else (0, self.fields.inner_chunks_of_a_row())
+        return replace(described, chunk_crc32c=flat.reshape(shape))
+
+    def _receipt(self, shard: ShardEntry) -> pa.Table:
+        digest = self.shards.receipt_sha256(self.shards.number_of(shard.name))
+        return read_receipt(receipt_path(self.folder, shard.name), PASS_RECEIPT_SCHEMA, digest)[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process reads the table of shards itself.
+        return {"store": self.store, "folder": self.folder, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)

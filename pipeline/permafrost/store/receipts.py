@@ -1,0 +1,181 @@
+"""Receipts: one Parquet table for each shard of a store or of a pass, which commits the shard.
+
+The receipt of an image shard is its part of the index. Its metadata list the bytes that it covers and a digest of the
+receipt's own content. Manifests are written from receipts, so a flipped bit in a receipt must be detected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from permafrost.core.files import canonical_json
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.parquet import read_table, require_small, schema_of, write_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from permafrost.core.files import RootedPath
+    from permafrost.core.records import Record
+
+BOX = pa.struct(
+    [("label", pa.int32())] + [(corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")]
+)
+
+RECEIPT_SCHEMA = schema_of(
+    key=pa.string(),
+    split=pa.string(),
+    shard=pa.string(),
+    row=pa.int32(),
+    offset=pa.int64(),
+    size=pa.int64(),
+    mask_offset=pa.int64(),
+    mask_size=pa.int64(),
+    height=pa.int32(),
+    width=pa.int32(),
+    label=pa.int32(),
+    labels=pa.list_(pa.int32()),
+    group=pa.int32(),
+    boxes=pa.list_(BOX),
+    image_sha256=pa.string(),
+    image_crc32c=pa.uint32(),
+    mask_crc32c=pa.uint32(),
+)
+"""Columns of an image shard's receipt, as described in docs/reference/store-format.md."""
+
+PASS_RECEIPT_SCHEMA = schema_of(
+    key=pa.string(),
+    row=pa.int32(),
+    array_row=pa.int64(),
+    chunk_crc32c=pa.list_(pa.uint32()),
+)
+"""Columns of a pass's receipt: each record's row in the shard and in the arrays, and the CRC-32C of the inner chunks
+that contain it, view by view and field by field, for fields that are divided into inner chunks."""
+
+RECEIPTS_FOLDER = "receipts"
+
+_METADATA_KEY = b"permafrost"
+_DIGEST_KEY = "content_sha256"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexRow:
+    """Location of one record's bytes, and its description."""
+
+    record: Record
+    shard: str
+    row: int
+    offset: int
+    size: int
+    mask_offset: int
+    """Offset of the mask; -1 without a mask."""
+    mask_size: int
+    height: int
+    """Height of the original image, `width` likewise."""
+    width: int
+    image_sha256: str
+    image_crc32c: int
+    """CRC-32C (Castagnoli) of the stored bytes, checked whenever they are read; `mask_crc32c` likewise, 0
+    without a mask."""
+    mask_crc32c: int
+
+    def values(self) -> dict[str, Any]:
+        """Return the row as the index stores it."""
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "record"}
+        known = ("key", "split", "label", "labels", "group")
+        described = {name: getattr(self.record, name) for name in known}
+        return own | described | {"boxes": [asdict(box) for box in self.record.boxes]}
+
+
+def receipt_path(folder: RootedPath, shard: str) -> RootedPath:
+    """Return the path of a shard's receipt in a store or a pass."""
+    return folder / RECEIPTS_FOLDER / f"{shard}.parquet"
+
+
+def receipt_table(rows: list[IndexRow]) -> pa.Table:
+    """Convert rows to a table of RECEIPT_SCHEMA."""
+    return pa.Table.from_pylist([row.values() for row in rows], schema=RECEIPT_SCHEMA)
+
+
+def has_many_labels(receipt: pa.Table) -> bool:
+    """Return whether any record lists its classes in `labels`; `label` is then not read."""
+    return bool(pc.max(pc.list_value_length(receipt["labels"])).as_py())
+
+
+def write_receipt(path: RootedPath, table: pa.Table, metadata: dict[str, Any]) -> str:
+    """Write a receipt atomically and return the SHA-256 of its file.
+
+    metadata  JSON values for the footer, to which the digest of the content is added
+    """
+    require_small(path, table.nbytes)
+    sealed = {**metadata, _DIGEST_KEY: _digest(table, metadata)}
+    text = json.dumps(sealed, sort_keys=True)
+    return write_table(path, table.replace_schema_metadata({_METADATA_KEY: text.encode()}))
+
+
+def read_receipt(
+    path: RootedPath, schema: pa.Schema, sha256: str | None = None
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a receipt and its metadata, checked against the digest that it contains.
+
+    sha256  the file's digest in its manifest; None is not checked
+    """
+    table = read_table(path, schema, sha256)
+    stored = (table.schema.metadata or {}).get(_METADATA_KEY, b"{}")
+    table = table.replace_schema_metadata(None)
+    try:
+        metadata = json.loads(stored)
+        claimed = metadata.pop(_DIGEST_KEY)
+        found = _digest(table, metadata)
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        pa.ArrowException,
+    ) as error:
+        raise ManifestError(f"{path} is damaged: its metadata cannot be read") from error
+    if found != claimed:
+        raise ManifestError(
+            f"{path} is damaged: its content has sha256 {found[:12]}, but it lists {str(claimed)[:12]!r}"
+        )
+    return table, metadata
+
+
+def _digest(table: pa.Table, metadata: dict[str, Any]) -> str:
+    """Return the SHA-256 of a table's values and metadata, independent of the pyarrow version."""
+    digest = hashlib.sha256(canonical_json(metadata))
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        digest.update(f"\n{name}\n".encode())
+        for values in _flat_values(column.combine_chunks()):
+            digest.update(values)
+    return digest.hexdigest()
+
+
+def _flat_values(array: pa.Array) -> Iterator[bytes]:
+    """Yield the values of an array without nulls, and the lengths of its texts and lists, as bytes."""
+    if pa.types.is_list(array.type):
+        yield _bytes(pc.list_value_length(array))
+        yield from _flat_values(array.flatten())
+    elif pa.types.is_struct(array.type):
+        for field in array.flatten():
+            yield from _flat_values(field)
+    elif pa.types.is_string(array.type):
+        yield _bytes(pc.binary_length(array))
+        yield "".join(array.to_pylist()).encode()
+    else:
+        yield _bytes(array)
+
+
+def _bytes(numbers: pa.Array) -> bytes:
+    values: NDArray[Any] = numbers.to_numpy(zero_copy_only=False)
+    return values.astype(values.dtype.newbyteorder("<")).tobytes()

@@ -1,0 +1,210 @@
+"""Reading of some rows of a field of one shard, without the whole field in memory.
+
+A run draws a few rows of many shards in every step. A large field (a B-cos network's weights: 600 kB per view)
+is divided into inner chunks of one or a few rows, which are read one by one, like images from their tar. Zarr
+itself reads whole shards well, but is many times slower than this for a single row.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import google_crc32c
+import numcodecs
+import numpy as np
+
+from permafrost.core.files import open_regular, open_size, read_at
+from permafrost.store.file_entry import REPAIR, REWRITE, ManifestError
+
+if TYPE_CHECKING:
+    import io
+
+    from numpy.typing import NDArray
+
+    from permafrost.core.files import RootedPath
+
+CHECKSUM_BYTES = 4
+_INDEX_ENTRY_BYTES = 16
+_BLOSC_SIZE = slice(4, 8)
+"""Position in Blosc's header of the number of bytes before compression."""
+_BLOSC_BYTES = slice(12, 16)
+"""Position in Blosc's header of the number of bytes after compression."""
+_COMPRESSION_OVERHEAD = 4096
+REREAD = "run permafrost verify to list every damaged file"
+
+
+class Rows(Protocol):
+    """Field of one shard, [rows, V, *shape]; an array satisfies this protocol."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, V, *shape)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Stored dtype."""
+
+    def __getitem__(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[Any]:
+        """Return rows and one view of each: [n, *shape]."""
+
+
+class SelectedRows:
+    """Rows of an array that a run's selection needs."""
+
+    def __init__(self, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
+        """rows  ascending"""
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self._rows = rows
+        self._kept = array[rows]
+
+    def __getitem__(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[Any]:
+        kept: NDArray[Any] = self._kept[np.searchsorted(self._rows, at[0]), at[1]]
+        return kept
+
+
+class InnerChunkRows:
+    """Field written by Zarr's sharding codec (zarr-specs, `sharding_indexed` 1.0).
+
+    The file contains the inner chunks in any order, then the offset and the length of each (u64, in C order of the
+    grid of inner chunks), then the CRC-32C of those. An inner chunk is Blosc data if it is compressed, followed by
+    its own CRC-32C. This checksum shows that the chunk is whole. The pass's receipt also contains it, which shows
+    that it is the right chunk.
+    """
+
+    def __init__(
+        self,
+        path: RootedPath,
+        shape: tuple[int, ...],
+        dtype: str,
+        *,
+        rows_per_shard: int,
+        inner: tuple[int, int],
+        compressed: bool,
+        checksums: NDArray[np.uint32],
+        file_bytes: int,
+    ) -> None:
+        """shape           (rows, V, *shape) of the existing records
+        rows_per_shard  rows that the file has room for
+        inner           rows and views of an inner chunk, which spans the other axes
+        checksums       CRC-32C of the inner chunks of each row, [rows, V / inner views]
+        file_bytes      size of the file in the manifest
+        Raises ManifestError if the file is missing or has another size.
+        """
+        self.path = path
+        self._checksums = checksums
+        if checksums.shape != (shape[0], shape[1] // inner[1]):
+            raise ManifestError(f"{path} has no checksums of its chunks in the receipt; {REPAIR}")
+        try:
+            with open_regular(path) as file:
+                found = open_size(file)
+        except FileNotFoundError:
+            raise ManifestError(f"{path} is missing; {REPAIR}") from None
+        if found != file_bytes:
+            raise ManifestError(
+                f"{path} has {found} bytes, but its manifest lists {file_bytes}; {REWRITE}"
+            )
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.rows_per_shard = rows_per_shard
+        self.inner = inner
+        self.compressed = compressed
+
+    def __getitem__(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[Any]:
+        rows, views = at
+        chunks = rows // self.inner[0] * (self.shape[1] // self.inner[1]) + views // self.inner[1]
+        expected = self._checksums[rows, views // self.inner[1]]
+        values = np.empty((len(rows), *self.shape[2:]), self.dtype)
+        with open_regular(self.path) as file:
+            for chunk in np.unique(chunks):
+                here = chunks == chunk
+                read = self._read_chunk(file, int(chunk), int(expected[here][0]))
+                values[here] = read[rows[here] % self.inner[0], views[here] % self.inner[1]]
+        return values
+
+    def _read_chunk(self, file: io.FileIO, chunk: int, checksum: int) -> NDArray[Any]:
+        offset, length = (int(entry) for entry in self._index[chunk])
+        if length > self._most_bytes:
+            raise ManifestError(f"{self.path} is damaged: a chunk has {length} bytes; {REREAD}")
+        try:
+            data = read_at(file, length, offset)
+        except (OSError, OverflowError) as error:
+            raise ManifestError(f"{self.path} cannot be read ({error}); {REREAD}") from error
+        if len(data) != length or data[-CHECKSUM_BYTES:] != checksum.to_bytes(4, "little"):
+            raise ManifestError(
+                f"{self.path} is damaged: inner chunk {chunk} is not the one in its receipt; {REREAD}"
+            )
+        return decode_chunk(
+            data,
+            (*self.inner, *self.shape[2:]),
+            self.dtype,
+            compressed=self.compressed,
+            path=self.path,
+        )
+
+    @property
+    def _most_bytes(self) -> int:
+        return most_chunk_bytes((*self.inner, *self.shape[2:]), self.dtype)
+
+    @cached_property
+    def _index(self) -> NDArray[np.uint64]:
+        """[inner chunks, 2]: offset and length."""
+        chunks = self.rows_per_shard // self.inner[0] * (self.shape[1] // self.inner[1])
+        length = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
+        with open_regular(self.path) as file:
+            start = open_size(file) - length
+            data = read_at(file, length, start) if start >= 0 else b""
+        body = strip_checksum(data, self.path) if len(data) == length else b""
+        if not body:
+            raise ManifestError(f"{self.path} is damaged: it has no index of its chunks; {REREAD}")
+        return np.frombuffer(body, np.uint64).reshape(-1, 2)
+
+
+def most_chunk_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return an upper bound of the bytes of a stored chunk, compressed or not."""
+    return 2 * math.prod(shape) * dtype.itemsize + _COMPRESSION_OVERHEAD
+
+
+def read_chunk_checksums(data: bytes, chunks: int) -> NDArray[np.uint32]:
+    """Return the CRC-32C at the end of each of a file's inner chunks: u32 [chunks], in their order."""
+    index_bytes = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
+    index = np.frombuffer(data[-index_bytes:-CHECKSUM_BYTES], np.uint64).reshape(-1, 2)
+    ends = index.sum(axis=1).astype(np.int64)
+    each = [data[end - CHECKSUM_BYTES : end] for end in ends.tolist()]
+    return np.frombuffer(b"".join(each), "<u4")
+
+
+def decode_chunk(
+    data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], *, compressed: bool, path: RootedPath
+) -> NDArray[Any]:
+    """Decode a chunk written by Zarr's codecs (bytes, Blosc if compressed, CRC-32C) to an array of that shape.
+
+    Raises ManifestError, with `path`, if the chunk is damaged or has another number of values.
+    """
+    body = strip_checksum(data, path)
+    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if compressed:
+        # Blosc itself trusts its header, and reads and writes beyond its buffers if the header is wrong.
+        sizes = [int.from_bytes(body[part], "little") for part in (_BLOSC_SIZE, _BLOSC_BYTES)]
+        if sizes != [expected, len(body)]:
+            raise ManifestError(f"{path} is damaged: its chunk has another size; {REREAD}")
+        out = np.empty(expected, np.uint8)
+        try:
+            body = numcodecs.Blosc().decode(body, out=out)
+        except (RuntimeError, ValueError) as error:
+            raise ManifestError(f"{path} cannot be decompressed ({error}); {REREAD}") from error
+    elif len(body) != expected:
+        raise ManifestError(
+            f"{path} has {len(body)} bytes, which do not match {dtype} {list(shape)}; {REREAD}"
+        )
+    return np.frombuffer(body, dtype).reshape(shape)
+
+
+def strip_checksum(data: bytes, path: RootedPath) -> bytes:
+    """Return the bytes before their CRC-32C; raise ManifestError, with `path`, if it does not match them."""
+    body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
+        raise ManifestError(f"{path} is damaged: a chunk's checksum is wrong; {REREAD}")
+    return body

@@ -1,0 +1,126 @@
+"""Teacher passes that a run reads, recorded with the run, so that a pass that is added to the store changes nothing.
+
+    runs/<run>/passes.json   {<fingerprint of a store>: {<request>: [<pass>, ...]}}
+
+A request is what the options name, such as "passes resnet56", or "passes" if they name none. What it means is decided
+when the run first reads the store, and stays so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from permafrost.config.runs import RUNS
+from permafrost.core.files import exists
+from permafrost.core.signed_files import damaged, read_json, write_json
+from permafrost.store.file_entry import StoreMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from permafrost.store.reader import Store, TeacherPass
+
+PASSES_NAME = "passes.json"
+
+
+def name_passes(
+    run: str, store: Store, names: Sequence[str], *, stored_views: int | None = None
+) -> tuple[str, ...]:
+    """Return the full names of the passes that a run reads from a store, and record them with the run.
+
+    names         those of store.teacher: full names, or parts of them. If it is empty, the passes that the run has
+                  read before are used, otherwise the only pass of the store
+    stored_views  None for canonical passes; otherwise the number of views by which one of several passes of stored
+                  views is selected
+    Returns () if none is named or recorded and the store has none or several. Raises StoreMismatchError if a name fits
+    no pass or several, or if the store no longer has a recorded pass.
+    """
+    request = pass_request(names, stored_views)
+    replayed = stored_views is not None
+    present = [folder.name for folder in store.pass_folders(stored_views=replayed)]
+    recorded = recorded_passes(run, store, request, present)
+    if recorded:
+        return recorded
+    passes = [store.open_pass(name, stored_views=replayed) for name in names or present]
+    if not names and len(passes) > 1 and replayed:
+        passes = [made for made in passes if made.num_views == stored_views]
+    if not names and len(passes) != 1:
+        return ()
+    full = tuple(made.name for made in passes)
+    if full != tuple(names):
+        record_passes(run, store, request, full)
+    return full
+
+
+def first_made_pass(
+    run: str, store: Store, weights_sha256: str, passes: Sequence[TeacherPass]
+) -> list[TeacherPass]:
+    """Return the pass that a run reads of those made with the given weights: the recorded one, otherwise the first.
+
+    passes  passes to choose from
+    Returns [] if none was made with these weights.
+    """
+    made = {p.name: p for p in passes if p.manifest.teacher["weights_sha256"] == weights_sha256}
+    if not made:
+        return []
+    request = f"pass of the weights {weights_sha256[:16]}"
+    recorded = recorded_passes(run, store, request, list(made))
+    if not recorded:
+        recorded = (next(iter(made)),)
+        record_passes(run, store, request, recorded)
+    return [made[recorded[0]]]
+
+
+def pass_request(names: Sequence[str] = (), stored_views: int | None = None) -> str:
+    """Describe what the options name, as in passes.json. The arguments are those of `name_passes`."""
+    kind = "passes" if stored_views is None else f"passes of {stored_views} stored views"
+    return " ".join([kind, *names])
+
+
+def recorded_passes(
+    run: str, store: Store, request: str, present: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the passes that a run's request means, () if it was not made before.
+
+    present  names of the passes that it may mean
+    Raises StoreMismatchError if one of them is missing.
+    """
+    recorded = _read(run).get(store.manifest.fingerprint, {}).get(request, [])
+    missing = [name for name in recorded if name not in present]
+    if missing:
+        raise StoreMismatchError(
+            f"{_path(run)} says that the run reads {', '.join(missing)}, which {store.path} no longer has; run "
+            "precompute with that teacher again, or choose another run= and name a pass with store.teacher="
+        )
+    return tuple(recorded)
+
+
+def record_passes(run: str, store: Store, request: str, passes: Sequence[str]) -> None:
+    """Record which passes a run's request means from now on."""
+    values = _read(run)
+    requests = values.setdefault(store.manifest.fingerprint, {})
+    if requests.get(request) != list(passes):
+        requests[request] = list(passes)
+        write_json(_path(run), values)
+
+
+def _path(run: str) -> Path:
+    return RUNS / run / PASSES_NAME
+
+
+def _read(run: str) -> dict[str, dict[str, list[str]]]:
+    """Read passes.json. Raises DamagedFileError for wrong digests and types."""
+    path = _path(run)
+    if not exists(path):
+        return {}
+    advice = "delete it, and name the passes that this run reads with store.teacher="
+    values: dict[str, dict[str, list[str]]] = read_json(path, advice)
+    for requests in values.values():
+        lists = list(requests.values()) if isinstance(requests, dict) else [None]
+        if not all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for names in lists
+        ):
+            raise damaged(path, "it has an entry that is not a list of names", advice)
+    return values

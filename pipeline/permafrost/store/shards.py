@@ -1,0 +1,270 @@
+"""Shards of a store and of a teacher pass: their entries, and the tables that list them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from permafrost.store.file_entry import (
+    FileEntry,
+    ManifestError,
+    require_digest,
+    require_entry,
+    require_inside,
+    require_shard_name,
+)
+from permafrost.store.parquet import schema_of
+from permafrost.store.table_file import TableFile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from permafrost.core.files import AnyPath, RootedPath
+
+SHARDS_NAME = "shards.parquet"
+SKIPPED_NAME = "skipped.parquet"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """Image shard."""
+
+    name: str
+    split: str
+    records: int
+    path: str
+    """Path relative to the store, or absolute for a referenced tar."""
+    bytes: int
+    sha256: str
+    keys_sha256: str
+    referenced: bool = False
+    """True if the file is not the store's own but an external tar, indexed in place."""
+
+    def __post_init__(self) -> None:
+        require_shard_name(self.name)
+        require_entry(min(self.records, self.bytes) >= 0, f"shard {self.name} has a negative size")
+        require_digest(self.sha256)
+        require_digest(self.keys_sha256)
+        if self.referenced:
+            absolute = PurePosixPath(self.path).is_absolute() and "\0" not in self.path
+            require_entry(absolute, f"the referenced tar {self.path!r} is not an absolute path")
+        else:
+            require_inside(self.path)
+
+    def file(self, store: RootedPath) -> AnyPath:
+        """Return the path of the file: below the store, or that of the external tar, which may lead through links."""
+        return Path(self.path) if self.referenced else store / self.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassShard:
+    """Shard of a teacher pass: the rows of one image shard, field by field."""
+
+    name: str
+    rows: int
+    keys_sha256: str
+    files: tuple[FileEntry, ...]
+
+    def __post_init__(self) -> None:
+        require_shard_name(self.name)
+        require_entry(self.rows >= 0, f"shard {self.name} has {self.rows} rows")
+        require_digest(self.keys_sha256)
+
+
+_SHA256 = pa.binary(32)
+
+
+class NamedShards(TableFile[T]):
+    """Table of shards with a name and the SHA-256 of a receipt."""
+
+    _last_found = -1
+
+    def number_of(self, name: str) -> int:
+        """Return the number of the shard with that name, -1 if there is none.
+
+        It is searched for in the table, as a dictionary of all names would need more memory than the table. The shard
+        after the last one that was found is tried first.
+        """
+        names = self.table["name"]
+        following = self._last_found + 1
+        if following < len(names) and names[following].as_py() == name:
+            self._last_found = following
+            return following
+        found = int(pc.index(names, name).as_py())
+        self._last_found = found if found >= 0 else self._last_found
+        return found
+
+    def receipt_sha256(self, number: int) -> str:
+        """Return the SHA-256 of a shard's receipt."""
+        return str(self.table["receipt_sha256"][number].as_py().hex())
+
+    def _check(self, table: pa.Table) -> None:
+        if pc.count_distinct(table["name"]).as_py() < table.num_rows:
+            raise ManifestError(f"{self.path} has two shards with the same name")
+
+
+class ShardTable(NamedShards[ShardEntry]):
+    """Image shards of a store, in the order of the index."""
+
+    schema = schema_of(
+        name=pa.string(),
+        split=pa.string(),
+        records=pa.int64(),
+        path=pa.string(),
+        bytes=pa.int64(),
+        sha256=_SHA256,
+        keys_sha256=_SHA256,
+        referenced=pa.bool_(),
+        receipt_sha256=_SHA256,
+        index_crc32c=pa.list_(pa.uint32()),
+    )
+
+    def _entry(self, row: dict[str, Any]) -> ShardEntry:
+        digests = {name: row[name].hex() for name in ("sha256", "keys_sha256")}
+        return ShardEntry(**{spec.name: row[spec.name] for spec in fields(ShardEntry)} | digests)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Row of the index at which each shard begins, and the number of all rows: [shards + 1]."""
+        counts = self.table["records"].to_numpy()
+        if (counts < 0).any():
+            raise ManifestError(f"{self.path} has a shard with a negative number of records")
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    @cached_property
+    def splits(self) -> dict[str, NDArray[np.int64]]:
+        """Numbers of the shards of each split, ascending, in the order of the first shards."""
+        encoded = self.table["split"].combine_chunks().dictionary_encode()
+        codes = encoded.indices.to_numpy()
+        return {
+            name: np.flatnonzero(codes == code)
+            for code, name in enumerate(encoded.dictionary.to_pylist())
+        }
+
+    @cached_property
+    def index_crc32c(self) -> NDArray[np.uint32]:
+        """CRC-32C of each shard's rows in each column of the index: [shards, columns]."""
+        column = self.table["index_crc32c"].combine_chunks()
+        flat: NDArray[np.uint32] = column.flatten().to_numpy(zero_copy_only=False)
+        lengths = pc.list_value_length(column)
+        if len(self) == 0 or pc.min(lengths) != pc.max(lengths):
+            raise ManifestError(f"{self.path} does not have a checksum for each column")
+        return flat.reshape(len(self), -1)
+
+    @property
+    def total_bytes(self) -> int:
+        """Number of bytes of all shards."""
+        return pc.sum(self.table["bytes"]).as_py() or 0
+
+    def records_of_splits(self) -> dict[str, int]:
+        """Return the number of records of each split."""
+        counts = np.diff(self.starts)
+        return {split: int(counts[numbers].sum()) for split, numbers in self.splits.items()}
+
+    def names_and_keys(self) -> Iterator[tuple[str, str]]:
+        """Iterate over the name and the digest of the keys of each shard, as the store's fingerprint covers them."""
+        for batch in self.table.select(["name", "keys_sha256"]).to_batches(max_chunksize=4096):
+            names, digests = (column.to_pylist() for column in batch.columns)
+            yield from zip(names, map(bytes.hex, digests), strict=True)
+
+    def keys_sha256(self, number: int) -> str:
+        """Return the SHA-256 of a shard's keys."""
+        return str(self.table["keys_sha256"][number].as_py().hex())
+
+
+_FILES = pa.list_(
+    pa.struct(
+        list(schema_of(path=pa.string(), bytes=pa.int64(), sha256=_SHA256, crc32c=pa.uint32()))
+    )
+)
+
+
+class PassShardTable(NamedShards[PassShard]):
+    """Shards of a teacher pass, in the order of its arrays."""
+
+    schema = schema_of(
+        name=pa.string(),
+        rows=pa.int64(),
+        keys_sha256=_SHA256,
+        receipt_sha256=_SHA256,
+        files=_FILES,
+    )
+
+    def _entry(self, row: dict[str, Any]) -> PassShard:
+        files = (FileEntry(**file | {"sha256": file["sha256"].hex()}) for file in row["files"])
+        return PassShard(
+            name=row["name"],
+            rows=row["rows"],
+            keys_sha256=row["keys_sha256"].hex(),
+            files=tuple(files),
+        )
+
+    @property
+    def num_rows(self) -> int:
+        """Number of records of all shards."""
+        return pc.sum(self.table["rows"]).as_py() or 0
+
+    @property
+    def most_rows(self) -> int:
+        """Number of rows of the largest shard."""
+        return pc.max(self.table["rows"]).as_py() or 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Number of bytes of all files."""
+        files = self.table["files"].combine_chunks().flatten()
+        return pc.sum(files.field("bytes")).as_py() or 0
+
+    def bytes_below(self, folder: str) -> int:
+        """Return the number of bytes of the files whose paths begin with `folder`."""
+        files = self.table["files"].combine_chunks().flatten()
+        inside = pc.starts_with(files.field("path"), folder)
+        return pc.sum(files.field("bytes").filter(inside)).as_py() or 0
+
+    def names(self) -> list[str]:
+        """Return the names of the shards."""
+        names: list[str] = self.table["name"].to_pylist()
+        return names
+
+    def covers(self, shards: ShardTable) -> bool:
+        """Return whether it has the records of all the given shards, in their order."""
+        own, others = self.table, shards.table
+        pairs = [("name", "name"), ("rows", "records"), ("keys_sha256", "keys_sha256")]
+        return len(self) == len(shards) and all(own[a].equals(others[b]) for a, b in pairs)
+
+
+class SkippedTable(TableFile[dict[str, str]]):
+    """Records that were left out of a store, with the reasons."""
+
+    schema = schema_of(key=pa.string(), reason=pa.string())
+
+    def _entry(self, row: dict[str, Any]) -> dict[str, str]:
+        return row
+
+
+def shard_row(entry: ShardEntry, receipt_sha256: str, index_crc32c: list[int]) -> dict[str, Any]:
+    """Return a shard's row of a ShardTable."""
+    row = asdict(entry) | {"receipt_sha256": receipt_sha256, "index_crc32c": index_crc32c}
+    return row | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
+
+
+def pass_shard_row(entry: PassShard, receipt_sha256: str) -> dict[str, Any]:
+    """Return a shard's row of a PassShardTable."""
+    row = asdict(entry) | {"receipt_sha256": receipt_sha256}
+    files = [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row["files"]]
+    return (
+        row
+        | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
+        | {"files": files}
+    )
+
+
+_DIGESTS = ("sha256", "keys_sha256", "receipt_sha256")

@@ -1,0 +1,112 @@
+"""Shards as plain tars, written byte for byte reproducibly and read by offset without parsing."""
+
+from __future__ import annotations
+
+import tarfile
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import google_crc32c
+
+from permafrost.core.files import open_regular, open_size, read_at
+from permafrost.store.file_entry import REPAIR, REWRITE, ManifestError
+from permafrost.store.pixels import MAX_IMAGE_BYTES
+
+if TYPE_CHECKING:
+    from permafrost.core.files import HashingFile, RootedPath
+    from permafrost.store.shards import ShardEntry
+
+
+class TarShard:
+    """Tar without times, owners or modes, so that its bytes depend on its members only (webdataset.TarWriter)."""
+
+    def __init__(self, file: HashingFile) -> None:
+        from webdataset.writer import TarWriter  # imports torch
+
+        self._writer = TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False)
+
+    def __enter__(self) -> TarShard:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self.close()
+            return
+        # An open stream would write the rest when it is garbage-collected, long after the file was closed.
+        with suppress(Exception):  # the original error is more informative
+            self._writer.close()
+
+    def close(self) -> None:
+        """Write the end of the tar; a second call writes nothing."""
+        self._writer.close()
+
+    def add(self, key: str, suffix: str, data: bytes) -> int:
+        """Append the member <key>.<suffix> and return the offset of its data in the file."""
+        self._writer.write({"__key__": key, suffix: data})
+        blocks = -(-len(data) // tarfile.BLOCKSIZE)
+        return int(self._writer.tarstream.offset) - blocks * tarfile.BLOCKSIZE
+
+
+def recovery_hint(shard: ShardEntry, ours: str) -> str:
+    """Return the advice for a missing or damaged file of a shard, which may be an external tar.
+
+    ours  advice for a file of the store's own
+    """
+    if not shard.referenced:
+        return ours
+    return (
+        "it is not the store's own file: restore it, or, if the tars have moved, run permafrost precompute "
+        "with data.path=<their folder>"
+    )
+
+
+class ShardBytes:
+    """Open tar of a shard, read by offset from any thread without parsing.
+
+    It is read, not mapped: mapped pages would count as this process's memory until the whole store is in it.
+    The file closes with its last reference, in C, because a Ctrl-C during a `__del__` would be swallowed.
+    """
+
+    def __init__(self, store: RootedPath, shard: ShardEntry) -> None:
+        """Raises ManifestError if the file is missing or does not have the size in its manifest."""
+        self.path = shard.file(store)
+        self.shard = shard
+        try:
+            self._file = open_regular(self.path)
+        except FileNotFoundError:
+            raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
+        found = open_size(self._file)
+        if found != shard.bytes:
+            raise ManifestError(
+                f"{self.path} (shard {shard.name}) has {found} bytes, but its manifest lists {shard.bytes}; "
+                f"{recovery_hint(shard, REWRITE)}"
+            )
+
+    def read(self, offset: int, size: int, crc32c: int, key: str) -> bytes:
+        """Read exactly `size` bytes from `offset`; raise ManifestError unless they are the packed bytes.
+
+        crc32c  of the bytes, from the index
+        key     of the record, for messages
+        """
+        if not 0 <= offset <= offset + size <= self.shard.bytes:
+            raise ManifestError(
+                f"{self.path} (shard {self.shard.name}, record {key}): the index lists bytes {offset} to "
+                f"{offset + size} of {self.shard.bytes}; run permafrost verify"
+            )
+        if size > MAX_IMAGE_BYTES:
+            raise ManifestError(
+                f"{self.path} (shard {self.shard.name}, record {key}): the index lists {size:,} bytes, more than the "
+                f"{MAX_IMAGE_BYTES:,} that a record can have; run permafrost verify"
+            )
+        try:
+            data = read_at(self._file, size, offset)
+        except OSError as error:
+            raise ManifestError(
+                f"{self.path} cannot be read ({error}); {recovery_hint(self.shard, REWRITE)}"
+            ) from error
+        if len(data) != size or google_crc32c.value(data) != crc32c:
+            raise ManifestError(
+                f"{self.path} (shard {self.shard.name}, record {key}) is damaged: the bytes {offset} to "
+                f"{offset + size} are not the packed bytes; {recovery_hint(self.shard, REWRITE)}"
+            )
+        return data

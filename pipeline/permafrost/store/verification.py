@@ -1,0 +1,317 @@
+"""Verification of a store: compare every byte with its manifests, and check the values of every row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from permafrost.core.files import (
+    AnyPath,
+    FileError,
+    LinkError,
+    RootedPath,
+    exists,
+    find_links,
+    is_folder,
+    list_folder,
+    sha256_file,
+    sha256_keys,
+)
+from permafrost.core.records import NO_CLASS
+from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
+from permafrost.store.codecs import decode_unit
+from permafrost.store.entries import EntryError, from_dict
+from permafrost.store.file_entry import ManifestError, StoreMismatchError
+from permafrost.store.index import CHECKED_COLUMNS
+from permafrost.store.index_writer import checksums_of
+from permafrost.store.known_files import KnownFiles, unknown_files, verify_file
+from permafrost.store.manifest import (
+    MANIFEST_NAME,
+    TEACHERS_FOLDER,
+    PassManifest,
+    check_files,
+    fingerprint_store,
+    read_checked,
+    read_pass_manifest,
+)
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.receipts import (
+    RECEIPT_SCHEMA,
+    RECEIPTS_FOLDER,
+    has_many_labels,
+    read_receipt,
+    receipt_path,
+)
+from permafrost.store.shards import SHARDS_NAME, ShardEntry
+from permafrost.store.tars import recovery_hint
+from permafrost.store.unique_keys import UniqueHashes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from permafrost.core.records import FieldSpec
+    from permafrost.store.fields import Values
+
+
+_SHARDS_STEM = SHARDS_NAME.partition(".")[0]
+
+
+def verify_store(path: AnyPath) -> Iterator[str]:
+    """Yield every problem of a store and its passes, as one line that names the file, the shard or the record.
+
+    If a manifest is damaged, the files that it covers are compared with the receipts, which have their own digests.
+    Links that may not be there come first; if there are any, nothing is read.
+    Memory grows with the number of shards, by a few bytes each, and not with the number of records.
+    """
+    folder = RootedPath.of(path)
+    links = [str(LinkError(link)) for link in find_links(folder)]
+    yield from links or _verify_contents(folder)
+
+
+def _verify_contents(path: RootedPath) -> Iterator[str]:
+    try:
+        store = Store(path)
+        for table in (store.shards, store.manifest.skipped):
+            for _ in table:  # each row must be possible
+                pass
+    except (ManifestError, StoreMismatchError, FileError) as error:
+        yield str(error)
+        yield from _verify_receipts(path)
+        store = None
+    sound = store is not None
+    if store is not None:
+        num_problems = 0
+        for problem in _verify_own_files(store):
+            num_problems += 1
+            yield problem
+        sound = num_problems == 0
+        if sound:
+            yield from _verify_index(store)
+    unfinished = unfinished_passes(path)
+    for folder in _folders(path / TEACHERS_FOLDER):
+        if folder in unfinished:
+            continue
+        if not exists(folder / MANIFEST_NAME):
+            yield f"{folder / MANIFEST_NAME} is missing; run permafrost precompute again, which writes it"
+        elif store is not None:
+            yield from _verify_pass(store, folder, rows_too=sound)
+        else:
+            yield from _verify_pass_files(folder)
+    for folder in _folders(path / ARTIFACTS_FOLDER):
+        yield from _verify_artifact(folder)
+
+
+def unfinished_passes(store: RootedPath) -> list[RootedPath]:
+    """Return the folders of passes that were begun and never published. A published one has a table of shards."""
+    return [
+        folder
+        for folder in _folders(store / TEACHERS_FOLDER)
+        if not exists(folder / MANIFEST_NAME) and not list_folder(folder, f"{_SHARDS_STEM}*")
+    ]
+
+
+def _folders(parent: RootedPath) -> list[RootedPath]:
+    return [path for path in list_folder(parent) if is_folder(path)]
+
+
+def _verify_own_files(store: Store) -> Iterator[str]:
+    """Check the files of a store without its passes and artifacts."""
+    manifest, known = store.manifest, KnownFiles()
+    known.add(MANIFEST_NAME)
+    tables = (manifest.shards.file, manifest.index, manifest.keys, manifest.skipped.file)
+    for file in tables:
+        if file is not None:
+            yield from verify_file(store.folder, file.path, file.sha256, known, file.bytes)
+    for number, shard in enumerate(store.shards):
+        yield from _verify_shard(store.folder, shard)
+        if not shard.referenced:
+            known.add(shard.path)
+        receipt = receipt_path(store.folder, shard.name).below(store.folder)
+        yield from verify_file(store.folder, receipt, store.shards.receipt_sha256(number), known)
+    yield from unknown_files(store.folder, known, ignored=(TEACHERS_FOLDER, ARTIFACTS_FOLDER))
+
+
+def _verify_shard(path: RootedPath, shard: ShardEntry) -> Iterator[str]:
+    """Compare a shard's file with its entry. For a referenced tar the advice is never to delete it."""
+    hint = f"; {recovery_hint(shard, '')}" if shard.referenced else ""
+    file = shard.file(path)
+    try:
+        found = sha256_file(file)
+    except FileNotFoundError:
+        yield f"{file} is missing{hint}"
+    except FileError as error:
+        yield f"{error}{hint}"
+    else:
+        if found != shard.sha256:
+            yield f"{file} has sha256 {found[:12]}, but its manifest lists {shard.sha256[:12]}{hint}"
+
+
+def _verify_receipts(path: RootedPath) -> Iterator[str]:
+    """Check the receipts of a store with an unreadable manifest, and the shards against them."""
+    for receipt in list_folder(path / RECEIPTS_FOLDER, "*.parquet"):
+        try:
+            table, metadata = read_receipt(receipt, RECEIPT_SCHEMA)
+            shard = from_dict(ShardEntry, metadata["entry"])
+        except (ManifestError, EntryError, KeyError, FileError) as error:
+            yield str(error) if str(receipt) in str(error) else f"{receipt} is damaged: {error}"
+            continue
+        if sha256_keys(table["key"].to_pylist()) != shard.keys_sha256:
+            yield f"{receipt} does not have the keys of its entry"
+        yield from _verify_shard(path, shard)
+
+
+def _verify_pass_files(folder: RootedPath) -> Iterator[str]:
+    """Check the files of a pass in a store with an unreadable manifest."""
+    try:
+        manifest = read_pass_manifest(folder)
+    except (ManifestError, FileError) as error:
+        yield str(error)
+    else:
+        yield from _verify_files_of_pass(folder, manifest)
+
+
+def _verify_files_of_pass(folder: RootedPath, manifest: PassManifest) -> Iterator[str]:
+    known = KnownFiles()
+    known.add(MANIFEST_NAME)
+    shards = manifest.shards
+    assert shards.file is not None
+    yield from verify_file(folder, shards.file.path, shards.file.sha256, known, shards.file.bytes)
+    for name, digest in manifest.files.items():
+        yield from verify_file(folder, name, digest, known)
+    try:
+        for number, shard in enumerate(shards):
+            for file in shard.files:
+                yield from verify_file(folder, file.path, file.sha256, known, file.bytes)
+            receipt = receipt_path(folder, shard.name).below(folder)
+            yield from verify_file(folder, receipt, shards.receipt_sha256(number), known)
+    except ManifestError as error:
+        yield str(error)
+        return
+    yield from unknown_files(folder, known)
+
+
+def _verify_artifact(folder: RootedPath) -> Iterator[str]:
+    if not exists(folder / MANIFEST_NAME):
+        yield f"{folder} has no manifest: the artifact is unfinished; delete it, and it is created again when needed"
+        return
+    try:
+        manifest = read_checked(folder / MANIFEST_NAME, schema=ARTIFACT_SCHEMA)
+        files = check_files(manifest.get("files"))
+    except (ManifestError, EntryError, FileError) as error:
+        yield str(error) if str(folder) in str(error) else f"{folder / MANIFEST_NAME}: {error}"
+        return
+    known = KnownFiles()
+    known.add(MANIFEST_NAME)
+    for name, digest in files.items():
+        yield from verify_file(folder, name, digest, known)
+    yield from unknown_files(folder, known)
+
+
+def _verify_index(store: Store) -> Iterator[str]:
+    """Compare the index with the receipts, shard by shard, and the keys with each other."""
+    index, manifest = store.index, store.manifest
+    expected = fingerprint_store(
+        manifest.dataset, manifest.canonical, manifest.columns, store.shards.names_and_keys()
+    )
+    if expected != manifest.fingerprint:
+        yield f"{store.path / MANIFEST_NAME}: its fingerprint is not that of its shards"
+    if store.shards.records_of_splits() != manifest.records:
+        yield f"{store.path / MANIFEST_NAME}: its numbers of records are not those of its shards"
+    hashes = UniqueHashes(index.num_rows)
+    many_labels = False
+    for number, shard in enumerate(store.shards):
+        try:
+            index.require_sound(np.array([number]), CHECKED_COLUMNS)
+            keys = index.shard_keys(number)
+            receipt, _ = read_receipt(receipt_path(store.folder, shard.name), RECEIPT_SCHEMA)
+        except ManifestError as error:
+            yield str(error)
+            continue
+        hashes.add(keys)
+        many_labels = many_labels or has_many_labels(receipt)
+        columns = {name: receipt[name].combine_chunks() for name in receipt.column_names}
+        first = number * manifest.rows_per_shard
+        columns["array_row"] = pa.array(np.arange(first, first + len(keys)), pa.int64())
+        same = (
+            columns["key"].to_pylist() == keys
+            and columns["image_sha256"].to_pylist() == index.image_sha256(number)
+            and set(columns["split"].to_pylist()) <= {shard.split}
+            and checksums_of(columns) == store.shards.index_crc32c[number].tolist()
+        )
+        if not same:
+            yield f"shard {shard.name}: receipt and index differ"
+    if not hashes.are_unique():
+        yield f"{store.path}: the index contains a key twice"
+    if many_labels != manifest.multi_label:
+        yield f"{store.path / MANIFEST_NAME}: multi_label is {manifest.multi_label}"
+
+
+def _verify_pass(store: Store, folder: RootedPath, rows_too: bool) -> Iterator[str]:
+    try:
+        teacher = TeacherPass(store, folder)
+    except (ManifestError, StoreMismatchError, FileError) as error:
+        yield str(error)
+        return
+    manifest = teacher.manifest
+    problems = 0
+    for problem in _verify_files_of_pass(folder, manifest):
+        problems += 1
+        yield problem
+    if problems or not rows_too:
+        return
+    try:
+        teacher.fields.check_shared_files()
+    except ManifestError as error:
+        yield str(error)
+        return
+    for number, shard in enumerate(store.shards):
+        position = teacher.shards.number_of(shard.name)
+        if position < 0 and manifest.selection is not None:
+            continue
+        try:
+            keys = teacher.shard_keys(shard)
+            own = store.index.shard_keys(number)
+        except ManifestError as error:
+            yield str(error)
+            continue
+        entry = None if position < 0 else teacher.shards[position]
+        if (
+            entry is None
+            or not set(keys) <= set(own)
+            or (entry.rows, entry.keys_sha256) != (len(keys), sha256_keys(keys))
+        ):
+            yield f"{teacher.name}: shard {shard.name} does not have the records of the image shard"
+            continue
+        try:
+            values = teacher.read_shard(shard)
+        except (ManifestError, ValueError, OSError) as error:
+            yield f"{teacher.name}: shard {shard.name} cannot be read: {error}"
+            continue
+        yield from _verify_values(teacher, shard.name, keys, values)
+
+
+def _verify_values(
+    teacher: TeacherPass, shard: str, keys: list[str], values: Values
+) -> Iterator[str]:
+    for spec in teacher.manifest.fields:
+        array = values[spec.name]
+        expected = (len(keys), teacher.manifest.views["count"], *spec.shape)
+        if array.shape != expected or array.dtype != spec.dtype:
+            yield f"{teacher.name}: field {spec.name} of shard {shard} is {array.dtype} {array.shape}"
+            continue
+        good = _in_range(spec, array, teacher.num_classes).all(axis=tuple(range(1, array.ndim)))
+        for row in np.flatnonzero(~good)[:3]:
+            yield f"{teacher.name}: field {spec.name} of record {keys[row]} (shard {shard}) is out of range"
+
+
+def _in_range(spec: FieldSpec, array: NDArray[Any], num_classes: int) -> NDArray[np.bool_]:
+    good: NDArray[np.bool_] = np.isfinite(array)
+    if spec.name == "explained_class":
+        good = (array >= NO_CLASS) & (array < num_classes)
+    elif spec.codec == "maxabs":
+        good &= np.abs(decode_unit(array)) <= 1
+    return good

@@ -1,0 +1,368 @@
+"""Backend zarr: <pass>/fields.zarr/<field>, a Zarr v3 array for each field.
+
+Chunk i is shard i of the manifest, so a short last shard does not shift other rows. Rows past a shard's last record
+are padding (NaN or -1). Fields with 4 KiB or more per record (a B-cos network's weights) are compressed, and a chunk
+of more than 64 MiB is divided into inner chunks.
+
+Zarr encodes, but commits go through core/files.py, because Zarr's local store never syncs. Zarr never reads here: it
+treats a missing chunk as fill, and metadata of its second format may name codecs that run code. A chunk is read as
+bytes, compared with the size and the checksum in the manifest, and decoded by the layout that the fields imply.
+Standard Zarr reads the same files; verification checks their zarr.json for it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import google_crc32c
+import numpy as np
+
+from permafrost.core.files import is_file, read_regular, sha256_file, write_atomically
+from permafrost.store.fields import (
+    PassFields,
+    StoredShard,
+    Values,
+    WrittenShard,
+    entry_of,
+    read_entry,
+)
+from permafrost.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
+from permafrost.store.row_reader import (
+    CHECKSUM_BYTES,
+    InnerChunkRows,
+    Rows,
+    decode_chunk,
+    most_chunk_bytes,
+    read_chunk_checksums,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+    from numpy.typing import NDArray
+
+    from permafrost.core.files import RootedPath
+    from permafrost.core.records import FieldSpec
+
+
+FIELDS_FOLDER = "fields.zarr"
+
+
+_MAX_CHUNK_BYTES = 64 * 2**20
+
+
+_INNER_CHUNK_BYTES = 64 * 2**10
+"""Bytes before compression that are read for one row; one view of one record if that is larger."""
+
+
+_COMPRESSED_RECORD_BYTES = 4 * 2**10
+"""Size per record from which fields are compressed; smaller fields are small as a whole and read in whole
+chunks."""
+
+
+_INTEGER_PADDING = -1
+
+_MAX_METADATA_BYTES = 2**20
+"""Largest size of a zarr.json."""
+
+
+class ZarrFields(PassFields):
+    """Zarr v3 arrays [num_shards * rows_per_shard, V, *shape]."""
+
+    def create(self) -> dict[str, str]:
+        files = {}
+        for path, data in self._shared_contents().items():
+            if is_file(self.folder / path) and _read_metadata(self.folder / path) == data:
+                files[path] = sha256_file(self.folder / path)
+            else:
+                files[path] = write_atomically(self.folder / path, data)
+        return files
+
+    def shared_files(self) -> list[str]:
+        names = ["zarr.json", *(f"{spec.name}/zarr.json" for spec in self.fields)]
+        return [f"{FIELDS_FOLDER}/{name}" for name in names]
+
+    def shard_files(self, position: int, name: str) -> list[str]:
+        return [self._chunk_path(spec, position) for spec in self.fields]
+
+    def inner_chunks_of_a_row(self) -> int:
+        sharded = filter(self._is_sharded, self.fields)
+        return sum(self.num_views // self._inner(spec)[1] for spec in sharded)
+
+    def check_shared_files(self) -> None:
+        _ = self._is_metadata_sound
+
+    @cached_property
+    def _is_metadata_sound(self) -> Literal[True]:
+        """True; the check runs once and raises ManifestError if it fails."""
+        group = {"zarr_format": 3, "node_type": "group"}
+        _check_metadata(self.folder / FIELDS_FOLDER / "zarr.json", group)
+        for spec in self.fields:
+            path = self.folder / FIELDS_FOLDER / spec.name / "zarr.json"
+            _check_metadata(path, self._metadata(spec))
+        return True
+
+    def write_shard(
+        self, position: int, name: str, keys: Sequence[str], values: Values
+    ) -> WrittenShard:
+        entries, checksums = [], []
+        for spec in self.fields:
+            chunk, _ = self._encode(spec, values[spec.name])
+            path = self._chunk_path(spec, position)
+            digest = write_atomically(self.folder / path, chunk)
+            checksum = google_crc32c.value(chunk[:-CHECKSUM_BYTES])
+            entries.append(FileEntry(path=path, bytes=len(chunk), sha256=digest, crc32c=checksum))
+            if self._is_sharded(spec):
+                checksums.append(self._row_checksums(spec, chunk, len(keys)))
+        by_row = np.concatenate(checksums, axis=1).tolist() if checksums else [[] for _ in keys]
+        return WrittenShard(files=tuple(entries), chunk_crc32c=by_row)
+
+    def _row_checksums(self, spec: FieldSpec, data: bytes, rows: int) -> NDArray[np.uint32]:
+        """Return the checksums [rows, inner chunks per row] of a field's file."""
+        inner_rows, inner_views = self._inner(spec)
+        per_row = self.num_views // inner_views
+        checksums = read_chunk_checksums(data, self.rows_per_shard // inner_rows * per_row)
+        return checksums.reshape(-1, per_row)[np.arange(rows) // inner_rows]
+
+    def read_shard(self, shard: StoredShard) -> Values:
+        views = np.arange(self.num_views)
+        every = np.arange(len(shard.keys))
+        values = {}
+        for name, rows in self.open_shard(shard).items():
+            if not isinstance(rows, np.ndarray):
+                by_view = [rows[every, np.full_like(every, view)] for view in views]
+                rows = np.stack(by_view, axis=1)
+            values[name] = rows
+        return values
+
+    def open_shard(
+        self, shard: StoredShard, fields: Container[str] | None = None
+    ) -> dict[str, Rows]:
+        self.check_shared_files()
+        return {
+            spec.name: self._open(spec, shard)
+            if self._is_sharded(spec)
+            else self._read(spec, shard)
+            for spec in self.fields
+            if fields is None or spec.name in fields
+        }
+
+    def _read(self, spec: FieldSpec, shard: StoredShard) -> NDArray[Any]:
+        path = self._chunk_path(spec, shard.position)
+        shape = (self.rows_per_shard, self.num_views, *spec.shape)
+        most = most_chunk_bytes(shape, np.dtype(spec.dtype))
+        data = read_entry(self.folder, entry_of(shard, path), shard.name, most, CHECKSUM_BYTES)
+        values = decode_chunk(
+            data,
+            shape,
+            np.dtype(spec.dtype),
+            compressed=_is_compressed(spec),
+            path=self.folder / path,
+        )
+        return values[: len(shard.keys)]
+
+    def _open(self, spec: FieldSpec, shard: StoredShard) -> Rows:
+        entry = entry_of(shard, self._chunk_path(spec, shard.position))
+        sharded = [each for each in self.fields if self._is_sharded(each)]
+        counts = [self.num_views // self._inner(each)[1] for each in sharded]
+        start = sum(counts[: sharded.index(spec)])
+        checksums = shard.chunk_crc32c[:, start : start + counts[sharded.index(spec)]]
+        return InnerChunkRows(
+            self.folder / entry.path,
+            (len(shard.keys), self.num_views, *spec.shape),
+            spec.dtype,
+            rows_per_shard=self.rows_per_shard,
+            inner=self._inner(spec),
+            compressed=_is_compressed(spec),
+            checksums=checksums,
+            file_bytes=entry.bytes,
+        )
+
+    def _chunk_path(self, spec: FieldSpec, position: int) -> str:
+        return f"{FIELDS_FOLDER}/{spec.name}/c/{position}" + "/0" * (1 + len(spec.shape))
+
+    def _is_sharded(self, spec: FieldSpec) -> bool:
+        return self.rows_per_shard * self.num_views * _record_bytes(spec) > _MAX_CHUNK_BYTES
+
+    def _inner(self, spec: FieldSpec) -> tuple[int, int]:
+        """Return the rows and views of an inner chunk: as many rows as fit, or one view of one row."""
+        row_bytes = self.num_views * _record_bytes(spec)
+        if row_bytes > _INNER_CHUNK_BYTES:
+            return 1, 1
+        most = min(_INNER_CHUNK_BYTES // row_bytes, self.rows_per_shard)
+        return max(n for n in range(1, most + 1) if self.rows_per_shard % n == 0), self.num_views
+
+    def _shared_contents(self) -> dict[str, bytes]:
+        contents = {"zarr.json": _encode_group()}
+        contents |= {f"{spec.name}/zarr.json": self._encode(spec, None)[1] for spec in self.fields}
+        return {f"{FIELDS_FOLDER}/{name}": data for name, data in contents.items()}
+
+    def _metadata(self, spec: FieldSpec) -> dict[str, Any]:
+        """Build an array's zarr.json (zarr-specs, v3) here, so that readers do not need Zarr."""
+        tail = (self.num_views, *spec.shape)
+        outer = [self.rows_per_shard, *tail]
+        codecs = _codecs(spec)
+        if self._is_sharded(spec):
+            inner = {
+                "chunk_shape": [*self._inner(spec), *spec.shape],
+                "codecs": codecs,
+                "index_codecs": [_LITTLE_ENDIAN, {"name": "crc32c"}],
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": inner}]
+        padding = _padding(spec.dtype)
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [self.num_shards * self.rows_per_shard, *tail],
+            "data_type": spec.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": outer}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": padding if isinstance(padding, int) else "NaN",
+            "codecs": codecs,
+            "attributes": _attributes(spec),
+            "dimension_names": list(_dimension_names(spec)),
+        }
+
+    def _encode(self, spec: FieldSpec, values: NDArray[Any] | None) -> tuple[bytes, bytes]:
+        """Encode a chunk's bytes (empty if `values` is None) and the array's zarr.json."""
+        import zarr
+        from zarr.storage import MemoryStore
+
+        tail = (self.num_views, *spec.shape)
+        outer = (self.rows_per_shard, *tail)
+        sharded = self._is_sharded(spec)
+        memory: dict[str, Any] = {}
+        array = zarr.create_array(
+            MemoryStore(memory),
+            shape=(self.num_shards * self.rows_per_shard, *tail),
+            chunks=(*self._inner(spec), *spec.shape) if sharded else outer,
+            shards=outer if sharded else None,
+            dtype=spec.dtype,
+            compressors=_compressors(spec),
+            fill_value=_padding(spec.dtype),
+            config={"write_empty_chunks": True},
+            dimension_names=_dimension_names(spec),
+            attributes=_attributes(spec),
+            zarr_format=3,
+        )
+        chunk = b""
+        if values is not None:
+            padded = np.full(outer, _padding(spec.dtype), dtype=spec.dtype)
+            padded[: len(values)] = values
+            array[: self.rows_per_shard] = padded
+            chunk = memory["c/0" + "/0" * len(tail)].to_bytes()
+        return chunk, memory["zarr.json"].to_bytes()
+
+
+def _record_bytes(spec: FieldSpec) -> int:
+    """Return the size in bytes of one view of one record."""
+    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+
+
+def _is_compressed(spec: FieldSpec) -> bool:
+    return _record_bytes(spec) >= _COMPRESSED_RECORD_BYTES
+
+
+def _compressors(spec: FieldSpec) -> list[Any]:
+    """Return the lossless codecs; the checksum is outermost, because a decompressor may miss a flipped bit."""
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    if not _is_compressed(spec):
+        return [Crc32cCodec()]
+    itemsize = np.dtype(spec.dtype).itemsize
+    shuffle = "bitshuffle" if itemsize > 1 else "noshuffle"
+    return [
+        BloscCodec(cname="zstd", clevel=1, shuffle=shuffle, typesize=itemsize),
+        Crc32cCodec(),
+    ]
+
+
+def _padding(dtype: str) -> float | int:
+    """Return the value of rows without a record."""
+    return float("nan") if dtype.startswith("float") else _INTEGER_PADDING
+
+
+def _dimension_names(spec: FieldSpec) -> tuple[str, ...]:
+    axes = spec.axes or tuple(f"axis_{number}" for number in range(len(spec.shape)))
+    return ("array_row", "view", *axes)
+
+
+def _attributes(spec: FieldSpec) -> dict[str, Any]:
+    """Return the attributes that a reader of the array alone needs to interpret its values."""
+    described = asdict(spec)
+    attributes = {
+        name: described[name] for name in ("codec", "when_moved", "frame", "crop_fraction")
+    }
+    attributes["padding"] = str(_padding(spec.dtype))
+    attributes["array_row"] = (
+        "column array_row of index.arrow, or of receipts/<shard>.parquet where the pass covers a selection"
+    )
+    if spec.codec == "maxabs":
+        attributes["scale"] = f"values times {spec.name}_scale are in the teacher's own units"
+        attributes["step"] = 1 / 127 if spec.dtype == "int8" else 1.0
+    return attributes
+
+
+def _encode_group() -> bytes:
+    import zarr
+    from zarr.storage import MemoryStore
+
+    memory: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(memory), zarr_format=3)
+    data: bytes = memory["zarr.json"].to_bytes()
+    return data
+
+
+_LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
+    """Return the codecs of a chunk, as zarr.json names them."""
+    itemsize = np.dtype(spec.dtype).itemsize
+    codecs: list[dict[str, Any]] = [_LITTLE_ENDIAN if itemsize > 1 else {"name": "bytes"}]
+    if _is_compressed(spec):
+        shuffle = "bitshuffle" if itemsize > 1 else "noshuffle"
+        options = {"cname": "zstd", "clevel": 1, "shuffle": shuffle, "blocksize": 0}
+        codecs.append({"name": "blosc", "configuration": {"typesize": itemsize, **options}})
+    return [*codecs, {"name": "crc32c"}]
+
+
+def _without_notes(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata without the sentence about array_row, which differs between versions of this project."""
+    attributes = metadata.get("attributes")
+    if not isinstance(attributes, dict):
+        return metadata
+    kept = {name: value for name, value in attributes.items() if name != "array_row"}
+    return metadata | {"attributes": kept}
+
+
+def _read_metadata(path: RootedPath) -> bytes:
+    return read_regular(path, _MAX_METADATA_BYTES)
+
+
+def _check_metadata(path: RootedPath, expected: dict[str, Any]) -> None:
+    """Raise ManifestError unless a zarr.json has the expected entries, and no other entries that are not empty.
+
+    Another version of Zarr may write other bytes and additional empty entries.
+    """
+    try:
+        values = json.loads(_read_metadata(path))
+    except FileNotFoundError:
+        raise ManifestError(f"{path} is missing; {REPAIR}") from None
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{path} is not valid JSON ({error}); {REWRITE}") from error
+    found = _without_notes(values if isinstance(values, dict) else {})
+    expected = _without_notes(expected)
+    different = [
+        name
+        for name in sorted({*expected, *found})
+        if (found.get(name) or None) != (expected.get(name) or None)
+    ]
+    if different:
+        raise ManifestError(
+            f"{path} does not describe the arrays of its manifest ({', '.join(different)[:200]}); {REWRITE}"
+        )

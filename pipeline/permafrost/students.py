@@ -1,0 +1,240 @@
+"""One student: its training from a store, its evaluation, and both as a task of a sweep."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from permafrost.annotation.threads import torch_threads
+from permafrost.cluster.executors import run_training
+from permafrost.config.paths import with_absolute_paths
+from permafrost.config.runs import CHECKPOINT_NAME, CONTINUED, RUNS, open_run, to_plain_dict
+from permafrost.core.progress import show_epochs
+from permafrost.evaluation.baselines import named_baselines, with_baselines
+from permafrost.evaluation.inputs import epoch_metric, open_network, open_student, open_teacher
+from permafrost.evaluation.results import (
+    METRICS_NAME,
+    NETWORK_EVALUATION,
+    TEACHER_EVALUATION,
+    evaluation_folder,
+    missing_evaluators,
+    read_results,
+)
+from permafrost.models.resolve import resolve_distill
+from permafrost.models.saved import is_finished
+from permafrost.models.trained_weights import check_trained_weights
+from permafrost.report.commands import evaluate_command
+from permafrost.report.summary import align_columns
+from permafrost.store.reader import Store
+from permafrost.training.distill_job import Distillation, fingerprint_inputs
+from permafrost.training.student_passes import (
+    open_passes,
+    record_named_passes,
+    with_named_passes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from permafrost.config.distillation import DistillConfig
+    from permafrost.config.verbs import EvaluateConfig
+    from permafrost.evaluation.inputs import EvaluationInputs
+    from permafrost.sweep.student import StudentRun
+
+_DISTILL = logging.getLogger("permafrost.distill")
+_EVALUATE = logging.getLogger("permafrost.evaluate")
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillResult:
+    """Folder of the student, and the number of epochs trained by this call, 0 if it was already finished."""
+
+    student: str
+    trained_epochs: int
+    last_epoch: str = ""
+    """Mean loss and, on labeled records, mean training accuracy of the last epoch."""
+    records_per_second: str = ""
+    next: str = ""
+
+
+def distill(
+    config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None
+) -> DistillResult:
+    """Train and export the student. `on_epoch` replaces the progress bar."""
+    store = Store(config.store.folder)
+    config = with_named_passes(resolve_distill(config, store), store, config.run)
+    inputs = fingerprint_inputs(config, store, open_passes(config, store))
+    with open_run("distill", config.run, config, inputs) as folder:
+        return _train(config, store, folder, on_epoch)
+
+
+def _train(
+    config: DistillConfig,
+    store: Store,
+    folder: Path,
+    on_epoch: Callable[[int, str], None] | None,
+) -> DistillResult:
+    """Train the student into its folder, unless it is finished."""
+    if not is_finished(folder):
+        record_named_passes(config, store)
+    else:
+        check_trained_weights(folder)
+        _DISTILL.info("%s is finished", folder)
+        command = evaluate_command(config.run, store, folder)
+        return DistillResult(student=str(folder), trained_epochs=0, next=command)
+    job = Distillation(config=with_absolute_paths(config), folder=folder.absolute())
+    if on_epoch is not None:  # a student of a sweep, which has its own progress
+        epochs = run_training(job, config.cluster, on_epoch).epochs
+        return DistillResult(student=str(folder), trained_epochs=epochs)
+    _announce(config, store, folder)
+    with show_epochs("distill", config.trainer.epochs) as show:
+        progress = run_training(job, config.cluster, show)
+    return DistillResult(
+        student=str(folder),
+        trained_epochs=progress.epochs,
+        last_epoch=progress.last_line,
+        records_per_second=progress.rate(folder),
+        next=evaluate_command(config.run, store, folder),
+    )
+
+
+def _announce(config: DistillConfig, store: Store, folder: Path) -> None:
+    """Log what this call will train, and on what."""
+    passes = open_passes(config, store)
+    if config.mode == "live":
+        teacher = f"live teacher {config.teacher.name}"
+    else:
+        teacher = f"{config.mode} targets of {', '.join(p.name for p in passes)}"
+    subset = {k: v for k, v in to_plain_dict(config.subset).items() if v and k != "seed"}
+    _DISTILL.info(
+        "student %s %s, method=%s, %s: %s records of split %s in %s, trainer.epochs=%d, into %s%s",
+        config.student.kind,
+        config.student.name,
+        config.method.kind,
+        teacher if config.method.needs_teacher else "no teacher",
+        f"{store.num_records(config.split):,}",
+        config.split + "".join(f", subset.{name}={value}" for name, value in subset.items()),
+        config.store.path,
+        config.trainer.epochs,
+        folder,
+        CONTINUED if (folder / CHECKPOINT_NAME).exists() else "",
+    )
+
+
+# ---- evaluation ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """Metrics by split, as fractions in [0, 1]."""
+
+    metrics: str
+    splits: dict[str, dict[str, Any]]
+    next: str = ""
+
+    def printed(self) -> dict[str, str]:
+        """Values for the terminal: the file, and a table of the numbers that are not nested, a column per split."""
+        names = {
+            name: None
+            for metrics in self.splits.values()
+            for name, value in metrics.items()
+            if isinstance(value, (int, float))
+        }
+        rows = [["", *self.splits]]
+        for name in names:
+            values = [metrics.get(name) for metrics in self.splits.values()]
+            rows.append([name, *(_shown(value) for value in values)])
+        return {"metrics": self.metrics, "results": "\n" + align_columns(rows), "next": self.next}
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def evaluate(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
+    """Run the missing evaluators for the student, its teacher or the given network, on each split.
+
+    name  folder to write within the run's folder, if it is not the one that the options determine
+    """
+    if config.model == "teacher":  # a teacher is not compared with another student
+        config = with_baselines(config, dict.fromkeys(named_baselines(config)))
+        inputs, own = open_teacher(config), TEACHER_EVALUATION
+    elif config.model == "network":
+        inputs, own = open_network(config), NETWORK_EVALUATION
+    else:
+        inputs, own = open_student(config), evaluation_folder(config.evaluate.against)
+    fingerprints = {
+        config.model: inputs.fingerprint,
+        "store": inputs.store.manifest.fingerprint,
+        **inputs.others,
+        **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in inputs.passes},
+    }
+    with open_run(name or own, config.run, config.shared, fingerprints) as folder:
+        missing = missing_evaluators(folder, config)
+        if name in (None, own):  # not one of a sweep's selections
+            _EVALUATE.info(
+                "%s of run %s on split %s of %s: %s; %s",
+                config.model,
+                config.run,
+                ", ".join(config.evaluate.splits),
+                config.evaluate.store or config.store.path,
+                f"runs {', '.join(missing)}" if missing else "nothing to run",
+                f"into {folder}",
+            )
+            if config.model == "student":
+                _warn_of_chosen_epoch(config, inputs)
+        if missing:
+            from permafrost.evaluation.run import run_evaluators  # imports torch
+
+            run_evaluators(config, inputs, folder, missing)
+        splits = read_results(folder)["splits"]
+    return EvaluateResult(
+        metrics=str(folder / METRICS_NAME),
+        splits=splits,
+        next=f"permafrost report store.path={config.store.path} run={config.run}",
+    )
+
+
+def _warn_of_chosen_epoch(config: EvaluateConfig, inputs: EvaluationInputs) -> None:
+    """Warn of results on the split by which the student's epoch was chosen."""
+    metric = epoch_metric(RUNS / config.run, inputs.store.manifest.fingerprint)
+    split = (metric or "").partition(".")[0]
+    if split in config.evaluate.splits:
+        _EVALUATE.warning(
+            "the epoch of this student was chosen by %s (select_epoch), so its results on %s look better than they "
+            "are; report another split",
+            metric,
+            split,
+        )
+
+
+# ---- both, in a sweep ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StudentTask:
+    """Task that distills and evaluates one student, in any process of the task runner."""
+
+    run: StudentRun
+
+    @property
+    def name(self) -> str:
+        """Name of the student's run."""
+        return self.run.name
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Runs with which the student is compared."""
+        return self.run.baselines
+
+    def __call__(self, report: Callable[[str], None]) -> None:
+        with torch_threads(1):  # the same order of sums in parallel and serial execution
+            distill(self.run.distill, lambda epoch, line: report(line))
+            evaluate(self.run.evaluate, self.run.metrics_folder)

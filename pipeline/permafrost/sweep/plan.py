@@ -1,0 +1,198 @@
+"""The students of a sweep: every arm with every point of the grid that applies to it, and every seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose, section_of
+from permafrost.config.paths import place_paths
+from permafrost.config.points import iter_points, knows_option, point_label, point_words
+from permafrost.config.runs import identity, to_plain_dict
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.files import sha256_json
+from permafrost.evaluation.baselines import named_baselines, with_baselines
+from permafrost.evaluation.inputs import open_against, open_evaluation_store
+from permafrost.loading.selection import HOLDOUT
+from permafrost.models.resolve import resolve_distill
+from permafrost.store.reader import Store
+from permafrost.sweep.select import check_reported_epochs, check_selection
+from permafrost.sweep.student import Student
+from permafrost.training.distill_job import fingerprint_inputs
+from permafrost.training.student_passes import open_passes, with_named_passes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from permafrost.config.distillation import DistillConfig
+    from permafrost.config.points import Point
+    from permafrost.config.verbs import EvaluateConfig, SweepConfig
+
+
+_OWN_SECTIONS = ("arms", "grid", "select", "seeds", "parallel", "run")
+
+
+def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
+    """Plan every student of the sweep, with seeds outermost. Raises ConfigError if arms, grid or options do not fit.
+
+    base  overrides from the command line, shared by all arms
+    """
+    shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
+    known: set[str] = set()
+    planned: list[tuple[str, Point, DistillConfig, EvaluateConfig, list[str]]] = []
+    for arm, overrides in config.arms.items():
+        words = [*shared, "trainer.num_threads=1", *overrides]
+        for point in _points(words, config.grid):
+            known |= set(point)
+            composed = compose("sweep", [*words, *point_words(point)])
+            trained: DistillConfig = place_paths(build_verb_config("distill", composed))
+            evaluate: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
+            if config.executor != "serial":
+                cores = config.cluster.cpus_per_student
+                trained, evaluate = _limit_threads(trained, evaluate, cores)
+            require(
+                trained.trainer.ranks == 1 or config.executor == "serial",
+                f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for resources of other "
+                "students; set executor=serial to train one student after the other, or trainer.ranks=1",
+            )
+            require(
+                evaluate.model == "student",
+                f"model={evaluate.model} is not supported in a sweep; evaluate that network with "
+                f"permafrost evaluate model={evaluate.model}",
+            )
+            _check_splits(evaluate)
+            check_reported_epochs(trained, evaluate)
+            if config.select is not None:
+                check_selection(config.select, trained, evaluate)
+            trained, inputs = _with_inputs(trained, evaluate, config.run)
+            planned.append((arm, point, trained, evaluate, inputs))
+    for option in config.grid:
+        require(
+            option in known, f"grid: no arm has the option {option}; correct it or leave it out"
+        )
+    # Seeds are outermost, so that the students that finish first are comparable.
+    students = [
+        _student(config.run, arm, point, replace(trained, seed=seed), evaluate, inputs)
+        for seed in config.seeds
+        for arm, point, trained, evaluate, inputs in planned
+    ]
+    names = [student.name for student in students]
+    for student in students:
+        require(
+            names.count(student.name) == 1,
+            f"grid: two points result in the same student of arm {student.arm}, one of them "
+            f"{point_label(student.point)}; name each value once",
+        )
+    return [_with_baselines(student, students) for student in students]
+
+
+def _limit_threads(
+    trained: DistillConfig, evaluate: EvaluateConfig, cores: float
+) -> tuple[DistillConfig, EvaluateConfig]:
+    """Set each decode_threads that is null to the cores of a student that shares its machine with others."""
+    trainer, options = trained.trainer, evaluate.evaluate
+    if trainer.decode_threads is None:
+        threads = max(1, int(cores) // max(trainer.loader_processes, 1))
+        trained = replace(trained, trainer=replace(trainer, decode_threads=threads))
+    if options.decode_threads is None:
+        options = replace(options, decode_threads=max(1, int(cores)))
+        evaluate = replace(evaluate, evaluate=options)
+    return trained, evaluate
+
+
+def _check_splits(evaluate: EvaluateConfig) -> None:
+    """Raise ConfigError if a split to evaluate is not in the store, before any student is trained."""
+    path = evaluate.store.at(evaluate.evaluate.store)
+    splits = set(Store(path).manifest.records)
+    for split in evaluate.evaluate.splits:
+        require(
+            split in splits or split == HOLDOUT,
+            f"evaluate.splits names {split}, but the splits of {path} are: {', '.join(sorted(splits))}; name one of "
+            "them, or pack the data with data.test_fraction=0.1, which makes a split test",
+        )
+
+
+def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
+    """Replace evaluator baselines that are arms by that arm's student with the same seed, or None for its own arm."""
+    runs: dict[str, str | None] = {}
+    for arm in named_baselines(student.evaluate) & {other.arm for other in students}:
+        of_arm = {o.name: o.point for o in students if (o.arm, o.seed) == (arm, student.seed)}
+        runs[arm] = None if arm == student.arm else matching_run(arm, student.point, of_arm)
+    return replace(student, evaluate=with_baselines(student.evaluate, runs)) if runs else student
+
+
+def baselines_first(students: Sequence[Student]) -> list[Student]:
+    """Order students so that those that are baselines of others come first."""
+    compared = {name for student in students for name in named_baselines(student.evaluate)}
+    return sorted(students, key=lambda student: student.name not in compared)
+
+
+def _points(words: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[Point]:
+    """Iterate over the points of the options that an arm has.
+
+    A choice of a config group, such as optimizer: [adam, sgd], may determine these options.
+    """
+    choices = {option: values for option, values in grid.items() if "." not in option}
+    for choice in iter_points(choices):
+        composed = compose("sweep", [*words, *point_words(choice)])
+        options = {o: v for o, v in grid.items() if o not in choices and knows_option(composed, o)}
+        yield from ({**choice, **point} for point in iter_points(options))
+
+
+def _student(
+    sweep: str,
+    arm: str,
+    point: Point,
+    trained: DistillConfig,
+    evaluate: EvaluateConfig,
+    inputs: list[str],
+) -> Student:
+    parts = [identity(to_plain_dict(config), type(config)) for config in (trained, evaluate.shared)]
+    digest = sha256_json([*parts, inputs])
+    name = f"{sweep}/students/{arm}-seed{trained.seed}-{digest[:8]}"
+    return Student(
+        arm=arm,
+        point=point,
+        seed=trained.seed,
+        distill=replace(trained, run=name),
+        evaluate=replace(evaluate, run=name),
+    )
+
+
+def _with_inputs(
+    trained: DistillConfig, evaluate: EvaluateConfig, sweep: str
+) -> tuple[DistillConfig, list[str]]:
+    """Return the options of a student with the names of the passes that it reads, and the fingerprints of its inputs.
+
+    sweep  run of the sweep, which keeps to the passes that it has read before
+    """
+    store = Store(trained.store.folder)
+    trained = with_named_passes(trained, store, sweep)
+    resolved = resolve_distill(trained, store)
+    passes = open_passes(resolved, store)
+    against, other = evaluate.evaluate.against, evaluate.evaluate.store
+    if against is not None:
+        _, passes = open_against(evaluate, against, sweep)
+    if against is None or other is None:
+        _, passes = open_evaluation_store(evaluate, evaluate.store.teacher, sweep)
+    inputs = fingerprint_inputs(resolved, store, passes)
+    return trained, [*inputs.values(), *(teacher.manifest.fingerprint for teacher in passes)]
+
+
+def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str:
+    """Return the only run of an arm whose grid options agree with those of `point`.
+
+    candidates  run -> its point
+    """
+    found = [
+        run
+        for run, other in candidates.items()
+        if all(point.get(option, value) == value for option, value in other.items())
+    ]
+    if len(found) != 1:
+        raise ConfigError(
+            f"baseline={arm} names an arm with {len(found)} students that match one point of another arm; choose an "
+            "arm without separate options in grid, or name a run"
+        )
+    return found[0]

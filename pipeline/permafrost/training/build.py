@@ -1,0 +1,214 @@
+"""State and loader of a training, built from its specification with every check of how data, loss and network fit."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from permafrost.config.models import ModelConfig
+from permafrost.core.distributed import DistributedContext
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Targets
+from permafrost.core.seeds import derive_seed
+from permafrost.loading.column_moments import column_moments
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import downscale, view_images, view_targets
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.pixels import PixelAugmentSchedule
+from permafrost.loading.transfer import move_batch
+from permafrost.loading.views import ViewSchedule
+from permafrost.losses.base import StudentOutput
+from permafrost.models.additive.inputs import AdditiveMlp
+from permafrost.models.classifier import Classifier
+from permafrost.models.devices import resolve_device
+from permafrost.models.explainers.explain import attribution_named, explainer_named
+from permafrost.models.explainers.grids import map_grid, require_places, warn_of_coarse_grid
+from permafrost.models.output import NO_INTERMEDIATES, Standardize
+from permafrost.models.providers import build_model, freeze, teacher_input_size
+from permafrost.training.guidance_targets import GuidanceSource
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.spec import TrainingSpec
+from permafrost.training.state import ComputeSettings, Training, build_optimizer
+from permafrost.training.targets import TargetSource
+
+logger = logging.getLogger("permafrost.training")
+
+MAX_DOWNSCALE = 1.2
+"""Maximum number of frame pixels per view pixel, above which bilinear sampling aliases."""
+_MEASURED_VIEWS = 256
+"""Views that are looked at for the warning of aliasing."""
+
+
+def build_training(plan: TrainingSpec, distributed: DistributedContext) -> Training:
+    """Build the state of a training before its first step. Raises ConfigError if data, loss and network do not fit."""
+    _check_labels(plan)
+    trainer = plan.trainer
+    device = distributed.device or resolve_device("trainer.device", trainer.device)
+    torch.manual_seed(derive_seed(plan.seed, "initialisation"))
+    model = build_model(plan.model, plan.num_classes, may_replace_head=True)
+    if plan.model.weights is None:
+        _learn_columns(model, plan.dataset)
+    model = model.to(device)
+    targets: TargetSource = view_targets
+    if plan.live_teacher is not None:
+        targets = _build_live_teacher(plan, plan.live_teacher, device)
+    if plan.guided_by is not None:
+        targets = GuidanceSource(plan.guided_by, plan.num_classes, plan.input_size)
+    if plan.loss.needs.maps_in(0):
+        _check_map_grids(plan, model, targets)
+    if plan.superfeatures is not None:
+        targets = plan.superfeatures.targets(targets)
+    if plan.loss.needs.intermediates != NO_INTERMEDIATES:
+        _build_loss_parameters(plan, model, targets, device)
+    plan.loss.on_train_start(plan.dataset)
+    loss = plan.loss.to(device)
+    compute_settings = ComputeSettings(
+        precision=getattr(torch, trainer.precision),
+        compile=trainer.compile,
+        channels_last=trainer.channels_last,
+    )
+    return Training(
+        model=model,
+        loss=loss,
+        optimizer=build_optimizer(
+            plan.optimizer,
+            [*model.parameters(), *loss.parameters()],
+            fused=compute_settings.precision == torch.float16,
+        ),
+        explain=explainer_named(plan.explainer)
+        if plan.guided_by is None
+        else attribution_named(model.explainer),
+        targets=targets,
+        transforms=plan.transforms,
+        teacher_weights=plan.teacher_weights,
+        seed=plan.seed,
+        compute_settings=compute_settings,
+        distributed=distributed,
+        has_labels=plan.dataset.has_labels and bool(plan.class_names),
+    )
+
+
+def build_loader(plan: TrainingSpec, distributed: DistributedContext) -> TrainLoader:
+    """Build the loader of a rank's batches."""
+    return TrainLoader(
+        plan.dataset,
+        None if plan.replays else _build_views(plan),
+        PixelAugmentSchedule(plan.augment, plan.seed),
+        batch_size=plan.trainer.batch_size,
+        seed=plan.seed,
+        loader_processes=plan.trainer.loader_processes,
+        views_per_step=plan.views_per_step,
+        rank=distributed.rank,
+        world_size=distributed.world_size,
+    )
+
+
+def _check_labels(plan: TrainingSpec) -> None:
+    """Raise ConfigError unless the loss and the network support the labels of the data."""
+    if plan.loss.needs.labels and not plan.dataset.has_labels:
+        raise ConfigError(
+            "none of the records has a label of the network's classes, but the loss needs labels; choose a "
+            "method without labels (method.lambda_ce=0) or data with labels"
+        )
+    many = plan.dataset.has_many_labels
+    plan.loss.check_labels(many=many)
+    if many and plan.model.classes not in (None, plan.num_classes):
+        raise ConfigError(
+            f"the network's option classes={plan.model.classes} is not the {plan.num_classes} classes of the "
+            "labels; set it to null"
+        )
+
+
+def _check_map_grids(plan: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
+    """Raise ConfigError if the explanations of the student or of a teacher have only one cell."""
+    own = map_grid(model, plan.input_size)
+    require_places(
+        own,
+        plan.input_size,
+        "the student's explanations" if plan.guided_by is None else "the network's explanations",
+        "raise augment.size or choose a network with a smaller stride",
+    )
+    taught = [
+        ((spec.shape[-2], spec.shape[-1]), plan.dataset.store.size, f"the maps of {teacher.name}")
+        for teacher in plan.dataset.passes
+        for spec in teacher.manifest.fields
+        if spec.name == "map"
+    ]
+    if isinstance(targets, LiveTeacher):
+        size = targets.input_size
+        taught = [(map_grid(targets.model, size), size, "the teacher's explanations")]
+    for grid, size, whose in taught:
+        require_places(grid, size, whose, "raise teacher.input_size or choose another teacher")
+        warn_of_coarse_grid(own, grid)
+
+
+def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:
+    """Set mean and spread of the columns, over the whole training split, in a network on a table."""
+    if isinstance(model, AdditiveMlp) and isinstance(model.normalize, Standardize):
+        (first,) = dataset.store.index.shard_numbers(dataset.rows_at(np.zeros(1, np.int64)))
+        split = dataset.store.shards[int(first)].split
+        model.normalize.set_moments(*column_moments(dataset.store, split))
+
+
+@torch.no_grad()
+def _build_loss_parameters(
+    plan: TrainingSpec, model: Classifier, targets: TargetSource, device: torch.device
+) -> None:
+    """Run both networks on one record so that the loss can create the parameters whose shapes depend on them.
+
+    They are drawn from a separate seed, which is the same on every rank.
+    """
+    batch = move_batch(plan.dataset.__getitems__([(0, 0) if plan.replays else 0]), device)
+    output = model.eval()(view_images(batch, plan.input_size), plan.loss.needs.intermediates)
+    grid = (output.features.shape[-2], output.features.shape[-1])
+    taught = targets(batch, grid, with_maps=False)
+    torch.manual_seed(derive_seed(plan.seed, "initialisation of the loss"))
+    for example in taught:
+        if isinstance(example, Targets):
+            plan.loss.build(StudentOutput(output=output), example)
+
+
+def _build_live_teacher(
+    plan: TrainingSpec, config: ModelConfig, device: torch.device
+) -> LiveTeacher:
+    side = teacher_input_size(config)
+    return LiveTeacher(
+        config.name,
+        freeze(build_model(config, plan.num_classes)).to(device),
+        explainer_named(plan.explainer),
+        plan.input_size if side is None else (side, side),
+        getattr(torch, plan.trainer.precision),
+        plan.live_explainer,
+        plan.loss.needs,
+    )
+
+
+def _build_views(plan: TrainingSpec) -> ViewSchedule:
+    height, width = plan.dataset.store.size
+    one_aspect = plan.dataset.has_frame_aspect
+    views = ViewSchedule(plan.augment, (height, width), plan.seed, one_aspect=one_aspect)
+    first = plan.dataset.aspects(range(min(_MEASURED_VIEWS, len(plan.dataset))))
+    worst = worst_downscale(views, plan.input_size, first)
+    if worst > MAX_DOWNSCALE:
+        logger.warning(
+            "views downscale the canonical frame of %dx%d by a factor of up to %.1f and alias above %.1f; "
+            "pack the store with a smaller frame, or raise augment.size",
+            *views.size,
+            worst,
+            MAX_DOWNSCALE,
+        )
+    return views
+
+
+def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: Tensor) -> float:
+    """Largest number of canonical pixels per pixel of a view of (height, width) `input_size`, one view per record.
+
+    aspects  [n]: width / height of the originals
+    """
+    matrices = views.views(0, 0, aspects)
+    if matrices is None:
+        matrices = torch.eye(3)[None]
+    return float(downscale(matrices, views.size, input_size).max())

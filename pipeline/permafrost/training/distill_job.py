@@ -1,0 +1,148 @@
+"""The training job of `distill`: resolves its options to passes, dataset, loss and transforms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from permafrost.config.models import AdditiveModelConfig, is_published
+from permafrost.core.errors import require
+from permafrost.core.files import sha256_json
+from permafrost.models.trained_weights import sha256_weights
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.training.student_passes import (
+    check_passes,
+    live_teacher,
+    open_passes,
+    teacher_weights_of,
+)
+
+if TYPE_CHECKING:
+    from permafrost.config.distillation import DistillConfig
+    from permafrost.config.training import TrainerOptions
+    from permafrost.core.distributed import DistributedContext
+    from permafrost.models.saved import TrainedModel
+    from permafrost.training.spec import TrainingSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """The TrainingJob of one student."""
+
+    config: DistillConfig
+    folder: Path
+
+    @property
+    def trainer(self) -> TrainerOptions:
+        """Trainer options, such as epochs and number of ranks."""
+        return self.config.trainer
+
+    def prepare(self, distributed: DistributedContext) -> None:
+        """Do nothing, because the store of a student is complete."""
+
+    def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
+        """Build the specification of the training.
+
+        Raises ConfigError or StoreMismatchError if the options do not fit the store.
+
+        distributed  ranks that share the cores of this machine, None if this process trains alone
+        """
+        from permafrost.loading.dataset import StoreDataset
+        from permafrost.loading.decode_threads import decode_threads_of
+        from permafrost.loading.selection import select_training_rows
+        from permafrost.losses.build import build_loss
+        from permafrost.models.explainers.classes import resolve_explainer
+        from permafrost.models.explainers.explain import DEFAULT_EXPLAINER
+        from permafrost.training.accuracy_curve import plan_curve
+        from permafrost.training.epoch_selection import select_epochs
+        from permafrost.training.spec import TrainingSpec
+        from permafrost.training.superfeature_targets import compare_superfeatures
+
+        config = self.config
+        store = Store(config.store.folder)
+        passes = open_passes(config, store)
+        rows = select_training_rows(store.index, config.split, config.subset)
+        loss = build_loss(config.method)
+        if passes:
+            check_passes(config, passes, needs=loss.needs)
+        num_classes = passes[0].num_classes if passes else len(store.manifest.classes)
+        explainer = passes[0].explainer if passes else None
+        live = live_teacher(config)
+        live_explainer = config.explainer
+        if live is not None:
+            num_classes = live.classes or num_classes
+            live_explainer = resolve_explainer(config.explainer, store, num_classes)
+            explainer = live_explainer.kind
+        level, transforms = compare_superfeatures(config, loss, passes, num_classes)
+        return TrainingSpec(
+            dataset=StoreDataset(
+                store,
+                rows,
+                passes,
+                num_classes=num_classes,
+                payload=loss.needs.payload,
+                decode_threads=decode_threads_of(config.trainer, distributed),
+            ),
+            model=config.student,
+            num_classes=num_classes,
+            loss=loss,
+            augment=config.augment,
+            optimizer=config.optimizer,
+            trainer=config.trainer,
+            seed=config.seed,
+            explainer=explainer or DEFAULT_EXPLAINER,
+            teacher_weights=teacher_weights_of(config),
+            replays=config.mode == "replay",
+            views_per_step=config.views.per_step,
+            live_teacher=live,
+            live_explainer=live_explainer,
+            superfeatures=level,
+            transforms=transforms,
+            after_epoch=plan_curve(config, self.folder, store, passes, num_classes),
+            epoch_selection=select_epochs(config, self.folder, store, passes, num_classes),
+        )
+
+    def describe(self, plan: TrainingSpec) -> TrainedModel:
+        """Return the content of model.json for the result."""
+        from permafrost.models.saved import TrainedModel
+
+        return TrainedModel(
+            config=self.config.student,
+            num_classes=plan.num_classes,
+            classes=plan.class_names,
+            input_size=plan.input_size,
+            teachers=tuple(_evaluation_pass(plan, teacher).name for teacher in plan.dataset.passes),
+            split=self.config.split,
+            subset=self.config.subset,
+        )
+
+
+def fingerprint_inputs(
+    config: DistillConfig, store: Store, passes: list[TeacherPass]
+) -> dict[str, str]:
+    """Fingerprints of all inputs of a student in addition to its config."""
+    inputs = {"store": store.manifest.fingerprint}
+    inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
+    if (live := live_teacher(config)) is not None:
+        from permafrost.models.fingerprint import describe_teacher
+
+        inputs["live teacher"] = sha256_json(describe_teacher(live, len(store.manifest.classes)))
+    if isinstance(config.student, AdditiveModelConfig) and config.student.partition is not None:
+        from permafrost.models.additive.partition import build_partition
+
+        inputs["student.partition"] = build_partition(config.student).sha256
+    weights = config.student.weights
+    if weights is not None and is_published(weights):
+        inputs["student.weights"] = weights  # the exact name identifies published weights
+    elif weights is not None:
+        require(
+            Path(weights).is_file(), f"student.weights={weights} does not exist; correct the path"
+        )
+        inputs["student.weights"] = sha256_weights(Path(weights))
+    return inputs
+
+
+def _evaluation_pass(plan: TrainingSpec, teacher: TeacherPass) -> TeacherPass:
+    """Return the pass that an evaluation compares a student of `teacher` with."""
+    return plan.dataset.store.canonical_of(teacher) if plan.replays else teacher

@@ -1,0 +1,236 @@
+"""Selection of the epoch whose weights a student keeps, by a metric on records outside its training (`select_epoch`).
+
+e2KD chooses "the best checkpoint" on 50 held-out images per class (supplement C.1.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.runs import CHECKPOINT_NAME
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.files import sha256_file, write_atomically
+from permafrost.core.signed_files import damaged, read_json, write_json
+from permafrost.evaluation.forward import EvaluatedModel, open_split, predict_records
+from permafrost.evaluation.metrics import METRICS, best_position
+from permafrost.evaluation.predictions import metrics_of
+from permafrost.loading.decode_threads import resolve_decode_threads
+from permafrost.models.classifier import Classifier
+from permafrost.models.saved import TrainedModel
+from permafrost.store.entries import EntryError, from_dict
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.training.student_passes import compared_passes
+
+EPOCHS_NAME = "epochs.json"
+_OF_LOGITS = ("accuracy", "f1", "worst_group_accuracy", "agreement", "kl_to_teacher")
+"""Metrics for which no map is computed."""
+_OF_TEACHER = ("agreement", "kl_to_teacher", "map_cosine")
+"""Metrics of a student and a pass."""
+
+
+class EpochSelection:
+    """Keeper of the weights of the best epoch so far, in the folder of the run.
+
+    epochs.json lists the metric of every epoch and the digest of the weights that are kept. A training that continues
+    from an earlier checkpoint replaces the entries of the epochs that it repeats. The weights of the previous best
+    epoch stay for one more epoch, until the checkpoint of the new one is written.
+    """
+
+    def __init__(
+        self, folder: Path, select: str, evaluate: Callable[[Classifier], Mapping[str, Any]]
+    ) -> None:
+        """Set the folder of the run and the metric.
+
+        select    option select_epoch, <split>.<metric>
+        evaluate  function that returns a network's metrics on that split
+        """
+        require(
+            select.partition(".")[2] in METRICS,
+            f"select_epoch={select} names an unknown metric; choose one of {', '.join(METRICS)}",
+        )
+        self.folder = folder
+        self.select = select
+        self.evaluate = evaluate
+        self.epochs()  # a damaged file is an error before the training, not after an epoch
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return self.select.partition(".")[2]
+
+    def __call__(self, model: Classifier, epoch: int) -> bool:
+        """Evaluate the network after an epoch, and keep its weights if no earlier epoch is as good.
+
+        Returns whether they are kept, after which a checkpoint is to be written.
+        """
+        from safetensors.torch import save
+
+        value = self._value(self.evaluate(model), epoch)
+        earlier = [one for one in self.epochs() if one["epoch"] < epoch]
+        entry: dict[str, Any] = {"epoch": epoch, "value": value, "sha256": None}
+        epochs = [*earlier, entry]
+        best = self._best(epochs)
+        if best == epoch:
+            state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
+            entry["sha256"] = write_atomically(self._weights(epoch), save(state))
+        write_json(self.folder / EPOCHS_NAME, {"epochs": epochs})
+        kept = {
+            self._weights(number) for number in (best, self._best(earlier) if earlier else best)
+        }
+        for path in self.folder.glob(self._weights(0).name.replace("0000", "*")):
+            if path not in kept:
+                path.unlink()
+        return best == epoch
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Number, value and digest of each epoch so far. Raises DamagedFileError for wrong digests and types."""
+        path = self.folder / EPOCHS_NAME
+        if not path.exists():
+            return []
+        values = read_json(path, self._advice)
+        try:
+            from_dict(_EpochsFile, values)
+        except EntryError as error:
+            raise damaged(path, error, self._advice) from error
+        epochs: list[dict[str, Any]] = values["epochs"]
+        return epochs
+
+    def restore(self, model: Classifier) -> None:
+        """Load the weights of the selected epoch into the network. Raises DamagedFileError for other weights."""
+        from safetensors.torch import load_file
+
+        epochs = self.epochs()
+        best = self._best(epochs)
+        (listed,) = (one["sha256"] for one in epochs if one["epoch"] == best)
+        path = self._weights(best)
+        actual = sha256_file(path)
+        if actual != listed:
+            reason = f"it has sha256 {actual[:12]}, but {EPOCHS_NAME} lists {str(listed)[:12]}"
+            raise damaged(path, reason, self._advice)
+        model.network.load_state_dict(load_file(path))
+
+    @property
+    def _advice(self) -> str:
+        return f"delete {self.folder / CHECKPOINT_NAME}, and the training starts again at epoch 0"
+
+    def _weights(self, epoch: int) -> Path:
+        """File of an epoch's weights."""
+        return self.folder / f"selected-epoch-{epoch:04d}.safetensors"
+
+    def _best(self, epochs: Sequence[Mapping[str, Any]]) -> int:
+        """Number of the best epoch, the first of equal ones."""
+        values = [one["value"] for one in epochs]
+        number: int = epochs[best_position(values, METRICS[self.metric])]["epoch"]
+        return number
+
+    def _value(self, metrics: Mapping[str, Any], epoch: int) -> float:
+        value = metrics.get(self.metric)
+        known = ", ".join(m for m in METRICS if not math.isnan(metrics.get(m, math.nan)))
+        if value is None:
+            raise ConfigError(
+                f"select_epoch={self.select}, but the split has no {self.metric}; choose one of {known}, or null for "
+                "the last epoch"
+            )
+        if math.isnan(value):
+            raise ConfigError(
+                f"select_epoch={self.select}: {self.metric} is not a number after epoch {epoch}, because the split has "
+                f"none or the training diverged; choose one of {known or 'another split'}, lower optimizer.lr, or set "
+                "select_epoch=null"
+            )
+        return float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EpochEntry:
+    """Entry of an epoch in epochs.json."""
+
+    epoch: int
+    value: float
+    sha256: str | None
+    """SHA-256 of its weights, None if an earlier epoch was at least as good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EpochsFile:
+    """Entries of epochs.json."""
+
+    epochs: tuple[_EpochEntry, ...]
+
+
+def select_epochs(
+    config: DistillConfig,
+    folder: Path,
+    store: Store,
+    passes: Sequence[TeacherPass],
+    num_classes: int,
+) -> EpochSelection | None:
+    """Return the selection of select_epoch, None if it is null.
+
+    Raises ConfigError if the split does not exist, or if a teacher's metric has no pass.
+    """
+    if config.select_epoch is None:
+        return None
+    split, _, metric = config.select_epoch.partition(".")
+    compared = compared_passes(config, store, passes, num_classes)
+    require(
+        bool(compared) or metric not in _OF_TEACHER,
+        f"select_epoch={config.select_epoch} compares the student with a pass, and none is named; name one of "
+        f"{', '.join(f.name for f in store.pass_folders()) or 'the passes (there are none)'} with store.teacher=, or "
+        f"choose {split}.accuracy",
+    )
+    evaluate = split_evaluator(
+        config,
+        store,
+        compared,
+        split,
+        num_classes,
+        localize=metric not in _OF_LOGITS,
+    )
+    return EpochSelection(folder, config.select_epoch, evaluate)
+
+
+def split_evaluator(
+    config: DistillConfig,
+    store: Store,
+    compared: Sequence[TeacherPass],
+    split: str,
+    num_classes: int,
+    *,
+    localize: bool,
+) -> Callable[[Classifier], dict[str, Any]]:
+    """Return the function that computes a network's metrics on a split, and leaves the network as it was.
+
+    compared  canonical passes that the student is compared with, which may be none
+    localize  compute maps, too
+    Raises ConfigError if the split does not exist.
+    """
+    size = store.size if config.augment.size is None else (config.augment.size,) * 2
+    dataset = open_split(
+        store,
+        compared,
+        split,
+        TrainedModel(
+            config=config.student,
+            num_classes=num_classes,
+            input_size=size,
+            split=config.split,
+            subset=config.subset,
+        ),
+        resolve_decode_threads(config.trainer.decode_threads),
+    )
+    options = EvaluateOptions(frame=config.select_frame)
+
+    def evaluate(model: Classifier) -> dict[str, Any]:
+        was_training = model.training
+        subject = EvaluatedModel(network=model.eval(), input_size=size)
+        found = predict_records(subject, dataset, options, localize=localize)
+        model.train(was_training)
+        return metrics_of(found, options.group_sets)
+
+    return evaluate

@@ -1,0 +1,235 @@
+"""Training metrics: metrics.jsonl, the source of truth, and the same numbers for TensorBoard.
+
+    {"total": 1.3, ..., "step": 8, "epoch": 0, "lr": 0.1, "records_per_second": 900.0, "chain": "<16 digits>"}
+
+`chain` is a digest of the line and of the chain before it, so a line that is changed, missing or out of place is
+recognized. The last line is that of the last step, whose number is in the checkpoint and in model.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from permafrost.core.errors import UserError
+from permafrost.core.files import read_regular, write_atomically
+from permafrost.core.progress import SECONDS_PER_LINE
+from permafrost.core.signed_files import DigestError, damaged
+from permafrost.losses.base import LossTerms
+from permafrost.training.state import Training
+
+logger = logging.getLogger("permafrost.training")
+
+METRICS_NAME = "metrics.jsonl"
+_DIGEST_START = ', "chain": "'
+_ADVICE = "delete it; only the curves of the steps so far are lost"
+
+
+class DivergedError(UserError, RuntimeError):
+    """Error for a loss that is not finite."""
+
+
+@dataclass(kw_only=True)
+class StepLog:
+    """Sums of the loss terms since the last written line, kept on the device until the next line is written."""
+
+    write: Callable[[dict[str, float]], None]
+    every_steps: int
+    sums: dict[str, Tensor | float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Number of steps in which each term was present. A guided term is not present in every step."""
+    steps: int = 0
+    records: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+    """The last written line."""
+    started: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+    """Time of the last line on the terminal."""
+
+    def add(self, training: Training, terms: LossTerms, records: int) -> None:
+        """Add a finished step, and write a line after every `every_steps` steps.
+
+        records  number of records of this rank
+        """
+        for name, value in {**terms.terms, **terms.statistics, "total": terms.total}.items():
+            self.sums[name] = self.sums[name] + value.detach()
+            self.counts[name] += 1
+        self.steps += 1
+        self.records += records
+        if self.steps == self.every_steps:
+            self.flush(training)
+
+    def flush(self, training: Training) -> None:
+        """Write the means over steps and ranks, if there are any. This synchronizes with the device once."""
+        if self.steps == 0:
+            return
+        sums = torch.stack([torch.as_tensor(total) for total in self.sums.values()])
+        means = training.distributed.mean(sums).tolist()
+        line = {
+            name: total / self.counts[name] for name, total in zip(self.sums, means, strict=True)
+        }
+        if not math.isfinite(line["total"]):
+            raise DivergedError(
+                f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
+                "lower optimizer.lr or set trainer.clip_norm"
+            )
+        seconds = time.monotonic() - self.started
+        line |= {
+            "step": training.global_step,
+            "epoch": training.epoch,
+            "lr": training.optimizer.param_groups[0]["lr"],
+            "records_per_second": self.records * training.distributed.world_size / seconds,
+        }
+        self.write(line)
+        self.last = line
+        self._say(training)
+        self.sums, self.counts = defaultdict(float), defaultdict(int)
+        self.steps = self.records = 0
+        self.started = time.monotonic()
+
+    def _say(self, training: Training) -> None:
+        """Log the position of a long epoch, whose end may be hours away."""
+        if training.distributed.is_first and time.monotonic() - self.said >= SECONDS_PER_LINE:
+            self.said = time.monotonic()
+            rate = f"{self.last['records_per_second']:,.0f} records/s"
+            logger.info(
+                "epoch %d, step %d: %s, %s",
+                training.epoch,
+                training.step,
+                self.describe_last(),
+                rate,
+            )
+
+    def describe_last(self) -> str:
+        """Describe the last written line: its loss and, if it has one, its training accuracy."""
+        text = f"loss {self.last.get('total', math.nan):.3f}"
+        if "training_accuracy" in self.last:
+            text += f", training accuracy {self.last['training_accuracy']:.3f}"
+        return text
+
+
+class MetricWriter:
+    """Writer of metrics.jsonl and TensorBoard events. Lines after `global_step` (of a killed run) are dropped."""
+
+    def __init__(self, folder: Path, global_step: int) -> None:
+        """Continue the folder's file. Raises DamagedFileError if its lines up to `global_step` are not all there."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / METRICS_NAME
+        kept, self._digest = b"", ""
+        if self.path.exists():
+            raw = read_regular(self.path)
+            last, problem = 0.0, "it is empty"
+            try:
+                for line in _iter_lines(raw):
+                    if line.values["step"] > global_step:
+                        break
+                    kept, self._digest, last = raw[: line.end], line.digest, line.values["step"]
+                    problem = f"it ends at step {last:g}"
+            except DigestError as error:  # beyond the checkpoint it is of no importance
+                problem = str(error)
+            if last != global_step:
+                reason = f"{problem}, but the checkpoint is of step {global_step}"
+                raise damaged(self.path, reason, _ADVICE)
+            if kept:
+                write_atomically(self.path, kept)
+            else:
+                self.path.unlink()
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=global_step + 1)
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.events.close()
+
+    def write(self, line: dict[str, float]) -> None:
+        """Append a line to the file and its numbers to the events."""
+        body = json.dumps(line)[:-1]
+        self._digest = _chain(self._digest, body.encode())
+        with self.path.open("a") as file:
+            file.write(f'{body}{_DIGEST_START}{self._digest}"}}\n')
+        for name, value in line.items():
+            if name not in ("step", "epoch"):
+                self.events.add_scalar(name, value, int(line["step"]))
+
+    def sync(self) -> None:
+        """Make the lines durable, before a checkpoint that continues them."""
+        if self.path.exists():
+            with self.path.open("ab") as file:
+                os.fsync(file.fileno())
+
+
+def read_metrics(folder: Path, steps: int | None = None) -> Iterator[dict[str, float]]:
+    """Read the lines of a run's metrics.jsonl, leaving out an incomplete last line of a killed run.
+
+    There are none if the file does not exist.
+
+    steps  number of steps of a finished training, which the last line must be of, with nothing after it; None is not
+           checked
+    Raises DamagedFileError for lines that were not written like this.
+    """
+    path = folder / METRICS_NAME
+    if not path.exists():
+        return
+    last, end, raw = None, 0, read_regular(path)
+    try:
+        for line in _iter_lines(raw):
+            last, end = line.values["step"], line.end
+            yield line.values
+    except DigestError as error:
+        raise damaged(path, error, _ADVICE) from error
+    if steps is not None and last != steps:
+        raise damaged(path, f"it ends at step {last}, but the training had {steps}", _ADVICE)
+    if steps is not None and end != len(raw):
+        raise damaged(path, f"it has {len(raw) - end} bytes after its last line", _ADVICE)
+
+
+class _Line(NamedTuple):
+    """A line of metrics.jsonl."""
+
+    values: dict[str, float]
+    digest: str
+    end: int
+    """Position of the byte after it."""
+
+
+def _iter_lines(raw: bytes) -> Iterator[_Line]:
+    """Iterate over the complete lines of a file. Raises DigestError at the first that is not the one written."""
+    end, digest = 0, ""
+    for number, text in enumerate(raw.split(b"\n")[:-1], start=1):
+        end += len(text) + 1
+        body, start, claimed = text.rpartition(_DIGEST_START.encode())
+        digest = _chain(digest, body)
+        if not start or claimed != f'{digest}"}}'.encode():
+            raise DigestError(
+                f"line {number} does not have the digest of its text and the lines before"
+            )
+        try:
+            values = json.loads(body + b"}")
+        except (ValueError, RecursionError) as error:
+            raise DigestError(f"line {number} is not JSON ({error})") from error
+        numbers = list(values.values()) if isinstance(values, dict) else [None]
+        if (
+            not all(type(value) in (int, float) for value in numbers)
+            or type(values.get("step")) is not int
+        ):
+            raise DigestError(f"line {number} has other values than numbers")
+        yield _Line(values, digest, end)
+
+
+def _chain(before: str, body: bytes) -> str:
+    """Return the first 64 bits of the SHA-256 of a line and the digest of the line before."""
+    return hashlib.sha256(before.encode() + body).hexdigest()[:16]

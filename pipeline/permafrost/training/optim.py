@@ -1,0 +1,44 @@
+"""Learning rate schedule: a warm-up, then cosine, step decay or constant."""
+
+from __future__ import annotations
+
+import math
+
+from permafrost.config.training import TrainerOptions
+from permafrost.core.errors import ConfigError
+
+_WARMUP_START = 0.01
+
+
+def learning_rate(
+    config: TrainerOptions, lr: float, epoch: int, step: int = 0, num_steps: int = 1
+) -> float:
+    """Learning rate of a step: linear from 0.01 * lr over the warm-up, then according to `trainer.schedule`.
+
+    It changes once per epoch, or in every step if the warm-up is given in steps.
+
+    step, num_steps  step within the epoch, and number of steps per epoch
+    """
+    at, warmup, end = float(epoch), config.warmup_epochs, config.epochs
+    if config.warmup_steps is not None:
+        at, warmup, end = epoch * num_steps + step, config.warmup_steps, end * num_steps
+    if at < warmup:
+        return lr * (_WARMUP_START + (1 - _WARMUP_START) * at / warmup)
+    if config.schedule == "constant":
+        return lr
+    if config.schedule == "decay":
+        return lr * config.decay ** (epoch // config.decay_every_epochs)
+    return lr * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (end - warmup)))
+
+
+def check_warmup(config: TrainerOptions, num_steps: int) -> None:
+    """Raise ConfigError if a warm-up in steps does not end before the training does.
+
+    num_steps  number of steps per epoch
+    """
+    steps = config.epochs * num_steps
+    if config.warmup_steps is not None and config.warmup_steps >= steps:
+        raise ConfigError(
+            f"trainer.warmup_steps={config.warmup_steps} does not end within the {steps} steps of "
+            f"trainer.epochs={config.epochs}; lower it or raise trainer.epochs"
+        )

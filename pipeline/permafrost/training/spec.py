@@ -1,0 +1,94 @@
+"""Specification of a training, and of the job that builds one on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.explainers import ExplainerConfig, GradCamConfig
+from permafrost.config.models import ModelConfig
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.core.distributed import DistributedContext
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.regions import RegionKind
+from permafrost.losses.base import DistillationLoss
+from permafrost.models.classifier import Classifier
+from permafrost.models.explainers.explain import DEFAULT_EXPLAINER
+from permafrost.models.saved import TrainedModel
+from permafrost.training.epoch_selection import EpochSelection
+from permafrost.training.superfeature_targets import SuperfeatureLevel
+from permafrost.training.transforms import BatchTransform, Mixup
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """Complete specification of a training."""
+
+    dataset: StoreDataset
+    model: ModelConfig
+    num_classes: int
+    loss: DistillationLoss
+    augment: AugmentOptions
+    optimizer: OptimizerOptions
+    trainer: TrainerOptions
+    seed: int
+    explainer: str = DEFAULT_EXPLAINER
+    teacher_weights: tuple[float, ...] = ()
+    """Weights of the teachers' losses, see Training."""
+    replays: bool = False
+    """True to train on the views stored in the dataset's passes, which ignores `augment.operations`."""
+    views_per_step: int = 1
+    """Number of views of one record in a step: stored ones, or the four rotations of each new view."""
+    guided_by: RegionKind | None = None
+    """Kind of object regions that guide the training instead of a teacher."""
+    after_epoch: Callable[[Classifier, int], bool | None] | None = None
+    """Callback of the first rank with the network and the number of epochs done, before their checkpoint."""
+    epoch_selection: EpochSelection | None = None
+    """Callback like `after_epoch` that selects the epoch whose weights are kept; None keeps the last epoch."""
+    live_teacher: ModelConfig | None = None
+    """Teacher that runs in every step, None to read the targets of the dataset's passes."""
+    live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
+    """Explainer options of the live teacher, which select the explained classes."""
+    superfeatures: SuperfeatureLevel | None = None
+    """Level at which superfeatures are compared, None if the loss does not compare them."""
+    transforms: tuple[BatchTransform, ...] = (Mixup(),)
+    """Batch transforms, see Training."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names of the network's outputs, empty if they are not the classes of the data."""
+        names = self.dataset.store.manifest.classes
+        return names if (self.model.classes or self.num_classes) == len(names) else ()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the student's view."""
+        size = self.augment.size
+        return self.dataset.store.size if size is None else (size, size)
+
+
+class TrainingJob(Protocol):
+    """The training that a stage requests. It is picklable, so any process can run it."""
+
+    @property
+    def folder(self) -> Path:
+        """Absolute path of the run's folder, for the checkpoint and the network."""
+
+    @property
+    def trainer(self) -> TrainerOptions:
+        """Trainer options, such as epochs and number of ranks."""
+
+    def prepare(self, distributed: DistributedContext) -> None:
+        """Create the files that the training reads in addition to the store, on all ranks, unless they exist."""
+
+    def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
+        """Build the specification of the training. Raises ConfigError if the options do not fit the store.
+
+        distributed  ranks that share the cores of this machine, None if this process trains alone
+        """
+
+    def describe(self, plan: TrainingSpec) -> TrainedModel:
+        """Return the content of model.json for the result."""

@@ -1,0 +1,117 @@
+"""State of a training: network, loss, optimizer and position, as stored in checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.distributed import DistributedContext
+from permafrost.core.errors import ConfigError
+from permafrost.core.seeds import derive_seed
+from permafrost.loading.geometry import view_targets
+from permafrost.losses.base import DistillationLoss
+from permafrost.models.classifier import Classifier
+from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, Explainer, explainer_named
+from permafrost.training.targets import TargetSource
+from permafrost.training.transforms import BatchTransform, Mixup
+
+
+def build_optimizer(
+    config: OptimizerOptions, parameters: list[nn.Parameter], *, fused: bool = False
+) -> torch.optim.Optimizer:
+    """Build the optimizer that `optimizer=` names, with the same options for all parameters.
+
+    fused  use the fused implementation, which skips steps with infinite gradients without a GradScaler synchronization
+    """
+    common: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": fused or None}
+    if config.kind == "sgd":
+        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, **common)
+    if config.kind == "adam":
+        return torch.optim.Adam(parameters, config.lr, **common)
+    return torch.optim.AdamW(parameters, config.lr, **common)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """Precision and performance settings of the student's forward and backward pass."""
+
+    precision: torch.dtype = torch.float32
+    """Precision of torch.autocast. The parameters, the loss and the explanations stay float32."""
+    compile: bool = False
+    channels_last: bool = False
+
+
+@dataclass(kw_only=True)
+class Training:
+    """A model in training and its position. All mutable state is stored in its checkpoints."""
+
+    model: Classifier
+    loss: DistillationLoss
+    optimizer: torch.optim.Optimizer
+    explain: Explainer = field(default_factory=lambda: explainer_named(DEFAULT_EXPLAINER))
+    """Explainer of the teacher, so that equal maps mean equal explanations. It is not part of a checkpoint."""
+    targets: TargetSource = view_targets
+    teacher_weights: tuple[float, ...] = ()
+    """Weights of the teachers' losses, summing to 1, or empty for equal weights."""
+    transforms: tuple[BatchTransform, ...] = (Mixup(),)
+    """Batch transforms, applied in this order to the inputs of each step."""
+    seed: int = 0
+    """Seed of the random draws within a step, such as dropout masks."""
+    compute_settings: ComputeSettings = field(default_factory=ComputeSettings)
+    distributed: DistributedContext = field(default_factory=DistributedContext)
+    has_labels: bool = False
+    """True to log the training accuracy, which needs records with labels of the model's classes."""
+    epoch: int = 0
+    step: int = 0
+    """Next step of the epoch."""
+    global_step: int = 0
+    forward: nn.Module = field(init=False)
+    """The callable model: wrapped to average gradients over ranks, compiled, or the model itself."""
+    scaler: torch.amp.GradScaler = field(init=False)
+    """Gradient scaler for float16, disabled in other precisions."""
+
+    def __post_init__(self) -> None:
+        device = next(self.model.parameters()).device
+        self.loss.distributed = self.distributed
+        if self.compute_settings.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.forward = self.distributed.wrap(self.model, device)
+        if self.compute_settings.compile:
+            self._refuse_double_backward()
+            self.forward = cast("nn.Module", torch.compile(self.forward))
+        half = self.compute_settings.precision == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+
+    def _refuse_double_backward(self) -> None:
+        if self.loss.needs.maps_in(0) and self.model.train().head is None:
+            raise ConfigError(
+                "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a "
+                "compiled forward pass cannot be differentiated twice; set trainer.compile=false, or choose a "
+                "student whose head is linear on the average of its features"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """State for `load_state`. Its tensors are not copied, so save or copy it before the next step."""
+        return {
+            "model": self.model.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "position": [self.epoch, self.step, self.global_step],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore a state exactly, on any number of ranks."""
+        self.model.load_state_dict(state["model"])
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.global_step = state["position"]
+
+    def seed_step(self) -> None:
+        """Seed the random draws of the next step from (seed, step, rank), so no generator state has to be stored."""
+        torch.manual_seed(derive_seed(self.seed, "step", self.global_step, self.distributed.rank))

@@ -1,0 +1,135 @@
+"""One optimizer step: forward pass, loss and gradients of a batch under its views."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from permafrost.core.records import NO_LABEL, Batch, Guidance, Targets, first_explained
+from permafrost.loading.geometry import view_images
+from permafrost.losses.base import DistillationLoss, LossTerms, StudentOutput, weighted_sum
+from permafrost.models.output import Intermediates, ModelOutput
+from permafrost.training.state import Training
+from permafrost.training.transforms import StepInputs
+
+
+def train_step(
+    training: Training,
+    batch: Batch,
+    input_size: tuple[int, int],
+    clip_norm: float | None,
+    agc: float | None = None,
+) -> LossTerms:
+    """Run one optimizer step on a batch on the model's device, without synchronizing with the device.
+
+    The teacher's maps are warped to the student's grid, so the forward pass of the student comes first.
+
+    clip_norm, agc  gradient clipping of TrainerOptions, None to disable
+    """
+    training.model.train()
+    terms = batch_loss(training, batch, input_size)
+    training.optimizer.zero_grad()
+    training.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
+    training.distributed.average_gradients(training.loss.parameters())
+    if clip_norm is not None or agc is not None:
+        training.scaler.unscale_(training.optimizer)
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(_parameters(training), clip_norm)
+    if agc is not None:
+        from timm.utils.agc import (
+            adaptive_clip_grad,  # Brock et al. 2021; timm takes seconds to import
+        )
+
+        adaptive_clip_grad(_parameters(training), agc)  # type: ignore[no-untyped-call]
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
+    training.loss.on_step_end()
+    return terms
+
+
+def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) -> LossTerms:
+    """Compute the loss of a batch under its views, with the graph to the student's parameters."""
+    needs = training.loss.needs
+    images = view_images(batch, input_size)
+    batch = replace(batch, rendered=images)
+    inputs = StepInputs(images=images, labels=((1.0, batch.labels),))
+    for transform in training.transforms:
+        inputs = transform(inputs, batch)
+    output = _forward(training, inputs.images, needs.intermediates)
+    accuracy = _training_accuracy(training, output, inputs)
+    if not needs.targets:
+        student = StudentOutput(
+            output=output,
+            input_size=input_size,
+            record_index=batch.record_index,
+            view_index=batch.view_index,
+        )
+        own = _loss_of(training.loss, student, None, inputs)
+        return replace(own, statistics=own.statistics | accuracy)
+    grid = (output.features.shape[-2], output.features.shape[-1])
+    needs_maps = needs.maps_in(training.global_step)
+    terms = []
+    for targets in training.targets(batch, grid, needs.map_control, with_maps=needs_maps):
+        for change in inputs.on_targets:
+            targets = change(targets)
+        maps = None
+        if needs_maps:
+            if needs.max_classes is not None:
+                assert isinstance(targets, Targets)
+                targets = first_explained(targets, needs.max_classes)
+            assert targets.explained_class is not None
+            maps = training.explain(training.model, output, targets.explained_class)
+        student = StudentOutput(
+            output=output,
+            maps=maps,
+            input_size=input_size,
+            record_index=batch.record_index,
+            view_index=batch.view_index,
+        )
+        terms.append(_loss_of(training.loss, student, targets, inputs))
+    total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
+    return replace(total, statistics=total.statistics | accuracy)
+
+
+def _training_accuracy(
+    training: Training, output: ModelOutput, inputs: StepInputs
+) -> dict[str, Tensor]:
+    """Share of the batch's labeled records that are classified correctly; empty if it has no meaning.
+
+    Mixed images, images made of parts of several records, and records with many labels have none.
+    """
+    labels = inputs.labels[0][1]
+    if not training.has_labels or len(inputs.labels) > 1 or inputs.on_targets or labels.dim() > 1:
+        return {}
+    known = labels != NO_LABEL
+    right = (output.logits.detach().argmax(dim=1) == labels) & known
+    return {"training_accuracy": right.sum() / known.sum().clamp(min=1)}
+
+
+def _loss_of(
+    loss: DistillationLoss,
+    student: StudentOutput,
+    targets: Targets | Guidance | None,
+    inputs: StepInputs,
+) -> LossTerms:
+    """Sum the loss over the step's labels by their shares. A loss without labels is computed once."""
+    counted = inputs.labels if loss.needs.labels else ((1.0, inputs.labels[0][1]),)
+    parts = [loss(student, targets, labels) for _, labels in counted]
+    return weighted_sum(parts, [share for share, _ in counted])
+
+
+def _forward(training: Training, images: Tensor, intermediates: Intermediates) -> ModelOutput:
+    """Run the wrapped model in the configured precision, and return float32 logits."""
+    compute_settings = training.compute_settings
+    if compute_settings.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    mixed = compute_settings.precision != torch.float32
+    with torch.autocast(images.device.type, dtype=compute_settings.precision, enabled=mixed):
+        output: ModelOutput = training.forward(images, intermediates)
+    return output._replace(logits=output.logits.float()) if mixed else output
+
+
+def _parameters(training: Training) -> list[nn.Parameter]:
+    return [*training.model.parameters(), *training.loss.parameters()]

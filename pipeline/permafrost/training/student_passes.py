@@ -1,0 +1,118 @@
+"""Passes that a student is trained on, and those that it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from permafrost.config.methods import SoftTargetsConfig
+from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.core.errors import ConfigError
+from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.run_passes import name_passes, pass_request, record_passes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from permafrost.config.distillation import DistillConfig
+    from permafrost.losses.base import Needs
+
+
+def with_named_passes(config: DistillConfig, store: Store, run: str) -> DistillConfig:
+    """Return the options with store.teacher set to the full names of the passes that a run reads.
+
+    Without stored targets (labels, or a live teacher), these are the passes that the student is compared with. If the
+    run has not read any and the store has several, store.teacher stays empty.
+    """
+    names = name_passes(run, store, config.store.teacher, stored_views=_stored_views(config))
+    return replace(config, store=replace(config.store, teacher=names))
+
+
+def record_named_passes(config: DistillConfig, store: Store) -> None:
+    """Record that the student's run reads the passes of store.teacher, also by commands that name none."""
+    if config.store.teacher:
+        request = pass_request(stored_views=_stored_views(config))
+        record_passes(config.run, store, request, config.store.teacher)
+
+
+def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
+    """Open the passes to train on: none for methods without a teacher and for a live teacher."""
+    if not config.method.needs_teacher or config.mode == "live":
+        return []
+    names = config.store.teacher
+    if config.mode == "replay" and not names:
+        _refuse_several_replayed(config, store)
+    return store.open_passes(names, stored_views=config.mode == "replay")
+
+
+def _stored_views(config: DistillConfig) -> int | None:
+    return config.views.count if config.mode == "replay" else None
+
+
+def _refuse_several_replayed(config: DistillConfig, store: Store) -> None:
+    """Raise StoreMismatchError if the store has several passes of stored views, of which none is named."""
+    folders = store.pass_folders(stored_views=True)
+    if len(folders) > 1:
+        passes = [store.open_pass(folder.name, stored_views=True) for folder in folders]
+        matching = sum(p.num_views == config.views.count for p in passes)
+        held = ", ".join(f"{p.name} ({p.num_views} views)" for p in passes)
+        raise StoreMismatchError(
+            f"{store.path} contains {matching} passes with views.count={config.views.count} stored views; "
+            f"choose one with views=random views.count= or store.teacher= from: {held}"
+        )
+
+
+def live_teacher(config: DistillConfig) -> ModelConfig | None:
+    """Return the network that runs in every step with mode=live, or None."""
+    return None if isinstance(config.teacher, NoModelConfig) else config.teacher
+
+
+def check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs) -> None:
+    """Raise StoreMismatchError unless one student can be trained on all of the passes."""
+    for teacher in passes:
+        if needs.maps_in(0) and teacher.explainer is None:
+            raise StoreMismatchError(
+                f"{teacher.folder} holds no maps, but method={config.method.kind} needs them; "
+                "run permafrost precompute with annotate.payloads=[logits,map]"
+            )
+        if needs.payload is not None and not teacher.fields_of(needs.payload):
+            raise StoreMismatchError(
+                f"{teacher.folder} holds no payload {needs.payload}, but method={config.method.kind} needs it; run "
+                f"permafrost precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
+                "store.teacher=, or run the teacher in the loop with mode=live"
+            )
+        for what in ("num_classes", "explainer", "views"):
+            if getattr(teacher, what) != getattr(passes[0], what):
+                raise StoreMismatchError(
+                    f"the teachers of one student differ in {what}: {passes[0].name} has "
+                    f"{getattr(passes[0], what)}, {teacher.name} has {getattr(teacher, what)}; choose other passes"
+                )
+    weights = teacher_weights_of(config)
+    if len(weights) not in (0, len(passes)):
+        raise ConfigError(
+            f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
+            f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
+        )
+
+
+def teacher_weights_of(config: DistillConfig) -> tuple[float, ...]:
+    """Weights of the passes in the loss, empty if they count equally."""
+    method = config.method
+    return method.teacher_weights if isinstance(method, SoftTargetsConfig) else ()
+
+
+def compared_passes(
+    config: DistillConfig, store: Store, passes: Sequence[TeacherPass], num_classes: int
+) -> list[TeacherPass]:
+    """Return the canonical passes that the student is compared with, as its evaluation does.
+
+    A student without stored targets (labels, or a live teacher) is compared with the passes of store.teacher, or with
+    the only one of the store.
+    """
+    if config.mode == "replay":
+        return [store.canonical_of(teacher) for teacher in passes]
+    if passes or not (config.store.teacher or len(store.pass_folders()) == 1):
+        return list(passes)
+    found = store.open_passes(config.store.teacher)
+    return [teacher for teacher in found if teacher.num_classes == num_classes]

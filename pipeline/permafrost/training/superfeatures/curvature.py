@@ -1,0 +1,195 @@
+"""Second derivatives of one record's logits along probe directions, by three methods.
+
+Shape letters: d features, K classes, R draws of signs, n rows of one pass (one draw and one feature each).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from permafrost.core.errors import ConfigError
+from permafrost.training.superfeatures.probes import Probes
+
+Network = Callable[[Tensor], Tensor]
+"""Inputs [B, *shape] -> logits [B, K], not probabilities. The logits of a record depend on that record only."""
+
+PIECEWISE_LINEAR = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.RReLU,
+    nn.Threshold,
+    nn.Hardtanh,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardshrink,
+    nn.Softshrink,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+)
+_PIECEWISE_LINEAR_STEPS = (
+    "Relu",
+    "LeakyRelu",
+    "PreluKernel",
+    "RreluWithNoise",
+    "Threshold",
+    "Hardtanh",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardshrink",
+    "Softshrink",
+    "MaxPool",
+    "AdaptiveMaxPool",
+    "Maximum",
+    "Max",
+    "Amax",
+)
+"""Prefixes of the names of autograd nodes created by functional calls."""
+
+
+def squared_curvature(
+    network: Network,
+    record: Tensor,
+    probes: Probes,
+    signs: Tensor,
+    *,
+    step: float | None,
+    directions_per_pass: int,
+) -> Tensor:
+    """Estimate sum_c (d^2 g_c / dP_i dP_j)^2 of one input [*shape] with random signs: f64 [d, d] on the CPU.
+
+    signs                +-1 [R, K], minus their mean if g is centered over classes
+    step                 step of central differences of gradients, None for the exact second derivative
+    directions_per_pass  number of inputs per forward pass (twice as many with a step), which limits the memory
+    """
+    steps, members = probes.steps(record), probes.members(record)
+    num_features = probes.num_features
+    second = torch.empty(len(signs) * num_features, num_features, dtype=torch.float64)
+    for rows in torch.arange(len(second)).chunk(_passes(len(second), directions_per_pass)):
+        directions = _moved(probes, steps, members, rows % num_features)
+        weights = signs.to(record)[rows // num_features]
+        if step is None:
+            change = _hessian_rows(network, record, directions, weights)
+        else:
+            change = _differences(network, record, directions, weights, step)
+        second[rows] = ((change * steps).flatten(1) @ members).double().cpu()
+    return second.view(len(signs), num_features, num_features).square().mean(dim=0)
+
+
+def _passes(rows: int, directions_per_pass: int) -> int:
+    """Number of forward passes, with about the same number of rows each."""
+    return max(1, -(-rows // directions_per_pass))
+
+
+def _moved(probes: Probes, steps: Tensor, members: Tensor, features: Tensor) -> Tensor:
+    """Displacements [n, *shape] by one step along each of some features."""
+    belongs = members.T[features.to(members.device)].view(-1, *probes.feature_of.shape)
+    return belongs * steps
+
+
+def _differences(
+    network: Network, record: Tensor, directions: Tensor, weights: Tensor, step: float
+) -> Tensor:
+    """Central differences of the gradient of each row's weighted logits: [n, *shape]."""
+    ends = torch.cat([record + step * directions, record - step * directions]).requires_grad_()
+    with torch.enable_grad():
+        total = (network(ends) * weights.repeat(2, 1)).sum()
+    ahead, behind = torch.autograd.grad(total, ends)[0].chunk(2)
+    return (ahead - behind) / (2 * step)
+
+
+def _hessian_rows(network: Network, record: Tensor, directions: Tensor, weights: Tensor) -> Tensor:
+    """Exact derivatives of the gradient of each row's weighted logits along its direction: [n, *shape].
+
+    They are computed by a second backward pass. PyTorch takes ten seconds to compile its forward-over-reverse rules,
+    such as that of GELU, on first use, and has none for some operations.
+    """
+    places = record.expand_as(directions).clone().requires_grad_()
+    with torch.enable_grad():
+        total = (network(places) * weights).sum()
+        (gradient,) = torch.autograd.grad(total, places, create_graph=True)
+        along = (gradient * directions).sum()
+    if not along.requires_grad:  # the network is linear
+        return torch.zeros_like(directions)
+    return torch.autograd.grad(along, places, materialize_grads=True)[0]
+
+
+def squared_ablations(
+    network: Network,
+    record: Tensor,
+    probes: Probes,
+    *,
+    step: float,
+    centered: bool,
+    directions_per_pass: int,
+) -> Tensor:
+    """Estimate the squared curvature by mixed differences of backward steps, without gradients, zero on the diagonal.
+
+    Each pair of features takes one forward pass, which returns the logits of all classes, so no signs are needed.
+    """
+    steps, members = probes.steps(record), probes.members(record)
+    first, second = torch.combinations(torch.arange(probes.num_features)).T
+
+    def without(*features: Tensor) -> Tensor:
+        """Logits [n, K] after one step back along the n-th feature of each argument."""
+        answers = []
+        for rows in zip(
+            *(f.chunk(_passes(len(f), directions_per_pass)) for f in features), strict=True
+        ):
+            back = torch.stack([_moved(probes, steps, members, f) for f in rows]).sum(dim=0)
+            answers.append(network(record - step * back).double().cpu())
+        return torch.cat(answers)
+
+    with torch.no_grad():
+        single = without(torch.arange(probes.num_features))
+        whole = network(record[None]).double().cpu()
+        mixed = whole - single[first] - single[second] + without(first, second)
+    if centered:
+        mixed = mixed - mixed.mean(dim=1, keepdim=True)
+    squares = torch.zeros(probes.num_features, probes.num_features, dtype=torch.float64)
+    squares[first, second] = mixed.square().sum(dim=1) / step**4
+    return squares + squares.T
+
+
+def refuse_piecewise_linear(
+    network: Network, record: Tensor, modules: nn.Module | None = None
+) -> None:
+    """Raise ConfigError if a part of the network is piecewise linear, with zero or undefined second derivatives.
+
+    modules  module that `network` calls, for the names of its parts, or None if `network` is a module itself
+    """
+    owner = network if modules is None and isinstance(network, nn.Module) else modules
+    found = [
+        f"{name} ({type(module).__name__})"
+        for name, module in (owner.named_modules() if owner is not None else ())
+        if isinstance(module, PIECEWISE_LINEAR)
+    ]
+    if not found:
+        with torch.enable_grad():
+            found = _piecewise_linear_steps(network(record.detach()[None].requires_grad_()))
+    if found:
+        more = f" (+{len(found) - 4} more)" if len(found) > 4 else ""
+        raise ConfigError(
+            f"derivative=hvp does not support {', '.join(found[:4])}{more}, because exact second derivatives of "
+            "piecewise linear functions do not measure dependence; choose derivative=fd, which supports every "
+            "activation, or use a copy of the network with smooth ones (Softplus, average pooling)"
+        )
+
+
+def _piecewise_linear_steps(logits: Tensor) -> list[str]:
+    """Sorted names of the piecewise linear autograd nodes in the computation of the logits."""
+    found, seen, waiting = set(), set(), [logits.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        name = node.name().split("Backward")[0].split("WithIndices")[0].rstrip("123D")
+        if name in _PIECEWISE_LINEAR_STEPS:
+            found.add(name)
+        waiting += [child for child, _ in node.next_functions]
+    return sorted(found)

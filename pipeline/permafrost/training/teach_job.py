@@ -1,0 +1,212 @@
+"""The training job of `teach`: a network trained on a store's labels, with superfeatures found beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from permafrost.config.models import AdditiveModelConfig, ModelConfig, NoModelConfig, is_published
+from permafrost.config.teaching import GuidedTeachingConfig, KEDTeachingConfig
+from permafrost.core.errors import require
+from permafrost.core.files import read_regular, sha256_json, write_atomically
+from permafrost.models.trained_weights import sha256_weights
+from permafrost.store.reader import Store
+
+if TYPE_CHECKING:
+    from permafrost.config.training import TrainerOptions
+    from permafrost.config.verbs import TeachConfig
+    from permafrost.core.distributed import DistributedContext
+    from permafrost.loading.dataset import StoreDataset
+    from permafrost.models.classifier import Classifier
+    from permafrost.models.saved import TrainedModel
+    from permafrost.training.pareto import ParetoFront
+    from permafrost.training.spec import TrainingSpec
+    from permafrost.training.superfeatures.search import PartitionSearch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """The TrainingJob of one teacher."""
+
+    config: TeachConfig
+    folder: Path
+
+    @property
+    def trainer(self) -> TrainerOptions:
+        """Trainer options, such as epochs and number of ranks."""
+        return self.config.teaching.trainer
+
+    def prepare(self, distributed: DistributedContext) -> None:
+        """Find the superfeatures of teaching=ked, unless the teacher's options name a partition."""
+        search = self._partition_search(distributed)
+        if search is None:
+            return
+        from permafrost.models.additive.partition import PARTITION_NAME
+        from permafrost.models.devices import resolve_device
+        from permafrost.training.superfeatures.artifact import load_partition
+
+        if self.trainer.num_threads is not None:
+            import torch
+
+            torch.set_num_threads(self.trainer.num_threads)
+        device = distributed.device or resolve_device("trainer.device", self.trainer.device)
+        found = search.run(distributed, device) / PARTITION_NAME
+        if distributed.is_first:
+            load_partition(found.parent)  # checks its bytes
+            write_atomically(self.folder / PARTITION_NAME, read_regular(found))
+
+    def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
+        """Build the specification of the training.
+
+        Raises ConfigError or StoreMismatchError if the options do not fit the store.
+
+        distributed  ranks that share the cores of this machine, None if this process trains alone
+        """
+        from permafrost.loading.decode_threads import decode_threads_of
+        from permafrost.losses.build import build_loss
+        from permafrost.training.spec import TrainingSpec
+
+        teaching = self.config.teaching
+        store = Store(self.config.store.folder)
+        guided = isinstance(teaching, GuidedTeachingConfig)
+        threads = decode_threads_of(teaching.trainer, distributed)
+        return TrainingSpec(
+            dataset=self._dataset(store, teaching.split, threads, with_regions=guided),
+            model=self._network(),
+            num_classes=len(store.manifest.classes),
+            loss=build_loss(teaching),
+            augment=teaching.augment,
+            optimizer=teaching.optimizer,
+            trainer=teaching.trainer,
+            seed=self.config.seed,
+            guided_by=teaching.region if isinstance(teaching, GuidedTeachingConfig) else None,
+            after_epoch=self._pareto_front(store, threads),
+            live_teacher=self._requested_teacher(),
+        )
+
+    def _dataset(
+        self, store: Store, split: str, decode_threads: int, *, with_regions: bool
+    ) -> StoreDataset:
+        """Records of a split, read as the trainer's options say."""
+        from permafrost.loading.dataset import StoreDataset
+        from permafrost.loading.selection import rows_of_split
+
+        return StoreDataset(
+            store,
+            rows_of_split(store.index, split),
+            with_regions=with_regions,
+            decode_threads=decode_threads,
+        )
+
+    def _network(self) -> ModelConfig:
+        """Options of the teacher with its initial weights and its superfeatures."""
+        model, start = self.config.teacher, self.config.teaching.start
+        if self.config.needs_partition_search:
+            from permafrost.models.additive.partition import PARTITION_NAME
+
+            assert isinstance(model, AdditiveModelConfig)
+            model = replace(model, partition=str(self.folder / PARTITION_NAME))
+        return replace(model, weights=start) if start else model
+
+    def _requested_teacher(self) -> ModelConfig | None:
+        """Return the black box if the teacher is also trained on its logits, otherwise None."""
+        teaching, black_box = self.config.teaching, self.config.black_box
+        asked = isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
+        return black_box if asked and not isinstance(black_box, NoModelConfig) else None
+
+    def _partition_search(self, distributed: DistributedContext) -> PartitionSearch | None:
+        config = self.config
+        if not config.needs_partition_search:
+            return None
+        from permafrost.loading.decode_threads import decode_threads_of
+        from permafrost.training.superfeatures.search import PartitionSearch
+
+        assert isinstance(config.teaching, KEDTeachingConfig)
+        assert isinstance(config.teacher, AdditiveModelConfig)
+        assert not isinstance(config.black_box, NoModelConfig)
+        store = Store(config.store.folder)
+        size = config.teaching.augment.size
+        return PartitionSearch(
+            store=store,
+            black_box=config.black_box,
+            teacher=config.teacher,
+            teaching=config.teaching,
+            input_size=store.size if size is None else (size, size),
+            decode_threads=decode_threads_of(config.teaching.trainer, distributed),
+        )
+
+    def _pareto_front(self, store: Store, decode_threads: int) -> ParetoFront | None:
+        teaching = self.config.teaching
+        if not isinstance(teaching, GuidedTeachingConfig) or teaching.pareto_split is None:
+            return None
+        from permafrost.evaluation.forward import EvaluatedModel, evaluate_split
+        from permafrost.training.pareto import ParetoFront
+
+        dataset = self._dataset(store, teaching.pareto_split, decode_threads, with_regions=True)
+        size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2
+        options = replace(self.config.evaluate, region=teaching.region)
+
+        def evaluate(model: Classifier) -> dict[str, Any]:
+            training = model.training
+            metrics: dict[str, Any] = evaluate_split(
+                EvaluatedModel(network=model.eval(), input_size=(size[0], size[1])),
+                dataset,
+                options,
+            )
+            model.train(training)
+            return metrics
+
+        return ParetoFront(self.folder, evaluate)
+
+    def describe(self, plan: TrainingSpec) -> TrainedModel:
+        """Return the content of model.json for the result."""
+        from permafrost.models.saved import TrainedModel
+
+        return TrainedModel(
+            config=self.config.teacher,
+            num_classes=plan.num_classes,
+            classes=plan.class_names,
+            input_size=plan.input_size,
+        )
+
+
+def _exact_name(teacher: ModelConfig, start: str) -> str:
+    """Return the exact name of published weights at their provider."""
+    from permafrost.models.providers import name_weights
+
+    return name_weights(replace(teacher, weights=start)).weights or start
+
+
+def check_splits(config: TeachConfig, store: Store) -> None:
+    """Raise ConfigError unless the store has the splits for training and evaluation."""
+    known = list(store.manifest.records)
+    splits = [("teaching.split", config.teaching.split)]
+    splits += [("evaluate.splits", split) for split in config.evaluate.splits]
+    for option, split in splits:
+        require(
+            split in known,
+            f"the store has no split {split!r}, which {option} names; its splits are: {', '.join(known)}; name one of "
+            f"them, as in {option}={known[-1] if option == 'teaching.split' else f'[{known[-1]}]'}",
+        )
+
+
+def fingerprint_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
+    """Fingerprints of all inputs of a teacher in addition to its config."""
+    inputs = {"store": store.manifest.fingerprint}
+    start = config.teaching.start
+    if start is not None and is_published(start):
+        inputs["start"] = _exact_name(config.teacher, start)
+    elif start is not None:
+        require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
+        inputs["start"] = sha256_weights(Path(start))
+    if isinstance(config.teacher, AdditiveModelConfig) and config.teacher.partition is not None:
+        from permafrost.models.additive.partition import build_partition
+
+        inputs["teacher.partition"] = build_partition(config.teacher).sha256
+    if config.uses_black_box and not isinstance(config.black_box, NoModelConfig):
+        from permafrost.models.fingerprint import describe_teacher
+
+        asked = describe_teacher(config.black_box, len(store.manifest.classes), section="black_box")
+        inputs["black_box"] = sha256_json(asked)
+    return inputs

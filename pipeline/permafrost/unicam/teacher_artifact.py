@@ -1,0 +1,25 @@
+"""Cache of a teacher's activations and distances in the store, so that later students need no teacher network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.store.artifacts import Artifact
+
+
+def teacher_artifact(context: EvaluationContext, kind: str, **made_from: Any) -> Artifact:
+    """Return the artifact of the context's teacher on the records of its store.
+
+    made_from  everything else that determines the numbers, as JSON: the records and their order
+    """
+    described = context.networks.described_teacher
+    if str(described.get("architecture", {}).get("name")).startswith("vgg"):
+        made_from["stages"] = "before each pool"  # as opposed to earlier versions
+    made_from |= {
+        # Evaluators run the teacher in float32, independent of its pass.
+        "teacher": {name: value for name, value in described.items() if name != "dtype"},
+        "store": context.store.manifest.fingerprint,
+        "frame": context.options.frame,
+    }
+    return Artifact(context.store.folder, kind, made_from, "permafrost evaluate with teacher=")

@@ -1,0 +1,182 @@
+"""UniCAM maps next to each other: the image, maps of teacher and students, and distilled and residual features.
+
+They are read from the files of the evaluator `unicam` for the first seed's students. The students' own maps are
+computed again. If maps of several depths exist, a second figure shows them depth by depth.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from permafrost.evaluation.forward import EvaluatedModel, open_split
+from permafrost.evaluation.pictures import picture_maps
+from permafrost.evaluation.results import check_written
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import evaluation_view, view_images
+from permafrost.loading.selection import rows_of_split
+from permafrost.models.saved import load_model
+from permafrost.report.evaluation import read_evaluation
+from permafrost.report.evaluator_sections import PictureFigure
+from permafrost.report.pictures import class_names, overlays, readable_classes
+from permafrost.report.results import StudentResult, of_first_seed
+from permafrost.report.tiles import PictureRow, picture_grid
+from permafrost.store.reader import Store
+
+EVALUATOR_NAME = "unicam"
+_PAIRS = {
+    "student_given_baseline": "distilled",
+    "student_given_teacher": "beyond teacher",
+    "teacher_given_student": "only teacher",
+    "baseline_given_student": "lost",
+}
+_REDUCTIONS = ("cam", "hirescam")
+_THROUGH_DEPTHS = ("student_given_baseline", "teacher_given_student")
+"""Pairs whose maps are shown depth by depth: distilled and residual features."""
+
+
+class _Maps(NamedTuple):
+    """Maps of one student's file."""
+
+    label: str
+    tensors: dict[str, Tensor]
+    explained: dict[str, Tensor]
+    """The explained records, and the student's own maps of them; a given network has none."""
+
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        """Frames u8 [n, H, W, 3]."""
+        frames: NDArray[np.uint8] = self.explained["frames"].numpy().transpose(0, 2, 3, 1)
+        return frames
+
+    def row(self, title: str, pair: str, depth: str) -> list[PictureRow]:
+        """Return the row of a pair at a depth, with the first available reduction, or [] if there is none."""
+        for reduction in _REDUCTIONS:
+            maps = self.tensors.get(f"{pair}/{depth}/{reduction}/map")
+            if maps is not None:
+                return [PictureRow(title, overlays(self.frames, maps.float().numpy()))]
+        return []
+
+
+def unicam_figures(
+    results: list[StudentResult], teacher: StudentResult | None, store: Store
+) -> list[PictureFigure]:
+    """Build the figures of each evaluated split, none if the students' files do not exist.
+
+    A network whose maps are of other records than the first one's is left out.
+    """
+    if not results:
+        return []
+    figures = []
+    for split in dict.fromkeys(split for result in results for split in result.metrics):
+        students: list[_Maps] = []
+        records = None
+        for result in of_first_seed(results):
+            name = f"{EVALUATOR_NAME}-{split}.safetensors"
+            if not (result.evaluation / name).exists():
+                continue
+            tensors, header = _read(check_written(result.evaluation, name))
+            if records is None:
+                records = header["keys"]
+            if header["keys"] == records:
+                explained = _explained(result, split, store, header)
+                students.append(_Maps(result.label, tensors, explained))
+        if students:
+            figures.append(_figure(students, split, store))
+            if len(_depths(students[0])) > 1:
+                figures.append(_depth_figure(students, split, store))
+    return figures
+
+
+def _figure(students: list[_Maps], split: str, store: Store) -> PictureFigure:
+    """Build the figure of all pairs, with the mean over depths if there are several."""
+    rows = [_image_row(students[0], store)]
+    if "teacher_maps" in students[0].explained:
+        maps = students[0].explained["teacher_maps"].numpy()
+        rows.append(PictureRow("teacher", overlays(students[0].frames, maps)))
+    several = False
+    for student in students:
+        depths = _depths(student)
+        several = several or len(depths) > 1
+        opening = f"{student.label}: "
+        if "maps" in student.explained:
+            maps = student.explained["maps"].numpy()
+            rows.append(PictureRow(student.label, overlays(student.frames, maps)))
+            opening = "  "
+        for pair, title in _PAIRS.items():
+            rows += student.row(opening + title, pair, "mean" if len(depths) > 1 else depths[0])
+    mean = ", each as the mean over depths" if several else ""
+    has_own = any("maps" in student.explained for student in students)
+    own = "each student's own map of the true class, and below it " if has_own else ""
+    return PictureFigure(
+        picture_grid(rows),
+        f"Split {split}: {own}the features that a network has beyond its baseline (distilled), beyond the teacher, "
+        f"and those that only the teacher has{mean}. Red increases the relevance to the labels.",
+    )
+
+
+def _depth_figure(students: list[_Maps], split: str, store: Store) -> PictureFigure:
+    """Build the figure of distilled and residual features, depth by depth."""
+    rows = [_image_row(students[0], store)]
+    for student in students:
+        for pair in _THROUGH_DEPTHS:
+            for depth in _depths(student):
+                number = depth.removeprefix("depth")
+                title = f"{student.label}: {_PAIRS[pair]}, depth {number}"
+                rows += student.row(title, pair, depth)
+    return PictureFigure(
+        picture_grid(rows),
+        f"Split {split}, by depth: features that each network has beyond the baseline (distilled), and those that "
+        "only the teacher has. Depth 1 is the average of the last stage, depth 2 the last stage at every position, "
+        "and larger depths are earlier stages. Red increases the relevance to the labels.",
+    )
+
+
+def _image_row(student: _Maps, store: Store) -> PictureRow:
+    labels = student.explained["labels"].numpy()
+    names = class_names(labels, readable_classes(store.manifest.classes))
+    return PictureRow("image", list(student.frames), names)
+
+
+def _depths(student: _Maps) -> list[str]:
+    """Depths of the maps, from the shallowest number."""
+    found = {name.split("/")[1] for name in student.tensors} - {"mean"}
+    return sorted(found, key=lambda depth: int(depth.removeprefix("depth")))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        header = {name: json.loads(value) for name, value in file.metadata().items()}
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+
+
+def _explained(
+    result: StudentResult, split: str, store: Store, header: dict[str, Any]
+) -> dict[str, Tensor]:
+    evaluation = read_evaluation(result)
+    store = evaluation.open_store(store.folder)
+    if result.seed is None:
+        return _frames(split, store, header)
+    network, trained = load_model(result.folder / "distill")
+    dataset = open_split(store, evaluation.open_passes(store), split, trained)
+    place = dataset.positions_of(header["keys"])
+    positions = [place[key] for key in header["keys"]]
+    model = EvaluatedModel(network=network, input_size=trained.input_size)
+    return picture_maps(model, dataset, positions, header["frame"])
+
+
+def _frames(split: str, store: Store, header: dict[str, Any]) -> dict[str, Tensor]:
+    """Images and labels of the explained records in the evaluation view, at the size of the store's frames."""
+    dataset = StoreDataset(store, rows_of_split(store.index, split), [])
+    place = dataset.positions_of(header["keys"])
+    batch = dataset.__getitems__([place[key] for key in header["keys"]])
+    images = view_images(evaluation_view(batch, header["frame"], store.size), store.size)
+    return {"frames": (images * 255).round().to(torch.uint8), "labels": batch.labels}

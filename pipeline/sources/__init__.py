@@ -1,5 +1,0 @@
-"""Sources of records: one module for each kind of data, all implementing the protocol core.records.Source.
-
-Packing of records belongs to pipeline/store, and the columns and features of tables to sources/tables.
-Read first: build.py, then image_folder.py.
-"""

@@ -1,5 +1,0 @@
-"""Training jobs, the training loop, steps, checkpoints and targets, for both teachers and students.
-
-Losses are in pipeline/losses, and the processes that ranks run in are in pipeline/cluster.
-Read first: spec.py and run.py, then step.py and loop.py.
-"""

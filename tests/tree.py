@@ -1,0 +1,239 @@
+"""Size and streets of the source tree, counted from its text.
+
+    python -m tests.tree                 this checkout
+    python -m tests.tree 6a9defb HEAD    commits, side by side
+
+logic lines      of pipeline/ and stages/: neither blank, comment, docstring nor import
+shared names     names of modules that several modules have, except __init__
+double classes   public class names that several modules define
+climbs, returns  of the way of `config` through a stage: its functions are followed in the order of their calls, as long
+                 as they are given `config` or a part of it. A climb goes back to a caller that then calls further; a
+                 return enters a file that was left before.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import itertools
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tokenize
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.paths import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WAYS = {"distill": "config", "evaluate": "config"}
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+# ---- lines ---------------------------------------------------------------------------------------
+
+
+def docstring_lines(tree: ast.AST) -> set[int]:
+    """Return the lines of all strings that are statements: docstrings of modules, classes, functions and fields."""
+    return {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+
+
+def import_lines(tree: ast.AST) -> set[int]:
+    """Return the lines of all import statements."""
+    return {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+
+
+def code_lines(text: str) -> set[int]:
+    """Return the lines with a token that is neither a comment nor white space."""
+    blank = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in blank and token.type != tokenize.ENDMARKER:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return lines
+
+
+# ---- ways ----------------------------------------------------------------------------------------
+
+
+class Tree:
+    """Modules of a source tree by the name under which they are imported."""
+
+    def __init__(self, root: Path) -> None:
+        sources = root / "pipeline/permafrost"
+        top = root / "pipeline" if sources.is_dir() else root
+        self.paths = {
+            ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): path
+            for folder, pattern in ((top, "permafrost/**/*.py"), (root, "stages/*.py"))
+            for path in sorted(
+                folder.glob(
+                    pattern if sources.is_dir() else pattern.replace("permafrost", "pipeline")
+                )
+            )
+        }
+        self.trees = {name: ast.parse(path.read_text()) for name, path in self.paths.items()}
+        self.names = {name: dict(self._names_of(name)) for name in self.trees}
+
+    def _names_of(self, module: str) -> Iterator[tuple[str, tuple[str, ast.AST]]]:
+        """Yield the functions and classes that a module defines, and those that it imports, by their name there."""
+        tree = self.trees[module]
+        for node in tree.body:
+            if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+                yield node.name, (module, node)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in self.trees:
+                defined = {
+                    each.name: each
+                    for each in self.trees[node.module].body
+                    if isinstance(each, (*_FUNCTIONS, ast.ClassDef))
+                }
+                for alias in node.names:
+                    if alias.name in defined:
+                        yield alias.asname or alias.name, (node.module, defined[alias.name])
+
+    def follow(
+        self, module: str, function: ast.AST, parameter: str
+    ) -> Iterator[tuple[int, str, str]]:
+        """Yield (depth, module, function) of each call that is given the parameter or a part of it, in order."""
+        visited: set[tuple[str, str]] = set()
+
+        def visit(
+            module: str, function: ast.AST, parameter: str, depth: int
+        ) -> Iterator[tuple[int, str, str]]:
+            key = (module, getattr(function, "name", ""))
+            if key in visited:
+                return
+            visited.add(key)
+            yield depth, *key
+            carriers = {parameter}
+            for node in ast.walk(
+                function
+            ):  # names to which it is assigned, as in config = resolve(config)
+                if isinstance(node, ast.Assign) and _carries(node.value, carriers):
+                    carriers |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+            calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+            for call in sorted(
+                calls, key=lambda call: (call.end_lineno or 0, call.end_col_offset or 0)
+            ):
+                name = call.func.id if isinstance(call.func, ast.Name) else None
+                if name not in self.names[module]:
+                    continue
+                place, target = self.names[module][name]
+                if isinstance(target, ast.ClassDef):
+                    continue
+                given = _parameter_given(target, call, carriers)
+                if given is not None:
+                    yield from visit(place, target, given, depth + 1)
+
+        yield from visit(module, function, parameter, 0)
+
+    def way(self, stage: str) -> tuple[int, int, int, int]:
+        """Return the stops, files, climbs and returns of `config` from the function `run` of a stage."""
+        module, function = self.names[f"stages.{stage}"][
+            "run" if "run" in self.names[f"stages.{stage}"] else stage
+        ]
+        stops = list(self.follow(module, function, WAYS[stage]))
+        climbs = sum(later[0] <= earlier[0] for earlier, later in itertools.pairwise(stops))
+        returns, left = 0, set()
+        for earlier, later in itertools.pairwise(stops):
+            if earlier[1] != later[1]:
+                left.add(earlier[1])
+                returns += later[1] in left
+        return len(stops), len({module for _, module, _ in stops}), climbs, returns
+
+
+def _carries(value: ast.AST, carriers: set[str]) -> bool:
+    return any(isinstance(node, ast.Name) and node.id in carriers for node in ast.walk(value))
+
+
+def _parameter_given(function: ast.AST, call: ast.Call, carriers: set[str]) -> str | None:
+    """Return the parameter to which a call passes one of the carriers or an attribute of it, None if to none."""
+
+    def is_part(value: ast.AST) -> bool:
+        while isinstance(value, ast.Attribute):
+            value = value.value
+        return isinstance(value, ast.Name) and value.id in carriers
+
+    arguments = function.args  # type: ignore[attr-defined]
+    positional = [each.arg for each in (*arguments.posonlyargs, *arguments.args)]
+    for name, value in zip(positional, call.args, strict=False):
+        if is_part(value):
+            return str(name)
+    return next((k.arg for k in call.keywords if k.arg and is_part(k.value)), None)
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def figures(root: Path) -> dict[str, int]:
+    """Count a source tree."""
+    tree = Tree(root)
+    logic, imports, longest = 0, 0, 0
+    for name, path in tree.paths.items():
+        text = path.read_text()
+        imported = import_lines(tree.trees[name])
+        logic += len(code_lines(text) - docstring_lines(tree.trees[name]) - imported)
+        imports += len(imported)
+        longest = max(longest, text.count("\n"))
+    stems = Counter(path.stem for path in tree.paths.values() if path.stem != "__init__")
+    classes: dict[str, set[str]] = defaultdict(set)
+    for name, module in tree.trees.items():
+        for node in module.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes[node.name].add(name)
+    tests = list((root / "tests").rglob("*.py"))
+    values = {
+        "files in pipeline/ and stages/": len(tree.paths),
+        "logic lines": logic,
+        "import lines": imports,
+        "lines of the longest file": longest,
+        "shared names": sum(count > 1 for count in stems.values()),
+        "double classes": sum(len(modules) > 1 for modules in classes.values()),
+        "lines of tests": sum(path.read_text().count("\n") for path in tests),
+    }
+    for stage in WAYS:
+        for kind, count in zip(
+            ("stops", "files", "climbs", "returns"), tree.way(stage), strict=True
+        ):
+            values[f"{stage}: {kind}"] = count
+    return values
+
+
+def extract(commit: str, folder: Path) -> Path:
+    """Write the files of a commit to a folder."""
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True)
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(folder, filter="data")
+    return folder
+
+
+def main() -> None:
+    commits = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        columns = {each: figures(extract(each, Path(folder) / each)) for each in commits}
+    columns = columns or {"here": figures(ROOT)}
+    print("| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for name in next(iter(columns.values())):
+        print(
+            f"| {name} | " + " | ".join(f"{values[name]:,}" for values in columns.values()) + " |"
+        )
+
+
+if __name__ == "__main__":
+    main()
