@@ -210,8 +210,13 @@ class StoreMachine(RuleBasedStateMachine):
             return
         problems = list(verify_store(self.store))
         for path in self.damaged:
-            # A damaged manifest hides what it lists.
-            above = {folder / MANIFEST_NAME for folder in path.parents} & set(self.damaged)
+            # A damaged manifest or table of shards hides what it lists.
+            lists = (MANIFEST_NAME, "shards-*.parquet")
+            above = {
+                each
+                for each in self.damaged
+                if each.parent in path.parents and any(map(each.match, lists))
+            }
             named = [p for p in problems if any(str(each) in p for each in (path, *above))]
             assert named, f"{path}: {problems}"
         unfinished = [
