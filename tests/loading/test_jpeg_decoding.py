@@ -15,12 +15,9 @@ from PIL import Image
 from permafrost.annotation.teacher_pass import plan_pass
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.data import ImageFolderDataConfig
-from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import LabelsConfig
-from permafrost.config.options import options_of
-from permafrost.config.runs import RUNS, identity, to_plain_dict
+from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
-from permafrost.config.training import TrainerOptions
 from permafrost.config.verbs import VerifyConfig
 from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
@@ -461,13 +458,6 @@ def test_the_decoder_of_labels_is_part_of_the_runs_identity(taught, on_cpu):
     assert read_description(RUNS / "labels" / "distill").jpeg_decoder == "cuda"
     with pytest.raises(ConfigError, match=r"trainer\.jpeg_decoder=cuda, but this one has None"):
         distill.run(labels())
-
-
-@pytest.mark.parametrize("section", [TrainerOptions, EvaluateOptions])
-def test_runs_that_are_older_than_the_option_keep_their_identity(section):
-    assert "jpeg_decoder" in {option.name for option in options_of(section)}
-    assert "jpeg_decoder" not in identity(to_plain_dict(section()), section)
-    assert identity(to_plain_dict(section(jpeg_decoder="cuda")), section)["jpeg_decoder"] == "cuda"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

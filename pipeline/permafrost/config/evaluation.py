@@ -49,7 +49,7 @@ class EvaluateOptions(EvaluatorSections):
     """Number of records whose maps are kept for the report, about the same number from each split."""
     device: str = "auto"
     """Device of torch; auto takes a GPU if there is one."""
-    jpeg_decoder: Annotated[JpegDecoder | None, Role.OMITTED_AT_DEFAULT] = None
+    jpeg_decoder: JpegDecoder | None = None
     """Device that decodes JPEGs, as annotate.jpeg_decoder; null takes that of the model's training."""
     decode_threads: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
     """Threads that decode a batch; null takes the cores, at most 8. Files below 4 kB on average are decoded in

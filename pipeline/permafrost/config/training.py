@@ -83,7 +83,7 @@ class TrainerOptions(Options):
     decode_threads: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
     """Threads that decode a batch, in each process that loads batches; null takes that process's share
     of the cores of its machine, at most 8. Files below 4 kB on average are decoded in one thread."""
-    jpeg_decoder: Annotated[JpegDecoder | None, Role.OMITTED_AT_DEFAULT] = None
+    jpeg_decoder: JpegDecoder | None = None
     """Device that decodes JPEGs, as annotate.jpeg_decoder; null takes that of the passes that are trained on,
     and cpu without one. It must be that of the passes."""
     checkpoint_every_epochs: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 1
