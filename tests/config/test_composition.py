@@ -5,10 +5,8 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from permafrost.config.augment import AugmentOptions, PixelOperationConfig
 from permafrost.config.compose import compose
 from permafrost.config.environment import CONF
-from permafrost.config.runs import identity, to_plain_dict
 from permafrost.core.errors import ConfigError
 
 WORDS = {
@@ -50,16 +48,6 @@ def test_errors_are_those_of_the_whole_composition(word, message):
 
     with pytest.raises(ConfigError, match=message):
         compose("sweep", ["experiment=demo", word])
-
-
-def test_an_option_that_is_newer_than_runs_changes_their_identity_only_when_it_is_set():
-    changed = AugmentOptions(pixels=(PixelOperationConfig(kind="grayscale"),))
-    of_default, of_changed = (
-        identity(to_plain_dict(options), AugmentOptions) for options in (AugmentOptions(), changed)
-    )
-
-    assert "pixels" not in of_default
-    assert of_changed["pixels"][0]["kind"] == "grayscale"
 
 
 def test_a_mapping_replaces_that_of_the_experiment():

@@ -26,16 +26,6 @@ def write_results(folder, options):
     )
 
 
-def test_an_option_that_is_newer_than_the_results_has_its_default_there(tmp_path):
-    older = options_of(NAME, config_of())
-    del older["pictures"]
-    write_results(tmp_path, older)
-
-    assert missing_evaluators(tmp_path, config_of()) == ("accuracy",)
-    with pytest.raises(ConfigError, match=r"gradient_alignment\.pictures=6, but this one has 3"):
-        missing_evaluators(tmp_path, config_of(pictures=3))
-
-
 def test_results_of_other_options_are_refused(tmp_path):
     write_results(tmp_path, options_of(NAME, config_of(records=16)))
 

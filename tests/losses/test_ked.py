@@ -14,7 +14,6 @@ from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import KDConfig, KEDConfig, LabelsConfig
 from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
-from permafrost.config.runs import identity, to_plain_dict
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.errors import ConfigError
@@ -180,17 +179,6 @@ def test_the_hint_has_a_weight_of_its_own(mu):
     assert torch.allclose(found.terms["hint"], error, rtol=1e-12)
     assert torch.allclose(found.total, plain.total + 7.0 * error, rtol=1e-12)
     assert loss.needs.intermediates == Intermediates(superfeatures=True)
-
-
-def test_a_run_without_a_hint_keeps_its_identity():
-    own = identity(to_plain_dict(KEDConfig()), KEDConfig)
-    older = to_plain_dict(KEDConfig()) | {"rho": 0.0}
-    del older["lambda_hint"]
-
-    assert own == identity(older, KEDConfig) == older
-    assert identity(older | {"rho": 1.0}, KEDConfig) != own
-    assert identity(to_plain_dict(KEDConfig(lambda_hint=1.0)), KEDConfig) != own
-    assert "rho" not in identity(older, KEDConfig, with_removed=False)
 
 
 # ---- controls ------------------------------------------------------------------------------------

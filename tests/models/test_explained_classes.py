@@ -71,7 +71,7 @@ def test_a_pass_s_fingerprint_covers_an_option_only_where_it_is_read():
     ]
 
     assert described == [
-        {"kind": "gradcam", "explained_classes": "top1"},  # as before the option existed
+        {"kind": "gradcam", "explained_classes": "top1"},
         {"kind": "bcos_weights", "explained_classes": "topk", "max_classes": 2},
         {"kind": "gradcam", "explained_classes": "sample_gt", "seed": 5},
     ]

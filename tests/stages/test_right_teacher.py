@@ -9,11 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from permafrost.annotation import shard_tasks
-from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
-from permafrost.config.runs import identity, to_plain_dict
 from permafrost.core.errors import ConfigError
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model, published, with_preprocessing
@@ -246,15 +243,3 @@ def test_an_evaluator_takes_the_network_of_a_pass_whatever_its_frame(tmp_path):
 def test_options_of_a_crop_are_refused_with_whole_frames():
     with pytest.raises(ConfigError, match=r"crop_fraction=0\.9 is an option of frame=center_crop"):
         replace(SMALL, frame="full", crop_fraction=0.9)
-
-
-def test_a_run_has_the_identity_that_it_had_before_frame_auto():
-    words = ["student=cifar", "teacher=cifar"]
-    config = build_verb_config("distill", compose("distill", words))
-    before = to_plain_dict(config)
-    for name in ("crop_fraction", "interpolation"):
-        del before["student"][name]
-    before["student"]["frame"] = "full"
-
-    assert identity(before, type(config)) == identity(to_plain_dict(config), type(config))
-    assert identity(before, type(config))["student"]["frame"] == "full"

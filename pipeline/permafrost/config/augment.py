@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from permafrost.config.options import Options, Role
+from permafrost.config.options import Options
 from permafrost.core.errors import require
 
 
@@ -101,7 +101,7 @@ class AugmentOptions(Options):
     """Geometric operations, applied in this order in a single warp."""
     size: Annotated[int | None, Ge(8)] = None
     """Side of the student's input in pixels; null takes that of the canonical frame."""
-    pixels: Annotated[tuple[PixelOperationConfig, ...], Role.OMITTED_AT_DEFAULT] = ()
+    pixels: tuple[PixelOperationConfig, ...] = ()
     """Operations on the pixels of the view, applied in this order after the warp and before mixup. Stored targets
     keep belonging to the undisturbed image; a live teacher receives the disturbed one."""
     mixup_alpha: Annotated[float | None, Gt(0)] = None

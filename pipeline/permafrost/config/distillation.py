@@ -93,11 +93,11 @@ class DistillConfig(Options):
     """Cluster that the training processes run on."""
     split: str = "train"
     """Split of the store to train on."""
-    select_epoch: Annotated[str | None, Role.OMITTED_AT_DEFAULT] = None
+    select_epoch: str | None = None
     """Metric <split>.<metric>, computed after every epoch, that selects the epoch whose weights are kept, as in
     holdout.accuracy; null keeps the last epoch. The split is `holdout` (subset.holdout) or another of the store. EPG
     and IoU are those of the defaults of evaluate."""
-    select_frame: Annotated[Frame, Role.OMITTED_AT_DEFAULT] = "auto"
+    select_frame: Frame = "auto"
     """Part of an image on which select_epoch is computed, as evaluate.frame."""
     curve: Annotated[CurveOptions, Role.OUTSIDE_IDENTITY] = field(default_factory=CurveOptions)
     """Evaluations during the training."""

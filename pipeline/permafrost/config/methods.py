@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.models import AdditiveModelConfig, ModelConfig
-from permafrost.config.options import Options, Role
+from permafrost.config.options import Options
 from permafrost.config.plugins import Family
 from permafrost.config.training import TrainerOptions
 from permafrost.config.views import AnyViewsConfig
@@ -132,14 +132,14 @@ class E2KDConfig(KDConfig):
     maps. With several explained classes, each record is normalized first."""
     guided_step_interval: Annotated[int, Ge(1)] = 1
     """Interval in steps at which the explanation term is added, unscaled."""
-    max_classes: Annotated[int | None, Ge(1), Role.OMITTED_AT_DEFAULT] = None
+    max_classes: Annotated[int | None, Ge(1)] = None
     """Maximum number of explained classes that are compared per record, the first ones of the pass; null compares all.
     One pass with explainer.explained_classes=topk thus serves students that learn one map per record and students
     that learn several."""
-    lambda_cat: Annotated[float, Ge(0), Role.OMITTED_AT_DEFAULT] = 0.0
+    lambda_cat: Annotated[float, Ge(0)] = 0.0
     """Weight of CAT-KD's class-map term in addition; 0 disables it, and no class map is read. map_control does not
     change class maps."""
-    resolution: Annotated[int, Ge(1), Role.OMITTED_AT_DEFAULT] = 2
+    resolution: Annotated[int, Ge(1)] = 2
     """Cells per side to which class maps are pooled before they are compared, as in method=cat_kd."""
     map_control: Literal["none", "shuffled", "unaugmented"] = "none"
     """Negative control: the map of another record of the batch (shuffled), or the map without the view's warp
@@ -182,7 +182,6 @@ class KEDConfig(SoftTargetsConfig):
     implementation: ClassVar[str] = "permafrost.losses.ked:KEDLoss"
     needs_places: ClassVar[bool] = False
     minimal: ClassVar[tuple[str, ...]] = ("student=additive", "augment=none")
-    removed: ClassVar[dict[str, Any]] = {"rho": 0.0}
 
     kind: Literal["ked"] = "ked"
     tau: float = 4.0
@@ -196,7 +195,7 @@ class KEDConfig(SoftTargetsConfig):
     """Weight of the explanations among the teacher's terms, in [0, 1]; 0 is KD with an additive student."""
     hard_weight: Literal["complement", "one"] = "complement"
     """Weight of the label term: 1 - lambda_ked, or 1. The paper does not specify it."""
-    lambda_hint: Annotated[float, Ge(0), Role.OMITTED_AT_DEFAULT] = 0.0
+    lambda_hint: Annotated[float, Ge(0)] = 0.0
     """Weight of the hint (FitNets), independent of lambda_ked and mu; 0 disables it. With mu=0 it is KD + FitNet. KED
     publishes no value; 1 is a start, as 10 cost accuracy on handwritten digits. The hint is the mean squared
     difference of the subnets' last hidden layers, after a linear map of the student's. It needs mode=live, because no

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le
 
@@ -36,8 +36,6 @@ class NoModelConfig(Options):
 class ModelConfig(Options):
     """Options that all networks share."""
 
-    removed: ClassVar[dict[str, Any]] = {"frame": "full"}  # of runs that are older than frame=auto
-
     kind: str = ""
     name: str = ""
     """Name of the network."""
@@ -57,15 +55,15 @@ class ModelConfig(Options):
     input_size: Annotated[int | None, Ge(8)] = None
     """Side in pixels of a teacher's input (a student's is augment.size). null takes the provider's value for
     its published weights, and the store's frame otherwise."""
-    frame: Annotated[Literal["auto", "center_crop", "full"], Role.OMITTED_AT_DEFAULT] = "auto"
+    frame: Literal["auto", "center_crop", "full"] = "auto"
     """Part of the canonical frame that a teacher receives. full: all of it, resized to a square. center_crop: a
     square in the middle, in the original's proportions. auto: the provider's own preprocessing (input size, crop,
     interpolation) for its published weights, and for a file with as many classes as these that no run has
     trained; full otherwise, for stored views and for a live teacher."""
-    crop_fraction: Annotated[float | None, Gt(0), Le(1), Role.OMITTED_AT_DEFAULT] = None
+    crop_fraction: Annotated[float | None, Gt(0), Le(1)] = None
     """Side of the center crop as a fraction of the shorter side; null is the provider's with frame=auto, and 7/8
     with frame=center_crop."""
-    interpolation: Annotated[Literal["bilinear", "bicubic"] | None, Role.OMITTED_AT_DEFAULT] = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
     """Interpolation of a teacher's input; null is the provider's with frame=auto, and bilinear otherwise."""
 
     def __post_init__(self) -> None:
@@ -272,9 +270,7 @@ class AdditiveModelConfig(ModelConfig):
     width: int = 16
     """Width of each subnet: units of a hidden layer, or channels of a convolution. `constant` gives it another
     meaning."""
-    constant: Annotated[
-        Literal["subnet_width", "total_width", "parameters"], Role.OMITTED_AT_DEFAULT
-    ] = "subnet_width"
+    constant: Literal["subnet_width", "total_width", "parameters"] = "subnet_width"
     """Quantity that `width` fixes and that superfeatures does not change. subnet_width: the width of each subnet.
     total_width: that of all subnets together, divided evenly; with name=mlp or conv the parameters then decrease with
     superfeatures, because each unit reads one group only. parameters: up to rounding, the parameters of a network
@@ -284,11 +280,9 @@ class AdditiveModelConfig(ModelConfig):
     trunk: str = "resnet20"
     """Network below the heads with name=trunk, by its name in trunk_kind: resnet8, resnet14, resnet20, ... of kind
     cifar."""
-    trunk_kind: Annotated[Literal["cifar", "torchvision", "timm"], Role.OMITTED_AT_DEFAULT] = (
-        "cifar"
-    )
+    trunk_kind: Literal["cifar", "torchvision", "timm"] = "cifar"
     """Provider of the trunk, which is newly initialized."""
-    trunk_features: Annotated[Literal["cells", "channels"], Role.OMITTED_AT_DEFAULT] = "cells"
+    trunk_features: Literal["cells", "channels"] = "cells"
     """Features of the trunk's last stage that are grouped: its cells, or its channels (in contiguous groups, as
     channels of two networks do not correspond)."""
     trunk_width: int = 16

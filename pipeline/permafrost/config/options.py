@@ -47,9 +47,6 @@ class Role(Enum):
     BY_FINGERPRINT = (
         "names an input, whose fingerprint takes the place of its name in a run's identity"
     )
-    OMITTED_AT_DEFAULT = (
-        "is newer than runs that exist, whose identity it does not change at its default"
-    )
     SET_BY_STAGE = "is set by the stage from the command line, not by the user"
     OUTSIDE_DATASET = "changes where or how a source's records are read, not the records themselves"
 
@@ -77,9 +74,6 @@ class Options:
     """`module:name` of the implementation of a member of a family, imported on first use."""
     minimal: ClassVar[tuple[str, ...]] = ()
     """Overrides required by a member of a family, such as data.path=folder."""
-    removed: ClassVar[dict[str, Any]] = {}
-    """Options that no longer exist, or that are newer than their present default, each with the value at which results
-    are still the same. A run's identity keeps them, so that older runs are recognized."""
 
     @classmethod
     def complete(cls) -> type[Options]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from permafrost.config.builder import check_values
-from permafrost.config.options import Option, Options, Role, options_of, to_plain
+from permafrost.config.options import Options, Role, options_of
 from permafrost.config.verbs import section_class
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import remove_partial_files
@@ -35,6 +35,8 @@ CHECKPOINT_NAME = "checkpoint.pt"
 CONTINUED = ", from its checkpoint"
 """Words of the first line of a training that was interrupted."""
 COST_NAME = "cost.json"
+_OUTSIDE_IDENTITY = {Role.OUTSIDE_IDENTITY, Role.BY_FINGERPRINT}
+"""Roles of options that an identity leaves out; `inputs` has the fingerprints."""
 
 
 @contextmanager
@@ -77,43 +79,20 @@ def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> 
         save_config(path, values)
 
 
-def identity(
-    values: Mapping[str, Any], cls: type[Options], *, with_removed: bool = True
-) -> dict[str, Any]:
+def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
     """Return the part of a resolved config that determines the results.
 
-    values        plain values of a verb's config of class `cls`; entries that are not options of it are kept
-    with_removed  False to leave out options that no longer exist and have no effect
+    values  plain values of a verb's config of class `cls`; entries that are not options of it are kept
     """
     options = {option.name: option for option in options_of(cls)}
-    kept: dict[str, Any] = dict(cls.removed)
+    kept: dict[str, Any] = {}
     for name, value in values.items():
         option = options.get(name)
-        if option is not None and Role.OUTSIDE_IDENTITY in option.roles:
-            continue
-        if option is not None and Role.BY_FINGERPRINT in option.roles:
-            kept[name] = to_plain(option.default)  # in `inputs` are the fingerprints
-            continue
-        if _is_omitted(option, value):
+        if option is not None and option.roles & _OUTSIDE_IDENTITY:
             continue
         section = None if option is None else section_class(option, value)
-        kept[name] = (
-            value if section is None else identity(value, section, with_removed=with_removed)
-        )
-    if with_removed:
-        return kept
-    return {n: v for n, v in kept.items() if n not in cls.removed or v != cls.removed[n]}
-
-
-def _is_omitted(option: Option | None, value: Any) -> bool:
-    return option is not None and is_omitted(option, value)
-
-
-def is_omitted(option: Option, value: Any) -> bool:
-    """Return whether an option is left out of identities because it is newer than runs and has its default."""
-    if Role.OMITTED_AT_DEFAULT not in option.roles:
-        return False
-    return bool(_without_tuples(value) == _without_tuples(option.default))
+        kept[name] = value if section is None else identity(value, section)
+    return kept
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ def damaged(path: Path, reason: object, advice: str) -> DamagedFileError:
 def _compare(body: bytes, claimed: bytes | None) -> None:
     """Raise DigestError unless the digest that a text claims is its own."""
     if claimed is None:
-        raise DigestError("it does not list its own sha256 (a file of an earlier version has none)")
+        raise DigestError("it does not list its own sha256")
     actual = hashlib.sha256(body).hexdigest()
     if claimed != actual.encode():
         raise DigestError(

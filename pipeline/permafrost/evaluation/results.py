@@ -178,9 +178,8 @@ def _check_same(
     folder: Path, evaluator: str, done: dict[str, Any], options: dict[str, Any]
 ) -> None:
     again = f"delete {folder} to evaluate again, or choose another run="
-    defaults = to_plain_dict(EVALUATORS[evaluator]())  # of options that are newer than the results
     for name, value in options.items():
-        before = done["options"].get(name, defaults.get(name))
+        before = done["options"].get(name)
         if before != value:
             raise ConfigError(
                 f"{folder / METRICS_NAME} has {evaluator} with evaluate.{evaluator}.{name}={before}, but "

@@ -8,7 +8,6 @@ from typing import Any
 
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
 from permafrost.config.options import Role, options_of
-from permafrost.config.runs import is_omitted
 from permafrost.core.errors import ConfigError
 from permafrost.models.trained_weights import check_weights, sha256_weights
 
@@ -64,9 +63,7 @@ def describe_teacher(
     options = {
         option.name: getattr(config, option.name)
         for option in options_of(type(config))
-        if Role.OUTSIDE_IDENTITY not in option.roles
-        and option.name not in elsewhere
-        and not is_omitted(option, getattr(config, option.name))
+        if Role.OUTSIDE_IDENTITY not in option.roles and option.name not in elsewhere
     }
     # The moments of a table are part of the weights.
     preprocessing = {} if options.get("columns") is not None else _describe_input(config)

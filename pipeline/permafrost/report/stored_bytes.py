@@ -76,9 +76,8 @@ def _bytes_of(result: StudentResult, store: Store) -> float | None:
     names = [name.removeprefix("teacher ") for name in inputs if name.startswith("teacher ")]
     stored_views = config.get("mode") == "replay"
     try:
-        cls = METHODS[config["method"]["kind"]]
-        method = {n: v for n, v in config["method"].items() if n not in cls.removed}
-        needs = build_loss(build_config(cls, method, "method")).needs
+        method = config["method"]
+        needs = build_loss(build_config(METHODS[method["kind"]], method, "method")).needs
         passes = [store.open_pass(name, stored_views=stored_views) for name in names]
     except (KeyError, UserError):  # options of another version, or a pass that was removed
         return None

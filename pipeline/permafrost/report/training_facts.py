@@ -172,7 +172,7 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
     path = result.folder / "distill" / CONFIG_NAME
     config = read_config(path, DistillConfig) if path.exists() else {}
     inputs = config.get("inputs", {})
-    values = identity(config, DistillConfig, with_removed=False)
+    values = identity(config, DistillConfig)
     options = {}
     if inputs.get("store") == store.manifest.fingerprint:
         subset = values.get("subset", {})

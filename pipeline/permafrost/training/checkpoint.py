@@ -73,9 +73,7 @@ def _check_digest(path: Path) -> None:
             raise DigestError(f"it has {max(remaining + _DIGITS, 0)} bytes")
         file.seek(remaining - len(_COMMENT))
         if file.read(len(_COMMENT)) != _COMMENT:
-            raise DigestError(
-                "it does not end with its sha256 (a file of an earlier version has none)"
-            )
+            raise DigestError("it does not end with its sha256")
         file.seek(0)
         block = b""
         while remaining and (block := file.read(min(remaining, _BLOCK_BYTES))):

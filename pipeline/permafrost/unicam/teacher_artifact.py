@@ -14,8 +14,6 @@ def teacher_artifact(context: EvaluationContext, kind: str, **made_from: Any) ->
     made_from  everything else that determines the numbers, as JSON: the records and their order
     """
     described = context.networks.described_teacher
-    if str(described.get("architecture", {}).get("name")).startswith("vgg"):
-        made_from["stages"] = "before each pool"  # as opposed to earlier versions
     made_from |= {
         # Evaluators run the teacher in float32, independent of its pass.
         "teacher": {name: value for name, value in described.items() if name != "dtype"},
