@@ -3,15 +3,10 @@
     permafrost teach experiment=demo
     permafrost teach store.path=stores/demo run=my-teacher teacher=cifar teacher.name=resnet20 \\
         teaching.split=train teaching.trainer.epochs=30
-    permafrost teach store.path=stores/digits run=explaining teaching=ked teacher=additive \\
-        black_box=cifar black_box.name=resnet8 black_box.weights=runs/black-box/teach/model.safetensors
-
-teaching=ked first finds the superfeatures of a trained network (KED, Algorithm 1), and then trains a network with
-these superfeatures.
 
 Reads   <store.path> (packed, without a teacher pass)
 Writes  runs/<run>/teach/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, metrics.json, config.yaml;
-        with teaching=ked also partition.safetensors in this folder, and <store.path>/artifacts/partition-<fp8>/
+        a teaching with a preparation also writes its result here, and as an artifact of the store
 Rerun   the same command resumes from the last checkpoint, and does not change a finished run
 """
 
@@ -137,8 +132,7 @@ def _next_command(config: TeachConfig, weights: str) -> str:
         if name != "kind" and (name == "name" or value != defaults[name])
     ]
     if Store(config.store.folder).is_table:
-        payloads = "logits,superfeature_logits" if chosen.kind == "additive" else "logits"
-        words.append(f"annotate.payloads=[{payloads}]")
+        words.append(f"annotate.payloads=[{','.join(chosen.table_payloads)}]")
     return " ".join(
         [f"permafrost precompute store.path={config.store.path} teacher={chosen.kind}", *words]
     )

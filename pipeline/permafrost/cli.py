@@ -180,7 +180,7 @@ def _help(verb: str, doc: str, words: Sequence[str] = ()) -> str:
 
     options = describe_verb(verb, compose(verb, words))
     return (
-        f"{doc.strip()}\n\n{options}\n\nAnother member of a group has other options: --help method=ked.\n"
+        f"{doc.strip()}\n\n{options}\n\nAnother member of a group has other options: --help method=kd.\n"
         "--cfg job [key=value ...] prints the resolved config and does nothing."
     )
 

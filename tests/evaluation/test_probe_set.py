@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from permafrost.config.models import (
-    AdditiveModelConfig,
     BcosModelConfig,
     CifarModelConfig,
     TimmModelConfig,
@@ -27,6 +26,7 @@ from permafrost.evaluation.evaluators.probe_set import (
     probe_set,
 )
 from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.ked.options import AdditiveModelConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.selection import rows_of_split
 from permafrost.models.providers import build_model, freeze

@@ -16,12 +16,13 @@ from permafrost.config.methods import (
     CatKDConfig,
     E2KDConfig,
     KDConfig,
-    KEDConfig,
     LabelsConfig,
 )
 from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.records import NO_LABEL, Guidance, Targets
+from permafrost.ked.options import KEDConfig
+from permafrost.ked.subnets import HIDDEN, LOGITS
 from permafrost.losses.build import build_loss
 from permafrost.models.output import ModelOutput, Stage
 from tests.support.outputs import student_output
@@ -53,8 +54,7 @@ def reduction_batch(unknown=()):
         input_size=(16, 16),
         stages=stages(10),
         class_maps=normal(2, B, K, 4, 4),
-        superfeature_logits=normal(3, B, M, K),
-        superfeature_hidden=normal(4, B, M, 7),
+        extras={LOGITS: normal(3, B, M, K), HIDDEN: normal(4, B, M, 7)},
         pooled=normal(31, B, 9),
     )
     intermediates = {

@@ -20,8 +20,8 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.evaluators import ShiftOptions
 from permafrost.config.explainers import BcosWeightsConfig
-from permafrost.config.methods import E2KDConfig, KDConfig, KEDConfig, LabelsConfig
-from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.table_data import SklearnTableDataConfig
@@ -30,15 +30,22 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import EvaluateConfig, TeachConfig, VerifyConfig
 from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
+from permafrost.ked.chimeras import draw_donors
+from permafrost.ked.network import network_partition
+from permafrost.ked.options import AdditiveModelConfig, KEDConfig
+from permafrost.ked.partition import (
+    PARTITION_NAME,
+    build_partition,
+    class_centered,
+    coarsen,
+    pass_hierarchy,
+)
+from permafrost.ked.subnets import LOGITS
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.stored_values import decode_intermediates
-from permafrost.models.additive.chimeras import draw_donors
-from permafrost.models.additive.hierarchy import class_centered, coarsen, pass_hierarchy
-from permafrost.models.additive.network import network_partition
-from permafrost.models.additive.partition import PARTITION_NAME, build_partition
-from permafrost.models.output import Intermediates
+from permafrost.losses.base import StepInputs
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.resolve import resolve_distill, resolve_network
 from permafrost.models.saved import load_model
@@ -46,7 +53,6 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.distill_job import Distillation
 from permafrost.training.metric_log import read_metrics
-from permafrost.training.transforms import StepInputs
 from stages import distill, evaluate, precompute, report, sweep, teach, verify
 from tests.support.runs import TRAINER
 from tests.support.stores import Frozen, precompute_config
@@ -59,7 +65,6 @@ PASS = PassOptions(batch_size=64, payloads=("logits", "superfeature_logits"))
 STILL = AugmentOptions()
 FLIP = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
 SHORT = replace(TRAINER, epochs=2, batch_size=64)
-EACH = Intermediates(superfeatures=True)
 
 
 def table_teach_config(path, teacher, run, **options):
@@ -172,15 +177,15 @@ def test_what_is_read_is_what_the_teacher_said_of_the_row(taught_table):
     batch = row_batch(taught_table)
     model = teacher_model(taught_table).double()
 
-    said = model(batch.inputs.double(), EACH)
+    said = model(batch.inputs.double())
 
     stored = batch.targets[0]
-    fine = class_centered(said.superfeature_logits)
+    fine = class_centered(said.extras[LOGITS])
     assert torch.equal(view_images(batch, (1, 30)), batch.inputs)
     found = decode_intermediates(stored)["superfeature_logits"]
     assert (found - fine).abs().max() < 2e-3 * fine.abs().max()
     assert (stored.logits - said.logits).abs().max() < 2e-3 * said.logits.abs().max()
-    assert torch.allclose(said.superfeature_logits.sum(dim=1), said.logits, atol=1e-12)
+    assert torch.allclose(said.extras[LOGITS].sum(dim=1), said.logits, atol=1e-12)
 
 
 def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught_table):
@@ -221,8 +226,8 @@ def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught_table):
         for m, donor in enumerate(of_parts):
             own = mixed[64 + number, group == m]
             assert torch.equal(own, batch.inputs[donor, group == m])
-    own = model(batch.inputs.double(), EACH).superfeature_logits
-    said = model(mixed.double(), EACH).superfeature_logits[64:]
+    own = model(batch.inputs.double()).extras[LOGITS]
+    said = model(mixed.double()).extras[LOGITS][64:]
     assert torch.allclose(said, own[donors, torch.arange(M)], rtol=0, atol=1e-12)
     # The chimera is not a record.
     assert not torch.allclose(said[0], own[int(donors[0, 0])], atol=1e-3)

@@ -7,13 +7,9 @@ from dataclasses import replace
 import torch
 from safetensors.torch import save_file
 
-from permafrost.config.models import AdditiveModelConfig
-from permafrost.models.additive.partition import PARTITION_NAME, build_partition
-from permafrost.models.output import Intermediates
+from permafrost.ked.options import AdditiveModelConfig
+from permafrost.ked.partition import PARTITION_NAME, build_partition
 from permafrost.models.providers import build_model, freeze
-
-EACH = Intermediates(superfeatures=True)
-
 
 NUM_CLASSES = 5
 

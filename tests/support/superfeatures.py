@@ -5,11 +5,11 @@ import itertools
 import torch
 from torch import nn
 
-from permafrost.models.providers import freeze
-from permafrost.training.superfeatures.dependency import measure_dependency
-from permafrost.training.superfeatures.probes import (
+from permafrost.ked.curvature import (
     table_probes,
 )
+from permafrost.ked.dependency import measure_dependency
+from permafrost.models.providers import freeze
 
 GROUPS = ([0, 3, 6], [1, 4, 7], [2, 5, 8])
 

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.config.training import TrainerOptions
+from permafrost.ked.options import AdditiveModelConfig
 from permafrost.models.cost import measure_cost
 from permafrost.models.providers import build_model
 from permafrost.training import step_threads as module

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from permafrost.config.models import AdditiveModelConfig, BcosModelConfig
+from permafrost.config.models import BcosModelConfig
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
+from permafrost.ked.options import AdditiveModelConfig
 from permafrost.models.providers import build_model
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.store.verification import verify_store

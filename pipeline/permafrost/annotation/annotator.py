@@ -14,7 +14,7 @@ from torch import Tensor
 from permafrost.annotation.payloads.build import build_payloads
 from permafrost.annotation.payloads.payload import BatchInfo, EncodedFields
 from permafrost.config.explainers import ExplainerConfig
-from permafrost.config.models import CENTER_CROP_FRACTION, AdditiveModelConfig, ModelConfig
+from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import UserError
 from permafrost.core.records import VIEW_FIELD, FieldSpec
@@ -59,7 +59,7 @@ class TeacherAnnotator:
         self.interpolation = teacher.interpolation or "bilinear"
         side = teacher_input_size(teacher)
         self.input_size = frame_size if side is None else (side, side)
-        self.is_table = isinstance(teacher, AdditiveModelConfig) and teacher.columns is not None
+        self.is_table = teacher.takes_rows
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = freeze(build_model(teacher, num_classes)).to(self.device)
         self.payloads = build_payloads(config, explainer)

@@ -13,8 +13,6 @@ from permafrost.annotation.stored_views import StoredViews
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PAYLOADS, PassOptions
 from permafrost.core.files import sha256_json
-from permafrost.models.additive.hierarchy import describe_partition
-from permafrost.models.additive.partition import Partition
 from permafrost.store.manifest import CANONICAL_VIEW, StoreManifest
 
 _CANONICAL: tuple[dict[str, Any], None] = (
@@ -40,21 +38,19 @@ def describe_pass(
     config: PassOptions,
     backend: str,
     views: StoredViews | None = None,
-    partition: Partition | None = None,
+    network: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe everything that a pass's fingerprint covers, in the form of its manifest.
 
-    views      stored views, None for the canonical view of every record
-    partition  partition of an additive teacher whose superfeatures are stored
+    views    stored views, None for the canonical view of every record
+    network  what payloads say about the teacher (PayloadInfo.describe)
     """
     seen, selection = _CANONICAL if views is None else views.describe()
     only_where_read: dict[str, Any] = {
         option: getattr(config, option)
         for name in config.payloads
-        for option in PAYLOADS[name].options
+        for option in PAYLOADS[name].read_options
     }
-    if partition is not None:
-        only_where_read |= describe_partition(partition)
     return {
         "dataset_fingerprint": store.dataset.fingerprint,
         "store_fingerprint": store.fingerprint,
@@ -65,6 +61,7 @@ def describe_pass(
         "payloads": sorted(config.payloads),
         "backend": backend,
         **only_where_read,
+        **(network or {}),
     }
 
 

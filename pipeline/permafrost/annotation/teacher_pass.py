@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,11 @@ from permafrost.annotation.stored_views import StoredViews, plan_stored_views
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.runs import RUNS, save_cost
+from permafrost.config.store import PAYLOADS
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.files import SHORT, RootedPath, list_folder, remove_partial_files
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
-from permafrost.models.additive.network import network_partition
-from permafrost.models.additive.partition import Partition
 from permafrost.models.explainers.classes import resolve_explainer
 from permafrost.models.explainers.explain import pass_precision
 from permafrost.models.fingerprint import describe_teacher
@@ -119,7 +119,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
         config.annotate,
         config.store.backend,
         views,
-        _teacher_partition(config, config.teacher, num_classes),
+        _described_network(config, config.teacher, num_classes),
     )
     fingerprint = fingerprint_pass(description)
     name = f"{escape_key(config.annotate.name or config.teacher.name)}-{fingerprint[:SHORT]}"
@@ -250,10 +250,15 @@ def _made_with(teacher: ModelConfig) -> dict[str, str]:
     }
 
 
-def _teacher_partition(
+def _described_network(
     config: PrecomputeConfig, teacher: ModelConfig, num_classes: int
-) -> Partition | None:
-    """Return the teacher's partition if its superfeatures are stored. Raises ConfigError if it has none."""
-    if "superfeature_logits" not in config.annotate.payloads:
-        return None
-    return network_partition(build_model(teacher, num_classes))
+) -> dict[str, Any]:
+    """Return what the payloads say about the teacher. Raises ConfigError if it cannot produce one of them."""
+    functions = [PAYLOADS[name].describe for name in config.annotate.payloads]
+    if not any(functions):
+        return {}
+    network = build_model(teacher, num_classes)
+    described: dict[str, Any] = {}
+    for function in filter(None, functions):
+        described |= pkgutil.resolve_name(function)(network)
+    return described

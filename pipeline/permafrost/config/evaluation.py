@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, make_dataclass
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+from dataclasses import dataclass, field, fields
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Lt
 
 from permafrost.config.evaluators import EVALUATORS, EvaluatorOptions, ShiftOptions
-from permafrost.config.options import Options, Role
+from permafrost.config.options import OpenOptions, Options, Role
 from permafrost.core.errors import require
 
 Frame = Literal["auto", "center_crop", "full"]
@@ -17,10 +16,9 @@ E = TypeVar("E", bound=EvaluatorOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(Options):
+class EvaluateOptions(OpenOptions):
     """Options of an evaluation that all evaluators share, and a section for each evaluator with options of its own.
 
-    An instance is of a class that has the sections of all registered evaluators, which is made when it is first needed.
     A section belongs to its evaluator's results, not to the identity of the evaluation.
     """
 
@@ -59,21 +57,13 @@ class EvaluateOptions(Options):
     """Threads that decode a batch; null takes the cores, at most 8. Files below 4 kB on average are decoded in
     one thread."""
 
-    def __new__(cls, **values: Any) -> EvaluateOptions:
-        return cast("EvaluateOptions", object.__new__(cls.complete()))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The class with the sections is made again where the instance is loaded.
-        return _restore, ({each.name: getattr(self, each.name) for each in fields(self)},)
-
     @classmethod
-    def complete(cls) -> type[Options]:
-        """Return the class with a section for each evaluator that has options."""
-        if cls is not EvaluateOptions:
-            return cls
-        own = {name: options for name, options in EVALUATORS.items() if fields(options)}
-        own.pop("shift")
-        return _with_sections(tuple(own.items()))
+    def added_sections(cls) -> tuple[tuple[str, type[Options]], ...]:
+        return tuple(
+            (name, options)
+            for name, options in EVALUATORS.items()
+            if name != "shift" and fields(options)
+        )
 
     def of(self, evaluator: type[E]) -> E:
         """Return the section of an evaluator."""
@@ -91,24 +81,3 @@ class EvaluateOptions(Options):
                 f"evaluate.group_sets must map a name (an identifier) to groups, each listed once, got "
                 f"{name}: {list(groups)}",
             )
-
-
-@cache
-def _with_sections(
-    evaluators: tuple[tuple[str, type[EvaluatorOptions]], ...],
-) -> type[EvaluateOptions]:
-    return make_dataclass(
-        "EvaluateOptions",
-        [
-            (name, Annotated[options, Role.OUTSIDE_IDENTITY], field(default_factory=options))
-            for name, options in evaluators
-        ],
-        bases=(EvaluateOptions,),
-        namespace={"__module__": __name__, "__doc__": EvaluateOptions.__doc__},
-        frozen=True,
-        kw_only=True,
-    )
-
-
-def _restore(values: dict[str, Any]) -> EvaluateOptions:
-    return EvaluateOptions(**values)

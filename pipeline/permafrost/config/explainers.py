@@ -64,17 +64,6 @@ class BcosWeightsConfig(ExplainerConfig):
     kind: Literal["bcos_weights"] = "bcos_weights"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SuperfeaturesConfig(ExplainerConfig):
-    """Contribution of each superfeature of an additive network to a class, spread over its cells."""
-
-    implementation: ClassVar[str] = (
-        "permafrost.models.explainers.superfeatures:superfeature_contributions"
-    )
-
-    kind: Literal["superfeatures"] = "superfeatures"
-
-
 EXPLAINERS: Family[type[ExplainerConfig]] = Family(
-    {cls.kind: cls for cls in (GradCamConfig, BcosWeightsConfig, SuperfeaturesConfig)}
+    {cls.kind: cls for cls in (GradCamConfig, BcosWeightsConfig)}
 )

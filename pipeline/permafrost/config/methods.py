@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Lt
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.config.models import AdditiveModelConfig, ModelConfig
+from permafrost.config.models import ModelConfig
 from permafrost.config.options import Options
 from permafrost.config.plugins import Family
 from permafrost.config.training import TrainerOptions
@@ -171,102 +171,6 @@ class E2KDConfig(KDConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KEDConfig(SoftTargetsConfig):
-    """KED (arXiv 2310.02572): distillation of the prediction and of the contribution of each superfeature to it.
-
-    total = w * ce + lambda_ked * ((1 - mu) * kd + mu * ked) + lambda_hint * hint, w = 1 - lambda_ked or 1. Without the
-    hint the combination is convex, as in the paper, so lambda_ked and mu take the role of lambda_ce and lambda_kd of
-    the other methods.
-    """
-
-    implementation: ClassVar[str] = "permafrost.losses.ked:KEDLoss"
-    needs_places: ClassVar[bool] = False
-    minimal: ClassVar[tuple[str, ...]] = ("student=additive", "augment=none")
-
-    kind: Literal["ked"] = "ked"
-    tau: float = 4.0
-    """Temperature of the predictions."""
-    tau_superfeatures: Annotated[float, Gt(0)] = 4.0
-    """Temperature of the explanations. A single superfeature's logits are flatter than the sum, so it may be <
-    1."""
-    lambda_ked: Annotated[float, Ge(0), Le(1)] = 0.9
-    """Weight of the teacher's terms, in [0, 1]; 0 trains on the labels only."""
-    mu: Annotated[float, Ge(0), Le(1)] = 0.5
-    """Weight of the explanations among the teacher's terms, in [0, 1]; 0 is KD with an additive student."""
-    hard_weight: Literal["complement", "one"] = "complement"
-    """Weight of the label term: 1 - lambda_ked, or 1. The paper does not specify it."""
-    lambda_hint: Annotated[float, Ge(0)] = 0.0
-    """Weight of the hint (FitNets), independent of lambda_ked and mu; 0 disables it. With mu=0 it is KD + FitNet. KED
-    publishes no value; 1 is a start, as 10 cost accuracy on handwritten digits. The hint is the mean squared
-    difference of the subnets' last hidden layers, after a linear map of the student's. It needs mode=live, because no
-    store contains hidden layers."""
-    superfeatures: Annotated[int | None, Ge(1)] = None
-    """Level of both hierarchies that is compared, in superfeatures; null takes the student's finest."""
-    superfeature_control: Literal["none", "shuffled", "noise"] = "none"
-    """Negative control: explanations of another record of the batch, or noise with each record's own standard
-    deviation."""
-    chimera_fraction: Annotated[float, Ge(0)] = 0.0
-    """Number of chimera records added to a batch, as a fraction of its size. A chimera takes each superfeature
-    from a different record, with the teacher's exact logits of that superfeature, so the teacher need not be
-    run again. Requires networks in input mode."""
-    allow_view_mismatch: bool = False
-    """Allow mode=frozen to warp images while their explanations stay fixed, which is an approximation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.superfeature_control == "none" or self.lambda_ked * self.mu > 0,
-            f"method.superfeature_control={self.superfeature_control} belongs to the explanation term, which "
-            f"method.lambda_ked={self.lambda_ked} and method.mu={self.mu} disable: set both above 0, or "
-            "method.superfeature_control=none",
-        )
-
-    def check(self, setting: MethodSetting) -> None:
-        student, mode = setting.student, setting.mode
-        if self.needs_explanations:
-            require(
-                mode != "frozen" or not setting.augment.operations or self.allow_view_mismatch,
-                "augment.operations warp the image, but the explanations of method=ked cannot be warped with it: set "
-                "augment=none, replay stored views (mode=replay), run the teacher itself (mode=live), or accept an "
-                "approximation with method.allow_view_mismatch=true",
-            )
-        require(
-            not self.needs_superfeatures or isinstance(student, AdditiveModelConfig),
-            f"method=ked compares superfeatures, and student={student.kind} has none: set student=additive, or "
-            "method.mu=0 method.chimera_fraction=0 method.lambda_hint=0 for KD",
-        )
-        require(
-            self.lambda_hint == 0 or mode == "live",
-            f"method.lambda_hint={self.lambda_hint} compares hidden layers, which no store contains, so mode={mode} "
-            "has none: set mode=live with teacher= and teacher.weights=, or method.lambda_hint=0",
-        )
-        mixup_alpha = setting.augment.mixup_alpha
-        require(
-            mixup_alpha is None
-            or (self.chimera_fraction == 0 and self.superfeature_control == "none"),
-            "method.chimera_fraction and method.superfeature_control take whole records, and augment.mixup_alpha="
-            f"{mixup_alpha} mixes them; set augment.mixup_alpha=null, or those to 0 and none",
-        )
-        require(
-            self.chimera_fraction == 0
-            or (isinstance(student, AdditiveModelConfig) and student.is_input_mode),
-            f"method.chimera_fraction={self.chimera_fraction} combines superfeatures of several images into one, which "
-            "is exact only if superfeatures are parts of the input: set student.name=conv or mlp, or "
-            "method.chimera_fraction=0",
-        )
-
-    @property
-    def needs_explanations(self) -> bool:
-        """True if the logits of the teacher's superfeatures are read."""
-        return self.lambda_ked > 0 and (self.mu > 0 or self.chimera_fraction > 0)
-
-    @property
-    def needs_superfeatures(self) -> bool:
-        """True if the logits or the hidden layers of superfeatures are compared."""
-        return self.needs_explanations or self.lambda_hint > 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class FeatureKDConfig(SoftTargetsConfig):
     """Options shared by methods that compare features: lambda_ce * labels + lambda_kd * kd + the method's own term.
 
@@ -376,7 +280,6 @@ METHODS: Family[type[MethodConfig]] = Family(
             ATConfig,
             CatKDConfig,
             ReviewKDConfig,
-            KEDConfig,
         )
     }
 )

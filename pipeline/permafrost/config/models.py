@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, NoReturn, TypeVar
 
 from annotated_types import Ge, Gt, Le
 
@@ -35,6 +35,11 @@ class NoModelConfig(Options):
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Options):
     """Options that all networks share."""
+
+    table_options: ClassVar[tuple[str, ...]] = ()
+    """Options that choose a network of this kind for rows of a table, empty if all of them take images."""
+    table_payloads: ClassVar[tuple[str, ...]] = ("logits",)
+    """Payloads of a pass over a table."""
 
     kind: str = ""
     name: str = ""
@@ -85,6 +90,34 @@ class ModelConfig(Options):
             (self.mean is None) == (self.std is None),
             f"mean and std belong together; got {self.mean} and {self.std}",
         )
+
+    @property
+    def takes_rows(self) -> bool:
+        """True if the inputs are rows of a table."""
+        return False
+
+    def resolve(self, option: str, store: str, columns: int | None) -> ModelConfig:
+        """Return the options for the records of a store. Raises ConfigError if the network does not take them.
+
+        option   teacher, black_box or student, for messages
+        store    path of the store, for messages
+        columns  number of columns of a table, None for images
+        """
+        if columns is not None:
+            self.refuse_rows(option, store, columns)
+        return self
+
+    def refuse_rows(self, option: str, store: str, columns: int) -> NoReturn:
+        """Raise ConfigError, because the network takes images."""
+        words = " ".join(table_words(option))
+        raise ConfigError(
+            f"{option}={self.kind} {option}.name={self.name} takes images, but {rows_of_table(store, columns)}; "
+            + (f"set {words}" if words else "choose a store of images")
+        )
+
+    def fingerprint_files(self) -> dict[str, str]:
+        """Return the SHA-256 of each file that the network is built from in addition to its weights, by option."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,154 +270,20 @@ class BcosModelConfig(ModelConfig):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdditiveModelConfig(ModelConfig):
-    """Additive network that explains by superfeatures (KED): its logits are the sum over one subnet per superfeature.
+def rows_of_table(store: str, columns: int) -> str:
+    """Say what a store of a table holds, for messages."""
+    return f"{store} holds rows of a table with {columns} columns"
 
-    mlp: subnets on cells of the image, or on columns of a table. conv: grouped convolutions on masked copies of a
-    small image. trunk: heads on the cells of one shared network (teacher and student agree cell by cell), or on groups
-    of its channels.
+
+def table_words(option: str) -> list[str]:
+    """Return overrides that choose a network for rows of a table, none if no kind takes them.
+
+    option  teacher, black_box or student
     """
-
-    implementation: ClassVar[str] = "permafrost.models.additive.network:PROVIDER"
-
-    kind: Literal["additive"] = "additive"
-    name: Literal["mlp", "conv", "trunk"] = "trunk"
-    superfeatures: int = 8
-    """Number M of superfeatures at the finest level; every coarser level is saved with the weights."""
-    partition: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
-    """Partition of cells or columns into superfeatures: a partition artifact's folder or its
-    partition.safetensors. null takes contiguous blocks. A weights file contains its own partition, which takes
-    precedence."""
-    partition_control: Literal["none", "random", "contiguous"] = "none"
-    """Negative control: random groups of the same sizes (random), or contiguous blocks in place of the
-    partition."""
-    partition_seed: int = 0
-    """Seed of partition_control=random."""
-    grid: tuple[int, int] = (8, 8)
-    """Grid (rows, columns) of the cells that are grouped, of the image or of the trunk's last stage (whose size
-    it must match)."""
-    columns: int | None = None
-    """Number of columns of a table (name=mlp), each one feature. null takes the store's columns, or the grid's
-    cells for a store of images."""
-    width: int = 16
-    """Width of each subnet: units of a hidden layer, or channels of a convolution. `constant` gives it another
-    meaning."""
-    constant: Literal["subnet_width", "total_width", "parameters"] = "subnet_width"
-    """Quantity that `width` fixes and that superfeatures does not change. subnet_width: the width of each subnet.
-    total_width: that of all subnets together, divided evenly; with name=mlp or conv the parameters then decrease with
-    superfeatures, because each unit reads one group only. parameters: up to rounding, the parameters of a network
-    with one superfeature and this width."""
-    depth: int = 1
-    """Depth of each subnet: layers before its last, linear one."""
-    trunk: str = "resnet20"
-    """Network below the heads with name=trunk, by its name in trunk_kind: resnet8, resnet14, resnet20, ... of kind
-    cifar."""
-    trunk_kind: Literal["cifar", "torchvision", "timm"] = "cifar"
-    """Provider of the trunk, which is newly initialized."""
-    trunk_features: Literal["cells", "channels"] = "cells"
-    """Features of the trunk's last stage that are grouped: its cells, or its channels (in contiguous groups, as
-    channels of two networks do not correspond)."""
-    trunk_width: int = 16
-    """Width of a trunk of kind cifar, as its `width`."""
-    stem_stride: int = 1
-    """Stride of the first convolution of a trunk of kind cifar, as its `stem_stride`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for option in ("superfeatures", "width", "depth", *(["columns"] if self.columns else [])):
-            value = getattr(self, option)
-            require(value >= 1, f"{option} must be >= 1, got {value}")
-        require(min(self.grid) >= 1, f"grid must be [rows, columns] >= 1, got {list(self.grid)}")
-        require(
-            self.columns is None or self.name == "mlp",
-            f"columns={self.columns} is an option of name=mlp, for tables; leave it null for name={self.name}",
-        )
-        require(
-            self.infers_columns_from_store
-            or self.features is None
-            or self.superfeatures <= self.features,
-            f"superfeatures={self.superfeatures} with {self.features} features: each needs at least one; lower "
-            f"it{'' if self.columns else ', or choose a finer grid'}",
-        )
-        require(
-            self.constant != "total_width" or self.width % self.superfeatures == 0,
-            f"width={self.width} with constant=total_width is divided evenly over superfeatures={self.superfeatures}; "
-            "choose a multiple of it",
-        )
-        require(
-            self.partition_control != "random" or self.partition_seed >= 0,
-            f"partition_seed must be >= 0, got {self.partition_seed}",
-        )
-        require(
-            not is_published(self.weights),
-            "weights=pretrained: no weights are published for kind additive; train a network with permafrost teach and "
-            "set weights= to its model.safetensors",
-        )
-        if self.name == "mlp" and self.columns is None and self.input_size is not None:
-            require(
-                not any(self.input_size % side for side in self.grid),
-                f"grid={list(self.grid)} does not divide input_size={self.input_size}; choose a divisor",
-            )
-        self._check_trunk()
-
-    def _check_trunk(self) -> None:
-        """Raise ConfigError if an option of the trunk is invalid or not read."""
-        for option, reader, is_read in (
-            ("trunk_kind", "name=trunk", self.name == "trunk"),
-            ("trunk_features", "name=trunk", self.name == "trunk"),
-            ("trunk_width", "trunk_kind=cifar", self.trunk_kind == "cifar"),
-            ("stem_stride", "trunk_kind=cifar", self.trunk_kind == "cifar"),
-            ("grid", "trunk_features=cells", self.trunk_features == "cells"),
-        ):
-            value, default = getattr(self, option), getattr(type(self), option)
-            require(
-                is_read or value == default,
-                f"{option}={value} is an option of {reader}; leave it at {default}",
-            )
-        require(
-            self.trunk_features == "cells" or self.partition is None,
-            f"partition={self.partition} names groups of cells, and trunk_features=channels groups channels; set "
-            "partition=null",
-        )
-        if self.name == "trunk":
-            try:
-                self.trunk_config  # noqa: B018, checks its name and width
-            except ConfigError as error:
-                raise ConfigError(
-                    f"trunk: {error}; or set trunk_kind=torchvision or timm"
-                ) from error
-
-    @property
-    def infers_columns_from_store(self) -> bool:
-        """True if the number of features is known only from a table (models/resolve.py)."""
-        return self.name == "mlp" and self.columns is None and self.input_size is None
-
-    @property
-    def features(self) -> int | None:
-        """Number d of features that are grouped, None for the channels of a trunk, which has to be built first."""
-        if self.trunk_features == "channels":
-            return None
-        return self.columns or self.grid[0] * self.grid[1]
-
-    @property
-    def is_input_mode(self) -> bool:
-        """True if superfeatures are parts of the input itself, so that each subnet receives only its own part."""
-        return self.name != "trunk"
-
-    @property
-    def trunk_config(self) -> ModelConfig:
-        """Config of the network below the heads."""
-        if self.trunk_kind != "cifar":
-            cls = TorchvisionModelConfig if self.trunk_kind == "torchvision" else TimmModelConfig
-            return cls(name=self.trunk, mean=self.mean, std=self.std, input_size=self.input_size)
-        return CifarModelConfig(
-            name=self.trunk,
-            width=self.trunk_width,
-            stem_stride=self.stem_stride,
-            mean=self.mean,
-            std=self.std,
-        )
+    for kind, cls in MODELS.items():
+        if cls.table_options:
+            return [f"{option}={kind}", *(f"{option}.{word}" for word in cls.table_options)]
+    return []
 
 
 AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")
@@ -405,7 +304,6 @@ MODELS: Family[type[ModelConfig]] = Family(
             TorchvisionModelConfig,
             TimmModelConfig,
             BcosModelConfig,
-            AdditiveModelConfig,
         )
     }
 )

@@ -16,7 +16,7 @@ import ast
 import inspect
 import pkgutil
 import sys
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from enum import Enum
 from functools import cache
 from itertools import pairwise
@@ -25,6 +25,7 @@ from typing import (
     Annotated,
     Any,
     ClassVar,
+    Self,
     cast,
     get_args,
     get_origin,
@@ -48,6 +49,7 @@ class Role(Enum):
         "names an input, whose fingerprint takes the place of its name in a run's identity"
     )
     SET_BY_STAGE = "is set by the stage from the command line, not by the user"
+    IN_WEIGHTS = "is part of the weights once the network is trained, and is not read with them"
     OUTSIDE_DATASET = "changes where or how a source's records are read, not the records themselves"
 
 
@@ -85,6 +87,65 @@ class Options:
         for option in options_of(type(self)):
             if option.limits:
                 check_limits(option, getattr(self, option.name), prefix + option.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenOptions(Options):
+    """Base class of a section to which the members of a family add options.
+
+    An instance is of a class that has the options of all registered members, which is made when it is first needed.
+    """
+
+    is_complete: ClassVar[bool] = False
+
+    def __new__(cls, **values: Any) -> Self:
+        return cast("Self", object.__new__(cls.complete()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made again where the instance is loaded.
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return _restore, (type(self).__bases__[-1], values)
+
+    @classmethod
+    def complete(cls) -> type[Options]:
+        if cls.is_complete:
+            return cls
+        return _complete(cast("Hashable", cls), cls.added_sections(), cls.added_bases())
+
+    @classmethod
+    def added_sections(cls) -> tuple[tuple[str, type[Options]], ...]:
+        """Return the name and the class of each section that a member adds. They do not enter the identity."""
+        return ()
+
+    @classmethod
+    def added_bases(cls) -> tuple[type[Options], ...]:
+        """Return the classes whose options the members add."""
+        return ()
+
+
+@cache
+def _complete(
+    key: Hashable,
+    sections: tuple[tuple[str, type[Options]], ...],
+    bases: tuple[type[Options], ...],
+) -> type[Options]:
+    cls = cast("type[OpenOptions]", key)
+    made = make_dataclass(
+        cls.__name__,
+        [
+            (name, Annotated[options, Role.OUTSIDE_IDENTITY], field(default_factory=options))
+            for name, options in sections
+        ],
+        bases=(*bases, cls),
+        namespace={"__module__": cls.__module__, "__doc__": cls.__doc__, "is_complete": True},
+        frozen=True,
+        kw_only=True,
+    )
+    return cast("type[Options]", made)
+
+
+def _restore(cls: type[OpenOptions], values: dict[str, Any]) -> OpenOptions:
+    return cls(**values)
 
 
 def options_of(cls: type[Any]) -> tuple[Option, ...]:
@@ -190,7 +251,7 @@ def resolve_implementation(cls: type[Options]) -> Any:
 def meanings_of(cls: type[Any]) -> dict[str, str]:
     """Map each option to its docstring in one line, parsed from the source (not used while a stage works)."""
     meanings: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
+    for base in reversed((cls.complete() if issubclass(cls, Options) else cls).__mro__):
         if issubclass(base, Options) and base is not Options:
             meanings |= _meanings_in(base.__module__).get(base.__name__, {})
     return meanings

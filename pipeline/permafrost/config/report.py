@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge
 
 from permafrost.config.options import Options
+from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 
 
@@ -68,3 +69,8 @@ class ReportOptions(Options):
                     f"report.{option}={name} is not one of report.columns: {', '.join(columns)}; choose one of them, "
                     f"or leave it {empty}",
                 )
+
+
+STORE_SECTIONS: Family[str] = Family({})
+"""Sections of the page that papers add about a store: `module:name` of functions (store) -> report.page.StoreSection,
+or None without anything to show."""

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Le, Lt
 
-from permafrost.config.options import Options, Role
+from permafrost.config.options import OpenOptions, Options, Role, options_of
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 from permafrost.core.files import RootedPath
@@ -74,6 +74,16 @@ class PayloadInfo(NamedTuple):
     """True if a teacher of a table's rows can produce it."""
     options: tuple[str, ...] = ()
     """Options of PassOptions that it reads."""
+    adds: type[Options] | None = None
+    """Class of the options that it adds to PassOptions."""
+    describe: str = ""
+    """`module:name` of a function (teacher network) -> entries of the pass's manifest that its fingerprint covers."""
+
+    @property
+    def read_options(self) -> tuple[str, ...]:
+        """Names of the options of `annotate` that it reads."""
+        added = () if self.adds is None else tuple(each.name for each in options_of(self.adds))
+        return (*self.options, *added)
 
 
 _PACKAGE = "permafrost.annotation.payloads"
@@ -86,15 +96,12 @@ PAYLOADS: Family[PayloadInfo] = Family(
             f"{_PACKAGE}.intermediates:ClassMapPayload", False, ("class_map_size",)
         ),
         "pooled": PayloadInfo(f"{_PACKAGE}.pooled_feature:FeaturePayload", False),
-        "superfeature_logits": PayloadInfo(
-            f"{_PACKAGE}.superfeature_logits:SuperfeaturePayload", True, ("superfeature_dtype",)
-        ),
     }
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassOptions(Options):
+class PassOptions(OpenOptions):
     """Contents of a teacher pass."""
 
     section: ClassVar[str] = "annotate"
@@ -104,17 +111,13 @@ class PassOptions(Options):
     payloads: tuple[str, ...] = ("logits", "map")
     """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
     stage, for method=at. class_maps: maps of all classes, for method=cat_kd. pooled: the pooled feature before
-    the classifier. superfeature_logits: the logits of each superfeature of an
-    additive teacher, for method=ked."""
+    the classifier."""
     map_dtype: Literal["float32", "float16", "int8"] = "float16"
     """Storage dtype of maps, which are divided by their largest absolute value. Maps that are far above their
     mean in a few places lose most in int8."""
     class_map_size: Annotated[int, Ge(1)] = 2
     """Cells per side to which class_maps are pooled. A student's views warp these cells, which is more exact at
     the size of the features (7 for a ResNet at 224 pixels) than at the 2 that CAT-KD compares."""
-    superfeature_dtype: Literal["float16", "int8"] = "float16"
-    """Storage dtype of superfeature_logits, with one scale per superfeature; int8 halves their size and is
-    worthwhile from about 200 classes."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the teacher's forward pass (autocast); explanations are computed in float32 from its
     features. Maps that are gradients through the whole network (B-cos weights) take one float32 pass, which
@@ -123,6 +126,10 @@ class PassOptions(Options):
     """Records per forward pass of the teacher; constant, because it may change the last bits of the result."""
     min_fidelity: Annotated[float, Ge(0), Le(1)] = 0.999
     """Lowest cosine between a map and its stored form that may be written."""
+
+    @classmethod
+    def added_bases(cls) -> tuple[type[Options], ...]:
+        return tuple(payload.adds for payload in PAYLOADS.values() if payload.adds is not None)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Lt
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.methods import LabelLoss, check_label_loss
+from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.options import Options, Role
 from permafrost.config.plugins import Family
 from permafrost.config.training import OptimizerOptions, TrainerOptions, check_mixup_partners
-from permafrost.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,9 @@ class LabelTeachingConfig(Options):
     section: ClassVar[str] = "teaching"
 
     implementation: ClassVar[str] = "permafrost.losses.labels:LabelsLoss"
+    preparation: ClassVar[str] = ""
+    """`module:name` of a function (config of teach, folder of the run, ranks) that writes files which the training
+    reads."""
 
     kind: Literal["labels"] = "labels"
     loss: LabelLoss = "ce"
@@ -41,6 +45,26 @@ class LabelTeachingConfig(Options):
         super().__post_init__()
         check_label_loss(self.loss, self.label_smoothing)
         check_mixup_partners(self.augment, self.trainer)
+
+    def check(self, teacher: ModelConfig, black_box: ModelConfig | NoModelConfig) -> None:
+        """Raise ConfigError if the teaching does not fit the network to train, or lacks a black box."""
+
+    def needs_preparation(self, teacher: ModelConfig) -> bool:
+        """Return whether `preparation` has to run before the network is trained."""
+        return False
+
+    @property
+    def runs_black_box(self) -> bool:
+        """True if the network is also trained on the logits of the black box, which runs in every step."""
+        return False
+
+    def uses_black_box(self, teacher: ModelConfig) -> bool:
+        """Return whether the black box is read."""
+        return self.needs_preparation(teacher) or self.runs_black_box
+
+    def prepared(self, teacher: ModelConfig, folder: Path) -> ModelConfig:
+        """Return the options of the network to train, with the files that `preparation` has written into the run."""
+        return teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,57 +94,6 @@ class GuidedTeachingConfig(LabelTeachingConfig):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class KEDTeachingConfig(LabelTeachingConfig):
-    """Training of a teacher that explains by superfeatures, which are first found in a black box (KED, Algorithm 1).
-
-    The black box is the section `black_box=`. If teacher.partition names superfeatures, these are used instead.
-    """
-
-    implementation: ClassVar[str] = "permafrost.losses.ked_teacher:ExplainingTeacherLoss"
-    minimal: ClassVar[tuple[str, ...]] = ("teacher=additive", "black_box=cifar")
-
-    kind: Literal["ked"] = "ked"  # type: ignore[assignment]
-    levels: Annotated[int, Ge(1)] = 16
-    """Number M of superfeatures at the finest level that is found (at most the number of features). The levels
-    with at most teacher.superfeatures groups do not depend on it."""
-    records: Annotated[int, Ge(1)] = 1024
-    """Number of records of teaching.split, equally many per class, on which dependency is measured."""
-    max_records: int = 8192
-    """Limit up to which `records` is doubled until two halves of them agree (Spearman's correlation >= 0.9)."""
-    derivative: Literal["fd", "hvp", "ablate"] = "fd"
-    """Second derivative of the logits. fd: central differences of gradients, for every activation. hvp: exact,
-    for smooth networks. ablate: differences of logits, without a gradient."""
-    step: Annotated[float, Gt(0)] = 1.0
-    """Step of fd and ablate, in standard deviations of a feature over the records."""
-    draws: Annotated[int, Ge(1)] = 1
-    """Draws per record of random signs over the classes."""
-    neighbors: Annotated[int | None, Ge(1)] = None
-    """Strongest edges kept per feature before grouping; null is max(4, features / 8)."""
-    resolution: Annotated[float, Gt(0)] = 1.0
-    """Initial resolution of Louvain's algorithm; increased if it finds fewer than teacher.superfeatures groups."""
-    grouping_seed: Annotated[int, Ge(0)] = 0
-    """Seed of the choice of records, of the signs and of Louvain's algorithm."""
-    lambda_kd: Annotated[float, Ge(0)] = 0.0
-    """Weight of soft targets of the black box in addition to the labels; above 0 it is run in every step."""
-    tau: Annotated[float, Gt(0)] = 4.0
-    """Temperature of these soft targets."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.max_records >= self.records,
-            f"teaching.max_records={self.max_records} is below teaching.records={self.records}; raise it",
-        )
-        require(
-            self.loss == "ce" or self.lambda_kd == 0,
-            f"teaching.lambda_kd={self.lambda_kd} needs one label per record, and teaching.loss={self.loss} "
-            "does not assume one; set one of them to its default",
-        )
-
-
-TeachingConfig = LabelTeachingConfig | GuidedTeachingConfig | KEDTeachingConfig
-
 TEACHINGS: Family[type[LabelTeachingConfig]] = Family(
-    {cls.kind: cls for cls in (LabelTeachingConfig, GuidedTeachingConfig, KEDTeachingConfig)}
+    {cls.kind: cls for cls in (LabelTeachingConfig, GuidedTeachingConfig)}
 )

@@ -24,17 +24,11 @@ from permafrost.config.evaluators import EVALUATORS
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
 from permafrost.config.file_data import DataConfig, NoDataConfig
 from permafrost.config.methods import METHODS, MethodConfig, Mode
-from permafrost.config.models import (
-    MODELS,
-    AdditiveModelConfig,
-    ModelConfig,
-    NoModelConfig,
-    whole_frame,
-)
+from permafrost.config.models import MODELS, ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Option, Options, Role
 from permafrost.config.report import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
-from permafrost.config.teaching import TEACHINGS, KEDTeachingConfig, TeachingConfig
+from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.views import VIEWS, AnyViewsConfig, CanonicalViewsConfig
 from permafrost.core.errors import require
@@ -107,10 +101,10 @@ class TeachConfig(Options):
 
     store: StoreOptions
     teacher: ModelConfig
-    teaching: TeachingConfig
+    teaching: LabelTeachingConfig
     evaluate: EvaluateOptions
     black_box: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
-    """Trained network in whose logits teaching=ked finds superfeatures."""
+    """Trained network that some kinds of teaching read."""
     cluster: Annotated[ClusterConfig, Role.OUTSIDE_IDENTITY] = field(
         default_factory=LocalClusterConfig
     )
@@ -124,43 +118,12 @@ class TeachConfig(Options):
         super().__post_init__()
         object.__setattr__(self, "teacher", whole_frame(self.teacher))
         object.__setattr__(self, "black_box", whole_frame(self.black_box))
-        require(
-            not isinstance(self.teaching, KEDTeachingConfig)
-            or isinstance(self.teacher, AdditiveModelConfig),
-            f"teaching=ked trains a network that explains by superfeatures, not teacher={self.teacher.kind}; set "
-            "teacher=additive, or choose another teaching=",
-        )
-        require(
-            not self.needs_partition_search
-            or not isinstance(self.teacher, AdditiveModelConfig)
-            or self.teacher.trunk_features == "cells",
-            "teaching=ked groups pixels or columns, and teacher.trunk_features=channels groups channels; set "
-            "teaching=labels, or teacher.partition_control=contiguous",
-        )
-        require(
-            not self.uses_black_box or self.black_box.kind != "none",
-            "teaching=ked needs a trained network, to find superfeatures in it or as a teacher (teaching.lambda_kd): "
-            "name it with black_box=<kind> black_box.weights=, or set teacher.partition= (or "
-            "teacher.partition_control=contiguous) and teaching.lambda_kd=0",
-        )
-
-    @property
-    def needs_partition_search(self) -> bool:
-        """True if superfeatures have to be found before the teacher is trained."""
-        return (
-            isinstance(self.teaching, KEDTeachingConfig)
-            and isinstance(self.teacher, AdditiveModelConfig)
-            and self.teacher.partition is None
-            and self.teacher.partition_control != "contiguous"
-        )
+        self.teaching.check(self.teacher, self.black_box)
 
     @property
     def uses_black_box(self) -> bool:
-        """True if `black_box` is read, to find superfeatures or as a teacher."""
-        teaching = self.teaching
-        return self.needs_partition_search or (
-            isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
-        )
+        """True if `black_box` is read."""
+        return self.teaching.uses_black_box(self.teacher)
 
 
 @dataclass(frozen=True, kw_only=True)

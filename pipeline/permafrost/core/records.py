@@ -117,7 +117,7 @@ class StoredTargets:
     intermediates: dict[str, Tensor] = field(default_factory=dict)
     """Requested fields of other payloads as stored, which `stored_values.decode_intermediates` decodes. Spatial fields
     on the teacher's grids: attention_<stage> [B, h, w], class_maps [B, K, r, r]. Fields without spatial axes: pooled
-    [B, d], superfeature_logits [B, M, K]."""
+    [B, d]."""
     scales: dict[str, Tensor] = field(default_factory=dict)
     """Scales of the intermediates that are stored relative to their max-abs, f32, with the first dimensions of the
     values."""
@@ -144,7 +144,7 @@ class Targets:
     intermediates: dict[str, Tensor] = field(default_factory=dict)
     """Other fields that the loss reads, f32. Spatial fields on the teacher's own grids, after the warp:
     attention_<stage> [B, h, w], class_maps [B, K, h, w], review_<level> [B, C, h, w]. Fields
-    without spatial axes: pooled [B, d], superfeature_logits [B, M, K], superfeature_hidden [B, M, width]."""
+    without spatial axes: pooled [B, d]."""
 
 
 @dataclass(frozen=True, kw_only=True)

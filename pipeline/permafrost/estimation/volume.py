@@ -9,10 +9,12 @@ from __future__ import annotations
 import tarfile
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from permafrost.config.options import options_of
+from permafrost.config.store import PAYLOADS, PassOptions
 from permafrost.core.files import open_regular, open_size, scratch_folder
 from permafrost.store.index import CHECKED_COLUMNS
 from permafrost.store.index_writer import IndexWriter
@@ -113,14 +115,11 @@ def other_forms(sample: Sample, passes: Sequence[TeacherPass]) -> dict[str, floa
     canonical = sample.store.manifest.canonical
     if canonical is not None and canonical.format != "raw" and not sample.in_place:
         forms["store.format=raw"] = float(canonical.height * canonical.width * 3)
-    dtypes = {
-        "map": ("map_dtype", ("float32", "float16", "int8")),
-        "superfeature_logits": ("superfeature_dtype", ("float16", "int8")),
-    }
-    for teacher in passes[:1]:
-        for spec in teacher.manifest.fields:
-            option, others = dtypes.get(spec.name, ("", ()))
-            for dtype in others:
+    dtypes = {each.name: get_args(each.hint) for each in options_of(PassOptions)}
+    for spec in (spec for teacher in passes[:1] for spec in teacher.manifest.fields):
+        read = PAYLOADS[spec.name].read_options if spec.name in PAYLOADS else ()
+        for option in (name for name in read if name.endswith("_dtype")):
+            for dtype in dtypes[option]:
                 if dtype != spec.dtype:
                     forms[f"annotate.{option}={dtype}"] = float(_values_bytes(spec, dtype))
     return forms

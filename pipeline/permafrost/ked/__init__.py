@@ -1,5 +1,6 @@
-"""KED: agreement of student and teacher superfeature by superfeature.
+"""KED: additive networks that explain by superfeatures, the search for superfeatures, and distillation of both.
 
-A plug-in of the evaluation: options.py registers its evaluator.
-Read first: options.py.
+A plug-in that enters by the registry: options.py registers its networks, method, teaching, explainer, payload,
+evaluator and pictures.
+Read first: options.py, then network.py and losses.py.
 """

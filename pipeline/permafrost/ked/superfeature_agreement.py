@@ -18,20 +18,18 @@ from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from permafrost.evaluation.metrics import LESS, PER_CENT
-from permafrost.loading.dataset import iter_batches
-from permafrost.loading.geometry import evaluation_view, view_images
-from permafrost.loading.stored_values import decode_intermediates
-from permafrost.loading.transfer import iter_on_device
-from permafrost.models.additive.base import AdditiveClassifier
-from permafrost.models.additive.hierarchy import (
+from permafrost.ked.options import PAYLOAD
+from permafrost.ked.partition import (
     coarsen,
     hierarchy_of,
     pass_hierarchy,
     require_same_level,
 )
-from permafrost.models.output import Intermediates
-
-PAYLOAD = "superfeature_logits"
+from permafrost.ked.subnets import LOGITS, AdditiveClassifier
+from permafrost.loading.dataset import iter_batches
+from permafrost.loading.geometry import evaluation_view, view_images
+from permafrost.loading.stored_values import decode_intermediates
+from permafrost.loading.transfer import iter_on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +86,8 @@ def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
         taught = coarsen(decode_intermediates(batch.targets[0])[PAYLOAD], of_teacher, number)
         seen = evaluation_view(moved, context.options.frame, model.input_size)
         with torch.no_grad():
-            output = model.network(
-                view_images(seen, model.input_size), Intermediates(superfeatures=True)
-            )
-        assert output.superfeature_logits is not None
-        own = coarsen(output.superfeature_logits, of_student, number)
+            output = model.network(view_images(seen, model.input_size))
+        own = coarsen(output.extras[LOGITS], of_student, number)
         total = total + FidelitySums.of(taught.cpu(), own.cpu())
     return total.metrics
 

@@ -77,7 +77,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
 
         with_regions  also read masks and boxes, for evaluation
         num_classes   number of outputs of the network that uses the labels, None for the classes of the data
-        payload       payload (attention, class_maps, pooled, superfeature_logits) to read in addition to logits and
+        payload       payload (such as attention, class_maps or pooled) to read in addition to logits and
                       maps; others are not read
         decode_threads  number of threads that decode a batch, in each process that loads batches
         keep_bytes    size of all decoded inputs in bytes up to which each is decoded once and kept in memory

@@ -4,15 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from permafrost.core.distributed import DistributedContext
-from permafrost.core.records import Guidance, Targets
+from permafrost.core.records import Batch, Guidance, Targets
 from permafrost.loading.dataset import StoreDataset
 from permafrost.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
+
+if TYPE_CHECKING:
+    from permafrost.config.distillation import DistillConfig
+    from permafrost.store.reader import TeacherPass
+
+
+AnyTargets = Targets | Guidance
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInputs:
+    """Inputs of one training step. Transforms return modified copies."""
+
+    images: Tensor
+    """Images f32 [B, 3, h, w], or rows of a table."""
+    labels: tuple[tuple[float, Tensor], ...]
+    """Labels in the form of Batch, each with its share. Shares sum to 1."""
+    on_targets: tuple[Callable[[AnyTargets], AnyTargets], ...] = ()
+    """Functions applied to each teacher's targets in this order."""
+
+
+class BatchTransform(Protocol):
+    """A change to the records of a step, with random draws from torch's global generator."""
+
+    def __call__(self, inputs: StepInputs, batch: Batch) -> StepInputs:
+        """Return the changed inputs. `batch` is the batch as loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +158,24 @@ class AuxiliaryPretraining:
 class LossCallbacks:
     """Callbacks of a training, which a loss overrides as needed."""
 
+    transforms: tuple[BatchTransform, ...] = ()
+    """Changes to the records of each step, applied in this order before the forward pass."""
+
+    def plan(self, config: DistillConfig, passes: Sequence[TeacherPass], num_classes: int) -> None:
+        """Read what the loss needs of a student's options and passes, before all other calls.
+
+        Raises ConfigError if student and teachers do not fit.
+        """
+
+    def convert_targets(self, targets: tuple[AnyTargets, ...]) -> tuple[AnyTargets, ...]:
+        """Convert the targets of all teachers before each step, and before `build`."""
+        return targets
+
     def build(self, student: StudentOutput, targets: Targets) -> None:
         """Create the parameters whose shapes depend on the networks, given one example of `forward`'s arguments.
 
-        Called before training if the loss needs intermediates. Raises ConfigError if the two networks do not fit.
+        Called before training if the loss needs intermediates or fields of the teacher. Raises ConfigError if the two
+        networks do not fit.
         """
 
     def on_train_start(self, dataset: StoreDataset) -> None:

@@ -22,7 +22,6 @@ from permafrost.models.output import (
     Intermediates,
     ModelOutput,
     Stage,
-    Superfeatures,
     to_float32,
 )
 
@@ -116,12 +115,11 @@ class Classifier(nn.Module, ABC):
             )
         return self.forward_head(features, context), to_float32(features).mean(dim=(2, 3))
 
-    def forward_superfeatures(self, features: Tensor) -> Superfeatures:
-        """Compute the logits of each superfeature from the features that `forward_trunk` returns."""
-        raise ConfigError(
-            f"{type(self.network).__name__} has no superfeatures, which method=ked and the payload "
-            "superfeature_logits need; set teacher=additive and student=additive, or choose another method or payload"
-        )
+    def forward_extras(
+        self, features: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the output of `forward_head` and `ModelOutput.extras` in one pass."""
+        return self.forward_head(features, context), {}
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the entries of a published file to the current names of the network."""
@@ -137,17 +135,11 @@ class Classifier(nn.Module, ABC):
         else:
             features, context = self.forward_trunk(images)
         class_maps = self.class_maps(features) if intermediates.class_maps else None
-        if not intermediates.superfeatures:
-            pooled = None
-            if intermediates.pooled:
-                logits, pooled = self.forward_pooled(features, context)
-            else:
-                logits = self.forward_head(features, context)
-            return ModelOutput(logits, features, context, stages, class_maps, pooled=pooled)
-        each = self.forward_superfeatures(features)
-        return ModelOutput(
-            each.logits.sum(dim=1), features, context, stages, class_maps, each.logits, each.hidden
-        )
+        if intermediates.pooled:
+            logits, pooled = self.forward_pooled(features, context)
+            return ModelOutput(logits, features, context, stages, class_maps, pooled)
+        logits, extras = self.forward_extras(features, context)
+        return ModelOutput(logits, features, context, stages, class_maps, extras=extras)
 
 
 def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:

@@ -55,18 +55,15 @@ def describe_teacher(
         weights_sha256 = sha256_weights(path)
     check_weights(config, section)
     config = with_preprocessing(config, num_classes)
-    elsewhere: tuple[str, ...] = (
-        *("classes", "mean", "std", "input_size", "frame", "crop_fraction", "interpolation"),
-    )
-    if config.kind == "additive":  # the partition is part of its weights, independent of its origin
-        elsewhere += ("partition_control", "partition_seed")
+    elsewhere = ("classes", "mean", "std", "input_size", "frame", "crop_fraction", "interpolation")
     options = {
         option.name: getattr(config, option.name)
         for option in options_of(type(config))
-        if Role.OUTSIDE_IDENTITY not in option.roles and option.name not in elsewhere
+        if not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
+        and option.name not in elsewhere
     }
     # The moments of a table are part of the weights.
-    preprocessing = {} if options.get("columns") is not None else _describe_input(config)
+    preprocessing = {} if config.takes_rows else _describe_input(config)
     return {
         "architecture": options,
         "weights_sha256": weights_sha256,

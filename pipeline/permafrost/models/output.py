@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,6 @@ class Intermediates(NamedTuple):
 
     stages: bool = False
     class_maps: bool = False
-    superfeatures: bool = False
     pooled: bool = False
 
 
@@ -33,13 +32,7 @@ class Stage(NamedTuple):
     convolution), otherwise the output."""
 
 
-class Superfeatures(NamedTuple):
-    """Separate outputs of each of M superfeatures."""
-
-    logits: Tensor
-    """Logits [B, M, K], float32 or wider, which sum to the network's logits."""
-    hidden: Tensor
-    """Last hidden layer of each subnet, [B, M, width]."""
+_NONE: Mapping[str, Tensor] = {}
 
 
 class ModelOutput(NamedTuple):
@@ -55,13 +48,11 @@ class ModelOutput(NamedTuple):
     """Stages from the finest grid to the coarsest."""
     class_maps: Tensor | None = None
     """Class maps [B, K, h, w], whose spatial average is the logits without their bias."""
-    superfeature_logits: Tensor | None = None
-    """Logits [B, M, K] of the superfeatures, whose sum over superfeatures is the logits."""
-    superfeature_hidden: Tensor | None = None
-    """Last hidden layer [B, M, width] of the superfeatures' subnets."""
     pooled: Tensor | None = None
     """Pooled features [B, d] before the classifier, float32 or wider: the spatial average of the features if the head
     starts with it, otherwise the input of its last linear layer."""
+    extras: Mapping[str, Tensor] = _NONE
+    """Tensors by name that only this kind of network computes."""
 
 
 @dataclass(frozen=True)

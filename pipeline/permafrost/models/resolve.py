@@ -7,11 +7,12 @@ explanation maps do not apply to them.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from permafrost.config.methods import METHODS
-from permafrost.config.models import AdditiveModelConfig, NoModelConfig, is_published
+from permafrost.config.models import NoModelConfig, is_published, rows_of_table
 from permafrost.config.store import PAYLOADS
+from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.core.errors import require
 from permafrost.models.trained_weights import check_weights
 
@@ -32,7 +33,7 @@ def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConf
         require(
             not spatial,
             f"annotate.payloads names {', '.join(spatial)}, which need images, but {_holds(store)}; set "
-            "annotate.payloads=[logits], or [logits,superfeature_logits] for a teacher with superfeatures",
+            f"annotate.payloads=[{','.join(_table_payloads(config))}]",
         )
         require(
             config.views.kind == "canonical",
@@ -45,7 +46,7 @@ def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
     """Return the options resolved for this store. Raises ConfigError if they do not fit it."""
     if store.is_table:
         require(
-            config.teaching.kind != "guided",
+            not isinstance(config.teaching, GuidedTeachingConfig),
             f"teaching=guided needs objects in images, but {_holds(store)}; set teaching=labels",
         )
         _refuse_views(config.teaching.augment, store, "teaching.augment")
@@ -92,36 +93,8 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
         from permafrost.models.providers import name_weights
 
         config = name_weights(config)
-    if not store.is_table:
-        if isinstance(config, AdditiveModelConfig):
-            require(
-                not config.infers_columns_from_store,
-                f"{option}.name=mlp needs the size of its images, and {store.path} holds images; set "
-                f"{option}.input_size to their side in pixels",
-            )
-            require(
-                config.columns is None,
-                f"{option}.columns={config.columns} is for rows of a table, but {store.path} holds images; set it to "
-                "null, or choose another store",
-            )
-        return config
-    columns = store.size[1]
-    require(
-        isinstance(config, AdditiveModelConfig) and config.name == "mlp",
-        f"{option}={config.kind} {option}.name={config.name} takes images, but {_holds(store)}; set {option}=additive "
-        f"{option}.name=mlp (with {option}.superfeatures=1 for a plain perceptron)",
-    )
-    assert isinstance(config, AdditiveModelConfig)
-    require(
-        config.columns in (None, columns),
-        f"{option}.columns={config.columns}, but {_holds(store)}; set it to null",
-    )
-    require(
-        config.input_size is None and config.frame != "center_crop",
-        f"{option}.input_size={config.input_size} and {option}.frame={config.frame} are for images, but "
-        f"{_holds(store)}; set them to null and full",
-    )
-    return replace(config, columns=columns)
+    columns = store.size[1] if store.is_table else None
+    return cast("AnyModelConfig", config.resolve(option, str(store.path), columns))
 
 
 def require_images(store: Store, option: str, recovery_hint: str) -> None:
@@ -153,5 +126,11 @@ def _refuse_layout(channels_last: bool, store: Store, section: str) -> None:
     )
 
 
+def _table_payloads(config: PrecomputeConfig) -> tuple[str, ...]:
+    """Payloads of a table that the teacher can produce."""
+    teacher = config.teacher
+    return ("logits",) if isinstance(teacher, NoModelConfig) else teacher.table_payloads
+
+
 def _holds(store: Store) -> str:
-    return f"{store.path} holds rows of a table with {store.size[1]} columns"
+    return rows_of_table(str(store.path), store.size[1])

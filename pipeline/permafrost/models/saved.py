@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from permafrost.config.builder import build_config
 from permafrost.config.models import MODELS, TimmModelConfig
+from permafrost.config.options import Role, options_of
 from permafrost.config.runs import to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
@@ -18,7 +19,6 @@ from permafrost.core.files import write_atomically
 from permafrost.core.signed_files import write_json
 from permafrost.models.trained_weights import (
     DESCRIPTION_NAME,
-    FILES_OF_A_NETWORK,
     MODEL_NAME,
     check_trained_weights,
     read_entries,
@@ -121,8 +121,13 @@ def read_description(folder: Path) -> TrainedModel:
             f"{path} names a network of kind {kind}, which is not among "
             f"{', '.join(MODELS)}; name the plug-in that adds it in PERMAFROST_PLUGINS"
         )
-    # The trained weights, with any partition, are next to the description, so the original files are not needed.
-    options = values.model | {name: None for name in FILES_OF_A_NETWORK if name in values.model}
+    # The weights, with all that is part of them, are next to the description, so the original files are not needed.
+    files = {
+        option.name
+        for option in options_of(MODELS[kind])
+        if option.name in ("weights", "sha256") or {Role.FILE, Role.IN_WEIGHTS} <= option.roles
+    }
+    options = values.model | dict.fromkeys(files & values.model.keys())
     return TrainedModel(
         config=build_config(MODELS[kind], options, str(path)),
         num_classes=values.num_classes,

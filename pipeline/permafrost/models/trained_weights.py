@@ -27,17 +27,13 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "model.safetensors"
 DESCRIPTION_NAME = "model.json"
-FILES_OF_A_NETWORK = ("weights", "sha256", "partition")
-"""Options of a network that name files whose content is included in the trained weights."""
-
 _ADVICE = (
     "delete {path}, and the command that trained this network writes both files again from its checkpoint; restore "
     "them if there is none"
 )
 
 _NOT_TRAINED = (
-    *("classes", "input_size", "frame", "crop_fraction", "interpolation", *FILES_OF_A_NETWORK),
-    *("partition_control", "partition_seed"),
+    *("weights", "sha256", "classes", "input_size", "frame", "crop_fraction", "interpolation"),
 )
 """Options that may differ between the training of a network and its use."""
 _INFERRED = ("mean", "std", "columns")
@@ -118,7 +114,7 @@ def check_weights(config: ModelConfig, section: str, classes: Sequence[str] = ()
         for option in options_of(type(config))
         if option.name in trained
         and option.name not in _NOT_TRAINED
-        and Role.OUTSIDE_IDENTITY not in option.roles
+        and not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
         and trained[option.name] != own[option.name]
         and not (option.name in _INFERRED and None in (trained[option.name], own[option.name]))
     }

@@ -18,6 +18,7 @@ import yaml
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose, group_members, sections
 from permafrost.config.environment import CONF
+from permafrost.config.models import table_words
 from permafrost.config.points import point_words
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, to_plain_dict
 from permafrost.config.verbs import VERBS, PrecomputeConfig
@@ -43,7 +44,7 @@ def teach_command(store: Store, run: str) -> str:
     """Return a command that trains a teacher on a store: its kind of records, labels and splits."""
     words = [f"store.path={store.path}", f"run={run}"]
     if store.is_table:
-        words += ["teacher=additive", "teacher.name=mlp", "augment@teaching.augment=none"]
+        words += [*table_words("teacher"), "augment@teaching.augment=none"]
     if store.manifest.multi_label:
         words.append("teaching.loss=bce")
     words += _split_words(set(store.manifest.records))
@@ -57,7 +58,7 @@ def distill_command(store: Store, run: str, teacher: str) -> str:
     """
     words = [f"store.path={store.path}", f"run={run}"]
     if store.is_table:
-        words += ["method=kd", "student=additive", "student.name=mlp", "augment=none"]
+        words += ["method=kd", *table_words("student"), "augment=none"]
     if store.manifest.multi_label:
         words.append("method.logits=mld")
     if len(store.pass_folders()) > 1:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from permafrost.config.models import AdditiveModelConfig
 from permafrost.models.cost import measure_cost
 from permafrost.models.saved import is_finished, load_model
 from permafrost.report.results import StudentResult
@@ -27,8 +26,7 @@ def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
 def _row(result: StudentResult) -> dict[str, Any]:
     model, trained = load_model(result.folder / "distill")
     config = trained.config
-    of_table = isinstance(config, AdditiveModelConfig) and config.columns is not None
-    shape = (trained.input_size[1],) if of_table else (3, *trained.input_size)
+    shape = (trained.input_size[1],) if config.takes_rows else (3, *trained.input_size)
     cost = measure_cost(model, torch.zeros(1, *shape))
     return {
         "architecture": f"{config.kind} {config.name}",

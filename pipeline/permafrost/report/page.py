@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
-from permafrost.config.report import ReportOptions
+from permafrost.config.report import STORE_SECTIONS, ReportOptions
 from permafrost.config.runs import RUNS, read_cost
 from permafrost.config.verbs import ReportConfig
 from permafrost.evaluation.results import load_written
@@ -21,6 +22,7 @@ from permafrost.report.evaluator_sections import evaluator_sections
 from permafrost.report.passes import UsedPass
 from permafrost.report.results import StudentResult, by_evaluation, epoch_curves
 from permafrost.report.selection import ModelSelection
+from permafrost.report.tiles import TileRow
 from permafrost.store.reader import Store, TeacherPass
 
 _MEAN_AND_SPREAD = (
@@ -29,6 +31,24 @@ _MEAN_AND_SPREAD = (
 )
 _MEAN = f"Mean over seeds, with the standard deviation of arms with several ({ONE_SEED})."
 _VALUE = f"Values of a single seed ({ONE_SEED})."
+
+
+class SectionPart(NamedTuple):
+    """Paragraph and pictures of a section that a paper adds."""
+
+    name: str
+    facts: str
+    picture: list[TileRow]
+    caption: str
+
+
+class StoreSection(NamedTuple):
+    """Section about a store that a paper adds to the page."""
+
+    anchor: str
+    title: str
+    introduction: str
+    parts: list[SectionPart]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +121,6 @@ def _store_sections(page: Page) -> dict[str, Any]:
     from permafrost.report.contact_sheet import contact_sheet
     from permafrost.report.pictures import shown_name
     from permafrost.report.provenance import describe_writing
-    from permafrost.report.superfeatures import partition_rows
 
     config, store = page.config, page.store
     passes = _open_passes(config, store)
@@ -121,9 +140,15 @@ def _store_sections(page: Page) -> dict[str, Any]:
         "passes": page.values["passes"],
         "contact_sheet": sheet,
         "columns_of_table": [shown_name(name) for name in store.manifest.columns or ()],
-        "partitions": partition_rows(store),
+        "store_sections": _added_sections(store),
         "ledger": _ledger(config.run, store, used or passes, page.results),
     }
+
+
+def _added_sections(store: Store) -> list[StoreSection]:
+    """Sections that papers add about a store, without those that have nothing to show."""
+    sections = [pkgutil.resolve_name(function)(store) for function in STORE_SECTIONS.values()]
+    return [section for section in sections if section is not None]
 
 
 def _student_sections(page: Page) -> dict[str, Any]:

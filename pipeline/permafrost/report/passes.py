@@ -12,6 +12,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.runs import CONFIG_NAME, read_config
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import ConfigError
+from permafrost.core.records import VIEW_FIELD
 from permafrost.report.results import StudentResult
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
@@ -72,6 +73,10 @@ def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:
             yield name.removeprefix(_TEACHER), fingerprint
 
 
+_USUAL = {"logits", "map", "map_scale", "explained_class", VIEW_FIELD.name}
+"""Fields of most passes."""
+
+
 def describe_passes(store: Store) -> list[dict[str, Any]]:
     """Build one row per pass, those of stored views last."""
     return [
@@ -85,7 +90,7 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
     """Describe a pass. Bytes are those of one record with all its views.
 
     name, views, records, bytes                every pass
-    superfeatures                              if superfeature logits are stored
+    others                                     if other fields than logits and maps are stored, without their scales
     explainer, map, fidelity, raw_bytes        if maps are stored; raw_bytes is the size as float32
     map_bytes                                  if the backend stores maps in separate files
     """
@@ -98,8 +103,13 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
         "bytes": teacher.bytes_per_record,
     }
     specs = {spec.name: spec for spec in manifest.fields}
-    if (logits := specs.get("superfeature_logits")) is not None:
-        row["superfeatures"] = f"{'x'.join(map(str, logits.shape))} {logits.dtype}"
+    others = [
+        f"{name} {'x'.join(map(str, spec.shape))} {spec.dtype}"
+        for name, spec in specs.items()
+        if name not in _USUAL and name.removesuffix("_scale") not in specs.keys() - {name}
+    ]
+    if others:
+        row["others"] = ", ".join(others)
     spec = specs.get("map")
     if spec is None:
         return row

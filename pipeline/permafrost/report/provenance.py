@@ -44,9 +44,9 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
 
 
 def _parameters(described: dict[str, Any]) -> int | None:
-    """Count the parameters of a described network, None if that needs a download or a partition."""
+    """Count the parameters of a described network, None if that needs a download."""
     architecture = described.get("architecture", {})
-    if architecture.get("kind") == "additive" or ":" in str(architecture.get("name")):
+    if ":" in str(architecture.get("name")):
         return None
     try:
         cls = MODELS[architecture["kind"]]

@@ -149,8 +149,7 @@ class PassManifest:
     selection: dict[str, Any] | None = None
     partition_sha256: str | None = None
     hierarchy: list[dict[str, Any]] | None = None
-    """Coarsening and sha256 of each level of superfeature_logits (models/additive/hierarchy.py); None without
-    this field."""
+    """Coarsening and sha256 of each level of a field that has levels, None without one."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Versions, device and name of the weights, for information only; not covered by the fingerprint. It has no time,
     as a pass depends on its inputs alone."""

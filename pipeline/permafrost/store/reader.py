@@ -274,7 +274,7 @@ class TeacherPass:
     def fields_of(self, payload: str) -> list[str]:
         """Return the fields of a payload without their scales; empty if the pass does not contain it.
 
-        payload  attention, class_maps, pooled or superfeature_logits
+        payload  such as attention, class_maps or pooled
         """
         return [
             spec.name

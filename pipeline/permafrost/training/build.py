@@ -21,7 +21,6 @@ from permafrost.loading.pixels import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.loading.views import ViewSchedule
 from permafrost.losses.base import StudentOutput
-from permafrost.models.additive.inputs import AdditiveMlp
 from permafrost.models.classifier import Classifier
 from permafrost.models.devices import resolve_device
 from permafrost.models.explainers.explain import attribution_named, explainer_named
@@ -59,9 +58,8 @@ def build_training(plan: TrainingSpec, distributed: DistributedContext) -> Train
         targets = GuidanceSource(plan.guided_by, plan.num_classes, plan.input_size)
     if plan.loss.needs.maps_in(0):
         _check_map_grids(plan, model, targets)
-    if plan.superfeatures is not None:
-        targets = plan.superfeatures.targets(targets)
-    if plan.loss.needs.intermediates != NO_INTERMEDIATES:
+    needs = plan.loss.needs
+    if needs.intermediates != NO_INTERMEDIATES or needs.target_fields is not None:
         _build_loss_parameters(plan, model, targets, device)
     plan.loss.on_train_start(plan.dataset)
     loss = plan.loss.to(device)
@@ -82,7 +80,6 @@ def build_training(plan: TrainingSpec, distributed: DistributedContext) -> Train
         if plan.guided_by is None
         else attribution_named(model.explainer),
         targets=targets,
-        transforms=plan.transforms,
         teacher_weights=plan.teacher_weights,
         seed=plan.seed,
         compute_settings=compute_settings,
@@ -147,10 +144,11 @@ def _check_map_grids(plan: TrainingSpec, model: Classifier, targets: TargetSourc
 
 def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:
     """Set mean and spread of the columns, over the whole training split, in a network on a table."""
-    if isinstance(model, AdditiveMlp) and isinstance(model.normalize, Standardize):
-        (first,) = dataset.store.index.shard_numbers(dataset.rows_at(np.zeros(1, np.int64)))
-        split = dataset.store.shards[int(first)].split
-        model.normalize.set_moments(*column_moments(dataset.store, split))
+    for module in model.modules():
+        if isinstance(module, Standardize):
+            (first,) = dataset.store.index.shard_numbers(dataset.rows_at(np.zeros(1, np.int64)))
+            split = dataset.store.shards[int(first)].split
+            module.set_moments(*column_moments(dataset.store, split))
 
 
 @torch.no_grad()
@@ -164,7 +162,7 @@ def _build_loss_parameters(
     batch = move_batch(plan.dataset.__getitems__([(0, 0) if plan.replays else 0]), device)
     output = model.eval()(view_images(batch, plan.input_size), plan.loss.needs.intermediates)
     grid = (output.features.shape[-2], output.features.shape[-1])
-    taught = targets(batch, grid, with_maps=False)
+    taught = plan.loss.convert_targets(targets(batch, grid, with_maps=False))
     torch.manual_seed(derive_seed(plan.seed, "initialisation of the loss"))
     for example in taught:
         if isinstance(example, Targets):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.config.models import AdditiveModelConfig, is_published
+from permafrost.config.models import is_published
 from permafrost.core.errors import require
 from permafrost.core.files import sha256_json
 from permafrost.models.trained_weights import sha256_weights
@@ -57,7 +57,6 @@ class Distillation:
         from permafrost.training.accuracy_curve import plan_curve
         from permafrost.training.epoch_selection import select_epochs
         from permafrost.training.spec import TrainingSpec
-        from permafrost.training.superfeature_targets import compare_superfeatures
 
         config = self.config
         store = Store(config.store.folder)
@@ -74,7 +73,7 @@ class Distillation:
             num_classes = live.classes or num_classes
             live_explainer = resolve_explainer(config.explainer, store, num_classes)
             explainer = live_explainer.kind
-        level, transforms = compare_superfeatures(config, loss, passes, num_classes)
+        loss.plan(config, passes, num_classes)
         return TrainingSpec(
             dataset=StoreDataset(
                 store,
@@ -97,8 +96,6 @@ class Distillation:
             views_per_step=config.views.per_step,
             live_teacher=live,
             live_explainer=live_explainer,
-            superfeatures=level,
-            transforms=transforms,
             after_epoch=plan_curve(config, self.folder, store, passes, num_classes),
             epoch_selection=select_epochs(config, self.folder, store, passes, num_classes),
         )
@@ -128,10 +125,8 @@ def fingerprint_inputs(
         from permafrost.models.fingerprint import describe_teacher
 
         inputs["live teacher"] = sha256_json(describe_teacher(live, len(store.manifest.classes)))
-    if isinstance(config.student, AdditiveModelConfig) and config.student.partition is not None:
-        from permafrost.models.additive.partition import build_partition
-
-        inputs["student.partition"] = build_partition(config.student).sha256
+    files = config.student.fingerprint_files()
+    inputs |= {f"student.{option}": sha256 for option, sha256 in files.items()}
     weights = config.student.weights
     if weights is not None and is_published(weights):
         inputs["student.weights"] = weights  # the exact name identifies published weights

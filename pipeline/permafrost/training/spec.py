@@ -19,8 +19,6 @@ from permafrost.models.classifier import Classifier
 from permafrost.models.explainers.explain import DEFAULT_EXPLAINER
 from permafrost.models.saved import TrainedModel
 from permafrost.training.epoch_selection import EpochSelection
-from permafrost.training.superfeature_targets import SuperfeatureLevel
-from permafrost.training.transforms import BatchTransform, Mixup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +50,6 @@ class TrainingSpec:
     """Teacher that runs in every step, None to read the targets of the dataset's passes."""
     live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
     """Explainer options of the live teacher, which select the explained classes."""
-    superfeatures: SuperfeatureLevel | None = None
-    """Level at which superfeatures are compared, None if the loss does not compare them."""
-    transforms: tuple[BatchTransform, ...] = (Mixup(),)
-    """Batch transforms, see Training."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
 from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, Explainer, explainer_named
 from permafrost.training.targets import TargetSource
-from permafrost.training.transforms import BatchTransform, Mixup
 
 
 def build_optimizer(
@@ -57,8 +56,6 @@ class Training:
     targets: TargetSource = view_targets
     teacher_weights: tuple[float, ...] = ()
     """Weights of the teachers' losses, summing to 1, or empty for equal weights."""
-    transforms: tuple[BatchTransform, ...] = (Mixup(),)
-    """Batch transforms, applied in this order to the inputs of each step."""
     seed: int = 0
     """Seed of the random draws within a step, such as dropout masks."""
     compute_settings: ComputeSettings = field(default_factory=ComputeSettings)

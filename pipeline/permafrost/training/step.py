@@ -9,10 +9,15 @@ from torch import Tensor, nn
 
 from permafrost.core.records import NO_LABEL, Batch, Guidance, Targets, first_explained
 from permafrost.loading.geometry import view_images
-from permafrost.losses.base import DistillationLoss, LossTerms, StudentOutput, weighted_sum
+from permafrost.losses.base import (
+    DistillationLoss,
+    LossTerms,
+    StepInputs,
+    StudentOutput,
+    weighted_sum,
+)
 from permafrost.models.output import Intermediates, ModelOutput
 from permafrost.training.state import Training
-from permafrost.training.transforms import StepInputs
 
 
 def train_step(
@@ -55,8 +60,9 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     images = view_images(batch, input_size)
     batch = replace(batch, rendered=images)
     inputs = StepInputs(images=images, labels=((1.0, batch.labels),))
-    for transform in training.transforms:
+    for transform in training.loss.transforms:
         inputs = transform(inputs, batch)
+    inputs = mix_labels(inputs, batch)
     output = _forward(training, inputs.images, needs.intermediates)
     accuracy = _training_accuracy(training, output, inputs)
     if not needs.targets:
@@ -71,7 +77,8 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = needs.maps_in(training.global_step)
     terms = []
-    for targets in training.targets(batch, grid, needs.map_control, with_maps=needs_maps):
+    found = training.targets(batch, grid, needs.map_control, with_maps=needs_maps)
+    for targets in training.loss.convert_targets(found):
         for change in inputs.on_targets:
             targets = change(targets)
         maps = None
@@ -91,6 +98,24 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         terms.append(_loss_of(training.loss, student, targets, inputs))
     total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
     return replace(total, statistics=total.statistics | accuracy)
+
+
+def mix_labels(inputs: StepInputs, batch: Batch) -> StepInputs:
+    """Return mixup's labels: those of both records, each with its share (Zhang et al. 2018).
+
+    The pixels are mixed when views are made, so a live teacher receives the same mixtures. Label terms are affine in
+    their target, so the weighted sum of two losses is the loss of the mixed target. Unknown labels are left out of both
+    means.
+    """
+    share = None if batch.pixel_augment is None else batch.pixel_augment.mixup_lambda
+    if share is None:
+        return inputs
+    labels = tuple(
+        pair
+        for weight, own in inputs.labels
+        for pair in ((weight * share, own), (weight * (1 - share), own.roll(1, dims=0)))
+    )
+    return replace(inputs, labels=labels)
 
 
 def _training_accuracy(

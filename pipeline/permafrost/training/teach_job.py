@@ -1,15 +1,16 @@
-"""The training job of `teach`: a network trained on a store's labels, with superfeatures found beforehand."""
+"""The training job of `teach`: a network trained on a store's labels."""
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.models import AdditiveModelConfig, ModelConfig, NoModelConfig, is_published
-from permafrost.config.teaching import GuidedTeachingConfig, KEDTeachingConfig
+from permafrost.config.models import ModelConfig, NoModelConfig, is_published
+from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.core.errors import require
-from permafrost.core.files import read_regular, sha256_json, write_atomically
+from permafrost.core.files import sha256_json
 from permafrost.models.trained_weights import sha256_weights
 from permafrost.store.reader import Store
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from permafrost.models.saved import TrainedModel
     from permafrost.training.pareto import ParetoFront
     from permafrost.training.spec import TrainingSpec
-    from permafrost.training.superfeatures.search import PartitionSearch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +38,10 @@ class Teaching:
         return self.config.teaching.trainer
 
     def prepare(self, distributed: DistributedContext) -> None:
-        """Find the superfeatures of teaching=ked, unless the teacher's options name a partition."""
-        search = self._partition_search(distributed)
-        if search is None:
-            return
-        from permafrost.models.additive.partition import PARTITION_NAME
-        from permafrost.models.devices import resolve_device
-        from permafrost.training.superfeatures.artifact import load_partition
-
-        if self.trainer.num_threads is not None:
-            import torch
-
-            torch.set_num_threads(self.trainer.num_threads)
-        device = distributed.device or resolve_device("trainer.device", self.trainer.device)
-        found = search.run(distributed, device) / PARTITION_NAME
-        if distributed.is_first:
-            load_partition(found.parent)  # checks its bytes
-            write_atomically(self.folder / PARTITION_NAME, read_regular(found))
+        """Write the files that the teaching computes before the training."""
+        teaching = self.config.teaching
+        if teaching.needs_preparation(self.config.teacher):
+            pkgutil.resolve_name(teaching.preparation)(self.config, self.folder, distributed)
 
     def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         """Build the specification of the training.
@@ -100,41 +87,16 @@ class Teaching:
         )
 
     def _network(self) -> ModelConfig:
-        """Options of the teacher with its initial weights and its superfeatures."""
-        model, start = self.config.teacher, self.config.teaching.start
-        if self.config.needs_partition_search:
-            from permafrost.models.additive.partition import PARTITION_NAME
-
-            assert isinstance(model, AdditiveModelConfig)
-            model = replace(model, partition=str(self.folder / PARTITION_NAME))
-        return replace(model, weights=start) if start else model
+        """Options of the teacher with its initial weights and the files that `prepare` has written."""
+        teaching = self.config.teaching
+        model = teaching.prepared(self.config.teacher, self.folder)
+        return replace(model, weights=teaching.start) if teaching.start else model
 
     def _requested_teacher(self) -> ModelConfig | None:
         """Return the black box if the teacher is also trained on its logits, otherwise None."""
-        teaching, black_box = self.config.teaching, self.config.black_box
-        asked = isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
-        return black_box if asked and not isinstance(black_box, NoModelConfig) else None
-
-    def _partition_search(self, distributed: DistributedContext) -> PartitionSearch | None:
-        config = self.config
-        if not config.needs_partition_search:
-            return None
-        from permafrost.loading.decode_threads import decode_threads_of
-        from permafrost.training.superfeatures.search import PartitionSearch
-
-        assert isinstance(config.teaching, KEDTeachingConfig)
-        assert isinstance(config.teacher, AdditiveModelConfig)
-        assert not isinstance(config.black_box, NoModelConfig)
-        store = Store(config.store.folder)
-        size = config.teaching.augment.size
-        return PartitionSearch(
-            store=store,
-            black_box=config.black_box,
-            teacher=config.teacher,
-            teaching=config.teaching,
-            input_size=store.size if size is None else (size, size),
-            decode_threads=decode_threads_of(config.teaching.trainer, distributed),
-        )
+        black_box = self.config.black_box
+        runs = self.config.teaching.runs_black_box
+        return black_box if runs and not isinstance(black_box, NoModelConfig) else None
 
     def _pareto_front(self, store: Store, decode_threads: int) -> ParetoFront | None:
         teaching = self.config.teaching
@@ -200,10 +162,8 @@ def fingerprint_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
     elif start is not None:
         require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
         inputs["start"] = sha256_weights(Path(start))
-    if isinstance(config.teacher, AdditiveModelConfig) and config.teacher.partition is not None:
-        from permafrost.models.additive.partition import build_partition
-
-        inputs["teacher.partition"] = build_partition(config.teacher).sha256
+    files = config.teacher.fingerprint_files()
+    inputs |= {f"teacher.{option}": sha256 for option, sha256 in files.items()}
     if config.uses_black_box and not isinstance(config.black_box, NoModelConfig):
         from permafrost.models.fingerprint import describe_teacher
 

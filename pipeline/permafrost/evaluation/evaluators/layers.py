@@ -3,7 +3,7 @@
     layer1, layer2, ...   ends of the stages, if they are known (models/output.py); for VGG before each pool
     features              the explained layer, for networks whose stages are not known (EfficientNet, a ViT)
     pooled                spatial average of the deepest of these layers
-    logits                for networks that have neither (an additive perceptron, a B-cos ViT)
+    logits                for networks that have neither (a perceptron, a B-cos ViT)
 
 Shape letters: B records, C channels, h w grid.
 """

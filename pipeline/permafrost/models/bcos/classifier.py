@@ -81,8 +81,6 @@ class BcosClassifier(Classifier):
                 "or a B-cos ResNet or DenseNet"
             )
         features, _ = self.forward_trunk(images)
-        if intermediates.superfeatures:
-            self.forward_superfeatures(features)
         inside = self.inner.forward_intermediates(features)
         return ModelOutput(
             inside.logits,

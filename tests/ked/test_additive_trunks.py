@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from permafrost.config.models import AdditiveModelConfig, TorchvisionModelConfig
+from permafrost.config.models import TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.additive.hierarchy import hierarchy_of, require_same_level
-from permafrost.models.additive.network import network_partition
+from permafrost.ked.network import network_partition
+from permafrost.ked.options import AdditiveModelConfig
+from permafrost.ked.partition import hierarchy_of, require_same_level
+from permafrost.ked.subnets import HIDDEN, LOGITS
 from permafrost.models.cost import count_parameters, measure_cost
 from permafrost.models.explainers.explain import explainer_named
 from permafrost.models.providers import build_model
 from permafrost.models.saved import TrainedModel, load_model, save_model
 from permafrost.models.weights import load_weights
-from tests.support.additive import EACH, NUM_CLASSES, SIDE, TRUNK, M, additive_model, inputs_of
+from tests.support.additive import NUM_CLASSES, SIDE, TRUNK, M, additive_model, inputs_of
 
 CHANNELS = replace(TRUNK, trunk_features="channels", grid=(8, 8), partition_control="random")
 """Three groups of the sixteen channels of a ResNet-8, not contiguous."""
@@ -46,10 +48,10 @@ def foreign_images(records=2):
 
 def test_heads_on_channels_equal_1x1_convolutions_of_their_own_channels():
     model = additive_model(CHANNELS).double()
-    output = model(inputs_of(TRUNK).double(), EACH)
+    output = model(inputs_of(TRUNK).double())
     group = network_partition(model).assignment(M)
 
-    for m, found in enumerate(output.superfeature_logits.unbind(dim=1)):
+    for m, found in enumerate(output.extras[LOGITS].unbind(dim=1)):
         own = output.features[:, group == m]
         weight = model.weight[group == m, 0].T[:, :, None, None]
         x = F.conv2d(own, weight, model.bias[m]).relu().mean(dim=(2, 3))
@@ -64,11 +66,11 @@ def test_heads_on_channels_equal_1x1_convolutions_of_their_own_channels():
 def test_their_logits_are_exactly_the_sum_over_the_groups():
     model = additive_model(CHANNELS)
 
-    output = model(inputs_of(TRUNK), EACH)
+    output = model(inputs_of(TRUNK))
 
-    assert output.superfeature_logits.shape == (4, M, NUM_CLASSES)
-    assert output.superfeature_hidden.shape == (4, M, TRUNK.width)
-    assert torch.equal(output.superfeature_logits.sum(dim=1), output.logits)
+    assert output.extras[LOGITS].shape == (4, M, NUM_CLASSES)
+    assert output.extras[HIDDEN].shape == (4, M, TRUNK.width)
+    assert torch.equal(output.extras[LOGITS].sum(dim=1), output.logits)
     assert torch.equal(model(inputs_of(TRUNK)).logits, output.logits)
 
 
@@ -101,7 +103,7 @@ def test_without_one_group_the_logits_lose_its_superfeature_alone():
 def test_the_trunk_and_every_channel_learn():
     model = additive_model(CHANNELS).train().requires_grad_()
 
-    model(inputs_of(TRUNK), EACH).logits.square().sum().backward()
+    model(inputs_of(TRUNK)).logits.square().sum().backward()
 
     assert all(parameter.grad.any() for parameter in model.parameters())
 
@@ -161,10 +163,10 @@ def test_a_trunk_of_another_provider_has_heads_and_no_idle_parameter(name, featu
     model = build_model(config, NUM_CLASSES)
     assert model.training
 
-    output = model(foreign_images(4), EACH)
+    output = model(foreign_images(4))
     output.logits.square().sum().backward()
 
-    assert torch.equal(output.superfeature_logits.sum(dim=1), output.logits)
+    assert torch.equal(output.extras[LOGITS].sum(dim=1), output.logits)
     assert [n for n, parameter in model.named_parameters() if parameter.grad is None] == []
     assert output.features.shape[2:] == (2, 2)
 
@@ -174,7 +176,7 @@ def test_a_head_of_several_modules_leaves_no_idle_parameter():
     config = replace(FOREIGN["timm"], trunk="resnet50_clip", trunk_features="channels", grid=(8, 8))
 
     model = build_model(config, NUM_CLASSES)
-    model(torch.rand(1, 3, 64, 64), EACH).logits.square().sum().backward()
+    model(torch.rand(1, 3, 64, 64)).logits.square().sum().backward()
 
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert all(model.get_parameter(name).grad is not None for name in trained)

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from permafrost.config.builder import build_verb_config
 from permafrost.config.environment import CONF
-from permafrost.config.methods import KEDConfig
 from permafrost.config.points import iter_points, knows_option, point_words
 from permafrost.config.runs import RUNS
-from permafrost.models.additive.partition import (
+from permafrost.ked.options import KEDConfig
+from permafrost.ked.partition import (
     PARTITION_NAME,
     contiguous_partition,
     random_partition,

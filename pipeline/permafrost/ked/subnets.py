@@ -1,4 +1,4 @@
-"""Parts that additive networks share: the partition, the layers of M subnets, and a prediction that is a sum.
+"""Parts that additive networks share: the partition, the layers and width of M subnets, and a prediction that is a sum.
 
 Shape letters: B batch, M superfeatures, K classes, d features, C values of a feature.
 """
@@ -7,15 +7,31 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.models import AdditiveModelConfig
-from permafrost.models.additive.partition import Partition, build_partition
+from permafrost.core.errors import require
+from permafrost.ked.options import AdditiveModelConfig
+from permafrost.ked.partition import Partition, build_partition
 from permafrost.models.classifier import Classifier
-from permafrost.models.output import Superfeatures, to_float32
+from permafrost.models.output import to_float32
+
+LOGITS = "superfeature_logits"
+"""Name in ModelOutput.extras of the logits of each superfeature, [B, M, K]."""
+HIDDEN = "superfeature_hidden"
+"""Name in ModelOutput.extras of the last hidden layer of each subnet, [B, M, width]."""
+
+
+class Superfeatures(NamedTuple):
+    """Separate outputs of each of M superfeatures."""
+
+    logits: Tensor
+    """Logits [B, M, K], float32 or wider, which sum to the network's logits."""
+    hidden: Tensor
+    """Last hidden layer of each subnet, [B, M, width]."""
 
 
 class AdditiveClassifier(Classifier):
@@ -52,10 +68,17 @@ class AdditiveClassifier(Classifier):
         )
 
     @abstractmethod
-    def forward_superfeatures(self, features: Tensor) -> Superfeatures: ...
+    def forward_superfeatures(self, features: Tensor) -> Superfeatures:
+        """Compute the outputs of each superfeature from the features that `forward_trunk` returns."""
 
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         return self.forward_superfeatures(features).logits.sum(dim=1)
+
+    def forward_extras(
+        self, features: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        each = self.forward_superfeatures(features)
+        return each.logits.sum(dim=1), {LOGITS: each.logits, HIDDEN: each.hidden}
 
 
 class SubnetLinear(nn.Module):
@@ -120,3 +143,53 @@ def initial_weight(assignment: Tensor, channels: int, width: int) -> Tensor:
     fan_in = channels * assignment.bincount()[assignment]  # [d]
     weight = torch.randn(len(assignment), channels, width)
     return weight * (2 / fan_in).sqrt()[:, None, None]
+
+
+_TOLERANCE = 0.2
+"""Largest part of the parameters by which a network of constant=parameters may differ from one superfeature's."""
+
+
+def subnet_width(config: AdditiveModelConfig, outputs: int, *, inputs: int) -> int:
+    """Return the width of each subnet, which `constant` derives from `width`.
+
+    outputs  number of classes
+    inputs   values of the input that all subnets read together: of an image or a row with name=mlp, channels otherwise
+
+    Raises ConfigError if no width has nearly as many parameters as constant=parameters asks for.
+    """
+    match config.constant:
+        case "subnet_width":
+            return config.width
+        case "total_width":
+            return config.width // config.superfeatures
+    wanted = count_subnet_parameters(config, 1, config.width, outputs, inputs)
+
+    def difference(width: int) -> int:
+        found = count_subnet_parameters(config, config.superfeatures, width, outputs, inputs)
+        return abs(found - wanted)
+
+    width = min(range(1, config.width + 1), key=difference)
+    share = difference(width) / wanted
+    require(
+        share <= _TOLERANCE,
+        f"constant=parameters: with superfeatures={config.superfeatures} and width={config.width} the subnets of "
+        f"{width} units differ by {share:.0%} from the {wanted:,} parameters of one superfeature; raise width or lower "
+        "superfeatures",
+    )
+    return width
+
+
+def count_subnet_parameters(
+    config: AdditiveModelConfig, subnets: int, width: int, outputs: int, inputs: int
+) -> int:
+    """Count the parameters of all subnets, without those of a trunk."""
+    output = subnets * (width + 1) * outputs
+    if config.name == "conv":
+        norms = 2 * subnets * width * config.depth
+        first, further = 9 * inputs * width, (config.depth - 1) * 9 * width**2
+        return subnets * (first + further) + norms + output
+    # Each column, pixel or channel of a group has one weight for each unit, each cell of a trunk shares those of its
+    # subnet.
+    shared = config.name == "trunk" and config.trunk_features == "cells"
+    first = (inputs * (subnets if shared else 1) + subnets) * width
+    return first + (config.depth - 1) * subnets * (width + 1) * width + output

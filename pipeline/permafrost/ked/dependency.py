@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.seeds import derive_seed
-from permafrost.models.output import to_float32
-from permafrost.training.superfeatures.curvature import (
+from permafrost.ked.curvature import (
     Network,
+    Probes,
     refuse_piecewise_linear,
     squared_ablations,
     squared_curvature,
 )
-from permafrost.training.superfeatures.probes import Probes
+from permafrost.models.output import to_float32
 
 ENOUGH = 0.9
 """Rank correlation of two halves of the records above which the number of records is sufficient."""

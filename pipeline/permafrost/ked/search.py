@@ -1,44 +1,138 @@
-"""Search for the superfeatures of a black box: measure, group and save dependencies of features (KED, Algorithm 1).
+"""Search for the superfeatures of a black box (KED, Algorithm 1), and the artifact of the store that has its result.
 
-Shape letters: d features.
+Dependencies of features are measured (dependency.py) and grouped (grouping.py).
+
+Shape letters: d features, M superfeatures.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import networkx
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.config.models import AdditiveModelConfig, ModelConfig
-from permafrost.config.teaching import KEDTeachingConfig
+from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.runs import to_plain_dict
+from permafrost.config.verbs import TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
-from permafrost.core.files import RootedPath
-from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.geometry import evaluation_view, view_images
-from permafrost.loading.selection import balanced_order
-from permafrost.loading.transfer import iter_on_device
-from permafrost.models.classifier import Classifier
-from permafrost.models.fingerprint import describe_teacher
-from permafrost.models.providers import build_model, freeze, teacher_input_size
-from permafrost.store.artifacts import Artifact
-from permafrost.store.reader import Store
-from permafrost.training.superfeatures.artifact import partition_artifact, save_partition
-from permafrost.training.superfeatures.dependency import DependencySums, measure_dependency
-from permafrost.training.superfeatures.grouping import count_dependent, group_features
-from permafrost.training.superfeatures.probes import (
+from permafrost.core.files import RootedPath, read_regular, write_atomically
+from permafrost.ked.curvature import (
     Probes,
     feature_scales,
     pixel_probes,
     table_probes,
 )
+from permafrost.ked.dependency import DependencySums, measure_dependency
+from permafrost.ked.grouping import Grouping, count_dependent, group_features
+from permafrost.ked.options import PARTITION_NAME, AdditiveModelConfig, KEDTeachingConfig
+from permafrost.ked.partition import Partition
+from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.decode_threads import decode_threads_of
+from permafrost.loading.geometry import evaluation_view, view_images
+from permafrost.loading.selection import balanced_order
+from permafrost.loading.transfer import iter_on_device
+from permafrost.models.classifier import Classifier
+from permafrost.models.devices import resolve_device
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import build_model, freeze, teacher_input_size
+from permafrost.store.artifacts import Artifact, load_artifact
+from permafrost.store.entries import from_dict
+from permafrost.store.reader import Store
+
+_MADE_BY = "permafrost teach with teaching=ked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionFacts:
+    """Description of the artifact."""
+
+    grid: tuple[int, int] | None
+    records: int
+    split_half: float | None
+    """Spearman correlation of two halves of the records, None if they cannot be compared."""
+    seed: int
+    neighbors: int
+    resolution: float
+    communities: int
+    modularity: tuple[float, ...]
+    null_features: tuple[int, ...]
+    dependency_sha256: str
+    partition_sha256: str
+    made_with: dict[str, str]
+    """Versions of the libraries that determine the groups, for information only and not part of the fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedPartition:
+    """Content of the artifact's folder."""
+
+    made_from: dict[str, Any]
+    facts: PartitionFacts
+    partition: Partition
+    dependency: Tensor
+    """Measured matrix W, f64 [d, d]."""
+
+
+def partition_artifact(
+    store: RootedPath, made_from: dict[str, Any], options: dict[str, Any]
+) -> Artifact:
+    """Return the artifact of a search.
+
+    made_from  the network, the records and the probes
+    options    options of the measurement and of the grouping
+    """
+    return Artifact(store, "partition", {**made_from, "options": options}, _MADE_BY)
+
+
+def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencySums) -> None:
+    """Write the result. An existing artifact is kept, because passes refer to its digest."""
+    partition, split_half = grouping.partition, measured.split_half
+    facts = PartitionFacts(
+        grid=partition.grid,
+        records=measured.num_records,
+        split_half=None if math.isnan(split_half) else split_half,
+        seed=grouping.seed,
+        neighbors=grouping.neighbors,
+        resolution=grouping.resolution,
+        communities=grouping.communities,
+        modularity=grouping.modularity,
+        null_features=grouping.null_features,
+        dependency_sha256=_sha256(measured.matrix),
+        partition_sha256=partition.sha256,
+        made_with={"networkx": networkx.__version__, "torch": torch.__version__},
+    )
+    tensors = {"assignments": partition.assignments, "dependency": measured.matrix}
+    artifact.save(tensors, to_plain_dict(facts), wait=True)
+
+
+def load_partition(folder: RootedPath) -> SavedPartition:
+    """Load the partition and W from an artifact's folder, with a check of every byte."""
+    manifest, tensors = load_artifact(folder, _MADE_BY)
+    facts = from_dict(PartitionFacts, manifest.description)
+    return SavedPartition(
+        made_from=manifest.made_from,
+        facts=facts,
+        partition=Partition(assignments=tensors["assignments"], grid=facts.grid),
+        dependency=tensors["dependency"],
+    )
+
+
+def _sha256(matrix: Tensor) -> str:
+    """SHA-256 of the matrix values, row by row."""
+    return hashlib.sha256(matrix.to(torch.float64).contiguous().numpy().tobytes()).hexdigest()
+
 
 logger = logging.getLogger("permafrost.superfeatures")
 
@@ -225,3 +319,31 @@ class PartitionSearch:
             len(grouping.null_features),
             self.folder,
         )
+
+
+def search_superfeatures(
+    config: TeachConfig, folder: Path, distributed: DistributedContext
+) -> None:
+    """Find the superfeatures of teaching=ked, and write their partition into the folder of the run."""
+    teaching, teacher, black_box = config.teaching, config.teacher, config.black_box
+    assert isinstance(teaching, KEDTeachingConfig)
+    assert isinstance(teacher, AdditiveModelConfig)
+    assert not isinstance(black_box, NoModelConfig)
+    trainer = teaching.trainer
+    if trainer.num_threads is not None:
+        torch.set_num_threads(trainer.num_threads)
+    store = Store(config.store.folder)
+    size = teaching.augment.size
+    search = PartitionSearch(
+        store=store,
+        black_box=black_box,
+        teacher=teacher,
+        teaching=teaching,
+        input_size=store.size if size is None else (size, size),
+        decode_threads=decode_threads_of(trainer, distributed),
+    )
+    device = distributed.device or resolve_device("trainer.device", trainer.device)
+    result = search.run(distributed, device) / PARTITION_NAME
+    if distributed.is_first:
+        load_partition(result.parent)  # checks its bytes
+        write_atomically(folder / PARTITION_NAME, read_regular(result))

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from permafrost.config.models import AdditiveModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.additive.width import count_subnet_parameters, subnet_width
+from permafrost.ked.options import AdditiveModelConfig
+from permafrost.ked.subnets import count_subnet_parameters, subnet_width
 from permafrost.models.cost import count_parameters
 from permafrost.models.providers import build_model
 

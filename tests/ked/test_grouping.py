@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from permafrost.core.errors import ConfigError
-from permafrost.models.additive.partition import contiguous_partition, random_partition
-from permafrost.training.superfeatures.dependency import measure_dependency
-from permafrost.training.superfeatures.grouping import group_features, sparsify
-from permafrost.training.superfeatures.probes import (
+from permafrost.ked.curvature import (
     table_probes,
 )
+from permafrost.ked.dependency import measure_dependency
+from permafrost.ked.grouping import group_features, sparsify
+from permafrost.ked.partition import contiguous_partition, random_partition
 from tests.support.superfeatures import Additive, dense, groups_of, is_nested, keyed_rows
 
 

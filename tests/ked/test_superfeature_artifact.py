@@ -8,19 +8,19 @@ import torch
 from torch import nn
 
 from permafrost.core.lock import LOCK_NAME
-from permafrost.report.superfeatures import (
+from permafrost.ked.dependency import symmetric
+from permafrost.ked.grouping import group_features
+from permafrost.ked.partition_pictures import (
     dependency_picture,
     group_picture,
     superfeature_figure,
 )
-from permafrost.store.file_entry import ManifestError
-from permafrost.training.superfeatures.artifact import (
+from permafrost.ked.search import (
     load_partition,
     partition_artifact,
     save_partition,
 )
-from permafrost.training.superfeatures.dependency import symmetric
-from permafrost.training.superfeatures.grouping import group_features
+from permafrost.store.file_entry import ManifestError
 from tests.support.html_page import pixels_of_uri
 from tests.support.superfeatures import (
     MADE_FROM,

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.files import RootedPath, exists, list_folder
-from permafrost.models.additive.partition import Partition
+from permafrost.ked.dependency import symmetric
+from permafrost.ked.partition import Partition
+from permafrost.ked.search import load_partition
+from permafrost.report.page import SectionPart, StoreSection
 from permafrost.report.tiles import PictureRow, TileRow, picture_grid
 from permafrost.store.artifacts import ARTIFACTS_FOLDER
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
-from permafrost.training.superfeatures.artifact import load_partition
-from permafrost.training.superfeatures.dependency import symmetric
 
 _GOLDEN = 0.618034
 """Fraction of the color circle between consecutive groups, so that few groups have distinct colors."""
@@ -34,30 +35,33 @@ _MATRIX_PIXELS = 256
 _SHOWN = (2, 4, 8, 16)
 
 
-def partition_rows(store: Store) -> list[dict[str, Any]]:
-    """Build one row per partition of the store: name, picture and facts of the search."""
-    return [
-        _partition_row(folder)
+def partition_section(store: Store) -> StoreSection | None:
+    """Build the section of a store's partitions, None if it has none."""
+    parts = [
+        _partition_part(folder)
         for folder in list_folder(store.folder / ARTIFACTS_FOLDER, "partition-*")
         if exists(folder / MANIFEST_NAME)
     ]
+    introduction = (
+        "Features of the same color depend on each other in the black box's logits. Below each picture is the "
+        "dependency matrix in the order of the groups, with red lines between groups. Black is strong."
+    )
+    return StoreSection("superfeatures", "Superfeatures", introduction, parts) if parts else None
 
 
-def _partition_row(folder: RootedPath) -> dict[str, Any]:
+def _partition_part(folder: RootedPath) -> SectionPart:
+    """Describe a search and show its partition."""
     saved = load_partition(folder)
-    facts = saved.facts
-    return {
-        "name": folder.name,
-        "black_box": saved.made_from["black_box"]["architecture"]["name"],
-        "features": saved.partition.assignments.shape[1],
-        "records": facts.records,
-        "split_half": facts.split_half,
-        "communities": facts.communities,
-        "modularity": facts.modularity[-1],
-        "most": saved.partition.most,
-        "null_features": len(facts.null_features),
-        "picture": superfeature_figure(saved.partition, saved.dependency),
-    }
+    facts, partition = saved.facts, saved.partition
+    halves = f" (rank correlation of two halves {facts.split_half:.3f})" if facts.split_half else ""
+    return SectionPart(
+        folder.name,
+        f"{partition.assignments.shape[1]} features of {saved.made_from['black_box']['architecture']['name']} in "
+        f"{facts.records:,} records{halves}; {facts.communities} communities, modularity {facts.modularity[-1]:.3f} "
+        f"with {partition.most} superfeatures; {len(facts.null_features)} features without dependencies.",
+        superfeature_figure(partition, saved.dependency),
+        f"Groups of {folder.name} and its dependency matrix",
+    )
 
 
 def superfeature_figure(

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from permafrost.core.errors import ConfigError
-from permafrost.models.classifier import Classifier
-from permafrost.models.providers import freeze
-from permafrost.training.superfeatures.dependency import DependencySums, measure_dependency
-from permafrost.training.superfeatures.grouping import group_features
-from permafrost.training.superfeatures.probes import (
+from permafrost.ked.curvature import (
     cell_probes,
     feature_scales,
     pixel_probes,
     table_probes,
 )
+from permafrost.ked.dependency import DependencySums, measure_dependency
+from permafrost.ked.grouping import group_features
+from permafrost.models.classifier import Classifier
+from permafrost.models.providers import freeze
 from tests.support.superfeatures import GROUPS, Additive, groups_of, keyed_rows, measured
 
 INSIDE = torch.zeros(9, 9, dtype=torch.bool)

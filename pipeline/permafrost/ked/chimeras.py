@@ -8,8 +8,14 @@ Shape letters: B batch, n chimeras, M superfeatures, K classes, d features.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
+
+from permafrost.core.records import NO_LABEL, Batch, Targets
+from permafrost.ked.subnets import LOGITS
+from permafrost.losses.base import AnyTargets, StepInputs
 
 
 def draw_donors(number: int, records: int, superfeatures: int, device: torch.device) -> Tensor:
@@ -47,3 +53,47 @@ def spread_cells(cells: Tensor, size: tuple[int, int]) -> Tensor:
     return cells.repeat_interleave(size[0] // rows, dim=-2).repeat_interleave(
         size[1] // columns, dim=-1
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chimeras:
+    """Chimeras: records added to a batch, with each superfeature taken from an independently drawn record (KED).
+
+    Shape letters: B batch, n chimeras, M superfeatures of the compared level, K classes, d features.
+    """
+
+    fraction: float
+    """Number n of chimeras as a fraction of B."""
+    number: int
+    """Number M of superfeatures."""
+    assignment: Tensor
+    """Superfeature of each of the student's features, i64 [d]."""
+    grid: tuple[int, int] | None
+
+    def __call__(self, inputs: StepInputs, batch: Batch) -> StepInputs:
+        images = inputs.images
+        count = round(self.fraction * len(images))
+        donors = draw_donors(count, len(images), self.number, images.device)
+        mixed = mix_inputs(images, self.assignment, donors, self.grid)
+        return replace(
+            inputs,
+            images=torch.cat([images, mixed]),
+            labels=tuple((share, label_chimeras(own, count)) for share, own in inputs.labels),
+            on_targets=(*inputs.on_targets, lambda targets: add_chimeras(targets, donors)),
+        )
+
+
+def add_chimeras(targets: AnyTargets, donors: Tensor) -> Targets:
+    """Append the targets of chimeras to those of a batch. Their logits are the sum of those of their parts."""
+    assert isinstance(targets, Targets)
+    intermediates = {
+        name: torch.cat([values, mix_rows(values, donors)])
+        for name, values in targets.intermediates.items()
+    }
+    mixed = intermediates[LOGITS][len(targets.logits) :].sum(dim=1)
+    return replace(targets, logits=torch.cat([targets.logits, mixed]), intermediates=intermediates)
+
+
+def label_chimeras(labels: Tensor, count: int) -> Tensor:
+    """Append NO_LABEL for each chimera to labels i64 [B], because chimeras have no correct label."""
+    return torch.cat([labels, labels.new_full((count,), NO_LABEL)])

@@ -3,11 +3,11 @@
 import pytest
 from torch import nn
 
-from permafrost.training.superfeatures.artifact import (
+from permafrost.ked.grouping import group_features
+from permafrost.ked.search import (
     partition_artifact,
     save_partition,
 )
-from permafrost.training.superfeatures.grouping import group_features
 from tests.support.superfeatures import MADE_FROM, OPTIONS, Additive, measured
 
 

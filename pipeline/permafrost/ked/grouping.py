@@ -16,8 +16,8 @@ from torch import Tensor
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.seeds import derive_seed
-from permafrost.models.additive.partition import Partition
-from permafrost.training.superfeatures.dependency import symmetric
+from permafrost.ked.dependency import symmetric
+from permafrost.ked.partition import Partition
 
 logger = logging.getLogger("permafrost.superfeatures")
 

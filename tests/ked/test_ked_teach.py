@@ -11,34 +11,29 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from permafrost.training.superfeatures import dependency
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import DigitsDataConfig
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.models import (
-    AdditiveModelConfig,
-    CifarModelConfig,
-    NoModelConfig,
-    whole_frame,
-)
+from permafrost.config.models import CifarModelConfig, NoModelConfig, whole_frame
 from permafrost.config.report import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
-from permafrost.config.teaching import KEDTeachingConfig, LabelTeachingConfig
+from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import ReportConfig, TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import exists, remove_file
+from permafrost.ked.network import network_partition
+from permafrost.ked.options import AdditiveModelConfig, KEDTeachingConfig
+from permafrost.ked.partition import build_partition
+from permafrost.ked.search import PartitionSearch, load_partition
 from permafrost.loading.selection import balanced_order
-from permafrost.models.additive.network import network_partition
-from permafrost.models.additive.partition import build_partition
 from permafrost.models.saved import load_model
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
-from permafrost.training.superfeatures import dependency
-from permafrost.training.superfeatures.artifact import load_partition
-from permafrost.training.superfeatures.search import PartitionSearch
 from stages import precompute, report, teach
 from tests.support.ranks import run_on_ranks
 from tests.support.stores import precompute_config

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from permafrost.models.additive.chimeras import mix_inputs, mix_rows, spread_cells
-from permafrost.models.additive.hierarchy import coarsen, hierarchy_of
-from permafrost.models.additive.network import network_partition
+from permafrost.ked.chimeras import mix_inputs, mix_rows, spread_cells
+from permafrost.ked.network import network_partition
+from permafrost.ked.partition import coarsen, hierarchy_of
+from permafrost.ked.subnets import HIDDEN, LOGITS
 from tests.support.additive import (
     CONV,
-    EACH,
     GRID,
     MLP,
     NETWORKS,
@@ -33,7 +33,7 @@ from tests.support.additive import (
 
 
 def each_of(model, inputs):
-    return model(inputs, EACH).superfeature_logits
+    return model(inputs).extras[LOGITS]
 
 
 # ---- the sum -------------------------------------------------------------------------------------
@@ -52,28 +52,24 @@ def test_the_prediction_is_the_normalized_product_of_the_superfeatures(scale):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_one_pass_gives_superfeatures_that_sum_to_the_logits_of_a_plain_pass(name):
+def test_a_pass_has_superfeatures_that_sum_to_the_logits_of_the_head(name):
     config = NETWORKS[name]
     model = additive_model(config)
-    passes = []
-    model.register_forward_hook(lambda *_: passes.append(None))
 
-    shown, plain = model(inputs_of(config), EACH), model(inputs_of(config))
+    output = model(inputs_of(config))
 
-    assert len(passes) == 2
-    assert shown.superfeature_logits.shape == (4, M, NUM_CLASSES)
-    assert shown.superfeature_hidden.shape == (4, M, config.width)
-    assert torch.equal(shown.superfeature_logits.sum(dim=1), plain.logits)
-    assert torch.equal(shown.features, plain.features)
-    assert (plain.superfeature_logits, plain.superfeature_hidden) == (None, None)
+    assert output.extras[LOGITS].shape == (4, M, NUM_CLASSES)
+    assert output.extras[HIDDEN].shape == (4, M, config.width)
+    assert torch.equal(output.extras[LOGITS].sum(dim=1), output.logits)
+    assert torch.equal(model.forward_head(*model.forward_trunk(inputs_of(config))), output.logits)
 
 
 def test_superfeatures_are_float32_in_a_half_precision_pass():
     for config in ON_IMAGES:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = additive_model(config)(inputs_of(config), EACH)
+            output = additive_model(config)(inputs_of(config))
 
-        assert output.superfeature_logits.dtype == output.logits.dtype == torch.float32
+        assert output.extras[LOGITS].dtype == output.logits.dtype == torch.float32
 
 
 def test_a_shapley_value_is_the_superfeatures_logit_minus_its_mean():
@@ -231,10 +227,10 @@ def test_heads_equal_as_many_1x1_convolutions_with_a_masked_average():
 
 def test_coarsened_superfeatures_are_group_sums_down_to_the_logits():
     model = additive_model(replace(MLP, superfeatures=7))
-    output = model(inputs_of(MLP), EACH)
+    output = model(inputs_of(MLP))
     partition = network_partition(model)
     hierarchy = hierarchy_of(partition)
-    fine = output.superfeature_logits
+    fine = output.extras[LOGITS]
 
     for number in range(1, 8):
         coarse = coarsen(fine, hierarchy.coarsening(number), number)

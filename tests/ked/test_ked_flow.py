@@ -14,26 +14,30 @@ from permafrost.annotation.fingerprint import describe_pass
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.explainers import SuperfeaturesConfig
-from permafrost.config.methods import KDConfig, KEDConfig, LabelsConfig
-from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.config.methods import KDConfig, LabelsConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
-from permafrost.config.teaching import KEDTeachingConfig, LabelTeachingConfig
+from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import EvaluateConfig, TeachConfig
 from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
+from permafrost.ked.network import network_partition
+from permafrost.ked.options import (
+    AdditiveModelConfig,
+    KEDConfig,
+    KEDTeachingConfig,
+    SuperfeaturesConfig,
+)
+from permafrost.ked.partition import PARTITION_NAME, build_partition, class_centered, pass_hierarchy
+from permafrost.ked.subnets import LOGITS
 from permafrost.ked.superfeature_agreement import FidelitySums
 from permafrost.loading.geometry import view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.stored_values import decode_intermediates, decode_maps
 from permafrost.loading.views import ViewSchedule
-from permafrost.models.additive.hierarchy import class_centered, pass_hierarchy
-from permafrost.models.additive.network import network_partition
-from permafrost.models.additive.partition import PARTITION_NAME, build_partition
-from permafrost.models.output import Intermediates
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
 from permafrost.store.file_entry import StoreMismatchError
@@ -106,7 +110,7 @@ def still(ked_store, **options):
 
 def ask(ked_store, images):
     model = freeze(build_model(ked_store.config.teacher, 10))
-    return class_centered(model(images, Intermediates(superfeatures=True)).superfeature_logits)
+    return class_centered(model(images).extras[LOGITS])
 
 
 # ---- contents of a pass --------------------------------------------------------------------------

@@ -9,33 +9,39 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from permafrost.annotation.payloads.superfeature_logits import SuperfeaturePayload
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.methods import KDConfig, KEDConfig, LabelsConfig
-from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.config.methods import KDConfig, LabelsConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL, Targets
-from permafrost.losses.build import build_loss
-from permafrost.losses.ked import control_explanations, superfeature_loss
-from permafrost.models.additive.hierarchy import (
+from permafrost.ked.losses import (
+    coarsen_targets,
+    control_explanations,
+    hint_fields,
+    superfeature_loss,
+)
+from permafrost.ked.options import AdditiveModelConfig, KEDConfig
+from permafrost.ked.partition import (
+    Partition,
     class_centered,
     coarsen,
     hierarchy_of,
     require_same_level,
 )
-from permafrost.models.additive.partition import Partition
+from permafrost.ked.subnets import HIDDEN, LOGITS
+from permafrost.ked.superfeatures import SuperfeaturePayload
+from permafrost.losses.base import StepInputs
+from permafrost.losses.build import build_loss
 from permafrost.models.explainers.gradcam import gradcam
-from permafrost.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
+from permafrost.models.output import ModelOutput
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.codecs import decode_unit
 from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.state import Training, build_optimizer
 from permafrost.training.step import batch_loss
-from permafrost.training.superfeature_targets import SuperfeatureLevel
-from permafrost.training.transforms import Chimeras, Mixup, StepInputs
 from tests.support.batches import live_batch, random_frames
 from tests.support.outputs import student_output
 
@@ -49,7 +55,7 @@ def superfeature_values(seed, *shape, scale=2.0, dtype=torch.float64):
 
 
 def ked_student(each):
-    return student_output(logits=each.sum(dim=1), superfeature_logits=each)
+    return student_output(logits=each.sum(dim=1), extras={LOGITS: each})
 
 
 def targets_of(each):
@@ -116,7 +122,7 @@ def test_without_mu_it_is_kd_and_asks_for_nothing_inside():
     kd = value(KDConfig(tau=4.0, lambda_ce=1 - 0.8, lambda_kd=0.8), student, teacher)
 
     assert torch.equal(value(method, student, teacher), kd)
-    assert (loss.needs.intermediates, loss.needs.payload) == (NO_INTERMEDIATES, None)
+    assert (loss.needs.target_fields, loss.needs.payload) == (None, None)
 
 
 def test_without_lambda_it_is_the_supervised_loss():
@@ -125,11 +131,7 @@ def test_without_lambda_it_is_the_supervised_loss():
     loss = build_loss(method)
 
     assert torch.equal(value(method, student, teacher), value(LabelsConfig(), student, teacher))
-    assert (loss.needs.intermediates, loss.needs.payload, loss.needs.labels) == (
-        NO_INTERMEDIATES,
-        None,
-        True,
-    )
+    assert (loss.needs.target_fields, loss.needs.payload, loss.needs.labels) == (None, None, True)
 
 
 def test_equal_networks_cost_nothing_and_pull_nowhere():
@@ -160,9 +162,7 @@ def test_gradients_are_finite_with_logits_of_a_thousand(tau):
 def test_the_hint_has_a_weight_of_its_own(mu):
     each, taught = superfeature_values(0), superfeature_values(1)
     hidden, wanted = superfeature_values(2, B, M, 3), superfeature_values(3, B, M, 2)
-    student = student_output(
-        logits=each.sum(dim=1), superfeature_logits=each, superfeature_hidden=hidden
-    )
+    student = student_output(logits=each.sum(dim=1), extras={LOGITS: each, HIDDEN: hidden})
     targets = targets_of(taught)
     targets = replace(
         targets, intermediates=targets.intermediates | {"superfeature_hidden": wanted}
@@ -178,7 +178,7 @@ def test_the_hint_has_a_weight_of_its_own(mu):
     assert set(found.terms) == {*plain.terms, "hint"}
     assert torch.allclose(found.terms["hint"], error, rtol=1e-12)
     assert torch.allclose(found.total, plain.total + 7.0 * error, rtol=1e-12)
-    assert loss.needs.intermediates == Intermediates(superfeatures=True)
+    assert loss.needs.target_fields is hint_fields
 
 
 # ---- controls ------------------------------------------------------------------------------------
@@ -220,9 +220,8 @@ FINE = Partition(assignments=torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1], [0, 2, 1,
 
 def test_a_student_of_fewer_superfeatures_learns_from_the_teachers_sums():
     teacher, student = superfeature_values(0), superfeature_values(1, B, 2, K)
-    level = SuperfeatureLevel(number=2, coarsenings=(FINE.coarsening(2),))
 
-    (united,) = level.targets(lambda *_, **__: (targets_of(teacher),))(None, (1, 1))
+    united = coarsen_targets(targets_of(teacher), FINE.coarsening(2))
 
     expected = torch.stack([teacher[:, [0, 2]].sum(dim=1), teacher[:, [1, 3]].sum(dim=1)], dim=1)
     assert torch.allclose(united.intermediates["superfeature_logits"], class_centered(expected))
@@ -235,7 +234,7 @@ def test_a_student_of_more_superfeatures_is_united_itself():
     teacher, student = superfeature_values(0, B, 2, K), superfeature_values(1)
     loss = build_loss(KEDConfig(superfeatures=2))
 
-    loss.set_student_coarsening(FINE.coarsening(2))
+    loss.student_coarsening = FINE.coarsening(2)
 
     found = loss(ked_student(student), targets_of(teacher), LABELS).terms["ked"]
     expected = superfeature_loss(coarsen(student, FINE.coarsening(2), 2), teacher, 4.0)
@@ -266,7 +265,7 @@ def test_levels_that_differ_or_are_not_there_are_refused():
 @pytest.mark.parametrize(("dtype", "most"), [("float16", 1e-5), ("int8", 2e-3)])
 def test_stored_superfeatures_are_class_centered_and_come_back(dtype, most):
     each = superfeature_values(0, 64, 8, 100, scale=3.0, dtype=torch.float32) + 5
-    output = ModelOutput(each.sum(dim=1), each, superfeature_logits=each)
+    output = ModelOutput(each.sum(dim=1), each, extras={LOGITS: each})
     payload = SuperfeaturePayload(PassOptions(superfeature_dtype=dtype), None)
 
     spec, scale = payload.fields(None, output)
@@ -300,28 +299,36 @@ METHODS = {
 }
 
 
+MOVING = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
+TEACHER = replace(CONV, weights="random")
+
+
+def ked_config(**options):
+    return DistillConfig(
+        store=StoreOptions(),
+        optimizer=OptimizerOptions(),
+        subset=SubsetOptions(),
+        **{
+            "student": CONV,
+            "method": KEDConfig(),
+            "augment": AugmentOptions(),
+            "trainer": TrainerOptions(),
+            **options,
+        },
+    )
+
+
 def ked_training(method):
     torch.manual_seed(0)
     teacher, model = freeze(build_model(CONV, K)), build_model(CONV, K)
     loss = build_loss(method)
-    level = SuperfeatureLevel(number=M, coarsenings=(torch.arange(M),))
-    chimeras = Chimeras(
-        fraction=method.chimera_fraction,
-        number=M,
-        assignment=model.partition.assignment(M),
-        grid=model.grid,
-    )
+    loss.plan(ked_config(method=method, mode="live", teacher=TEACHER), [], K)
     size = random_frames(0).shape[-2:]
-    targets = level.targets(LiveTeacher("t", teacher, gradcam, size, needs=loss.needs))
+    targets = LiveTeacher("t", teacher, gradcam, size, needs=loss.needs)
     batch = live_batch(0)
-    if loss.needs.intermediates != NO_INTERMEDIATES:
-        output = model(batch.inputs / 255, loss.needs.intermediates)
-        student = student_output(
-            logits=output.logits,
-            superfeature_logits=output.superfeature_logits,
-            superfeature_hidden=output.superfeature_hidden,
-        )
-        loss.build(student, targets(batch, (4, 4), with_maps=False)[0])
+    output = model(batch.inputs / 255)
+    student = student_output(logits=output.logits, extras=output.extras)
+    loss.build(student, targets(batch, (4, 4), with_maps=False)[0])
     parameters = [*model.parameters(), *loss.parameters()]
     optimizer = build_optimizer(OptimizerOptions(), parameters)
     training = Training(
@@ -329,7 +336,6 @@ def ked_training(method):
         loss=loss,
         optimizer=optimizer,
         targets=targets,
-        transforms=(chimeras, Mixup()) if method.chimera_fraction else (Mixup(),),
     )
     return training, batch, size
 
@@ -360,18 +366,18 @@ def test_chimeras_in_a_step_are_what_the_teacher_would_have_said():
     (targets,) = training.targets(batch, (4, 4), with_maps=False)
 
     inputs = StepInputs(images=images, labels=((1.0, batch.labels),))
-    for transform in training.transforms:
-        inputs = transform(inputs, batch)
+    (chimeras,) = training.loss.transforms
+    inputs = chimeras(inputs, batch)
     mixed, ((_, labels),), (change,) = inputs.images, inputs.labels, inputs.on_targets
     taught = change(targets)
 
     torch.manual_seed(0)
     teacher = freeze(build_model(CONV, K))
-    asked = teacher(mixed, Intermediates(superfeatures=True))
+    asked = teacher(mixed)
     assert len(mixed) == len(images) + len(images) // 2
     assert torch.allclose(
         taught.intermediates["superfeature_logits"],
-        class_centered(asked.superfeature_logits),
+        class_centered(asked.extras[LOGITS]),
         atol=1e-5,
     )
     said, would_say = (t.softmax(dim=1) for t in (taught.logits, asked.logits))
@@ -380,24 +386,6 @@ def test_chimeras_in_a_step_are_what_the_teacher_would_have_said():
 
 
 # ---- options -------------------------------------------------------------------------------------
-
-MOVING = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
-TEACHER = replace(CONV, weights="random")
-
-
-def ked_config(**options):
-    return DistillConfig(
-        store=StoreOptions(),
-        optimizer=OptimizerOptions(),
-        subset=SubsetOptions(),
-        **{
-            "student": CONV,
-            "method": KEDConfig(),
-            "augment": AugmentOptions(),
-            "trainer": TrainerOptions(),
-            **options,
-        },
-    )
 
 
 def test_views_that_move_are_refused_where_explanations_cannot():
@@ -474,8 +462,7 @@ def test_hidden_layers_of_other_levels_are_refused():
     hidden = torch.zeros(B, M, 3)
     student = student_output(
         logits=torch.zeros(B, K),
-        superfeature_logits=superfeature_values(0),
-        superfeature_hidden=hidden,
+        extras={LOGITS: superfeature_values(0), HIDDEN: hidden},
     )
     targets = targets_of(superfeature_values(1, B, 2, K))
     targets = replace(

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.additive.hierarchy import describe_partition
-from permafrost.models.additive.network import network_partition
-from permafrost.models.additive.partition import PARTITION_NAME, build_partition
+from permafrost.ked.network import network_partition
+from permafrost.ked.options import AdditiveModelConfig
+from permafrost.ked.partition import PARTITION_NAME, build_partition, describe_partition
 from permafrost.models.cost import count_parameters, measure_cost
 from permafrost.models.explainers.explain import explainer_named
 from permafrost.models.fingerprint import describe_teacher
@@ -22,7 +22,6 @@ from permafrost.models.saved import TrainedModel, load_model, save_model
 from permafrost.models.weights import load_weights
 from tests.support.additive import (
     CONV,
-    EACH,
     GRID,
     MLP,
     NETWORKS,
@@ -223,7 +222,7 @@ def test_networks_without_superfeatures_or_features_say_what_to_choose():
     one = torch.zeros(1, 1, dtype=torch.int64)
 
     with pytest.raises(ConfigError, match=r"CifarResNet has no superfeatures.*student=additive"):
-        plain(images, EACH)
+        plain(images)
     with pytest.raises(ConfigError, match=r"CifarResNet has no superfeatures.*teacher=additive"):
         network_partition(plain)
     with pytest.raises(ConfigError, match=r"CifarResNet; set explainer=gradcam"):

@@ -1,0 +1,98 @@
+"""The superfeatures of an additive network, as a payload of a teacher pass and as an explanation.
+
+The payload has the logits of each superfeature at the teacher's finest level, of which coarser levels are sums. The
+explanation is the contribution of each superfeature to a class: its logit, class-centered. In an additive game this is
+the exact Shapley value of the superfeature, so no sampling is needed (KED).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from permafrost.annotation.payloads.payload import BatchInfo, EncodedFields
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.store import PassOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import FieldSpec
+from permafrost.ked.losses import superfeature_fields
+from permafrost.ked.options import SuperfeaturePayloadOptions
+from permafrost.ked.partition import class_centered
+from permafrost.ked.subnets import LOGITS, AdditiveClassifier
+from permafrost.models.classifier import Classifier
+from permafrost.models.output import NO_INTERMEDIATES, ModelOutput
+from permafrost.store.codecs import encode_maxabs, lowest_cosine
+
+
+class SuperfeaturePayload:
+    """Fields superfeature_logits [M, K], class-centered with maximum absolute value 1 over classes, and
+    superfeature_logits_scale f32 [M].
+
+    They have no spatial position, so they cannot be transformed with a view.
+    """
+
+    intermediates = NO_INTERMEDIATES
+
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
+        assert isinstance(config, SuperfeaturePayloadOptions)
+        self.dtype = config.superfeature_dtype
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        shape = tuple(output.extras[LOGITS].shape[1:])
+        return [
+            FieldSpec(
+                name="superfeature_logits",
+                shape=shape,
+                dtype=self.dtype,
+                codec="maxabs",
+                when_moved="refuse",
+                axes=("superfeature", "class"),
+            ),
+            FieldSpec(
+                name="superfeature_logits_scale",
+                shape=shape[:1],
+                dtype="float32",
+                axes=("superfeature",),
+            ),
+        ]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        values = superfeature_fields(output)[LOGITS].cpu().numpy()
+        stored, scale = encode_maxabs(values, self.dtype, axes=(2,))
+        rows = values.reshape(-1, values.shape[2])
+        return EncodedFields(
+            {"superfeature_logits": stored, "superfeature_logits_scale": scale},
+            {"superfeature_logits": lowest_cosine(rows, stored.reshape(rows.shape))},
+        )
+
+
+def superfeature_contributions(
+    model: Classifier, output: ModelOutput, explained_class: Tensor
+) -> Tensor:
+    """Compute signed maps of the given classes on the grid of the model's features, float32 or wider.
+
+    output           output of `model`, whose features are used if it has no superfeatures
+    explained_class  i64 [B, E], where a negative entry results in a zero map
+    returns          [B, E, 1, rows, columns], with a table's columns in one row
+    """
+    if not isinstance(model, AdditiveClassifier):
+        raise ConfigError(
+            f"explainer=superfeatures explains additive networks (teacher=additive, student=additive), not "
+            f"{type(model.network).__name__}; set explainer={model.explainer}, or choose additive networks for both"
+        )
+    if model.of_channels:
+        raise ConfigError(
+            "explainer=superfeatures spreads a contribution over the cells of its superfeature, and groups of channels "
+            "(trunk_features=channels) have none; set explainer=gradcam"
+        )
+    logits = output.extras.get(LOGITS)
+    if logits is None:
+        with torch.autocast(output.features.device.type, enabled=False):
+            dtype = next(model.parameters()).dtype
+            logits = model.forward_superfeatures(output.features.to(dtype)).logits
+    group = model.assignments[-1]
+    index = explained_class.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
+    shares = class_centered(logits).gather(2, index) / group.bincount()[:, None]  # [B, M, E]
+    cells = shares[:, group].transpose(1, 2) * (explained_class >= 0)[:, :, None]  # [B, E, d]
+    rows, columns = model.grid or (1, len(group))
+    return cells.reshape(*explained_class.shape, 1, rows, columns)
