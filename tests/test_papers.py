@@ -11,7 +11,13 @@ from tests.support.processes import environment
 
 MEMBERS = {
     "unicam": ("evaluate.unicam", "evaluate.distance_correlation"),
-    "ked": ("method=ked", "teaching=ked", "teacher=additive", "explainer=superfeatures", "superfeature"),
+    "ked": (
+        "method=ked",
+        "teaching=ked",
+        "teacher=additive",
+        "explainer=superfeatures",
+        "superfeature",
+    ),
     "interpretability": ("method=ft", "method=crd", "data=cells", "evaluate.diffroar"),
 }
 DATA = ("image_size=16", "min_digit_size=8", "max_digit_size=12", "test_digits=10")
