@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, NoReturn, TypeVar
@@ -40,6 +41,10 @@ class ModelConfig(Options):
     """Options that choose a network of this kind for rows of a table, empty if all of them take images."""
     table_payloads: ClassVar[tuple[str, ...]] = ("logits",)
     """Payloads of a pass over a table."""
+
+    digests: ClassVar[str] = ""
+    """`module:name` of a function (config) -> SHA-256 by option of the files that a network is built from besides its
+    weights."""
 
     kind: str = ""
     name: str = ""
@@ -116,8 +121,11 @@ class ModelConfig(Options):
         )
 
     def fingerprint_files(self) -> dict[str, str]:
-        """Return the SHA-256 of each file that the network is built from in addition to its weights, by option."""
-        return {}
+        """Return the SHA-256 of each file that the network is built from besides its weights, by option."""
+        if not self.digests:
+            return {}
+        found: dict[str, str] = pkgutil.resolve_name(self.digests)(self)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,7 @@ class AdditiveModelConfig(ModelConfig):
 
     implementation: ClassVar[str] = "permafrost.ked.network:PROVIDER"
 
+    digests: ClassVar[str] = "permafrost.ked.partition:partition_digests"
     table_options: ClassVar[tuple[str, ...]] = ("name=mlp",)
     table_payloads: ClassVar[tuple[str, ...]] = ("logits", PAYLOAD)
 
@@ -187,13 +188,6 @@ class AdditiveModelConfig(ModelConfig):
             f"{rows_of_table(store, columns)}; set them to null and full",
         )
         return replace(self, columns=columns)
-
-    def fingerprint_files(self) -> dict[str, str]:
-        if self.partition is None:
-            return {}
-        from permafrost.ked.partition import build_partition
-
-        return {"partition": build_partition(self).sha256}
 
     @property
     def features(self) -> int | None:

@@ -133,6 +133,11 @@ def build_partition(config: AdditiveModelConfig, num_features: int | None = None
     return found
 
 
+def partition_digests(config: AdditiveModelConfig) -> dict[str, str]:
+    """Return the SHA-256 of the partition that the options name, if any."""
+    return {} if config.partition is None else {"partition": build_partition(config).sha256}
+
+
 def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
     """Read assignments i64 [M, d] from an artifact, which may have finer levels in addition."""
     from safetensors.torch import load_file
