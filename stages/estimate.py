@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.cli import main
-from permafrost.config.file_data import NoDataConfig
+from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import exists, write_atomically
-from permafrost.estimation.lines import plain_values, printed_lines
+from permafrost.estimation.measurement import plain_values, printed_lines
 from permafrost.store.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import sys
 
 from permafrost.cli import main
-from permafrost.evaluation.baselines import without_unknown_arms
+from permafrost.evaluation.inputs import without_unknown_arms
 from permafrost.students import evaluate as run
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 
 from permafrost.cli import main
 from permafrost.cluster.executors import Executors
-from permafrost.config.file_data import NoDataConfig
+from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import exists
@@ -29,13 +29,19 @@ from permafrost.core.lock import lock_folder
 from permafrost.core.progress import say_if_slow
 from permafrost.models.resolve import resolve_precompute
 from permafrost.report.commands import distill_command, teach_command
-from permafrost.sources.build import build_source, classes_of, list_source, plan_source
-from permafrost.sources.origin import digest_origin
-from permafrost.sources.parts import BYTES_PER_RECORD, PartedSource
+from permafrost.sources.source import (
+    BYTES_PER_RECORD,
+    PartedSource,
+    build_source,
+    classes_of,
+    digest_origin,
+    list_source,
+    plan_source,
+)
 from permafrost.store.listing import listing_files
 from permafrost.store.manifest import MANIFEST_NAME
-from permafrost.store.origin import find_finished, write_origin
 from permafrost.store.pack import PackPlan, pack, plan_pack
+from permafrost.store.publish import find_finished, write_origin
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:

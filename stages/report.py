@@ -24,13 +24,6 @@ from permafrost.config.points import point_label
 from permafrost.config.report import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.core.files import write_atomically
-from permafrost.report.columns import (
-    chance_row,
-    columns_of,
-    paired_column,
-    student_rows,
-    teacher_row,
-)
 from permafrost.report.comparison import (
     ONE_SEED,
     differences_by_column,
@@ -39,25 +32,32 @@ from permafrost.report.comparison import (
     seeds_in_words,
 )
 from permafrost.report.conclusions import conclusions
-from permafrost.report.inputs import ReportInputs
-from permafrost.report.passes import check_named_passes, describe_passes, used_passes
-from permafrost.report.results import (
+from permafrost.report.main_table import (
+    chance_row,
+    columns_of,
+    paired_column,
+    student_rows,
+    teacher_row,
+)
+from permafrost.report.model_selection import load_selection
+from permafrost.report.page_inputs import ReportInputs
+from permafrost.report.provenance import check_named_passes, describe_passes, used_passes
+from permafrost.report.student_results import (
     SWEEP_NAME,
     epoch_curves,
     load_network,
     load_results,
     load_teacher,
 )
-from permafrost.report.selection import load_selection
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
     from permafrost.config.verbs import ReportConfig
     from permafrost.report.case_pictures import SplitCases
-    from permafrost.report.columns import Column
+    from permafrost.report.main_table import Column
+    from permafrost.report.model_selection import ModelSelection
     from permafrost.report.page import Page
-    from permafrost.report.results import StudentResult
-    from permafrost.report.selection import ModelSelection
+    from permafrost.report.student_results import StudentResult
 
 logger = logging.getLogger("permafrost.report")
 
@@ -84,7 +84,7 @@ def run(config: ReportConfig) -> ReportResult:
     if kept := inputs.find():
         logger.info("the report of these options, runs and store is there; nothing was written")
         return ReportResult(**kept)
-    from permafrost.report.csv_file import student_csv  # these import torch and matplotlib
+    from permafrost.report.main_table import student_csv  # these import torch and matplotlib
     from permafrost.report.page import render_page
 
     page = _gather_page(config, results)
@@ -179,7 +179,7 @@ def _student_values(
 ) -> dict[str, Any]:
     """Networks of the students, and the command that evaluates one without results."""
     from permafrost.report.commands import evaluate_command
-    from permafrost.report.networks import network_rows
+    from permafrost.report.provenance import network_rows
 
     values: dict[str, Any] = {"networks": network_rows(results)}
     if curves := epoch_curves(results):
@@ -263,8 +263,8 @@ def _cases(config: ReportConfig, results: list[StudentResult]) -> list[SplitCase
     """Cases by split, empty if none are requested or possible."""
     if not results or not config.report.cases or Store(config.store.folder).is_table:
         return []
-    from permafrost.report.case_pair import open_pair
     from permafrost.report.case_pictures import show_cases
+    from permafrost.report.cases import open_pair
 
     pair = open_pair(config, results)
     return show_cases(pair, config.report) if pair else []

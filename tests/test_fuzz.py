@@ -18,19 +18,18 @@ from hypothesis import strategies as st
 
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
-from permafrost.config.data import ImageTableDataConfig, WebDatasetDataConfig
+from permafrost.config.data import ImageTableDataConfig, TableDataConfig, WebDatasetDataConfig
 from permafrost.config.options import options_of
-from permafrost.config.table_data import TableDataConfig
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError
 from permafrost.sources.image_table import ImageTableSource
 from permafrost.sources.table import TableSource
 from permafrost.sources.webdataset import WebDatasetSource
-from permafrost.store.arrays import decode_npy, encode_npy
-from permafrost.store.file_entry import ManifestError
+from permafrost.store.arrow_files import read_table, schema_of
+from permafrost.store.codecs import decode_npy, encode_npy
+from permafrost.store.entries import ManifestError
 from permafrost.store.index import BOX_FIELDS, CHECKED_COLUMNS, LIST_COLUMNS
 from permafrost.store.manifest import read_pass_manifest, read_store_manifest
-from permafrost.store.parquet import read_table, schema_of
 from permafrost.store.reader import Store
 from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, RECEIPT_SCHEMA, read_receipt
 from permafrost.store.shards import PassShardTable

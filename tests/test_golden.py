@@ -38,8 +38,8 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.records import FieldSpec
 from permafrost.models.providers import build_model
 from permafrost.store.codecs import encode_maxabs
+from permafrost.store.fields import WebDatasetFields
 from permafrost.store.reader import Store
-from permafrost.store.tar_fields import WebDatasetFields
 from permafrost.store.zarr_fields import ZarrFields
 from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.allocator import keep_freed_memory
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose, section_names, section_of, sections
-from permafrost.config.evaluators import EVALUATORS
+from permafrost.config.environment import keep_freed_memory
+from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
 from permafrost.config.runs import RUNS, save_config, to_plain_dict, to_yaml, unused_path

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.annotation.threads import torch_threads
+from permafrost.annotation.shard_tasks import torch_threads
 from permafrost.cluster.executors import run_training
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.runs import CHECKPOINT_NAME, CONTINUED, RUNS, open_run, to_plain_dict
 from permafrost.core.progress import show_epochs
-from permafrost.evaluation.baselines import named_baselines, with_baselines
-from permafrost.evaluation.inputs import epoch_metric, open_network, open_student, open_teacher
+from permafrost.evaluation.inputs import (
+    epoch_metric,
+    named_baselines,
+    open_network,
+    open_student,
+    open_teacher,
+    with_baselines,
+)
 from permafrost.evaluation.results import (
     METRICS_NAME,
     NETWORK_EVALUATION,
@@ -26,7 +32,7 @@ from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import is_finished
 from permafrost.models.trained_weights import check_trained_weights
 from permafrost.report.commands import evaluate_command
-from permafrost.report.summary import align_columns
+from permafrost.report.main_table import align_columns
 from permafrost.store.reader import Store
 from permafrost.training.distill_job import Distillation, fingerprint_inputs
 from permafrost.training.student_passes import (
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
     from permafrost.config.distillation import DistillConfig
     from permafrost.config.verbs import EvaluateConfig
     from permafrost.evaluation.inputs import EvaluationInputs
-    from permafrost.sweep.student import StudentRun
+    from permafrost.sweep.runner import StudentRun
 
 _DISTILL = logging.getLogger("permafrost.distill")
 _EVALUATE = logging.getLogger("permafrost.evaluate")
@@ -191,7 +197,7 @@ def evaluate(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
             if config.model == "student":
                 _warn_of_chosen_epoch(config, inputs)
         if missing:
-            from permafrost.evaluation.run import run_evaluators  # imports torch
+            from permafrost.evaluation.results import run_evaluators  # imports torch
 
             run_evaluators(config, inputs, folder, missing)
         splits = read_results(folder)["splits"]

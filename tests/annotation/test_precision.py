@@ -17,8 +17,8 @@ from permafrost.config.models import BcosModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.verbs import VerifyConfig
 from permafrost.evaluation.equivariance import teacher_equivariance
-from permafrost.models.bcos.classifier import BcosClassifier
-from permafrost.models.explainers.explain import pass_precision
+from permafrost.models.bcos.provider import BcosClassifier
+from permafrost.models.explanations import pass_precision
 from permafrost.models.providers import build_model
 from permafrost.store.frames import FrameBatch
 from permafrost.store.reader import Store

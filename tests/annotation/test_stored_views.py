@@ -9,14 +9,19 @@ import torch
 import yaml
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.payloads.payload import BatchInfo
+from permafrost.annotation.payloads import BatchInfo
 from permafrost.annotation.stored_views import plan_stored_views
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import (
+    AugmentOptions,
+    CanonicalViewsConfig,
+    OperationConfig,
+    RandomViewsConfig,
+    RotationsViewsConfig,
+)
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.runs import RUNS
 from permafrost.config.store import SubsetOptions
 from permafrost.config.verbs import VerifyConfig
-from permafrost.config.views import CanonicalViewsConfig, RandomViewsConfig, RotationsViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.equivariance import measure_equivariance
 from permafrost.loading.dataset import StoreDataset
@@ -24,11 +29,11 @@ from permafrost.loading.geometry import view_images, view_targets, warp
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.selection import rows_of_split, select_training_rows
-from permafrost.loading.turns import rotations
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.loading.views import rotations
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import distill, evaluate, precompute, verify

@@ -30,7 +30,7 @@ os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 from collections.abc import Callable
 from functools import partial
 
-from permafrost.config.allocator import keep_freed_memory
+from permafrost.config.environment import keep_freed_memory
 from tests.benchmarks import busy, profiles, scale
 from tests.benchmarks.allocator import allocator_figure
 from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure

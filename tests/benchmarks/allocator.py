@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from permafrost.config.allocator import ALLOCATOR_ENVIRONMENT
+from permafrost.config.environment import ALLOCATOR_ENVIRONMENT
 from tests.benchmarks.figures import Figure, figure
 from tests.benchmarks.inputs import pack, write_tars
 

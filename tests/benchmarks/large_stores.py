@@ -21,9 +21,10 @@ from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.core.files import make_folder, sha256_keys
+from permafrost.store.arrow_files import write_rows
 from permafrost.store.backends import BACKENDS
+from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.manifest import fingerprint_store, write_manifest
-from permafrost.store.parquet import write_rows
 from permafrost.store.reader import Store
 from permafrost.store.receipts import (
     PASS_RECEIPT_SCHEMA,
@@ -33,7 +34,6 @@ from permafrost.store.receipts import (
     write_receipt,
 )
 from permafrost.store.shards import SHARDS_NAME, PassShard, PassShardTable, pass_shard_row
-from permafrost.store.store_tables import StoreTablesWriter
 from stages import precompute
 
 SHARD_RECORDS = 512

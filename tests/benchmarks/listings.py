@@ -10,7 +10,7 @@ from pathlib import Path
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core.records import Content, Record
-from permafrost.sources.build import list_source, plan_source
+from permafrost.sources.source import list_source, plan_source
 from permafrost.store.listing import listing_files
 from permafrost.store.pack import fingerprint_dataset
 from tests.benchmarks.probe import PeakMemory

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 from unittest import mock
 
 from permafrost.cluster import executors
-from permafrost.cluster.data import RayDataExecutor
-from permafrost.cluster.serial import map_shards_serially
+from permafrost.cluster.executors import map_shards_serially
+from permafrost.cluster.ray_tasks import RayDataExecutor
 from permafrost.cluster.session import ray_session
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.models import CifarModelConfig, ModelConfig

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from permafrost.config.models import CifarModelConfig, ModelConfig
-from permafrost.models.explainers.bcos_weights import bcos_weights
-from permafrost.models.explainers.explain import forward_to_explain, needs_graph
+from permafrost.models.explanations import bcos_weights, forward_to_explain, needs_graph
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.frames import decode_frame
 from stages import precompute

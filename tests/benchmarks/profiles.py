@@ -52,7 +52,7 @@ STEP: tuple[Part, ...] = (
     ("torch.optim.adamw:AdamW", "step", "optimizer"),
     ("permafrost.training.loop", "train_step", "explanation of the student, bookkeeping of a step"),
     ("permafrost.training.loop", "save_checkpoint", "checkpoints"),
-    ("permafrost.training.run", "build_training", "building the network and its optimizer"),
+    ("permafrost.training.loop", "build_training", "building the network and its optimizer"),
 )
 PRECOMPUTE: tuple[Part, ...] = (
     ("permafrost.store.frames:ShardFrames", "read", "reading and decoding images"),
@@ -66,16 +66,16 @@ PRECOMPUTE: tuple[Part, ...] = (
 PACK: tuple[Part, ...] = (
     ("permafrost.sources.demo:DemoSource", "read", "drawing"),
     ("permafrost.sources.demo:DemoSource", "records", "listing"),
-    ("permafrost.store.packing", "inspect_image", "checking the images"),
+    ("permafrost.store.image_shards", "inspect_image", "checking the images"),
     ("permafrost.store.pack:PackShard", "__call__", "writing"),
 )
 REPORT: tuple[Part, ...] = (
     ("permafrost.report.page", "render_page", "page and its figures"),
     ("permafrost.report.case_pictures", "show_cases", "networks on the cases"),
-    ("permafrost.report.networks", "network_rows", "sizes of the networks"),
+    ("permafrost.report.provenance", "network_rows", "sizes of the networks"),
 )
 EVALUATION: tuple[Part, ...] = (
-    ("permafrost.evaluation.run", "run_evaluators", "evaluators"),
+    ("permafrost.evaluation.results", "run_evaluators", "evaluators"),
     ("permafrost.evaluation.forward", "evaluate_model", "evaluation of the teacher"),
 )
 

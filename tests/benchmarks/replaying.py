@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from permafrost.config.views import RandomViewsConfig
+from permafrost.config.augment import RandomViewsConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.selection import rows_of_split

@@ -11,8 +11,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from permafrost.config.models import ModelConfig
-from permafrost.models.classifier import Classifier, Provider
-from permafrost.models.output import GapLinear
+from permafrost.models.classifier import Classifier, GapLinear, Provider
 
 
 @dataclass(frozen=True, kw_only=True)

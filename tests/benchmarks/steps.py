@@ -18,14 +18,13 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.views import ViewSchedule
-from permafrost.losses.build import build_loss
-from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, explainer_named
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.losses.base import build_loss
+from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.state import Training, build_optimizer
 from permafrost.training.step import train_step
+from permafrost.training.targets import LiveTeacher
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, TINY, precompute_config, write_tars

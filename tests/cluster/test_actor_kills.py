@@ -14,11 +14,10 @@ from dataclasses import replace
 import pytest
 
 from permafrost.cluster.session import ray_session
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import PassOptions
-from permafrost.config.views import RandomViewsConfig
 from permafrost.core.tasks import ShardError
 from permafrost.store.journal import JOURNAL_SUFFIX
 from stages import precompute

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.cluster.data import RayDataExecutor
-from permafrost.cluster.tasks import RayTaskRunner
+from permafrost.cluster.ray_tasks import RayDataExecutor, RayTaskRunner
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.runs import RUNS
 from permafrost.core.tasks import ShardError, ShardResult
@@ -123,7 +122,8 @@ def test_two_ranks_train_a_student_and_leave_a_finished_run(frozen, monkeypatch)
     )
     # A finished run is detected without starting a rank.
     monkeypatch.setattr(
-        "permafrost.cluster.train.ray_session", lambda *_: pytest.fail("a session was opened")
+        "permafrost.cluster.ray_training.ray_session",
+        lambda *_: pytest.fail("a session was opened"),
     )
     assert distill.run(config).trained_epochs == 0
     assert distill.run(replace(config, trainer=replace(TWO_RANKS, ranks=1))).trained_epochs == 0

@@ -14,7 +14,7 @@ import ray
 import ray.train
 import torch.distributed as dist
 
-from permafrost.cluster.train import RanksError, _RankLoop, train_on_ranks
+from permafrost.cluster.ray_training import RanksError, _RankLoop, train_on_ranks
 from permafrost.config.runs import RUNS
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import UserError
@@ -69,7 +69,7 @@ def test_a_rank_knows_how_many_ranks_share_its_machine(frozen, monkeypatch):
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ray, "get", lambda asked: "")
     monkeypatch.setattr(
-        "permafrost.training.run.run_job", lambda job, on_epoch, ranks: found.append(ranks)
+        "permafrost.training.loop.run_job", lambda job, on_epoch, ranks: found.append(ranks)
     )
     job = Distillation(
         config=distill_config(frozen, trainer=replace(TWO_RANKS, device="cpu")), folder=Path()

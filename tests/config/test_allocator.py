@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from permafrost.config.allocator import ALLOCATOR_ENVIRONMENT
+from permafrost.config.environment import ALLOCATOR_ENVIRONMENT
 from tests.support.paths import ROOT
 
 FAULTS = """
 import resource, sys
-from permafrost.config.allocator import keep_freed_memory
+from permafrost.config.environment import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 import numpy as np

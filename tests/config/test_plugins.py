@@ -13,7 +13,7 @@ import torch
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.data import SOURCES
-from permafrost.config.evaluators import EVALUATORS
+from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS, TimmModelConfig

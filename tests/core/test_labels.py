@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from permafrost.core.labels import (
+from permafrost.core.records import (
+    NO_LABEL,
     classes_of,
     has_many,
     known,
@@ -11,7 +12,6 @@ from permafrost.core.labels import (
     multi_hot_of_lists,
     predict_labels,
 )
-from permafrost.core.records import NO_LABEL
 
 ONE = torch.tensor([2, NO_LABEL, 0])
 MANY = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])

@@ -14,7 +14,7 @@ from PIL import Image
 from permafrost.config.compose import section_names, section_of
 from permafrost.config.models import TorchvisionModelConfig
 from permafrost.models.providers import build_model
-from permafrost.unicam.class_embeddings import load_class_embeddings
+from permafrost.unicam.residual_maps import load_class_embeddings
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_words
 from tests.support.pages import PAGES, blocks_of
 from tests.support.paths import ROOT

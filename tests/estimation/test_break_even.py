@@ -5,9 +5,8 @@ from math import inf
 import pytest
 
 from permafrost.estimation import steps
-from permafrost.estimation.break_even import BreakEven, break_even_epochs
-from permafrost.estimation.lines import format_bytes
-from permafrost.estimation.spread import Spread, spread_of
+from permafrost.estimation.measurement import BreakEven, break_even_epochs, format_bytes
+from permafrost.estimation.sample import Spread, spread_of
 
 
 def test_the_break_even_is_the_cost_over_what_an_epoch_saves():

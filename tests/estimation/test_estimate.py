@@ -9,20 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose, section_names
-from permafrost.config.data import DemoDataConfig
+from permafrost.config.data import DemoDataConfig, NoDataConfig
 from permafrost.config.estimate import EstimateOptions
-from permafrost.config.file_data import NoDataConfig
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EstimateConfig
-from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.interpretability.options import CellsDataConfig
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from stages import estimate, precompute
 from tests.support.images import write_tar

@@ -11,27 +11,23 @@ import torch.nn.functional as F
 
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.records import NO_GROUP, NO_LABEL
-from permafrost.evaluation.agreement import (
+from permafrost.evaluation.forward import EvaluatedModel, metrics_of, predict_records
+from permafrost.evaluation.scores import (
     accuracy,
     agreement,
+    energy_pointing_game,
     f1,
     kl_to_teacher,
     label_scores,
+    localization_iou,
     majority_share,
     teacher_scores,
-)
-from permafrost.evaluation.forward import EvaluatedModel, predict_records
-from permafrost.evaluation.localization import (
-    energy_pointing_game,
-    localization_iou,
     uniform_score,
     upsample,
 )
-from permafrost.evaluation.predictions import metrics_of
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images
-from permafrost.loading.regions import box_regions
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.loading.geometry import box_regions, view_images
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 
 THRESHOLD = 0.05

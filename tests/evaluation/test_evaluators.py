@@ -12,23 +12,20 @@ import torch
 from permafrost.cli import main
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
-from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.evaluators import EVALUATORS, ShiftOptions
+from permafrost.config.evaluation import EVALUATORS, EvaluateOptions, ShiftOptions
 from permafrost.config.runs import RUNS, identity, to_plain_dict
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation import forward as evaluator
-from permafrost.evaluation.baselines import without_unknown_arms
-from permafrost.evaluation.context import EvaluationContext
-from permafrost.evaluation.evaluators.build import evaluator_named
-from permafrost.evaluation.evaluators.evaluator import Evaluator
-from permafrost.evaluation.evaluators.quantities import evaluators_of, metric_of
-from permafrost.evaluation.metrics import METRICS, numbers_of
+from permafrost.evaluation.basic_evaluators import evaluators_of, metric_of
+from permafrost.evaluation.evaluator import EvaluationContext, Evaluator, evaluator_named
+from permafrost.evaluation.inputs import without_unknown_arms
+from permafrost.evaluation.scores import METRICS, numbers_of
 from permafrost.models.providers import build_model
-from permafrost.report.columns import columns_of
-from permafrost.report.results import load_results
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.report.main_table import columns_of
+from permafrost.report.student_results import load_results
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from stages import evaluate, precompute
 from tests.support.runs import evaluation_of, save_student
@@ -95,7 +92,7 @@ def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, studen
     assert list(json.loads(path.read_text())["evaluators"]) == ["accuracy", "shift"]
 
     monkeypatch.setattr(
-        "permafrost.evaluation.evaluators.shift.shift_curves",
+        "permafrost.evaluation.shift.shift_curves",
         lambda *_, **__: pytest.fail("evaluated again"),
     )
     second = evaluate.run(evaluation_of(frozen, ("localization", "shift"), **options)).splits

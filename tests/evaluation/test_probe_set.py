@@ -13,19 +13,17 @@ from permafrost.config.models import (
     TorchvisionModelConfig,
 )
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluators.layers import (
+from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.evaluation.probe_set import (
     activations,
-    check_layers,
-    layer_names,
-    pair_layers,
-)
-from permafrost.evaluation.evaluators.probe_set import (
     balanced_positions,
+    check_layers,
     check_probes,
+    layer_names,
     multi_hot_labels,
+    pair_layers,
     probe_set,
 )
-from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.ked.options import AdditiveModelConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.selection import rows_of_split

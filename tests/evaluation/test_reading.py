@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.evaluators import ShiftOptions
+from permafrost.config.evaluation import EvaluateOptions, ShiftOptions
 from permafrost.config.runs import RUNS
 from permafrost.evaluation.equivariance import UNMOVED, measure_equivariance
 from permafrost.evaluation.forward import evaluate_model
@@ -17,7 +16,7 @@ from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.transfer import iter_on_device, move_batch, read_ahead
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.frames import InputMemory
 from stages import evaluate

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluators.shift import overlap_cosine, shift_curves, window, window_view
 from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.evaluation.shift import overlap_cosine, shift_curves, window, window_view
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import warp
 from permafrost.loading.selection import rows_of_split
-from permafrost.models.output import ModelOutput
+from permafrost.models.classifier import ModelOutput
 from permafrost.models.providers import build_model, freeze
 from tests.support.stores import TINY_DATA
 
@@ -40,7 +40,7 @@ class ExplainingModel:
 @pytest.fixture
 def curve(monkeypatch):
     monkeypatch.setattr(
-        "permafrost.evaluation.evaluators.shift.forward_to_explain",
+        "permafrost.evaluation.shift.forward_to_explain",
         lambda model, images: ModelOutput(torch.zeros(len(images), 3), images, None),
     )
     monkeypatch.setattr("permafrost.loading.transfer.move_batch", lambda batch, device: batch)

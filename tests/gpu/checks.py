@@ -19,7 +19,7 @@ import torch
 
 from permafrost.config.augment import AugmentOptions, PixelOperationConfig
 from permafrost.core.records import Batch
-from permafrost.loading.pixels import PixelAugmentSchedule
+from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.training.state import ComputeSettings, Training
 from permafrost.training.step import train_step

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from permafrost.config.cluster import LocalClusterConfig
-from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.data import ImageFolderDataConfig, NoDataConfig
 from permafrost.config.explainers import GradCamConfig
-from permafrost.config.file_data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import PrecomputeConfig

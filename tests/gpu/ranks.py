@@ -16,7 +16,7 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.records import Batch
 from permafrost.loading.transfer import move_batch
-from permafrost.losses.build import build_loss
+from permafrost.losses.base import build_loss
 from permafrost.training.state import ComputeSettings, Training, build_optimizer
 from permafrost.training.step import batch_loss
 from tests.support.batches import FRAME, random_batch, tiny_model

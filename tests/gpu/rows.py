@@ -18,11 +18,11 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.explainers import BcosWeightsConfig, GradCamConfig
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import ModelConfig
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.store import frames
 from permafrost.store.reader import Store
-from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.targets import LiveTeacher
 from tests.benchmarks.figures import in_turn
 from tests.gpu.budget import Budget, SkippedError
 from tests.gpu.outcomes import Row

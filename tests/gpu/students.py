@@ -11,12 +11,12 @@ from permafrost.config.models import ModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.records import Batch
 from permafrost.loading.transfer import move_batch
-from permafrost.losses.build import build_loss
-from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, explainer_named
+from permafrost.losses.base import build_loss
+from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named
 from permafrost.models.providers import build_model
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.state import ComputeSettings, Training, build_optimizer
 from permafrost.training.step import train_step
+from permafrost.training.targets import LiveTeacher
 from tests.gpu.scale import CLASSES
 from tests.gpu.timeline import Timeline, synchronize
 from tests.gpu.utilization import UtilizationMeter

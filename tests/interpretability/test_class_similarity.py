@@ -9,8 +9,9 @@ from scipy.stats import spearmanr
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL
-from permafrost.interpretability.cifar100_coarse import COARSE, coarse_similarity
 from permafrost.interpretability.class_similarity import (
+    COARSE,
+    coarse_similarity,
     mean_predictions,
     off_diagonal_spearman,
     read_similarity,

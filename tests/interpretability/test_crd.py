@@ -16,7 +16,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
 from permafrost.interpretability.crd import Negatives, contrast_scores, nce_loss
 from permafrost.interpretability.options import CRDConfig
-from permafrost.losses.build import build_loss
+from permafrost.losses.base import build_loss
 from tests.support.outputs import student_output
 from tests.support.ranks import run_on_ranks
 from tests.support.tensors import gaussian

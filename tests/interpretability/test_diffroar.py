@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from permafrost.core.errors import ConfigError
-from permafrost.interpretability.diffroar import compare
-from permafrost.interpretability.options import DiffroarOptions
-from permafrost.interpretability.roar_probes import (
+from permafrost.interpretability.diffroar import (
     RankedImages,
     build_probe,
+    compare,
     keep_part,
     mask_of_part,
     rank,
     rank_quantiles,
 )
+from permafrost.interpretability.options import DiffroarOptions
 
 SIDE, INFORMATIVE = 4, 5
 COORDINATES = 3 * SIDE * SIDE

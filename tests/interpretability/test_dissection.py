@@ -9,23 +9,23 @@ from torch import nn
 
 from permafrost.core.errors import ConfigError, RecordError
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.interpretability.broden import (
+from permafrost.interpretability.concepts import (
     BrodenFolder,
+    DrawnConcepts,
+    Labels,
     decode_labels,
     encode_labels,
 )
-from permafrost.interpretability.concepts import Labels
 from permafrost.interpretability.dissection import dissect
-from permafrost.interpretability.drawn_concepts import DrawnConcepts
 from permafrost.interpretability.options import DissectionOptions
-from permafrost.interpretability.overlap_counts import OverlapCounts, firing_mask
-from permafrost.interpretability.thresholds import (
+from permafrost.interpretability.overlap import (
     LargestActivations,
+    OverlapCounts,
     TopImages,
+    firing_mask,
     kept_of,
 )
-from permafrost.models.classifier import Classifier
-from permafrost.models.output import Normalize
+from permafrost.models.classifier import Classifier, Normalize
 from tests.support.broden import write_broden
 
 SIDE = 25

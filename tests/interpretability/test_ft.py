@@ -9,8 +9,8 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
 from permafrost.interpretability.ft import factor_loss
 from permafrost.interpretability.options import FTConfig
-from permafrost.losses.build import build_loss
-from permafrost.models.output import NO_INTERMEDIATES, Stage
+from permafrost.losses.base import build_loss
+from permafrost.models.classifier import NO_INTERMEDIATES, Stage
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian
 

@@ -15,9 +15,9 @@ from permafrost.interpretability.sskd import (
     rotated_similarities,
     views_in_order,
 )
-from permafrost.losses.build import build_loss
+from permafrost.losses.base import build_loss
 from permafrost.losses.kd import kd_loss
-from permafrost.models.output import NO_INTERMEDIATES
+from permafrost.models.classifier import NO_INTERMEDIATES
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian
 

@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
-from permafrost.interpretability import cifar100_coarse
+from permafrost.interpretability import class_similarity as cifar100_coarse
 from permafrost.interpretability import dissection as dissection
-from permafrost.interpretability.drawn_concepts import DrawnConcepts
-from permafrost.interpretability.gradient_pictures import gradient_figures, gradient_images
+from permafrost.interpretability.concepts import DrawnConcepts
 from permafrost.interpretability.options import (
     CellsDataConfig,
     ClassSimilarityOptions,
@@ -22,8 +21,9 @@ from permafrost.interpretability.options import (
     FiveBandOptions,
     GradientAlignmentOptions,
 )
+from permafrost.interpretability.study_pictures import gradient_figures, gradient_images
 from permafrost.models.saved import load_model
-from permafrost.report.results import StudentResult
+from permafrost.report.student_results import StudentResult
 from permafrost.store.reader import Store
 from stages import evaluate, precompute
 from tests.support.broden import write_broden

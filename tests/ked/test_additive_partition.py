@@ -14,10 +14,9 @@ from permafrost.core.errors import ConfigError
 from permafrost.ked.network import network_partition
 from permafrost.ked.options import AdditiveModelConfig
 from permafrost.ked.partition import PARTITION_NAME, build_partition, describe_partition
-from permafrost.models.cost import count_parameters, measure_cost
-from permafrost.models.explainers.explain import explainer_named
+from permafrost.models.explanations import explainer_named
 from permafrost.models.fingerprint import describe_teacher
-from permafrost.models.providers import build_model, freeze
+from permafrost.models.providers import build_model, count_parameters, freeze, measure_cost
 from permafrost.models.saved import TrainedModel, load_model, save_model
 from permafrost.models.weights import load_weights
 from tests.support.additive import (

@@ -15,9 +15,8 @@ from permafrost.ked.network import network_partition
 from permafrost.ked.options import AdditiveModelConfig
 from permafrost.ked.partition import hierarchy_of, require_same_level
 from permafrost.ked.subnets import HIDDEN, LOGITS
-from permafrost.models.cost import count_parameters, measure_cost
-from permafrost.models.explainers.explain import explainer_named
-from permafrost.models.providers import build_model
+from permafrost.models.explanations import explainer_named
+from permafrost.models.providers import build_model, count_parameters, measure_cost
 from permafrost.models.saved import TrainedModel, load_model, save_model
 from permafrost.models.weights import load_weights
 from tests.support.additive import NUM_CLASSES, SIDE, TRUNK, M, additive_model, inputs_of

@@ -10,8 +10,7 @@ import torch
 from permafrost.core.errors import ConfigError
 from permafrost.ked.options import AdditiveModelConfig
 from permafrost.ked.subnets import count_subnet_parameters, subnet_width
-from permafrost.models.cost import count_parameters
-from permafrost.models.providers import build_model
+from permafrost.models.providers import build_model, count_parameters
 
 K = 10
 IMAGES = AdditiveModelConfig(name="mlp", grid=(8, 8), input_size=32, width=64, depth=2)

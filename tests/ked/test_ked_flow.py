@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from permafrost.annotation.fingerprint import describe_pass
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.annotation.teacher_pass import describe_pass
+from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import KDConfig, LabelsConfig
@@ -21,7 +21,6 @@ from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import EvaluateConfig, TeachConfig
-from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
 from permafrost.ked.network import network_partition
@@ -34,13 +33,12 @@ from permafrost.ked.options import (
 from permafrost.ked.partition import PARTITION_NAME, build_partition, class_centered, pass_hierarchy
 from permafrost.ked.subnets import LOGITS
 from permafrost.ked.superfeature_agreement import FidelitySums
-from permafrost.loading.geometry import view_targets
+from permafrost.loading.geometry import decode_intermediates, decode_maps, view_targets
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.stored_values import decode_intermediates, decode_maps
 from permafrost.loading.views import ViewSchedule
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.distill_job import Distillation, fingerprint_inputs

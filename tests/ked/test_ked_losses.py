@@ -33,15 +33,14 @@ from permafrost.ked.partition import (
 )
 from permafrost.ked.subnets import HIDDEN, LOGITS
 from permafrost.ked.superfeatures import SuperfeaturePayload
-from permafrost.losses.base import StepInputs
-from permafrost.losses.build import build_loss
-from permafrost.models.explainers.gradcam import gradcam
-from permafrost.models.output import ModelOutput
+from permafrost.losses.base import StepInputs, build_loss
+from permafrost.models.classifier import ModelOutput
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.codecs import decode_unit
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.state import Training, build_optimizer
 from permafrost.training.step import batch_loss
+from permafrost.training.targets import LiveTeacher
 from tests.support.batches import live_batch, random_frames
 from tests.support.outputs import student_output
 

@@ -21,8 +21,7 @@ from permafrost.ked.partition import (
     contiguous_partition,
     random_partition,
 )
-from permafrost.models.cost import count_parameters
-from permafrost.models.providers import build_model
+from permafrost.models.providers import build_model, count_parameters
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute

@@ -20,7 +20,7 @@ from permafrost.ked.search import (
     partition_artifact,
     save_partition,
 )
-from permafrost.store.file_entry import ManifestError
+from permafrost.store.entries import ManifestError
 from tests.support.html_page import pixels_of_uri
 from tests.support.superfeatures import (
     MADE_FROM,

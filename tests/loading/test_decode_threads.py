@@ -20,7 +20,7 @@ from permafrost.loading.decode_threads import (
     decode_threads_of,
     resolve_decode_threads,
 )
-from permafrost.store.file_entry import ManifestError
+from permafrost.store.entries import ManifestError
 from permafrost.store.frames import InputMemory
 from permafrost.store.reader import Store
 from permafrost.training.distill_job import Distillation

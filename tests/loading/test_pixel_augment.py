@@ -17,20 +17,20 @@ from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.verbs import TeachConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL, PixelAugment
-from permafrost.loading import pixels, transfer
+from permafrost.loading import pixel_augment as pixels
+from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.pixels import PixelAugmentSchedule, change_pixels, mix
-from permafrost.loading.randaugment import randaugment
+from permafrost.loading.pixel_augment import PixelAugmentSchedule, change_pixels, mix, randaugment
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.transfer import move_batch
 from permafrost.loading.views import ViewSchedule
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
+from permafrost.training.targets import LiveTeacher
 from stages import distill, teach
 from tests.support.batches import (
     FLIP,

@@ -8,7 +8,12 @@ import pytest
 import torch
 from kornia.filters import gaussian_blur2d
 
-from permafrost.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
+from permafrost.config.augment import (
+    AugmentOptions,
+    OperationConfig,
+    PixelOperationConfig,
+    RandomViewsConfig,
+)
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EvaluateOptions
@@ -16,23 +21,26 @@ from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
 from permafrost.config.verbs import TeachConfig
-from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import PixelAugment
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.pixel_operations import BLOCK_SIZE, PixelSchedule, change_rows
-from permafrost.loading.pixels import PixelAugmentSchedule
+from permafrost.loading.pixel_augment import (
+    BLOCK_SIZE,
+    PixelAugmentSchedule,
+    PixelSchedule,
+    change_rows,
+)
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.transfer import move_batch
 from permafrost.loading.views import ViewSchedule
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
 from permafrost.store.reader import Store
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.step import batch_loss, train_step
+from permafrost.training.targets import LiveTeacher
 from stages import distill, precompute, teach
 from tests.support.batches import FRAME, random_batch, tiny_model
 from tests.support.kills import killed_at

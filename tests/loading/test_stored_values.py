@@ -9,8 +9,7 @@ import torch
 from permafrost.config.store import PassOptions
 from permafrost.core.records import StoredTargets
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_targets
-from permafrost.loading.stored_values import decode_intermediates, decode_maps
+from permafrost.loading.geometry import decode_intermediates, decode_maps, view_targets
 from permafrost.loading.transfer import move_batch
 from permafrost.store.codecs import decode_unit, encode_maxabs
 from permafrost.store.reader import Store

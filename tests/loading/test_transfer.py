@@ -12,14 +12,14 @@ from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.core.records import NO_CLASS
 from permafrost.loading import loader, transfer
 from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import regions_of
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.regions import regions_of
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.transfer import move_batch, read_ahead
 from permafrost.loading.views import ViewSchedule
-from permafrost.store.file_entry import ManifestError
+from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
-from permafrost.training.guidance_targets import GuidanceSource
+from permafrost.training.targets import GuidanceSource
 from stages import precompute
 from tests.gpu.inputs import pack, precompute_config, write_images
 from tests.gpu.scale import TINY

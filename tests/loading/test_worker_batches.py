@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from permafrost.core.records import Batch, StoredTargets
-from permafrost.loading import worker_batches
-from permafrost.loading.worker_batches import pack_batch, unpack_batch
+from permafrost.loading import transfer as worker_batches
+from permafrost.loading.transfer import pack_batch, unpack_batch
 
 
 def batch_of(records, side):

@@ -12,11 +12,16 @@ from permafrost.config.methods import (
     ReviewKDConfig,
 )
 from permafrost.core.records import Targets
-from permafrost.losses.at import attention_loss, attention_map
-from permafrost.losses.build import build_loss
-from permafrost.losses.cat_kd import class_map_loss
-from permafrost.losses.review_kd import Fusion, hierarchical_context_loss, review_levels
-from permafrost.models.output import Stage
+from permafrost.losses.base import build_loss
+from permafrost.losses.feature_kd import (
+    Fusion,
+    attention_loss,
+    attention_map,
+    class_map_loss,
+    hierarchical_context_loss,
+    review_levels,
+)
+from permafrost.models.classifier import Stage
 from tests.support.live_trainings import (
     gaussian_maps,
     training_with_live_teacher,

@@ -24,13 +24,16 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import StoredTargets, Targets
 from permafrost.loading.geometry import view_targets
-from permafrost.losses.at import attention_fields, attention_loss, attention_map
-from permafrost.losses.base import StudentOutput
-from permafrost.losses.build import build_loss
+from permafrost.losses.base import StudentOutput, build_loss
+from permafrost.losses.feature_kd import (
+    attention_fields,
+    attention_loss,
+    attention_map,
+    review_levels,
+)
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
-from permafrost.losses.review_kd import review_levels
-from permafrost.models.output import NO_INTERMEDIATES
+from permafrost.models.classifier import NO_INTERMEDIATES
 from permafrost.training.state import ComputeSettings, Training, build_optimizer
 from permafrost.training.step import batch_loss, train_step
 from tests.support.batches import FRAME, NUM_CLASSES, live_batch, random_frames

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from permafrost.config.methods import ATConfig, KDConfig, LabelsConfig
 from permafrost.core.records import Targets
-from permafrost.losses.at import attention_loss
-from permafrost.losses.build import build_loss
+from permafrost.losses.base import build_loss
+from permafrost.losses.feature_kd import attention_loss
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import cross_entropy_loss
-from permafrost.models.output import Stage
+from permafrost.models.classifier import Stage
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian
 

@@ -16,12 +16,10 @@ from permafrost.config.models import CifarModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Batch, StoredTargets, Targets
-from permafrost.losses.base import DistillationLoss, LossTerms
-from permafrost.losses.build import build_loss
-from permafrost.losses.e2kd import E2KDLoss
-from permafrost.losses.map_cosine import map_cosine, upsampling_gram
+from permafrost.losses.base import DistillationLoss, LossTerms, build_loss
+from permafrost.losses.e2kd import E2KDLoss, map_cosine, upsampling_gram
 from permafrost.models.cifar import CifarResNet
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.explanations import gradcam
 from permafrost.training.state import Training, build_optimizer
 from permafrost.training.step import batch_loss, train_step
 from tests.support.batches import random_frames

@@ -23,8 +23,8 @@ from permafrost.core.distributed import DistributedContext
 from permafrost.core.records import NO_LABEL, Guidance, Targets
 from permafrost.ked.options import KEDConfig
 from permafrost.ked.subnets import HIDDEN, LOGITS
-from permafrost.losses.build import build_loss
-from permafrost.models.output import ModelOutput, Stage
+from permafrost.losses.base import build_loss
+from permafrost.models.classifier import ModelOutput, Stage
 from tests.support.outputs import student_output
 
 B, K, M, RANKS = 8, 5, 3, 2

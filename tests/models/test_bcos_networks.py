@@ -11,8 +11,8 @@ import torchvision
 
 from permafrost.config.models import BcosModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.bcos.classifier import build_bcos
-from permafrost.models.explainers.bcos_weights import bcos_weights
+from permafrost.models.bcos.provider import build_bcos
+from permafrost.models.explanations import bcos_weights
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model, freeze, teacher_input_size
 from permafrost.models.saved import TrainedModel, load_model, save_model

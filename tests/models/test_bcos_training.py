@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.annotation.payloads.explanation_map import MapPayload
-from permafrost.annotation.payloads.payload import BatchInfo
+from permafrost.annotation.payloads import BatchInfo, MapPayload
 from permafrost.config.explainers import BcosWeightsConfig
 from permafrost.config.methods import E2KDConfig, KDConfig, MethodConfig
 from permafrost.config.models import BcosModelConfig
@@ -20,16 +19,16 @@ from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Batch, StoredTargets
-from permafrost.losses.build import build_loss
-from permafrost.models.bcos.classifier import BcosClassifier
+from permafrost.losses.base import build_loss
 from permafrost.models.bcos.layers import (
     add_inverse,
 )
-from permafrost.models.explainers.bcos_weights import bcos_weights, color_picture, contribution_map
+from permafrost.models.bcos.provider import BcosClassifier
+from permafrost.models.explanations import bcos_weights, color_picture, contribution_map
 from permafrost.models.providers import build_model, freeze
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.state import ComputeSettings, Training, build_optimizer
 from permafrost.training.step import batch_loss, train_step
+from permafrost.training.targets import LiveTeacher
 from tests.support.bcos import FRAME, NUM_CLASSES, RESNET, double_images, named, network
 from tests.support.trainings import HostReads
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from permafrost.config.models import BcosModelConfig, CifarModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.bcos import layers, vit
-from permafrost.models.bcos.classifier import BcosClassifier
+from permafrost.models.bcos import architectures as vit
+from permafrost.models.bcos import layers
 from permafrost.models.bcos.layers import (
     BcosConv2d,
     BcosSettings,
@@ -21,9 +21,13 @@ from permafrost.models.bcos.layers import (
     UncenteredBatchNorm2d,
     add_inverse,
 )
-from permafrost.models.explainers.bcos_weights import bcos_weights, contribution_map
-from permafrost.models.explainers.explain import forward_to_explain
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.bcos.provider import BcosClassifier
+from permafrost.models.explanations import (
+    bcos_weights,
+    contribution_map,
+    forward_to_explain,
+    gradcam,
+)
 from permafrost.models.providers import build_model, freeze
 from tests.support.bcos import FRAME, NUM_CLASSES, RESNET, double_images, named, network
 

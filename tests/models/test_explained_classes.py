@@ -9,11 +9,11 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from permafrost.annotation.fingerprint import describe_explainer
+from permafrost.annotation.teacher_pass import describe_explainer
 from permafrost.config.explainers import BcosWeightsConfig, ExplainerConfig, GradCamConfig
 from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import neighbor_maps
-from permafrost.models.explainers.classes import CLASS_CHOICES, explained_classes, resolve_explainer
+from permafrost.models.explanations import CLASS_CHOICES, explained_classes, resolve_explainer
 
 LOGITS = torch.tensor([[0.0, 3.0, 2.0, 1.0], [5.0, -1.0, -2.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
 MANY = torch.tensor([[1.0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from permafrost.config.models import TimmModelConfig
 from permafrost.models.classifier import Classifier
-from permafrost.models.explainers.gradcam import gradcam, gradcam_from_head
+from permafrost.models.explanations import gradcam, gradcam_from_head
 from permafrost.models.providers import build_model
 from permafrost.models.timm import TimmVit
 from tests.support.gradcam import (

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from permafrost.annotation.payloads.explanation_map import MapPayload
-from permafrost.annotation.payloads.payload import BatchInfo
+from permafrost.annotation.payloads import BatchInfo, MapPayload
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
@@ -20,13 +19,11 @@ from permafrost.core.records import NO_CLASS, Batch, StoredTargets
 from permafrost.loading.geometry import view_targets
 from permafrost.losses.e2kd import E2KDLoss
 from permafrost.models.cifar import CifarResNet
-from permafrost.models.classifier import Classifier
-from permafrost.models.explainers.gradcam import gradcam, gradcam_from_head
-from permafrost.models.output import GapLinear, Normalize
+from permafrost.models.classifier import Classifier, GapLinear, Normalize
+from permafrost.models.explanations import gradcam, gradcam_from_head
 from permafrost.models.providers import freeze
 from permafrost.models.timm import TimmClassifier
-from permafrost.models.torchvision import TorchvisionClassifier
-from permafrost.models.torchvision_vit import TorchvisionVit
+from permafrost.models.torchvision import TorchvisionClassifier, TorchvisionVit
 from permafrost.training.state import Training, build_optimizer
 from permafrost.training.step import batch_loss
 from tests.support.gradcam import (

@@ -17,7 +17,7 @@ from permafrost.config.models import (
     TorchvisionModelConfig,
 )
 from permafrost.core.errors import ConfigError
-from permafrost.models.output import Intermediates
+from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.torchvision import TorchvisionClassifier
 from tests.support.tensors import random_images

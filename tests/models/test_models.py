@@ -13,7 +13,7 @@ from permafrost.config.models import (
 )
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Classifier
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import (
     build_model,
     freeze,

@@ -28,7 +28,7 @@ from permafrost.config.models import (
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file
 from permafrost.models.classifier import Classifier, WeightsError
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.explanations import gradcam
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import (
     build_model,

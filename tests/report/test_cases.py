@@ -17,9 +17,9 @@ from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.record_table import RECORDS_NAME
+from permafrost.evaluation.saved_records import RECORDS_NAME
 from permafrost.report import case_pictures
-from permafrost.report.tiles import DISPLAYED_PIXELS
+from permafrost.report.pictures import DISPLAYED_PIXELS
 from permafrost.store.manifest import read_store_manifest
 from stages import report
 from tests.report.conftest import SPLITS

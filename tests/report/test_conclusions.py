@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from permafrost.report.columns import Column
 from permafrost.report.comparison import (
     confidence_interval,
     differences_from,
@@ -13,6 +12,7 @@ from permafrost.report.comparison import (
     summarize,
 )
 from permafrost.report.conclusions import conclusions
+from permafrost.report.main_table import Column
 
 ACCURACY = Column(name="accuracy", source="test.accuracy")
 KL = Column(name="kl", source="test.kl_to_teacher")

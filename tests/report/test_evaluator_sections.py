@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from permafrost.report.evaluator_sections import evaluator_sections
-from permafrost.report.results import StudentResult
+from permafrost.report.student_results import StudentResult
 
 
 def result(arm, seed, fss, **others):

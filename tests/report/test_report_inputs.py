@@ -8,7 +8,8 @@ from permafrost.config.report import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
-from permafrost.report import inputs, page
+from permafrost.report import page
+from permafrost.report import page_inputs as inputs
 from stages import report
 from tests.support import run_files
 from tests.support.runs import PAD_CROP

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from permafrost.report import grid_figures
-from permafrost.report.columns import Column
 from permafrost.report.grid_figures import grid_plots, numeric_options, selection_plot
-from permafrost.report.results import StudentResult
-from permafrost.report.selection import Candidate, ModelSelection
+from permafrost.report.main_table import Column
+from permafrost.report.model_selection import Candidate, ModelSelection
+from permafrost.report.student_results import StudentResult
 
 LABELS = ("labels", {})
 

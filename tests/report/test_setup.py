@@ -20,14 +20,10 @@ from permafrost.config.runs import RUNS, save_config, to_plain_dict, unused_path
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.cost import count_parameters
-from permafrost.models.providers import build_model
+from permafrost.models.providers import build_model, count_parameters
 from permafrost.report.commands import commands_of
-from permafrost.report.known_runs import UnknownRunError
-from permafrost.report.passes import UsedPass
-from permafrost.report.provenance import describe_teachers
-from permafrost.report.results import load_results
-from permafrost.report.stored_bytes import bytes_by_arm, bytes_plot
+from permafrost.report.provenance import UsedPass, bytes_by_arm, bytes_plot, describe_teachers
+from permafrost.report.student_results import UnknownRunError, load_results
 from permafrost.report.training_facts import describe_augmentation, describe_data, training_facts
 from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, report, teach
@@ -166,7 +162,7 @@ def test_an_arm_needs_the_bytes_of_the_fields_that_its_loss_reads(frozen, swept,
 
 
 def test_accuracy_is_plotted_against_bytes_only_where_arms_need_different_ones():
-    from permafrost.report.columns import Column
+    from permafrost.report.main_table import Column
 
     column = Column(name="accuracy", source="test.accuracy")
     summary = [

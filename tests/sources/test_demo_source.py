@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from permafrost.config.data import DemoDataConfig
-from permafrost.sources.demo import DemoSource
-from permafrost.sources.digits import load_digit_images
+from permafrost.sources.demo import DemoSource, load_digit_images
 from tests.support.images import decoded
 
 

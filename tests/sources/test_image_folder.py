@@ -11,8 +11,8 @@ import pytest
 
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import MAX_KEY_BYTES
-from permafrost.sources.build import build_source
-from permafrost.sources.keys import escape_key
+from permafrost.sources.image_files import escape_key
+from permafrost.sources.source import build_source
 from tests.support.image_sets import (
     by_key,
     folder_config,

@@ -9,8 +9,8 @@ from PIL import Image
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL, Box
-from permafrost.sources.build import build_source
-from permafrost.sources.masks import to_mask_png
+from permafrost.sources.image_files import to_mask_png
+from permafrost.sources.source import build_source
 from permafrost.store.pixels import ImageError
 from tests.support.image_sets import (
     WATERBIRDS,

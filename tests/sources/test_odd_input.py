@@ -27,13 +27,13 @@ from permafrost.config.models import CifarModelConfig, TimmModelConfig, Torchvis
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file
 from permafrost.models.classifier import WeightsError
-from permafrost.models.explainers.grids import map_grid, require_places, warn_of_coarse_grid
+from permafrost.models.explanations import map_grid, require_places, warn_of_coarse_grid
 from permafrost.models.providers import build_model, name_weights
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.models.weights import load_weights, read_state_dict
 from permafrost.report.figures import training_curves
-from permafrost.report.tiles import PictureRow, picture_grid
-from permafrost.sources.build import build_source
+from permafrost.report.pictures import PictureRow, picture_grid
+from permafrost.sources.source import build_source
 from permafrost.store.journal import ShardJournal
 from permafrost.store.pixels import ImageError, inspect_image
 from permafrost.store.publish_pass import ConstantLogitsError

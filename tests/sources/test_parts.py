@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from permafrost.cluster.serial import map_shards_serially
+from permafrost.cluster.executors import map_shards_serially
 from permafrost.config.store import StoreOptions
-from permafrost.sources.build import build_source, classes_of, list_source
-from permafrost.sources.parts import PartedSource
+from permafrost.sources.source import PartedSource, build_source, classes_of, list_source
 from permafrost.sources.webdataset import WebDatasetSource
 from permafrost.store.reader import Store
 from stages import precompute

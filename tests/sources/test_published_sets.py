@@ -16,7 +16,7 @@ from permafrost.config.data import (
 )
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import NO_LABEL, Box
-from permafrost.sources.build import build_source
+from permafrost.sources.source import build_source
 from tests.support.image_sets import (
     by_key,
     downloaded_config,

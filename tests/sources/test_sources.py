@@ -15,7 +15,7 @@ from permafrost.config.data import (
     DemoDataConfig,
 )
 from permafrost.core.records import Box
-from permafrost.sources.build import build_source
+from permafrost.sources.source import build_source
 from tests.support.image_sets import (
     WATERBIRDS,
     WATERBIRDS_OPTIONS,

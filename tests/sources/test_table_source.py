@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer
 
-from permafrost.config.table_data import SklearnTableDataConfig, TableDataConfig
+from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_json
 from permafrost.core.records import NO_LABEL
-from permafrost.sources.build import build_source
+from permafrost.sources.source import build_source
 from permafrost.sources.splits import split_off_test
-from permafrost.store.table_rows import RowError
+from permafrost.store.codecs import RowError
 from tests.support.listings import fingerprint_records, plan_records
 from tests.support.sources import documented_config, fingerprint
 from tests.support.unicauca import HEADER, write_unicauca

@@ -17,8 +17,8 @@ from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file
 from permafrost.loading.dataset import StoreDataset
-from permafrost.sources.build import build_source
-from permafrost.sources.download import DownloadError, download
+from permafrost.sources.source import build_source
+from permafrost.sources.torchvision_sets import DownloadError, download
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import precompute

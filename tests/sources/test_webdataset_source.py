@@ -13,8 +13,8 @@ from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL, Box
 from permafrost.loading.dataset import StoreDataset
-from permafrost.sources.build import build_source
-from permafrost.sources.tars import expand_range, split_of_tar
+from permafrost.sources.source import build_source
+from permafrost.sources.tar_members import expand_range, split_of_tar
 from permafrost.store.pixels import ImageError
 from permafrost.store.reader import Store
 from stages import precompute

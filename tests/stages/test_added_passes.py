@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
-from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.saved import read_description
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.run_passes import PASSES_NAME
 from permafrost.training import loop

@@ -8,34 +8,38 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import (
+    AugmentOptions,
+    OperationConfig,
+    RandomViewsConfig,
+    RotationsViewsConfig,
+)
 from permafrost.config.methods import KDConfig
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.views import RandomViewsConfig, RotationsViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
 from permafrost.interpretability.options import CRDConfig, FTConfig, SSKDConfig
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.geometry import decode_intermediates, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.stored_values import decode_intermediates
 from permafrost.loading.views import ViewSchedule
-from permafrost.losses.build import build_loss
-from permafrost.models.explainers.gradcam import gradcam
-from permafrost.models.output import Intermediates
+from permafrost.losses.base import build_loss
+from permafrost.models.classifier import Intermediates
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from permafrost.training import auxiliary_phase, loop
+from permafrost.training import loop
+from permafrost.training import loop as auxiliary_phase
 from permafrost.training.checkpoint import CHECKPOINT_NAME
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.state import Training, build_optimizer
 from permafrost.training.step import batch_loss
+from permafrost.training.targets import LiveTeacher
 from stages import distill, precompute
 from tests.support.kills import killed_at
 from tests.support.outputs import student_output

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from permafrost.annotation.fingerprint import describe_pass
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.annotation.teacher_pass import describe_pass
+from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.methods import (
     ATConfig,
     CatKDConfig,
@@ -22,28 +22,26 @@ from permafrost.config.methods import (
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
-from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
-from permafrost.loading.geometry import view_targets, warp
+from permafrost.loading.geometry import decode_intermediates, view_targets, warp
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.stored_values import decode_intermediates
 from permafrost.loading.transfer import move_batch
 from permafrost.loading.views import ViewSchedule
-from permafrost.losses.build import build_loss
-from permafrost.models.explainers.gradcam import gradcam
-from permafrost.models.output import Intermediates
+from permafrost.losses.base import build_loss
+from permafrost.models.classifier import Intermediates
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.store.zarr_fields import ZarrFields
 from permafrost.training import loop
 from permafrost.training.checkpoint import CHECKPOINT_NAME
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.state import Training, build_optimizer
 from permafrost.training.step import batch_loss
+from permafrost.training.targets import LiveTeacher
 from stages import distill, precompute
 from tests.support.kills import killed_at
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of

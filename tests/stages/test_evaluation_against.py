@@ -21,8 +21,8 @@ from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig, ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
-from permafrost.report.results import by_evaluation, load_results
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.report.student_results import by_evaluation, load_results
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.sweep.plan import plan_students
 from stages import distill, evaluate, precompute, report

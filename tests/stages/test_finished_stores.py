@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from permafrost.config.file_data import NoDataConfig
+from permafrost.config.data import NoDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.store.reader import Store
 from stages import precompute

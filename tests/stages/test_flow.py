@@ -27,7 +27,7 @@ from permafrost.loading.views import ViewSchedule
 from permafrost.models.classifier import WeightsError
 from permafrost.models.providers import build_model
 from permafrost.models.weights import load_weights
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.training import loop
 from permafrost.training.build import worst_downscale

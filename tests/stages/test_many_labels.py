@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.data import ImageTableDataConfig
@@ -28,17 +28,16 @@ from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
-from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_targets
 from permafrost.loading.selection import rows_of_split
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.targets import LiveTeacher
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.stores import precompute_config
 

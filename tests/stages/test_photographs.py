@@ -19,8 +19,7 @@ from permafrost.config.verbs import ReportConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_maps
 from permafrost.loading.views import ViewSchedule
-from permafrost.models.classifier import Classifier
-from permafrost.models.output import GapLinear
+from permafrost.models.classifier import Classifier, GapLinear
 from permafrost.store.reader import Store
 from stages import precompute, report
 from tests.support.paths import SHARED_DATA

@@ -18,12 +18,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.data import DemoDataConfig, ImageFolderDataConfig, ImageTableDataConfig
+from permafrost.config.data import (
+    DataConfig,
+    DemoDataConfig,
+    ImageFolderDataConfig,
+    ImageTableDataConfig,
+)
 from permafrost.config.environment import CONF
-from permafrost.config.file_data import DataConfig
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.points import iter_points, knows_option, point_words
-from permafrost.interpretability.drawn_concepts import DrawnConcepts
+from permafrost.interpretability.concepts import DrawnConcepts
 from permafrost.interpretability.options import CellsDataConfig, SSKDConfig
 from permafrost.models.providers import build_model
 from permafrost.store.reader import Store

@@ -6,13 +6,12 @@ from dataclasses import replace
 import pytest
 
 from permafrost.config.data import DigitsDataConfig, ImageTableDataConfig
-from permafrost.sources.demo import DemoSource
-from permafrost.sources.digits import DigitsSource
+from permafrost.sources.demo import DemoSource, DigitsSource
 from permafrost.sources.image_folder import ImageFolderSource
 from permafrost.sources.image_table import ImageTableSource
 from permafrost.sources.webdataset import WebDatasetSource
-from permafrost.store.file_entry import StoreMismatchError
-from permafrost.store.origin import ORIGIN_NAME
+from permafrost.store.entries import StoreMismatchError
+from permafrost.store.publish import ORIGIN_NAME
 from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.image_sets import folder_config, write_images

@@ -17,7 +17,7 @@ from permafrost.config.verbs import VerifyConfig
 from permafrost.core.files import FileError, make_folder, write_atomically
 from permafrost.core.lock import LockedError, lock_folder
 from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.store.file_entry import ManifestError, StoreMismatchError
+from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import precompute, verify

@@ -22,10 +22,10 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.selection import rows_of_split, select_holdout_rows
-from permafrost.losses.build import build_loss
+from permafrost.losses.base import build_loss
 from permafrost.models.providers import build_model
 from permafrost.models.saved import read_description
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.training.state import Training, build_optimizer
 from permafrost.training.step import batch_loss

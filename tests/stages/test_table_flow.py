@@ -13,22 +13,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_breast_cancer
 
-from permafrost.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
+from permafrost.config.augment import (
+    AugmentOptions,
+    OperationConfig,
+    PixelOperationConfig,
+    RandomViewsConfig,
+)
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
+from permafrost.config.data import SklearnTableDataConfig
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.evaluators import ShiftOptions
+from permafrost.config.evaluation import EvaluateOptions, ShiftOptions
 from permafrost.config.explainers import BcosWeightsConfig
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
-from permafrost.config.table_data import SklearnTableDataConfig
 from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import EvaluateConfig, TeachConfig, VerifyConfig
-from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.ked.chimeras import draw_donors
 from permafrost.ked.network import network_partition
@@ -42,9 +45,8 @@ from permafrost.ked.partition import (
 )
 from permafrost.ked.subnets import LOGITS
 from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.geometry import decode_intermediates, view_images, view_targets
 from permafrost.loading.selection import rows_of_split
-from permafrost.loading.stored_values import decode_intermediates
 from permafrost.losses.base import StepInputs
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.resolve import resolve_distill, resolve_network

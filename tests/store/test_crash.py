@@ -9,7 +9,7 @@ import pytest
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.config.store import PassOptions
 from permafrost.core import files
-from permafrost.store.file_entry import ManifestError
+from permafrost.store.entries import ManifestError
 from permafrost.store.journal import JOURNAL_SUFFIX
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store

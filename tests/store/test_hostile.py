@@ -20,7 +20,7 @@ from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import UserError
 from permafrost.core.files import sha256_file
-from permafrost.store.file_entry import ManifestError
+from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.store.shards import PassShardTable, ShardTable
 from permafrost.store.verification import verify_store

@@ -19,8 +19,8 @@ from PIL import Image
 from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.core.files import open_atomically
 from permafrost.loading.dataset import StoreDataset
-from permafrost.sources.build import build_source
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.sources.source import build_source
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.frames import resize_frame
 from permafrost.store.pixels import ImageError, decode_rgb
 from permafrost.store.publish import DEFAULT_FRAME_SIZE

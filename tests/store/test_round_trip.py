@@ -16,8 +16,8 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.store import PassOptions
 from permafrost.core.records import FieldSpec
 from permafrost.sources.demo import DemoSource
+from permafrost.store.fields import WebDatasetFields
 from permafrost.store.reader import Store
-from permafrost.store.tar_fields import WebDatasetFields
 from permafrost.store.tars import ShardBytes
 from permafrost.store.zarr_fields import ZarrFields
 from stages import precompute

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from permafrost.core.records import FieldSpec
-from permafrost.store.file_entry import ManifestError
+from permafrost.store.entries import ManifestError
+from permafrost.store.fields import WebDatasetFields
 from permafrost.store.row_reader import InnerChunkRows, SelectedRows, decode_chunk
-from permafrost.store.tar_fields import WebDatasetFields
 from permafrost.store.zarr_fields import ZarrFields
 from tests.support.stores import stored_shard
 

@@ -13,16 +13,15 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
-from permafrost.config.table_data import SklearnTableDataConfig, TableDataConfig
+from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
 from permafrost.core.errors import ConfigError
-from permafrost.loading.column_moments import column_moments
-from permafrost.loading.dataset import StoreDataset
-from permafrost.models.output import Standardize
-from permafrost.store.file_entry import ManifestError, StoreMismatchError
+from permafrost.loading.dataset import StoreDataset, column_moments
+from permafrost.models.classifier import Standardize
+from permafrost.store.codecs import RowError, decode_row, encode_row
+from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.frames import ShardFrames
 from permafrost.store.manifest import fingerprint_store
 from permafrost.store.reader import Store
-from permafrost.store.table_rows import RowError, decode_row, encode_row
 from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.stores import precompute_config

@@ -9,12 +9,12 @@ import pytest
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
 from permafrost.core.files import remove_file
-from permafrost.store.file_entry import ManifestError
+from permafrost.store.arrow_files import write_rows
+from permafrost.store.entries import ManifestError
+from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import read_pass_manifest, read_store_manifest, write_manifest
-from permafrost.store.parquet import write_rows
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
-from permafrost.store.store_tables import remove_other_tables
 from permafrost.store.verification import verify_store
 from stages import distill, precompute, verify
 from tests.support.runs import distill_config

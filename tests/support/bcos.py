@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from permafrost.config.models import BcosModelConfig
-from permafrost.models.bcos.classifier import BcosClassifier
+from permafrost.models.bcos.provider import BcosClassifier
 from permafrost.models.providers import build_model
 
 NUM_CLASSES = 3

@@ -25,8 +25,8 @@ from PIL import Image
 
 from permafrost.config.data import ImageFolderDataConfig, WebDatasetDataConfig
 from permafrost.core.errors import UserError
-from permafrost.sources.build import build_source
-from permafrost.store.packing import Packing, pack_image
+from permafrost.sources.source import build_source
+from permafrost.store.image_shards import Packing, pack_image
 from permafrost.store.receipts import BOX
 from permafrost.store.shards import PassShardTable, ShardTable
 from tests.support.signing import (

@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.files import make_folder
-from permafrost.interpretability.broden import (
+from permafrost.interpretability.concepts import (
     CATEGORIES,
     IMAGES,
     INDEX,
     LABELS,
+    ConceptImage,
+    DrawnConcepts,
+    Labels,
     encode_labels,
 )
-from permafrost.interpretability.concepts import ConceptImage, Labels
-from permafrost.interpretability.drawn_concepts import DrawnConcepts
-from permafrost.sources.digits import encode_png
+from permafrost.sources.demo import encode_png
 
 
 def write_broden(concepts: DrawnConcepts, folder: Path) -> None:

@@ -7,8 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from permafrost.config.models import TorchvisionModelConfig
-from permafrost.models.classifier import Classifier
-from permafrost.models.output import Normalize
+from permafrost.models.classifier import Classifier, Normalize
 from permafrost.models.providers import build_model
 from permafrost.models.timm import TimmVit
 

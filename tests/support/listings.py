@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from permafrost.cluster.serial import map_shards_serially
-from permafrost.sources.build import list_source, plan_source
+from permafrost.cluster.executors import map_shards_serially
+from permafrost.sources.source import list_source, plan_source
 from permafrost.store.listing import Listing, ListingFiles, write_listing
 from permafrost.store.pack import fingerprint_dataset
 from permafrost.store.planning import plan_shards

@@ -14,14 +14,12 @@ from permafrost.config.methods import (
 from permafrost.config.models import CifarModelConfig, ModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.loading.geometry import view_images
-from permafrost.losses.base import Needs, StudentOutput
-from permafrost.losses.build import build_loss
-from permafrost.models.classifier import Classifier
-from permafrost.models.explainers.gradcam import gradcam
-from permafrost.models.output import NO_INTERMEDIATES
+from permafrost.losses.base import Needs, StudentOutput, build_loss
+from permafrost.models.classifier import NO_INTERMEDIATES, Classifier
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.state import Training, build_optimizer
+from permafrost.training.targets import LiveTeacher
 from tests.support.batches import FRAME, NUM_CLASSES, live_batch
 
 STUDENT = CifarModelConfig(name="resnet8", width=4)

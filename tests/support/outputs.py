@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from permafrost.losses.base import StudentOutput
-from permafrost.models.output import ModelOutput
+from permafrost.models.classifier import ModelOutput
 
 
 def student_output(

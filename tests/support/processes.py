@@ -36,7 +36,7 @@ def fork_server():
         [
             *("kornia", "torchvision.io", "webdataset"),
             *(
-                "permafrost.training.run",
+                "permafrost.training.loop",
                 "permafrost.models.providers",
                 "permafrost.annotation.teacher_pass",
             ),

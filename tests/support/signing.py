@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from permafrost.core.files import sha256_file
-from permafrost.store.file_entry import FileEntry
+from permafrost.store.arrow_files import read_table, write_rows
+from permafrost.store.entries import FileEntry
 from permafrost.store.index import CHECKED_COLUMNS, INDEX_NAME, INDEX_SCHEMA, checksum
-from permafrost.store.parquet import read_table, write_rows
 from permafrost.store.reader import Store
 from permafrost.store.shards import SHARDS_NAME, ShardTable
 

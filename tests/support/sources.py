@@ -7,7 +7,7 @@ import shlex
 
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
-from permafrost.sources.build import build_source
+from permafrost.sources.source import build_source
 from tests.support.listings import fingerprint_records
 from tests.support.paths import ROOT
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.data import WebDatasetDataConfig
 from permafrost.config.store import PassOptions
-from permafrost.config.views import RandomViewsConfig
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.selection import rows_of_split
 from permafrost.sources.demo import DemoSource

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from permafrost.core.files import make_folder, sha256_keys, write_atomically
+from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.manifest import (
     CanonicalFrame,
     DatasetIdentity,
@@ -18,7 +19,6 @@ from permafrost.store.manifest import (
 from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPT_SCHEMA, receipt_path, write_receipt
 from permafrost.store.shards import ShardEntry
-from permafrost.store.store_tables import StoreTablesWriter
 
 DIGEST = "ab" * 32
 

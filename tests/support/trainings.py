@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from permafrost.config.methods import MethodConfig
 from permafrost.config.training import OptimizerOptions
-from permafrost.losses.build import build_loss
+from permafrost.losses.base import build_loss
 from permafrost.training.state import Training, build_optimizer
 from permafrost.training.step import train_step
 from tests.support.batches import (

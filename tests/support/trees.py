@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from permafrost.store.origin import ORIGIN_NAME
+from permafrost.store.publish import ORIGIN_NAME
 
 
 def tree_bytes(folder: Path) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from permafrost.config.distillation import CurveOptions
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.runs import RUNS
 from permafrost.training import loop
-from permafrost.training.accuracy_curve import read_curve
+from permafrost.training.epoch_selection import read_curve
 from stages import distill, evaluate
 from tests.support.kills import killed_at
 from tests.support.runs import assert_equal_states, distill_config, evaluate_config, weights_of

@@ -12,14 +12,13 @@ from permafrost.config.models import BcosModelConfig, CifarModelConfig, TimmMode
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import PixelAugment
-from permafrost.losses.build import build_loss
-from permafrost.models.explainers.explain import explainer_named
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.losses.base import build_loss
+from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.metric_log import StepLog
 from permafrost.training.state import ComputeSettings, Training, build_optimizer
 from permafrost.training.step import batch_loss, train_step
+from permafrost.training.targets import LiveTeacher
 from tests.support.batches import (
     FRAME,
     NUM_CLASSES,

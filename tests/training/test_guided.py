@@ -21,12 +21,12 @@ from permafrost.core.files import sha256_file
 from permafrost.core.records import NO_CLASS, Guidance
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.decode_threads import resolve_decode_threads
-from permafrost.loading.regions import regions_of
+from permafrost.loading.geometry import regions_of
 from permafrost.losses.guided import LOCALIZATIONS, GuidedLoss
 from permafrost.models.providers import build_model
 from permafrost.store.reader import Store
-from permafrost.training.guidance_targets import _draw
-from permafrost.training.pareto import ParetoFront, pareto_front, weights_name
+from permafrost.training.targets import _draw
+from permafrost.training.teach_job import ParetoFront, pareto_front, weights_name
 from stages import teach
 from tests.support.outputs import student_output
 from tests.support.run_files import read_signed

@@ -21,15 +21,14 @@ from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.views import ViewSchedule
-from permafrost.losses.build import build_loss
-from permafrost.models.explainers.explain import explainer_named
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.losses.base import build_loss
+from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
 from permafrost.store.reader import Store
-from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.state import Training, build_optimizer
 from permafrost.training.step import batch_loss
+from permafrost.training.targets import LiveTeacher
 from stages import distill, evaluate
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 

@@ -10,10 +10,9 @@ import torch
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.ked.options import AdditiveModelConfig
-from permafrost.models.cost import measure_cost
-from permafrost.models.providers import build_model
-from permafrost.training import step_threads as module
-from permafrost.training.step_threads import step_threads
+from permafrost.models.providers import build_model, measure_cost
+from permafrost.training import loop as module
+from permafrost.training.loop import step_threads
 from stages import distill
 from tests.support.paths import ROOT
 from tests.support.runs import distill_config

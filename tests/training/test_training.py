@@ -20,9 +20,8 @@ from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.records import StoredTargets
-from permafrost.losses.base import LossTerms
-from permafrost.losses.build import build_loss
-from permafrost.models.explainers.gradcam import gradcam
+from permafrost.losses.base import LossTerms, build_loss
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
 from permafrost.store.frames import FrameBatch
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint

@@ -16,9 +16,8 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.views import ViewSchedule
-from permafrost.losses.base import LossTerms
-from permafrost.losses.build import build_loss
-from permafrost.models.explainers.explain import explainer_named
+from permafrost.losses.base import LossTerms, build_loss
+from permafrost.models.explanations import explainer_named
 from permafrost.models.providers import build_model
 from permafrost.store.reader import Store
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint

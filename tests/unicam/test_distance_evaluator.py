@@ -10,9 +10,9 @@ import torch
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
 from permafrost.core.lock import lock_folder
-from permafrost.evaluation.metrics import numbers_of
+from permafrost.evaluation.scores import numbers_of
 from permafrost.store.artifacts import Artifact
-from permafrost.store.file_entry import ManifestError
+from permafrost.store.entries import ManifestError
 from permafrost.store.verification import verify_store
 from permafrost.unicam.options import DistanceCorrelationOptions
 from stages import evaluate
@@ -83,7 +83,7 @@ def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
     assert len(artifacts(own)) == 1
     assert list(verify_store(own.store.path)) == []
     monkeypatch.setattr(
-        "permafrost.evaluation.networks.build_teacher",
+        "permafrost.evaluation.other_networks.build_teacher",
         lambda *_: pytest.fail("the teacher was built"),
     )
 

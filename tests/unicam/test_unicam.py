@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from permafrost.unicam.activations import feature_of
 from permafrost.unicam.estimators import (
     InnerProducts,
     feature_distances,
@@ -16,6 +15,7 @@ from permafrost.unicam.maps import (
     Bank,
     cam,
     explain_record,
+    feature_of,
     hirescam,
     mean_of_depths,
     relevance_left,

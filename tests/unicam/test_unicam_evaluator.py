@@ -16,8 +16,8 @@ from permafrost.ked.options import AdditiveModelConfig
 from permafrost.models.providers import build_model
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.store.verification import verify_store
-from permafrost.unicam.class_embeddings import load_class_embeddings
 from permafrost.unicam.options import UnicamOptions
+from permafrost.unicam.residual_maps import load_class_embeddings
 from stages import evaluate
 from tests.support.runs import evaluation_of
 
@@ -150,7 +150,7 @@ def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
     _, first, _ = unicam_maps(own)
     assert list(verify_store(own.store.path)) == []
     monkeypatch.setattr(
-        "permafrost.evaluation.networks.build_teacher",
+        "permafrost.evaluation.other_networks.build_teacher",
         lambda *_: pytest.fail("the teacher was built"),
     )
 

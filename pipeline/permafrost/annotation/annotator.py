@@ -11,16 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.annotation.payloads.build import build_payloads
-from permafrost.annotation.payloads.payload import BatchInfo, EncodedFields
+from permafrost.annotation.payloads import BatchInfo, EncodedFields, build_payloads
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import UserError
 from permafrost.core.records import VIEW_FIELD, FieldSpec
 from permafrost.loading.geometry import center_crop, warp
-from permafrost.models.explainers.explain import forward_to_explain, pass_precision
-from permafrost.models.output import Intermediates, ModelOutput
+from permafrost.models.classifier import Intermediates, ModelOutput
+from permafrost.models.explanations import forward_to_explain, pass_precision
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from permafrost.store.frames import FrameBatch
 

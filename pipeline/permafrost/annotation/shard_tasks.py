@@ -1,4 +1,4 @@
-"""The task that annotates one shard: read its frames, run the teacher, write the fields and their receipt.
+"""The number of CPU threads that torch uses, which may change the last bits of a sum.
 
 The task is picklable, opens no files until it is called, and commits the shard with its receipt. Running it again
 writes the same bytes.
@@ -11,9 +11,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,6 @@ from numpy.typing import NDArray
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.stored_views import StoredViews
-from permafrost.annotation.threads import torch_threads
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
@@ -36,6 +36,26 @@ from permafrost.store.publish_pass import CONSTANT_LOGITS, ConstantLogitsError
 from permafrost.store.reader import Store
 from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, receipt_path, write_receipt
 from permafrost.store.shards import ShardEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Set torch to `count` CPU threads inside the block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- shard tasks -----------------------------------------------------------------------------------
+
 
 _TOO_MANY_TO_AGREE = 32
 """Number of records whose logits cannot be equal by chance. Smaller shards are compared over the whole pass."""

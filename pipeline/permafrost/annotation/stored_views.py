@@ -15,13 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.config.augment import AugmentOptions
+from permafrost.config.augment import AnyViewsConfig, AugmentOptions, RotationsViewsConfig
 from permafrost.config.store import SubsetOptions
-from permafrost.config.views import AnyViewsConfig, RotationsViewsConfig
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.selection import select_training_rows
-from permafrost.loading.turns import rotations
-from permafrost.loading.views import ViewSchedule
+from permafrost.loading.views import ViewSchedule, rotations
 from permafrost.store.index import Rows
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry

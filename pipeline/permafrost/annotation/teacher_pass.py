@@ -1,11 +1,15 @@
-"""A teacher pass from plan to publication: its identity, its missing shards and their annotation."""
+"""A teacher pass from plan to publication: its identity, its missing shards and their annotation.
+
+A fingerprint covers everything that changes the numbers (data, weights, architecture, preprocessing, explainer,
+payloads, views) and excludes everything that does not (library versions, device, actors, batch size).
+"""
 
 from __future__ import annotations
 
 import logging
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,29 +17,85 @@ import numpy as np
 import torch
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.fingerprint import describe_pass, fingerprint_pass
 from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_correct
 from permafrost.annotation.stored_views import StoredViews, plan_stored_views
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.runs import RUNS, save_cost
-from permafrost.config.store import PAYLOADS
+from permafrost.config.store import PAYLOADS, PassOptions
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
-from permafrost.core.files import SHORT, RootedPath, list_folder, remove_partial_files
+from permafrost.core.files import SHORT, RootedPath, list_folder, remove_partial_files, sha256_json
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
-from permafrost.models.explainers.classes import resolve_explainer
-from permafrost.models.explainers.explain import pass_precision
+from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model
 from permafrost.models.trained_weights import check_weights
-from permafrost.sources.keys import escape_key
+from permafrost.sources.image_files import escape_key
 from permafrost.store.backends import BACKENDS
-from permafrost.store.manifest import TEACHERS_FOLDER
+from permafrost.store.manifest import CANONICAL_VIEW, TEACHERS_FOLDER, StoreManifest
 from permafrost.store.publish import needs_publishing
 from permafrost.store.publish_pass import missing_pass_shards, publish_pass
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
+
+_CANONICAL: tuple[dict[str, Any], None] = (
+    {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0},
+    None,
+)
+
+
+def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
+    """Describe the options that determine a pass's maps. Options that are not read are left out."""
+    options = asdict(config)
+    if config.max_classes is None:
+        del options["max_classes"]
+    if config.explained_classes != "sample_gt":
+        del options["seed"]
+    return options
+
+
+def describe_pass(
+    store: StoreManifest,
+    teacher: dict[str, Any],
+    explainer: ExplainerConfig,
+    config: PassOptions,
+    backend: str,
+    views: StoredViews | None = None,
+    network: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe everything that a pass's fingerprint covers, in the form of its manifest.
+
+    views    stored views, None for the canonical view of every record
+    network  what payloads say about the teacher (PayloadInfo.describe)
+    """
+    seen, selection = _CANONICAL if views is None else views.describe()
+    only_where_read: dict[str, Any] = {
+        option: getattr(config, option)
+        for name in config.payloads
+        for option in PAYLOADS[name].read_options
+    }
+    return {
+        "dataset_fingerprint": store.dataset.fingerprint,
+        "store_fingerprint": store.fingerprint,
+        "selection": selection,
+        "teacher": teacher,
+        "views": seen,
+        "explainer": describe_explainer(explainer) if "map" in config.payloads else {},
+        "payloads": sorted(config.payloads),
+        "backend": backend,
+        **only_where_read,
+        **(network or {}),
+    }
+
+
+def fingerprint_pass(description: dict[str, Any]) -> str:
+    """Fingerprint of the result of `describe_pass`."""
+    return sha256_json(description)
+
+
+# ---- teacher pass ----------------------------------------------------------------------------------
+
 
 logger = logging.getLogger("permafrost.precompute")
 

@@ -1,4 +1,4 @@
-"""Selection of executors and task runners, on Ray or serial, which `executor=auto` leaves to the work's size.
+"""Serial executors in this process, for debugging, with the same results as those on Ray.
 
 An executor maps a picklable task over shards and yields results as they finish, in any order. On Ray a failed task
 does not stop the others, and the first failure is raised when all are done. The serial executor stops at the first
@@ -13,20 +13,38 @@ import logging
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from permafrost.config.cluster import SMALL_STORE
 from permafrost.config.runs import read_cost
+from permafrost.core.tasks import run_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from permafrost.cluster.data import RayDataExecutor
-    from permafrost.cluster.tasks import RayTaskRunner
+    from permafrost.cluster.ray_tasks import RayDataExecutor, RayTaskRunner
     from permafrost.config.cluster import ClusterConfig, Executor
-    from permafrost.core.tasks import MapShards, RunTasks
+    from permafrost.core.tasks import MapShards, RunTasks, ShardResult, ShardTask, Task, TaskOutcome
     from permafrost.training.spec import TrainingJob
+
+
+def map_shards_serially(task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
+    """Iterate over results in the order of `shards`. An error stops immediately, with its traceback."""
+    for shard in shards:
+        yield task(shard)
+
+
+def run_tasks_serially(
+    tasks: Sequence[Task], on_report: Callable[[str, str], None]
+) -> Iterator[TaskOutcome]:
+    """Iterate over outcomes in the order of `tasks`."""
+    for task in tasks:
+        yield run_task(task, partial(on_report, task.name))
+
+
+# ---- executors -------------------------------------------------------------------------------------
 
 
 logger = logging.getLogger("permafrost.ray")
@@ -59,11 +77,9 @@ def open_executor(
     falls_back  work in this process if a local Ray cannot be started
     """
     if executor == "serial":
-        from permafrost.cluster.serial import map_shards_serially
-
         yield map_shards_serially
         return
-    from permafrost.cluster.data import RayDataExecutor
+    from permafrost.cluster.ray_tasks import RayDataExecutor
 
     with RayDataExecutor(cluster) as map_shards:
         if falls_back and cluster.kind == "local":
@@ -81,8 +97,7 @@ class _RayOrSerial:
 
     def __call__(self, *work: Any) -> Iterator[Any]:
         """Iterate over the results of the work, whose arguments are those of either protocol."""
-        from permafrost.cluster.data import RayDataExecutor
-        from permafrost.cluster.serial import map_shards_serially, run_tasks_serially
+        from permafrost.cluster.ray_tasks import RayDataExecutor
         from permafrost.cluster.session import ClusterError
 
         of_shards = isinstance(self._on_ray, RayDataExecutor)
@@ -156,11 +171,11 @@ def run_training(
         on_epoch(epoch, line)
 
     if job.trainer.ranks == 1:
-        from permafrost.training.run import run_job
+        from permafrost.training.loop import run_job
 
         run_job(job, count)
     else:
-        from permafrost.cluster.train import train_on_ranks
+        from permafrost.cluster.ray_training import train_on_ranks
 
         train_on_ranks(job, cluster, count)
     return progress
@@ -183,11 +198,9 @@ def open_task_runner(
     falls_back  work in this process if a local Ray cannot be started
     """
     if executor == "serial":
-        from permafrost.cluster.serial import run_tasks_serially
-
         yield run_tasks_serially
         return
-    from permafrost.cluster.tasks import RayTaskRunner
+    from permafrost.cluster.ray_tasks import RayTaskRunner
 
     with RayTaskRunner(cluster, at_once) as run_tasks:
         if falls_back and cluster.kind == "local":

@@ -15,9 +15,13 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.allocator import ALLOCATOR_ENVIRONMENT
 from permafrost.config.cluster import ExistingClusterConfig, LocalClusterConfig
-from permafrost.config.environment import _JOB_VARIABLE, PACKAGE, in_submitted_job
+from permafrost.config.environment import (
+    _JOB_VARIABLE,
+    ALLOCATOR_ENVIRONMENT,
+    PACKAGE,
+    in_submitted_job,
+)
 from permafrost.core.errors import UserError
 
 if TYPE_CHECKING:

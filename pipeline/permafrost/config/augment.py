@@ -1,4 +1,4 @@
-"""Augmentation of the student's view (`augment=`)."""
+"""Augmentation of the student's view (`augment=`), and the views that a teacher pass covers (`views=`)."""
 
 from __future__ import annotations
 
@@ -130,3 +130,68 @@ class AugmentOptions(Options):
         asked = " ".join(f"{section}.{name}={value}" for name, value in options.items())
         off = " ".join(f"{section}.{name}=null" for name in options)
         require(not options, f"{asked}: {why}, or {off}")
+
+
+# ---- views -----------------------------------------------------------------------------------------
+
+
+NUM_ROTATIONS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig(Options):
+    """Stored views of a teacher pass, in addition to the canonical view, which always exists."""
+
+    section: ClassVar[str] = "views"
+
+    count: Annotated[int, Ge(1)] = 1
+    """Stored views per record."""
+    seed: int = 0
+    """Seed of the views' random draws."""
+    per_step: Annotated[int, Ge(1)] = 1
+    """Views of each record in a batch, from one decoded image; read by distill with mode=replay.
+    trainer.batch_size counts views."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanonicalViewsConfig(ViewsConfig):
+    """Whole frame only."""
+
+    kind: Literal["canonical"] = "canonical"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.count == 1,
+            f"views.count={self.count} requires drawn views: choose views=random or views=rotations",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomViewsConfig(ViewsConfig):
+    """Random views drawn from `augment.operations`."""
+
+    kind: Literal["random"] = "random"
+    count: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotationsViewsConfig(ViewsConfig):
+    """Frame rotated by 0, 90, 180 and 270 degrees."""
+
+    kind: Literal["rotations"] = "rotations"
+    count: int = NUM_ROTATIONS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.count == NUM_ROTATIONS,
+            f"views.count={self.count}: views=rotations has exactly {NUM_ROTATIONS}",
+        )
+
+
+AnyViewsConfig = CanonicalViewsConfig | RandomViewsConfig | RotationsViewsConfig
+
+VIEWS: dict[str, type[ViewsConfig]] = {
+    cls.kind: cls for cls in (CanonicalViewsConfig, RandomViewsConfig, RotationsViewsConfig)
+}

@@ -1,17 +1,147 @@
-"""Sources of the input records (`data=`)."""
+"""Sources of the input records (`data=`): images, tars, tables of numbers, and published sets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
-from permafrost.config.file_data import DataConfig, FileDataConfig
-from permafrost.config.options import Role
+from permafrost.config.options import Options, Role, options_of
 from permafrost.config.plugins import Family
-from permafrost.config.table_data import SklearnTableDataConfig, TableDataConfig
 from permafrost.core.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Options):
+    """Base class of the options of all sources."""
+
+    section: ClassVar[str] = "data"
+
+    kind: str = ""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Options that determine the records' content, for the data's fingerprint."""
+        return {
+            option.name: getattr(self, option.name)
+            for option in options_of(type(self))
+            if Role.OUTSIDE_DATASET not in option.roles
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoDataConfig(DataConfig):
+    """The records of a finished store. Nothing is packed."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDataConfig(DataConfig):
+    """Options of every source that reads the user's files."""
+
+    on_error: Annotated[Literal["stop", "skip"], Role.OUTSIDE_DATASET] = "stop"
+    """Treatment of an image that cannot be decoded, or of a row with values that are not finite. stop: end the
+    run. skip: list it in the store's manifest. With data=image_table, skip also leaves out rows whose file is
+    missing, with a warning. With data=tiny_imagenet, skip also accepts images without boxes
+    if their class has no file of boxes."""
+    only_classes: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
+    """Names of the classes to keep, in label order; empty keeps all. Images are then packed, also those of tars that
+    could be used in place."""
+    max_skipped: Annotated[int, Ge(0), Role.OUTSIDE_DATASET] = 100
+    """Largest number of skipped records; more of them end the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(set(self.only_classes)) == len(self.only_classes),
+            f"data.only_classes names a class twice: {list(self.only_classes)}",
+        )
+
+    def _require_path(self, path: str, what: str) -> None:
+        require(path != "", f"data.path is empty; set it to {what}")
+
+
+# ---- table data ------------------------------------------------------------------------------------
+
+
+ALL_COLUMNS = ("all",)
+"""Value of data.log1p that selects every numeric column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableDataConfig(FileDataConfig):
+    """CSV or Parquet file with one record per row; options name its columns."""
+
+    implementation: ClassVar[str] = "permafrost.sources.table:TableSource"
+    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+
+    kind: Literal["table"] = "table"
+    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
+    """CSV or Parquet file."""
+    label: Annotated[str | None, Role.OUTSIDE_DATASET] = "label"
+    """Column of the class; null: no labels. An empty cell is an unknown label."""
+    features: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
+    """Numeric columns to store, in this order; empty takes every column with a number in it that no other
+    option names."""
+    exclude: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
+    """Columns to leave out, such as identifiers or another form of the label."""
+    categorical: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
+    """Columns stored as one column per value, 1 where the row has that value. The values are those of split
+    train; a row with another value, or with an empty cell, is 0 in all of them."""
+    log1p: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
+    """Numeric columns stored as sign(x) log(1 + |x|), for bytes, durations and other heavy tails; `all` selects
+    every one."""
+    key: Annotated[str | None, Role.OUTSIDE_DATASET] = None
+    """Column with a permanent key of each record; null numbers the rows."""
+    split: Annotated[str | None, Role.OUTSIDE_DATASET] = None
+    """Column of the split; null puts all records into split train."""
+    split_names: Annotated[dict[str, str], Role.OUTSIDE_DATASET] = field(default_factory=dict)
+    """Mapping from values of that column to splits; empty takes the values as they are."""
+    classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
+    """File with one class name per line, in label order; null takes the sorted values of the label column."""
+    test_fraction: Annotated[float, Ge(0), Lt(1), Role.OUTSIDE_DATASET] = 0.0
+    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_path(self.path, "the CSV or Parquet file")
+        answers = {"label": self.label, "split": self.split, "key": self.key}
+        for option, column in answers.items():
+            require(
+                column is None or column not in (*self.features, *self.categorical),
+                f"data.features and data.categorical must not name {column}, which is data.{option}; leave it out",
+            )
+        for option in ("features", "categorical"):
+            names = getattr(self, option)
+            require(
+                len(set(names)) == len(names), f"data.{option} lists a column twice: {list(names)}"
+            )
+        require(
+            not (self.features and self.exclude),
+            f"data.exclude={list(self.exclude)} excludes columns from the default, but data.features lists all columns "
+            "that are stored; leave one of them empty",
+        )
+        both = set(self.features) & set(self.categorical)
+        require(not both, f"data.features and data.categorical both name {', '.join(sorted(both))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SklearnTableDataConfig(DataConfig):
+    """Table that is part of scikit-learn, without a download."""
+
+    implementation: ClassVar[str] = "permafrost.sources.table:SklearnTableSource"
+
+    kind: Literal["sklearn_table"] = "sklearn_table"
+    name: Literal["wine", "breast_cancer", "iris", "digits"] = "wine"
+    """Name of the table; `digits` has the 8x8 pixels as 64 columns."""
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.2
+    """Fraction of the records that forms split test, chosen by a hash of the key."""
+
+
+# ---- data ------------------------------------------------------------------------------------------
+
 
 # ---- one dataclass per source --------------------------------------------------------------------
 
@@ -61,9 +191,9 @@ class DemoDataConfig(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsDataConfig(DataConfig):
-    """Handwritten 8x8 digits of scikit-learn (permafrost/sources/digits.py)."""
+    """Handwritten 8x8 digits of scikit-learn (permafrost/sources/demo.py)."""
 
-    implementation: ClassVar[str] = "permafrost.sources.digits:DigitsSource"
+    implementation: ClassVar[str] = "permafrost.sources.demo:DigitsSource"
 
     kind: Literal["digits"] = "digits"
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.4

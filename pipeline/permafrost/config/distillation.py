@@ -7,7 +7,13 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from permafrost.config.augment import AugmentOptions
+from permafrost.config.augment import (
+    NUM_ROTATIONS,
+    AnyViewsConfig,
+    AugmentOptions,
+    CanonicalViewsConfig,
+    RotationsViewsConfig,
+)
 from permafrost.config.cluster import (
     ClusterConfig,
     LocalClusterConfig,
@@ -22,12 +28,6 @@ from permafrost.config.training import (
     OptimizerOptions,
     TrainerOptions,
     check_mixup_partners,
-)
-from permafrost.config.views import (
-    NUM_ROTATIONS,
-    AnyViewsConfig,
-    CanonicalViewsConfig,
-    RotationsViewsConfig,
 )
 from permafrost.core.errors import require
 

@@ -48,7 +48,7 @@ class ExplainerConfig(Options):
 class GradCamConfig(ExplainerConfig):
     """GradCAM at the model's last convolutional stage, on that stage's grid."""
 
-    implementation: ClassVar[str] = "permafrost.models.explainers.gradcam:gradcam"
+    implementation: ClassVar[str] = "permafrost.models.explanations:gradcam"
 
     kind: Literal["gradcam"] = "gradcam"
 
@@ -57,8 +57,8 @@ class GradCamConfig(ExplainerConfig):
 class BcosWeightsConfig(ExplainerConfig):
     """B-cos network's own explanation, the weights W of its input: six channels at the input's resolution."""
 
-    implementation: ClassVar[str] = "permafrost.models.explainers.bcos_weights:bcos_weights"
-    attribution: ClassVar[str] = "permafrost.models.explainers.bcos_weights:bcos_contributions"
+    implementation: ClassVar[str] = "permafrost.models.explanations:bcos_weights"
+    attribution: ClassVar[str] = "permafrost.models.explanations:bcos_contributions"
     needs_graph: ClassVar[bool] = True
 
     kind: Literal["bcos_weights"] = "bcos_weights"

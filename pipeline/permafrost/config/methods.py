@@ -7,12 +7,11 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from permafrost.config.augment import AugmentOptions
+from permafrost.config.augment import AnyViewsConfig, AugmentOptions
 from permafrost.config.models import ModelConfig
 from permafrost.config.options import Options
 from permafrost.config.plugins import Family
 from permafrost.config.training import TrainerOptions
-from permafrost.config.views import AnyViewsConfig
 from permafrost.core.errors import require
 
 LabelLoss = Literal["ce", "bce", "bce_offlabel"]
@@ -204,7 +203,7 @@ class FeatureKDConfig(SoftTargetsConfig):
 class ATConfig(FeatureKDConfig):
     """Attention transfer (Zagoruyko & Komodakis 2017): activation energy of each stage at each position."""
 
-    implementation: ClassVar[str] = "permafrost.losses.at:ATLoss"
+    implementation: ClassVar[str] = "permafrost.losses.feature_kd:ATLoss"
 
     kind: Literal["at"] = "at"
     lambda_at: Annotated[float, Ge(0)] = 1000.0
@@ -233,7 +232,7 @@ class ATConfig(FeatureKDConfig):
 class CatKDConfig(FeatureKDConfig):
     """CAT-KD (Guo et al. 2023): class activation maps of all classes, pooled."""
 
-    implementation: ClassVar[str] = "permafrost.losses.cat_kd:CatKDLoss"
+    implementation: ClassVar[str] = "permafrost.losses.feature_kd:CatKDLoss"
 
     kind: Literal["cat_kd"] = "cat_kd"
     lambda_cat: Annotated[float, Ge(0)] = 1.0
@@ -251,7 +250,7 @@ class ReviewKDConfig(FeatureKDConfig):
     Needs mode=live, because no store contains whole features.
     """
 
-    implementation: ClassVar[str] = "permafrost.losses.review_kd:ReviewKDLoss"
+    implementation: ClassVar[str] = "permafrost.losses.feature_kd:ReviewKDLoss"
     minimal: ClassVar[tuple[str, ...]] = ("mode=live",)
 
     kind: Literal["review_kd"] = "review_kd"

@@ -195,7 +195,7 @@ class BcosModelConfig(ModelConfig):
     densenet169, simple_vit_ti, simple_vit_s (patches of 16 pixels), vitc_ti, vitc_s (convolutional stem).
     """
 
-    implementation: ClassVar[str] = "permafrost.models.bcos.classifier:PROVIDER"
+    implementation: ClassVar[str] = "permafrost.models.bcos.provider:PROVIDER"
 
     kind: Literal["bcos"] = "bcos"
     name: str = "resnet18"

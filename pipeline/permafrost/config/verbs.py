@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from annotated_types import Ge
 
-from permafrost.config.augment import AugmentOptions
+from permafrost.config.augment import VIEWS, AnyViewsConfig, AugmentOptions, CanonicalViewsConfig
 from permafrost.config.cluster import (
     CLUSTERS,
     ClusterConfig,
@@ -16,13 +16,11 @@ from permafrost.config.cluster import (
     KubeRayClusterConfig,
     LocalClusterConfig,
 )
-from permafrost.config.data import SOURCES
+from permafrost.config.data import SOURCES, DataConfig, NoDataConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.estimate import EstimateOptions
-from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.evaluators import EVALUATORS
+from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
-from permafrost.config.file_data import DataConfig, NoDataConfig
 from permafrost.config.methods import METHODS, MethodConfig, Mode
 from permafrost.config.models import MODELS, ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Option, Options, Role
@@ -30,7 +28,6 @@ from permafrost.config.report import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.views import VIEWS, AnyViewsConfig, CanonicalViewsConfig
 from permafrost.core.errors import require
 
 if TYPE_CHECKING:

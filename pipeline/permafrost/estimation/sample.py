@@ -11,26 +11,26 @@ from dataclasses import dataclass, replace
 from itertools import count
 from math import ceil
 from pathlib import Path
+from statistics import median
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from permafrost.config.file_data import NoDataConfig
+from permafrost.config.data import NoDataConfig
 from permafrost.core.errors import require
 from permafrost.core.files import sha256_file, sha256_keys
 from permafrost.core.seeds import derive_seed
-from permafrost.estimation.spread import Spread, spread_of
-from permafrost.sources.build import build_source, classes_of, list_source, plan_source
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.sources.source import build_source, classes_of, list_source, plan_source
+from permafrost.store.entries import StoreMismatchError
+from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.listing import listing_files
 from permafrost.store.manifest import DatasetIdentity, fingerprint_store, write_manifest
 from permafrost.store.pack import PackShard, derive_packing
 from permafrost.store.publish import publish_store
 from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt, receipt_path
-from permafrost.store.store_tables import StoreTablesWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,6 +42,38 @@ if TYPE_CHECKING:
     from permafrost.core.tasks import ShardResult, ShardTask
     from permafrost.store.listing import ListingFiles
     from permafrost.store.shards import ShardEntry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Median, lowest and highest of some measurements."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    def times(self, factor: float) -> Spread:
+        """Return the same measurements in another unit; the factor is positive."""
+        return Spread(
+            median=self.median * factor, lowest=self.lowest * factor, highest=self.highest * factor
+        )
+
+    def plus(self, other: Spread) -> Spread:
+        """Return the sum of two quantities that are measured apart, from the lowest to the highest that is possible."""
+        return Spread(
+            median=self.median + other.median,
+            lowest=self.lowest + other.lowest,
+            highest=self.highest + other.highest,
+        )
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Return the spread of at least one measurement."""
+    return Spread(median=median(values), lowest=min(values), highest=max(values))
+
+
+# ---- sample ----------------------------------------------------------------------------------------
+
 
 _FEW = 8
 """Largest number of records of the first shard of a sample."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from permafrost.annotation.threads import torch_threads
+from permafrost.annotation.shard_tasks import torch_threads
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import progress
-from permafrost.estimation.spread import Spread, spread_of
+from permafrost.estimation.sample import Spread, spread_of
 from permafrost.models.resolve import resolve_distill
 from permafrost.training.build import build_loader, build_training
 from permafrost.training.distill_job import Distillation

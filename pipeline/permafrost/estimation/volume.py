@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from permafrost.core.records import FieldSpec
     from permafrost.estimation.sample import Point, Sample, Whole
     from permafrost.store.reader import Store, TeacherPass
-    from permafrost.store.table_file import TableFile
+    from permafrost.store.shards import TableFile
 
 
 @dataclass(frozen=True, kw_only=True)

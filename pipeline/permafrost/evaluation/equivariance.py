@@ -25,10 +25,9 @@ from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.transfer import copy_to, iter_on_device
 from permafrost.loading.views import ViewSchedule
-from permafrost.losses.map_cosine import map_cosine
+from permafrost.losses.e2kd import map_cosine
 from permafrost.models.classifier import Classifier
-from permafrost.models.devices import resolve_device
-from permafrost.models.explainers.explain import (
+from permafrost.models.explanations import (
     Explainer,
     explainer_named,
     forward_to_explain,
@@ -38,11 +37,12 @@ from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import (
     build_model,
     freeze,
+    resolve_device,
     teacher_input_size,
     with_preprocessing,
 )
 from permafrost.models.resolve import require_images
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:

@@ -1,25 +1,26 @@
-"""The model under evaluation, its store and its passes, opened from a run's options.
+"""The inputs of an evaluation: the evaluated network, its records, its passes, and the runs that it is compared with.
 
 The network is built when it is first needed, so a repeated command whose results exist does not load torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.evaluators import EVALUATORS
+from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.models import NoModelConfig
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import sha256_json
 from permafrost.loading.selection import HOLDOUT
 from permafrost.models.resolve import resolve_network
-from permafrost.models.saved import TrainedModel, load_model, read_description
+from permafrost.models.saved import TrainedModel, is_finished, load_model, read_description
 from permafrost.models.trained_weights import check_trained_weights
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.run_passes import first_made_pass, name_passes
 
@@ -30,6 +31,59 @@ if TYPE_CHECKING:
     from permafrost.config.verbs import EvaluateConfig
     from permafrost.evaluation.forward import EvaluatedModel
     from permafrost.store.reader import TeacherPass
+
+
+logger = logging.getLogger("permafrost.evaluate")
+
+
+def _comparing() -> list[str]:
+    return [name for name, options in EVALUATORS.items() if options.compares]
+
+
+def named_baselines(config: EvaluateConfig) -> set[str]:
+    """Baselines that the requested evaluators name."""
+    options = [
+        getattr(config.evaluate, evaluator)
+        for evaluator in _comparing()
+        if evaluator in config.requested_evaluators
+    ]
+    return {option.baseline for option in options if option.baseline is not None}
+
+
+def with_baselines(config: EvaluateConfig, runs: Mapping[str, str | None]) -> EvaluateConfig:
+    """Return the config with each baseline that is a key of `runs` replaced by its run, or by None.
+
+    runs  arm -> the run of its student, None for the arm that is being evaluated
+    """
+    changed = {}
+    for evaluator in _comparing():
+        options = getattr(config.evaluate, evaluator)
+        if options.baseline in runs:
+            changed[evaluator] = replace(options, baseline=runs[options.baseline])
+    return replace(config, evaluate=replace(config.evaluate, **changed))
+
+
+def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> EvaluateConfig:
+    """Return the config without the baselines of an experiment that are arms of its sweep, and not runs.
+
+    A single student is not compared with an arm, which has one student for each seed. A baseline that was typed stays,
+    so that its absence is an error.
+
+    typed  words of the command line
+    """
+    if any(".baseline=" in word for word in typed):
+        return config
+    arms = {name for name in named_baselines(config) if not is_finished(RUNS / name / "distill")}
+    for arm in sorted(arms):
+        logger.info(
+            "the comparison with baseline=%s is left out, as there is no run of that name (an arm is known in its "
+            "sweep only); name a run with evaluate.<evaluator>.baseline=",
+            arm,
+        )
+    return with_baselines(config, dict.fromkeys(arms))
+
+
+# ---- inputs ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +124,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
 
     def build() -> tuple[EvaluatedModel, TrainedModel]:
         from permafrost.evaluation.forward import EvaluatedModel
-        from permafrost.models.devices import resolve_device
+        from permafrost.models.providers import resolve_device
 
         model, described = load_model(student)
         if passes and passes[0].num_classes != described.num_classes:
@@ -134,7 +188,7 @@ def open_against(config: EvaluateConfig, name: str, run: str) -> tuple[Store, li
 
 def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     """Open the network of `teacher`, with its own pass if the store has one."""
-    from permafrost.evaluation.networks import passes_of_teacher
+    from permafrost.evaluation.other_networks import passes_of_teacher
     from permafrost.models.fingerprint import describe_teacher
 
     teacher = config.teacher
@@ -161,7 +215,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     A pair of given networks needs no pass. Its classes may be others than those of the store if the evaluators only
     read features.
     """
-    from permafrost.evaluation.networks import check_made_pass
+    from permafrost.evaluation.other_networks import check_made_pass
     from permafrost.models.fingerprint import describe_teacher
 
     student, teacher = config.student, config.teacher
@@ -213,7 +267,7 @@ def _building(
     """Return the function that builds a given network, and describes it as the one of a training is described."""
 
     def build() -> tuple[EvaluatedModel, TrainedModel]:
-        from permafrost.evaluation.networks import build_teacher
+        from permafrost.evaluation.other_networks import build_teacher
 
         model = build_teacher(network, store, config.evaluate.device)
         return model, TrainedModel(

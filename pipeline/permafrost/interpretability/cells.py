@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from permafrost.core.records import Box, Content, Record
-from permafrost.sources.digits import encode_png
+from permafrost.sources.demo import encode_png
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Class similarity in a student's predictions, which soft targets convey in addition to labels (Han et al. 2023).
+"""Similarity of classes in a network's outputs, compared with the groups that people see.
 
 P[c, k] = mean over the records of class c of softmax_tau(z)_k. Its off-diagonal entries show which classes a network
 confuses. Their Spearman correlation with those of the teacher, or with a given class similarity, measures how much of
@@ -10,7 +10,7 @@ Shape letters: B batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,70 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.files import sha256_file
 from permafrost.core.records import NO_LABEL
-from permafrost.evaluation.context import EvaluationContext, require_one_label
-from permafrost.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
-from permafrost.evaluation.metrics import MORE
-from permafrost.interpretability.cifar100_coarse import coarse_similarity
+from permafrost.evaluation.evaluator import (
+    EvaluationContext,
+    Evaluator,
+    Page,
+    Quantity,
+    require_one_label,
+)
+from permafrost.evaluation.scores import MORE
 from permafrost.interpretability.options import ClassSimilarityOptions
+
+COARSE = {
+    "aquatic mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food containers": "bottle bowl can cup plate",
+    "fruit and vegetables": "apple mushroom orange pear sweet_pepper",
+    "household electrical devices": "clock keyboard lamp telephone television",
+    "household furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large carnivores": "bear leopard lion tiger wolf",
+    "large man-made outdoor things": "bridge castle house road skyscraper",
+    "large natural outdoor scenes": "cloud forest mountain plain sea",
+    "large omnivores and herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium-sized mammals": "fox porcupine possum raccoon skunk",
+    "non-insect invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles 1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles 2": "lawn_mower rocket streetcar tank tractor",
+}
+"""Fine classes of each coarse class, separated by spaces."""
+_COARSE_OF = {fine: coarse for coarse, names in COARSE.items() for fine in names.split()}
+
+
+def coarse_similarity(classes: Sequence[str], option: str) -> Tensor:
+    """Similarity f64 [K, K] of CIFAR-100's classes, by name and in any order: 1 within a coarse class, 0 otherwise.
+
+    Raises ConfigError if a class is none of CIFAR-100.
+
+    option  option and value that asked for it, for the message
+    """
+    names = [name.strip().lower().replace(" ", "_").replace("-", "_") for name in classes]
+    unknown = [own for own, name in zip(classes, names, strict=True) if name not in _COARSE_OF]
+    require(
+        not unknown,
+        f"{option} knows the 100 classes of CIFAR-100 by name, but {len(unknown)} of the store's {len(classes)} are "
+        f"others: {shorten(unknown)}; name a file with evaluate.class_similarity.similarity= instead",
+    )
+    coarse = [_COARSE_OF[name] for name in names]
+    require(
+        len(set(coarse)) < len(coarse) and len(set(coarse)) > 1,
+        f"{option}: the store's {len(classes)} classes belong to {len(set(coarse))} coarse classes, so all pairs are "
+        "equally similar; set it to null, or keep more classes with data.only_classes=",
+    )
+    return torch.tensor([[float(a == b) for b in coarse] for a in coarse], dtype=torch.float64)
+
+
+# ---- class similarity ------------------------------------------------------------------------------
+
 
 NAME = "class_similarity"
 _OPTION = f"evaluate.{NAME}.similarity"

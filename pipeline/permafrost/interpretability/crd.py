@@ -18,7 +18,7 @@ from permafrost.interpretability.options import CRDConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.losses.base import Needs, StudentOutput
 from permafrost.losses.feature_kd import FeatureKDLoss, pooled_fields
-from permafrost.models.output import Intermediates
+from permafrost.models.classifier import Intermediates
 
 _EPS = 1e-7
 _RECORDS_AT_ONCE = 4096

@@ -19,22 +19,26 @@ from torch import Tensor
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file
-from permafrost.evaluation.context import EvaluationContext
-from permafrost.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
-from permafrost.evaluation.evaluators.layers import activations
+from permafrost.evaluation.evaluator import EvaluationContext, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.evaluation.metrics import COUNT, MORE
-from permafrost.interpretability.broden import BrodenFolder
-from permafrost.interpretability.concepts import ConceptImage, ConceptSet, Labels
-from permafrost.interpretability.drawn_concepts import DrawnConcepts
+from permafrost.evaluation.probe_set import activations
+from permafrost.evaluation.scores import COUNT, MORE
+from permafrost.interpretability.concepts import (
+    BrodenFolder,
+    ConceptImage,
+    ConceptSet,
+    DrawnConcepts,
+    Labels,
+)
 from permafrost.interpretability.options import DissectionOptions
-from permafrost.interpretability.overlap_counts import OverlapCounts, firing_mask
-from permafrost.interpretability.thresholds import (
+from permafrost.interpretability.overlap import (
     LargestActivations,
+    OverlapCounts,
     TopImages,
+    firing_mask,
     kept_of,
 )
-from permafrost.models.output import Normalize
+from permafrost.models.classifier import Normalize
 from permafrost.models.resolve import require_images
 
 NAME = "dissection"
@@ -309,6 +313,6 @@ EVALUATOR = Evaluator(
             ),
         ),
         per_split=False,
-        pictures="permafrost.interpretability.dissection_pictures:dissection_figures",
+        pictures="permafrost.interpretability.study_pictures:dissection_figures",
     ),
 )

@@ -16,7 +16,7 @@ from permafrost.core.records import Targets
 from permafrost.interpretability.options import FTConfig
 from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput
 from permafrost.losses.feature_kd import FeatureKDLoss
-from permafrost.models.output import Intermediates, ModelOutput, to_float32
+from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 
 _SLOPE = 0.1
 """Negative slope of the leaky ReLUs."""

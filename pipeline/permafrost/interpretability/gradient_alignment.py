@@ -22,16 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.labels import known
-from permafrost.core.records import NO_LABEL, Batch
-from permafrost.evaluation.context import EvaluationContext, require_one_label
-from permafrost.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
-from permafrost.evaluation.evaluators.probe_set import balanced_positions
+from permafrost.core.records import NO_LABEL, Batch, known
+from permafrost.evaluation.evaluator import (
+    EvaluationContext,
+    Evaluator,
+    Page,
+    Quantity,
+    require_one_label,
+)
 from permafrost.evaluation.forward import attribution_of
-from permafrost.evaluation.metrics import MORE
+from permafrost.evaluation.probe_set import balanced_positions
+from permafrost.evaluation.scores import MORE
 from permafrost.interpretability.options import GradientAlignmentOptions
-from permafrost.loading.geometry import view_images, view_maps
-from permafrost.loading.regions import regions_of
+from permafrost.loading.geometry import regions_of, view_images, view_maps
 from permafrost.models.resolve import require_images
 
 NAME = "gradient_alignment"
@@ -212,6 +215,6 @@ EVALUATOR = Evaluator(
                 MORE,
             ),
         ),
-        pictures="permafrost.interpretability.gradient_pictures:gradient_figures",
+        pictures="permafrost.interpretability.study_pictures:gradient_figures",
     ),
 )

@@ -7,12 +7,11 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from permafrost.config.data import SOURCES
-from permafrost.config.evaluators import EVALUATORS, EvaluatorOptions
-from permafrost.config.file_data import DataConfig
+from permafrost.config.augment import NUM_ROTATIONS, RotationsViewsConfig
+from permafrost.config.data import SOURCES, DataConfig
+from permafrost.config.evaluation import EVALUATORS, EvaluatorOptions
 from permafrost.config.methods import METHODS, FeatureKDConfig, MethodSetting, SoftTargetsConfig
 from permafrost.config.options import Role
-from permafrost.config.views import NUM_ROTATIONS, RotationsViewsConfig
 from permafrost.core.errors import require
 
 # ---- arms ----------------------------------------------------------------------------------------

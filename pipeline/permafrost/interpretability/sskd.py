@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.views import NUM_ROTATIONS
+from permafrost.config.augment import NUM_ROTATIONS
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import Guidance, Targets
 from permafrost.interpretability.options import SSKDConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term
 from permafrost.losses.feature_kd import FeatureKDLoss, pooled_fields
-from permafrost.models.output import Intermediates
+from permafrost.models.classifier import Intermediates
 
 _WEIGHT_DECAY = 5e-4
 _TURNS = NUM_ROTATIONS - 1

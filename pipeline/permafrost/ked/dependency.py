@@ -26,7 +26,7 @@ from permafrost.ked.curvature import (
     squared_ablations,
     squared_curvature,
 )
-from permafrost.models.output import to_float32
+from permafrost.models.classifier import to_float32
 
 ENOUGH = 0.9
 """Rank correlation of two halves of the records above which the number of records is sufficient."""

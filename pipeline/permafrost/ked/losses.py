@@ -32,7 +32,7 @@ from permafrost.ked.subnets import HIDDEN, LOGITS
 from permafrost.losses.base import AnyTargets, DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import LabelsLoss, label_term
-from permafrost.models.output import ModelOutput
+from permafrost.models.classifier import ModelOutput
 from permafrost.models.providers import build_model
 from permafrost.store.reader import TeacherPass
 from permafrost.training.student_passes import live_teacher

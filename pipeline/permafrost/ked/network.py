@@ -34,8 +34,14 @@ from permafrost.ked.subnets import (
     subnet_width,
 )
 from permafrost.models.cifar import CifarResNet
-from permafrost.models.classifier import Classifier, Provider, require_size
-from permafrost.models.output import Normalize, Stage, Standardize
+from permafrost.models.classifier import (
+    Classifier,
+    Normalize,
+    Provider,
+    Stage,
+    Standardize,
+    require_size,
+)
 from permafrost.models.providers import provider_of, published
 
 

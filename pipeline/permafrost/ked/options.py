@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from permafrost.config.evaluators import EVALUATORS, EvaluatorOptions
+from permafrost.config.evaluation import EVALUATORS, EvaluatorOptions
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
 from permafrost.config.methods import METHODS, MethodSetting, SoftTargetsConfig
 from permafrost.config.models import (

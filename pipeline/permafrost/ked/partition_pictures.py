@@ -19,7 +19,7 @@ from permafrost.ked.dependency import symmetric
 from permafrost.ked.partition import Partition
 from permafrost.ked.search import load_partition
 from permafrost.report.page import SectionPart, StoreSection
-from permafrost.report.tiles import PictureRow, TileRow, picture_grid
+from permafrost.report.pictures import PictureRow, TileRow, picture_grid
 from permafrost.store.artifacts import ARTIFACTS_FOLDER
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store

@@ -44,9 +44,8 @@ from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.loading.selection import balanced_order
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier
-from permafrost.models.devices import resolve_device
 from permafrost.models.fingerprint import describe_teacher
-from permafrost.models.providers import build_model, freeze, teacher_input_size
+from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
 from permafrost.store.artifacts import Artifact, load_artifact
 from permafrost.store.entries import from_dict
 from permafrost.store.reader import Store

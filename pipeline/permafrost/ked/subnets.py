@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from permafrost.core.errors import require
 from permafrost.ked.options import AdditiveModelConfig
 from permafrost.ked.partition import Partition, build_partition
-from permafrost.models.classifier import Classifier
-from permafrost.models.output import to_float32
+from permafrost.models.classifier import Classifier, to_float32
 
 LOGITS = "superfeature_logits"
 """Name in ModelOutput.extras of the logits of each superfeature, [B, M, K]."""

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.context import EvaluationContext
-from permafrost.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
-from permafrost.evaluation.metrics import LESS, PER_CENT
+from permafrost.evaluation.evaluator import EvaluationContext, Evaluator, Page, Quantity
+from permafrost.evaluation.scores import LESS, PER_CENT
 from permafrost.ked.options import PAYLOAD
 from permafrost.ked.partition import (
     coarsen,
@@ -27,8 +26,7 @@ from permafrost.ked.partition import (
 )
 from permafrost.ked.subnets import LOGITS, AdditiveClassifier
 from permafrost.loading.dataset import iter_batches
-from permafrost.loading.geometry import evaluation_view, view_images
-from permafrost.loading.stored_values import decode_intermediates
+from permafrost.loading.geometry import decode_intermediates, evaluation_view, view_images
 from permafrost.loading.transfer import iter_on_device
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from permafrost.annotation.payloads.payload import BatchInfo, EncodedFields
+from permafrost.annotation.payloads import BatchInfo, EncodedFields
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
@@ -19,8 +19,7 @@ from permafrost.ked.losses import superfeature_fields
 from permafrost.ked.options import SuperfeaturePayloadOptions
 from permafrost.ked.partition import class_centered
 from permafrost.ked.subnets import LOGITS, AdditiveClassifier
-from permafrost.models.classifier import Classifier
-from permafrost.models.output import NO_INTERMEDIATES, ModelOutput
+from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, ModelOutput
 from permafrost.store.codecs import encode_maxabs, lowest_cosine
 
 

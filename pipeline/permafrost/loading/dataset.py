@@ -1,4 +1,7 @@
-"""Random access to a selection of a store's records by offset, where a list of positions is one batch."""
+"""The records of a store with their stored targets, read by row, and the moments of a table's columns.
+
+Shape letters: n records, d columns.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from permafrost.core.records import VIEW_FIELD, Batch, FieldSpec, StoredTargets
 from permafrost.loading.decode_threads import DecodeThreads
-from permafrost.loading.geometry import center_crop
-from permafrost.loading.selected_records import SelectedRecords
-from permafrost.loading.stored_values import decode_intermediates
+from permafrost.loading.geometry import center_crop, decode_intermediates
+from permafrost.loading.selection import SelectedRecords
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.fields import Values
-from permafrost.store.file_entry import StoreMismatchError
-from permafrost.store.frames import InputMemory, decode_stored_mask, input_bytes
+from permafrost.store.frames import InputMemory, ShardFrames, decode_stored_mask, input_bytes
 from permafrost.store.index import Rows as IndexRows
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.row_reader import Rows, SelectedRows
@@ -345,3 +348,32 @@ def iter_batches(
     chosen = range(len(dataset)) if positions is None else positions
     for start in range(0, len(chosen), batch_size):
         yield dataset.__getitems__(list(chosen[start : start + batch_size]))
+
+
+# ---- column moments --------------------------------------------------------------------------------
+
+
+_BATCH = 4096
+
+
+def column_moments(store: Store, split: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over all records of a split, f64 [d] each.
+
+    Moments of batches are merged (Chan et al. 1979), which is accurate for columns with a large mean and small spread.
+    """
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for number in store.shards.splits[split].tolist():
+        shard = store.shards[number]
+        frames = ShardFrames(store, shard)
+        for start in range(0, shard.records, _BATCH):
+            rows = frames.read(start, min(start + _BATCH, shard.records)).frames.double()  # [n, d]
+            own = rows.mean(dim=0)
+            total = count + len(rows)
+            squares = (
+                squares
+                + (rows - own).square().sum(dim=0)
+                + (own - mean).square() * (count * len(rows) / total)
+            )
+            mean = mean + (own - mean) * (len(rows) / total)
+            count = total
+    return mean, (squares / count).sqrt()

@@ -11,12 +11,16 @@ from torch.utils.data import DataLoader
 
 from permafrost.core.records import Batch
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.pixels import PixelAugmentSchedule
+from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
-from permafrost.loading.transfer import copy_to, iter_on_device, move_values
-from permafrost.loading.turns import turn_views
-from permafrost.loading.views import ViewSchedule
-from permafrost.loading.worker_batches import pack_batch, unpack_batch
+from permafrost.loading.transfer import (
+    copy_to,
+    iter_on_device,
+    move_values,
+    pack_batch,
+    unpack_batch,
+)
+from permafrost.loading.views import ViewSchedule, turn_views
 
 
 class TrainLoader:

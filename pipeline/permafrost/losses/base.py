@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from permafrost.config.options import resolve_implementation
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.records import Batch, Guidance, Targets
 from permafrost.loading.dataset import StoreDataset
-from permafrost.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
+from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 if TYPE_CHECKING:
     from permafrost.config.distillation import DistillConfig
+    from permafrost.config.methods import MethodConfig
+    from permafrost.config.teaching import LabelTeachingConfig
     from permafrost.store.reader import TeacherPass
 
 
@@ -232,3 +235,12 @@ class DistillationLoss(nn.Module, LossCallbacks):
         if not terms.keys() & _ON_LOGITS:  # ranks wait for the gradients of all parameters
             weighted.append(0 * student.logits.sum())
         return LossTerms(total=torch.stack(weighted).sum(), terms=terms, statistics=statistics)
+
+
+# ---- build -----------------------------------------------------------------------------------------
+
+
+def build_loss(config: MethodConfig | LabelTeachingConfig) -> DistillationLoss:
+    """Build the loss of a student (`method=`) or of a teacher (`teaching=`)."""
+    loss: DistillationLoss = resolve_implementation(type(config))(config)
+    return loss

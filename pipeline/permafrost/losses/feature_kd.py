@@ -1,21 +1,27 @@
-"""Base of losses on features: a loss-specific term in addition to labels and logits."""
+"""Distillation of features, the baselines of e2KD: attention (AT), class maps (CAT-KD) and ReviewKD.
+
+The compared levels are the stages and the spatial average of the last stage. The student's levels are fused starting
+at the deepest. The fusion modules are trained with the student and not exported.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from permafrost.config.methods import FeatureKDConfig
+from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, ReviewKDConfig
 from permafrost.core.errors import require
 from permafrost.core.records import Guidance, Targets
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import label_term, off_label_bce_loss
-from permafrost.models.output import ModelOutput
+from permafrost.models.classifier import Intermediates, ModelOutput, Stage, to_float32
 
 
 def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
@@ -76,3 +82,276 @@ class FeatureKDLoss(DistillationLoss):
         else:
             yield label_term(logits, labels, config.lambda_ce)
         yield Term("kd", config.lambda_kd, lambda: kd_loss(logits, teacher_logits, config.tau))
+
+
+# ---- at --------------------------------------------------------------------------------------------
+
+
+def attention_map(features: Tensor) -> Tensor:
+    """Compute Q = mean over channels of A^2, float32 or wider: [B, C, h, w] -> [B, h, w] (section 3.1)."""
+    return to_float32(features).square().mean(dim=1)
+
+
+def attention_loss(
+    student_attention: Tensor, teacher_attention: Tensor, norm: Literal["mse", "l2"] = "mse"
+) -> Tensor:
+    """Mean over records and positions of (Q_s / ||Q_s|| - Q_t / ||Q_t||)^2, with norms over a record's positions.
+
+    If the grids differ, the finer map is first averaged over the cells of the coarser one. A map that is zero
+    everywhere has no gradient.
+
+    student_attention  [B, h, w]  gradients flow here
+    teacher_attention  [B, h, w]  constant, of any positive scale
+    norm               mse, as in public code, or l2, as printed in the paper: the mean over records of the norm of the
+                       difference, not squared
+    """
+    h, w = map(min, student_attention.shape[1:], teacher_attention.shape[1:])
+    student, teacher = (
+        F.normalize(F.adaptive_avg_pool2d(attention, (h, w)).flatten(1), dim=1)
+        for attention in (student_attention, teacher_attention.detach())
+    )
+    if norm == "l2":
+        norms: Tensor = torch.linalg.vector_norm(student - teacher, dim=1)
+        return norms.mean()
+    return F.mse_loss(student, teacher)
+
+
+def attention_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """Fields attention_1, ... [B, h, w]: Q of each stage."""
+    return {
+        f"attention_{number}": attention_map(stage.output.detach())
+        for number, stage in enumerate(output.stages, start=1)
+    }
+
+
+class ATLoss(FeatureKDLoss):
+    """Sum over stages of `attention_loss`, in addition to labels and logits (e2KD, section 5)."""
+
+    term = "at"
+    term_needs = Needs(
+        intermediates=Intermediates(stages=True),
+        target_fields=attention_fields,
+        payload="attention",
+    )
+    config: ATConfig
+
+    @property
+    def weight(self) -> float:
+        return self.config.lambda_at
+
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        own, taught = len(student.output.stages), len(targets.intermediates)
+        have = f"the student has {own} stages, the teacher {taught}"
+        if not self.config.stages:
+            both = list(range(-min(own, taught), 0))
+            require(
+                own == taught,
+                f"method=at: {have}; name the stages to compare, counted from the deepest as in method.stages={both} "
+                "or from the finest, or choose other networks",
+            )
+        require(
+            max(map(abs, self.config.stages), default=1) <= min(own, taught),
+            f"method.stages={list(self.config.stages)}: {have}; name stages that both have",
+        )
+
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        own, taught = len(student.output.stages), len(targets.intermediates)
+        numbers = self.config.stages or range(1, own + 1)
+        losses = [
+            attention_loss(
+                attention_map(student.output.stages[_place(number, own)].output),
+                targets.intermediates[f"attention_{_place(number, taught) + 1}"],
+                self.config.norm,
+            )
+            for number in numbers
+        ]
+        return torch.stack(losses).sum()
+
+
+def _place(number: int, count: int) -> int:
+    """Convert the number of a stage, from 1 at the finest or -1 at the deepest, to its place among `count`."""
+    return number - 1 if number > 0 else count + number
+
+
+# ---- cat kd ----------------------------------------------------------------------------------------
+
+
+def class_map_loss(
+    student_maps: Tensor, teacher_maps: Tensor, resolution: int, *, normalize: bool = False
+) -> Tensor:
+    """Mean squared difference of pooled class maps, over records, classes and resolution^2 cells.
+
+    student_maps  [B, K, h, w]  gradients flow here
+    teacher_maps  [B, K, h, w]  constant, in the logits' units, on any grid
+    normalize     divide each pooled map by its L2 norm first
+    """
+    student, teacher = (
+        F.adaptive_avg_pool2d(maps, resolution).flatten(2)
+        for maps in (student_maps, teacher_maps.detach())
+    )
+    if normalize:
+        student, teacher = F.normalize(student, dim=2), F.normalize(teacher, dim=2)
+    return F.mse_loss(student, teacher)
+
+
+def class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """Field class_maps [B, K, h, w], on the features' grid."""
+    assert output.class_maps is not None
+    return {"class_maps": output.class_maps.detach()}
+
+
+CLASS_MAP_NEEDS = Needs(
+    intermediates=Intermediates(class_maps=True),
+    target_fields=class_map_fields,
+    payload="class_maps",
+)
+"""Needs of `class_map_loss`."""
+
+
+def check_resolution(resolution: int, targets: Targets) -> None:
+    """Raise ConfigError if the teacher's class maps have fewer cells per side than `resolution`."""
+    h, w = targets.intermediates["class_maps"].shape[-2:]
+    require(
+        resolution <= min(h, w),
+        f"method.resolution={resolution} is finer than the teacher's class maps of {h}x{w} cells; lower it or, if the "
+        "teacher's features are finer, store finer maps with annotate.class_map_size",
+    )
+
+
+class CatKDLoss(FeatureKDLoss):
+    """Loss `class_map_loss`, in addition to labels and logits (e2KD, section 5)."""
+
+    term = "cat"
+    term_needs = CLASS_MAP_NEEDS
+    config: CatKDConfig
+
+    @property
+    def weight(self) -> float:
+        return self.config.lambda_cat
+
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        check_resolution(self.config.resolution, targets)
+
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        assert student.output.class_maps is not None
+        return class_map_loss(
+            student.output.class_maps,
+            targets.intermediates["class_maps"],
+            self.config.resolution,
+            normalize=self.config.normalize,
+        )
+
+
+# ---- review kd -------------------------------------------------------------------------------------
+
+
+_POOLED_SIZES = (4, 2, 1)
+_MAX_FUSED_CHANNELS = 512
+
+
+def review_levels(stages: Sequence[Stage], *, preactivation: bool = False) -> list[Tensor]:
+    """Levels of a network to compare, float32 or wider: each stage [B, C, h, w], then the average [B, C, 1, 1].
+
+    preactivation  use the stages before their last ReLU, as for a teacher; the average is always that of the output
+    """
+    grids = [to_float32(stage.preactivation if preactivation else stage.output) for stage in stages]
+    return [*grids, to_float32(stages[-1].output).mean(dim=(2, 3), keepdim=True)]
+
+
+def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """HCL (section 3.3) of features [B, C, h, w]: mean squared differences, from the full grid to its average.
+
+    The full grid has weight 1, and each coarser pooling (to 4, 2 and 1 cells per side, if the grid has more) has half
+    the weight of the previous one. The result is divided by the sum of the weights.
+    """
+    teacher = teacher.detach()
+    loss, weight, total_weight = F.mse_loss(student, teacher), 1.0, 1.0
+    for size in _POOLED_SIZES:
+        if size < min(student.shape[-2:]):
+            weight /= 2
+            total_weight += weight
+            coarse, taught = (F.adaptive_avg_pool2d(full, size) for full in (student, teacher))
+            loss = loss + weight * F.mse_loss(coarse, taught)
+    return loss / total_weight
+
+
+class Fusion(nn.Module):
+    """ABF (section 3.3): fusion of one level of the student with the fused deeper levels."""
+
+    def __init__(
+        self, channels: int, fused_channels: int, teacher_channels: int, *, is_deepest: bool
+    ) -> None:
+        super().__init__()
+        self.reduce = _conv_norm(channels, fused_channels, 1)
+        self.mix = None if is_deepest else nn.Conv2d(2 * fused_channels, 2, 1)
+        self.expand = _conv_norm(fused_channels, teacher_channels, 3)
+
+    def forward(
+        self, level: Tensor, deeper: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the level to compare [B, teacher channels, *size], and the input of the next finer level."""
+        fused: Tensor = self.reduce(level)
+        if self.mix is not None:
+            assert deeper is not None
+            deeper = F.interpolate(deeper, (fused.shape[-2], fused.shape[-1]), mode="nearest")
+            share = self.mix(torch.cat([fused, deeper], dim=1)).sigmoid()  # [B, 2, h, w]
+            fused = share[:, :1] * fused + share[:, 1:] * deeper
+        if fused.shape[-2:] != size:
+            fused = F.interpolate(fused, size, mode="nearest")
+        return self.expand(fused), fused
+
+
+def _conv_norm(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels))
+
+
+def review_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """Fields review_1, ... [B, C, h, w]: the levels to compare, which are too large to store."""
+    levels = review_levels(output.stages, preactivation=True)
+    return {f"review_{number}": level.detach() for number, level in enumerate(levels, start=1)}
+
+
+class ReviewKDLoss(FeatureKDLoss):
+    """Sum over levels of `hierarchical_context_loss`, in addition to labels and logits (e2KD, section 5)."""
+
+    term = "review"
+    term_needs = Needs(intermediates=Intermediates(stages=True), target_fields=review_fields)
+    config: ReviewKDConfig
+
+    def __init__(self, config: ReviewKDConfig) -> None:
+        super().__init__(config)
+        self.fusions = nn.ModuleList()
+        """Fusion of each level, the finest first, created by `build`."""
+
+    @property
+    def weight(self) -> float:
+        return self.config.lambda_review
+
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        levels, teacher = review_levels(student.output.stages), list(targets.intermediates.values())
+        require(
+            len(levels) == len(teacher),
+            f"method=review_kd: the student has {len(levels) - 1} stages, the teacher {len(teacher) - 1}; choose "
+            "networks with the same number of stages",
+        )
+        fused_channels = min(_MAX_FUSED_CHANNELS, levels[-1].shape[1])
+        self.fusions = nn.ModuleList(
+            Fusion(own.shape[1], fused_channels, taught.shape[1], is_deepest=number == len(levels))
+            for number, (own, taught) in enumerate(zip(levels, teacher, strict=True), start=1)
+        )
+
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        deeper: Tensor | None = None
+        losses = []
+        levels = zip(
+            self.fusions,
+            review_levels(student.output.stages),
+            targets.intermediates.values(),
+            strict=True,
+        )
+        for fusion, level, taught in reversed(list(levels)):
+            compared, deeper = fusion(level, deeper, taught.shape[-2:])
+            losses.append(hierarchical_context_loss(compared, taught))
+        return torch.stack(losses).sum()

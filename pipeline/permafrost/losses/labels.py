@@ -11,8 +11,7 @@ from torch import Tensor
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.core.errors import require
-from permafrost.core.labels import has_many, known, multi_hot
-from permafrost.core.records import NO_LABEL, Guidance, Targets
+from permafrost.core.records import NO_LABEL, Guidance, Targets, has_many, known, multi_hot
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from permafrost.config.models import CifarModelConfig, is_published
 from permafrost.core.errors import ConfigError
-from permafrost.models.classifier import Classifier, Provider
-from permafrost.models.output import GapLinear, Normalize, Stage
+from permafrost.models.classifier import Classifier, GapLinear, Normalize, Provider, Stage
 
 
 class BasicBlock(nn.Module):

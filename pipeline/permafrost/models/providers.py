@@ -1,13 +1,14 @@
-"""Networks by provider. Every model takes images in [0, 1] and returns logits and features."""
+"""Networks by provider, with their devices and their cost."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from permafrost.config.models import PRETRAINED, ModelConfig, is_published
 from permafrost.config.options import resolve_implementation
@@ -16,6 +17,55 @@ from permafrost.core.seeds import derive_seed
 from permafrost.models.classifier import Classifier, PretrainedInfo, Provider
 from permafrost.models.trained_weights import sha256_weights, trained_here
 from permafrost.models.weights import load_weights, require_digest
+
+
+def resolve_device(option: str, name: str) -> torch.device:
+    """Return the device that an option names. `auto` selects a GPU if one is available."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"{option}={name} is not available ({error}); set it to auto or to another device"
+        ) from error
+    return device
+
+
+# ---- cost ------------------------------------------------------------------------------------------
+
+
+class Cost(NamedTuple):
+    """Cost of one network."""
+
+    parameters: int
+    """Number of parameters."""
+    macs: int
+    """Multiply-accumulates of convolutions and matrix products in a forward pass of one record."""
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Count all parameters, each once."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@torch.no_grad()
+def measure_cost(model: Classifier, record: Tensor) -> Cost:
+    """Measure the cost on the input of one record, [1, 3, H, W] or a table's row [1, d], in eval mode.
+
+    The mode of the model is restored afterwards.
+    """
+    training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter:
+        model(record)
+    model.train(training)
+    return Cost(count_parameters(model), counter.get_total_flops() // 2)
+
+
+# ---- providers -------------------------------------------------------------------------------------
+
 
 RANDOM = "random"
 """Value of `weights` for an untrained network, which is the same in every process."""

@@ -24,12 +24,17 @@ from permafrost.config.models import TimmModelConfig, is_published
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import (
     Classifier,
+    GapLinear,
+    GapNormLinear,
+    Head,
+    Normalize,
     PretrainedInfo,
     Provider,
+    Stage,
     WeightsError,
+    apply_norm,
     require_size,
 )
-from permafrost.models.output import GapLinear, GapNormLinear, Head, Normalize, Stage, apply_norm
 from permafrost.models.providers import model_normalization
 
 _SUPPORTED = (

@@ -17,8 +17,7 @@ from permafrost.config.runs import to_plain_dict
 from permafrost.core.errors import ConfigError, shorten
 from permafrost.core.files import read_regular, sha256_file
 from permafrost.core.signed_files import SIGNATURE, DigestError, check_json, damaged
-from permafrost.store.entries import EntryError, from_dict
-from permafrost.store.file_entry import require_digest, require_entry
+from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

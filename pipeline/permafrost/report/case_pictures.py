@@ -13,21 +13,30 @@ from torch import Tensor
 
 from permafrost.config.report import ReportOptions
 from permafrost.core.records import NO_GROUP, Batch
-from permafrost.evaluation.evaluators.shift import check_shift, shifted_maps, window_view
-from permafrost.evaluation.pictures import explained_pictures
-from permafrost.loading.geometry import evaluation_view
-from permafrost.loading.regions import regions_of
-from permafrost.report.case_pair import Arm, CasePair
-from permafrost.report.cases import MEASURE_WORDS, Case, CaseKind, Row, choose_cases, value_of
+from permafrost.evaluation.saved_records import explained_pictures
+from permafrost.evaluation.shift import check_shift, shifted_maps, window_view
+from permafrost.loading.geometry import evaluation_view, regions_of
+from permafrost.report.cases import (
+    MEASURE_WORDS,
+    Arm,
+    Case,
+    CaseKind,
+    CasePair,
+    Row,
+    choose_cases,
+    value_of,
+)
 from permafrost.report.pictures import (
+    PictureRow,
+    TileRow,
     class_names,
     contributions,
     draw_outline,
     explained_rows,
     overlays,
+    picture_grid,
     shown_name,
 )
-from permafrost.report.tiles import PictureRow, TileRow, picture_grid
 
 _SHIFTED_CASES = 4
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from permafrost.report.columns import Column
 from permafrost.report.comparison import (
     ONE_SEED,
     Row,
@@ -16,6 +15,7 @@ from permafrost.report.comparison import (
     means_by_arm,
     seeds_in_words,
 )
+from permafrost.report.main_table import Column
 
 
 def conclusions(

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from permafrost.config.evaluators import EVALUATORS
-from permafrost.evaluation.evaluators.build import evaluator_named
-from permafrost.evaluation.evaluators.evaluator import Page, Quantity
-from permafrost.evaluation.metrics import numbers_of
-from permafrost.report.columns import Column, arm_summary, student_rows
+from permafrost.config.evaluation import EVALUATORS
+from permafrost.evaluation.evaluator import Page, Quantity, evaluator_named
+from permafrost.evaluation.scores import numbers_of
 from permafrost.report.figures import Plot, bar_plot, line_plot
-from permafrost.report.results import StudentResult
-from permafrost.report.tiles import TileRow
+from permafrost.report.main_table import Column, arm_summary, student_rows
+from permafrost.report.pictures import TileRow
+from permafrost.report.student_results import StudentResult
 from permafrost.store.reader import Store
 
 

@@ -1,7 +1,9 @@
-"""The page: all sections of a report in one self-contained HTML file."""
+"""Content security policy of the page: nothing is loaded, and no script or style runs but the page's own."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import pkgutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,15 +17,40 @@ from permafrost.config.verbs import ReportConfig
 from permafrost.evaluation.results import load_written
 from permafrost.models.saved import is_finished, read_description
 from permafrost.report.case_pictures import SplitCases
-from permafrost.report.columns import Column, arm_summary
 from permafrost.report.comparison import ONE_SEED, excludes_zero
-from permafrost.report.evaluation import optimistic_results
 from permafrost.report.evaluator_sections import evaluator_sections
-from permafrost.report.passes import UsedPass
-from permafrost.report.results import StudentResult, by_evaluation, epoch_curves
-from permafrost.report.selection import ModelSelection
-from permafrost.report.tiles import TileRow
+from permafrost.report.main_table import Column, arm_summary
+from permafrost.report.model_selection import ModelSelection, optimistic_results
+from permafrost.report.pictures import TileRow
+from permafrost.report.provenance import UsedPass
+from permafrost.report.student_results import StudentResult, by_evaluation, epoch_curves
 from permafrost.store.reader import Store, TeacherPass
+
+
+def content_policy(style: str, script: str) -> str:
+    """Return the policy that allows exactly this style and this script, and pictures inside the page.
+
+    The page contains file names, class names and titles that others may have chosen.
+    """
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"style-src {_source(style)}",
+            f"script-src {_source(script)}",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+
+
+def _source(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+# ---- page ------------------------------------------------------------------------------------------
+
 
 _MEAN_AND_SPREAD = (
     "Mean and standard deviation over seeds. In each column with a conclusive difference, the arms that no other arm "
@@ -91,8 +118,6 @@ def render_page(page: Page) -> str:
     """Render the HTML page."""
     import jinja2
 
-    from permafrost.report.security import content_policy
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("permafrost", "report"),
         autoescape=True,
@@ -118,8 +143,7 @@ def render_page(page: Page) -> str:
 
 def _store_sections(page: Page) -> dict[str, Any]:
     """Sections of the store and its passes."""
-    from permafrost.report.contact_sheet import contact_sheet
-    from permafrost.report.pictures import shown_name
+    from permafrost.report.pictures import contact_sheet, shown_name
     from permafrost.report.provenance import describe_writing
 
     config, store = page.config, page.store
@@ -195,8 +219,8 @@ def _evaluation_sections(page: Page) -> dict[str, Any]:
 def _result_tables(page: Page) -> dict[str, Any]:
     """Main table, its sentences and the plots below it."""
     from permafrost.report.grid_figures import grid_plots
-    from permafrost.report.meanings import meanings
-    from permafrost.report.stored_bytes import bytes_by_arm, bytes_plot
+    from permafrost.report.main_table import meanings
+    from permafrost.report.provenance import bytes_by_arm, bytes_plot
     from permafrost.report.training_facts import describe_arms
 
     values = page.values
@@ -269,7 +293,7 @@ def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
 
 
 def _pictures(results: list[StudentResult]) -> dict[str, Any]:
-    from permafrost.evaluation.pictures import PICTURES_NAME
+    from permafrost.evaluation.saved_records import PICTURES_NAME
 
     return {
         result.label: load_written(result.evaluation, PICTURES_NAME)

@@ -1,15 +1,168 @@
-"""Pictures of images and maps, and their rows in a grid with records in columns."""
+"""Pictures of a page: tiles in a grid, maps over images, and the contact sheet of a store.
+
+Text stays text, so that any class name can be shown, read aloud and searched for. A tile holds no more pixels than its
+enlarged form shows.
+
+Image and map are transformed by the same matrix, so a misplaced map is immediately visible.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from permafrost.report.tiles import PictureRow, TileRow, picture_grid
+from permafrost.config.augment import AugmentOptions
+from permafrost.core.records import Batch
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_images, view_maps
+from permafrost.loading.views import ViewSchedule
+from permafrost.models.bcos.layers import add_inverse
+from permafrost.models.explanations import color_picture, is_bcos_weights
+from permafrost.store.reader import Store, TeacherPass
+
+DISPLAYED_PIXELS = 176
+"""Largest width of a tile on the page (style.css.j2)."""
+_MOST_PIXELS = 256
+"""Longest side of a tile's picture; larger ones are reduced."""
+_LOSSLESS_PIXELS = 48
+"""Longest side up to which a picture is small without loss."""
+_DOUBLED_PIXELS = 128
+"""Longest side up to which pixels are doubled before a lossy encoding, which halves the resolution of colors."""
+_QUALITY = 80
+
+
+class PictureRow(NamedTuple):
+    """A row of a grid, whose lists have one entry per record or are empty."""
+
+    title: str
+    pictures: Sequence[NDArray[Any]]
+    """Pictures [height, width, 3]: u8, or float in [0, 1]."""
+    captions: Sequence[str] = ()
+    """Captions above the pictures."""
+    wrong: Sequence[bool] = ()
+    """True for captions in red."""
+    aspects: Sequence[float] = ()
+    """Displayed aspect ratios width / height, or empty for square pixels."""
+    notes: Sequence[str] = ()
+    """Notes below the pictures."""
+
+
+class Tile(NamedTuple):
+    """A picture of the grid with its text."""
+
+    source: str
+    """Picture as a data URI."""
+    width: int
+    height: int
+    alt: str
+    caption: str
+    note: str
+    is_wrong: bool
+    is_enlarged: bool
+    """True if the picture has fewer pixels than are displayed, which are then shown as squares."""
+
+
+class TileRow(NamedTuple):
+    """Tiles of a row."""
+
+    title: str
+    tiles: list[Tile]
+    has_captions: bool
+
+
+def picture_grid(rows: Sequence[PictureRow]) -> list[TileRow]:
+    """Encode the pictures of all rows. Records are columns, named by the captions of the first row."""
+    names = rows[0].captions
+    return [
+        TileRow(
+            row.title,
+            [_tile(row, column, names) for column in range(len(row.pictures))],
+            any(row.captions),
+        )
+        for row in rows
+    ]
+
+
+def _tile(row: PictureRow, column: int, names: Sequence[str]) -> Tile:
+    image = _image(row.pictures[column], row.aspects[column] if row.aspects else None)
+    source, (width, height) = encode(image)
+    caption = row.captions[column] if row.captions else ""
+    is_wrong = bool(row.wrong and row.wrong[column])
+    return Tile(
+        source=source,
+        width=width,
+        height=height,
+        alt=_alt(row.title, caption, names[column] if names else "", is_wrong, column),
+        caption=caption,
+        note=row.notes[column] if row.notes else "",
+        is_wrong=is_wrong,
+        is_enlarged=max(image.size) < DISPLAYED_PIXELS,
+    )
+
+
+def _alt(title: str, caption: str, name: str, is_wrong: bool, column: int) -> str:
+    """Describe a tile by its row, the name of its record and, for a network, its prediction."""
+    words = [title.strip(), name or f"record {column + 1}"]
+    if caption and caption != name:
+        words.append(f"predicted {caption}" if is_wrong else caption)
+    return ", ".join(" ".join(word.split()) for word in words)
+
+
+def _image(picture: NDArray[Any], aspect: float | None) -> Image.Image:
+    pixels = picture
+    if picture.dtype != np.uint8:
+        pixels = (picture.clip(0, 1) * 255).round().astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if aspect is not None:
+        side = min(max(*image.size, DISPLAYED_PIXELS), _MOST_PIXELS)
+        size = (side, max(1, round(side / aspect)))
+        if aspect < 1:
+            size = (max(1, round(side * aspect)), side)
+        shrinks = size[0] <= image.width and size[1] <= image.height
+        return image.resize(size, Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST)
+    if max(image.size) > _MOST_PIXELS:
+        image.thumbnail((_MOST_PIXELS, _MOST_PIXELS), Image.Resampling.LANCZOS)
+    return image
+
+
+def encode(image: Image.Image) -> tuple[str, tuple[int, int]]:
+    """Encode a picture as WebP in a data URI, and return its size in pixels (width, height).
+
+    Small pictures keep every pixel; of larger ones the smaller of both encodings is taken.
+    """
+    lossless = _webp(image, lossless=True, quality=100)
+    if max(image.size) <= _LOSSLESS_PIXELS:
+        return _uri(lossless), image.size
+    doubled = image
+    if max(image.size) <= _DOUBLED_PIXELS:
+        doubled = image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
+    lossy = _webp(doubled, quality=_QUALITY)
+    if len(lossless) <= len(lossy):
+        return _uri(lossless), image.size
+    return _uri(lossy), doubled.size
+
+
+def _webp(image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", method=4, **options)
+    return buffer.getvalue()
+
+
+def _uri(data: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+
+
+# ---- pictures --------------------------------------------------------------------------------------
+
 
 _STRONG_QUANTILE = 0.995
 """Quantile of the absolute contributions at and above which a position is fully red or blue."""
@@ -107,7 +260,7 @@ def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArr
     """Draw maps [n, h, w], each scaled to its highest value and upsampled, in red over a pale gray image."""
     import torch
 
-    from permafrost.evaluation.localization import upsample
+    from permafrost.evaluation.scores import upsample
 
     size = (images.shape[1], images.shape[2])
     heat = upsample(torch.from_numpy(maps), size).clamp(min=0).numpy()
@@ -150,3 +303,60 @@ def composite_on_white(colors: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
     values = colors / 255
     alpha = values[..., 3:]
     return list(values[..., :3] * alpha + 1 - alpha)
+
+
+# ---- contact sheet ---------------------------------------------------------------------------------
+
+
+VIEW_SIZE = (112, 112)
+"""Size (height, width) in pixels of a view's picture."""
+
+
+def contact_sheet(
+    store: Store,
+    passes: Sequence[TeacherPass],
+    augment: AugmentOptions,
+    *,
+    num_records: int,
+    num_views: int,
+) -> list[TileRow]:
+    """Show records spread over the store in columns.
+
+    Whole images are shown in their original aspect ratio, views as the student's input.
+    """
+    rows = np.linspace(0, store.num_records() - 1, min(num_records, store.num_records()))
+    dataset = StoreDataset(store, np.unique(rows.astype(np.int64)), passes)
+    batch = dataset.__getitems__(list(range(len(dataset))))
+    one_aspect = dataset.has_frame_aspect
+    schedule = ViewSchedule(augment, store.size, seed=0, one_aspect=one_aspect)
+    names = class_names(batch.labels.numpy(), readable_classes(store.manifest.classes))
+    aspects = dataset.aspects()
+    pictures = _rows(batch, "image", names, aspects.tolist())
+    for view in range(num_views):
+        matrices = schedule.views(epoch=view, start=0, aspects=aspects)
+        if matrices is not None:
+            moved = replace(batch, canonical_from_view=matrices)
+            pictures += _rows(moved, f"view {view + 1}", [""] * len(names), [1.0] * len(names))
+    return picture_grid(pictures)
+
+
+def _rows(batch: Batch, title: str, captions: list[str], aspects: list[float]) -> list[PictureRow]:
+    images = view_images(batch, VIEW_SIZE)
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    shown = [PictureRow(title, list(pixels), captions, aspects=aspects)]
+    for stored in batch.targets:
+        if stored.maps is None:
+            continue
+        maps = view_maps(batch, stored, VIEW_SIZE)
+        name = stored.teacher.rsplit("-", 1)[0]
+        if is_bcos_weights(maps):
+            colors = (color_picture(maps, add_inverse(images))[:, 0] * 255).round()
+            shown.append(
+                PictureRow(
+                    name, composite_on_white(colors.to(torch.uint8).numpy()), aspects=aspects
+                )
+            )
+        else:
+            heat = overlays(pixels, maps[:, 0].sum(dim=1).numpy())
+            shown.append(PictureRow(name, heat, aspects=aspects))
+    return shown

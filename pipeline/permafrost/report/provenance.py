@@ -1,19 +1,260 @@
-"""Origin of a report: the teachers' networks, the commands that made the run, and the version that wrote the page."""
+"""Origin of a report: passes, teachers, networks and their sizes, stored bytes, and the version that wrote the page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
 
 from permafrost.config.builder import build_config
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS
+from permafrost.config.runs import CONFIG_NAME, read_config
+from permafrost.config.verbs import EvaluationRun
 from permafrost.config.version import __version__
-from permafrost.core.errors import UserError
-from permafrost.models.cost import count_parameters
-from permafrost.models.providers import build_model
-from permafrost.report.passes import UsedPass
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.records import VIEW_FIELD
+from permafrost.losses.base import Needs, build_loss
+from permafrost.models.providers import build_model, count_parameters, measure_cost
+from permafrost.models.saved import is_finished, load_model
+from permafrost.report.figures import Measured, Plot, measured_plot
+from permafrost.report.main_table import Column
+from permafrost.report.student_results import StudentResult
 from permafrost.report.training_facts import describe_network
-from permafrost.store.reader import TeacherPass
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.zarr_fields import FIELDS_FOLDER
+
+_TEACHER = "teacher "
+"""Beginning of the name of a pass among the recorded inputs of a run."""
+
+
+class UsedPass(NamedTuple):
+    """A pass that the students of a report used."""
+
+    teacher: TeacherPass
+    learners: tuple[str, ...]
+    """Arms that were trained on it, empty if they were only compared with it."""
+
+
+def used_passes(results: Sequence[StudentResult], store: Store) -> list[UsedPass]:
+    """Open the passes that students learned from or were compared with, as the configs of their runs record them.
+
+    Passes of other stores, and those that the store no longer has, are left out.
+    """
+    learners: dict[tuple[str, str], dict[str, None]] = {}
+    for result in results:
+        for entry in _recorded_passes(result.folder / "distill"):
+            learners.setdefault(entry, {})[result.label] = None
+    for result in results:
+        for name in result.evaluations:
+            for entry in _recorded_passes(result.folder / name):
+                learners.setdefault(entry, {})
+    found = [
+        UsedPass(teacher, tuple(learners[entry]))
+        for stored_views in (False, True)
+        for folder in store.pass_folders(stored_views=stored_views)
+        if (teacher := store.open_pass(folder.name, stored_views=stored_views))
+        and (entry := (teacher.name, teacher.manifest.fingerprint)) in learners
+    ]
+    return sorted(found, key=lambda used: not used.learners)
+
+
+def check_named_passes(names: Sequence[str], used: Sequence[UsedPass], store: Store) -> None:
+    """Raise ConfigError if store.teacher names a pass that no student of the report used."""
+    known = [one.teacher.name for one in used]
+    for name in names:
+        if known and store.open_pass(name).name not in known:
+            raise ConfigError(
+                f"store.teacher={name}: no student of this report learned from that pass or was compared with it; "
+                f"leave store.teacher out, or name one that they used: {', '.join(known)}"
+            )
+
+
+def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:
+    """Iterate over the names and fingerprints of the passes among the inputs of a run's stage."""
+    path = folder / CONFIG_NAME
+    cls = EvaluationRun if folder.name != "distill" else DistillConfig
+    values = read_config(path, cls) if path.exists() else {}
+    for name, fingerprint in values.get("inputs", {}).items():
+        if name.startswith(_TEACHER):
+            yield name.removeprefix(_TEACHER), fingerprint
+
+
+_USUAL = {"logits", "map", "map_scale", "explained_class", VIEW_FIELD.name}
+"""Fields of most passes."""
+
+
+def describe_passes(store: Store) -> list[dict[str, Any]]:
+    """Build one row per pass, those of stored views last."""
+    return [
+        _describe(store.open_pass(folder.name, stored_views=stored_views))
+        for stored_views in (False, True)
+        for folder in store.pass_folders(stored_views=stored_views)
+    ]
+
+
+def _describe(teacher: TeacherPass) -> dict[str, Any]:
+    """Describe a pass. Bytes are those of one record with all its views.
+
+    name, views, records, bytes                every pass
+    others                                     if other fields than logits and maps are stored, without their scales
+    explainer, map, fidelity, raw_bytes        if maps are stored; raw_bytes is the size as float32
+    map_bytes                                  if the backend stores maps in separate files
+    """
+    manifest = teacher.manifest
+    records = teacher.shards.num_rows
+    row = {
+        "name": teacher.name,
+        "views": f"{teacher.num_views} {teacher.views['sampler']}",
+        "records": records,
+        "bytes": teacher.bytes_per_record,
+    }
+    specs = {spec.name: spec for spec in manifest.fields}
+    others = [
+        f"{name} {'x'.join(map(str, spec.shape))} {spec.dtype}"
+        for name, spec in specs.items()
+        if name not in _USUAL and name.removesuffix("_scale") not in specs.keys() - {name}
+    ]
+    if others:
+        row["others"] = ", ".join(others)
+    spec = specs.get("map")
+    if spec is None:
+        return row
+    of_maps = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{spec.name}/")
+    shape = spec.shape if spec.shape[0] > 1 else spec.shape[1:]
+    explained = manifest.explainer["explained_classes"]
+    row |= {
+        "explainer": teacher.explainer
+        if explained == "top1"
+        else f"{teacher.explainer}, {explained}",
+        "map": f"{'x'.join(map(str, shape))} {spec.dtype}",
+        "raw_bytes": int(teacher.num_views * np.prod(spec.shape) * np.dtype(np.float32).itemsize),
+        "fidelity": manifest.fidelity[spec.name],
+    }
+    return row | ({"map_bytes": of_maps / records} if of_maps else {})
+
+
+# ---- networks --------------------------------------------------------------------------------------
+
+
+def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
+    """Build one row per arm: method, architecture, parameters, and macs, the multiply-accumulates of one record.
+
+    It describes the first student of each arm whose weights exist, at its input size.
+    """
+    first: dict[str, StudentResult] = {}
+    for result in results:
+        if is_finished(result.folder / "distill"):
+            first.setdefault(result.label, result)
+    return [{"method": label, **_row(result)} for label, result in first.items()]
+
+
+def _row(result: StudentResult) -> dict[str, Any]:
+    model, trained = load_model(result.folder / "distill")
+    config = trained.config
+    shape = (trained.input_size[1],) if config.takes_rows else (3, *trained.input_size)
+    cost = measure_cost(model, torch.zeros(1, *shape))
+    return {
+        "architecture": f"{config.kind} {config.name}",
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+    }
+
+
+# ---- stored bytes ----------------------------------------------------------------------------------
+
+
+_OF_MAPS = ("map", "map_scale", "explained_class")
+
+
+def bytes_by_arm(results: Sequence[StudentResult], store: Store) -> dict[str, float]:
+    """Compute the bytes per record of the fields that each arm's loss needs; arms of other stores are left out."""
+    found: dict[str, float] = {}
+    for result in results:
+        if result.label not in found and (number := _bytes_of(result, store)) is not None:
+            found[result.label] = number
+    return found
+
+
+def bytes_plot(
+    summary: Sequence[Mapping[str, Any]],
+    column: Column,
+    needed: Mapping[str, float],
+    colors: Mapping[str, str] = MappingProxyType({}),
+) -> Plot | None:
+    """Plot a column's mean over the bytes per record, None if all arms need equally many.
+
+    summary  rows of columns.arm_summary
+    needed   result of `bytes_by_arm`
+    colors   colors of the arms
+    """
+    scale = column.metric.scale
+    arms = {
+        row["method"]: Measured(
+            needed[row["method"]],
+            scale * row[column.name]["mean"],
+            None if row[column.name]["sd"] is None else scale * row[column.name]["sd"],
+        )
+        for row in summary
+        if row["method"] in needed and row[column.name]
+    }
+    if len({round(found.x, 3) for found in arms.values()}) < 2:
+        return None
+    source = measured_plot(arms, "stored targets, bytes per record", column.title, colors)
+    name = column.name.replace("_", " ")
+    return Plot(
+        source,
+        f"{name} over the bytes of stored targets per record, one point per arm",
+        f"{column.title} against the bytes per record of the stored targets that an arm's loss uses",
+    )
+
+
+def _bytes_of(result: StudentResult, store: Store) -> float | None:
+    path = result.folder / "distill" / CONFIG_NAME
+    config = read_config(path, DistillConfig) if path.exists() else {}
+    inputs = config.get("inputs", {})
+    if inputs.get("store") != store.manifest.fingerprint:
+        return None
+    names = [name.removeprefix("teacher ") for name in inputs if name.startswith("teacher ")]
+    stored_views = config.get("mode") == "replay"
+    try:
+        method = config["method"]
+        needs = build_loss(build_config(METHODS[method["kind"]], method, "method")).needs
+        passes = [store.open_pass(name, stored_views=stored_views) for name in names]
+    except (KeyError, UserError):  # options of another version, or a pass that was removed
+        return None
+    return sum(_bytes_needed(teacher, needs) for teacher in passes)
+
+
+def _bytes_needed(teacher: TeacherPass, needs: Needs) -> float:
+    names = {"logits"}
+    if needs.maps_every is not None:
+        names |= set(_OF_MAPS)
+    if needs.payload is not None:
+        fields = teacher.fields_of(needs.payload)
+        names |= {*fields, *(f"{name}_scale" for name in fields)}
+    return sum(
+        _bytes_of_field(teacher, spec.name, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
+        for spec in teacher.manifest.fields
+        if spec.name in names
+    )
+
+
+def _bytes_of_field(teacher: TeacherPass, name: str, value_bytes: int) -> float:
+    """Bytes per record of a field with all its views: on disk, or of its values if its file has other fields too."""
+    on_disk = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{name}/")
+    if on_disk:
+        return on_disk / teacher.shards.num_rows
+    return float(teacher.num_views * value_bytes)
+
+
+# ---- provenance ------------------------------------------------------------------------------------
 
 
 def describe_teachers(passes: Sequence[UsedPass]) -> list[dict[str, str]]:

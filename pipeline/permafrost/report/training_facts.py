@@ -14,8 +14,8 @@ from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import UserError
 from permafrost.loading.selection import count_training_rows
 from permafrost.report.comparison import seeds_in_words
-from permafrost.report.results import StudentResult
-from permafrost.report.selection import curve_of
+from permafrost.report.model_selection import curve_of
+from permafrost.report.student_results import StudentResult
 from permafrost.store.reader import Store
 
 _RECORDS = "training records"

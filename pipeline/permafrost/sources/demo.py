@@ -1,4 +1,7 @@
-"""Demo set: handwritten digits on photographs, with a shortcut that can be removed.
+"""The demo's images: handwritten digits on photographs.
+
+There are 1,797 images of 8x8 pixels in 17 levels of gray, of ten classes. They are the test set of a larger data set
+(Alpaydin and Kaynak, UCI 1998), written by 13 people.
 
 Real digits (scikit-learn's `load_digits`, 8x8) are pasted at a random position, size and contrasting color onto
 grayscale crops of two real photographs (`load_sample_images`). The class is the digit. In the split `train` the
@@ -15,22 +18,81 @@ enough that the digit has to be found.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from permafrost.core.records import Box, Content, Record
-from permafrost.sources.digits import encode_png, load_digit_images
+from permafrost.sources.splits import TRAIN, split_off_test
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from permafrost.config.data import DemoDataConfig
+    from permafrost.config.data import DemoDataConfig, DigitsDataConfig
+
+
+_SIDE = 8
+_LEVELS = 16
+
+
+class DigitsSource:
+    """Source of digits in white ink on black, as in MNIST; a record's key is its number in scikit-learn's set."""
+
+    name = "digits"
+    revision = 1
+    classes = tuple(str(digit) for digit in range(10))
+    frame_size: tuple[int, int] | None = (_SIDE, _SIDE)
+    columns = None
+
+    def __init__(self, config: DigitsDataConfig) -> None:
+        self.config = config
+
+    def records(self) -> Iterator[Record]:
+        """Yield all records, in split train except for `data.test_fraction` of them."""
+        labels = load_digit_images()[1]
+        records = (
+            Record(key=f"digit_{number:04d}", split=TRAIN, label=int(label), content=(number,))
+            for number, label in enumerate(labels)
+        )
+        return split_off_test(records, self.config.test_fraction)
+
+    def read(self, record: Record) -> Content:
+        """Return a PNG of three equal channels."""
+        (number,) = record.content
+        return Content(
+            image=encode_png(np.repeat(load_digit_images()[0][number][:, :, None], 3, axis=2)),
+            suffix="png",
+        )
+
+    def where(self, record: Record) -> str:
+        """Return the record's number in scikit-learn's set, because there is no file."""
+        return f"{record.key} of scikit-learn's digits"
+
+
+@lru_cache(maxsize=1)
+def load_digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Load the 1,797 digits as u8 [N, 8, 8] (255 is full ink) and their labels [N]."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.round(digits.images * (255 / _LEVELS)).astype(np.uint8), digits.target
+
+
+def encode_png(pixels: NDArray[Any]) -> bytes:
+    """Encode u8 [H, W] or [H, W, 3] as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+# ---- demo ------------------------------------------------------------------------------------------
+
 
 PHOTOGRAPHS = ("china", "flower")
 CANDIDATE_CROPS = 4

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Content, Record
 from permafrost.sources.classes import load_class_names
-from permafrost.sources.files import (
+from permafrost.sources.image_files import (
+    escape_key,
     first_image,
     hidden_folders,
     image_suffix,
@@ -22,7 +23,6 @@ from permafrost.sources.files import (
     read_file,
     sub_folders,
 )
-from permafrost.sources.keys import escape_key
 from permafrost.sources.splits import TRAIN, is_split_name, split_off_test
 
 if TYPE_CHECKING:

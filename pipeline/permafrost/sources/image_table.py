@@ -22,12 +22,17 @@ from typing import TYPE_CHECKING, Any
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
 from permafrost.sources.classes import MAX_CLASSES, ClassIndex, load_class_names
-from permafrost.sources.files import IMAGE_SUFFIXES, image_suffix, is_image_name, read_file
-from permafrost.sources.keys import escape_key
-from permafrost.sources.masks import to_mask_png
+from permafrost.sources.image_files import (
+    IMAGE_SUFFIXES,
+    escape_key,
+    image_suffix,
+    is_image_name,
+    read_file,
+    to_mask_png,
+)
 from permafrost.sources.splits import TRAIN, split_of, split_off_test
-from permafrost.sources.table_files import TableFiles
-from permafrost.sources.tables.rows import Row, is_all_digits, read_rows, to_number, to_text
+from permafrost.sources.table import TableFiles
+from permafrost.sources.table_columns import Row, is_all_digits, read_rows, to_number, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

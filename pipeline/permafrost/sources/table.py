@@ -1,6 +1,6 @@
-"""Rows of numbers in a CSV or Parquet file, one record per row.
+r"""Tables of numbers from CSV and Parquet files and from scikit-learn.
 
-    data=table data.path=flows.csv data.label=ProtocolName data.exclude=[L7Protocol] \\
+    data=table data.path=flows.csv data.label=ProtocolName data.exclude=[L7Protocol] \
         data.categorical=[Protocol] data.log1p=all data.test_fraction=0.2
 
 A store contains the numbers as they are (or their logarithms). A network scales them by its own training split.
@@ -8,6 +8,10 @@ A store contains the numbers as they are (or their logarithms). A network scales
 
 from __future__ import annotations
 
+import base64
+import logging
+import os
+import posixpath
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import repeat
@@ -16,21 +20,144 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL, Content, Record
 from permafrost.sources.classes import ClassIndex, load_class_names
-from permafrost.sources.keys import escape_key
-from permafrost.sources.repeats import Repeats
-from permafrost.sources.rows import ROW_KEY, bad_row_content, read_row, row_content
+from permafrost.sources.image_files import Repeats, escape_key
 from permafrost.sources.splits import TRAIN, split_of, split_off_test
-from permafrost.sources.tables.columns import TableColumns, read_columns, sorted_names, to_name
-from permafrost.sources.tables.features import Features, table_features
-from permafrost.sources.tables.rows import to_number
-from permafrost.store.table_rows import RowError
+from permafrost.sources.table_columns import (
+    Features,
+    TableColumns,
+    read_columns,
+    read_rows,
+    sorted_names,
+    table_features,
+    to_name,
+    to_number,
+)
+from permafrost.store.codecs import SUFFIX, RowError, encode_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from permafrost.config.table_data import TableDataConfig
+    from numpy.typing import NDArray
+
+    from permafrost.config.data import ImageTableDataConfig, SklearnTableDataConfig, TableDataConfig
+    from permafrost.sources.table_columns import Row
+
+
+ROW_KEY = "row-{:09d}"
+"""Key of a row of a table without keys; sorting by key keeps the rows' order."""
+
+
+def row_content(values: NDArray[np.float32]) -> tuple[str, ...]:
+    """Return `Record.content` of a row [d]."""
+    return (base64.b64encode(values.astype("<f4").tobytes()).decode(),)
+
+
+def bad_row_content(error_message: str) -> tuple[str, ...]:
+    """Return `Record.content` of a row that cannot be stored, with the reason."""
+    return ("", error_message)
+
+
+def read_row(record: Record) -> Content:
+    """Return the row as it is stored; raise RowError if it cannot be stored."""
+    encoded, *complaints = record.content
+    if complaints:
+        raise RowError(complaints[0])
+    values = np.frombuffer(base64.b64decode(encoded), "<f4")
+    return Content(image=encode_row(values), suffix=SUFFIX)
+
+
+# ---- table files -----------------------------------------------------------------------------------
+
+
+logger = logging.getLogger("permafrost.precompute")
+
+NAMED_MISSING_FILES = 5
+"""Number of missing files that an error names; the others are only counted."""
+
+
+class TableFiles:
+    """Files named by rows: their paths below the root and their sizes."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self._prefix = f"{posixpath.normpath(root)}/"
+        self.num_missing = 0
+        """Number of missing files so far."""
+        self._missing_rows = 0
+        self._last_missing_row = 0
+        self._named_missing: list[str] = []
+        self._images = Repeats()
+
+    def add_image(self, row: Row, column: str) -> tuple[str, int]:
+        """Add the image of the next row, like `add`, for `check_images`."""
+        path, size = self.add(row, column)
+        self._images.add(path)
+        return path, size
+
+    def add(self, row: Row, column: str) -> tuple[str, int]:
+        """Return (path below the root, bytes); a missing file is counted for `check_missing`."""
+        path = self._relative(row, column)
+        try:
+            return path, os.stat(f"{self._root}/{path}").st_size  # noqa: PTH116, once per image
+        except (OSError, ValueError):  # a path with a NUL is a ValueError
+            self._count_missing(row.number, path)
+            return path, 0
+
+    def _count_missing(self, row: int, path: str) -> None:
+        self.num_missing += 1
+        self._missing_rows += row != self._last_missing_row
+        self._last_missing_row = row
+        if len(self._named_missing) < NAMED_MISSING_FILES:
+            self._named_missing.append(f"row {row}: {path}")
+
+    def check_images(self, table: Path, column: str) -> None:
+        """Raise ConfigError if two rows of the table named the same image."""
+        for places in self._images.candidates():
+            numbers = [place + 1 for place in places]
+            rows = [row for row in read_rows(table, {"image": column}) if row.number in numbers]
+            path, again = (self._relative(row, column) for row in rows)
+            if path == again:
+                raise rows[1].error(column, f"{path} is already the image of row {numbers[0]}")
+
+    def check_missing(self, config: ImageTableDataConfig) -> None:
+        """Log a warning about missing files, whose rows data.on_error=skip leaves out.
+
+        Raises ConfigError if files are missing otherwise, or if they are more than data.max_skipped.
+        """
+        if not self.num_missing:
+            return
+        named = "; ".join(self._named_missing)
+        more = self.num_missing - NAMED_MISSING_FILES
+        named += f"; and {more} more" if more > 0 else ""
+        found = f"{self.num_missing} files in the table are not in {self._root}: {named}"
+        if config.on_error == "stop":
+            raise ConfigError(
+                f"{found}; correct data.root or the table, or leave such rows out with data.on_error=skip"
+            )
+        if self._missing_rows > config.max_skipped:
+            raise ConfigError(
+                f"{found}; these are more rows than data.max_skipped={config.max_skipped}, so correct data.root or the "
+                "table"
+            )
+        logger.warning("%s; their rows are left out", found)
+
+    def _relative(self, row: Row, column: str) -> str:
+        text = row.required(column)
+        path = posixpath.normpath(text)
+        if posixpath.isabs(path):
+            path = path.removeprefix(self._prefix)
+        if posixpath.isabs(path):
+            raise row.error(
+                column,
+                f"{text} is not in data.root={self._root}; set data.root to the folder of all images",
+            )
+        return path
+
+
+# ---- table -----------------------------------------------------------------------------------------
 
 
 class _Contents(NamedTuple):
@@ -180,3 +307,56 @@ class TableSource:
                     f"{text!r} is not one of the {len(classes.names)} classes; correct it or data.classes",
                 )
             yield label
+
+
+# ---- sklearn table ---------------------------------------------------------------------------------
+
+
+class SklearnTableSource:
+    """Source of one such table, in its own order of rows, columns and classes."""
+
+    revision = 1
+    frame_size = None
+
+    def __init__(self, config: SklearnTableDataConfig) -> None:
+        self.config = config
+        self.name: str = config.name
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names in scikit-learn."""
+        return tuple(str(name) for name in self._load().target_names)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names in scikit-learn."""
+        return tuple(str(name) for name in self._load().feature_names)
+
+    def records(self) -> Iterator[Record]:
+        """Yield one record per row, with its number as the key."""
+        loaded = self._load()
+        records = (
+            Record(
+                key=ROW_KEY.format(number),
+                split=TRAIN,
+                label=int(label),
+                content=row_content(values),
+            )
+            for number, (values, label) in enumerate(
+                zip(loaded.data.astype(np.float32), loaded.target, strict=True)
+            )
+        )
+        return split_off_test(records, self.config.test_fraction)
+
+    def read(self, record: Record) -> Content:
+        """Return the row."""
+        return read_row(record)
+
+    def where(self, record: Record) -> str:
+        """Return the name of the data set."""
+        return f"scikit-learn's {self.name}"
+
+    def _load(self) -> Any:
+        from sklearn import datasets  # takes seconds
+
+        return getattr(datasets, f"load_{self.name}")()

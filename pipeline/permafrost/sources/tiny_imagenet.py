@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import NO_LABEL, Box, Content, Record
-from permafrost.sources.files import image_suffix, iter_images, read_file
-from permafrost.sources.keys import escape_key
+from permafrost.sources.image_files import escape_key, image_suffix, iter_images, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Data sets of torchvision, which finds, downloads and checks them; their bytes are read here.
+"""Data sets of torchvision, with their download.
 
 | name | splits | notes |
 |---|---|---|
@@ -14,26 +14,70 @@ x0 = xmin - 1, y0 = ymin - 1, x1 = xmax, y1 = ymax.
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import io
+import shutil
+import urllib.request
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
 from permafrost.core.errors import UserError
+from permafrost.core.files import open_atomically
 from permafrost.core.records import Box, Content, Record
-from permafrost.sources.files import image_suffix, iter_images, read_file
-from permafrost.sources.keys import escape_key
+from permafrost.sources.image_files import escape_key, image_suffix, iter_images, read_file
 from permafrost.sources.splits import split_off_test
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from permafrost.config.data import TorchvisionDataConfig
+
+
+_TIMEOUT_SECONDS = 60
+
+
+class DownloadError(UserError, OSError):
+    """File that could not be downloaded."""
+
+
+def download(url: str, folder: Path) -> Path:
+    """Download the file of an http(s) address to a folder below `folder`, unless it already exists there.
+
+    Each remote folder has its own local folder, so files of one name from two remote folders are separate.
+    """
+    parent, _, name = urlsplit(url).path.rpartition("/")
+    place = hashlib.sha256(f"{urlsplit(url).netloc}{parent}".encode()).hexdigest()[:8]
+    path = folder / place / name
+    if path.exists():
+        return path
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
+            open_atomically(path) as file,
+        ):
+            shutil.copyfileobj(response, cast("io.BytesIO", file), 2**20)
+            expected = response.headers.get("Content-Length")
+            if expected is not None and int(expected) != file.bytes:
+                raise DownloadError(
+                    f"{url} ended after {file.bytes} of {expected} bytes; try again"
+                )
+    except UserError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(f"{url} cannot be downloaded: {error}") from error
+    return path
+
+
+# ---- torchvision sets ------------------------------------------------------------------------------
+
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

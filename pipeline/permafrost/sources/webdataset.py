@@ -15,11 +15,9 @@ from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.files import open_regular
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
 from permafrost.sources.classes import MAX_CLASSES, load_class_names
-from permafrost.sources.download import download
-from permafrost.sources.files import IMAGE_SUFFIXES, image_suffix
-from permafrost.sources.keys import escape_key
+from permafrost.sources.image_files import IMAGE_SUFFIXES, escape_key, image_suffix
 from permafrost.sources.splits import is_split_name
-from permafrost.sources.tars import (
+from permafrost.sources.tar_members import (
     Member,
     expand_range,
     find_tars,
@@ -27,6 +25,7 @@ from permafrost.sources.tars import (
     read_member,
     split_of_tar,
 )
+from permafrost.sources.torchvision_sets import download
 from permafrost.store.planning import ShardPlan, find_unmixed_shard
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from permafrost.core.files import (
     write_atomically,
 )
 from permafrost.core.lock import LockedError, lock_folder
-from permafrost.store.file_entry import ManifestError
+from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     read_manifest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from permafrost.store.tar_fields import WebDatasetFields
+from permafrost.store.fields import WebDatasetFields
 from permafrost.store.zarr_fields import ZarrFields
 
 if TYPE_CHECKING:

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.labels import multi_hot_of_lists
-from permafrost.store.arrays import decode_npy
-from permafrost.store.file_entry import ManifestError
+from permafrost.core.records import multi_hot_of_lists
+from permafrost.store.codecs import decode_npy, decode_row
+from permafrost.store.entries import ManifestError
 from permafrost.store.pixels import decode_pixels, decode_rgb, open_image
-from permafrost.store.table_rows import decode_row
 from permafrost.store.tars import ShardBytes
 
 if TYPE_CHECKING:

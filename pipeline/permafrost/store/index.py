@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from permafrost.core.errors import UserError
 from permafrost.core.files import open_regular, open_size, sha256_keys
 from permafrost.core.records import MAX_KEY_BYTES, NO_LABEL
-from permafrost.store.arrow_files import map_batch
-from permafrost.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
-from permafrost.store.parquet import schema_of
+from permafrost.store.arrow_files import map_batch, schema_of
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.receipts import BOX
 
 if TYPE_CHECKING:

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from permafrost.core.files import SHORT, canonical_json, exists, read_regular, write_atomically
 from permafrost.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
 from permafrost.core.signed_files import DigestError, check_json, sign_json
-from permafrost.store.entries import EntryError, from_dict
-from permafrost.store.file_entry import (
+from permafrost.store.entries import (
     NAME,
     REWRITE,
+    EntryError,
     FileEntry,
     ManifestError,
+    from_dict,
     require_digest,
     require_entry,
     require_inside,
 )
-from permafrost.store.shards import PassShardTable, ShardTable, SkippedTable
-from permafrost.store.table_file import TableFile
+from permafrost.store.shards import PassShardTable, ShardTable, SkippedTable, TableFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

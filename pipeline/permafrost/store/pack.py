@@ -9,12 +9,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from permafrost.config.file_data import FileDataConfig
+from permafrost.config.data import FileDataConfig
 from permafrost.core.errors import require
 from permafrost.core.files import RootedPath, canonical_json, remove_partial_files
 from permafrost.core.tasks import ShardResult, run_shards
+from permafrost.store.image_shards import Packing, write_image_shard
 from permafrost.store.manifest import DatasetIdentity
-from permafrost.store.packing import Packing, write_image_shard
 from permafrost.store.publish import (
     DEFAULT_FRAME_SIZE,
     missing_image_shards,
@@ -26,7 +26,7 @@ from permafrost.store.publish import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from permafrost.config.file_data import DataConfig
+    from permafrost.config.data import DataConfig
     from permafrost.config.verbs import PrecomputeConfig
     from permafrost.core.records import Source
     from permafrost.core.tasks import MapShards
@@ -122,7 +122,7 @@ def plan_pack(
 ) -> PackPlan:
     """Compare the store at `path` with the records of the source.
 
-    classes, listing, plans  of all records of the source, from permafrost/sources/build.py
+    classes, listing, plans  of all records of the source, from permafrost/sources/source.py
     Raises StoreMismatchError if the store contains other data or was planned with other options.
     """
     packing = derive_packing(config, source)

@@ -1,4 +1,7 @@
-"""Missing shards of a store or a pass, and its manifest once none is missing.
+"""Missing shards of a store, its manifest once none is missing, and the origin of its records.
+
+With the same digest and every file in place, a repeated command need not list the data. The file is no part of the
+store: without it, the data are listed and compared.
 
 A file that a published store or pass has lost also counts as missing. It is written again, and published if its
 bytes are the same.
@@ -7,6 +10,7 @@ bytes are the same.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +18,28 @@ import numpy as np
 from permafrost.core.errors import require, shorten
 from permafrost.core.files import (
     AnyPath,
+    FileError,
+    LinkError,
     RootedPath,
+    canonical_json,
     exists,
     file_size,
     is_file,
+    read_regular,
     remove_partial_files,
     sha256_file,
     sha256_keys,
+    write_atomically,
 )
-from permafrost.store.entries import EntryError, from_dict
-from permafrost.store.file_entry import REWRITE, ManifestError, StoreMismatchError
+from permafrost.store.entries import (
+    REWRITE,
+    EntryError,
+    ManifestError,
+    StoreMismatchError,
+    from_dict,
+)
+from permafrost.store.image_shards import IMAGES_FOLDER, require_same_shard
+from permafrost.store.index_writer import StoreTablesWriter, remove_other_tables
 from permafrost.store.journal import JOURNAL_SUFFIX
 from permafrost.store.manifest import (
     MANIFEST_NAME,
@@ -36,7 +52,6 @@ from permafrost.store.manifest import (
     read_store_manifest,
     write_manifest,
 )
-from permafrost.store.packing import IMAGES_FOLDER, require_same_shard
 from permafrost.store.receipts import (
     RECEIPT_SCHEMA,
     RECEIPTS_FOLDER,
@@ -46,15 +61,58 @@ from permafrost.store.receipts import (
 from permafrost.store.shards import (
     ShardEntry,
 )
-from permafrost.store.store_tables import StoreTablesWriter, remove_other_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pyarrow as pa
 
-    from permafrost.store.packing import Packing
+    from permafrost.core.files import RootedPath
+    from permafrost.store.image_shards import Packing
     from permafrost.store.planning import ShardPlan
+
+
+ORIGIN_NAME = ".origin.json"
+_MOST_BYTES = 4096
+
+
+def write_origin(store: RootedPath, digest: str, fingerprint: str) -> None:
+    """Write the origin of a finished store, unless it is there or the folder is read-only.
+
+    digest       of the options and files of the data, from permafrost/sources/source.py
+    fingerprint  of the dataset
+    """
+    text = _text(digest, fingerprint)
+    if _read(store) != text:
+        with suppress(FileError):
+            write_atomically(store / ORIGIN_NAME, text)
+
+
+def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
+    """Return the manifest of a store of that origin if every shard has its file and its receipt, else None."""
+    if needs_publishing(store):
+        return None
+    manifest = published_store(store)
+    if manifest is None or _read(store) != _text(digest, manifest.dataset.fingerprint):
+        return None
+    return manifest if all(is_whole(store, shard) for shard in manifest.shards) else None
+
+
+def _text(digest: str, fingerprint: str) -> bytes:
+    return canonical_json({"dataset_fingerprint": fingerprint, "origin_sha256": digest}) + b"\n"
+
+
+def _read(store: RootedPath) -> bytes | None:
+    try:
+        return read_regular(store / ORIGIN_NAME, _MOST_BYTES)
+    except LinkError:
+        raise
+    except (FileError, FileNotFoundError):
+        return None
+
+
+# ---- publish ---------------------------------------------------------------------------------------
+
 
 logger = logging.getLogger("permafrost.store")
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import UserError
 from permafrost.core.files import exists, is_file, sha256_file, sha256_keys
-from permafrost.store.entries import EntryError, from_dict
-from permafrost.store.file_entry import REWRITE, FileEntry, ManifestError
+from permafrost.store.arrow_files import write_rows
+from permafrost.store.entries import REWRITE, EntryError, FileEntry, ManifestError, from_dict
+from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     PassManifest,
     read_pass_manifest,
     write_manifest,
 )
-from permafrost.store.parquet import write_rows
 from permafrost.store.publish import (
     has_size,
     read_metadata,
@@ -29,7 +29,6 @@ from permafrost.store.shards import (
     ShardEntry,
     pass_shard_row,
 )
-from permafrost.store.store_tables import remove_other_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,8 +11,8 @@ import numpy as np
 
 from permafrost.core.files import RootedPath, exists, is_file, is_folder, list_folder
 from permafrost.store.backends import BACKENDS
+from permafrost.store.entries import REPAIR, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, StoredShard, Values
-from permafrost.store.file_entry import REPAIR, ManifestError, StoreMismatchError
 from permafrost.store.index import RecordIndex
 from permafrost.store.manifest import (
     CANONICAL_VIEW,

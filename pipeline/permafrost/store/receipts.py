@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from permafrost.core.files import canonical_json
-from permafrost.store.file_entry import ManifestError
-from permafrost.store.parquet import read_table, require_small, schema_of, write_table
+from permafrost.store.arrow_files import read_table, require_small, schema_of, write_table
+from permafrost.store.entries import ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

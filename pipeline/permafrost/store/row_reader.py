@@ -16,7 +16,7 @@ import numcodecs
 import numpy as np
 
 from permafrost.core.files import open_regular, open_size, read_at
-from permafrost.store.file_entry import REPAIR, REWRITE, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 
 if TYPE_CHECKING:
     import io

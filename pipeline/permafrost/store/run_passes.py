@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from permafrost.config.runs import RUNS
 from permafrost.core.files import exists
 from permafrost.core.signed_files import damaged, read_json, write_json
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

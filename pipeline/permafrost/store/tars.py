@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import google_crc32c
 
 from permafrost.core.files import open_regular, open_size, read_at
-from permafrost.store.file_entry import REPAIR, REWRITE, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 from permafrost.store.pixels import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:

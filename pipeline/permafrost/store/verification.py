@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+from array import array
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from permafrost.core.files import (
+    PARTIAL_SUFFIX,
     AnyPath,
     FileError,
     LinkError,
     RootedPath,
     exists,
+    file_size,
     find_links,
     is_folder,
+    iter_files,
     list_folder,
+    scratch_file,
     sha256_file,
     sha256_keys,
 )
+from permafrost.core.lock import LOCK_NAME
 from permafrost.core.records import NO_CLASS
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from permafrost.store.codecs import decode_unit
-from permafrost.store.entries import EntryError, from_dict
-from permafrost.store.file_entry import ManifestError, StoreMismatchError
+from permafrost.store.entries import EntryError, ManifestError, StoreMismatchError, from_dict
 from permafrost.store.index import CHECKED_COLUMNS
 from permafrost.store.index_writer import checksums_of
-from permafrost.store.known_files import KnownFiles, unknown_files, verify_file
+from permafrost.store.journal import JOURNAL_SUFFIX
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     TEACHERS_FOLDER,
@@ -36,6 +42,7 @@ from permafrost.store.manifest import (
     read_checked,
     read_pass_manifest,
 )
+from permafrost.store.publish import ORIGIN_NAME
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.receipts import (
     RECEIPT_SCHEMA,
@@ -46,15 +53,113 @@ from permafrost.store.receipts import (
 )
 from permafrost.store.shards import SHARDS_NAME, ShardEntry
 from permafrost.store.tars import recovery_hint
-from permafrost.store.unique_keys import UniqueHashes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from permafrost.core.records import FieldSpec
     from permafrost.store.fields import Values
+
+
+class KnownFiles:
+    """Paths that manifests list, as one number each."""
+
+    def __init__(self) -> None:
+        self._names = array("Q")
+        self._sorted: NDArray[np.uint64] | None = None
+
+    def add(self, name: str) -> None:
+        """Add a path relative to the folder."""
+        self._names.append(_hash(name))
+
+    def __contains__(self, name: str) -> bool:
+        if self._sorted is None or len(self._sorted) != len(self._names):
+            self._sorted = np.sort(np.array(self._names, np.uint64))
+        place = int(np.searchsorted(self._sorted, np.uint64(_hash(name))))
+        return place < len(self._sorted) and int(self._sorted[place]) == _hash(name)
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def verify_file(
+    folder: RootedPath, name: str, digest: str, known: KnownFiles, size: int | None = None
+) -> Iterator[str]:
+    """Compare a file with its digest and its size, if that is known, and count it as known."""
+    known.add(name)
+    try:
+        found = file_size(folder / name)
+        if found is None:
+            yield f"{folder / name} is missing"
+        elif size is not None and found != size:
+            yield f"{folder / name} has {found} bytes, but its manifest lists {size}"
+        elif (sha256 := sha256_file(folder / name)) != digest:
+            yield f"{folder / name} has sha256 {sha256[:12]}, but its manifest lists {digest[:12]}"
+    except FileError as error:
+        yield str(error)
+
+
+def unknown_files(
+    folder: RootedPath, known: KnownFiles, ignored: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Name the files that no manifest lists, outside of the ignored folders."""
+    for path in iter_files(folder, ignored):
+        name = path.below(folder)
+        if name in known or name in (LOCK_NAME, ORIGIN_NAME):
+            continue
+        if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
+            yield f"{path} was left by a process that was killed; delete it"
+        elif not is_folder(path):  # a link to a folder, where links are allowed
+            yield f"{path} is not in any manifest"
+
+
+# ---- unique keys -----------------------------------------------------------------------------------
+
+
+_HASHES_PER_FILE = 2**17
+_MOST_FILES = 400
+"""Limit of open files; beyond 52 million keys, more than _HASHES_PER_FILE are sorted at once."""
+
+
+class UniqueHashes:
+    """128-bit hashes of keys in temporary files, divided by their remainders.
+
+    Two different keys have the same hash with a probability of 1e-24 among 14 million.
+    """
+
+    def __init__(self, expected: int) -> None:
+        """expected  number of keys"""
+        self._buckets = min(max(1, -(-expected // _HASHES_PER_FILE)), _MOST_FILES)
+        self._files = [scratch_file() for _ in range(self._buckets)]
+
+    def add(self, keys: Sequence[str]) -> None:
+        """Add keys."""
+        if not keys:
+            return
+        digests = b"".join(hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys)
+        pairs = np.frombuffer(digests, "<u8").reshape(-1, 2)
+        bucket = pairs[:, 0] % np.uint64(self._buckets)
+        for number in np.unique(bucket).tolist():
+            self._files[number].write(pairs[bucket == number].tobytes())
+
+    def are_unique(self) -> bool:
+        """Return whether all keys differ, and remove the files."""
+        return sum(self._has_duplicate(file) for file in self._files) == 0
+
+    @staticmethod
+    def _has_duplicate(file: IO[bytes]) -> bool:
+        with file:
+            file.seek(0)
+            pairs = np.frombuffer(file.read(), "<u8").reshape(-1, 2)
+        ordered = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        return bool((ordered[1:] == ordered[:-1]).all(axis=1).any())
+
+
+# ---- verification ----------------------------------------------------------------------------------
 
 
 _SHARDS_STEM = SHARDS_NAME.partition(".")[0]

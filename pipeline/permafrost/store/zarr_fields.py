@@ -21,6 +21,7 @@ import google_crc32c
 import numpy as np
 
 from permafrost.core.files import is_file, read_regular, sha256_file, write_atomically
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.fields import (
     PassFields,
     StoredShard,
@@ -29,7 +30,6 @@ from permafrost.store.fields import (
     entry_of,
     read_entry,
 )
-from permafrost.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.row_reader import (
     CHECKSUM_BYTES,
     InnerChunkRows,

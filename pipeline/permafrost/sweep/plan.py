@@ -12,13 +12,17 @@ from permafrost.config.points import iter_points, knows_option, point_label, poi
 from permafrost.config.runs import identity, to_plain_dict
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import sha256_json
-from permafrost.evaluation.baselines import named_baselines, with_baselines
-from permafrost.evaluation.inputs import open_against, open_evaluation_store
+from permafrost.evaluation.inputs import (
+    named_baselines,
+    open_against,
+    open_evaluation_store,
+    with_baselines,
+)
 from permafrost.loading.selection import HOLDOUT
 from permafrost.models.resolve import resolve_distill
 from permafrost.store.reader import Store
+from permafrost.sweep.runner import Student
 from permafrost.sweep.select import check_reported_epochs, check_selection
-from permafrost.sweep.student import Student
 from permafrost.training.distill_job import fingerprint_inputs
 from permafrost.training.student_passes import open_passes, with_named_passes
 

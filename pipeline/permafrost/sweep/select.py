@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.config.points import point_label
 from permafrost.core.errors import ConfigError, require
-from permafrost.evaluation.evaluators.quantities import comparable_metrics, metric_of
+from permafrost.evaluation.basic_evaluators import comparable_metrics, metric_of
 from permafrost.evaluation.inputs import open_record_store
-from permafrost.evaluation.metrics import best_position, numbers_of
 from permafrost.evaluation.results import read_results
+from permafrost.evaluation.scores import best_position, numbers_of
 from permafrost.loading.selection import HOLDOUT, rows_of_split
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from permafrost.config.distillation import DistillConfig
     from permafrost.config.verbs import EvaluateConfig
-    from permafrost.sweep.student import Student
+    from permafrost.sweep.runner import Student
 
 
 def split_and_metric(select: str) -> tuple[str, str]:

@@ -13,25 +13,25 @@ from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
 from permafrost.core.seeds import derive_seed
-from permafrost.loading.column_moments import column_moments
-from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.dataset import StoreDataset, column_moments
 from permafrost.loading.geometry import downscale, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.pixels import PixelAugmentSchedule
+from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.loading.views import ViewSchedule
 from permafrost.losses.base import StudentOutput
-from permafrost.models.classifier import Classifier
-from permafrost.models.devices import resolve_device
-from permafrost.models.explainers.explain import attribution_named, explainer_named
-from permafrost.models.explainers.grids import map_grid, require_places, warn_of_coarse_grid
-from permafrost.models.output import NO_INTERMEDIATES, Standardize
-from permafrost.models.providers import build_model, freeze, teacher_input_size
-from permafrost.training.guidance_targets import GuidanceSource
-from permafrost.training.live_targets import LiveTeacher
+from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, Standardize
+from permafrost.models.explanations import (
+    attribution_named,
+    explainer_named,
+    map_grid,
+    require_places,
+    warn_of_coarse_grid,
+)
+from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
 from permafrost.training.spec import TrainingSpec
 from permafrost.training.state import ComputeSettings, Training, build_optimizer
-from permafrost.training.targets import TargetSource
+from permafrost.training.targets import GuidanceSource, LiveTeacher, TargetSource
 
 logger = logging.getLogger("permafrost.training")
 

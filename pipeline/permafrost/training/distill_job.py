@@ -51,11 +51,9 @@ class Distillation:
         from permafrost.loading.dataset import StoreDataset
         from permafrost.loading.decode_threads import decode_threads_of
         from permafrost.loading.selection import select_training_rows
-        from permafrost.losses.build import build_loss
-        from permafrost.models.explainers.classes import resolve_explainer
-        from permafrost.models.explainers.explain import DEFAULT_EXPLAINER
-        from permafrost.training.accuracy_curve import plan_curve
-        from permafrost.training.epoch_selection import select_epochs
+        from permafrost.losses.base import build_loss
+        from permafrost.models.explanations import DEFAULT_EXPLAINER, resolve_explainer
+        from permafrost.training.epoch_selection import plan_curve, select_epochs
         from permafrost.training.spec import TrainingSpec
 
         config = self.config

@@ -1,22 +1,119 @@
-"""Training loop over epochs and steps with checkpoints, for teachers and students."""
+"""A whole training, from its specification to the exported network: phases, epochs, steps and checkpoints.
+
+The operations of small networks take less than a millisecond. Several threads then wait for each other more than they
+compute, above all next to other processes, and the last digits of the weights depend on the machine's cores.
+
+It reads the batches of the student's first epochs, uses a separate optimizer, and stores the result in the first
+checkpoint. A run that is killed in this phase starts it again with the same result. A run that resumes from a
+checkpoint skips it.
+
+The same code runs in the process of the stage and in each rank of a cluster.
+"""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from permafrost.config.runs import CHECKPOINT_NAME
+import torch
+
+from permafrost.config.runs import CHECKPOINT_NAME, read_cost, save_cost
 from permafrost.config.training import TrainerOptions
+from permafrost.core.distributed import DistributedContext
 from permafrost.core.interrupts import check_interrupted
+from permafrost.core.records import Targets
+from permafrost.core.seeds import derive_seed
 from permafrost.loading.loader import TrainLoader
+from permafrost.losses.base import AuxiliaryPretraining
 from permafrost.models.classifier import Classifier
-from permafrost.training.auxiliary_phase import pretrain_loss
+from permafrost.models.providers import measure_cost
+from permafrost.models.saved import save_model
+from permafrost.training.build import build_loader, build_training
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
 from permafrost.training.metric_log import MetricWriter, StepLog
 from permafrost.training.optim import check_warmup, learning_rate
+from permafrost.training.spec import TrainingJob, TrainingSpec
 from permafrost.training.state import Training
 from permafrost.training.step import train_step
+from permafrost.training.targets import LiveTeacher
+
+_MACS_PER_THREAD = 250 * 10**6
+"""Multiply-accumulates of a step's forward passes for each of which a thread is used (docs/results/benchmarks.md)."""
+
+
+def step_threads(
+    networks: Sequence[tuple[Classifier, tuple[int, ...]]], records: int, available: int
+) -> int:
+    """Return the number of threads of a step, from 1 to `available`.
+
+    networks  networks that a step runs on the CPU, each with the shape of one record's input
+    records   number of records in a step of this process
+    """
+    if available == 1:
+        return 1
+    macs = sum(measure_cost(network, torch.zeros(1, *shape)).macs for network, shape in networks)
+    return min(max(macs * records // _MACS_PER_THREAD, 1), available)
+
+
+# ---- auxiliary phase -------------------------------------------------------------------------------
+
+
+logger = logging.getLogger("permafrost.training")
+
+_MOMENTUM = 0.9
+_DECAY = 0.1
+
+
+def pretrain_loss(training: Training, stream: TrainLoader) -> None:
+    """Train the parameters of the loss's `pretraining`, on all ranks together."""
+    phase = training.loss.pretraining
+    assert phase is not None
+    optimizer = torch.optim.SGD(
+        phase.parameters, phase.lr, momentum=_MOMENTUM, weight_decay=phase.weight_decay
+    )
+    for epoch in range(phase.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = phase.lr * _DECAY ** (epoch // phase.decay_every_epochs)
+        value = _train_epoch(training, stream, phase, optimizer, epoch)
+        if training.distributed.is_first:
+            logger.info(
+                "pretraining of the loss, epoch %d/%d: %.4f", epoch + 1, phase.epochs, value
+            )
+    for parameter in phase.parameters:
+        parameter.grad = None
+
+
+def _train_epoch(
+    training: Training,
+    stream: TrainLoader,
+    phase: AuxiliaryPretraining,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+) -> float:
+    """Train for one epoch, and return the mean of the term over its steps."""
+    device = phase.parameters[0].device
+    values = []
+    for step, batch in enumerate(stream.epoch(epoch, device=device)):
+        torch.manual_seed(
+            derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank)
+        )
+        (targets,) = training.targets(batch, (1, 1), with_maps=False)
+        assert isinstance(targets, Targets)
+        term = phase.loss(targets, batch.view_index)
+        optimizer.zero_grad()
+        term.backward()  # type: ignore[no-untyped-call]
+        training.distributed.average_gradients(phase.parameters)
+        optimizer.step()
+        values.append(term.detach())
+    return float(torch.stack(values).mean())
+
+
+# ---- loop ------------------------------------------------------------------------------------------
+
 
 # ---- epochs --------------------------------------------------------------------------------------
 
@@ -95,3 +192,82 @@ def _is_nth(count: int, interval: int | None) -> bool:
 
 def _discard(line: dict[str, float]) -> None:
     """Ignore a line of metrics, because the first rank writes the mean over ranks."""
+
+
+# ---- run -------------------------------------------------------------------------------------------
+
+
+def run_job(
+    job: TrainingJob,
+    on_epoch: Callable[[int, str], None],
+    distributed: DistributedContext | None = None,
+) -> None:
+    """Train to the last epoch, starting from the folder's checkpoint if there is one, and export the network."""
+    distributed = distributed or DistributedContext()
+    job.prepare(distributed)
+    plan = job.plan(distributed)
+    at_once = plan.trainer.batch_size // plan.views_per_step
+    records = len(plan.dataset) // at_once * plan.trainer.batch_size
+    started = time.monotonic()
+
+    def count_cost(epoch: int, line: str) -> None:
+        nonlocal started
+        now = time.monotonic()
+        save_cost(job.folder, now - started, records)
+        started = now
+        on_epoch(epoch, line)
+
+    read_cost(job.folder)  # a damaged file is an error before the training, not after an epoch
+    training = train_to_end(plan, job.folder, count_cost, distributed)
+    if distributed.is_first:
+        trained = replace(job.describe(plan), steps=training.global_step)
+        save_model(job.folder, training.model, trained)
+
+
+def train_to_end(
+    plan: TrainingSpec,
+    folder: Path,
+    on_epoch: Callable[[int, str], None],
+    distributed: DistributedContext,
+) -> Training:
+    """Train a network, starting from the folder's checkpoint if there is one, and return the state at the end.
+
+    Separate seeds are derived from the seed for initialization, record order, views, pixel augmentation and the random
+    draws of a step.
+    """
+    if plan.trainer.num_threads is not None:
+        torch.set_num_threads(plan.trainer.num_threads)
+    training = build_training(plan, distributed)
+    torch.set_num_threads(_choose_threads(plan, training, distributed))
+    stream = build_loader(plan, distributed)
+    fit(
+        training,
+        stream,
+        trainer=plan.trainer,
+        lr=plan.optimizer.lr,
+        input_size=plan.input_size,
+        folder=folder,
+        on_epoch=on_epoch,
+        after_epoch=[
+            callback
+            for callback in (plan.after_epoch, plan.epoch_selection)
+            if callback is not None
+        ],
+    )
+    if plan.epoch_selection is not None and distributed.is_first:
+        plan.epoch_selection.restore(training.model)
+    return training
+
+
+def _choose_threads(plan: TrainingSpec, training: Training, distributed: DistributedContext) -> int:
+    """Return the number of torch threads of this process: the option's, or one by the work of a step on the CPU."""
+    available = plan.trainer.num_threads or torch.get_num_threads()
+    device = next(training.model.parameters()).device
+    if plan.trainer.num_threads is not None or device.type != "cpu":
+        return available
+    networks = [(training.model, plan.input_size)]
+    if isinstance(training.targets, LiveTeacher):
+        networks.append((training.targets.model, training.targets.input_size))
+    of_table = plan.dataset.store.is_table
+    inputs = [(net, size[1:] if of_table else (3, *size)) for net, size in networks]
+    return step_threads(inputs, plan.trainer.batch_size // distributed.world_size, available)

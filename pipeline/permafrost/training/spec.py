@@ -13,10 +13,10 @@ from permafrost.config.models import ModelConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.regions import RegionKind
+from permafrost.loading.geometry import RegionKind
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
-from permafrost.models.explainers.explain import DEFAULT_EXPLAINER
+from permafrost.models.explanations import DEFAULT_EXPLAINER
 from permafrost.models.saved import TrainedModel
 from permafrost.training.epoch_selection import EpochSelection
 

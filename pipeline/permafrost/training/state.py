@@ -15,7 +15,7 @@ from permafrost.core.seeds import derive_seed
 from permafrost.loading.geometry import view_targets
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
-from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, Explainer, explainer_named
+from permafrost.models.explanations import DEFAULT_EXPLAINER, Explainer, explainer_named
 from permafrost.training.targets import TargetSource
 
 

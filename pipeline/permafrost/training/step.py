@@ -16,7 +16,7 @@ from permafrost.losses.base import (
     StudentOutput,
     weighted_sum,
 )
-from permafrost.models.output import Intermediates, ModelOutput
+from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.training.state import Training
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from permafrost.config.methods import SoftTargetsConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.store.file_entry import StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.run_passes import name_passes, pass_request, record_passes
 

@@ -1,10 +1,34 @@
-"""The protocol of target sources, which provide stored or live targets to a loss."""
+"""Targets of a training that are not read from a pass: a live teacher's, and regions that guide explanations.
+
+It receives the same view as the student and explains its classes there, by default the predicted class ("consistent
+teaching", Beyer et al. 2022; e2KD, Table 3). The cost is one forward pass of the teacher in every step.
+"""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from permafrost.core.records import Batch, Guidance, Targets
+import torch
+from torch import Tensor
+
+from permafrost.config.explainers import ExplainerConfig, GradCamConfig
+from permafrost.core.records import NO_CLASS, Batch, Guidance, Targets, multi_hot
+from permafrost.loading.geometry import (
+    RegionKind,
+    neighbor_maps,
+    place_on_grid,
+    regions_of,
+    view_images,
+)
+from permafrost.loading.transfer import copy_to
+from permafrost.losses.base import Needs
+from permafrost.models.classifier import Classifier, ModelOutput
+from permafrost.models.explanations import (
+    Explainer,
+    explained_classes,
+    forward_to_explain,
+    needs_graph,
+)
 
 
 class TargetSource(Protocol):
@@ -19,3 +43,127 @@ class TargetSource(Protocol):
         with_maps: bool = True,
     ) -> tuple[Targets | Guidance, ...]:
         """Return one set of targets per teacher, with maps on the student's (h, w) `grid`."""
+
+
+# ---- live targets ----------------------------------------------------------------------------------
+
+
+class LiveTeacher:
+    """Target source that runs the teacher on the views of the batch, used instead of `geometry.view_targets`."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Classifier,
+        explain: Explainer,
+        input_size: tuple[int, int],
+        precision: torch.dtype = torch.float32,
+        explainer: ExplainerConfig = GradCamConfig(),  # noqa: B008, frozen
+        needs: Needs = Needs(),  # noqa: B008, frozen
+    ) -> None:
+        """Configure the teacher.
+
+        model       frozen network on the training device
+        input_size  (height, width) of the teacher's view, sampled directly from the canonical frame instead of from the
+                    student's pixels
+        precision   of the forward pass; explanations are computed in float32 or higher, and if that takes a pass of the
+                    whole network (B-cos), logits are taken from the same pass
+        explainer   options that select the explained classes, as returned by `resolve_explainer`
+        needs       needs of the loss, which select the intermediates
+        """
+        self.name = name
+        self.model = model
+        self.explain = explain
+        self.input_size = input_size
+        self.precision = precision
+        self.explainer = explainer
+        self.needs = needs
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch: Batch,
+        grid: tuple[int, int],
+        map_control: str = "none",
+        *,
+        with_maps: bool = True,
+    ) -> tuple[Targets, ...]:
+        """Compute one Targets with maps [B, E, A, h, w] on the student's (h, w) `grid`.
+
+        map_control  "shuffled" assigns to each record the map of its neighbor in the batch
+        """
+        images = view_images(batch, self.input_size)
+        output = self._forward(images, with_maps=with_maps)
+        logits = output.logits.detach().float()
+        classes = explained_classes(self.explainer, logits, batch.labels, batch.keys)
+        fields = self.needs.target_fields
+        intermediates = {} if fields is None else fields(output)
+        if not with_maps:
+            return (
+                Targets(
+                    teacher=self.name,
+                    logits=logits,
+                    explained_class=classes,
+                    intermediates=intermediates,
+                ),
+            )
+        maps = place_on_grid(self.explain(self.model, output, classes), grid)
+        if map_control == "shuffled":
+            maps = neighbor_maps(maps, classes)
+        valid = maps.flatten(2).any(dim=2) & (classes >= 0)
+        return (
+            Targets(
+                teacher=self.name,
+                logits=logits,
+                explained_class=classes,
+                maps=maps,
+                map_valid=valid,
+                intermediates=intermediates,
+            ),
+        )
+
+    def _forward(self, images: Tensor, *, with_maps: bool) -> ModelOutput:
+        intermediates = self.needs.intermediates
+        if with_maps and (self.precision == torch.float32 or needs_graph(self.model)):
+            return forward_to_explain(self.model, images, intermediates)
+        # Maps are then computed in float32 from the features.
+        mixed = self.precision != torch.float32
+        with torch.autocast(images.device.type, dtype=self.precision, enabled=mixed):
+            return self.model(images, intermediates)
+
+
+# ---- guidance targets ------------------------------------------------------------------------------
+
+
+class GuidanceSource:
+    """Target source with one uniformly drawn class per record and its regions, used instead of `view_targets`."""
+
+    def __init__(self, kind: RegionKind, num_classes: int, input_size: tuple[int, int]) -> None:
+        """Configure the source.
+
+        input_size  (height, width) of the network's view
+        """
+        self.kind = kind
+        self.num_classes = num_classes
+        self.input_size = input_size
+
+    def __call__(
+        self,
+        batch: Batch,
+        grid: tuple[int, int],
+        map_control: str = "none",
+        *,
+        with_maps: bool = True,
+    ) -> tuple[Guidance, ...]:
+        """Draw one Guidance with torch's global generator of the host, where boxes are."""
+        classes = _draw(multi_hot(batch.labels_on_host, self.num_classes))
+        regions = regions_of(batch, classes, self.kind, self.input_size)
+        explained = copy_to(classes[:, None], batch.inputs.device)
+        return (Guidance(explained_class=explained, regions=regions),)
+
+
+def _draw(hot: Tensor) -> Tensor:
+    """Draw one of each record's classes uniformly: i64 [n], NO_CLASS if it has none."""
+    known = hot.any(dim=1)
+    drawn = torch.multinomial(torch.where(known[:, None], hot, 1.0), 1)[:, 0]
+    return torch.where(known, drawn, NO_CLASS)

@@ -1,8 +1,13 @@
-"""The training job of `teach`: a network trained on a store's labels."""
+"""The training job of `teach`: a network trained on a store's labels, and the Pareto front of a guided teacher.
+
+Guidance trades accuracy against localization, so the choice between the epochs on the front is left to the user
+(Rao et al. 2023: F1, EPG and IoU, in steps of 0.005).
+"""
 
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 from permafrost.config.models import ModelConfig, NoModelConfig, is_published
 from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.core.errors import require
-from permafrost.core.files import sha256_json
+from permafrost.core.files import sha256_json, write_atomically
+from permafrost.core.signed_files import damaged, read_json, write_json
+from permafrost.models.classifier import Classifier
 from permafrost.models.trained_weights import sha256_weights
+from permafrost.store.entries import EntryError, from_dict
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
@@ -21,8 +29,116 @@ if TYPE_CHECKING:
     from permafrost.loading.dataset import StoreDataset
     from permafrost.models.classifier import Classifier
     from permafrost.models.saved import TrainedModel
-    from permafrost.training.pareto import ParetoFront
     from permafrost.training.spec import TrainingSpec
+
+
+STEP = 0.005
+FOLDER = "pareto"
+FRONT_NAME = "front.json"
+_RIGHT = ("f1", "accuracy")
+_REASONS = ("epg", "iou")
+
+
+def pareto_front(points: Sequence[Sequence[float]], step: float = STEP) -> list[int]:
+    """Positions of the points that no other point dominates, with values compared in steps of `step`.
+
+    A point dominates another if it is at least as good in every value and better in one. Of equal points the first is
+    kept.
+    """
+    binned = [tuple(int(value / step + 1e-9) for value in point) for point in points]
+    front = []
+    for position, mine in enumerate(binned):
+        beaten = any(
+            all(theirs >= own for theirs, own in zip(other, mine, strict=True))
+            and (other != mine or earlier < position)
+            for earlier, other in enumerate(binned)
+            if earlier != position
+        )
+        if not beaten:
+            front.append(position)
+    return front
+
+
+class ParetoFront:
+    """Keeper of the weights of the epochs on the front, in <run>/pareto/."""
+
+    def __init__(self, folder: Path, evaluator: Callable[[Classifier], Mapping[str, Any]]) -> None:
+        """Set the folder of the run and the evaluator.
+
+        evaluator  function that returns a network's metrics on the split by which epochs are compared
+        """
+        self.folder = folder / FOLDER
+        self.evaluator = evaluator
+        self.members()  # a damaged file is an error before the training, not after an epoch
+
+    def __call__(self, model: Classifier, epoch: int) -> None:
+        """Evaluate the network after an epoch, keep it if it is on the front, and delete epochs that left the front."""
+        from safetensors.torch import save
+
+        metrics = self.evaluator(model)
+        right = next(name for name in _RIGHT if name in metrics)
+        point = {name: float(metrics[name]) for name in (right, *_REASONS) if name in metrics}
+        candidates = [c for c in self.members() if c["epoch"] != epoch]
+        own: dict[str, Any] = {"epoch": epoch, **point}
+        candidates.append(own)
+        kept = pareto_front([[c[name] for name in point] for c in candidates])
+        if len(candidates) - 1 in kept:
+            state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
+            own["sha256"] = write_atomically(self.folder / weights_name(epoch), save(state))
+        front = [candidates[position] for position in kept]
+        write_json(self.folder / FRONT_NAME, {"front": front})
+        wanted = {weights_name(c["epoch"]) for c in front}
+        for path in self.folder.glob("*.safetensors"):
+            if path.name not in wanted:
+                path.unlink()
+
+    def members(self) -> list[dict[str, Any]]:
+        """Members of the front so far, with epoch, metrics and the digest of their weights.
+
+        Raises DamagedFileError for wrong digests and types.
+        """
+        path = self.folder / FRONT_NAME
+        if not path.exists():
+            return []
+        advice = "delete it; the epochs before the next one are then not on the front"
+        values = read_json(path, advice)
+        try:
+            from_dict(_FrontFile, values)
+            for member in values["front"]:
+                from_dict(
+                    _Member, {"epg": None, "iou": None, "f1": None, "accuracy": None} | member
+                )
+        except EntryError as error:
+            raise damaged(path, error, advice) from error
+        front: list[dict[str, Any]] = values["front"]
+        return front
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """Entry of an epoch in front.json, of whose metrics a data set has some."""
+
+    epoch: int
+    sha256: str
+    f1: float | None
+    accuracy: float | None
+    epg: float | None
+    iou: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FrontFile:
+    """Entries of front.json."""
+
+    front: tuple[dict[str, Any], ...]
+
+
+def weights_name(epoch: int) -> str:
+    """Name of the file of an epoch's weights."""
+    return f"epoch-{epoch:04d}.safetensors"
+
+
+# ---- teach job -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +167,7 @@ class Teaching:
         distributed  ranks that share the cores of this machine, None if this process trains alone
         """
         from permafrost.loading.decode_threads import decode_threads_of
-        from permafrost.losses.build import build_loss
+        from permafrost.losses.base import build_loss
         from permafrost.training.spec import TrainingSpec
 
         teaching = self.config.teaching
@@ -103,7 +219,6 @@ class Teaching:
         if not isinstance(teaching, GuidedTeachingConfig) or teaching.pareto_split is None:
             return None
         from permafrost.evaluation.forward import EvaluatedModel, evaluate_split
-        from permafrost.training.pareto import ParetoFront
 
         dataset = self._dataset(store, teaching.pareto_split, decode_threads, with_regions=True)
         size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2

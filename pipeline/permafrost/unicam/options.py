@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from permafrost.config.evaluators import EVALUATORS, EvaluatorOptions
+from permafrost.config.evaluation import EVALUATORS, EvaluatorOptions
 from permafrost.config.options import Role
 from permafrost.core.errors import require
 

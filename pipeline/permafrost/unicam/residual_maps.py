@@ -1,4 +1,4 @@
-"""Evaluator `unicam`: maps of the features of one network beyond another, for a few records of a split (maps.py).
+"""Class embeddings, such as those of the class names by a text encoder, which take the place of one-hot labels.
 
 unicam-<split>.safetensors in the evaluation's folder contains, for each <x>_given_<y>/depth<d> (and, except for the
 objective, <x>_given_<y>/mean of several depths, with maps on the finest of their grids),
@@ -26,26 +26,15 @@ from torch import Tensor
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file, sha256_keys
-from permafrost.evaluation.context import EvaluationContext
-from permafrost.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
-from permafrost.evaluation.evaluators.probe_set import (
+from permafrost.evaluation.evaluator import EvaluationContext, Evaluator, Page, Quantity
+from permafrost.evaluation.probe_set import (
     LEAST_OF_A_CLASS,
     balanced_positions,
     check_probes,
     class_blocks,
     multi_hot_labels,
 )
-from permafrost.evaluation.metrics import LESS, MORE
-from permafrost.unicam.activations import (
-    NetworkActivations,
-    ProbeSplit,
-    check_depths,
-    collect_activations,
-    feature_of,
-    has_teacher_views,
-    teacher_views,
-)
-from permafrost.unicam.class_embeddings import load_class_embeddings
+from permafrost.evaluation.scores import LESS, MORE
 from permafrost.unicam.estimators import (
     MIN_RECORDS,
     label_features,
@@ -53,11 +42,53 @@ from permafrost.unicam.estimators import (
 from permafrost.unicam.maps import (
     REDUCTIONS,
     Bank,
+    NetworkActivations,
+    ProbeSplit,
+    check_depths,
+    collect_activations,
     explain_record,
+    feature_of,
+    has_teacher_views,
     mean_of_depths,
     reliability,
+    teacher_views,
 )
 from permafrost.unicam.options import UnicamOptions, wanted_pairs
+
+
+def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) -> Tensor | None:
+    """Load class embeddings f64 [K, e] from a .npy file, None if there is no path.
+
+    evaluator  name of the evaluator whose option `embeddings` is the path, for messages
+    """
+    if path is None:
+        return None
+    option = f"evaluate.{evaluator}.embeddings={path}"
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"{option} does not exist; correct the path, or set it to null for one-hot"
+        )
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ConfigError(
+            f"{option} is not a .npy file of numbers ({error}); write it with numpy.save"
+        ) from error
+    if not isinstance(values, np.ndarray):
+        raise ConfigError(f"{option} holds several arrays; write one of them with numpy.save")
+    if values.ndim != 2 or len(values) != num_classes:
+        raise ConfigError(
+            f"{option} has shape {values.shape}; it must have one row for each of the {num_classes} classes, in order"
+        )
+    if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise ConfigError(
+            f"{option} has values of type {values.dtype} that are not all finite numbers; write float32"
+        )
+    return torch.from_numpy(values.astype(np.float64))
+
+
+# ---- residual maps ---------------------------------------------------------------------------------
+
 
 NAME = "unicam"
 

@@ -16,17 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.evaluation.forward import EvaluatedModel, open_split
-from permafrost.evaluation.pictures import picture_maps
 from permafrost.evaluation.results import check_written
+from permafrost.evaluation.saved_records import picture_maps
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.loading.selection import rows_of_split
 from permafrost.models.saved import load_model
-from permafrost.report.evaluation import read_evaluation
 from permafrost.report.evaluator_sections import PictureFigure
-from permafrost.report.pictures import class_names, overlays, readable_classes
-from permafrost.report.results import StudentResult, of_first_seed
-from permafrost.report.tiles import PictureRow, picture_grid
+from permafrost.report.model_selection import read_evaluation
+from permafrost.report.pictures import (
+    PictureRow,
+    class_names,
+    overlays,
+    picture_grid,
+    readable_classes,
+)
+from permafrost.report.student_results import StudentResult, of_first_seed
 from permafrost.store.reader import Store
 
 EVALUATOR_NAME = "unicam"

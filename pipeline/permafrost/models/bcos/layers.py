@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.models.output import to_float32
+from permafrost.models.classifier import to_float32
 
 _CONV_EPS = 1e-6
 """Constant added to a patch's squared norm."""

@@ -1,0 +1,239 @@
+"""The payloads of a teacher pass: what each stores of a forward pass, and how it is encoded."""
+
+from __future__ import annotations
+
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.store import PAYLOADS, PassOptions
+from permafrost.core.records import FieldSpec
+from permafrost.losses.feature_kd import attention_fields, class_map_fields
+from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, Intermediates, ModelOutput
+from permafrost.models.explanations import explained_classes, explainer_named
+from permafrost.store.codecs import encode_maxabs, lowest_cosine
+
+
+class BatchInfo(NamedTuple):
+    """Keys and labels of the n records of a batch, from the index."""
+
+    keys: Sequence[str]
+    labels: Tensor
+    """Labels in the form of Batch."""
+
+
+class EncodedFields(NamedTuple):
+    """Stored form of one payload for a batch of n records."""
+
+    values: dict[str, NDArray[np.generic]]
+    """Field -> [n, *shape] of its FieldSpec."""
+    fidelity: dict[str, float]
+    """Lowest cosine between a record's values and their stored form, for each lossy field."""
+
+
+class Payload(Protocol):
+    """One kind of teacher output to store."""
+
+    @property
+    def intermediates(self) -> Intermediates:
+        """Intermediates of a forward pass that it needs in addition to logits and features."""
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        """Return the fields that it stores, given an example output."""
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        """Encode the fields of a batch. The values of a record depend on that record only."""
+
+
+# ---- logits ----------------------------------------------------------------------------------------
+
+
+class LogitsPayload:
+    """Field logits f16 [K]."""
+
+    intermediates = NO_INTERMEDIATES
+
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
+        pass
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        return [
+            FieldSpec(
+                name="logits", shape=(output.logits.shape[1],), dtype="float16", axes=("class",)
+            )
+        ]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        with np.errstate(over="ignore"):  # the annotator reports records whose logits overflow
+            stored = output.logits.detach().cpu().numpy().astype("float16")
+        return EncodedFields({"logits": stored}, {})
+
+
+# ---- explanation map -------------------------------------------------------------------------------
+
+
+class MapPayload:
+    """Fields map [E, A, h, w] with maximum absolute value 1, map_scale f32 [E] and explained_class i32 [E].
+
+    The classes are selected by the float32 logits and stored, because rounded logits may tie. If a record has fewer
+    than E classes, the last entries are NO_CLASS with a map of zeros.
+    """
+
+    intermediates = NO_INTERMEDIATES
+
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
+        self.dtype = config.map_dtype
+        self.explainer = explainer
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        example = torch.zeros(1, self.explainer.max_classes or 1, dtype=torch.int64)
+        maps = explainer_named(self.explainer.kind)(model, output, example.to(output.logits.device))
+        shape = tuple(maps.shape[1:])
+        return [
+            FieldSpec(
+                name="map",
+                shape=shape,
+                dtype=self.dtype,
+                codec="maxabs",
+                when_moved="warp",
+                frame="full",
+                axes=("explained", "channel", "y", "x"),
+            ),
+            FieldSpec(name="map_scale", shape=shape[:1], dtype="float32", axes=("explained",)),
+            FieldSpec(name="explained_class", shape=shape[:1], dtype="int32", axes=("explained",)),
+        ]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        labels = records.labels.to(output.logits.device)
+        classes = explained_classes(self.explainer, output.logits, labels, records.keys)
+        maps = explainer_named(self.explainer.kind)(model, output, classes)
+        values = maps.cpu().numpy()
+        stored, scale = encode_maxabs(values, self.dtype, axes=(2, 3, 4))
+        fields = {
+            "map": stored,
+            "map_scale": scale,
+            "explained_class": classes.cpu().numpy().astype("int32"),
+        }
+        flat = values.reshape(-1, *values.shape[2:])
+        return EncodedFields(fields, {"map": lowest_cosine(flat, stored.reshape(flat.shape))})
+
+
+# ---- intermediates ---------------------------------------------------------------------------------
+
+
+class _SpatialPayload(ABC):
+    """Base for fields [..., h, w] f16 with spatial maximum 1, and <field>_scale f32 [...] ([1] for a single map)."""
+
+    intermediates: ClassVar[Intermediates]
+
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
+        self.config = config
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        specs = []
+        for name, values in self.values(output).items():
+            shape = tuple(values.shape[1:])
+            owners = ("class",) * (len(shape) - 2)
+            specs.append(
+                FieldSpec(
+                    name=name,
+                    shape=shape,
+                    dtype="float16",
+                    codec="maxabs",
+                    when_moved="warp",
+                    frame="full",
+                    axes=(*owners, "y", "x"),
+                )
+            )
+            specs.append(
+                FieldSpec(
+                    name=f"{name}_scale",
+                    shape=shape[:-2] or (1,),
+                    dtype="float32",
+                    axes=owners or ("map",),
+                )
+            )
+        return specs
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        fields: dict[str, NDArray[np.generic]] = {}
+        fidelity = {}
+        for name, values in self.values(output).items():
+            array = values.cpu().numpy()
+            stored, scale = encode_maxabs(array, "float16", axes=(array.ndim - 2, array.ndim - 1))
+            fields |= {name: stored, f"{name}_scale": scale.reshape(len(array), -1)}
+            maps = array.reshape(-1, *array.shape[-2:])
+            fidelity[name] = lowest_cosine(maps, stored.reshape(maps.shape))
+        return EncodedFields(fields, fidelity)
+
+    @abstractmethod
+    def values(self, output: ModelOutput) -> dict[str, Tensor]:
+        """Compute the fields before encoding."""
+
+
+class AttentionPayload(_SpatialPayload):
+    """Fields attention_<stage> [h, w]: Q of attention transfer, 8 kB per record for a ResNet at 224 pixels."""
+
+    intermediates = Intermediates(stages=True)
+
+    def values(self, output: ModelOutput) -> dict[str, Tensor]:
+        return attention_fields(output)
+
+
+class ClassMapPayload(_SpatialPayload):
+    """Field class_maps [K, r, r]: the maps of all classes, pooled to annotate.class_map_size cells per side."""
+
+    intermediates = Intermediates(class_maps=True)
+
+    def values(self, output: ModelOutput) -> dict[str, Tensor]:
+        return {
+            name: F.adaptive_avg_pool2d(maps, self.config.class_map_size)
+            for name, maps in class_map_fields(output).items()
+        }
+
+
+# ---- pooled feature --------------------------------------------------------------------------------
+
+
+class FeaturePayload:
+    """Field pooled f16 [d], which has no spatial position and is not changed by a view's transform."""
+
+    intermediates = Intermediates(pooled=True)
+
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
+        pass
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        assert output.pooled is not None
+        return [
+            FieldSpec(
+                name="pooled", shape=(output.pooled.shape[1],), dtype="float16", axes=("feature",)
+            )
+        ]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        assert output.pooled is not None
+        values = output.pooled.detach().cpu().numpy()
+        with np.errstate(over="ignore", invalid="ignore"):  # the annotator reports overflows
+            stored = values.astype("float16")
+            fidelity = lowest_cosine(values, stored)
+        return EncodedFields({"pooled": stored}, {"pooled": fidelity})
+
+
+# ---- build -----------------------------------------------------------------------------------------
+
+
+def build_payloads(config: PassOptions, explainer: ExplainerConfig) -> list[Payload]:
+    """Build one payload for each of `annotate.payloads`, in that order."""
+    return [
+        pkgutil.resolve_name(PAYLOADS[name].implementation)(config, explainer)
+        for name in config.payloads
+    ]

@@ -1,0 +1,155 @@
+"""Other networks of an evaluation besides its model, each built once when an evaluator first needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.verbs import EvaluateConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import sha256_json
+from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import (
+    build_model,
+    freeze,
+    resolve_device,
+    teacher_input_size,
+    with_preprocessing,
+)
+from permafrost.models.saved import is_finished, load_model
+from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
+from permafrost.store.entries import StoreMismatchError
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.run_passes import first_made_pass
+
+
+class Networks:
+    """The teacher network and the students of other runs."""
+
+    def __init__(self, config: EvaluateConfig, store: Store, passes: Sequence[TeacherPass]) -> None:
+        self.config = config
+        self.store = store
+        self.passes = passes
+        self._students: dict[str, EvaluatedModel] = {}
+
+    def check_teacher(self, evaluator: str) -> None:
+        """Raise ConfigError unless `teacher` names the network that made the evaluated model's teacher pass.
+
+        evaluator  name of the evaluator that needs it, for the message
+        """
+        teacher = _named(self.config)
+        if teacher is None:
+            raise ConfigError(
+                f"evaluators={evaluator} needs the teacher network, but teacher.weights is not set; name the network "
+                "with teacher= and teacher.weights=, as for precompute"
+            )
+        check_made_pass(teacher, self.store, self.passes)
+
+    @cached_property
+    def described_teacher(self) -> dict[str, Any]:
+        """Description of the teacher from its pass, or from `teacher` if there is no pass."""
+        if self.passes:
+            return self.passes[0].manifest.teacher
+        teacher = _named(self.config)
+        return (
+            {} if teacher is None else describe_teacher(teacher, len(self.store.manifest.classes))
+        )
+
+    @cached_property
+    def teacher(self) -> EvaluatedModel:
+        """Network of `teacher`. Call `check_teacher` first."""
+        teacher = _named(self.config)
+        assert teacher is not None
+        return build_teacher(teacher, self.store, self.config.evaluate.device)
+
+    def check_student(self, option: str, run: str) -> dict[str, str]:
+        """Return path -> sha256 of the weights of another run's student, or raise ConfigError if there is none.
+
+        option  name of the option that names the run, for the message
+        """
+        folder = _student_folder(run)
+        if not is_finished(folder):
+            raise ConfigError(
+                f"{option}={run}: {folder} holds no finished student; run permafrost distill run={run}, "
+                "or name another run"
+            )
+        return {str(folder / MODEL_NAME): check_trained_weights(folder)}
+
+    def student(self, run: str) -> EvaluatedModel:
+        """Load the student of another run. Call `check_student` first."""
+        if run not in self._students:
+            model, trained = load_model(_student_folder(run))
+            device = resolve_device("evaluate.device", self.config.evaluate.device)
+            self._students[run] = EvaluatedModel(
+                network=model.to(device), input_size=trained.input_size
+            )
+        return self._students[run]
+
+
+def build_teacher(teacher: ModelConfig, store: Store, device: str) -> EvaluatedModel:
+    """Build a teacher as an evaluated model, frozen, at its input size."""
+    side = teacher_input_size(with_preprocessing(teacher, len(store.manifest.classes)))
+    model = freeze(build_model(teacher, len(store.manifest.classes)))
+    return EvaluatedModel(
+        network=model.to(resolve_device("evaluate.device", device)),
+        input_size=store.size if side is None else (side, side),
+    )
+
+
+def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[TeacherPass]) -> None:
+    """Raise StoreMismatchError unless the network made the first of the passes, if there are any."""
+    if not passes:
+        return
+    asked = describe_teacher(teacher, len(store.manifest.classes))
+    made = passes[0].manifest.teacher
+    if teacher.frame == "auto":  # whatever it was for the pass
+        asked["frame"] = made["frame"]
+        named = [name for name in ("mean", "std") if name in asked["preprocessing"]]
+        if teacher.input_size is not None:
+            named.append("input_size")
+        asked["preprocessing"] = made["preprocessing"] | {
+            name: asked["preprocessing"][name] for name in named
+        }
+    for name, value in asked.items():
+        if name == "dtype":  # evaluators run in float32, independent of the pass
+            continue
+        if sha256_json(made[name]) != sha256_json(value):
+            raise StoreMismatchError(
+                f"teacher= is not the network that made {passes[0].name}: its {name} is {_short(value)}, that of the "
+                f"pass is {_short(made[name])}; correct teacher= and teacher.weights=, or choose the pass with "
+                "store.teacher="
+            )
+
+
+def passes_of_teacher(
+    run: str, teacher: ModelConfig, store: Store, named: Sequence[TeacherPass]
+) -> list[TeacherPass]:
+    """Return the pass that a teacher made, among `named` or all passes of the store, or [] if the store has none.
+
+    run  run that keeps to one of several passes of the same weights
+    """
+    passes = list(named) or [store.open_pass(folder.name) for folder in store.pass_folders()]
+    if not passes:
+        return []
+    described = describe_teacher(teacher, len(store.manifest.classes))
+    own = first_made_pass(run, store, described["weights_sha256"], passes)
+    check_made_pass(teacher, store, own or passes)
+    return own
+
+
+def _named(config: EvaluateConfig) -> ModelConfig | None:
+    teacher = config.teacher
+    return None if isinstance(teacher, NoModelConfig) or teacher.weights is None else teacher
+
+
+def _student_folder(run: str) -> Path:
+    return RUNS / run / "distill"
+
+
+def _short(value: object) -> str:
+    return str(value)[:160]

@@ -1,0 +1,255 @@
+"""A fixed, class-balanced set of a split's records, and the layers in which networks are compared on it.
+
+    layer1, layer2, ...   ends of the stages, if they are known (models/classifier.py); for VGG before each pool
+    features              the explained layer, for networks whose stages are not known (EfficientNet, a ViT)
+    pooled                spatial average of the deepest of these layers
+    logits                for networks that have neither (a perceptron, a B-cos ViT)
+
+A comparison of features with labels needs several records per class: if all records have different classes, their
+labels are all equally far apart and carry no information. If a block of the set has no room for LEAST_OF_A_CLASS
+records of every class, it contains that many of some classes, drawn at random. The results are then conditional on
+these classes.
+
+Shape letters: B records, C channels, h w grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import sha256_keys
+from permafrost.core.records import NO_LABEL, multi_hot
+from permafrost.core.seeds import derive_seed
+from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.geometry import evaluation_view, view_images
+from permafrost.loading.selection import members_of_classes
+from permafrost.loading.transfer import iter_on_device
+from permafrost.models.classifier import Classifier, Intermediates
+
+POOLED = "pooled"
+_LOGITS = "logits"
+
+
+def activations(model: Classifier, images: Tensor) -> dict[str, Tensor]:
+    """Activations [B, C, h, w] of each layer except `pooled` for images [B, 3, H, W], or logits [B, K]."""
+    try:
+        output = model(images, Intermediates(stages=True))
+    except ConfigError:  # the stages of this network are not known
+        output = model(images)
+    if output.stages:
+        stages = enumerate(output.stages, start=1)
+        return {f"layer{number}": stage.output.detach() for number, stage in stages}
+    if model.explainer == "gradcam":
+        return {"features": output.features.detach()}
+    return {_LOGITS: output.logits.detach()}  # the features of such a network are its input
+
+
+def layer_features(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Features [B, p] of every layer: the flattened activations, and `pooled`."""
+    features = {name: values.flatten(1) for name, values in found.items()}
+    deepest = list(found.values())[-1]
+    return features if deepest.dim() == 2 else features | {POOLED: pool(deepest)}
+
+
+def pool(activation: Tensor) -> Tensor:
+    """Average an activation [B, C, h, w] over space: [B, C]."""
+    return activation.mean(dim=(2, 3))
+
+
+@torch.no_grad()
+def layer_names(model: EvaluatedModel) -> list[str]:
+    """Names of a network's layers from the finest to the deepest, found by a forward pass of one blank image."""
+    blank = torch.zeros(1, 3, *model.input_size, device=model.device)
+    return list(layer_features(activations(model.network, blank)))
+
+
+def pair_layers(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """Pair layers of one network with those of another, starting at the deepest.
+
+    If one network has more layers, its finest ones are left out.
+    """
+    paired = zip(reversed(own), reversed(others), strict=False)
+    return dict(reversed(list(paired)))
+
+
+def check_layers(
+    option: str, named: Mapping[str, str], own: Sequence[str], others: Sequence[str]
+) -> None:
+    """Raise ConfigError if an option names a layer that a network does not have."""
+    for title, names, known in (
+        ("the student", named.keys(), own),
+        ("the teacher", named.values(), others),
+    ):
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"{option} names {name}, which {title} does not have; its layers are: {', '.join(known)}"
+                )
+
+
+# ---- probe set -------------------------------------------------------------------------------------
+
+
+LEAST_OF_A_CLASS = 4
+"""Minimum number of records of each class in a block."""
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Positions of records in the dataset, in blocks within which records are compared."""
+
+    blocks: tuple[NDArray[np.int64], ...]
+    keys_sha256: str
+    """Hash of the record keys in their order."""
+
+    classes: int = 0
+    """Number of classes among its records."""
+
+    @property
+    def num_records(self) -> int:
+        return sum(map(len, self.blocks))
+
+
+def probe_set(
+    dataset: StoreDataset,
+    records: int,
+    block_records: int,
+    *seed: object,
+    classes_differ: bool = False,
+) -> ProbeSet:
+    """Select the first `records` of a balanced order, in near-equal blocks of at most `block_records`.
+
+    seed            parts of the seed that the order is drawn from
+    classes_differ  classes are compared by embeddings, so a block may contain one record of each
+    """
+    order = balanced_positions(dataset, *seed)
+    count = -(-min(records, len(order)) // block_records)
+    blocks = np.array_split(order[:records], count) if len(order) else []
+    if not classes_differ:
+        blocks = class_blocks(dataset, order, [len(block) for block in blocks], *seed) or blocks
+    chosen = np.concatenate([np.empty(0, np.int64), *blocks])
+    members = _by_class(dataset).values()
+    known = sum(np.isin(positions, chosen).any() for positions in members)
+    return ProbeSet(tuple(blocks), sha256_keys(dataset.keys_at(chosen)), int(known))
+
+
+def class_blocks(
+    dataset: StoreDataset,
+    order: NDArray[np.int64],
+    sizes: Sequence[int],
+    *seed: object,
+    least: int = LEAST_OF_A_CLASS,
+) -> list[NDArray[np.int64]] | None:
+    """Blocks of about these sizes with `least` records of each of their classes, or None if none are needed.
+
+    None means that all classes fit into each block, or that records have many labels.
+
+    Classes take turns in an order drawn from `seed`, so that consecutive blocks have different classes if possible.
+    Classes with one record are left out, and a class with fewer than `least` records contributes all of them. Blocks
+    end when less than half of the next one could be filled.
+
+    order  balanced positions; the records of a class are taken in this order
+    """
+    labels = dataset.label_numbers[order]
+    known = np.unique(labels)
+    if dataset.has_many_labels or len(known) * least <= min(sizes, default=0):
+        return None
+    generator = np.random.default_rng(derive_seed(*seed, "classes"))
+    waiting = {int(label): order[labels == label] for label in generator.permutation(known)}
+    blocks: list[NDArray[np.int64]] = []
+    for size in sizes:
+        parts: list[NDArray[np.int64]] = []
+        filled = 0
+        for label in list(waiting):
+            if filled >= size - 1:
+                break
+            taken, waiting[label] = np.split(waiting[label], [min(least, size - filled)])
+            if len(taken) > 1:
+                parts.append(taken)
+                filled += len(taken)
+            waiting[label] = waiting.pop(label)  # to the end of the queue
+        if len(parts) < 2 or filled < size / 2:
+            break
+        blocks.append(np.concatenate(parts))
+    return blocks
+
+
+def balanced_positions(dataset: StoreDataset, *seed: object) -> NDArray[np.int64]:
+    """Order the positions of all labeled records so that classes take turns, each class permuted by (seed, class).
+
+    Any consecutive part is as balanced as the class sizes allow. A record with many classes occurs once.
+    """
+    members = {}
+    for label, positions in _by_class(dataset).items():
+        positions = positions[np.argsort(np.asarray(dataset.keys_at(positions)))]
+        generator = np.random.default_rng(derive_seed(*seed, label))
+        members[label] = list(generator.permutation(positions))
+    order: list[int] = []
+    taken: set[int] = set()
+    while any(members.values()):
+        for waiting in members.values():
+            while waiting and waiting[0] in taken:
+                waiting.pop(0)
+            if waiting:
+                order.append(int(waiting.pop(0)))
+                taken.add(order[-1])
+    return np.array(order, np.int64)
+
+
+def _by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
+    """Positions of the records of each class."""
+    if dataset.has_many_labels:
+        labels, lengths = dataset.label_lists()
+        return members_of_classes(labels, np.repeat(np.arange(len(lengths)), lengths))
+    owners = np.flatnonzero(dataset.label_numbers != NO_LABEL)
+    return members_of_classes(dataset.label_numbers[owners], owners)
+
+
+def check_probes(
+    evaluator: str, dataset: StoreDataset, split: str, least: int, embeddings: str | None = None
+) -> None:
+    """Raise ConfigError unless the split has labels of two classes and at least `least` records.
+
+    evaluator   name of the evaluator, for the message
+    embeddings  name of the option for class embeddings; if given, two classes need two records each, because without
+                embeddings the labels of records of different classes are all equally far apart
+    """
+    classes = _by_class(dataset)
+    labeled = len(np.unique(np.concatenate(list(classes.values())))) if classes else 0
+    if len(classes) < 2 or labeled < least:
+        raise ConfigError(
+            f"evaluators={evaluator} compares with labels, but {split} has {labeled} labeled records in {len(classes)} "
+            f"class(es), and at least {least} in 2 classes are needed; name another split in evaluate.splits"
+        )
+    repeated = sum(len(members) > 1 for members in classes.values())
+    if embeddings is not None and not dataset.has_many_labels and repeated < 2:
+        raise ConfigError(
+            f"evaluators={evaluator} compares with labels, but {repeated} of the {len(classes)} classes of {split} "
+            "have more than one record, and at least 2 must; name another split in evaluate.splits, or set class "
+            f"embeddings with {embeddings}"
+        )
+
+
+def iter_views(
+    model: EvaluatedModel, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
+) -> Iterator[Tensor]:
+    """Iterate over images f32 [b, 3, H, W] of these positions in the model's evaluation view, on its device."""
+    on_host = iter_batches(dataset, options.batch_size, positions)
+    for _, batch in iter_on_device(on_host, model.device):
+        batch = evaluation_view(batch, options.frame, model.input_size)
+        yield view_images(batch, model.input_size)
+
+
+def multi_hot_labels(dataset: StoreDataset, positions: Sequence[int]) -> Tensor:
+    """Multi-hot labels f32 [n, K] of records, without reading images."""
+    num_classes = len(dataset.store.manifest.classes)
+    return multi_hot(dataset.labels_at(np.asarray(positions, np.int64)), num_classes)

@@ -1,0 +1,241 @@
+"""Scores of predictions and maps, and how they are shown: accuracy, agreement, groups, EPG and IoU.
+
+A study compares sets: in Waterbirds the groups on their usual background (in distribution, 0 and 3) and the others
+(out of distribution, 1 and 2). The paper does not state whether such a set weights its records or its groups
+equally, and groups differ in size, so both are reported.
+
+Both use positive attributions only, and compare maps with regions at the input's resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from permafrost.core.records import NO_GROUP, NO_LABEL, has_many, known, predict_labels
+from permafrost.losses.guided import MIN_ENERGY
+from permafrost.losses.kd import mld_loss
+
+
+class Metric(NamedTuple):
+    """Direction and display format of a metric."""
+
+    higher_is_better: bool | None = True
+    """Direction of improvement, None if neither higher nor lower is better."""
+    scale: float = 100.0
+    """Factor for display: 100 shows a fraction in per cent."""
+    digits: int = 3
+    """Decimal places of a metric that is not a fraction."""
+
+
+METRICS = {
+    "accuracy": Metric(),
+    "f1": Metric(),  # replaces accuracy if records have many labels
+    "worst_group_accuracy": Metric(),
+    "agreement": Metric(),
+    "kl_to_teacher": Metric(higher_is_better=False, scale=1.0),  # nats
+    "epg": Metric(),
+    "iou": Metric(),
+    "map_cosine": Metric(),
+}
+"""Metrics of forward.evaluate_split. Some need groups, regions or a teacher."""
+
+PLAIN = Metric(higher_is_better=None, scale=1.0)
+"""A metric for which neither higher nor lower is better."""
+MORE = Metric(scale=1.0)
+LESS = Metric(higher_is_better=False, scale=1.0)
+PER_CENT = Metric()
+LESS_PER_CENT = Metric(higher_is_better=False)
+COUNT = Metric(scale=1.0, digits=0)
+
+
+def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Flatten a split's metrics to numbers by name: accuracy, group_accuracy.0, <evaluator>.<quantity>.<layer>."""
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            numbers |= numbers_of(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[prefix + name] = value
+    return numbers
+
+
+def best_position(values: Sequence[float], metric: Metric) -> int:
+    """Position of the best value, the first of equal ones."""
+    sign = 1 if metric.higher_is_better else -1
+    return max(range(len(values)), key=lambda position: sign * values[position])
+
+
+# ---- groups ----------------------------------------------------------------------------------------
+
+
+def group_scores(
+    name: str, hits: Tensor, groups: Tensor, group_sets: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    """Shares of `hits` (bool [N]) in [0, 1] by group [N]. Groups and sets without a record are left out.
+
+    group_<name>             number of the group -> share
+    <set>_<name>             share over all records of the set's groups
+    <set>_mean_group_<name>  mean of the shares of the set's groups
+    """
+    present = torch.unique(groups[groups != NO_GROUP]).tolist()
+    shares = {group: _share(hits[groups == group]) for group in present}
+    scores: dict[str, Any] = {f"group_{name}": {str(g): share for g, share in shares.items()}}
+    for set_name, members in group_sets.items():
+        found = [group for group in members if group in shares]
+        if found:
+            inside = torch.isin(groups, torch.tensor(found))
+            scores[f"{set_name}_{name}"] = _share(hits[inside])
+            scores[f"{set_name}_mean_group_{name}"] = mean(shares[group] for group in found)
+    return scores
+
+
+def _share(hits: Tensor) -> float:
+    return float(hits.double().mean())
+
+
+# ---- agreement -------------------------------------------------------------------------------------
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of labeled records whose highest logit [N, K] is the label [N], nan if none is labeled."""
+    known = labels != NO_LABEL
+    return float((logits.argmax(dim=1) == labels)[known].double().mean())
+
+
+def majority_share(labels: Tensor) -> float | None:
+    """Share of the most frequent label among labeled records, None for records with many labels or without any.
+
+    labels  in the form of Batch
+    """
+    if has_many(labels):
+        return None
+    counts = labels[labels != NO_LABEL].bincount()
+    return float(counts.max() / counts.sum()) if len(counts) else None
+
+
+def f1(logits: Tensor, labels: Tensor) -> float:
+    """Micro F1 over all (record, class) pairs, 2 TP / (2 TP + FP + FN), where a class is positive if its logit is >= 0.
+
+    The result is nan if there is neither a label nor a positive class.
+
+    logits  [N, K]
+    labels  f32 [N, K], records with unknown labels are left out
+    """
+    counted = known(labels)
+    positive, present = logits[counted] >= 0, labels[counted] > 0
+    hits = (positive & present).sum().double()
+    return float(2 * hits / (positive.sum() + present.sum()))
+
+
+def label_scores(
+    logits: Tensor,
+    labels: Tensor,
+    groups: Tensor,
+    group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Accuracy of logits [N, K], overall and by group [N] and group set, or f1 if a record has many labels."""
+    if has_many(labels):
+        return {"f1": f1(logits, labels)}
+    counted = labels != NO_LABEL
+    right = (logits.argmax(dim=1) == labels)[counted]
+    of_groups = group_scores("accuracy", right, groups[counted], group_sets)
+    worst = min(of_groups["group_accuracy"].values(), default=None)
+    scores = {"accuracy": accuracy(logits, labels), **of_groups}
+    return scores if worst is None else scores | {"worst_group_accuracy": worst}
+
+
+def teacher_scores(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    groups: Tensor,
+    group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Agreement and KL of two networks' logits [N, K], agreement also by group [N], and the teacher's own accuracy."""
+    many = has_many(labels)
+    scores = {
+        "agreement": agreement(student_logits, teacher_logits, many=many),
+        "kl_to_teacher": kl_to_teacher(student_logits, teacher_logits, many=many),
+    }
+    if many:
+        return scores | {"teacher_f1": f1(teacher_logits, labels)}
+    same = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
+    return {
+        **scores,
+        **group_scores("agreement", same, groups, group_sets),
+        "teacher_accuracy": accuracy(teacher_logits, labels),
+    }
+
+
+def agreement(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
+    """Share of records for which both networks have the same top-1 class (e2KD eq. 4), independent of the labels.
+
+    many  records have many labels, a case that the paper leaves open: compare the sets of positive classes
+    """
+    student, teacher = (
+        predict_labels(logits, many=many) for logits in (student_logits, teacher_logits)
+    )
+    same = student == teacher
+    return float((same.all(dim=1) if many else same).double().mean())
+
+
+def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
+    """Mean KL(teacher || student) of the class probabilities, in nats.
+
+    many  treat each class separately: the sum of the Bernoulli divergences over classes
+    """
+    if many:
+        return float(mld_loss(student_logits.double(), teacher_logits.double(), tau=1.0))
+    student = F.log_softmax(student_logits.double(), dim=1)
+    teacher = F.log_softmax(teacher_logits.double(), dim=1)
+    return float(F.kl_div(student, teacher, reduction="batchmean", log_target=True))
+
+
+# ---- localization ----------------------------------------------------------------------------------
+
+
+def energy_pointing_game(maps: Tensor, regions: Tensor) -> Tensor:
+    """Share of each map's positive mass inside its region (Wang et al. 2020), [n].
+
+    maps     [n, H, W]
+    regions  bool [n, H, W]
+    """
+    positive = maps.clamp(min=0)
+    total = positive.sum(dim=(1, 2))
+    inside = (positive * regions).sum(dim=(1, 2))
+    return torch.where(total < MIN_ENERGY, 0.0, inside / total.clamp(min=MIN_ENERGY))
+
+
+def uniform_score(regions: Tensor) -> Tensor:
+    """EPG and IoU of a uniform map, the chance level of both: the share of the area inside each region, [n].
+
+    regions  bool [n, H, W]
+    """
+    return regions.float().mean(dim=(1, 2))
+
+
+def localization_iou(maps: Tensor, regions: Tensor, threshold: float) -> Tensor:
+    """Intersection over union of each region and {map scaled to [0, 1] > threshold}, [n].
+
+    A constant positive map covers everything. The IoU of an empty union is 0.
+    """
+    positive = maps.clamp(min=0)
+    low, high = positive.amin(dim=(1, 2), keepdim=True), positive.amax(dim=(1, 2), keepdim=True)
+    low = torch.where(low == high, 0.0, low)
+    scaled = (positive - low) / torch.where(high > low, high - low, 1.0)
+    chosen = scaled > threshold
+    intersection = (chosen & regions).sum(dim=(1, 2))
+    union = (chosen | regions).sum(dim=(1, 2))
+    return intersection / union.clamp(min=1)
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Upsample maps [n, h, w] bilinearly to (H, W) `size`: [n, H, W]."""
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]

@@ -1,0 +1,405 @@
+"""Differentiable explanations of a model's logits, with the same code for teacher and student.
+
+The selection depends only on the record: its logits, its labels and its key.
+
+    alpha_k = mean_ij dz_c / dA_k,    map = relu(sum_k alpha_k A_k)
+
+If the head depends on A only through its average g, dz_c / dA is h_c(g) / (h w) at every position, and
+
+    map = relu(sum_k h_k A_k) / (h w)
+
+needs no second backward pass: h is W[c] for a linear head, and a function of g if a layer norm precedes it. Every
+other head is differentiated by autograd. Only the head is differentiated, so the trunk's graph is used only for the
+gradients of a student.
+
+    W_c(x) = dz_c / dx with every factor of the layers held constant,    sum W_c(x) x = z_c - bias
+
+W decomposes the whole logit over six channels of each pixel (for a ViT, except the contribution of its position
+embedding). e2KD compares W itself. M = sum over channels of W x localizes the contributions to a logit.
+"""
+
+from __future__ import annotations
+
+import logging
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
+from permafrost.config.options import resolve_implementation
+from permafrost.config.store import PassOptions
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.records import NO_CLASS, multi_hot
+from permafrost.core.seeds import derive_seed
+from permafrost.models.bcos.provider import BcosClassifier
+from permafrost.models.classifier import (
+    NO_INTERMEDIATES,
+    Classifier,
+    GapLinear,
+    GapNormLinear,
+    Intermediates,
+    ModelOutput,
+    to_float32,
+)
+from permafrost.store.reader import Store
+
+ClassChoice = Callable[[Any, Tensor, Tensor, Sequence[str]], Tensor]
+"""(explainer config, logits [B, K], labels in the form of Batch, keys) -> i64 [B, E], NO_CLASS after the last one."""
+
+
+def explained_classes(
+    config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]
+) -> Tensor:
+    """Select the classes that a teacher with these logits [B, K] explains: i64 [B, E], NO_CLASS after the last one.
+
+    Several classes are ordered by descending logit. For a record without labels, choices by label select none. The
+    function does not synchronize with the device.
+    """
+    return CLASS_CHOICES[config.explained_classes](config, logits.detach(), labels, keys)
+
+
+def _top1(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+    return logits.argmax(dim=1, keepdim=True)
+
+
+def _topk(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+    return logits.sort(dim=1, descending=True, stable=True).indices[:, : config.max_classes]
+
+
+def _all_gt(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+    own = multi_hot(labels, logits.shape[1]) > 0
+    scores = logits.masked_fill(~own, -torch.inf)
+    highest, classes = scores.sort(dim=1, descending=True, stable=True)
+    return classes.masked_fill(highest == -torch.inf, NO_CLASS)[:, : config.max_classes]
+
+
+def _sample_gt(
+    config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]
+) -> Tensor:
+    own = multi_hot(labels, logits.shape[1]) > 0
+    count = own.sum(dim=1)
+    seeds = torch.tensor([derive_seed(config.seed, "explained class", key) for key in keys])
+    if logits.is_cuda:
+        seeds = seeds.pin_memory()  # a copy from pageable memory would synchronize with the device
+    drawn = seeds.to(logits.device, non_blocking=True) % count.clamp(min=1)
+    chosen = own & (own.cumsum(dim=1) == drawn[:, None] + 1)
+    return torch.where(count > 0, chosen.byte().argmax(dim=1), NO_CLASS)[:, None]
+
+
+CLASS_CHOICES: dict[str, ClassChoice] = {
+    "top1": _top1,
+    "topk": _topk,
+    "all_gt": _all_gt,
+    "sample_gt": _sample_gt,
+}
+
+
+def resolve_explainer(config: ExplainerConfig, store: Store, num_classes: int) -> ExplainerConfig:
+    """Return the options with E filled in, for a teacher with `num_classes` outputs on a store's records.
+
+    Raises ConfigError if the store lacks the labels that the choice needs.
+    """
+    chosen = f"explainer.explained_classes={config.explained_classes}"
+    if config.explained_classes in ("all_gt", "sample_gt"):
+        classes = len(store.manifest.classes)
+        require(
+            num_classes == classes,
+            f"{chosen} needs labels, but the teacher's {num_classes} classes are not the {classes} of the data; "
+            "set explainer.explained_classes=top1",
+        )
+        most = store.index.most_labels()
+        require(
+            most > 0,
+            f"{chosen} needs labels, but {store.path} has none; set explainer.explained_classes=top1",
+        )
+        if config.explained_classes == "all_gt" and config.max_classes is None:
+            return replace(config, max_classes=min(most, num_classes))
+    require(
+        config.max_classes is None or config.max_classes <= num_classes,
+        f"explainer.max_classes={config.max_classes} must be <= {num_classes}, the number of the teacher's classes",
+    )
+    return config
+
+
+# ---- grids -----------------------------------------------------------------------------------------
+
+
+logger = logging.getLogger("permafrost.explainers")
+
+Grid = tuple[int, int]
+"""(rows, columns)."""
+
+_MOST_TIMES_COARSER = 4
+
+
+@torch.no_grad()
+def map_grid(model: Classifier, input_size: Grid) -> Grid:
+    """Grid of a network's explanations for images of (height, width) `input_size`.
+
+    It is the grid of the features for GradCAM, and that of the input for B-cos weights.
+    """
+    if model.explainer != "gradcam":
+        return input_size
+    was_training = model.training
+    device = next(model.parameters()).device
+    features = model.eval()(torch.zeros(1, 3, *input_size, device=device)).features
+    model.train(was_training)
+    return features.shape[-2], features.shape[-1]
+
+
+def require_places(grid: Grid, input_size: Grid, whose: str, recovery_hint: str) -> None:
+    """Raise ConfigError for a grid of one cell, which cannot localize.
+
+    whose, recovery_hint  parts of the message
+    """
+    if max(grid) == 1:
+        raise ConfigError(
+            f"{whose} have a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, and one cell "
+            f"cannot localize anything; {recovery_hint}, or disable explanations with method.lambda_map=0"
+        )
+
+
+def warn_of_coarse_grid(student: Grid, teacher: Grid) -> None:
+    """Log a warning if one grid is more than four times coarser than the other."""
+    ratios = [a / b for a, b in zip(student, teacher, strict=True)]
+    if max(*ratios, *(1 / ratio for ratio in ratios)) > _MOST_TIMES_COARSER:
+        logger.warning(
+            "explanations of the student have a grid of %dx%d cells, those of the teacher %dx%d; the coarser grid "
+            "limits how much the student can learn from them, see augment.size and the networks' strides",
+            *student,
+            *teacher,
+        )
+
+
+# ---- explain ---------------------------------------------------------------------------------------
+
+
+Explainer = Callable[[Any, Any, Tensor], Tensor]
+"""(model, its output, explained_class [B, E]) -> maps [B, E, A, h, w] on the model's own grid."""
+
+DEFAULT_EXPLAINER = "gradcam"
+"""Explainer of a student that is trained on labels only and not compared with a teacher."""
+
+
+def explainer_named(kind: str) -> Explainer:
+    """Return the explainer of that name in config.explainers.EXPLAINERS."""
+    explainer: Explainer = resolve_implementation(EXPLAINERS[kind])
+    return explainer
+
+
+def attribution_named(kind: str) -> Explainer:
+    """Return an explainer's maps [B, E, 1, h, w] of contributions to a class, which are comparable with a region."""
+    name = EXPLAINERS[kind].attribution
+    attribution: Explainer = pkgutil.resolve_name(name) if name else explainer_named(kind)
+    return attribution
+
+
+def needs_graph(model: Classifier) -> bool:
+    """Return whether the model's maps are gradients through the whole network, which need the graph of its pass."""
+    return EXPLAINERS[model.explainer].needs_graph
+
+
+def pass_precision(config: PassOptions, explainer: ExplainerConfig) -> str:
+    """Return the precision of the forward passes of a pass with these options.
+
+    Maps are computed in float32. If they are gradients through the whole network, that takes a float32 pass of it,
+    which then is the only one.
+    """
+    return "float32" if "map" in config.payloads and explainer.needs_graph else config.precision
+
+
+def forward_to_explain(
+    model: Classifier, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
+) -> ModelOutput:
+    """Run one forward pass of a model for both its logits and its maps, also inside no_grad.
+
+    The graph is recorded if maps are gradients with respect to the input, which would otherwise need a second pass. In
+    that case the logits hold the graph, so detach the tensors that are kept.
+
+    images         f32 [B, 3, H, W] in [0, 1]
+    intermediates  additional outputs of the pass
+    """
+    recorded = torch.is_grad_enabled() or needs_graph(model)
+    with torch.set_grad_enabled(recorded):
+        output: ModelOutput = model(images, intermediates)
+    return output
+
+
+# ---- gradcam ---------------------------------------------------------------------------------------
+
+
+def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
+    """Compute maps of the given classes on the features' grid, in float32 or wider.
+
+    output           output of `model`, with or without its graph
+    explained_class  i64 [B, E], where a negative entry results in a zero map
+    returns          [B, E, 1, h, w], >= 0
+    """
+    if model.explainer != "gradcam":
+        raise ConfigError(
+            f"explainer=gradcam explains the features of a layer, but those of {type(model.network).__name__} are its "
+            f"input; set explainer={model.explainer}"
+        )
+    with torch.autocast(output.features.device.type, enabled=False):
+        features = _widen(output.features)
+        match model.head:
+            case GapLinear(linear):
+                return gradcam_from_head(features, _widen(linear.weight), explained_class)
+            case GapNormLinear(norm, linear):
+                class_weight = norm_class_weight(features, norm, linear, explained_class)
+                return _weighted_maps(features, class_weight, explained_class)
+        class_weight = _autograd_class_weight(model, output, explained_class)
+        return _weighted_maps(features, class_weight, explained_class)
+
+
+def gradcam_from_head(features: Tensor, weight: Tensor, explained_class: Tensor) -> Tensor:
+    """Compute the closed form for a linear head from features [B, C, h, w], weight [K, C] and classes [B, E]."""
+    return _weighted_maps(features, weight[explained_class.clamp(min=0)], explained_class)
+
+
+def norm_class_weight(
+    features: Tensor, norm: nn.LayerNorm, linear: nn.Linear, explained_class: Tensor
+) -> Tensor:
+    """Compute dz_c / dg [B, E, C] of z = linear(norm(g)), g the features' average, differentiable in all inputs."""
+    average = features.mean(dim=(2, 3))[:, None]  # [B, 1, C]
+    scale = (average.var(dim=2, keepdim=True, correction=0) + norm.eps).sqrt()
+    normalized = (average - average.mean(dim=2, keepdim=True)) / scale
+    weight = _widen(linear.weight)[explained_class.clamp(min=0)]  # [B, E, C]
+    if norm.weight is not None:
+        weight = weight * _widen(norm.weight)
+    along = (weight * normalized).mean(dim=2, keepdim=True)
+    return (weight - weight.mean(dim=2, keepdim=True) - normalized * along) / scale
+
+
+def _autograd_class_weight(
+    model: Classifier, output: ModelOutput, explained_class: Tensor
+) -> Tensor:
+    """Compute h w times alpha, [B, E, C], by differentiating the head.
+
+    If no gradients are recorded (a frozen teacher, an evaluation), the head runs again on detached features.
+    """
+    if torch.is_inference_mode_enabled() or output.features.is_inference():
+        raise RuntimeError(
+            "GradCAM differentiates this head, which inference_mode forbids; use torch.no_grad()"
+        )
+    create_graph = torch.is_grad_enabled() and output.logits.requires_grad
+    features, logits = output.features, output.logits
+    with torch.enable_grad():
+        if not features.requires_grad:
+            dtype = next(model.parameters()).dtype
+            features = features.to(dtype).detach().requires_grad_()
+            context = None if output.context is None else output.context.to(dtype)
+            logits = model.forward_head(features, context)
+        weights = []
+        for classes in explained_class.clamp(min=0).T:
+            score = logits.gather(1, classes[:, None]).sum()
+            (gradient,) = torch.autograd.grad(
+                score, features, create_graph=create_graph, retain_graph=True
+            )
+            weights.append(_widen(gradient).sum(dim=(2, 3)))
+    return torch.stack(weights, dim=1)
+
+
+def _weighted_maps(features: Tensor, class_weight: Tensor, explained_class: Tensor) -> Tensor:
+    """Compute relu(sum_k class_weight_k features_k) / (h w) [B, E, 1, h, w], zero where a class is negative."""
+    h, w = features.shape[-2:]
+    maps = torch.einsum("bec,bchw->behw", class_weight, features).relu() / (h * w)
+    return (maps * (explained_class >= 0)[:, :, None, None]).unsqueeze(2)
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    """Convert half precision to float32. Other tensors are returned as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+# ---- bcos weights ----------------------------------------------------------------------------------
+
+
+_LIFT = 2.0**12
+"""Power of two that scales the gradient of a float16 pass above its underflow, and is exact in every other dtype."""
+_CHANNELS = 6
+_TINY = 1e-12
+_OPAQUE_QUANTILE = 0.995
+"""Quantile of the norms of W at and above which a picture is opaque."""
+
+
+def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
+    """Compute W of the given classes, float32 or wider, with a graph to the parameters if they are trained.
+
+    output           output of `model`, with or without its graph, so one forward pass is enough for logits and W
+    explained_class  i64 [B, E], where a negative entry results in a zero map
+    returns          [B, E, 6, H, W], signed
+    """
+    if not isinstance(model, BcosClassifier):
+        raise ConfigError(
+            f"explainer=bcos_weights explains B-cos networks (teacher=bcos, student=bcos), not "
+            f"{type(model.network).__name__}; set explainer={model.explainer}, or choose B-cos networks for both"
+        )
+    features, logits = output.features, output.logits
+    if torch.is_inference_mode_enabled() or features.is_inference():
+        raise RuntimeError(
+            "explainer=bcos_weights computes a gradient, which inference_mode forbids; use torch.no_grad()"
+        )
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())
+    with torch.enable_grad():
+        if not (features.requires_grad and logits.requires_grad):
+            # No graph was recorded (a frozen teacher, an evaluation), so run again in the parameters' precision.
+            features = features.detach().to(next(model.parameters()).dtype).requires_grad_()
+            with torch.autocast(features.device.type, enabled=False):
+                logits = model.forward_head(features, None)
+        weights = []
+        for classes in explained_class.clamp(min=0).T:
+            score = _LIFT * logits.gather(1, classes[:, None]).sum()
+            with model.mode():
+                (weight,) = torch.autograd.grad(
+                    score, features, create_graph=trained, retain_graph=True
+                )
+            weights.append(to_float32(weight) / _LIFT)
+    maps = torch.stack(weights, dim=1)
+    return maps * (explained_class >= 0)[:, :, None, None, None]
+
+
+def bcos_contributions(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
+    """Compute `contribution_map` of `bcos_weights`, with a graph to the parameters if they are trained."""
+    maps = bcos_weights(model, output, explained_class)
+    return contribution_map(maps, output.features.detach())
+
+
+def is_bcos_weights(maps: Tensor) -> bool:
+    """Return whether maps [B, E, A, h, w] are B-cos weights W, the only explanation with six channels."""
+    return maps.shape[2] == _CHANNELS
+
+
+def contribution_map(maps: Tensor, features: Tensor) -> Tensor:
+    """Compute M = sum over channels of W x, the signed contribution of each position to the logit.
+
+    maps      W [B, E, 6, H, W]
+    features  x [B, 6, H, W]
+    returns   [B, E, 1, H, W], signed
+    """
+    return (maps * features[:, None]).sum(dim=2, keepdim=True)
+
+
+def color_picture(maps: Tensor, features: Tensor, smooth: int = 0) -> Tensor:
+    """Render W as a picture in [0, 1], RGBA [B, E, H, W, 4], with the colors that W responds to.
+
+    A position is transparent if its contribution is negative, and opaque where W is largest.
+
+    maps      W [B, E, 6, H, W]
+    features  x [B, 6, H, W]
+    smooth    odd side in pixels of the box filter over opacities, 0 to disable
+    """
+    against = contribution_map(maps, features).squeeze(2) < 0  # [B, E, H, W]
+    positive = (maps / (maps.abs().amax(dim=2, keepdim=True) + _TINY)).clamp(min=0)
+    color = positive[:, :, :3] / (positive[:, :, :3] + positive[:, :, 3:] + _TINY)
+    alpha = maps.norm(dim=2).masked_fill(against, 0.0)
+    if smooth:
+        alpha = F.avg_pool2d(alpha, smooth, stride=1, padding=(smooth - 1) // 2)
+    opaque = alpha.flatten(2).quantile(_OPAQUE_QUANTILE, dim=2)[:, :, None, None]
+    alpha = (alpha / opaque.clamp(min=_TINY)).clamp(0, 1)
+    return torch.cat([color, alpha.unsqueeze(2)], dim=2).movedim(2, 4)

@@ -1,0 +1,332 @@
+"""Results of the students of a report, read from their runs."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.points import Point, point_label
+from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
+from permafrost.config.verbs import ReportConfig
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.signed_files import damaged, read_json
+from permafrost.evaluation.results import (
+    METRICS_NAME,
+    NETWORK_EVALUATION,
+    TEACHER_EVALUATION,
+    evaluation_folder,
+    evaluations_against,
+    read_results,
+)
+from permafrost.evaluation.scores import numbers_of
+from permafrost.models.saved import is_finished
+from permafrost.store.entries import EntryError, from_dict, require_inside
+
+_OWN_FILES = {f"report.{kind}" for kind in ("yaml", "html", "json", "csv")}
+"""Files of a run that the report itself writes."""
+_NAMED = 20
+"""Largest number of runs that a message names."""
+
+
+class UnknownRunError(UserError, ValueError):
+    """Report of a run that does not exist."""
+
+
+def check_run(run: str) -> None:
+    """Raise UnknownRunError unless the run has any output, or is the default, for a report of the store alone."""
+    if run == ReportConfig.run or _has_output(RUNS / run):
+        return
+    _remove_own(RUNS / run)
+    known = sorted(p.name for p in RUNS.glob("*") if _has_output(p))
+    named = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
+    raise UnknownRunError(
+        f"{RUNS / run} does not exist; the runs in {RUNS.absolute()} are: {named or 'none'}; correct run=, or leave it "
+        "out for a report of the store alone"
+    )
+
+
+def _has_output(folder: Path) -> bool:
+    return folder.is_dir() and any(path.name not in _OWN_FILES for path in folder.iterdir())
+
+
+def _remove_own(folder: Path) -> None:
+    """Remove what the command line has already written for a misspelled run."""
+    for name in _OWN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir():
+        folder.rmdir()
+
+
+# ---- results ---------------------------------------------------------------------------------------
+
+
+SWEEP_NAME = "sweep.json"
+ALL_SPLITS = "all"
+"""Split name in a column's source for the mean over all splits, weighted by their records."""
+
+logger = logging.getLogger("permafrost.report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentResult:
+    """Results of one finished student."""
+
+    arm: str
+    label: str
+    """Arm, followed by the point of the grid if the arm has several."""
+    point: Point = field(default_factory=dict)
+    seed: int | None
+    """None for a network that the run has not trained."""
+    folder: Path
+    metrics: dict[str, dict[str, Any]]
+    """Metrics by split, as written by evaluate; empty for a student that was not evaluated yet."""
+    against: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Metrics by split of each evaluation against a named pass (evaluate.against)."""
+    evaluation_name: str = evaluation_folder(None)
+    """Name of the folder of the records and pictures to show, that of `metrics` if there are any."""
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the evaluation."""
+        return self.folder / self.evaluation_name
+
+    @property
+    def evaluations(self) -> list[str]:
+        """Names of the folders of all its evaluations."""
+        return [self.evaluation_name, *map(evaluation_folder, self.against)]
+
+    @property
+    def is_evaluated(self) -> bool:
+        """True if there is any evaluation."""
+        return bool(self.metrics or self.against)
+
+    @cached_property
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Numbers by split and metric, with nested metrics named <evaluator>.<metric>.
+
+        Those of an evaluation against a named pass are <metric>@<pass>.
+        """
+        numbers = {split: numbers_of(metrics) for split, metrics in self.metrics.items()}
+        for teacher, splits in self.against.items():
+            for split, metrics in splits.items():
+                found = numbers_of(metrics)
+                numbers.setdefault(split, {"records": found["records"]})
+                numbers[split] |= {f"{name}@{teacher}": value for name, value in found.items()}
+        return numbers
+
+    @property
+    def sources(self) -> list[str]:
+        """All sources that a column can name for this student."""
+        return sorted(
+            f"{split}.{name}" for split, metrics in self.numbers.items() for name in metrics
+        )
+
+    def find(self, source: str) -> float | None:
+        """Return the metric that `source` names as <split>.<metric> or all.<metric>, or None if it does not exist.
+
+        all is the mean over the splits of the evaluation, which for <metric>@<pass> is the one against that pass.
+        """
+        split, _, name = source.partition(".")
+        splits: Iterable[str] = [split]
+        if split == ALL_SPLITS:
+            splits = self.against.get(name.partition("@")[2], self.metrics)
+        chosen = [self.numbers.get(split, {}) for split in splits]
+        if not chosen or any(name not in metrics for metrics in chosen):
+            return None
+        records = sum(metrics["records"] for metrics in chosen)
+        return float(sum(metrics[name] * metrics["records"] for metrics in chosen) / records)
+
+
+def load_results(run: str, others: Sequence[str] = ()) -> list[StudentResult]:
+    """Load the students of a run in the order of its sweep, then those of other runs, or [] if there are none.
+
+    A student that was distilled without a sweep may not have been evaluated yet; then its metrics are empty.
+
+    others  sweeps, or runs of one student each; an arm whose name is already used is prefixed with the name of its run
+    """
+    results: list[StudentResult] = []
+    if (RUNS / run / SWEEP_NAME).exists():
+        results = _of_run(run)
+    elif is_finished(RUNS / run / "distill"):
+        results = [_load_student(run, must_be_evaluated=False)]
+    elif not others and load_network(run) is None:
+        check_run(run)
+        logger.info(
+            "%s has neither a sweep nor a finished student, so the report shows only the store",
+            RUNS / run,
+        )
+    for other in others:
+        known = {result.label for result in results}
+        for result in _of_run(other):
+            label = f"{other}: {result.label}" if result.label in known else result.label
+            results.append(replace(result, label=label))
+    return results
+
+
+def by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:
+    """Split students that were evaluated several times into one result per evaluation, labeled by its pass."""
+    split = []
+    for result in results:
+        if result.metrics or not result.against:
+            split.append(replace(result, against={}))
+        for teacher, metrics in result.against.items():
+            split.append(
+                replace(
+                    result,
+                    label=f"{result.label} against {teacher}",
+                    metrics=metrics,
+                    against={},
+                    evaluation_name=evaluation_folder(teacher),
+                )
+            )
+    return split
+
+
+def of_first_seed(results: Sequence[StudentResult]) -> list[StudentResult]:
+    """Return the students of the first one's seed, and all networks that the run has not trained."""
+    return [result for result in results if result.seed in (None, results[0].seed)]
+
+
+def load_teacher(run: str) -> StudentResult | None:
+    """Load the teacher's results of runs/<run>/evaluate-teacher (evaluate model=teacher), or None if there are none."""
+    return _load_untrained(run, "teacher", TEACHER_EVALUATION)
+
+
+def load_network(run: str) -> StudentResult | None:
+    """Load the results of runs/<run>/evaluate-network (evaluate model=network), or None if there are none."""
+    return _load_untrained(run, "given network", NETWORK_EVALUATION)
+
+
+def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult | None:
+    """Load the results of a network that the run has not trained."""
+    path = RUNS / run / evaluation_name / METRICS_NAME
+    if not path.exists():
+        return None
+    return StudentResult(
+        arm=label,
+        label=label,
+        seed=None,
+        folder=RUNS / run,
+        metrics=_metrics(path),
+        evaluation_name=evaluation_name,
+    )
+
+
+def _load_student(run: str, *, must_be_evaluated: bool) -> StudentResult:
+    """Load a student that was distilled without a sweep."""
+    seed = read_config(_config_of(run), DistillConfig).get("seed", DistillConfig.seed)
+    row = {"arm": run, "run": run, "seed": seed, "point": {}}
+    return _load_result(row, several=False, must_be_evaluated=must_be_evaluated)
+
+
+def _of_run(run: str) -> list[StudentResult]:
+    path = RUNS / run / SWEEP_NAME
+    if not path.exists():
+        return [_load_student(run, must_be_evaluated=True)]
+    rows = read_sweep(run)["runs"]
+    points = defaultdict(set)
+    for row in rows:
+        points[row["arm"]].add(point_label(row["point"]))
+    return [_load_result(row, several=len(points[row["arm"]]) > 1) for row in rows]
+
+
+def read_sweep(run: str) -> dict[str, Any]:
+    """Read sweep.json of a run. Raises DamagedFileError for wrong digests and types."""
+    path = RUNS / run / SWEEP_NAME
+    advice = "delete it, and run the same permafrost sweep again, which keeps its students"
+    values = read_json(path, advice)
+    try:
+        checked = from_dict(_SweepFile, {"select": None, "candidates": None, **values})
+        for row in (*checked.runs, *(checked.candidates or ())):
+            require_inside(row.run)
+    except EntryError as error:
+        raise damaged(path, error, advice) from error
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SweepRow:
+    """Row of a student in sweep.json."""
+
+    arm: str
+    point: dict[str, Any]
+    seed: int
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CandidateRow(_SweepRow):
+    """Row of a student that was compared with others."""
+
+    value: float
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SweepFile:
+    """Entries of sweep.json."""
+
+    runs: tuple[_SweepRow, ...]
+    select: str | None
+    candidates: tuple[_CandidateRow, ...] | None
+
+
+def _config_of(run: str) -> Path:
+    path = RUNS / run / "distill" / CONFIG_NAME
+    if not path.exists():
+        raise ConfigError(
+            f"report.runs names {run}, but {RUNS / run} contains neither a sweep nor a student; correct report.runs"
+        )
+    return path
+
+
+def _load_result(
+    row: dict[str, Any], several: bool, *, must_be_evaluated: bool = True
+) -> StudentResult:
+    folder = RUNS / row["run"]
+    path = folder / evaluation_folder(None) / METRICS_NAME
+    against = {teacher: _metrics(found) for teacher, found in evaluations_against(folder).items()}
+    if must_be_evaluated and not against and not path.exists():
+        raise ConfigError(
+            f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again"
+        )
+    shown = None if path.exists() else next(iter(against), None)
+    return StudentResult(
+        arm=row["arm"],
+        label=f"{row['arm']} {point_label(row['point'])}" if several else row["arm"],
+        point=row["point"],
+        seed=row["seed"],
+        folder=folder,
+        metrics=_metrics(path) if path.exists() else {},
+        against=against,
+        evaluation_name=evaluation_folder(shown),
+    )
+
+
+def _metrics(path: Path) -> dict[str, dict[str, Any]]:
+    splits: dict[str, dict[str, Any]] = read_results(path.parent)["splits"]
+    return splits
+
+
+def epoch_curves(
+    results: Sequence[StudentResult],
+) -> dict[str, dict[str, list[dict[int, float]]]]:
+    """Curves over the epochs of a training: <split>.<metric> -> arm -> value by epoch of each of its students."""
+    from permafrost.training.epoch_selection import read_curve
+
+    curves: dict[str, dict[str, list[dict[int, float]]]] = {}
+    for result in results:
+        own: dict[str, dict[int, float]] = {}
+        for point in read_curve(result.folder / "distill"):
+            for split, metrics in point["splits"].items():
+                for metric, value in metrics.items():
+                    own.setdefault(f"{split}.{metric}", {})[point["epoch"]] = value
+        for name, values in own.items():
+            curves.setdefault(name, {}).setdefault(result.label, []).append(values)
+    return curves

@@ -1,0 +1,274 @@
+"""Sources by name, subsets of their classes, their listing in parts, and the digest of where records come from.
+
+It covers the options, the places of the files, and times of change where they cost little. It may miss a change, such
+as an image that is overwritten; store.relist=true then compares the data themselves.
+
+A source lists its records one after the other and reads their bytes one by one. Reading is a pure function of the
+record, so any process may read any shard at any time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
+
+from permafrost.config.data import FileDataConfig
+from permafrost.config.options import Role, options_of, resolve_implementation
+from permafrost.core.errors import ConfigError, require, shorten
+from permafrost.core.files import PARTIAL_SUFFIX, move_file, sha256_json
+from permafrost.core.tasks import ShardResult, run_shards
+from permafrost.store.listing import Listing, join_listings, write_listing
+from permafrost.store.planning import RepeatedKeyError, check_keys, plan_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from permafrost.config.data import DataConfig
+    from permafrost.config.store import StoreOptions
+    from permafrost.core.records import Content, Record, Source
+    from permafrost.core.tasks import MapShards
+    from permafrost.store.listing import ListingFiles
+    from permafrost.store.planning import ShardPlan
+
+
+BYTES_PER_RECORD = 100_000
+"""Assumed size of a record, which decides whether listing is worth starting Ray: that of a photograph."""
+
+
+@runtime_checkable
+class PartedSource(Protocol):
+    """Source whose parts are listed separately, in any process."""
+
+    unique_keys_option: str
+    """Option that makes equal keys in several parts different, for a message."""
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of each part by its name, in the order of the listing."""
+
+    def part_records(self, part: str) -> Iterator[Record]:
+        """Yield the records of one part."""
+
+    def classes_up_to(self, largest_label: int) -> tuple[str, ...]:
+        """Return the class names of records with labels up to this one."""
+
+
+# ---- origin ----------------------------------------------------------------------------------------
+
+
+_REVISION = 1
+"""Revision of this digest and of the planning, incremented whenever finished stores must be compared again."""
+
+
+@runtime_checkable
+class StampedSource(Protocol):
+    """Source that knows where common changes of its files show."""
+
+    def stamps(self) -> Mapping[str, Any]:
+        """Return JSON values that change with the files, such as times of change, without listing the records."""
+
+
+def digest_origin(data: DataConfig, store: StoreOptions) -> str:
+    """Return the SHA-256 of what determines the records, the plan and the form of a store."""
+    source = resolve_implementation(type(data))(data)
+    values = {option.name: getattr(data, option.name) for option in options_of(type(data))}
+    stamps: dict[str, Any] = {}
+    for option in options_of(type(data)):
+        value = values[option.name]
+        if Role.FILE in option.roles and value and "://" not in value:
+            path = Path(value).absolute()
+            values[option.name] = str(path)
+            stamps[option.name] = _stamp(path)
+    return sha256_json(
+        {
+            "digest_revision": _REVISION,
+            "data": values,
+            "files": stamps,
+            "source_revision": source.revision,
+            "source_stamps": source.stamps() if isinstance(source, StampedSource) else {},
+            "store": [store.shard_size, store.seed, store.format, store.image_size],
+        }
+    )
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Return the bytes of a file and when it was changed, or when a folder got or lost an entry."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+# ---- class subset ----------------------------------------------------------------------------------
+
+
+class ClassSubset:
+    """The records of some classes of a source. Records without a label and boxes of other classes are left out."""
+
+    def __init__(self, source: Source, classes: tuple[str, ...]) -> None:
+        for name in classes:
+            if name not in source.classes:
+                close = difflib.get_close_matches(name, source.classes, n=1)
+                hint = f" (did you mean {close[0]}?)" if close else ""
+                raise ConfigError(
+                    f"data.only_classes: there is no class {name!r}{hint} among the {len(source.classes)} of the "
+                    f"data: {shorten(source.classes)}"
+                )
+        self.source = source
+        self.classes = classes
+        self.name = source.name
+        self.revision = source.revision
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) of all images; None where sizes differ or are unknown."""
+        return self.source.frame_size
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of a table's columns; None where records are images."""
+        return self.source.columns
+
+    def records(self) -> Iterator[Record]:
+        """Yield the records of the classes. Raises ConfigError if records have several labels."""
+        return self._kept(self.source.records())
+
+    def _kept(self, records: Iterable[Record]) -> Iterator[Record]:
+        new_labels = {
+            label: self.classes.index(name)
+            for label, name in enumerate(self.source.classes)
+            if name in self.classes
+        }
+        for record in records:
+            require(
+                not record.labels,
+                f"data.only_classes={list(self.classes)} needs records with one label, but {record.key} has several; "
+                "leave data.only_classes empty",
+            )
+            if record.label in new_labels:
+                boxes = tuple(
+                    replace(box, label=new_labels[box.label])
+                    for box in record.boxes
+                    if box.label in new_labels
+                )
+                yield replace(record, label=new_labels[record.label], boxes=boxes)
+
+    def read(self, record: Record) -> Content:
+        """Return the bytes of a record."""
+        return self.source.read(record)
+
+    def where(self, record: Record) -> str:
+        """Return the location of a record for messages."""
+        return self.source.where(record)
+
+
+class PartedClassSubset(ClassSubset):
+    """The same for a source in parts, which stay parts."""
+
+    @property
+    def unique_keys_option(self) -> str:
+        """Option that makes equal keys in several parts different."""
+        return self._parted.unique_keys_option
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of each part by its name."""
+        return self._parted.parts()
+
+    def part_records(self, part: str) -> Iterator[Record]:
+        """Yield the records of the classes in one part."""
+        return self._kept(self._parted.part_records(part))
+
+    def classes_up_to(self, largest_label: int) -> tuple[str, ...]:
+        """Return the chosen classes."""
+        return self.classes
+
+    @property
+    def _parted(self) -> PartedSource:
+        return cast("PartedSource", self.source)
+
+
+# ---- build -----------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class InPlaceSource(Protocol):
+    """Source whose files may serve as shards in place."""
+
+    def plan_in_place(self, form: str, listing: Listing) -> list[ShardPlan] | None:
+        """Plan one shard per file; None if the records have to be packed again.
+
+        form     store.format
+        listing  all records; listing.part_sizes has the number of records of each part
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListPart:
+    """Task that lists one part of a source: (number, name) -> a file with its records."""
+
+    needs_gpu: ClassVar[bool] = False
+    source: PartedSource
+    files: ListingFiles
+    seed: int
+
+    def __call__(self, part: tuple[int, str]) -> ShardResult:
+        started = time.monotonic()
+        number, name = part
+        path = self.files.part(number)
+        # A task that is taken for lost and started again elsewhere may still be writing.
+        own = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+        records = write_listing(own, self.source.part_records(name), self.seed)
+        move_file(own, path)
+        return ShardResult(name=name, records=records, seconds=time.monotonic() - started)
+
+
+def list_source(
+    source: Source, files: ListingFiles, config: StoreOptions, map_shards: MapShards
+) -> Listing:
+    """Write all records of the source to a listing, in this process or part by part where `map_shards` runs."""
+    if not isinstance(source, PartedSource):
+        write_listing(files.records, source.records(), config.seed)
+        return Listing(files.records)
+    task = ListPart(source=source, files=files, seed=config.seed)
+    parts = list(enumerate(source.parts()))
+    run_shards("list", map_shards, task, parts)
+    return join_listings((files.part(number) for number, _ in parts), files.records)
+
+
+def classes_of(source: Source, listing: Listing) -> tuple[str, ...]:
+    """Return the class names in label order, without listing the parts of a source again."""
+    if isinstance(source, PartedSource):
+        return source.classes_up_to(listing.largest_label)
+    return source.classes
+
+
+def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[ShardPlan]:
+    """Plan the source's shards: its own tars if they can be used in place, new ones otherwise."""
+    try:
+        in_place = None
+        if isinstance(source, InPlaceSource):
+            in_place = source.plan_in_place(config.format, listing)
+        if in_place is None:
+            return plan_shards(listing, config.shard_size)
+        check_keys(listing)
+        return in_place
+    except RepeatedKeyError as error:
+        if not isinstance(source, PartedSource):
+            raise
+        raise ConfigError(
+            f"{error.count} sample keys are not unique, such as {error.key!r}; "
+            f"make them unique with {source.unique_keys_option}"
+        ) from error
+
+
+def build_source(config: DataConfig) -> Source:
+    """Build the source that `data=` names."""
+    source: Source = resolve_implementation(type(config))(config)
+    if isinstance(config, FileDataConfig) and config.only_classes:
+        subset = PartedClassSubset if isinstance(source, PartedSource) else ClassSubset
+        return subset(source, config.only_classes)
+    return source

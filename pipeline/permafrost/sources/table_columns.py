@@ -1,0 +1,357 @@
+"""Columns of a table of numbers: features, labels and rows of each split.
+
+Shape letters: N rows, d columns of the store.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from permafrost.config.data import ALL_COLUMNS
+from permafrost.core.errors import ConfigError, require
+from permafrost.sources.splits import TRAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from permafrost.config.data import TableDataConfig
+
+
+_WORDS = {"true": 1.0, "false": 0.0}
+_EMPTY = ("", "nan")
+_CELLS = 65_536
+"""Number of cells that are converted at once."""
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Table in memory."""
+
+    path: Path
+    table: pa.Table
+    """Cells of the table; those of a CSV are all text."""
+
+    @property
+    def names(self) -> list[str]:
+        """Column names in the file's order."""
+        names: list[str] = self.table.column_names
+        return names
+
+    def require(self, columns: dict[str, str]) -> None:
+        """Raise ConfigError unless the columns exist; `columns` maps each option to the column that it names."""
+        require_columns(self.path, columns, self.names)
+
+    def texts(self, column: str) -> Iterator[str | None]:
+        """Yield every cell as text, a whole number without its decimal point; None for an empty cell."""
+        for cells in self.table.select([column]).to_batches(max_chunksize=_CELLS):
+            yield from map(to_name, cells.column(0).to_pylist())
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """Return every cell as a number, [N]; nan for an empty cell or one that is not a number."""
+        values = self.table[column]
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        kind = values.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            texts = pc.utf8_trim_whitespace(values)
+            texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, kind), texts)
+            try:
+                values = texts.cast(pa.float64())
+            except pa.ArrowInvalid:  # at least one is not a number
+                return np.array([_number(text) for text in texts.to_pylist()], np.float64)
+        elif not (
+            pa.types.is_integer(kind)
+            or pa.types.is_floating(kind)
+            or pa.types.is_decimal(kind)
+            or pa.types.is_boolean(kind)
+        ):
+            return np.full(len(values), np.nan)
+        numbers: NDArray[np.float64] = values.cast(pa.float64(), safe=False).to_numpy()
+        return numbers
+
+    def error_message(self, row: int, column: str) -> str:
+        """Describe why a cell is not a finite float32; `row` counts from 0, the message counts from 1."""
+        cell: Any = self.table[column][row].as_py()
+        number = _number(str(cell)) if cell is not None else np.nan
+        what = f"{str(cell)!r} is not a number"
+        if cell is None or str(cell).strip().lower() in _EMPTY:
+            what = "is empty or NaN"
+        elif np.isinf(number):
+            what = "is infinite"
+        elif np.isfinite(number):
+            what = f"{number:g} is beyond the range of float32"
+        return f"row {row + 1}, column {column}: {what}"
+
+    def error(self, row: int, column: str, error_message: str) -> ConfigError:
+        """Return the exception to raise for an invalid cell, with its position in the table."""
+        return ConfigError(f"{self.path}, row {row + 1}, column {column}: {error_message}")
+
+
+def read_columns(path: Path) -> TableColumns:
+    """Read a whole .csv or .parquet file."""
+    readers = {".csv": _read_csv_columns, ".parquet": _read_parquet_columns}
+    if path.suffix.lower() not in readers:
+        raise ConfigError(f"data.path={path} must end in .csv or .parquet")
+    try:
+        table = readers[path.suffix.lower()](path)
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise ConfigError(f"data.path={path} cannot be read: {error}") from error
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"data.path={path} has two columns named {twice[0]}; rename one of them")
+    if table.num_rows == 0:
+        raise ConfigError(f"data.path={path} has no rows")
+    return TableColumns(path, table)
+
+
+def _read_csv_columns(path: Path) -> pa.Table:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next((line for line in csv.reader(file) if line), [])
+    return pyarrow.csv.read_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # errors then name the row
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+        ),
+    )
+
+
+def _read_parquet_columns(path: Path) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read(use_threads=False)  # see store/index.py
+
+
+def to_name(value: Any) -> str | None:
+    """Convert a cell to a class, category or split: 3, 3.0 and "3.0" are equal; None for an empty cell."""
+    text = to_text(value)
+    return None if text is None else re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", text)
+
+
+def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort distinct names, numerically if all are whole numbers, else alphabetically."""
+    distinct = sorted(set(names))
+    numbers = [to_number(name) for name in distinct]
+    if all(number is not None for number in numbers):
+        return tuple(sorted(distinct, key=lambda name: to_number(name) or 0))
+    return tuple(distinct)
+
+
+def _number(text: str | None) -> float:
+    if text is None or "_" in text:
+        return np.nan
+    try:
+        return float(text)
+    except ValueError:
+        return _WORDS.get(text.strip().lower(), np.nan)
+
+
+# ---- rows ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """Row of the table."""
+
+    table: Path
+    number: int
+    """Row number from 1, without the header."""
+    cells: dict[str, Any]
+    """Cell of each column: text in a CSV, values in Parquet."""
+
+    def text(self, column: str) -> str | None:
+        """Return the cell as text, or None if it is empty."""
+        return to_text(self.cells[column])
+
+    def required(self, column: str) -> str:
+        """Return the cell as text; raise ConfigError if it is empty."""
+        text = self.text(column)
+        if text is None:
+            raise self.error(column, "is empty")
+        return text
+
+    def error(self, column: str, error_message: str) -> ConfigError:
+        """Return the exception to raise for an invalid cell, with its position in the table."""
+        return ConfigError(f"{self.table}, row {self.number}, column {column}: {error_message}")
+
+
+def to_text(value: Any) -> str | None:
+    """Convert a cell to text, also a number that pandas converted to float; None if it is empty."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def to_number(text: str) -> int | None:
+    """Parse a whole number of at most 18 digits, written 3 or 3.0; None for other text."""
+    match = re.fullmatch(r"([+-]?[0-9]{1,18})(\.0*)?", text)
+    return int(match[1]) if match else None
+
+
+def is_all_digits(text: str) -> bool:
+    """Return whether a text looks like a whole number, with any number of digits."""
+    return re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) is not None
+
+
+def read_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
+    """Yield the rows of a CSV or Parquet file with the wanted columns only.
+
+    columns  option -> the column that it names
+    """
+    readers = {".csv": _read_csv_rows, ".parquet": _read_parquet_rows}
+    if path.suffix.lower() not in readers:
+        raise ConfigError(f"data.path={path} must end in .csv or .parquet")
+    try:
+        yield from readers[path.suffix.lower()](path, columns)
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise ConfigError(f"data.path={path} cannot be read: {error}") from error
+
+
+def _read_csv_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = (line for line in csv.reader(file) if line)
+        header = next(lines, [])
+        require_columns(path, columns, header)
+        place_of = {column: header.index(column) for column in columns.values()}
+        for number, line in enumerate(lines, start=1):
+            if len(line) != len(header):
+                raise ConfigError(
+                    f"{path}, row {number}: {len(line)} cells, but the header has {len(header)}"
+                )
+            yield Row(path, number, {column: line[place] for column, place in place_of.items()})
+
+
+def _read_parquet_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
+    with pq.ParquetFile(path) as file:
+        require_columns(path, columns, file.schema_arrow.names)
+        number = 0
+        wanted = sorted(set(columns.values()))
+        for batch in file.iter_batches(columns=wanted, use_threads=False):  # see store/index.py
+            for cells in batch.to_pylist():
+                number += 1
+                yield Row(path, number, cells)
+
+
+def require_columns(path: Path, columns: dict[str, str], there: list[str]) -> None:
+    """Raise ConfigError unless each option's column exists."""
+    for option, column in columns.items():
+        if column not in there:
+            raise ConfigError(
+                f"data.{option}={column} is not a column of {path}; it has: {', '.join(there)}"
+            )
+
+
+# ---- features --------------------------------------------------------------------------------------
+
+
+logger = logging.getLogger("permafrost.sources")
+
+MAX_CATEGORIES = 1000
+"""Largest number of values of a categorical column; a column with more is probably an identifier."""
+
+
+class Features(NamedTuple):
+    """Stored columns and values."""
+
+    columns: tuple[str, ...]
+    """Names of the numeric columns, then <column>=<value> for each category."""
+    values: NDArray[np.float32]
+    """[N, d]."""
+    complaints: dict[int, str]
+    """First invalid cell of each row that cannot be stored, by row number from 0."""
+
+
+def table_features(
+    table: TableColumns, config: TableDataConfig, in_training: NDArray[np.bool_]
+) -> Features:
+    """Select and convert the columns that the options choose.
+
+    in_training  [N]: the rows whose categories are used
+    """
+    numbers = _numeric_columns(table, config)
+    if config.log1p != ALL_COLUMNS:
+        for column in config.log1p:
+            require(
+                column in numbers,
+                f"data.log1p names {column}, which is not one of the numeric columns: {', '.join(numbers)}",
+            )
+    names, columns, complaints = list(numbers), [], dict[int, str]()
+    for name, numeric in numbers.items():
+        for row in np.flatnonzero(~np.isfinite(numeric)).tolist():
+            complaints.setdefault(row, table.error_message(row, name))
+        columns.append(_log1p(numeric) if _is_logged(name, config) else numeric)
+    for name in config.categorical:
+        categories = _categories(table, name, in_training)
+        names += [f"{name}={category}" for category in categories]
+        columns += categories.values()
+    return Features(tuple(names), np.stack(columns, axis=1), complaints)
+
+
+def _numeric_columns(
+    table: TableColumns, config: TableDataConfig
+) -> dict[str, NDArray[np.float32]]:
+    """Return the numeric columns by name, [N] each."""
+    if config.features:
+        return {name: _narrow(table.numbers(name)) for name in config.features}
+    named = {config.label, config.split, config.key, *config.exclude, *config.categorical}
+    columns, left_out = {}, []
+    for name in table.names:
+        if name in named:
+            continue
+        numbers = table.numbers(name)
+        if np.isnan(numbers).all():
+            left_out.append(name)
+        else:
+            columns[name] = _narrow(numbers)
+    if left_out:
+        logger.info("%s: left out columns without numbers: %s", table.path, ", ".join(left_out))
+    if not columns and not config.categorical:
+        raise ConfigError(
+            f"data.path={table.path} has no column of numbers in addition to those that options name; name the "
+            "columns to store with data.features or data.categorical"
+        )
+    return columns
+
+
+def _narrow(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are reported
+        return numbers.astype(np.float32)
+
+
+def _is_logged(name: str, config: TableDataConfig) -> bool:
+    return config.log1p == ALL_COLUMNS or name in config.log1p
+
+
+def _log1p(column: NDArray[np.float32]) -> NDArray[np.float32]:
+    wide = column.astype(np.float64)
+    return np.asarray(np.sign(wide) * np.log1p(np.abs(wide)), np.float32)
+
+
+def _categories(
+    table: TableColumns, name: str, in_training: NDArray[np.bool_]
+) -> dict[str, NDArray[np.float32]]:
+    """Map each value of a categorical column to 0 or 1 per row, [N]."""
+    texts = np.array(list(table.texts(name)), dtype=object)
+    known = sorted_names(text for text in texts[in_training] if text is not None)
+    require(
+        0 < len(known) <= MAX_CATEGORIES,
+        f"data.categorical names {name}, which has {len(known)} values in split {TRAIN} of {table.path} but "
+        f"must have 1 to {MAX_CATEGORIES}: leave the column out with data.exclude, or check the split",
+    )
+    return {category: (texts == category).astype(np.float32) for category in known}

@@ -1,0 +1,169 @@
+"""External tars: their paths, and the positions of the members of their samples."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from braceexpand import braceexpand
+
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.files import open_regular, read_at
+from permafrost.store.pixels import MAX_IMAGE_BYTES, ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
+"""Suffixes that the `.decode()` of a standard reader would unpickle, and pickle runs any code in the file."""
+
+_MAX_HEADER_BYTES = 2**20
+
+_NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
+
+
+@dataclass(frozen=True)
+class Member:
+    """Position of one file of a sample in its tar."""
+
+    offset: int
+    size: int
+
+
+def find_tars(path: Path) -> list[Path]:
+    """Find the tars of a folder, of a glob or of a {000000..000009} range."""
+    if path.is_dir():
+        found = sorted(path.glob("*.tar"))
+    else:
+        names = [Path(name) for name in expand_range(str(path))]
+        matches = {name: sorted(name.parent.glob(name.name)) for name in names}
+        found = [match for name in names for match in matches[name]]
+        missing = [name for name in names if not matches[name]]
+        if found and missing:
+            raise ConfigError(f"data.path={path} names {missing[0]}, which does not exist")
+    if not found:
+        packed = "; unpack .tar.gz and .tar.zst first" if _has_packed_tars(path) else ""
+        raise ConfigError(
+            f"data.path={path} names no .tar; set it to a folder, a glob or a {{000000..000009}} range{packed}"
+        )
+    return found
+
+
+def expand_range(text: str) -> list[str]:
+    """Expand braces in a name as webdataset does: {000000..000009}, {a,b}.
+
+    For a path whose folder exists, only the last part is expanded. Unmatched braces are part of a name.
+    """
+    folder, slash, name = text.rpartition("/")
+    if not (slash and "://" not in text and Path(folder).is_dir()):
+        folder, slash, name = "", "", text
+    try:
+        return [folder + slash + each for each in braceexpand(name, escape=False)]
+    except ValueError:
+        return [text]
+
+
+def split_of_tar(name: str) -> str:
+    """Return the part before the number in a tar's name, or `train` if it is empty."""
+    stem = re.sub(r"-of-\d+$", "", Path(name).stem)
+    match = None if stem.isdecimal() else _NUMBERED.match(stem)
+    return match["split"] if match else "train"
+
+
+def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Yield (key, {suffix: Member}) of every sample of a tar, as webdataset groups consecutive members."""
+    from webdataset.tariterators import group_by_keys  # imports torch
+
+    try:
+        for sample in group_by_keys(_list_members(path)):
+            members = {name: value for name, value in sample.items() if name[:2] != "__"}
+            yield sample["__key__"], members
+    except UserError:
+        raise
+    except (tarfile.TarError, OSError, OverflowError) as error:
+        raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
+    except ValueError as error:
+        name, _, rest = str(error.args[0]).partition(": duplicate file name")
+        if rest:
+            raise ConfigError(f"{path} contains {name} twice; keep one of them") from error
+        raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
+
+
+def _list_members(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the files of a tar in the form of webdataset's functions, with positions in place of data."""
+    from webdataset.tariterators import base_plus_ext  # imports torch
+
+    with open_regular(path) as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+        for member in tar:
+            if member.issparse():
+                raise ConfigError(
+                    f"{path} stores {member.name} with holes (GNU sparse), so its bytes are not in one piece; write "
+                    "the tar without --sparse"
+                )
+            key, suffix = base_plus_ext(member.name)
+            # A hidden file, such as macOS's ._image.jpg, is not part of a sample. webdataset reserves __names.
+            is_hidden = Path(member.name).name.startswith(".")
+            if not member.isfile() or is_hidden or not key or not suffix or suffix[:2] == "__":
+                continue
+            if member.name.rsplit(".", 1)[-1].lower() in PICKLED_SUFFIXES:
+                raise ConfigError(
+                    f"{path} contains {member.name}, which only pickle can read, and pickle runs code; "
+                    "write such members as npy, json or safetensors"
+                )
+            place = Member(member.offset_data, member.size)
+            yield {"fname": member.name, "data": place, "__url__": str(path)}
+        _check_end(path, tar.offset)
+
+
+class _Headers(io.RawIOBase):
+    """Tar whose members are listed and not read: headers are small, also those that a long name or PAX adds."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {size:,} bytes, more than {_MAX_HEADER_BYTES:,}")
+        return self._file.read(size) or b""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Raise ConfigError unless only zeros follow; tarfile treats any unreadable header as the end."""
+    with open_regular(path) as file:
+        rest = read_at(file, tarfile.RECORDSIZE, offset)
+    if len(rest) < tarfile.BLOCKSIZE or any(rest):
+        raise ConfigError(
+            f"{path} has no end mark at byte {offset}, where its last readable member ends: it was "
+            "truncated, damaged, or concatenated from several tars; download or write it again"
+        )
+
+
+def _has_packed_tars(path: Path) -> bool:
+    return path.is_dir() and any(path.glob("*.tar.*"))
+
+
+def read_member(file: io.FileIO, member: Member, where: str, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """Read the bytes of a member of an open tar.
+
+    where  the member, for messages
+    most   largest number of bytes; a larger member is an ImageError, and is not read
+    """
+    if member.size > most:
+        raise ImageError(
+            f"{where} has {member.size:,} bytes, more than the {most:,} that it can have"
+        )
+    data = read_at(file, member.size, member.offset)
+    if len(data) != member.size:
+        raise ImageError(f"{where} ends before byte {member.offset + member.size}")
+    return data

@@ -1,0 +1,279 @@
+"""Packing of planned records into a shard of images, or of a table's rows, and its receipt.
+
+A shard is a tar of the store's own, or an external tar that is indexed in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import google_crc32c
+
+from permafrost.core.errors import RecordError
+from permafrost.core.files import file_size, open_atomically, sha256_file, sha256_keys
+from permafrost.core.records import NO_LABEL, NO_SIZE
+from permafrost.store.codecs import RowError
+from permafrost.store.entries import StoreMismatchError
+from permafrost.store.journal import ShardJournal
+from permafrost.store.pixels import ImageError, decode_rgb, encode_frame, inspect_image
+from permafrost.store.receipts import IndexRow, receipt_path, receipt_table, write_receipt
+from permafrost.store.shards import ShardEntry
+from permafrost.store.tars import TarShard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from permafrost.core.files import AnyPath, RootedPath
+    from permafrost.core.records import Box, Content, Record, Source
+    from permafrost.store.planning import ShardPlan
+
+
+IMAGES_FOLDER = "images"
+_MAX_MASK_DISTORTION = 0.02
+_BOX_TOLERANCE = 2.0
+"""Tolerance in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """Conversion of records to members of a shard."""
+
+    columns: tuple[str, ...] | None = None
+    """Columns of a table, whose rows are stored as they are; None packs images with the other options."""
+    form: Literal["original", "jpeg95", "raw"] = "original"
+    size: tuple[int, int] | None = None
+    """(height, width) of re-encoded frames."""
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the options that determine a shard's bytes, for its receipt."""
+        if self.columns is not None:
+            return {"columns": list(self.columns)}
+        size = None if self.form == "original" or self.size is None else list(self.size)
+        return {"form": self.form, "size": size}
+
+    @property
+    def failure(self) -> type[RecordError]:
+        """Exception class for a record that cannot be packed."""
+        return ImageError if self.columns is None else RowError
+
+    @property
+    def content_name(self) -> str:
+        """Name of the packed contents, for messages."""
+        return "images" if self.columns is None else "rows"
+
+    @property
+    def failed(self) -> str:
+        """Verb phrase for contents that cannot be packed, for messages."""
+        return "be decoded" if self.columns is None else "be stored"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedImage:
+    """Record that is ready to be written."""
+
+    record: Record
+    """Record with normalized boxes."""
+    content: Content
+    """Stored content: the source's bytes, or the re-encoded frame."""
+    height: int
+    """Height of the original, upright image, `width` likewise; NO_SIZE for a table's row."""
+    width: int
+
+
+def write_image_shard(
+    store: RootedPath,
+    plan: ShardPlan,
+    source: Source,
+    packing: Packing,
+    dataset_fingerprint: str,
+    published: str | None = None,
+) -> ShardEntry:
+    """Write one shard's tar and then, as its commit, its receipt; for a referenced tar only the receipt.
+
+    published  SHA-256 of the shard's file in the published store, if any. StoreMismatchError is raised if it would
+               change, before anything is replaced
+    """
+    skipped: list[dict[str, str]] = []
+    records = plan.records
+    with ShardJournal(store, plan.name) as journal:
+        by_key = {record.key: record for record in records}
+        # The data and the plan may have changed since then.
+        journal.try_suspects(
+            lambda key: partial(pack_image, source, by_key[key], packing) if key in by_key else None
+        )
+        images = _packed_images(records, source, packing, journal, skipped)
+        index = _index_in_place if plan.reference is not None else _write_tar
+        rows, file = index(store, plan, images, published)
+        entry = ShardEntry(
+            name=plan.name,
+            split=plan.split,
+            records=len(rows),
+            keys_sha256=sha256_keys([row.record.key for row in rows]),
+            referenced=plan.reference is not None,
+            **file,
+        )
+        write_receipt(
+            receipt_path(store, plan.name),
+            receipt_table(rows),
+            {
+                "entry": asdict(entry),
+                "planned_keys_sha256": sha256_keys([record.key for record in records]),
+                "packing": packing.describe(),
+                "dataset_fingerprint": dataset_fingerprint,
+                "skipped": skipped,
+            },
+        )
+    return entry
+
+
+def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
+    """Read and check a record's bytes, an image's to its last pixel.
+
+    Raises ImageError, or RowError for a table, with the record's key and file.
+    """
+    try:
+        content = source.read(record)
+        if packing.columns is not None:
+            return PackedImage(record=record, content=content, height=NO_SIZE, width=NO_SIZE)
+        height, width = inspect_image(content.image)
+        if content.mask is not None:
+            _check_mask(content.mask, height, width)
+        if record.boxes_in_pixels:
+            boxes = tuple(_normalize(box, height, width) for box in record.boxes)
+            record = replace(record, boxes=boxes, boxes_in_pixels=False)
+    except (RecordError, OSError) as error:
+        raise packing.failure(f"record {record.key} ({source.where(record)}): {error}") from error
+    if packing.form != "original":
+        content = _reencode(content, packing)
+    return PackedImage(record=record, content=content, height=height, width=width)
+
+
+def _check_mask(mask: bytes, height: int, width: int) -> None:
+    """Raise ImageError unless the mask decodes and has the proportions of its upright image."""
+    try:
+        mask_height, mask_width = inspect_image(mask)
+    except ImageError as error:
+        raise ImageError(f"its mask {error}") from error
+    if abs(mask_height * width - mask_width * height) > _MAX_MASK_DISTORTION * height * mask_width:
+        raise ImageError(
+            f"its mask has {mask_width}x{mask_height} pixels, which do not have the proportions of the upright "
+            f"image of {width}x{height}"
+        )
+
+
+def _packed_images(
+    records: tuple[Record, ...],
+    source: Source,
+    packing: Packing,
+    journal: ShardJournal,
+    skipped: list[dict[str, str]],
+) -> Iterator[PackedImage]:
+    for record in records:
+        journal.at(record.key)
+        try:
+            yield pack_image(source, record, packing)
+        except RecordError as error:
+            if packing.on_error == "stop":
+                raise packing.failure(
+                    f"{error}; repair or remove it, or skip such records with data.on_error=skip"
+                ) from error
+            skipped.append({"key": record.key, "reason": str(error)})
+
+
+def _reencode(content: Content, packing: Packing) -> Content:
+    from permafrost.store.frames import decode_mask, resize_frame
+
+    assert packing.size is not None
+    frame = resize_frame(decode_rgb(content.image), packing.size)
+    image, suffix = encode_frame(frame, packing.form)
+    mask = content.mask
+    if mask is not None:
+        from torchvision.io import encode_png
+
+        mask = encode_png(decode_mask(mask, packing.size)).numpy().tobytes()
+    return replace(content, image=image, suffix=suffix, mask=mask)
+
+
+def _normalize(box: Box, height: int, width: int) -> Box:
+    """Scale a box to [-1, 1]; coordinates beyond the edge by rounding are clipped."""
+    for name, value, end in (
+        ("x0", box.x0, width),
+        ("x1", box.x1, width),
+        ("y0", box.y0, height),
+        ("y1", box.y1, height),
+    ):
+        if not -_BOX_TOLERANCE <= value <= end + _BOX_TOLERANCE:
+            raise ImageError(
+                f"its box has {name}={value:g}, beyond the upright image of {width}x{height} pixels"
+            )
+    x0, x1 = (min(max(2 * x / width - 1, -1), 1) for x in (box.x0, box.x1))
+    y0, y1 = (min(max(2 * y / height - 1, -1), 1) for y in (box.y0, box.y1))
+    return replace(box, x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+def require_same_shard(path: AnyPath, shard: str, found: str, published: str | None) -> None:
+    """Raise StoreMismatchError if a shard's file is not the one that the store was published with.
+
+    published  its SHA-256 at that time; None for a store that was never published
+    """
+    if published not in (None, found):
+        raise StoreMismatchError(
+            f"{path} (shard {shard}) would have other bytes than in the published store, on which teacher "
+            "passes depend: restore that file or the data, or choose another store.path"
+        )
+
+
+def _write_tar(
+    store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
+) -> tuple[list[IndexRow], dict[str, Any]]:
+    path = f"{IMAGES_FOLDER}/{plan.name}.tar"
+    rows = []
+    with open_atomically(store / path) as file, TarShard(file) as tar:
+        for row, image in enumerate(images):
+            key, content = image.record.key, image.content
+            offset = tar.add(key, content.suffix, content.image)
+            if image.record.label != NO_LABEL:
+                tar.add(key, "cls", str(image.record.label).encode())
+            mask_offset = -1
+            if content.mask is not None:
+                mask_offset = tar.add(key, "mask.png", content.mask)
+            rows.append(_row(plan, row, image, offset, mask_offset))
+        tar.close()
+        require_same_shard(store / path, plan.name, file.sha256, published)
+    return rows, {"path": path, "bytes": file.bytes, "sha256": file.sha256}
+
+
+def _index_in_place(
+    store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
+) -> tuple[list[IndexRow], dict[str, Any]]:
+    assert plan.reference is not None
+    path = Path(plan.reference)
+    rows = [
+        _row(plan, row, image, image.content.offset, image.content.mask_offset)
+        for row, image in enumerate(images)
+    ]
+    digest = sha256_file(path)
+    require_same_shard(path, plan.name, digest, published)
+    return rows, {"path": plan.reference, "bytes": file_size(path), "sha256": digest}
+
+
+def _row(plan: ShardPlan, row: int, image: PackedImage, offset: int, mask_offset: int) -> IndexRow:
+    return IndexRow(
+        record=image.record,
+        shard=plan.name,
+        row=row,
+        offset=offset,
+        size=len(image.content.image),
+        mask_offset=mask_offset,
+        mask_size=len(image.content.mask or b""),
+        height=image.height,
+        width=image.width,
+        image_sha256=hashlib.sha256(image.content.image).hexdigest(),
+        image_crc32c=google_crc32c.value(image.content.image),
+        mask_crc32c=google_crc32c.value(image.content.mask or b""),
+    )
