@@ -1,7 +1,7 @@
-"""The number of CPU threads that torch uses, which may change the last bits of a sum.
+"""The task that annotates one shard: read its frames, run the teacher, write the fields and their receipt.
 
 The task is picklable, opens no files until it is called, and commits the shard with its receipt. Running it again
-writes the same bytes.
+writes the same bytes. The number of threads that torch uses is fixed, as it may change the last bits of a sum.
 """
 
 from __future__ import annotations

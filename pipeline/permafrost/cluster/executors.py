@@ -1,8 +1,8 @@
-"""Serial executors in this process, for debugging, with the same results as those on Ray.
+"""Executors of the work, on Ray or serial in this process, which `executor=auto` leaves to the work's size.
 
 An executor maps a picklable task over shards and yields results as they finish, in any order. On Ray a failed task
 does not stop the others, and the first failure is raised when all are done. The serial executor stops at the first
-error, for debugging.
+error, for debugging, with the same results.
 
 Independent tasks run in parallel. Each ends in an outcome, which may be an error.
 """

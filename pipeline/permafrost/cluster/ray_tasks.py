@@ -1,10 +1,10 @@
 """Work on Ray: one actor call for each shard of a pass (Ray Data), and one task for each student.
 
-Actors write data directly to disk and return only ShardResults. Ray Data's writers use random file names, and its
-checkpoints do not record which record was in which block, so neither is used.
+Shards are the dataset of Ray Data. Actors write data directly to disk and return only ShardResults. Ray Data's writers
+use random file names, and its checkpoints do not record which record was in which block, so neither is used.
 
-The error of a task is an outcome, so the others continue. A process that dies is restarted by Ray. Progress lines of
-tasks are queued in one small actor, which the driver polls.
+The error of a student's task is an outcome, so the others continue. A process that dies is restarted by Ray. Progress
+lines of tasks are queued in one small actor, which the driver polls.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Folders of the code, detection of submitted jobs, and the memory allocator of the C library.
 
 glibc maps large blocks anew and returns free memory to the system, which clears it page by page when it is used again.
-On a CPU that takes as long as the convolutions of a small network: the pass of a ResNet-20 is 1.6 times as fast without
-(docs/results/benchmarks.md), with the same peak of memory.
+On a CPU that takes as long as the convolutions of a small network: the pass of a ResNet-20 is 1.6 times as fast with an
+allocator that keeps it (docs/results/benchmarks.md), with the same peak of memory.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""Data types for records on their way into a store and batches on their way out of it, and their labels.
+"""Data types for records on their way into a store and batches on their way out of it, and operations on their labels.
+
+The labels of a batch have one of two forms, the second if the manifest of the store sets `multi_label`:
 
     single label per record   i64 [B], NO_LABEL where unknown
     multi-label               f32 [B, K], 1 for each class of a record; a row of zeros where unknown
 
-Batches of a store have the second form if its manifest sets `multi_label`. Shape letters: B records, K classes,
-E largest number of classes of one record.
-
-Shape letters: B batch, K classes, V stored views, E explained classes, A map channels, h w map grid, H W canonical
-frame, d columns of a table, n boxes of one record.
+Shape letters: B batch, K classes, V stored views, E explained classes (of labels: largest number of one record), A map
+channels, h w map grid, H W canonical frame, d columns of a table, n boxes of one record.
 """
 
 from __future__ import annotations

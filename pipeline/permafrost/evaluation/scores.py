@@ -1,10 +1,10 @@
-"""Scores of predictions and maps, and how they are shown: accuracy, agreement, groups, EPG and IoU.
+"""Scores of predictions and of maps, and how they are shown: accuracy, agreement, groups, EPG and IoU.
 
-A study compares sets: in Waterbirds the groups on their usual background (in distribution, 0 and 3) and the others
-(out of distribution, 1 and 2). The paper does not state whether such a set weights its records or its groups
+A study compares sets of groups: in Waterbirds the groups on their usual background (in distribution, 0 and 3) and the
+others (out of distribution, 1 and 2). The paper does not state whether such a set weights its records or its groups
 equally, and groups differ in size, so both are reported.
 
-Both use positive attributions only, and compare maps with regions at the input's resolution.
+EPG and IoU use positive attributions only, and compare maps with regions at the input's resolution.
 """
 
 from __future__ import annotations

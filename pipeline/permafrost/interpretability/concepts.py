@@ -1,8 +1,10 @@
-"""Concept sets of network dissection: Broden, or drawn ones.
+"""Concept sets of network dissection: Broden, or drawn pictures.
 
-A picture shows two shapes. The categories are object (circle, square, triangle: pixels, one label image per shape),
-color (pixels), texture (plain, striped, checkered: pixels) and scene (meadow, night, sand: the whole picture, by its
-background color). Pictures depend only on (seed, number). Label images have half the pictures' side, as in Broden.
+A drawn picture shows two shapes. The categories are object (circle, square, triangle: pixels, one label image per
+shape), color (pixels), texture (plain, striped, checkered: pixels) and scene (meadow, night, sand: the whole picture,
+by its background color). Pictures depend only on (seed, number). Label images have half the pictures' side, as in Broden.
+
+A folder of Broden has
 
     index.csv       image, split, ih, iw, sh, sw, and one column per category: label images, or numbers of labels of
                     the whole image, separated by ";"

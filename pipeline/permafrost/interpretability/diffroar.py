@@ -1,8 +1,5 @@
 """DiffROAR: the accuracy of probes trained on the most and on the least important pixels of a network.
 
-All evaluated models use the same probe, so only their masks differ. Shape letters: N images, C channels, H W their
-size, G 1 or C groups of ranked coordinates (a pixel, or each of its channels), K classes.
-
     PredPower(A, k)  accuracy of a probe trained from scratch on images of which only a fraction k of the coordinates is
                      kept, all others set to the mean of the training images, and tested on images masked the same way
     DiffROAR(A, k) = PredPower(the top k kept) - PredPower(the bottom k kept)
@@ -10,7 +7,11 @@ size, G 1 or C groups of ranked coordinates (a pixel, or each of its channels), 
 (Shah et al. 2021; Hooker et al. 2019 for retraining.) Values above 0 are good, a random order gives about 0, and for
 k = 0 and k = 1 both terms are equal. The attribution is the input gradient of the logit of the predicted class, on
 both training and test images: with the true class, the positions alone could reveal the label. A probe that receives
-only the positions (mask_only) measures how much they reveal.
+only the positions (mask_only) measures how much they reveal. All evaluated models use the same probe, so only their
+masks differ.
+
+Shape letters: N images, C channels, H W their size, G 1 or C groups of ranked coordinates (a pixel, or each of its
+channels), K classes.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""One matrix for the image and the maps of a record: stored values, views, warps, and regions of objects.
-
-Until then they keep the size they have on disk: in queues of loader processes, in pinned memory and on the bus.
+"""One matrix for the image and the maps of a record: views, warps, stored values, and the regions of objects.
 
 Coordinates are normalized: -1 and 1 are the outer edges of the pixel grid (align_corners=False), so one matrix is valid
 at every resolution. A view is stored as `canonical_from_view`, the direction in which pixels are sampled, so it is
 never inverted and a replayed view is identical bit for bit. Homographies compose from right to left:
 map_from_view = map_from_canonical @ canonical_from_view.
 
-Operations on pixels are in pixels.py. They come after the warp, and the encoding of the input (Normalize, add_inverse)
-comes last, because it does not commute with the zeros outside the frame.
+Values of a pass are decoded to float32 on their own device, just before they are warped. Until then they keep the size
+that they have on disk: in queues of loader processes, in pinned memory and on the bus.
+
+Operations on pixels are in pixel_augment.py. They come after the warp, and the encoding of the input (Normalize,
+add_inverse) comes last, because it does not commute with the zeros outside the frame.
 """
 
 from __future__ import annotations

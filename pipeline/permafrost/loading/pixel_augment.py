@@ -1,13 +1,14 @@
 """Changes to the pixels of a batch after the warp: photometric operations and RandAugment.
 
-They change pixels in place: no object moves, so maps, boxes and logits of the undisturbed image still apply. All
-lengths are relative to the side, so a student and a live teacher of different input sizes see the same disturbance.
-Each change holds for the rows that drew it, and its result for a row does not depend on the others. Shape letters:
-B batch, n rows of a change, h w images.
+The operations of `augment.pixels` change pixels in place: no object moves, so maps, boxes and logits of the undisturbed
+image still apply, and they are also allowed with stored targets. All lengths are relative to the side, so a student and
+a live teacher of different input sizes see the same disturbance. Each change holds for the rows that drew it, and its
+result for a row does not depend on the others.
 
 RandAugment and mixup make an image that a stored target does not describe, so they are for training on labels, or with
-a live teacher on the same images. The operations of `augment.pixels` leave every object where it is, so they are also
-allowed with stored targets, which belong to the undisturbed image. Shape letters: B batch, h w images at any size.
+a live teacher on the same images.
+
+Shape letters: B batch, n rows of a change, h w images at any size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Selection of the rows that a run reads: splits, shots, holdout, and the table of a selection.
+"""Selection of the rows that a run reads: splits, shots, holdout, and the records of a selection.
 
-Whatever is asked of all records is looked through in blocks, and lies in the mapped index where it is a column.
+Whatever is asked of all records is read in blocks, and lies in the mapped index where it is a column.
 """
 
 from __future__ import annotations

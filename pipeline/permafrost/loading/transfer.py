@@ -1,7 +1,7 @@
 """Batches on their way to the training device, from this process or from loader processes.
 
-Torch passes each tensor as a file of shared memory, which takes a tenth of a millisecond however small it is, and a
-batch has a dozen small tensors, or one per record of boxes. These are sent in the message itself.
+Torch passes each tensor of a loader process as a file of shared memory, which takes a tenth of a millisecond however
+small it is, and a batch has a dozen small tensors, or one per record of boxes. These are sent in the message itself.
 
 On a GPU a thread reads the next batch, pins it and copies it while the current step runs. It draws no random numbers,
 because torch's global generator is that of the step. There is no such thread on a CPU, where it would compete with the

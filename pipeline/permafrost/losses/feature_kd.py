@@ -1,7 +1,7 @@
 """Distillation of features, the baselines of e2KD: attention (AT), class maps (CAT-KD) and ReviewKD.
 
-The compared levels are the stages and the spatial average of the last stage. The student's levels are fused starting
-at the deepest. The fusion modules are trained with the student and not exported.
+ReviewKD compares the stages and the spatial average of the last stage. The student's levels are fused starting at the
+deepest. The fusion modules are trained with the student and not exported.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Differentiable explanations of a model's logits, with the same code for teacher and student.
 
-The selection depends only on the record: its logits, its labels and its key.
+The explained classes of a record depend on that record only: its logits, its labels and its key.
+
+GradCAM:
 
     alpha_k = mean_ij dz_c / dA_k,    map = relu(sum_k alpha_k A_k)
 
@@ -11,6 +13,8 @@ If the head depends on A only through its average g, dz_c / dA is h_c(g) / (h w)
 needs no second backward pass: h is W[c] for a linear head, and a function of g if a layer norm precedes it. Every
 other head is differentiated by autograd. Only the head is differentiated, so the trunk's graph is used only for the
 gradients of a student.
+
+B-cos networks explain themselves:
 
     W_c(x) = dz_c / dx with every factor of the layers held constant,    sum W_c(x) x = z_c - bias
 

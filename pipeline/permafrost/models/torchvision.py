@@ -1,13 +1,10 @@
 """Classifiers of torchvision by name.
 
-The trunk ends with the last stage's output, after its activation and before any pooling. For a ViT see
-torchvision_vit.py.
+The trunk ends with the last stage's output, after its activation and before any pooling. GoogLeNet and Inception v3 are
+built without auxiliary heads and with transform_input, as torchvision builds them for the published weights.
 
-GoogLeNet and Inception v3 are built without auxiliary heads and with transform_input, as torchvision builds them for
-the published weights.
-
-The explained layer is the input of the last block's attention, after its norm, because the patch tokens at the block's
-output have no gradient.
+The explained layer of a ViT is the input of the last block's attention, after its norm, because the patch tokens at the
+block's output have no gradient.
 """
 
 from __future__ import annotations

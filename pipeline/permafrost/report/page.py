@@ -1,4 +1,7 @@
-"""Content security policy of the page: nothing is loaded, and no script or style runs but the page's own."""
+"""The page: all sections of a report in one self-contained HTML file.
+
+Its content security policy loads nothing, and lets no script or style run but the page's own.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Text stays text, so that any class name can be shown, read aloud and searched for. A tile holds no more pixels than its
 enlarged form shows.
 
-Image and map are transformed by the same matrix, so a misplaced map is immediately visible.
+On the contact sheet image and map are transformed by the same matrix, so a misplaced map is immediately visible.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Sources by name, subsets of their classes, their listing in parts, and the digest of where records come from.
 
-It covers the options, the places of the files, and times of change where they cost little. It may miss a change, such
-as an image that is overwritten; store.relist=true then compares the data themselves.
-
 A source lists its records one after the other and reads their bytes one by one. Reading is a pure function of the
 record, so any process may read any shard at any time.
+
+The digest covers the options, the places of the files, and times of change where they cost little. It may miss a
+change, such as an image that is overwritten; store.relist=true then compares the data themselves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Encoding of arrays: npy without pickle, rows of a table, and values relative to their largest absolute value.
 
-Shape letters: d columns.
+A row of a table is a member of a shard: an npy file, float32 [d].
+
+Shape letters: d columns, and those of FieldSpec.
 """
 
 from __future__ import annotations

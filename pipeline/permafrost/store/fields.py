@@ -1,6 +1,7 @@
 """Fields of a pass: their interface, the values of an entry, and the backend webdataset.
 
-It contains one member {key}.<field>.npy per record and field, in the order of the image shard's keys.
+The backend writes one tar <pass>/<shard>.tar per image shard, with one member {key}.<field>.npy per record and field,
+in the order of the image shard's keys.
 """
 
 from __future__ import annotations

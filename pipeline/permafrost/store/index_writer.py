@@ -1,9 +1,8 @@
-"""Writing of a store's tables: its index, its shards and the records that were left out.
+"""Writing of the tables of a store that is published: its index, its shards and the records that were left out.
 
-A column of the finished file is contiguous, but the rows arrive shard by shard. Each column is therefore collected in a
+They are written while one receipt after another is read, so memory does not grow with the number of records. A column
+of the finished index is contiguous, but the rows arrive shard by shard. Each column is therefore collected in a
 temporary file without a name, and the Arrow file is written from these files, which are mapped into memory.
-
-They are written while one receipt after another is read, so memory does not grow with the number of records.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Missing shards of a store, its manifest once none is missing, and the origin of its records.
 
-With the same digest and every file in place, a repeated command need not list the data. The file is no part of the
-store: without it, the data are listed and compared.
-
 A file that a published store or pass has lost also counts as missing. It is written again, and published if its
 bytes are the same.
+
+The origin is a digest of all that determined the records. With the same digest and every file in place, a repeated
+command need not list the data. The file is no part of the store: without it, the data are listed and compared.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Evaluations during a training: the curve of accuracy, and the epoch whose weights a student keeps.
+"""Evaluations during a training: the curve of accuracy (`curve=`), and the epoch whose weights a student keeps.
 
 runs/<run>/distill/curve.json   {"points": [{"epoch": 5, "splits": {<split>: {"accuracy": 0.81, ...}}}, ...]}
 
-e2KD chooses "the best checkpoint" on 50 held-out images per class (supplement C.1.1).
+The epoch is selected by a metric on records outside the training (`select_epoch`). e2KD chooses "the best checkpoint"
+on 50 held-out images per class (supplement C.1.1).
 """
 
 from __future__ import annotations

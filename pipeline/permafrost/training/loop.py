@@ -1,13 +1,14 @@
 """A whole training, from its specification to the exported network: phases, epochs, steps and checkpoints.
 
-The operations of small networks take less than a millisecond. Several threads then wait for each other more than they
-compute, above all next to other processes, and the last digits of the weights depend on the machine's cores.
-
-It reads the batches of the student's first epochs, uses a separate optimizer, and stores the result in the first
-checkpoint. A run that is killed in this phase starts it again with the same result. A run that resumes from a
-checkpoint skips it.
-
 The same code runs in the process of the stage and in each rank of a cluster.
+
+The operations of small networks take less than a millisecond. Several threads then wait for each other more than they
+compute, above all next to other processes, and the last digits of the weights depend on the machine's cores. The number
+of torch threads on a CPU is therefore chosen by the work of a step.
+
+Auxiliary modules of a loss, such as a paraphraser or a head, are trained first, on the teacher alone. This phase reads
+the batches of the student's first epochs, uses a separate optimizer, and stores the result in the first checkpoint. A
+run that is killed in this phase starts it again with the same result. A run that resumes from a checkpoint skips it.
 """
 
 from __future__ import annotations

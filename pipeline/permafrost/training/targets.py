@@ -1,7 +1,10 @@
 """Targets of a training that are not read from a pass: a live teacher's, and regions that guide explanations.
 
-It receives the same view as the student and explains its classes there, by default the predicted class ("consistent
-teaching", Beyer et al. 2022; e2KD, Table 3). The cost is one forward pass of the teacher in every step.
+A live teacher (`mode=live`), the reference for frozen targets, receives the same view as the student and explains its
+classes there, by default the predicted class ("consistent teaching", Beyer et al. 2022; e2KD, Table 3). The cost is one
+forward pass of the teacher in every step.
+
+A guided teacher has one class per record, drawn uniformly, and the regions of that class.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Distances between records in the layers of a network. A teacher's are cached in the store and computed once.
-
-The tensors in <store>/artifacts/distances-<fp8>/ are named "<layer>/<block>", condensed, float64. The form is `plain`
-(features as they are) or `unit` (features of each record divided by their norm), with a separate artifact each.
+"""Evaluator `distance_correlation`: shared and residual features of student and teacher (UniCAM's FSS and RS).
 
 For each layer of the student and the paired layer of the teacher, over a fixed set of records:
 
@@ -14,6 +11,10 @@ For each layer of the student and the paired layer of the teacher, over a fixed 
     relevance_p    p-value of relevance under independence, by permutations of the labels
     rs_p           p-value of rs if the true value is 0, by permutations and by the jackknife
     fss_biased     V-statistic of the released code on features of unit norm, for parity only
+
+A teacher's distances are cached in the store and computed once. The tensors in <store>/artifacts/distances-<fp8>/ are
+named "<layer>/<block>", condensed, float64. The form is `plain` (features as they are) or `unit` (features of each
+record divided by their norm), with a separate artifact each.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
-"""Activations of a network for a few explained records and for the banks that they are compared with, by depth.
+"""UniCAM: maps of the image regions in which one network has label-relevant features that another lacks.
 
-Depth 1 is the spatial average of the deepest layer, depth 2 that layer at every position, depth 3 the layer before it.
-A teacher's activations are cached in the store, in <store>/artifacts/activations-<fp8>/.
-
-The objective J is not a logit but RS(x | given; labels) of a batch (distance_correlation/estimators.py). The map of a
-record is
+The objective J is not a logit but RS(x | given; labels) of a batch (estimators.py). The map of a record is
 
     CAM        sum_k mean_uv(dJ/dF_k) F_k
     HiResCAM   sum_k dJ/dF_k F_k
@@ -15,7 +11,10 @@ negative, and another batch results in another map. Each record is therefore exp
 bank, with the record and the bank as the batch. The derivative with respect to its features is the same, and only its
 own row of distances has to be computed. Maps are signed, and pictures show their positive part.
 
-Shape letters: n records, r of them explained, p values of a feature, C channels, h w grid, m records of the bank.
+Activations are taken by depth: depth 1 is the spatial average of the deepest layer, depth 2 that layer at every
+position, depth 3 the layer before it. A teacher's are cached in the store, in <store>/artifacts/activations-<fp8>/.
+
+Shape letters: n records, r of them explained, m records of the bank, p values of a feature, C channels, h w grid.
 """
 
 from __future__ import annotations

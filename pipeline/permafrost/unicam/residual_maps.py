@@ -1,4 +1,4 @@
-"""Class embeddings, such as those of the class names by a text encoder, which take the place of one-hot labels.
+"""Evaluator `unicam`: maps of the features of one network beyond another, for a few records of a split (maps.py).
 
 unicam-<split>.safetensors in the evaluation's folder contains, for each <x>_given_<y>/depth<d> (and, except for the
 objective, <x>_given_<y>/mean of several depths, with maps on the finest of their grids),
@@ -9,7 +9,8 @@ objective, <x>_given_<y>/mean of several depths, with maps on the finest of thei
     <reduction>/empty bool [r]     true if nothing in the map is positive
     <reduction>/reliability f32 [r]  mean cosine of the maps of two banks, nan with one bank
 
-and in its header the record keys, the banks' hashes and the compared networks. metrics.json contains the means.
+and in its header the record keys, the banks' hashes and the compared networks. metrics.json contains the means. Class
+embeddings, such as those of the class names by a text encoder, may take the place of one-hot labels.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""B-cos ResNets, DenseNets and vision transformers, with the parameter names of the published checkpoints.
+"""B-cos ResNets, DenseNets and vision transformers.
 
 Parameter names are those of the published B-cos v2 checkpoints: torchvision's names, with the weight of each
-convolution under `linear`.
-
-Parameter names are those of the published B-cos v2 checkpoints.
-
-Parameter names are those of the published B-cos v2 checkpoints. The position embedding is a separate input, whose
-contribution to a logit belongs to no pixel (e2KD: the sum of W x over pixels is not the logit).
+convolution under `linear`. The position embedding of a ViT is a separate input, whose contribution to a logit belongs
+to no pixel (e2KD: the sum of W x over pixels is not the logit).
 
 Shape letters: B batch, n tokens, d their width, p side of a patch.
 """
