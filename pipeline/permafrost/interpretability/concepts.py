@@ -2,7 +2,8 @@
 
 A drawn picture shows two shapes. The categories are object (circle, square, triangle: pixels, one label image per
 shape), color (pixels), texture (plain, striped, checkered: pixels) and scene (meadow, night, sand: the whole picture,
-by its background color). Pictures depend only on (seed, number). Label images have half the pictures' side, as in Broden.
+by its background color). Pictures depend only on (seed, number). Label images have half the pictures' side, as in
+Broden.
 
 A folder of Broden has
 
