@@ -41,7 +41,7 @@ from permafrost.report.main_table import (
 )
 from permafrost.report.model_selection import load_selection
 from permafrost.report.page_inputs import ReportInputs
-from permafrost.report.provenance import check_named_passes, describe_passes, used_passes
+from permafrost.report.passes import check_named_passes, describe_passes, used_passes
 from permafrost.report.student_results import (
     SWEEP_NAME,
     epoch_curves,

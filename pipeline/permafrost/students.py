@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.annotation.shard_tasks import torch_threads
 from permafrost.cluster.executors import run_training
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.runs import CHECKPOINT_NAME, CONTINUED, RUNS, open_run, to_plain_dict
@@ -197,7 +196,7 @@ def evaluate(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
             if config.model == "student":
                 _warn_of_chosen_epoch(config, inputs)
         if missing:
-            from permafrost.evaluation.results import run_evaluators  # imports torch
+            from permafrost.evaluation.run import run_evaluators  # imports torch
 
             run_evaluators(config, inputs, folder, missing)
         splits = read_results(folder)["splits"]
@@ -241,6 +240,8 @@ class StudentTask:
         return self.run.baselines
 
     def __call__(self, report: Callable[[str], None]) -> None:
+        from permafrost.annotation.shard_tasks import torch_threads
+
         with torch_threads(1):  # the same order of sums in parallel and serial execution
             distill(self.run.distill, lambda epoch, line: report(line))
             evaluate(self.run.evaluate, self.run.metrics_folder)

@@ -4,7 +4,7 @@ import pytest
 
 from permafrost.config.compose import compose
 from permafrost.config.points import iter_points, knows_option, point_label, point_words
-from permafrost.evaluation.scores import METRICS, best_position
+from permafrost.evaluation.evaluator import METRICS, best_position
 
 
 def test_points_are_all_combinations_with_the_last_option_fastest():

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from permafrost.core.records import (
-    NO_LABEL,
+from permafrost.core.label_forms import (
     classes_of,
     has_many,
     known,
@@ -12,6 +11,7 @@ from permafrost.core.records import (
     multi_hot_of_lists,
     predict_labels,
 )
+from permafrost.core.records import NO_LABEL
 
 ONE = torch.tensor([2, NO_LABEL, 0])
 MANY = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])

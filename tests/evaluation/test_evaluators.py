@@ -18,10 +18,16 @@ from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation import forward as evaluator
-from permafrost.evaluation.basic_evaluators import evaluators_of, metric_of
-from permafrost.evaluation.evaluator import EvaluationContext, Evaluator, evaluator_named
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import (
+    METRICS,
+    Evaluator,
+    evaluator_named,
+    evaluators_of,
+    metric_of,
+    numbers_of,
+)
 from permafrost.evaluation.inputs import without_unknown_arms
-from permafrost.evaluation.scores import METRICS, numbers_of
 from permafrost.models.providers import build_model
 from permafrost.report.main_table import columns_of
 from permafrost.report.student_results import load_results

@@ -22,7 +22,8 @@ from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model, count_parameters
 from permafrost.report.commands import commands_of
-from permafrost.report.provenance import UsedPass, bytes_by_arm, bytes_plot, describe_teachers
+from permafrost.report.passes import UsedPass
+from permafrost.report.provenance import bytes_by_arm, bytes_plot, describe_teachers
 from permafrost.report.student_results import UnknownRunError, load_results
 from permafrost.report.training_facts import describe_augmentation, describe_data, training_facts
 from permafrost.store.reader import Store

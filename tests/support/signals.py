@@ -110,7 +110,7 @@ def _trial(
 
 def _start(verb: str, place: Path) -> StageProcess:
     """Start a verb, and wait until it handles signals."""
-    process = StageProcess("stages", [verb, *VERBS[verb]], place)
+    process = StageProcess("permafrost", [verb, *VERBS[verb]], place)
     wait_until(lambda: process.poll() is not None or _handles_signals(process.pid))
     return process
 

@@ -16,7 +16,7 @@ from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.signed_files import write_json
-from permafrost.evaluation.scores import METRICS
+from permafrost.evaluation.evaluator import METRICS
 from permafrost.sweep.plan import plan_students
 from stages import report, sweep
 from tests.support.processes import descendants, environment, status, title, wait_until

@@ -1,12 +1,7 @@
-"""Data types for records on their way into a store and batches on their way out of it, and operations on their labels.
+"""Data types for records on their way into a store and batches on their way out of it.
 
-The labels of a batch have one of two forms, the second if the manifest of the store sets `multi_label`:
-
-    single label per record   i64 [B], NO_LABEL where unknown
-    multi-label               f32 [B, K], 1 for each class of a record; a row of zeros where unknown
-
-Shape letters: B batch, K classes, V stored views, E explained classes (of labels: largest number of one record), A map
-channels, h w map grid, H W canonical frame, d columns of a table, n boxes of one record.
+Shape letters: B batch, K classes, V stored views, E explained classes, A map channels,
+h w map grid, H W canonical frame, d columns of a table, n boxes of one record.
 """
 
 from __future__ import annotations
@@ -14,13 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -290,55 +281,3 @@ class Source(Protocol):
 
     def where(self, record: Record) -> str:
         """Return the location of a record, such as its file, for messages."""
-
-
-# ---- labels ----------------------------------------------------------------------------------------
-
-
-def has_many(labels: Tensor) -> bool:
-    """Return whether the labels have the multi-label form."""
-    return labels.dim() == 2
-
-
-def known(labels: Tensor) -> Tensor:
-    """Return the mask of the records whose labels are known, bool [B]."""
-    return labels.any(dim=1) if has_many(labels) else labels != NO_LABEL
-
-
-def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Convert labels of either form to the multi-label form, f32 [B, K]."""
-    if has_many(labels):
-        return labels
-    hot = torch.zeros(len(labels), num_classes, device=labels.device)
-    return hot.scatter_(1, labels.clamp(min=0)[:, None], known(labels)[:, None].float())
-
-
-def multi_hot_of_lists(
-    classes: NDArray[np.integer[Any]], lengths: NDArray[np.integer[Any]], num_classes: int
-) -> Tensor:
-    """Convert lists of classes, such as the column `labels` of the index, to f32 [B, K].
-
-    classes  the lists, one after another
-    lengths  length of each list, [B]
-    """
-    hot = torch.zeros(len(lengths), num_classes)
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    hot[torch.from_numpy(owners), torch.from_numpy(classes.astype(np.int64))] = 1
-    return hot
-
-
-def classes_of(labels: Tensor) -> Tensor:
-    """Return the classes of each record in ascending order, i64 [B, E], padded with NO_CLASS. E is at least 1."""
-    if not has_many(labels):
-        return labels[:, None]
-    most = max(1, int(labels.sum(dim=1).max()))
-    present, classes = labels.sort(dim=1, descending=True, stable=True)
-    return classes.masked_fill(present == 0, NO_CLASS)[:, :most]
-
-
-def predict_labels(logits: Tensor, *, many: bool) -> Tensor:
-    """Return the predicted classes of logits [N, K] in the form of the labels.
-
-    many  whether to return f32 [N, K], 1 for each class whose logit is >= 0, instead of the argmax, i64 [N]
-    """
-    return (logits >= 0).float() if many else logits.argmax(dim=1)

@@ -1,117 +1,64 @@
-"""The interface of an evaluator: its input, how it runs, what it checks first, and what the report shows of it."""
+"""The interface of an evaluator: how it runs, what it checks first, and the quantities that the report shows of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
+from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.options import resolve_implementation
-from permafrost.config.verbs import EvaluateConfig
-from permafrost.core.errors import ConfigError
-from permafrost.core.files import write_atomically
-from permafrost.core.interrupts import check_interrupted
-from permafrost.core.records import Batch
-from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_records
-from permafrost.evaluation.other_networks import Networks
-from permafrost.evaluation.scores import PLAIN, Metric
-from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.geometry import evaluation_view
-from permafrost.loading.transfer import iter_on_device
-from permafrost.store.index import Rows
-from permafrost.store.reader import Store, TeacherPass
+
+if TYPE_CHECKING:
+    from permafrost.evaluation.context import EvaluationContext
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationContext:
-    """The evaluation of one split."""
+class Metric(NamedTuple):
+    """Direction and display format of a metric."""
 
-    split: str
-    model: EvaluatedModel
-    dataset: StoreDataset
-    """Records of the split in the order of the index, each once, with boxes and masks. `iter_batches` reads them in
-    batches, and `geometry.evaluation_view` returns the view to evaluate in. `passes` are those of the evaluated
-    model's teachers."""
-    config: EvaluateConfig
-    networks: Networks
-    """Teacher network and other students, for evaluators that need them."""
-    folder: Path
-    """Folder of the evaluation, to which evaluators `write` files (<evaluator>-<split>.*) too large for
-    metrics.json."""
-    fingerprint: str = ""
-    """Fingerprint of the model: sha256 of its weights, as recorded in config.yaml."""
-    localize: bool = True
-    """True if the shared forward pass also evaluates maps and regions."""
-    written: dict[str, str] = field(default_factory=dict)
-    """SHA-256 by name of the files that were written to `folder`."""
-
-    @property
-    def options(self) -> EvaluateOptions:
-        """Section `evaluate` of the config, with one subsection for each evaluator that has options."""
-        return self.config.evaluate
-
-    @property
-    def store(self) -> Store:
-        """Store of the records."""
-        return self.dataset.store
-
-    @cached_property
-    def predictions(self) -> Predictions:
-        """Results of the one forward pass that accuracy, localization and the table of records share."""
-        return predict_records(self.model, self.dataset, self.options, localize=self.localize)
-
-    def iter_batches(self, positions: Sequence[int] | None = None) -> Iterator[Batch]:
-        """Iterate over the split, or some positions of it, in batches in the evaluation view on the model's device."""
-        on_host = iter_batches(self.dataset, self.options.batch_size, positions)
-        for _, batch in iter_on_device(on_host, self.model.device):
-            check_interrupted()
-            yield evaluation_view(batch, self.options.frame, self.model.input_size)
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file of the evaluation, whose digest metrics.json will list."""
-        self.written[name] = write_atomically(self.folder / name, data)
-
-    def open_rows(
-        self, rows: Rows, passes: Sequence[TeacherPass] = (), payload: str | None = None
-    ) -> StoreDataset:
-        """Open rows of the store, to be read as those of the split are."""
-        return StoreDataset(
-            self.store,
-            rows,
-            passes,
-            payload=payload,
-            decode_threads=self.dataset.decode_threads.count,
-        )
-
-    @cached_property
-    def has_regions(self) -> bool:
-        """True if any record has a region of the kind evaluate.region."""
-        if self.options.region == "masks":
-            return self.dataset.has_masks
-        return self.dataset.has_boxes
-
-    @property
-    def has_maps(self) -> bool:
-        """True if the evaluated model's first teacher pass contains maps."""
-        passes = self.dataset.passes
-        return bool(passes) and any(spec.name == "map" for spec in passes[0].manifest.fields)
+    higher_is_better: bool | None = True
+    """Direction of improvement, None if neither higher nor lower is better."""
+    scale: float = 100.0
+    """Factor for display: 100 shows a fraction in per cent."""
+    digits: int = 3
+    """Decimal places of a metric that is not a fraction."""
 
 
-def require_one_label(context: EvaluationContext, evaluator: str) -> None:
-    """Raise ConfigError unless the records of the split have one label each, among the evaluated model's classes."""
-    if context.dataset.has_many_labels:
-        raise ConfigError(
-            f"evaluators={evaluator} needs one label per record, but records of {context.store.path} have many; "
-            "remove it from evaluators"
-        )
-    if not context.dataset.has_labels:
-        raise ConfigError(
-            f"evaluators={evaluator} needs labels, but no record of {context.split} is labeled with a class of the "
-            "evaluated model; choose another evaluate.splits or evaluate.store"
-        )
+METRICS = {
+    "accuracy": Metric(),
+    "f1": Metric(),  # replaces accuracy if records have many labels
+    "worst_group_accuracy": Metric(),
+    "agreement": Metric(),
+    "kl_to_teacher": Metric(higher_is_better=False, scale=1.0),  # nats
+    "epg": Metric(),
+    "iou": Metric(),
+    "map_cosine": Metric(),
+}
+"""Metrics of forward.evaluate_split. Some need groups, regions or a teacher."""
+
+PLAIN = Metric(higher_is_better=None, scale=1.0)
+"""A metric for which neither higher nor lower is better."""
+MORE = Metric(scale=1.0)
+LESS = Metric(higher_is_better=False, scale=1.0)
+PER_CENT = Metric()
+LESS_PER_CENT = Metric(higher_is_better=False)
+COUNT = Metric(scale=1.0, digits=0)
+
+
+def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Flatten a split's metrics to numbers by name: accuracy, group_accuracy.0, <evaluator>.<quantity>.<layer>."""
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            numbers |= numbers_of(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[prefix + name] = value
+    return numbers
+
+
+def best_position(values: Sequence[float], metric: Metric) -> int:
+    """Position of the best value, the first of equal ones."""
+    sign = 1 if metric.higher_is_better else -1
+    return max(range(len(values)), key=lambda position: sign * values[position])
 
 
 # ---- evaluator -------------------------------------------------------------------------------------
@@ -162,6 +109,44 @@ class Evaluator(NamedTuple):
     another student)."""
     page: Page | None = None
     """Section in the report, None if the report shows the numbers elsewhere."""
+
+
+# ---- quantities ------------------------------------------------------------------------------------
+
+
+def metric_of(name: str) -> Metric | None:
+    """Return the Metric of a name, or None if neither direction is better.
+
+    name  accuracy, or <evaluator>.<quantity>, or either followed by the name of a part, and by @<pass> if it is of an
+          evaluation against a named pass
+    """
+    name = name.partition("@")[0]
+    if name in METRICS:
+        return METRICS[name]
+    evaluator, _, quantity = name.partition(".")
+    if evaluator not in EVALUATORS:
+        return None
+    known = comparable_quantities(evaluator)
+    return next((m for of, m in known.items() if f"{quantity}.".startswith(f"{of}.")), None)
+
+
+def comparable_quantities(evaluator: str) -> dict[str, Metric]:
+    """Quantities of an evaluator for which higher or lower is better."""
+    page = evaluator_named(evaluator).page
+    quantities = () if page is None else page.quantities
+    return {q.name: q.metric for q in quantities if q.metric.higher_is_better is not None}
+
+
+def comparable_metrics() -> list[str]:
+    """All names that `metric_of` accepts, without parts."""
+    names = [f"{e}.{q}" for e in EVALUATORS for q in comparable_quantities(e)]
+    return [*METRICS, *names]
+
+
+def evaluators_of(name: str) -> tuple[str, ...] | None:
+    """Evaluator of a metric, as a value of the option `evaluators`, or None for a metric of every evaluation."""
+    evaluator = name.partition(".")[0]
+    return (evaluator,) if evaluator in EVALUATORS and "." in name else None
 
 
 # ---- build -----------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.interrupts import check_interrupted
-from permafrost.core.records import NO_CLASS, Batch, StoredTargets, Targets, classes_of, has_many
+from permafrost.core.label_forms import classes_of, has_many
+from permafrost.core.records import NO_CLASS, Batch, StoredTargets, Targets
 from permafrost.evaluation.scores import (
     energy_pointing_game,
     label_scores,

@@ -26,7 +26,8 @@ from torch import Tensor
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_keys
-from permafrost.core.records import NO_LABEL, multi_hot
+from permafrost.core.label_forms import multi_hot
+from permafrost.core.records import NO_LABEL
 from permafrost.core.seeds import derive_seed
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.dataset import StoreDataset, iter_batches

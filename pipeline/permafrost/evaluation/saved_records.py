@@ -1,4 +1,4 @@
-"""What an evaluation saves of single records: a table of all, and the maps of a few.
+"""Files of an evaluation about single records: a table of all, and the maps of a few.
 
 `labels`, `epg` and `iou` of a row have one entry for each of the record's own classes: one entry (-1 if unknown) for
 records with one label, all its labels for records with many. `explained`, `teacher_epg` and `map_cosine` have one
@@ -15,7 +15,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from permafrost.core.records import Batch, StoredTargets, classes_of, has_many, predict_labels
+from permafrost.core.label_forms import classes_of, has_many, known, predict_labels
+from permafrost.core.records import Batch, StoredTargets
 from permafrost.evaluation.forward import (
     EvaluatedModel,
     Predictions,
@@ -50,13 +51,6 @@ RECORDS_SCHEMA = pa.schema(
 
 def record_table(split: str, predictions: Predictions) -> pa.Table:
     """Build a table of RECORDS_SCHEMA in the order of the records."""
-    from permafrost.core.records import (
-        classes_of,
-        has_many,
-        known,
-        predict_labels,
-    )  # imports torch, which readers of the schema do not need
-
     many = has_many(predictions.labels)
     own = classes_of(predictions.labels)
     present = own >= 0 if many else own == own

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.seeds import derive_seed
-from permafrost.evaluation.evaluator import EvaluationContext, Evaluator
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import Evaluator
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.evaluation.scores import upsample
 from permafrost.loading.dataset import StoreDataset, iter_batches

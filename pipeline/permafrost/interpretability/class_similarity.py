@@ -23,14 +23,8 @@ from torch import Tensor
 from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.files import sha256_file
 from permafrost.core.records import NO_LABEL
-from permafrost.evaluation.evaluator import (
-    EvaluationContext,
-    Evaluator,
-    Page,
-    Quantity,
-    require_one_label,
-)
-from permafrost.evaluation.scores import MORE
+from permafrost.evaluation.context import EvaluationContext, require_one_label
+from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.interpretability.options import ClassSimilarityOptions
 
 COARSE = {

@@ -30,14 +30,8 @@ from permafrost.core.errors import require
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL
 from permafrost.core.seeds import derive_seed
-from permafrost.evaluation.evaluator import (
-    EvaluationContext,
-    Evaluator,
-    Page,
-    Quantity,
-    require_one_label,
-)
-from permafrost.evaluation.scores import MORE
+from permafrost.evaluation.context import EvaluationContext, require_one_label
+from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.interpretability.gradient_alignment import input_gradient
 from permafrost.interpretability.options import DiffroarOptions
 from permafrost.loading.geometry import view_images

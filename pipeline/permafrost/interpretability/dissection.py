@@ -19,10 +19,10 @@ from torch import Tensor
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file
-from permafrost.evaluation.evaluator import EvaluationContext, Evaluator, Page, Quantity
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import COUNT, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.evaluation.probe_set import activations
-from permafrost.evaluation.scores import COUNT, MORE
 from permafrost.interpretability.concepts import (
     BrodenFolder,
     ConceptImage,

@@ -22,17 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.records import NO_LABEL, Batch, known
-from permafrost.evaluation.evaluator import (
-    EvaluationContext,
-    Evaluator,
-    Page,
-    Quantity,
-    require_one_label,
-)
+from permafrost.core.label_forms import known
+from permafrost.core.records import NO_LABEL, Batch
+from permafrost.evaluation.context import EvaluationContext, require_one_label
+from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import attribution_of
 from permafrost.evaluation.probe_set import balanced_positions
-from permafrost.evaluation.scores import MORE
 from permafrost.interpretability.options import GradientAlignmentOptions
 from permafrost.loading.geometry import regions_of, view_images, view_maps
 from permafrost.models.resolve import require_images

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluator import EvaluationContext, Evaluator, Page, Quantity
-from permafrost.evaluation.scores import LESS, PER_CENT
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import LESS, PER_CENT, Evaluator, Page, Quantity
 from permafrost.ked.options import PAYLOAD
 from permafrost.ked.partition import (
     coarsen,

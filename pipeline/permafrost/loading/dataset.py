@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from permafrost.core.records import VIEW_FIELD, Batch, FieldSpec, StoredTargets
 from permafrost.loading.decode_threads import DecodeThreads
 from permafrost.loading.geometry import center_crop, decode_intermediates
-from permafrost.loading.selection import SelectedRecords
+from permafrost.loading.selected_records import SelectedRecords
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.fields import Values
 from permafrost.store.frames import InputMemory, ShardFrames, decode_stored_mask, input_bytes

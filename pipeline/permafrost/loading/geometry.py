@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.models import CENTER_CROP_FRACTION
-from permafrost.core.records import Batch, StoredTargets, Targets, has_many
+from permafrost.core.label_forms import has_many
+from permafrost.core.records import Batch, StoredTargets, Targets
 from permafrost.loading.pixel_augment import change_pixels
 from permafrost.loading.transfer import copy_to
 from permafrost.store.codecs import INT8_STEPS

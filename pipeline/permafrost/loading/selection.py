@@ -1,24 +1,15 @@
-"""Selection of the rows that a run reads: splits, shots, holdout, and the records of a selection.
-
-Whatever is asked of all records is read in blocks, and lies in the mapped index where it is a column.
-"""
+"""Selection of the rows of a store that a run reads. The store itself always contains the whole set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL
 from permafrost.core.seeds import derive_seed
-from permafrost.store.frames import labels_of_rows
-from permafrost.store.index import Rows
-from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,146 +17,7 @@ if TYPE_CHECKING:
     from permafrost.config.store import SubsetOptions
     from permafrost.store.index import RecordIndex, Rows
 
-
-_ROWS_AT_ONCE = 2**18
-"""Records whose values are held at once when a whole selection is looked through."""
-
-
-class SelectedRecords:
-    """Rows of a store's index, in any order. A position is a place among them."""
-
-    def __init__(self, store: Store, rows: Rows, *, labels_apply: bool = True) -> None:
-        """Select rows: a range where possible, which needs no memory, or any row numbers.
-
-        labels_apply  False if the classes of the data are not those of the network that uses the labels, which then
-                      have no meaning for it
-        """
-        self.store = store
-        self.rows = rows
-        self.labels_apply = labels_apply
-
-    def rows_at(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows of the index at these positions of the selection."""
-        return at + self.rows.start if isinstance(self.rows, range) else self.rows[at]
-
-    def rows_in_shard(self, number: int) -> NDArray[np.int64]:
-        """Return the selected rows of a shard, counted from its beginning, ascending."""
-        here = self.store.rows_of_shard(number)
-        if isinstance(self.rows, range):
-            return (
-                np.arange(max(self.rows.start, here.start), min(self.rows.stop, here.stop))
-                - here.start
-            )
-        rows = self._ascending_rows
-        return (
-            rows[np.searchsorted(rows, here.start) : np.searchsorted(rows, here.stop)] - here.start
-        )
-
-    @cached_property
-    def _ascending_rows(self) -> NDArray[np.int64]:
-        assert not isinstance(self.rows, range)
-        return self.rows if (self.rows[1:] > self.rows[:-1]).all() else np.unique(self.rows)
-
-    def first_positions(self) -> NDArray[np.int64]:
-        """Return the position at which the records of each shard begin, and their number at the end: [shards + 1].
-
-        Raises ValueError if the rows are not ascending; the order of an epoch is defined for ascending rows.
-        """
-        starts = self.store.shards.starts
-        if isinstance(self.rows, range):
-            return np.clip(starts, self.rows.start, self.rows.stop) - self.rows.start
-        if self._ascending_rows is not self.rows:
-            raise ValueError("the rows of a training must be ascending")
-        return np.searchsorted(self.rows, starts)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def aspects(self, positions: Sequence[int] | None = None) -> torch.Tensor:
-        """Read width / height of original images, f64 [n], 1 for rows of a table; None reads all of them."""
-        rows = self.rows if positions is None else self.rows_at(np.asarray(positions, np.int64))
-        return torch.from_numpy(self._aspects(rows))
-
-    def _aspects(self, rows: Rows) -> NDArray[np.float64]:
-        sizes = self.store.index.take(("width", "height"), rows)
-        aspects: NDArray[np.float64] = sizes["width"] / sizes["height"]
-        return aspects
-
-    @property
-    def has_frame_aspect(self) -> bool:
-        """True if all original images have the aspect ratio of the canonical frame."""
-        height, width = self.store.size
-        return all(bool((self._aspects(rows) == width / height).all()) for rows in self._blocks())
-
-    @property
-    def has_many_labels(self) -> bool:
-        """True if records have many labels, so that labels of a batch are f32 [B, K]."""
-        return self.store.manifest.multi_label and self.labels_apply
-
-    @property
-    def has_labels(self) -> bool:
-        """True if any record has a label among the classes of the network."""
-        if not self.labels_apply:
-            return False
-        index = self.store.index
-        if self.has_many_labels:
-            return any(index.list_lengths("labels", rows).any() for rows in self._blocks())
-        return any((index.values("label", rows) != NO_LABEL).any() for rows in self._blocks())
-
-    def _blocks(self) -> Iterator[Rows]:
-        """Iterate over the rows of the selection in blocks of limited size."""
-        for start in range(0, len(self), _ROWS_AT_ONCE):
-            yield self.rows[start : start + _ROWS_AT_ONCE]
-
-    @cached_property
-    def label_numbers(self) -> NDArray[np.integer[Any]]:
-        """Label of every record, [n], NO_LABEL where unknown; of a range a read-only view of the mapped index."""
-        if not self.labels_apply:
-            return np.broadcast_to(np.int64(NO_LABEL), (len(self),))
-        return self.store.index.values("label", self.rows)
-
-    def label_lists(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Return the labels of all records of a multi-label store, one after another, and their number per record."""
-        return self.store.index.label_lists(self.rows)
-
-    def keys_at(self, positions: Sequence[int] | NDArray[np.int64] | None = None) -> list[str]:
-        """Return the keys at these positions; None returns all of them."""
-        if positions is None:
-            return self.store.index.keys(self.rows)
-        return self.store.index.keys(self.rows_at(np.asarray(positions, np.int64)))
-
-    def positions_of(self, keys: Iterable[str]) -> dict[str, int]:
-        """Find the positions of the given keys; keys that no selected record has are left out."""
-        wanted = set(keys)
-        rows = self.rows
-        if isinstance(rows, range):
-            found = self.store.index.rows_of_keys(wanted, rows)
-            return {key: row - rows.start for key, row in found.items()}
-        return {key: place for place, key in enumerate(self.keys_at()) if key in wanted}
-
-    @property
-    def has_masks(self) -> bool:
-        """True if any record has a mask."""
-        index = self.store.index
-        return any(bool(index.values("mask_size", rows).any()) for rows in self._blocks())
-
-    @property
-    def has_boxes(self) -> bool:
-        """True if any record has a box."""
-        index = self.store.index
-        return any(bool(index.list_lengths("boxes", rows).any()) for rows in self._blocks())
-
-    def labels_at(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """Read the labels of these positions without reading images: i64 [n], or f32 [n, K] for many labels."""
-        if not self.labels_apply:
-            return torch.full((len(at),), NO_LABEL)
-        return labels_of_rows(self.store, self.rows_at(at))
-
-
-# ---- selection -------------------------------------------------------------------------------------
-
-
-_LABELS_AT_ONCE = 2**20
+_BLOCK = 2**20
 HOLDOUT = "holdout"
 """Name of the split of records that subset.holdout excluded from training."""
 
@@ -217,8 +69,8 @@ def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -
     if subset.shots is None and subset.holdout == 0:
         return len(rows)
     sizes = np.zeros(0, np.int64)
-    for start in range(0, len(rows), _LABELS_AT_ONCE):
-        labels = index.values("label", rows[start : start + _LABELS_AT_ONCE])
+    for start in range(0, len(rows), _BLOCK):
+        labels = index.values("label", rows[start : start + _BLOCK])
         own = np.bincount(labels[labels != NO_LABEL], minlength=len(sizes))
         own[: len(sizes)] += sizes
         sizes = own

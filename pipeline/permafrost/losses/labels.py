@@ -11,7 +11,8 @@ from torch import Tensor
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.core.errors import require
-from permafrost.core.records import NO_LABEL, Guidance, Targets, has_many, known, multi_hot
+from permafrost.core.label_forms import has_many, known, multi_hot
+from permafrost.core.records import NO_LABEL, Guidance, Targets
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 
 

@@ -38,7 +38,8 @@ from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
 from permafrost.config.options import resolve_implementation
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import NO_CLASS, multi_hot
+from permafrost.core.label_forms import multi_hot
+from permafrost.core.records import NO_CLASS
 from permafrost.core.seeds import derive_seed
 from permafrost.models.bcos.provider import BcosClassifier
 from permafrost.models.classifier import (

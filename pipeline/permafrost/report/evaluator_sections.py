@@ -12,8 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from permafrost.config.evaluation import EVALUATORS
-from permafrost.evaluation.evaluator import Page, Quantity, evaluator_named
-from permafrost.evaluation.scores import numbers_of
+from permafrost.evaluation.evaluator import Page, Quantity, evaluator_named, numbers_of
 from permafrost.report.figures import Plot, bar_plot, line_plot
 from permafrost.report.main_table import Column, arm_summary, student_rows
 from permafrost.report.pictures import TileRow

@@ -12,9 +12,7 @@ from typing import Any
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.points import point_label
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.basic_evaluators import metric_of
-from permafrost.evaluation.evaluator import evaluator_named
-from permafrost.evaluation.scores import Metric
+from permafrost.evaluation.evaluator import Metric, evaluator_named, metric_of
 from permafrost.report.comparison import ONE_SEED, leading_arms, summarize
 from permafrost.report.model_selection import load_selection
 from permafrost.report.student_results import StudentResult, load_results

@@ -1,4 +1,4 @@
-"""What a report says about the selection of grid points and epochs, and of the evaluated part of an image."""
+"""Sentences of a report on the selection of grid points and epochs, and on the evaluated part of an image."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
 from permafrost.core.files import RootedPath
-from permafrost.evaluation.basic_evaluators import metric_of
+from permafrost.evaluation.evaluator import Metric, metric_of
 from permafrost.evaluation.inputs import epoch_metric
-from permafrost.evaluation.scores import Metric
 from permafrost.report.comparison import summarize
 from permafrost.report.student_results import SWEEP_NAME, StudentResult, read_sweep
 from permafrost.store.reader import Store, TeacherPass

@@ -24,8 +24,8 @@ from permafrost.report.comparison import ONE_SEED, excludes_zero
 from permafrost.report.evaluator_sections import evaluator_sections
 from permafrost.report.main_table import Column, arm_summary
 from permafrost.report.model_selection import ModelSelection, optimistic_results
+from permafrost.report.passes import UsedPass
 from permafrost.report.pictures import TileRow
-from permafrost.report.provenance import UsedPass
 from permafrost.report.student_results import StudentResult, by_evaluation, epoch_curves
 from permafrost.store.reader import Store, TeacherPass
 

@@ -1,12 +1,11 @@
-"""Origin of a report: passes, teachers, networks and their sizes, stored bytes, and the version that wrote the page."""
+"""Origin of a report: teachers, networks and their sizes, stored bytes, and the version that wrote the page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,129 +15,18 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS
 from permafrost.config.runs import CONFIG_NAME, read_config
-from permafrost.config.verbs import EvaluationRun
 from permafrost.config.version import __version__
-from permafrost.core.errors import ConfigError, UserError
-from permafrost.core.records import VIEW_FIELD
+from permafrost.core.errors import UserError
 from permafrost.losses.base import Needs, build_loss
 from permafrost.models.providers import build_model, count_parameters, measure_cost
 from permafrost.models.saved import is_finished, load_model
 from permafrost.report.figures import Measured, Plot, measured_plot
 from permafrost.report.main_table import Column
+from permafrost.report.passes import UsedPass
 from permafrost.report.student_results import StudentResult
 from permafrost.report.training_facts import describe_network
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
-
-_TEACHER = "teacher "
-"""Beginning of the name of a pass among the recorded inputs of a run."""
-
-
-class UsedPass(NamedTuple):
-    """A pass that the students of a report used."""
-
-    teacher: TeacherPass
-    learners: tuple[str, ...]
-    """Arms that were trained on it, empty if they were only compared with it."""
-
-
-def used_passes(results: Sequence[StudentResult], store: Store) -> list[UsedPass]:
-    """Open the passes that students learned from or were compared with, as the configs of their runs record them.
-
-    Passes of other stores, and those that the store no longer has, are left out.
-    """
-    learners: dict[tuple[str, str], dict[str, None]] = {}
-    for result in results:
-        for entry in _recorded_passes(result.folder / "distill"):
-            learners.setdefault(entry, {})[result.label] = None
-    for result in results:
-        for name in result.evaluations:
-            for entry in _recorded_passes(result.folder / name):
-                learners.setdefault(entry, {})
-    found = [
-        UsedPass(teacher, tuple(learners[entry]))
-        for stored_views in (False, True)
-        for folder in store.pass_folders(stored_views=stored_views)
-        if (teacher := store.open_pass(folder.name, stored_views=stored_views))
-        and (entry := (teacher.name, teacher.manifest.fingerprint)) in learners
-    ]
-    return sorted(found, key=lambda used: not used.learners)
-
-
-def check_named_passes(names: Sequence[str], used: Sequence[UsedPass], store: Store) -> None:
-    """Raise ConfigError if store.teacher names a pass that no student of the report used."""
-    known = [one.teacher.name for one in used]
-    for name in names:
-        if known and store.open_pass(name).name not in known:
-            raise ConfigError(
-                f"store.teacher={name}: no student of this report learned from that pass or was compared with it; "
-                f"leave store.teacher out, or name one that they used: {', '.join(known)}"
-            )
-
-
-def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:
-    """Iterate over the names and fingerprints of the passes among the inputs of a run's stage."""
-    path = folder / CONFIG_NAME
-    cls = EvaluationRun if folder.name != "distill" else DistillConfig
-    values = read_config(path, cls) if path.exists() else {}
-    for name, fingerprint in values.get("inputs", {}).items():
-        if name.startswith(_TEACHER):
-            yield name.removeprefix(_TEACHER), fingerprint
-
-
-_USUAL = {"logits", "map", "map_scale", "explained_class", VIEW_FIELD.name}
-"""Fields of most passes."""
-
-
-def describe_passes(store: Store) -> list[dict[str, Any]]:
-    """Build one row per pass, those of stored views last."""
-    return [
-        _describe(store.open_pass(folder.name, stored_views=stored_views))
-        for stored_views in (False, True)
-        for folder in store.pass_folders(stored_views=stored_views)
-    ]
-
-
-def _describe(teacher: TeacherPass) -> dict[str, Any]:
-    """Describe a pass. Bytes are those of one record with all its views.
-
-    name, views, records, bytes                every pass
-    others                                     if other fields than logits and maps are stored, without their scales
-    explainer, map, fidelity, raw_bytes        if maps are stored; raw_bytes is the size as float32
-    map_bytes                                  if the backend stores maps in separate files
-    """
-    manifest = teacher.manifest
-    records = teacher.shards.num_rows
-    row = {
-        "name": teacher.name,
-        "views": f"{teacher.num_views} {teacher.views['sampler']}",
-        "records": records,
-        "bytes": teacher.bytes_per_record,
-    }
-    specs = {spec.name: spec for spec in manifest.fields}
-    others = [
-        f"{name} {'x'.join(map(str, spec.shape))} {spec.dtype}"
-        for name, spec in specs.items()
-        if name not in _USUAL and name.removesuffix("_scale") not in specs.keys() - {name}
-    ]
-    if others:
-        row["others"] = ", ".join(others)
-    spec = specs.get("map")
-    if spec is None:
-        return row
-    of_maps = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{spec.name}/")
-    shape = spec.shape if spec.shape[0] > 1 else spec.shape[1:]
-    explained = manifest.explainer["explained_classes"]
-    row |= {
-        "explainer": teacher.explainer
-        if explained == "top1"
-        else f"{teacher.explainer}, {explained}",
-        "map": f"{'x'.join(map(str, shape))} {spec.dtype}",
-        "raw_bytes": int(teacher.num_views * np.prod(spec.shape) * np.dtype(np.float32).itemsize),
-        "fidelity": manifest.fidelity[spec.name],
-    }
-    return row | ({"map_bytes": of_maps / records} if of_maps else {})
-
 
 # ---- networks --------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.signed_files import damaged, read_json
+from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import (
     METRICS_NAME,
     NETWORK_EVALUATION,
@@ -24,7 +25,6 @@ from permafrost.evaluation.results import (
     evaluations_against,
     read_results,
 )
-from permafrost.evaluation.scores import numbers_of
 from permafrost.models.saved import is_finished
 from permafrost.store.entries import EntryError, from_dict, require_inside
 

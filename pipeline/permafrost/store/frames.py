@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.records import multi_hot_of_lists
+from permafrost.core.label_forms import multi_hot_of_lists
 from permafrost.store.codecs import decode_npy, decode_row
 from permafrost.store.entries import ManifestError
 from permafrost.store.pixels import decode_pixels, decode_rgb, open_image

@@ -11,7 +11,7 @@ from permafrost.config.evaluation import ShiftOptions
 from permafrost.config.runs import RUNS
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
-from permafrost.evaluation.basic_evaluators import evaluators_of
+from permafrost.evaluation.evaluator import evaluators_of
 from permafrost.evaluation.inputs import named_baselines
 from permafrost.evaluation.results import METRICS_NAME, evaluation_folder, missing_evaluators
 from permafrost.loading.selection import HOLDOUT

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.config.points import point_label
 from permafrost.core.errors import ConfigError, require
-from permafrost.evaluation.basic_evaluators import comparable_metrics, metric_of
+from permafrost.evaluation.evaluator import best_position, comparable_metrics, metric_of, numbers_of
 from permafrost.evaluation.inputs import open_record_store
 from permafrost.evaluation.results import read_results
-from permafrost.evaluation.scores import best_position, numbers_of
 from permafrost.loading.selection import HOLDOUT, rows_of_split
 
 if TYPE_CHECKING:

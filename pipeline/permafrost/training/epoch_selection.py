@@ -20,8 +20,8 @@ from permafrost.config.runs import CHECKPOINT_NAME
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import sha256_file, write_atomically
 from permafrost.core.signed_files import damaged, read_json, write_json
+from permafrost.evaluation.evaluator import METRICS, best_position
 from permafrost.evaluation.forward import EvaluatedModel, metrics_of, open_split, predict_records
-from permafrost.evaluation.scores import METRICS, best_position
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.classifier import Classifier
 from permafrost.models.saved import TrainedModel

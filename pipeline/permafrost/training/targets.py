@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
-from permafrost.core.records import NO_CLASS, Batch, Guidance, Targets, multi_hot
+from permafrost.core.label_forms import multi_hot
+from permafrost.core.records import NO_CLASS, Batch, Guidance, Targets
 from permafrost.loading.geometry import (
     RegionKind,
     neighbor_maps,

@@ -17,7 +17,6 @@ from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.core.errors import require
 from permafrost.core.files import sha256_json, write_atomically
 from permafrost.core.signed_files import damaged, read_json, write_json
-from permafrost.models.classifier import Classifier
 from permafrost.models.trained_weights import sha256_weights
 from permafrost.store.entries import EntryError, from_dict
 from permafrost.store.reader import Store

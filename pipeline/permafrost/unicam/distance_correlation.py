@@ -29,7 +29,8 @@ from torch import Tensor
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file
 from permafrost.core.seeds import derive_seed
-from permafrost.evaluation.evaluator import EvaluationContext, Evaluator, Page, Quantity
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.evaluation.probe_set import (
     ProbeSet,
@@ -43,7 +44,6 @@ from permafrost.evaluation.probe_set import (
     pair_layers,
     probe_set,
 )
-from permafrost.evaluation.scores import LESS, MORE
 from permafrost.store.artifacts import Artifact
 from permafrost.unicam.estimators import (
     MIN_RECORDS,

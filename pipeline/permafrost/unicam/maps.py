@@ -31,7 +31,7 @@ from torch import Tensor
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_keys
-from permafrost.evaluation.evaluator import EvaluationContext
+from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.evaluation.probe_set import (
     POOLED,

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file, sha256_keys
-from permafrost.evaluation.evaluator import EvaluationContext, Evaluator, Page, Quantity
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.probe_set import (
     LEAST_OF_A_CLASS,
     balanced_positions,
@@ -35,7 +36,6 @@ from permafrost.evaluation.probe_set import (
     class_blocks,
     multi_hot_labels,
 )
-from permafrost.evaluation.scores import LESS, MORE
 from permafrost.unicam.estimators import (
     MIN_RECORDS,
     label_features,

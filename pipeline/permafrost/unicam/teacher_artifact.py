@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from permafrost.evaluation.evaluator import EvaluationContext
+from permafrost.evaluation.context import EvaluationContext
 from permafrost.store.artifacts import Artifact
 
 

@@ -1,0 +1,111 @@
+"""The input of an evaluator: a model, the records of a split, and everything else it may need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.verbs import EvaluateConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import write_atomically
+from permafrost.core.interrupts import check_interrupted
+from permafrost.core.records import Batch
+from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_records
+from permafrost.evaluation.other_networks import Networks
+from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.geometry import evaluation_view
+from permafrost.loading.transfer import iter_on_device
+from permafrost.store.index import Rows
+from permafrost.store.reader import Store, TeacherPass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationContext:
+    """The evaluation of one split."""
+
+    split: str
+    model: EvaluatedModel
+    dataset: StoreDataset
+    """Records of the split in the order of the index, each once, with boxes and masks. `iter_batches` reads them in
+    batches, and `geometry.evaluation_view` returns the view to evaluate in. `passes` are those of the evaluated
+    model's teachers."""
+    config: EvaluateConfig
+    networks: Networks
+    """Teacher network and other students, for evaluators that need them."""
+    folder: Path
+    """Folder of the evaluation, to which evaluators `write` files (<evaluator>-<split>.*) too large for
+    metrics.json."""
+    fingerprint: str = ""
+    """Fingerprint of the model: sha256 of its weights, as recorded in config.yaml."""
+    localize: bool = True
+    """True if the shared forward pass also evaluates maps and regions."""
+    written: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by name of the files that were written to `folder`."""
+
+    @property
+    def options(self) -> EvaluateOptions:
+        """Section `evaluate` of the config, with one subsection for each evaluator that has options."""
+        return self.config.evaluate
+
+    @property
+    def store(self) -> Store:
+        """Store of the records."""
+        return self.dataset.store
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Results of the one forward pass that accuracy, localization and the table of records share."""
+        return predict_records(self.model, self.dataset, self.options, localize=self.localize)
+
+    def iter_batches(self, positions: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Iterate over the split, or some positions of it, in batches in the evaluation view on the model's device."""
+        on_host = iter_batches(self.dataset, self.options.batch_size, positions)
+        for _, batch in iter_on_device(on_host, self.model.device):
+            check_interrupted()
+            yield evaluation_view(batch, self.options.frame, self.model.input_size)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the evaluation, whose digest metrics.json will list."""
+        self.written[name] = write_atomically(self.folder / name, data)
+
+    def open_rows(
+        self, rows: Rows, passes: Sequence[TeacherPass] = (), payload: str | None = None
+    ) -> StoreDataset:
+        """Open rows of the store, to be read as those of the split are."""
+        return StoreDataset(
+            self.store,
+            rows,
+            passes,
+            payload=payload,
+            decode_threads=self.dataset.decode_threads.count,
+        )
+
+    @cached_property
+    def has_regions(self) -> bool:
+        """True if any record has a region of the kind evaluate.region."""
+        if self.options.region == "masks":
+            return self.dataset.has_masks
+        return self.dataset.has_boxes
+
+    @property
+    def has_maps(self) -> bool:
+        """True if the evaluated model's first teacher pass contains maps."""
+        passes = self.dataset.passes
+        return bool(passes) and any(spec.name == "map" for spec in passes[0].manifest.fields)
+
+
+def require_one_label(context: EvaluationContext, evaluator: str) -> None:
+    """Raise ConfigError unless the records of the split have one label each, among the evaluated model's classes."""
+    if context.dataset.has_many_labels:
+        raise ConfigError(
+            f"evaluators={evaluator} needs one label per record, but records of {context.store.path} have many; "
+            "remove it from evaluators"
+        )
+    if not context.dataset.has_labels:
+        raise ConfigError(
+            f"evaluators={evaluator} needs labels, but no record of {context.split} is labeled with a class of the "
+            "evaluated model; choose another evaluate.splits or evaluate.store"
+        )

@@ -1,0 +1,90 @@
+"""Runs the evaluators of an evaluation one after the other over its splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from safetensors.torch import save
+
+from permafrost.config.evaluation import EVALUATORS
+from permafrost.config.verbs import EvaluateConfig
+from permafrost.core.interrupts import check_interrupted
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import evaluator_named
+from permafrost.evaluation.forward import open_split
+from permafrost.evaluation.inputs import EvaluationInputs
+from permafrost.evaluation.other_networks import Networks
+from permafrost.evaluation.results import add_result, options_of, read_results
+from permafrost.evaluation.saved_records import (
+    PICTURES_NAME,
+    RECORDS_NAME,
+    picture_maps,
+    record_table,
+)
+from permafrost.loading.decode_threads import resolve_decode_threads
+from permafrost.store.arrow_files import write_table
+
+
+def run_evaluators(
+    config: EvaluateConfig, inputs: EvaluationInputs, folder: Path, missing: Sequence[str]
+) -> None:
+    """Run each missing evaluator and add its results, after the checks of all of them have passed."""
+    model, trained = inputs.build()
+    networks = Networks(config, inputs.store, inputs.passes)
+    wanted = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
+    threads = resolve_decode_threads(config.evaluate.decode_threads)
+    contexts = [
+        EvaluationContext(
+            split=split,
+            model=model,
+            dataset=open_split(inputs.store, inputs.passes, split, trained, threads),
+            config=config,
+            networks=networks,
+            folder=folder,
+            fingerprint=inputs.fingerprint,
+            localize="localization" in wanted,
+        )
+        for split in config.evaluate.splits
+    ]
+    evaluators = {evaluator: evaluator_named(evaluator) for evaluator in missing}
+    files = {
+        evaluator: {
+            path: digest
+            for context in contexts
+            for path, digest in evaluators[evaluator].check(context).items()
+        }
+        for evaluator in missing
+    }
+    if any(EVALUATORS[evaluator].is_flat for evaluator in missing):
+        _write_records(contexts)
+    for evaluator in missing:
+        check_interrupted()
+        add_result(
+            folder,
+            evaluator,
+            {context.split: evaluators[evaluator].run(context) for context in contexts},
+            options=options_of(evaluator, config),
+            files=files[evaluator],
+            records={context.split: len(context.dataset) for context in contexts},
+            written={n: digest for context in contexts for n, digest in context.written.items()},
+        )
+
+
+def _write_records(contexts: Sequence[EvaluationContext]) -> None:
+    """Write the table of all splits' records, and the pictures of some of them."""
+    tables, shown = [], []
+    folder, options = contexts[0].folder, contexts[0].options
+    per_split = 0 if contexts[0].store.is_table else -(-options.num_pictures // len(contexts))
+    for context in contexts:
+        tables.append(record_table(context.split, context.predictions))
+        positions = list(range(min(per_split, len(context.dataset))))
+        if positions:
+            shown.append(picture_maps(context.model, context.dataset, positions, options.frame))
+    if shown:
+        tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
+        contexts[0].write(PICTURES_NAME, save(tensors))
+    written = contexts[0].written
+    written[RECORDS_NAME] = write_table(folder / RECORDS_NAME, pa.concat_tables(tables))
