@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from permafrost.training.superfeatures import dependency
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import DigitsDataConfig
@@ -26,6 +25,7 @@ from permafrost.config.verbs import ReportConfig, TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import exists, remove_file
+from permafrost.ked import dependency
 from permafrost.ked.network import network_partition
 from permafrost.ked.options import AdditiveModelConfig, KEDTeachingConfig
 from permafrost.ked.partition import build_partition

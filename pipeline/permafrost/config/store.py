@@ -86,16 +86,14 @@ class PayloadInfo(NamedTuple):
         return (*self.options, *added)
 
 
-_PACKAGE = "permafrost.annotation.payloads"
+_MODULE = "permafrost.annotation.payloads"
 PAYLOADS: Family[PayloadInfo] = Family(
     {
-        "logits": PayloadInfo(f"{_PACKAGE}.logits:LogitsPayload", True),
-        "map": PayloadInfo(f"{_PACKAGE}.explanation_map:MapPayload", False, ("map_dtype",)),
-        "attention": PayloadInfo(f"{_PACKAGE}.intermediates:AttentionPayload", False),
-        "class_maps": PayloadInfo(
-            f"{_PACKAGE}.intermediates:ClassMapPayload", False, ("class_map_size",)
-        ),
-        "pooled": PayloadInfo(f"{_PACKAGE}.pooled_feature:FeaturePayload", False),
+        "logits": PayloadInfo(f"{_MODULE}:LogitsPayload", True),
+        "map": PayloadInfo(f"{_MODULE}:MapPayload", False, ("map_dtype",)),
+        "attention": PayloadInfo(f"{_MODULE}:AttentionPayload", False),
+        "class_maps": PayloadInfo(f"{_MODULE}:ClassMapPayload", False, ("class_map_size",)),
+        "pooled": PayloadInfo(f"{_MODULE}:FeaturePayload", False),
     }
 )
 
