@@ -220,8 +220,6 @@ def test_networks_without_superfeatures_or_features_say_what_to_choose():
     images = torch.rand(1, 3, SIDE, SIDE)
     one = torch.zeros(1, 1, dtype=torch.int64)
 
-    with pytest.raises(ConfigError, match=r"CifarResNet has no superfeatures.*student=additive"):
-        plain(images)
     with pytest.raises(ConfigError, match=r"CifarResNet has no superfeatures.*teacher=additive"):
         network_partition(plain)
     with pytest.raises(ConfigError, match=r"CifarResNet; set explainer=gradcam"):

@@ -23,7 +23,7 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import EvaluateConfig, TeachConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
-from permafrost.ked.network import network_partition
+from permafrost.ked.network import describe_levels, network_partition
 from permafrost.ked.options import (
     AdditiveModelConfig,
     KEDConfig,
@@ -179,22 +179,23 @@ def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(ked_store, tmp_pa
 
 
 def test_a_pass_names_its_superfeatures_where_it_stores_them(ked_store, frozen):
-    def describe(*payloads, partition=None, **options):
+    def describe(*payloads, network=None, **options):
         config = PassOptions(payloads=("logits", *payloads), **options)
+        levels = None if network is None else describe_levels(network)
         return describe_pass(
-            frozen.store.manifest, {}, frozen.config.explainer, config, "zarr", partition=partition
+            frozen.store.manifest, {}, frozen.config.explainer, config, "zarr", network=levels
         )
 
     (older,) = frozen.store.open_passes()
-    partition = network_partition(build_model(NETWORK, 10))
-    other = network_partition(build_model(replace(NETWORK, partition_control="random"), 10))
+    network = build_model(NETWORK, 10)
+    other = build_model(replace(NETWORK, partition_control="random"), 10)
 
     assert describe("map") == describe("map", superfeature_dtype="int8")
     assert not {"partition_sha256", "hierarchy", "superfeature_dtype"} & set(describe("map"))
-    stored = describe("superfeature_logits", partition=partition)
-    assert stored["partition_sha256"] == partition.sha256
-    assert stored != describe("superfeature_logits", partition=partition, superfeature_dtype="int8")
-    assert stored != describe("superfeature_logits", partition=other)
+    stored = describe("superfeature_logits", network=network)
+    assert stored["partition_sha256"] == network.partition.sha256
+    assert stored != describe("superfeature_logits", network=network, superfeature_dtype="int8")
+    assert stored != describe("superfeature_logits", network=other)
     assert pass_hierarchy(older) is None
 
 
@@ -268,7 +269,7 @@ def test_levels_are_those_of_the_teachers_own_partition(ked_store):
     plan = job.plan()
     batch = plan.dataset.__getitems__([0, 1])
 
-    (targets,) = plan.superfeatures.targets(view_targets)(batch, (4, 4), with_maps=False)
+    (targets,) = plan.loss.convert_targets(view_targets(batch, (4, 4), with_maps=False))
 
     assert isinstance(targets, Targets)
     fine = ask(ked_store, batch.inputs / 255)

@@ -213,10 +213,10 @@ def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught_table):
     inputs = StepInputs(images=batch.inputs, labels=((1.0, batch.labels),))
 
     torch.manual_seed(0)
-    for transform in plan.transforms:
+    for transform in plan.loss.transforms:
         inputs = transform(inputs, batch)
     mixed, (change,) = inputs.images, inputs.on_targets
-    (targets,) = plan.superfeatures.targets(view_targets)(batch, (1, 30), with_maps=False)
+    (targets,) = plan.loss.convert_targets(view_targets(batch, (1, 30), with_maps=False))
     promised = change(targets)
     torch.manual_seed(0)
     donors = draw_donors(32, 64, M, torch.device("cpu"))
@@ -405,7 +405,7 @@ def test_options_of_images_are_refused_with_the_way_out(taught_table, options, m
     [
         (
             {"annotate": PassOptions()},
-            rf"annotate.payloads names map, .*{ROWS}; set annotate.payloads=\[logits\]",
+            rf"annotate.payloads names map, .*{ROWS}; set annotate.payloads=\[logits,superfeature_logits\]",
         ),
         (
             {"annotate": PassOptions(payloads=("logits", "attention", "class_maps"))},
