@@ -132,5 +132,5 @@ def _content(folder: Path) -> dict[str, bytes]:
         for path in all_files(folder)
         if path.name not in _TIMED
         and "tensorboard" not in path.parts
-        and not path.name.startswith(".stages")
+        and not path.name.startswith(".permafrost-")
     }
