@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from permafrost.cli import main
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.points import point_label
-from permafrost.config.report import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.core.files import write_atomically
 from permafrost.report.comparison import (
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from permafrost.report.case_pictures import SplitCases
     from permafrost.report.main_table import Column
     from permafrost.report.model_selection import ModelSelection
-    from permafrost.report.page import Page
+    from permafrost.report.page import PageContent
     from permafrost.report.student_results import StudentResult
 
 logger = logging.getLogger("permafrost.report")
@@ -109,9 +109,9 @@ def run(config: ReportConfig) -> ReportResult:
     return result
 
 
-def _gather_page(config: ReportConfig, results: list[StudentResult]) -> Page:
+def _gather_page(config: ReportConfig, results: list[StudentResult]) -> PageContent:
     """Gather what the page shows: the store, students, teacher, given network, selection and cases."""
-    from permafrost.report.page import Page
+    from permafrost.report.page import PageContent
 
     students = [result for result in results if result.is_evaluated]
     teacher, network = load_teacher(config.run), load_network(config.run)
@@ -142,7 +142,7 @@ def _gather_page(config: ReportConfig, results: list[StudentResult]) -> Page:
         **({"cases": [case for split in cases for case in split.chosen]} if cases else {}),
         **({"selection": _selection_values(selection)} if selection else {}),
     }
-    return Page(
+    return PageContent(
         config=config,
         store=store,
         results=results,

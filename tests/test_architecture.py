@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.cluster import KubeRayClusterConfig
 from permafrost.config.compose import compose, group_members
 from permafrost.config.environment import CONF
 from permafrost.config.options import options_of, resolve_implementation
@@ -168,9 +167,6 @@ def test_every_payload_can_be_asked_for():
     assert set(config.annotate.payloads) == set(PAYLOADS)
 
 
-KUBERAY = ["cluster=kuberay", *KubeRayClusterConfig.minimal]
-
-
 def docstrings_of(path):
     """Iterate over the docstrings of a file, including those of fields."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -205,19 +201,6 @@ def test_every_member_of_every_group_composes_and_builds(group):
                 cls = FAMILIES.get(group, {}).get(member)
                 words += [] if cls is None else cls.minimal
                 build_verb_config(verb, composed_of(verb, f"{group}={member}", *words))
-
-
-@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/**/*.yaml")), ids=lambda p: p.stem)
-def test_every_experiment_composes_and_builds_for_every_verb(path):
-    name = path.relative_to(CONF / "experiment").with_suffix("").as_posix()
-
-    composed = composed_of("sweep", f"experiment={name}")  # the same for every verb
-    for verb in set(VERBS) - {"render"}:
-        if verb == "sweep" and not composed["arms"]:
-            continue  # the recipe of a teacher has no students
-        build_verb_config(verb, composed)
-    cluster = composed_of("render", *KUBERAY)["cluster"]  # a section depends on no other
-    build_verb_config("render", composed | {"cluster": cluster})
 
 
 def test_a_submitted_job_joins_its_cluster_where_its_stage_uses_one():

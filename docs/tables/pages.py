@@ -12,7 +12,15 @@ from docs.claims import ked as ked_claims
 from docs.claims import unicam as unicam_claims
 from docs.claims.sections import claims_of
 from docs.measured import ROOT
-from docs.tables import benchmarks, e2kd, interpretability, ked, training_length, unicam
+from docs.tables import (
+    benchmarks,
+    e2kd,
+    interpretability,
+    ked,
+    source_files,
+    training_length,
+    unicam,
+)
 
 MARK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -46,6 +54,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *interpretability.TABLES,
         *benchmarks.TABLES,
         *training_length.TABLES,
+        *source_files.TABLES,
         claims_e2kd,
         claims_ked,
         claims_unicam,

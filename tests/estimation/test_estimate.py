@@ -13,7 +13,7 @@ from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose, section_names
 from permafrost.config.data import DemoDataConfig, NoDataConfig
-from permafrost.config.estimate import EstimateOptions
+from permafrost.config.estimate_options import EstimateOptions
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PassOptions

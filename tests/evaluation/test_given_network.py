@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import build_verb_config
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig

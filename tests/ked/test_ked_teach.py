@@ -16,7 +16,7 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import DigitsDataConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.models import CifarModelConfig, NoModelConfig, whole_frame
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig

@@ -15,7 +15,7 @@ import yaml
 
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose, sections
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.runs import RUNS, save_config, to_plain_dict, unused_path
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig

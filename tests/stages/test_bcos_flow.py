@@ -18,7 +18,7 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.explainers import BcosWeightsConfig
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import BcosModelConfig, CifarModelConfig
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions

@@ -16,7 +16,7 @@ from permafrost.config.compose import compose
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.runs import RUNS, read_cost
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig

@@ -13,7 +13,7 @@ from permafrost.annotation import annotator as annotate
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.loading.dataset import StoreDataset

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from permafrost.config.builder import build_verb_config
+from permafrost.config.cluster import KubeRayClusterConfig
 from permafrost.config.data import (
     DataConfig,
     DemoDataConfig,
@@ -27,6 +28,7 @@ from permafrost.config.data import (
 from permafrost.config.environment import CONF
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.points import iter_points, knows_option, point_words
+from permafrost.config.verbs import VERBS
 from permafrost.interpretability.concepts import DrawnConcepts
 from permafrost.interpretability.options import CellsDataConfig, SSKDConfig
 from permafrost.models.providers import build_model
@@ -71,7 +73,12 @@ def commands(recipe: str) -> list[list[str]]:
 # ---- commands and options ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", EVERY_RECIPE)
+@pytest.fixture(scope="module", params=EVERY_RECIPE)
+def recipe(request):
+    """Name of a recipe. All tests of one recipe run after each other, as its composition is kept."""
+    return request.param
+
+
 def test_every_command_of_a_recipe_composes(recipe):
     """All options exist and are consistent. No file is read."""
     typed = commands(recipe)
@@ -81,7 +88,19 @@ def test_every_command_of_a_recipe_composes(recipe):
         build_verb_config(verb, composed_of(verb, *words))
 
 
-@pytest.mark.parametrize("recipe", EVERY_RECIPE)
+def test_a_recipe_builds_for_every_verb(recipe):
+    composed = composed_of("sweep", f"experiment={recipe}")  # the same for every verb
+
+    for verb in set(VERBS) - {"render"}:
+        if verb == "sweep" and not composed["arms"]:
+            continue  # the recipe of a teacher has no students
+        build_verb_config(verb, composed)
+    cluster = composed_of("render", "cluster=kuberay", *KubeRayClusterConfig.minimal)[
+        "cluster"
+    ]  # a section depends on no other
+    build_verb_config("render", composed | {"cluster": cluster})
+
+
 def test_a_recipe_writes_into_a_run_of_its_own(recipe):
     assert composed_of("sweep", f"experiment={recipe}")["run"] == recipe
 
@@ -89,7 +108,7 @@ def test_a_recipe_writes_into_a_run_of_its_own(recipe):
 def test_recipes_that_share_a_store_make_the_same_one_and_large_ones_have_small_jpegs():
     made = {}
     for recipe in EVERY_RECIPE:
-        store = composed_of("precompute", f"experiment={recipe}")["store"]
+        store = composed_of("sweep", f"experiment={recipe}")["store"]
         made.setdefault(store["path"], set()).add((store["image_size"], store["format"]))
 
     assert all(len(forms) == 1 for forms in made.values())

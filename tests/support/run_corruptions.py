@@ -23,7 +23,7 @@ import numpy as np
 
 from permafrost.config.distillation import CurveOptions
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig

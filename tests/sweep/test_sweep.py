@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from permafrost import students
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig

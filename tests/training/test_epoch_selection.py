@@ -10,7 +10,7 @@ import torch
 
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.verbs import ReportConfig

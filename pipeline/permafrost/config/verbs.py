@@ -18,13 +18,13 @@ from permafrost.config.cluster import (
 )
 from permafrost.config.data import SOURCES, DataConfig, NoDataConfig
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.estimate import EstimateOptions
+from permafrost.config.estimate_options import EstimateOptions
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
 from permafrost.config.methods import METHODS, MethodConfig, Mode
 from permafrost.config.models import MODELS, ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Option, Options, Role
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions

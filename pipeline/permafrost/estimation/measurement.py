@@ -84,7 +84,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class StudentCost:
     """A student with stored targets next to one with a live teacher."""
 
     stored: Spread
@@ -123,7 +123,7 @@ class Estimate:
     """None for a finished store."""
     annotation: Work | None = None
     """None without a teacher."""
-    training: Training | None = None
+    training: StudentCost | None = None
     no_training: str = ""
     """Reason why no student was compared."""
 
@@ -224,7 +224,7 @@ def _work(seconds: Spread, config: EstimateConfig, whole: Whole) -> Work:
 
 def _compare(
     config: EstimateConfig, sample: Sample, annotation: Spread
-) -> tuple[Training | None, str]:
+) -> tuple[StudentCost | None, str]:
     """Compare a student with stored targets and one with a live teacher, or return the reason why it cannot be."""
     from permafrost.estimation.steps import measure_steps  # imports torch
 
@@ -235,7 +235,7 @@ def _compare(
     per_step = config.views.per_step if config.mode == "replay" else 1
     records = sample.whole.trained * per_step
     epochs = break_even_epochs(annotation, steps.saved.times(records))
-    training = Training(
+    training = StudentCost(
         stored=steps.stored,
         live=steps.live,
         epochs=config.trainer.epochs,
@@ -328,7 +328,7 @@ def _work_line(work: Work) -> str:
     )
 
 
-def _training(training: Training, config: EstimateConfig) -> dict[str, str]:
+def _training(training: StudentCost, config: EstimateConfig) -> dict[str, str]:
     epochs = training.epochs
     return {
         "step_stored": f"{_range(training.stored.times(1e3))} ms a record; mode={config.mode} "

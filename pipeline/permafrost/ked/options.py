@@ -22,7 +22,7 @@ from permafrost.config.models import (
     rows_of_table,
 )
 from permafrost.config.options import Options, Role
-from permafrost.config.report import STORE_SECTIONS
+from permafrost.config.page_options import STORE_SECTIONS
 from permafrost.config.store import PAYLOADS, PayloadInfo
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.core.errors import ConfigError, require

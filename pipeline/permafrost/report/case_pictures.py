@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.config.report import ReportOptions
+from permafrost.config.page_options import ReportOptions
 from permafrost.core.records import NO_GROUP, Batch
 from permafrost.evaluation.saved_records import explained_pictures
 from permafrost.evaluation.shift import check_shift, shifted_maps, window_view

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple
 
-from permafrost.config.report import STORE_SECTIONS, ReportOptions
+from permafrost.config.page_options import STORE_SECTIONS, ReportOptions
 from permafrost.config.runs import RUNS, read_cost
 from permafrost.config.verbs import ReportConfig
 from permafrost.evaluation.results import load_written
@@ -82,7 +82,7 @@ class StoreSection(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class PageContent:
     """Content of a page."""
 
     config: ReportConfig
@@ -117,7 +117,7 @@ class Page:
         return arm_colors(list(dict.fromkeys(labels)), self.teacher.label if self.teacher else None)
 
 
-def render_page(page: Page) -> str:
+def render_page(page: PageContent) -> str:
     """Render the HTML page."""
     import jinja2
 
@@ -144,7 +144,7 @@ def render_page(page: Page) -> str:
     )
 
 
-def _store_sections(page: Page) -> dict[str, Any]:
+def _store_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the store and its passes."""
     from permafrost.report.pictures import contact_sheet, shown_name
     from permafrost.report.provenance import describe_writing
@@ -178,7 +178,7 @@ def _added_sections(store: Store) -> list[StoreSection]:
     return [section for section in sections if section is not None]
 
 
-def _student_sections(page: Page) -> dict[str, Any]:
+def _student_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the students, of which those with results are empty if none was evaluated."""
     from permafrost.report.figures import epoch_plots, shift_plots, training_curves
     from permafrost.report.pictures import map_grid, readable_classes
@@ -208,7 +208,7 @@ def _student_sections(page: Page) -> dict[str, Any]:
     }
 
 
-def _evaluation_sections(page: Page) -> dict[str, Any]:
+def _evaluation_sections(page: PageContent) -> dict[str, Any]:
     """Tables of results and sections of the evaluators, which a given network has without any student."""
     evaluations = by_evaluation([*page.results, *([page.network] if page.network else [])])
     return {
@@ -219,7 +219,7 @@ def _evaluation_sections(page: Page) -> dict[str, Any]:
     }
 
 
-def _result_tables(page: Page) -> dict[str, Any]:
+def _result_tables(page: PageContent) -> dict[str, Any]:
     """Main table, its sentences and the plots below it."""
     from permafrost.report.grid_figures import grid_plots
     from permafrost.report.main_table import meanings
@@ -261,7 +261,7 @@ def _mean_caption(seeds: Sequence[int]) -> str:
     return _MEAN_AND_SPREAD if min(seeds) > 1 else _MEAN
 
 
-def _setup(page: Page) -> dict[str, Any]:
+def _setup(page: PageContent) -> dict[str, Any]:
     """Section on what was trained on what."""
     from permafrost.report.commands import commands_of
     from permafrost.report.provenance import describe_teachers

@@ -27,7 +27,7 @@ from permafrost.models.bcos.layers import (
 )
 
 
-class BasicBlock(nn.Module):
+class BcosBasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
@@ -81,7 +81,7 @@ def _shortcut(shared: BcosSettings, in_channels: int, out_channels: int, stride:
 class ResNetShape(NamedTuple):
     """Parameters of a ResNet architecture."""
 
-    block: type[BasicBlock | Bottleneck]
+    block: type[BcosBasicBlock | Bottleneck]
     blocks: tuple[int, ...]
     """Number of blocks of each stage. Each stage after the first doubles the channels and halves the resolution."""
     width: int

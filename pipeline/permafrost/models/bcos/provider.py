@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from permafrost.config.models import BcosModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.bcos.architectures import (
-    BasicBlock,
+    BcosBasicBlock,
     BcosDenseNet,
     BcosResNet,
     BcosSimpleVit,
@@ -31,9 +31,9 @@ from permafrost.models.classifier import (
     to_float32,
 )
 
-_RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+_RESNETS: dict[str, tuple[type[BcosBasicBlock | Bottleneck], tuple[int, ...]]] = {
+    "resnet18": (BcosBasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BcosBasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
 _DENSENETS = {"densenet121": (6, 12, 24, 16), "densenet169": (6, 12, 32, 32)}
@@ -127,7 +127,7 @@ def _build_network(config: BcosModelConfig, outputs: int, shared: BcosSettings) 
         return BcosDenseNet(shared, dense, outputs, logit_layer)
     if config.is_cifar_resnet:
         blocks = (int(config.name.removeprefix("resnet")) - 2) // 6
-        shape = ResNetShape(BasicBlock, (blocks,) * 3, config.width or _SMALL_WIDTH, small_stem)
+        shape = ResNetShape(BcosBasicBlock, (blocks,) * 3, config.width or _SMALL_WIDTH, small_stem)
     else:
         block, stages = _RESNETS[config.name]
         shape = ResNetShape(block, stages, config.width or _WIDTH, small_stem)
