@@ -48,8 +48,7 @@ def test_a_group_runs_in_one_process(tmp_path):
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    ray\n    slow\n")
     words = [
-        "-q",
-        "-n2",
+        *("-q", "-p", "xdist", "-n2"),
         "--rootdir",
         str(tmp_path),
         "-c",
@@ -59,7 +58,7 @@ def test_a_group_runs_in_one_process(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pytest", *words],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": PYTHONPATH},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         check=True,
         stdout=subprocess.DEVNULL,
     )
