@@ -21,6 +21,7 @@ import numpy as np
 
 from permafrost.cli import main
 from permafrost.cluster.executors import Executors
+from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import ConfigError
@@ -28,7 +29,6 @@ from permafrost.core.files import exists
 from permafrost.core.lock import lock_folder
 from permafrost.core.progress import say_if_slow
 from permafrost.models.resolve import resolve_precompute
-from permafrost.report.commands import distill_command, teach_command
 from permafrost.sources.source import (
     BYTES_PER_RECORD,
     PartedSource,

@@ -178,7 +178,7 @@ def _student_values(
     config: ReportConfig, results: list[StudentResult], store: Store
 ) -> dict[str, Any]:
     """Networks of the students, and the command that evaluates one without results."""
-    from permafrost.report.commands import evaluate_command
+    from permafrost.commands import evaluate_command
     from permafrost.report.provenance import network_rows
 
     values: dict[str, Any] = {"networks": network_rows(results)}

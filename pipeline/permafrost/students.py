@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.cluster.executors import run_training
+from permafrost.commands import evaluate_command
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.runs import CHECKPOINT_NAME, CONTINUED, RUNS, open_run, to_plain_dict
 from permafrost.core.progress import show_epochs
+from permafrost.evaluation.evaluator import align_columns
 from permafrost.evaluation.inputs import (
     epoch_metric,
     named_baselines,
@@ -30,8 +32,6 @@ from permafrost.evaluation.results import (
 from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import is_finished
 from permafrost.models.trained_weights import check_trained_weights
-from permafrost.report.commands import evaluate_command
-from permafrost.report.main_table import align_columns
 from permafrost.store.reader import Store
 from permafrost.training.distill_job import Distillation, fingerprint_inputs
 from permafrost.training.student_passes import (

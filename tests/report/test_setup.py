@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from permafrost.commands import commands_of
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose, sections
 from permafrost.config.page_options import ReportOptions
@@ -21,7 +22,6 @@ from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model, count_parameters
-from permafrost.report.commands import commands_of
 from permafrost.report.passes import UsedPass
 from permafrost.report.provenance import bytes_by_arm, bytes_plot, describe_teachers
 from permafrost.report.student_results import UnknownRunError, load_results

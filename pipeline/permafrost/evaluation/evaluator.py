@@ -64,6 +64,16 @@ def best_position(values: Sequence[float], metric: Metric) -> int:
 # ---- evaluator -------------------------------------------------------------------------------------
 
 
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Align the cells of a table with spaces, one line per row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
 class Quantity(NamedTuple):
     """A quantity of an evaluator: its metric and its table in the report."""
 

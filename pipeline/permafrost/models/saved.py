@@ -88,7 +88,6 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         "teachers": list(trained.teachers),
         "split": trained.split,
         "subset": to_plain_dict(trained.subset),
-        "jpeg_decoder": "cpu",
         "steps": trained.steps,
         "weights_sha256": weights_sha256,
     }

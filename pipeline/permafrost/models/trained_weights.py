@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import is_published
 from permafrost.config.options import Role, options_of
@@ -51,8 +51,6 @@ class ModelDescription:
     teachers: tuple[str, ...]
     split: str
     subset: dict[str, Any]
-    jpeg_decoder: Literal["cpu"]
-    """Device that decoded the JPEGs that it was trained on."""
     steps: int | None
     """Number of steps of its training, None if it was not trained by a run."""
     weights_sha256: str

@@ -12,7 +12,7 @@ from typing import Any
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.points import point_label
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluator import Metric, evaluator_named, metric_of
+from permafrost.evaluation.evaluator import Metric, align_columns, evaluator_named, metric_of
 from permafrost.report.comparison import ONE_SEED, leading_arms, summarize
 from permafrost.report.model_selection import load_selection
 from permafrost.report.student_results import StudentResult, load_results
@@ -309,13 +309,3 @@ def summary_table(run: str) -> str:
 
 def _spread(column: Column, summary: dict[str, float | None]) -> str:
     return column.spread(summary).replace("±", "+-")
-
-
-def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Align the cells of a table with spaces, one line per row."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)

@@ -263,7 +263,7 @@ def _mean_caption(seeds: Sequence[int]) -> str:
 
 def _setup(page: PageContent) -> dict[str, Any]:
     """Section on what was trained on what."""
-    from permafrost.report.commands import commands_of
+    from permafrost.commands import commands_of
     from permafrost.report.provenance import describe_teachers
     from permafrost.report.training_facts import describe_data, training_facts
 

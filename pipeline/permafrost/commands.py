@@ -1,4 +1,4 @@
-"""Commands that are equivalent to those that made a run, from the configs that its folder contains.
+"""Commands: those that are suggested next, and those that are equivalent to the ones that made a run.
 
 A config does not contain the words that were typed. The words are found again: an experiment, the members of groups,
 and every value that differs from what these give. They are stated only if they compose to the same config.
@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -28,7 +28,9 @@ from permafrost.loading.selection import HOLDOUT
 from permafrost.models.resolve import resolve_precompute
 from permafrost.models.saved import read_description
 from permafrost.store.manifest import CANONICAL_VIEW, MANIFEST_NAME
-from permafrost.store.reader import Store, TeacherPass
+
+if TYPE_CHECKING:
+    from permafrost.store.reader import Store, TeacherPass
 
 _VERBS = ("teach", "precompute", "sweep", "distill", "evaluate", "report")
 """Verbs in the order in which a run uses them."""
