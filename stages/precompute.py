@@ -191,7 +191,7 @@ def _plan_pack(
     return plan_pack(config, path, source, classes_of(source, listing), listing, plans)
 
 
-def _announce(config: PrecomputeConfig, held: str, executor: str) -> None:
+def _announce(config: PrecomputeConfig, records: str, executor: str) -> None:
     """Log what this call will do, and on what."""
     teacher = "no teacher"
     if not isinstance(config.teacher, NoModelConfig):
@@ -201,7 +201,7 @@ def _announce(config: PrecomputeConfig, held: str, executor: str) -> None:
     if config.executor == "auto":
         reason = " (a small store needs no Ray)" if executor == "serial" else " (on Ray)"
     logger.info(
-        "store %s: %s; %s; executor=%s%s", config.store.path, held, teacher, executor, reason
+        "store %s: %s; %s; executor=%s%s", config.store.path, records, teacher, executor, reason
     )
 
 

@@ -109,9 +109,9 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     )
 
 
-def _reason(asked: str, executor: str) -> str:
+def _reason(option: str, executor: str) -> str:
     """Say why executor=auto is what it is."""
-    if asked != "auto":
+    if option != "auto":
         return ""
     return " (several students at once)" if executor == "ray" else " (one student at a time)"
 

@@ -190,6 +190,25 @@ def test_a_docstring_begins_with_a_noun_phrase_or_an_imperative():
     assert begun == []
 
 
+WORDS = re.compile(
+    "found|held|asked|taught|seen|said|told|known|kept|wanted|chosen|shown|drawn|moved|named|own|others|each|whole|"
+    "places?|there|here|waiting|begun|(of|by)_.*"
+)
+"""Names that say nothing outside their file: bare participles, and words without a noun."""
+
+
+def test_no_function_and_no_parameter_has_a_name_that_says_nothing():
+    wrong = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.arg):
+                name = node.arg if isinstance(node, ast.arg) else node.name
+                if WORDS.fullmatch(name.strip("_")):
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+
+    assert not wrong
+
+
 @pytest.mark.parametrize("group", [*FAMILIES, "augment", "optimizer", "store", "trainer"])
 def test_every_member_of_every_group_composes_and_builds(group):
     for member in group_members(group):

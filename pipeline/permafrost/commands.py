@@ -281,10 +281,14 @@ def _word(option: str, value: Any) -> str:
     return point_words({option: value})[0]
 
 
-def _different(values: Any, known: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _different(values: Any, expected: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Iterate over the options, by their dotted names, whose values differ."""
-    if isinstance(values, dict) and isinstance(known, dict) and path.split(".")[-1] not in _WHOLE:
+    if (
+        isinstance(values, dict)
+        and isinstance(expected, dict)
+        and path.split(".")[-1] not in _WHOLE
+    ):
         for name, value in values.items():
-            yield from _different(value, known.get(name), f"{path}.{name}" if path else name)
-    elif values != known and not (values in _EMPTY and known in _EMPTY):
+            yield from _different(value, expected.get(name), f"{path}.{name}" if path else name)
+    elif values != expected and not (values in _EMPTY and expected in _EMPTY):
         yield path, values

@@ -153,11 +153,11 @@ class EvaluateResult:
         rows = [["", *self.splits]]
         for name in names:
             values = [metrics.get(name) for metrics in self.splits.values()]
-            rows.append([name, *(_shown(value) for value in values)])
+            rows.append([name, *(_format_value(value) for value in values)])
         return {"metrics": self.metrics, "results": "\n" + align_columns(rows), "next": self.next}
 
 
-def _shown(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -6,7 +6,7 @@ import torch
 from permafrost.core.label_forms import (
     classes_of,
     has_many,
-    known,
+    known_mask,
     multi_hot,
     multi_hot_of_lists,
     predict_labels,
@@ -19,7 +19,7 @@ MANY = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])
 
 def test_both_forms_say_whose_labels_are_known_and_which_they_are():
     assert [has_many(labels) for labels in (ONE, MANY)] == [False, True]
-    assert [known(labels).tolist() for labels in (ONE, MANY)] == [[True, False, True]] * 2
+    assert [known_mask(labels).tolist() for labels in (ONE, MANY)] == [[True, False, True]] * 2
     assert multi_hot(ONE, 3).tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
     assert multi_hot(MANY, 3) is MANY
     assert classes_of(ONE).tolist() == [[2], [-1], [0]]

@@ -138,7 +138,7 @@ def test_an_uncentered_batch_norm_divides_by_the_deviation_and_subtracts_nothing
 def test_centered_norms_are_torchs_without_a_bias():
     tokens, maps = gaussian_of(2, 3, 8) + 2, gaussian_of(2, 4, 3, 3) + 2
     of_tokens = CenteredNorm(BcosSettings(), 8).double()
-    of_maps = CenteredNorm(BcosSettings(), 4, of_maps=True).double()
+    of_maps = CenteredNorm(BcosSettings(), 4, is_spatial=True).double()
     for norm in (of_tokens, of_maps):
         nn.init.normal_(norm.weight)
 

@@ -21,7 +21,7 @@ from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig, ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
-from permafrost.report.student_results import by_evaluation, load_results
+from permafrost.report.student_results import load_results, split_by_evaluation
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.sweep.plan import plan_students
@@ -102,7 +102,10 @@ def test_a_report_shows_both_evaluations(passes_of_both):
     (row,) = json.loads((RUNS / "student" / "report.json").read_text())["runs"]
     assert (row["own"], row["far"]) == (own["agreement"], first["kl_to_teacher"])
     results = load_results("student")
-    assert [one.label for one in by_evaluation(results)] == ["student", "student against resnet14"]
+    assert [one.label for one in split_by_evaluation(results)] == [
+        "student",
+        "student against resnet14",
+    ]
     assert results[0].find("all.accuracy@resnet14") == own["accuracy"]
 
 

@@ -216,10 +216,10 @@ def _actor_environment(config: ClusterConfig) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(config.threads_per_actor), **_ACTOR_ENVIRONMENT}
 
 
-def gpus_each(wanted: float | None) -> float:
+def gpus_each(option: float | None) -> float:
     """GPUs of a rank or a student: the option, or a whole GPU if the cluster has any."""
     import ray
 
-    if wanted is not None:
-        return wanted
+    if option is not None:
+        return option
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0

@@ -74,7 +74,7 @@ def _describe(option: Option, value: Any, path: str, meaning: str) -> Iterator[s
     cls = section_class(option, value)
     if cls is None:
         limits = _limits(option)
-        yield f"  {path}={_shown(value)}" + (f"  ({limits})" if limits else "")
+        yield f"  {path}={_format_default(value)}" + (f"  ({limits})" if limits else "")
         yield from textwrap.wrap(meaning, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
         return
     meanings = meanings_of(cls)
@@ -84,7 +84,7 @@ def _describe(option: Option, value: Any, path: str, meaning: str) -> Iterator[s
         )
 
 
-def _shown(value: Any) -> str:
+def _format_default(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return json.dumps(value).replace('"', "")
     if value is None or isinstance(value, bool):
@@ -160,7 +160,9 @@ def _table(cls: type[Options], section: str) -> str:
             continue
         name = f"{section}.{option.name}" if section else option.name
         default = (
-            "required" if option.default is MISSING else f"`{_shown(to_plain(option.default))}`"
+            "required"
+            if option.default is MISSING
+            else f"`{_format_default(to_plain(option.default))}`"
         )
         notes = [meanings.get(option.name, "")]
         if Role.OUTSIDE_IDENTITY in option.roles:

@@ -162,13 +162,13 @@ def _without_tuples(value: Any) -> Any:
     )
 
 
-def _first_difference(existing: Any, wanted: Any, path: str = "") -> str:
-    if isinstance(existing, dict) and isinstance(wanted, dict):
-        for name in [*existing, *wanted]:
-            if existing.get(name) != wanted.get(name):
+def _first_difference(existing: Any, requested: Any, path: str = "") -> str:
+    if isinstance(existing, dict) and isinstance(requested, dict):
+        for name in [*existing, *requested]:
+            if existing.get(name) != requested.get(name):
                 below = f"{path}.{name}" if path else str(name)
-                return _first_difference(existing.get(name), wanted.get(name), below)
-    return f"{path}={existing}, but this one has {wanted}"
+                return _first_difference(existing.get(name), requested.get(name), below)
+    return f"{path}={existing}, but this one has {requested}"
 
 
 def save_cost(folder: Path, seconds: float, records: int) -> None:

@@ -203,7 +203,7 @@ def _opened_folder(path: AnyPath) -> Iterator[int]:
 
 
 @contextmanager
-def _place(path: AnyPath) -> Iterator[tuple[int, str]]:
+def _open_parent(path: AnyPath) -> Iterator[tuple[int, str]]:
     """Provide a descriptor of the folder of a path, and the name in it.
 
     An OSError in the block is raised with the whole path; if its reason is a link, as LinkError.
@@ -239,14 +239,14 @@ def _is_refused_link(path: AnyPath, folder: int) -> TypeGuard[RootedPath]:
 def _open(path: AnyPath, flags: int) -> int:
     """Return a descriptor of a file. Raises OSError, or LinkError."""
     links = os.O_NOFOLLOW if _refuses_links(path) else 0
-    with _place(path) as (folder, name):
+    with _open_parent(path) as (folder, name):
         return os.open(name, flags | links, 0o644, dir_fd=folder)
 
 
 def _status(path: AnyPath) -> os.stat_result | None:
     """Return the status of a file or folder, None if there is none. Raises FileError, such as LinkError."""
     try:
-        with _place(path) as (folder, name):
+        with _open_parent(path) as (folder, name):
             status = os.stat(name, dir_fd=folder, follow_symlinks=not _refuses_links(path))
     except (*_ABSENT, ValueError):  # a path with a NUL is a ValueError
         return None
@@ -410,7 +410,7 @@ def make_folder(path: AnyPath) -> None:
         raise FileError(f"{path} does not exist")
     make_folder(path.parent)
     try:
-        with _place(path) as (folder, name):
+        with _open_parent(path) as (folder, name):
             os.mkdir(name, 0o755, dir_fd=folder)
             _fsync_folder(folder, path.parent)
     except FileExistsError:
@@ -446,13 +446,13 @@ def open_lock(path: AnyPath, *, create: bool) -> io.FileIO:
 
 def move_file(path: AnyPath, destination: AnyPath) -> None:
     """Give a file another name in the same folder, in place of any file of that name."""
-    with _place(path) as (folder, name):
+    with _open_parent(path) as (folder, name):
         os.replace(name, destination.name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def remove_file(path: AnyPath) -> None:
     """Remove a file if it exists; of a link, the link itself."""
-    with suppress(*_ABSENT), _place(path) as (folder, name):
+    with suppress(*_ABSENT), _open_parent(path) as (folder, name):
         os.unlink(name, dir_fd=folder)
 
 

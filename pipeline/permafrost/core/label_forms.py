@@ -26,7 +26,7 @@ def has_many(labels: Tensor) -> bool:
     return labels.dim() == 2
 
 
-def known(labels: Tensor) -> Tensor:
+def known_mask(labels: Tensor) -> Tensor:
     """Return the mask of the records whose labels are known, bool [B]."""
     return labels.any(dim=1) if has_many(labels) else labels != NO_LABEL
 
@@ -36,7 +36,7 @@ def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
     if has_many(labels):
         return labels
     hot = torch.zeros(len(labels), num_classes, device=labels.device)
-    return hot.scatter_(1, labels.clamp(min=0)[:, None], known(labels)[:, None].float())
+    return hot.scatter_(1, labels.clamp(min=0)[:, None], known_mask(labels)[:, None].float())
 
 
 def multi_hot_of_lists(

@@ -211,12 +211,12 @@ def _for_sample(config: EstimateConfig, store: Store) -> EstimateConfig:
     return replace(changed, teacher=resolved.teacher)
 
 
-def _work(seconds: Spread, config: EstimateConfig, whole: Whole) -> Work:
+def _work(seconds: Spread, config: EstimateConfig, numbers: Whole) -> Work:
     return Work(
-        seconds_per_record=seconds.times(1 / whole.records),
+        seconds_per_record=seconds.times(1 / numbers.records),
         seconds=seconds,
         hours={
-            workers: seconds.median / min(workers, whole.shards) / 3600
+            workers: seconds.median / min(workers, numbers.shards) / 3600
             for workers in config.estimate.workers
         },
     )

@@ -181,11 +181,11 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
     )
     return Sample(
         store=Store(folder),
-        whole=_whole(
+        whole=_whole_numbers(
             config,
             records=store.num_records(),
             shards=len(shards),
-            of_split=store.num_records(config.split),
+            split_records=store.num_records(config.split),
             classes=len(store.manifest.classes),
             shard_records=store.manifest.rows_per_shard,
         ),
@@ -256,11 +256,11 @@ def _sample_listed(
         splits[plan.split] += plan.num_records
     return Sample(
         store=Store(folder),
-        whole=_whole(
+        whole=_whole_numbers(
             config,
             records=listing.num_records,
             shards=len(plans),
-            of_split=splits[config.split],
+            split_records=splits[config.split],
             classes=len(classes),
             shard_records=listing.num_records / len(plans) if in_place else config.store.shard_size,
         ),
@@ -330,24 +330,24 @@ def _draw(splits: Sequence[str], config: EstimateConfig) -> list[int]:
     return [of_split, *others[: config.estimate.shards - 1]]
 
 
-def _whole(
+def _whole_numbers(
     config: EstimateConfig,
     *,
     records: int,
     shards: int,
-    of_split: int,
+    split_records: int,
     classes: int,
     shard_records: float,
 ) -> Whole:
     """Return the numbers of the data, or those of estimate.records in the same proportions."""
     wanted = config.estimate.records
     if wanted is None:
-        trained = _selected(of_split, classes, config.subset)
+        trained = _selected(split_records, classes, config.subset)
         return Whole(records=records, shards=shards, trained=trained)
     return Whole(
         records=wanted,
         shards=ceil(wanted / shard_records),
-        trained=_selected(round(of_split / records * wanted), classes, config.subset),
+        trained=_selected(round(split_records / records * wanted), classes, config.subset),
         is_scaled=True,
     )
 

@@ -83,13 +83,13 @@ def index_part(sample: Sample) -> Part:
     return _even_part(name, form, total, whole.records)
 
 
-def pass_parts(teacher: TeacherPass, whole: Whole) -> list[Part]:
+def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[Part]:
     """Return the bytes of a pass: those of its fields, and those of its receipts and manifest."""
     manifest = teacher.manifest
-    covered, shards, prefix = whole.records, whole.shards, ""
+    covered, shards, prefix = numbers.records, numbers.shards, ""
     if manifest.selection is not None:
-        covered, prefix = whole.trained, "views."
-        shards = ceil(whole.shards * covered / whole.records)
+        covered, prefix = numbers.trained, "views."
+        shards = ceil(numbers.shards * covered / numbers.records)
     if manifest.backend == "zarr":
         parts = [
             _field_part(teacher, number, spec, prefix, covered, shards)
@@ -282,11 +282,11 @@ def _on_a_line(points: Sequence[Point], records: float, files: float) -> float:
     return slope * records + (many_bytes - slope * many) * files
 
 
-def _scaled_part(name: str, form: str, held: Sequence[Point], sample: Sample) -> Part:
+def _scaled_part(name: str, form: str, num_bytes: Sequence[Point], sample: Sample) -> Part:
     """Return a part of the data, whose bytes are known, in proportion to the records."""
-    records = sum(count for count, _ in held)
-    mean = sum(size for _, size in held) / records
-    by_shard = [size / count for count, size in held if count]
+    records = sum(count for count, _ in num_bytes)
+    mean = sum(size for _, size in num_bytes) / records
+    by_shard = [size / count for count, size in num_bytes if count]
     return Part(
         name=name,
         form=form,

@@ -42,7 +42,7 @@ class Networks:
 
         evaluator  name of the evaluator that needs it, for the message
         """
-        teacher = _named(self.config)
+        teacher = _name_network(self.config)
         if teacher is None:
             raise ConfigError(
                 f"evaluators={evaluator} needs the teacher network, but teacher.weights is not set; name the network "
@@ -55,7 +55,7 @@ class Networks:
         """Description of the teacher from its pass, or from `teacher` if there is no pass."""
         if self.passes:
             return self.passes[0].manifest.teacher
-        teacher = _named(self.config)
+        teacher = _name_network(self.config)
         return (
             {} if teacher is None else describe_teacher(teacher, len(self.store.manifest.classes))
         )
@@ -63,7 +63,7 @@ class Networks:
     @cached_property
     def teacher(self) -> EvaluatedModel:
         """Network of `teacher`. Call `check_teacher` first."""
-        teacher = _named(self.config)
+        teacher = _name_network(self.config)
         assert teacher is not None
         return build_teacher(teacher, self.store, self.config.evaluate.device)
 
@@ -127,13 +127,13 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
 
 
 def passes_of_teacher(
-    run: str, teacher: ModelConfig, store: Store, named: Sequence[TeacherPass]
+    run: str, teacher: ModelConfig, store: Store, pass_names: Sequence[TeacherPass]
 ) -> list[TeacherPass]:
-    """Return the pass that a teacher made, among `named` or all passes of the store, or [] if the store has none.
+    """Return the pass that a teacher made, among `pass_names` or all passes of the store, or [] if the store has none.
 
     run  run that keeps to one of several passes of the same weights
     """
-    passes = list(named) or [store.open_pass(folder.name) for folder in store.pass_folders()]
+    passes = list(pass_names) or [store.open_pass(folder.name) for folder in store.pass_folders()]
     if not passes:
         return []
     described = describe_teacher(teacher, len(store.manifest.classes))
@@ -142,7 +142,7 @@ def passes_of_teacher(
     return own
 
 
-def _named(config: EvaluateConfig) -> ModelConfig | None:
+def _name_network(config: EvaluateConfig) -> ModelConfig | None:
     teacher = config.teacher
     return None if isinstance(teacher, NoModelConfig) or teacher.weights is None else teacher
 

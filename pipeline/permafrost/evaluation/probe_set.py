@@ -54,10 +54,10 @@ def activations(model: Classifier, images: Tensor) -> dict[str, Tensor]:
     return {_LOGITS: output.logits.detach()}  # the features of such a network are its input
 
 
-def layer_features(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def layer_features(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Features [B, p] of every layer: the flattened activations, and `pooled`."""
-    features = {name: values.flatten(1) for name, values in found.items()}
-    deepest = list(found.values())[-1]
+    features = {name: values.flatten(1) for name, values in layers.items()}
+    deepest = list(layers.values())[-1]
     return features if deepest.dim() == 2 else features | {POOLED: pool(deepest)}
 
 
@@ -73,22 +73,25 @@ def layer_names(model: EvaluatedModel) -> list[str]:
     return list(layer_features(activations(model.network, blank)))
 
 
-def pair_layers(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+def pair_layers(layers: Sequence[str], other_layers: Sequence[str]) -> dict[str, str]:
     """Pair layers of one network with those of another, starting at the deepest.
 
     If one network has more layers, its finest ones are left out.
     """
-    paired = zip(reversed(own), reversed(others), strict=False)
+    paired = zip(reversed(layers), reversed(other_layers), strict=False)
     return dict(reversed(list(paired)))
 
 
 def check_layers(
-    option: str, named: Mapping[str, str], own: Sequence[str], others: Sequence[str]
+    option: str,
+    pairs: Mapping[str, str],
+    student_layers: Sequence[str],
+    teacher_layers: Sequence[str],
 ) -> None:
     """Raise ConfigError if an option names a layer that a network does not have."""
     for title, names, known in (
-        ("the student", named.keys(), own),
-        ("the teacher", named.values(), others),
+        ("the student", pairs.keys(), student_layers),
+        ("the teacher", pairs.values(), teacher_layers),
     ):
         for name in names:
             if name not in known:
@@ -138,7 +141,7 @@ def probe_set(
     if not classes_differ:
         blocks = class_blocks(dataset, order, [len(block) for block in blocks], *seed) or blocks
     chosen = np.concatenate([np.empty(0, np.int64), *blocks])
-    members = _by_class(dataset).values()
+    members = _group_by_class(dataset).values()
     known = sum(np.isin(positions, chosen).any() for positions in members)
     return ProbeSet(tuple(blocks), sha256_keys(dataset.keys_at(chosen)), int(known))
 
@@ -190,7 +193,7 @@ def balanced_positions(dataset: StoreDataset, *seed: object) -> NDArray[np.int64
     Any consecutive part is as balanced as the class sizes allow. A record with many classes occurs once.
     """
     members = {}
-    for label, positions in _by_class(dataset).items():
+    for label, positions in _group_by_class(dataset).items():
         positions = positions[np.argsort(np.asarray(dataset.keys_at(positions)))]
         generator = np.random.default_rng(derive_seed(*seed, label))
         members[label] = list(generator.permutation(positions))
@@ -206,7 +209,7 @@ def balanced_positions(dataset: StoreDataset, *seed: object) -> NDArray[np.int64
     return np.array(order, np.int64)
 
 
-def _by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
+def _group_by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
     """Positions of the records of each class."""
     if dataset.has_many_labels:
         labels, lengths = dataset.label_lists()
@@ -224,7 +227,7 @@ def check_probes(
     embeddings  name of the option for class embeddings; if given, two classes need two records each, because without
                 embeddings the labels of records of different classes are all equally far apart
     """
-    classes = _by_class(dataset)
+    classes = _group_by_class(dataset)
     labeled = len(np.unique(np.concatenate(list(classes.values())))) if classes else 0
     if len(classes) < 2 or labeled < least:
         raise ConfigError(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from permafrost.core.label_forms import classes_of, has_many, known, predict_labels
+from permafrost.core.label_forms import classes_of, has_many, known_mask, predict_labels
 from permafrost.core.records import Batch, StoredTargets
 from permafrost.evaluation.forward import (
     EvaluatedModel,
@@ -66,7 +66,7 @@ def record_table(split: str, predictions: Predictions) -> pa.Table:
         "predictions": _classes(classes_of(said)),
         "correct": [
             value if told else None
-            for value, told in zip(right, known(predictions.labels).tolist(), strict=True)
+            for value, told in zip(right, known_mask(predictions.labels).tolist(), strict=True)
         ],
         "epg": _lists(predictions.epg, present),
         "iou": _lists(predictions.iou, present),
@@ -97,11 +97,11 @@ def _classes(classes: Tensor) -> list[list[Any]]:
     return _lists(classes, classes >= 0)
 
 
-def _lists(values: Tensor, there: Tensor) -> list[list[Any]]:
-    """Values of each row of [n, E] where `there` is true, with nan as None."""
+def _lists(values: Tensor, valid: Tensor) -> list[list[Any]]:
+    """Values of each row of [n, E] where `valid` is true, with nan as None."""
     return [
         [None if value != value else value for value, has in zip(row, has_row, strict=True) if has]
-        for row, has_row in zip(values.tolist(), there.tolist(), strict=True)
+        for row, has_row in zip(values.tolist(), valid.tolist(), strict=True)
     ]
 
 
@@ -145,11 +145,11 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
         "frames": (images * 255).round().to(torch.uint8),
         "labels": batch.labels,
         "predictions": predict_labels(output.logits, many=many),
-        **_shown(maps_of(model, output, classes), batch),
+        **_picture_maps(maps_of(model, output, classes), batch),
     }
     if batch.targets and batch.targets[0].maps is not None:
         chosen, explained = select_class_maps(batch.targets[0], classes)
-        shown = _shown(stored_maps(batch, chosen), batch)
+        shown = _picture_maps(stored_maps(batch, chosen), batch)
         pictures |= {f"teacher_{name}": tensor for name, tensor in shown.items()}
         pictures["teacher_classes"] = explained
         pictures["teacher_predictions"] = predict_labels(chosen.logits, many=many)
@@ -178,7 +178,7 @@ def stored_maps(batch: Batch, stored: StoredTargets) -> Tensor:
     return view_maps(batch, stored, (stored.maps.shape[-2], stored.maps.shape[-1]))
 
 
-def _shown(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
+def _picture_maps(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
     shown = {"maps": attribution_of(maps, batch)}
     if is_bcos_weights(maps):
         colors = color_picture(maps, bcos_input(batch, maps))[:, 0]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.label_forms import has_many, known, predict_labels
+from permafrost.core.label_forms import has_many, known_mask, predict_labels
 from permafrost.core.records import NO_GROUP, NO_LABEL
 from permafrost.losses.guided import MIN_ENERGY
 from permafrost.losses.kd import mld_loss
@@ -77,7 +77,7 @@ def f1(logits: Tensor, labels: Tensor) -> float:
     logits  [N, K]
     labels  f32 [N, K], records with unknown labels are left out
     """
-    counted = known(labels)
+    counted = known_mask(labels)
     positive, present = logits[counted] >= 0, labels[counted] > 0
     hits = (positive & present).sum().double()
     return float(2 * hits / (positive.sum() + present.sum()))

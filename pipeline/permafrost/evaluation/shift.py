@@ -47,7 +47,7 @@ def shift_curves(
     records    maximum number of records, drawn with a fixed seed
     """
     check_shift("evaluate.shift.pixels", max_shift, model.input_size)
-    chosen = _chosen(len(dataset), records)
+    chosen = _select_records(len(dataset), records)
     cosines: dict[str, list[Tensor]] = {}
     for _, batch in iter_on_device(iter_batches(dataset, _BATCH, chosen), model.device):
         for kind, curve in _batch_curves(model, batch.inputs, max_shift).items():
@@ -130,14 +130,14 @@ def _corner(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> li
     return [(room + max_shift) // 2 if room >= max_shift else max(room, 0) for room in rooms]
 
 
-def overlap_cosine(unmoved: Tensor, moved: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+def overlap_cosine(unmoved: Tensor, shifted: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     """Cosine of two maps on the overlap of both windows, and True where neither map is zero there, [B] each.
 
     unmoved, moved  [B, A, h, w] at the input's resolution
     """
     height, width = unmoved.shape[-2:]
     there = unmoved[..., : height - shift, : width - shift].flatten(1).double()
-    here = moved[..., shift:, shift:].flatten(1).double()
+    here = shifted[..., shift:, shift:].flatten(1).double()
     valid = there.any(dim=1) & here.any(dim=1)
     scaled = [
         maps / maps.abs().amax(dim=1, keepdim=True).clamp(min=1e-300) for maps in (there, here)
@@ -154,7 +154,7 @@ def check_shift(option: str, shift: int, size: tuple[int, int]) -> None:
         )
 
 
-def _chosen(count: int, records: int) -> list[int]:
+def _select_records(count: int, records: int) -> list[int]:
     generator = random.Random(derive_seed(0, "shift"))
     return sorted(generator.sample(range(count), min(count, records)))
 

@@ -25,9 +25,9 @@ _RECORDS_AT_ONCE = 4096
 """Number of records whose features are embedded together when the teacher's bank is filled."""
 
 
-def contrast_scores(anchors: Tensor, bank: Tensor, chosen: Tensor, tau: float) -> Tensor:
+def contrast_scores(anchors: Tensor, bank: Tensor, indices: Tensor, tau: float) -> Tensor:
     """Compute exp(<anchor, bank[chosen]> / tau): [B, d], [N, d], i64 [B, 1 + m] -> [B, 1 + m]."""
-    kept = bank[chosen]  # [B, 1 + m, d]
+    kept = bank[indices]  # [B, 1 + m, d]
     return torch.exp(torch.einsum("bmd,bd->bm", kept, anchors) / tau)
 
 

@@ -245,26 +245,26 @@ def _legacy_normalization(
 
 
 def _write_pictures(
-    context: EvaluationContext, found: DissectionResult, units: Sequence[int]
+    context: EvaluationContext, dissection: DissectionResult, units: Sequence[int]
 ) -> None:
     from safetensors.torch import save
 
     options, model = context.options.of(DissectionOptions), context.model
     concepts = open_concepts(options)
-    best, concept = found.iou.max(dim=1)
+    best, concept = dissection.iou.max(dim=1)
     frames, masks = [], []
     for unit in units:
-        numbers = found.top.numbers[unit].tolist()
+        numbers = dissection.top.numbers[unit].tolist()
         pictures = [concepts.read(number, with_labels=False) for number in numbers]
         seen = model_inputs(model, pictures)
         own = units_of(model, _legacy_normalization(model, seen, options), options.stage)[
             :, unit : unit + 1
         ]
-        threshold = found.thresholds[unit : unit + 1].to(model.device)
+        threshold = dissection.thresholds[unit : unit + 1].to(model.device)
         masks.append(torch.cat([firing_mask(one, threshold, model.input_size) for one in own]))
         frames.append((seen * 255).round().to(torch.uint8))
     tensors = {
-        "thresholds": found.thresholds,
+        "thresholds": dissection.thresholds,
         "unit_iou": best.float(),
         "unit_concept": concept,
         "shown_units": torch.tensor(units, dtype=torch.int64),

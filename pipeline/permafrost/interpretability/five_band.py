@@ -66,13 +66,13 @@ def normalize(maps: Tensor) -> Tensor:
     return wide / torch.where(highest > 0, highest, 1.0)
 
 
-def bands_of(maps: Tensor, moved: float = 0.0) -> Tensor:
+def bands_of(maps: Tensor, offset: float = 0.0) -> Tensor:
     """Bands of normalized maps, i64 from -2 to 2, with the thresholds moved toward 0.
 
     A value equal to a threshold belongs to the band below it.
     """
     # Rounding is needed because 0.3 - 0.2 < 0.1 in floats, and a pixel of 0.1 belongs to the band below.
-    low, high = round(_LOW - moved, _DECIMALS), round(_HIGH - moved, _DECIMALS)
+    low, high = round(_LOW - offset, _DECIMALS), round(_HIGH - offset, _DECIMALS)
     thresholds = torch.tensor([-high, -low, low, high], dtype=maps.dtype, device=maps.device)
     return torch.bucketize(maps, thresholds) - 2
 

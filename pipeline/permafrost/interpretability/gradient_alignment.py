@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.label_forms import known
+from permafrost.core.label_forms import known_mask
 from permafrost.core.records import NO_LABEL, Batch
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
@@ -81,7 +81,7 @@ def _batch_alignment(context: EvaluationContext, batch: Batch) -> dict[str, Tens
     margins = input_gradient(images, lambda x: margin(score(x).logits))
     values = {"margin_alignment": margin_alignment(images, margins)}
     gradients = _loss_gradients(context, images, labels)
-    unknown = ~known(labels)
+    unknown = ~known_mask(labels)
     if context.has_regions:
         regions = regions_of(
             batch, labels.masked_fill(unknown, NO_LABEL), context.options.region, size

@@ -137,7 +137,7 @@ class OverlapCounts:
         self,
         masks: Tensor,
         layers: Tensor,
-        whole: tuple[int, ...],
+        image_labels: tuple[int, ...],
         labels: Labels,
         presence: Presence = "mask",
     ) -> None:
@@ -145,9 +145,9 @@ class OverlapCounts:
 
         masks   bool [U, s, t], masks of active units
         layers  i64 [L, s, t], labels of pixels
-        whole   labels of the image
+        image_labels   labels of the image
         """
-        present, there = _labeled(layers, whole)
+        present, there = _labeled(layers, image_labels)
         fired = masks.flatten(1)
         # The counts within one image are below 2^24, so they are exact in float32.
         counts = fired.float() @ there.float().T  # [U, present]
@@ -168,10 +168,12 @@ class OverlapCounts:
         return iou
 
 
-def _labeled(layers: Tensor, whole: tuple[int, ...]) -> tuple[list[int], Tensor]:
+def _labeled(layers: Tensor, image_labels: tuple[int, ...]) -> tuple[list[int], Tensor]:
     """Labels of an image and the mask of each: bool [labels, s t]."""
-    present = sorted({*torch.unique(layers).tolist(), *whole} - {NO_CONCEPT})
+    present = sorted({*torch.unique(layers).tolist(), *image_labels} - {NO_CONCEPT})
     pixels = layers.flatten(1)
     everywhere = torch.ones(pixels.shape[1], dtype=torch.bool, device=layers.device)
-    there = [everywhere if label in whole else (pixels == label).any(dim=0) for label in present]
+    there = [
+        everywhere if label in image_labels else (pixels == label).any(dim=0) for label in present
+    ]
     return present, torch.stack(there) if there else everywhere[None][:0]

@@ -55,13 +55,13 @@ def kept_rows(scores: Tensor, true: Tensor, keep_wrong: float) -> Tensor:
     return place < allowed
 
 
-def kept_kd_loss(student: Tensor, teacher: Tensor, tau: float, kept: Tensor) -> Tensor:
-    """Compute tau^2 * KL(teacher || student) of rows [n, K], averaged over the `kept` ones, 0 if there are none."""
+def kept_kd_loss(student: Tensor, teacher: Tensor, tau: float, mask: Tensor) -> Tensor:
+    """Compute tau^2 * KL(teacher || student) of rows [n, K], averaged over the `mask` ones, 0 if there are none."""
     log_student, log_teacher = (
         F.log_softmax(scores / tau, dim=1) for scores in (student, teacher.detach())
     )
     rows = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
-    return tau**2 * torch.where(kept, rows, 0.0).sum() / kept.sum().clamp(min=1)
+    return tau**2 * torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 class SSKDLoss(FeatureKDLoss):
@@ -145,10 +145,10 @@ class SSKDLoss(FeatureKDLoss):
         yield Term("ss", config.lambda_ss, lambda: self.compare(student, targets))
         yield Term("tf", config.lambda_tf, lambda: self._rotated_kd(own, taught, known))
 
-    def _rotated_kd(self, own: Tensor, taught: Tensor, known: Tensor) -> Tensor:
+    def _rotated_kd(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Soft-target loss of rotated images, from logits [R, 4, K] and labels [R, 4]."""
-        turned, said = own[:, 1:].flatten(0, 1), taught[:, 1:].flatten(0, 1)
-        kept = kept_rows(said, known[:, 1:].flatten(), self.config.keep_wrong_tf)
+        turned, said = student[:, 1:].flatten(0, 1), teacher[:, 1:].flatten(0, 1)
+        kept = kept_rows(said, labels[:, 1:].flatten(), self.config.keep_wrong_tf)
         return kept_kd_loss(turned, said, self.config.tau, kept)
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:

@@ -18,7 +18,7 @@ from permafrost.report.pictures import (
     picture_grid,
     readable_classes,
 )
-from permafrost.report.student_results import StudentResult, of_first_seed
+from permafrost.report.student_results import StudentResult, select_first_seed
 from permafrost.store.reader import Store
 
 _DISSECTION = "dissection"
@@ -30,7 +30,7 @@ def dissection_figures(
 ) -> list[PictureFigure]:
     """Build a figure with one row per network: the teacher, if it was evaluated, and the first seed's students."""
     networks = [teacher] if teacher else []
-    networks += of_first_seed(results)
+    networks += select_first_seed(results)
     rows = []
     for result in networks:
         for split, metrics in result.metrics.items():
@@ -79,7 +79,7 @@ def gradient_figures(
     A network whose pictures are of other records than the first one's is left out.
     """
     networks = [teacher] if teacher else []
-    networks += of_first_seed(results)
+    networks += select_first_seed(results)
     figures = []
     for split in dict.fromkeys(split for result in networks for split in result.metrics):
         rows: list[PictureRow] = []

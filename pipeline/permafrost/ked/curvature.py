@@ -169,7 +169,7 @@ def squared_curvature(
     num_features = probes.num_features
     second = torch.empty(len(signs) * num_features, num_features, dtype=torch.float64)
     for rows in torch.arange(len(second)).chunk(_passes(len(second), directions_per_pass)):
-        directions = _moved(probes, steps, members, rows % num_features)
+        directions = _displace(probes, steps, members, rows % num_features)
         weights = signs.to(record)[rows // num_features]
         if step is None:
             change = _hessian_rows(network, record, directions, weights)
@@ -184,7 +184,7 @@ def _passes(rows: int, directions_per_pass: int) -> int:
     return max(1, -(-rows // directions_per_pass))
 
 
-def _moved(probes: Probes, steps: Tensor, members: Tensor, features: Tensor) -> Tensor:
+def _displace(probes: Probes, steps: Tensor, members: Tensor, features: Tensor) -> Tensor:
     """Displacements [n, *shape] by one step along each of some features."""
     belongs = members.T[features.to(members.device)].view(-1, *probes.feature_of.shape)
     return belongs * steps
@@ -239,7 +239,7 @@ def squared_ablations(
         for rows in zip(
             *(f.chunk(_passes(len(f), directions_per_pass)) for f in features), strict=True
         ):
-            back = torch.stack([_moved(probes, steps, members, f) for f in rows]).sum(dim=0)
+            back = torch.stack([_displace(probes, steps, members, f) for f in rows]).sum(dim=0)
             answers.append(network(record - step * back).double().cpu())
         return torch.cat(answers)
 

@@ -107,10 +107,10 @@ class AdditiveMlp(_InputClassifier):
         return self.normalize(images)[:, None, None], None
 
     def forward_superfeatures(self, features: Tensor) -> Superfeatures:
-        x = self.groups.product(self._by_feature(features), self.weight) + self.bias
+        x = self.groups.product(self._split_by_feature(features), self.weight) + self.bias
         return self.tail(F.relu(x))  # type: ignore[no-any-return]
 
-    def _by_feature(self, features: Tensor) -> Tensor:
+    def _split_by_feature(self, features: Tensor) -> Tensor:
         """Reshape [B, C, H, W] to [B, d, values of a cell], or [B, 1, 1, d] to [B, d, 1]."""
         if self.grid is None:
             return features[:, 0, 0, :, None]
@@ -122,7 +122,7 @@ class AdditiveMlp(_InputClassifier):
 
 def _place_features(network: AdditiveMlp, _: object) -> None:
     """Update feature indices after a load, which may have changed the partition."""
-    network.groups.place(network.assignments[-1])
+    network.groups.assign(network.assignments[-1])
 
 
 class AdditiveConv(_InputClassifier):
@@ -257,7 +257,7 @@ class AdditiveChannels(_TrunkClassifier):
 
 def _place_channels(network: AdditiveChannels, _: object) -> None:
     """Update channel indices after a load, which may have changed the partition."""
-    network.groups.place(network.assignments[-1])
+    network.groups.assign(network.assignments[-1])
 
 
 # ---- the trunk -----------------------------------------------------------------------------------

@@ -120,9 +120,9 @@ class GroupedFeatures(nn.Module):
         super().__init__()
         self.register_buffer("places", torch.empty(0, dtype=torch.int64), persistent=False)
         self.register_buffer("taken", torch.empty(0, dtype=torch.bool), persistent=False)
-        self.place(assignment)
+        self.assign(assignment)
 
-    def place(self, assignment: Tensor) -> None:
+    def assign(self, assignment: Tensor) -> None:
         """Compute the feature indices of each group: places i64 [M, largest group], taken bool of the same shape."""
         groups = [(assignment == m).nonzero()[:, 0] for m in range(int(assignment.max()) + 1)]
         self.places = nn.utils.rnn.pad_sequence(groups, batch_first=True)

@@ -211,15 +211,15 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def _decode(
         self,
         inputs: InputMemory,
-        places: NDArray[np.int64],
+        slots: NDArray[np.int64],
         numbers: NDArray[np.int64],
         columns: Columns,
         keys: Sequence[str],
     ) -> None:
-        """Decode records into `places` of the memory; `numbers` are their rows of the columns and keys."""
+        """Decode records into `slots` of the memory; `numbers` are their rows of the columns and keys."""
         names = ("shard", "offset", "size", "image_crc32c")
         lists = (columns[name][numbers].tolist() for name in names)
-        records = list(zip(places, numbers, *lists, strict=True))
+        records = list(zip(slots, numbers, *lists, strict=True))
 
         def decode(number: int) -> None:
             place, row, shard, offset, size, crc32c = records[number]

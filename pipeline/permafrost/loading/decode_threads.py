@@ -20,13 +20,13 @@ _PARTS = 4
 """Parts of a batch per thread, so that no thread waits long for a slower one."""
 
 
-def resolve_decode_threads(asked: int | None, processes: int = 1) -> int:
+def resolve_decode_threads(option: int | None, processes: int = 1) -> int:
     """Return the number of threads of an option `decode_threads`; null is a share of the cores, from 1 to 8.
 
     processes  number of processes on this machine that decode at the same time
     """
-    if asked is not None:
-        return asked
+    if option is not None:
+        return option
     return min(max(len(os.sched_getaffinity(0)) // processes, 1), _MOST)
 
 

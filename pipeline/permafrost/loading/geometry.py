@@ -204,7 +204,7 @@ def _view_maps(
     batch: Batch, stored: StoredTargets, grid: tuple[int, int], map_control: str
 ) -> Targets:
     assert stored.explained_class is not None
-    maps = view_maps(batch, stored, grid, moved=map_control != "unaugmented")
+    maps = view_maps(batch, stored, grid, is_warped=map_control != "unaugmented")
     if map_control == "shuffled":
         maps = neighbor_maps(maps, stored.explained_class)
     return Targets(
@@ -232,17 +232,17 @@ def _view_intermediates(batch: Batch, stored: StoredTargets) -> dict[str, Tensor
 
 
 def view_maps(
-    batch: Batch, stored: StoredTargets, grid: tuple[int, int], *, moved: bool = True
+    batch: Batch, stored: StoredTargets, grid: tuple[int, int], *, is_warped: bool = True
 ) -> Tensor:
     """Warp a teacher's maps to the batch's view on an (h, w) `grid`: f32 [B, E, A, h, w].
 
-    moved  False leaves them in the canonical frame in any view
+    is_warped  False leaves them in the canonical frame in any view
     """
     maps = decode_maps(stored)
     if stored.map_from_canonical is None:
         return place_on_grid(maps, grid)
     map_from_view = stored.map_from_canonical
-    if moved:
+    if is_warped:
         map_from_view = map_from_view @ canonical_from_view(batch)
     return warp(maps.flatten(1, 2), map_from_view, grid).view(*maps.shape[:3], *grid)
 

@@ -254,10 +254,10 @@ def draw_operations(signed: dict[str, bool], seed: int) -> list[Drawn]:
     return drawn
 
 
-def group_by_operation(drawn: Sequence[Drawn]) -> list[tuple[Drawn, list[int]]]:
+def group_by_operation(draws: Sequence[Drawn]) -> list[tuple[Drawn, list[int]]]:
     """Return each operation with the rows that drew it, without those that change nothing."""
     groups: dict[Drawn, list[int]] = {}
-    for row, operation in enumerate(drawn):
+    for row, operation in enumerate(draws):
         if operation[0] != "Identity":
             groups.setdefault(operation, []).append(row)
     return list(groups.items())

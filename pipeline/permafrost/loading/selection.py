@@ -163,12 +163,12 @@ def _classes_of(index: RecordIndex, rows: Rows, split: str) -> dict[int, NDArray
     return members_of_classes(labels, owners)
 
 
-def _without(rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows that are not among `others`, which are ascending, in their order."""
-    if len(others) == 0:
+def _without(rows: NDArray[np.int64], excluded: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows that are not among `excluded`, which are ascending, in their order."""
+    if len(excluded) == 0:
         return rows
-    places = np.minimum(np.searchsorted(others, rows), len(others) - 1)
-    remaining: NDArray[np.int64] = rows[others[places] != rows]
+    places = np.minimum(np.searchsorted(excluded, rows), len(excluded) - 1)
+    remaining: NDArray[np.int64] = rows[excluded[places] != rows]
     return remaining
 
 

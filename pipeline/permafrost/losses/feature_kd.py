@@ -159,8 +159,8 @@ class ATLoss(FeatureKDLoss):
         numbers = self.config.stages or range(1, own + 1)
         losses = [
             attention_loss(
-                attention_map(student.output.stages[_place(number, own)].output),
-                targets.intermediates[f"attention_{_place(number, taught) + 1}"],
+                attention_map(student.output.stages[_stage_index(number, own)].output),
+                targets.intermediates[f"attention_{_stage_index(number, taught) + 1}"],
                 self.config.norm,
             )
             for number in numbers
@@ -168,7 +168,7 @@ class ATLoss(FeatureKDLoss):
         return torch.stack(losses).sum()
 
 
-def _place(number: int, count: int) -> int:
+def _stage_index(number: int, count: int) -> int:
     """Convert the number of a stage, from 1 at the finest or -1 at the deepest, to its place among `count`."""
     return number - 1 if number > 0 else count + number
 

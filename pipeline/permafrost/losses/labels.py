@@ -11,7 +11,7 @@ from torch import Tensor
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.core.errors import require
-from permafrost.core.label_forms import has_many, known, multi_hot
+from permafrost.core.label_forms import has_many, known_mask, multi_hot
 from permafrost.core.records import NO_LABEL, Guidance, Targets
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 
@@ -44,7 +44,7 @@ def off_label_bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def _mean_bce(logits: Tensor, labels: Tensor, off_label: float) -> Tensor:
     targets = multi_hot(labels, logits.shape[1]).to(logits.dtype).clamp(min=off_label)
     per_record = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
-    counted = known(labels)
+    counted = known_mask(labels)
     return torch.where(counted, per_record, 0.0).sum() / counted.sum().clamp(min=1)
 
 

@@ -311,11 +311,11 @@ def _head_norm(network: nn.Module) -> nn.LayerNorm | None:
     return None
 
 
-def _equal(found: Tensor, expected: Tensor) -> bool:
+def _equal(actual: Tensor, expected: Tensor) -> bool:
     """Compare up to rounding, with a tolerance below the effect of an untrained batch norm (1 / sqrt(1 + eps))."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return False
-    return bool((found - expected).abs().max() <= 1e-6 * expected.abs().max())
+    return bool((actual - expected).abs().max() <= 1e-6 * expected.abs().max())
 
 
 # ---- tokens --------------------------------------------------------------------------------------

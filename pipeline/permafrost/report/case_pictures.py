@@ -217,11 +217,11 @@ def _unmoved_teacher(
 
 
 def _explained(
-    pair: CasePair, title: str, seen: _Seen, arrays: dict[str, NDArray[Any]], notes: list[str]
+    pair: CasePair, title: str, views: _Seen, arrays: dict[str, NDArray[Any]], notes: list[str]
 ) -> list[PictureRow]:
-    labels = seen.arrays["labels"]
-    first, *more = explained_rows(title, seen.frames, arrays, labels, pair.class_names)
-    first = first._replace(pictures=_draw_outline(first.pictures, seen.regions), notes=notes)
+    labels = views.arrays["labels"]
+    first, *more = explained_rows(title, views.frames, arrays, labels, pair.class_names)
+    first = first._replace(pictures=_draw_outline(first.pictures, views.regions), notes=notes)
     return [first, *more]
 
 

@@ -103,11 +103,11 @@ def choose_cases(
     ]
     pairs.sort(key=lambda case: (case.key, case.label))
     if many:
-        return _by_maps(pairs, names, num_cases)
-    return _by_predictions(pairs, names, num_cases)
+        return _choose_by_maps(pairs, names, num_cases)
+    return _choose_by_predictions(pairs, names, num_cases)
 
 
-def _by_predictions(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:
+def _choose_by_predictions(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:
     measure = _measure(pairs, ("map_cosine", "epg"))
     better = [c for c in pairs if c.candidate["correct"] and not c.baseline["correct"]]
     worse = [c for c in pairs if c.baseline["correct"] and not c.candidate["correct"]]
@@ -123,7 +123,7 @@ def _by_predictions(pairs: list[Case], names: tuple[str, str], num_cases: int) -
     return CaseChoice(len(pairs), measure, kinds)
 
 
-def _by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:
+def _choose_by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:
     measure = _measure(pairs, ("epg", "map_cosine"))
     if measure is None:
         return CaseChoice(len(pairs), None, [])
@@ -145,7 +145,7 @@ def _measure(pairs: Sequence[Case], choices: tuple[Measure, ...]) -> Measure | N
 
 
 def _kind(
-    title: str, found: list[Case], measure: Measure | None, num_cases: int, *, sign: int = 1
+    title: str, cases: list[Case], measure: Measure | None, num_cases: int, *, sign: int = 1
 ) -> CaseKind:
     """Order cases and take the first.
 
@@ -158,7 +158,7 @@ def _kind(
             return True, 0.0
         return False, -(sign * margin if sign else abs(margin))
 
-    return CaseKind(title, len(found), sorted(found, key=order)[:num_cases])
+    return CaseKind(title, len(cases), sorted(cases, key=order)[:num_cases])
 
 
 # ---- case pair -------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ def _alone(rows: Sequence[Row], column: Column, means: Mapping[str, float]) -> s
     (arm,) = means
     number = sum(row["method"] == arm for row in rows)
     seeds = ONE_SEED if number == 1 else seeds_in_words(number)
-    return f"{arm}: {_named(column)} {column.value(means[arm])} ({seeds}), without another arm to compare it with."
+    value = f"{_name_column(column)} {column.value(means[arm])}"
+    return f"{arm}: {value} ({seeds}), without another arm to compare it with."
 
 
 def _best(
@@ -63,12 +64,10 @@ def _best(
     """
     best, second = ranked[:2]
     if means[best] == means[second]:
-        return (
-            f"{best} and {second} have the same mean {_named(column)}, {column.value(means[best])}."
-        )
+        return f"{best} and {second} have the same mean {_name_column(column)}, {column.value(means[best])}."
     found = list(differences(rows, best, second, column.name).values())
     rank = "highest" if column.metric.higher_is_better else "lowest"
-    opening = f"{best} has the {rank} mean {_named(column)}, {column.value(means[best])}"
+    opening = f"{best} has the {rank} mean {_name_column(column)}, {column.value(means[best])}"
     for rival in ranked[1:]:
         shared = list(differences(rows, best, rival, column.name).values())
         if shared and _is_behind(column, mean(shared)):
@@ -98,7 +97,7 @@ def _is_behind(column: Column, difference: float) -> bool:
 def _pair(rows: Sequence[Row], column: Column, pair: tuple[str, str]) -> str:
     candidate, baseline = pair
     found = list(differences(rows, candidate, baseline, column.name).values())
-    opening = f"{candidate} - {baseline} in {_named(column)}"
+    opening = f"{candidate} - {baseline} in {_name_column(column)}"
     if len(found) == 1:
         return f"{opening}: {column.difference(found[0])} ({ONE_SEED})."
     verdict = "" if excludes_zero(confidence_interval(found)) else ", which is not conclusive"
@@ -136,5 +135,5 @@ def _chance_of(column: Column) -> str:
     return "a uniform map has" if metric in ("epg", "iou") else "chance is"
 
 
-def _named(column: Column) -> str:
+def _name_column(column: Column) -> str:
     return column.name.replace("_", " ")

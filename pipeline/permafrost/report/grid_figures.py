@@ -32,7 +32,7 @@ def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> l
             plots.append(
                 Plot(
                     selection_plot(grid),
-                    f"{_named(column)} over the points of the grid, one curve per arm",
+                    f"{_name_axis(column)} over the points of the grid, one curve per arm",
                     f"{column.title} over the points of the grid, mean and standard deviation over seeds",
                 )
             )
@@ -56,12 +56,12 @@ def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
 def _plot_over(option: str, grid: ModelSelection, column: Column) -> Plot:
     return Plot(
         option_plot(grid, option, column.title),
-        f"{_named(column)} over {option}, one curve per arm",
+        f"{_name_axis(column)} over {option}, one curve per arm",
         f"{column.title} over {option}, mean and standard deviation over seeds",
     )
 
 
-def _named(column: Column) -> str:
+def _name_axis(column: Column) -> str:
     return column.name.replace("_", " ")
 
 
@@ -103,7 +103,7 @@ def selection_plot(selection: ModelSelection) -> str:
     A single numeric option is the x axis. Otherwise each point has a separate position.
     """
     candidates, scale = selection.candidates, selection.metric.scale
-    x_of, option = _places(candidates)
+    x_of, option = _axis_positions(candidates)
     figure, axis = new_axes(max(1.6 * WIDTH, 0.5 * len(x_of)), 1.25 * HEIGHT)
     for number, arm in enumerate(dict.fromkeys(candidate.arm for candidate in candidates)):
         points = [candidate for candidate in candidates if candidate.arm == arm]
@@ -122,7 +122,7 @@ def _draw_curve(
     axis: Axes,
     name: str,
     points: Sequence[Candidate],
-    places: Sequence[float],
+    positions: Sequence[float],
     scale: float,
     color: str,
 ) -> None:
@@ -130,13 +130,13 @@ def _draw_curve(
     mean = [scale * candidate.summary["mean"] for candidate in points]
     sd = [scale * (candidate.summary["sd"] or 0) for candidate in points]
     name = legend_name(name)
-    if not places:
+    if not positions:
         axis.axhline(mean[0], label=name, color=color, ls="--", lw=1)
         axis.axhspan(mean[0] - sd[0], mean[0] + sd[0], color=color, alpha=0.12, lw=0)
         return
-    order = sorted(range(len(places)), key=places.__getitem__)
+    order = sorted(range(len(positions)), key=positions.__getitem__)
     axis.errorbar(
-        [places[n] for n in order],
+        [positions[n] for n in order],
         [mean[n] for n in order],
         yerr=[sd[n] for n in order],
         label=name,
@@ -145,21 +145,21 @@ def _draw_curve(
         ms=4,
         capsize=3,
     )
-    for place, value, candidate in zip(places, mean, points, strict=True):
+    for place, value, candidate in zip(positions, mean, points, strict=True):
         if candidate.chosen:
             axis.plot([place], [value], "o", ms=11, mfc="none", color=color)
 
 
-def _scale(axis: Axes, option: str, places: Sequence[float]) -> None:
+def _scale(axis: Axes, option: str, positions: Sequence[float]) -> None:
     """Label the x axis with the values of an option, on a logarithmic scale if they are far apart."""
     axis.set_xlabel(option)
-    if places[0] > 0 and places[-1] > _WIDEST * places[0]:
+    if positions[0] > 0 and positions[-1] > _WIDEST * positions[0]:
         axis.set_xscale("log")
-    axis.set_xticks(places, [f"{place:g}" for place in places])
+    axis.set_xticks(positions, [f"{place:g}" for place in positions])
     axis.minorticks_off()
 
 
-def _places(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | None]:
+def _axis_positions(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | None]:
     """Position of each point on the x axis by its label, and the option of this axis, if it is a single one."""
     points = {point_label(c.point): c.point for c in candidates if c.point}
     options = {option for point in points.values() for option in point}

@@ -244,7 +244,7 @@ def meanings(columns: Sequence[Column], chance: Mapping[str, float]) -> list[str
 
 def _sentence(metric: str, columns: Sequence[Column], chance: Mapping[str, float]) -> str:
     if metric not in _MEANINGS:
-        return _of_evaluator(metric, columns[0])
+        return _evaluator_sentence(metric, columns[0])
     levels = dict.fromkeys(columns[0].value(chance[c.name]) for c in columns if c.name in chance)
     if metric not in CHANCE or not levels:
         return f"{_MEANINGS[metric]}."
@@ -252,7 +252,7 @@ def _sentence(metric: str, columns: Sequence[Column], chance: Mapping[str, float
     return f"{sentence} {_NO_LIMIT}" if metric == "iou" else sentence
 
 
-def _of_evaluator(metric: str, column: Column) -> str:
+def _evaluator_sentence(metric: str, column: Column) -> str:
     """Return the sentence of an evaluator's quantity, empty if it has none."""
     evaluator, _, name = metric.partition(".")
     page = evaluator_named(evaluator).page if evaluator in EVALUATORS else None

@@ -26,7 +26,7 @@ from permafrost.report.main_table import Column, arm_summary
 from permafrost.report.model_selection import ModelSelection, optimistic_results
 from permafrost.report.passes import UsedPass
 from permafrost.report.pictures import TileRow
-from permafrost.report.student_results import StudentResult, by_evaluation, epoch_curves
+from permafrost.report.student_results import StudentResult, epoch_curves, split_by_evaluation
 from permafrost.store.reader import Store, TeacherPass
 
 
@@ -113,7 +113,7 @@ class PageContent:
         from permafrost.report.figures import arm_colors
 
         networks = [*self.results, *([self.network] if self.network else [])]
-        labels = [result.label for result in [*networks, *by_evaluation(networks)]]
+        labels = [result.label for result in [*networks, *split_by_evaluation(networks)]]
         return arm_colors(list(dict.fromkeys(labels)), self.teacher.label if self.teacher else None)
 
 
@@ -210,7 +210,7 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
 
 def _evaluation_sections(page: PageContent) -> dict[str, Any]:
     """Tables of results and sections of the evaluators, which a given network has without any student."""
-    evaluations = by_evaluation([*page.results, *([page.network] if page.network else [])])
+    evaluations = split_by_evaluation([*page.results, *([page.network] if page.network else [])])
     return {
         **_result_tables(page),
         "evaluator_sections": evaluator_sections(

@@ -143,33 +143,34 @@ class StudentResult:
         return float(sum(metrics[name] * metrics["records"] for metrics in chosen) / records)
 
 
-def load_results(run: str, others: Sequence[str] = ()) -> list[StudentResult]:
+def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult]:
     """Load the students of a run in the order of its sweep, then those of other runs, or [] if there are none.
 
     A student that was distilled without a sweep may not have been evaluated yet; then its metrics are empty.
 
-    others  sweeps, or runs of one student each; an arm whose name is already used is prefixed with the name of its run
+    other_runs  sweeps, or runs of one student each; an arm whose name is already used is prefixed with the name of its
+                run
     """
     results: list[StudentResult] = []
     if (RUNS / run / SWEEP_NAME).exists():
-        results = _of_run(run)
+        results = _read_run(run)
     elif is_finished(RUNS / run / "distill"):
         results = [_load_student(run, must_be_evaluated=False)]
-    elif not others and load_network(run) is None:
+    elif not other_runs and load_network(run) is None:
         check_run(run)
         logger.info(
             "%s has neither a sweep nor a finished student, so the report shows only the store",
             RUNS / run,
         )
-    for other in others:
+    for other in other_runs:
         known = {result.label for result in results}
-        for result in _of_run(other):
+        for result in _read_run(other):
             label = f"{other}: {result.label}" if result.label in known else result.label
             results.append(replace(result, label=label))
     return results
 
 
-def by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:
+def split_by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:
     """Split students that were evaluated several times into one result per evaluation, labeled by its pass."""
     split = []
     for result in results:
@@ -188,7 +189,7 @@ def by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:
     return split
 
 
-def of_first_seed(results: Sequence[StudentResult]) -> list[StudentResult]:
+def select_first_seed(results: Sequence[StudentResult]) -> list[StudentResult]:
     """Return the students of the first one's seed, and all networks that the run has not trained."""
     return [result for result in results if result.seed in (None, results[0].seed)]
 
@@ -225,7 +226,7 @@ def _load_student(run: str, *, must_be_evaluated: bool) -> StudentResult:
     return _load_result(row, several=False, must_be_evaluated=must_be_evaluated)
 
 
-def _of_run(run: str) -> list[StudentResult]:
+def _read_run(run: str) -> list[StudentResult]:
     path = RUNS / run / SWEEP_NAME
     if not path.exists():
         return [_load_student(run, must_be_evaluated=True)]

@@ -223,15 +223,20 @@ def describe_augmentation(config: Mapping[str, Any]) -> str:
     """Describe an augmentation: its operations with their options, and what else is set."""
     operations = [
         " ".join(
-            [str(o.get("kind")).replace("_", " "), *_named(o, _READ_BY.get(str(o.get("kind")), ()))]
+            [
+                str(o.get("kind")).replace("_", " "),
+                *_describe_options(o, _READ_BY.get(str(o.get("kind")), ())),
+            ]
         )
         for o in [*(config.get("operations") or []), *(config.get("pixels") or [])]
     ]
-    others = _named(config, [name for name in config if name not in ("operations", "pixels")])
+    others = _describe_options(
+        config, [name for name in config if name not in ("operations", "pixels")]
+    )
     return ", ".join([*operations, *others]) or "none"
 
 
-def _named(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def _describe_options(values: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Options that are set, with their names."""
     return [
         f"{name.replace('_', ' ')} {_text(values[name])}"

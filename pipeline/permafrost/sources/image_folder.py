@@ -94,9 +94,9 @@ class ImageFolderSource:
             )
         self._warn_of_absent_classes(found)
 
-    def _warn_of_absent_classes(self, found: set[int]) -> None:
+    def _warn_of_absent_classes(self, classes: set[int]) -> None:
         """Name the classes without images, and the folders that are left out because they begin with a dot."""
-        empty = [name for label, name in enumerate(self.classes) if label not in found]
+        empty = [name for label, name in enumerate(self.classes) if label not in classes]
         if empty:
             logger.warning("classes without images: %s", ", ".join(empty[:10]))
         hidden = [

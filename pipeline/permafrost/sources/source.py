@@ -135,9 +135,9 @@ class ClassSubset:
 
     def records(self) -> Iterator[Record]:
         """Yield the records of the classes. Raises ConfigError if records have several labels."""
-        return self._kept(self.source.records())
+        return self._selected(self.source.records())
 
-    def _kept(self, records: Iterable[Record]) -> Iterator[Record]:
+    def _selected(self, records: Iterable[Record]) -> Iterator[Record]:
         new_labels = {
             label: self.classes.index(name)
             for label, name in enumerate(self.source.classes)
@@ -180,7 +180,7 @@ class PartedClassSubset(ClassSubset):
 
     def part_records(self, part: str) -> Iterator[Record]:
         """Yield the records of the classes in one part."""
-        return self._kept(self._parted.part_records(part))
+        return self._selected(self._parted.part_records(part))
 
     def classes_up_to(self, largest_label: int) -> tuple[str, ...]:
         """Return the chosen classes."""

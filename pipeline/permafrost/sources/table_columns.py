@@ -248,12 +248,12 @@ def _read_parquet_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
                 yield Row(path, number, cells)
 
 
-def require_columns(path: Path, columns: dict[str, str], there: list[str]) -> None:
+def require_columns(path: Path, columns: dict[str, str], existing: list[str]) -> None:
     """Raise ConfigError unless each option's column exists."""
     for option, column in columns.items():
-        if column not in there:
+        if column not in existing:
             raise ConfigError(
-                f"data.{option}={column} is not a column of {path}; it has: {', '.join(there)}"
+                f"data.{option}={column} is not a column of {path}; it has: {', '.join(existing)}"
             )
 
 

@@ -76,8 +76,8 @@ def _require_plain(message: pa.ipc.Message) -> None:
         offset = struct.unpack_from("<H", data, positions + at)[0] if at < size else 0
         return table + int(offset) if offset else 0
 
-    def target(place: int) -> int:
-        return place + int(struct.unpack_from("<I", data, place)[0])
+    def target(index: int) -> int:
+        return index + int(struct.unpack_from("<I", data, index)[0])
 
     batch = target(field(target(0), 2))  # Message.header
     if message.type == "dictionary":
@@ -304,11 +304,11 @@ def _leaves(array: pa.Array) -> list[pa.Array]:
     ]
 
 
-def check_sha256(path: AnyPath, found: str, expected: str, advice: str = REWRITE) -> None:
+def check_sha256(path: AnyPath, actual: str, expected: str, advice: str = REWRITE) -> None:
     """Raise ManifestError unless a file has the SHA-256 that its manifest lists."""
-    if found != expected:
+    if actual != expected:
         raise ManifestError(
-            f"{path} is damaged: it has sha256 {found[:12]}, but its manifest lists {expected[:12]}; {advice}"
+            f"{path} is damaged: it has sha256 {actual[:12]}, but its manifest lists {expected[:12]}; {advice}"
         )
 
 

@@ -92,7 +92,7 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     Raises EntryError; the dataclass's own __post_init__ may also raise it.
     """
     if not isinstance(values, dict):
-        raise EntryError(f"{where or 'it'} must be a mapping, got {_shown(values)}")
+        raise EntryError(f"{where or 'it'} must be a mapping, got {_format(values)}")
     hints = _hints(cls)  # type: ignore[arg-type]
     if set(values) != set(hints):
         names = ", ".join(sorted(map(str, set(values) ^ set(hints))))
@@ -123,11 +123,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert(next(m for m in members if m is not type(None)), value, where)
     if origin is Literal:
         if not isinstance(value, str) or value not in members:
-            raise EntryError(f"{where} must be one of {', '.join(members)}, got {_shown(value)}")
+            raise EntryError(f"{where} must be one of {', '.join(members)}, got {_format(value)}")
         return value
     if origin in (tuple, list):
         if not isinstance(value, list):
-            raise EntryError(f"{where} must be a list, got {_shown(value)}")
+            raise EntryError(f"{where} must be a list, got {_format(value)}")
         if origin is tuple and members[-1] is not Ellipsis and len(value) != len(members):
             raise EntryError(f"{where} must have {len(members)} values, got {len(value)}")
         each = members if origin is tuple and members[-1] is not Ellipsis else None
@@ -137,17 +137,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         )
     if origin is dict:
         if not isinstance(value, dict):
-            raise EntryError(f"{where} must be a mapping, got {_shown(value)}")
+            raise EntryError(f"{where} must be a mapping, got {_format(value)}")
         return {name: _convert(members[1], v, f"{where}.{name}") for name, v in value.items()}
     if is_dataclass(hint) and isinstance(hint, type):
         return from_dict(hint, value, where)
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
-        raise EntryError(f"{where} must be {_WORDS.get(hint, hint)}, got {_shown(value)}")
+        raise EntryError(f"{where} must be {_WORDS.get(hint, hint)}, got {_format(value)}")
     return value
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     text = repr(value) if not isinstance(value, (dict, list)) else type(value).__name__
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -42,13 +42,13 @@ class InputMemory:
         shape = (records, width) if store.is_table else (records, height, width, 3)
         self._values = np.empty(shape, np.float32 if store.is_table else np.uint8)
 
-    def decode(self, place: int, data: bytes, where: str) -> None:
+    def decode(self, slot: int, data: bytes, where: str) -> None:
         """Decode a record's image or its row of a table into a place of the memory.
 
         where  the file and the record, for messages
         Raises ManifestError for bytes that do not match the store's manifest.
         """
-        memory = self._values[place]
+        memory = self._values[slot]
         if self._store.is_table:
             memory[:] = decode_row(data, len(memory), where)
             return
@@ -69,14 +69,14 @@ class InputMemory:
                 f"{where} cannot be decoded ({error}); run permafrost verify"
             ) from error
 
-    def repeat(self, places: NDArray[np.int64], decoded: NDArray[np.int64]) -> None:
+    def repeat(self, slots: NDArray[np.int64], decoded: NDArray[np.int64]) -> None:
         """Copy decoded records to other places."""
-        self._values[places] = self._values[decoded]
+        self._values[slots] = self._values[decoded]
 
-    def take(self, places: NDArray[np.int64]) -> InputMemory:
+    def take(self, slots: NDArray[np.int64]) -> InputMemory:
         """Copy the records at these places."""
         taken = InputMemory(self._store, 0)
-        taken._values = self._values[places]
+        taken._values = self._values[slots]
         return taken
 
     def tensor(self) -> Tensor:

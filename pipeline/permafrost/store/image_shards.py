@@ -216,12 +216,12 @@ def _normalize(box: Box, height: int, width: int) -> Box:
     return replace(box, x0=x0, y0=y0, x1=x1, y1=y1)
 
 
-def require_same_shard(path: AnyPath, shard: str, found: str, published: str | None) -> None:
+def require_same_shard(path: AnyPath, shard: str, actual: str, published: str | None) -> None:
     """Raise StoreMismatchError if a shard's file is not the one that the store was published with.
 
     published  its SHA-256 at that time; None for a store that was never published
     """
-    if published not in (None, found):
+    if published not in (None, actual):
         raise StoreMismatchError(
             f"{path} (shard {shard}) would have other bytes than in the published store, on which teacher "
             "passes depend: restore that file or the data, or choose another store.path"

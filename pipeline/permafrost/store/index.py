@@ -278,15 +278,15 @@ class RecordIndex:
         self._sound[number, -1] = True
         return keys
 
-    def rows_of_keys(self, wanted: set[str], rows: range) -> dict[str, int]:
-        """Find the rows of a range that have the wanted keys; keys that no row has are left out."""
+    def rows_of_keys(self, keys: set[str], rows: range) -> dict[str, int]:
+        """Find the rows of a range that have these keys; keys that no row has are left out."""
         found: dict[str, int] = {}
         for number in self.shards_of(rows).tolist():
-            if len(found) == len(wanted):
+            if len(found) == len(keys):
                 break
             start = int(self.shards.starts[number])
-            keys = enumerate(self.shard_keys(number), start=start)
-            found |= {key: row for row, key in keys if key in wanted and row in rows}
+            of_shard = enumerate(self.shard_keys(number), start=start)
+            found |= {key: row for row, key in of_shard if key in keys and row in rows}
         return found
 
     def image_sha256(self, number: int) -> list[str]:
@@ -311,13 +311,13 @@ class RecordIndex:
                 self._check(name, place, number)
                 self._sound[number, place] = True
 
-    def _check(self, name: str, place: int, number: int) -> None:
+    def _check(self, name: str, column: int, number: int) -> None:
         start, stop = self.shards.starts[number : number + 2].tolist()
         expected = self.shards.index_crc32c
         if expected.shape[1] != len(CHECKED_COLUMNS):
             raise ManifestError(f"{self.shards.path} does not have a checksum for each column")
         parts = list(self._parts(name, start, stop, number))
-        if checksum(iter(parts)) != expected[number, place]:
+        if checksum(iter(parts)) != expected[number, column]:
             raise self._damaged(self._path, name, number)
         if not self._is_possible(name, parts[-1], number):
             raise ManifestError(

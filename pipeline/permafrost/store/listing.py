@@ -307,7 +307,7 @@ class Listing:
 
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Load the labels of some records, [n]."""
-        numbers, places = self._places(rows)
+        numbers, places = self._locate(rows)
         labels = np.empty(len(rows), np.int64)
         for number in np.unique(numbers).tolist():
             there = numbers == number
@@ -316,7 +316,7 @@ class Listing:
 
     def ranks(self, rows: NDArray[np.int64]) -> list[bytes]:
         """Load the ranks of some records."""
-        numbers, places = self._places(rows)
+        numbers, places = self._locate(rows)
         columns = [batch.column("rank") for batch in self.batches]
         pairs = zip(numbers.tolist(), places.tolist(), strict=True)
         return [columns[number][place].as_py() for number, place in pairs]
@@ -352,13 +352,13 @@ class Listing:
         pa.default_memory_pool().release_unused()
 
     def _select(self, name: str, rows: NDArray[np.int64]) -> Iterator[bytes]:
-        numbers, places = self._places(rows)
+        numbers, places = self._locate(rows)
         columns = self._texts[name]
         for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
             offsets, data = columns[number]
             yield bytes(data[offsets[place] : offsets[place + 1]])
 
-    def _places(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the batch of each row and its row there, [n] each."""
         numbers = np.searchsorted(self._stops, rows, side="right")
         starts = np.concatenate([[0], self._stops])

@@ -87,10 +87,10 @@ def _hash(text: str) -> int:
 
 
 def verify_file(
-    folder: RootedPath, name: str, digest: str, known: KnownFiles, size: int | None = None
+    folder: RootedPath, name: str, digest: str, known_files: KnownFiles, size: int | None = None
 ) -> Iterator[str]:
     """Compare a file with its digest and its size, if that is known, and count it as known."""
-    known.add(name)
+    known_files.add(name)
     try:
         found = file_size(folder / name)
         if found is None:
@@ -104,12 +104,12 @@ def verify_file(
 
 
 def unknown_files(
-    folder: RootedPath, known: KnownFiles, ignored: tuple[str, ...] = ()
+    folder: RootedPath, known_files: KnownFiles, ignored: tuple[str, ...] = ()
 ) -> Iterator[str]:
     """Name the files that no manifest lists, outside of the ignored folders."""
     for path in iter_files(folder, ignored):
         name = path.below(folder)
-        if name in known or name in (LOCK_NAME, ORIGIN_NAME):
+        if name in known_files or name in (LOCK_NAME, ORIGIN_NAME):
             continue
         if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"

@@ -188,11 +188,11 @@ def relevance_left(x: Tensor, given: Tensor, labels: Tensor) -> Tensor:
     )
 
 
-def row_distances(feature: Tensor, others: Tensor) -> Tensor:
+def row_distances(feature: Tensor, features: Tensor) -> Tensor:
     """Distances f64 [m] of one feature [p] from others [m, p]. The derivative at an equal feature is 0."""
     found: Tensor = torch.cdist(
         feature[None].double(),
-        others.double(),
+        features.double(),
         compute_mode="donot_use_mm_for_euclid_dist",
     )
     return found[0]
@@ -218,9 +218,9 @@ class Bank:
         every = (features, given_features, label_features)
         return cls(*every, *(feature_distances(values) for values in every))
 
-    def without(self, place: int) -> Bank:
+    def without(self, position: int) -> Bank:
         """Bank of the other m - 1 records, used to explain a record that is itself in the bank."""
-        kept = torch.arange(len(self.features)) != place
+        kept = torch.arange(len(self.features)) != position
         return Bank.of(self.features[kept], self.given_features[kept], self.label_features[kept])
 
 
@@ -278,17 +278,17 @@ def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
 REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cam": cam, "hirescam": hirescam}
 
 
-def mean_of_depths(of_depths: Sequence[Sequence[Sequence[Tensor]]]) -> list[list[Tensor]]:
+def mean_of_depths(depths: Sequence[Sequence[Sequence[Tensor]]]) -> list[list[Tensor]]:
     """Mean over depths of each record's maps, one for each bank, on the finest grid of the depths.
 
     A record's maps of one depth are divided by the highest absolute value of their mean over banks, because the scales
     of depths differ by orders of magnitude, and are enlarged bilinearly. A depth without evidence contributes zeros.
 
-    of_depths  maps f64 [h, w] by depth, record and bank
+    depths  maps f64 [h, w] by depth, record and bank
     """
-    size = max((maps[0][0].shape for maps in of_depths), key=lambda shape: shape.numel())
+    size = max((maps[0][0].shape for maps in depths), key=lambda shape: shape.numel())
     means = []
-    for of_record in zip(*of_depths, strict=True):
+    for of_record in zip(*depths, strict=True):
         parts = []
         for maps in of_record:
             banks = torch.stack(list(maps))  # [R, h, w]

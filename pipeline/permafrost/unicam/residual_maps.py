@@ -137,10 +137,10 @@ def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
             tensors[f"{pair}/depth{depth}/objective"] = objectives
             for name, of_records in maps.items():
                 by_depth[name].append(of_records)
-                tensors |= _packed(f"{pair}/depth{depth}/{name}", of_records)
+                tensors |= _pack(f"{pair}/depth{depth}/{name}", of_records)
         if len(options.depths) > 1:
             for name, of_depths in by_depth.items():
-                tensors |= _packed(f"{pair}/mean/{name}", mean_of_depths(of_depths))
+                tensors |= _pack(f"{pair}/mean/{name}", mean_of_depths(of_depths))
     name = f"{NAME}-{context.split}.safetensors"
     _write(context, probe_split, name, tensors)
     return {
@@ -174,7 +174,7 @@ def _explain(
                 lambda grids: feature_of(depth, grids),
                 given.features[depth][place],
                 labels[place],
-                _others(bank, members, place),
+                _without_record(bank, members, place),
             )
             for bank, members in zip(banks, probe_split.banks, strict=True)
         ]
@@ -185,24 +185,24 @@ def _explain(
     return torch.tensor(objectives), maps
 
 
-def _others(bank: Bank, members: NDArray[np.int64], place: int) -> Bank:
+def _without_record(bank: Bank, members: NDArray[np.int64], position: int) -> Bank:
     """Return the bank without the explained record, if that is one of its members."""
-    own = np.flatnonzero(members == place)
+    own = np.flatnonzero(members == position)
     return bank.without(int(own[0])) if len(own) else bank
 
 
-def _packed(place: str, of_records: Maps) -> dict[str, Tensor]:
-    """Convert the maps to tensors of the file, with names that begin with `place`."""
-    means = torch.stack([torch.stack(maps).mean(dim=0) for maps in of_records])
+def _pack(prefix: str, maps: Maps) -> dict[str, Tensor]:
+    """Convert the maps to tensors of the file, with names that begin with `prefix`."""
+    means = torch.stack([torch.stack(banks).mean(dim=0) for banks in maps])
     low, high = means.amin(dim=(1, 2)), means.amax(dim=(1, 2))
     scale = torch.maximum(low.abs(), high.abs())
     unit = means / torch.where(scale > 0, scale, 1.0)[:, None, None]
     return {
-        f"{place}/map": unit.half(),
-        f"{place}/min": low.float(),
-        f"{place}/max": high.float(),
-        f"{place}/empty": high <= 0,
-        f"{place}/reliability": torch.tensor([reliability(maps) for maps in of_records]),
+        f"{prefix}/map": unit.half(),
+        f"{prefix}/min": low.float(),
+        f"{prefix}/max": high.float(),
+        f"{prefix}/empty": high <= 0,
+        f"{prefix}/reliability": torch.tensor([reliability(banks) for banks in maps]),
     }
 
 

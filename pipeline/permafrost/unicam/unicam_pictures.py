@@ -31,7 +31,7 @@ from permafrost.report.pictures import (
     picture_grid,
     readable_classes,
 )
-from permafrost.report.student_results import StudentResult, of_first_seed
+from permafrost.report.student_results import StudentResult, select_first_seed
 from permafrost.store.reader import Store
 
 EVALUATOR_NAME = "unicam"
@@ -82,7 +82,7 @@ def unicam_figures(
     for split in dict.fromkeys(split for result in results for split in result.metrics):
         students: list[_Maps] = []
         records = None
-        for result in of_first_seed(results):
+        for result in select_first_seed(results):
             name = f"{EVALUATOR_NAME}-{split}.safetensors"
             if not (result.evaluation / name).exists():
                 continue

@@ -296,7 +296,7 @@ class PatchEmbedding(nn.Module):
         self.conv_stem = nn.Sequential()
         for width in shape.stem:
             self.conv_stem.append(BcosConv2d(shared, channels, width, 3, stride=2, padding=1))
-            self.conv_stem.append(CenteredNorm(shared, width, of_maps=True))
+            self.conv_stem.append(CenteredNorm(shared, width, is_spatial=True))
             self.conv_stem.append(
                 nn.Identity()
             )  # placeholder for the ReLU of other networks, counted in the published names

@@ -250,17 +250,17 @@ class CenteredNorm(nn.Module):
     three dimensions (GroupNorm with one group).
     """
 
-    def __init__(self, shared: BcosSettings, channels: int, *, of_maps: bool = False) -> None:
+    def __init__(self, shared: BcosSettings, channels: int, *, is_spatial: bool = False) -> None:
         super().__init__()
         self.mode = shared.mode
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = None
-        self.of_maps = of_maps
+        self.is_spatial = is_spatial
 
     def forward(self, x: Tensor) -> Tensor:
-        dims = (1, 2, 3) if self.of_maps else (-1,)
+        dims = (1, 2, 3) if self.is_spatial else (-1,)
         weight = self.weight.to(x.dtype)
-        if self.of_maps:
+        if self.is_spatial:
             weight = weight.view(-1, 1, 1)
         var, mean = torch.var_mean(to_float32(x), dim=dims, correction=0, keepdim=True)
         factor = (var + _NORM_EPS).rsqrt().to(x.dtype)
