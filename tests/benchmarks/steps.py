@@ -22,7 +22,8 @@ from permafrost.losses.base import build_loss
 from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.step import train_step
 from permafrost.training.targets import LiveTeacher
 from stages import precompute

@@ -13,12 +13,11 @@ from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose, section_names
 from permafrost.config.data import DemoDataConfig, NoDataConfig
-from permafrost.config.estimate_options import EstimateOptions
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import EstimateConfig
+from permafrost.config.verbs import EstimateConfig, EstimateOptions
 from permafrost.core.errors import ConfigError
 from permafrost.interpretability.options import CellsDataConfig
 from permafrost.store.entries import StoreMismatchError

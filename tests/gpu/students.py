@@ -14,7 +14,8 @@ from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import build_loss
 from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named
 from permafrost.models.providers import build_model
-from permafrost.training.state import ComputeSettings, Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import ComputeSettings, Training
 from permafrost.training.step import train_step
 from permafrost.training.targets import LiveTeacher
 from tests.gpu.scale import CLASSES

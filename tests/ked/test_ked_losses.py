@@ -38,7 +38,8 @@ from permafrost.models.classifier import ModelOutput
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.codecs import decode_unit
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher
 from tests.support.batches import live_batch, random_frames

@@ -20,7 +20,8 @@ from permafrost.losses.base import DistillationLoss, LossTerms, build_loss
 from permafrost.losses.e2kd import E2KDLoss, map_cosine, upsampling_gram
 from permafrost.models.cifar import CifarResNet
 from permafrost.models.explanations import gradcam
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from tests.support.batches import random_frames
 from tests.support.outputs import student_output

@@ -24,7 +24,8 @@ from permafrost.models.explanations import gradcam, gradcam_from_head
 from permafrost.models.providers import freeze
 from permafrost.models.timm import TimmClassifier
 from permafrost.models.torchvision import TorchvisionClassifier, TorchvisionVit
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from tests.support.gradcam import (
     NUM_CLASSES,

@@ -39,7 +39,8 @@ from permafrost.store.zarr_fields import ZarrFields
 from permafrost.training import loop
 from permafrost.training.checkpoint import CHECKPOINT_NAME
 from permafrost.training.metric_log import read_metrics
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher
 from stages import distill, precompute

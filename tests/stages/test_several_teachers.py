@@ -27,7 +27,8 @@ from permafrost.models.providers import build_model
 from permafrost.models.saved import read_description
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from stages import distill, evaluate, precompute
 from tests.support.stores import precompute_config

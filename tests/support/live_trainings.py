@@ -18,7 +18,8 @@ from permafrost.losses.base import Needs, StudentOutput, build_loss
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.targets import LiveTeacher
 from tests.support.batches import FRAME, NUM_CLASSES, live_batch
 

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from permafrost.config.methods import MethodConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.losses.base import build_loss
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.step import train_step
 from tests.support.batches import (
     FRAME,

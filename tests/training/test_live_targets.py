@@ -26,7 +26,8 @@ from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
 from permafrost.store.reader import Store
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher
 from stages import distill, evaluate

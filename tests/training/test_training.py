@@ -26,7 +26,8 @@ from permafrost.models.providers import freeze
 from permafrost.store.frames import FrameBatch
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
 from permafrost.training.metric_log import DivergedError, StepLog
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from tests.support.batches import (
     FLIP,

@@ -22,7 +22,8 @@ from permafrost.models.providers import build_model
 from permafrost.store.reader import Store
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
 from permafrost.training.metric_log import StepLog
-from permafrost.training.state import Training, build_optimizer
+from permafrost.training.optim import build_optimizer
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from stages import precompute
 from tests.support.ranks import leave_group, run_on_ranks

@@ -29,8 +29,9 @@ from permafrost.models.explanations import (
     warn_of_coarse_grid,
 )
 from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
+from permafrost.training.optim import build_optimizer
 from permafrost.training.spec import TrainingSpec
-from permafrost.training.state import ComputeSettings, Training, build_optimizer
+from permafrost.training.state import ComputeSettings, Training
 from permafrost.training.targets import GuidanceSource, LiveTeacher, TargetSource
 
 logger = logging.getLogger("permafrost.training")

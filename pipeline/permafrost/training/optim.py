@@ -1,13 +1,32 @@
-"""Learning rate schedule: a warm-up, then cosine, step decay or constant."""
+"""The optimizer, and the schedule of its learning rate: a warm-up, then cosine, step decay or constant."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from permafrost.config.training import TrainerOptions
+import torch
+from torch import nn
+
+from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.errors import ConfigError
 
 _WARMUP_START = 0.01
+
+
+def build_optimizer(
+    config: OptimizerOptions, parameters: list[nn.Parameter], *, fused: bool = False
+) -> torch.optim.Optimizer:
+    """Build the optimizer that `optimizer=` names, with the same options for all parameters.
+
+    fused  use the fused implementation, which skips steps with infinite gradients without a GradScaler synchronization
+    """
+    common: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": fused or None}
+    if config.kind == "sgd":
+        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, **common)
+    if config.kind == "adam":
+        return torch.optim.Adam(parameters, config.lr, **common)
+    return torch.optim.AdamW(parameters, config.lr, **common)
 
 
 def learning_rate(

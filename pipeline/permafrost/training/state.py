@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from permafrost.config.training import OptimizerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.core.seeds import derive_seed
@@ -17,21 +16,6 @@ from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
 from permafrost.models.explanations import DEFAULT_EXPLAINER, Explainer, explainer_named
 from permafrost.training.targets import TargetSource
-
-
-def build_optimizer(
-    config: OptimizerOptions, parameters: list[nn.Parameter], *, fused: bool = False
-) -> torch.optim.Optimizer:
-    """Build the optimizer that `optimizer=` names, with the same options for all parameters.
-
-    fused  use the fused implementation, which skips steps with infinite gradients without a GradScaler synchronization
-    """
-    common: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": fused or None}
-    if config.kind == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, **common)
-    if config.kind == "adam":
-        return torch.optim.Adam(parameters, config.lr, **common)
-    return torch.optim.AdamW(parameters, config.lr, **common)
 
 
 @dataclass(frozen=True, kw_only=True)
