@@ -12,14 +12,17 @@ Rerun   the same command writes the same manifest
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import dataclass, fields
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
+import jinja2
 
 from permafrost.cli import main
-from permafrost.cluster.kuberay import rayjob_manifest
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose, section_of, sections
 from permafrost.config.paths import require_shared_paths
@@ -42,16 +45,22 @@ class RenderResult:
 
 def run(config: RenderConfig) -> RenderResult:
     """Print the manifest, or write it to a file."""
-    manifest = rayjob_manifest(
-        config.cluster,
-        ["python", "-m", f"stages.{config.verb}", *config.words],
-        works_in_driver=config.verb == "estimate" or not _reads_cluster(config.verb),
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("permafrost", "cluster"),
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
     )
-    text = yaml.safe_dump(manifest, sort_keys=False, width=1000)
+    environment.filters["json"] = partial(json.dumps, ensure_ascii=False)
+    text = environment.get_template("rayjob.yaml.j2").render(
+        cluster=config.cluster,
+        entrypoint=shlex.join(["python", "-m", f"stages.{config.verb}", *config.words]),
+        works_in_driver=config.verb == "estimate" or not _reads_cluster(config.verb),
+        installed_ray=version("ray"),
+    )
     if config.output is None:
-        print(text, end="")
+        print(text)
         return RenderResult(manifest="")
-    write_atomically(Path(config.output), text.encode())
+    write_atomically(Path(config.output), f"{text}\n".encode())
     return RenderResult(manifest=config.output)
 
 
