@@ -19,7 +19,7 @@ from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.tasks import ShardError
-from permafrost.store.journal import JOURNAL_SUFFIX
+from permafrost.store.deaths import DEATHS_SUFFIX
 from stages import precompute
 from tests.support.processes import descendants, title
 from tests.support.stores import precompute_config
@@ -53,7 +53,7 @@ class Killer(threading.Thread):
         finished = -1
         while not self.stopping.wait(0.01):
             receipts = len(list(self.store.rglob("receipts/*.parquet")))
-            if receipts == finished or not list(self.store.rglob(f".*{JOURNAL_SUFFIX}")):
+            if receipts == finished or not list(self.store.rglob(f".*{DEATHS_SUFFIX}")):
                 continue
             actors = [pid for pid in descendants(os.getpid()) if "MapWorker" in title(pid)]
             if not actors or self.stopping.wait(self.random.uniform(0, 0.2)):

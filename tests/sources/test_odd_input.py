@@ -34,7 +34,6 @@ from permafrost.models.weights import load_weights, read_state_dict
 from permafrost.report.figures import training_curves
 from permafrost.report.pictures import PictureRow, picture_grid
 from permafrost.sources.source import build_source
-from permafrost.store.journal import ShardJournal
 from permafrost.store.pixels import ImageError, inspect_image
 from permafrost.store.publish_pass import ConstantLogitsError
 from stages import distill, precompute
@@ -347,15 +346,6 @@ def test_a_class_name_with_dollars_is_text_and_no_formula():
 
     training_curves(lines)
     picture_grid([PictureRow(name, [np.zeros((4, 4, 3))], [name], notes=[name])])
-
-
-def test_a_journal_of_random_bytes_is_read(tmp_path):
-    folder = tmp_path / "receipts"
-    folder.mkdir()
-    (folder / ".train-000000.journal").write_bytes(bytes(np.random.default_rng(0).bytes(700)))
-
-    with ShardJournal(tmp_path, "train-000000") as journal:
-        journal.at("key")
 
 
 @pytest.mark.parametrize("words", [["store.path=/dev/null"], ["store.path=/proc/x/y"]])

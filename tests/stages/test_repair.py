@@ -60,7 +60,7 @@ def test_what_killed_processes_left_is_gone_when_a_store_is_published(tmp_path, 
     precompute.run(config)
     store = tmp_path / "store"
     (store / "manifest.json").unlink()
-    left = [store / "images/.a.partial", store / "receipts/.train-000000.journal"]
+    left = [store / "images/.a.partial", store / "receipts/.train-000000.deaths"]
     for path in left:
         path.write_bytes(b"left")
     assert [str(p) for p in left if any(str(p) in problem for problem in verify_store(store))] == []

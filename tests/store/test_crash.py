@@ -9,8 +9,8 @@ import pytest
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.config.store import PassOptions
 from permafrost.core import files
+from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError
-from permafrost.store.journal import JOURNAL_SUFFIX
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import precompute
@@ -149,11 +149,11 @@ def test_leftovers_of_a_stopped_commit_are_swept_by_the_next_run(tmp_path, monke
 
 
 def finished(store: Path):
-    """Files with their final names, without the journal of the shard at which the process ended."""
+    """Files with their final names, without the count of deaths at the shard where the process ended."""
     return {
         (name, data)
         for name, data in tree_bytes(store).items()
-        if not name.endswith((files.PARTIAL_SUFFIX, JOURNAL_SUFFIX))
+        if not name.endswith((files.PARTIAL_SUFFIX, DEATHS_SUFFIX))
     }
 
 

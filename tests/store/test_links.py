@@ -14,7 +14,7 @@ from permafrost.config.verbs import VerifyConfig
 from permafrost.core import files
 from permafrost.core.files import FileError, LinkError, RootedPath
 from permafrost.core.lock import lock_folder
-from permafrost.store.journal import ShardJournal
+from permafrost.store.deaths import ShardDeaths
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import precompute, verify
@@ -101,7 +101,7 @@ def test_a_link_to_nothing_is_no_missing_file(store, outside, name):
 
 WRITTEN = (
     *(".lock", ".origin.json", "teachers", "receipts", "images", "manifest.json"),
-    *("images/train-000000.tar", "receipts/train-000000.parquet", "receipts/.train-000000.journal"),
+    *("images/train-000000.tar", "receipts/train-000000.parquet", "receipts/.train-000000.deaths"),
     *("{pass}", "{pass}/fields.zarr", "{pass}/receipts", "{pass}/fields.zarr/logits/c"),
 )
 """Places that precompute writes."""
@@ -114,8 +114,8 @@ def test_nothing_is_written_through_a_link(store, outside, frozen, name, danglin
     (store / "receipts/test-000000.parquet").unlink()  # something has to be written
     (place(store, "{pass}") / "receipts/test-000000.parquet").unlink()
     (store / "receipts/train-000000.parquet").unlink()
-    if name.endswith("journal"):
-        path.write_bytes(b"secret\n")
+    if name.endswith("deaths"):
+        path.write_bytes(b"1\n")
     link(path, outside, dangling=dangling)
     before = everything(outside)
     config = precompute_config(store, frozen.config.teacher)
@@ -128,15 +128,15 @@ def test_nothing_is_written_through_a_link(store, outside, frozen, name, danglin
     count_trials(f"a link {kind} at a place that precompute writes", {"refused": 1})
 
 
-def test_a_journal_and_a_lock_are_not_opened_through_a_link(tmp_path, outside):
+def test_a_count_of_deaths_and_a_lock_are_not_opened_through_a_link(tmp_path, outside):
     folder = RootedPath(tmp_path / "store")
     (tmp_path / "store/receipts").mkdir(parents=True)
     (outside / "file").write_bytes(b"content")
-    (tmp_path / "store/receipts/.a.journal").symlink_to(outside / "file")
+    (tmp_path / "store/receipts/.a.deaths").symlink_to(outside / "file")
     (tmp_path / "store/.lock").symlink_to(outside / "new")
 
-    with pytest.raises(LinkError, match=r"\.a\.journal"):
-        ShardJournal(folder, "a")
+    with pytest.raises(LinkError, match=r"\.a\.deaths"):
+        ShardDeaths(folder, "a")
     with pytest.raises(LinkError, match=r"\.lock"), lock_folder(folder):
         pass
 

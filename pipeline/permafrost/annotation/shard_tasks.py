@@ -29,9 +29,9 @@ from permafrost.core.files import RootedPath, sha256_keys
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL
 from permafrost.core.tasks import ShardResult
+from permafrost.store.deaths import ShardDeaths
 from permafrost.store.fields import PassFields
 from permafrost.store.frames import FrameBatch, ShardFrames
-from permafrost.store.journal import ShardJournal
 from permafrost.store.publish_pass import CONSTANT_LOGITS, ConstantLogitsError
 from permafrost.store.reader import Store
 from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, receipt_path, write_receipt
@@ -87,15 +87,9 @@ class AnnotateShard:
             keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
             views = self.views.matrices(self._store, shard)
         # The number of threads may change the last bits of a sum, so it is fixed.
-        with torch_threads(self.num_threads), ShardJournal(self.folder, shard.name) as journal:
-            journal.try_suspects(
-                # A copy, without the teacher that this process has built.
-                lambda key: (
-                    partial(replace(self).annotate_alone, shard, key) if key in keys else None
-                )
-            )
-            if journal.follows_an_unknown_death:
-                self._name_each_record(shard, keys, journal)
+        with torch_threads(self.num_threads), ShardDeaths(self.folder, shard.name) as deaths:
+            # A copy, without the teacher that this process has built.
+            deaths.find_cause(keys, partial(replace(self).annotate_alone, shard))
             batches = self._batches(shard)
             values, fidelity = self._annotator.annotate(batches, keys, views)
             position = self._position(shard)
@@ -158,19 +152,10 @@ class AnnotateShard:
         keys = self._store.index.shard_keys(number)
         if self.views is not None:
             keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
+        row = keys.index(key)
         with torch_threads(self.num_threads):
-            self._annotate_row(shard, keys, keys.index(key))
-
-    def _annotate_row(self, shard: ShardEntry, keys: list[str], row: int) -> None:
-        frames = ShardFrames(self._store, shard, self._rows(shard))
-        self._annotator.annotate([frames.read(row, row + 1)], keys[row : row + 1])
-
-    def _name_each_record(self, shard: ShardEntry, keys: list[str], journal: ShardJournal) -> None:
-        """Annotate each record separately, and journal its key before, to identify a fatal record."""
-        for row, key in enumerate(keys):
-            journal.at(key)
-            self._annotate_row(shard, keys, row)
-        journal.at("")
+            frames = ShardFrames(self._store, shard, self._rows(shard))
+            self._annotator.annotate([frames.read(row, row + 1)], [key])
 
     def _rows(self, shard: ShardEntry) -> NDArray[np.int64] | None:
         """Rows of the shard that the pass covers, None for all."""

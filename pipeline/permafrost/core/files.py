@@ -425,7 +425,7 @@ def make_folder(path: AnyPath) -> None:
         raise write_error(path, error) from error
 
 
-def create_file(path: AnyPath, *, buffered: bool = True) -> IO[bytes]:
+def create_file(path: AnyPath) -> IO[bytes]:
     """Open a file for writing in place, empty, where a whole file is not needed. Raises FileError."""
     try:
         descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -433,7 +433,7 @@ def create_file(path: AnyPath, *, buffered: bool = True) -> IO[bytes]:
         raise
     except OSError as error:
         raise write_error(path, error) from error
-    return os.fdopen(descriptor, "wb", buffering=-1 if buffered else 0)
+    return os.fdopen(descriptor, "wb")
 
 
 def open_lock(path: AnyPath, *, create: bool) -> io.FileIO:

@@ -17,15 +17,15 @@ from permafrost.core.errors import RecordError
 from permafrost.core.files import file_size, open_atomically, sha256_file, sha256_keys
 from permafrost.core.records import NO_LABEL, NO_SIZE
 from permafrost.store.codecs import RowError
+from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.journal import ShardJournal
 from permafrost.store.pixels import ImageError, decode_rgb, encode_frame, inspect_image
 from permafrost.store.receipts import IndexRow, receipt_path, receipt_table, write_receipt
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import TarShard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from permafrost.core.files import AnyPath, RootedPath
     from permafrost.core.records import Box, Content, Record, Source
@@ -100,13 +100,10 @@ def write_image_shard(
     """
     skipped: list[dict[str, str]] = []
     records = plan.records
-    with ShardJournal(store, plan.name) as journal:
+    with ShardDeaths(store, plan.name) as deaths:
         by_key = {record.key: record for record in records}
-        # The data and the plan may have changed since then.
-        journal.try_suspects(
-            lambda key: partial(pack_image, source, by_key[key], packing) if key in by_key else None
-        )
-        images = _packed_images(records, source, packing, journal, skipped)
+        deaths.find_cause(list(by_key), partial(_pack_alone, source, by_key, packing))
+        images = _packed_images(records, source, packing, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
         rows, file = index(store, plan, images, published)
         entry = ShardEntry(
@@ -129,6 +126,12 @@ def write_image_shard(
             },
         )
     return entry
+
+
+def _pack_alone(
+    source: Source, records: Mapping[str, Record], packing: Packing, key: str
+) -> PackedImage:
+    return pack_image(source, records[key], packing)
 
 
 def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
@@ -170,11 +173,9 @@ def _packed_images(
     records: tuple[Record, ...],
     source: Source,
     packing: Packing,
-    journal: ShardJournal,
     skipped: list[dict[str, str]],
 ) -> Iterator[PackedImage]:
     for record in records:
-        journal.at(record.key)
         try:
             yield pack_image(source, record, packing)
         except RecordError as error:

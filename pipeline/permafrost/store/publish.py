@@ -31,6 +31,7 @@ from permafrost.core.files import (
     sha256_keys,
     write_atomically,
 )
+from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import (
     REWRITE,
     EntryError,
@@ -40,7 +41,6 @@ from permafrost.store.entries import (
 )
 from permafrost.store.image_shards import IMAGES_FOLDER, require_same_shard
 from permafrost.store.index_writer import StoreTablesWriter, remove_other_tables
-from permafrost.store.journal import JOURNAL_SUFFIX
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     MAX_FRAME_PIXELS,
@@ -290,7 +290,7 @@ def _other_receipt(path: RootedPath, error: Exception) -> ManifestError:
 def remove_leftovers(folder: RootedPath) -> None:
     """Remove the leftovers of killed processes, which are not needed once every shard is finished."""
     remove_partial_files(folder)
-    remove_partial_files(folder, JOURNAL_SUFFIX)
+    remove_partial_files(folder, DEATHS_SUFFIX)
 
 
 def published_store(store: RootedPath) -> StoreManifest | None:

@@ -29,10 +29,10 @@ from permafrost.core.lock import LOCK_NAME
 from permafrost.core.records import NO_CLASS
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from permafrost.store.codecs import decode_unit
+from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import EntryError, ManifestError, StoreMismatchError, from_dict
 from permafrost.store.index import CHECKED_COLUMNS
 from permafrost.store.index_writer import checksums_of
-from permafrost.store.journal import JOURNAL_SUFFIX
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     TEACHERS_FOLDER,
@@ -111,7 +111,7 @@ def unknown_files(
         name = path.below(folder)
         if name in known_files or name in (LOCK_NAME, ORIGIN_NAME):
             continue
-        if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
+        if name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
         elif not is_folder(path):  # a link to a folder, where links are allowed
             yield f"{path} is not in any manifest"

@@ -1,0 +1,125 @@
+"""Deaths of processes at a shard: their number, in a file beside the receipts, and the record that caused them.
+
+A death without an exception (a segmentation fault, the kernel's out-of-memory killer, kill -9) leaves the shard's file
+behind. The next process at the shard has a child process work on its records one after the other. If the child dies,
+another one is alone with the record at which it died. If that one dies too, the record ends the run. Otherwise somebody
+killed a process, and the work goes on, however often that happens. A process that ends by itself, successfully or with
+an exception, removes the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+from typing import TYPE_CHECKING, Any
+
+from permafrost.core.errors import UserError
+from permafrost.core.files import create_file, exists, make_folder, read_regular, remove_file
+from permafrost.store.receipts import RECEIPTS_FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from permafrost.core.files import RootedPath
+
+DEATHS_SUFFIX = ".deaths"
+_MOST_BYTES = 64
+_START_METHOD = "spawn"
+"""Way to start the child: a new interpreter, as a fork has neither this process's threads nor its GPU."""
+_FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that no work of its own sends to a process."""
+
+logger = logging.getLogger("permafrost.store")
+
+
+class PoisonRecordError(UserError, RuntimeError):
+    """Record that kills the process that works on it."""
+
+
+class ShardDeaths:
+    """Count of the processes that died at one shard of a store or a pass; a context manager around its work."""
+
+    def __init__(self, folder: RootedPath, shard: str) -> None:
+        self.path = folder / RECEIPTS_FOLDER / f".{shard}{DEATHS_SUFFIX}"
+        self.shard = shard
+        self.count = self._read() if exists(self.path) else 0
+
+    def __enter__(self) -> ShardDeaths:
+        make_folder(self.path.parent)
+        with create_file(self.path) as file:
+            file.write(b"%d\n" % (self.count + 1))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        remove_file(self.path)
+
+    def find_cause(self, keys: Sequence[str], work_on: Callable[[str], object]) -> None:
+        """Try the records in child processes if a process died. Raises PoisonRecordError for one that kills two.
+
+        work_on  picklable function of a key
+        """
+        if not self.count:
+            return
+        logger.warning(
+            "%d process(es) died at shard %s; its records are tried one by one in a process of their own",
+            self.count,
+            self.shard,
+        )
+        key = find_fatal(keys, work_on)
+        if key is not None and find_fatal([key], work_on) is not None:
+            raise PoisonRecordError(
+                f"record {key} (shard {self.shard}) ended {self.count + 2} processes that worked on it, the last of "
+                "which had nothing else to do; check that image and the memory it needs, or remove it from the data"
+            )
+
+    def _read(self) -> int:
+        """Read the number of deaths. A process may die before it writes it."""
+        digits = read_regular(self.path, _MOST_BYTES).strip()
+        return int(digits) if digits.isdigit() else 1
+
+
+def find_fatal(keys: Sequence[str], work_on: Callable[[str], object]) -> str | None:
+    """Return the record at which a process dies that does nothing but this work, None if it comes to its end.
+
+    work_on  picklable function of a key. Its exceptions are no deaths
+    """
+    context: Any = multiprocessing.get_context(_START_METHOD)
+    announced, announces = context.Pipe(duplex=False)
+    process = context.Process(target=_work_on_each, args=(announces, keys, work_on))
+    key: str | None = None
+    try:
+        process.start()
+        announces.close()
+        while True:
+            try:
+                key = announced.recv()
+            except EOFError:
+                break
+        process.join()
+    finally:
+        if process.is_alive():  # this process is interrupted
+            process.kill()
+            process.join()
+    code = process.exitcode
+    if code == 0 or -code in _FROM_OUTSIDE:
+        return None
+    if key is None:
+        logger.warning("a process that was to try records alone could not be started (%d)", code)
+    return key
+
+
+def _work_on_each(announces: Any, keys: Sequence[str], work_on: Callable[[str], object]) -> None:
+    """Announce each record, and work on it."""
+    for key in keys:
+        announces.send(key)
+        try:
+            work_on(key)
+        except BaseException as error:  # it is raised again where the work is done in its turn
+            logger.debug("record %s, tried alone: %r", key, error)

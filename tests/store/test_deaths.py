@@ -1,0 +1,309 @@
+"""Deaths of processes at a shard, and the record that is their cause."""
+
+import faulthandler
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from permafrost.core.files import make_folder
+from permafrost.store import deaths as deaths_module
+from permafrost.store.deaths import DEATHS_SUFFIX, PoisonRecordError, ShardDeaths, find_fatal
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from stages import precompute
+from tests.support.paths import PYTHONPATH
+from tests.support.stores import keys_of_shard, precompute_config
+from tests.support.trees import tree_bytes
+
+DEATH = 9
+SHARD = "train-000000"
+
+
+def die(folder, shard=SHARD):
+    """Start a process that dies at a shard."""
+    child = os.fork()
+    if child == 0:
+        with ShardDeaths(folder, shard):
+            os._exit(DEATH)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == DEATH
+
+
+def files_of_deaths(folder):
+    return list(Path(folder).rglob(f".*{DEATHS_SUFFIX}"))
+
+
+# ---- the count -----------------------------------------------------------------------------------
+
+
+def test_who_ends_well_leaves_nothing(tmp_path):
+    with ShardDeaths(tmp_path, SHARD):
+        assert len(files_of_deaths(tmp_path)) == 1
+
+    assert files_of_deaths(tmp_path) == []
+    assert ShardDeaths(tmp_path, SHARD).count == 0
+
+
+def test_who_ends_with_an_exception_leaves_nothing(tmp_path):
+    for _ in range(3):
+        with pytest.raises(KeyError), ShardDeaths(tmp_path, SHARD):
+            raise KeyError
+
+    assert files_of_deaths(tmp_path) == []
+
+
+def test_deaths_are_counted_for_each_shard_until_a_process_ends_by_itself(tmp_path):
+    for deaths in range(1, 4):
+        die(tmp_path)
+        assert ShardDeaths(tmp_path, SHARD).count == deaths
+    assert ShardDeaths(tmp_path, "train-000001").count == 0
+
+    with ShardDeaths(tmp_path, SHARD) as work:
+        assert work.count == 3
+
+    assert ShardDeaths(tmp_path, SHARD).count == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"x", b"\xff\x00", b"-1\n"])
+def test_a_file_that_a_death_cut_is_one_death(tmp_path, content):
+    die(tmp_path)
+    (path,) = files_of_deaths(tmp_path)
+    path.write_bytes(content)
+
+    assert ShardDeaths(tmp_path, SHARD).count == 1
+
+
+# ---- the cause -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Have the child forked, which takes a hundredth of the time of a new interpreter."""
+    monkeypatch.setattr(deaths_module, "_START_METHOD", "fork")
+
+
+def crash():
+    faulthandler.disable()  # of pytest, which would print the traceback of every thread
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leave():
+    os._exit(DEATH)
+
+
+def fail():
+    raise ValueError("a record that cannot be decoded")
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def work_on(works, key):
+    works.get(key, str)()
+
+
+@pytest.mark.parametrize(
+    ("work", "is_death"),
+    [(crash, True), (leave, True), (fail, False), (be_killed, False), (str, False)],
+)
+def test_a_work_that_ends_its_process_is_known_from_one_that_fails(forked, work, is_death):
+    fatal = find_fatal(["a", "b", "c"], partial(work_on, {"b": work}))
+
+    assert fatal == ("b" if is_death else None)
+
+
+@pytest.mark.slow
+def test_a_new_interpreter_finds_a_deadly_work_too():
+    assert find_fatal(["a", "b"], partial(work_on, {"b": crash})) == "b"
+    assert find_fatal(["a", "b"], partial(work_on, {"b": fail})) is None
+
+
+def test_no_record_is_tried_before_a_death(tmp_path):
+    with ShardDeaths(tmp_path, SHARD) as deaths:
+        deaths.find_cause(["a"], crash)  # would end this process
+
+
+@pytest.mark.parametrize("key", ["a", "k" * 200, "%C3%A9-_"])
+def test_a_record_at_which_two_children_die_is_named_and_a_later_command_tries_anew(
+    forked, tmp_path, key
+):
+    die(tmp_path)
+    works = partial(work_on, {"first": fail, key: crash, "last": crash})
+
+    with (
+        pytest.raises(PoisonRecordError, match=rf"record {key} \(shard {SHARD}\) ended 3 "),
+        ShardDeaths(tmp_path, SHARD) as deaths,
+    ):
+        deaths.find_cause(["first", key, "last"], works)
+
+    assert files_of_deaths(tmp_path) == []
+    assert ShardDeaths(tmp_path, SHARD).count == 0
+
+
+def test_sound_records_at_which_many_processes_were_killed_are_not_refused(forked, tmp_path):
+    for _ in range(5):
+        die(tmp_path)
+
+    with ShardDeaths(tmp_path, SHARD) as deaths:
+        deaths.find_cause(["a", "b"], partial(append_key, tmp_path / "tried"))
+
+    assert deaths.count == 5
+    assert (tmp_path / "tried").read_text() == "ab"
+
+
+def append_key(path, key):
+    with path.open("a") as file:
+        file.write(key)
+
+
+def test_a_child_that_was_killed_once_accuses_nobody(forked, tmp_path):
+    die(tmp_path)
+
+    with ShardDeaths(tmp_path, SHARD) as deaths:
+        deaths.find_cause(["a", "b"], partial(die_the_first_time, tmp_path / "killed"))
+
+    assert (tmp_path / "killed").exists()
+
+
+def die_the_first_time(mark, key):
+    if key == "b" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+# ---- records that kill ---------------------------------------------------------------------------
+
+
+RUNS = """
+    import json, os, sys
+    from pathlib import Path
+    import zarr, zarr.codecs, zarr.storage  # once, and not in each of the processes
+    from permafrost.annotation.annotator import TeacherAnnotator
+    from permafrost.config.models import CifarModelConfig
+    from permafrost.core.errors import UserError
+    from permafrost.sources.demo import DemoSource
+    from permafrost.store import deaths
+    from stages import precompute
+    from tests.conftest import precompute_config
+
+    store, weights, poison, times, kills = sys.argv[1:]
+    deaths._START_METHOD = "fork"  # the child has what is replaced here
+    read, annotate = DemoSource.read, TeacherAnnotator._annotate_batch
+
+    first = os.getpid()
+
+    def kill():
+        # What kills from outside does not kill the child that is alone with the record.
+        if kills == "each" or os.getppid() == first:
+            os.kill(os.getpid(), 9)
+
+    def poisoned_read(self, record):
+        if record.key == poison:
+            kill()
+        return read(self, record)
+
+    def poisoned_annotate(self, batch, keys, views):
+        if poison in keys:
+            kill()
+        return annotate(self, batch, keys, views)
+
+    teacher = CifarModelConfig(name="resnet8", width=4, weights=weights) if weights else None
+    if weights:
+        TeacherAnnotator._annotate_batch = poisoned_annotate
+    else:
+        DemoSource.read = poisoned_read
+    ends = []
+    for _ in range(int(times)):
+        out, into = os.pipe()
+        if os.fork() == 0:
+            try:
+                precompute.run(precompute_config(Path(store), teacher))
+            except UserError as error:
+                os.write(into, f"{type(error).__name__}: {error}".encode())
+            os._exit(3)
+        os.close(into)
+        ends.append((os.waitstatus_to_exitcode(os.wait()[1]), os.read(out, 10_000).decode()))
+    print(json.dumps(ends))
+"""
+
+
+def run_poisoned(store, poison, times, weights="", kills="each"):
+    """Run processes one after the other that die at `poison`, and return (exit code, error) of each.
+
+    kills  "each", or "outside" if a child that is alone with the record lives
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(RUNS), store, weights, poison, str(times), kills],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
+    )
+    return json.loads(done.stdout)
+
+
+def images_of(frozen):
+    return {n: data for n, data in tree_bytes(frozen.store.path).items() if "teachers/" not in n}
+
+
+def test_an_image_that_kills_its_reader_is_named_in_the_second_run(frozen, tmp_path):
+    store = tmp_path / "store"
+    poison = keys_of_shard(frozen.store, frozen.store.manifest.shards[1])[5]
+
+    death, (code, error) = run_poisoned(store, poison, 2)
+
+    assert death == [-9, ""]
+    assert code == 3
+    assert error.startswith(f"PoisonRecordError: record {poison} (shard ")
+    assert files_of_deaths(store) == []
+    precompute.run(precompute_config(store))  # without the fault
+    assert tree_bytes(store) == images_of(frozen)
+
+
+@pytest.mark.slow
+def test_a_sound_image_at_which_processes_are_killed_is_read_in_the_end(frozen, tmp_path):
+    store = tmp_path / "store"
+    poison = keys_of_shard(frozen.store, frozen.store.manifest.shards[1])[5]
+
+    assert run_poisoned(store, poison, 3, kills="outside") == [[-9, ""]] * 3
+
+    precompute.run(precompute_config(store))
+    assert tree_bytes(store) == images_of(frozen)
+
+
+def test_a_death_that_does_not_come_again_leaves_no_trace(frozen, tmp_path):
+    store = tmp_path / "store"
+    shard = frozen.store.manifest.shards[0]
+    make_folder(store)
+    die(store, shard=shard.name)
+
+    precompute.run(precompute_config(store))
+
+    assert tree_bytes(store) == images_of(frozen)
+
+
+@pytest.mark.slow
+def test_a_record_that_kills_the_teacher_is_named_in_the_second_run(frozen, tmp_path, tiny_teacher):
+    store = tmp_path / "store"
+    shards = frozen.store.manifest.shards
+    poison = keys_of_shard(frozen.store, shards[1])[5]
+    precompute.run(precompute_config(store))
+
+    # The death is in a batch of eight. After it, records are tried one by one.
+    death, (code, error) = run_poisoned(store, poison, 2, tiny_teacher.weights)
+
+    assert death == [-9, ""]
+    assert code == 3
+    assert error.startswith(f"PoisonRecordError: record {poison} (shard {shards[1].name})")
+    assert files_of_deaths(store) == []
+    precompute.run(precompute_config(store, tiny_teacher))
+    assert tree_bytes(store) == tree_bytes(frozen.store.path)
+    assert list(verify_store(store)) == []
+    assert len(Store(store).open_passes()) == 1
