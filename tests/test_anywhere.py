@@ -10,6 +10,7 @@ from tests import anywhere
 from tests.support.paths import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("umask", "code"), [(0o077, 5), (0o022, 3)])
 def test_no_test_runs_where_the_condition_does_not_hold(umask, code):
     words = ["-m", "pytest", "-q", "-n", "0", "-p", "tests.anywhere", "-p", "no:cacheprovider"]

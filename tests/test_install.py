@@ -59,6 +59,7 @@ def test_a_python_that_is_too_old(checkout):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_no_network(checkout):
     nowhere = "http://127.0.0.1:9"
 

@@ -220,6 +220,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_the_four_commands_for_own_data_fit_together(tmp_path, run_block):
     write_photos(tmp_path / "photos")
     torch.manual_seed(0)

@@ -325,6 +325,7 @@ def test_views_belong_to_positions_so_ranks_and_batch_sizes_change_nothing(froze
                     assert torch.equal(found.setdefault(key, view), view)
 
 
+@pytest.mark.slow
 def test_loader_processes_change_nothing(frozen):
     rows = rows_of_split(frozen.store.index, "train")
     views = ViewSchedule(AugmentOptions(), frozen.store.size, 0)

@@ -73,7 +73,7 @@ def stores(tmp_path_factory, tiny_teacher):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("contexts", [16, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("contexts", [8, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1200)
 def test_no_corruption_is_read_as_data(kind, contexts, stores, monkeypatch, count_trials):
     if kind == "inner chunks":
@@ -110,7 +110,7 @@ def test_no_corruption_is_read_as_data(kind, contexts, stores, monkeypatch, coun
     assert equal_tensors(read_everything(folder / "store", kind), sound)
 
 
-@pytest.mark.parametrize(("of_pass", "contexts"), [(False, 6), (True, 6)])
+@pytest.mark.parametrize(("of_pass", "contexts"), [(False, 4), (True, 4)])
 def test_a_flipped_receipt_is_never_published(of_pass, contexts, tmp_path, tiny_teacher):
     check_receipt_flips(of_pass, contexts, tmp_path, tiny_teacher)
 

@@ -278,7 +278,7 @@ def test_a_sound_image_at_which_processes_are_killed_is_read_in_the_end(frozen, 
     assert tree_bytes(store) == images_of(frozen)
 
 
-def test_a_death_that_does_not_come_again_leaves_no_trace(frozen, tmp_path):
+def test_a_death_that_does_not_come_again_leaves_no_trace(forked, frozen, tmp_path):
     store = tmp_path / "store"
     shard = frozen.store.manifest.shards[0]
     make_folder(store)

@@ -212,7 +212,7 @@ def with_entry(values, place, value):
 
 
 @pytest.mark.parametrize("of_pass", [False, True])
-@pytest.mark.parametrize("contexts", [30, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("contexts", [12, pytest.param(600, marks=pytest.mark.slow)])
 def test_no_value_of_a_signed_manifest_ends_in_a_traceback(of_pass, contexts, store, sound):
     folder = pass_folder(store) if of_pass else store
     values = load(folder)
