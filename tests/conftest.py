@@ -57,6 +57,14 @@ def folder_of_shared_fixtures(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks():
+    """Skip fsync, a tenth of the time of all tests, which shows only when a machine loses its power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_runs_folder(tmp_path, monkeypatch):
     """Write runs to the test's own folder."""

@@ -98,7 +98,7 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
     """
     view_from_canonical = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
     with torch.random.fork_rng(devices=[]):  # Kornia draws from the global generator
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for operation in operations:
             step, size = _draw_step(operation, count, size)
             view_from_canonical = step @ view_from_canonical
@@ -216,7 +216,7 @@ class ViewSchedule:
         generator = torch.Generator().manual_seed(seed)
         side = min(self.size)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             return [
                 draw_crop_numbers(operation, BLOCK_SIZE, generator)
                 if operation.kind == "resized_crop"

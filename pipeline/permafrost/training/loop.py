@@ -38,7 +38,7 @@ from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
 from permafrost.training.metric_log import MetricWriter, StepLog
 from permafrost.training.optim import check_warmup, learning_rate
 from permafrost.training.spec import TrainingJob, TrainingSpec
-from permafrost.training.state import Training
+from permafrost.training.state import Training, seed_generators
 from permafrost.training.step import train_step
 from permafrost.training.targets import LiveTeacher
 
@@ -99,8 +99,9 @@ def _train_epoch(
     device = phase.parameters[0].device
     values = []
     for step, batch in enumerate(stream.epoch(epoch, device=device)):
-        torch.manual_seed(
-            derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank)
+        seed_generators(
+            derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank),
+            device,
         )
         (targets,) = training.targets(batch, (1, 1), with_maps=False)
         assert isinstance(targets, Targets)
