@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL, Box
 from permafrost.sources.image_files import to_mask_png
@@ -22,6 +23,7 @@ from tests.support.image_sets import (
     write_images,
     write_table,
 )
+from tests.support.listings import plan_whole
 
 
 def test_the_metadata_of_waterbirds_is_read_unchanged(waterbirds):
@@ -169,11 +171,6 @@ def test_masks_come_as_gray_png_and_may_be_absent(make_table, tmp_path):
         ({}, {"group": ("label", "place")}, r"data.group.*=place is not a column"),
         ({"path": ["a.jpg", "", "c.png"]}, {}, "row 2, column path: is empty"),
         ({"path": ["a.jpg", "b.txt", "c.png"]}, {}, "row 2, column path: 'b.txt' is not an image"),
-        (
-            {"path": ["a.jpg", "./a.jpg", "c.png"]},
-            {},
-            "row 2, .*a.jpg is already the image of row 1",
-        ),
         ({"path": ["a.jpg", "/b.jpg", "c.png"]}, {}, "row 2, .*/b.jpg is not in data.root"),
         ({"part": ["train", "test", None]}, {"split": "part"}, "row 3, column part: is empty"),
         ({"part": ["x", "y", "a/b"]}, {"split": "part"}, "row 3, .*'a/b' must have only letters"),
@@ -211,6 +208,13 @@ def test_an_error_in_a_row_names_the_row_and_the_column(make_table, columns, opt
 
     with pytest.raises(ConfigError, match=message):
         list(source.records())
+
+
+def test_an_image_of_two_rows_is_named_with_both(make_table):
+    source = make_table({"path": ["a.jpg", "./a.jpg", "c.png"]})
+
+    with pytest.raises(ConfigError, match=r"/a.jpg: records 1 and 2 have the key 'a%2Ejpg'; keys"):
+        plan_whole(source, StoreOptions(path="store"))
 
 
 def test_missing_files_are_counted_and_the_first_are_named(tmp_path):
@@ -254,7 +258,7 @@ def test_absolute_paths_are_below_a_root_that_is_written_with_dots(tmp_path):
         ("table.csv", None, "cannot be read"),
         ("table.parquet", "no parquet", "cannot be read"),
         ("table.csv", "path,label\n", "has no rows"),
-        ("table.csv", "path,label\na.jpg\n", "row 1: 1 cells, but the header has 2"),
+        ("table.csv", "path,label\na.jpg\n", r"Row #2: Expected 2 columns, got 1"),
     ],
 )
 def test_a_file_that_is_no_table_is_named(tmp_path, name, text, message):

@@ -11,13 +11,14 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 
 from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
+from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_json
 from permafrost.core.records import NO_LABEL
 from permafrost.sources.source import build_source
 from permafrost.sources.splits import split_off_test
 from permafrost.store.codecs import RowError
-from tests.support.listings import fingerprint_records, plan_records
+from tests.support.listings import fingerprint_records, plan_records, plan_whole
 from tests.support.sources import documented_config, fingerprint
 from tests.support.unicauca import HEADER, write_unicauca
 
@@ -283,7 +284,6 @@ def test_a_cell_that_is_no_finite_number_is_named_at_once_or_with_its_row(
         ({}, {"exclude": ("z",)}, r"data.exclude\[0\]=z is not a column"),
         ({}, {"log1p": ("label",)}, r"data.log1p names label, .*numeric columns: x, y"),
         ({}, {"exclude": ("x", "y")}, r"has no column of numbers.*data.features"),
-        ({"y": [1, 2, 1]}, {"key": "y"}, r"row 3, column y: '1' is already the key of row 1"),
         (
             {"y": ["a", None, "b"]},
             {"key": "y"},
@@ -306,6 +306,13 @@ def test_a_cell_that_is_no_finite_number_is_named_at_once_or_with_its_row(
 def test_options_that_do_not_fit_the_table_are_refused(write, values, options, message):
     with pytest.raises(ConfigError, match=message):
         list(build_source(write(SMALL | values, **options)).records())
+
+
+def test_two_rows_with_one_key_are_named(write):
+    source = build_source(write(SMALL | {"y": [1, 2, 1]}, key="y"))
+
+    with pytest.raises(ConfigError, match=r"records 1 and 3 have the key '1'; keys must be unique"):
+        plan_whole(source, StoreOptions(path="store"))
 
 
 def test_a_label_that_a_class_file_has_not_is_refused(write, tmp_path):

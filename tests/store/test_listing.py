@@ -143,9 +143,11 @@ def test_keys_that_come_twice_are_named_and_counted(splits, small_blocks):
     records = random_records(100)
     twice = [Record(key=key, split=split) for key in ("zwei", "eins") for split in splits]
 
-    with pytest.raises(planning.RepeatedKeyError, match="two records have the key 'eins'") as error:
+    with pytest.raises(
+        planning.RepeatedKeyError, match="records 53 and 54 have the key 'eins'"
+    ) as error:
         plan_records([*records[:50], *twice, *records[50:], twice[-1]], 16, 0)
-    assert error.value.count == 2
+    assert (error.value.row, error.value.count) == (53, 2)
 
 
 def test_a_record_survives_its_text():

@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import posixpath
-from array import array
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -49,29 +48,6 @@ def _shorten(escaped: str) -> str:
     if last_escape > LONG_KEY_HEAD - len("%2E"):
         head = head[:last_escape]
     return f"{head}-{hashlib.blake2b(escaped.encode(), digest_size=16).hexdigest()}"
-
-
-# ---- repeats ---------------------------------------------------------------------------------------
-
-
-class Repeats:
-    """Hashes of texts in their order."""
-
-    def __init__(self) -> None:
-        self._hashes = array("q")
-
-    def add(self, text: str) -> None:
-        """Add the next text."""
-        self._hashes.append(hash(text))
-
-    def candidates(self) -> Iterator[tuple[int, int]]:
-        """Yield positions of two texts with one hash, the first and the second of each, which may still differ."""
-        hashes = np.asarray(self._hashes, np.int64)
-        order = np.argsort(hashes, kind="stable")
-        equal = hashes[order[1:]] == hashes[order[:-1]]
-        starts = np.flatnonzero(np.diff(equal, prepend=False) & equal)
-        pairs = np.stack([order[starts], order[starts + 1]], axis=1)
-        yield from pairs[np.argsort(pairs[:, 1])].tolist()
 
 
 # ---- files -----------------------------------------------------------------------------------------

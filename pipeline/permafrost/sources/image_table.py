@@ -84,7 +84,6 @@ class ImageTableSource:
             if files.num_missing == missing:
                 is_empty = False
                 yield record
-        files.check_images(self._table, self.config.image)
         files.check_missing(self.config)
         if is_empty:
             raise ConfigError(f"data.path={self._table} has no rows")
@@ -167,7 +166,7 @@ class ImageTableSource:
 
     def _record(self, row: Row, groups: list[GroupColumn], files: TableFiles) -> Record:
         config = self.config
-        image = files.add_image(row, config.image)
+        image = files.add(row, config.image)
         if not is_image_name(image[0]):
             raise row.error(
                 config.image,

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
 
+import numpy as np
+
 from permafrost.config.data import FileDataConfig
 from permafrost.config.options import Role, options_of, resolve_implementation
 from permafrost.core.errors import ConfigError, require, shorten
@@ -257,12 +259,13 @@ def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[
         check_keys(listing)
         return in_place
     except RepeatedKeyError as error:
-        if not isinstance(source, PartedSource):
-            raise
-        raise ConfigError(
-            f"{error.count} sample keys are not unique, such as {error.key!r}; "
-            f"make them unique with {source.unique_keys_option}"
-        ) from error
+        if isinstance(source, PartedSource):
+            raise ConfigError(
+                f"{error.count} sample keys are not unique, such as {error.key!r}; "
+                f"make them unique with {source.unique_keys_option}"
+            ) from error
+        (record,) = listing.records(np.array([error.row]))
+        raise ConfigError(f"{source.where(record)}: {error}") from error
 
 
 def build_source(config: DataConfig) -> Source:

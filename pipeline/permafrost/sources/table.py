@@ -23,16 +23,14 @@ import numpy as np
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL, Content, Record
 from permafrost.sources.classes import ClassIndex, load_class_names
-from permafrost.sources.image_files import Repeats, escape_key
+from permafrost.sources.image_files import escape_key
 from permafrost.sources.splits import TRAIN, split_of, split_off_test
 from permafrost.sources.table_columns import (
     Features,
     TableColumns,
     read_columns,
-    read_rows,
     sorted_names,
     table_features,
-    to_name,
     to_number,
 )
 from permafrost.store.codecs import SUFFIX, RowError, encode_row
@@ -89,13 +87,6 @@ class TableFiles:
         self._missing_rows = 0
         self._last_missing_row = 0
         self._named_missing: list[str] = []
-        self._images = Repeats()
-
-    def add_image(self, row: Row, column: str) -> tuple[str, int]:
-        """Add the image of the next row, like `add`, for `check_images`."""
-        path, size = self.add(row, column)
-        self._images.add(path)
-        return path, size
 
     def add(self, row: Row, column: str) -> tuple[str, int]:
         """Return (path below the root, bytes); a missing file is counted for `check_missing`."""
@@ -112,15 +103,6 @@ class TableFiles:
         self._last_missing_row = row
         if len(self._named_missing) < NAMED_MISSING_FILES:
             self._named_missing.append(f"row {row}: {path}")
-
-    def check_images(self, table: Path, column: str) -> None:
-        """Raise ConfigError if two rows of the table named the same image."""
-        for places in self._images.candidates():
-            numbers = [place + 1 for place in places]
-            rows = [row for row in read_rows(table, {"image": column}) if row.number in numbers]
-            path, again = (self._relative(row, column) for row in rows)
-            if path == again:
-                raise rows[1].error(column, f"{path} is already the image of row {numbers[0]}")
 
     def check_missing(self, config: ImageTableDataConfig) -> None:
         """Log a warning about missing files, whose rows data.on_error=skip leaves out.
@@ -219,7 +201,6 @@ class TableSource:
         table = read_columns(self._table)
         table.require(self._columns())
         classes = self._classes(table)
-        self._check_keys(table)
         records = self._without_values(table, classes)
         in_training = np.fromiter((record.split == TRAIN for record in records), np.bool_)
         features = table_features(table, self.config, in_training)
@@ -257,19 +238,6 @@ class TableSource:
             if text is None:
                 raise table.error(row, column, "is empty, but every record needs a key")
             yield escape_key(text)
-
-    def _check_keys(self, table: TableColumns) -> None:
-        """Raise ConfigError if two rows have the same key."""
-        column = self.config.key
-        if column is None:
-            return
-        repeats = Repeats()
-        for key in self._keys(table):
-            repeats.add(key)
-        for first, row in repeats.candidates():
-            text, again = (to_name(table.table[column][place].as_py()) for place in (first, row))
-            if text == again:
-                raise table.error(row, column, f"{text!r} is already the key of row {first + 1}")
 
     def _splits(self, table: TableColumns) -> Iterator[str]:
         column = self.config.split

@@ -9,6 +9,7 @@ import csv
 import logging
 import math
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.sources.splits import TRAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -35,6 +36,8 @@ _WORDS = {"true": 1.0, "false": 0.0}
 _EMPTY = ("", "nan")
 _CELLS = 65_536
 """Number of cells that are converted at once."""
+_BLOCK_BYTES = 2**23
+"""Bytes of a CSV that are parsed at once, and the most bytes of a row."""
 
 
 @dataclass(frozen=True)
@@ -103,37 +106,56 @@ class TableColumns:
 
 def read_columns(path: Path) -> TableColumns:
     """Read a whole .csv or .parquet file."""
-    readers = {".csv": _read_csv_columns, ".parquet": _read_parquet_columns}
-    if path.suffix.lower() not in readers:
+    with _readable(path):
+        names = _column_names(path)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(
+                f"data.path={path} has two columns named {twice[0]}; rename one of them"
+            )
+        batches = list(_iter_batches(path, names))
+    if not any(len(batch) for batch in batches):
+        raise ConfigError(f"data.path={path} has no rows")
+    return TableColumns(path, pa.Table.from_batches(batches))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise ConfigError for a file of another kind, or if the block cannot read it."""
+    if path.suffix.lower() not in (".csv", ".parquet"):
         raise ConfigError(f"data.path={path} must end in .csv or .parquet")
     try:
-        table = readers[path.suffix.lower()](path)
+        yield
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise ConfigError(f"data.path={path} cannot be read: {error}") from error
-    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"data.path={path} has two columns named {twice[0]}; rename one of them")
-    if table.num_rows == 0:
-        raise ConfigError(f"data.path={path} has no rows")
-    return TableColumns(path, table)
 
 
-def _read_csv_columns(path: Path) -> pa.Table:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next((line for line in csv.reader(file) if line), [])
-    return pyarrow.csv.read_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # errors then name the row
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-        ),
-    )
-
-
-def _read_parquet_columns(path: Path) -> pa.Table:
+def _column_names(path: Path) -> list[str]:
+    if path.suffix.lower() == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            return next((line for line in csv.reader(text) if line), [])
     with pq.ParquetFile(path) as file:
-        return file.read(use_threads=False)  # see store/index.py
+        names: list[str] = file.schema_arrow.names
+    return names
+
+
+def _iter_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Iterate over a table in parts of these columns. The cells of a CSV are text."""
+    if path.suffix.lower() == ".csv":
+        yield from pyarrow.csv.open_csv(
+            path,
+            # Without threads, errors name the row.
+            read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()),
+                include_columns=columns,
+                strings_can_be_null=False,
+            ),
+        )
+        return
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(columns=columns, use_threads=False)  # see store/index.py
 
 
 def to_name(value: Any) -> str | None:
@@ -214,35 +236,10 @@ def read_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
 
     columns  option -> the column that it names
     """
-    readers = {".csv": _read_csv_rows, ".parquet": _read_parquet_rows}
-    if path.suffix.lower() not in readers:
-        raise ConfigError(f"data.path={path} must end in .csv or .parquet")
-    try:
-        yield from readers[path.suffix.lower()](path, columns)
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise ConfigError(f"data.path={path} cannot be read: {error}") from error
-
-
-def _read_csv_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = (line for line in csv.reader(file) if line)
-        header = next(lines, [])
-        require_columns(path, columns, header)
-        place_of = {column: header.index(column) for column in columns.values()}
-        for number, line in enumerate(lines, start=1):
-            if len(line) != len(header):
-                raise ConfigError(
-                    f"{path}, row {number}: {len(line)} cells, but the header has {len(header)}"
-                )
-            yield Row(path, number, {column: line[place] for column, place in place_of.items()})
-
-
-def _read_parquet_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
-    with pq.ParquetFile(path) as file:
-        require_columns(path, columns, file.schema_arrow.names)
+    with _readable(path):
+        require_columns(path, columns, _column_names(path))
         number = 0
-        wanted = sorted(set(columns.values()))
-        for batch in file.iter_batches(columns=wanted, use_threads=False):  # see store/index.py
+        for batch in _iter_batches(path, sorted(set(columns.values()))):
             for cells in batch.to_pylist():
                 number += 1
                 yield Row(path, number, cells)

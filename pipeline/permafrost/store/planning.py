@@ -32,9 +32,14 @@ _BLOCK = 2**18
 class RepeatedKeyError(ConfigError):
     """Records with the same key."""
 
-    def __init__(self, key: str, count: int) -> None:
-        super().__init__(f"two records have the key {key!r}; keys must be unique over all splits")
+    def __init__(self, key: str, rows: Sequence[int], count: int) -> None:
+        first, second, *_ = (row + 1 for row in sorted(rows))
+        super().__init__(
+            f"records {first} and {second} have the key {key!r}; keys must be unique over all splits"
+        )
         self.key = key
+        self.row = second - 1
+        """Row of the second record with that key in the listing."""
         self.count = count
         """Number of keys that several records have."""
 
@@ -140,17 +145,20 @@ def _rank_order(listing: Listing) -> NDArray[np.int64]:
     require(listing.num_records > 0, "the source lists no records; check data.path")
     high = listing.high_ranks()
     order = np.argsort(high)
-    first, repeated = "", 0
+    first: tuple[str, list[int]] | None = None
+    count = 0
     for start, stop in _equal_runs(high, order):
         rows = np.sort(order[start:stop])
         ranks = listing.ranks(rows)
         order[start:stop] = rows[sorted(range(len(rows)), key=ranks.__getitem__)]
-        keys = Counter(listing.keys(rows))
-        twice = [key for key, times in keys.items() if times > 1]
-        first = min([first, *twice]) if repeated else min(twice, default="")
-        repeated += len(twice)
-    if repeated:
-        raise RepeatedKeyError(first, repeated)
+        keys = listing.keys(rows)
+        twice = sorted(key for key, times in Counter(keys).items() if times > 1)
+        count += len(twice)
+        for key in twice[:1]:
+            own = [row for row, of_row in zip(rows.tolist(), keys, strict=True) if of_row == key]
+            first = min(first or (key, own), (key, own))
+    if first is not None:
+        raise RepeatedKeyError(*first, count)
     return order
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from permafrost.core.files import (
     PARTIAL_SUFFIX,
@@ -21,7 +21,6 @@ from permafrost.core.files import (
     is_folder,
     iter_files,
     list_folder,
-    scratch_file,
     sha256_file,
     sha256_keys,
 )
@@ -63,31 +62,8 @@ if TYPE_CHECKING:
     from permafrost.store.fields import Values
 
 
-class KnownFiles:
-    """Paths that manifests list, as one number each."""
-
-    def __init__(self) -> None:
-        self._names = array("Q")
-        self._sorted: NDArray[np.uint64] | None = None
-
-    def add(self, name: str) -> None:
-        """Add a path relative to the folder."""
-        self._names.append(_hash(name))
-
-    def __contains__(self, name: str) -> bool:
-        if self._sorted is None or len(self._sorted) != len(self._names):
-            self._sorted = np.sort(np.array(self._names, np.uint64))
-        place = int(np.searchsorted(self._sorted, np.uint64(_hash(name))))
-        return place < len(self._sorted) and int(self._sorted[place]) == _hash(name)
-
-
-def _hash(text: str) -> int:
-    digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
 def verify_file(
-    folder: RootedPath, name: str, digest: str, known_files: KnownFiles, size: int | None = None
+    folder: RootedPath, name: str, digest: str, known_files: set[str], size: int | None = None
 ) -> Iterator[str]:
     """Compare a file with its digest and its size, if that is known, and count it as known."""
     known_files.add(name)
@@ -104,7 +80,7 @@ def verify_file(
 
 
 def unknown_files(
-    folder: RootedPath, known_files: KnownFiles, ignored: tuple[str, ...] = ()
+    folder: RootedPath, known_files: set[str], ignored: tuple[str, ...] = ()
 ) -> Iterator[str]:
     """Name the files that no manifest lists, outside of the ignored folders."""
     for path in iter_files(folder, ignored):
@@ -120,43 +96,28 @@ def unknown_files(
 # ---- unique keys -----------------------------------------------------------------------------------
 
 
-_HASHES_PER_FILE = 2**17
-_MOST_FILES = 400
-"""Limit of open files; beyond 52 million keys, more than _HASHES_PER_FILE are sorted at once."""
-
-
 class UniqueHashes:
-    """128-bit hashes of keys in temporary files, divided by their remainders.
+    """128-bit hashes of keys, 16 bytes each in memory.
 
     Two different keys have the same hash with a probability of 1e-24 among 14 million.
     """
 
-    def __init__(self, expected: int) -> None:
-        """expected  number of keys"""
-        self._buckets = min(max(1, -(-expected // _HASHES_PER_FILE)), _MOST_FILES)
-        self._files = [scratch_file() for _ in range(self._buckets)]
+    def __init__(self) -> None:
+        self._digests = bytearray()
 
     def add(self, keys: Sequence[str]) -> None:
         """Add keys."""
-        if not keys:
-            return
-        digests = b"".join(hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys)
-        pairs = np.frombuffer(digests, "<u8").reshape(-1, 2)
-        bucket = pairs[:, 0] % np.uint64(self._buckets)
-        for number in np.unique(bucket).tolist():
-            self._files[number].write(pairs[bucket == number].tobytes())
+        for key in keys:
+            self._digests += hashlib.blake2b(key.encode(), digest_size=16).digest()
 
     def are_unique(self) -> bool:
-        """Return whether all keys differ, and remove the files."""
-        return sum(self._has_duplicate(file) for file in self._files) == 0
-
-    @staticmethod
-    def _has_duplicate(file: IO[bytes]) -> bool:
-        with file:
-            file.seek(0)
-            pairs = np.frombuffer(file.read(), "<u8").reshape(-1, 2)
-        ordered = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-        return bool((ordered[1:] == ordered[:-1]).all(axis=1).any())
+        """Return whether all keys differ."""
+        count = len(self._digests) // 16
+        digests = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(16), count, [None, pa.py_buffer(self._digests)]
+        )
+        distinct: int = pc.count_distinct(digests).as_py()
+        return distinct == count
 
 
 # ---- verification ----------------------------------------------------------------------------------
@@ -170,7 +131,7 @@ def verify_store(path: AnyPath) -> Iterator[str]:
 
     If a manifest is damaged, the files that it covers are compared with the receipts, which have their own digests.
     Links that may not be there come first; if there are any, nothing is read.
-    Memory grows with the number of shards, by a few bytes each, and not with the number of records.
+    Memory grows by 16 bytes a record, for the digests that find a key twice, and by the paths of the files.
     """
     folder = RootedPath.of(path)
     links = [str(LinkError(link)) for link in find_links(folder)]
@@ -225,7 +186,7 @@ def _folders(parent: RootedPath) -> list[RootedPath]:
 
 def _verify_own_files(store: Store) -> Iterator[str]:
     """Check the files of a store without its passes and artifacts."""
-    manifest, known = store.manifest, KnownFiles()
+    manifest, known = store.manifest, set[str]()
     known.add(MANIFEST_NAME)
     tables = (manifest.shards.file, manifest.index, manifest.keys, manifest.skipped.file)
     for file in tables:
@@ -280,7 +241,7 @@ def _verify_pass_files(folder: RootedPath) -> Iterator[str]:
 
 
 def _verify_files_of_pass(folder: RootedPath, manifest: PassManifest) -> Iterator[str]:
-    known = KnownFiles()
+    known = set[str]()
     known.add(MANIFEST_NAME)
     shards = manifest.shards
     assert shards.file is not None
@@ -309,7 +270,7 @@ def _verify_artifact(folder: RootedPath) -> Iterator[str]:
     except (ManifestError, EntryError, FileError) as error:
         yield str(error) if str(folder) in str(error) else f"{folder / MANIFEST_NAME}: {error}"
         return
-    known = KnownFiles()
+    known = set[str]()
     known.add(MANIFEST_NAME)
     for name, digest in files.items():
         yield from verify_file(folder, name, digest, known)
@@ -326,7 +287,7 @@ def _verify_index(store: Store) -> Iterator[str]:
         yield f"{store.path / MANIFEST_NAME}: its fingerprint is not that of its shards"
     if store.shards.records_of_splits() != manifest.records:
         yield f"{store.path / MANIFEST_NAME}: its numbers of records are not those of its shards"
-    hashes = UniqueHashes(index.num_rows)
+    hashes = UniqueHashes()
     many_labels = False
     for number, shard in enumerate(store.shards):
         try:
