@@ -12,6 +12,10 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.trained_weights import check_weights, sha256_weights
 
 
+_BUILT: dict[str, str] = {}
+"""Digests of random and published weights, by the network that has them."""
+
+
 def describe_teacher(
     config: ModelConfig,
     num_classes: int,
@@ -89,7 +93,14 @@ def _describe_input(config: ModelConfig) -> dict[str, Any]:
 
 
 def _sha256_weights(config: ModelConfig, num_classes: int) -> str:
-    """SHA-256 of the names, dtypes, shapes and bytes in the built network's state dict."""
+    """SHA-256 of the names, dtypes, shapes and bytes in the state dict of a network, which is built once per process."""
+    key = f"{num_classes} {config!r}"
+    if key not in _BUILT:
+        _BUILT[key] = _sha256_built(config, num_classes)
+    return _BUILT[key]
+
+
+def _sha256_built(config: ModelConfig, num_classes: int) -> str:
     from permafrost.models.providers import build_model
 
     digest = hashlib.sha256()
