@@ -11,7 +11,6 @@ from permafrost.config.options import Role, options_of
 from permafrost.core.errors import ConfigError
 from permafrost.models.trained_weights import check_weights, sha256_weights
 
-
 _BUILT: dict[str, str] = {}
 """Digests of random and published weights, by the network that has them."""
 
