@@ -92,7 +92,7 @@ def _describe_input(config: ModelConfig) -> dict[str, Any]:
 
 
 def _sha256_weights(config: ModelConfig, num_classes: int) -> str:
-    """SHA-256 of the names, dtypes, shapes and bytes in the state dict of a network, which is built once per process."""
+    """SHA-256 of the names, dtypes, shapes and bytes in the state dict of a network, built once per process."""
     key = f"{num_classes} {config!r}"
     if key not in _BUILT:
         _BUILT[key] = _sha256_built(config, num_classes)
