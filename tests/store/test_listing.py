@@ -9,6 +9,7 @@ import random
 from dataclasses import asdict
 from itertools import groupby
 
+import numpy as np
 import pytest
 
 from permafrost.config.data import DemoDataConfig
@@ -169,7 +170,7 @@ def test_parts_are_joined_in_their_order(small_blocks):
     joined = join_listings((files.part(number) for number in range(len(parts))), files.records)
 
     assert joined.part_sizes == (3, 0, 38, 19)
-    assert joined.records(range(60)) == tuple(records)
+    assert joined.records(np.arange(60)) == tuple(records)
     assert joined.largest_label == max(max(r.label, *r.labels, -1) for r in records)
     assert max(batch.num_rows for batch in joined.batches[:-1]) >= 7
     assert not files.part(0).exists()

@@ -280,11 +280,6 @@ class Listing:
             reader = map_arrow(file)
         self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._stops = np.cumsum([batch.num_rows for batch in self.batches], dtype=np.int64)
-        self._texts = {
-            name: [_offsets_and_bytes(batch.column(name)) for batch in self.batches]
-            for name in ("key", "json")
-        }
-        self._labels = [batch.column("label").to_numpy() for batch in self.batches]
 
     @property
     def num_records(self) -> int:
@@ -299,27 +294,22 @@ class Listing:
 
     def records(self, rows: NDArray[np.int64]) -> tuple[Record, ...]:
         """Load some records."""
-        return tuple(map(parse_record, self._select("json", rows)))
+        return tuple(map(parse_record, self._take("json", rows).to_pylist()))
 
     def keys(self, rows: NDArray[np.int64]) -> list[str]:
         """Load the keys of some records."""
-        return [key.decode() for key in self._select("key", rows)]
+        keys: list[str] = self._take("key", rows).to_pylist()
+        return keys
 
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Load the labels of some records, [n]."""
-        numbers, places = self._locate(rows)
-        labels = np.empty(len(rows), np.int64)
-        for number in np.unique(numbers).tolist():
-            there = numbers == number
-            labels[there] = self._labels[number][places[there]]
+        labels: NDArray[np.int64] = self._take("label", rows).to_numpy()
         return labels
 
     def ranks(self, rows: NDArray[np.int64]) -> list[bytes]:
         """Load the ranks of some records."""
-        numbers, places = self._locate(rows)
-        columns = [batch.column("rank") for batch in self.batches]
-        pairs = zip(numbers.tolist(), places.tolist(), strict=True)
-        return [columns[number][place].as_py() for number, place in pairs]
+        ranks: list[bytes] = self._take("rank", rows).to_pylist()
+        return ranks
 
     def high_ranks(self) -> NDArray[np.uint64]:
         """Load the high 64 bits of all ranks, [num_records]."""
@@ -347,29 +337,21 @@ class Listing:
         order = pc.sort_indices(keys)  # UTF-8 sorts as code points do
         for start in range(0, len(order), _JOINED_RECORDS):
             rows = order.slice(start, _JOINED_RECORDS).to_numpy().astype(np.int64)
-            yield b",".join(self._select("json", rows))
+            yield b",".join(self._take("json", rows).to_pylist())
         del order
         pa.default_memory_pool().release_unused()
 
-    def _select(self, name: str, rows: NDArray[np.int64]) -> Iterator[bytes]:
-        numbers, places = self._locate(rows)
-        columns = self._texts[name]
-        for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
-            offsets, data = columns[number]
-            yield bytes(data[offsets[place] : offsets[place + 1]])
-
-    def _locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the batch of each row and its row there, [n] each."""
+    def _take(self, name: str, rows: NDArray[np.int64]) -> pa.Array:
+        """Load the cells of a column in some rows, batch by batch, as a take of the whole copies all of its text."""
         numbers = np.searchsorted(self._stops, rows, side="right")
-        starts = np.concatenate([[0], self._stops])
-        return numbers, rows - starts[numbers]
-
-
-def _offsets_and_bytes(column: pa.Array) -> tuple[NDArray[Any], memoryview]:
-    """Return where the texts of a column begin, [n + 1], and their bytes, without a copy."""
-    _, offsets, data = column.buffers()
-    dtype = np.int64 if pa.types.is_large_binary(column.type) else np.int32
-    return np.frombuffer(offsets, dtype, len(column) + 1), memoryview(data)
+        order = np.argsort(numbers, kind="stable")
+        cells = [pa.array([], _SCHEMA.field(name).type)]
+        for group in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+            if len(group):
+                batch = self.batches[numbers[group[0]]]
+                places = rows[group] - self._stops[numbers[group[0]]] + batch.num_rows
+                cells.append(batch.column(name).take(pa.array(places)))
+        return pa.concat_arrays(cells).take(pa.array(np.argsort(order)))
 
 
 @lru_cache(maxsize=1)
