@@ -94,7 +94,8 @@ def made(request, tmp_path_factory, tiny_teacher):
         run=str(folder / "run"),
         annotate=PassOptions(batch_size=32),
     )
-    before = estimate.run(estimate_config(config)).estimate
+    whole_shards = EstimateOptions(shards=4, shard_records=None, rounds=2)
+    before = estimate.run(estimate_config(config, estimate=whole_shards)).estimate
     assert not (folder / "store").exists()
     precompute.run(config)
     return config, before, Store(folder / "store")
@@ -105,7 +106,10 @@ def test_records_and_shards_are_those_of_the_store(made):
 
     assert (found.records, found.shards) == (store.num_records(), len(store.manifest.shards))
     assert (found.records, found.is_finished, found.is_scaled) == (600, False, False)
-    assert (found.sample_shards, found.sample_records) == (4, 156)  # one has 36 only
+    assert (found.sample_shards, found.sample_records) == (
+        4,
+        36 + 64 + 64 + 50,
+    )  # without the first 8
 
 
 def test_bytes_are_those_of_the_store_within_two_percent(made):
@@ -199,11 +203,12 @@ def test_without_a_teacher_only_packing_is_estimated(tmp_path):
     assert "annotation" not in lines
 
 
-def test_tars_that_stay_where_they_are_take_no_bytes_in_the_store(tmp_path):
+def test_tars_that_stay_where_they_are_take_no_bytes_in_the_store(tmp_path, tiny_teacher):
     tars = tmp_path / "tars"
     write_tar(tars / "train-000000.tar", samples(400))
     write_tar(tars / "test-000000.tar", samples(200, first=400))
-    config = precompute_config(tmp_path / "store", data=tar_config(tars))
+    teacher = replace(tiny_teacher, weights="random")
+    config = precompute_config(tmp_path / "store", teacher, data=tar_config(tars))
 
     found = estimate.run(estimate_config(config)).estimate
     precompute.run(config)
@@ -213,6 +218,11 @@ def test_tars_that_stay_where_they_are_take_no_bytes_in_the_store(tmp_path):
     assert (found.records, found.shards) == (600, 2)
     assert found.parts[0].bytes == bytes_of(tars) == sum(s.bytes for s in store.manifest.shards)
     assert found.bytes == pytest.approx(bytes_of(store.path), rel=0.05)
+    (map_part,) = (part for part in found.parts if part.name == "map")
+    values = (
+        2 * 400 * 2 * 3 * 2
+    )  # both shards have the rows of the larger one, each a map of 2 by 3 in float16
+    assert map_part.bytes == pytest.approx(values, rel=0.01)
 
 
 def test_a_shard_is_measured_in_parts_if_there_are_too_few(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isinf
 from pathlib import Path
@@ -12,6 +13,7 @@ from permafrost.core.errors import UserError
 from permafrost.core.files import RootedPath, exists
 from permafrost.estimation.sample import (
     Sample,
+    ShardTimes,
     Spread,
     Whole,
     sample_finished,
@@ -24,32 +26,14 @@ from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from permafrost.config.verbs import EstimateConfig
-    from permafrost.core.tasks import ShardResult, ShardTask
-    from permafrost.estimation.sample import Spread
-    from permafrost.estimation.steps import StepSeconds
+    from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
     from permafrost.estimation.volume import Part
 
 
-@dataclass(frozen=True, kw_only=True)
-class BreakEven:
-    """Quantity of training at which both cost the same; infinite where the live teacher is not dearer."""
-
-    median: float
-    lowest: float
-    highest: float
-
-    def in_students(self, epochs: int) -> BreakEven:
-        """Return the number of students of `epochs` epochs each, for a break-even in epochs."""
-        return BreakEven(
-            median=self.median / epochs, lowest=self.lowest / epochs, highest=self.highest / epochs
-        )
-
-
-def break_even_epochs(annotation: Spread, saved_per_epoch: Spread) -> BreakEven:
+def break_even_epochs(annotation: Spread, saved_per_epoch: Spread) -> Spread:
     """Return the epochs, over all students, after which stored targets have cost as much as a live teacher.
+
+    They are infinite where the live teacher is not dearer.
 
     annotation       seconds of a worker that store the teacher's targets of all records, once
     saved_per_epoch  seconds by which an epoch with the live teacher is longer than one with stored targets
@@ -57,10 +41,10 @@ def break_even_epochs(annotation: Spread, saved_per_epoch: Spread) -> BreakEven:
     Lowest and highest are those of the extreme measurements: the cheapest annotation with the largest saving, and the
     dearest with the smallest.
     """
-    return BreakEven(
-        median=_epochs(annotation.median, saved_per_epoch.median),
-        lowest=_epochs(annotation.lowest, saved_per_epoch.highest),
-        highest=_epochs(annotation.highest, saved_per_epoch.lowest),
+    return Spread(
+        _epochs(annotation.median, saved_per_epoch.median),
+        _epochs(annotation.lowest, saved_per_epoch.highest),
+        _epochs(annotation.highest, saved_per_epoch.lowest),
     )
 
 
@@ -94,9 +78,9 @@ class StudentCost:
     """Epochs of a student."""
     records: int
     """Records of an epoch, a record with several views in a step counting once for each."""
-    break_even_epochs: BreakEven
+    break_even_epochs: Spread
     """Epochs, over all students, from which the store is cheaper."""
-    break_even_students: BreakEven
+    break_even_students: Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,23 +120,24 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
     else:
         sample = sample_source(config, sampled)
     whole, store = sample.whole, sample.store
+    measured = store.shards[1:]
     parts = [image_part(sample), index_part(sample)]
     annotation, training, reason = None, None, "teacher=none"
     passes = []
     if not isinstance(config.teacher, NoModelConfig):
         from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
-        run = _PassTimes()
-        annotate_passes(_for_sample(config, store), store, run)
+        times = ShardTimes()
+        annotate_passes(_for_sample(config, store), store, times)
         passes = [
             store.open_pass(folder.name, stored_views=stored_views)
             for stored_views in (False, True)
             for folder in store.pass_folders(stored_views=stored_views)
         ]
         parts += [part for teacher in passes for part in pass_parts(teacher, whole)]
-        covered = [whole.records, whole.trained]
         seconds = [
-            spread.times(records) for spread, records in zip(run.spreads(), covered, strict=False)
+            spread_of([each.seconds / each.records * size for each in results[1:] if each.records])
+            for results, size in zip(times.results, (whole.records, whole.trained), strict=False)
         ]
         total = seconds[0] if len(seconds) == 1 else seconds[0].plus(seconds[1])
         annotation = _work(total, config, whole)
@@ -160,11 +145,11 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
     return Estimate(
         records=whole.records,
         shards=whole.shards,
-        is_scaled=whole.is_scaled,
+        is_scaled=config.estimate.records is not None,
         is_finished=sample.finished is not None,
         in_place=sample.in_place,
-        sample_shards=len(sample.shards),
-        sample_records=sum(shard.records for shard in sample.shards),
+        sample_shards=len(measured),
+        sample_records=sum(shard.records for shard in measured),
         device=_device(),
         parts=tuple(parts),
         bytes=sum(part.bytes for part in parts if part.name != "images" or not sample.in_place),
@@ -178,28 +163,7 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
     )
 
 
-class _PassTimes:
-    """Executor in this process that keeps the seconds a record of each pass, without those of its first shard."""
-
-    def __init__(self) -> None:
-        self.results: list[list[ShardResult]] = []
-
-    def __call__(self, task: ShardTask, shards: Sequence[object]) -> Iterator[ShardResult]:
-        results: list[ShardResult] = []
-        self.results.append(results)
-        for shard in shards:
-            results.append(task(shard))
-            yield results[-1]
-
-    def spreads(self) -> list[Spread]:
-        """Return the seconds a record of each pass, by shard."""
-        return [
-            spread_of([each.seconds / each.records for each in results[1:] if each.records])
-            for results in self.results
-        ]
-
-
-def _for_sample(config: EstimateConfig, store: Store) -> EstimateConfig:
+def _for_sample(config: EstimateConfig, store: Store) -> PrecomputeConfig:
     """Return the options of a precompute of the sample, whose pass of stored views covers its whole split."""
     changed = replace(
         config,
@@ -207,8 +171,7 @@ def _for_sample(config: EstimateConfig, store: Store) -> EstimateConfig:
         subset=type(config.subset)(),
         run=str(store.path / "run"),
     )
-    resolved = resolve_precompute(changed, store)
-    return replace(changed, teacher=resolved.teacher)
+    return resolve_precompute(changed, store)
 
 
 def _work(seconds: Spread, config: EstimateConfig, numbers: Whole) -> Work:
@@ -229,19 +192,19 @@ def _compare(
     from permafrost.estimation.steps import measure_steps  # imports torch
 
     try:
-        steps: StepSeconds = measure_steps(config, sample.store)
+        stored, live, saved = measure_steps(config, sample.store)
     except UserError as error:
         return None, str(error).replace(str(sample.store.path), config.store.path)
     per_step = config.views.per_step if config.mode == "replay" else 1
     records = sample.whole.trained * per_step
-    epochs = break_even_epochs(annotation, steps.saved.times(records))
+    epochs = break_even_epochs(annotation, saved.times(records))
     training = StudentCost(
-        stored=steps.stored,
-        live=steps.live,
+        stored=stored,
+        live=live,
         epochs=config.trainer.epochs,
         records=records,
         break_even_epochs=epochs,
-        break_even_students=epochs.in_students(config.trainer.epochs),
+        break_even_students=epochs.times(1 / config.trainer.epochs),
     )
     return training, ""
 
@@ -261,7 +224,9 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
     """Return the values of an estimate by name. A range in parentheses is the lowest and the highest measurement."""
     lines = {
-        "records": _records(estimate),
+        "records": f"{estimate.records:,} in {estimate.shards:,} shards"
+        + (" (estimate.records)" if estimate.is_scaled else "")
+        + (", finished" if estimate.is_finished else ""),
         "sample": f"{estimate.sample_shards} shards, {estimate.sample_records:,} records of "
         + (config.store.path if estimate.is_finished else f"data={config.data.kind}"),
         "bytes": f"{format_bytes(estimate.bytes)}, {_number(estimate.bytes / estimate.records)} a record"
@@ -276,21 +241,26 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         f"one actor on {estimate.device}, cluster.threads_per_actor={cluster.threads_per_actor} "
         f"cluster.decode_threads={cluster.decode_threads}"
     )
-    for name, work in (("packing", estimate.packing), ("annotation", estimate.annotation)):
-        if work is not None:
-            lines[name] = _work_line(work)
+    works = {"packing": estimate.packing, "annotation": estimate.annotation}
+    lines |= {name: _work_line(work) for name, work in works.items() if work is not None}
     if estimate.is_finished:
         lines["packing"] = f"not measured, as {config.store.path} is finished"
-    if estimate.training is None:
-        lines["students"] = f"not compared: {estimate.no_training}"
-    else:
-        lines |= _training(estimate.training, config)
-    return lines
+    training = estimate.training
+    if training is None:
+        return lines | {"students": f"not compared: {estimate.no_training}"}
+    return lines | {
+        "step_stored": f"{_range(training.stored.times(1e3))} ms a record; mode={config.mode} "
+        f"method={config.method.kind} student={config.student.kind} {config.student.name}",
+        "step_live": f"{_range(training.live.times(1e3))} ms a record; the same with mode=live",
+        "cheaper_from": f"{_range(training.break_even_students)} students of trainer.epochs={training.epochs}, or "
+        f"{_range(training.break_even_epochs)} epochs of {training.records:,} records",
+    }
 
 
 def plain_values(estimate: Estimate) -> dict[str, Any]:
     """Return the estimate as JSON values; null is an infinite number."""
-    values: dict[str, Any] = _finite(asdict(estimate))
+    text = json.dumps(asdict(estimate))  # with Infinity, which is not JSON
+    values: dict[str, Any] = json.loads(text, parse_constant=lambda name: None)
     return values
 
 
@@ -300,12 +270,6 @@ def format_bytes(count: float) -> str:
     while count >= 999.5 and unit < len(_UNITS) - 1:
         count, unit = count / 1000, unit + 1
     return f"{_number(count)} {_UNITS[unit]}"
-
-
-def _records(estimate: Estimate) -> str:
-    scaled = " (estimate.records)" if estimate.is_scaled else ""
-    finished = ", finished" if estimate.is_finished else ""
-    return f"{estimate.records:,} in {estimate.shards:,} shards{scaled}{finished}"
 
 
 def _part(part: Part) -> str:
@@ -328,22 +292,6 @@ def _work_line(work: Work) -> str:
     )
 
 
-def _training(training: StudentCost, config: EstimateConfig) -> dict[str, str]:
-    epochs = training.epochs
-    return {
-        "step_stored": f"{_range(training.stored.times(1e3))} ms a record; mode={config.mode} "
-        f"method={config.method.kind} student={config.student.kind} {config.student.name}",
-        "step_live": f"{_range(training.live.times(1e3))} ms a record; the same with mode=live",
-        "cheaper_from": f"{_break_even(training.break_even_students)} students of trainer.epochs={epochs}, or "
-        f"{_break_even(training.break_even_epochs)} epochs of {training.records:,} records",
-    }
-
-
-def _break_even(point: BreakEven) -> str:
-    low, high = (_number(value) for value in (point.lowest, point.highest))
-    return f"{_number(point.median)} ({low} to {high})"
-
-
 def _range(spread: Spread) -> str:
     return f"{_number(spread.median)} ({_number(spread.lowest)} to {_number(spread.highest)})"
 
@@ -360,11 +308,3 @@ def _number(value: float) -> str:
     if isinf(value):
         return "never"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _finite(member) for name, member in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(member) for member in value]
-    return None if isinstance(value, float) and isinf(value) else value

@@ -1,19 +1,17 @@
 """A sample of a store's records, packed or referenced in a temporary store, and the numbers of the whole.
 
-The first shard of the sample has a few records only. It warms up the code that is timed afterwards, and its files
-show which bytes of a shard do not depend on its number of records.
+The first shard of the sample has a few records only. It warms up the code that is timed afterwards.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import zip_longest
 from math import ceil
 from pathlib import Path
 from statistics import median
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -26,25 +24,21 @@ from permafrost.sources.source import build_source, classes_of, list_source, pla
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.listing import listing_files
-from permafrost.store.manifest import DatasetIdentity, fingerprint_store, write_manifest
-from permafrost.store.pack import PackShard, derive_packing
-from permafrost.store.publish import publish_store
+from permafrost.store.manifest import write_manifest
+from permafrost.store.pack import pack, plan_pack
 from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt, receipt_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from permafrost.config.store import SubsetOptions
     from permafrost.config.verbs import EstimateConfig
     from permafrost.core.files import RootedPath
-    from permafrost.core.records import Source
     from permafrost.core.tasks import ShardResult, ShardTask
-    from permafrost.store.listing import ListingFiles
-    from permafrost.store.shards import ShardEntry
+    from permafrost.store.planning import ShardPlan
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Spread:
     """Median, lowest and highest of some measurements."""
 
@@ -54,22 +48,31 @@ class Spread:
 
     def times(self, factor: float) -> Spread:
         """Return the same measurements in another unit; the factor is positive."""
-        return Spread(
-            median=self.median * factor, lowest=self.lowest * factor, highest=self.highest * factor
-        )
+        return Spread(self.median * factor, self.lowest * factor, self.highest * factor)
 
     def plus(self, other: Spread) -> Spread:
         """Return the sum of two quantities that are measured apart, from the lowest to the highest that is possible."""
         return Spread(
-            median=self.median + other.median,
-            lowest=self.lowest + other.lowest,
-            highest=self.highest + other.highest,
+            self.median + other.median, self.lowest + other.lowest, self.highest + other.highest
         )
 
 
 def spread_of(values: Sequence[float]) -> Spread:
     """Return the spread of at least one measurement."""
-    return Spread(median=median(values), lowest=min(values), highest=max(values))
+    return Spread(median(values), min(values), max(values))
+
+
+class ShardTimes:
+    """Executor in this process that keeps the results of each of its calls, shard by shard."""
+
+    def __init__(self) -> None:
+        self.results: list[list[ShardResult]] = []
+
+    def __call__(self, task: ShardTask, shards: Sequence[object]) -> Iterator[ShardResult]:
+        self.results.append([])
+        for shard in shards:
+            self.results[-1].append(task(shard))
+            yield self.results[-1][-1]
 
 
 # ---- sample ----------------------------------------------------------------------------------------
@@ -79,8 +82,8 @@ _FEW = 8
 """Largest number of records of the first shard of a sample."""
 
 
-Point = tuple[int, int]
-"""Records and bytes of one file."""
+Point = tuple[float, float]
+"""Records and bytes of one file, or of several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +92,10 @@ class Whole:
 
     records: int
     shards: int
+    rows_per_shard: int
+    """Rows of each shard in the arrays of passes, including unused ones."""
     trained: int
     """Records that a student trains on, or that a pass of stored views covers (`split`, `subset`)."""
-    is_scaled: bool = False
-    """True if estimate.records asks for another number of records than the data have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,30 +105,14 @@ class Sample:
     store: Store
     """Temporary store, whose first shard has a few records only."""
     whole: Whole
+    images: tuple[Point, ...]
+    """Records and bytes of the measured shards of images, or of all shards where their files exist already."""
     finished: Store | None = None
     """The finished store whose records these are; None for records of a source."""
     in_place: bool = False
     """True if the images are in external tars, which are not copied."""
-    images: tuple[Point, ...] = ()
-    """Records and bytes of every shard of images, where its file exists already."""
     packing: Spread | None = None
     """Seconds a record of packing, by shard; None for a finished store."""
-
-    @property
-    def shards(self) -> tuple[ShardEntry, ...]:
-        """The measured shards, without the first one."""
-        return tuple(self.store.manifest.shards[1:])
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """Part of a shard."""
-
-    shard: int
-    """Position of the shard in its store."""
-    name: str
-    first: int
-    count: int
 
 
 def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) -> Sample:
@@ -134,61 +121,31 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
     Raises StoreMismatchError if `data=` names a source of another kind, whose records are not listed.
     """
     _check_same_data(config, store)
-    shards = store.shards
-    pieces = _pieces(
-        [shard.name for shard in shards],
-        [shard.split for shard in shards],
-        [shard.records for shard in shards],
-        config,
-    )
-    with StoreTablesWriter(folder, store.manifest.rows_per_shard) as writer:
-        for piece in pieces:
-            shard = shards[piece.shard]
+    shards, manifest = list(store.shards), store.manifest
+    sizes = [(shard.split, shard.records) for shard in shards]
+    row = RECEIPT_SCHEMA.get_field_index("row")
+    with StoreTablesWriter(folder, manifest.rows_per_shard) as writer:
+        for number, start, stop in _pieces(sizes, config):
+            shard = shards[number]
             path = receipt_path(store.folder, shard.name)
-            receipt, _ = read_receipt(path, RECEIPT_SCHEMA)
-            rows = receipt.slice(piece.first, piece.count)
-            place = RECEIPT_SCHEMA.get_field_index("row")
-            numbers = pa.array(range(piece.count), pa.int32())
-            rows = rows.set_column(place, RECEIPT_SCHEMA.field("row"), numbers)
+            records = read_receipt(path, RECEIPT_SCHEMA)[0].slice(start, stop - start)
+            rows = pa.array(range(stop - start), pa.int32())
             entry = replace(
                 shard,
-                name=piece.name,
-                records=piece.count,
-                keys_sha256=sha256_keys(rows["key"].to_pylist()),
+                name=f"{shard.name}-{start}",
+                records=stop - start,
+                keys_sha256=sha256_keys(records["key"].to_pylist()),
                 path=str(shard.file(store.folder.absolute())),
                 referenced=True,
             )
-            writer.append(entry, rows, sha256_file(path))
+            records = records.set_column(row, RECEIPT_SCHEMA.field(row), rows)
+            writer.append(entry, records, sha256_file(path))
         tables = writer.finish()
-    manifest = store.manifest
-    write_manifest(
-        folder,
-        replace(
-            manifest,
-            records=tables.shards.records_of_splits(),
-            fingerprint=fingerprint_store(
-                manifest.dataset,
-                manifest.canonical,
-                manifest.columns,
-                tables.shards.names_and_keys(),
-            ),
-            shards=tables.shards,
-            index=tables.index,
-            keys=tables.keys,
-            skipped=tables.skipped,
-            multi_label=tables.multi_label,
-        ),
-    )
+    splits = tables.shards.records_of_splits()
+    write_manifest(folder, replace(manifest, records=splits, **vars(tables)))
     return Sample(
         store=Store(folder),
-        whole=_whole_numbers(
-            config,
-            records=store.num_records(),
-            shards=len(shards),
-            split_records=store.num_records(config.split),
-            classes=len(store.manifest.classes),
-            shard_records=store.manifest.rows_per_shard,
-        ),
+        whole=_whole_numbers(config, sizes, len(manifest.classes), manifest.rows_per_shard),
         finished=store,
         in_place=any(shard.referenced for shard in shards),
         images=tuple((shard.records, shard.bytes) for shard in shards),
@@ -208,151 +165,107 @@ def _check_same_data(config: EstimateConfig, store: Store) -> None:
 
 def sample_source(config: EstimateConfig, folder: RootedPath) -> Sample:
     """List the source, and pack some of its records as precompute would."""
-    source = build_source(config.data)
+    source, times = build_source(config.data), ShardTimes()
     with listing_files(folder) as files:
-        return _sample_listed(config, folder, source, files)
-
-
-def _sample_listed(
-    config: EstimateConfig, folder: RootedPath, source: Source, files: ListingFiles
-) -> Sample:
-    listing = list_source(source, files, config.store, _in_this_process)
-    plans = plan_source(source, listing, config.store)
-    classes = classes_of(source, listing)
-    sizes = [plan.num_records for plan in plans]
-    pieces = _pieces([plan.name for plan in plans], [plan.split for plan in plans], sizes, config)
-    chosen = []
-    for position, piece in enumerate(pieces):
-        plan = plans[piece.shard]
-        start = plan.start + piece.first
-        stop = start + piece.count
-        chosen.append(replace(plan, position=position, name=piece.name, start=start, stop=stop))
-    keys = sha256_keys(key for plan in chosen for key in plan.keys)
-    dataset = DatasetIdentity(name=source.name, fingerprint=keys)
-    packing = derive_packing(config, source)
-    task = PackShard(
-        store=folder, source=source, packing=packing, dataset_fingerprint=dataset.fingerprint
+        listing = list_source(source, files, config.store, times)
+        plans = plan_source(source, listing, config.store)
+        classes = classes_of(source, listing)
+        sizes = [(plan.split, plan.num_records) for plan in plans]
+        pieces = _pieces(sizes, config)
+        parts = [
+            _part_of(plans[number], position, start, stop)
+            for position, (number, start, stop) in enumerate(pieces)
+        ]
+        pack(plan_pack(config, folder, source, classes, listing, parts), config, times)
+    seconds = [
+        _seconds_of_a_record(result, plans[number])
+        for result, (number, _, _) in zip(times.results[-1], pieces, strict=True)
+    ]
+    images = tuple(
+        (plan.num_records, Path(plan.reference).stat().st_size)
+        for plan in plans
+        if plan.reference is not None
     )
-    seconds = []
-    for piece, plan in zip(pieces, chosen, strict=True):
-        result = task(plan)
-        packed_now = max(1, result.records)
-        seconds.append(
-            _seconds_of_a_record(result.seconds, packed_now, plan.reference, sizes[piece.shard])
-        )
-    in_place = any(plan.reference for plan in plans)
-    publish_store(
-        folder,
-        chosen,
-        dataset,
-        classes=classes,
-        packing=packing,
-        image_size=config.store.image_size,
-        rows_per_shard=max(sizes) if in_place else config.store.shard_size,
-        max_skipped=sum(piece.count for piece in pieces),
-    )
-    splits = Counter[str]()
-    for plan in plans:
-        splits[plan.split] += plan.num_records
+    rows = max(size for _, size in sizes) if images else config.store.shard_size
+    store = Store(folder)
     return Sample(
-        store=Store(folder),
-        whole=_whole_numbers(
-            config,
-            records=listing.num_records,
-            shards=len(plans),
-            split_records=splits[config.split],
-            classes=len(classes),
-            shard_records=listing.num_records / len(plans) if in_place else config.store.shard_size,
-        ),
-        in_place=in_place,
-        images=tuple(
-            (size, Path(plan.reference).stat().st_size)
-            for plan, size in zip(plans, sizes, strict=True)
-            if plan.reference is not None
-        ),
+        store=store,
+        whole=_whole_numbers(config, sizes, len(classes), rows),
+        in_place=bool(images),
+        images=images or tuple((shard.records, shard.bytes) for shard in store.shards[1:]),
         packing=spread_of(seconds[1:]),
     )
 
 
-def _in_this_process(task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
-    return map(task, shards)
+def _part_of(plan: ShardPlan, position: int, start: int, stop: int) -> ShardPlan:
+    """Return the plan of some records of a shard, as a shard of the sample."""
+    name = f"{plan.name}-{start}"
+    start, stop = plan.start + start, plan.start + stop
+    return replace(plan, position=position, name=name, start=start, stop=stop)
 
 
-def _seconds_of_a_record(
-    seconds: float, records: int, reference: str | None, shard_records: int
-) -> float:
+def _seconds_of_a_record(result: ShardResult, plan: ShardPlan) -> float:
     """Divide the seconds of a shard's part among its records; an external tar is read whole for its digest."""
-    if reference is None:
-        return seconds / records
+    records = max(1, result.records)
+    if plan.reference is None:
+        return result.seconds / records
     started = monotonic()
-    sha256_file(Path(reference))
-    digest = min(monotonic() - started, seconds)
-    return (seconds - digest) / records + digest / shard_records
+    sha256_file(Path(plan.reference))
+    digest = min(monotonic() - started, result.seconds)
+    return (result.seconds - digest) / records + digest / plan.num_records
 
 
 def _pieces(
-    names: Sequence[str], splits: Sequence[str], sizes: Sequence[int], config: EstimateConfig
-) -> list[_Piece]:
+    shards: Sequence[tuple[str, int]], config: EstimateConfig
+) -> list[tuple[int, int, int]]:
     """Choose the records of the sample: a few of its first shard, then the following ones and those of the others.
 
-    Where there are too few shards, the next records of the same ones are measured as shards.
+    Shards are drawn at random; the first is of the split that students train on, if there is one. Where there are too
+    few shards, the next records of the same ones are measured as shards.
+
+    shards  split and number of records of each
+    Returns the number of a shard, and its first record and the one after the last, for each shard of the sample.
     """
-    most = config.estimate.shard_records
-    shards = _draw(splits, config)
+    generator = np.random.default_rng(derive_seed(config.store.seed, "estimate"))
+    order: list[int] = generator.permutation(len(shards)).tolist()
+    first = next((number for number in order if shards[number][0] == config.split), order[0])
+    others = [number for number in order[: config.estimate.shards] if number != first]
+    size = shards[first][1]
     require(
-        sizes[shards[0]] > 1,
+        size > 1,
         f"store.shard_size={config.store.shard_size} leaves a shard of one record, which shows no cost of a record "
         "apart from that of a shard; raise store.shard_size, or name more data",
     )
-    few = max(1, min(_FEW, sizes[shards[0]] // 4))
-    pieces = [_Piece(shard=shards[0], name=f"{names[shards[0]]}-first", first=0, count=few)]
-    taken = Counter({shards[0]: few})
-    for number in count(1):
-        for shard in shards:
-            left = sizes[shard] - taken[shard]
-            if left and len(pieces) <= config.estimate.shards:
-                size = left if most is None else min(left, most)
-                name = names[shard] if number == 1 else f"{names[shard]}-part-{number}"
-                pieces.append(_Piece(shard=shard, name=name, first=taken[shard], count=size))
-                taken[shard] += size
-        if len(pieces) > config.estimate.shards or all(taken[s] == sizes[s] for s in shards):
-            break
-    return pieces
-
-
-def _draw(splits: Sequence[str], config: EstimateConfig) -> list[int]:
-    """Draw positions of shards at random; the first is of the split that students train on, if there is one."""
-    generator = np.random.default_rng(derive_seed(config.store.seed, "estimate"))
-    order = generator.permutation(len(splits)).tolist()
-    of_split = next((shard for shard in order if splits[shard] == config.split), order[0])
-    drawn = order[: config.estimate.shards]
-    others = [shard for shard in drawn if shard != of_split]
-    return [of_split, *others[: config.estimate.shards - 1]]
+    few = max(1, min(_FEW, size // 4))
+    parts = []
+    for number in [first, *others[: config.estimate.shards - 1]]:
+        size = shards[number][1]
+        step = config.estimate.shard_records or size
+        starts = range(few if number == first else 0, size, step)
+        parts.append([(number, start, min(start + step, size)) for start in starts])
+    in_turn = [part for turn in zip_longest(*parts) for part in turn if part is not None]
+    return [(first, 0, few), *in_turn[: config.estimate.shards]]
 
 
 def _whole_numbers(
-    config: EstimateConfig,
-    *,
-    records: int,
-    shards: int,
-    split_records: int,
-    classes: int,
-    shard_records: float,
+    config: EstimateConfig, shards: Sequence[tuple[str, int]], classes: int, rows_per_shard: int
 ) -> Whole:
-    """Return the numbers of the data, or those of estimate.records in the same proportions."""
+    """Return the numbers of the data, or those of estimate.records in the same proportions.
+
+    A subset selects from classes that are taken as equally frequent.
+
+    shards  split and number of records of each
+    """
+    held = sum(size for _, size in shards)
+    of_split = sum(size for split, size in shards if split == config.split)
     wanted = config.estimate.records
-    if wanted is None:
-        trained = _selected(split_records, classes, config.subset)
-        return Whole(records=records, shards=shards, trained=trained)
+    records = wanted or held
+    trained = max(0, round(of_split * records / held) - config.subset.holdout * classes)
+    if config.subset.shots is not None:
+        trained = min(trained, config.subset.shots * classes)
     return Whole(
-        records=wanted,
-        shards=ceil(wanted / shard_records),
-        trained=_selected(round(split_records / records * wanted), classes, config.subset),
-        is_scaled=True,
+        records=records,
+        shards=len(shards) if wanted is None else ceil(wanted / rows_per_shard),
+        rows_per_shard=rows_per_shard,
+        trained=trained,
     )
-
-
-def _selected(records: int, classes: int, subset: SubsetOptions) -> int:
-    """Return the number of records of a split that a subset selects, if its classes are equally frequent."""
-    remaining = max(0, records - subset.holdout * classes)
-    return remaining if subset.shots is None else min(remaining, subset.shots * classes)

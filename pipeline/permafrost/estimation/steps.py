@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -33,19 +33,11 @@ _STEPS_ON_GPU = 4
 """Steps that are counted together on a GPU."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepSeconds:
-    """Seconds a record of a step, with its batch read from the store."""
-
-    stored: Spread
-    live: Spread
-    saved: Spread
-    """Difference between live and stored targets in each round, which may be negative."""
-
-
-def measure_steps(config: EstimateConfig, store: Store) -> StepSeconds:
+def measure_steps(config: EstimateConfig, store: Store) -> tuple[Spread, Spread, Spread]:
     """Take steps of two students in turn, one with the targets of the store's passes and one with a live teacher.
 
+    Returns the seconds a record of a step with stored targets, of one with a live teacher, and of their difference in
+    each round, which may be negative. The batches are read from the store.
     Raises ConfigError or StoreMismatchError if there is no such student, such as for a method of live teachers only.
     """
     require(
@@ -67,21 +59,16 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepSeconds:
         stored, live = _Steps(config, store, config.mode), _Steps(config, store, "live")
         stored.take()
         live.take()
-        pairs = []
+        rounds = []
         with progress("steps", total=config.estimate.rounds, unit="round") as bar:
             for number in range(config.estimate.rounds):
-                if number % 2:
-                    second = live.take()
-                    pairs.append((stored.take(), second))
-                else:
-                    first = stored.take()
-                    pairs.append((first, live.take()))
+                in_turn = (live, stored) if number % 2 else (stored, live)
+                seconds = {steps: steps.take() for steps in in_turn}
+                rounds.append((seconds[stored], seconds[live]))
                 bar.update(1)
-    return StepSeconds(
-        stored=spread_of([first for first, _ in pairs]),
-        live=spread_of([second for _, second in pairs]),
-        saved=spread_of([second - first for first, second in pairs]),
-    )
+    saved = [with_live - with_stored for with_stored, with_live in rounds]
+    with_stored, with_live = zip(*rounds, strict=True)
+    return spread_of(with_stored), spread_of(with_live), spread_of(saved)
 
 
 class _Steps:
@@ -91,8 +78,7 @@ class _Steps:
         options = _student(config, store, mode)
         spec = Distillation(config=options, folder=store.path / "student").plan()
         here = DistributedContext()
-        self.input_size = spec.input_size
-        self.trainer = spec.trainer
+        self.spec = spec
         self.training = build_training(spec, here)
         self.loader = build_loader(spec, here)
         self.device = next(self.training.model.parameters()).device
@@ -106,7 +92,8 @@ class _Steps:
         """Take a step and return its number of records."""
         batch = next(self.batches)
         self.training.seed_step()
-        train_step(self.training, batch, self.input_size, self.trainer.clip_norm, self.trainer.agc)
+        trainer = self.spec.trainer
+        train_step(self.training, batch, self.spec.input_size, trainer.clip_norm, trainer.agc)
         self.training.step += 1
         self.training.global_step += 1
         return len(batch.keys)
