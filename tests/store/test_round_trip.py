@@ -10,7 +10,9 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
+from zarr.core.buffer import default_buffer_prototype
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.store import PassOptions
@@ -258,8 +260,7 @@ def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen
     assert done.returncode == 0, done.stderr
 
 
-def test_the_metadata_that_readers_expect_are_those_that_zarr_writes(tmp_path):
-    """Readers generate this metadata without Zarr, so this test detects a Zarr release that writes other metadata."""
+def test_zarr_reads_the_metadata_and_would_write_the_same(tmp_path):
     specs = (
         FieldSpec(name="logits", shape=(10,), dtype="float16", axes=("class",)),
         FieldSpec(name="explained_class", shape=(1,), dtype="int32"),
@@ -271,7 +272,10 @@ def test_the_metadata_that_readers_expect_are_those_that_zarr_writes(tmp_path):
         layout.create()
         layout.check_shared_files()
         for spec in specs:
-            path = tmp_path / str(rows_per_shard) / "fields.zarr" / spec.name / "zarr.json"
-            written = json.loads(path.read_text())
-            assert written.pop("storage_transformers") == []
-            assert written == layout._metadata(spec)
+            path = tmp_path / str(rows_per_shard) / "fields.zarr" / spec.name
+            ours = json.loads((path / "zarr.json").read_text())
+            metadata = zarr.open_array(path, mode="r").metadata
+            files = metadata.to_buffer_dict(default_buffer_prototype())
+            theirs = json.loads(files["zarr.json"].to_bytes())
+            # Another version of Zarr may have entries that are empty.
+            assert {n: value for n, value in theirs.items() if value or n in ours} == ours

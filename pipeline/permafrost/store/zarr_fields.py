@@ -74,7 +74,8 @@ class ZarrFields(PassFields):
 
     def create(self) -> dict[str, str]:
         files = {}
-        for path, data in self._shared_contents().items():
+        for path, metadata in self._shared_contents().items():
+            data = json.dumps(metadata, indent=2).encode()
             if is_file(self.folder / path) and _read_metadata(self.folder / path) == data:
                 files[path] = sha256_file(self.folder / path)
             else:
@@ -98,11 +99,8 @@ class ZarrFields(PassFields):
     @cached_property
     def _is_metadata_sound(self) -> Literal[True]:
         """True; the check runs once and raises ManifestError if it fails."""
-        group = {"zarr_format": 3, "node_type": "group"}
-        _check_metadata(self.folder / FIELDS_FOLDER / "zarr.json", group)
-        for spec in self.fields:
-            path = self.folder / FIELDS_FOLDER / spec.name / "zarr.json"
-            _check_metadata(path, self._metadata(spec))
+        for path, metadata in self._shared_contents().items():
+            _check_metadata(self.folder / path, metadata)
         return True
 
     def write_shard(
@@ -110,7 +108,7 @@ class ZarrFields(PassFields):
     ) -> WrittenShard:
         entries, checksums = [], []
         for spec in self.fields:
-            chunk, _ = self._encode(spec, values[spec.name])
+            chunk = self._encode(spec, values[spec.name])
             path = self._chunk_path(spec, position)
             digest = write_atomically(self.folder / path, chunk)
             checksum = google_crc32c.value(chunk[:-CHECKSUM_BYTES])
@@ -195,13 +193,13 @@ class ZarrFields(PassFields):
         most = min(_INNER_CHUNK_BYTES // row_bytes, self.rows_per_shard)
         return max(n for n in range(1, most + 1) if self.rows_per_shard % n == 0), self.num_views
 
-    def _shared_contents(self) -> dict[str, bytes]:
-        contents = {"zarr.json": _encode_group()}
-        contents |= {f"{spec.name}/zarr.json": self._encode(spec, None)[1] for spec in self.fields}
-        return {f"{FIELDS_FOLDER}/{name}": data for name, data in contents.items()}
+    def _shared_contents(self) -> dict[str, dict[str, Any]]:
+        """Build every zarr.json (zarr-specs, v3), the same with every version of Zarr, which readers do not need."""
+        group = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+        described = [group, *map(self._metadata, self.fields)]
+        return dict(zip(self.shared_files(), described, strict=True))
 
     def _metadata(self, spec: FieldSpec) -> dict[str, Any]:
-        """Build an array's zarr.json (zarr-specs, v3) here, so that readers do not need Zarr."""
         tail = (self.num_views, *spec.shape)
         outer = [self.rows_per_shard, *tail]
         codecs = _codecs(spec)
@@ -215,8 +213,6 @@ class ZarrFields(PassFields):
             codecs = [{"name": "sharding_indexed", "configuration": inner}]
         padding = _padding(spec.dtype)
         return {
-            "zarr_format": 3,
-            "node_type": "array",
             "shape": [self.num_shards * self.rows_per_shard, *tail],
             "data_type": spec.dtype,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": outer}},
@@ -225,37 +221,37 @@ class ZarrFields(PassFields):
             "codecs": codecs,
             "attributes": _attributes(spec),
             "dimension_names": list(_dimension_names(spec)),
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
         }
 
-    def _encode(self, spec: FieldSpec, values: NDArray[Any] | None) -> tuple[bytes, bytes]:
-        """Encode a chunk's bytes (empty if `values` is None) and the array's zarr.json."""
+    def _encode(self, spec: FieldSpec, values: NDArray[Any]) -> bytes:
+        """Encode the bytes of a chunk."""
         import zarr
+        from zarr.codecs import BloscCodec, Crc32cCodec
         from zarr.storage import MemoryStore
 
-        tail = (self.num_views, *spec.shape)
-        outer = (self.rows_per_shard, *tail)
-        sharded = self._is_sharded(spec)
+        codecs = {"blosc": BloscCodec, "crc32c": Crc32cCodec}
+        outer = (self.rows_per_shard, self.num_views, *spec.shape)
+        is_sharded = self._is_sharded(spec)
         memory: dict[str, Any] = {}
         array = zarr.create_array(
             MemoryStore(memory),
-            shape=(self.num_shards * self.rows_per_shard, *tail),
-            chunks=(*self._inner(spec), *spec.shape) if sharded else outer,
-            shards=outer if sharded else None,
+            shape=outer,
+            chunks=(*self._inner(spec), *spec.shape) if is_sharded else outer,
+            shards=outer if is_sharded else None,
             dtype=spec.dtype,
-            compressors=_compressors(spec),
+            compressors=[codecs[codec["name"]].from_dict(codec) for codec in _codecs(spec)[1:]],
             fill_value=_padding(spec.dtype),
             config={"write_empty_chunks": True},
-            dimension_names=_dimension_names(spec),
-            attributes=_attributes(spec),
             zarr_format=3,
         )
-        chunk = b""
-        if values is not None:
-            padded = np.full(outer, _padding(spec.dtype), dtype=spec.dtype)
-            padded[: len(values)] = values
-            array[: self.rows_per_shard] = padded
-            chunk = memory["c/0" + "/0" * len(tail)].to_bytes()
-        return chunk, memory["zarr.json"].to_bytes()
+        padded = np.full(outer, _padding(spec.dtype), dtype=spec.dtype)
+        padded[: len(values)] = values
+        array[:] = padded
+        chunk: bytes = memory["c/0" + "/0" * (len(outer) - 1)].to_bytes()
+        return chunk
 
 
 def _record_bytes(spec: FieldSpec) -> int:
@@ -265,20 +261,6 @@ def _record_bytes(spec: FieldSpec) -> int:
 
 def _is_compressed(spec: FieldSpec) -> bool:
     return _record_bytes(spec) >= _COMPRESSED_RECORD_BYTES
-
-
-def _compressors(spec: FieldSpec) -> list[Any]:
-    """Return the lossless codecs; the checksum is outermost, because a decompressor may miss a flipped bit."""
-    from zarr.codecs import BloscCodec, Crc32cCodec
-
-    if not _is_compressed(spec):
-        return [Crc32cCodec()]
-    itemsize = np.dtype(spec.dtype).itemsize
-    shuffle = "bitshuffle" if itemsize > 1 else "noshuffle"
-    return [
-        BloscCodec(cname="zstd", clevel=1, shuffle=shuffle, typesize=itemsize),
-        Crc32cCodec(),
-    ]
 
 
 def _padding(dtype: str) -> float | int:
@@ -307,21 +289,14 @@ def _attributes(spec: FieldSpec) -> dict[str, Any]:
     return attributes
 
 
-def _encode_group() -> bytes:
-    import zarr
-    from zarr.storage import MemoryStore
-
-    memory: dict[str, Any] = {}
-    zarr.create_group(MemoryStore(memory), zarr_format=3)
-    data: bytes = memory["zarr.json"].to_bytes()
-    return data
-
-
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
-    """Return the codecs of a chunk, as zarr.json names them."""
+    """Return the lossless codecs of a chunk, as zarr.json names them.
+
+    The checksum is outermost, because a decompressor may miss a flipped bit.
+    """
     itemsize = np.dtype(spec.dtype).itemsize
     codecs: list[dict[str, Any]] = [_LITTLE_ENDIAN if itemsize > 1 else {"name": "bytes"}]
     if _is_compressed(spec):
@@ -331,37 +306,21 @@ def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
     return [*codecs, {"name": "crc32c"}]
 
 
-def _without_notes(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return metadata without the sentence about array_row, which differs between versions of this project."""
-    attributes = metadata.get("attributes")
-    if not isinstance(attributes, dict):
-        return metadata
-    kept = {name: value for name, value in attributes.items() if name != "array_row"}
-    return metadata | {"attributes": kept}
-
-
 def _read_metadata(path: RootedPath) -> bytes:
     return read_regular(path, _MAX_METADATA_BYTES)
 
 
 def _check_metadata(path: RootedPath, expected: dict[str, Any]) -> None:
-    """Raise ManifestError unless a zarr.json has the expected entries, and no other entries that are not empty.
-
-    Another version of Zarr may write other bytes and additional empty entries.
-    """
+    """Raise ManifestError unless a zarr.json has the expected entries."""
     try:
-        values = json.loads(_read_metadata(path))
+        found = json.loads(_read_metadata(path))
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path} is not valid JSON ({error}); {REWRITE}") from error
-    found = _without_notes(values if isinstance(values, dict) else {})
-    expected = _without_notes(expected)
-    different = [
-        name
-        for name in sorted({*expected, *found})
-        if (found.get(name) or None) != (expected.get(name) or None)
-    ]
+    found = found if isinstance(found, dict) else {}
+    names = sorted({*expected, *found})
+    different = [name for name in names if found.get(name) != expected.get(name)]
     if different:
         raise ManifestError(
             f"{path} does not describe the arrays of its manifest ({', '.join(different)[:200]}); {REWRITE}"
