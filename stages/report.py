@@ -8,14 +8,14 @@ Reads   <store.path>; runs/<run>/sweep.json and the runs it lists, or runs/<run>
         runs/<run>/evaluate-teacher and evaluate-network;
         for the cases, the weights and records.parquet of two students
 Writes  runs/<run>/report.html, report.json with its numbers, and report.csv with one row per student
-Rerun   the same command writes nothing while options, store and runs are the same
+Rerun   the same command writes the same files while options, store and runs are the same
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,6 @@ from permafrost.report.main_table import (
     teacher_row,
 )
 from permafrost.report.model_selection import load_selection
-from permafrost.report.page_inputs import ReportInputs
 from permafrost.report.passes import check_named_passes, describe_passes, used_passes
 from permafrost.report.student_results import (
     SWEEP_NAME,
@@ -80,10 +79,6 @@ class ReportResult:
 def run(config: ReportConfig) -> ReportResult:
     """Write the files from finished runs, without training or evaluating anything."""
     results = load_results(config.run, config.report.runs)
-    inputs = ReportInputs.of(config, results)
-    if kept := inputs.find():
-        logger.info("the report of these options, runs and store is there; nothing was written")
-        return ReportResult(**kept)
     from permafrost.report.main_table import student_csv  # these import torch and matplotlib
     from permafrost.report.page import render_page
 
@@ -97,7 +92,7 @@ def run(config: ReportConfig) -> ReportResult:
         # A name with a lone surrogate, as of a file that is not UTF-8, has no encoding.
         write_atomically(files[kind], content.encode(errors="backslashreplace"))
     logger.info("%s written on %s UTC", files["html"], f"{datetime.now(UTC):%Y-%m-%d %H:%M}")
-    result = ReportResult(
+    return ReportResult(
         html=str(files["html"]),
         json=str(files["json"]),
         csv=str(files.get("csv", "")),
@@ -105,8 +100,6 @@ def run(config: ReportConfig) -> ReportResult:
         summary=" ".join(values.get("summary", [])),
         next=values.get("unevaluated", {}).get("command", config.report.next_command),
     )
-    inputs.keep(files.values(), asdict(result))
-    return result
 
 
 def _gather_page(config: ReportConfig, results: list[StudentResult]) -> PageContent:

@@ -161,7 +161,7 @@ def trials(
         shutil.copytree(
             runs.folder / RUNS / case.run,
             folder / RUNS / case.run,
-            ignore=shutil.ignore_patterns("tensorboard", ".report-inputs.json"),
+            ignore=shutil.ignore_patterns("tensorboard"),
         )
         path = min((folder / RUNS / case.run).glob(case.file))
         # What follows the lines of the checkpoint is dropped, as the rest of a killed run.
