@@ -268,7 +268,7 @@ def _pictures(results: list[StudentResult]) -> dict[str, Any]:
 def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
     lines = defaultdict(list)
     for result in results:
-        folder = result.folder / "distill"
+        folder = result.training_folder
         steps = read_description(folder).steps if is_finished(folder) else None
         lines[result.label].append(list(read_metrics(folder, steps)))
     return lines
@@ -292,7 +292,7 @@ def _ledger(
 ) -> dict[str, str]:
     records = store.num_records()
     inputs = store.shards.total_bytes
-    folders = [result.folder / "distill" for result in results]
+    folders = [result.training_folder for result in results]
     costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
     noun, failed = ("rows", "stored") if store.is_table else ("images", "decoded")
     ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} per record)"}

@@ -178,7 +178,7 @@ def _student_values(run: str, results: list[StudentResult], store: Store) -> dic
         values["curves"] = curves
     missing = next((result for result in results if not result.is_evaluated), None)
     if missing is not None:
-        command = evaluate_command(run, store, missing.folder / "distill")
+        command = evaluate_command(run, store, missing.training_folder)
         logger.info("%s was not evaluated yet; run: %s", missing.folder, command)
         values["unevaluated"] = {"label": missing.label, "command": command}
     return values
