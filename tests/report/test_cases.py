@@ -32,8 +32,8 @@ from tests.support.sweeps import read_sweep
 @pytest.fixture
 def no_other_pictures(monkeypatch):
     """Omit the pictures of the page that other tests cover."""
-    monkeypatch.setattr("permafrost.report.figures.training_curves", lambda lines, colors: [])
-    monkeypatch.setattr("permafrost.report.pictures.map_grid", lambda pictures, classes: [])
+    monkeypatch.setattr("permafrost.report.page.training_curves", lambda lines, colors: [])
+    monkeypatch.setattr("permafrost.report.page.map_grid", lambda pictures, classes: [])
 
 
 @pytest.fixture

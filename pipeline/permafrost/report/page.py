@@ -19,6 +19,7 @@ from permafrost.commands import commands_of
 from permafrost.config.page_options import STORE_SECTIONS
 from permafrost.config.runs import RUNS, read_cost
 from permafrost.config.verbs import ReportConfig
+from permafrost.config.version import __version__
 from permafrost.evaluation.results import load_written
 from permafrost.evaluation.saved_records import PICTURES_NAME
 from permafrost.models.saved import is_finished, read_description
@@ -40,9 +41,8 @@ from permafrost.report.provenance import (
     bytes_by_arm,
     bytes_plot,
     describe_teachers,
-    describe_writing,
 )
-from permafrost.report.student_results import StudentResult, epoch_curves, split_by_evaluation
+from permafrost.report.student_results import StudentResult, split_by_evaluation
 from permafrost.report.training_facts import describe_arms, describe_data, training_facts
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
@@ -140,7 +140,8 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
         )
     return {
         "store": config.store.path,
-        "written": describe_writing(),
+        # When it is written is in the log, as the same inputs give the same page.
+        "written": f"by permafrost {__version__}",
         "passes": page.values["passes"],
         "contact_sheet": sheet,
         "columns_of_table": [shown_name(name) for name in store.manifest.columns or ()],
@@ -172,7 +173,7 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         "in_colors": any("colors" in tensors for tensors in pictures.values()),
         "cases": page.cases,
         "curves": training_curves(_metric_lines(results), page.colors),
-        "epochs": epoch_plots(epoch_curves(results), page.colors),
+        "epochs": epoch_plots(values.get("curves", {}), page.colors),
         "shifts": [
             plot
             for split, curves in _shift_curves(results).items()

@@ -1,4 +1,4 @@
-"""Origin of a report: teachers, networks and their sizes, stored bytes, and the version that wrote the page."""
+"""Origin of a report: teachers, networks and their sizes, and stored bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from permafrost.config.builder import build_config
 from permafrost.config.methods import METHODS
-from permafrost.config.version import __version__
 from permafrost.core.errors import UserError
 from permafrost.losses.base import Needs, build_loss
 from permafrost.models.saved import is_finished
@@ -161,8 +160,3 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
         listed = (f"{name} {value}" for name, value in made_with.items())
         facts["Computed with"] = ", ".join(listed)
     return facts
-
-
-def describe_writing() -> str:
-    """Say which version writes the report. When it does is in the log, as the same inputs give the same page."""
-    return f"by permafrost {__version__}"
