@@ -19,7 +19,7 @@ from permafrost.config.environment import keep_freed_memory
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
-from permafrost.config.runs import RUNS, save_config, to_plain_dict, to_yaml, unused_path
+from permafrost.config.runs import RUNS, save_options, to_plain_dict, to_yaml
 from permafrost.core.errors import ConfigError, UserError, printable
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.lock import lock_folder
@@ -117,7 +117,7 @@ def _run_words(
         check_interrupted()
         _print_result(result)
         return
-    composed = compose(verb, words)
+    composed = compose(verb, words) | {"command": [verb, *words]}
     _check_live_words(verb, words, composed)
     config = place_paths(build_verb_config(verb, composed))
     _check_network_words(verb, words, composed, config)
@@ -125,9 +125,8 @@ def _run_words(
         if verb == "sweep":  # its students have locks of their own
             stack.enter_context(lock_folder(RUNS / composed["run"], "run"))
         if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
-            values = sections(verb, composed)
             path = RUNS / composed["run"] / f"{verb}.yaml"
-            save_config(path if verb != "precompute" else unused_path(path, values), values)
+            save_options(path, sections(verb, composed), composed["command"])
         _import_pandas()
         result = run(config)
         check_interrupted()

@@ -3,7 +3,8 @@
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.runs import identity, to_plain_dict
+from permafrost.config.runs import RUNS, identity, save_options, to_plain_dict
+from permafrost.core.signed_files import read_yaml
 
 
 def test_an_identity_has_every_option_that_changes_results_also_at_its_default():
@@ -12,9 +13,25 @@ def test_an_identity_has_every_option_that_changes_results_also_at_its_default()
 
     found = identity(values | {"inputs": {"store": "fingerprint"}}, DistillConfig)
 
-    assert set(found) == {*values, "inputs"} - {"cluster", "curve"}
+    assert set(found) == {*values, "inputs"} - {"cluster", "curve", "command"}
     assert found["store"] == {}
     assert found["augment"] == values["augment"]
     assert set(values["student"]) - set(found["student"]) == {"weights", "sha256"}
     assert "epochs" in found["trainer"]
     assert "log_every_steps" not in found["trainer"]
+
+
+def test_a_repeated_call_keeps_its_first_words_and_each_call_of_precompute_its_own_file():
+    for verb in ("precompute", "sweep"):
+        path = RUNS / "one" / f"{verb}.yaml"
+        save_options(path, {"run": "one", "seed": 0}, [verb, "run=one"])
+        save_options(path, {"run": "one", "seed": 0}, [verb, "seed=0", "run=one"])
+        assert read_yaml(path, "")["command"] == [verb, "run=one"]
+
+        save_options(path, {"run": "one", "seed": 1}, [verb, "seed=1"])
+
+    assert sorted(path.name for path in (RUNS / "one").iterdir()) == [
+        "precompute-2.yaml", "precompute.yaml", "sweep.yaml",
+    ]  # fmt: skip
+    assert read_yaml(RUNS / "one/precompute.yaml", "")["command"] == ["precompute", "run=one"]
+    assert read_yaml(RUNS / "one/sweep.yaml", "")["command"] == ["sweep", "seed=1"]

@@ -177,7 +177,7 @@ def test_evaluators_and_their_network_make_no_other_run(frozen):
     assert identity(to_plain_dict(one.shared), EvaluationRun) == identity(
         to_plain_dict(other.shared), EvaluationRun
     )
-    assert set(to_plain_dict(one.shared)) == {"store", "evaluate", "run"}
+    assert set(to_plain_dict(one.shared)) == {"store", "evaluate", "run", "command"}
 
 
 def test_options_of_evaluators_come_through_hydra():

@@ -82,10 +82,11 @@ def test_a_saved_run_is_rebuilt_without_the_partitions_file(name, tmp_path):
     path = tmp_path / "p"
     config = replace(config, partition=save_partition(path, scattered(config)))
     model = additive_model(config)
+    size = tuple(inputs_of(config).shape[-2:])
     save_model(
         tmp_path,
         model,
-        TrainedModel(config=config, num_classes=NUM_CLASSES, input_size=(SIDE, SIDE)),
+        TrainedModel(config=config, num_classes=NUM_CLASSES, input_size=size),
     )
     (path / PARTITION_NAME).unlink()
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
-from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
-import yaml
 
+from permafrost.cli import main
 from permafrost.commands import commands_of
-from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose, sections
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS, save_config, to_plain_dict, unused_path
+from permafrost.config.runs import RUNS, to_plain_dict
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
@@ -27,10 +23,10 @@ from permafrost.report.provenance import bytes_by_arm, bytes_plot, describe_teac
 from permafrost.report.student_results import UnknownRunError, load_results
 from permafrost.report.training_facts import describe_augmentation, describe_data, training_facts
 from permafrost.store.reader import Store
-from stages import distill, evaluate, precompute, report, teach
-from tests.support.run_files import write_config
+from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
 from tests.support.stores import Frozen
+from tests.support.sweeps import read_sweep, sweep_words
 
 
 def report_of(frozen, run, **options):
@@ -92,58 +88,6 @@ def test_an_augmentation_states_the_options_that_its_operations_read():
     assert describe_augmentation(pixels) == "gaussian blur p 0.5 sigma [0.001, 0.01]"
 
 
-@pytest.mark.parametrize(
-    ("verb", "words", "command"),
-    [
-        ("sweep", ["experiment=demo"], "permafrost sweep experiment=demo"),
-        (
-            "sweep",
-            ["experiment=demo", "seeds=[5,6]", "trainer.epochs=2"],
-            "permafrost sweep experiment=demo trainer.epochs=2 'seeds=[5, 6]'",
-        ),
-        (
-            "precompute",
-            ["store.path=stores/x", "run=photos", "teacher=timm", "teacher.name=resnet50d"],
-            "permafrost precompute teacher=timm store.path=stores/x teacher.name=resnet50d run=photos",
-        ),
-    ],
-)
-def test_a_command_is_found_again_from_its_config(verb, words, command):
-    values = sections(verb, compose(verb, words))
-    path = RUNS / values["run"] / f"{verb}.yaml"
-    path.parent.mkdir(parents=True)
-    write_config(path, yaml.safe_dump(values))
-
-    (found,) = commands_of(values["run"])
-
-    assert sorted(found.split()) == sorted(command.split())
-
-
-def test_the_command_of_a_finished_student_is_found_from_the_config_next_to_its_weights(frozen):
-    config = distill_config(frozen, run="alone")
-    distill.run(config, on_epoch=lambda epoch, line: None)
-
-    (command,) = commands_of("alone")
-
-    words = shlex.split(command)
-    assert words[:2] == ["permafrost", "distill"]
-    again = build_verb_config("distill", compose("distill", words[2:]))
-    (teacher,) = frozen.store.open_passes()
-    named = replace(config, store=replace(config.store, teacher=(teacher.name,)))
-    assert to_plain_dict(again) == to_plain_dict(named)  # the pass, in case the store gets another
-    assert not [word for word in words if word.startswith("teacher")]  # refused without mode=live
-
-
-def test_a_config_of_another_version_is_named_instead_of_a_wrong_command():
-    values = sections("sweep", compose("sweep", ["experiment=demo"]))
-    values["trainer"]["of_another_version"] = 3
-    path = RUNS / "demo/sweep.yaml"
-    path.parent.mkdir(parents=True)
-    write_config(path, yaml.safe_dump(values))
-
-    assert commands_of("demo") == ["permafrost sweep  # options: runs/demo/sweep.yaml"]
-
-
 def test_an_arm_needs_the_bytes_of_the_fields_that_its_loss_reads(frozen, swept, monkeypatch):
     monkeypatch.chdir(swept)
     results = load_results("grid")
@@ -181,15 +125,16 @@ def test_accuracy_is_plotted_against_bytes_only_where_arms_need_different_ones()
 # ---- the passes that students learned from -------------------------------------------------------
 
 
+STAGES = {"precompute": precompute, "teach": teach, "distill": distill, "evaluate": evaluate}
+
+
 def run_command(verb, *words):
-    """Run a stage as the command line does, which writes the composed config of a precompute to its run."""
-    composed = compose(verb, list(words))
-    config = build_verb_config(verb, composed)
-    if verb == "precompute":
-        values = sections(verb, composed)
-        save_config(unused_path(RUNS / config.run / "precompute.yaml", values), values)
-    {"precompute": precompute, "teach": teach, "evaluate": evaluate}[verb].run(config)
-    return config
+    """Run a stage as the command line does, and return the command as it is typed in a shell."""
+    run = (lambda config: sweep.run(config, words)) if verb == "sweep" else STAGES[verb].run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [f"permafrost {verb}", *words])
+        main(verb, run, "")
+    return shlex.join(["permafrost", verb, *words])
 
 
 TINY_DATA_WORDS = (
@@ -203,20 +148,23 @@ WEIGHTS = "teacher.weights=runs/taught/teach/model.safetensors"
 
 @pytest.fixture
 def learned(frozen):
-    """Store with two passes of one teacher, and a student of the first pass only."""
+    """Store with two passes of one teacher, a student of the first pass only, and the commands that made them."""
     store = ("store.path=stores/own", "executor=serial")
-    run_command("precompute", *store, *TINY_DATA_WORDS, "teacher=none", "run=packed")
-    run_command(
+    packing = run_command("precompute", *store, *TINY_DATA_WORDS, "teacher=none", "run=packed")
+    teaching = run_command(
         "teach", store[0], "run=taught", *NETWORK_WORDS, "teaching.split=teacher",
         "teaching.trainer.epochs=1", "teaching.trainer.batch_size=4", "evaluate.splits=[test]",
     )  # fmt: skip
-    run_command("precompute", *store, *NETWORK_WORDS, WEIGHTS, "annotate.name=first", "run=photos")
+    making = run_command(
+        "precompute", *store, *NETWORK_WORDS, WEIGHTS, "annotate.name=first", "run=photos"
+    )
     found = Store(Path("stores/own"))
     (first,) = found.open_passes()
     config = distill_config(Frozen(found, frozen.config), run="photos")
     distill.run(config, on_epoch=lambda epoch, line: None)
-    run_command("evaluate", "store.path=stores/own", "run=photos", "evaluate.splits=[test]")
-    return found, first
+    evaluating = run_command("evaluate", store[0], "run=photos", "evaluate.splits=[test]")
+    training = "permafrost distill  # options: runs/photos/distill/config.yaml"
+    return found, first, [packing, teaching, making, training, evaluating]
 
 
 def own_report(**options):
@@ -239,34 +187,41 @@ def stated_commands(html):
 
 
 def test_the_commands_of_a_student_are_those_that_made_its_store_teacher_and_pass(learned):
-    commands = stated_commands(own_report())
+    *_, commands = learned
 
-    verbs = [command.split()[1] for command in commands]
-    assert verbs == ["precompute", "teach", "precompute", "distill", "evaluate"]
-    assert "data.train_digits=40" in commands[0]
-    assert "teacher=none" in commands[0]
-    assert "run=taught" in commands[1]
-    assert "annotate.name=first" in commands[2]
+    assert stated_commands(own_report()) == commands
 
 
-def test_a_store_that_was_packed_with_its_pass_is_packed_alone_before_the_teacher(learned):
-    shutil.rmtree(RUNS / "packed")
-    words = [*TINY_DATA_WORDS, *NETWORK_WORDS, WEIGHTS, "annotate.name=first", "run=photos"]
-    composed = compose("precompute", ["store.path=stores/own", *words])
-    save_config(RUNS / "photos/precompute.yaml", sections("precompute", composed))
+def test_a_training_with_other_words_is_the_same_run_and_keeps_those_of_its_first_command(frozen):
+    words = (
+        f"store.path={frozen.store.path}", "run=alone", "trainer.epochs=1", "trainer.batch_size=8",
+        "student.name=resnet8", "student.width=4", "student=cifar",
+    )  # fmt: skip
+    first = run_command("distill", *words)
+    config = (RUNS / "alone/distill/config.yaml").read_bytes()
 
-    commands = stated_commands(own_report())
+    again = run_command("distill", *reversed(words))
 
-    verbs = [command.split()[1] for command in commands]
-    assert verbs == ["precompute", "teach", "precompute", "distill", "evaluate"]
-    assert "data.train_digits=40" in commands[0]
-    assert commands[0].endswith("teacher=none")
-    assert WEIGHTS not in commands[0]
-    assert WEIGHTS in commands[2]
+    assert again != first
+    assert (RUNS / "alone/distill/config.yaml").read_bytes() == config
+    assert commands_of("alone") == [first]
+
+
+def test_a_sweep_and_its_students_have_its_command_with_its_experiment_and_its_quotes(frozen):
+    Path("my own.yaml").write_text("# @package _global_\nrun: quoted\nmode: frozen\n")
+    words = [word for word in sweep_words(frozen) if not word.startswith("run=")]
+    arms = "arms={tau 4: ['method=kd', 'method.tau=4']}"
+
+    command = run_command("sweep", "experiment=my own.yaml", *words, arms)
+
+    (student,) = (row["run"] for row in read_sweep("quoted")["runs"])
+    assert shlex.split(command)[-1] == arms
+    assert commands_of("quoted") == [command]
+    assert commands_of(student) == [command]
 
 
 def test_a_page_names_the_pass_that_the_student_learned_from_not_a_later_one(learned):
-    store, first = learned
+    store, first, made = learned
     run_command(
         "precompute", "store.path=stores/own", "executor=serial", *NETWORK_WORDS, WEIGHTS,
         "annotate.payloads=[logits]", "annotate.name=later", "run=photos",
@@ -278,9 +233,7 @@ def test_a_page_names_the_pass_that_the_student_learned_from_not_a_later_one(lea
     setup = section_of_setup(html)
     assert first.name in setup
     assert later not in setup
-    commands = stated_commands(html)
-    assert not any("annotate.name=later" in command for command in commands)
-    assert any("annotate.name=first" in command for command in commands)
+    assert stated_commands(html) == made
     (RUNS / "photos/precompute.yaml").unlink()
     manifest = f"stores/own/teachers/{first.name}/manifest.json"
     without = stated_commands(own_report())

@@ -77,10 +77,11 @@ CASES = (
     *(Case("precompute", "taught", f"teach/{name}") for name in _NETWORK[:2]),
     *(
         Case("report", "one", f"distill/{name}")
-        for name in (*_NETWORK, "cost.json", "metrics.jsonl", "curve.json")
+        for name in ("model.json", "config.yaml", "cost.json", "metrics.jsonl", "curve.json")
     ),
     *(Case("report", "one", f"evaluate/{n}") for n in ("metrics.json", "pictures.safetensors")),
     Case("report", "grid", "sweep.json"),
+    Case("report", "grid", "students/kd-*/distill/model.safetensors"),
     Case("report", "grid", "students/kd-*/evaluate/records.parquet"),
     Case("report", "grid", "students/kd-*/evaluate/config.yaml"),
     Case("sweep", "grid", "students/kd-*/evaluate/metrics.json"),
@@ -161,7 +162,7 @@ def trials(
         shutil.copytree(
             runs.folder / RUNS / case.run,
             folder / RUNS / case.run,
-            ignore=shutil.ignore_patterns("tensorboard", ".report-inputs.json"),
+            ignore=shutil.ignore_patterns("tensorboard"),
         )
         path = min((folder / RUNS / case.run).glob(case.file))
         # What follows the lines of the checkpoint is dropped, as the rest of a killed run.

@@ -39,7 +39,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "verify": _STORE,
 }
 """Words of every verb, in an order in which they can run after each other."""
-_TIMED = ("cost.json", "metrics.jsonl", ".report-inputs.json")
+_TIMED = ("cost.json", "metrics.jsonl")
 """Files whose content depends on the time."""
 
 

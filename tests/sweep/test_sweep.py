@@ -342,7 +342,7 @@ def test_students_are_searched_chosen_evaluated_and_reported(frozen):
 def test_without_a_selection_a_report_keeps_points_apart(frozen, evaluations, monkeypatch):
     run_sweep(sweep_words(frozen, *SEARCH))
     monkeypatch.setattr("permafrost.report.page._metric_lines", lambda results: {})
-    monkeypatch.setattr("permafrost.report.figures.training_curves", lambda lines, colors: [])
+    monkeypatch.setattr("permafrost.report.page.training_curves", lambda lines, colors: [])
 
     values, html = sweep_report(frozen)
     named, _ = sweep_report(frozen, candidate="e2kd tau=5", baseline="kd tau=1")

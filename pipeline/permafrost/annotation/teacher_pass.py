@@ -29,7 +29,7 @@ from permafrost.core.files import SHORT, RootedPath, list_folder, remove_partial
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.fingerprint import describe_teacher
-from permafrost.models.providers import build_model
+from permafrost.models.providers import build_model, count_parameters
 from permafrost.models.trained_weights import check_weights
 from permafrost.sources.image_files import escape_key
 from permafrost.store.backends import BACKENDS
@@ -213,9 +213,10 @@ def annotate_pass(
         logger.info("%s is complete", plan.folder)
         return 0, {}
     # The driver builds the network once for the names and shapes of its fields. Each actor builds its own.
-    specs = TeacherAnnotator(
+    annotator = TeacherAnnotator(
         plan.teacher, plan.num_classes, plan.explainer, config.annotate, plan.store.size
-    ).fields(stored_views=plan.views is not None)
+    )
+    specs = annotator.fields(stored_views=plan.views is not None)
     logger.info(
         "teacher %s: %s of %d shards, %s already done, into %s",
         plan.teacher.name,
@@ -258,7 +259,7 @@ def annotate_pass(
         plan.fingerprint,
         specs,
         shared_files,
-        _made_with(plan.teacher),
+        _made_with(plan.teacher, count_parameters(annotator.model.network)),
     )
     return annotated * plan.num_views, _accuracy(plan, counts)
 
@@ -297,8 +298,8 @@ def _precision(config: PrecomputeConfig, explainer: ExplainerConfig) -> str:
     return precision
 
 
-def _made_with(teacher: ModelConfig) -> dict[str, str]:
-    """Versions, device and weights: a relative path as it was typed, or the name of a file elsewhere."""
+def _made_with(teacher: ModelConfig, parameters: int) -> dict[str, str]:
+    """Versions, device, size and weights: a relative path as it was typed, or the name of a file elsewhere."""
     path = Path(str(teacher.weights))
     weights = path.name if path.is_absolute() else path.as_posix()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -307,6 +308,7 @@ def _made_with(teacher: ModelConfig) -> dict[str, str]:
         "torch": torch.__version__,
         "device": device,
         "weights": weights,
+        "parameters": f"{parameters:,}",
     }
 
 

@@ -22,7 +22,7 @@ from permafrost.config.evaluation import Frame
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.config.methods import MethodConfig, MethodSetting, Mode, SoftTargetsConfig
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
-from permafrost.config.options import Options, Role
+from permafrost.config.options import Command, Options, Role
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.training import (
     OptimizerOptions,
@@ -105,6 +105,8 @@ class DistillConfig(Options):
     """Seed of the training: initial weights, order of the records and augmentation."""
     run: str = "untitled"
     """Folder below runs/, as in precompute."""
+    command: Command = ()
+    """Command that trained the student; of a student of a sweep, the sweep's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

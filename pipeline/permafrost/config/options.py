@@ -53,6 +53,10 @@ class Role(Enum):
     OUTSIDE_DATASET = "changes where or how a source's records are read, not the records themselves"
 
 
+Command = Annotated[tuple[str, ...], Role.SET_BY_STAGE, Role.OUTSIDE_IDENTITY]
+"""Verb and words of the command that made a run, as they were typed; empty if it was not made by a command."""
+
+
 @dataclass(frozen=True)
 class Option:
     """Field of an options class."""

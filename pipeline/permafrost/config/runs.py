@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import remove_partial_files
 from permafrost.core.lock import lock_folder
 from permafrost.core.signed_files import (
+    DamagedFileError,
     damaged,
     read_json,
     read_yaml,
-    sign_yaml,
     write_json,
     write_yaml,
 )
@@ -101,7 +102,7 @@ def save_config(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any]:
-    """Read a resolved config of class `cls` as plain values, with the `inputs` that it was saved with.
+    """Read a resolved config of class `cls` as plain values, with the `inputs` and the command that it was saved with.
 
     required  sections that it must have
     Options of another version are left as they are. Raises DamagedFileError for a file that this package has not
@@ -121,25 +122,41 @@ def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any
             and all(isinstance(text, str) for pair in inputs.items() for text in pair),
             "inputs is not a mapping from names to fingerprints",
         )
+        command = values.get("command", [])
+        require(
+            isinstance(command, list) and all(isinstance(word, str) for word in command),
+            "command is not a list of words",
+        )
         missing = [name for name in required if not isinstance(values.get(name), dict)]
         require(not missing, f"it lacks {', '.join(missing)}")
-        check_values(cls, {name: value for name, value in values.items() if name != "inputs"})
+        check_values(cls, {n: v for n, v in values.items() if n not in ("inputs", "command")})
     except ConfigError as error:
         raise damaged(path, error, advice) from error
     return values
 
 
-def unused_path(path: Path, values: dict[str, Any]) -> Path:
-    """Return the first of <name>.yaml, <name>-2.yaml, ... that does not exist or has these values already.
+def save_options(path: Path, values: dict[str, Any], command: list[str]) -> None:
+    """Write the options of a call and its command, unless a call with the same options has written its own.
 
-    A run may make several passes, and the options of each stay.
+    A run may make several passes, and the options of each stay, in precompute.yaml, precompute-2.yaml and so on.
     """
-    text, number = sign_yaml(to_yaml(values)), 1
-    candidate = path
-    while candidate.exists() and candidate.read_bytes() != text:
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate
+    saved, numbers = path, count(2)
+    while saved.exists():
+        if _read_options(saved) == values:
+            return
+        if path.stem != "precompute":
+            break
+        saved = path.with_stem(f"{path.stem}-{next(numbers)}")
+    save_config(saved, values | {"command": command})
+
+
+def _read_options(path: Path) -> dict[str, Any]:
+    """Read the options of an earlier call, none from a damaged file."""
+    try:
+        values = read_yaml(path, "")
+    except DamagedFileError:
+        return {}
+    return {name: value for name, value in values.items() if name != "command"}
 
 
 def to_yaml(values: dict[str, Any]) -> str:

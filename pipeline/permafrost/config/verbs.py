@@ -22,7 +22,7 @@ from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
 from permafrost.config.methods import METHODS, MethodConfig, Mode
 from permafrost.config.models import MODELS, ModelConfig, NoModelConfig, whole_frame
-from permafrost.config.options import Option, Options, Role
+from permafrost.config.options import Command, Option, Options, Role
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
@@ -137,6 +137,8 @@ class TeachConfig(Options):
     """Seed of the training, as in distill."""
     run: str = "untitled"
     """Folder below runs/, as in precompute."""
+    command: Command = ()
+    """Command that trained the teacher."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,6 +184,8 @@ class EvaluationRun(Options):
     evaluate: EvaluateOptions
     run: str = "untitled"
     """Folder below runs/ of the student to evaluate."""
+    command: Command = ()
+    """Command that evaluated it; of a student of a sweep, the sweep's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +247,9 @@ class EvaluateConfig(EvaluationRun):
     @property
     def shared(self) -> EvaluationRun:
         """Config without the options that only some evaluators read."""
-        return EvaluationRun(store=self.store, evaluate=self.evaluate, run=self.run)
+        return EvaluationRun(
+            store=self.store, evaluate=self.evaluate, run=self.run, command=self.command
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +294,8 @@ class SweepConfig(Options):
             self._check_axis(option, values)
 
     def _check_axis(self, option: str, values: tuple[Any, ...]) -> None:
-        known = [s.name for s in fields(DistillConfig) if s.name not in ("seed", "run", "cluster")]
+        own = ("seed", "run", "cluster", "command")
+        known = [s.name for s in fields(DistillConfig) if s.name not in own]
         require(
             option.split(".")[0] in known,
             f"grid: {option} is not an option of a student; it may name those of {', '.join(known)}",

@@ -61,7 +61,10 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     The weights have the names of their provider. A timm network is also exported to export/ in the format of timm's
     hub, and loads from there with timm.create_model("local-dir:<folder>").
     """
+    import torch
     from safetensors.torch import save
+
+    from permafrost.models.providers import measure_cost
 
     state = {
         name: tensor.detach().cpu().contiguous()
@@ -80,6 +83,9 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
             num_classes=trained.config.classes or trained.num_classes,
             size=trained.input_size,
         )
+    size = trained.input_size
+    record = torch.zeros(1, *(size[1:] if trained.config.takes_rows else (3, *size)))
+    cost = measure_cost(model, record.to(next(model.parameters()).device))
     description = {
         "model": to_plain_dict(trained.config),
         "num_classes": trained.num_classes,
@@ -89,6 +95,8 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         "split": trained.split,
         "subset": to_plain_dict(trained.subset),
         "steps": trained.steps,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
         "weights_sha256": weights_sha256,
     }
     write_json(folder / DESCRIPTION_NAME, description)

@@ -231,7 +231,7 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
             store.path,
         )
         return None
-    trained = read_description(pair[1].folder / "distill")
+    trained = read_description(pair[1].training_folder)
     datasets = {split: open_split(store, passes, split, trained) for split in evaluation.splits}
     baseline, candidate = (_open(result) for result in pair)
     return CasePair(
@@ -257,7 +257,7 @@ def _find(
 
 def _is_there(result: StudentResult) -> bool:
     table = result.evaluation / RECORDS_NAME
-    weights = result.folder / "distill" / MODEL_NAME
+    weights = result.training_folder / MODEL_NAME
     if not table.exists():
         logger.info(
             "no cases: %s does not exist; delete the folder %s and run permafrost sweep again",
@@ -271,7 +271,7 @@ def _is_there(result: StudentResult) -> bool:
 
 def _open(result: StudentResult) -> Arm:
     assert result.seed is not None  # cases are of students
-    network, trained = load_model(result.folder / "distill")
+    network, trained = load_model(result.training_folder)
     table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
     rows: dict[str, list[Row]] = {}
     for row in table.to_pylist():

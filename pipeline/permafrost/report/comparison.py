@@ -96,16 +96,6 @@ def differences(
     }
 
 
-def differences_from(rows: Sequence[Row], baseline: str, column: str) -> dict[str, dict[str, Any]]:
-    """Compare every arm with the baseline, as `paired_difference` does for one.
-
-    Returns arm -> mean, sd, interval, per_seed. Arms that share fewer than two seeds with the baseline are left out,
-    and so are all arms if there are no more than two.
-    """
-    arms = {row["method"] for row in rows}
-    return _compared_arms(rows, baseline, column) if len(arms) > 2 else {}
-
-
 def _compared_arms(rows: Sequence[Row], baseline: str, column: str) -> dict[str, dict[str, Any]]:
     arms = list(dict.fromkeys(str(row["method"]) for row in rows))
     shared = {arm: differences(rows, arm, baseline, column) for arm in arms if arm != baseline}

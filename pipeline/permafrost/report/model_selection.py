@@ -85,23 +85,17 @@ def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelecti
 
     A point of which a student has no value is left out. The result is None if no arm has several points.
     """
-    found_values = defaultdict(list)
-    points = {}
+    members = defaultdict(list)
     for result in results:
-        key = (curve_of(result), result.label)
-        found_values[key].append(result.find(source))
-        points[key] = result.point
-    values = {
-        key: [value for value in of if value is not None]
-        for key, of in found_values.items()
-        if None not in of
-    }
-    if len(values) == len({arm for arm, _ in values}):
+        members[curve_of(result), result.label].append(result)
+    candidates = []
+    for (arm, _), same in members.items():
+        values = [value for result in same if (value := result.find(source)) is not None]
+        if len(values) == len(same):
+            point = same[0].point
+            candidates.append(Candidate(arm=arm, point=point, values=values, chosen=False))
+    if len(candidates) == len({candidate.arm for candidate in candidates}):
         return None
-    candidates = [
-        Candidate(arm=key[0], point=points[key], values=found, chosen=False)
-        for key, found in values.items()
-    ]
     return ModelSelection(select=source, candidates=candidates)
 
 

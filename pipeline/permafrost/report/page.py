@@ -10,24 +10,42 @@ import hashlib
 import pkgutil
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple
 
-from permafrost.config.page_options import STORE_SECTIONS, ReportOptions
+import jinja2
+
+from permafrost.commands import commands_of
+from permafrost.config.page_options import STORE_SECTIONS
 from permafrost.config.runs import RUNS, read_cost
 from permafrost.config.verbs import ReportConfig
+from permafrost.config.version import __version__
 from permafrost.evaluation.results import load_written
+from permafrost.evaluation.saved_records import PICTURES_NAME
 from permafrost.models.saved import is_finished, read_description
-from permafrost.report.case_pictures import SplitCases
 from permafrost.report.comparison import ONE_SEED, excludes_zero
 from permafrost.report.evaluator_sections import evaluator_sections
-from permafrost.report.main_table import Column, arm_summary
+from permafrost.report.figures import Plot, epoch_plots, shift_plots, training_curves
+from permafrost.report.grid_figures import grid_plots, selection_plot
+from permafrost.report.main_table import arm_summary, meanings
 from permafrost.report.model_selection import ModelSelection, optimistic_results
-from permafrost.report.passes import UsedPass
-from permafrost.report.pictures import TileRow
-from permafrost.report.student_results import StudentResult, epoch_curves, split_by_evaluation
+from permafrost.report.page_content import PageContent
+from permafrost.report.pictures import (
+    TileRow,
+    contact_sheet,
+    map_grid,
+    readable_classes,
+    shown_name,
+)
+from permafrost.report.provenance import (
+    bytes_by_arm,
+    bytes_plot,
+    describe_teachers,
+)
+from permafrost.report.student_results import StudentResult, split_by_evaluation
+from permafrost.report.training_facts import describe_arms, describe_data, training_facts
 from permafrost.store.reader import Store, TeacherPass
+from permafrost.training.metric_log import read_metrics
 
 
 def content_policy(style: str, script: str) -> str:
@@ -81,46 +99,8 @@ class StoreSection(NamedTuple):
     parts: list[SectionPart]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PageContent:
-    """Content of a page."""
-
-    config: ReportConfig
-    store: Store
-    results: list[StudentResult]
-    """All students, also one that was not evaluated yet."""
-    values: dict[str, Any]
-    """Content of report.json."""
-    columns: Sequence[Column]
-    paired: Column | None
-    """Column by which arms are compared."""
-    teacher: StudentResult | None
-    network: StudentResult | None
-    """Given network that was evaluated in this run (evaluate model=network)."""
-    selection: ModelSelection | None
-    cases: list[SplitCases]
-    used_passes: list[UsedPass]
-    """Passes of the store that the students learned from or were compared with."""
-
-    @property
-    def options(self) -> ReportOptions:
-        """Section `report` of the config."""
-        return self.config.report
-
-    @property
-    def colors(self) -> dict[str, str]:
-        """Color of each network in the plots."""
-        from permafrost.report.figures import arm_colors
-
-        networks = [*self.results, *([self.network] if self.network else [])]
-        labels = [result.label for result in [*networks, *split_by_evaluation(networks)]]
-        return arm_colors(list(dict.fromkeys(labels)), self.teacher.label if self.teacher else None)
-
-
 def render_page(page: PageContent) -> str:
     """Render the HTML page."""
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("permafrost", "report"),
         autoescape=True,
@@ -146,9 +126,6 @@ def render_page(page: PageContent) -> str:
 
 def _store_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the store and its passes."""
-    from permafrost.report.pictures import contact_sheet, shown_name
-    from permafrost.report.provenance import describe_writing
-
     config, store = page.config, page.store
     passes = _open_passes(config, store)
     used = [one.teacher for one in page.used_passes]
@@ -163,7 +140,8 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
         )
     return {
         "store": config.store.path,
-        "written": describe_writing(),
+        # When it is written is in the log, as the same inputs give the same page.
+        "written": f"by permafrost {__version__}",
         "passes": page.values["passes"],
         "contact_sheet": sheet,
         "columns_of_table": [shown_name(name) for name in store.manifest.columns or ()],
@@ -180,9 +158,6 @@ def _added_sections(store: Store) -> list[StoreSection]:
 
 def _student_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the students, of which those with results are empty if none was evaluated."""
-    from permafrost.report.figures import epoch_plots, shift_plots, training_curves
-    from permafrost.report.pictures import map_grid, readable_classes
-
     results, values = page.results, page.values
     seeds = list(dict.fromkeys(result.seed for result in results))
     pictures = _pictures([result for result in results if result.seed == seeds[0]])
@@ -198,7 +173,7 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         "in_colors": any("colors" in tensors for tensors in pictures.values()),
         "cases": page.cases,
         "curves": training_curves(_metric_lines(results), page.colors),
-        "epochs": epoch_plots(epoch_curves(results), page.colors),
+        "epochs": epoch_plots(values.get("curves", {}), page.colors),
         "shifts": [
             plot
             for split, curves in _shift_curves(results).items()
@@ -221,11 +196,6 @@ def _evaluation_sections(page: PageContent) -> dict[str, Any]:
 
 def _result_tables(page: PageContent) -> dict[str, Any]:
     """Main table, its sentences and the plots below it."""
-    from permafrost.report.grid_figures import grid_plots
-    from permafrost.report.main_table import meanings
-    from permafrost.report.provenance import bytes_by_arm, bytes_plot
-    from permafrost.report.training_facts import describe_arms
-
     values = page.values
     if page.paired is None:
         return {}
@@ -263,10 +233,6 @@ def _mean_caption(seeds: Sequence[int]) -> str:
 
 def _setup(page: PageContent) -> dict[str, Any]:
     """Section on what was trained on what."""
-    from permafrost.commands import commands_of
-    from permafrost.report.provenance import describe_teachers
-    from permafrost.report.training_facts import describe_data, training_facts
-
     facts = training_facts(page.results, page.store)
     return {
         "setup": facts._replace(shared=describe_data(page.store) | facts.shared),
@@ -276,9 +242,6 @@ def _setup(page: PageContent) -> dict[str, Any]:
 
 
 def _selection(selection: ModelSelection, values: dict[str, Any]) -> dict[str, Any]:
-    from permafrost.report.figures import Plot
-    from permafrost.report.grid_figures import selection_plot
-
     return {
         "selection": values["selection"],
         "selection_scale": selection.metric.scale,
@@ -296,8 +259,6 @@ def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
 
 
 def _pictures(results: list[StudentResult]) -> dict[str, Any]:
-    from permafrost.evaluation.saved_records import PICTURES_NAME
-
     return {
         result.label: load_written(result.evaluation, PICTURES_NAME)
         for result in results
@@ -306,11 +267,9 @@ def _pictures(results: list[StudentResult]) -> dict[str, Any]:
 
 
 def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
-    from permafrost.training.metric_log import read_metrics
-
     lines = defaultdict(list)
     for result in results:
-        folder = result.folder / "distill"
+        folder = result.training_folder
         steps = read_description(folder).steps if is_finished(folder) else None
         lines[result.label].append(list(read_metrics(folder, steps)))
     return lines
@@ -334,7 +293,7 @@ def _ledger(
 ) -> dict[str, str]:
     records = store.num_records()
     inputs = store.shards.total_bytes
-    folders = [result.folder / "distill" for result in results]
+    folders = [result.training_folder for result in results]
     costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
     noun, failed = ("rows", "stored") if store.is_table else ("images", "decoded")
     ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} per record)"}

@@ -36,7 +36,7 @@ def used_passes(results: Sequence[StudentResult], store: Store) -> list[UsedPass
     """
     learners: dict[tuple[str, str], dict[str, None]] = {}
     for result in results:
-        for entry in _recorded_passes(result.folder / "distill"):
+        for entry in _recorded_passes(result.training_folder):
             learners.setdefault(entry, {})[result.label] = None
     for result in results:
         for name in result.evaluations:

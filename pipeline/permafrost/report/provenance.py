@@ -1,4 +1,4 @@
-"""Origin of a report: teachers, networks and their sizes, stored bytes, and the version that wrote the page."""
+"""Origin of a report: teachers, networks and their sizes, and stored bytes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 
 from permafrost.config.builder import build_config
-from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
-from permafrost.config.models import MODELS
-from permafrost.config.runs import CONFIG_NAME, read_config
-from permafrost.config.version import __version__
 from permafrost.core.errors import UserError
 from permafrost.losses.base import Needs, build_loss
-from permafrost.models.providers import build_model, count_parameters, measure_cost
-from permafrost.models.saved import is_finished, load_model
+from permafrost.models.saved import is_finished
+from permafrost.models.trained_weights import ModelDescription, read_entries
 from permafrost.report.figures import Measured, Plot, measured_plot
 from permafrost.report.main_table import Column
 from permafrost.report.passes import UsedPass
@@ -34,25 +29,22 @@ from permafrost.store.zarr_fields import FIELDS_FOLDER
 def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
     """Build one row per arm: method, architecture, parameters, and macs, the multiply-accumulates of one record.
 
-    It describes the first student of each arm whose weights exist, at its input size.
+    It describes the first student of each arm whose weights exist, at its input size, as model.json has it.
     """
-    first: dict[str, StudentResult] = {}
+    first: dict[str, ModelDescription] = {}
     for result in results:
-        if is_finished(result.folder / "distill"):
-            first.setdefault(result.label, result)
-    return [{"method": label, **_row(result)} for label, result in first.items()]
-
-
-def _row(result: StudentResult) -> dict[str, Any]:
-    model, trained = load_model(result.folder / "distill")
-    config = trained.config
-    shape = (trained.input_size[1],) if config.takes_rows else (3, *trained.input_size)
-    cost = measure_cost(model, torch.zeros(1, *shape))
-    return {
-        "architecture": f"{config.kind} {config.name}",
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-    }
+        if is_finished(result.training_folder):
+            first.setdefault(result.label, read_entries(result.training_folder))
+    return [
+        {
+            "method": label,
+            "architecture": f"{described.model['kind']} {described.model['name']}",
+            "parameters": described.parameters,
+            "macs": described.macs,
+        }
+        for label, described in first.items()
+        if described.macs is not None
+    ]
 
 
 # ---- stored bytes ----------------------------------------------------------------------------------
@@ -104,8 +96,7 @@ def bytes_plot(
 
 
 def _bytes_of(result: StudentResult, store: Store) -> float | None:
-    path = result.folder / "distill" / CONFIG_NAME
-    config = read_config(path, DistillConfig) if path.exists() else {}
+    config = result.training
     inputs = config.get("inputs", {})
     if inputs.get("store") != store.manifest.fingerprint:
         return None
@@ -157,10 +148,9 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
         "Students": ", ".join(learners) or "none learned from it, they are compared with it",
         "Network": describe_network(described.get("architecture", {})),
     }
-    parameters = _parameters(described)
-    if parameters is not None:
-        facts["Parameters"] = f"{parameters:,}"
     made_with = dict(teacher.manifest.made_with)
+    if parameters := made_with.pop("parameters", ""):
+        facts["Parameters"] = parameters
     weights = [made_with.pop("weights", ""), f"sha256 {described.get('weights_sha256')}"]
     facts["Weights"] = ", ".join(filter(None, weights))
     if teacher.explainer is not None:
@@ -170,21 +160,3 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
         listed = (f"{name} {value}" for name, value in made_with.items())
         facts["Computed with"] = ", ".join(listed)
     return facts
-
-
-def _parameters(described: dict[str, Any]) -> int | None:
-    """Count the parameters of a described network, None if that needs a download."""
-    architecture = described.get("architecture", {})
-    if ":" in str(architecture.get("name")):
-        return None
-    try:
-        cls = MODELS[architecture["kind"]]
-        config = build_config(cls, dict(architecture), "teacher")
-        return count_parameters(build_model(config, int(described["classes"])).network)
-    except (KeyError, UserError):  # a network of another version
-        return None
-
-
-def describe_writing() -> str:
-    """Say which version writes the report. When it does is in the log, as the same inputs give the same page."""
-    return f"by permafrost {__version__}"

@@ -92,6 +92,17 @@ class StudentResult:
     """Name of the folder of the records and pictures to show, that of `metrics` if there are any."""
 
     @property
+    def training_folder(self) -> Path:
+        """Folder of the training."""
+        return self.folder / "distill"
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Options and inputs of the training, empty if they are not recorded."""
+        path = self.training_folder / CONFIG_NAME
+        return read_config(path, DistillConfig) if path.exists() else {}
+
+    @property
     def evaluation(self) -> Path:
         """Folder of the evaluation."""
         return self.folder / self.evaluation_name
@@ -324,7 +335,7 @@ def epoch_curves(
     curves: dict[str, dict[str, list[dict[int, float]]]] = {}
     for result in results:
         own: dict[str, dict[int, float]] = {}
-        for point in read_curve(result.folder / "distill"):
+        for point in read_curve(result.training_folder):
             for split, metrics in point["splits"].items():
                 for metric, value in metrics.items():
                     own.setdefault(f"{split}.{metric}", {})[point["epoch"]] = value

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from permafrost.config.builder import build_config
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
-from permafrost.config.runs import CONFIG_NAME, identity, read_config, to_plain_dict
+from permafrost.config.runs import identity, to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import UserError
 from permafrost.loading.selection import count_training_rows
@@ -116,10 +116,9 @@ def describe_arms(results: Sequence[StudentResult]) -> list[DescribedArm]:
     """Describe the method of every arm, whose points of a grid are one. Arms without a recorded method are left out."""
     methods: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
-        path = result.folder / "distill" / CONFIG_NAME
-        config = read_config(path, DistillConfig) if path.exists() else {}
-        if isinstance(config.get("method"), Mapping):
-            methods.setdefault(curve_of(result), []).append(config["method"])
+        method = result.training.get("method")
+        if isinstance(method, Mapping):
+            methods.setdefault(curve_of(result), []).append(method)
     return [_describe_arm(name, of_arm) for name, of_arm in methods.items()]
 
 
@@ -169,8 +168,7 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
 
     counts  numbers of training records by the options that determine them, to which new ones are added
     """
-    path = result.folder / "distill" / CONFIG_NAME
-    config = read_config(path, DistillConfig) if path.exists() else {}
+    config = result.training
     inputs = config.get("inputs", {})
     values = identity(config, DistillConfig)
     options = {}

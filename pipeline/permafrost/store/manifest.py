@@ -151,8 +151,8 @@ class PassManifest:
     hierarchy: list[dict[str, Any]] | None = None
     """Coarsening and sha256 of each level of a field that has levels, None without one."""
     made_with: dict[str, str] = field(default_factory=dict)
-    """Versions, device and name of the weights, for information only; not covered by the fingerprint. It has no time,
-    as a pass depends on its inputs alone."""
+    """Versions, device, size of the network and name of the weights, for information only; not covered by the
+    fingerprint. It has no time, as a pass depends on its inputs alone."""
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -50,6 +50,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
         for point in _points(words, config.grid):
             known |= set(point)
             composed = compose("sweep", [*words, *point_words(point)])
+            composed["command"] = ["sweep", *base]
             trained: DistillConfig = place_paths(build_verb_config("distill", composed))
             evaluate: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
             if config.executor != "serial":

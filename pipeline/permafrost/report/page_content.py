@@ -1,0 +1,244 @@
+"""Content of a page: the students of a run, their teacher, a given network, and how they compare, read from disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from permafrost.commands import evaluate_command
+from permafrost.config.page_options import ReportOptions
+from permafrost.config.points import point_label
+from permafrost.config.runs import RUNS
+from permafrost.config.verbs import ReportConfig
+from permafrost.report.case_pictures import SplitCases, show_cases
+from permafrost.report.cases import open_pair
+from permafrost.report.comparison import (
+    ONE_SEED,
+    differences_by_column,
+    paired_difference,
+    seeds_in_words,
+)
+from permafrost.report.conclusions import conclusions
+from permafrost.report.figures import arm_colors
+from permafrost.report.main_table import (
+    Column,
+    chance_row,
+    columns_of,
+    paired_column,
+    student_rows,
+    teacher_row,
+)
+from permafrost.report.model_selection import ModelSelection, load_selection
+from permafrost.report.passes import UsedPass, check_named_passes, describe_passes, used_passes
+from permafrost.report.provenance import network_rows
+from permafrost.report.student_results import (
+    SWEEP_NAME,
+    StudentResult,
+    epoch_curves,
+    load_network,
+    load_results,
+    load_teacher,
+    split_by_evaluation,
+)
+from permafrost.store.reader import Store
+
+logger = logging.getLogger("permafrost.report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageContent:
+    """Content of a page."""
+
+    config: ReportConfig
+    store: Store
+    results: list[StudentResult]
+    """All students, also one that was not evaluated yet."""
+    values: dict[str, Any]
+    """Content of report.json."""
+    columns: Sequence[Column]
+    paired: Column | None
+    """Column by which arms are compared."""
+    teacher: StudentResult | None
+    network: StudentResult | None
+    """Given network that was evaluated in this run (evaluate model=network)."""
+    selection: ModelSelection | None
+    cases: list[SplitCases]
+    used_passes: list[UsedPass]
+    """Passes of the store that the students learned from or were compared with."""
+
+    @property
+    def options(self) -> ReportOptions:
+        """Section `report` of the config."""
+        return self.config.report
+
+    @property
+    def colors(self) -> dict[str, str]:
+        """Color of each network in the plots."""
+        networks = [*self.results, *([self.network] if self.network else [])]
+        labels = [result.label for result in [*networks, *split_by_evaluation(networks)]]
+        return arm_colors(list(dict.fromkeys(labels)), self.teacher.label if self.teacher else None)
+
+    @property
+    def headline(self) -> str:
+        """Paired difference in one line, empty if there is none."""
+        found, column = self.values.get("paired_difference"), self.paired
+        if found is None or column is None:
+            return ""
+        opening = (
+            f"{self.options.candidate} - {self.options.baseline} in {column.name}: "
+            f"{column.difference(found['mean'])}"
+        )
+        if found["interval"] is None:
+            return f"{opening} ({ONE_SEED})"
+        low, high = (column.difference(bound, unit=False) for bound in found["interval"])
+        return (
+            f"{opening} (sd {column.text(found['sd'])}, 95 % interval {low} to {high}, "
+            f"{seeds_in_words(len(found['per_seed']))})"
+        )
+
+
+def gather_page(config: ReportConfig) -> PageContent:
+    """Gather what the page of a run shows, without training or evaluating anything."""
+    results = load_results(config.run, config.report.runs)
+    students = [result for result in results if result.is_evaluated]
+    teacher, network = load_teacher(config.run), load_network(config.run)
+    logger.info(
+        "report of %s and of run %s: %d students, %d of them evaluated%s",
+        config.store.path,
+        config.run,
+        len(results),
+        len(students),
+        ", and a given network" if network else "",
+    )
+    evaluated = students or ([network] if network else [])
+    store = Store(config.store.folder)
+    used = used_passes(results, store)
+    check_named_passes(config.store.teacher, used, store)
+    selection = load_selection(config.run)
+    config = replace(config, report=_without_unknown_columns(config, evaluated))
+    options = config.report
+    columns = columns_of(options.columns, evaluated) if evaluated else []
+    if evaluated:
+        options.check_names([column.name for column in columns])
+    paired = paired_column(options.paired_column, columns)
+    shows_cases = students and options.cases and not store.is_table
+    pair = open_pair(config, students) if shows_cases else None
+    cases = show_cases(pair, options) if pair else []
+    values: dict[str, Any] = {"passes": describe_passes(store)}
+    if results:
+        values |= _student_values(config.run, results, store)
+    if paired:
+        values |= _result_values(options, evaluated, columns, paired, teacher)
+    if network:
+        values["network"] = network.numbers
+    if cases:
+        values["cases"] = [case for split in cases for case in split.chosen]
+    if selection:
+        values["selection"] = _selection_values(selection)
+    return PageContent(
+        config=config,
+        store=store,
+        results=results,
+        values=values,
+        columns=columns,
+        paired=paired,
+        teacher=teacher,
+        network=network,
+        selection=selection,
+        cases=cases,
+        used_passes=used,
+    )
+
+
+def _without_unknown_columns(config: ReportConfig, results: list[StudentResult]) -> ReportOptions:
+    """Return the options without the columns that a student outside a sweep does not have.
+
+    An experiment names the columns of its sweep, whose evaluators a single student may not have been given.
+    """
+    options = config.report
+    if (RUNS / config.run / SWEEP_NAME).exists() or len(results) != 1:
+        return options
+    missing = {n: s for n, s in options.columns.items() if results[0].find(s) is None}
+    if missing:
+        logger.info("without the columns %s, which were not evaluated", ", ".join(missing.values()))
+    return replace(
+        options,
+        columns={name: s for name, s in options.columns.items() if name not in missing},
+        paired_column=None if options.paired_column in missing else options.paired_column,
+        plotted=tuple(name for name in options.plotted if name not in missing),
+    )
+
+
+def _student_values(run: str, results: list[StudentResult], store: Store) -> dict[str, Any]:
+    """Networks of the students, their curves, and the command that evaluates one without results."""
+    values: dict[str, Any] = {"networks": network_rows(results)}
+    if curves := epoch_curves(results):
+        values["curves"] = curves
+    missing = next((result for result in results if not result.is_evaluated), None)
+    if missing is not None:
+        command = evaluate_command(run, store, missing.training_folder)
+        logger.info("%s was not evaluated yet; run: %s", missing.folder, command)
+        values["unevaluated"] = {"label": missing.label, "command": command}
+    return values
+
+
+def _result_values(
+    options: ReportOptions,
+    results: list[StudentResult],
+    columns: list[Column],
+    paired: Column,
+    teacher: StudentResult | None,
+) -> dict[str, Any]:
+    """Rows of teacher, chance and students, and their comparison."""
+    rows = student_rows(results, columns)
+    levels = {
+        "teacher": teacher_row(results, columns, teacher),
+        "chance": chance_row(results, columns),
+    }
+    values: dict[str, Any] = {**levels, "runs": rows}
+    pair = (options.candidate, options.baseline)
+    if _has_a_pair(results, options):
+        values["paired_difference"] = paired_difference(rows, *pair, paired.name)
+    names = [column.name for column in columns]
+    differences = differences_by_column(rows, options.baseline, names)
+    has_others = len({row["method"] for row in rows}) > 2
+    values["differences"] = differences.get(paired.name, {}) if has_others else {}
+    values["differences_by_column"] = differences
+    is_trained = results[0].seed is not None  # a given network alone is no arm
+    values["summary"] = conclusions(rows, paired, pair, **levels) if is_trained else []
+    return values
+
+
+def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
+    """Return whether candidate and baseline can be compared, because an arm with several points is not one method."""
+    several = {result.arm for result in results if result.label != result.arm}
+    pair = {options.candidate, options.baseline}
+    if not pair & several:
+        is_default = pair == {ReportOptions.candidate, ReportOptions.baseline}
+        return not is_default or pair <= {result.label for result in results}
+    logger.info(
+        "no paired difference, because %s has several points of the grid; sweep with select=, or name one "
+        "point of each arm, as in report.candidate='%s'",
+        ", ".join(sorted(several)),
+        next(result.label for result in results if result.label != result.arm),
+    )
+    return False
+
+
+def _selection_values(selection: ModelSelection) -> dict[str, Any]:
+    return {
+        "select": selection.select,
+        "candidates": [
+            {
+                "arm": candidate.arm,
+                "point": candidate.point,
+                "label": point_label(candidate.point),
+                "seeds": len(candidate.values),
+                "chosen": candidate.chosen,
+                **candidate.summary,
+            }
+            for candidate in selection.candidates
+        ],
+    }
