@@ -6,13 +6,13 @@ what is allowed.
 
 from __future__ import annotations
 
-import types
 from contextlib import suppress
 from dataclasses import MISSING
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from permafrost.config.options import Options, check_limits, options_of
 from permafrost.config.verbs import FAMILIES, VERBS, section_class
+from permafrost.core.conversion import Conversion
 from permafrost.core.errors import ConfigError
 
 C = TypeVar("C", bound=Options)
@@ -61,38 +61,6 @@ def check_values(cls: type[Options], values: dict[str, Any], path: str = "") -> 
             check_limits(option, _convert(option.hint, value, where), where)
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """Convert `value` to the type `hint`; raise a ConfigError that states what is allowed if it cannot be."""
-    section = path if path in FAMILIES else None
-    if section is not None and isinstance(value, dict):
-        return _build_kind(section, hint, value)
-    if hint is Any:
-        return value
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        members = get_args(hint)
-        if value is None and type(None) in members:
-            return None
-        return _convert(next(m for m in members if m is not type(None)), value, path)
-    if origin is Literal:
-        if value not in get_args(hint):
-            allowed = ", ".join(map(str, get_args(hint)))
-            raise ConfigError(f"{path} must be one of {allowed}; got {value!r}")
-        return value
-    if origin is tuple:
-        return _convert_tuple(get_args(hint), value, path)
-    if origin is dict:
-        value = {} if value is None else value
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path} must be a mapping, got {value!r}")
-        return {str(k): _convert(get_args(hint)[1], v, f"{path}.{k}") for k, v in value.items()}
-    if isinstance(hint, type) and issubclass(hint, Options):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path} must be a section of options, got {value!r}")
-        return build_config(hint, value, path)
-    return _convert_scalar(hint, value, path)
-
-
 def _build_kind(section: str, hint: Any, value: dict[str, Any]) -> Any:
     members = FAMILIES[section]
     allowed = tuple(cls for cls in (get_args(hint) or (hint,)) if isinstance(cls, type))
@@ -105,31 +73,35 @@ def _build_kind(section: str, hint: Any, value: dict[str, Any]) -> Any:
     return build_config(members[kind], value, section)
 
 
-def _convert_tuple(members: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
-    if members == (str, ...) and isinstance(value, str):
-        return (value,)  # a single name is a list of one
-    if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{path} must be a list, got {value!r}")
-    if members[-1] is not Ellipsis and len(value) != len(members):
-        raise ConfigError(f"{path} must have {len(members)} values, got {list(value)}")
-    hints = [members[0]] * len(value) if members[-1] is Ellipsis else list(members)
-    return tuple(
-        _convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True))
-    )
+class _OptionValues(Conversion):
+    """Conversion of options, lenient to what YAML and a command line make of them."""
+
+    error = ConfigError
+
+    def __call__(self, hint: Any, value: Any, where: str) -> Any:
+        if where in FAMILIES and isinstance(value, dict):
+            return _build_kind(where, hint, value)
+        if get_origin(hint) is dict and value is None:
+            value = {}
+        if hint == tuple[str, ...] and isinstance(value, str):
+            value = (value,)  # a single name is a list of one
+        return super().__call__(hint, value, where)
+
+    def build(self, hint: Any, value: Any, where: str) -> Any:
+        if isinstance(hint, type) and issubclass(hint, Options):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where} must be a section of options, got {value!r}")
+            return build_config(hint, value, where)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+            with suppress(ValueError):  # the error below is clearer
+                return float(value)
+        return super().build(
+            hint, hint(value) if is_number and hint in (float, str) else value, where
+        )
 
 
-def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        with suppress(ValueError):  # the error below is clearer
-            return float(value)
-    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    if type(value) is not hint:
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise ConfigError(f"{path} must be {words.get(hint, hint)}, got {value!r}")
-    return value
+_convert = _OptionValues()
 
 
 def _join(path: str, name: str) -> str:

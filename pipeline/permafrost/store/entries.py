@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-import types
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
+from permafrost.core.conversion import Conversion
 from permafrost.core.errors import UserError
 
 REPAIR = "run permafrost precompute again, which writes missing files"
@@ -78,7 +78,6 @@ class FileEntry:
 T = TypeVar("T")
 
 _SHOWN_CHARACTERS = 80
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 class EntryError(ValueError):
@@ -92,7 +91,7 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     Raises EntryError; the dataclass's own __post_init__ may also raise it.
     """
     if not isinstance(values, dict):
-        raise EntryError(f"{where or 'it'} must be a mapping, got {_format(values)}")
+        raise EntryError(f"{where or 'it'} must be a mapping, got {_convert.show(values)}")
     hints = _hints(cls)  # type: ignore[arg-type]
     if set(values) != set(hints):
         names = ", ".join(sorted(map(str, set(values) ^ set(hints))))
@@ -113,41 +112,23 @@ def _hints(cls: type) -> dict[str, Any]:
     return {spec.name: hints[spec.name] for spec in fields(cls)}
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint is Any:
-        return value
-    origin, members = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in members:
-            return None
-        return _convert(next(m for m in members if m is not type(None)), value, where)
-    if origin is Literal:
-        if not isinstance(value, str) or value not in members:
-            raise EntryError(f"{where} must be one of {', '.join(members)}, got {_format(value)}")
-        return value
-    if origin in (tuple, list):
-        if not isinstance(value, list):
-            raise EntryError(f"{where} must be a list, got {_format(value)}")
-        if origin is tuple and members[-1] is not Ellipsis and len(value) != len(members):
-            raise EntryError(f"{where} must have {len(members)} values, got {len(value)}")
-        each = members if origin is tuple and members[-1] is not Ellipsis else None
-        return origin(
-            _convert(each[i] if each else members[0], v, f"{where}[{i}]")
-            for i, v in enumerate(value)
-        )
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise EntryError(f"{where} must be a mapping, got {_format(value)}")
-        return {name: _convert(members[1], v, f"{where}.{name}") for name, v in value.items()}
-    if is_dataclass(hint) and isinstance(hint, type):
-        return from_dict(hint, value, where)
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint or (hint is float and not math.isfinite(value)):
-        raise EntryError(f"{where} must be {_WORDS.get(hint, hint)}, got {_format(value)}")
-    return value
+class _Entries(Conversion):
+    """Conversion of entries, whose messages show no more than a line of a hostile value."""
+
+    error = EntryError
+
+    def build(self, hint: Any, value: Any, where: str) -> Any:
+        if is_dataclass(hint) and isinstance(hint, type):
+            return from_dict(hint, value, where)
+        if hint is float and type(value) is int:
+            value = float(value)
+        if hint is float and isinstance(value, float) and not math.isfinite(value):
+            raise EntryError(f"{where} must be a number, got {self.show(value)}")
+        return super().build(hint, value, where)
+
+    def show(self, value: Any) -> str:
+        text = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
+        return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
-def _format(value: Any) -> str:
-    text = repr(value) if not isinstance(value, (dict, list)) else type(value).__name__
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+_convert = _Entries()
