@@ -11,7 +11,7 @@ from permafrost.config.models import table_words
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
 from permafrost.config.verbs import VERBS, PrecomputeConfig
 from permafrost.core.errors import UserError
-from permafrost.loading.selection import HOLDOUT
+from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_precompute
 from permafrost.models.saved import is_finished, read_description
 from permafrost.models.trained_weights import read_entries

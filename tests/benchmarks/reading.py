@@ -15,7 +15,7 @@ import webdataset
 
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.store.frames import decode_frame
 from permafrost.store.reader import Store, TeacherPass
 from stages import precompute

@@ -12,7 +12,7 @@ import torch
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.store.reader import Store, TeacherPass
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn

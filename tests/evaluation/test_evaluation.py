@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.records import NO_GROUP, NO_LABEL
 from permafrost.evaluation.forward import EvaluatedModel, metrics_of, predict_records
-from permafrost.evaluation.scores import (
+from permafrost.evaluation.metrics import (
     accuracy,
     agreement,
     energy_pointing_game,

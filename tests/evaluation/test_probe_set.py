@@ -26,7 +26,7 @@ from permafrost.evaluation.probe_set import (
 )
 from permafrost.ked.options import AdditiveModelConfig
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model, freeze
 from permafrost.unicam.estimators import (
     InnerProducts,

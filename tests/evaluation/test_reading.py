@@ -14,7 +14,7 @@ from permafrost.evaluation.forward import evaluate_model
 from permafrost.loading import dataset as dataset_module
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import iter_on_device, move_batch, read_ahead
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze

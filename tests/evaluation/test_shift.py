@@ -10,7 +10,7 @@ from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.evaluation.shift import overlap_cosine, shift_curves, window, window_view
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import warp
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.models.classifier import ModelOutput
 from permafrost.models.providers import build_model, freeze
 from tests.support.stores import TINY_DATA

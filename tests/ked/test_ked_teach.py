@@ -30,7 +30,7 @@ from permafrost.ked.network import network_partition
 from permafrost.ked.options import AdditiveModelConfig, KEDTeachingConfig
 from permafrost.ked.partition import build_partition
 from permafrost.ked.search import PartitionSearch, load_partition
-from permafrost.loading.selection import balanced_order
+from permafrost.loading.subset import balanced_order
 from permafrost.models.saved import load_model
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics

@@ -15,7 +15,7 @@ from permafrost.loading import dataset as dataset_module
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
-from permafrost.loading.selection import (
+from permafrost.loading.subset import (
     count_training_rows,
     rows_of_split,
     select_holdout_rows,

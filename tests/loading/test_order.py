@@ -9,7 +9,7 @@ import pytest
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from tests.support.synthetic import large_store, receipt_of, store_of_rows, write_shards
 
 LARGE = 14_197_122  # ImageNet-21k

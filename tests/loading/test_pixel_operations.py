@@ -33,7 +33,7 @@ from permafrost.loading.pixel_augment import (
     PixelSchedule,
     change_rows,
 )
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import move_batch
 from permafrost.loading.views import ViewSchedule
 from permafrost.models.explanations import gradcam

@@ -12,7 +12,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL, Box
 from permafrost.sources.image_files import to_mask_png
 from permafrost.sources.source import build_source
-from permafrost.store.pixels import ImageError
+from permafrost.store.image_decoding import ImageError
 from tests.support.image_sets import (
     WATERBIRDS,
     WATERBIRDS_OPTIONS,

@@ -34,7 +34,7 @@ from permafrost.models.weights import load_weights, read_state_dict
 from permafrost.report.figures import training_curves
 from permafrost.report.pictures import PictureRow, picture_grid
 from permafrost.sources.source import build_source
-from permafrost.store.pixels import ImageError, inspect_image
+from permafrost.store.image_decoding import ImageError, inspect_image
 from permafrost.store.publish_pass import ConstantLogitsError
 from stages import distill, precompute
 from tests.support.images import write_tar

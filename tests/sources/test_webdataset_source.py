@@ -15,7 +15,7 @@ from permafrost.core.records import NO_GROUP, NO_LABEL, Box
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.source import build_source
 from permafrost.sources.tar_members import expand_range, split_of_tar
-from permafrost.store.pixels import ImageError
+from permafrost.store.image_decoding import ImageError
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.images import png, write_tar

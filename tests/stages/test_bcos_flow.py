@@ -27,7 +27,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.evaluation.forward import EvaluatedModel, attribution_of, maps_of
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps, evaluation_view, view_images
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, report, teach

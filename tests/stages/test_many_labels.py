@@ -31,7 +31,7 @@ from permafrost.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConf
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_targets
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import TrainedModel, save_model

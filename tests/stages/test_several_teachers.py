@@ -21,7 +21,7 @@ from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.selection import rows_of_split, select_holdout_rows
+from permafrost.loading.subset import rows_of_split, select_holdout_rows
 from permafrost.losses.base import build_loss
 from permafrost.models.providers import build_model
 from permafrost.models.saved import read_description

@@ -46,7 +46,7 @@ from permafrost.ked.partition import (
 from permafrost.ked.subnets import LOGITS
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import decode_intermediates, view_images, view_targets
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import StepInputs
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.resolve import resolve_distill, resolve_network

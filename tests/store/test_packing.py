@@ -22,7 +22,7 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.source import build_source
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.frames import resize_frame
-from permafrost.store.pixels import ImageError, decode_rgb
+from permafrost.store.image_decoding import ImageError, decode_rgb
 from permafrost.store.publish import DEFAULT_FRAME_SIZE
 from permafrost.store.reader import Store
 from permafrost.store.tars import TarShard

@@ -14,7 +14,7 @@ from permafrost.config.augment import AugmentOptions, OperationConfig, RandomVie
 from permafrost.config.data import WebDatasetDataConfig
 from permafrost.config.store import PassOptions
 from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.sources.demo import DemoSource
 from permafrost.store.reader import Store
 from stages import precompute

@@ -14,7 +14,7 @@ from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.store.fields import StoredShard
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.reader import Store

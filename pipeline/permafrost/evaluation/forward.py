@@ -19,7 +19,7 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.label_forms import classes_of, has_many
 from permafrost.core.records import NO_CLASS, Batch, StoredTargets, Targets
-from permafrost.evaluation.scores import (
+from permafrost.evaluation.metrics import (
     energy_pointing_game,
     label_scores,
     localization_iou,
@@ -38,7 +38,7 @@ from permafrost.loading.geometry import (
     view_maps,
     view_targets,
 )
-from permafrost.loading.selection import HOLDOUT, rows_of_split, select_holdout_rows
+from permafrost.loading.subset import HOLDOUT, rows_of_split, select_holdout_rows
 from permafrost.loading.transfer import iter_on_device
 from permafrost.losses.e2kd import map_cosine
 from permafrost.models.bcos.layers import add_inverse

@@ -16,7 +16,7 @@ from permafrost.config.models import NoModelConfig
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import sha256_json
-from permafrost.loading.selection import HOLDOUT
+from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import TrainedModel, is_finished, load_model, read_description
 from permafrost.models.trained_weights import check_trained_weights

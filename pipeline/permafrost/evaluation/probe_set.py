@@ -32,7 +32,7 @@ from permafrost.core.seeds import derive_seed
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import evaluation_view, view_images
-from permafrost.loading.selection import members_of_classes
+from permafrost.loading.subset import members_of_classes
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier, Intermediates
 

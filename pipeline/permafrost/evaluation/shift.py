@@ -21,7 +21,7 @@ from permafrost.core.seeds import derive_seed
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.evaluation.scores import upsample
+from permafrost.evaluation.metrics import upsample
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import ModelOutput

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, RecordError
-from permafrost.store.pixels import ImageError, decode_rgb, inspect_image, open_image
+from permafrost.store.image_decoding import ImageError, decode_rgb, inspect_image, open_image
 
 NO_CONCEPT = 0
 """Label of a pixel without a concept."""

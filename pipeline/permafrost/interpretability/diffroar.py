@@ -35,7 +35,7 @@ from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.interpretability.gradient_alignment import input_gradient
 from permafrost.interpretability.options import DiffroarOptions
 from permafrost.loading.geometry import view_images
-from permafrost.loading.selection import balanced_order
+from permafrost.loading.subset import balanced_order
 from permafrost.models.resolve import require_images
 
 Part = Literal["top", "bottom"]

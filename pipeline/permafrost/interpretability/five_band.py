@@ -32,7 +32,7 @@ from permafrost.core.records import NO_CLASS, Batch
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS_PER_CENT, PER_CENT, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import attribution_of, maps_of
-from permafrost.evaluation.scores import upsample
+from permafrost.evaluation.metrics import upsample
 from permafrost.interpretability.options import FiveBandOptions
 from permafrost.loading.geometry import canonical_from_view, view_images, warp
 from permafrost.models.explanations import forward_to_explain

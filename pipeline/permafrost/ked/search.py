@@ -41,7 +41,7 @@ from permafrost.ked.partition import Partition
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.decode_threads import decode_threads_of
 from permafrost.loading.geometry import evaluation_view, view_images
-from permafrost.loading.selection import balanced_order
+from permafrost.loading.subset import balanced_order
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier
 from permafrost.models.fingerprint import describe_teacher

@@ -262,7 +262,7 @@ def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArr
     """Draw maps [n, h, w], each scaled to its highest value and upsampled, in red over a pale gray image."""
     import torch
 
-    from permafrost.evaluation.scores import upsample
+    from permafrost.evaluation.metrics import upsample
 
     size = (images.shape[1], images.shape[2])
     heat = upsample(torch.from_numpy(maps), size).clamp(min=0).numpy()

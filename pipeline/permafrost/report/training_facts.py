@@ -12,7 +12,7 @@ from permafrost.config.methods import METHODS
 from permafrost.config.runs import identity, to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import UserError
-from permafrost.loading.selection import count_training_rows
+from permafrost.loading.subset import count_training_rows
 from permafrost.report.comparison import seeds_in_words
 from permafrost.report.model_selection import curve_of
 from permafrost.report.student_results import StudentResult

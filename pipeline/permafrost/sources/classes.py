@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from permafrost.core.errors import ConfigError
-from permafrost.sources.table_columns import to_number
+from permafrost.sources.table_files import to_number
 
 MAX_CLASSES = 1_000_000
 """Limit for labels that are numbers. A larger label is a mistake, and would require a list of that many class

@@ -15,7 +15,7 @@ from PIL import Image
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.files import FileError, read_regular
 from permafrost.core.records import MAX_KEY_BYTES
-from permafrost.store.pixels import MAX_IMAGE_BYTES, ImageError, open_image
+from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

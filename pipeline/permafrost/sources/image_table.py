@@ -32,7 +32,7 @@ from permafrost.sources.image_files import (
 )
 from permafrost.sources.splits import TRAIN, split_of, split_off_test
 from permafrost.sources.table import TableFiles
-from permafrost.sources.table_columns import Row, is_all_digits, read_rows, to_number, to_text
+from permafrost.sources.table_files import Row, is_all_digits, read_rows, to_number, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

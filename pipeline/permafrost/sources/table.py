@@ -25,7 +25,7 @@ from permafrost.core.records import NO_LABEL, Content, Record
 from permafrost.sources.classes import ClassIndex, load_class_names
 from permafrost.sources.image_files import escape_key
 from permafrost.sources.splits import TRAIN, split_of, split_off_test
-from permafrost.sources.table_columns import (
+from permafrost.sources.table_files import (
     Features,
     TableColumns,
     read_columns,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from permafrost.config.data import ImageTableDataConfig, SklearnTableDataConfig, TableDataConfig
-    from permafrost.sources.table_columns import Row
+    from permafrost.sources.table_files import Row
 
 
 ROW_KEY = "row-{:09d}"

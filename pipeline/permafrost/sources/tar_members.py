@@ -13,7 +13,7 @@ from braceexpand import braceexpand
 
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.files import open_regular, read_at
-from permafrost.store.pixels import MAX_IMAGE_BYTES, ImageError
+from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

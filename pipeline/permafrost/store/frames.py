@@ -12,7 +12,7 @@ from torch import Tensor
 from permafrost.core.label_forms import multi_hot_of_lists
 from permafrost.store.codecs import decode_npy, decode_row
 from permafrost.store.entries import ManifestError
-from permafrost.store.pixels import decode_pixels, decode_rgb, open_image
+from permafrost.store.image_decoding import decode_pixels, decode_rgb, open_image
 from permafrost.store.tars import ShardBytes
 
 if TYPE_CHECKING:

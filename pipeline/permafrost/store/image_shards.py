@@ -19,7 +19,7 @@ from permafrost.core.records import NO_LABEL, NO_SIZE
 from permafrost.store.codecs import RowError
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.pixels import ImageError, decode_rgb, encode_frame, inspect_image
+from permafrost.store.image_decoding import ImageError, decode_rgb, encode_frame, inspect_image
 from permafrost.store.receipts import IndexRow, receipt_path, receipt_table, write_receipt
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import TarShard

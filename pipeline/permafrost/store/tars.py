@@ -10,7 +10,7 @@ import google_crc32c
 
 from permafrost.core.files import open_regular, open_size, read_at
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError
-from permafrost.store.pixels import MAX_IMAGE_BYTES
+from permafrost.store.image_decoding import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
     from permafrost.core.files import HashingFile, RootedPath

@@ -18,7 +18,7 @@ from permafrost.evaluation.inputs import (
     open_evaluation_store,
     with_baselines,
 )
-from permafrost.loading.selection import HOLDOUT
+from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
 from permafrost.store.reader import Store
 from permafrost.sweep.runner import Student

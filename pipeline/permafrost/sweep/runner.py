@@ -14,7 +14,7 @@ from permafrost.core.progress import progress
 from permafrost.evaluation.evaluator import evaluators_of
 from permafrost.evaluation.inputs import named_baselines
 from permafrost.evaluation.results import METRICS_NAME, evaluation_folder, missing_evaluators
-from permafrost.loading.selection import HOLDOUT
+from permafrost.loading.subset import HOLDOUT
 from permafrost.models.saved import is_finished
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.evaluator import best_position, comparable_metrics, metric_of, numbers_of
 from permafrost.evaluation.inputs import open_record_store
 from permafrost.evaluation.results import read_results
-from permafrost.loading.selection import HOLDOUT, rows_of_split
+from permafrost.loading.subset import HOLDOUT, rows_of_split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -50,7 +50,7 @@ class Distillation:
         """
         from permafrost.loading.dataset import StoreDataset
         from permafrost.loading.decode_threads import decode_threads_of
-        from permafrost.loading.selection import select_training_rows
+        from permafrost.loading.subset import select_training_rows
         from permafrost.losses.base import build_loss
         from permafrost.models.explanations import DEFAULT_EXPLAINER, resolve_explainer
         from permafrost.training.epoch_selection import plan_curve, select_epochs

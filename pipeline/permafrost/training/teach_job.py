@@ -192,7 +192,7 @@ class Teaching:
     ) -> StoreDataset:
         """Records of a split, read as the trainer's options say."""
         from permafrost.loading.dataset import StoreDataset
-        from permafrost.loading.selection import rows_of_split
+        from permafrost.loading.subset import rows_of_split
 
         return StoreDataset(
             store,

@@ -20,7 +20,7 @@ from permafrost.evaluation.results import check_written
 from permafrost.evaluation.saved_records import picture_maps
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import evaluation_view, view_images
-from permafrost.loading.selection import rows_of_split
+from permafrost.loading.subset import rows_of_split
 from permafrost.models.saved import load_model
 from permafrost.report.evaluator_sections import PictureFigure
 from permafrost.report.model_selection import read_evaluation

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.v2 import functional as tv
 
 from permafrost.store.frames import decode_mask, resize_frame
-from permafrost.store.pixels import (
+from permafrost.store.image_decoding import (
     ImageError,
     decode_pixels,
     decode_rgb,
