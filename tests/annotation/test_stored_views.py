@@ -27,9 +27,9 @@ from permafrost.evaluation.equivariance import measure_equivariance
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_targets, warp
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import rotations
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.subset import rows_of_split, select_training_rows
-from permafrost.loading.views import rotations
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model

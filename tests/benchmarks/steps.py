@@ -16,8 +16,8 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.records import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
-from permafrost.loading.views import ViewSchedule
 from permafrost.losses.base import build_loss
 from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze

@@ -20,8 +20,8 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
-from permafrost.loading.views import ViewSchedule
 from permafrost.store.frames import decode_frame
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.tars import ShardBytes

@@ -18,8 +18,8 @@ from permafrost.config.models import ModelConfig
 from permafrost.core.records import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
-from permafrost.loading.views import ViewSchedule
 from permafrost.models.providers import build_model
 from permafrost.store import frames
 from permafrost.store.reader import Store

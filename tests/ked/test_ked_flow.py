@@ -35,7 +35,7 @@ from permafrost.ked.subnets import LOGITS
 from permafrost.ked.superfeature_agreement import FidelitySums
 from permafrost.loading.geometry import decode_intermediates, decode_maps, view_targets
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.views import ViewSchedule
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
 from permafrost.store.entries import StoreMismatchError

@@ -14,6 +14,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.loading import dataset as dataset_module
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler
 from permafrost.loading.subset import (
     count_training_rows,
@@ -21,7 +22,6 @@ from permafrost.loading.subset import (
     select_holdout_rows,
     select_training_rows,
 )
-from permafrost.loading.views import ViewSchedule
 from permafrost.store.reader import Store, TeacherPass
 from stages import precompute
 from tests.support.stores import frame_batches, keys_of_shard, precompute_config

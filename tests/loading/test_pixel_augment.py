@@ -23,9 +23,9 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.pixel_augment import PixelAugmentSchedule, change_pixels, mix, randaugment
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import move_batch
-from permafrost.loading.views import ViewSchedule
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
 from permafrost.training.metric_log import read_metrics

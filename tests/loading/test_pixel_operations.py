@@ -33,9 +33,9 @@ from permafrost.loading.pixel_augment import (
     PixelSchedule,
     change_rows,
 )
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import move_batch
-from permafrost.loading.views import ViewSchedule
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
 from permafrost.store.reader import Store

@@ -14,9 +14,9 @@ from permafrost.loading import loader, transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import regions_of
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import move_batch, read_ahead
-from permafrost.loading.views import ViewSchedule
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.training.targets import GuidanceSource

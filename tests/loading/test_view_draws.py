@@ -7,7 +7,7 @@ import torch
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.seeds import derive_seed
-from permafrost.loading.views import BLOCK_SIZE, ViewSchedule, build_operations, draw_views
+from permafrost.loading.random_views import BLOCK_SIZE, ViewSchedule, build_operations, draw_views
 from tests.support.geometry import AFFINE, CROP, FLIP, PAD_CROP, ROTATION, draw
 
 

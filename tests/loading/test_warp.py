@@ -17,7 +17,7 @@ from permafrost.loading.geometry import (
     view_images,
     warp,
 )
-from permafrost.loading.views import build_operations, draw_views
+from permafrost.loading.random_views import build_operations, draw_views
 from tests.support.geometry import (
     AFFINE,
     CROP,

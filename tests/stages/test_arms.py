@@ -24,7 +24,7 @@ from permafrost.interpretability.options import CRDConfig, FTConfig, SSKDConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_intermediates, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.views import ViewSchedule
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.losses.base import build_loss
 from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import gradcam

@@ -25,8 +25,8 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import decode_intermediates, view_targets, warp
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import move_batch
-from permafrost.loading.views import ViewSchedule
 from permafrost.losses.base import build_loss
 from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import gradcam

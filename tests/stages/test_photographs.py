@@ -18,7 +18,7 @@ from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_maps
-from permafrost.loading.views import ViewSchedule
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.models.classifier import Classifier, GapLinear
 from permafrost.store.reader import Store
 from stages import precompute, report

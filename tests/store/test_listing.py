@@ -16,7 +16,7 @@ from permafrost.config.data import DemoDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import NoSpaceError, canonical_json, exists, sha256_keys
 from permafrost.core.records import Box, Record
-from permafrost.store import listing, planning
+from permafrost.store import listing, shard_plan
 from permafrost.store.listing import (
     join_listings,
     listing_files,
@@ -103,7 +103,7 @@ def small_blocks(monkeypatch):
     """Work on a few records at once, so that every boundary is crossed."""
     monkeypatch.setattr(listing, "BATCH_RECORDS", 7)
     monkeypatch.setattr(listing, "_JOINED_RECORDS", 3)
-    monkeypatch.setattr(planning, "_BLOCK", 5)
+    monkeypatch.setattr(shard_plan, "_BLOCK", 5)
 
 
 def test_plans_and_fingerprints_are_those_of_the_records_in_memory(small_blocks):
@@ -145,7 +145,7 @@ def test_keys_that_come_twice_are_named_and_counted(splits, small_blocks):
     twice = [Record(key=key, split=split) for key in ("zwei", "eins") for split in splits]
 
     with pytest.raises(
-        planning.RepeatedKeyError, match="records 53 and 54 have the key 'eins'"
+        shard_plan.RepeatedKeyError, match="records 53 and 54 have the key 'eins'"
     ) as error:
         plan_records([*records[:50], *twice, *records[50:], twice[-1]], 16, 0)
     assert (error.value.row, error.value.count) == (53, 2)

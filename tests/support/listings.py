@@ -9,7 +9,7 @@ from permafrost.cluster.executors import map_shards_serially
 from permafrost.sources.source import list_source, plan_source
 from permafrost.store.listing import Listing, ListingFiles, write_listing
 from permafrost.store.pack import fingerprint_dataset
-from permafrost.store.planning import plan_shards
+from permafrost.store.shard_plan import plan_shards
 
 
 def listing_paths() -> ListingFiles:

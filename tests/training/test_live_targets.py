@@ -19,8 +19,8 @@ from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
-from permafrost.loading.views import ViewSchedule
 from permafrost.losses.base import build_loss
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze

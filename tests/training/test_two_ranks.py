@@ -14,8 +14,8 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.distributed import DistributedContext, RanksDisagreeError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
-from permafrost.loading.views import ViewSchedule
 from permafrost.losses.base import LossTerms, build_loss
 from permafrost.models.explanations import explainer_named
 from permafrost.models.providers import build_model

@@ -18,8 +18,8 @@ from torch import Tensor
 from permafrost.config.augment import AnyViewsConfig, AugmentOptions, RotationsViewsConfig
 from permafrost.config.store import SubsetOptions
 from permafrost.core.seeds import derive_seed
+from permafrost.loading.random_views import ViewSchedule, rotations
 from permafrost.loading.subset import select_training_rows
-from permafrost.loading.views import ViewSchedule, rotations
 from permafrost.store.index import Rows
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from permafrost.config.verbs import EstimateConfig
     from permafrost.core.files import RootedPath
     from permafrost.core.tasks import ShardResult, ShardTask
-    from permafrost.store.planning import ShardPlan
+    from permafrost.store.shard_plan import ShardPlan
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from permafrost.core.records import Batch
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.geometry import view_images, view_maps
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import copy_to, iter_on_device
-from permafrost.loading.views import ViewSchedule
 from permafrost.losses.e2kd import map_cosine
 from permafrost.models.classifier import Classifier
 from permafrost.models.explanations import (

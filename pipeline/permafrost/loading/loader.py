@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from permafrost.core.records import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
+from permafrost.loading.random_views import ViewSchedule, turn_views
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.transfer import (
     copy_to,
@@ -20,7 +21,6 @@ from permafrost.loading.transfer import (
     pack_batch,
     unpack_batch,
 )
-from permafrost.loading.views import ViewSchedule, turn_views
 
 
 class TrainLoader:

@@ -24,7 +24,7 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.core.records import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_maps
-from permafrost.loading.views import ViewSchedule
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.models.bcos.layers import add_inverse
 from permafrost.models.explanations import color_picture, is_bcos_weights
 from permafrost.store.reader import Store, TeacherPass

@@ -24,7 +24,7 @@ from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.files import PARTIAL_SUFFIX, move_file, sha256_json
 from permafrost.core.tasks import ShardResult, run_shards
 from permafrost.store.listing import Listing, join_listings, write_listing
-from permafrost.store.planning import RepeatedKeyError, check_keys, plan_shards
+from permafrost.store.shard_plan import RepeatedKeyError, check_keys, plan_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from permafrost.core.records import Content, Record, Source
     from permafrost.core.tasks import MapShards
     from permafrost.store.listing import ListingFiles
-    from permafrost.store.planning import ShardPlan
+    from permafrost.store.shard_plan import ShardPlan
 
 
 BYTES_PER_RECORD = 100_000

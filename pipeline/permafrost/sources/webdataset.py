@@ -26,7 +26,7 @@ from permafrost.sources.tar_members import (
     split_of_tar,
 )
 from permafrost.sources.torchvision_sets import download
-from permafrost.store.planning import ShardPlan, find_unmixed_shard
+from permafrost.store.shard_plan import ShardPlan, find_unmixed_shard
 
 if TYPE_CHECKING:
     import io

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from permafrost.core.files import AnyPath, RootedPath
     from permafrost.core.records import Box, Content, Record, Source
-    from permafrost.store.planning import ShardPlan
+    from permafrost.store.shard_plan import ShardPlan
 
 
 IMAGES_FOLDER = "images"

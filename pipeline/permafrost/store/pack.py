@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from permafrost.core.records import Source
     from permafrost.core.tasks import MapShards
     from permafrost.store.listing import Listing
-    from permafrost.store.planning import ShardPlan
+    from permafrost.store.shard_plan import ShardPlan
 
 logger = logging.getLogger("permafrost.precompute")
 

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
     from permafrost.core.files import RootedPath
     from permafrost.store.image_shards import Packing
-    from permafrost.store.planning import ShardPlan
+    from permafrost.store.shard_plan import ShardPlan
 
 
 ORIGIN_NAME = ".origin.json"

@@ -17,8 +17,8 @@ from permafrost.loading.dataset import StoreDataset, column_moments
 from permafrost.loading.geometry import downscale, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import move_batch
-from permafrost.loading.views import ViewSchedule
 from permafrost.losses.base import StudentOutput
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, Standardize
 from permafrost.models.explanations import (

@@ -13,7 +13,7 @@ from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import center_crop, decode_maps, evaluation_view, view_maps, warp
-from permafrost.loading.views import BLOCK_SIZE, ViewSchedule
+from permafrost.loading.random_views import BLOCK_SIZE, ViewSchedule
 from permafrost.store.frames import resize_frame
 from permafrost.store.reader import Store
 from stages import precompute
