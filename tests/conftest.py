@@ -16,6 +16,7 @@ import torch
 from permafrost.cluster.session import ray_session
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.models import CifarModelConfig
+from permafrost.store import deaths
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.networks import save_tiny_teacher
@@ -62,6 +63,14 @@ def no_waiting_for_disks():
     """Skip fsync, a tenth of the time of all tests, which shows only when a machine loses its power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_children():
+    """Fork the children that try records after a death, in a hundredth of the time of a new interpreter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deaths, "_START_METHOD", "fork")
         yield
 
 

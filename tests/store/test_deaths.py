@@ -82,12 +82,6 @@ def test_a_file_that_a_death_cut_is_one_death(tmp_path, content):
 # ---- the cause -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def forked(monkeypatch):
-    """Have the child forked, which takes a hundredth of the time of a new interpreter."""
-    monkeypatch.setattr(deaths_module, "_START_METHOD", "fork")
-
-
 def crash():
     faulthandler.disable()  # of pytest, which would print the traceback of every thread
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -113,14 +107,15 @@ def work_on(works, key):
     ("work", "is_death"),
     [(crash, True), (leave, True), (fail, False), (be_killed, False), (str, False)],
 )
-def test_a_work_that_ends_its_process_is_known_from_one_that_fails(forked, work, is_death):
+def test_a_work_that_ends_its_process_is_known_from_one_that_fails(work, is_death):
     fatal = find_fatal(["a", "b", "c"], partial(work_on, {"b": work}))
 
     assert fatal == ("b" if is_death else None)
 
 
 @pytest.mark.slow
-def test_a_new_interpreter_finds_a_deadly_work_too():
+def test_a_new_interpreter_finds_a_deadly_work_too(monkeypatch):
+    monkeypatch.setattr(deaths_module, "_START_METHOD", "spawn")
     assert find_fatal(["a", "b"], partial(work_on, {"b": crash})) == "b"
     assert find_fatal(["a", "b"], partial(work_on, {"b": fail})) is None
 
@@ -131,9 +126,7 @@ def test_no_record_is_tried_before_a_death(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["a", "k" * 200, "%C3%A9-_"])
-def test_a_record_at_which_two_children_die_is_named_and_a_later_command_tries_anew(
-    forked, tmp_path, key
-):
+def test_a_record_at_which_two_children_die_is_named_and_a_later_command_tries_anew(tmp_path, key):
     die(tmp_path)
     works = partial(work_on, {"first": fail, key: crash, "last": crash})
 
@@ -147,7 +140,7 @@ def test_a_record_at_which_two_children_die_is_named_and_a_later_command_tries_a
     assert ShardDeaths(tmp_path, SHARD).count == 0
 
 
-def test_sound_records_at_which_many_processes_were_killed_are_not_refused(forked, tmp_path):
+def test_sound_records_at_which_many_processes_were_killed_are_not_refused(tmp_path):
     for _ in range(5):
         die(tmp_path)
 
@@ -163,7 +156,7 @@ def append_key(path, key):
         file.write(key)
 
 
-def test_a_child_that_was_killed_once_accuses_nobody(forked, tmp_path):
+def test_a_child_that_was_killed_once_accuses_nobody(tmp_path):
     die(tmp_path)
 
     with ShardDeaths(tmp_path, SHARD) as deaths:
@@ -278,7 +271,7 @@ def test_a_sound_image_at_which_processes_are_killed_is_read_in_the_end(frozen, 
     assert tree_bytes(store) == images_of(frozen)
 
 
-def test_a_death_that_does_not_come_again_leaves_no_trace(forked, frozen, tmp_path):
+def test_a_death_that_does_not_come_again_leaves_no_trace(frozen, tmp_path):
     store = tmp_path / "store"
     shard = frozen.store.manifest.shards[0]
     make_folder(store)

@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import MISSING
 from typing import Any, TypeVar, get_args, get_origin
 
+from permafrost.config.conversion import Conversion
 from permafrost.config.options import Options, check_limits, options_of
 from permafrost.config.verbs import FAMILIES, VERBS, section_class
-from permafrost.core.conversion import Conversion
 from permafrost.core.errors import ConfigError
 
 C = TypeVar("C", bound=Options)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, TypeVar, get_type_hints
 
-from permafrost.core.conversion import Conversion
+from permafrost.config.conversion import Conversion
 from permafrost.core.errors import UserError
 
 REPAIR = "run permafrost precompute again, which writes missing files"
