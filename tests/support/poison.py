@@ -60,9 +60,9 @@ class InterruptedAnnotation(AnnotateShard):
         with self._interrupted(shard):
             return super().__call__(shard)
 
-    def annotate_alone(self, shard, key):
+    def annotate_alone(self, shard, keys, key):
         with self._interrupted(shard):
-            super().annotate_alone(shard, key)
+            super().annotate_alone(shard, keys, key)
 
     @contextmanager
     def _interrupted(self, shard):

@@ -89,7 +89,7 @@ class AnnotateShard:
         # The number of threads may change the last bits of a sum, so it is fixed.
         with torch_threads(self.num_threads), ShardDeaths(self.folder, shard.name) as deaths:
             # A copy, without the teacher that this process has built.
-            deaths.find_cause(keys, partial(replace(self).annotate_alone, shard))
+            deaths.find_cause(keys, partial(replace(self).annotate_alone, shard, keys))
             batches = self._batches(shard)
             values, fidelity = self._annotator.annotate(batches, keys, views)
             position = self._position(shard)
@@ -146,12 +146,11 @@ class AnnotateShard:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def annotate_alone(self, shard: ShardEntry, key: str) -> None:
-        """Decode and annotate one record of a shard, without writing anything."""
-        number = self._store.shards.number_of(shard.name)
-        keys = self._store.index.shard_keys(number)
-        if self.views is not None:
-            keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
+    def annotate_alone(self, shard: ShardEntry, keys: list[str], key: str) -> None:
+        """Decode and annotate one record of a shard, without writing anything.
+
+        keys  all records of the shard that the pass covers
+        """
         row = keys.index(key)
         with torch_threads(self.num_threads):
             frames = ShardFrames(self._store, shard, self._rows(shard))

@@ -256,16 +256,16 @@ def _whole_numbers(
 
     shards  split and number of records of each
     """
-    held = sum(size for _, size in shards)
+    total = sum(size for _, size in shards)
     of_split = sum(size for split, size in shards if split == config.split)
-    wanted = config.estimate.records
-    records = wanted or held
-    trained = max(0, round(of_split * records / held) - config.subset.holdout * classes)
+    requested = config.estimate.records
+    records = requested or total
+    trained = max(0, round(of_split * records / total) - config.subset.holdout * classes)
     if config.subset.shots is not None:
         trained = min(trained, config.subset.shots * classes)
     return Whole(
         records=records,
-        shards=len(shards) if wanted is None else ceil(wanted / rows_per_shard),
+        shards=len(shards) if requested is None else ceil(requested / rows_per_shard),
         rows_per_shard=rows_per_shard,
         trained=trained,
     )

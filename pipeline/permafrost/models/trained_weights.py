@@ -53,10 +53,10 @@ class ModelDescription:
     subset: dict[str, Any]
     steps: int | None
     """Number of steps of its training, None if it was not trained by a run."""
-    parameters: int | None
-    """Number of parameters, None in files that were written before it was measured."""
-    macs: int | None
-    """Multiply-accumulates of a forward pass of one record, None like `parameters`."""
+    parameters: int
+    """Number of parameters."""
+    macs: int
+    """Multiply-accumulates of a forward pass of one record."""
     weights_sha256: str
     """SHA-256 of model.safetensors."""
 
@@ -71,8 +71,7 @@ def read_entries(folder: Path) -> ModelDescription:
     """Read model.json. Raises DamagedFileError for wrong digests, types and ranges."""
     path = folder / DESCRIPTION_NAME
     try:
-        values = {"parameters": None, "macs": None} | check_json(read_regular(path))
-        return from_dict(ModelDescription, values)
+        return from_dict(ModelDescription, check_json(read_regular(path)))
     except (DigestError, EntryError) as error:
         raise damaged(path, error, _ADVICE.format(path=path)) from error
 

@@ -43,7 +43,6 @@ def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
             "macs": described.macs,
         }
         for label, described in first.items()
-        if described.macs is not None
     ]
 
 

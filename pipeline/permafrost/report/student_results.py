@@ -96,7 +96,7 @@ class StudentResult:
         """Folder of the training."""
         return self.folder / "distill"
 
-    @property
+    @cached_property
     def training(self) -> dict[str, Any]:
         """Options and inputs of the training, empty if they are not recorded."""
         path = self.training_folder / CONFIG_NAME

@@ -154,9 +154,9 @@ def _rank_order(listing: Listing) -> NDArray[np.int64]:
         keys = listing.keys(rows)
         twice = sorted(key for key, times in Counter(keys).items() if times > 1)
         count += len(twice)
-        for key in twice[:1]:
-            own = [row for row, of_row in zip(rows.tolist(), keys, strict=True) if of_row == key]
-            first = min(first or (key, own), (key, own))
+        if twice and (first is None or twice[0] < first[0]):
+            places = [place for place, key in enumerate(keys) if key == twice[0]]
+            first = twice[0], rows[places].tolist()
     if first is not None:
         raise RepeatedKeyError(*first, count)
     return order
