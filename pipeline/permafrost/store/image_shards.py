@@ -20,7 +20,7 @@ from permafrost.store.codecs import RowError
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.image_decoding import ImageError, decode_rgb, encode_frame, inspect_image
-from permafrost.store.receipts import IndexRow, receipt_path, receipt_table, write_receipt
+from permafrost.store.receipts import receipt_path, receipt_table, write_receipt
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import TarShard
 
@@ -110,7 +110,7 @@ def write_image_shard(
             name=plan.name,
             split=plan.split,
             records=len(rows),
-            keys_sha256=sha256_keys([row.record.key for row in rows]),
+            keys_sha256=sha256_keys([row["key"] for row in rows]),
             referenced=plan.reference is not None,
             **file,
         )
@@ -231,7 +231,7 @@ def require_same_shard(path: AnyPath, shard: str, actual: str, published: str | 
 
 def _write_tar(
     store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
-) -> tuple[list[IndexRow], dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     path = f"{IMAGES_FOLDER}/{plan.name}.tar"
     rows = []
     with open_atomically(store / path) as file, TarShard(file) as tar:
@@ -251,7 +251,7 @@ def _write_tar(
 
 def _index_in_place(
     store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
-) -> tuple[list[IndexRow], dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     assert plan.reference is not None
     path = Path(plan.reference)
     rows = [
@@ -263,18 +263,27 @@ def _index_in_place(
     return rows, {"path": plan.reference, "bytes": file_size(path), "sha256": digest}
 
 
-def _row(plan: ShardPlan, row: int, image: PackedImage, offset: int, mask_offset: int) -> IndexRow:
-    return IndexRow(
-        record=image.record,
-        shard=plan.name,
-        row=row,
-        offset=offset,
-        size=len(image.content.image),
-        mask_offset=mask_offset,
-        mask_size=len(image.content.mask or b""),
-        height=image.height,
-        width=image.width,
-        image_sha256=hashlib.sha256(image.content.image).hexdigest(),
-        image_crc32c=google_crc32c.value(image.content.image),
-        mask_crc32c=google_crc32c.value(image.content.mask or b""),
-    )
+def _row(
+    plan: ShardPlan, row: int, image: PackedImage, offset: int, mask_offset: int
+) -> dict[str, Any]:
+    """Return a record's row of the receipt."""
+    record, content = image.record, image.content
+    return {
+        "key": record.key,
+        "split": record.split,
+        "shard": plan.name,
+        "row": row,
+        "offset": offset,
+        "size": len(content.image),
+        "mask_offset": mask_offset,
+        "mask_size": len(content.mask or b""),
+        "height": image.height,
+        "width": image.width,
+        "label": record.label,
+        "labels": record.labels,
+        "group": record.group,
+        "boxes": [asdict(box) for box in record.boxes],
+        "image_sha256": hashlib.sha256(content.image).hexdigest(),
+        "image_crc32c": google_crc32c.value(content.image),
+        "mask_crc32c": google_crc32c.value(content.mask or b""),
+    }

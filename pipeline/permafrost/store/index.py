@@ -28,7 +28,7 @@ from permafrost.core.files import open_regular, open_size, sha256_keys
 from permafrost.core.records import MAX_KEY_BYTES, NO_LABEL
 from permafrost.store.arrow_files import map_batch, schema_of
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
-from permafrost.store.receipts import BOX
+from permafrost.store.receipts import BOX, RECEIPT_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,22 +45,17 @@ _BOXES_UNIT = "normalized canonical coordinates: the outer edges of the frame ar
 Rows = range | NDArray[np.int64]
 """Rows of the index: a range, or any array of row numbers."""
 
-INDEX_SCHEMA = schema_of(
-    split=pa.dictionary(pa.int16(), pa.string()),
-    shard=pa.dictionary(pa.int32(), pa.string()),
-    row=pa.int32(),
-    array_row=pa.int64(),
-    offset=pa.int64(),
-    size=pa.int64(),
-    mask_offset=pa.int64(),
-    mask_size=pa.int64(),
-    height=pa.int32(),
-    width=pa.int32(),
-    label=pa.int32(),
-    group=pa.int32(),
-    image_crc32c=pa.uint32(),
-    mask_crc32c=pa.uint32(),
-    labels=pa.large_list(pa.int32()),
+INDEX_SCHEMA = pa.unify_schemas(
+    [
+        schema_of(
+            split=pa.dictionary(pa.int16(), pa.string()),
+            shard=pa.dictionary(pa.int32(), pa.string()),
+            row=RECEIPT_SCHEMA.field("row").type,
+            array_row=pa.int64(),
+        ),
+        pa.schema([column for column in RECEIPT_SCHEMA if pa.types.is_integer(column.type)]),
+        schema_of(labels=pa.large_list(pa.int32())),
+    ]
 ).append(pa.field("boxes", pa.large_list(BOX), nullable=False, metadata={"unit": _BOXES_UNIT}))
 """Columns of index.arrow, as described in docs/reference/store-format.md."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from permafrost.core.files import RootedPath
-    from permafrost.core.records import Record
 
 BOX = pa.struct(
     [("label", pa.int32())] + [(corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")]
@@ -49,7 +47,8 @@ RECEIPT_SCHEMA = schema_of(
     image_crc32c=pa.uint32(),
     mask_crc32c=pa.uint32(),
 )
-"""Columns of an image shard's receipt, as described in docs/reference/store-format.md."""
+"""Columns of an image shard's receipt, from which those of the index follow: the location of one record's bytes, and its
+description (docs/reference/store-format.md)."""
 
 PASS_RECEIPT_SCHEMA = schema_of(
     key=pa.string(),
@@ -66,43 +65,14 @@ _METADATA_KEY = b"permafrost"
 _DIGEST_KEY = "content_sha256"
 
 
-@dataclass(frozen=True, kw_only=True)
-class IndexRow:
-    """Location of one record's bytes, and its description."""
-
-    record: Record
-    shard: str
-    row: int
-    offset: int
-    size: int
-    mask_offset: int
-    """Offset of the mask; -1 without a mask."""
-    mask_size: int
-    height: int
-    """Height of the original image, `width` likewise."""
-    width: int
-    image_sha256: str
-    image_crc32c: int
-    """CRC-32C (Castagnoli) of the stored bytes, checked whenever they are read; `mask_crc32c` likewise, 0
-    without a mask."""
-    mask_crc32c: int
-
-    def values(self) -> dict[str, Any]:
-        """Return the row as the index stores it."""
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "record"}
-        known = ("key", "split", "label", "labels", "group")
-        described = {name: getattr(self.record, name) for name in known}
-        return own | described | {"boxes": [asdict(box) for box in self.record.boxes]}
-
-
 def receipt_path(folder: RootedPath, shard: str) -> RootedPath:
     """Return the path of a shard's receipt in a store or a pass."""
     return folder / RECEIPTS_FOLDER / f"{shard}.parquet"
 
 
-def receipt_table(rows: list[IndexRow]) -> pa.Table:
-    """Convert rows to a table of RECEIPT_SCHEMA."""
-    return pa.Table.from_pylist([row.values() for row in rows], schema=RECEIPT_SCHEMA)
+def receipt_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Convert rows, each with a value for every column of RECEIPT_SCHEMA, to a table."""
+    return pa.Table.from_pylist(rows, schema=RECEIPT_SCHEMA)
 
 
 def has_many_labels(receipt: pa.Table) -> bool:
