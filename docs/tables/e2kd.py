@@ -41,17 +41,6 @@ def cifar10_50shots() -> str:
     return table(header, with_best(rows, [3]))
 
 
-def cifar10_50shots_short() -> str:
-    """The same without the seeds."""
-    rows = []
-    for arm, label in SHOTS_ARMS.items():
-        runs = runs_of(SHOTS, arm)
-        own = [spread(runs, "accuracy"), spread(runs, "agreement")]
-        rows.append((label, [*own, difference(runs, runs_of(SHOTS, "kd"))]))
-    header = ("%, three seeds", "test accuracy", "agreement with the teacher", AGAINST_KD)
-    return table(header, with_best(rows, [0, 1]))
-
-
 def cifar10_modes() -> str:
     """Frozen, replayed and live targets with GradCAM."""
     views = {
@@ -223,15 +212,12 @@ DEMO_ARMS = {
 
 def demo() -> str:
     """Students of the demo."""
-    return _demo(("accuracy_in_distribution", "accuracy_swapped", "epg", "agreement"))
-
-
-def demo_short() -> str:
-    """The same without their agreement."""
-    return _demo(("accuracy_in_distribution", "accuracy_swapped", "epg"))
-
-
-def _demo(metrics: Sequence[str]) -> str:
+    metrics = {
+        "accuracy_in_distribution": "as in training",
+        "accuracy_swapped": "swapped",
+        "epg": "EPG",
+        "agreement": "agreement",
+    }
     teacher = results_of("demo")["teacher"]
     own = [single(teacher[name], 100, 1) if name in teacher else Cell("") for name in metrics]
     rows: Rows = [("teacher", [*own, Cell("")])]
@@ -239,10 +225,7 @@ def _demo(metrics: Sequence[str]) -> str:
         runs = runs_of("demo", arm)
         gain = difference(runs, runs_of("demo", "kd"), "accuracy_swapped")
         rows.append((label, [*(spread(runs, name) for name in metrics), gain]))
-    names = {"accuracy_in_distribution": "as in training", "accuracy_swapped": "swapped"}
-    names |= {"epg": "EPG", "agreement": "agreement"}
-    header = ("%, three seeds", *(names[metric] for metric in metrics), "swapped - frozen KD")
-    return table(header, rows)
+    return table(("%, three seeds", *metrics.values(), "swapped - frozen KD"), rows)
 
 
 def demo_features() -> str:
@@ -289,7 +272,6 @@ def demo_guided() -> str:
 
 TABLES = (
     cifar10_50shots,
-    cifar10_50shots_short,
     cifar10_modes,
     cifar10_bcos,
     cifar10_baselines,
@@ -297,7 +279,6 @@ TABLES = (
     cifar10_datafree,
     cifar10_vit,
     demo,
-    demo_short,
     demo_features,
     demo_guided,
 )

@@ -17,6 +17,7 @@ from docs.tables import (
     e2kd,
     interpretability,
     ked,
+    overview,
     source_files,
     training_length,
     unicam,
@@ -48,6 +49,7 @@ def claims_interpretability() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
+        *overview.TABLES,
         *e2kd.TABLES,
         *ked.TABLES,
         *unicam.TABLES,

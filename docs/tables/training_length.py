@@ -92,19 +92,32 @@ def training_length() -> str:
 CONVERGED = "demo_converged"
 
 
-def demo_converged() -> str:
-    """Students of five teachers: means over the seeds of each teacher, and their spread over teachers."""
-    runs = results_of(CONVERGED)["runs"]
-    teachers = sorted({run["method"].partition("teacher=")[2] for run in runs} - {""})
-    rows: Rows = []
+def converged_means() -> dict[str, list[Run]]:
+    """Means of each arm over the seeds of each teacher, with the teacher's number as their seed."""
     means: dict[str, list[Run]] = {"kd": [], "e2kd": []}
-    for number, teacher in enumerate(teachers):
-        cells = []
-        for arm, of_teachers in means.items():
+    for arm, of_teachers in means.items():
+        for number, teacher in enumerate(_teachers()):
             own = runs_of(CONVERGED, f"{arm} teacher={teacher}")
-            cells += [average(own, metric) for metric in _CONVERGED_METRICS]
             values = {m: fmean(run[m] for run in own) for m in _CONVERGED_METRICS}
             of_teachers.append({"seed": number, **values})
+    return means
+
+
+def _teachers() -> list[str]:
+    names = {run["method"].partition("teacher=")[2] for run in results_of(CONVERGED)["runs"]}
+    return sorted(names - {""})
+
+
+def demo_converged() -> str:
+    """Students of five teachers: means over the seeds of each teacher, and their spread over teachers."""
+    rows: Rows = []
+    means = converged_means()
+    for number, teacher in enumerate(_teachers()):
+        cells = [
+            average(runs_of(CONVERGED, f"{arm} teacher={teacher}"), metric)
+            for arm in means
+            for metric in _CONVERGED_METRICS
+        ]
         rows.append((f"students of {teacher}", [*cells, _gain(means, number)]))
     cells = [spread(of, metric) for of in means.values() for metric in _CONVERGED_METRICS]
     gain = difference(means["e2kd"], means["kd"], "accuracy_swapped")

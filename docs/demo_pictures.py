@@ -1,0 +1,119 @@
+"""Make the pictures of the demo from a run of `make demo`.
+
+python -m docs.demo_pictures       writes docs/figures/demo-maps.png and docs/figures/one-geometry.png
+
+The digits are the first of the test split, without any choice by how well they look.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from docs.figures import FIGURES
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.evaluation.saved_records import explained_pictures
+from permafrost.loading.geometry import evaluation_view, view_images, view_maps
+from permafrost.loading.random_views import ViewSchedule
+from permafrost.report.cases import CasePair, open_pair
+from permafrost.report.pictures import overlays
+from permafrost.report.student_results import load_results
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_SPLITS = {"test": "as in training", "test_swapped": "swapped"}
+_DIGITS = 2
+_VIEWS = 4
+_RIGHT, _WRONG = "0.25", "#c00000"
+
+
+def demo_maps(pair: CasePair) -> Figure:
+    """Draw images, the teacher's maps and both students' maps, with the photograph as in training and swapped."""
+    columns = ("image", "teacher", "KD student", "e2KD student")
+    figure = Figure(figsize=(1.15 * _DIGITS * len(columns), 2.75), layout="constrained")
+    axes = figure.subplots(len(_SPLITS), _DIGITS * len(columns), squeeze=False)
+    first = [row["key"].removeprefix("test_") for row in pair.baseline.rows["test"][:_DIGITS]]
+    for line, (split, title) in zip(axes, _SPLITS.items(), strict=True):
+        dataset = pair.datasets[split]
+        keys = [f"{split}_{digit}" for digit in first]
+        position = dataset.positions_of(keys)
+        batch = dataset.__getitems__([position[key] for key in keys])
+        pictures = [_explained(pair, number, batch) for number in range(2)]
+        kd, _e2kd = pictures
+        labels = batch.labels.tolist()
+        frames = kd["frames"].transpose(0, 2, 3, 1)
+        cells = [
+            (list(frames), labels),
+            (overlays(frames, kd["teacher_maps"]), kd["teacher_predictions"].tolist()),
+            *((overlays(frames, of["maps"]), of["predictions"].tolist()) for of in pictures),
+        ]
+        for digit in range(_DIGITS):
+            for number, (shown, answers) in enumerate(cells):
+                axis = line[digit * len(cells) + number]
+                axis.imshow(shown[digit], interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                is_right = answers[digit] == labels[digit]
+                text = f"a {answers[digit]}" if number == 0 else f"says {answers[digit]}"
+                axis.set_xlabel(text, fontsize=9, color=_RIGHT if is_right else _WRONG)
+                if line is axes[0]:
+                    axis.set_title(columns[number], fontsize=9)
+        line[0].set_ylabel(title, fontsize=9)
+    return figure
+
+
+def _explained(pair: CasePair, number: int, batch: Any) -> dict[str, NDArray[Any]]:
+    arm = pair.arms[number]
+    viewed = evaluation_view(batch, pair.evaluation.frame, arm.model.input_size)
+    pictures = explained_pictures(arm.model, viewed, batch.labels)
+    return {name: values.numpy() for name, values in pictures.items()}
+
+
+def one_geometry(pair: CasePair) -> Figure:
+    """Draw an image and its stored map, and both under the same random views."""
+    dataset = pair.datasets["test"]
+    batch = dataset.__getitems__([0])
+    operations = (
+        OperationConfig(kind="resized_crop", scale=(0.4, 1.0)),
+        OperationConfig(kind="horizontal_flip"),
+        OperationConfig(kind="rotation", degrees=30.0),
+    )
+    schedule = ViewSchedule(AugmentOptions(operations=operations), dataset.store.size, seed=0)
+    views: list[Tensor | None] = [None]
+    views += [schedule.views(epoch, 0, batch.aspects) for epoch in range(_VIEWS)]
+    figure = Figure(figsize=(1.3 * len(views), 2.75), layout="constrained")
+    axes = figure.subplots(2, len(views))
+    size = dataset.store.size
+    for number, view in enumerate(views):
+        moved = replace(batch, canonical_from_view=view)
+        pixels = (view_images(moved, size) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        maps = view_maps(moved, batch.targets[0], size)[:, 0].sum(dim=1).numpy()
+        for axis, picture in zip(
+            axes[:, number], (pixels[0], overlays(pixels, maps)[0]), strict=True
+        ):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+        axes[0, number].set_title("stored" if view is None else f"view {number}", fontsize=9)
+    axes[0, 0].set_ylabel("image", fontsize=9)
+    axes[1, 0].set_ylabel("map", fontsize=9)
+    return figure
+
+
+def main() -> None:
+    """Write both pictures."""
+    pair = open_pair(
+        build_verb_config("report", compose("report", ["experiment=demo"])), load_results("demo")
+    )
+    if pair is None:
+        raise SystemExit("runs/demo has no evaluated students of both arms: run make demo first")
+    for name, draw in (("demo-maps", demo_maps), ("one-geometry", one_geometry)):
+        draw(pair).savefig(FIGURES / f"{name}.png", dpi=120, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""Draw the figures of the pages from the committed results.
+
+python -m docs.figures       writes docs/figures/*.svg
+
+overview.svg and files.svg there are drawn by hand, and docs/demo_pictures.py makes the pictures of the demo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from docs.measured import ROOT, results_of, runs_of
+from docs.tables.e2kd import EQUAL_TERMS
+from docs.tables.overview import FEW_IMAGES
+from docs.tables.unicam import DEPTHS, UNICAM, UNICAM_ARMS
+from tests.benchmarks.table import RESULTS, load
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from docs.cells import Run
+
+FIGURES = ROOT / "docs" / "figures"
+_STYLE = {
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "permafrost",  # the same figure has the same bytes
+}
+_GRAY = "0.45"
+
+
+def percent(runs: Sequence[Run], metric: str = "accuracy") -> list[float]:
+    """Values of a metric in per cent."""
+    return [100 * run[metric] for run in runs]
+
+
+def _points(axis: Axes, x: float, values: Sequence[float], color: str) -> None:
+    """Draw a mean as a bar across the points of its seeds."""
+    axis.plot([x] * len(values), values, "o", color=color, ms=4, alpha=0.6, mew=0)
+    axis.plot([x - 0.25, x + 0.25], [fmean(values)] * 2, color=color, lw=2)
+
+
+def _columns(axis: Axes, columns: Mapping[str, Sequence[float]]) -> None:
+    """Draw a column of points with its mean for each name."""
+    for x, (number, values) in enumerate(enumerate(columns.values())):
+        _points(axis, x, values, f"C{number % 10}")
+    axis.set_xticks(range(len(columns)), list(columns), rotation=30, ha="right")
+
+
+def training_length() -> Figure:
+    """Accuracy on the demo's swapped photographs over the length of the training."""
+    figure, axis = _axes(4.2, 2.8)
+    for arm, label in (("kd", "KD"), ("e2kd", "e2KD")):
+        runs = {30: runs_of("demo", arm)}
+        runs |= {n: runs_of("demo_length", f"{arm} epochs={n}") for n in (90, 270)}
+        (line,) = axis.plot(
+            list(runs),
+            [fmean(percent(of, "accuracy_swapped")) for of in runs.values()],
+            label=label,
+        )
+        for epochs, of in runs.items():
+            values = percent(of, "accuracy_swapped")
+            axis.plot([epochs] * len(values), values, "o", color=line.get_color(), ms=4, alpha=0.6)
+    axis.set_xscale("log")
+    axis.set_xticks([30, 90, 270], ["30", "90", "270"])
+    axis.minorticks_off()
+    axis.set_xlabel("epochs of the student")
+    axis.set_ylabel("accuracy, photographs swapped, %")
+    axis.legend()
+    return figure
+
+
+def methods() -> Figure:
+    """Accuracy of the methods on few images, at equal terms."""
+    figure, axis = _axes(4.6, 3.2)
+    _columns(axis, {name: percent(runs_of(EQUAL_TERMS, arm)) for name, arm in FEW_IMAGES.items()})
+    axis.set_ylabel("test accuracy, %")
+    axis.set_title("CIFAR-10, 50 images a class")
+    return figure
+
+
+_MODES = (
+    # label, experiment, arm, bytes a record
+    ("frozen", "cifar10_live", "e2kd", "1 canonical"),
+    ("V = 1", "cifar10_replay", "e2kd_v1", "1 random"),
+    ("V = 4", "cifar10_replay", "e2kd_v4", "4 random"),
+    ("V = 16", "cifar10_replay", "e2kd_v16", "16 random"),
+    ("live", "cifar10_live", "e2kd_live", None),
+)
+
+
+def modes() -> Figure:
+    """Accuracy of e2KD over the bytes of a record, and over the seconds of a student."""
+    size = {p["views"]: p["bytes"] for p in reversed(results_of("cifar10_replay")["passes"])}
+    figure = Figure(figsize=(6.8, 2.8), layout="constrained")
+    bytes_axis, seconds_axis = figure.subplots(1, 2, sharey=True)
+    for number, (label, experiment, arm, views) in enumerate(_MODES):
+        runs = runs_of(experiment, arm)
+        values = percent(runs)
+        seconds = fmean(run["seconds"] for run in runs)
+        places = [(seconds_axis, seconds)]
+        if views is None:
+            bytes_axis.axhline(fmean(values), color=f"C{number}", lw=1, ls="--", label=label)
+        else:
+            places.append((bytes_axis, size[views]))
+        for axis, x in places:
+            axis.plot([x] * len(values), values, "o", color=f"C{number}", ms=4, alpha=0.6, mew=0)
+            axis.plot([x], [fmean(values)], "_", color=f"C{number}", ms=14, mew=2)
+            axis.annotate(label, (x, max(values)), (0, 4), textcoords="offset points", ha="center")
+    bytes_axis.set_xscale("log")
+    bytes_axis.set_xlabel("bytes a record")
+    bytes_axis.set_ylabel("test accuracy, %")
+    bytes_axis.legend(loc="lower right")
+    bytes_axis.margins(x=0.15, y=0.12)
+    seconds_axis.set_xlabel("seconds a student")
+    seconds_axis.margins(x=0.15)
+    return figure
+
+
+def shift_curves() -> Figure:
+    """Cosine of the explanations of a shifted image with the shifted explanations, ViT students."""
+    curves = results_of("cifar10_vit")["shift_curves"]
+    figure, axis = _axes(4.2, 2.8)
+    for arm, label, color in (("kd", "KD", "C0"), ("e2kd", "e2KD", "C1")):
+        for name, kind, style in (("map", "W", "-"), ("contribution", "contributions", "--")):
+            axis.plot(curves[arm][name], style, color=color, marker=".", label=f"{label}, {kind}")
+    axis.set_xlabel("shift in pixels")
+    axis.set_ylabel("cosine")
+    axis.set_ylim(0, 1.02)
+    axis.legend(ncols=2)
+    return figure
+
+
+def ked_partitions() -> Figure:
+    """Accuracy of additive networks over the number of superfeatures, by how they were found."""
+    name = "ked/cifar10_teachers"
+    counts = (1, 2, 4, 8, 16)
+    figure, axis = _axes(4.2, 2.8)
+    for arm, label in (
+        ("found", "found in a network"),
+        ("contiguous", "contiguous blocks"),
+        ("random_0", "random, first draw"),
+        ("random_1", "random, second draw"),
+    ):
+        runs = [runs_of(name, f"{arm} superfeatures={count}") for count in counts]
+        (line,) = axis.plot(counts, [fmean(percent(of)) for of in runs], marker=".", label=label)
+        low, high = ([pick(percent(of)) for of in runs] for pick in (min, max))
+        axis.fill_between(counts, low, high, color=line.get_color(), alpha=0.15, lw=0)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.set_xlabel("number of superfeatures, M")
+    axis.set_ylabel("test accuracy, %")
+    axis.legend()
+    return figure
+
+
+def unicam_depths() -> Figure:
+    """Parts of the features that distillation added and lost through five depths, and a control."""
+    figure = Figure(figsize=(6.8, 2.8), layout="constrained")
+    for axis, name in zip(figure.subplots(1, 2, sharey=True), ("distilled", "lost"), strict=True):
+        for number, (arm, label) in enumerate(list(UNICAM_ARMS.items())[1:]):
+            runs = runs_of(UNICAM, arm)
+            values = [[run[f"{name}_{depth}"] for run in runs] for depth in DEPTHS]
+            color, style = (_GRAY, "--") if arm == "other_seed" else (f"C{number}", "-")
+            depths = range(1, len(DEPTHS) + 1)
+            axis.plot(depths, [fmean(of) for of in values], style, color=color, label=label)
+            axis.fill_between(
+                depths, [min(of) for of in values], [max(of) for of in values], color=color,
+                alpha=0.15, lw=0,
+            )  # fmt: skip
+        axis.set_title(name)
+        axis.set_xticks(depths)
+        axis.set_xlabel("depth")
+    figure.axes[0].set_ylabel("relevance score")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def detectors() -> Figure:
+    """Units of each arm's students that detect a concept, seed by seed."""
+    name = "interpretability/cifar10_arms"
+    arms = list(dict.fromkeys(run["method"] for run in results_of(name)["runs"]))
+    figure, axis = _axes(6.8, 3.2)
+    _columns(axis, {arm: [run["detectors"] for run in runs_of(name, arm)] for arm in arms})
+    axis.set_ylabel("concept detectors")
+    return figure
+
+
+def readers() -> Figure:
+    """Time per record of this store's reader and of others, each with its best number of workers."""
+    sides = {row.name: row.sides for row in load(RESULTS) if row.sides}
+    figure = Figure(figsize=(6.8, 2.6), layout="constrained")
+    for axis, pixels in zip(figure.subplots(1, 2), (32, 224), strict=True):
+        rows = [of for name, of in sides.items() if f"_{pixels}px_" in name]
+        best = {side: min(row[side] for row in rows) for side in rows[0]}
+        labels = ["permafrost" if side == "ours" else side for side in best]
+        axis.barh(labels, list(best.values()), color=["C0"] + [_GRAY] * (len(best) - 1))
+        axis.invert_yaxis()
+        axis.set_title(f"{pixels} pixels")
+        axis.set_xlabel("microseconds a record")
+    return figure
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+DRAWN: tuple[Callable[[], Figure], ...] = (
+    training_length,
+    methods,
+    modes,
+    shift_curves,
+    ked_partitions,
+    unicam_depths,
+    detectors,
+    readers,
+)
+"""Figures that are drawn, each in a file of its function's name with hyphens."""
+
+
+def write_figures() -> None:
+    """Write every figure as SVG."""
+    for draw in DRAWN:
+        with rc_context(_STYLE):  # type: ignore[arg-type]
+            path = FIGURES / f"{draw.__name__.replace('_', '-')}.svg"
+            draw().savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    write_figures()

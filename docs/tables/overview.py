@@ -1,0 +1,163 @@
+"""Tables of the first pages: the main results, and the size of a store by data set."""
+
+from __future__ import annotations
+
+from math import log10
+from typing import NamedTuple
+
+from docs.cells import Cell, Rows, Run, difference, spread, table
+from docs.measured import runs_of
+from docs.tables.training_length import converged_means
+
+_EQUAL = "cifar10_equal_terms"
+_TERMS = "CIFAR-10, 50 images a class"
+
+
+def readme_results() -> str:
+    """Differences between methods that answer the first questions, favorable or not."""
+    kd, e2kd = converged_means().values()
+    comparisons: list[tuple[str, list[Run], list[Run], str, str]] = [
+        (
+            "e2KD minus KD, demo, photographs swapped, 270 epochs",
+            e2kd,
+            kd,
+            "accuracy_swapped",
+            "five teachers, five seeds each",
+        ),
+        (
+            "the same after the demo's 30 epochs, when KD still learns fast",
+            runs_of("demo", "e2kd"),
+            runs_of("demo", "kd"),
+            "accuracy_swapped",
+            "3 seeds",
+        ),
+    ]
+    comparisons += [
+        (text, runs_of(_EQUAL, candidate), runs_of(_EQUAL, baseline), "accuracy", "5 seeds")
+        for text, candidate, baseline in (
+            (f"e2KD minus KD, {_TERMS}, both with logits", "e2kd_logits", "kd_logits"),
+            ("AT minus e2KD with one map a record, both with logits", "at_logits", "e2kd_logits"),
+            (
+                "CAT-KD minus e2KD with the maps of all classes, both with logits",
+                "cat_kd_logits",
+                "e2kd_logits_all",
+            ),
+            (
+                "ReviewKD (live) minus e2KD, both with labels and logits",
+                "review_kd_both",
+                "e2kd_both",
+            ),
+        )
+    ]
+    comparisons.append(
+        (
+            f"frozen minus live e2KD, {_TERMS}",
+            runs_of("cifar10_live", "e2kd"),
+            runs_of("cifar10_live", "e2kd_live"),
+            "accuracy",
+            "3 seeds",
+        )
+    )
+    rows: Rows = [
+        (text, [difference(candidate, baseline, metric), Cell(seeds)])
+        for text, candidate, baseline, metric, seeds in comparisons
+    ]
+    return table(("comparison", "difference", "measured with"), rows)
+
+
+FEW_IMAGES = {
+    "KD": "kd_logits",
+    "e2KD, one map a record": "e2kd_logits",
+    "AT": "at_logits",
+    "CAT-KD": "cat_kd_logits",
+    "e2KD, maps of all classes": "e2kd_logits_all",
+    "ReviewKD, live, with labels": "review_kd_both",
+}
+
+
+def which_method_few_images() -> str:
+    """Methods on few images without a shortcut, at equal terms."""
+    kd = runs_of(_EQUAL, "kd_logits")
+    rows: Rows = []
+    for label, arm in FEW_IMAGES.items():
+        runs = runs_of(_EQUAL, arm)
+        cells = [spread(runs, "accuracy"), spread(runs, "agreement"), difference(runs, kd)]
+        rows.append((label, cells))
+    return table(("with logits, %", "accuracy", "agreement", "accuracy minus KD"), rows)
+
+
+_SHORTCUT = {
+    "KD": "kd",
+    "e2KD": "e2kd",
+    "AT": "at",
+    "CAT-KD": "cat_kd",
+    "ReviewKD, live": "review_kd",
+}
+_SHORTCUT_EPOCHS = (90, 270)
+
+
+def which_method_shortcut() -> str:
+    """Methods on the demo's photographs, as in training and swapped."""
+    rows: Rows = []
+    for epochs in _SHORTCUT_EPOCHS:
+        kd = runs_of("demo_methods", f"kd epochs={epochs}")
+        for label, arm in _SHORTCUT.items():
+            runs = runs_of("demo_methods", f"{arm} epochs={epochs}")
+            metrics = ("accuracy_in_distribution", "accuracy_swapped", "epg")
+            own = [spread(runs, metric) for metric in metrics]
+            gain = difference(runs, kd, "accuracy_swapped")
+            rows.append((f"{label}, {epochs} epochs", [*own, gain]))
+    return table(("%", "as in training", "swapped", "EPG", "swapped minus KD"), rows)
+
+
+class DataSet(NamedTuple):
+    """A data set, the grid of its teacher's maps, and the mean size of its images if it was measured."""
+
+    name: str
+    records: int
+    classes: int
+    grid: int
+    image_bytes: int | None
+    source: str = ""
+
+
+_SETS = (
+    DataSet("CIFAR-10", 60_000, 10, 8, 1_670, "measured"),
+    DataSet("CIFAR-100", 60_000, 100, 8, None),
+    DataSet("Tiny ImageNet", 110_000, 200, 8, None),
+    DataSet("ImageNet-1k, training", 1_281_167, 1_000, 7, 111_000, "estimated"),
+    DataSet("the same, JPEG frames of 256 pixels", 1_281_167, 1_000, 7, 30_600, "estimated"),
+    DataSet("ImageNet-21k", 14_197_122, 21_841, 7, 111_000, "estimated"),
+)
+_OTHER_BYTES = 290
+"""Bytes a record of index, receipts and manifests (docs/results/scale-estimates.md)."""
+
+
+def store_sizes() -> str:
+    """Bytes of a store of logits and one float16 map a record, by data set."""
+    rows: Rows = []
+    for item in _SETS:
+        logits, a_map = 2 * item.classes, 2 * item.grid**2 + 8
+        fields = logits + a_map
+        images = item.image_bytes
+        whole = None if images is None else item.records * (fields + _OTHER_BYTES + images)
+        cells = [
+            f"{item.records:,}",
+            size(logits),
+            size(a_map),
+            size(fields * item.records),
+            "&ndash;" if images is None else f"{size(images)} ({item.source})",
+            "&ndash;" if whole is None else size(whole),
+        ]
+        rows.append((item.name, [Cell(text) for text in cells]))
+    header = ("data set", "records", "logits a record", "map a record", "the pass")
+    return table((*header, "an image", "store with images"), rows)
+
+
+def size(count: float) -> str:
+    """Format a number of bytes with three digits and a decimal unit."""
+    power = int(log10(count)) // 3
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+TABLES = (readme_results, which_method_few_images, store_sizes)
