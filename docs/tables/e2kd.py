@@ -18,7 +18,7 @@ from docs.cells import (
 )
 from docs.measured import results_of, runs_of
 
-AGAINST_KD = "accuracy - frozen KD"
+AGAINST_KD = "difference from frozen KD"
 SHOTS = "cifar10_50shots"
 SHOTS_ARMS = {
     "labels": "labels only",
@@ -48,7 +48,12 @@ def cifar10_50shots_short() -> str:
         runs = runs_of(SHOTS, arm)
         own = [spread(runs, "accuracy"), spread(runs, "agreement")]
         rows.append((label, [*own, difference(runs, runs_of(SHOTS, "kd"))]))
-    header = ("%, three seeds", "test accuracy", "agreement with the teacher", AGAINST_KD)
+    header = (
+        "%, three seeds",
+        "test accuracy",
+        "agreement with the teacher",
+        "accuracy - frozen KD",
+    )
     return table(header, with_best(rows, [0, 1]))
 
 
@@ -78,7 +83,7 @@ def cifar10_modes() -> str:
         rows.append((label, [*seeds, *own, Cell(size), difference(runs, frozen)]))
     header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement")
     return table(
-        (*header, "seconds a student", "bytes a record", "accuracy - frozen"),
+        (*header, "seconds a student", "bytes a record", "difference from frozen"),
         with_best(rows, [3]),
     )
 
@@ -126,7 +131,7 @@ def cifar10_baselines() -> str:
         runs = runs_of(experiment, arm)
         own = _accuracies(runs)
         rows.append((label, [*own, difference(runs, runs_of(SHOTS, "e2kd"))]))
-    header = ("test accuracy, %", "by seed", "mean", "agreement", "accuracy - frozen e2KD")
+    header = ("test accuracy, %", "by seed", "mean", "agreement", "difference from frozen e2KD")
     return table(header, rows)
 
 
@@ -165,7 +170,7 @@ def _methods_by_terms() -> str:
         for method, label in methods.items()
     ]
     rows += [
-        (f"{label.partition(',')[0].partition(' (')[0]} - e2KD", cells(method, difference))
+        (f"{label.partition(',')[0].partition(' (')[0]} minus e2KD", cells(method, difference))
         for method, label in methods.items()
         if method != "e2kd"
     ]
@@ -188,7 +193,7 @@ def _maps_beside_logits() -> str:
         gains = [difference(runs, runs_of(EQUAL_TERMS, baseline)) for baseline in baselines]
         rows.append((label, [*own, *gains]))
     header = ("e2KD with logits, test accuracy, %", "by seed", "mean", "agreement")
-    return table((*header, "mean - one class", "mean - AT", "mean - CAT-KD"), rows)
+    return table((*header, "minus one class", "minus AT", "minus CAT-KD"), rows)
 
 
 def cifar10_datafree() -> str:
@@ -223,15 +228,18 @@ DEMO_ARMS = {
 
 def demo() -> str:
     """Students of the demo."""
-    return _demo(("accuracy_in_distribution", "accuracy_swapped", "epg", "agreement"))
+    return _demo(
+        ("accuracy_in_distribution", "accuracy_swapped", "epg", "agreement"),
+        "swapped, difference from frozen KD",
+    )
 
 
 def demo_short() -> str:
     """The same without their agreement."""
-    return _demo(("accuracy_in_distribution", "accuracy_swapped", "epg"))
+    return _demo(("accuracy_in_distribution", "accuracy_swapped", "epg"), "swapped - frozen KD")
 
 
-def _demo(metrics: Sequence[str]) -> str:
+def _demo(metrics: Sequence[str], gain_title: str) -> str:
     teacher = results_of("demo")["teacher"]
     own = [single(teacher[name], 100, 1) if name in teacher else Cell("") for name in metrics]
     rows: Rows = [("teacher", [*own, Cell("")])]
@@ -241,7 +249,7 @@ def _demo(metrics: Sequence[str]) -> str:
         rows.append((label, [*(spread(runs, name) for name in metrics), gain]))
     names = {"accuracy_in_distribution": "as in training", "accuracy_swapped": "swapped"}
     names |= {"epg": "EPG", "agreement": "agreement"}
-    header = ("%, three seeds", *(names[metric] for metric in metrics), "swapped - frozen KD")
+    header = ("%, three seeds", *(names[metric] for metric in metrics), gain_title)
     return table(header, rows)
 
 
@@ -250,8 +258,8 @@ def demo_features() -> str:
     metrics = {
         "fss": "FSS",
         "relevance": "relevance",
-        "left_of_teacher": "RS, left of the teacher",
-        "beyond_labels": "RS, beyond labels only",
+        "left_of_teacher": "RS, teacher only",
+        "beyond_labels": "RS, not in the labels-only student",
         "mask_energy": "loss gradient's energy on the digit, above its area",
     }
     rows: Rows = []
@@ -259,7 +267,7 @@ def demo_features() -> str:
         runs = runs_of("demo", arm)
         own = [spread(runs, name, 1, 2) if name in runs[0] else Cell("&ndash;") for name in metrics]
         rows.append((label, [*own, difference(runs, runs_of("demo", "labels"), "fss", 1, 2)]))
-    return table(("", *metrics.values(), "FSS - labels only"), rows)
+    return table(("", *metrics.values(), "FSS, difference from labels only"), rows)
 
 
 def demo_guided() -> str:
@@ -284,7 +292,9 @@ def demo_guided() -> str:
             gains = [difference(runs, kd, metric) for metric in ("epg", "accuracy_swapped")]
             rows.append((f"its students, frozen {label}", [*cells, *gains]))
     header = ("", "EPG", "IoU", "accuracy, as in training", "photographs swapped")
-    return table((*header, "EPG - frozen KD", "swapped - frozen KD"), rows)
+    return table(
+        (*header, "EPG, difference from frozen KD", "swapped, difference from frozen KD"), rows
+    )
 
 
 TABLES = (
