@@ -28,7 +28,8 @@ from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import exists, write_atomically
+from permafrost.core.files import write_atomically
+from permafrost.core.rooted_paths import exists
 from permafrost.estimation.measurement import plain_values, printed_lines
 from permafrost.store.manifest import MANIFEST_NAME
 

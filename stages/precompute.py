@@ -25,9 +25,9 @@ from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import exists
 from permafrost.core.lock import lock_folder
 from permafrost.core.progress import say_if_slow
+from permafrost.core.rooted_paths import exists
 from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.source import (
     BYTES_PER_RECORD,
@@ -46,7 +46,7 @@ from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
     from permafrost.config.verbs import PrecomputeConfig
-    from permafrost.core.files import RootedPath
+    from permafrost.core.rooted_paths import RootedPath
     from permafrost.store.listing import ListingFiles
 
 logger = logging.getLogger("permafrost.precompute")

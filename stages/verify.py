@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from permafrost.cli import main
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import UserError
-from permafrost.core.files import LinkError, file_size, iter_files
+from permafrost.core.rooted_paths import LinkError, file_size, iter_files
 from permafrost.store.reader import Store
 from permafrost.store.verification import unfinished_passes, verify_store
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from permafrost.config.verbs import VerifyConfig
-    from permafrost.core.files import RootedPath
+    from permafrost.core.rooted_paths import RootedPath
 
 logger = logging.getLogger("permafrost.verify")
 

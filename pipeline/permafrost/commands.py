@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from permafrost.config.models import table_words
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
 from permafrost.config.verbs import VERBS, PrecomputeConfig
 from permafrost.core.errors import UserError
+from permafrost.core.signed_files import DamagedFileError
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_precompute
 from permafrost.models.saved import is_finished, read_description
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from permafrost.store.reader import Store, TeacherPass
+
+logger = logging.getLogger("permafrost.commands")
 
 _VERBS = ("teach", "precompute", "sweep", "distill", "evaluate", "report")
 """Verbs in the order in which a run uses them."""
@@ -111,10 +115,19 @@ def _command(verb: str, path: Path) -> str:
 
 
 def _precompute_calls(run: str, store: Store) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Iterate over the options of precompute on a store that are below runs/, those of the run first."""
+    """Iterate over the options of precompute on a store that are below runs/, those of the run first.
+
+    A damaged file of another run is a warning; one of the run itself raises DamagedFileError.
+    """
     paths = [*(RUNS / run).glob("precompute*.yaml"), *RUNS.glob("*/precompute*.yaml")]
     for path in dict.fromkeys(sorted(paths, key=lambda path: (path.parent != RUNS / run, path))):
-        values = read_config(path, PrecomputeConfig, "store", "data", "teacher")
+        try:
+            values = read_config(path, PrecomputeConfig, "store", "data", "teacher")
+        except DamagedFileError as error:
+            if path.parent == RUNS / run:
+                raise
+            logger.warning("%s", error)
+            continue
         if Path(values["store"].get("path", "")).absolute() == store.path.absolute():
             yield path, values
 

@@ -192,6 +192,20 @@ def test_the_commands_of_a_student_are_those_that_made_its_store_teacher_and_pas
     assert stated_commands(own_report()) == commands
 
 
+def test_a_damaged_file_of_another_run_is_a_warning_and_the_report_is_made(learned, caplog):
+    *_, commands = learned
+    damaged = RUNS / "abandoned/precompute.yaml"
+    damaged.parent.mkdir()
+    damaged.write_bytes(
+        (RUNS / "photos/precompute.yaml").read_bytes().replace(b"photos", b"others")
+    )
+
+    html = own_report()
+
+    assert stated_commands(html) == commands
+    assert str(damaged) in caplog.text
+
+
 def test_a_training_with_other_words_is_the_same_run_and_keeps_those_of_its_first_command(frozen):
     words = (
         f"store.path={frozen.store.path}", "run=alone", "trainer.epochs=1", "trainer.batch_size=8",

@@ -14,7 +14,8 @@ from PIL import Image
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
-from permafrost.core.files import FileError, make_folder, write_atomically
+from permafrost.core.errors import FileError
+from permafrost.core.files import make_folder, write_atomically
 from permafrost.core.lock import LockedError, lock_folder
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.store.entries import ManifestError, StoreMismatchError

@@ -11,9 +11,10 @@ import pytest
 
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
-from permafrost.core import files
-from permafrost.core.files import FileError, LinkError, RootedPath
+from permafrost.core import files, rooted_paths
+from permafrost.core.errors import FileError
 from permafrost.core.lock import lock_folder
+from permafrost.core.rooted_paths import LinkError, RootedPath
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
@@ -171,11 +172,12 @@ def test_a_folder_that_becomes_a_link_after_a_check_is_refused(
         "read": lambda: files.read_regular(path),
         "write": lambda: files.create_file(path),
         "lock": lambda: files.open_lock(path, create=True),
-        "list": lambda: files.list_folder(path.parent),
+        "list": lambda: rooted_paths.list_folder(path.parent),
         "remove": lambda: files.remove_file(path),
     }
-    assert files.is_file(path)
-    monkeypatch.setattr(files, "os", Swapping())
+    assert rooted_paths.is_file(path)
+    for module in (files, rooted_paths):
+        monkeypatch.setattr(module, "os", Swapping())
 
     with pytest.raises(LinkError, match="deep"):
         actions[action]()
@@ -265,7 +267,7 @@ def calls_of_files(path):
                 yield f"{path.name}:{node.lineno}: {name}"
 
 
-def test_only_one_module_opens_the_files_of_a_store():
+def test_no_module_of_the_store_opens_files_itself():
     found = [
         call
         for path in ROOT.glob("pipeline/permafrost/store/*.py")

@@ -14,8 +14,9 @@ import pytest
 
 from permafrost.config.data import DemoDataConfig
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import NoSpaceError, canonical_json, exists, sha256_keys
+from permafrost.core.files import NoSpaceError, canonical_json, sha256_keys
 from permafrost.core.records import Box, Record
+from permafrost.core.rooted_paths import exists
 from permafrost.store import listing, shard_plan
 from permafrost.store.listing import (
     join_listings,

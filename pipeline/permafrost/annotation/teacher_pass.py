@@ -25,7 +25,8 @@ from permafrost.config.runs import RUNS, save_cost
 from permafrost.config.store import PAYLOADS, PassOptions
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
-from permafrost.core.files import SHORT, RootedPath, list_folder, remove_partial_files, sha256_json
+from permafrost.core.files import SHORT, remove_partial_files, sha256_json
+from permafrost.core.rooted_paths import RootedPath, list_folder
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.fingerprint import describe_teacher

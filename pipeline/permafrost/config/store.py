@@ -11,7 +11,7 @@ from annotated_types import Ge, Le, Lt
 from permafrost.config.options import OpenOptions, Options, Role, options_of
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require
-from permafrost.core.files import RootedPath
+from permafrost.core.rooted_paths import RootedPath
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,10 @@ class RecordError(UserError, ValueError):
     """Record with invalid bytes. The subclasses for images and for rows of a table describe the fault."""
 
 
+class FileError(UserError, OSError):
+    """File that cannot be read or written. The message includes the operating system's reason."""
+
+
 class ConfigError(UserError, ValueError):
     """Invalid value of an option. The message names the option, its value and the remedy."""
 

@@ -1,12 +1,9 @@
-"""Files: atomic, durable writes, and paths that no link leads out of.
+"""Files: atomic, durable writes, and bounded reads.
 
 A file is either whole or absent, even if the process that writes it dies. A commit writes to a unique temporary name
-in the same folder, calls fsync, renames the file, and calls fsync on the folder. Every operation goes through this
-module's `os`, so that a test can simulate a crash after any of them.
-
-A plain `Path` is the user's own, and links in it are followed. What is inside a store may come from a stranger. Its
-paths are `RootedPath`s: each folder below the root is opened from the one above it and never through a link, so that
-nothing can change between a check and its use. Every function takes both kinds, and nothing else opens a RootedPath.
+in the same folder, calls fsync, renames the file, and calls fsync on the folder. Every operation that changes something
+goes through this module's `os`, so that a test can simulate a crash after any of them. Paths are opened by
+rooted_paths.py.
 """
 
 from __future__ import annotations
@@ -21,14 +18,25 @@ import secrets
 import stat
 import tempfile
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
 
-from permafrost.core.errors import UserError
+from permafrost.core.errors import FileError, UserError
+from permafrost.core.rooted_paths import (
+    ABSENT,
+    AnyPath,
+    LinkError,
+    RootedPath,
+    is_folder,
+    is_refused_link,
+    iter_files,
+    open_parent,
+    opened_folder,
+    read_error,
+    refuses_links,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -41,18 +49,19 @@ _CANONICAL = json.JSONEncoder(
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOLDERS_WITHOUT_FSYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errors of file systems that do not support fsync of a folder, such as some network mounts."""
-_FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 """Flags with which opening a pipe or a terminal has no effect, so that its kind can be looked at."""
-_ABSENT = (FileNotFoundError, NotADirectoryError)
-
-
-class FileError(UserError, OSError):
-    """File that cannot be read or written. The message includes the operating system's reason."""
 
 
 class NoSpaceError(FileError):
     """File that exceeds the disk space, the quota or the file size limit. No part of the file is kept."""
+
+
+def _open(path: AnyPath, flags: int) -> int:
+    """Return a descriptor of a file. Raises OSError, or LinkError."""
+    links = os.O_NOFOLLOW if refuses_links(path) else 0
+    with open_parent(path) as (folder, name):
+        return os.open(name, flags | links, 0o644, dir_fd=folder)
 
 
 class HashingFile:
@@ -97,254 +106,6 @@ class HashingFile:
         return self._hash.hexdigest()
 
 
-class LinkError(FileError):
-    """Symbolic link where none is allowed."""
-
-    def __init__(self, path: RootedPath) -> None:
-        super().__init__(
-            f"{path} is a symbolic link, and {path.root} may not contain any, because a link can lead to other files "
-            "of this machine. Replace it by what it links to, or allow the links of a store of your own with "
-            "store.allow_links=true"
-        )
-
-
-# ---- paths ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, order=True)
-class RootedPath:
-    """Path of a folder, or of a file below it, that is opened without following any link below the folder.
-
-    It is no `os.PathLike`: only the functions of this module open it.
-    """
-
-    root: Path
-    """The folder, whose own path may contain links."""
-    parts: tuple[str, ...] = ()
-    """Names below the root."""
-    allow_links: bool = False
-    """True follows links below the root as well."""
-
-    @classmethod
-    def of(cls, path: AnyPath) -> RootedPath:
-        """Return a path as it is if it is rooted, otherwise as a root."""
-        return path if isinstance(path, RootedPath) else cls(path)
-
-    def __truediv__(self, name: str) -> RootedPath:
-        """Append a relative path. Raises FileError if it leaves the root."""
-        below = PurePosixPath(name)
-        if below.is_absolute() or ".." in below.parts or "\0" in name:
-            raise FileError(f"the path {name!r} leaves {self}")
-        return replace(self, parts=(*self.parts, *below.parts))
-
-    def __str__(self) -> str:
-        return str(self.root.joinpath(*self.parts))
-
-    @property
-    def name(self) -> str:
-        """Last part."""
-        return self.parts[-1] if self.parts else self.root.name
-
-    @property
-    def stem(self) -> str:
-        """Last part without its suffix."""
-        return PurePosixPath(self.name).stem
-
-    @property
-    def suffix(self) -> str:
-        """Suffix of the last part, with its dot."""
-        return PurePosixPath(self.name).suffix
-
-    @property
-    def parent(self) -> RootedPath:
-        """The folder that contains it. Raises FileError for the root."""
-        if not self.parts:
-            raise FileError(f"the folder of {self} is not below it")
-        return replace(self, parts=self.parts[:-1])
-
-    def with_name(self, name: str) -> RootedPath:
-        """Return the path of another name in the same folder."""
-        return self.parent / name
-
-    def absolute(self) -> RootedPath:
-        """Return the same path with an absolute root, for processes with other working folders."""
-        return replace(self, root=self.root.absolute())
-
-    def below(self, folder: RootedPath) -> str:
-        """Return the path relative to a folder of the same root, which contains it."""
-        return "/".join(self.parts[len(folder.parts) :])
-
-
-AnyPath: TypeAlias = Path | RootedPath
-
-
-def _refuses_links(path: AnyPath) -> TypeGuard[RootedPath]:
-    """Return whether the path is below a root that may not contain links."""
-    return isinstance(path, RootedPath) and not path.allow_links and len(path.parts) > 0
-
-
-@contextmanager
-def _opened_folder(path: AnyPath) -> Iterator[int]:
-    """Provide a descriptor of a folder, for the `dir_fd` of system calls. Raises OSError, or LinkError."""
-    below = path.parts if _refuses_links(path) else ()
-    descriptor = os.open(str(path.root if _refuses_links(path) else path), _FOLDER)
-    try:
-        for number, name in enumerate(below):
-            above = descriptor
-            try:
-                descriptor = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
-            except OSError as error:
-                assert isinstance(path, RootedPath)
-                raise _error_at(above, replace(path, parts=below[: number + 1]), error) from error
-            os.close(above)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _open_parent(path: AnyPath) -> Iterator[tuple[int, str]]:
-    """Provide a descriptor of the folder of a path, and the name in it.
-
-    An OSError in the block is raised with the whole path; if its reason is a link, as LinkError.
-    """
-    if isinstance(path, RootedPath) and not path.parts:
-        path = path.root
-    with _opened_folder(path.parent) as folder:
-        try:
-            yield folder, path.name or "."
-        except FileError:
-            raise
-        except OSError as error:
-            raise _error_at(folder, path, error) from error
-
-
-def _error_at(folder: int, path: AnyPath, error: OSError) -> OSError:
-    """Return the error to raise for a path in an open folder: LinkError if it is a link that may not be there."""
-    if _is_refused_link(path, folder):
-        return LinkError(path)
-    return type(error)(error.errno, error.strerror, str(path))
-
-
-def _is_refused_link(path: AnyPath, folder: int) -> TypeGuard[RootedPath]:
-    if not _refuses_links(path):
-        return False
-    try:
-        status = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
-    except OSError:
-        return False
-    return stat.S_ISLNK(status.st_mode)
-
-
-def _open(path: AnyPath, flags: int) -> int:
-    """Return a descriptor of a file. Raises OSError, or LinkError."""
-    links = os.O_NOFOLLOW if _refuses_links(path) else 0
-    with _open_parent(path) as (folder, name):
-        return os.open(name, flags | links, 0o644, dir_fd=folder)
-
-
-def _status(path: AnyPath) -> os.stat_result | None:
-    """Return the status of a file or folder, None if there is none. Raises FileError, such as LinkError."""
-    try:
-        with _open_parent(path) as (folder, name):
-            status = os.stat(name, dir_fd=folder, follow_symlinks=not _refuses_links(path))
-    except (*_ABSENT, ValueError):  # a path with a NUL is a ValueError
-        return None
-    except FileError:
-        raise
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return None
-        raise _read_error(path, error) from error
-    if isinstance(path, RootedPath) and stat.S_ISLNK(status.st_mode):
-        raise LinkError(path)
-    return status
-
-
-def exists(path: AnyPath) -> bool:
-    """Return whether there is a file or a folder. Raises LinkError, also for a link to nothing."""
-    return _status(path) is not None
-
-
-def is_folder(path: AnyPath) -> bool:
-    """Return whether there is a folder. Raises LinkError."""
-    status = _status(path)
-    return status is not None and stat.S_ISDIR(status.st_mode)
-
-
-def file_size(path: AnyPath) -> int | None:
-    """Return the bytes of a regular file, None if there is none. Raises LinkError."""
-    status = _status(path)
-    return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
-
-
-def is_file(path: AnyPath) -> bool:
-    """Return whether there is a regular file. Raises LinkError."""
-    return file_size(path) is not None
-
-
-def is_writable(folder: AnyPath) -> bool:
-    """Return whether there is a folder in which this process may create files. Raises LinkError."""
-    try:
-        with _opened_folder(folder) as descriptor:
-            return os.access(".", os.W_OK, dir_fd=descriptor)
-    except _ABSENT:
-        return False
-
-
-def list_folder(folder: RootedPath, pattern: str = "*") -> list[RootedPath]:
-    """Return the sorted paths in a folder whose names match a pattern; [] if there is no folder. Raises LinkError."""
-    return [folder / name for name, _ in _entries(folder) if fnmatchcase(name, pattern)]
-
-
-def find_links(folder: RootedPath) -> Iterator[RootedPath]:
-    """Iterate over the links below a folder, none if they are allowed."""
-    if not folder.allow_links:
-        yield from (path for path, kind in _iter_entries(folder, ()) if kind == "link")
-
-
-def iter_files(folder: AnyPath, ignored: Container[str] = ()) -> Iterator[RootedPath]:
-    """Iterate over all files and links below a folder, sorted within each folder. Links to folders are not followed.
-
-    ignored  names of folders in it that are left out
-    Memory does not grow with their number.
-    """
-    top = folder if isinstance(folder, RootedPath) else RootedPath(folder, allow_links=True)
-    return (path for path, _ in _iter_entries(top, ignored))
-
-
-def _entries(folder: AnyPath) -> list[tuple[str, str]]:
-    """Return the sorted names in a folder with their kinds, "file", "folder" or "link"; [] if there is no folder."""
-    try:
-        with _opened_folder(folder) as place:
-            descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)
-            try:
-                with os.scandir(descriptor) as entries:
-                    return sorted((entry.name, _kind(entry)) for entry in entries)
-            finally:
-                os.close(descriptor)
-    except _ABSENT:
-        return []
-    except FileError:
-        raise
-    except OSError as error:
-        raise _read_error(folder, error) from error
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    if entry.is_symlink():
-        return "link"
-    return "folder" if entry.is_dir(follow_symlinks=False) else "file"
-
-
-def _iter_entries(folder: RootedPath, ignored: Container[str]) -> Iterator[tuple[RootedPath, str]]:
-    entries = _entries(folder)
-    yield from ((folder / name, kind) for name, kind in entries if kind != "folder")
-    for name, kind in entries:
-        if kind == "folder" and name not in ignored:
-            yield from _iter_entries(folder / name, ())
-
-
 # ---- writing -------------------------------------------------------------------------------------
 
 
@@ -353,7 +114,7 @@ def open_atomically(path: AnyPath) -> Iterator[HashingFile]:
     """Provide a file that appears at `path`, whole and durable, when the block ends without an error."""
     make_folder(path.parent)
     partial = f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
-    with _opened_folder(path.parent) as folder:
+    with opened_folder(path.parent) as folder:
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             descriptor = os.open(partial, flags, 0o644, dir_fd=folder)
@@ -368,7 +129,7 @@ def open_atomically(path: AnyPath) -> Iterator[HashingFile]:
             finally:
                 file.detach()
                 os.close(descriptor)
-            if _is_refused_link(file.destination, folder):
+            if is_refused_link(file.destination, folder):
                 raise LinkError(file.destination)
             os.replace(partial, file.destination.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException as error:
@@ -410,7 +171,7 @@ def make_folder(path: AnyPath) -> None:
         raise FileError(f"{path} does not exist")
     make_folder(path.parent)
     try:
-        with _open_parent(path) as (folder, name):
+        with open_parent(path) as (folder, name):
             os.mkdir(name, 0o755, dir_fd=folder)
             _fsync_folder(folder, path.parent)
     except FileExistsError:
@@ -446,13 +207,13 @@ def open_lock(path: AnyPath, *, create: bool) -> io.FileIO:
 
 def move_file(path: AnyPath, destination: AnyPath) -> None:
     """Give a file another name in the same folder, in place of any file of that name."""
-    with _open_parent(path) as (folder, name):
+    with open_parent(path) as (folder, name):
         os.replace(name, destination.name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def remove_file(path: AnyPath) -> None:
     """Remove a file if it exists; of a link, the link itself."""
-    with suppress(*_ABSENT), _open_parent(path) as (folder, name):
+    with suppress(*ABSENT), open_parent(path) as (folder, name):
         os.unlink(name, dir_fd=folder)
 
 
@@ -510,7 +271,7 @@ def open_regular(path: AnyPath) -> io.FileIO:
     except (FileNotFoundError, FileError):
         raise
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
-        raise _read_error(path, error) from error
+        raise read_error(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise FileError(f"{path} is not a regular file. Restore it, or correct the path")
@@ -550,7 +311,7 @@ def read_regular(path: AnyPath, most: int | None = None) -> bytes:
         try:
             return file.readall() if most is None else read_at(file, size, 0)
         except OSError as error:
-            raise _read_error(path, error) from error
+            raise read_error(path, error) from error
 
 
 def map_file(file: io.FileIO | IO[bytes]) -> mmap.mmap:
@@ -564,11 +325,7 @@ def sha256_file(path: AnyPath) -> str:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise _read_error(path, error) from error
-
-
-def _read_error(path: AnyPath, error: OSError | ValueError) -> FileError:
-    return FileError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})")
+            raise read_error(path, error) from error
 
 
 # ---- digests -------------------------------------------------------------------------------------

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
-from permafrost.core.errors import UserError
-from permafrost.core.files import FileError, make_folder, open_lock
+from permafrost.core.errors import FileError, UserError
+from permafrost.core.files import make_folder, open_lock
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Iterator
 
-    from permafrost.core.files import AnyPath
+    from permafrost.core.rooted_paths import AnyPath
 
 logger = logging.getLogger("permafrost.lock")
 

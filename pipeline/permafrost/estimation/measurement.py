@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import UserError
-from permafrost.core.files import RootedPath, exists
+from permafrost.core.rooted_paths import RootedPath, exists
 from permafrost.estimation.sample import (
     Sample,
     ShardTimes,

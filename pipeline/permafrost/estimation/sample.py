@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from permafrost.config.verbs import EstimateConfig
-    from permafrost.core.files import RootedPath
+    from permafrost.core.rooted_paths import RootedPath
     from permafrost.core.tasks import ShardResult, ShardTask
     from permafrost.store.shard_plan import ShardPlan
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from permafrost.config.options import options_of
 from permafrost.config.store import PAYLOADS, PassOptions
-from permafrost.core.files import file_size, scratch_folder
+from permafrost.core.files import scratch_folder
+from permafrost.core.rooted_paths import file_size
 from permafrost.store.index_writer import IndexWriter
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.receipts import receipt_path
@@ -22,8 +23,8 @@ from permafrost.store.receipts import receipt_path
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from permafrost.core.files import RootedPath
     from permafrost.core.records import FieldSpec
+    from permafrost.core.rooted_paths import RootedPath
     from permafrost.estimation.sample import Point, Sample, Whole
     from permafrost.store.reader import TeacherPass
 

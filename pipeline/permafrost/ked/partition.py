@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.files import RootedPath
+from permafrost.core.rooted_paths import RootedPath
 from permafrost.core.seeds import derive_seed
 from permafrost.ked.options import PARTITION_NAME, AdditiveModelConfig
 from permafrost.store.artifacts import load_artifact

@@ -14,7 +14,7 @@ from permafrost.config.points import Point, point_label
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
-from permafrost.core.files import RootedPath
+from permafrost.core.rooted_paths import RootedPath
 from permafrost.evaluation.evaluator import Metric, metric_of
 from permafrost.evaluation.inputs import epoch_metric
 from permafrost.report.comparison import summarize

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from permafrost.core.errors import ConfigError, UserError
-from permafrost.core.files import FileError, read_regular
+from permafrost.core.errors import ConfigError, FileError, UserError
+from permafrost.core.files import read_regular
 from permafrost.core.records import MAX_KEY_BYTES
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError, open_image
 

@@ -19,7 +19,8 @@ from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from permafrost.core.files import AnyPath, HashingFile, RootedPath
+    from permafrost.core.files import HashingFile
+    from permafrost.core.rooted_paths import AnyPath, RootedPath
 
 
 _PIECE = 2**20

@@ -11,16 +11,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from permafrost.core.files import (
-    SHORT,
-    exists,
-    is_file,
-    make_folder,
-    read_regular,
-    sha256_json,
-    write_atomically,
-)
+from permafrost.core.files import SHORT, make_folder, read_regular, sha256_json, write_atomically
 from permafrost.core.lock import LockedError, lock_folder
+from permafrost.core.rooted_paths import exists, is_file
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import (
     MANIFEST_NAME,
@@ -33,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from permafrost.core.files import RootedPath
+    from permafrost.core.rooted_paths import RootedPath
 
 ARTIFACTS_FOLDER = "artifacts"
 ARTIFACT_SCHEMA = 1

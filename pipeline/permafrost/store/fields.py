@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.core.files import RootedPath
     from permafrost.core.records import FieldSpec
+    from permafrost.core.rooted_paths import RootedPath
     from permafrost.store.row_reader import (
         Rows,
     )

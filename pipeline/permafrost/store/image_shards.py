@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import google_crc32c
 
 from permafrost.core.errors import RecordError
-from permafrost.core.files import file_size, open_atomically, sha256_file, sha256_keys
+from permafrost.core.files import open_atomically, sha256_file, sha256_keys
 from permafrost.core.records import NO_LABEL, NO_SIZE
+from permafrost.core.rooted_paths import file_size
 from permafrost.store.codecs import RowError
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
@@ -27,8 +28,8 @@ from permafrost.store.tars import TarShard
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from permafrost.core.files import AnyPath, RootedPath
     from permafrost.core.records import Box, Content, Record, Source
+    from permafrost.core.rooted_paths import AnyPath, RootedPath
     from permafrost.store.shard_plan import ShardPlan
 
 

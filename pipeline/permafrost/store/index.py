@@ -33,7 +33,7 @@ from permafrost.store.receipts import BOX, RECEIPT_SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from permafrost.core.files import RootedPath
+    from permafrost.core.rooted_paths import RootedPath
     from permafrost.store.manifest import StoreManifest
 
 INDEX_NAME = "index.arrow"

@@ -21,17 +21,15 @@ import pyarrow.compute as pc
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import (
     PARTIAL_SUFFIX,
-    RootedPath,
     canonical_json,
     create_file,
-    is_writable,
-    list_folder,
     open_regular,
     remove_file,
     scratch_folder,
     write_error,
 )
 from permafrost.core.records import MAX_KEY_BYTES, Box, Record
+from permafrost.core.rooted_paths import RootedPath, is_writable, list_folder
 from permafrost.store.arrow_files import map_arrow
 
 if TYPE_CHECKING:

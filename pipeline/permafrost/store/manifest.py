@@ -12,8 +12,9 @@ import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from permafrost.core.files import SHORT, canonical_json, exists, read_regular, write_atomically
+from permafrost.core.files import SHORT, canonical_json, read_regular, write_atomically
 from permafrost.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
+from permafrost.core.rooted_paths import exists
 from permafrost.core.signed_files import DigestError, check_json, sign_json
 from permafrost.store.entries import (
     NAME,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from _typeshed import DataclassInstance
 
-    from permafrost.core.files import RootedPath
+    from permafrost.core.rooted_paths import RootedPath
 
 SCHEMA_VERSION = 2
 """Schema of stores and passes, the only one that is read."""

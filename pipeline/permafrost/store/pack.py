@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from permafrost.config.data import FileDataConfig
 from permafrost.core.errors import require
-from permafrost.core.files import RootedPath, canonical_json, remove_partial_files
+from permafrost.core.files import canonical_json, remove_partial_files
 from permafrost.core.tasks import ShardResult, run_shards
 from permafrost.store.image_shards import Packing, write_image_shard
 from permafrost.store.manifest import DatasetIdentity
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from permafrost.config.data import DataConfig
     from permafrost.config.verbs import PrecomputeConfig
     from permafrost.core.records import Source
+    from permafrost.core.rooted_paths import RootedPath
     from permafrost.core.tasks import MapShards
     from permafrost.store.listing import Listing
     from permafrost.store.shard_plan import ShardPlan

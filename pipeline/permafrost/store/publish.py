@@ -15,22 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from permafrost.core.errors import require, shorten
+from permafrost.core.errors import FileError, require, shorten
 from permafrost.core.files import (
-    AnyPath,
-    FileError,
-    LinkError,
-    RootedPath,
     canonical_json,
-    exists,
-    file_size,
-    is_file,
     read_regular,
     remove_partial_files,
     sha256_file,
     sha256_keys,
     write_atomically,
 )
+from permafrost.core.rooted_paths import AnyPath, LinkError, RootedPath, exists, file_size, is_file
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import (
     REWRITE,
@@ -67,7 +61,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from permafrost.core.files import RootedPath
+    from permafrost.core.rooted_paths import RootedPath
     from permafrost.store.image_shards import Packing
     from permafrost.store.shard_plan import ShardPlan
 

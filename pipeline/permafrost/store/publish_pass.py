@@ -6,7 +6,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import UserError
-from permafrost.core.files import exists, is_file, sha256_file, sha256_keys
+from permafrost.core.files import sha256_file, sha256_keys
+from permafrost.core.rooted_paths import exists, is_file
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.entries import REWRITE, EntryError, FileEntry, ManifestError, from_dict
 from permafrost.store.index_writer import remove_other_tables
@@ -33,8 +34,8 @@ from permafrost.store.shards import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from permafrost.core.files import RootedPath
     from permafrost.core.records import FieldSpec
+    from permafrost.core.rooted_paths import RootedPath
 
 
 _FEWEST_THAT_DIFFER = 8

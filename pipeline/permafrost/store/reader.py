@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from permafrost.core.files import RootedPath, exists, is_file, is_folder, list_folder
+from permafrost.core.rooted_paths import RootedPath, exists, is_file, is_folder, list_folder
 from permafrost.store.backends import BACKENDS
 from permafrost.store.entries import REPAIR, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, StoredShard, Values

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.core.files import RootedPath
+    from permafrost.core.rooted_paths import RootedPath
 
 BOX = pa.struct(
     [("label", pa.int32())] + [(corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")]
@@ -47,8 +47,8 @@ RECEIPT_SCHEMA = schema_of(
     image_crc32c=pa.uint32(),
     mask_crc32c=pa.uint32(),
 )
-"""Columns of an image shard's receipt, from which those of the index follow: the location of one record's bytes, and its
-description (docs/reference/store-format.md)."""
+"""Columns of an image shard's receipt: where the bytes of a record are, and its description. Those of the index follow
+from them (docs/reference/store-format.md)."""
 
 PASS_RECEIPT_SCHEMA = schema_of(
     key=pa.string(),

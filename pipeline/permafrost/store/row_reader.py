@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.core.files import RootedPath
+    from permafrost.core.rooted_paths import RootedPath
 
 CHECKSUM_BYTES = 4
 _INDEX_ENTRY_BYTES = 16

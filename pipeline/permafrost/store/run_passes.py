@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from permafrost.config.runs import RUNS
-from permafrost.core.files import exists
+from permafrost.core.rooted_paths import exists
 from permafrost.core.signed_files import damaged, read_json, write_json
 from permafrost.store.entries import StoreMismatchError
 

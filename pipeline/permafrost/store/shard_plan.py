@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.core.files import RootedPath
     from permafrost.core.records import Record
+    from permafrost.core.rooted_paths import RootedPath
     from permafrost.store.listing import Listing
 
 _ROW = np.dtype("<i8")

@@ -30,7 +30,7 @@ from permafrost.store.entries import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from permafrost.core.files import AnyPath, RootedPath
+    from permafrost.core.rooted_paths import AnyPath, RootedPath
 
 
 T = TypeVar("T")

@@ -13,7 +13,8 @@ from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
-    from permafrost.core.files import HashingFile, RootedPath
+    from permafrost.core.files import HashingFile
+    from permafrost.core.rooted_paths import RootedPath
     from permafrost.store.shards import ShardEntry
 
 

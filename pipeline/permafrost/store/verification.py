@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from permafrost.core.files import (
-    PARTIAL_SUFFIX,
+from permafrost.core.errors import FileError
+from permafrost.core.files import PARTIAL_SUFFIX, sha256_file, sha256_keys
+from permafrost.core.lock import LOCK_NAME
+from permafrost.core.records import NO_CLASS
+from permafrost.core.rooted_paths import (
     AnyPath,
-    FileError,
     LinkError,
     RootedPath,
     exists,
@@ -21,11 +23,7 @@ from permafrost.core.files import (
     is_folder,
     iter_files,
     list_folder,
-    sha256_file,
-    sha256_keys,
 )
-from permafrost.core.lock import LOCK_NAME
-from permafrost.core.records import NO_CLASS
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from permafrost.store.codecs import decode_unit
 from permafrost.store.deaths import DEATHS_SUFFIX

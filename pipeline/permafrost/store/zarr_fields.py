@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import google_crc32c
 import numpy as np
 
-from permafrost.core.files import is_file, read_regular, sha256_file, write_atomically
+from permafrost.core.files import read_regular, sha256_file, write_atomically
+from permafrost.core.rooted_paths import is_file
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.fields import (
     PassFields,
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.core.files import RootedPath
     from permafrost.core.records import FieldSpec
+    from permafrost.core.rooted_paths import RootedPath
 
 
 FIELDS_FOLDER = "fields.zarr"

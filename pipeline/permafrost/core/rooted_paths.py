@@ -1,0 +1,269 @@
+"""Paths that no link leads out of, and what can be asked of one: its kind, its size, the names in its folder.
+
+A plain `Path` is the user's own, and links in it are followed. What is inside a store may come from a stranger. Its
+paths are `RootedPath`s: each folder below the root is opened from the one above it and never through a link, so that
+nothing can change between a check and its use. Every function here and in files.py takes both kinds, and nothing else
+opens a RootedPath.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
+
+from permafrost.core.errors import FileError
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
+
+_FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
+ABSENT = (FileNotFoundError, NotADirectoryError)
+"""Errors of a path that does not exist."""
+
+
+class LinkError(FileError):
+    """Symbolic link where none is allowed."""
+
+    def __init__(self, path: RootedPath) -> None:
+        super().__init__(
+            f"{path} is a symbolic link, and {path.root} may not contain any, because a link can lead to other files "
+            "of this machine. Replace it by what it links to, or allow the links of a store of your own with "
+            "store.allow_links=true"
+        )
+
+
+@dataclass(frozen=True, order=True)
+class RootedPath:
+    """Path of a folder, or of a file below it, that is opened without following any link below the folder.
+
+    It is no `os.PathLike`: only the functions of this module and of files.py open it.
+    """
+
+    root: Path
+    """The folder, whose own path may contain links."""
+    parts: tuple[str, ...] = ()
+    """Names below the root."""
+    allow_links: bool = False
+    """True follows links below the root as well."""
+
+    @classmethod
+    def of(cls, path: AnyPath) -> RootedPath:
+        """Return a path as it is if it is rooted, otherwise as a root."""
+        return path if isinstance(path, RootedPath) else cls(path)
+
+    def __truediv__(self, name: str) -> RootedPath:
+        """Append a relative path. Raises FileError if it leaves the root."""
+        below = PurePosixPath(name)
+        if below.is_absolute() or ".." in below.parts or "\0" in name:
+            raise FileError(f"the path {name!r} leaves {self}")
+        return replace(self, parts=(*self.parts, *below.parts))
+
+    def __str__(self) -> str:
+        return str(self.root.joinpath(*self.parts))
+
+    @property
+    def name(self) -> str:
+        """Last part."""
+        return self.parts[-1] if self.parts else self.root.name
+
+    @property
+    def stem(self) -> str:
+        """Last part without its suffix."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the last part, with its dot."""
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def parent(self) -> RootedPath:
+        """The folder that contains it. Raises FileError for the root."""
+        if not self.parts:
+            raise FileError(f"the folder of {self} is not below it")
+        return replace(self, parts=self.parts[:-1])
+
+    def with_name(self, name: str) -> RootedPath:
+        """Return the path of another name in the same folder."""
+        return self.parent / name
+
+    def absolute(self) -> RootedPath:
+        """Return the same path with an absolute root, for processes with other working folders."""
+        return replace(self, root=self.root.absolute())
+
+    def below(self, folder: RootedPath) -> str:
+        """Return the path relative to a folder of the same root, which contains it."""
+        return "/".join(self.parts[len(folder.parts) :])
+
+
+AnyPath: TypeAlias = Path | RootedPath
+
+
+def refuses_links(path: AnyPath) -> TypeGuard[RootedPath]:
+    """Return whether the path is below a root that may not contain links."""
+    return isinstance(path, RootedPath) and not path.allow_links and len(path.parts) > 0
+
+
+@contextmanager
+def opened_folder(path: AnyPath) -> Iterator[int]:
+    """Provide a descriptor of a folder, for the `dir_fd` of system calls. Raises OSError, or LinkError."""
+    below = path.parts if refuses_links(path) else ()
+    descriptor = os.open(str(path.root if refuses_links(path) else path), _FOLDER)
+    try:
+        for number, name in enumerate(below):
+            above = descriptor
+            try:
+                descriptor = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
+            except OSError as error:
+                assert isinstance(path, RootedPath)
+                raise _error_at(above, replace(path, parts=below[: number + 1]), error) from error
+            os.close(above)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_parent(path: AnyPath) -> Iterator[tuple[int, str]]:
+    """Provide a descriptor of the folder of a path, and the name in it.
+
+    An OSError in the block is raised with the whole path; if its reason is a link, as LinkError.
+    """
+    if isinstance(path, RootedPath) and not path.parts:
+        path = path.root
+    with opened_folder(path.parent) as folder:
+        try:
+            yield folder, path.name or "."
+        except FileError:
+            raise
+        except OSError as error:
+            raise _error_at(folder, path, error) from error
+
+
+def _error_at(folder: int, path: AnyPath, error: OSError) -> OSError:
+    """Return the error to raise for a path in an open folder: LinkError if it is a link that may not be there."""
+    if is_refused_link(path, folder):
+        return LinkError(path)
+    return type(error)(error.errno, error.strerror, str(path))
+
+
+def is_refused_link(path: AnyPath, folder: int) -> TypeGuard[RootedPath]:
+    if not refuses_links(path):
+        return False
+    try:
+        status = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISLNK(status.st_mode)
+
+
+def _status(path: AnyPath) -> os.stat_result | None:
+    """Return the status of a file or folder, None if there is none. Raises FileError, such as LinkError."""
+    try:
+        with open_parent(path) as (folder, name):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=not refuses_links(path))
+    except (*ABSENT, ValueError):  # a path with a NUL is a ValueError
+        return None
+    except FileError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise read_error(path, error) from error
+    if isinstance(path, RootedPath) and stat.S_ISLNK(status.st_mode):
+        raise LinkError(path)
+    return status
+
+
+def exists(path: AnyPath) -> bool:
+    """Return whether there is a file or a folder. Raises LinkError, also for a link to nothing."""
+    return _status(path) is not None
+
+
+def is_folder(path: AnyPath) -> bool:
+    """Return whether there is a folder. Raises LinkError."""
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def file_size(path: AnyPath) -> int | None:
+    """Return the bytes of a regular file, None if there is none. Raises LinkError."""
+    status = _status(path)
+    return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
+
+
+def is_file(path: AnyPath) -> bool:
+    """Return whether there is a regular file. Raises LinkError."""
+    return file_size(path) is not None
+
+
+def is_writable(folder: AnyPath) -> bool:
+    """Return whether there is a folder in which this process may create files. Raises LinkError."""
+    try:
+        with opened_folder(folder) as descriptor:
+            return os.access(".", os.W_OK, dir_fd=descriptor)
+    except ABSENT:
+        return False
+
+
+def list_folder(folder: RootedPath, pattern: str = "*") -> list[RootedPath]:
+    """Return the sorted paths in a folder whose names match a pattern; [] if there is no folder. Raises LinkError."""
+    return [folder / name for name, _ in _entries(folder) if fnmatchcase(name, pattern)]
+
+
+def find_links(folder: RootedPath) -> Iterator[RootedPath]:
+    """Iterate over the links below a folder, none if they are allowed."""
+    if not folder.allow_links:
+        yield from (path for path, kind in _iter_entries(folder, ()) if kind == "link")
+
+
+def iter_files(folder: AnyPath, ignored: Container[str] = ()) -> Iterator[RootedPath]:
+    """Iterate over all files and links below a folder, sorted within each folder. Links to folders are not followed.
+
+    ignored  names of folders in it that are left out
+    Memory does not grow with their number.
+    """
+    top = folder if isinstance(folder, RootedPath) else RootedPath(folder, allow_links=True)
+    return (path for path, _ in _iter_entries(top, ignored))
+
+
+def _entries(folder: AnyPath) -> list[tuple[str, str]]:
+    """Return the sorted names in a folder with their kinds, "file", "folder" or "link"; [] if there is no folder."""
+    try:
+        with opened_folder(folder) as place:
+            descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)
+            try:
+                with os.scandir(descriptor) as entries:
+                    return sorted((entry.name, _kind(entry)) for entry in entries)
+            finally:
+                os.close(descriptor)
+    except ABSENT:
+        return []
+    except FileError:
+        raise
+    except OSError as error:
+        raise read_error(folder, error) from error
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return "link"
+    return "folder" if entry.is_dir(follow_symlinks=False) else "file"
+
+
+def _iter_entries(folder: RootedPath, ignored: Container[str]) -> Iterator[tuple[RootedPath, str]]:
+    entries = _entries(folder)
+    yield from ((folder / name, kind) for name, kind in entries if kind != "folder")
+    for name, kind in entries:
+        if kind == "folder" and name not in ignored:
+            yield from _iter_entries(folder / name, ())
+
+
+def read_error(path: AnyPath, error: OSError | ValueError) -> FileError:
+    return FileError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})")
