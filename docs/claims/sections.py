@@ -1,4 +1,4 @@
-"""The claims of the papers, in their order, with the recipe of each and what came out here.
+"""The claims of the papers, in their order, with the recipe of each and our result.
 
 `python -m docs.tables` writes them into docs/papers/. Commands and reported numbers are those of the recipes' headers,
 results are those that are committed next to the recipes.
@@ -81,7 +81,7 @@ class Claim:
     reported: str = ""
     """What the paper says, in addition to the headers of the recipes."""
     here: tuple[Difference | str, ...] = ()
-    """What came out here; empty if it was not run."""
+    """Our result; empty if it was not run."""
     missing: str = ""
     """Reason why it was not run, or why it is not here."""
     small: tuple[str, ...] = field(default=())
@@ -99,7 +99,7 @@ def section(claim: Claim) -> str:
     if claim.missing:
         parts.append(f"Not run here: {claim.missing}")
     if claim.small:
-        parts.append("At small size:")
+        parts.append(f"Smaller experiment{'s'[: len(claim.small) - 1]} that we ran:")
         parts += [_recipe(name) for name in claim.small]
     parts += [
         f"{sentence}\n\n```bash\n{wrapped(command)}\n```".lstrip()
@@ -111,7 +111,7 @@ def section(claim: Claim) -> str:
         if isinstance(one, str) or one.is_measured
     ]
     if found:
-        parts.append("What came out here:\n\n" + "\n".join(f"- {text}" for text in found))
+        parts.append("Our result:\n\n" + "\n".join(f"- {text}" for text in found))
     return "\n\n".join(parts)
 
 

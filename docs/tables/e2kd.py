@@ -18,7 +18,7 @@ from docs.cells import (
 )
 from docs.measured import results_of, runs_of
 
-AGAINST_KD = "accuracy - frozen KD"
+AGAINST_KD = "difference from frozen KD"
 SHOTS = "cifar10_50shots"
 SHOTS_ARMS = {
     "labels": "labels only",
@@ -67,7 +67,7 @@ def cifar10_modes() -> str:
         rows.append((label, [*seeds, *own, Cell(size), difference(runs, frozen)]))
     header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement")
     return table(
-        (*header, "seconds a student", "bytes a record", "accuracy - frozen"),
+        (*header, "seconds a student", "bytes a record", "difference from frozen"),
         with_best(rows, [3]),
     )
 
@@ -115,7 +115,7 @@ def cifar10_baselines() -> str:
         runs = runs_of(experiment, arm)
         own = _accuracies(runs)
         rows.append((label, [*own, difference(runs, runs_of(SHOTS, "e2kd"))]))
-    header = ("test accuracy, %", "by seed", "mean", "agreement", "accuracy - frozen e2KD")
+    header = ("test accuracy, %", "by seed", "mean", "agreement", "difference from frozen e2KD")
     return table(header, rows)
 
 
@@ -154,7 +154,7 @@ def _methods_by_terms() -> str:
         for method, label in methods.items()
     ]
     rows += [
-        (f"{label.partition(',')[0].partition(' (')[0]} - e2KD", cells(method, difference))
+        (f"{label.partition(',')[0].partition(' (')[0]} minus e2KD", cells(method, difference))
         for method, label in methods.items()
         if method != "e2kd"
     ]
@@ -177,7 +177,7 @@ def _maps_beside_logits() -> str:
         gains = [difference(runs, runs_of(EQUAL_TERMS, baseline)) for baseline in baselines]
         rows.append((label, [*own, *gains]))
     header = ("e2KD with logits, test accuracy, %", "by seed", "mean", "agreement")
-    return table((*header, "mean - one class", "mean - AT", "mean - CAT-KD"), rows)
+    return table((*header, "minus one class", "minus AT", "minus CAT-KD"), rows)
 
 
 def cifar10_datafree() -> str:
@@ -225,7 +225,7 @@ def demo() -> str:
         runs = runs_of("demo", arm)
         gain = difference(runs, runs_of("demo", "kd"), "accuracy_swapped")
         rows.append((label, [*(spread(runs, name) for name in metrics), gain]))
-    return table(("%, three seeds", *metrics.values(), "swapped - frozen KD"), rows)
+    return table(("%, three seeds", *metrics.values(), "swapped, difference from frozen KD"), rows)
 
 
 def demo_features() -> str:
@@ -233,8 +233,8 @@ def demo_features() -> str:
     metrics = {
         "fss": "FSS",
         "relevance": "relevance",
-        "left_of_teacher": "RS, left of the teacher",
-        "beyond_labels": "RS, beyond labels only",
+        "left_of_teacher": "RS, teacher only",
+        "beyond_labels": "RS, not in the labels-only student",
         "mask_energy": "loss gradient's energy on the digit, above its area",
     }
     rows: Rows = []
@@ -242,7 +242,7 @@ def demo_features() -> str:
         runs = runs_of("demo", arm)
         own = [spread(runs, name, 1, 2) if name in runs[0] else Cell("&ndash;") for name in metrics]
         rows.append((label, [*own, difference(runs, runs_of("demo", "labels"), "fss", 1, 2)]))
-    return table(("", *metrics.values(), "FSS - labels only"), rows)
+    return table(("", *metrics.values(), "FSS, difference from labels only"), rows)
 
 
 def demo_guided() -> str:
@@ -267,7 +267,9 @@ def demo_guided() -> str:
             gains = [difference(runs, kd, metric) for metric in ("epg", "accuracy_swapped")]
             rows.append((f"its students, frozen {label}", [*cells, *gains]))
     header = ("", "EPG", "IoU", "accuracy, as in training", "photographs swapped")
-    return table((*header, "EPG - frozen KD", "swapped - frozen KD"), rows)
+    return table(
+        (*header, "EPG, difference from frozen KD", "swapped, difference from frozen KD"), rows
+    )
 
 
 TABLES = (

@@ -40,7 +40,7 @@ def _by_arm(experiment: str, metrics: Sequence[Metric], title: str) -> str:
             for arm, baseline in (("kd", "labels"), ("e2kd", "kd"))
         ]
         rows.append((label, [*cells, Cell(teacher), *gains]))
-    return table((title, *STUDY_ARMS.values(), "teacher", "KD - labels", "e2KD - KD"), rows)
+    return table((title, *STUDY_ARMS.values(), "teacher", "KD minus labels", "e2KD minus KD"), rows)
 
 
 def cifar10_evaluators() -> str:
@@ -54,7 +54,7 @@ def cifar10_evaluators() -> str:
     metrics = (
         Metric("accuracy", "test accuracy, %", 100, 1, accuracy),
         Metric("fss", "FSS", 1, 3, whole["fss"]),
-        Metric(left, "RS, left of the teacher", 1, 3, whole[left], min),
+        Metric(left, "RS, teacher only", 1, 3, whole[left], min),
         Metric(similarity, correlation, 1, 2, whole[similarity]),
         Metric("map_cosine", "cosine of maps with the teacher's", 1, 2, "1"),
         Metric("detectors", units, 1, 1, whole["detectors"], None),
@@ -133,21 +133,24 @@ def cells_arms() -> str:
         gains = [difference(runs, runs_of(CELLS_ARMS, "scratch"), name) for name in scores]
         rows.append((label, [*own, *gains]))
     header = ("%", "test accuracy", "recall", "false positive rate", "gradient's energy")
-    return table((*header, "recall - labels", "false positive rate - labels"), rows)
+    return table(
+        (*header, "recall, difference from labels", "false positive rate, difference from labels"),
+        rows,
+    )
 
 
 DETECTOR_CONTRASTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
-    "labels - smoothed labels": (["scratch"], ["label_smoothing"]),
-    "KD at tau 2, 4 and 8 - labels": (["kd_tau2", "kd_tau4", "kd_tau8"], ["scratch"]),
-    "KD at all four tau - labels": (
+    "labels minus smoothed labels": (["scratch"], ["label_smoothing"]),
+    "KD at tau 2, 4 and 8 minus labels": (["kd_tau2", "kd_tau4", "kd_tau8"], ["scratch"]),
+    "KD at all four tau minus labels": (
         ["kd_tau1", "kd_tau2", "kd_tau4", "kd_tau8"],
         ["scratch"],
     ),
-    "KD at all four tau - smoothed labels": (
+    "KD at all four tau minus smoothed labels": (
         ["kd_tau1", "kd_tau2", "kd_tau4", "kd_tau8"],
         ["label_smoothing"],
     ),
-    "features and logits - features alone, mean of four": (
+    "features and logits minus features alone, mean of four": (
         ["at_logits", "ft_logits", "crd_logits", "sskd_logits"],
         ["at", "ft", "crd", "sskd"],
     ),
@@ -155,7 +158,7 @@ DETECTOR_CONTRASTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "the same for FT": (["ft_logits"], ["ft"]),
     "the same for CRD": (["crd_logits"], ["crd"]),
     "the same for SSKD": (["sskd_logits"], ["sskd"]),
-    "KD from a teacher of smoothed labels - KD, tau 2 and 4": (
+    "KD from a teacher of smoothed labels minus KD, tau 2 and 4": (
         ["kd_ls_teacher", "kd_ls_teacher_tau4"],
         ["kd_tau2", "kd_tau4"],
     ),

@@ -40,7 +40,7 @@ class Grid:
     def ked_over_kd(self) -> Rows:
         """Row with the difference of KED from KD at each value."""
         pairs = [(self.runs("ked", value), self.runs("kd", value)) for value in self.values]
-        return [("KED - KD", [difference(*pair) for pair in pairs])]
+        return [("KED minus KD", [difference(*pair) for pair in pairs])]
 
 
 # ---- teachers ------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def _trade_off(experiment: str, title: str) -> str:
         (title, *(f"M = {value}" for value in grid.values)),
         [
             *grid.rows(),
-            ("found - M = 1", [difference(runs, found[0]) for runs in found]),
+            ("found, difference from M = 1", [difference(runs, found[0]) for runs in found]),
             ("parameters", [Cell(f"{number:,}") for number in parameters]),
         ],
     )
@@ -160,7 +160,7 @@ def ked_cifar10_groups() -> str:
         kd, ked = (runs_of(experiment, f"{arm}_{groups}") for arm in ("kd", "ked"))
         own = [spread(kd, "accuracy"), spread(ked, "accuracy"), difference(ked, kd)]
         rows.append((label, [*own, difference(found, ked)]))
-    header = (ACCURACY, "KD", "KED", "KED - KD", "KED of found groups - KED")
+    header = (ACCURACY, "KD", "KED", "KED minus KD", "KED of found groups minus KED")
     return table(header, rows)
 
 
@@ -233,7 +233,7 @@ def _against_e2kd(experiment: str) -> str:
         rows.append((label, [*own, difference(runs, runs_of(experiment, "kd"))]))
     rows = with_best(with_best(rows, [0, 1, 2]), [3], min)
     header = ("", ACCURACY, "agreement, %", "cosine of the maps")
-    return table((*header, "KL of the superfeatures", "accuracy - KD"), rows)
+    return table((*header, "KL of the superfeatures", "accuracy, difference from KD"), rows)
 
 
 TABLES = (

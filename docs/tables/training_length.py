@@ -47,29 +47,29 @@ _DEMO = (Length(30, "demo", "e2kd", "kd"), *_in_grid("demo_length", (90, 270), (
 _EQUAL = ("cifar10_equal_terms", "cifar10_equal_terms_length")
 _STUDY = ("interpretability/cifar10_arms", "interpretability/cifar10_arms_length")
 COMPARISONS: tuple[tuple[str, str, tuple[Length, ...]], ...] = (
-    ("demo, swapped photographs: e2KD - KD", "accuracy_swapped", _DEMO),
-    ("demo, EPG of the maps: e2KD - KD", "epg", _DEMO),
+    ("demo, swapped photographs: e2KD minus KD", "accuracy_swapped", _DEMO),
+    ("demo, EPG of the maps: e2KD minus KD", "epg", _DEMO),
     (
-        "CIFAR-10, 50 images a class, logits: e2KD - KD",
+        "CIFAR-10, 50 images a class, logits: e2KD minus KD",
         "accuracy",
         _and_longer(120, _EQUAL, "e2kd_logits", "kd_logits"),
     ),
-    ("the same, AT - e2KD", "accuracy", _and_longer(120, _EQUAL, "at_logits", "e2kd_logits")),
+    ("the same, AT minus e2KD", "accuracy", _and_longer(120, _EQUAL, "at_logits", "e2kd_logits")),
     (
-        "the same, CAT-KD - e2KD",
+        "the same, CAT-KD minus e2KD",
         "accuracy",
         _and_longer(120, _EQUAL, "cat_kd_logits", "e2kd_logits"),
     ),
     *(
         (
-            f"CIFAR-10, {shots} images a class: KED - KD",
+            f"CIFAR-10, {shots} images a class: KED minus KD",
             "accuracy",
             _in_grid("ked/cifar10_length", (60, 180), (f"ked shots={shots}", f"kd shots={shots}")),
         )
         for shots in (25, 100)
     ),
     (
-        "the study, KD at tau 4 - labels",
+        "the study, KD at tau 4 minus labels",
         "accuracy",
         _and_longer(60, _STUDY, "kd_tau4", "scratch"),
     ),
@@ -123,7 +123,7 @@ def demo_converged() -> str:
     gain = difference(means["e2kd"], means["kd"], "accuracy_swapped")
     rows.append(("mean, and spread over teachers", [*cells, gain]))
     names = ("KD, as in training", "swapped", "EPG", "e2KD, as in training", "swapped", "EPG")
-    return table(("%", *names, "swapped, e2KD - KD"), rows)
+    return table(("%", *names, "swapped, e2KD minus KD"), rows)
 
 
 _CONVERGED_METRICS = ("accuracy_in_distribution", "accuracy_swapped", "epg")

@@ -33,8 +33,8 @@ def unicam_students() -> str:
             for name in ("fss", "relevance", "residual", "beyond_teacher")
         ]
         rows.append((label, [*cells, difference(runs, runs_of(UNICAM, "labels"))]))
-    header = ("", "test accuracy, %", "agreement, %", "FSS", "relevance", "RS, only in the teacher")
-    return table((*header, "RS, beyond the teacher", "accuracy - labels"), rows)
+    header = ("", "test accuracy, %", "agreement, %", "FSS", "relevance", "RS, teacher only")
+    return table((*header, "RS, student only", "accuracy, difference from labels"), rows)
 
 
 def _by_depth(names: Mapping[str, str], arms: Sequence[str], depths: Sequence[str]) -> str:
@@ -78,7 +78,7 @@ def cifar10_assistant() -> str:
         own += [spread(runs, name, 1, 3) for name in ("fss", "left_of_teacher")]
         rows.append((label, [*own, difference(runs, runs_of("cifar10_assistant", "by_teacher"))]))
     header = ("compared with the ResNet-56", "test accuracy, %", "agreement, %", "FSS")
-    return table((*header, "RS, left of the teacher", "accuracy - by teacher"), rows)
+    return table((*header, "RS, teacher only", "accuracy, difference from the second row"), rows)
 
 
 TABLES = (unicam_students, unicam_depths, unicam_maps, cifar10_assistant)

@@ -366,7 +366,7 @@ TITLES = {
     "scale_first_batch": "`distill`, from the start of the command to the first batch",
     "scale_trainer": "private memory of the training process",
     "scale_loader": "private memory of a loader process",
-    "scale_students": "private memory of the 20th student on one store, against the same network and optimizer alone",
+    "scale_students": "private memory of a network and its optimizer alone, and of the 20th student on one store",
     "scale_evaluate": "private memory of `evaluate` on a split of 5,120 records",
     "scale_evaluate_seconds": "the same, whole command",
     "scale_verify": "private memory of `verify`",

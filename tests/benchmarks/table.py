@@ -36,12 +36,12 @@ TITLES = {
     "distill_memory_50k_vs_10k": "distill, the same",
     "stream_equal_32px_1_worker": "equal decoding, 32 px, 1 worker",
     "stream_equal_32px_2_workers": "equal decoding, 32 px, 2 workers",
-    "stream_best_32px_1_worker": "everyone's best, 32 px, 1 worker",
-    "stream_best_32px_2_workers": "everyone's best, 32 px, 2 workers",
+    "stream_best_32px_1_worker": "own decoders, 32 px, 1 worker",
+    "stream_best_32px_2_workers": "own decoders, 32 px, 2 workers",
     "stream_equal_224px_1_worker": "equal decoding, 224 px, 1 worker",
     "stream_equal_224px_2_workers": "equal decoding, 224 px, 2 workers",
-    "stream_best_224px_1_worker": "everyone's best, 224 px, 1 worker",
-    "stream_best_224px_2_workers": "everyone's best, 224 px, 2 workers",
+    "stream_best_224px_1_worker": "own decoders, 224 px, 1 worker",
+    "stream_best_224px_2_workers": "own decoders, 224 px, 2 workers",
 }
 
 
