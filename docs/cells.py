@@ -77,12 +77,17 @@ def paired_interval(
     runs: Sequence[Run], baseline: Sequence[Run], metric: str, scale: float
 ) -> tuple[float, float, float]:
     """Mean difference over the seeds that both have, and the bounds of its 95 % interval."""
-    of_seed = {run["seed"]: run[metric] for run in baseline}
-    values = [
-        scale * (run[metric] - of_seed[run["seed"]]) for run in runs if run["seed"] in of_seed
-    ]
+    values = paired_values(runs, baseline, metric, scale)
     low, high = confidence_interval(values) or (values[0], values[0])
     return mean(values), low, high
+
+
+def paired_values(
+    runs: Sequence[Run], baseline: Sequence[Run], metric: str, scale: float
+) -> list[float]:
+    """Difference from the baseline for each seed that both have."""
+    of_seed = {run["seed"]: run[metric] for run in baseline}
+    return [scale * (run[metric] - of_seed[run["seed"]]) for run in runs if run["seed"] in of_seed]
 
 
 def by_seed(runs: Sequence[Run], metric: str) -> Cell:

@@ -8,12 +8,17 @@ overview.svg and files.svg there are drawn by hand, and docs/demo_pictures.py ma
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from docs.cells import paired_interval
+from docs.claims import e2kd, interpretability, ked, unicam
+from docs.claims.sections import CONTRADICTS, OPEN, SUPPORTS, verdicts_of
 from docs.measured import ROOT, results_of, runs_of
 from docs.tables.e2kd import EQUAL_TERMS
 from docs.tables.overview import FEW_IMAGES
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from docs.cells import Run
+    from docs.claims.sections import Claim
 
 FIGURES = ROOT / "docs" / "figures"
 _STYLE = {
@@ -209,6 +215,44 @@ def readers() -> Figure:
     return figure
 
 
+_VERDICT_COLORS = {SUPPORTS: "C2", CONTRADICTS: "C3", OPEN: _GRAY}
+
+
+def _forest(claims: Sequence[Claim]) -> Figure:
+    """Draw the comparisons of a page with a claim of the paper, by unit, against the sign that the paper states."""
+    verdicts = verdicts_of(claims)
+    units = {(one.of.unit.strip() or one.of.name): one.of.scale for one in verdicts}
+    groups = {
+        unit: [one for one in verdicts if (one.of.unit.strip() or one.of.name) == unit]
+        for unit in units
+    }
+    rows = sum(map(len, groups.values()))
+    heights = [len(group) for group in groups.values()]
+    figure = Figure(figsize=(7.2, 0.24 * rows + 0.75 * len(groups)), layout="constrained")
+    grid = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)
+    for axis, (unit, group) in zip(grid[:, 0], groups.items(), strict=True):
+        for place, one in enumerate(group):
+            mean, low, high = paired_interval(*one.pair, one.of.name, one.of.scale)
+            color = _VERDICT_COLORS[verdicts[one][0]]
+            axis.plot([low, high], [place, place], color=color, lw=1.5)
+            marker = ">" if one.paper > 0 else "<"
+            axis.plot([mean], [place], marker, color=color, ms=6)
+        axis.set_yticks(range(len(group)), [_shortened(one.what) for one in group], fontsize=7)
+        axis.invert_yaxis()
+        axis.axvline(0, color="black", lw=0.6)
+        axis.set_xlabel(unit)
+    handles = [Line2D([], [], color=color, label=name) for name, color in _VERDICT_COLORS.items()]
+    handles.append(
+        Line2D([], [], color="none", marker=">", mfc=_GRAY, mec=_GRAY, label="sign of the paper")
+    )
+    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    return figure
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 70 else f"{text[:67]}..."
+
+
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
@@ -229,10 +273,12 @@ DRAWN: tuple[Callable[[], Figure], ...] = (
 
 def write_figures() -> None:
     """Write every figure as SVG."""
-    for draw in DRAWN:
+    figures = {draw.__name__.replace("_", "-"): draw for draw in DRAWN}
+    for paper in (e2kd, ked, unicam, interpretability):
+        figures[f"forest-{paper.__name__.rpartition('.')[2]}"] = partial(_forest, paper.CLAIMS)
+    for name, draw in figures.items():
         with rc_context(_STYLE):  # type: ignore[arg-type]
-            path = FIGURES / f"{draw.__name__.replace('_', '-')}.svg"
-            draw().savefig(path, metadata={"Date": None})
+            draw().savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

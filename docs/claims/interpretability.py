@@ -29,6 +29,7 @@ CLAIMS = (
                 "scratch",
                 "label_smoothing",
                 _DETECTORS,
+                paper=1,
             ),
             Difference(
                 "KD at tau 1, 2, 4 and 8 minus labels, mean over the temperatures, detectors",
@@ -36,6 +37,7 @@ CLAIMS = (
                 ("kd_tau1", "kd_tau2", "kd_tau4", "kd_tau8"),
                 ("scratch",),
                 _DETECTORS,
+                paper=1,
             ),
             Difference(
                 "features and logits minus features alone, mean over AT, FT, CRD and SSKD, detectors",
@@ -58,6 +60,7 @@ CLAIMS = (
                     f"kd_tau{tau}",
                     "scratch",
                     ACCURACY,
+                    paper=1,
                 )
                 for tau in (1, 2, 4, 8)
             ),
@@ -67,6 +70,7 @@ CLAIMS = (
                 "label_smoothing",
                 "scratch",
                 ACCURACY,
+                paper=1,
             ),
             "the commands are those of interpretability/cifar10_arms above",
         ),
@@ -83,6 +87,7 @@ CLAIMS = (
                 "kd",
                 "labels",
                 Quantity("epg", 100, 1, " points"),
+                paper=1,
             ),
             Difference(
                 "KD at tau 4 minus labels, 200 drawn cells, EPG of the maps",
@@ -90,6 +95,7 @@ CLAIMS = (
                 "kd_tau4",
                 "scratch",
                 Quantity("epg", 100, 1, " points"),
+                paper=1,
             ),
         ),
     ),
@@ -107,10 +113,11 @@ CLAIMS = (
                     "kd_tau4",
                     "scratch",
                     Quantity(metric, 100, 1, " points"),
+                    paper=paper,
                 )
-                for name, metric in (
-                    ("recall", "five_band_recall"),
-                    ("false positive rate (lower is better)", "five_band_fpr"),
+                for name, metric, paper in (
+                    ("recall", "five_band_recall", 1),
+                    ("false positive rate (lower is better)", "five_band_fpr", -1),
                 )
             ),
             "all arms are in [cells](../results/cells.md), and the accuracy of the five bands, which no committed file "
@@ -150,6 +157,7 @@ CLAIMS = (
                 "kd",
                 "labels",
                 _SIMILARITY,
+                paper=1,
             ),
             Difference(
                 "smoothed labels minus labels, the same",
@@ -165,6 +173,7 @@ CLAIMS = (
                     f"kd_tau{tau}",
                     "scratch",
                     Quantity("gradient_cosine"),
+                    paper=1,
                 )
                 for tau in (1, 2, 4, 8)
             ),

@@ -7,8 +7,10 @@ from docs.claims.sections import Claim, Difference
 _DIGITS, _CIFAR10 = "ked/digits", "ked/cifar10"
 
 
-def _ked(experiment: str, point: str, what: str) -> Difference:
-    return Difference(f"KED minus KD, {what}, accuracy", experiment, f"ked {point}", f"kd {point}")
+def _ked(experiment: str, point: str, what: str, paper: int = 0) -> Difference:
+    candidate, baseline = f"ked {point}", f"kd {point}"
+    what = f"KED minus KD, {what}, accuracy"
+    return Difference(what, experiment, candidate, baseline, paper=paper)
 
 
 CLAIMS = (
@@ -28,11 +30,11 @@ CLAIMS = (
         small=(_DIGITS, _CIFAR10),
         here=(
             *(
-                _ked(_DIGITS, f"shots={n}", f"handwritten digits, {n} images a class")
+                _ked(_DIGITS, f"shots={n}", f"handwritten digits, {n} images a class", 1)
                 for n in (2, 5, 10, 25)
             ),
             *(
-                _ked(_CIFAR10, f"shots={n}", f"CIFAR-10, perceptrons, {n} images a class")
+                _ked(_CIFAR10, f"shots={n}", f"CIFAR-10, perceptrons, {n} images a class", 1)
                 for n in (25, 100)
             ),
             Difference(
@@ -55,7 +57,11 @@ CLAIMS = (
         here=(
             *(
                 Difference(
-                    f"{what}, {of}, accuracy", experiment, f"{arm} {point}", f"{other} {point}"
+                    f"{what}, {of}, accuracy",
+                    experiment,
+                    f"{arm} {point}",
+                    f"{other} {point}",
+                    paper=int(arm == "ked_chimeras" and other == "ked"),
                 )
                 for experiment, point, of in (
                     (_DIGITS, "shots=5", "digits, 5 images a class"),
@@ -81,6 +87,7 @@ CLAIMS = (
                 "ked/digits_hint",
                 "ked_fitnet shots=5 lambda_hint=1",
                 "kd_fitnet shots=5 lambda_hint=1",
+                paper=1,
             ),
             Difference(
                 "KED with FitNet minus KED, the same",
@@ -93,6 +100,7 @@ CLAIMS = (
                 _CIFAR10,
                 "ked_fitnet shots=100",
                 "kd_fitnet shots=100",
+                paper=1,
             ),
             Difference(
                 "KED with FitNet minus KED, the same",
@@ -121,6 +129,7 @@ CLAIMS = (
                     "ked/digits_teachers",
                     f"found superfeatures={n}",
                     "found superfeatures=1",
+                    paper=-1,
                 )
                 for n in (2, 4, 8, 16)
             ),
@@ -130,6 +139,7 @@ CLAIMS = (
                     "ked/cifar10_teachers",
                     f"found superfeatures={n}",
                     "found superfeatures=1",
+                    paper=-1,
                 )
                 for n in (2, 4, 8, 16)
             ),
@@ -232,6 +242,7 @@ CLAIMS = (
                 "ked/cifar10_trunk",
                 "ked",
                 "kd",
+                paper=1,
             ),
             Difference(
                 "KED minus e2KD (lambda 50, its highest mean on the test split and the last weight that was run), the "
@@ -245,6 +256,7 @@ CLAIMS = (
                 "ked/cifar10_channels",
                 "ked",
                 "kd",
+                paper=1,
             ),
             Difference(
                 "KED minus e2KD (lambda 10, its highest mean on the test split), groups of channels",
@@ -267,9 +279,9 @@ CLAIMS = (
         missing="the file needs an account at Kaggle and is 10 GB.",
         small=("ked/wine", "ked/breast_cancer"),
         here=(
-            *(_ked("ked/wine", f"shots={n}", f"wine, {n} rows a class") for n in (2, 5, 10)),
+            *(_ked("ked/wine", f"shots={n}", f"wine, {n} rows a class", 1) for n in (2, 5, 10)),
             *(
-                _ked("ked/breast_cancer", f"shots={n}", f"breast cancer, {n} rows a class")
+                _ked("ked/breast_cancer", f"shots={n}", f"breast cancer, {n} rows a class", 1)
                 for n in (5, 20)
             ),
         ),

@@ -7,12 +7,21 @@ results are those that are committed next to the recipes.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal
 
-from docs.cells import difference, paired_interval
+from scipy.stats import ttest_1samp
+
+from docs.cells import difference, paired_values
 from docs.measured import EXPERIMENTS, mean_of_arms, path_of, runs_of
-from permafrost.report.comparison import excludes_zero
+
+if TYPE_CHECKING:
+    from docs.cells import Run
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class Difference:
     of: Quantity = ACCURACY
     baseline_experiment: str = ""
     """Experiment of the baseline, empty if it is the same."""
+    paper: Literal[-1, 0, 1] = 0
+    """Sign of the difference according to the paper; 0 if the paper, as we know it, makes no such claim."""
 
     @property
     def experiments(self) -> tuple[str, str]:
@@ -53,22 +64,39 @@ class Difference:
         """True if the results of both experiments are committed."""
         return all(path_of(name).exists() for name in self.experiments)
 
-    def text(self) -> str:
-        """Sentence with the mean difference and its interval."""
-        sides = zip(self.experiments, (self.candidate, self.baseline), strict=True)
-        pair = [
+    @cached_property
+    def pair(self) -> tuple[list[Run], list[Run]]:
+        """Runs of candidate and baseline."""
+        candidate, baseline = (
             runs_of(experiment, arms)
             if isinstance(arms, str)
             else mean_of_arms(experiment, arms, self.of.name)
-            for experiment, arms in sides
-        ]
-        cell = difference(*pair, self.of.name, self.of.scale, self.of.digits)
-        mean, _, interval = cell.text.rstrip(")").partition(" (")
-        _, low, high = paired_interval(*pair, self.of.name, self.of.scale)
-        verdict = "" if excludes_zero((low, high)) else ", not conclusive"
-        seeds = len({run["seed"] for run in pair[0]} & {run["seed"] for run in pair[1]})
-        source = ", ".join(_link(name, "results.json") for name in dict.fromkeys(self.experiments))
-        return f"{self.what}: {mean}{self.of.unit} (95 % interval {interval}, {seeds} seeds{verdict}; {source})"
+            for experiment, arms in zip(
+                self.experiments, (self.candidate, self.baseline), strict=True
+            )
+        )
+        return candidate, baseline
+
+    @cached_property
+    def values(self) -> list[float]:
+        """Difference of each seed that both arms have."""
+        return paired_values(*self.pair, self.of.name, self.of.scale)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p-value of the paired t-test."""
+        return float(ttest_1samp(self.values, 0).pvalue)
+
+    @property
+    def text(self) -> str:
+        """Mean difference with its interval and unit."""
+        cell = difference(*self.pair, self.of.name, self.of.scale, self.of.digits)
+        return f"{cell.text}{self.of.unit}"
+
+    @property
+    def source(self) -> str:
+        """Links to the committed results."""
+        return ", ".join(_link(name, "results.json") for name in dict.fromkeys(self.experiments))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +117,121 @@ class Claim:
     further: tuple[tuple[str, str], ...] = ()
     """Further commands, each with a sentence on what it does, empty if the last one is about it, too."""
 
+    @property
+    def measured(self) -> list[Difference]:
+        """Comparisons whose results are committed."""
+        return [one for one in self.here if isinstance(one, Difference) and one.is_measured]
 
-def section(claim: Claim) -> str:
-    """Markdown section of a claim."""
+
+# ---- verdicts ------------------------------------------------------------------------------------
+
+SUPPORTS, CONTRADICTS, OPEN, NOT_TESTED = "supports", "contradicts", "open", "not tested"
+LEVEL = 0.05
+_MOST_UNCORRECTED = 10
+"""Largest number of comparisons of a page whose p-values are not corrected."""
+
+
+def tested_claims(claims: Sequence[Claim]) -> list[Difference]:
+    """Measured comparisons of a page of which the paper states the sign."""
+    return [one for claim in claims for one in claim.measured if one.paper]
+
+
+def corrected_p_values(values: Sequence[float]) -> list[float]:
+    """Correct p-values by Holm's method: the k-th smallest of n by n - k + 1, never below a smaller one's."""
+    order = sorted(range(len(values)), key=lambda position: values[position])
+    corrected, highest = [0.0] * len(values), 0.0
+    for rank, position in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[position]))
+        corrected[position] = highest
+    return corrected
+
+
+def verdicts_of(claims: Sequence[Claim]) -> dict[Difference, tuple[str, float]]:
+    """Verdict and p-value of each comparison of a page of which the paper states the sign.
+
+    A comparison supports the paper if its p-value is below LEVEL and its sign is the paper's, contradicts it if the
+    sign is the other one, and is open otherwise. The p-values of more than _MOST_UNCORRECTED comparisons are corrected
+    by Holm's method.
+    """
+    tested = tested_claims(claims)
+    p_values = [one.p_value for one in tested]
+    if len(tested) > _MOST_UNCORRECTED:
+        p_values = corrected_p_values(p_values)
+    verdicts = {}
+    for one, p_value in zip(tested, p_values, strict=True):
+        agrees = fmean(one.values) * one.paper > 0
+        decided = SUPPORTS if agrees else CONTRADICTS
+        verdicts[one] = (decided if p_value < LEVEL else OPEN, p_value)
+    return verdicts
+
+
+def verdict_of(claim: Claim, verdicts: Mapping[Difference, tuple[str, float]]) -> str:
+    """Verdict of a claim: that of its comparisons, with their numbers if they differ."""
+    found = Counter(verdicts[one][0] for one in claim.measured if one.paper)
+    if not found:
+        return NOT_TESTED
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(
+        f"{name} {found[name]}" for name in (SUPPORTS, CONTRADICTS, OPEN) if found[name]
+    )
+
+
+# ---- sections ------------------------------------------------------------------------------------
+
+
+def claims_of(claims: Sequence[Claim]) -> str:
+    """Markdown sections of a paper's claims, after a summary of their verdicts."""
+    verdicts = verdicts_of(claims)
+    rows = [
+        f"| [{claim.title}](#{_anchor(claim.title)}) | {verdict_of(claim, verdicts)} |"
+        for claim in claims
+    ]
+    summary = "\n".join(["| claim | our results |", "|---|---|", *rows])
+    parts = [_rule(len(verdicts)), summary]
+    return "\n\n".join([*parts, *(_section(claim, verdicts) for claim in claims)]) + "\n"
+
+
+def _rule(count: int) -> str:
+    """Sentences that say how verdicts are decided."""
+    correction = (
+        f", corrected for the {count} comparisons of this page (Holm)"
+        if count > _MOST_UNCORRECTED
+        else ""
+    )
+    return "\n".join(
+        textwrap.wrap(
+            "A comparison *supports* or *contradicts* the paper by its sign if p < "
+            f"{LEVEL} in a paired t-test over seeds{correction}, and is *open* otherwise. Rows without a verdict are "
+            "comparisons of our own. The intervals are not corrected.",
+            width=118,
+        )
+    )
+
+
+def _anchor(title: str) -> str:
+    """Anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def _section(claim: Claim, verdicts: Mapping[Difference, tuple[str, float]]) -> str:
+    """Markdown section of a claim: what the paper says, our results with their verdict, and the commands."""
     parts = [f"### {claim.title}"]
-    if claim.reported:
-        parts.append(f"The paper: {claim.reported}")
+    tables = [f"```text\n{text}\n```" for text in map(reported_in, claim.recipes) if text]
+    said = claim.reported or ("as follows." if tables else "numbers not seen by us.")
+    parts += [f"**The paper:** {said}", *tables]
+    parts.append(f"**Our results:** {verdict_of(claim, verdicts)}.")
+    if claim.measured:
+        rows = [_row(one, verdicts.get(one)) for one in claim.measured]
+        header = "| comparison | difference (95 % interval) | seeds | p | verdict |\n|---|---|---|---|---|"
+        parts.append("\n".join([header, *rows]))
+        sources = dict.fromkeys(one.source for one in claim.measured)
+        parts.append(f"Results: {', '.join(sources)}.")
+    notes = [one for one in claim.here if isinstance(one, str)]
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
+    if claim.recipes:
+        parts.append("**Commands.**")
     parts += [_recipe(name) for name in claim.recipes]
     if claim.missing:
         parts.append(f"Not run here: {claim.missing}")
@@ -105,19 +242,17 @@ def section(claim: Claim) -> str:
         f"{sentence}\n\n```bash\n{wrapped(command)}\n```".lstrip()
         for sentence, command in claim.further
     ]
-    found = [
-        one if isinstance(one, str) else one.text()
-        for one in claim.here
-        if isinstance(one, str) or one.is_measured
-    ]
-    if found:
-        parts.append("Our result:\n\n" + "\n".join(f"- {text}" for text in found))
     return "\n\n".join(parts)
 
 
-def claims_of(claims: Sequence[Claim]) -> str:
-    """Markdown sections of a paper's claims."""
-    return "\n\n".join(section(claim) for claim in claims) + "\n"
+def _row(one: Difference, verdict: tuple[str, float] | None) -> str:
+    decided, p_value = ("", "") if verdict is None else (verdict[0], _shown_p(verdict[1]))
+    return f"| {one.what} | {one.text} | {len(one.values)} | {p_value} | {decided} |"
+
+
+def _shown_p(value: float) -> str:
+    """Format a p-value with two digits."""
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
 # ---- headers of recipes --------------------------------------------------------------------------
@@ -158,8 +293,6 @@ def summary_of(recipe: str) -> str:
 def _recipe(name: str) -> str:
     commands = "\n".join(map(wrapped, commands_of(name)))
     parts = [f"{_link(name)}: {summary_of(name)}", f"```bash\n{commands}\n```"]
-    if reported := reported_in(name):
-        parts.append(f"```text\n{reported}\n```")
     return "\n\n".join(parts)
 
 

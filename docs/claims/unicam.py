@@ -53,6 +53,7 @@ CLAIMS = (
                     arm,
                     "labels",
                     _RELEVANCE,
+                    paper=1,
                 )
                 for what, arm in (
                     ("KD", "vanilla"),
@@ -66,6 +67,7 @@ CLAIMS = (
                 "kd",
                 "labels",
                 Quantity("relevance", 1, 2),
+                paper=1,
             ),
             "the commands are those of unicam/cifar10_small above, and `make demo`",
         ),
@@ -83,8 +85,9 @@ CLAIMS = (
                 "by_assistant",
                 "by_teacher",
                 AGREEMENT,
+                paper=1,
             ),
-            Difference("the same, accuracy", _ASSISTANT, "by_assistant", "by_teacher"),
+            Difference("the same, accuracy", _ASSISTANT, "by_assistant", "by_teacher", paper=1),
             Difference(
                 "the same, FSS to the first teacher",
                 _ASSISTANT,
