@@ -3,7 +3,7 @@
 FROM python:3.12-slim
 RUN pip install --no-cache-dir uv && useradd --create-home permafrost
 WORKDIR /opt/permafrost
-COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY pyproject.toml requirements.lock README.md LICENSE NOTICE ./
 RUN uv pip install --system --no-cache --require-hashes -r requirements.lock
 COPY pipeline pipeline
 COPY stages stages

@@ -43,8 +43,8 @@ CLAIMS = (
         ),
     ),
     Claim(
-        title="A distilled student depends more on relevant features",
-        reported="distillation improves the focus on relevant features.",
+        title="Distilled students learn more relevant features",
+        reported="with the teacher's guidance, a student learns more relevant features (abstract).",
         here=(
             *(
                 Difference(

@@ -89,5 +89,5 @@ def test_the_figure_is_an_image_with_a_title():
 def test_the_readme_is_short():
     lines = (ROOT / "README.md").read_text().splitlines()
 
-    assert len(lines) <= 180
+    assert len(lines) <= 120
     assert max(map(len, lines)) <= 120

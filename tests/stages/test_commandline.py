@@ -374,6 +374,10 @@ def test_the_page_of_options_is_that_of_the_dataclasses():
     )
 
 
+def test_the_page_has_the_options_of_a_section_that_are_named_like_a_group():
+    assert "| `store.teacher` |" in options_page()
+
+
 def test_cfg_prints_the_resolved_config_and_does_nothing(tmp_path, permafrost):
     _, output, _ = permafrost("distill", "--cfg", "job", "method.tau=4")
 

@@ -156,7 +156,8 @@ def _table(cls: type[Options], section: str) -> str:
     for option in options_of(cls):
         is_section = isinstance(option.hint, type) and issubclass(option.hint, Options)
         hidden = option.name == "kind" or Role.SET_BY_STAGE in option.roles
-        if hidden or option.name in FAMILIES or is_section:
+        is_family = not section and option.name in FAMILIES
+        if hidden or is_family or is_section:
             continue
         name = f"{section}.{option.name}" if section else option.name
         default = (
