@@ -10,6 +10,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from permafrost.config.verbs import VERBS
 from permafrost.interpretability.concepts import DrawnConcepts
 from permafrost.interpretability.options import CellsDataConfig, SSKDConfig
 from permafrost.models.providers import build_model
+from permafrost.sources.torchvision_sets import SETS
 from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, teach
 from tests.support.broden import write_broden
@@ -103,6 +105,32 @@ def test_a_recipe_builds_for_every_verb(recipe):
 
 def test_a_recipe_writes_into_a_run_of_its_own(recipe):
     assert composed_of("sweep", f"experiment={recipe}")["run"] == recipe
+
+
+def splits_of_data(data: dict[str, Any]) -> set[str] | None:
+    """Splits of the real data of a recipe, None where they are the user's own."""
+    kind, own = data["kind"], data.get("test_fraction")
+    if kind == "torchvision":
+        splits = set(SETS[data["name"]].splits)
+    elif kind == "tiny_imagenet" or (kind == "image_folder" and "imagenet" in data["path"]):
+        splits = {"train", "val"}
+    elif kind == "demo":
+        splits = {"teacher", "train", "test", "test_swapped"}
+    else:
+        return None
+    return splits | ({"test"} if own else set())
+
+
+def test_a_recipe_names_splits_that_its_data_have(recipe):
+    composed = composed_of("sweep", f"experiment={recipe}")
+    splits = splits_of_data(composed["data"])
+    if splits is None or composed["evaluate"]["store"] is not None:  # evaluated on other data
+        return
+    named = {composed["split"], *composed["evaluate"]["splits"], *composed["curve"]["splits"]}
+    columns = composed_of("report", f"experiment={recipe}")["report"]["columns"] or {}
+    named |= {source.partition(".")[0] for source in columns.values()} - {"all"}
+
+    assert named <= splits | {"holdout"}
 
 
 def test_recipes_that_share_a_store_make_the_same_one_and_large_ones_have_small_jpegs():
