@@ -169,6 +169,27 @@ def test_what_was_held_out_is_evaluated_as_a_split_of_its_own(two_teachers):
     assert splits["train"]["records"] == len(rows_of_split(two_teachers.index, "train"))
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_student_without_a_pass_of_its_own_says_that_its_agreement_is_missing(
+    two_teachers, caplog, named
+):
+    config = student_of_teachers(two_teachers, (), method=LabelsConfig(), run="unnamed")
+    distill.run(config)
+    names = names_of(two_teachers)
+    evaluated = EvaluateConfig(
+        store=StoreOptions(path=str(two_teachers.path), teacher=names[:1] if named else ()),
+        evaluate=EvaluateOptions(splits=("test",)),
+        evaluators=("accuracy",),
+        run="unnamed",
+    )
+
+    metrics = evaluate.run(evaluated).splits["test"]
+
+    assert ("agreement" in metrics) == named
+    assert ("agreement with a teacher is not measured" in caplog.text) == (not named)
+    assert named or all(name in caplog.text for name in names)
+
+
 def test_nothing_held_out_cannot_be_evaluated(two_teachers):
     distill.run(student_of_teachers(two_teachers, names_of(two_teachers)[:1]))
 

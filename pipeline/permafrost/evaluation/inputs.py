@@ -121,6 +121,15 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         store, passes = open_evaluation_store(config, names, config.run)
         if not (config.store.teacher or trained.teachers):
             passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
+    known = [folder.name for folder in store.pass_folders()]
+    if known and not passes:
+        logger.warning(
+            "%s was trained without a pass of %s, so its agreement with a teacher is not measured; to measure it, "
+            "choose a pass with store.teacher: %s",
+            student,
+            store.path,
+            ", ".join(known),
+        )
 
     def build() -> tuple[EvaluatedModel, TrainedModel]:
         from permafrost.evaluation.forward import EvaluatedModel
