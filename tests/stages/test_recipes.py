@@ -145,6 +145,22 @@ def test_recipes_that_share_a_store_make_the_same_one_and_large_ones_have_small_
     assert all(made[path] == {(256, "jpeg95")} for path in large)
 
 
+def test_recipes_that_share_a_store_name_the_pass_that_they_read_and_make():
+    """A store with passes of several recipes is ambiguous without a name, and a name is one teacher's."""
+    made: dict[str, dict[str, set[str]]] = {}
+    for recipe in EVERY_RECIPE:
+        composed = composed_of("sweep", f"experiment={recipe}")
+        if composed["teacher"]["kind"] != "none":
+            name = ", ".join(composed["store"]["teacher"])
+            assert not name or composed["annotate"]["name"] in (None, name)
+            names = made.setdefault(composed["store"]["path"], {})
+            names.setdefault(name, set()).add(json.dumps(composed["teacher"], sort_keys=True))
+
+    assert len(made["stores/imagenet"]) == 4
+    assert "" not in made["stores/imagenet"]
+    assert all(len(teachers) == 1 for teachers in made["stores/imagenet"].values())
+
+
 def test_the_grids_are_the_papers():
     """Compare the grids with those of the supplement."""
 
