@@ -1,5 +1,6 @@
 """Links between pages and to files of the repository, and the site that is made of the pages."""
 
+import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
 
@@ -45,6 +46,31 @@ def test_every_page_is_reached_from_the_index():
             waiting += [file for file in linked if file.suffix == ".md" and DOCS in file.parents]
 
     assert found == {page for page in PAGES if DOCS in page.parents}
+
+
+def clicks_from_readme():
+    """Number of links that lead from the README to each page."""
+    clicks, waiting = {ROOT / "README.md": 0}, [ROOT / "README.md"]
+    for page in waiting:
+        for file in (file_of(page, target) for target in links_of(page)):
+            if file.suffix == ".md" and file.is_file() and file not in clicks:
+                clicks[file] = clicks[page] + 1
+                waiting.append(file)
+    return clicks
+
+
+def test_the_questions_of_newcomers_are_answered_where_the_page_of_questions_says():
+    page = DOCS / "development" / "questions.md"
+    rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()[8:]]
+    clicks = clicks_from_readme()
+
+    assert len(rows) > 10
+    for question, link, number, answer in rows:
+        (target,) = re.findall(r"\]\(([^)]*)\)", link)
+        file = file_of(page, target)
+        assert (question, clicks[file]) == (question, int(number))
+        text = " ".join(file.read_text().split())
+        assert all(quoted in text for quoted in re.findall(r'"([^"]*)"', answer)), question
 
 
 def test_every_page_is_in_the_sites_navigation():
