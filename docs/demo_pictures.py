@@ -61,7 +61,7 @@ def demo_maps(pair: CasePair) -> Figure:
                 is_right = answers[digit] == labels[digit]
                 text = f"a {answers[digit]}" if number == 0 else f"says {answers[digit]}"
                 axis.set_xlabel(text, fontsize=9, color=_RIGHT if is_right else _WRONG)
-                if line is axes[0]:
+                if title == "as in training":
                     axis.set_title(columns[number], fontsize=9)
         line[0].set_ylabel(title, fontsize=9)
     return figure
