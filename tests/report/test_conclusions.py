@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from permafrost.core.errors import ConfigError
 from permafrost.report.comparison import (
     confidence_interval,
     differences_by_column,
@@ -142,9 +143,21 @@ def test_a_paired_difference_of_one_seed_has_no_spread():
 def test_every_arm_is_compared_with_the_baseline_over_the_seeds_that_both_have():
     rows = rows_of(kd=(0.5, 0.4), labels=(0.3, 0.3), e2kd=(0.6, 0.7), alone=(0.9,))
 
-    found = differences_by_column(rows, "kd", ["accuracy"])["accuracy"]
+    found = differences_by_column(rows, "kd", {}, ["accuracy"])["accuracy"]
 
     assert set(found) == {"labels", "e2kd"}  # `alone` shares one seed with kd
     assert found["e2kd"] == paired_difference(rows, "e2kd", "kd", "accuracy")
     assert found["labels"]["mean"] == pytest.approx(-0.15)
-    assert differences_by_column(rows, "at", ["accuracy"]) == {}
+    assert differences_by_column(rows, "at", {}, ["accuracy"]) == {}
+
+
+def test_an_arm_may_have_a_baseline_of_its_own():
+    rows = rows_of(kd=(0.5, 0.4), e2kd=(0.6, 0.7), kd_200=(0.8, 0.8), e2kd_200=(0.7, 0.9))
+    own = {"e2kd_200": "kd_200", "kd_200": "kd_200"}
+
+    found = differences_by_column(rows, "kd", own, ["accuracy"])["accuracy"]
+
+    assert set(found) == {"e2kd", "e2kd_200"}
+    assert found["e2kd_200"] == paired_difference(rows, "e2kd_200", "kd_200", "accuracy")
+    with pytest.raises(ConfigError, match=r"report\.baselines=\{e2kd: gone\} names no arm"):
+        differences_by_column(rows, "kd", {"e2kd": "gone"}, ["accuracy"])

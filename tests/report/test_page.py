@@ -250,6 +250,21 @@ def test_every_column_has_the_differences_from_the_baseline_with_their_intervals
     )  # no spread
 
 
+def test_the_table_of_differences_names_a_baseline_that_is_an_arms_own(frozen):
+    write_sweep(methods={**METHODS, "at": [value + 0.1 for value in METHODS["kd"]]})
+
+    html, values = page_and_values(frozen, baselines={"e2kd": "labels", "at": "at"})
+
+    assert set(values["differences_by_column"]["accuracy"]) == {"labels", "e2kd"}
+    text = html.read_text()
+    table = text[text.index('data-file="differences"') :]
+    table = table[: table.index("</table>")]
+    assert re.findall(r'<tr data-method="(\w+)"><th[^>]*>([^<]*)</th>', table) == [
+        ("labels", "labels"),
+        ("e2kd", "e2kd \N{MINUS SIGN} labels"),
+    ]
+
+
 def test_two_arms_have_their_differences_in_every_column_too(frozen):
     write_sweep(methods={"kd": (0.5, 0.7), "e2kd": (0.6, 0.81)})
 

@@ -34,6 +34,9 @@ class ReportOptions(Options):
     candidate: str = "e2kd"
     """Arm of the sweep that is compared with the baseline; the paired difference is candidate - baseline, seed
     by seed."""
+    baselines: dict[str, str] = field(default_factory=dict)
+    """Baselines of arms that are not compared with `baseline` in the table of differences, by arm, as in
+    {e2kd_200: kd_200}."""
     paired_column: str | None = None
     """Column of the summary and of the paired difference, one of `columns`; null takes accuracy if it is a column,
     and the first column otherwise."""

@@ -96,24 +96,35 @@ def differences(
     }
 
 
-def _compared_arms(rows: Sequence[Row], baseline: str, column: str) -> dict[str, dict[str, Any]]:
+def _compared_arms(
+    rows: Sequence[Row], baseline: str, baselines: Mapping[str, str], column: str
+) -> dict[str, dict[str, Any]]:
     arms = list(dict.fromkeys(str(row["method"]) for row in rows))
-    shared = {arm: differences(rows, arm, baseline, column) for arm in arms if arm != baseline}
+    pairs = {arm: baselines.get(arm, baseline) for arm in arms}
     return {
-        arm: paired_difference(rows, arm, baseline, column)
-        for arm, per_seed in shared.items()
-        if len(per_seed) > 1
+        arm: paired_difference(rows, arm, other, column)
+        for arm, other in pairs.items()
+        if arm != other and len(differences(rows, arm, other, column)) > 1
     }
 
 
 def differences_by_column(
-    rows: Sequence[Row], baseline: str, columns: Sequence[str]
+    rows: Sequence[Row], baseline: str, baselines: Mapping[str, str], columns: Sequence[str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Compare every arm with the baseline in every column: column -> arm -> mean, sd, interval, per_seed.
+    """Compare every arm with its baseline in every column: column -> arm -> mean, sd, interval, per_seed.
 
-    Arms that share fewer than two seeds with the baseline are left out, and so are columns without any arm.
+    Arms that share fewer than two seeds with their baseline are left out, and so are columns without any arm.
+
+    baselines  arms with a baseline of their own, and its name. Raises ConfigError if it is not an arm
     """
-    found = {column: _compared_arms(rows, baseline, column) for column in columns}
+    arms = {str(row["method"]) for row in rows}
+    for arm, other in baselines.items():
+        if arm in arms and other not in arms:
+            raise ConfigError(
+                f"report.baselines={{{arm}: {other}}} names no arm of this run; choose one of: "
+                + ", ".join(sorted(arms))
+            )
+    found = {column: _compared_arms(rows, baseline, baselines, column) for column in columns}
     return {column: arms for column, arms in found.items() if arms}
 
 

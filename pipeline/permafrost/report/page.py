@@ -212,6 +212,7 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "arms": describe_arms(page.results),
         "paired_column": page.paired,
         "baseline": page.options.baseline,
+        "baselines": page.options.baselines,
         "columns": page.columns,
         "meanings": meanings(page.columns, values["chance"]),
         "optimistic": optimistic_results(page.results),

@@ -202,7 +202,7 @@ def _result_values(
     if _has_a_pair(results, options):
         values["paired_difference"] = paired_difference(rows, *pair, paired.name)
     names = [column.name for column in columns]
-    differences = differences_by_column(rows, options.baseline, names)
+    differences = differences_by_column(rows, options.baseline, options.baselines, names)
     has_others = len({row["method"] for row in rows}) > 2
     values["differences"] = differences.get(paired.name, {}) if has_others else {}
     values["differences_by_column"] = differences
