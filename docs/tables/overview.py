@@ -86,30 +86,6 @@ def which_method_few_images() -> str:
     return table(("with logits, %", "accuracy", "agreement", "accuracy minus KD"), rows)
 
 
-_SHORTCUT = {
-    "KD": "kd",
-    "e2KD": "e2kd",
-    "AT": "at",
-    "CAT-KD": "cat_kd",
-    "ReviewKD, live": "review_kd",
-}
-_SHORTCUT_EPOCHS = (90, 270)
-
-
-def which_method_shortcut() -> str:
-    """Methods on the demo's photographs, as in training and swapped."""
-    rows: Rows = []
-    for epochs in _SHORTCUT_EPOCHS:
-        kd = runs_of("demo_methods", f"kd epochs={epochs}")
-        for label, arm in _SHORTCUT.items():
-            runs = runs_of("demo_methods", f"{arm} epochs={epochs}")
-            metrics = ("accuracy_in_distribution", "accuracy_swapped", "epg")
-            own = [spread(runs, metric) for metric in metrics]
-            gain = difference(runs, kd, "accuracy_swapped")
-            rows.append((f"{label}, {epochs} epochs", [*own, gain]))
-    return table(("%", "as in training", "swapped", "EPG", "swapped minus KD"), rows)
-
-
 class DataSet(NamedTuple):
     """A data set, the grid of its teacher's maps, and the mean size of its images if it was measured."""
 
