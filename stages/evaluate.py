@@ -4,6 +4,7 @@
     permafrost evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
     permafrost evaluate experiment=demo evaluators=[accuracy,localization,shift] evaluate.shift.pixels=4
     permafrost evaluate experiment=demo model=teacher
+    permafrost evaluate experiment=demo model=teacher evaluators=[equivariance] augment=pad_crop_flip
     permafrost evaluate store.path=stores/demo run=pair model=network student=timm student.weights=pretrained
     permafrost evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
     permafrost evaluate store.path=stores/demo run=my-student evaluate.against=first-teacher

@@ -2,12 +2,8 @@
 
     permafrost verify experiment=demo
     permafrost verify store.path=stores/demo
-    permafrost verify experiment=demo equivariance=true
 
-With equivariance=true the teacher also runs on views of some records, one kind of augmentation at a time. The
-differences from the stored targets, with maps transformed accordingly, are the error of frozen targets.
-
-Reads   all of <store.path>; with equivariance=true also the teacher's weights
+Reads   all of <store.path>
 Writes  nothing; prints a line for each problem, with exit code 1 if there is any
 """
 
@@ -19,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from permafrost.cli import main
-from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import UserError
 from permafrost.core.rooted_paths import LinkError, file_size, iter_files
 from permafrost.store.reader import Store
@@ -56,8 +51,6 @@ class VerifyResult:
     verified_bytes: str
     unfinished_passes: str = ""
     """Names of passes that were begun and have no manifest yet, which readers ignore."""
-    equivariance: str = ""
-    """Text with one line per kind of operation."""
 
 
 def run(config: VerifyConfig) -> VerifyResult:
@@ -77,18 +70,12 @@ def run(config: VerifyConfig) -> VerifyResult:
             config.store.path,
         )
     store = Store(path)
-    equivariance = ""
-    if config.equivariance and not isinstance(config.teacher, NoModelConfig):
-        from permafrost.evaluation.equivariance import teacher_equivariance  # imports torch
-
-        equivariance = teacher_equivariance(config, store, config.teacher)
     passes = [*store.pass_folders(), *store.pass_folders(stored_views=True)]
     return VerifyResult(
         verified_records=store.num_records(),
         verified_passes=len(passes),
         verified_bytes=_format_bytes(size[1]),
         unfinished_passes=", ".join(folder.name for folder in unfinished),
-        equivariance=equivariance,
     )
 
 

@@ -120,7 +120,7 @@ def _run_words(
     composed = compose(verb, words) | {"command": [verb, *words]}
     _check_live_words(verb, words, composed)
     config = place_paths(build_verb_config(verb, composed))
-    _check_network_words(verb, words, composed, config)
+    _check_evaluate_words(verb, words, composed, config)
     with ExitStack() as stack:
         if verb == "sweep":  # its students have locks of their own
             stack.enter_context(lock_folder(RUNS / composed["run"], "run"))
@@ -153,10 +153,10 @@ def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any])
             )
 
 
-def _check_network_words(
+def _check_evaluate_words(
     verb: str, words: Sequence[str], composed: dict[str, Any], config: Any
 ) -> None:
-    """Raise ConfigError for a typed network that `evaluate` does not read."""
+    """Raise ConfigError for a typed section that `evaluate` does not read."""
     if verb != "evaluate":
         return
     reads_teacher = config.teacher.kind == composed["teacher"]["kind"]
@@ -171,6 +171,10 @@ def _check_network_words(
                 f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
                 "the teacher's stored targets are chosen by store.teacher="
             )
+        if section_of(word) == "augment" and not any(
+            EVALUATORS[evaluator].reads_augment for evaluator in config.requested_evaluators
+        ):
+            raise ConfigError(f"evaluate reads {word} with evaluators=[equivariance] only")
 
 
 def _help(verb: str, doc: str, words: Sequence[str] = ()) -> str:

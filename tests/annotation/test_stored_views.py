@@ -21,22 +21,18 @@ from permafrost.config.augment import (
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.runs import RUNS
 from permafrost.config.store import SubsetOptions
-from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.equivariance import measure_equivariance
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_targets, warp
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import rotations
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.subset import rows_of_split, select_training_rows
-from permafrost.models.explanations import gradcam
-from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from stages import distill, evaluate, precompute, verify
+from stages import distill, evaluate, precompute
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config
 from tests.support.trees import tree_bytes
@@ -336,51 +332,6 @@ def test_views_of_a_record_do_not_depend_on_who_is_selected_with_it(replayed):
             every = whole.matrices(store, shard)
             assert torch.equal(few.matrices(store, shard), every[rows])
     assert not torch.equal(every[:, 0], every[:, 1])
-
-
-# ---- cost of freezing ----------------------------------------------------------------------------
-
-
-def test_equivariance_finds_what_moves_a_teachers_answers(frozen):
-    """A CIFAR ResNet with zero padding is exact for unmoved images and inexact for flipped or rotated ones."""
-    config = frozen.config.teacher
-    store = frozen.store
-    dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
-    operations = (
-        OperationConfig(kind="horizontal_flip", p=0.0),  # measured as if always applied
-        OperationConfig(kind="rotation", degrees=90),
-    )
-
-    measured = measure_equivariance(
-        freeze(build_model(config, 10)), gradcam, store.size, dataset, operations
-    )
-
-    assert list(measured) == ["none", "horizontal_flip", "rotation"]
-    still, flipped, turned = measured.values()
-    assert still["map_cosine"] > 0.9999
-    assert still["logits_kl"] < 1e-5
-    assert still["top1_agreement"] == 1
-    for moved in (flipped, turned):
-        assert moved["map_cosine"] < still["map_cosine"] - 0.01
-        assert moved["logits_kl"] > 10 * still["logits_kl"]
-
-
-def test_verify_prints_equivariance_of_the_teacher_that_the_store_knows(frozen):
-    config = VerifyConfig(
-        store=frozen.config.store,
-        teacher=frozen.config.teacher,
-        augment=AUGMENT,
-        equivariance=True,
-        equivariance_records=16,
-    )
-
-    lines = verify.run(config).equivariance.strip().splitlines()
-
-    assert [line.split()[0] for line in lines] == ["none", "pad_crop", "horizontal_flip"]
-    with pytest.raises(StoreMismatchError, match="contains no pass of this teacher"):
-        verify.run(replace(config, teacher=replace(config.teacher, weights="random")))
-    with pytest.raises(ConfigError, match="name it with teacher="):
-        VerifyConfig(store=frozen.config.store, equivariance=True)
 
 
 def test_of_several_passes_of_stored_views_the_count_chooses(replayed, tmp_path):

@@ -9,18 +9,15 @@ import torch
 
 from permafrost.config.evaluation import EvaluateOptions, ShiftOptions
 from permafrost.config.runs import RUNS
-from permafrost.evaluation.equivariance import UNMOVED, measure_equivariance
 from permafrost.evaluation.forward import evaluate_model
 from permafrost.loading import dataset as dataset_module
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import iter_on_device, move_batch, read_ahead
-from permafrost.models.explanations import gradcam
-from permafrost.models.providers import build_model, freeze
 from permafrost.store.frames import InputMemory
 from stages import evaluate
-from tests.support.runs import PAD_CROP, evaluation_of, save_student
+from tests.support.runs import evaluation_of, save_student
 
 CPU = torch.device("cpu")
 
@@ -102,20 +99,6 @@ def test_an_evaluation_decodes_on_all_cores_of_its_machine(
     evaluate_model(RUNS / "one" / "distill", frozen.store, EvaluateOptions(**options))
 
     assert set(found) == {threads}
-
-
-def test_equivariance_copies_each_batch_once_and_its_views_apart(frozen, request):
-    store = frozen.store
-    model = freeze(build_model(frozen.config.teacher, 10))
-    dataset = StoreDataset(store, rows_of_split(store.index, "test"), store.open_passes()[:1])
-    asked = (model, gradcam, (16, 16), dataset, PAD_CROP.operations)
-
-    plain = measure_equivariance(*asked)
-    copied = request.getfixturevalue("ahead")
-
-    assert measure_equivariance(*asked) == plain
-    assert len(copied) == -(-len(dataset) // 64)
-    assert plain[UNMOVED]["map_cosine"] > 0.999
 
 
 def test_positions_are_read_in_their_order_and_in_batches(frozen):

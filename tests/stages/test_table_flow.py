@@ -24,14 +24,13 @@ from permafrost.config.compose import compose
 from permafrost.config.data import SklearnTableDataConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions, ShiftOptions
-from permafrost.config.explainers import BcosWeightsConfig
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions
-from permafrost.config.verbs import EvaluateConfig, TeachConfig, VerifyConfig
+from permafrost.config.verbs import EvaluateConfig, TeachConfig
 from permafrost.core.errors import ConfigError
 from permafrost.ked.chimeras import draw_donors
 from permafrost.ked.network import network_partition
@@ -55,7 +54,7 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.distill_job import Distillation
 from permafrost.training.metric_log import read_metrics
-from stages import distill, evaluate, precompute, report, sweep, teach, verify
+from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import TRAINER
 from tests.support.stores import Frozen, precompute_config
 
@@ -435,14 +434,15 @@ def test_other_verbs_refuse_what_is_about_images(taught_table):
     ):
         with pytest.raises(ConfigError, match=message):
             teach.run(replace(table_teach_config(store.path, PARTS, "no"), teaching=teaching))
-    options = VerifyConfig(
+    options = EvaluateConfig(
         store=store,
-        teacher=taught_table.config.teacher,
-        equivariance=True,
-        explainer=BcosWeightsConfig(),
+        evaluate=EvaluateOptions(),
+        evaluators=("equivariance",),
+        model="teacher",
+        teacher=replace(taught_table.config.teacher, columns=30),
     )
-    with pytest.raises(ConfigError, match=r"equivariance=true needs images.*set it to false"):
-        verify.run(options)
+    with pytest.raises(ConfigError, match=r"evaluators=equivariance needs images.*remove it from"):
+        evaluate.run(options)
     distill.run(student_config(taught_table))
     evaluated = EvaluateConfig(
         store=store, evaluate=EvaluateOptions(shift=ShiftOptions(pixels=2)), run="one"

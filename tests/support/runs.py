@@ -83,7 +83,7 @@ def save_student(frozen, run, seed=5):
 
 
 def evaluation_of(frozen, evaluators=None, run="one", **options):
-    outer = {name: options.pop(name) for name in ("model", "teacher") if name in options}
+    outer = {name: options.pop(name) for name in ("model", "teacher", "augment") if name in options}
     options = {"splits": ("test", "test_swapped"), "num_pictures": 0, **options}
     return EvaluateConfig(
         store=StoreOptions(path=str(frozen.store.path)),

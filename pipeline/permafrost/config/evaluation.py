@@ -22,6 +22,8 @@ class EvaluatorOptions(Options):
     """True if it may run the teacher network itself; all other evaluators do not read `teacher`."""
     compares: ClassVar[bool] = False
     """True if it compares with another run, named by its option `baseline`."""
+    reads_augment: ClassVar[bool] = False
+    """True if it applies the operations of `augment`; all other evaluators do not read that section."""
     reads_outputs: ClassVar[bool] = True
     """False if it reads features only, so that the network's classes may be others than those of the data."""
 
@@ -56,11 +58,24 @@ class ShiftOptions(EvaluatorOptions):
     """Records per split; every shift is one forward pass of each of them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EquivarianceOptions(EvaluatorOptions):
+    """Stored targets of views compared with the teacher's output, for each operation of `augment` (model=teacher)."""
+
+    section: ClassVar[str] = "evaluate.equivariance"
+    implementation: ClassVar[str] = "permafrost.evaluation.equivariance:EVALUATOR"
+    reads_augment: ClassVar[bool] = True
+
+    records: Annotated[int, Ge(1)] = 256
+    """Records per split; every operation is one forward pass of each of them."""
+
+
 EVALUATORS: Family[type[EvaluatorOptions]] = Family(
     {
         "accuracy": AccuracyOptions,
         "localization": LocalizationOptions,
         "shift": ShiftOptions,
+        "equivariance": EquivarianceOptions,
     }
 )
 """Evaluators in the order in which the report shows them."""

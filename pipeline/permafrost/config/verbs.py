@@ -19,7 +19,7 @@ from permafrost.config.cluster import (
 from permafrost.config.data import SOURCES, DataConfig, NoDataConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
-from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
+from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
 from permafrost.config.methods import METHODS, MethodConfig, Mode
 from permafrost.config.models import MODELS, ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Command, Option, Options, Role
@@ -154,26 +154,9 @@ class TeachConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(Options):
-    """Sections that `verify` reads; all except `store` are read with equivariance=true only."""
+    """Sections that `verify` reads."""
 
     store: StoreOptions
-    teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
-    explainer: ExplainerConfig = field(default_factory=GradCamConfig)
-    annotate: PassOptions = field(default_factory=PassOptions)
-    augment: AugmentOptions = field(default_factory=AugmentOptions)
-    split: str = "train"
-    """Split of the records for equivariance."""
-    equivariance: bool = False
-    """Also run the teacher again on views of `equivariance_records` records, and compare."""
-    equivariance_records: Annotated[int, Ge(1)] = 256
-    """Number of records to run the teacher on again."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            not self.equivariance or self.teacher.kind != "none",
-            "equivariance=true runs the teacher again: name it with teacher= and teacher.weights=, as for precompute",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +173,7 @@ class EvaluationRun(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluationRun):
-    """Sections that `evaluate` reads; the student is the one of `run`."""
+    """Sections that `evaluate` reads; the student is the one of `run`. Only evaluators=equivariance reads `augment`."""
 
     evaluators: tuple[str, ...] | None = None
     """Evaluators to run; null is accuracy and, if there are regions or a teacher's maps, localization. Each is
@@ -203,6 +186,7 @@ class EvaluateConfig(EvaluationRun):
     With model=network it needs no pass, and chooses the pass that it made if the store has several."""
     student: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
     """Network to evaluate with model=network, read with that option only."""
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()

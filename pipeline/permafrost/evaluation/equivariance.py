@@ -1,4 +1,4 @@
-"""Equivariance of a teacher: stored targets of a transformed view compared with the teacher's output on that view.
+"""Evaluator `equivariance`: stored targets of a transformed view compared with the teacher's output on that view.
 
 Frozen mode keeps a record's logits and applies the view's transform to its map. Both are approximations. Their
 quality depends on the teacher and on the augmentation, and this module measures it for one kind of operation at a
@@ -7,9 +7,8 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,144 +16,100 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
-from permafrost.core.files import sha256_json
+from permafrost.config.evaluation import EquivarianceOptions
+from permafrost.core.errors import require
 from permafrost.core.records import Batch
-from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.decode_threads import resolve_decode_threads
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import Evaluator, Metric, Page, Quantity
+from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule
-from permafrost.loading.subset import rows_of_split
-from permafrost.loading.transfer import copy_to, iter_on_device
+from permafrost.loading.transfer import copy_to
 from permafrost.losses.e2kd import map_cosine
-from permafrost.models.classifier import Classifier
-from permafrost.models.explanations import (
-    Explainer,
-    explainer_named,
-    forward_to_explain,
-    pass_precision,
-)
-from permafrost.models.fingerprint import describe_teacher
-from permafrost.models.providers import (
-    build_model,
-    freeze,
-    resolve_device,
-    teacher_input_size,
-    with_preprocessing,
-)
+from permafrost.models.explanations import Explainer, explainer_named, forward_to_explain
 from permafrost.models.resolve import require_images
-from permafrost.store.entries import StoreMismatchError
-from permafrost.store.reader import Store
-
-if TYPE_CHECKING:
-    from permafrost.config.models import ModelConfig
-    from permafrost.config.verbs import VerifyConfig
-
 
 UNMOVED = "none"
-"""Name of the measurement on the whole frame, which shows the error of the store's rounding alone."""
-_BATCH = 64
+"""Name of the measurement on the whole frame. For a teacher of whole frames it shows the error of the store's rounding
+alone."""
+
+
+def check_equivariance(context: EvaluationContext) -> Mapping[str, str]:
+    """Raise ConfigError unless the model is a teacher of images whose pass contains its maps."""
+    model, passes = context.config.model, context.dataset.passes
+    require(
+        model == "teacher",
+        "evaluators=equivariance compares a teacher with its own stored targets; set model=teacher instead of "
+        f"model={model}",
+    )
+    require_images(context.store, "evaluators=equivariance", "remove it from evaluators")
+    lacking = f"{passes[0].name} has none" if passes else f"{context.store.path} has no pass of it"
+    require(
+        context.has_maps,
+        f"evaluators=equivariance needs the teacher's maps, but {lacking}; run permafrost precompute with this teacher "
+        "and annotate.payloads=[logits,map], or name its pass with store.teacher=",
+    )
+    return {}
 
 
 @torch.no_grad()
-def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfig) -> str:
-    """Run `measure_equivariance` for the teacher of one pass of the store, and format one line per operation."""
-    require_images(store, "equivariance=true", "set it to false")
-    num_classes = len(store.manifest.classes)
-    asked = sha256_json(
-        describe_teacher(teacher, num_classes, pass_precision(config.annotate, config.explainer))
-    )
-    passes = [store.open_pass(folder.name) for folder in store.pass_folders()]
-    taught = [
-        t
-        for t in passes
-        if sha256_json(t.manifest.teacher) == asked and t.explainer == config.explainer.kind
-    ]
-    if not taught:
-        raise StoreMismatchError(
-            f"{store.path} contains no pass of this teacher with explainer={config.explainer.kind}; it contains: "
-            + ", ".join(t.name for t in passes)
-        )
-    rows = rows_of_split(store.index, config.split)
-    chosen = np.sort(
-        np.random.default_rng(0).permutation(np.asarray(rows))[: config.equivariance_records]
-    )
-    side = teacher_input_size(with_preprocessing(teacher, num_classes))
-    device = resolve_device("device", "auto")
-    dataset = StoreDataset(store, chosen, taught[:1], decode_threads=resolve_decode_threads(None))
-    measured = measure_equivariance(
-        freeze(build_model(teacher, num_classes)).to(device),
-        explainer_named(config.explainer.kind),
-        store.size if side is None else (side, side),
-        dataset,
-        config.augment.operations,
-    )
-    lines = [
-        f"  {kind:16s} map cosine {values['map_cosine']:.4f}  KL {values['logits_kl']:.4f}  "
-        f"top-1 agrees {values['top1_agreement']:.3f}"
-        for kind, values in measured.items()
-    ]
-    return "\n" + "\n".join(lines)
-
-
-def measure_equivariance(
-    model: Classifier,
-    explain: Explainer,
-    input_size: tuple[int, int],
-    dataset: StoreDataset,
-    operations: Sequence[OperationConfig],
-    seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """Measure each kind of operation, always applied, over the dataset's first canonical pass.
+def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, float]]:
+    """Measure each kind of operation of `augment`, always applied, on records of the split drawn with a fixed seed.
 
     map_cosine     mean cosine between the warped stored map and the recomputed map of the stored class, at the
                    teacher's input size, without pairs in which either is zero
     logits_kl      mean KL(recomputed || stored) of the softmax at temperature 1
     top1_agreement share of records whose stored and recomputed logits have the same top-1 class
 
-    model       the teacher of the pass, frozen
-    input_size  (height, width) of the views that it receives
+    Each is a mapping from kinds of operations. As in a training, the views are of the whole frame.
     """
+    dataset, model = context.dataset, context.model
     alone: dict[str, tuple[OperationConfig, ...]] = {UNMOVED: ()}
-    alone |= {operation.kind: (replace(operation, p=1.0),) for operation in operations}
+    for operation in context.config.augment.operations:
+        alone[operation.kind] = (replace(operation, p=1.0),)
     one_aspect = dataset.has_frame_aspect
     schedules = {
         kind: ViewSchedule(
-            AugmentOptions(operations=drawn), dataset.store.size, seed, one_aspect=one_aspect
+            AugmentOptions(operations=drawn), context.store.size, seed=0, one_aspect=one_aspect
         )
         for kind, drawn in alone.items()
     }
+    explainer = dataset.passes[0].explainer
+    assert explainer is not None
+    explain = explainer_named(explainer)
+    order = np.random.default_rng(0).permutation(len(dataset))
+    positions = np.sort(order[: context.options.of(EquivarianceOptions).records])
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {kind: [] for kind in alone}
-    device = next(model.parameters()).device
-    on_host = iter_batches(dataset, _BATCH)  # each image is decoded once
-    for number, (batch, moved) in enumerate(iter_on_device(on_host, device)):
+    start = 0
+    for batch in context.iter_batches(positions.tolist()):
+        aspects = batch.aspects.cpu()
         for kind, schedule in schedules.items():
-            views = schedule.views(0, number * _BATCH, batch.aspects)
-            drawn = None if views is None else copy_to(views, device)
-            seen = replace(moved, canonical_from_view=drawn)
-            parts[kind].append(_compare(model, explain, input_size, seen))
-    measured = {}
+            views = schedule.views(0, start, aspects)
+            drawn = None if views is None else copy_to(views, model.device)
+            seen = replace(batch, canonical_from_view=drawn)
+            parts[kind].append(_compare(model, explain, seen))
+        start += len(batch.keys)
+    metrics: dict[str, dict[str, float]] = {q.name: {} for q in _PAGE.quantities}
     for kind, compared in parts.items():
         cosine, kl, agrees = (torch.cat(v).double() for v in zip(*compared, strict=True))
-        measured[kind] = {
-            "map_cosine": float(cosine.nanmean()),
-            "logits_kl": float(kl.mean()),
-            "top1_agreement": float(agrees.mean()),
-        }
-    return measured
+        metrics["map_cosine"][kind] = float(cosine.nanmean())
+        metrics["logits_kl"][kind] = float(kl.mean())
+        metrics["top1_agreement"][kind] = float(agrees.mean())
+    return metrics
 
 
 def _compare(
-    model: Classifier, explain: Explainer, input_size: tuple[int, int], batch: Batch
+    model: EvaluatedModel, explain: Explainer, batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each record, the cosine (nan if a map is zero), the KL and the top-1 agreement, each [n]."""
     stored = batch.targets[0]
     assert stored.explained_class is not None
-    output = forward_to_explain(model, view_images(batch, input_size))
+    output = forward_to_explain(model.network, view_images(batch, model.input_size))
     logits = output.logits.detach()
-    recomputed = explain(model, output, stored.explained_class)
+    recomputed = explain(model.network, output, stored.explained_class)
     grid = (recomputed.shape[-2], recomputed.shape[-1])
     moved = view_maps(batch, stored, grid)
-    cosine, valid = map_cosine(moved, recomputed, input_size)
+    cosine, valid = map_cosine(moved, recomputed, model.input_size)
     kl = F.kl_div(
         F.log_softmax(stored.logits, dim=1),
         F.log_softmax(logits, dim=1),
@@ -163,3 +118,31 @@ def _compare(
     ).sum(dim=1)
     agrees = stored.logits.argmax(dim=1) == logits.argmax(dim=1)
     return cosine.masked_fill(~valid, float("nan")).flatten().cpu(), kl.cpu(), agrees.cpu()
+
+
+_PAGE = Page(
+    "Equivariance",
+    "Equivariance of the teacher",
+    "How far the targets that frozen mode gives a student (the stored logits, and the stored map moved with the view) "
+    "are from what the teacher computes for the view, for each kind of augmentation alone and always applied. The "
+    f"column {UNMOVED} is the whole frame.",
+    (
+        Quantity(
+            "map_cosine",
+            "Cosine of the moved map with the new one",
+            "Mean cosine of the stored map, moved with the view, with the teacher's map of that view.",
+        ),
+        Quantity(
+            "logits_kl",
+            "KL of stored to new logits",
+            "Mean KL divergence of the stored logits from the teacher's logits of the view, in nats.",
+        ),
+        Quantity(
+            "top1_agreement",
+            "Top-1 class unchanged",
+            "Share of records whose top-1 class is that of the stored logits.",
+            Metric(higher_is_better=None),
+        ),
+    ),
+)
+EVALUATOR = Evaluator(evaluate_equivariance, check_equivariance, _PAGE)

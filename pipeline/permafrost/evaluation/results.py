@@ -1,6 +1,6 @@
 """Results of an evaluation on disk, and the evaluators that are missing in them.
 
-    {"evaluators": {<evaluator>: {"options": its section of evaluate, "files": {path: sha256 of a file it read}}},
+    {"evaluators": {<evaluator>: {"options": those it reads, "files": {path: sha256 of a file it read}}},
      "splits": {<split>: {"records": N, <metric>: ..., <evaluator>: {...}}},
      "written": {<file beside metrics.json>: sha256}}
 
@@ -143,9 +143,10 @@ def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
 
 
 def options_of(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
-    """Options of an evaluator as plain values, empty if it has no section."""
-    options: dict[str, Any] = to_plain_dict(config.evaluate)
-    own: dict[str, Any] = options.get(evaluator, {})
+    """Options of an evaluator as plain values: those of its section, and `augment.operations` if it applies them."""
+    own: dict[str, Any] = to_plain_dict(config.evaluate).get(evaluator, {})
+    if EVALUATORS[evaluator].reads_augment:
+        own["augment.operations"] = to_plain_dict(config.augment)["operations"]
     return own
 
 
@@ -181,9 +182,9 @@ def _check_same(
     for name, value in options.items():
         before = done["options"].get(name)
         if before != value:
+            option = name if "." in name else f"evaluate.{evaluator}.{name}"
             raise ConfigError(
-                f"{folder / METRICS_NAME} has {evaluator} with evaluate.{evaluator}.{name}={before}, but "
-                f"this one has {value}; {again}"
+                f"{folder / METRICS_NAME} has {evaluator} with {option}={before}, but this one has {value}; {again}"
             )
     for path, digest in done["files"].items():
         if Path(path).is_file() and sha256_file(Path(path)) != digest:

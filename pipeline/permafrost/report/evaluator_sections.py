@@ -62,7 +62,7 @@ def evaluator_sections(
     colors  colors of the networks in plots
     """
     everyone = [*results, *([teacher] if teacher else [])]
-    splits = list(dict.fromkeys(split for result in results for split in result.metrics))
+    splits = list(dict.fromkeys(split for result in everyone for split in result.metrics))
     sections = []
     for evaluator in EVALUATORS:
         looked = [

@@ -167,7 +167,7 @@ def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult
         results = _read_run(run)
     elif is_finished(RUNS / run / "distill"):
         results = [_load_student(run, must_be_evaluated=False)]
-    elif not other_runs and load_network(run) is None:
+    elif not (other_runs or load_network(run) or load_teacher(run)):
         check_run(run)
         logger.info(
             "%s has neither a sweep nor a finished student, so the report shows only the store",
