@@ -439,7 +439,7 @@ def test_other_verbs_refuse_what_is_about_images(taught_table):
         evaluate=EvaluateOptions(),
         evaluators=("equivariance",),
         model="teacher",
-        teacher=replace(taught_table.config.teacher, columns=30),
+        teacher=taught_table.config.teacher,
     )
     with pytest.raises(ConfigError, match=r"evaluators=equivariance needs images.*remove it from"):
         evaluate.run(options)

@@ -207,6 +207,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
             "model=teacher needs the network of the teacher; name it with teacher= and teacher.weights="
         )
     store = open_record_store(config)
+    teacher = resolve_network(teacher, store, "teacher")
     described = describe_teacher(teacher, len(store.manifest.classes))
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     passes = passes_of_teacher(config.run, teacher, store, named)
