@@ -173,6 +173,7 @@ def test_what_was_held_out_is_evaluated_as_a_split_of_its_own(two_teachers):
 def test_a_student_without_a_pass_of_its_own_says_that_its_agreement_is_missing(
     two_teachers, caplog, named
 ):
+    caplog.set_level("WARNING", "permafrost.evaluate")
     config = student_of_teachers(two_teachers, (), method=LabelsConfig(), run="unnamed")
     distill.run(config)
     names = names_of(two_teachers)
