@@ -217,7 +217,7 @@ def _anchor(title: str) -> str:
 def _section(claim: Claim, verdicts: Mapping[Difference, tuple[str, float]]) -> str:
     """Markdown section of a claim: what the paper says, our results with their verdict, and the commands."""
     parts = [f"### {claim.title}"]
-    tables = [f"```text\n{text}\n```" for text in map(reported_in, claim.recipes) if text]
+    tables = [f"```text\n{text}\n```" for text in _reported_tables(claim.recipes)]
     said = claim.reported or ("as follows." if tables else "numbers not seen by us.")
     parts += [f"**The paper:** {said}", *tables]
     parts.append(f"**Our results:** {verdict_of(claim, verdicts)}.")
@@ -243,6 +243,18 @@ def _section(claim: Claim, verdicts: Mapping[Difference, tuple[str, float]]) -> 
         for sentence, command in claim.further
     ]
     return "\n\n".join(parts)
+
+
+def _reported_tables(recipes: Sequence[str]) -> list[str]:
+    """Return the numbers of the paper in headers of recipes, each once, below the recipes that have them."""
+    named: dict[str, list[str]] = {}
+    for recipe in recipes:
+        if text := reported_in(recipe):
+            named.setdefault(text, []).append(recipe)
+    return [
+        text if len(recipes) == 1 else f"{', '.join(names)}\n{text}"
+        for text, names in named.items()
+    ]
 
 
 def _row(one: Difference, verdict: tuple[str, float] | None) -> str:
