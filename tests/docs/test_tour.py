@@ -1,4 +1,4 @@
-"""The notebook docs/tour.ipynb: it is committed without outputs, and it runs."""
+"""The notebook docs/tour.ipynb: it is committed with its outputs, and it runs."""
 
 import json
 
@@ -9,11 +9,15 @@ from tests.support.paths import ROOT
 TOUR = ROOT / "docs" / "tour.ipynb"
 
 
-def test_the_notebook_is_committed_without_outputs():
+def test_the_notebook_is_committed_with_its_outputs():
     cells = json.loads(TOUR.read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
+    outputs = [output for cell in code for output in cell["outputs"]]
 
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 1
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert "/tmp/" not in json.dumps([output.get("text") for output in outputs])
 
 
 @pytest.mark.slow
