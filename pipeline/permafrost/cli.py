@@ -161,6 +161,7 @@ def _check_evaluate_words(
         return
     reads_teacher = config.teacher.kind == composed["teacher"]["kind"]
     asking = [name for name, options in EVALUATORS.items() if options.uses_teacher]
+    readers = [name for name, options in EVALUATORS.items() if options.reads_augment]
     for word in words:
         if section_of(word) == "student" and config.model != "network":
             raise ConfigError(
@@ -171,10 +172,8 @@ def _check_evaluate_words(
                 f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
                 "the teacher's stored targets are chosen by store.teacher="
             )
-        if section_of(word) == "augment" and not any(
-            EVALUATORS[evaluator].reads_augment for evaluator in config.requested_evaluators
-        ):
-            raise ConfigError(f"evaluate reads {word} with evaluators=[equivariance] only")
+        if section_of(word) == "augment" and not set(readers) & set(config.requested_evaluators):
+            raise ConfigError(f"evaluate reads {word} with evaluators=[{', '.join(readers)}] only")
 
 
 def _help(verb: str, doc: str, words: Sequence[str] = ()) -> str:

@@ -259,6 +259,7 @@ def test_the_table_of_differences_names_a_baseline_that_is_an_arms_own(frozen):
     text = html.read_text()
     table = text[text.index('data-file="differences"') :]
     table = table[: table.index("</table>")]
+    assert "Differences from kd, or from the arm that a row names, with the same seed" in text
     assert re.findall(r'<tr data-method="(\w+)"><th[^>]*>([^<]*)</th>', table) == [
         ("labels", "labels"),
         ("e2kd", "e2kd \N{MINUS SIGN} labels"),
