@@ -9,7 +9,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from statistics import mean, stdev
 from typing import Any
 
-from permafrost.report.comparison import confidence_interval
+from permafrost.reports.comparison import confidence_interval
 
 Run = dict[str, Any]
 """Values of one student in a file of results."""

@@ -46,9 +46,9 @@ class ReportResult:
 
 def run(config: ReportConfig) -> ReportResult:
     """Write the files from finished runs, without training or evaluating anything."""
-    from permafrost.report.main_table import student_csv  # these import torch and matplotlib
-    from permafrost.report.page import render_page
-    from permafrost.report.page_content import gather_page
+    from permafrost.reports.main_table import student_csv  # these import torch and matplotlib
+    from permafrost.reports.page import render_page
+    from permafrost.reports.page_content import gather_page
 
     page = gather_page(config)
     values = page.values

@@ -28,12 +28,12 @@ from permafrost.cluster.executors import choose_task_runner, open_task_runner
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import UserError
 from permafrost.core.signed_files import write_json
-from permafrost.report.main_table import summary_table
-from permafrost.report.student_results import SWEEP_NAME
+from permafrost.reports.main_table import summary_table
+from permafrost.reports.student_results import SWEEP_NAME
 from permafrost.students import StudentTask
-from permafrost.sweep.plan import baselines_first, plan_students
-from permafrost.sweep.runner import StudentRunner
-from permafrost.sweep.select import choose, split_and_metric
+from permafrost.sweeps.plan import baselines_first, plan_students
+from permafrost.sweeps.runner import StudentRunner
+from permafrost.sweeps.select import choose, split_and_metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -39,9 +39,10 @@ ORDER = (
     {"annotation", "evaluation"},
     {"training"},
     {"commands"},
-    {"estimation", "cluster", "sweep", "report"},
+    {"estimation", "cluster", "sweeps", "reports"},
     set(PAPERS),
     {"students"},
+    {"library"},
     {"stages"},
 )
 """Order of the rooms, each of which imports only earlier ones, and none a paper.
@@ -70,7 +71,8 @@ def test_rooms_import_only_what_stands_to_their_left():
     allowed = {room: {o for o in level if level[o] < level[room]} | {room} for room in level}
     allowed = {room: names - (set(PAPERS) - {room}) for room, names in allowed.items()}
     allowed |= {name: {"core", "config"} for name in ("cli", "__main__")}
-    allowed["stages"] |= {"cli"}
+    for name in ("stages", "library"):
+        allowed[name] |= {"cli"}
     rooms = {
         p.relative_to(ROOT / "pipeline/permafrost").parts[0]
         for p in ROOT.glob("pipeline/permafrost/*/__init__.py")
@@ -80,15 +82,18 @@ def test_rooms_import_only_what_stands_to_their_left():
         f"{path.relative_to(ROOT)} imports {module}"
         for path in MODULES
         for module in imports_of(path)
-        if (room := room_of(module)) in allowed and room not in allowed[room_of(name_of(path))]
+        if (room := room_of(module)) in allowed
+        and name_of(path) != "permafrost"  # which exports names of the library
+        and room not in allowed[room_of(name_of(path))]
     ]
 
-    assert rooms | {"commands", "students", "stages"} == set(level)
+    assert rooms | {"commands", "students", "library", "stages"} == set(level)
     assert {p.name for p in ROOT.glob("pipeline/permafrost/*.py")} == {
         "__init__.py",
         "__main__.py",
         "cli.py",
         "commands.py",
+        "library.py",
         "students.py",
     }
     assert not wrong
@@ -117,10 +122,10 @@ def test_no_two_modules_import_each_other():
 
 
 def test_an_init_holds_the_docstring_of_its_room_alone():
-    for path in ROOT.glob("pipeline/permafrost/**/__init__.py"):
+    for path in ROOT.glob("pipeline/permafrost/*/**/__init__.py"):
         tree = ast.parse(path.read_text())
         assert len(tree.body) == 1, path
-        assert path.parent.name == "permafrost" or "Read first: " in ast.get_docstring(tree), path
+        assert "Read first: " in ast.get_docstring(tree), path
 
 
 def test_stages_import_no_stage():

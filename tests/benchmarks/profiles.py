@@ -70,9 +70,9 @@ PACK: tuple[Part, ...] = (
     ("permafrost.store.pack:PackShard", "__call__", "writing"),
 )
 REPORT: tuple[Part, ...] = (
-    ("permafrost.report.page", "render_page", "page and its figures"),
-    ("permafrost.report.case_pictures", "show_cases", "networks on the cases"),
-    ("permafrost.report.provenance", "network_rows", "sizes of the networks"),
+    ("permafrost.reports.page", "render_page", "page and its figures"),
+    ("permafrost.reports.case_pictures", "show_cases", "networks on the cases"),
+    ("permafrost.reports.provenance", "network_rows", "sizes of the networks"),
 )
 EVALUATION: tuple[Part, ...] = (
     ("permafrost.evaluation.results", "run_evaluators", "evaluators"),

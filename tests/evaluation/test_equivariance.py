@@ -15,8 +15,8 @@ from permafrost.config.store import PassOptions
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
-from permafrost.report.evaluator_sections import evaluator_sections
-from permafrost.report.student_results import load_teacher
+from permafrost.reports.evaluator_sections import evaluator_sections
+from permafrost.reports.student_results import load_teacher
 from permafrost.store.reader import Store
 from stages import evaluate, precompute
 from tests.support.bcos import RESNET

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from permafrost import students
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
 from permafrost.interpretability import class_similarity as cifar100_coarse
@@ -23,9 +24,9 @@ from permafrost.interpretability.options import (
 )
 from permafrost.interpretability.study_pictures import gradient_figures, gradient_images
 from permafrost.models.saved import load_model
-from permafrost.report.student_results import StudentResult
+from permafrost.reports.student_results import StudentResult
 from permafrost.store.reader import Store
-from stages import evaluate, precompute
+from stages import precompute
 from tests.support.broden import write_broden
 from tests.support.run_files import change_signed
 from tests.support.runs import evaluation_of, save_student
@@ -39,7 +40,7 @@ def untrained_student(frozen):
 
 def evaluator(frozen, name, folder=None, **options):
     config = evaluation_of(frozen, (name,), **{"splits": ("test",), **options})
-    return evaluate.run(config, folder).splits["test"][name]
+    return students.evaluate(config, folder).splits["test"][name]
 
 
 # ---- gradient_alignment --------------------------------------------------------------------------

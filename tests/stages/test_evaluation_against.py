@@ -21,10 +21,10 @@ from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig, ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
-from permafrost.report.student_results import load_results, split_by_evaluation
+from permafrost.reports.student_results import load_results, split_by_evaluation
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
-from permafrost.sweep.plan import plan_students
+from permafrost.sweeps.plan import plan_students
 from stages import distill, evaluate, precompute, report
 from tests.support.composition import composed_of
 from tests.support.stores import precompute_config

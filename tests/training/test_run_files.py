@@ -22,7 +22,7 @@ from permafrost.core.signed_files import (
     write_yaml,
 )
 from permafrost.models.weights import read_state_dict
-from permafrost.report.student_results import read_sweep
+from permafrost.reports.student_results import read_sweep
 from permafrost.training import checkpoint, loop
 from permafrost.training.metric_log import METRICS_NAME, MetricWriter, read_metrics
 from stages import distill, evaluate

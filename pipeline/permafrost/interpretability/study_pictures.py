@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.evaluation.results import load_written
-from permafrost.report.evaluator_sections import PictureFigure
-from permafrost.report.pictures import (
+from permafrost.reports.evaluator_sections import PictureFigure
+from permafrost.reports.pictures import (
     PictureRow,
     class_names,
     draw_outline,
     picture_grid,
     readable_classes,
 )
-from permafrost.report.student_results import StudentResult, select_first_seed
+from permafrost.reports.student_results import StudentResult, select_first_seed
 from permafrost.store.reader import Store
 
 _DISSECTION = "dissection"

@@ -18,8 +18,8 @@ from permafrost.core.rooted_paths import RootedPath, exists, list_folder
 from permafrost.ked.dependency import symmetric
 from permafrost.ked.partition import Partition
 from permafrost.ked.search import load_partition
-from permafrost.report.page import SectionPart, StoreSection
-from permafrost.report.pictures import PictureRow, TileRow, picture_grid
+from permafrost.reports.page import SectionPart, StoreSection
+from permafrost.reports.pictures import PictureRow, TileRow, picture_grid
 from permafrost.store.artifacts import ARTIFACTS_FOLDER
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store

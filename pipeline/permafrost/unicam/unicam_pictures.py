@@ -22,16 +22,16 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.saved import load_model
-from permafrost.report.evaluator_sections import PictureFigure
-from permafrost.report.model_selection import read_evaluation
-from permafrost.report.pictures import (
+from permafrost.reports.evaluator_sections import PictureFigure
+from permafrost.reports.model_selection import read_evaluation
+from permafrost.reports.pictures import (
     PictureRow,
     class_names,
     overlays,
     picture_grid,
     readable_classes,
 )
-from permafrost.report.student_results import StudentResult, select_first_seed
+from permafrost.reports.student_results import StudentResult, select_first_seed
 from permafrost.store.reader import Store
 
 EVALUATOR_NAME = "unicam"

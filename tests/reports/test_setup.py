@@ -18,10 +18,10 @@ from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model, count_parameters
-from permafrost.report.passes import UsedPass
-from permafrost.report.provenance import bytes_by_arm, bytes_plot, describe_teachers
-from permafrost.report.student_results import UnknownRunError, load_results
-from permafrost.report.training_facts import describe_augmentation, describe_data, training_facts
+from permafrost.reports.passes import UsedPass
+from permafrost.reports.provenance import bytes_by_arm, bytes_plot, describe_teachers
+from permafrost.reports.student_results import UnknownRunError, load_results
+from permafrost.reports.training_facts import describe_augmentation, describe_data, training_facts
 from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
@@ -107,7 +107,7 @@ def test_an_arm_needs_the_bytes_of_the_fields_that_its_loss_reads(frozen, swept,
 
 
 def test_accuracy_is_plotted_against_bytes_only_where_arms_need_different_ones():
-    from permafrost.report.main_table import Column
+    from permafrost.reports.main_table import Column
 
     column = Column(name="accuracy", source="test.accuracy")
     summary = [

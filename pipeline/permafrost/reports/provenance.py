@@ -15,11 +15,11 @@ from permafrost.core.errors import UserError
 from permafrost.losses.base import Needs, build_loss
 from permafrost.models.saved import is_finished
 from permafrost.models.trained_weights import ModelDescription, read_entries
-from permafrost.report.figures import Measured, Plot, measured_plot
-from permafrost.report.main_table import Column
-from permafrost.report.passes import UsedPass
-from permafrost.report.student_results import StudentResult
-from permafrost.report.training_facts import describe_network
+from permafrost.reports.figures import Measured, Plot, measured_plot
+from permafrost.reports.main_table import Column
+from permafrost.reports.passes import UsedPass
+from permafrost.reports.student_results import StudentResult
+from permafrost.reports.training_facts import describe_network
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.evaluation.evaluator import Page, Quantity, evaluator_named, numbers_of
-from permafrost.report.figures import Plot, bar_plot, line_plot
-from permafrost.report.main_table import Column, arm_summary, student_rows
-from permafrost.report.pictures import TileRow
-from permafrost.report.student_results import StudentResult
+from permafrost.reports.figures import Plot, bar_plot, line_plot
+from permafrost.reports.main_table import Column, arm_summary, student_rows
+from permafrost.reports.pictures import TileRow
+from permafrost.reports.student_results import StudentResult
 from permafrost.store.reader import Store
 
 

@@ -18,11 +18,11 @@ from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.saved_records import RECORDS_NAME
-from permafrost.report import case_pictures
-from permafrost.report.pictures import DISPLAYED_PIXELS
+from permafrost.reports import case_pictures
+from permafrost.reports.pictures import DISPLAYED_PIXELS
 from permafrost.store.manifest import read_store_manifest
 from stages import report
-from tests.report.conftest import SPLITS
+from tests.reports.conftest import SPLITS
 from tests.support.html_page import Page
 from tests.support.run_files import write_config
 from tests.support.runs import PAD_CROP
@@ -32,8 +32,8 @@ from tests.support.sweeps import read_sweep
 @pytest.fixture
 def no_other_pictures(monkeypatch):
     """Omit the pictures of the page that other tests cover."""
-    monkeypatch.setattr("permafrost.report.page.training_curves", lambda lines, colors: [])
-    monkeypatch.setattr("permafrost.report.page.map_grid", lambda pictures, classes: [])
+    monkeypatch.setattr("permafrost.reports.page.training_curves", lambda lines, colors: [])
+    monkeypatch.setattr("permafrost.reports.page.map_grid", lambda pictures, classes: [])
 
 
 @pytest.fixture

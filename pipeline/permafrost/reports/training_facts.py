@@ -13,9 +13,9 @@ from permafrost.config.runs import identity, to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import UserError
 from permafrost.loading.subset import count_training_rows
-from permafrost.report.comparison import seeds_in_words
-from permafrost.report.model_selection import curve_of
-from permafrost.report.student_results import StudentResult
+from permafrost.reports.comparison import seeds_in_words
+from permafrost.reports.model_selection import curve_of
+from permafrost.reports.student_results import StudentResult
 from permafrost.store.reader import Store
 
 _RECORDS = "training records"

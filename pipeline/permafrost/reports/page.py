@@ -23,27 +23,27 @@ from permafrost.config.version import __version__
 from permafrost.evaluation.results import load_written
 from permafrost.evaluation.saved_records import PICTURES_NAME
 from permafrost.models.saved import is_finished, read_description
-from permafrost.report.comparison import ONE_SEED, excludes_zero
-from permafrost.report.evaluator_sections import evaluator_sections
-from permafrost.report.figures import Plot, epoch_plots, shift_plots, training_curves
-from permafrost.report.grid_figures import grid_plots, selection_plot
-from permafrost.report.main_table import arm_summary, meanings
-from permafrost.report.model_selection import ModelSelection, optimistic_results
-from permafrost.report.page_content import PageContent
-from permafrost.report.pictures import (
+from permafrost.reports.comparison import ONE_SEED, excludes_zero
+from permafrost.reports.evaluator_sections import evaluator_sections
+from permafrost.reports.figures import Plot, epoch_plots, shift_plots, training_curves
+from permafrost.reports.grid_figures import grid_plots, selection_plot
+from permafrost.reports.main_table import arm_summary, meanings
+from permafrost.reports.model_selection import ModelSelection, optimistic_results
+from permafrost.reports.page_content import PageContent
+from permafrost.reports.pictures import (
     TileRow,
     contact_sheet,
     map_grid,
     readable_classes,
     shown_name,
 )
-from permafrost.report.provenance import (
+from permafrost.reports.provenance import (
     bytes_by_arm,
     bytes_plot,
     describe_teachers,
 )
-from permafrost.report.student_results import StudentResult, split_by_evaluation
-from permafrost.report.training_facts import describe_arms, describe_data, training_facts
+from permafrost.reports.student_results import StudentResult, split_by_evaluation
+from permafrost.reports.training_facts import describe_arms, describe_data, training_facts
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
 
@@ -102,7 +102,7 @@ class StoreSection(NamedTuple):
 def render_page(page: PageContent) -> str:
     """Render the HTML page."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("permafrost", "report"),
+        loader=jinja2.PackageLoader("permafrost", "reports"),
         autoescape=True,
         trim_blocks=True,
     )

@@ -21,8 +21,8 @@ from permafrost.evaluation.inputs import (
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
 from permafrost.store.reader import Store
-from permafrost.sweep.runner import Student
-from permafrost.sweep.select import check_reported_epochs, check_selection
+from permafrost.sweeps.runner import Student
+from permafrost.sweeps.select import check_reported_epochs, check_selection
 from permafrost.training.distill_job import fingerprint_inputs
 from permafrost.training.student_passes import open_passes, with_named_passes
 

@@ -17,9 +17,9 @@ from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
 from permafrost.loading.dataset import StoreDataset
 from permafrost.models.saved import load_model, read_description
 from permafrost.models.trained_weights import MODEL_NAME
-from permafrost.report.model_selection import read_evaluation
-from permafrost.report.pictures import readable_classes
-from permafrost.report.student_results import StudentResult
+from permafrost.reports.model_selection import read_evaluation
+from permafrost.reports.pictures import readable_classes
+from permafrost.reports.student_results import StudentResult
 from permafrost.store.arrow_files import read_table
 
 Measure = Literal["map_cosine", "epg"]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from permafrost.report.evaluator_sections import evaluator_sections
-from permafrost.report.student_results import StudentResult
+from permafrost.reports.evaluator_sections import evaluator_sections
+from permafrost.reports.student_results import StudentResult
 
 
 def result(arm, seed, fss, **others):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from permafrost.core.errors import ConfigError
-from permafrost.report.comparison import (
+from permafrost.reports.comparison import (
     confidence_interval,
     differences_by_column,
     excludes_zero,
     paired_difference,
     summarize,
 )
-from permafrost.report.conclusions import conclusions
-from permafrost.report.main_table import Column
+from permafrost.reports.conclusions import conclusions
+from permafrost.reports.main_table import Column
 
 ACCURACY = Column(name="accuracy", source="test.accuracy")
 KL = Column(name="kl", source="test.kl_to_teacher")

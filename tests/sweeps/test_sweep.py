@@ -17,7 +17,7 @@ from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.signed_files import write_json
 from permafrost.evaluation.evaluator import METRICS
-from permafrost.sweep.plan import plan_students
+from permafrost.sweeps.plan import plan_students
 from stages import report, sweep
 from tests.support.processes import descendants, environment, status, title, wait_until
 from tests.support.runs import PAD_CROP
@@ -341,8 +341,8 @@ def test_students_are_searched_chosen_evaluated_and_reported(frozen):
 
 def test_without_a_selection_a_report_keeps_points_apart(frozen, evaluations, monkeypatch):
     run_sweep(sweep_words(frozen, *SEARCH))
-    monkeypatch.setattr("permafrost.report.page._metric_lines", lambda results: {})
-    monkeypatch.setattr("permafrost.report.page.training_curves", lambda lines, colors: [])
+    monkeypatch.setattr("permafrost.reports.page._metric_lines", lambda results: {})
+    monkeypatch.setattr("permafrost.reports.page.training_curves", lambda lines, colors: [])
 
     values, html = sweep_report(frozen)
     named, _ = sweep_report(frozen, candidate="e2kd tau=5", baseline="kd tau=1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 
-from permafrost.report.figures import (
+from permafrost.reports.figures import (
     Measured,
     arm_colors,
     bar_plot,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from permafrost.report.cases import choose_cases, value_of
+from permafrost.reports.cases import choose_cases, value_of
 
 NAMES = ("kd", "e2kd")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.report import grid_figures
-from permafrost.report.grid_figures import grid_plots, numeric_options, selection_plot
-from permafrost.report.main_table import Column
-from permafrost.report.model_selection import Candidate, ModelSelection
-from permafrost.report.student_results import StudentResult
+from permafrost.reports import grid_figures
+from permafrost.reports.grid_figures import grid_plots, numeric_options, selection_plot
+from permafrost.reports.main_table import Column
+from permafrost.reports.model_selection import Candidate, ModelSelection
+from permafrost.reports.student_results import StudentResult
 
 LABELS = ("labels", {})
 

@@ -16,7 +16,7 @@ from permafrost.core.records import NO_GROUP, Batch
 from permafrost.evaluation.saved_records import explained_pictures
 from permafrost.evaluation.shift import check_shift, shifted_maps, window_view
 from permafrost.loading.geometry import evaluation_view, regions_of
-from permafrost.report.cases import (
+from permafrost.reports.cases import (
     MEASURE_WORDS,
     Arm,
     Case,
@@ -26,7 +26,7 @@ from permafrost.report.cases import (
     choose_cases,
     value_of,
 )
-from permafrost.report.pictures import (
+from permafrost.reports.pictures import (
     PictureRow,
     TileRow,
     class_names,

@@ -13,9 +13,9 @@ from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.points import point_label
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import Metric, align_columns, evaluator_named, metric_of
-from permafrost.report.comparison import ONE_SEED, leading_arms, summarize
-from permafrost.report.model_selection import load_selection
-from permafrost.report.student_results import StudentResult, load_results
+from permafrost.reports.comparison import ONE_SEED, leading_arms, summarize
+from permafrost.reports.model_selection import load_selection
+from permafrost.reports.student_results import StudentResult, load_results
 
 DEFAULT_METRICS = ("accuracy", "f1", "agreement", "epg", "iou")
 """Metrics that a report and the summary of a sweep show without being asked."""

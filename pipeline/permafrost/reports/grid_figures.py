@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 
 from permafrost.config.points import point_label
-from permafrost.report.figures import HEIGHT, WIDTH, Plot, finish, legend_name, new_axes, styled
-from permafrost.report.main_table import Column
-from permafrost.report.model_selection import Candidate, ModelSelection, over_the_grid
-from permafrost.report.student_results import StudentResult
+from permafrost.reports.figures import HEIGHT, WIDTH, Plot, finish, legend_name, new_axes, styled
+from permafrost.reports.main_table import Column
+from permafrost.reports.model_selection import Candidate, ModelSelection, over_the_grid
+from permafrost.reports.student_results import StudentResult
 
 _WIDEST = 10
 """Largest ratio of the values of an axis with a linear scale, if all are positive."""

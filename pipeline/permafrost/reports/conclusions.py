@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from permafrost.report.comparison import (
+from permafrost.reports.comparison import (
     ONE_SEED,
     Row,
     confidence_interval,
@@ -15,7 +15,7 @@ from permafrost.report.comparison import (
     means_by_arm,
     seeds_in_words,
 )
-from permafrost.report.main_table import Column
+from permafrost.reports.main_table import Column
 
 
 def conclusions(

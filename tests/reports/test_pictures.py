@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from permafrost.report.pictures import (
+from permafrost.reports.pictures import (
     class_names,
     composite_on_white,
     contributions,
@@ -66,7 +66,7 @@ def test_a_transparent_color_is_the_page():
 def test_a_b_cos_network_has_a_row_of_colors_more(colored, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "permafrost.report.pictures.picture_grid", lambda rows: shown.extend(rows) or []
+        "permafrost.reports.pictures.picture_grid", lambda rows: shown.extend(rows) or []
     )
     arm = {
         "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
@@ -100,7 +100,7 @@ def test_records_are_called_by_their_label_or_by_all_of_them():
 def test_a_prediction_of_many_labels_is_wrong_where_one_of_them_is(monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "permafrost.report.pictures.picture_grid", lambda rows: shown.extend(rows) or []
+        "permafrost.reports.pictures.picture_grid", lambda rows: shown.extend(rows) or []
     )
     arm = {
         "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),

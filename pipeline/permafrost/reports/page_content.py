@@ -12,17 +12,17 @@ from permafrost.config.page_options import ReportOptions
 from permafrost.config.points import point_label
 from permafrost.config.runs import RUNS
 from permafrost.config.verbs import ReportConfig
-from permafrost.report.case_pictures import SplitCases, show_cases
-from permafrost.report.cases import open_pair
-from permafrost.report.comparison import (
+from permafrost.reports.case_pictures import SplitCases, show_cases
+from permafrost.reports.cases import open_pair
+from permafrost.reports.comparison import (
     ONE_SEED,
     differences_by_column,
     paired_difference,
     seeds_in_words,
 )
-from permafrost.report.conclusions import conclusions
-from permafrost.report.figures import arm_colors
-from permafrost.report.main_table import (
+from permafrost.reports.conclusions import conclusions
+from permafrost.reports.figures import arm_colors
+from permafrost.reports.main_table import (
     Column,
     chance_row,
     columns_of,
@@ -30,10 +30,10 @@ from permafrost.report.main_table import (
     student_rows,
     teacher_row,
 )
-from permafrost.report.model_selection import ModelSelection, load_selection
-from permafrost.report.passes import UsedPass, check_named_passes, describe_passes, used_passes
-from permafrost.report.provenance import network_rows
-from permafrost.report.student_results import (
+from permafrost.reports.model_selection import ModelSelection, load_selection
+from permafrost.reports.passes import UsedPass, check_named_passes, describe_passes, used_passes
+from permafrost.reports.provenance import network_rows
+from permafrost.reports.student_results import (
     SWEEP_NAME,
     StudentResult,
     epoch_curves,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from permafrost.report.pictures import PictureRow, picture_grid
+from permafrost.reports.pictures import PictureRow, picture_grid
 from tests.support.html_page import pixels_of_uri
 
 NAMES = [r"cost $5 \frac{ $", '<b>"bold"</b>', "x" * 200, "two\nlines", "\u05e9\u05dc\u05d5\u05dd"]

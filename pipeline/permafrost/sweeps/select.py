@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from permafrost.config.distillation import DistillConfig
     from permafrost.config.verbs import EvaluateConfig
-    from permafrost.sweep.runner import Student
+    from permafrost.sweeps.runner import Student
 
 
 def split_and_metric(select: str) -> tuple[str, str]:

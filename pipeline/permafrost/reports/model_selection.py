@@ -17,8 +17,8 @@ from permafrost.core.errors import require
 from permafrost.core.rooted_paths import RootedPath
 from permafrost.evaluation.evaluator import Metric, metric_of
 from permafrost.evaluation.inputs import epoch_metric
-from permafrost.report.comparison import summarize
-from permafrost.report.student_results import SWEEP_NAME, StudentResult, read_sweep
+from permafrost.reports.comparison import summarize
+from permafrost.reports.student_results import SWEEP_NAME, StudentResult, read_sweep
 from permafrost.store.reader import Store, TeacherPass
 
 

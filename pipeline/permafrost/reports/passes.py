@@ -13,7 +13,7 @@ from permafrost.config.runs import CONFIG_NAME, read_config
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import VIEW_FIELD
-from permafrost.report.student_results import StudentResult
+from permafrost.reports.student_results import StudentResult
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
 
