@@ -31,8 +31,8 @@ from permafrost.models.explanations import map_grid, require_places, warn_of_coa
 from permafrost.models.providers import build_model, name_weights
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.models.weights import load_weights, read_state_dict
-from permafrost.report.figures import training_curves
-from permafrost.report.pictures import PictureRow, picture_grid
+from permafrost.reports.figures import training_curves
+from permafrost.reports.pictures import PictureRow, picture_grid
 from permafrost.sources.source import build_source
 from permafrost.store.image_decoding import ImageError, inspect_image
 from permafrost.store.publish_pass import ConstantLogitsError

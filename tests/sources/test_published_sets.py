@@ -1,7 +1,5 @@
 """Published sets: Tiny ImageNet and the sets of torchvision."""
 
-import hashlib
-import pickle
 import re
 import shutil
 from dataclasses import replace
@@ -22,6 +20,7 @@ from tests.support.image_sets import (
     downloaded_config,
     folder_config,
     pixels_of,
+    write_cifar,
     write_imagenet,
     write_images,
     write_mnist,
@@ -132,31 +131,6 @@ def test_mnist_becomes_png_without_loss(tmp_path, name, folder):
     assert content.suffix == "png"
     assert np.array_equal(pixels_of(content.image), images["train"][11])
     assert np.array_equal(pixels_of(source.read(records["test-000004"]).image), images["t10k"][4])
-
-
-def write_cifar(root, monkeypatch, name):
-    """Write tiny batches and register their checksums, so that torchvision's own check passes."""
-    from torchvision import datasets
-
-    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    field = {"cifar10": "labels", "cifar100": "fine_labels"}[name]
-    count = {"cifar10": 10, "cifar100": 100}[name]
-    folder = root / dataset.base_folder
-    folder.mkdir(parents=True)
-
-    def write(file, value):
-        data = pickle.dumps(value)
-        (folder / file).write_bytes(data)
-        return [file, hashlib.md5(data).hexdigest()]
-
-    rows = np.random.default_rng(0).integers(0, 256, (3, 3072), dtype=np.uint8)
-    batch = {"data": rows, field: [5, 3, 9]}
-    monkeypatch.setattr(dataset, "train_list", [write(f, batch) for f, _ in dataset.train_list])
-    monkeypatch.setattr(dataset, "test_list", [write(f, batch) for f, _ in dataset.test_list])
-    names = [f"class {i}" for i in range(count)]
-    file, md5 = write(dataset.meta["filename"], {dataset.meta["key"]: names})
-    monkeypatch.setattr(dataset, "meta", dataset.meta | {"filename": file, "md5": md5})
-    return rows, folder
 
 
 @pytest.mark.parametrize(("name", "train"), [("cifar10", 15), ("cifar100", 3)])

@@ -1,7 +1,9 @@
 """Small image sets in the layouts of their publishers."""
 
+import hashlib
 import io
 import json
+import pickle
 import struct
 from urllib.parse import unquote
 
@@ -105,15 +107,40 @@ def write_idx(path, array):
     path.write_bytes(header + array.tobytes())
 
 
-def write_mnist(root, name="MNIST"):
+def write_mnist(root, name="MNIST", train=12, test=5):
     generator = np.random.default_rng(0)
-    images = {"train": generator.integers(0, 256, (12, 28, 28), dtype=np.uint8)}
-    images["t10k"] = generator.integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    images = {"train": generator.integers(0, 256, (train, 28, 28), dtype=np.uint8)}
+    images["t10k"] = generator.integers(0, 256, (test, 28, 28), dtype=np.uint8)
     for part, pixels in images.items():
         labels = (np.arange(len(pixels)) % 10).astype(np.uint8)
         write_idx(root / f"{name}/raw/{part}-images-idx3-ubyte", pixels)
         write_idx(root / f"{name}/raw/{part}-labels-idx1-ubyte", labels)
     return images
+
+
+def write_cifar(root, monkeypatch, name, labels=(5, 3, 9)):
+    """Write a small batch to each file and register its checksum, so that torchvision's own check passes."""
+    from torchvision import datasets
+
+    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    field = {"cifar10": "labels", "cifar100": "fine_labels"}[name]
+    count = {"cifar10": 10, "cifar100": 100}[name]
+    folder = root / dataset.base_folder
+    folder.mkdir(parents=True)
+
+    def write(file, value):
+        data = pickle.dumps(value)
+        (folder / file).write_bytes(data)
+        return [file, hashlib.md5(data).hexdigest()]
+
+    rows = np.random.default_rng(0).integers(0, 256, (len(labels), 3072), dtype=np.uint8)
+    batch = {"data": rows, field: list(labels)}
+    monkeypatch.setattr(dataset, "train_list", [write(f, batch) for f, _ in dataset.train_list])
+    monkeypatch.setattr(dataset, "test_list", [write(f, batch) for f, _ in dataset.test_list])
+    names = [f"class {i}" for i in range(count)]
+    file, md5 = write(dataset.meta["filename"], {dataset.meta["key"]: names})
+    monkeypatch.setattr(dataset, "meta", dataset.meta | {"filename": file, "md5": md5})
+    return rows, folder
 
 
 VOC_XML = """<annotation><filename>{name}.jpg</filename>
