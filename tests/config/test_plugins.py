@@ -1,7 +1,6 @@
 """Plug-ins: members of the user's own modules in every family and every option that takes them."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose
+from permafrost.config.compose import compose, plugin_names
 from permafrost.config.data import SOURCES
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.explainers import EXPLAINERS
@@ -22,12 +21,16 @@ from permafrost.config.reference import describe_verb
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PAYLOADS
 from permafrost.core.errors import ConfigError
+from permafrost.models.classifier import GapNormLinear
+from permafrost.models.explanations import gradcam
+from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model, published
-from permafrost.models.saved import read_description
+from permafrost.models.saved import load_model, read_description
 from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
+from tests.support.processes import environment
 
 STAGES = {
     "precompute": precompute,
@@ -62,12 +65,22 @@ def permafrost_test_network(pretrained=False, **options):
 
 def modules_of_the_page():
     """The modules of the page, by the name under which their options find them."""
-    losses, members, measures = blocks_of(ROOT / "docs" / "howto" / "plug-ins.md", "python")
+    networks, losses, members, measures = blocks_of(
+        ROOT / "docs" / "howto" / "plug-ins.md", "python"
+    )
     return {
+        "my_networks": networks.code,
         "my_losses": losses.code,
         "my_members": members.code,
         "my_measures": measures.code,
     }
+
+
+@pytest.fixture(autouse=True)
+def own_import_path(monkeypatch):
+    """Forget the folders and plug-ins of a test after it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("permafrost.config.plugins._PLACES", {})
 
 
 @pytest.fixture
@@ -76,10 +89,9 @@ def plugin(tmp_path, monkeypatch):
     modules = modules_of_the_page()
     for name, code in modules.items():
         (tmp_path / f"{name}.py").write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PERMAFROST_PLUGINS", ",".join(modules))
+    monkeypatch.chdir(tmp_path)
     before = [dict(members) for members in FAMILIES_OF_USERS]
-    load_plugins()
+    load_plugins([f"{name}.py" for name in modules])
     yield
     for members, own in zip(FAMILIES_OF_USERS, before, strict=True):
         for name in members.keys() - own.keys():
@@ -158,15 +170,14 @@ def test_a_network_whose_plugin_is_not_named_is_an_error_that_says_so(plugin, fr
     run_stage("distill", *words, "student=three_layers", *EPOCH)
     del MODELS["three_layers"]
 
-    with pytest.raises(ConfigError, match=r"kind three_layers.*PERMAFROST_PLUGINS"):
+    with pytest.raises(ConfigError, match=r"kind three_layers.*plugins="):
         read_description(RUNS / "plugged" / "distill")
 
 
 def test_a_network_registered_with_timm_needs_no_published_weights(tmp_path, monkeypatch):
     (tmp_path / "my_timm_networks.py").write_text(TIMM_NETWORK)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PERMAFROST_PLUGINS", "my_timm_networks")
-    load_plugins()
+    monkeypatch.chdir(tmp_path)
+    load_plugins(["my_timm_networks"])
     config = TimmModelConfig(name="permafrost_test_network", mean=(0.5,) * 3, std=(0.5,) * 3)
 
     model = build_model(config, 10)
@@ -185,9 +196,8 @@ def test_members_of_plugins_run_on_ray_from_a_folder_outside(tmp_path):
     modules = modules_of_the_page()
     for name, code in modules.items():
         (tmp_path / f"{name}.py").write_text(code)
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    own = {**os.environ, "PYTHONPATH": path, "PERMAFROST_PLUGINS": ",".join(modules)}
-    words = ["store.path=store", "run=plugged"]
+    named = ", ".join(f"{name}.py" for name in modules)
+    words = ["store.path=store", "run=plugged", f"plugins=[{named}]"]
     teacher = ["teacher=three_layers", "teacher.weights=random"]
     epoch = ["trainer.epochs=1", "trainer.batch_size=8", "seeds=[0,1]"]
     arms = "arms={mine: [method=squared_error], e2kd: [method=e2kd]}"
@@ -196,7 +206,7 @@ def test_members_of_plugins_run_on_ray_from_a_folder_outside(tmp_path):
         subprocess.run(
             [sys.executable, "-m", f"stages.{verb}", *words, *more],
             cwd=tmp_path,
-            env=own,
+            env=environment(),
             check=True,
             timeout=240,
         )
@@ -209,8 +219,160 @@ def test_members_of_plugins_run_on_ray_from_a_folder_outside(tmp_path):
     assert (tmp_path / "runs/plugged/report.html").is_file()
 
 
-def test_a_plugin_that_cannot_be_imported_is_named(monkeypatch):
-    monkeypatch.setenv("PERMAFROST_PLUGINS", "no_such_module")
+# ---- names and code ------------------------------------------------------------------------------
 
-    with pytest.raises(ConfigError, match="plug-in no_such_module cannot be imported"):
-        load_plugins()
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("no_such_module", r"plug-in no_such_module of plugins=no_such_module cannot be imported"),
+        ("no_such_file.py", r"plugins=no_such_file\.py: there is no such file"),
+        ("broken.py", r"plug-in broken .*ZeroDivisionError"),
+        ("json.py", r"plugins=json\.py: another module is called json .*rename"),
+        ("not a name.py", r"no name of a module"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_named(named, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "json.py").write_text("")
+    (tmp_path / "not a name.py").write_text("")
+
+    with pytest.raises(ConfigError, match=message):
+        load_plugins([named])
+
+
+def test_plugins_are_named_in_words_and_in_experiments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("plugins: [a.py, b.c]\ndefaults: [demo]\n")
+
+    assert plugin_names(["experiment=own.yaml"]) == ["a.py", "b.c"]
+    assert plugin_names(["experiment=own.yaml", "plugins=[d.py]"]) == ["d.py"]
+    assert plugin_names(["experiment=demo", "run=x"]) == []
+    with pytest.raises(ConfigError, match="must be a list"):
+        plugin_names(["plugins=a.py"])
+
+
+def test_changed_code_is_another_run_and_is_said(plugin, frozen, tmp_path, monkeypatch):
+    words = [f"store.path={frozen.store.path}", "run=mine", "method=squared_error", *EPOCH]
+    run_stage("distill", *words, "student.name=resnet8", "student.width=4")
+    config = (RUNS / "mine/distill/config.yaml").read_text()
+    (tmp_path / "my_losses.py").write_text(modules_of_the_page()["my_losses"] + "# changed\n")
+
+    with pytest.raises(ConfigError, match=r"plug-in my_losses"):
+        run_stage("distill", *words, "student.name=resnet8", "student.width=4")
+
+    assert "plug-in my_losses: " in config
+    assert "my_members" not in config  # named, but not used
+
+
+# ---- a network without a base class ----------------------------------------------------------------
+
+OWN = "factory=my_networks.py:build {0}.layer=features {0}.arguments={{width:8}}"
+
+
+def own_network(option):
+    return [f"{option}=module", *f"{option}.{OWN.format(option)}".split()]
+
+
+def test_any_network_is_teacher_and_student(plugin):
+    """The network of the page: packed, taught, annotated, distilled with maps, evaluated and loaded."""
+    words = ["store.path=store", "run=own"]
+    run_stage("precompute", *words, "data=stripes", "teacher=none", "executor=serial")
+    taught = run_stage(
+        *("teach", *words, *own_network("teacher"), "evaluate.splits=[test]"),
+        *(f"teaching.{word}" for word in EPOCH),
+    )
+    made = run_stage(
+        "precompute",
+        *words,
+        *own_network("teacher"),
+        f"teacher.weights={taught.weights}",
+        "executor=serial",
+    )
+    run_stage("distill", *words, *own_network("student"), *EPOCH, "method=e2kd")
+    judged = run_stage("evaluate", *words, "evaluate.splits=[test]")
+    model, described = load_model(RUNS / "own/distill")
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    output = model(images)
+    classes = torch.tensor([[0, 1], [1, 0]])
+
+    assert "module" in made.passes
+    assert 0 <= judged.splits["test"]["agreement"] <= 1
+    assert described.config.factory == "my_networks.py:build"
+    assert isinstance(model.head, GapNormLinear)
+    torch.testing.assert_close(
+        gradcam(model, output, classes), definition_of_gradcam(model, images, classes)
+    )
+
+
+def definition_of_gradcam(model, images, classes):
+    """relu(sum_k alpha_k A_k), alpha_k = mean_ij dz_c / dA_k, by autograd from the images."""
+    features, context = model.forward_trunk(images)
+    features = features.detach().requires_grad_()
+    logits = model.forward_head(features, context)
+    maps = []
+    for number, own in enumerate(classes.tolist()):
+        for label in own:
+            (gradient,) = torch.autograd.grad(logits[number, label], features, retain_graph=True)
+            alpha = gradient[number].mean(dim=(1, 2))
+            maps.append(torch.einsum("c,chw->hw", alpha, features[number]).relu())
+    h, w = features.shape[-2:]
+    return torch.stack(maps).view(*classes.shape, 1, h, w).detach()
+
+
+class Flattened(torch.nn.Module):
+    """Network whose head is not linear on the average of its features."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Conv2d(3, 4, 3, 2), torch.nn.Conv2d(4, 4, 3)])
+        self.head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(5), torch.nn.Tanh())
+
+    def forward(self, images):
+        for layer in self.layers:
+            images = torch.tanh(layer(images))
+        return self.head(images)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_head_without_a_closed_form_is_differentiated(trained):
+    """In the graph of a step (trained), and by a second pass with the features in the layer's place (frozen)."""
+    network = Flattened().double()
+    model = ModuleClassifier(network, "layers.1")
+    images = torch.rand(3, 3, 11, 11, dtype=torch.float64)
+    model(images)
+    classes = torch.tensor([[1], [4], [0]])
+    with torch.set_grad_enabled(trained):
+        output = model(images)
+        maps = gradcam(model, output, classes)
+
+    assert model.head is None
+    assert maps.requires_grad == trained
+    torch.testing.assert_close(maps.detach(), definition_of_gradcam(model, images, classes))
+    if trained:
+        maps.sum().backward()
+        assert all(p.grad is not None for p in network.layers.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("no", r"no layer 'no'; its modules are layers, layers\.0"),
+        ("head", r"returns \[1, 5\] instead"),
+    ],
+)
+def test_a_layer_that_cannot_be_explained_is_named(layer, message):
+    with pytest.raises(ConfigError, match=message):
+        ModuleClassifier(Flattened(), layer)(torch.rand(2, 3, 11, 11))
+
+
+def test_a_network_on_disk_does_not_choose_the_code_that_builds_it(plugin, monkeypatch):
+    """model.json of a stranger names a function; it is not imported unless the user names its module."""
+    words = ["store.path=store", "run=own", "method=labels"]
+    run_stage("precompute", *words[:2], "data=stripes", "teacher=none", "executor=serial")
+    run_stage("distill", *words, *own_network("student"), *EPOCH)
+    monkeypatch.setattr("permafrost.config.plugins._PLACES", {})
+
+    with pytest.raises(ConfigError, match=r"name its file or module, plugins=\[my_networks\.py\]"):
+        load_model(RUNS / "own/distill")

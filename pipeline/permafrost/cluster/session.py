@@ -22,6 +22,7 @@ from permafrost.config.environment import (
     PACKAGE,
     in_submitted_job,
 )
+from permafrost.config.plugins import SHIPPED, plugin_places
 from permafrost.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
 def _init(config: LocalClusterConfig, cpus: float) -> None:
     import ray
 
+    modules = [str(place) for place in plugin_places().values()]
     ray.init(
         address="local",
         # The driver and Ray's own tasks need an additional slot, or a dataset never starts.
@@ -139,6 +141,8 @@ def _init(config: LocalClusterConfig, cpus: float) -> None:
                     [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
                 )
             },
+            # Ray starts no actor with an empty list.
+            **({"py_modules": modules} if modules else {}),
             # Ray puts it into a shell command as it is, so a space in the path would end it.
             "py_executable": shlex.quote(sys.executable),
         },
@@ -201,7 +205,10 @@ def _check_reachable(address: str) -> None:
 
 def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
     """Runtime environment of actors on all nodes: variables, and the code."""
-    code = {"py_modules": [str(PACKAGE)], "excludes": ["__pycache__"]}
+    code = {
+        "py_modules": [str(PACKAGE), *map(str, plugin_places().values())],
+        "excludes": ["__pycache__"],
+    }
     ours = _actor_environment(config)
     if not in_submitted_job():
         return {"env_vars": ours, **code}
@@ -213,7 +220,8 @@ def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _actor_environment(config: ClusterConfig) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(config.threads_per_actor), **_ACTOR_ENVIRONMENT}
+    shipped = {SHIPPED: ",".join(plugin_places())}
+    return {"OMP_NUM_THREADS": str(config.threads_per_actor), **_ACTOR_ENVIRONMENT, **shipped}
 
 
 def gpus_each(option: float | None) -> float:

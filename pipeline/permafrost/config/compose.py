@@ -17,11 +17,15 @@ import yaml
 
 from permafrost.config.environment import CONF
 from permafrost.config.evaluation import EVALUATORS
+from permafrost.config.models import SavedModelConfig
 from permafrost.config.options import Options, Role, options_of, plain_defaults, to_plain
+from permafrost.config.plugins import require_named
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import TrainerOptions
 from permafrost.config.verbs import FAMILIES, VERBS
 from permafrost.core.errors import ConfigError
+from permafrost.core.files import read_regular
+from permafrost.core.signed_files import DigestError, check_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 GROUPS = {"store": "zarr", "trainer": "default", "optimizer": "adamw", "augment": "pad_crop"}
 """Groups whose members all share one class, and the default member of each."""
+_NETWORKS = ("teacher", "student", "black_box")
 FILE_PREFIX = "file-"
 """Prefix of the names under which an experiment's file outside conf/ is registered."""
 
@@ -107,7 +112,7 @@ def _register_sections(evaluators: tuple[str, ...]) -> None:
 
 def _section_defaults() -> dict[str, Any]:
     """Default values of the sections and options of all verbs that belong to no group."""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"plugins": []}
     for cls in VERBS.values():
         for option in options_of(cls):
             if option.name in FAMILIES or option.name in GROUPS:
@@ -119,6 +124,48 @@ def _section_defaults() -> dict[str, Any]:
             else:
                 values[option.name] = to_plain(option.default)
     return values
+
+
+# ---- plug-ins ------------------------------------------------------------------------------------
+
+
+def plugin_names(overrides: Sequence[str]) -> list[str]:
+    """Return the plug-ins that `plugins=` names in these words, or else in their experiment.
+
+    They are read before everything else is composed, because a word may name a member of theirs.
+    """
+    names: Any = []
+    words = dict(word.partition("=")[::2] for word in overrides)
+    if "experiment" in words:
+        names = _plugins_of_experiment(words["experiment"])
+    if "plugins" in words:
+        try:
+            names = yaml.safe_load(words["plugins"])
+        except yaml.YAMLError:
+            names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"plugins={words.get('plugins', names)} must be a list of Python files and modules, as in "
+            "plugins=[my_losses.py]"
+        )
+    return names
+
+
+def _plugins_of_experiment(name: str) -> Any:
+    """Return the entry `plugins` of an experiment's file, or of the last one that it is based on."""
+    own = Path(name) if name.endswith((".yaml", ".yml")) else CONF / "experiment" / f"{name}.yaml"
+    try:
+        values = yaml.safe_load(own.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return []  # named by the composition
+    if not isinstance(values, dict):
+        return []
+    names = values.get("plugins")
+    bases = [base for base in values.get("defaults") or () if isinstance(base, str)]
+    for base in reversed(bases):
+        if names is None and base != "_self_":
+            names = _plugins_of_experiment(base)
+    return names or []
 
 
 # ---- compose ---------------------------------------------------------------------------------------
@@ -150,7 +197,38 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of data=0
         raise ConfigError(_explain(overrides, error)) from error
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return {str(key): _options_of_run(str(key), value) for key, value in values.items()}
+
+
+_DESCRIPTION, _WEIGHTS = "model.json", "model.safetensors"
+
+
+def _options_of_run(section: str, values: Any) -> Any:
+    """Return the options of a network, those of kind=saved replaced by the options of the run that trained it."""
+    is_saved = section in _NETWORKS and values["kind"] == SavedModelConfig.kind
+    if not is_saved or values["weights"] is None:
+        return values
+    given = {
+        name: value
+        for name, value in values.items()
+        if name not in ("kind", "name", "weights")
+        and value != plain_defaults(SavedModelConfig)[name]
+    }
+    path = Path(values["weights"])
+    folder = path.parent if path.name == _WEIGHTS else path
+    try:
+        described = check_json(read_regular(folder / _DESCRIPTION))
+        own = described["model"]
+        sides = set(described["input_size"])
+    except (OSError, DigestError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{section}=saved needs {section}.weights=, the folder of a network that teach or distill has finished, "
+            f"such as runs/my-teacher/teach; {section}.weights={values['weights']} is none ({error})"
+        ) from error
+    require_named(own.get("factory"), folder / _DESCRIPTION)
+    if own.get("input_size") is None and len(sides) == 1:
+        own = own | {"input_size": sides.pop()}
+    return own | {"weights": str(folder / _WEIGHTS), "frame": "auto"} | given
 
 
 def _quoted(word: str) -> str:
@@ -272,7 +350,7 @@ def _check_word(verb: str, word: str) -> None:
     if "=" not in word and not word.startswith("~"):
         raise ConfigError(f"cannot read {word!r}; options are written key=value, see --help")
     section = section_of(word)
-    names = [*section_names(verb), "experiment"]
+    names = [*section_names(verb), "experiment", "plugins"]
     if section not in names:
         hint = _suggest(section, names)
         if verb == "teach" and section in GROUPS:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pkgutil
 import re
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, NoReturn, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 from annotated_types import Ge, Gt, Le
 
@@ -278,6 +278,52 @@ class BcosModelConfig(ModelConfig):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SavedModelConfig(ModelConfig):
+    """Network of a finished run, with all options that the run had. Others that are set take precedence."""
+
+    implementation: ClassVar[str] = "permafrost.models.saved:read_description"
+
+    kind: Literal["saved"] = "saved"
+    weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
+    """Folder of the network, such as runs/my-teacher/teach, or its model.safetensors."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def resolve(self, option: str, store: str, columns: int | None) -> NoReturn:
+        raise ConfigError(
+            f"{option}=saved needs {option}.weights=, the folder of a network that teach or distill has finished, "
+            "such as runs/my-teacher/teach"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleConfig(ModelConfig):
+    """Any network of your own: a function that builds a torch.nn.Module, and the layer that is explained."""
+
+    implementation: ClassVar[str] = "permafrost.models.module:PROVIDER"
+
+    kind: Literal["module"] = "module"
+    name: str = "module"
+    """Name of the network in tables and of its passes."""
+    factory: str = ""
+    """Function (number of classes, **arguments) -> torch.nn.Module, which returns logits [B, K] for normalized images:
+    my_package.networks:build, or my_networks.py:build."""
+    layer: str = ""
+    """Name of the module whose output [B, C, h, w] is explained, as in network.named_modules(): features.7."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Other arguments of the function."""
+
+    def resolve(self, option: str, store: str, columns: int | None) -> ModelConfig:
+        require(
+            bool(self.factory) and bool(self.layer),
+            f"{option}=module needs {option}.factory=my_networks.py:build, a function (number of classes) -> "
+            f"torch.nn.Module, and {option}.layer=, the name of the layer that is explained, as in "
+            "network.named_modules()",
+        )
+        return super().resolve(option, store, columns)
+
+
 def rows_of_table(store: str, columns: int) -> str:
     """Say what a store of a table holds, for messages."""
     return f"{store} holds rows of a table with {columns} columns"
@@ -312,6 +358,8 @@ MODELS: Family[type[ModelConfig]] = Family(
             TorchvisionModelConfig,
             TimmModelConfig,
             BcosModelConfig,
+            ModuleConfig,
+            SavedModelConfig,
         )
     }
 )

@@ -1,29 +1,32 @@
-"""Modules of the user that add members to families, such as a loss or a network.
+"""Plug-ins: Python files and modules of the user that add members to families, such as a loss or a network.
 
-A plug-in is an importable module that adds option classes to the dictionaries of their family when it is imported:
+A plug-in adds option classes to the dictionaries of their families when it is imported:
 
     METHODS["mine"] = MyConfig        # permafrost.config.methods; MyConfig.implementation = "my_module:MyLoss"
 
-Plug-ins are named in the environment variable PERMAFROST_PLUGINS, separated by commas. An installed package may also
-name its modules as entry points of the group `permafrost`.
+`plugins=[my_losses.py, my_package.module]` names them, on the command line or in an experiment. An installed package
+may name its modules as entry points of the group `permafrost`. Nothing in a store or in a trained network names one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
+import sys
 from collections.abc import MutableMapping
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-VARIABLE = "PERMAFROST_PLUGINS"
 PAPERS = ("unicam", "interpretability", "ked")
 """Folders of the package that are plug-ins themselves: one for each paper beside e2KD."""
 
@@ -63,16 +66,140 @@ def register_papers() -> None:
             importlib.import_module(f"permafrost.{name}.options").register()
 
 
-def load_plugins() -> list[str]:
-    """Import all plug-ins and return their names. Raises ConfigError if one cannot be imported."""
-    named = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
-    installed = [entry.value for entry in entry_points(group="permafrost")]
-    for name in (*named, *installed):
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # any error of the user's module
-            raise ConfigError(
-                f"the plug-in {name} cannot be imported ({type(error).__name__}: {error}); correct {VARIABLE}, "
-                "or add its folder to PYTHONPATH"
-            ) from error
-    return [*named, *installed]
+# ---- files and modules ---------------------------------------------------------------------------
+
+
+SHIPPED = "PERMAFROST_SHIPPED_PLUGINS"
+"""Environment variable of Ray's workers: the top-level modules of the driver's plug-ins, which are imported by name
+because the driver's files are elsewhere."""
+_PLACES: dict[str, Path] = {}
+"""File or package folder of each plug-in, by the name of its top-level module."""
+
+
+def load_plugins(names: Sequence[str] = ()) -> None:
+    """Import the named plug-ins and those of installed packages.
+
+    names  Python files (my_losses.py) and modules (my_package.module), which may be in the current folder
+
+    Raises ConfigError if one cannot be imported.
+    """
+    for name in names:
+        _import_own(name, "plugins")
+    for entry in entry_points(group="permafrost"):
+        _import(entry.value, "installed packages")
+
+
+def resolve_factory(factory: str) -> Callable[..., Any]:
+    """Import the function that `factory` names, my_package.networks:build or my_networks.py:build."""
+    location, _, name = factory.rpartition(":")
+    require(
+        bool(location) and name.isidentifier(),
+        f"factory={factory} must name a function, as in my_networks.py:build",
+    )
+    built: Callable[..., Any] | None = getattr(_import_own(location, "factory"), name, None)
+    if not callable(built):
+        raise ConfigError(f"factory={factory}: {location} has no function {name}")
+    return built
+
+
+def module_at(location: str) -> str:
+    """Return the name of the module in a file, or the name of a module as it is."""
+    return Path(location).stem if location.endswith(".py") else location
+
+
+def require_named(factory: str | None, path: Path) -> None:
+    """Raise ConfigError unless the user has named the module of a function that a file on disk names.
+
+    A file that came with a network must not choose the code that is run.
+
+    factory  of the network that the file describes, None or empty if it has none
+    path     the file, for messages
+    """
+    location = str(factory or "").rpartition(":")[0]
+    top = module_at(location).partition(".")[0]
+    if factory and top not in _PLACES and top not in _shipped():
+        raise ConfigError(
+            f"{path} names a network that {factory} builds; name its file or module, plugins=[{location}]"
+        )
+
+
+def _shipped() -> list[str]:
+    return os.environ.get(SHIPPED, "").split(",")
+
+
+def _import_own(location: str, option: str) -> Any:
+    """Import a file or module of the user, and note where its package is."""
+    name = module_at(location)
+    top = name.partition(".")[0]
+    if top in _shipped():
+        return _import(name, f"{option}={location}")
+    path = Path(location).absolute() if location.endswith(".py") else None
+    require(
+        all(part.isidentifier() for part in name.split(".")),
+        f"{option}={location}: {name} is no name of a module; name a Python file or a module",
+    )
+    if path is not None:
+        require(path.is_file(), f"{option}={location}: there is no such file; correct the path")
+    folder = str(path.parent if path is not None else Path.cwd())
+    if folder not in sys.path:  # at the end, so that no file hides an installed module
+        sys.path.append(folder)
+    importlib.invalidate_caches()
+    module = _import(name, f"{option}={location}")
+    origin = sys.modules[top].__file__
+    if path is not None and (origin is None or not path.samefile(origin)):
+        raise ConfigError(
+            f"{option}={location}: another module is called {name} ({origin}); rename the file"
+        )
+    if origin is not None:
+        source = Path(origin)
+        _PLACES[top] = source.parent if source.name == "__init__.py" else source
+    return module
+
+
+def _import(name: str, where: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # any error of the user's module
+        raise ConfigError(
+            f"the plug-in {name} of {where} cannot be imported ({type(error).__name__}: {error}); correct it, or "
+            "run the command in the folder that contains it"
+        ) from error
+
+
+def plugin_places() -> dict[str, Path]:
+    """Return the file or package folder of each plug-in that was named, by top-level module, for other machines."""
+    return dict(_PLACES)
+
+
+def plugin_digests(config: Any) -> dict[str, str]:
+    """Return the SHA-256 of the code of each plug-in that a config uses, by `plug-in <module>`.
+
+    config  a dataclass of options, with nested ones, whose classes may be a plug-in's, or name a `factory`
+    """
+    tops = {module.partition(".")[0] for module in _modules_of(config)}
+    return {f"plug-in {top}": _digest(_PLACES[top]) for top in sorted(tops & _PLACES.keys())}
+
+
+def _modules_of(config: Any) -> Iterator[str]:
+    """Iterate over the modules of the classes of a config's sections, and of what implements them."""
+    if not is_dataclass(config) or isinstance(config, type):
+        return
+    yield type(config).__module__
+    yield str(getattr(config, "implementation", ""))
+    location = str(getattr(config, "factory", "")).rpartition(":")[0]
+    if location:
+        _import_own(location, "factory")
+        yield module_at(location)
+    for field in fields(config):
+        yield from _modules_of(getattr(config, field.name))
+
+
+def _digest(location: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a package's Python files."""
+    if location.is_file():
+        return hashlib.sha256(location.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted(location.rglob("*.py")):
+        digest.update(f"{path.relative_to(location).as_posix()}\n{path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ import yaml
 
 from permafrost.config.builder import check_values
 from permafrost.config.options import Options, Role, options_of
+from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import section_class
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import remove_partial_files
@@ -51,7 +52,7 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> It
     """
     folder = RUNS / run / verb
     with lock_folder(folder, "run"):
-        _claim(folder, verb, config, inputs)
+        _claim(folder, verb, config, inputs | plugin_digests(config))
         yield folder
 
 

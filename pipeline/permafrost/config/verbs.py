@@ -6,7 +6,7 @@ from collections import ChainMap
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast, get_args
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from permafrost.config.augment import VIEWS, AnyViewsConfig, AugmentOptions, CanonicalViewsConfig
 from permafrost.config.cluster import (
@@ -157,6 +157,35 @@ class VerifyConfig(Options):
     """Sections that `verify` reads."""
 
     store: StoreOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(Options):
+    """Content and file of the picture of a store."""
+
+    section: ClassVar[str] = "show"
+
+    split: str | None = None
+    """Split whose records are shown; null shows the first one."""
+    records: Annotated[int, Ge(1), Le(200)] = 24
+    """Number of records that are shown."""
+    output: str = "store.png"
+    """File of the picture: .png, .svg or .pdf."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.output.endswith((".png", ".svg", ".pdf")),
+            f"show.output={self.output} must end with .png, .svg or .pdf",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig(Options):
+    """Sections that `show` reads."""
+
+    store: StoreOptions
+    show: ShowOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +369,7 @@ VERBS: dict[str, type[Any]] = {
     "precompute": PrecomputeConfig,
     "teach": TeachConfig,
     "verify": VerifyConfig,
+    "show": ShowConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "sweep": SweepConfig,

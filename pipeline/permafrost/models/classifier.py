@@ -113,6 +113,13 @@ def apply_norm(norm: nn.LayerNorm, average: Tensor) -> Tensor:
     return F.layer_norm(average, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
+def nearly_equal(actual: Tensor, expected: Tensor) -> bool:
+    """Compare up to rounding, with a tolerance below the effect of an untrained batch norm (1 / sqrt(1 + eps))."""
+    if actual.shape != expected.shape:
+        return False
+    return bool((actual - expected).abs().max() <= 1e-6 * expected.abs().max())
+
+
 class Normalize(nn.Module):
     """Normalization (images - mean) / std by channel, part of the model so that callers pass pixels in [0, 1]."""
 

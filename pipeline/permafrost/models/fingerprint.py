@@ -8,6 +8,7 @@ from typing import Any
 
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
 from permafrost.config.options import Role, options_of
+from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError
 from permafrost.models.trained_weights import check_weights, sha256_weights
 
@@ -75,6 +76,7 @@ def describe_teacher(
         "preprocessing": preprocessing,
         "frame": config.frame,
         "dtype": precision,
+        **plugin_digests(config),
     }
 
 

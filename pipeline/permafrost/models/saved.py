@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from permafrost.config.builder import build_config
 from permafrost.config.models import MODELS, TimmModelConfig
 from permafrost.config.options import Role, options_of
+from permafrost.config.plugins import require_named
 from permafrost.config.runs import to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
@@ -126,8 +127,9 @@ def read_description(folder: Path) -> TrainedModel:
     if kind not in MODELS:
         raise ConfigError(
             f"{path} names a network of kind {kind}, which is not among "
-            f"{', '.join(MODELS)}; name the plug-in that adds it in PERMAFROST_PLUGINS"
+            f"{', '.join(MODELS)}; name the plug-in that adds it, plugins=[my_networks.py]"
         )
+    require_named(values.model.get("factory"), path)
     # The weights, with all that is part of them, are next to the description, so the original files are not needed.
     files = {
         option.name

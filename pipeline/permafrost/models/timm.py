@@ -33,6 +33,7 @@ from permafrost.models.classifier import (
     Stage,
     WeightsError,
     apply_norm,
+    nearly_equal,
     require_size,
 )
 from permafrost.models.providers import model_normalization
@@ -281,21 +282,21 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
         logits = network.forward_head(to_native(features))
         head: Head | None = None
         norm = _head_norm(network)
-        if last_input.ndim != 2 or not _equal(logits, linear(last_input)):
+        if last_input.ndim != 2 or not nearly_equal(logits, linear(last_input)):
             head = None
-        elif _equal(last_input, average):
+        elif nearly_equal(last_input, average):
             head = GapLinear(linear)
         elif (
             norm is not None
             and norm.normalized_shape == average.shape[1:]
-            and _equal(last_input, apply_norm(norm, average))
+            and nearly_equal(last_input, apply_norm(norm, average))
         ):
             head = GapNormLinear(norm, linear)
         if head is None:
             network.train(was_training)
             return None, False
         network.train()
-        has_dropout = not _equal(
+        has_dropout = not nearly_equal(
             last_input, network.forward_head(to_native(features), pre_logits=True)
         )
         network.train(was_training)
@@ -309,13 +310,6 @@ def _head_norm(network: nn.Module) -> nn.LayerNorm | None:
         if isinstance(norm, nn.LayerNorm):
             return norm
     return None
-
-
-def _equal(actual: Tensor, expected: Tensor) -> bool:
-    """Compare up to rounding, with a tolerance below the effect of an untrained batch norm (1 / sqrt(1 + eps))."""
-    if actual.shape != expected.shape:
-        return False
-    return bool((actual - expected).abs().max() <= 1e-6 * expected.abs().max())
 
 
 # ---- tokens --------------------------------------------------------------------------------------
