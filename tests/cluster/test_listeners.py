@@ -25,6 +25,7 @@ SERIAL = {
     "teach": ("teach", *TEACHER, *EPOCH),
     "precompute": ("precompute", *MADE, "executor=serial"),
     "verify": ("verify", "store.path=stores/demo"),
+    "show": ("show", "store.path=stores/demo"),
     "estimate": ("estimate", *MADE, "teacher=none"),
     "distill": ("distill", *STUDENT, "run=single"),
     "evaluate": ("evaluate", "experiment=demo", "run=single", "evaluators=[accuracy]"),

@@ -1,0 +1,174 @@
+"""One picture of a store and a pass: facts, records with their maps, and how confident and how wide the maps are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from permafrost.core.label_forms import has_many
+from permafrost.core.records import NO_LABEL
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import decode_maps, view_images, view_maps
+from permafrost.models.explanations import is_bcos_weights
+from permafrost.reports.figures import styled
+from permafrost.reports.passes import describe_passes
+from permafrost.reports.pictures import overlays, readable_classes
+from permafrost.store.reader import Store, TeacherPass
+
+_SAMPLE = 1024
+"""Records of the histograms, spread evenly over the split."""
+_BATCH = 256
+_COLUMNS = 8
+"""Pairs of an image and its map in a row."""
+_SIDE = (112, 112)
+
+
+class StoreSheet(NamedTuple):
+    """The picture, and its facts as text by name."""
+
+    figure: Figure
+    facts: dict[str, str]
+
+
+class _Sample(NamedTuple):
+    confidence: NDArray[np.float32]
+    """Highest softmax probability of each record, [n]."""
+    coverage: NDArray[np.float32]
+    """Mean of |map| over its maximum of each record whose map is not zero, [m]."""
+
+
+def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
+    """Return what a store contains, and who made a pass of it, as text by name."""
+    manifest = store.manifest
+    records = ", ".join(f"{split} {count:,}" for split, count in manifest.records.items())
+    height, width = store.size
+    facts = {
+        "store": str(store.path),
+        "data": f"{manifest.dataset.name}, {len(manifest.classes)} classes",
+        "records": records,
+        "inputs": f"{width} columns"
+        if store.is_table
+        else f"frames of {width}x{height}, {manifest.canonical.format if manifest.canonical else ''}",
+    }
+    if teacher is None:
+        return facts
+    (own,) = (entry for entry in describe_passes(store) if entry["name"] == teacher.name)
+    network = teacher.manifest.teacher
+    architecture = network.get("architecture", {})
+    facts |= {
+        "pass": teacher.name,
+        "teacher": f"{architecture.get('kind', '')} {architecture.get('name', '')}, weights "
+        f"{str(network.get('weights_sha256'))[:12]}, {network.get('dtype', '')}",
+        "explainer": teacher.explainer or "none",
+        "views": str(own["views"]),
+        "maps": f"{own['map']}, cosine to float32 {own['fidelity']}" if "map" in own else "none",
+        "bytes": f"{own['bytes']:,.0f} a record, {own['records']:,} records",
+    }
+    return facts
+
+
+@styled
+def draw_store(
+    store: Store, teacher: TeacherPass | None = None, split: str | None = None, records: int = 24
+) -> StoreSheet:
+    """Draw records of a split, each beside its map, and histograms of a sample of the split.
+
+    teacher  pass whose maps and logits are shown, None for images alone
+    split    None is the first split of the store
+    records  number of pictures
+    """
+    facts = describe_store(store, teacher)
+    chosen = split or next(iter(store.manifest.records))
+    rows = _spread(store, chosen, records)
+    passes = [] if teacher is None else [teacher]
+    lines = -(-len(rows) // _COLUMNS) if not store.is_table else 0
+    figure = Figure(figsize=(12, 1.9 + 1.0 * lines + (2.2 if teacher is not None else 0)))
+    grid = figure.add_gridspec(
+        lines + 2, 2 * _COLUMNS, height_ratios=[1.4, *[1.0] * lines, 1.6], wspace=0.05, hspace=0.3
+    )
+    text = figure.add_subplot(grid[0, :])
+    text.set_axis_off()
+    shown = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    text.text(0, 1, shown, va="top", family="monospace", fontsize=8)
+    if lines:
+        _draw_pairs(figure, grid, store, rows, passes)
+    if teacher is not None:
+        _draw_histograms(figure, grid, _measure(store, teacher, chosen))
+    return StoreSheet(figure, facts)
+
+
+def _spread(store: Store, split: str, count: int) -> NDArray[np.int64]:
+    """Return rows of a split, spread evenly."""
+    from permafrost.loading.subset import rows_of_split
+
+    rows = rows_of_split(store.index, split)
+    places = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))
+    return np.asarray(rows)[places] if not isinstance(rows, range) else places + rows.start
+
+
+def _draw_pairs(
+    figure: Figure, grid: object, store: Store, rows: NDArray[np.int64], passes: list[TeacherPass]
+) -> None:
+    batch = StoreDataset(store, rows, passes).__getitems__(list(range(len(rows))))
+    images = (view_images(batch, _SIDE) * 255).round().to(torch.uint8)
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    heats: Sequence[NDArray[np.float64]] = []
+    if passes and batch.targets[0].maps is not None:
+        maps = view_maps(batch, batch.targets[0], _SIDE)[:, 0]
+        signed = maps.sum(dim=1) if not is_bcos_weights(maps[:, None]) else maps.abs().sum(dim=1)
+        heats = overlays(pixels, signed.numpy())
+    classes = readable_classes(store.manifest.classes)
+    for number, picture in enumerate(pixels):
+        line, column = divmod(number, _COLUMNS)
+        left = _axis(figure, grid, line + 1, 2 * column)
+        left.imshow(picture)
+        left.set_title(_caption(batch.labels[number], classes), fontsize=7, loc="left", pad=2)
+        if len(heats):
+            _axis(figure, grid, line + 1, 2 * column + 1).imshow(heats[number])
+
+
+def _axis(figure: Figure, grid: object, line: int, column: int) -> Axes:
+    axis: Axes = figure.add_subplot(grid[line, column])  # type: ignore[index]
+    axis.set_axis_off()
+    return axis
+
+
+def _caption(label: torch.Tensor, classes: Sequence[str]) -> str:
+    if has_many(label[None]):
+        numbers = label.nonzero()[:, 0].tolist()
+    else:
+        numbers = [int(label)] if int(label) != NO_LABEL else []
+    return ", ".join(classes[number][:14] for number in numbers[:2])
+
+
+def _measure(store: Store, teacher: TeacherPass, split: str) -> _Sample:
+    """Measure confidence and coverage on a sample of a split, from the pass alone."""
+    rows = _spread(store, split, _SAMPLE)
+    dataset = StoreDataset(store, rows, [teacher])
+    confidence, coverage = [], []
+    for start in range(0, len(rows), _BATCH):
+        (stored,) = dataset.__getitems__(list(range(start, min(start + _BATCH, len(rows))))).targets
+        confidence.append(stored.logits.softmax(dim=1).amax(dim=1).numpy())
+        if stored.maps is not None:
+            maps = decode_maps(stored)[:, 0].abs().flatten(1)
+            highest = maps.amax(dim=1)
+            coverage.append((maps.mean(dim=1) / highest)[highest > 0].numpy())
+    empty = np.empty(0, np.float32)
+    return _Sample(np.concatenate(confidence), np.concatenate(coverage) if coverage else empty)
+
+
+def _draw_histograms(figure: Figure, grid: object, sample: _Sample) -> None:
+    for column, values, title in (
+        (0, sample.confidence, "confidence: highest probability of the teacher"),
+        (_COLUMNS + 1, sample.coverage, "energy of the map: mean of |map| / max |map|"),
+    ):
+        axis = figure.add_subplot(grid[-1, column : column + _COLUMNS - 1])  # type: ignore[index]
+        axis.hist(values, bins=40, range=(0, 1))
+        axis.set_title(f"{title} ({len(values):,} records)", fontsize=8, loc="left")
+        axis.set_yticks([])

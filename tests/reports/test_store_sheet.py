@@ -1,0 +1,57 @@
+"""The picture of a store: its facts, its records and the histograms of a pass."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from permafrost import open_store
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.core.errors import ConfigError
+from permafrost.reports.store_sheet import _measure, draw_store
+from stages import show
+
+
+def test_a_sheet_has_the_facts_and_as_many_records_as_asked(frozen):
+    store = open_store(frozen.store.path)
+    (teacher,) = store.open_passes()
+
+    sheet = draw_store(store, teacher, "train", records=10)
+
+    shown = [axis for axis in sheet.figure.axes if axis.images]
+    assert len(shown) == 20  # an image and a map each
+    assert sheet.facts["pass"] == teacher.name
+    assert "train 40" in sheet.facts["records"]
+    titles = [axis.get_title(loc="left") for axis in sheet.figure.axes if axis.patches]
+    assert ["(40 records)" in title for title in titles] == [True, True]
+
+
+def test_histograms_are_of_the_stored_logits_and_maps(frozen):
+    store = open_store(frozen.store.path)
+    (teacher,) = store.open_passes()
+    arrays = store.arrays("train", fields=["logits", "map"])
+    probability = np.exp(arrays["logits"])
+    probability /= probability.sum(axis=1, keepdims=True)
+    maps = np.abs(arrays["map"][:, 0]).reshape(40, -1)
+
+    sample = _measure(store, teacher, "train")
+
+    np.testing.assert_allclose(sample.confidence, probability.max(axis=1), rtol=1e-5)
+    some = maps.max(axis=1) > 0
+    np.testing.assert_allclose(
+        sample.coverage, maps[some].mean(axis=1) / maps[some].max(axis=1), rtol=1e-4
+    )
+
+
+def test_the_stage_writes_a_picture_that_can_be_opened(frozen, tmp_path):
+    words = [f"store.path={frozen.store.path}", "show.records=3"]
+    output = tmp_path / "store.png"
+
+    result = show.run(build_verb_config("show", compose("show", [*words, f"show.output={output}"])))
+
+    assert Image.open(io.BytesIO(output.read_bytes())).size[0] == 1800
+    assert result.printed()["picture"] == str(output)
+    with pytest.raises(ConfigError, match=r"show\.output=store\.txt must end with"):
+        build_verb_config("show", compose("show", [*words, "show.output=store.txt"]))
