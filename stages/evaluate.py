@@ -20,11 +20,20 @@ Rerun   each evaluator is a unit of work, and finished evaluators are skipped
 
 from __future__ import annotations
 
-import sys
+from typing import TYPE_CHECKING
 
+from permafrost import students
 from permafrost.cli import main
 from permafrost.evaluation.inputs import without_unknown_arms
-from permafrost.students import evaluate as run
+
+if TYPE_CHECKING:
+    from permafrost.config.verbs import EvaluateConfig
+
+
+def run(config: EvaluateConfig) -> students.EvaluateResult:
+    """Run the missing evaluators, without comparing a single student with an arm that only its experiment names."""
+    return students.evaluate(without_unknown_arms(config, config.command))
+
 
 if __name__ == "__main__":
-    main("evaluate", lambda config: run(without_unknown_arms(config, sys.argv[1:])), __doc__)
+    main("evaluate", run, __doc__)

@@ -1,1 +1,63 @@
-"""The nouns permafrost is made of. What a user types lives in `stages`; this package never imports it."""
+"""Run frozen teachers once, store their logits and explanations, and distill many students from the store.
+
+The names below are public and imported on first use. All others are internal and may change.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from permafrost.core.errors import UserError
+    from permafrost.library import (
+        OpenStore,
+        augmentation,
+        distill,
+        evaluate,
+        explain,
+        load_student,
+        open_store,
+        precompute,
+        report,
+        sweep,
+        teach,
+    )
+    from permafrost.loading.record_loader import RecordLoader
+    from permafrost.losses.e2kd import map_cosine
+    from permafrost.losses.kd import kd_loss
+
+_MODULES = {
+    "RecordLoader": "permafrost.loading.record_loader",
+    "UserError": "permafrost.core.errors",
+    "kd_loss": "permafrost.losses.kd",
+    "map_cosine": "permafrost.losses.e2kd",
+}
+
+__all__ = [
+    "OpenStore",
+    "RecordLoader",
+    "UserError",
+    "augmentation",
+    "distill",
+    "evaluate",
+    "explain",
+    "kd_loss",
+    "load_student",
+    "map_cosine",
+    "open_store",
+    "precompute",
+    "report",
+    "sweep",
+    "teach",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'permafrost' has no attribute {name!r}")
+    return getattr(import_module(_MODULES.get(name, "permafrost.library")), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -16,6 +16,7 @@ VERBS = (
     "precompute",
     "teach",
     "verify",
+    "show",
     "distill",
     "evaluate",
     "sweep",

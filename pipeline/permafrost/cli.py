@@ -14,7 +14,7 @@ from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose, section_names, section_of, sections
+from permafrost.config.compose import compose, plugin_names, section_names, section_of, sections
 from permafrost.config.environment import keep_freed_memory
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.paths import place_paths
@@ -99,7 +99,7 @@ def _run_words(
     words: Sequence[str],
 ) -> None:
     """Show the help or the config if the words ask for it, otherwise run the stage and print its result."""
-    load_plugins()
+    load_plugins(plugin_names(words))
     if {"-h", "--help"} & set(words):
         asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
         print(_help(verb, doc, asked))
@@ -117,6 +117,17 @@ def _run_words(
         check_interrupted()
         _print_result(result)
         return
+    result = run_words(verb, run, words)
+    check_interrupted()
+    _print_result(result, time.monotonic() - started, words)
+
+
+def run_words(verb: str, run: Callable[[Any], Any], words: Sequence[str]) -> Any:
+    """Run a stage with the words of a command line, and return its result.
+
+    run  function of the stage, of its config
+    """
+    load_plugins(plugin_names(words))
     composed = compose(verb, words) | {"command": [verb, *words]}
     _check_live_words(verb, words, composed)
     config = place_paths(build_verb_config(verb, composed))
@@ -128,9 +139,7 @@ def _run_words(
             path = RUNS / composed["run"] / f"{verb}.yaml"
             save_options(path, sections(verb, composed), composed["command"])
         _import_pandas()
-        result = run(config)
-        check_interrupted()
-    _print_result(result, time.monotonic() - started, words)
+        return run(config)
 
 
 def _import_pandas() -> None:

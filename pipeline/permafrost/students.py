@@ -30,7 +30,7 @@ from permafrost.evaluation.results import (
     read_results,
 )
 from permafrost.models.resolve import resolve_distill
-from permafrost.models.saved import is_finished
+from permafrost.models.saved import is_finished, load_model
 from permafrost.models.trained_weights import check_trained_weights
 from permafrost.store.reader import Store
 from permafrost.training.distill_job import Distillation, fingerprint_inputs
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from permafrost.config.distillation import DistillConfig
     from permafrost.config.verbs import EvaluateConfig
     from permafrost.evaluation.inputs import EvaluationInputs
-    from permafrost.sweep.runner import StudentRun
+    from permafrost.models.classifier import Classifier
+    from permafrost.sweeps.runner import StudentRun
 
 _DISTILL = logging.getLogger("permafrost.distill")
 _EVALUATE = logging.getLogger("permafrost.evaluate")
@@ -65,6 +66,11 @@ class DistillResult:
     """Mean loss and, on labeled records, mean training accuracy of the last epoch."""
     records_per_second: str = ""
     next: str = ""
+
+    @property
+    def model(self) -> Classifier:
+        """The student's frozen network, loaded from its folder, from images in [0, 1] to `ModelOutput`."""
+        return load_model(Path(self.student))[0]
 
 
 def distill(

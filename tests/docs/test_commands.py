@@ -16,6 +16,7 @@ from permafrost.config.models import TorchvisionModelConfig
 from permafrost.models.providers import build_model
 from permafrost.unicam.residual_maps import load_class_embeddings
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_words
+from tests.support.image_sets import write_images
 from tests.support.pages import PAGES, blocks_of
 from tests.support.paths import ROOT
 from tests.support.runs import save_student
@@ -93,37 +94,82 @@ def test_every_python_block_is_executed():
             "datasets.md",
             "datasets.md",
             "evaluate.md",
-            "own-loop.md",
-            "own-loop.md",
-            "plug-ins.md",
-            "plug-ins.md",
-            "plug-ins.md",
+            *["own-loop.md"] * 6,
+            *["plug-ins.md"] * 4,
             "store-format.md",
         )
     ]
 
 
-def test_the_loop_of_the_page_learns_maps_and_logits(frozen):
-    block, _ = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
-    (teacher,) = frozen.store.open_passes()
-    values = {"store": frozen.store.path, "name": teacher.name}
-    losses = []
+OWN_LOOP = list(blocks_of(ROOT / "docs/howto/own-loop.md", "python"))
 
-    code = block.code.replace("optimizer.step()", "optimizer.step(); losses.append(loss.item())")
+
+def test_the_five_lines_of_the_page_show_every_record_once(frozen, capsys):
+    exec(OWN_LOOP[0].code, {"store": frozen.store.path})
+
+    keys = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert len(keys) == len(frozen.store.manifest.classes) // 4
+    assert set(keys) <= set(frozen.store.index.keys(range(frozen.store.num_records())))
+
+
+def test_the_loop_of_the_page_learns_maps_and_logits(frozen):
+    losses = []
+    code = OWN_LOOP[1].code.replace(
+        "optimizer.step()", "optimizer.step(); losses.append(loss.item())"
+    )
 
     torch.manual_seed(0)
-    exec(code, values | {"losses": losses})
+    exec(code, {"store": frozen.store.path, "losses": losses})
 
-    assert len(losses) > 3
+    assert len(losses) == 10
     assert np.isfinite(losses).all()
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[5:]) < np.mean(losses[:5])
+
+
+def test_the_ten_lines_of_the_page_end_in_an_evaluated_student(tmp_path, monkeypatch, capsys):
+    """With smaller networks, on images drawn here."""
+    import timm
+    from safetensors.torch import save_file
+
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path, *(f"photos/{name}/{i}.png" for name in "ab" for i in range(40)))
+    network = timm.create_model("resnet10t", num_classes=2)
+    save_file(network.state_dict(), "resnet50.safetensors")
+    code = (
+        OWN_LOOP[2]
+        .code.replace("resnet50.a1_in1k", "resnet10t")
+        .replace("trainer__epochs=30", "trainer__epochs=1, batch_size=8, augment__size=64")
+    )
+    code = code.replace("data=images", "data=images, image_size=64")
+
+    values = {}
+    exec(code, values)
+
+    accuracies = capsys.readouterr().out.splitlines()
+    assert 0 <= float(accuracies[-1]) <= 1
+    assert values["network"](torch.rand(1, 3, 64, 64)).logits.shape == (1, 2)
+    assert set(values["made"].teacher_accuracy) == {"train", "test"}
+
+
+def test_the_table_of_the_page_has_the_logits_of_each_record(frozen):
+    values = {"store": frozen.store.path}
+
+    exec(OWN_LOOP[3].code, values)
+
+    assert np.array_equal(np.stack(values["frame"]["logits"]), values["logits"])
+    assert values["logits"].shape == (40, 10)
+
+
+def test_any_network_is_explained_as_the_page_says(capsys):
+    exec(OWN_LOOP[4].code, {})
+
+    assert "torch.Size([6, 10]) torch.Size([6, 1, 1, 3, 3])" in capsys.readouterr().out
 
 
 def test_a_student_is_loaded_as_the_page_says(frozen):
-    _, block = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
-    values = {"torch": torch, "student": str(save_student(frozen, "student"))}
+    values = {"student": str(save_student(frozen, "student"))}
 
-    exec(block.code, values)
+    exec(OWN_LOOP[5].code, values)
 
     assert values["predicted"].shape == (4,)
 

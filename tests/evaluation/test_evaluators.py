@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from permafrost import students
 from permafrost.cli import main
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
@@ -29,8 +30,8 @@ from permafrost.evaluation.evaluator import (
 )
 from permafrost.evaluation.inputs import without_unknown_arms
 from permafrost.models.providers import build_model
-from permafrost.report.main_table import columns_of
-from permafrost.report.student_results import load_results
+from permafrost.reports.main_table import columns_of
+from permafrost.reports.student_results import load_results
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from stages import evaluate, precompute
@@ -66,9 +67,9 @@ def test_an_unknown_evaluator_is_refused_with_those_that_there_are():
 
 
 def test_the_two_first_evaluators_part_what_one_pass_finds(frozen, student):
-    both = evaluate.run(evaluation_of(frozen)).splits
+    both = students.evaluate(evaluation_of(frozen)).splits
     parts = [
-        evaluate.run(evaluation_of(frozen, evaluators=(name,)), f"only-{name}").splits
+        students.evaluate(evaluation_of(frozen, evaluators=(name,)), f"only-{name}").splits
         for name in ("accuracy", "localization")
     ]
 
@@ -83,7 +84,7 @@ def test_accuracy_alone_computes_no_map(frozen, student, monkeypatch):
         evaluator.EvaluatedModel, "maps", lambda *_: pytest.fail("a map was computed")
     )
 
-    evaluate.run(evaluation_of(frozen, evaluators=("accuracy",)))
+    students.evaluate(evaluation_of(frozen, evaluators=("accuracy",)))
 
     table = pd.read_parquet(RUNS / "one" / "evaluate" / "records.parquet")
     assert table.correct.notna().all()
@@ -92,7 +93,7 @@ def test_accuracy_alone_computes_no_map(frozen, student, monkeypatch):
 
 def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, student, monkeypatch):
     options = {"shift": ShiftOptions(pixels=2, records=4)}
-    first = evaluate.run(evaluation_of(frozen, ("accuracy",), **options)).splits
+    first = students.evaluate(evaluation_of(frozen, ("accuracy",), **options)).splits
     assert set(first["test"]["shift"]) == {"map"}
     path = RUNS / "one" / "evaluate" / "metrics.json"
     assert list(json.loads(path.read_text())["evaluators"]) == ["accuracy", "shift"]
@@ -101,7 +102,7 @@ def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, studen
         "permafrost.evaluation.shift.shift_curves",
         lambda *_, **__: pytest.fail("evaluated again"),
     )
-    second = evaluate.run(evaluation_of(frozen, ("localization", "shift"), **options)).splits
+    second = students.evaluate(evaluation_of(frozen, ("localization", "shift"), **options)).splits
 
     for split, metrics in second.items():
         assert metrics.items() >= first[split].items()
@@ -113,7 +114,7 @@ def test_an_evaluator_that_lacks_something_says_so_before_any_evaluator_begins(
 ):
     monkeypatch.setattr(evaluator, "_predict_batch", lambda *_, **__: pytest.fail("it began"))
     with pytest.raises(ConfigError, match=r"evaluators=shift needs evaluate\.shift\.pixels"):
-        evaluate.run(evaluation_of(frozen, ("accuracy", "shift")))
+        students.evaluate(evaluation_of(frozen, ("accuracy", "shift")))
 
 
 def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_default(
@@ -125,14 +126,14 @@ def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_d
     bare = replace(frozen, store=Store(store))
     save_student(bare, "one")
     # The boxes suffice.
-    assert "epg" in evaluate.run(evaluation_of(bare, ("localization",))).splits["test"]
+    assert "epg" in students.evaluate(evaluation_of(bare, ("localization",))).splits["test"]
     with monkeypatch.context() as patch:
         patch.setattr(EvaluationContext, "has_regions", False)
         with pytest.raises(
             ConfigError, match=r"evaluators=localization, but test has no boxes and no teacher maps"
         ):
-            evaluate.run(evaluation_of(bare, ("localization",)), "again")
-        metrics = evaluate.run(evaluation_of(bare), "again").splits["test"]
+            students.evaluate(evaluation_of(bare, ("localization",)), "again")
+        metrics = students.evaluate(evaluation_of(bare), "again").splits["test"]
     assert "accuracy" in metrics
 
 
@@ -140,8 +141,10 @@ def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_d
 
 
 def test_the_teacher_evaluated_agrees_with_its_own_pass_beside_any_student(frozen, student):
-    evaluate.run(evaluation_of(frozen))
-    result = evaluate.run(evaluation_of(frozen, model="teacher", teacher=frozen.config.teacher))
+    students.evaluate(evaluation_of(frozen))
+    result = students.evaluate(
+        evaluation_of(frozen, model="teacher", teacher=frozen.config.teacher)
+    )
 
     assert "evaluate-teacher" in result.metrics
     for metrics in result.splits.values():
@@ -162,9 +165,9 @@ def test_a_teacher_that_did_not_make_the_pass_is_refused(frozen, student, tmp_pa
     with pytest.raises(
         StoreMismatchError, match=r"not the network that made resnet8-.*weights_sha256"
     ):
-        evaluate.run(evaluation_of(frozen, model="teacher", teacher=teacher))
+        students.evaluate(evaluation_of(frozen, model="teacher", teacher=teacher))
     with pytest.raises(ConfigError, match=r"model=teacher needs the network.*teacher\.weights="):
-        evaluate.run(evaluation_of(frozen, model="teacher"))
+        students.evaluate(evaluation_of(frozen, model="teacher"))
 
 
 # ---- names and identities ------------------------------------------------------------------------
@@ -198,15 +201,15 @@ def test_options_of_evaluators_come_through_hydra():
 
 
 def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student):
-    evaluate.run(evaluation_of(frozen, splits=("test",)))
+    students.evaluate(evaluation_of(frozen, splits=("test",)))
     shifted = {"splits": ("test",), "shift": ShiftOptions(pixels=2, records=4)}
 
-    found = evaluate.run(evaluation_of(frozen, **shifted)).splits["test"]
+    found = students.evaluate(evaluation_of(frozen, **shifted)).splits["test"]
 
     assert len(found["shift"]["map"]) == 3
     assert "accuracy" in found
     with pytest.raises(ConfigError, match=r"shift\.pixels=2, but this one has 3"):
-        evaluate.run(
+        students.evaluate(
             evaluation_of(frozen, **{**shifted, "shift": ShiftOptions(pixels=3, records=4)})
         )
 

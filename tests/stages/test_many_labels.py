@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from permafrost import students
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
@@ -38,7 +39,7 @@ from permafrost.models.saved import TrainedModel, save_model
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.targets import LiveTeacher
-from stages import distill, evaluate, precompute, report, sweep, teach
+from stages import distill, precompute, report, sweep, teach
 from tests.support.stores import precompute_config
 
 SIDE, CELL = 24, 12
@@ -169,7 +170,9 @@ def evaluated_on_test(many_label_store: ManyLabelStore, choice: str = "", **opti
     config = EvaluateConfig(
         store=many_label_store.store_config(choice), evaluate=shown, run="student"
     )
-    return evaluate.run(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits["test"]
+    return students.evaluate(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits[
+        "test"
+    ]
 
 
 def be_a_student(many_label_store: ManyLabelStore) -> torch.nn.Module:

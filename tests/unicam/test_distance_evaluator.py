@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from permafrost import students
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
 from permafrost.core.lock import lock_folder
@@ -15,7 +16,6 @@ from permafrost.store.artifacts import Artifact
 from permafrost.store.entries import ManifestError
 from permafrost.store.verification import verify_store
 from permafrost.unicam.options import DistanceCorrelationOptions
-from stages import evaluate
 from tests.support.runs import evaluation_of
 
 EVALUATOR_NAME = "distance_correlation"
@@ -32,7 +32,7 @@ def distance_results(own, run="one", name="evaluate", teacher=True, **options):
         **({"teacher": own.config.teacher} if teacher else {}),
         **outer,
     )
-    splits = evaluate.run(config, name).splits
+    splits = students.evaluate(config, name).splits
     return splits[config.evaluate.splits[0]][EVALUATOR_NAME]
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+from permafrost import students
 from permafrost.config.models import BcosModelConfig
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
@@ -18,7 +19,6 @@ from permafrost.models.saved import TrainedModel, save_model
 from permafrost.store.verification import verify_store
 from permafrost.unicam.options import UnicamOptions
 from permafrost.unicam.residual_maps import load_class_embeddings
-from stages import evaluate
 from tests.support.runs import evaluation_of
 
 
@@ -34,7 +34,7 @@ def unicam_maps(own, run="one", name="evaluate", teacher=True, model="student", 
         model=model,
         **({"teacher": own.config.teacher} if teacher else {}),
     )
-    found = evaluate.run(config, name)
+    found = students.evaluate(config, name)
     with safe_open(Path(found.metrics).parent / "unicam-train.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         header = {key: json.loads(value) for key, value in file.metadata().items()}

@@ -1,0 +1,389 @@
+"""The public functions: a store for a training loop of one's own, explanations, and a function for each verb.
+
+`permafrost` itself exports them, and imports them on first use. A function of a verb takes the words of its command
+line, as text or as keyword arguments, and runs the stage of the same name, so that both make the same files:
+
+    permafrost.distill("experiment=demo", run="mine", method="e2kd", tau=4)
+    permafrost distill experiment=demo run=mine method=e2kd method.tau=4
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from permafrost.cli import run_words
+from permafrost.config.builder import build_config
+from permafrost.config.compose import compose
+from permafrost.config.environment import TOP
+from permafrost.config.keywords import words_of_options
+from permafrost.config.store import SubsetOptions
+from permafrost.core.errors import ConfigError, require
+from permafrost.loading.selected_records import SelectedRecords
+from permafrost.loading.subset import members_of_classes, select_training_rows
+from permafrost.store.codecs import INT8_STEPS
+from permafrost.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import ModuleType
+
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from permafrost.config.augment import AugmentOptions
+    from permafrost.models.classifier import Classifier
+    from permafrost.store.index import Rows
+    from permafrost.store.reader import TeacherPass
+    from permafrost.students import DistillResult, EvaluateResult
+
+# ---- a store -------------------------------------------------------------------------------------
+
+
+class OpenStore(Store):
+    """Finished store, its records and its teacher passes, for loops and tables of one's own."""
+
+    def select(
+        self,
+        split: str = "train",
+        *,
+        shots: int | None = None,
+        holdout: int = 0,
+        seed: int = 0,
+        classes: Sequence[str] = (),
+        keys: Iterable[str] | None = None,
+    ) -> SelectedRecords:
+        """Select records of a split, as `distill` does with the options of `subset`.
+
+        shots    number of records of each class; None selects all
+        holdout  number of records of each class that are held out first
+        seed     of the selection, `subset.seed`
+        classes  names of classes whose records are selected; () selects all
+        keys     keys of the records that are selected; None selects all
+
+        Raises ConfigError for splits, classes and keys that the store does not have.
+        """
+        subset = SubsetOptions(shots=shots, holdout=holdout, seed=seed)
+        rows = select_training_rows(self.index, split, subset)
+        if classes:
+            rows = _rows_of_classes(self, rows, classes)
+        if keys is not None:
+            rows = _rows_of_keys(self, rows, keys, split)
+        return SelectedRecords(self, rows)
+
+    def table(
+        self,
+        split: str | None = None,
+        *,
+        teacher: str | None = None,
+        fields: Sequence[str] = ("logits",),
+    ) -> pa.Table:
+        """Read keys, splits, labels and the outputs of a teacher as an Arrow table, a row per record.
+
+        split    None reads all splits
+        teacher  name of a pass; None reads the only one
+        fields   fields of the pass, a column of fixed-size lists each, in the canonical view and in the units of the
+                 network (a map times its scale). () reads no pass
+
+        A column of logits takes 4 bytes a class and record. `.to_pandas()` and `arrays` convert.
+        """
+        splits = list(self.shards.splits) if split is None else [split]
+        if split is not None and split not in splits:
+            self.select(split)  # raises
+        numbers = np.concatenate([self.shards.splits.get(s, np.empty(0, np.int64)) for s in splits])
+        reader = self.open_passes([teacher] if teacher else ())[0] if fields else None
+        parts = [self._shard_table(int(number), reader, fields) for number in np.sort(numbers)]
+        return pa.concat_tables(parts)
+
+    def _shard_table(
+        self, number: int, reader: TeacherPass | None, fields: Sequence[str]
+    ) -> pa.Table:
+        rows, entry = self.rows_of_shard(number), self.shards[number]
+        columns: dict[str, Any] = {
+            "key": pa.array(self.index.keys(rows)),
+            "split": pa.array([entry.split] * len(rows)).dictionary_encode(),
+        }
+        if self.index.has_many_labels:
+            labels, lengths = self.index.label_lists(rows)
+            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            columns["labels"] = pa.ListArray.from_arrays(offsets, labels.astype(np.int32))
+        else:
+            columns["label"] = pa.array(self.index.values("label", rows).astype(np.int32))
+        if reader is None:
+            return pa.table(columns)
+        known = {spec.name for spec in reader.manifest.fields}
+        absent = [name for name in fields if name not in known]
+        require(
+            not absent,
+            f"the pass {reader.name} has no field {', '.join(absent)}; it has {', '.join(sorted(known))}",
+        )
+        places = reader.rows_of(entry)
+        covered = places >= 0
+        wanted = {*fields, *(f"{name}_scale" for name in fields)} & known
+        stored = reader.open_shard(entry, wanted) if covered.any() else {}
+        values = {
+            name: np.asarray(array[places[covered], np.zeros(covered.sum(), np.int64)])
+            for name, array in stored.items()
+        }
+        specs = {spec.name: spec for spec in reader.manifest.fields}
+        for name in fields:
+            own = values.get(name)
+            decoded = np.zeros((len(rows), int(np.prod(specs[name].shape))), np.float32)
+            if own is not None:
+                flat = own.reshape(len(own), -1)
+                if np.issubdtype(own.dtype, np.integer) and own.dtype != np.int8:
+                    decoded = decoded.astype(own.dtype)
+                scaled = flat / np.float32(INT8_STEPS) if own.dtype == np.int8 else flat
+                scale = values.get(f"{name}_scale")
+                if scale is not None:
+                    repeats = flat.shape[1] // int(np.prod(scale.shape[1:], dtype=np.int64))
+                    scaled = scaled * np.repeat(scale.reshape(len(own), -1), repeats, axis=1)
+                decoded[covered] = scaled
+            columns[name] = pa.FixedSizeListArray.from_arrays(
+                pa.array(decoded.ravel()),
+                decoded.shape[1],
+                mask=None if covered.all() else pa.array(~covered),
+            )
+        return pa.table(columns)
+
+    def show(
+        self, split: str | None = None, *, teacher: str | None = None, records: int = 24
+    ) -> Figure:
+        """Draw records beside their maps, with facts and histograms, as a picture of a notebook.
+
+        split    None shows the first one
+        teacher  name of a pass; None shows the only one, or images alone if there is none
+        """
+        from permafrost.reports.store_sheet import draw_store
+
+        passes = self.open_passes([teacher] if teacher else ()) if self.pass_folders() else []
+        return draw_store(self, passes[0] if passes else None, split, records).figure
+
+    def arrays(
+        self,
+        split: str | None = None,
+        *,
+        teacher: str | None = None,
+        fields: Sequence[str] = ("logits",),
+    ) -> dict[str, NDArray[Any]]:
+        """Read the columns of `table` as NumPy arrays: key [n], label i32 [n], and each field [n, *shape].
+
+        Records that the pass does not cover are left out.
+        """
+        table = self.table(split, teacher=teacher, fields=fields)
+        if fields:
+            table = table.filter(pa.compute.is_valid(table[fields[0]]))
+        reader = self.open_passes([teacher] if teacher else ())[0] if fields else None
+        shapes = {} if reader is None else {s.name: s.shape for s in reader.manifest.fields}
+        return {
+            name: table[name].combine_chunks().flatten().to_numpy().reshape(-1, *shapes[name])
+            if name in fields
+            else table[name].to_numpy()
+            for name in table.column_names
+        }
+
+
+def open_store(path: str | Path) -> OpenStore:
+    """Open a finished store. Raises UserError if the folder contains none."""
+    return OpenStore(path)
+
+
+def _rows_of_classes(store: Store, rows: Rows, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return those of these rows that have one of the named classes."""
+    names = list(store.manifest.classes)
+    absent = [name for name in classes if name not in names]
+    require(
+        not absent, f"classes={absent} are not among those of {store.path}: {', '.join(names[:20])}"
+    )
+    chosen = np.array([names.index(name) for name in classes])
+    own = np.asarray(rows)
+    if store.index.has_many_labels:
+        labels, lengths = store.index.label_lists(rows)
+        groups = members_of_classes(labels, np.repeat(np.arange(len(own)), lengths))
+        places = [groups[label] for label in chosen.tolist() if label in groups]
+        return own[np.unique(np.concatenate(places))] if places else own[:0]
+    return own[np.isin(store.index.values("label", rows), chosen)]
+
+
+def _rows_of_keys(store: Store, rows: Rows, keys: Iterable[str], split: str) -> NDArray[np.int64]:
+    """Return those of these rows that have one of the keys, all of which must be there."""
+    wanted = set(keys)
+    places = SelectedRecords(store, rows).positions_of(wanted)
+    absent = sorted(wanted - places.keys())
+    require(
+        not absent,
+        f"{len(absent)} of the {len(wanted)} keys are not selected in split {split} of {store.path}, "
+        f"the first {absent[0] if absent else ''}; keys are those of the store's index",
+    )
+    return np.asarray(rows)[np.sort(np.fromiter(places.values(), np.int64, len(places)))]
+
+
+def augmentation(name: str = "pad_crop_flip", **options: Any) -> AugmentOptions:
+    """Return random views by the options of `augment=`.
+
+    name     none, pad_crop, pad_crop_flip, resized_crop_flip, or another of conf/augment
+    options  options of `augment`, such as size=224 or operations=[{"kind": "rotation", "degrees": 15}]
+    """
+    from permafrost.config.augment import AugmentOptions
+
+    values = compose("distill", [f"augment={name}"])["augment"]
+    return build_config(AugmentOptions, values | options, "augment")
+
+
+# ---- networks ------------------------------------------------------------------------------------
+
+
+class Explanation(NamedTuple):
+    """Logits of images and the maps of their explained classes, on the CPU."""
+
+    logits: Tensor
+    """f32 [N, K]."""
+    explained_class: Tensor
+    """i64 [N, E]."""
+    maps: Tensor
+    """f32 [N, E, A, h, w], not normalized, on the network's own grid."""
+
+
+def explain(
+    network: nn.Module,
+    images: Tensor | Iterable[Tensor],
+    *,
+    layer: str | None = None,
+    explained_class: Tensor | None = None,
+    batch_size: int = 64,
+) -> Explanation:
+    """Explain the logits of a network by GradCAM, or by the weights of a B-cos network.
+
+    network          a network of permafrost, or any module from images to logits [B, K], then with its `layer`
+    images           f32 [N, 3, H, W] in the form that the network takes, or batches of them
+    layer            name of the module whose output [B, C, h, w] is explained, as in network.named_modules()
+    explained_class  i64 [N, E]; None explains the class of the highest logit
+    batch_size       number of images of a tensor that are computed at once
+
+    Equation of GradCAM: map = relu(sum_k alpha_k A_k), alpha_k = mean_ij dz_c / dA_k. The network is run in eval mode
+    and returned in the mode that it had.
+    """
+    import torch
+
+    from permafrost.models.classifier import Classifier
+    from permafrost.models.explanations import explainer_named, forward_to_explain
+
+    model = network
+    if layer is not None:
+        from permafrost.models.module import ModuleClassifier
+
+        model = ModuleClassifier(network, layer)
+    require(
+        isinstance(model, Classifier),
+        f"explain({type(network).__name__}): name the layer that is explained, layer=...; its modules are "
+        f"{', '.join(name for name, _ in network.named_modules() if name)[:300]}",
+    )
+    assert isinstance(model, Classifier)
+    batches = torch.split(images, batch_size) if isinstance(images, torch.Tensor) else images
+    was_training = network.training
+    model.eval()
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    device = next(model.parameters()).device
+    start = 0
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                output = forward_to_explain(model, batch.to(device))
+                classes = (
+                    output.logits.argmax(dim=1, keepdim=True)
+                    if explained_class is None
+                    else explained_class[start : start + len(batch)].to(device)
+                )
+                start += len(batch)
+                maps = explainer_named(model.explainer)(model, output, classes)
+                parts.append(
+                    (output.logits.detach().float().cpu(), classes.cpu(), maps.detach().cpu())
+                )
+    finally:
+        network.train(was_training)
+    require(bool(parts), "explain: there are no images")
+    return Explanation(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def load_student(run: str | Path) -> Classifier:
+    """Load the frozen network of a finished run, from images in [0, 1] to `ModelOutput`.
+
+    run  name of a run below runs/, or the folder of a trained network
+    """
+    from permafrost.config.runs import RUNS
+    from permafrost.models.saved import is_finished, load_model
+
+    candidates = [Path(run), *(RUNS / run / verb for verb in ("distill", "teach"))]
+    folder = next((path for path in candidates if is_finished(path)), None)
+    if folder is None:
+        raise ConfigError(f"{run} is neither a finished run of ./{RUNS} nor a folder of a network")
+    return load_model(folder)[0]
+
+
+# ---- verbs ---------------------------------------------------------------------------------------
+
+
+@cache
+def stage(verb: str) -> ModuleType:
+    """Import the stage of a verb, whose function `run` does the work."""
+    name = f"permafrost.stages.{verb}"
+    spec = importlib.util.spec_from_file_location(name, TOP / "stages" / f"{verb}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_verb(verb: str, *words: str, **options: Any) -> Any:
+    """Run the stage of a verb in this process, and return its result.
+
+    words    words of the command line, as text
+    options  options as keyword arguments (`permafrost.config.keywords.words_of_options`)
+
+    Raises UserError where the command would end with an error.
+    """
+    return run_words(verb, stage(verb).run, words_of_options(verb, words, options))
+
+
+def precompute(*words: str, **options: Any) -> Any:
+    """Pack inputs into a store, and store the logits and explanations of a frozen teacher once.
+
+    The result has the folder `store`, the names of the `passes`, and the `teacher_accuracy` by split.
+    """
+    return run_verb("precompute", *words, **options)
+
+
+def teach(*words: str, **options: Any) -> Any:
+    """Train a teacher on a store's labels. The result has the file of its `weights`, and `accuracy` by split."""
+    return run_verb("teach", *words, **options)
+
+
+def distill(*words: str, **options: Any) -> DistillResult:
+    """Train one student from a store. The result has its folder `student`, and its network `model`."""
+    result: DistillResult = run_verb("distill", *words, **options)
+    return result
+
+
+def evaluate(*words: str, **options: Any) -> EvaluateResult:
+    """Evaluate a finished student, its teacher or a network. The result has the metrics by split, `splits`."""
+    result: EvaluateResult = run_verb("evaluate", *words, **options)
+    return result
+
+
+def sweep(*words: str, **options: Any) -> Any:
+    """Train and evaluate the students of a sweep: arms, a grid of options, and seeds."""
+    return run_verb("sweep", *words, **options)
+
+
+def report(*words: str, **options: Any) -> Any:
+    """Write the page of a run or a sweep. The result has the file `html`."""
+    return run_verb("report", *words, **options)

@@ -1,0 +1,290 @@
+"""The public data loader: a PyTorch DataLoader of selected records and their stored targets, under the same views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.records import Batch, Targets
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.pixel_augment import PixelAugmentSchedule
+from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.sampler import EpochOrder, ReplayBatchSampler
+from permafrost.loading.transfer import map_leaves, move_batch, pack_batch, unpack_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from permafrost.config.augment import AugmentOptions
+    from permafrost.loading.selected_records import SelectedRecords
+
+_OWN_ARGUMENTS = {
+    "dataset": "pass the records instead",
+    "collate_fn": "batches are read and collated at once; change them in your loop",
+}
+"""Arguments of DataLoader that do not fit, and the way out."""
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Records of a step with their images and targets in one view each, drawn for the record and the epoch.
+
+    Images and targets are computed from the stored values on first use, on the device of the batch, so a batch that is
+    moved to a GPU is rendered there.
+    """
+
+    stored: Batch
+    """The stored frames, targets and matrices of the views."""
+    size: tuple[int, int]
+    """Height and width of the images."""
+
+    def __len__(self) -> int:
+        return len(self.stored.keys)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the records."""
+        return self.stored.keys
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels i64 [B], -1 where unknown; in a store of records with many labels f32 [B, K]."""
+        return self.stored.labels
+
+    @cached_property
+    def images(self) -> Tensor:
+        """Images in their views, f32 [B, 3, H, W] in [0, 1]; rows of a table f32 [B, d]."""
+        return view_images(self.stored, self.size)
+
+    def targets(self, grid: tuple[int, int] | None = None) -> tuple[Targets, ...]:
+        """Return the targets of each teacher pass: logits f32 [B, K], maps f32 [B, E, A, h, w], moved like the images.
+
+        grid  (h, w) of the maps, such as that of the student's features; None is the grid on which they are stored
+        """
+        if grid is not None:
+            return view_targets(self.stored, grid)
+        own = [t.maps.shape[-2:] if t.maps is not None else (1, 1) for t in self.stored.targets]
+        return tuple(
+            view_targets(replace(self.stored, targets=(target,)), (size[0], size[1]))[0]
+            for target, size in zip(self.stored.targets, own, strict=True)
+        )
+
+    @cached_property
+    def _first(self) -> Targets:
+        if not self.stored.targets:
+            raise ConfigError("the batch has no targets; name a pass of the store with teacher=")
+        return self.targets()[0]
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits of the first teacher, f32 [B, K]. Raises ConfigError if the loader reads no pass."""
+        return self._first.logits
+
+    @property
+    def maps(self) -> Tensor:
+        """Explanation maps of the first teacher on their own grid, f32 [B, E, A, h, w].
+
+        Raises ConfigError if the pass has none.
+        """
+        maps = self._first.maps
+        if maps is None:
+            raise ConfigError(
+                f"the pass {self._first.teacher} has no maps; add map to annotate.payloads of precompute"
+            )
+        return maps
+
+    def to(self, device: torch.device | str) -> ViewBatch:
+        """Return the batch on `device`. The copy is asynchronous if the loader pins memory (pin_memory=True)."""
+        return replace(self, stored=move_batch(self.stored, torch.device(device)))
+
+
+class RecordLoader(DataLoader[ViewBatch]):
+    """PyTorch DataLoader of `ViewBatch`es, whose every iteration is an epoch with new views.
+
+    The order and the views are a pure function of `seed` and the epoch, whatever the number of workers. Batches of an
+    epoch are those of a training by `distill` with the same seed and options.
+    """
+
+    def __init__(
+        self,
+        records: SelectedRecords,
+        *,
+        teacher: str | Sequence[str] | None = None,
+        augment: AugmentOptions | None = None,
+        replay: bool = False,
+        payload: str | None = None,
+        batch_size: int = 64,
+        shuffle: bool = True,
+        drop_last: bool | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        decode_threads: int = 1,
+        **options: Any,
+    ) -> None:
+        """Configure the loader.
+
+        records         of `OpenStore.select`
+        teacher         names of passes whose targets are read; None for the only pass of the store, () for none
+        augment         random views (`permafrost.augmentation`); None shows whole frames
+        replay          True replays the views that a pass stores, instead of drawing new ones
+        payload         payload to read besides logits and maps, such as "attention" or "class_maps"
+        shuffle         True draws the order of each epoch anew
+        drop_last       True leaves out the last batch if it is smaller; None: as `shuffle`
+        decode_threads  threads that decode a batch, in each worker
+        options         any other argument of torch.utils.data.DataLoader. A `sampler` or `batch_sampler` gives
+                        positions among the records; each process of a distributed training needs a `seed` of its own
+
+        Raises ConfigError for arguments that do not fit.
+        """
+        store = records.store
+        for name, way_out in _OWN_ARGUMENTS.items():
+            require(name not in options, f"RecordLoader takes no {name}=; {way_out}")
+        require(
+            isinstance(batch_size, int) and batch_size > 0,
+            f"batch_size={batch_size} must be a positive number of records",
+        )
+        drawn = {"sampler", "batch_sampler"} & options.keys()
+        require(not (replay and drawn), "replay=True draws the order itself; leave out the sampler")
+        names = (teacher,) if isinstance(teacher, str) else teacher
+        passes = [] if names == () else store.open_passes(tuple(names or ()), stored_views=replay)
+        require(bool(passes) or not replay, "replay=True needs a pass of stored views; name it")
+        dataset = StoreDataset(
+            store, records.rows, passes, payload=payload, decode_threads=decode_threads
+        )
+        operations = augment is not None and not replay
+        self._views = (
+            ViewSchedule(augment, store.size, seed, one_aspect=dataset.has_frame_aspect)
+            if augment is not None and operations
+            else None
+        )
+        self._pixels = None if augment is None else PixelAugmentSchedule(augment, seed)
+        side = None if augment is None else augment.size
+        self.size = store.size if side is None else (side, side)
+        self._epoch = 0
+        drop_last = shuffle if drop_last is None else drop_last
+        if drawn:
+            if "batch_sampler" not in options:
+                options |= {"batch_size": batch_size, "drop_last": bool(drop_last)}
+        elif replay:
+            order = EpochOrder(dataset.first_positions(), seed)
+            _require_batch(len(dataset), batch_size)
+            options["batch_sampler"] = ReplayBatchSampler(order, batch_size, passes[0].num_views, 1)
+        else:
+            if drop_last:
+                _require_batch(len(dataset), batch_size)
+            options["batch_sampler"] = _BatchSampler(
+                dataset, batch_size, seed if shuffle else None, drop_last=drop_last
+            )
+        if num_workers:
+            context = options.setdefault("multiprocessing_context", "spawn")
+            name = context if isinstance(context, str) else context.get_start_method()
+            # A forked process that inherits zarr's event loop may hang.
+            require(name != "fork", 'multiprocessing_context="fork" may hang; use "spawn"')
+            options.setdefault("persistent_workers", True)
+        super().__init__(
+            dataset,  # type: ignore[arg-type]
+            num_workers=num_workers,
+            collate_fn=_Message.from_worker if num_workers else _Message,  # type: ignore[arg-type]
+            **options,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the number of the next epoch, as after a restart; a sampler with a `set_epoch` is told, too."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[ViewBatch]:  # type: ignore[override]
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        for sampler in (self.batch_sampler, self.sampler):
+            if isinstance(sampler, (_BatchSampler, ReplayBatchSampler)):
+                sampler.set_position(epoch, 0)
+            elif (set_epoch := getattr(sampler, "set_epoch", None)) is not None:
+                set_epoch(epoch)
+        start = 0
+        for step, message in enumerate(super().__iter__()):
+            batch = message.unpack()
+            if self._views is not None:
+                views = self._views.views(epoch, start, batch.aspects)
+                batch = replace(batch, canonical_from_view=views)
+            if self._pixels is not None:
+                changes = self._pixels.draw(epoch, step, start, len(batch.keys))
+                batch = replace(batch, pixel_augment=changes)
+            start += len(batch.keys)
+            yield ViewBatch(batch, self.size)
+
+
+def _require_batch(records: int, batch_size: int) -> None:
+    require(
+        records >= batch_size,
+        f"batch_size={batch_size}, but {records} records are selected; lower it, or set drop_last=False",
+    )
+
+
+class _BatchSampler(Sampler[list[int]]):
+    """Batches of positions, in the order of the epoch or ascending."""
+
+    def __init__(
+        self, dataset: StoreDataset, batch_size: int, seed: int | None, *, drop_last: bool
+    ) -> None:
+        """seed  of the order of epochs; None is ascending"""
+        self.order = None if seed is None else EpochOrder(dataset.first_positions(), seed)
+        self.num_records = len(dataset)
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.epoch = 0
+
+    def set_position(self, epoch: int, first_step: int) -> None:
+        """Set the epoch of the next iteration, which starts at its first step."""
+        assert first_step == 0
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.num_records, self.batch_size)
+        return whole if self.drop_last or not rest else whole + 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rest: list[int] = []
+        for window in self._windows():
+            rest += window
+            ends = range(self.batch_size, len(rest) + 1, self.batch_size)
+            for end in ends:
+                yield rest[end - self.batch_size : end]
+            rest = rest[len(ends) * self.batch_size :]
+        if rest and not self.drop_last:
+            yield rest
+
+    def _windows(self) -> Iterator[list[int]]:
+        if self.order is not None:
+            yield from (window.tolist() for window in self.order.windows(self.epoch))
+        else:
+            for start in range(0, self.num_records, self.batch_size):
+                yield list(range(start, min(start + self.batch_size, self.num_records)))
+
+
+class _Message:
+    """Batch on its way from a worker, which PyTorch pins if it is asked to."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    @classmethod
+    def from_worker(cls, batch: Batch) -> _Message:
+        return cls(pack_batch(batch))
+
+    def unpack(self) -> Batch:
+        return unpack_batch(self.batch)
+
+    def pin_memory(self) -> _Message:
+        """Return the batch in pinned memory."""
+        pinned = map_leaves(
+            unpack_batch(self.batch),
+            lambda leaf: leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf,
+        )
+        return _Message(pinned)

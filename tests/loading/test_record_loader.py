@@ -1,0 +1,143 @@
+"""RecordLoader: the public DataLoader has the batches and the views of a training, with any arguments of PyTorch."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+from permafrost import RecordLoader, UserError, augmentation, open_store
+from permafrost.core.errors import ConfigError
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.record_loader import ViewBatch, _Message
+
+
+@pytest.fixture(scope="module")
+def store(frozen):
+    return open_store(frozen.store.path)
+
+
+def test_batches_and_views_are_those_of_a_training(store):
+    augment = augmentation("pad_crop_flip")
+    records = store.select("train")
+    loader = RecordLoader(records, augment=augment, batch_size=8, seed=5)
+    dataset = StoreDataset(store, records.rows, store.open_passes())
+    trained = TrainLoader(dataset, ViewSchedule(augment, store.size, 5), batch_size=8, seed=5)
+
+    for epoch in range(2):
+        batches, expected = list(loader), list(trained.epoch(epoch))
+
+        assert len(batches) == len(loader) == len(records) // 8
+        for batch, other in zip(batches, expected, strict=True):
+            (targets,) = view_targets(other, (2, 2))
+            assert batch.keys == other.keys
+            assert torch.equal(batch.images, view_images(other, store.size))
+            assert torch.equal(batch.targets((2, 2))[0].maps, targets.maps)
+            assert torch.equal(batch.logits, targets.logits)
+            assert torch.equal(batch.labels, other.labels)
+
+
+def test_each_iteration_is_a_new_epoch_that_set_epoch_repeats(store):
+    loader = RecordLoader(store.select(), augment=augmentation("pad_crop"), batch_size=8)
+    first, second = ([batch.keys for batch in loader] for _ in range(2))
+
+    loader.set_epoch(0)
+
+    assert first != second
+    assert [batch.keys for batch in loader] == first
+
+
+def test_maps_without_a_grid_are_on_their_own(store):
+    (batch, *_) = RecordLoader(store.select("test"), shuffle=False, batch_size=4)
+    (spec,) = [s for s in store.open_passes()[0].manifest.fields if s.name == "map"]
+
+    assert batch.maps.shape == (4, *spec.shape)
+    assert torch.equal(batch.maps, batch.targets(spec.shape[-2:])[0].maps)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_ordered_pass_has_every_record_once_with_any_number_from_workers(store, workers):
+    records = store.select("train")
+    loader = RecordLoader(
+        records,
+        shuffle=False,
+        batch_size=7,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+    )
+
+    keys = [key for batch in loader for key in batch.keys]
+
+    assert len(loader) == -(-len(records) // 7)
+    assert keys == records.keys_at()
+
+
+def test_a_shuffled_epoch_without_drop_last_has_every_record_once(store):
+    records = store.select("train")
+    loader = RecordLoader(records, batch_size=7, drop_last=False)
+
+    keys = [key for batch in loader for key in batch.keys]
+
+    assert keys != records.keys_at()
+    assert sorted(keys) == sorted(records.keys_at())
+
+
+def test_a_sampler_of_pytorch_chooses_positions_and_learns_the_epoch(store):
+    records = store.select("train")
+    halves = []
+    for rank in range(2):
+        sampler = DistributedSampler(range(len(records)), num_replicas=2, rank=rank, drop_last=True)
+        loader = RecordLoader(records, sampler=sampler, batch_size=4, drop_last=False, seed=rank)
+        halves.append([[key for batch in loader for key in batch.keys] for _ in range(2)])
+
+    for epoch in range(2):
+        assert not set(halves[0][epoch]) & set(halves[1][epoch])
+    assert halves[0][0] != halves[0][1]
+
+
+def test_targets_of_no_pass_are_an_error_that_names_the_argument(store):
+    (batch, *_) = RecordLoader(store.select("test"), teacher=(), batch_size=4)
+
+    assert batch.images.shape == (4, 3, *store.size)
+    with pytest.raises(ConfigError, match="teacher="):
+        _ = batch.logits
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"collate_fn": list}, "collate_fn"),
+        ({"batch_size": None}, "batch_size=None"),
+        ({"batch_size": 10**6}, "batch_size=1000000, but"),
+        ({"replay": True}, "stored views"),
+        ({"batch_size": 8, "num_workers": 1, "multiprocessing_context": "fork"}, "fork"),
+        ({"teacher": "nobody"}, "nobody"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(store, options, message):
+    with pytest.raises(UserError, match=message):
+        RecordLoader(store.select(), **options)
+
+
+def test_shuffle_beside_a_sampler_is_left_to_pytorch(store):
+    records = store.select()
+    loader = RecordLoader(records, sampler=SequentialSampler(range(4)), batch_size=2)
+
+    assert [key for batch in loader for key in batch.keys] == records.keys_at([0, 1, 2, 3])
+
+
+def test_what_a_worker_sends_is_what_it_read(store):
+    """Small tensors are sent as bytes. Pinning keeps values (without a GPU, PyTorch does not pin)."""
+    records = store.select("train")
+    dataset = StoreDataset(store, records.rows, store.open_passes())
+    batch = dataset.__getitems__([3, 1])
+
+    sent = copy.deepcopy(_Message.from_worker(batch)).unpack()
+
+    assert sent.keys == batch.keys
+    assert torch.equal(sent.inputs, batch.inputs)
+    assert torch.equal(sent.targets[0].maps, batch.targets[0].maps)
+    assert ViewBatch(sent, store.size).to("cpu").images.dtype == torch.float32
