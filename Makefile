@@ -10,7 +10,7 @@ JOBS ?= 3
 # The tests of a module run in one process, so their fixtures are made once. One thread per process avoids contention.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 DEMO_distill := method.tau=4 method.lambda_map=5
-STAGES := estimate precompute teach verify show distill evaluate sweep report
+STAGES := estimate precompute teach verify show distill evaluate export sweep report
 # Stages with a section cluster.
 CLUSTER_STAGES := estimate precompute teach distill sweep
 LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
@@ -51,9 +51,10 @@ verify: install ## check every byte of a store
 show: install ## draw a store and a pass, with maps and histograms, in one picture
 distill: install ## train a student from a store
 evaluate: install ## evaluate a student
+export: install ## write a student as ONNX and torch.export programs
 sweep: install ## train many students from one store
 report: install ## make an HTML page from a sweep
-teach verify show distill evaluate sweep report:
+teach verify show distill evaluate export sweep report:
 	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),$(DEMO_$@) experiment=demo)
 
 submit render: VERB ?= $(error VERB is missing; name a stage: make $@ VERB=precompute)

@@ -11,7 +11,6 @@ Rerun   the same command writes the same picture
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,17 +43,8 @@ def run(config: ShowConfig) -> ShowResult:
     passes = store.open_passes(config.store.teacher) if store.pass_folders() else []
     sheet = draw_store(store, passes[0] if passes else None, config.show.split, config.show.records)
     path = Path(config.show.output)
-    data = io.BytesIO()
-    sheet.figure.savefig(data, format=path.suffix[1:], dpi=150, metadata=_NO_DATES[path.suffix])
-    write_atomically(path, data.getvalue())
+    write_atomically(path, sheet.encoded(path.suffix[1:]))
     return ShowResult(facts=sheet.facts, picture=str(path))
-
-
-_NO_DATES: dict[str, dict[str, None]] = {
-    ".png": {},
-    ".svg": {"Date": None},
-    ".pdf": {"CreationDate": None},
-}
 
 
 if __name__ == "__main__":

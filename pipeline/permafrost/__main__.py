@@ -19,6 +19,7 @@ VERBS = (
     "show",
     "distill",
     "evaluate",
+    "export",
     "sweep",
     "report",
     "render",

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import ModuleType
 
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from permafrost.config.augment import AugmentOptions
     from permafrost.models.classifier import Classifier
+    from permafrost.reports.store_sheet import StoreSheet
     from permafrost.store.index import Rows
     from permafrost.store.reader import TeacherPass
     from permafrost.students import DistillResult, EvaluateResult
@@ -155,16 +155,16 @@ class OpenStore(Store):
 
     def show(
         self, split: str | None = None, *, teacher: str | None = None, records: int = 24
-    ) -> Figure:
-        """Draw records beside their maps, with facts and histograms, as a picture of a notebook.
+    ) -> StoreSheet:
+        """Draw records beside their maps, with facts and histograms; a notebook displays the picture.
 
-        split    None shows the first one
+        split    None shows train, or the first split of a store without it
         teacher  name of a pass; None shows the only one, or images alone if there is none
         """
         from permafrost.reports.store_sheet import draw_store
 
         passes = self.open_passes([teacher] if teacher else ()) if self.pass_folders() else []
-        return draw_store(self, passes[0] if passes else None, split, records).figure
+        return draw_store(self, passes[0] if passes else None, split, records)
 
     def arrays(
         self,
@@ -377,6 +377,11 @@ def evaluate(*words: str, **options: Any) -> EvaluateResult:
     """Evaluate a finished student, its teacher or a network. The result has the metrics by split, `splits`."""
     result: EvaluateResult = run_verb("evaluate", *words, **options)
     return result
+
+
+def export(*words: str, **options: Any) -> Any:
+    """Write a student as programs that run without this project. The result has the `files` by format."""
+    return run_verb("export", *words, **options)
 
 
 def sweep(*words: str, **options: Any) -> Any:

@@ -40,9 +40,12 @@ from tests.benchmarks.on_ray import ACTORS, actors_figures, actors_name, twin_fi
 from tests.benchmarks.peer import MissingPeerError
 from tests.benchmarks.precomputing import precompute_figures
 from tests.benchmarks.reading import (
+    LOADER_WORKERS,
     bytes_figures,
     checksums_32_figure,
     checksums_224_figure,
+    public_loader_figures,
+    public_loader_name,
     stream_32_figure,
     stream_224_figure,
 )
@@ -76,6 +79,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     stream_224_figure: ("stream_vs_webdataset_224px",),
     checksums_32_figure: ("checksums_epoch_32px",),
     checksums_224_figure: ("checksums_epoch_224px",),
+    public_loader_figures: tuple(public_loader_name(workers) for workers in LOADER_WORKERS),
     bytes_figures: ("bytes_vs_payload", "bytes_vs_one_pt_per_image"),
     twin_figures: ("ray_vs_serial", "gap_between_shards"),
     actors_figures: tuple(actors_name(actors) for actors in ACTORS[1:]),

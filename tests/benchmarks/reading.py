@@ -56,6 +56,74 @@ def _stream_figure(name: str, folder: Path, records: int, side: int, aim: str) -
     return figure(name, pairs, faster=True, unit="us/record", scale=1e6 / records, aim=aim)
 
 
+def public_loader_figures(folder: Path) -> list[Figure]:
+    """Measure epochs of permafrost.RecordLoader against those of the loader of a training, with rendered views."""
+    import permafrost
+    from permafrost.loading.geometry import view_images, view_targets
+    from permafrost.loading.loader import TrainLoader
+    from permafrost.loading.random_views import ViewSchedule
+
+    torch.set_num_threads(1)
+    records, side, grid = 4_000, 32, (8, 8)
+    tars, path = write_tars(folder / "tars", records, side), folder / "store"
+    precompute.run(precompute_config(tars, path))
+    store = permafrost.open_store(path)
+    passes = store.open_passes()
+    views = permafrost.augmentation("pad_crop_flip")
+    figures = []
+    for workers in LOADER_WORKERS:
+        public = permafrost.RecordLoader(
+            store.select("train"), augment=views, batch_size=BATCH, num_workers=workers
+        )
+        rows = rows_of_split(store.index, "train")
+        schedule = ViewSchedule(views, store.size, seed=0)
+        training = TrainLoader(
+            *(StoreDataset(store, rows, passes), schedule),
+            **{"batch_size": BATCH, "seed": 0, "loader_processes": workers},
+        )
+        for dataset in (public.dataset, training.loader.dataset):
+            dataset.keep_bytes = 0  # type: ignore[attr-defined]  # decode in every epoch, as of a large set
+
+        def read_public(loader: permafrost.RecordLoader = public) -> None:
+            counted = 0
+            for batch in loader:
+                (targets,) = batch.targets(grid)
+                counted += _rendered(batch.images, targets.maps, side)
+            assert counted == records
+
+        def read_training(loader: TrainLoader = training) -> None:
+            counted = 0
+            for batch in loader.epoch(0):
+                (targets,) = view_targets(batch, grid)
+                counted += _rendered(view_images(batch, (side, side)), targets.maps, side)
+            assert counted == records
+
+        pairs = in_turn(read_public, read_training, CHECKED_ROUNDS)
+        figures.append(
+            figure(
+                public_loader_name(workers),
+                pairs,
+                **{"faster": True, "unit": "us/record", "scale": 1e6 / records, "aim": ">= 0.9"},
+            )
+        )
+    return figures
+
+
+LOADER_WORKERS = (0, 2)
+
+
+def public_loader_name(workers: int) -> str:
+    """Name of a figure."""
+    return f"public_loader_{workers}_workers"
+
+
+def _rendered(images: torch.Tensor, maps: torch.Tensor | None, side: int) -> int:
+    assert images.shape[1:] == (3, side, side)
+    assert maps is not None
+    assert maps.shape == (len(images), 1, 1, 8, 8)
+    return len(images)
+
+
 def ours(store: Store, teacher: TeacherPass) -> Iterator[dict[str, torch.Tensor]]:
     """Iterate over one epoch in its shuffled order: frames, logits, maps."""
     dataset = StoreDataset(store, rows_of_split(store.index, "train"), [teacher])

@@ -30,6 +30,8 @@ TITLES = {
     "stream_vs_webdataset_224px": "the same, 224 px",
     "checksums_epoch_32px": "an epoch of reading with every byte's checksum compared, cost against none, 32 px",
     "checksums_epoch_224px": "the same, 224 px",
+    "public_loader_0_workers": "`RecordLoader` with rendered views, speed against the loader of `distill`, 32 px",
+    "public_loader_2_workers": "the same, 2 workers of each",
     "bytes_vs_payload": "bytes of a whole pass (Zarr, receipts, manifest) against its payload",
     "bytes_vs_one_pt_per_image": "the same against one `.pt` per image, in disk blocks",
     "precompute_memory_50k_vs_10k": "precompute, peak memory with 50,000 records against 10,000",

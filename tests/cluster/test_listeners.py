@@ -29,6 +29,7 @@ SERIAL = {
     "estimate": ("estimate", *MADE, "teacher=none"),
     "distill": ("distill", *STUDENT, "run=single"),
     "evaluate": ("evaluate", "experiment=demo", "run=single", "evaluators=[accuracy]"),
+    "export": ("export", "experiment=demo", "run=single"),
     "sweep": ("sweep", *STUDENT, *ARMS, "executor=serial"),
     "report": ("report", "experiment=demo", *ACCURACY),
     "render": (

@@ -86,16 +86,18 @@ def test_no_page_has_an_indented_block():
 
 
 def test_every_python_block_is_executed():
-    """Each is executed: by this module, tests/sources, tests/config/test_plugins.py or tests/test_store_format.py."""
+    """Each is executed: here, in tests/sources, test_plugins.py, test_portable.py or test_store_format.py."""
     blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
 
     assert sorted(blocks) == [
         *(
+            "README.md",
             "datasets.md",
             "datasets.md",
             "evaluate.md",
             *["own-loop.md"] * 6,
             *["plug-ins.md"] * 4,
+            "production.md",
             "store-format.md",
         )
     ]
@@ -110,6 +112,17 @@ def test_the_five_lines_of_the_page_show_every_record_once(frozen, capsys):
     keys = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert len(keys) == len(frozen.store.manifest.classes) // 4
     assert set(keys) <= set(frozen.store.index.keys(range(frozen.store.num_records())))
+
+
+def test_the_lines_of_the_readme_show_batches_of_a_store(frozen, capsys):
+    """Without its processes, which import the program that starts them."""
+    (block,) = blocks_of(ROOT / "README.md", "python")
+
+    exec(block.code.replace("num_workers=2", "num_workers=0"), {"store": frozen.store.path})
+
+    assert capsys.readouterr().out.splitlines() == [
+        "torch.Size([32, 3, 16, 16]) torch.Size([32]) torch.Size([32, 10]) torch.Size([32, 1, 1, 4, 4])"
+    ]
 
 
 def test_the_loop_of_the_page_learns_maps_and_logits(frozen):

@@ -7,6 +7,7 @@ import pytest
 from tests.support.paths import ROOT
 
 TOUR = ROOT / "docs" / "tour.ipynb"
+PICTURES = 3
 
 
 def test_the_notebook_is_committed_with_its_outputs():
@@ -15,7 +16,7 @@ def test_the_notebook_is_committed_with_its_outputs():
     outputs = [output for cell in code for output in cell["outputs"]]
 
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
-    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 1
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == PICTURES
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert "/tmp/" not in json.dumps([output.get("text") for output in outputs])
 
@@ -36,4 +37,4 @@ def test_the_notebook_runs():
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) == 1
+    assert len(pictures) == PICTURES

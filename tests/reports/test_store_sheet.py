@@ -10,7 +10,7 @@ from permafrost import open_store
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.core.errors import ConfigError
-from permafrost.reports.store_sheet import _measure, draw_store
+from permafrost.reports.store_sheet import _measure
 from stages import show
 
 
@@ -18,7 +18,7 @@ def test_a_sheet_has_the_facts_and_as_many_records_as_asked(frozen):
     store = open_store(frozen.store.path)
     (teacher,) = store.open_passes()
 
-    sheet = draw_store(store, teacher, "train", records=10)
+    sheet = store.show("train", records=10)
 
     shown = [axis for axis in sheet.figure.axes if axis.images]
     assert len(shown) == 20  # an image and a map each

@@ -19,11 +19,11 @@ from permafrost.config.environment import CONF
 from tests.support.composition import composed_of
 from tests.support.image_sets import image_bytes, write_cifar, write_images, write_mnist
 from tests.support.images import write_tar
+from tests.support.paths import ROOT
 from tests.support.unicauca import write_unicauca
 
 SIDE = 64
 """Side of views in pixels in place of 224."""
-SMALL_NETWORKS = {"unicam/resnet152_to_vgg": "vgg11", "ked/tiny_imagenet": None}
 KED = [
     *("cifar10_cnn", "cifar10_other_trunks", "cifar100", "fashion_mnist", "mnist"),
     *("tiny_imagenet", "unicauca"),
@@ -156,7 +156,7 @@ def run_command(monkeypatch, capsys):
     def run(verb: str, *words: str) -> str:
         monkeypatch.setattr(sys, "argv", [f"permafrost {verb}", *words])
         try:
-            runpy.run_module(f"stages.{verb}", run_name="__main__")
+            runpy.run_path(str(ROOT / "stages" / f"{verb}.py"), run_name="__main__")
         except SystemExit as end:
             pytest.fail(f"{verb} {shlex.join(words)}: exit {end.code}: {capsys.readouterr().err}")
         return capsys.readouterr().out

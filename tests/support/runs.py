@@ -76,6 +76,7 @@ def save_student(frozen, run, seed=5):
             config=config,
             num_classes=10,
             input_size=(16, 16),
+            classes=tuple(frozen.store.manifest.classes),
             teachers=(frozen.store.pass_folders()[0].name,),
         ),
     )

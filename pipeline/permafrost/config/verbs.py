@@ -18,7 +18,7 @@ from permafrost.config.cluster import (
 )
 from permafrost.config.data import SOURCES, DataConfig, NoDataConfig
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
+from permafrost.config.evaluation import EVALUATORS, EvaluateOptions, Frame
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
 from permafrost.config.methods import METHODS, MethodConfig, Mode
 from permafrost.config.models import MODELS, ModelConfig, NoModelConfig, whole_frame
@@ -166,7 +166,7 @@ class ShowOptions(Options):
     section: ClassVar[str] = "show"
 
     split: str | None = None
-    """Split whose records are shown; null shows the first one."""
+    """Split whose records are shown; null shows train, or the first split of a store without it."""
     records: Annotated[int, Ge(1), Le(200)] = 24
     """Number of records that are shown."""
     output: str = "store.png"
@@ -186,6 +186,32 @@ class ShowConfig(Options):
 
     store: StoreOptions
     show: ShowOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Options):
+    """Programs that `export` writes."""
+
+    section: ClassVar[str] = "export"
+
+    formats: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch")
+    """Formats of the programs. onnx: student.onnx, for ONNX runtimes. torch: student.pt2, for torch.export.load."""
+    frame: Frame = "auto"
+    """Part of an image that the student receives, as evaluate.frame."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.formats) > 0, "export.formats is empty; name onnx, torch or both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Options):
+    """Sections that `export` reads; the student is the one of `run`."""
+
+    store: StoreOptions
+    export: ExportOptions
+    run: str = "untitled"
+    """Folder below runs/ of the student to export."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,6 +398,7 @@ VERBS: dict[str, type[Any]] = {
     "show": ShowConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
     "sweep": SweepConfig,
     "report": ReportConfig,
     "render": RenderConfig,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -29,11 +31,22 @@ _COLUMNS = 8
 _SIDE = (112, 112)
 
 
-class StoreSheet(NamedTuple):
-    """The picture, and its facts as text by name."""
+@dataclass(frozen=True)
+class StoreSheet:
+    """The picture, which a notebook displays, and its facts as text by name."""
 
     figure: Figure
     facts: dict[str, str]
+
+    def encoded(self, file_format: str) -> bytes:
+        """Return the picture as a file of a format (png, svg or pdf); the same picture has the same bytes."""
+        data = io.BytesIO()
+        dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_format, {})
+        self.figure.savefig(data, format=file_format, dpi=150, metadata=dates)
+        return data.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.encoded("png")
 
 
 class _Sample(NamedTuple):
@@ -54,7 +67,7 @@ def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
         "records": records,
         "inputs": f"{width} columns"
         if store.is_table
-        else f"frames of {width}x{height}, {manifest.canonical.format if manifest.canonical else ''}",
+        else f"frames of {width}x{height}, store.format={manifest.canonical.format if manifest.canonical else ''}",
     }
     if teacher is None:
         return facts
@@ -67,7 +80,9 @@ def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
         f"{str(network.get('weights_sha256'))[:12]}, {network.get('dtype', '')}",
         "explainer": teacher.explainer or "none",
         "views": str(own["views"]),
-        "maps": f"{own['map']}, cosine to float32 {own['fidelity']}" if "map" in own else "none",
+        "maps": f"{own['map']}, cosine to float32 {own['fidelity']:.6f}"
+        if "map" in own
+        else "none",
         "bytes": f"{own['bytes']:,.0f} a record, {own['records']:,} records",
     }
     return facts
@@ -80,17 +95,28 @@ def draw_store(
     """Draw records of a split, each beside its map, and histograms of a sample of the split.
 
     teacher  pass whose maps and logits are shown, None for images alone
-    split    None is the first split of the store
+    split    None is train, or the first split of a store without it
     records  number of pictures
     """
     facts = describe_store(store, teacher)
-    chosen = split or next(iter(store.manifest.records))
+    splits = store.manifest.records
+    chosen = split or ("train" if "train" in splits else next(iter(splits)))
     rows = _spread(store, chosen, records)
     passes = [] if teacher is None else [teacher]
     lines = -(-len(rows) // _COLUMNS) if not store.is_table else 0
-    figure = Figure(figsize=(12, 1.9 + 1.0 * lines + (2.2 if teacher is not None else 0)))
+    # Inches: the facts, each line of records below its titles, and the histograms below theirs.
+    heights = [0.17 * len(facts) + 0.1, *[0.95] * lines, 0.45, 1.4 if teacher is not None else 0.01]
+    height = sum(heights) + 0.5
+    figure = Figure(figsize=(12, height))
     grid = figure.add_gridspec(
-        lines + 2, 2 * _COLUMNS, height_ratios=[1.4, *[1.0] * lines, 1.6], wspace=0.05, hspace=0.3
+        *(len(heights), 2 * _COLUMNS),
+        height_ratios=heights,
+        wspace=0.05,
+        hspace=0,
+        left=0.02,
+        right=0.98,
+        bottom=0.35 / height,
+        top=1 - 0.15 / height,
     )
     text = figure.add_subplot(grid[0, :])
     text.set_axis_off()
@@ -136,6 +162,7 @@ def _draw_pairs(
 def _axis(figure: Figure, grid: object, line: int, column: int) -> Axes:
     axis: Axes = figure.add_subplot(grid[line, column])  # type: ignore[index]
     axis.set_axis_off()
+    axis.set_anchor("S")
     return axis
 
 

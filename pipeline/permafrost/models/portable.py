@@ -1,0 +1,199 @@
+"""Programs of a trained network that run without this project: torch.export and ONNX, with all preprocessing.
+
+The program takes decoded pixels of any size and repeats what an evaluation does: the canonical frame of the store, the
+evaluated part of it, and the network's own normalization.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from permafrost.config.models import CENTER_CROP_FRACTION
+from permafrost.core.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from permafrost.models.classifier import Classifier
+
+Format = Literal["onnx", "torch"]
+FILE_NAMES: Mapping[Format, str] = {"onnx": "student.onnx", "torch": "student.pt2"}
+TOLERANCE = 1e-4
+"""Largest difference of a program's logits from the network's, relative to the largest logit if that is above 1."""
+_LARGEST_SIDE = 16384
+"""Pixels of the longest side that a program takes."""
+
+
+class WrongProgramError(UserError):
+    """Error for a program whose logits are not those of the network."""
+
+
+@dataclass(frozen=True)
+class EvaluatedFrame:
+    """What an evaluation shows of an image to the network."""
+
+    canonical_size: tuple[int, int]
+    """(height, width) of the canonical frame."""
+    input_size: tuple[int, int]
+    """(height, width) of the network's input."""
+    is_cropped: bool
+    """Whether the input is the center crop of the original image, 7/8 of its shorter side, and not all of it."""
+
+
+class PixelsToLogits(nn.Module):
+    """Program from images u8 [B, 3, H, W] of one size to logits f32 [B, K]."""
+
+    def __init__(self, network: Classifier, frame: EvaluatedFrame) -> None:
+        super().__init__()
+        self.network = network
+        self.frame = frame
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of an evaluation of the images."""
+        height, width = images.shape[-2:]
+        # As store.frames.resize_frame does; the same operation leaves images of that size as they are.
+        size = list(self.frame.canonical_size)
+        pixels = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        pixels = pixels.round().clamp(0, 255)
+        if self.frame.is_cropped or self.frame.canonical_size != self.frame.input_size:
+            pixels = self._sample(pixels, height, width)
+        logits: Tensor = self.network(pixels / 255).logits
+        return logits
+
+    def _sample(self, pixels: Tensor, height: int, width: int) -> Tensor:
+        """Sample the evaluated part of the canonical frame, as loading.geometry.warp does inside the frame."""
+        rows, columns = self.frame.input_size
+        down = (2 * torch.arange(rows) + 1) / rows - 1
+        across = (2 * torch.arange(columns) + 1) / columns - 1
+        if self.frame.is_cropped:
+            side = CENTER_CROP_FRACTION * cast("int", torch.sym_min(height, width))
+            down, across = down * (side / height), across * (side / width)
+        grid = torch.stack([across.expand(rows, -1), down[:, None].expand(-1, columns)], dim=-1)
+        grid = grid.expand(pixels.shape[0], -1, -1, -1)
+        return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+class RowsToLogits(nn.Module):
+    """Program from rows f32 [B, d], as they are stored, to logits f32 [B, K]."""
+
+    def __init__(self, network: Classifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.network(rows).logits
+        return logits
+
+
+def input_name(program: nn.Module) -> str:
+    """Return the name of a program's only input."""
+    return "rows" if isinstance(program, RowsToLogits) else "images"
+
+
+def sample_inputs(program: nn.Module, columns: int) -> Tensor:
+    """Return two inputs with which a program is traced and checked: frames of noise, or rows of `columns` numbers."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(program, RowsToLogits):
+        return torch.randn(2, columns, generator=generator)
+    size = cast("PixelsToLogits", program).frame.canonical_size
+    return torch.randint(0, 256, (2, 3, *size), generator=generator, dtype=torch.uint8)
+
+
+def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
+    """Trace a program with torch.export, for any number of inputs and any size of images.
+
+    Raises ConfigError for a network that cannot be traced.
+    """
+    dim = torch.export.Dim
+    sizes: dict[int, Any] = {0: dim("batch", min=1)}
+    if inputs.ndim == 4:
+        sizes |= {
+            2: dim("height", min=1, max=_LARGEST_SIDE),
+            3: dim("width", min=1, max=_LARGEST_SIDE),
+        }
+    try:
+        with torch.no_grad():
+            return torch.export.export(program.eval(), (inputs,), dynamic_shapes=(sizes,))
+    except Exception as error:  # torch.export raises many types of exceptions
+        raise ConfigError(
+            f"torch.export cannot trace this network ({type(error).__name__}: {str(error).splitlines()[0]}); a network "
+            "of your own must not branch on the values of tensors"
+        ) from error
+
+
+def encode(
+    traced: torch.export.ExportedProgram, file_format: Format, name: str, facts: Mapping[str, Any]
+) -> bytes:
+    """Return a traced program as a file of a format.
+
+    name   of the input
+    facts  values that a reader of the file needs, written as JSON: metadata of ONNX, extra files of torch.export
+    """
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()
+    }
+    if file_format == "torch":
+        data = io.BytesIO()
+        torch.export.save(traced, data, extra_files=dict(texts))
+        return data.getvalue()
+    require_onnx()
+    for library in ("onnx_ir", "onnxscript"):  # which log each pass of their optimizers
+        logging.getLogger(library).setLevel(logging.WARNING)
+    program = torch.onnx.export(
+        *(traced,), input_names=[name], output_names=["logits"], dynamo=True, verbose=False
+    )
+    assert program is not None
+    program.model.metadata_props.update(texts)
+    encoded: bytes = program.model_proto.SerializeToString()
+    return encoded
+
+
+def run_program(data: bytes, file_format: Format, name: str, inputs: Tensor) -> Tensor:
+    """Return the logits that a file's program computes."""
+    if file_format == "torch":
+        loaded: Tensor = torch.export.load(io.BytesIO(data)).module()(inputs)
+        return loaded
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {name: inputs.numpy()})[0])
+
+
+def check_program(data: bytes, file_format: Format, program: nn.Module, inputs: Tensor) -> float:
+    """Return the largest difference between the logits of a file and of the program that it was made from.
+
+    Raises WrongProgramError if it is above TOLERANCE.
+    """
+    with torch.no_grad():
+        expected: Tensor = program(inputs)
+        actual = run_program(data, file_format, input_name(program), inputs)
+    difference = float((actual - expected).abs().max())
+    limit = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not difference <= limit:
+        raise WrongProgramError(
+            f"the logits of the {file_format} program differ by {difference:.2g} from the network's (at most "
+            f"{limit:.2g} is rounding), so it was not written; choose another of export.formats"
+        )
+    return difference
+
+
+def require_onnx() -> None:
+    """Raise ConfigError without the packages that write and run ONNX."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"export.formats=[onnx] needs the package {error.name}; install permafrost[onnx], or choose "
+            "export.formats=[torch]"
+        ) from error
+    onnxruntime.set_default_logger_severity(3)

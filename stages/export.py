@@ -1,0 +1,84 @@
+"""Export a student as programs that run without this project: torch.export and ONNX, with all preprocessing.
+
+    permafrost export experiment=demo run=demo/students/e2kd-s0
+    permafrost export store.path=stores/photos run=photos export.formats=[torch]
+
+Each program takes the pixels of decoded images and returns logits. It is run once, and must give the network's logits.
+
+Reads   runs/<run>/distill/, and the size of the frames of <store.path>
+Writes  student.onnx (needs the extra `onnx`) and student.pt2 in runs/<run>/distill/export/
+Rerun   the programs are written again
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from permafrost.cli import main
+from permafrost.config.runs import RUNS
+from permafrost.config.version import __version__
+from permafrost.core.files import write_atomically
+from permafrost.models.saved import EXPORT_FOLDER, load_model
+from permafrost.store.reader import Store
+
+if TYPE_CHECKING:
+    from permafrost.config.verbs import ExportConfig
+    from permafrost.models.portable import EvaluatedFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """Files of the programs by format, and how far their logits are from the network's."""
+
+    files: dict[str, str]
+    largest_difference: float
+
+    def printed(self) -> dict[str, str]:
+        """Values for the terminal."""
+        return {**self.files, "largest_difference": f"{self.largest_difference:.1e}"}
+
+
+def run(config: ExportConfig) -> ExportResult:
+    """Trace the student, and write and check a program of each format."""
+    from permafrost.models import portable
+
+    student = RUNS / config.run / "distill"
+    network, trained = load_model(student)
+    store = Store(config.store.folder)
+    if "onnx" in config.export.formats:
+        portable.require_onnx()
+    program = (
+        portable.RowsToLogits(network)
+        if store.is_table
+        else portable.PixelsToLogits(network, _frame(config, store, trained.input_size))
+    )
+    inputs = portable.sample_inputs(program, store.size[1])
+    traced = portable.trace(program, inputs)
+    license_of_weights = getattr(trained.config, "license", None)
+    facts = {
+        "classes": list(trained.classes),
+        "run": config.run,
+        "input": "rows f32 [B, d]" if store.is_table else "decoded RGB images u8 [B, 3, H, W]",
+        "made_by": f"permafrost {__version__}",
+    } | ({"license": license_of_weights} if license_of_weights else {})
+    files: dict[str, str] = {}
+    differences = []
+    for file_format in config.export.formats:
+        data = portable.encode(traced, file_format, portable.input_name(program), facts)
+        differences.append(portable.check_program(data, file_format, program, inputs))
+        path = student / EXPORT_FOLDER / portable.FILE_NAMES[file_format]
+        write_atomically(path, data)
+        files[file_format] = str(path)
+    return ExportResult(files=files, largest_difference=max(differences))
+
+
+def _frame(config: ExportConfig, store: Store, size: tuple[int, int]) -> EvaluatedFrame:
+    from permafrost.models.portable import EvaluatedFrame
+
+    whole = config.export.frame == "full" or (config.export.frame == "auto" and store.size == size)
+    return EvaluatedFrame(canonical_size=store.size, input_size=size, is_cropped=not whole)
+
+
+if __name__ == "__main__":
+    main("export", run, __doc__)

@@ -1,0 +1,218 @@
+"""Programs of a student for use without this project: ONNX and torch.export, with all preprocessing."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import permafrost
+from permafrost.config.models import CifarModelConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Batch
+from permafrost.loading.geometry import evaluation_view, view_images
+from permafrost.models.cifar import CifarResNet
+from permafrost.models.classifier import ModelOutput
+from permafrost.models.portable import (
+    EvaluatedFrame,
+    PixelsToLogits,
+    RowsToLogits,
+    WrongProgramError,
+    check_program,
+    encode,
+    run_program,
+    trace,
+)
+from permafrost.models.providers import freeze
+from permafrost.store.frames import resize_frame
+from tests.support.pages import blocks_of
+from tests.support.paths import ROOT
+from tests.support.runs import save_student
+
+
+def noise(*shape):
+    return torch.randint(
+        0, 256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
+
+
+def small_resnet(seed=0):
+    torch.manual_seed(seed)
+    return freeze(CifarResNet(CifarModelConfig(name="resnet8", width=4), 10))
+
+
+def evaluated_logits(network, images, frame, canonical_size, input_size):
+    """Logits of an evaluation of images of one size, each in a store of frames."""
+    batch = Batch(
+        keys=tuple(map(str, range(len(images)))),
+        record_index=torch.arange(len(images)),
+        inputs=torch.stack([resize_frame(image, canonical_size) for image in images]),
+        canonical_from_view=None,
+        view_index=torch.zeros(len(images), dtype=torch.long),
+        original_size=torch.tensor([images.shape[-2:]] * len(images)).float(),
+        labels=torch.zeros(len(images), dtype=torch.long),
+        groups=torch.full((len(images),), -1),
+    )
+    return network(view_images(evaluation_view(batch, frame, input_size), input_size)).logits
+
+
+# ---- preprocessing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (40, 48), (75, 50), (20, 90)], ids=str)
+@pytest.mark.parametrize(
+    ("frame", "canonical_size", "input_size"),
+    [
+        ("full", (32, 32), (32, 32)),
+        ("full", (40, 48), (32, 32)),
+        ("center_crop", (40, 48), (32, 32)),
+        ("center_crop", (32, 32), (32, 32)),
+    ],
+    ids=str,
+)
+def test_the_program_repeats_an_evaluation(shape, frame, canonical_size, input_size):
+    network, images = small_resnet(), noise(2, 3, *shape)
+    program = PixelsToLogits(
+        network, EvaluatedFrame(canonical_size, input_size, frame == "center_crop")
+    )
+
+    expected = evaluated_logits(network, images, frame, canonical_size, input_size)
+
+    torch.testing.assert_close(program(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_crop_sees_less_than_the_whole_image():
+    """Control: the frames of the test above are not alike."""
+    network, images = small_resnet(), noise(2, 3, 40, 48)
+    whole, cropped = (
+        PixelsToLogits(network, EvaluatedFrame((40, 48), (32, 32), is_cropped))(images)
+        for is_cropped in (False, True)
+    )
+
+    assert (whole - cropped).abs().max() > 1e-2
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(frozen, tmp_path_factory):
+    """Result of the verb, and the student's network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("exported"))
+        save_student(frozen, "one")
+        result = permafrost.export(run="one", store=frozen.store.path)
+        files = {name: Path(path).read_bytes() for name, path in result.files.items()}
+        yield files, result, permafrost.load_student("one")
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "torch"])
+def test_a_file_gives_the_logits_of_an_evaluation(exported, file_format):
+    files, result, network = exported
+    assert 0 < result.largest_difference < 1e-4
+
+    for shape, tolerance in [
+        ((1, 3, 16, 16), 1e-4),
+        ((3, 3, 16, 16), 1e-4),
+        ((2, 3, 61, 43), 0.02),  # a resized pixel may be rounded the other way
+    ]:
+        images = noise(*shape)
+        expected = evaluated_logits(network, images, "auto", (16, 16), (16, 16))
+        actual = run_program(files[file_format], file_format, "images", images)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+        assert expected.abs().max() > 0.1
+
+
+def test_the_program_of_the_page_names_the_class(exported, tmp_path, monkeypatch, capsys):
+    files, _, network = exported
+    (program,) = blocks_of(ROOT / "docs/howto/production.md", "python")
+    (tmp_path / "student.onnx").write_bytes(files["onnx"])
+    images = noise(2, 3, 16, 16)
+    for number, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program.py", "student.onnx", "0.png", "1.png"])
+
+    exec(program.code, {})
+
+    probabilities = network(images / 255).logits.softmax(dim=1)
+    best = probabilities.max(dim=1)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines] == [
+        [f"{number}.png", str(int(index))] for number, index in enumerate(best.indices)
+    ]
+    for line, probability in zip(lines, best.values, strict=True):
+        assert float(line[2]) == pytest.approx(float(probability), abs=6e-4)
+    assert len(program.code.splitlines()) <= 20
+
+
+def test_a_file_of_torch_has_its_facts(exported):
+    files, _, _ = exported
+    facts = {"classes": "", "run": "", "input": ""}
+
+    torch.export.load(io.BytesIO(files["torch"]), extra_files=facts)
+
+    assert facts["run"] == "one"
+    assert facts["classes"].startswith("[")
+    assert facts["input"] == "decoded RGB images u8 [B, 3, H, W]"
+
+
+class Columns(torch.nn.Module):
+    """Network of the rows of a table."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(5, 3)
+
+    def forward(self, rows):
+        features = torch.relu(self.layer(rows))
+        return ModelOutput(logits=features, features=features[:, :, None, None])
+
+
+def test_a_program_of_rows_takes_any_number_of_them():
+    program = RowsToLogits(freeze(Columns()))
+
+    data = encode(trace(program, torch.rand(2, 5)), "torch", "rows", {})
+
+    rows = torch.rand(7, 5)
+    torch.testing.assert_close(run_program(data, "torch", "rows", rows), program(rows))
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def test_a_program_of_another_network_is_not_written():
+    frame, images = EvaluatedFrame((16, 16), (16, 16), False), noise(2, 3, 16, 16)
+    other, network = (PixelsToLogits(small_resnet(seed), frame) for seed in (0, 1))
+    data = encode(trace(other, images), "torch", "images", {})
+
+    assert check_program(data, "torch", other, images) < 1e-5
+    with pytest.raises(WrongProgramError, match="the logits of the torch program differ by"):
+        check_program(data, "torch", network, images)
+
+
+class Undecided(Columns):
+    """Network that branches on values."""
+
+    def forward(self, rows):
+        return super().forward(rows if rows.sum() > 0 else -rows)
+
+
+def test_a_network_that_cannot_be_traced_is_an_error():
+    with pytest.raises(ConfigError, match="cannot trace this network"):
+        trace(RowsToLogits(Undecided()), torch.rand(2, 5))
+
+
+def test_missing_packages_are_named(frozen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_student(frozen, "one")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+    with pytest.raises(
+        ConfigError, match=r"needs the package onnxruntime; install permafrost\[onnx\]"
+    ):
+        permafrost.export(run="one", store=frozen.store.path)
+    with pytest.raises(ConfigError, match="runs/gone/distill holds no finished model"):
+        permafrost.export(run="gone", store=frozen.store.path)
