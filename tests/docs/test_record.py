@@ -22,13 +22,16 @@ REPORT = {
 
 def test_results_come_back_as_they_were_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "EXPERIMENTS", tmp_path)
-    results = record.committed_results(REPORT, "permafrost sweep experiment=mine", "2 cores")
+    results = record.committed_results(
+        REPORT, "permafrost sweep experiment=mine", "2 cores", "held-out images"
+    )
 
     (tmp_path / "mine.results.json").write_text(record.one_row_a_line(results))
 
     assert measured.results_of("mine") == {
         "command": "permafrost sweep experiment=mine",
         "machine": "2 cores",
+        "chosen_on": "held-out images",
         "teacher": {"accuracy": 0.8},
         "runs": [
             {"method": "kd", "seed": 0, "accuracy": 0.33333},
@@ -54,8 +57,30 @@ def test_a_new_measurement_keeps_what_was_added_by_hand(tmp_path, monkeypatch):
     assert (found["chosen_on"], "differences" in found, len(found["runs"])) == ("holdout", False, 2)
 
 
+def test_on_what_options_were_chosen_must_be_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measured, "EXPERIMENTS", tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    words = ["record", str(tmp_path / "report.json"), "mine", "--machine", "2 cores"]
+
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        record.main()
+
+    assert "say on what the options of mine.results.json were chosen" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*words, "--chosen-on", "held-out images, seed 0"])
+    record.main()
+    assert measured.results_of("mine")["chosen_on"] == "held-out images, seed 0"
+
+
+def test_every_committed_result_says_on_what_its_options_were_chosen():
+    files = list(measured.EXPERIMENTS.glob("**/*.results.json"))
+
+    assert len(files) > 40
+    assert [str(path) for path in files if not json.loads(path.read_text()).get("chosen_on")] == []
+
+
 def test_a_student_has_a_line_of_its_own():
-    text = record.one_row_a_line(record.committed_results(REPORT, "make", "2 cores"))
+    text = record.one_row_a_line(record.committed_results(REPORT, "make", "2 cores", "nothing"))
 
     lines = [line for line in text.splitlines() if '"seed"' in line]
     assert [json.loads(line.strip(" ,"))["seed"] for line in lines] == [0, 1]
@@ -64,11 +89,13 @@ def test_a_student_has_a_line_of_its_own():
 def test_a_student_without_a_value_has_no_entry_for_it():
     rows = [{"method": "labels", "seed": 0, "accuracy": 0.5, "distilled": None}]
 
-    results = record.committed_results({"runs": rows}, "make", "2 cores")
+    results = record.committed_results({"runs": rows}, "make", "2 cores", "nothing")
 
     assert results["runs"] == [{"method": "labels", "seed": 0, "accuracy": 0.5}]
 
 
 def test_a_report_without_students_is_refused():
     with pytest.raises(ValueError, match="no evaluated students"):
-        record.committed_results({"teacher": {"accuracy": 0.8}, "runs": []}, "make", "2 cores")
+        record.committed_results(
+            {"teacher": {"accuracy": 0.8}, "runs": []}, "make", "2 cores", "nothing"
+        )

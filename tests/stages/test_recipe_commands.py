@@ -134,17 +134,20 @@ def reducing_words(verb: str, words: list[str]) -> list[str]:
     if verb == "precompute":
         return [*less, "executor=serial"]
     if verb == "teach":
-        return [*less, "teaching.trainer.epochs=1", "teaching.trainer.batch_size=8"]
+        # A learning rate for the batches and images of the real set diverges on noise.
+        rate = "teaching.optimizer.lr=0.0001"
+        return [*less, "teaching.trainer.epochs=1", "teaching.trainer.batch_size=8", rate]
     if verb == "distill":
         return [*less, "trainer.epochs=1", "trainer.batch_size=8"]
     if verb == "sweep":
         grid = {
             option: [100 if 100 in values else values[-1]]
-            for option, values in composed["grid"].items()
+            for option, values in (composed["grid"] or {}).items()
         }
         if recipe == "unicam/resnet152_to_vgg":
             grid["student.name"] = ["vgg11"]
-        less += ["trainer.epochs=1", "trainer.batch_size=16", f"seeds=[{composed['seeds'][0]}]"]
+        less += ["trainer.epochs=1", "trainer.batch_size=16", "optimizer.lr=0.0001"]
+        less += [f"seeds=[{composed['seeds'][0]}]"]
         less += [f"grid={json.dumps(grid)}", "executor=serial"]
     return less
 
