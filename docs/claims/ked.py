@@ -78,7 +78,7 @@ CLAIMS = (
         ),
     ),
     Claim(
-        title="KED + FitNet is better than KD + FitNet",
+        title="KED with FitNet is better than KD with FitNet",
         reported="KED + FitNet above KD + FitNet on CIFAR-100 and Tiny ImageNet.",
         small=(),
         here=(

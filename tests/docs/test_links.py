@@ -59,6 +59,14 @@ def clicks_from_readme():
     return clicks
 
 
+def test_a_linked_heading_has_the_same_anchor_on_github_and_on_the_site():
+    """GitHub keeps two hyphens in a row, as of `A + B`, and the site's generator does not."""
+    targets = [target for page in PAGES for target in links_of(page) if "://" not in target]
+
+    assert len(targets) > 100
+    assert [target for target in targets if "--" in target.partition("#")[2]] == []
+
+
 def test_the_questions_of_newcomers_are_answered_where_the_page_of_questions_says():
     page = DOCS / "development" / "questions.md"
     rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()[8:]]
