@@ -1,5 +1,6 @@
 """The library: what `import permafrost` offers, selections and tables of a store, explanations, verbs as functions."""
 
+import doctest
 import json
 import subprocess
 import sys
@@ -44,6 +45,26 @@ def test_every_public_name_is_documented_and_imported_on_first_use():
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
     )
     assert shown.stdout.split() == ["False", "False"]
+
+
+EXAMPLES = ("RecordLoader", "augmentation", "explain", "kd_loss", "load_student", "map_cosine")
+
+
+@pytest.mark.parametrize("name", [*EXAMPLES, "open_store"])
+def test_the_example_of_a_public_name_runs(frozen, tmp_path, monkeypatch, name):
+    """Those of the verbs are on the pages (tests/docs/test_commands.py)."""
+    monkeypatch.chdir(tmp_path)
+    student = save_student(frozen, "one") if name == "load_student" else None
+    member = getattr(permafrost, name)
+    names = vars(sys.modules[member.__module__]) | {"path": frozen.store.path, "student": student}
+
+    (example,) = (
+        test
+        for test in doctest.DocTestFinder(recurse=False).find(member, name, globs=names)
+        if test.examples
+    )
+
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 # ---- a store -------------------------------------------------------------------------------------

@@ -86,6 +86,33 @@ def which_method_few_images() -> str:
     return table(("with logits, %", "accuracy", "agreement", "accuracy minus KD"), rows)
 
 
+SHORTCUT = {
+    "KD": "kd",
+    "e2KD, one map a record": "e2kd",
+    "AT": "at",
+    "CAT-KD": "cat_kd",
+    "ReviewKD, live": "review_kd",
+}
+_LENGTHS = (90, 270)
+
+
+def which_method_shortcut() -> str:
+    """Methods on the demo's swapped photographs, after two lengths of training."""
+    rows: Rows = []
+    for label, arm in SHORTCUT.items():
+        cells: list[Cell] = []
+        for epochs in _LENGTHS:
+            runs, e2kd = (
+                runs_of("demo_methods", f"{name} epochs={epochs}") for name in (arm, "e2kd")
+            )
+            cells += [spread(runs, "accuracy_swapped"), difference(runs, e2kd, "accuracy_swapped")]
+        longest = runs_of("demo_methods", f"{arm} epochs={_LENGTHS[-1]}")
+        rows.append((label, [*cells, *(spread(longest, name) for name in ("epg", "agreement"))]))
+    heads = [f"swapped, {_LENGTHS[0]} epochs", "minus e2KD"]
+    heads += [f"swapped, {_LENGTHS[1]} epochs", "minus e2KD", "EPG", "agreement"]
+    return table(("with logits, %", *heads), rows)
+
+
 class DataSet(NamedTuple):
     """A data set, the grid of its teacher's maps, and the mean size of its images if it was measured."""
 
@@ -136,4 +163,4 @@ def size(count: float) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-TABLES = (readme_results, which_method_few_images, store_sizes)
+TABLES = (readme_results, which_method_few_images, which_method_shortcut, store_sizes)

@@ -191,7 +191,14 @@ class OpenStore(Store):
 
 
 def open_store(path: str | Path) -> OpenStore:
-    """Open a finished store. Raises UserError if the folder contains none."""
+    """Open a finished store. Raises UserError if the folder contains none.
+
+    >>> opened = open_store(path)
+    >>> len(opened.select("train", shots=1)), opened.table("train").column_names
+    (10, ['key', 'split', 'label', 'logits'])
+    >>> opened.arrays("train")["logits"].shape
+    (40, 10)
+    """
     return OpenStore(path)
 
 
@@ -230,6 +237,9 @@ def augmentation(name: str = "pad_crop_flip", **options: Any) -> AugmentOptions:
 
     name     none, pad_crop, pad_crop_flip, resized_crop_flip, or another of conf/augment
     options  options of `augment`, such as size=224 or operations=[{"kind": "rotation", "degrees": 15}]
+
+    >>> [operation.kind for operation in augmentation("pad_crop_flip").operations]
+    ['pad_crop', 'horizontal_flip']
     """
     from permafrost.config.augment import AugmentOptions
 
@@ -269,6 +279,13 @@ def explain(
 
     Equation of GradCAM: map = relu(sum_k alpha_k A_k), alpha_k = mean_ij dz_c / dA_k. The network is run in eval mode
     and returned in the mode that it had.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 5))
+    >>> explained = explain(network, torch.rand(6, 3, 16, 16), layer="1", batch_size=4)
+    >>> explained.logits.shape, explained.maps.shape
+    (torch.Size([6, 5]), torch.Size([6, 1, 1, 7, 7]))
     """
     import torch
 
@@ -316,6 +333,10 @@ def load_student(run: str | Path) -> Classifier:
     """Load the frozen network of a finished run, from images in [0, 1] to `ModelOutput`.
 
     run  name of a run below runs/, or the folder of a trained network
+
+    >>> import torch
+    >>> load_student(student)(torch.rand(4, 3, 16, 16)).logits.shape
+    torch.Size([4, 10])
     """
     from permafrost.config.runs import RUNS
     from permafrost.models.saved import is_finished, load_model

@@ -111,6 +111,12 @@ class RecordLoader(DataLoader[ViewBatch]):
 
     The order and the views are a pure function of `seed` and the epoch, whatever the number of workers. Batches of an
     epoch are those of a training by `distill` with the same seed and options.
+
+    >>> import permafrost
+    >>> records = permafrost.open_store(path).select("train")
+    >>> batch = next(iter(RecordLoader(records, batch_size=8)))
+    >>> batch.images.shape, batch.logits.shape, batch.maps.shape
+    (torch.Size([8, 3, 16, 16]), torch.Size([8, 10]), torch.Size([8, 1, 1, 4, 4]))
     """
 
     def __init__(

@@ -32,6 +32,12 @@ def map_cosine(
 
     student_maps, teacher_maps  [B, E, A, h, w], on the same grid, of any positive scale
     returns                     [B, E] (0 where invalid, without a gradient) and bool [B, E]
+
+    >>> import torch
+    >>> maps = torch.eye(4).reshape(1, 1, 1, 4, 4)
+    >>> cosine, valid = map_cosine(3 * maps, maps, size=(32, 32))
+    >>> round(cosine.item(), 5), valid.item(), map_cosine(0 * maps, maps, size=(32, 32))[1].item()
+    (1.0, True, False)
     """
     student = _unit_scale(student_maps)
     teacher = _unit_scale(teacher_maps.detach()).to(student.dtype)
