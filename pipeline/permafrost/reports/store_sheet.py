@@ -38,15 +38,15 @@ class StoreSheet:
     figure: Figure
     facts: dict[str, str]
 
-    def encoded(self, file_format: str) -> bytes:
+    def encoded(self, file_format: str, dpi: int = 150) -> bytes:
         """Return the picture as a file of a format (png, svg or pdf); the same picture has the same bytes."""
         data = io.BytesIO()
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_format, {})
-        self.figure.savefig(data, format=file_format, dpi=150, metadata=dates)
+        self.figure.savefig(data, format=file_format, dpi=dpi, metadata=dates)
         return data.getvalue()
 
     def _repr_png_(self) -> bytes:
-        return self.encoded("png")
+        return self.encoded("png", dpi=80)
 
 
 class _Sample(NamedTuple):
