@@ -13,6 +13,7 @@ Rerun   the same command resumes from the last checkpoint, and does not change a
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from permafrost.cluster.executors import TrainingProgress, run_training
 from permafrost.config.models import is_published
 from permafrost.config.options import plain_defaults
 from permafrost.config.paths import with_absolute_paths
+from permafrost.config.points import option_text
 from permafrost.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_dict
 from permafrost.core.progress import show_epochs
 from permafrost.core.signed_files import write_json
@@ -127,7 +129,7 @@ def _next_command(config: TeachConfig, weights: str) -> str:
         chosen = replace(chosen, input_size=config.teaching.augment.size)
     defaults = plain_defaults(type(chosen))
     words = [
-        f"teacher.{name}={value}"
+        shlex.quote(f"teacher.{name}={option_text(value)}")
         for name, value in to_plain_dict(chosen).items()
         if name != "kind" and (name == "name" or value != defaults[name])
     ]

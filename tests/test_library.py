@@ -103,6 +103,8 @@ def test_a_table_joins_keys_labels_and_outputs(store):
     np.testing.assert_allclose(unit, batch.maps.numpy(), rtol=1e-6)
     assert len(store.table()) == store.num_records()
     assert store.table(fields=()).column_names == ["key", "split", "label"]
+    with pytest.raises(ConfigError, match="no split 'trian'"):
+        store.table("trian")
     with pytest.raises(ConfigError, match="no field nothing; it has"):
         store.table(fields=["nothing"])
 
@@ -124,6 +126,10 @@ def test_explain_gives_gradcam_of_a_network_in_batches(tiny_teacher):
     torch.testing.assert_close(parts.maps, whole.maps)
     with pytest.raises(ConfigError, match="layer="):
         permafrost.explain(nn.Sequential(nn.Conv2d(3, 4, 3)), images)
+    with pytest.raises(ConfigError, match=r"images are torch\.float32 \[3, 16, 16\] instead of"):
+        permafrost.explain(model, images[0])
+    with pytest.raises(ConfigError, match=r"torch\.uint8"):
+        permafrost.explain(model, images.byte())
 
 
 # ---- words of options ----------------------------------------------------------------------------
@@ -163,6 +169,8 @@ def test_a_mapping_that_is_a_value_stays_whole():
 def test_a_name_that_no_section_or_several_have_is_an_error_that_says_so():
     with pytest.raises(ConfigError, match=r"distill\(temperature=\.\.\.\): .* no option"):
         words_of_options("distill", [], {"temperature": 4})
+    with pytest.raises(ConfigError, match=r"distill\(tua=\.\.\.\): .*did you mean tau\?"):
+        words_of_options("distill", [], {"tua": 4})
     with pytest.raises(
         ConfigError, match=r"write (student|teacher)__width or (student|teacher)__width"
     ):

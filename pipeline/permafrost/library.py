@@ -94,9 +94,9 @@ class OpenStore(Store):
 
         A column of logits takes 4 bytes a class and record. `.to_pandas()` and `arrays` convert.
         """
-        splits = list(self.shards.splits) if split is None else [split]
-        if split is not None and split not in splits:
+        if split is not None and split not in self.shards.splits:
             self.select(split)  # raises
+        splits = list(self.shards.splits) if split is None else [split]
         numbers = np.concatenate([self.shards.splits.get(s, np.empty(0, np.int64)) for s in splits])
         reader = self.open_passes([teacher] if teacher else ())[0] if fields else None
         parts = [self._shard_table(int(number), reader, fields) for number in np.sort(numbers)]
@@ -312,6 +312,11 @@ def explain(
     try:
         with torch.no_grad():
             for batch in batches:
+                require(
+                    batch.ndim == 4 and batch.is_floating_point(),
+                    f"explain: images are {batch.dtype} {[*batch.shape]} instead of floating point [N, 3, H, W]; "
+                    "divide pixels by 255, and give one image as image[None]",
+                )
                 output = forward_to_explain(model, batch.to(device))
                 classes = (
                     output.logits.argmax(dim=1, keepdim=True)
@@ -329,18 +334,21 @@ def explain(
     return Explanation(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def load_student(run: str | Path) -> Classifier:
+def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
     """Load the frozen network of a finished run, from images in [0, 1] to `ModelOutput`.
 
-    run  name of a run below runs/, or the folder of a trained network
+    run      name of a run below runs/, or the folder of a trained network
+    plugins  files and modules of your own that the network needs, as the option `plugins` names them
 
     >>> import torch
     >>> load_student(student)(torch.rand(4, 3, 16, 16)).logits.shape
     torch.Size([4, 10])
     """
+    from permafrost.config.plugins import load_plugins
     from permafrost.config.runs import RUNS
     from permafrost.models.saved import is_finished, load_model
 
+    load_plugins(plugins)
     candidates = [Path(run), *(RUNS / run / verb for verb in ("distill", "teach"))]
     folder = next((path for path in candidates if is_finished(path)), None)
     if folder is None:

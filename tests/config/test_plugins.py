@@ -1,11 +1,13 @@
 """Plug-ins: members of the user's own modules in every family and every option that takes them."""
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,12 +23,14 @@ from permafrost.config.reference import describe_verb
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PAYLOADS
 from permafrost.core.errors import ConfigError
+from permafrost.core.records import Targets
 from permafrost.models.classifier import GapNormLinear
 from permafrost.models.explanations import gradcam
 from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model, published
 from permafrost.models.saved import load_model, read_description
 from permafrost.store.reader import Store
+from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
@@ -266,6 +270,24 @@ def test_changed_code_is_another_run_and_is_said(plugin, frozen, tmp_path, monke
     assert "my_members" not in config  # named, but not used
 
 
+def test_the_loss_of_maps_on_the_page_is_their_distance(plugin, frozen):
+    words = [f"store.path={frozen.store.path}", "run=maps", "method=map_distance", *EPOCH]
+    run_stage("distill", *words, "student.name=resnet8", "student.width=4")
+    loss = sys.modules["my_losses"].MapDistance(METHODS["map_distance"]())
+    maps = torch.rand(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    targets = Targets(teacher="t", logits=torch.zeros(2, 5), maps=maps, map_valid=valid)
+    corner = torch.zeros(2, 3, 1, 4, 4)
+    corner[..., 0, 0] = 1
+
+    lines = [line for line in read_metrics(RUNS / "maps/distill") if "loss" in line]
+    assert np.isfinite([line["loss"] for line in lines]).all()
+    assert loss.distance(7 * maps, targets) == pytest.approx(0, abs=1e-6)
+    # Of a corner (mean 1: 16 in one cell) and a uniform map: (15 + 15 * 1) / 16 in each of 3 valid places of 6.
+    uniform = replace(targets, maps=torch.ones_like(maps))
+    assert loss.distance(corner, uniform) == pytest.approx(30 / 16 * 3 / 6)
+
+
 # ---- a network without a base class ----------------------------------------------------------------
 
 OWN = "factory=my_networks.py:build {0}.layer=features {0}.arguments={{width:8}}"
@@ -298,8 +320,10 @@ def test_any_network_is_teacher_and_student(plugin):
     classes = torch.tensor([[0, 1], [1, 0]])
 
     assert "module" in made.passes
+    assert "teacher.arguments={width: 8}" in shlex.split(taught.next)
     assert 0 <= judged.splits["test"]["agreement"] <= 1
     assert described.config.factory == "my_networks.py:build"
+    assert read_description(RUNS / "own/teach").split == "train"
     assert isinstance(model.head, GapNormLinear)
     torch.testing.assert_close(
         gradcam(model, output, classes), definition_of_gradcam(model, images, classes)

@@ -1,6 +1,8 @@
 """RecordLoader: the public DataLoader has the batches and the views of a training, with any arguments of PyTorch."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.record_loader import ViewBatch, _Message
+from tests.support.processes import environment
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def test_an_ordered_pass_has_every_record_once_with_any_number_from_workers(stor
 
 def test_a_shuffled_epoch_without_drop_last_has_every_record_once(store):
     records = store.select("train")
-    loader = RecordLoader(records, batch_size=7, drop_last=False)
+    loader = RecordLoader(records, batch_size=7, shuffle=True, drop_last=False)
 
     keys = [key for batch in loader for key in batch.keys]
 
@@ -111,15 +114,53 @@ def test_targets_of_no_pass_are_an_error_that_names_the_argument(store):
     [
         ({"collate_fn": list}, "collate_fn"),
         ({"batch_size": None}, "batch_size=None"),
-        ({"batch_size": 10**6}, "batch_size=1000000, but"),
+        ({"batch_size": 10**6, "shuffle": True}, "batch_size=1000000, but"),
         ({"replay": True}, "stored views"),
         ({"batch_size": 8, "num_workers": 1, "multiprocessing_context": "fork"}, "fork"),
-        ({"teacher": "nobody"}, "nobody"),
+        ({"teacher": "nobody"}, r"nobody.*\(in Python teacher=\)"),
+        ({"augment": "pad_crop_flip"}, r"augment='pad_crop_flip' must be random views"),
+        ({"batchsize": 2}, r"take no batchsize=; they take records, .*batch_size, .*pin_memory"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(store, options, message):
     with pytest.raises(UserError, match=message):
         RecordLoader(store.select(), **options)
+
+
+def test_without_views_every_record_comes_once_in_order(store):
+    """The last batch of a training is left out if it is smaller, that of an evaluation is not."""
+    records = store.select("train")
+
+    keys = [key for batch in RecordLoader(records, batch_size=7) for key in batch.keys]
+    in_training = RecordLoader(records, augment=augmentation("none"), batch_size=7)
+
+    assert keys == records.keys_at()
+    assert [key for batch in in_training for key in batch.keys] != keys[:35]
+    assert len(in_training) == len(records) // 7
+
+
+def test_a_store_in_place_of_records_is_an_error_with_the_way_out(store):
+    with pytest.raises(
+        ConfigError, match=r"open_store\(\.\.\.\)\.select\('train'\), not OpenStore"
+    ):
+        RecordLoader(store)
+
+
+def test_processes_of_a_program_without_a_guard_end_in_one_sentence(frozen, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import permafrost\n"
+        f"records = permafrost.open_store({str(frozen.store.path)!r}).select('train')\n"
+        "for batch in permafrost.RecordLoader(records, batch_size=8, num_workers=1):\n"
+        "    pass\n"
+    )
+
+    ended = subprocess.run(
+        [sys.executable, str(program)], env=environment(), capture_output=True, text=True
+    )
+
+    assert ended.returncode == 1
+    assert 'put its loop below `if __name__ == "__main__":`' in ended.stderr.splitlines()[-1]
 
 
 def test_shuffle_beside_a_sampler_is_left_to_pytorch(store):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import difflib
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.compose import GROUPS, compose, section_names
 from permafrost.config.options import Options, options_of
+from permafrost.config.points import option_text
 from permafrost.config.verbs import FAMILIES, VERBS
 from permafrost.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-_PLAIN = re.compile(r"[A-Za-z_./][\w./:@%+-]*", re.ASCII)
-"""Texts that need no quotes as the value of a word, unless they are a constant."""
-_CONSTANTS = ("true", "false", "null", "nan", "inf")
 
 
 def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]) -> list[str]:
@@ -34,7 +30,7 @@ def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]
     for argument, value in options.items():
         name = argument.replace("__", ".")
         if name == "store" and isinstance(value, (str, os.PathLike)):
-            chosen.append(f"store.path={_text(value)}")
+            chosen.append(f"store.path={option_text(value)}")
         elif "." in name or name in (*section_names(verb), "experiment"):
             chosen += _words_of(verb, name, value)
         else:
@@ -49,11 +45,23 @@ def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]
             if isinstance(composed.get(section), dict) and name in composed[section]
         ]
         if len(sections) != 1:
+            known = {
+                option
+                for section in section_names(verb)
+                if isinstance(composed.get(section), dict)
+                for option in composed[section]
+            }
+            close = difflib.get_close_matches(name, sorted(known), n=1)
             which = (
                 f"is an option of {', '.join(sections)}; write "
                 + " or ".join(f"{section}__{name}" for section in sections)
                 if sections
-                else "is no option of this verb and its chosen members"
+                else f"is no option of {verb} and its chosen members"
+                + (
+                    f" (did you mean {close[0]}?)"
+                    if close
+                    else f"; permafrost {verb} --help lists them"
+                )
             )
             raise ConfigError(f"{verb}({name}=...): {name} {which}")
         chosen += _words_of(verb, f"{sections[0]}.{name}", value)
@@ -62,10 +70,10 @@ def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]
 
 def _words_of(verb: str, name: str, value: Any) -> Iterator[str]:
     if not isinstance(value, dict) or not _is_section(verb, name):
-        yield f"{name}={_text(value)}"
+        yield f"{name}={option_text(value)}"
         return
     if "kind" in value:
-        yield f"{name}={_text(value['kind'])}"
+        yield f"{name}={option_text(value['kind'])}"
     for option, own in value.items():
         if option != "kind":
             yield from _words_of(verb, f"{name}.{option}", own)
@@ -86,17 +94,3 @@ def _is_section(verb: str, name: str) -> bool:
             if option.name == name
         )
     )
-
-
-def _text(value: Any) -> str:
-    """Format a value as in an override: JSON, except that keys and plain texts have no quotes."""
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str):
-        is_plain = _PLAIN.fullmatch(value) and value.lower() not in _CONSTANTS
-        return value if is_plain else json.dumps(value, ensure_ascii=False)
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_text(own)}" for key, own in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_text, value)) + "]"
-    return json.dumps(value)

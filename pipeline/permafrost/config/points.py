@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+
+_PLAIN = re.compile(r"[A-Za-z_./][\w./:@%+-]*", re.ASCII)
+"""Texts that need no quotes as the value of a word, unless they are a constant."""
+_CONSTANTS = ("true", "false", "null", "nan", "inf")
 
 Point = dict[str, Any]
 """Mapping from options to values."""
@@ -32,15 +38,19 @@ def knows_option(composed: Any, option: str) -> bool:
 
 def point_words(point: Point) -> list[str]:
     """Return the point as overrides."""
-    return [f"{option}={_hydra_text(value)}" for option, value in point.items()]
+    return [f"{option}={option_text(value)}" for option, value in point.items()]
 
 
-def _hydra_text(value: Any) -> str:
-    """Format a value for Hydra's grammar: JSON, except that keys have no quotes."""
+def option_text(value: Any) -> str:
+    """Format a value for Hydra's grammar: JSON, except that keys and plain texts have no quotes."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _CONSTANTS:
+        return value
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {_hydra_text(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_hydra_text, value)) + "]"
+        return "{" + ", ".join(f"{key}: {option_text(own)}" for key, own in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(option_text, value)) + "]"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from permafrost.config.augment import AugmentOptions
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import Batch, Targets
 from permafrost.loading.dataset import StoreDataset
@@ -16,6 +18,7 @@ from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.sampler import EpochOrder, ReplayBatchSampler
+from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.transfer import map_leaves, move_batch, pack_batch, unpack_batch
 
 if TYPE_CHECKING:
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from permafrost.config.augment import AugmentOptions
-    from permafrost.loading.selected_records import SelectedRecords
 
 _OWN_ARGUMENTS = {
     "dataset": "pass the records instead",
@@ -128,7 +129,7 @@ class RecordLoader(DataLoader[ViewBatch]):
         replay: bool = False,
         payload: str | None = None,
         batch_size: int = 64,
-        shuffle: bool = True,
+        shuffle: bool | None = None,
         drop_last: bool | None = None,
         seed: int = 0,
         num_workers: int = 0,
@@ -142,7 +143,7 @@ class RecordLoader(DataLoader[ViewBatch]):
         augment         random views (`permafrost.augmentation`); None shows whole frames
         replay          True replays the views that a pass stores, instead of drawing new ones
         payload         payload to read besides logits and maps, such as "attention" or "class_maps"
-        shuffle         True draws the order of each epoch anew
+        shuffle         True draws the order of each epoch anew; None: with `augment` or `replay`, as for a training
         drop_last       True leaves out the last batch if it is smaller; None: as `shuffle`
         decode_threads  threads that decode a batch, in each worker
         options         any other argument of torch.utils.data.DataLoader. A `sampler` or `batch_sampler` gives
@@ -150,6 +151,22 @@ class RecordLoader(DataLoader[ViewBatch]):
 
         Raises ConfigError for arguments that do not fit.
         """
+        require(
+            isinstance(records, SelectedRecords),
+            f"RecordLoader takes selected records, as of open_store(...).select('train'), not {type(records).__name__}",
+        )
+        require(
+            augment is None or isinstance(augment, AugmentOptions),
+            f"augment={augment!r} must be random views, as of permafrost.augmentation('pad_crop_flip')",
+        )
+        unknown = options.keys() - inspect.signature(DataLoader.__init__).parameters.keys()
+        require(
+            not unknown,
+            f"RecordLoader and torch.utils.data.DataLoader take no {', '.join(sorted(unknown))}=; they take "
+            f"{', '.join(_arguments())}",
+        )
+        if shuffle is None:
+            shuffle = replay or augment is not None
         store = records.store
         for name, way_out in _OWN_ARGUMENTS.items():
             require(name not in options, f"RecordLoader takes no {name}=; {way_out}")
@@ -214,7 +231,7 @@ class RecordLoader(DataLoader[ViewBatch]):
             elif (set_epoch := getattr(sampler, "set_epoch", None)) is not None:
                 set_epoch(epoch)
         start = 0
-        for step, message in enumerate(super().__iter__()):
+        for step, message in enumerate(self._messages()):
             batch = message.unpack()
             if self._views is not None:
                 views = self._views.views(epoch, start, batch.aspects)
@@ -224,6 +241,25 @@ class RecordLoader(DataLoader[ViewBatch]):
                 batch = replace(batch, pixel_augment=changes)
             start += len(batch.keys)
             yield ViewBatch(batch, self.size)
+
+    def _messages(self) -> Iterator[_Message]:
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise ConfigError(
+                f"a process of num_workers={self.num_workers} ended ({error}). Each imports the program that starts "
+                'it: put its loop below `if __name__ == "__main__":`, or set num_workers=0'
+            ) from error
+
+
+def _arguments() -> list[str]:
+    """Return the names of the arguments that a loader takes."""
+    own = [*inspect.signature(RecordLoader.__init__).parameters]
+    torchs = [*inspect.signature(DataLoader.__init__).parameters]
+    left_out = {"self", "options", *_OWN_ARGUMENTS}
+    return [name for name in dict.fromkeys([*own, *torchs]) if name not in left_out]
 
 
 def _require_batch(records: int, batch_size: int) -> None:

@@ -6,6 +6,7 @@ A forward hook reads the layer's output, so the network needs no base class and 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -125,7 +126,7 @@ class ModuleClassifier(Classifier):
         require(
             isinstance(logits, Tensor) and logits.ndim == 2,
             f"{type(self.inner).__name__} must return logits [B, K]; it returns "
-            f"{[*getattr(logits, 'shape', [])] or type(logits).__name__}",
+            f"{[*getattr(logits, 'shape', [])] or type(logits).__name__}. Wrap it in a module that returns them",
         )
         return features, logits
 
@@ -190,7 +191,15 @@ def build_module(config: ModuleConfig, outputs: int) -> Classifier:
         not is_published(config.weights),
         f"{where}: weights={config.weights} names published weights; load them in the factory, or name a file",
     )
-    network = resolve_factory(config.factory)(outputs, **config.arguments)
+    factory = resolve_factory(config.factory)
+    try:
+        inspect.signature(factory).bind(outputs, **config.arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{where}: {error}; correct arguments={config.arguments}, or let the function take (number of classes, "
+            "**arguments)"
+        ) from error
+    network = factory(outputs, **config.arguments)
     require(
         isinstance(network, nn.Module),
         f"{where} returned {type(network).__name__} instead of a torch.nn.Module",

@@ -102,6 +102,7 @@ def draw_store(
     splits = store.manifest.records
     chosen = split or ("train" if "train" in splits else next(iter(splits)))
     rows = _spread(store, chosen, records)
+    facts["shown"] = f"{chosen}, {len(rows)} of {splits[chosen]:,} records"
     passes = [] if teacher is None else [teacher]
     lines = -(-len(rows) // _COLUMNS) if not store.is_table else 0
     # Inches: the facts, each line of records below its titles, and the histograms below theirs.

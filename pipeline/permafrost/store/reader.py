@@ -109,8 +109,8 @@ class Store:
         if len(found) != 1:
             names = ", ".join(folder.name for folder in folders) or "none"
             raise StoreMismatchError(
-                f"{self.path} has {'several' if found else 'no'} {_kind(stored_views)} {name!r}; set store.teacher to "
-                f"one of: {names}"
+                f"{self.path} has {'several' if found else 'no'} {_kind(stored_views)} {name!r}; set store.teacher "
+                f"(in Python teacher=) to one of: {names}"
             )
         return TeacherPass(self, found[0])
 
@@ -131,8 +131,8 @@ class Store:
             )
         if not names and len(folders) > 1:
             raise StoreMismatchError(
-                f"{self.path} has several {_kind(stored_views, 'passes')}; set store.teacher to one or more of: "
-                + ", ".join(folder.name for folder in folders)
+                f"{self.path} has several {_kind(stored_views, 'passes')}; set store.teacher (in Python "
+                "teacher=) to one or more of: " + ", ".join(folder.name for folder in folders)
             )
         return [
             self.open_pass(name, stored_views=stored_views) for name in names or [folders[0].name]

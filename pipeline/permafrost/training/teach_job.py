@@ -244,6 +244,7 @@ class Teaching:
             num_classes=plan.num_classes,
             classes=plan.class_names,
             input_size=plan.input_size,
+            split=self.config.teaching.split,
         )
 
 
