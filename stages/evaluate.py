@@ -22,17 +22,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from permafrost import students
 from permafrost.cli import main
 from permafrost.evaluation.inputs import without_unknown_arms
+from permafrost.students import EvaluateResult, evaluate
 
 if TYPE_CHECKING:
     from permafrost.config.verbs import EvaluateConfig
 
 
-def run(config: EvaluateConfig) -> students.EvaluateResult:
+def run(config: EvaluateConfig) -> EvaluateResult:
     """Run the missing evaluators, without comparing a single student with an arm that only its experiment names."""
-    return students.evaluate(without_unknown_arms(config, config.command))
+    config = without_unknown_arms(config, config.command)
+    return evaluate(config)
 
 
 if __name__ == "__main__":
