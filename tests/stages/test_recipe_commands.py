@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from permafrost.config.compose import section_names
 from permafrost.config.environment import CONF
 from tests.support.composition import composed_of
 from tests.support.image_sets import image_bytes, write_cifar, write_images, write_mnist
@@ -128,9 +129,12 @@ def reducing_words(verb: str, words: list[str]) -> list[str]:
     composed = composed_of(verb, *words)
     recipe = next((w.removeprefix("experiment=") for w in words if w.startswith("experiment=")), "")
     large = recipe.startswith("unicam/")
-    less = [f"teacher.input_size={SIDE}"] if large else []
-    if large and verb != "precompute":
-        less += [f"augment.size={SIDE}", f"teaching.augment.size={SIDE}"]
+    sizes = {
+        "teacher": f"teacher.input_size={SIDE}",
+        "augment": f"augment.size={SIDE}",
+        "teaching": f"teaching.augment.size={SIDE}",
+    }
+    less = [word for section, word in sizes.items() if large and section in section_names(verb)]
     if verb == "precompute":
         return [*less, "executor=serial"]
     if verb == "teach":
@@ -141,12 +145,12 @@ def reducing_words(verb: str, words: list[str]) -> list[str]:
         return [*less, "trainer.epochs=1", "trainer.batch_size=8"]
     if verb == "sweep":
         grid = {
-            option: [100 if 100 in values else values[-1]]
+            option: [10, 100] if 100 in values else values[-1:]
             for option, values in (composed["grid"] or {}).items()
         }
         if recipe == "unicam/resnet152_to_vgg":
             grid["student.name"] = ["vgg11"]
-        less += ["trainer.epochs=1", "trainer.batch_size=16", "optimizer.lr=0.0001"]
+        less += ["trainer.epochs=1", "trainer.batch_size=8", "optimizer.lr=0.0001"]
         less += [f"seeds=[{composed['seeds'][0]}]"]
         less += [f"grid={json.dumps(grid)}", "executor=serial"]
     return less

@@ -18,6 +18,7 @@ from torchvision.models import VGG, ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import make_layers
 
+from permafrost import students
 from permafrost.config.builder import build_verb_config
 from permafrost.config.environment import CONF
 from permafrost.config.runs import RUNS
@@ -25,7 +26,7 @@ from permafrost.evaluation.inputs import without_unknown_arms
 from permafrost.evaluation.results import evaluation_folder
 from permafrost.models import torchvision as networks
 from permafrost.models.providers import build_model
-from stages import evaluate, precompute
+from stages import precompute
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA
 from tests.support.sweeps import read_sweep, run_sweep
@@ -217,7 +218,7 @@ def test_the_released_pair_of_networks_is_compared_without_a_run_or_pass(
     for network, path in files.items():
         write_weights(getattr(config, network), path)
 
-    result = evaluate.run(without_unknown_arms(config, words))
+    result = students.evaluate(without_unknown_arms(config, words))
 
     found = result.splits["test"]
     assert config.run in result.metrics

@@ -79,7 +79,17 @@ def resolve(verb: str, words: list[str]) -> object:
         return sections(verb, composed_of(verb, *words[2:]))
     if verb == "render":
         return render.configure(words)
+    words = without_saved_networks(words)
     return place_paths(build_verb_config(verb, composed_of(verb, *words)))
+
+
+def without_saved_networks(words: list[str]) -> list[str]:
+    """Words without the networks of runs, which an earlier command of the page has made. Checks their folders."""
+    options = [word.partition("=")[0] for word in words if word.endswith("=saved")]
+    for option in options:
+        (folder,) = (word for word in words if word.startswith(f"{option}.weights="))
+        assert re.fullmatch(rf"{option}\.weights=runs/[\w/-]+/(teach|distill)", folder), folder
+    return [word for word in words if word.partition("=")[0].partition(".")[0] not in options]
 
 
 def _check_make(words: list[str]) -> None:
