@@ -151,13 +151,18 @@ def _draw_pairs(
         signed = maps.sum(dim=1) if not is_bcos_weights(maps[:, None]) else maps.abs().sum(dim=1)
         heats = overlays(pixels, signed.numpy())
     classes = readable_classes(store.manifest.classes)
+    predicted = batch.targets[0].logits.argmax(dim=1).tolist() if passes else []
     for number, picture in enumerate(pixels):
         line, column = divmod(number, _COLUMNS)
         left = _axis(figure, grid, line + 1, 2 * column)
         left.imshow(picture)
         left.set_title(_caption(batch.labels[number], classes), fontsize=7, loc="left", pad=2)
         if len(heats):
-            _axis(figure, grid, line + 1, 2 * column + 1).imshow(heats[number])
+            right = _axis(figure, grid, line + 1, 2 * column + 1)
+            right.imshow(heats[number])
+            answer = predicted[number]
+            says = classes[answer] if passes[0].num_classes == len(classes) else f"class {answer}"
+            right.set_title(f"says {says[:12]}", fontsize=7, loc="left", pad=2)
 
 
 def _axis(figure: Figure, grid: object, line: int, column: int) -> Axes:
