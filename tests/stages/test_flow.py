@@ -69,7 +69,8 @@ def test_a_second_teacher_adds_a_folder_and_touches_no_image(tmp_path, tiny_teac
     assert len(Store(store).pass_folders()) == 2
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*.tar")} == before
     with pytest.raises(
-        StoreMismatchError, match=r"several teacher passes; set store\.teacher to one or more of"
+        StoreMismatchError,
+        match=r"several teacher passes; set store\.teacher \(in Python teacher=\) to one or more of",
     ):
         Store(store).open_passes()
 

@@ -38,7 +38,7 @@ class WrongProgramError(UserError):
 
 @dataclass(frozen=True)
 class EvaluatedFrame:
-    """What an evaluation shows of an image to the network."""
+    """Part of an image that an evaluation shows to the network."""
 
     canonical_size: tuple[int, int]
     """(height, width) of the canonical frame."""
