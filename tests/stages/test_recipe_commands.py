@@ -64,7 +64,7 @@ def write_tiny_imagenet(root: Path) -> None:
     (root / "val/val_annotations.txt").write_text("".join(rows))
 
 
-def write_folders(root: Path, classes: tuple[str, ...], each: int = 15) -> None:
+def write_folders(root: Path, classes: tuple[str, ...], each: int = 40) -> None:
     """Write photographs of different sizes into a folder a class."""
     for name in classes:
         (root / name).mkdir(parents=True)
