@@ -1,6 +1,6 @@
 """Export a student as programs that run without this project: torch.export and ONNX, with all preprocessing.
 
-    permafrost export experiment=demo run=demo/students/e2kd-s0
+    permafrost export experiment=demo run=my-student
     permafrost export store.path=stores/photos run=photos export.formats=[torch]
 
 Each program takes the pixels of decoded images and returns logits. It is run once, and must give the network's logits.

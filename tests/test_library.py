@@ -118,7 +118,11 @@ def test_explain_gives_gradcam_of_a_network_in_batches(tiny_teacher):
     output = model(images)
     classes = output.logits.argmax(dim=1, keepdim=True)
 
+    model.train()
+    model.layer1.eval()
     whole = permafrost.explain(model, images)
+    assert model.training
+    assert not model.layer1.training
     parts = permafrost.explain(model, images.split(2), explained_class=classes)
 
     assert torch.equal(whole.explained_class, classes)

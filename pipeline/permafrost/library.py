@@ -27,7 +27,7 @@ from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError, require
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import members_of_classes, select_training_rows
-from permafrost.store.codecs import INT8_STEPS
+from permafrost.store.codecs import decode_unit
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
@@ -134,18 +134,11 @@ class OpenStore(Store):
         }
         specs = {spec.name: spec for spec in reader.manifest.fields}
         for name in fields:
-            own = values.get(name)
             decoded = np.zeros((len(rows), int(np.prod(specs[name].shape))), np.float32)
-            if own is not None:
-                flat = own.reshape(len(own), -1)
-                if np.issubdtype(own.dtype, np.integer) and own.dtype != np.int8:
-                    decoded = decoded.astype(own.dtype)
-                scaled = flat / np.float32(INT8_STEPS) if own.dtype == np.int8 else flat
-                scale = values.get(f"{name}_scale")
-                if scale is not None:
-                    repeats = flat.shape[1] // int(np.prod(scale.shape[1:], dtype=np.int64))
-                    scaled = scaled * np.repeat(scale.reshape(len(own), -1), repeats, axis=1)
-                decoded[covered] = scaled
+            if name in values:
+                own = _in_units(values[name], values.get(f"{name}_scale"))
+                decoded = decoded.astype(own.dtype, copy=False)
+                decoded[covered] = own
             columns[name] = pa.FixedSizeListArray.from_arrays(
                 pa.array(decoded.ravel()),
                 decoded.shape[1],
@@ -200,6 +193,18 @@ def open_store(path: str | Path) -> OpenStore:
     (40, 10)
     """
     return OpenStore(path)
+
+
+def _in_units(stored: NDArray[Any], scale: NDArray[Any] | None) -> NDArray[Any]:
+    """Return the stored values of a field in the units of the network, [n, d] float32; classes stay integers.
+
+    scale  with the first dimensions of the values, None if the field has none
+    """
+    is_number = np.issubdtype(stored.dtype, np.integer) and stored.dtype != np.int8
+    values = stored if is_number else decode_unit(stored)
+    if scale is not None:
+        values = values * scale.reshape(*scale.shape, *[1] * (values.ndim - scale.ndim))
+    return values.reshape(len(values), -1)
 
 
 def _rows_of_classes(store: Store, rows: Rows, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -277,8 +282,8 @@ def explain(
     explained_class  i64 [N, E]; None explains the class of the highest logit
     batch_size       number of images of a tensor that are computed at once
 
-    Equation of GradCAM: map = relu(sum_k alpha_k A_k), alpha_k = mean_ij dz_c / dA_k. The network is run in eval mode
-    and returned in the mode that it had.
+    Equation of GradCAM: map = relu(sum_k alpha_k A_k), alpha_k = mean_ij dz_c / dA_k. The network is run in eval mode,
+    and each of its modules returns to the mode that it had.
 
     >>> import torch
     >>> from torch import nn
@@ -289,7 +294,7 @@ def explain(
     """
     import torch
 
-    from permafrost.models.classifier import Classifier
+    from permafrost.models.classifier import Classifier, eval_mode
     from permafrost.models.explanations import explainer_named, forward_to_explain
 
     model = network
@@ -304,32 +309,25 @@ def explain(
     )
     assert isinstance(model, Classifier)
     batches = torch.split(images, batch_size) if isinstance(images, torch.Tensor) else images
-    was_training = network.training
-    model.eval()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     device = next(model.parameters()).device
     start = 0
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                require(
-                    batch.ndim == 4 and batch.is_floating_point(),
-                    f"explain: images are {batch.dtype} {[*batch.shape]} instead of floating point [N, 3, H, W]; "
-                    "divide pixels by 255, and give one image as image[None]",
-                )
-                output = forward_to_explain(model, batch.to(device))
-                classes = (
-                    output.logits.argmax(dim=1, keepdim=True)
-                    if explained_class is None
-                    else explained_class[start : start + len(batch)].to(device)
-                )
-                start += len(batch)
-                maps = explainer_named(model.explainer)(model, output, classes)
-                parts.append(
-                    (output.logits.detach().float().cpu(), classes.cpu(), maps.detach().cpu())
-                )
-    finally:
-        network.train(was_training)
+    with eval_mode(model), torch.no_grad():
+        for batch in batches:
+            require(
+                batch.ndim == 4 and batch.is_floating_point(),
+                f"explain: images are {batch.dtype} {[*batch.shape]} instead of floating point [N, 3, H, W]; "
+                "divide pixels by 255, and give one image as image[None]",
+            )
+            output = forward_to_explain(model, batch.to(device))
+            classes = (
+                output.logits.argmax(dim=1, keepdim=True)
+                if explained_class is None
+                else explained_class[start : start + len(batch)].to(device)
+            )
+            start += len(batch)
+            maps = explainer_named(model.explainer)(model, output, classes)
+            parts.append((output.logits.detach().float().cpu(), classes.cpu(), maps.detach().cpu()))
     require(bool(parts), "explain: there are no images")
     return Explanation(*(torch.cat(values) for values in zip(*parts, strict=True)))
 

@@ -208,7 +208,7 @@ def _options_of_run(section: str, values: Any) -> Any:
     is_saved = section in _NETWORKS and values["kind"] == SavedModelConfig.kind
     if not is_saved or values["weights"] is None:
         return values
-    given = {
+    typed = {
         name: value
         for name, value in values.items()
         if name not in ("kind", "name", "weights")
@@ -228,7 +228,7 @@ def _options_of_run(section: str, values: Any) -> Any:
     require_named(own.get("factory"), folder / _DESCRIPTION)
     if own.get("input_size") is None and len(sides) == 1:
         own = own | {"input_size": sides.pop()}
-    return own | {"weights": str(folder / _WEIGHTS), "frame": "auto"} | given
+    return own | {"weights": str(folder / _WEIGHTS), "frame": "auto"} | typed
 
 
 def _quoted(word: str) -> str:

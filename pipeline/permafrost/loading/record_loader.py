@@ -110,8 +110,8 @@ class ViewBatch:
 class RecordLoader(DataLoader[ViewBatch]):
     """PyTorch DataLoader of `ViewBatch`es, whose every iteration is an epoch with new views.
 
-    The order and the views are a pure function of `seed` and the epoch, whatever the number of workers. Batches of an
-    epoch are those of a training by `distill` with the same seed and options.
+    The order and the views are a pure function of `seed` and the epoch, whatever the number of workers. With `augment`,
+    batches of an epoch are those of a training by `distill` with the same seed and options.
 
     >>> import permafrost
     >>> records = permafrost.open_store(path).select("train")
@@ -182,10 +182,9 @@ class RecordLoader(DataLoader[ViewBatch]):
         dataset = StoreDataset(
             store, records.rows, passes, payload=payload, decode_threads=decode_threads
         )
-        operations = augment is not None and not replay
         self._views = (
             ViewSchedule(augment, store.size, seed, one_aspect=dataset.has_frame_aspect)
-            if augment is not None and operations
+            if augment is not None and not replay
             else None
         )
         self._pixels = None if augment is None else PixelAugmentSchedule(augment, seed)

@@ -5,8 +5,9 @@ The split is explicit and replaces hooks: `forward_head` can be differentiated s
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -111,6 +112,18 @@ def match_head(layers: Sequence[nn.Module]) -> Head | None:
 def apply_norm(norm: nn.LayerNorm, average: Tensor) -> Tensor:
     """Apply the norm to [B, C], independent of the layout that its own forward expects."""
     return F.layer_norm(average, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+@contextlib.contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, and each of its modules back into its own mode afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def nearly_equal(actual: Tensor, expected: Tensor) -> bool:

@@ -26,6 +26,7 @@ from permafrost.models.classifier import (
     Normalize,
     Provider,
     apply_norm,
+    eval_mode,
     nearly_equal,
     to_float32,
 )
@@ -133,18 +134,16 @@ class ModuleClassifier(Classifier):
     def _probe(self, images: Tensor) -> None:
         """Determine the closed form of what follows the layer, by running it on random features."""
         self._is_probed = True
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                features, _ = self._run(images)
-                generator = torch.Generator().manual_seed(0)
-                drawn = torch.randn(features.shape, generator=generator).to(features)
-                logits = self.forward_head(drawn, images)
+        with (
+            eval_mode(self),
+            torch.no_grad(),
+            torch.autocast(images.device.type, enabled=False),
+        ):
+            features, _ = self._run(images)
+            generator = torch.Generator().manual_seed(0)
+            drawn = torch.randn(features.shape, generator=generator).to(features)
+            logits = self.forward_head(drawn, images)
             self._closed_form = self._match(drawn.mean(dim=(2, 3)), logits)
-        finally:
-            for module, training in modes.items():
-                module.training = training
         self._has_dropout = any(
             isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
             for module in self.inner.modules()
