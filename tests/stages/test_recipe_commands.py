@@ -93,7 +93,7 @@ def write_data(recipe: str, monkeypatch) -> None:
             folder = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name]
             write_mnist(path, folder, train=1000, test=50)
         case "torchvision", name:
-            write_cifar(path, monkeypatch, name, labels=tuple(range(10)))
+            write_cifar(path, monkeypatch, name, labels=2 * tuple(range(10)))
         case "tiny_imagenet", _:
             write_tiny_imagenet(path)
         case "table", _:
