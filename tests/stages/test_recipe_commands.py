@@ -134,6 +134,10 @@ def reducing_words(verb: str, words: list[str]) -> list[str]:
         "augment": f"augment.size={SIDE}",
         "teaching": f"teaching.augment.size={SIDE}",
     }
+    if verb == "distill":
+        del sizes["teacher"]  # it reads the pass
+    if verb == "evaluate":
+        sizes = {"teacher": sizes["teacher"]}  # it has no views
     less = [word for section, word in sizes.items() if large and section in section_names(verb)]
     if verb == "precompute":
         return [*less, "executor=serial"]
