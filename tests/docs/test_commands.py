@@ -254,7 +254,9 @@ def run_block(monkeypatch, capsys):
 
 
 def _is_read(verb, word):
-    return verb == "precompute" or section_of(word) != "teacher"
+    """Return whether the stage reads the option for own data: a student's teacher is its pass, and tests have no views."""
+    unread = {"teacher": verb != "precompute", "augment": verb == "evaluate"}
+    return not unread.get(section_of(word), False)
 
 
 def write_photos(folder):
