@@ -254,7 +254,7 @@ def run_block(monkeypatch, capsys):
 
 
 def _is_read(verb, word):
-    """Return whether the stage reads the option for own data: a student's teacher is its pass, and tests have no views."""
+    """Return whether a stage reads the option: a student's teacher is its pass, and an evaluation has no views."""
     unread = {"teacher": verb != "precompute", "augment": verb == "evaluate"}
     return not unread.get(section_of(word), False)
 
