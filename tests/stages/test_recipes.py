@@ -388,7 +388,10 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp
         base.append("teacher.classes=5")
         classes = 5
     base += small_teacher(base, classes, weights)
-    pack_recipe(base, small_data(recipe, tmp_path / "data"))
+    # Baselines read the pass of another recipe, which has a name.
+    names = composed_of("sweep", *base)["store"]["teacher"]
+    named = [f"annotate.name={name}" for name in names]
+    pack_recipe([*base, *named], small_data(recipe, tmp_path / "data"))
     splits = {shard.split for shard in Store(tmp_path / "store").manifest.shards}
     reported = "test" if "test" in splits else "val"
     words = [*base, f"augment.size={SIDE}", f"evaluate.splits=[{reported}]"]
