@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.benchmarks import busy as bench_busy
+from tests.benchmarks import precision_times as bench_precision
 from tests.benchmarks import profiles as bench_profiles
 from tests.benchmarks import scale as scale_figures
 from tests.benchmarks.table import RESULTS, load, markdown, markdown_of_sides
@@ -23,6 +24,11 @@ def busy() -> str:
     return bench_busy.markdown(bench_busy.load())
 
 
+def precision_times() -> str:
+    """Forward passes in several precisions and memory formats."""
+    return bench_precision.markdown(bench_precision.load())
+
+
 def bench() -> str:
     """Ratios that `make bench` measured."""
     return markdown(load(RESULTS))
@@ -33,4 +39,4 @@ def bench_peers() -> str:
     return markdown_of_sides(load(RESULTS))
 
 
-TABLES = (scale, profiles, busy, bench, bench_peers)
+TABLES = (scale, profiles, busy, precision_times, bench, bench_peers)

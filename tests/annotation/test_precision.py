@@ -1,6 +1,9 @@
 """Precision of a pass: one forward pass of the teacher, and a fingerprint that names what was computed."""
 
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +13,23 @@ import torch
 from safetensors.torch import save_file
 
 from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.precision import (
+    SAMPLE_RECORDS,
+    ComparePrecision,
+    PrecisionError,
+    compare_values,
+    describe_shortfall,
+)
 from permafrost.annotation.teacher_pass import plan_pass
 from permafrost.config.explainers import BcosWeightsConfig, GradCamConfig
-from permafrost.config.models import BcosModelConfig
+from permafrost.config.models import BcosModelConfig, CifarModelConfig, ModuleConfig
 from permafrost.config.store import PassOptions
+from permafrost.core.records import FieldSpec
 from permafrost.models.bcos.provider import BcosClassifier
 from permafrost.models.explanations import pass_precision
 from permafrost.models.providers import build_model
 from permafrost.store.frames import FrameBatch
+from permafrost.store.manifest import Agreement
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.stores import precompute_config
@@ -112,3 +124,293 @@ def test_the_network_runs_once_per_batch(bcos_config, monkeypatch, precision):
 
     assert len(passes) == 2
     assert values["map"].shape == (8, 1, 1, 6, 16, 16)
+
+
+# ---- agreement with float32 ------------------------------------------------------------------------
+
+
+def test_values_of_two_passes_are_compared_by_closed_forms():
+    specs = [
+        FieldSpec(name="logits", shape=(2,), dtype="float16"),
+        FieldSpec(name="map", shape=(1, 1, 1, 2), dtype="float16", axes=("explained", "channel", "y", "x")),
+        FieldSpec(name="map_scale", shape=(1,), dtype="float32"),
+        FieldSpec(name="explained_class", shape=(1,), dtype="int32"),
+        FieldSpec(name="pooled", shape=(2,), dtype="float16"),
+    ]  # fmt: skip
+    log3 = np.log(3.0)
+    exact = {
+        "logits": np.array([[[log3, 0]], [[0, 1]], [[5, 0]]], np.float32),
+        "map": np.array([[1, 0], [1, 1], [1, 0]], np.float16).reshape(3, 1, 1, 1, 1, 2),
+        "map_scale": np.ones((3, 1, 1), np.float32),
+        "explained_class": np.array([[[0]], [[1]], [[0]]], np.int32),
+        "pooled": np.array([[[1, 0]], [[0, 0]], [[1, 1]]], np.float16),
+    }
+    lower = exact | {
+        "logits": np.array([[[0, 0]], [[1, 0]], [[5, 0]]], np.float32),
+        "map": np.array([[1, 1], [0, 1], [1, 0]], np.float16).reshape(3, 1, 1, 1, 1, 2),
+        "explained_class": np.array([[[0]], [[0]], [[0]]], np.int32),
+        "pooled": np.array([[[0, 1]], [[0, 0]], [[2, 2]]], np.float16),
+    }
+
+    compared = compare_values(specs, exact, lower)
+
+    np.testing.assert_array_equal(compared["top1"], [True, False, True])
+    divergence = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
+    np.testing.assert_allclose(compared["kl"][[0, 2]], [divergence, 0], atol=1e-12)
+    # The second record's maps are of different classes.
+    np.testing.assert_allclose(compared["map"], [np.sqrt(0.5), 1])
+    np.testing.assert_allclose(compared["pooled"], [0, 1, 1], atol=1e-12)
+    assert set(compared) == {"top1", "kl", "map", "pooled"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"top1": 0.9}, "largest logit is the same for 90.0%, not 97%"),
+        ({"kl_mean": 0.5}, "diverge by 0.5 nats"),
+        ({"kl_mean": float("nan")}, "diverge by nan nats"),
+        ({"cosine_mean": {"map": 0.9}}, "mean cosine of map is 0.9000"),
+    ],
+)
+def test_every_limit_of_the_agreement_is_kept_or_named(changed, said):
+    agreement = Agreement(
+        precision="bfloat16",
+        records=10,
+        top1=1.0,
+        kl_mean=1e-4,
+        kl_largest=1e-3,
+        kl_largest_key="a",
+        cosine_mean={"map": 0.9999},
+        cosine_lowest={"map": 0.99},
+    )
+
+    shortfall = describe_shortfall(replace(agreement, **changed))
+
+    assert bool(shortfall) == bool(changed)
+    assert said in shortfall
+
+
+def gradcam_config(folder, teacher=None, **annotate):
+    """Configure a pass of a small ResNet on a store of this folder."""
+    if teacher is None:
+        path = folder / "resnet.safetensors"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.manual_seed(0)
+            # A random network's classes are nearly tied, so its logits are spread here.
+            state = build_model(CifarModelConfig(name="resnet8"), 10).network.state_dict()
+            state["linear.weight"] *= 4
+            save_file(state, path)
+        teacher = CifarModelConfig(name="resnet8", weights=str(path))
+    config = precompute_config(folder / "store", teacher)
+    return replace(config, annotate=PassOptions(**annotate))
+
+
+@pytest.fixture
+def fast_hardware(monkeypatch):
+    """Function that makes bfloat16 fast on this machine, or not."""
+
+    def pretend(precision):
+        monkeypatch.setattr(
+            "permafrost.annotation.precision.fastest_precision", lambda device: precision
+        )
+
+    return pretend
+
+
+def only_pass(config):
+    (made,) = Store(Path(config.store.path)).open_passes()
+    return made
+
+
+def test_a_pass_of_lower_precision_states_its_agreement_with_float32(tmp_path):
+    lower, exact = (
+        gradcam_config(tmp_path, name=name, precision=name) for name in ("bfloat16", "float32")
+    )
+    precompute.run(lower)
+    precompute.run(exact)
+
+    store = Store(Path(lower.store.path))
+    made = {p.name.rpartition("-")[0]: p for p in store.open_passes(("bfloat16", "float32"))}
+    assert made["float32"].manifest.agreement is None
+    agreement = made["bfloat16"].manifest.agreement
+    assert agreement.precision == "bfloat16"
+    assert agreement.records == min(SAMPLE_RECORDS, store.num_records())
+    # The store is smaller than the sample, so the passes themselves have the same numbers.
+    values = [
+        {
+            name: np.concatenate([made[p].read_shard(s)[name] for s in store.shards])
+            for name in ("logits", "map", "explained_class")
+        }
+        for p in ("float32", "bfloat16")
+    ]
+    compared = compare_values(made["float32"].manifest.fields, *values)
+    assert agreement.top1 == pytest.approx(compared["top1"].mean())
+    assert agreement.kl_mean == pytest.approx(compared["kl"].mean())
+    assert agreement.kl_largest == pytest.approx(compared["kl"].max())
+    assert agreement.cosine_lowest["map"] == pytest.approx(compared["map"].min())
+    assert 0 < agreement.kl_mean < 0.01
+    assert 0.995 < agreement.cosine_mean["map"] < 1
+
+
+@pytest.fixture
+def coarse_teacher(tmp_path):
+    """Teacher whose logits have a large part in common, beside which bfloat16 rounds their differences away."""
+    tmp_path.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    path = tmp_path / "coarse.safetensors"
+    state = build_model(CifarModelConfig(name="resnet8"), 10).network.state_dict()
+    state["linear.weight"] += 300
+    save_file(state, path)
+    return CifarModelConfig(name="resnet8", weights=str(path))
+
+
+def test_a_precision_too_far_from_float32_is_refused_before_anything_is_written(
+    tmp_path, coarse_teacher
+):
+    config = gradcam_config(tmp_path, coarse_teacher, precision="bfloat16")
+
+    with pytest.raises(
+        PrecisionError, match=r"annotate\.precision=bfloat16: .* set annotate\.precision=float32"
+    ):
+        precompute.run(config)
+
+    assert not list((Path(config.store.path) / "teachers").glob("*"))
+
+
+def test_auto_is_float32_for_a_teacher_that_bfloat16_changes(
+    tmp_path, coarse_teacher, fast_hardware, caplog
+):
+    fast_hardware("bfloat16")
+    config = gradcam_config(tmp_path, coarse_teacher, precision="auto")
+    with caplog.at_level(logging.INFO, logger="permafrost.precompute"):
+        precompute.run(config)
+
+    assert "annotate.precision=auto: float32, because with bfloat16" in caplog.text
+    assert only_pass(config).manifest.teacher["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_auto_is_the_fastest_precision_and_later_the_precision_of_the_pass_that_exists(
+    tmp_path, fast_hardware, precision
+):
+    fast_hardware(precision)
+    config = gradcam_config(tmp_path, precision="auto")
+    assert precompute.run(config).teacher_records > 0
+    made = only_pass(config)
+    assert made.manifest.teacher["dtype"] == precision
+    assert (made.manifest.agreement is None) == (precision == "float32")
+
+    fast_hardware({"bfloat16": "float32", "float32": "bfloat16"}[precision])
+    again = precompute.run(config)
+
+    assert again.teacher_records == 0
+    assert only_pass(config).name == made.name
+    explicit = precompute.run(gradcam_config(tmp_path, precision=precision))
+    assert explicit.teacher_records == 0
+
+
+def test_auto_goes_on_with_a_pass_that_was_begun(tmp_path, fast_hardware):
+    fast_hardware("bfloat16")
+    config = gradcam_config(tmp_path, precision="auto")
+    precompute.run(config)
+    made = only_pass(config)
+    folder = Path(str(made.folder))
+    sorted((folder / "receipts").iterdir())[0].unlink()
+    (folder / "manifest.json").unlink()
+
+    fast_hardware("float32")
+    again = precompute.run(config)
+
+    assert 0 < again.teacher_records < Store(Path(config.store.path)).num_records()
+    assert only_pass(config).name == made.name
+    assert only_pass(config).manifest.agreement == made.manifest.agreement
+
+
+def test_auto_compares_nothing_if_maps_take_a_float32_pass(bcos_config, fast_hardware, monkeypatch):
+    fast_hardware("bfloat16")
+    monkeypatch.setattr(ComparePrecision, "__call__", lambda *a: pytest.fail("compared"))
+
+    precompute.run(bcos_config(precision="auto"))
+
+    assert only_pass(bcos_config()).manifest.teacher["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("amx", "limit", "precision"),
+    [(True, "AVX2", "float32"), (False, "", "float32"), (True, "", None)],
+)
+def test_the_fastest_precision_of_a_cpu_needs_amx_that_onednn_may_use(amx, limit, precision):
+    """On a CPU without any bfloat16 the last case is float32, too."""
+    program = (
+        "import torch\n"
+        f"torch.cpu.get_capabilities = lambda: {{'amx_bf16': {amx}}}\n"
+        "from permafrost.models.compute import fastest_precision\n"
+        "print(fastest_precision(torch.device('cpu')), torch.ops.mkldnn._is_mkldnn_bf16_supported())"
+    )
+    environment = os.environ | ({"ONEDNN_MAX_CPU_ISA": limit} if limit else {})
+    printed = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    ).stdout.split()
+
+    expected = precision or {"True": "bfloat16", "False": "float32"}[printed[1]]
+    assert printed[0] == expected
+
+
+# ---- memory format and compilation -----------------------------------------------------------------
+
+
+FRAMES = (24, 24)
+
+
+def batches(*sizes):
+    generator = torch.Generator().manual_seed(0)
+    for size in sizes:
+        frames = torch.randint(0, 256, (size, 3, *FRAMES), dtype=torch.uint8, generator=generator)
+        sides = torch.full((size,), 24.0)
+        yield FrameBatch(frames, sides, sides, torch.arange(size) % 10)
+
+
+def annotate(config, options):
+    annotator = TeacherAnnotator(config.teacher, 10, config.explainer, options, FRAMES)
+    return annotator, annotator.annotate(batches(8, 8, 3), [str(key) for key in range(19)])[0]
+
+
+def test_networks_of_ours_are_channels_last_and_those_of_others_as_they_are(tmp_path):
+    config = gradcam_config(tmp_path)
+    plain_options = PassOptions(channels_last=False, map_dtype="float32")
+    automatic, moved = annotate(config, PassOptions(map_dtype="float32"))
+    plain, kept = annotate(config, plain_options)
+
+    assert automatic.settings.channels_last
+    weight = automatic.model.network.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert plain.model.network.conv1.weight.is_contiguous()
+    for name, values in moved.items():
+        np.testing.assert_allclose(values, kept[name], rtol=2e-3, atol=2e-5, err_msg=name)
+    assert not ModuleConfig.suits_channels_last
+    store = Store(Path(precompute.run(config).store))
+    plans = [plan_pass(gradcam_config(tmp_path, channels_last=c), store) for c in (True, False)]
+    assert plans[0].fingerprint == plans[1].fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_teacher_stores_the_same_values_and_is_compiled_once(tmp_path, precision):
+    from torch._dynamo.utils import counters
+
+    config = gradcam_config(tmp_path)
+    options = PassOptions(batch_size=8, map_dtype="float32", precision=precision)
+    _, eager = annotate(config, options)
+    counters.clear()
+
+    annotator, compiled = annotate(config, replace(options, compile=True))
+    graphs = counters["stats"]["unique_graphs"]
+    annotator.annotate(batches(5), [str(key) for key in range(5)])
+
+    assert graphs == 1
+    assert counters["stats"]["unique_graphs"] == 1  # sizes of batches compile nothing
+    tolerance = {"float32": 1e-3, "bfloat16": 0.1}[precision]
+    for name in ("logits", "map"):
+        np.testing.assert_allclose(compiled[name], eager[name], rtol=tolerance, atol=tolerance)

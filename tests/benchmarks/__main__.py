@@ -6,6 +6,7 @@
     python -m tests.benchmarks scale        (figures of scale.py, which are measured only if they are named)
     python -m tests.benchmarks profile      (where the time goes, profiles.py, likewise)
     python -m tests.benchmarks busy         (a training beside other processes, busy.py, likewise)
+    python -m tests.benchmarks precision    (forward passes in several precisions, precision_times.py, likewise)
 
 Writes runs/bench/bench.json and runs/bench/table.md, prints the tables, and names the figures that are worse than the
 recorded ones. The ratio of a figure that misses its aim is not bold. The exit code stays 0, because a busy machine is
@@ -31,7 +32,7 @@ from collections.abc import Callable
 from functools import partial
 
 from permafrost.config.environment import keep_freed_memory
-from tests.benchmarks import busy, profiles, scale
+from tests.benchmarks import busy, precision_times, profiles, scale
 from tests.benchmarks.allocator import allocator_figure
 from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
 from tests.benchmarks.figures import Figure
@@ -102,6 +103,7 @@ def main(arguments: list[str]) -> None:
         "scale": scale.main,
         "profile": partial(profiles.main, recorded=options.record),
         "busy": partial(busy.main, recorded=options.record),
+        "precision": partial(precision_times.main, recorded=options.record),
     }
     for beginning, measure_named in named.items():
         words = [word for word in options.words if word.startswith(beginning)]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from permafrost.config.models import CifarModelConfig, ModelConfig
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import bcos_weights, forward_to_explain, needs_graph
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.frames import decode_frame
@@ -64,16 +65,18 @@ def annotator(tars: Path, store: Path, records: int, **options: Any) -> Callable
 
 @torch.no_grad()
 def bare_loop(tars: Path, records: int, teacher: ModelConfig) -> list[torch.Tensor]:
-    """Decode and run the forward pass only, without checks or files.
+    """Decode and run the forward pass only, in the memory format of precompute, without checks or files.
 
     The explanations of a B-cos network are computed, because they take a second pass through the whole network. GradCAM
     is not, because it takes no time in comparison.
     """
     torch.set_num_threads(1)
     model = freeze(build_model(teacher, CLASSES))
+    settings = ComputeSettings(channels_last=teacher.suits_channels_last)
+    settings.set_memory_format(model)
     logits = []
     for frames in _batches(tars):
-        output = forward_to_explain(model, frames.float() / 255)
+        output = forward_to_explain(model, frames.float() / 255, settings=settings)
         if needs_graph(model):
             bcos_weights(model, output, output.logits.argmax(dim=1, keepdim=True))
         logits.append(output.logits.detach().half())

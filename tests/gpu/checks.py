@@ -21,7 +21,8 @@ from permafrost.config.augment import AugmentOptions, PixelOperationConfig
 from permafrost.core.records import Batch
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
-from permafrost.training.state import ComputeSettings, Training
+from permafrost.models.compute import ComputeSettings
+from permafrost.training.state import Training
 from permafrost.training.step import train_step
 from stages import precompute
 from tests.gpu.budget import Budget, SkippedError

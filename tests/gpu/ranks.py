@@ -17,8 +17,9 @@ from permafrost.core.distributed import DistributedContext
 from permafrost.core.records import Batch
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import build_loss
+from permafrost.models.compute import ComputeSettings
 from permafrost.training.optim import build_optimizer
-from permafrost.training.state import ComputeSettings, Training
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from tests.support.batches import FRAME, random_batch, tiny_model
 from tests.support.ranks import leave_group

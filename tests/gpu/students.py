@@ -12,10 +12,11 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.records import Batch
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import build_loss
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named
 from permafrost.models.providers import build_model
 from permafrost.training.optim import build_optimizer
-from permafrost.training.state import ComputeSettings, Training
+from permafrost.training.state import Training
 from permafrost.training.step import train_step
 from permafrost.training.targets import LiveTeacher
 from tests.gpu.scale import CLASSES

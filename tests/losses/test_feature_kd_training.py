@@ -34,8 +34,9 @@ from permafrost.losses.feature_kd import (
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
 from permafrost.models.classifier import NO_INTERMEDIATES
+from permafrost.models.compute import ComputeSettings
 from permafrost.training.optim import build_optimizer
-from permafrost.training.state import ComputeSettings, Training
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from tests.support.batches import FRAME, NUM_CLASSES, live_batch, random_frames
 from tests.support.live_trainings import (

@@ -24,10 +24,11 @@ from permafrost.models.bcos.layers import (
     add_inverse,
 )
 from permafrost.models.bcos.provider import BcosClassifier
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import bcos_weights, color_picture, contribution_map
 from permafrost.models.providers import build_model, freeze
 from permafrost.training.optim import build_optimizer
-from permafrost.training.state import ComputeSettings, Training
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
 from tests.support.bcos import FRAME, NUM_CLASSES, RESNET, double_images, named, network

@@ -13,11 +13,12 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import PixelAugment
 from permafrost.losses.base import build_loss
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.training.metric_log import StepLog
 from permafrost.training.optim import build_optimizer
-from permafrost.training.state import ComputeSettings, Training
+from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
 from tests.support.batches import (

@@ -22,6 +22,7 @@ from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import build_loss
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
@@ -149,7 +150,7 @@ def test_a_live_teacher_runs_once_in_any_precision(frozen, network, precision, w
     first.register_forward_hook(lambda *_: passes.append(1))
     batch = live_batch_of(frozen)
 
-    (asked,) = LiveTeacher("live", model, explain, SIZE, precision)(
+    (asked,) = LiveTeacher("live", model, explain, SIZE, ComputeSettings(precision=precision))(
         batch, (4, 4), with_maps=with_maps
     )
 
@@ -201,9 +202,8 @@ def test_what_a_live_run_cannot_be_is_said(words, message):
 def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):
     """The annotator and the live teacher compute the same explanation."""
     config = frozen.config
-    annotator = TeacherAnnotator(
-        config.teacher, 10, config.explainer, PassOptions(map_dtype="float32"), SIZE
-    )
+    options = PassOptions(map_dtype="float32", channels_last=False)  # as trainer.channels_last
+    annotator = TeacherAnnotator(config.teacher, 10, config.explainer, options, SIZE)
     batch = live_batch_of(frozen)
     output = annotator._forward(view_images(batch, SIZE))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,11 @@ from permafrost.annotation.payloads import BatchInfo, EncodedFields, build_paylo
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
 from permafrost.config.store import PassOptions
-from permafrost.core.errors import UserError
+from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import VIEW_FIELD, FieldSpec
 from permafrost.loading.geometry import center_crop, warp
 from permafrost.models.classifier import Intermediates, ModelOutput
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import forward_to_explain, pass_precision
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from permafrost.store.frames import FrameBatch
@@ -50,7 +52,16 @@ class TeacherAnnotator:
         frame_size  (height, width) of the canonical frames, or (1, columns) for a table
         """
         self.config = config
-        self.precision: torch.dtype = getattr(torch, pass_precision(config, explainer))
+        self.settings = ComputeSettings(
+            precision=getattr(torch, pass_precision(config, explainer)),
+            compile=config.compile,
+            channels_last=not teacher.takes_rows
+            and (
+                teacher.suits_channels_last
+                if config.channels_last is None
+                else config.channels_last
+            ),
+        )
         teacher = with_preprocessing(teacher, num_classes)
         self.crop_fraction = None
         if teacher.frame == "center_crop":
@@ -61,15 +72,24 @@ class TeacherAnnotator:
         self.is_table = teacher.takes_rows
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = freeze(build_model(teacher, num_classes)).to(self.device)
+        self.settings.set_memory_format(self.model)
         self.payloads = build_payloads(config, explainer)
         self.intermediates = Intermediates(
             *map(any, zip(*(payload.intermediates for payload in self.payloads), strict=True))
         )
+        if self.settings.compile:
+            self._forward(self._example())  # in which some networks examine themselves
+            self.model.compile()
+
+    def with_precision(self, precision: torch.dtype) -> TeacherAnnotator:
+        """Return an annotator with the same network, whose forward pass has another precision."""
+        other = copy(self)
+        other.settings = replace(self.settings, precision=precision)
+        return other
 
     def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
         """Fields that the pass stores. The matrices of stored views come last."""
-        shape = (self.input_size[1],) if self.is_table else (3, *self.input_size)
-        output = self._forward(torch.zeros(1, *shape))
+        output = self._forward(self._example())
         specs = [spec for payload in self.payloads for spec in payload.fields(self.model, output)]
         placed = [
             spec if spec.frame is None else replace(spec, **self._placement()) for spec in specs
@@ -184,15 +204,43 @@ class TeacherAnnotator:
         """
         return batch.frames.to(self.device).contiguous()
 
+    def _example(self) -> Tensor:
+        """Return an input f32 [1, ...] of zeros."""
+        return torch.zeros(1, *((self.input_size[1],) if self.is_table else (3, *self.input_size)))
+
     def _placement(self) -> dict[str, Any]:
         frame = "full" if self.crop_fraction is None else "center_crop"
         return {"frame": frame, "crop_fraction": self.crop_fraction}
 
     @torch.no_grad()
     def _forward(self, inputs: Tensor) -> ModelOutput:
-        if self.precision == torch.float32 and "map" in self.config.payloads:
-            return forward_to_explain(self.model, inputs.to(self.device), self.intermediates)
-        mixed = self.precision != torch.float32
-        with torch.autocast(self.device.type, dtype=self.precision, enabled=mixed):
-            output = self.model(inputs.to(self.device), self.intermediates)
-        return output._replace(logits=output.logits.float(), features=output.features.float())
+        inputs = inputs.to(self.device)
+        count = len(inputs)
+        if self.settings.compile and count < self.config.batch_size:
+            # A batch of another size would be compiled again.
+            missing = self.config.batch_size - count
+            inputs = torch.cat([inputs, inputs.new_zeros(missing, *inputs.shape[1:])])
+        try:
+            if "map" in self.config.payloads:
+                output = forward_to_explain(self.model, inputs, self.intermediates, self.settings)
+            else:
+                output = self.settings.run(self.model, inputs, self.intermediates)
+        except Exception as error:
+            if self.settings.compile:
+                _refuse_compilation(error)
+            raise
+        if self.settings.is_mixed:
+            output = output._replace(logits=output.logits.float(), features=output.features.float())
+        return output if count == len(inputs) else output.first(count)
+
+
+def _refuse_compilation(error: Exception) -> None:
+    """Raise ConfigError for an error of torch.compile, and nothing for one of the network."""
+    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+    if isinstance(error, TorchDynamoException):
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"annotate.compile=true: torch.compile cannot compile this teacher here ({reason}); set "
+            "annotate.compile=false, or install a C++ compiler if that is what is missing"
+        ) from error

@@ -9,24 +9,31 @@ from __future__ import annotations
 import logging
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
 from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.precision import (
+    ComparePrecision,
+    PrecisionError,
+    compare_precision,
+    describe_agreement,
+    describe_shortfall,
+)
 from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_correct
 from permafrost.annotation.stored_views import StoredViews, plan_stored_views
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.runs import RUNS, save_cost
-from permafrost.config.store import PAYLOADS, PassOptions
+from permafrost.config.store import PAYLOADS, PassOptions, PassPrecision
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.files import SHORT, remove_partial_files, sha256_json
-from permafrost.core.rooted_paths import RootedPath, list_folder
+from permafrost.core.rooted_paths import RootedPath, exists, list_folder
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.fingerprint import describe_teacher
@@ -34,7 +41,7 @@ from permafrost.models.providers import build_model, count_parameters
 from permafrost.models.trained_weights import check_weights
 from permafrost.sources.image_files import escape_key
 from permafrost.store.backends import BACKENDS
-from permafrost.store.manifest import CANONICAL_VIEW, TEACHERS_FOLDER, StoreManifest
+from permafrost.store.manifest import CANONICAL_VIEW, TEACHERS_FOLDER, Agreement, StoreManifest
 from permafrost.store.publish import needs_publishing
 from permafrost.store.publish_pass import missing_pass_shards, publish_pass
 from permafrost.store.reader import Store
@@ -100,6 +107,9 @@ def fingerprint_pass(description: dict[str, Any]) -> str:
 
 logger = logging.getLogger("permafrost.precompute")
 
+_AUTOMATIC: tuple[PassPrecision, ...] = ("float32", "bfloat16")
+"""Precisions of precision=auto; a pass of the first is preferred if the store has both."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PassPlan:
@@ -116,6 +126,16 @@ class PassPlan:
     missing: list[ShardEntry]
     views: StoredViews | None
     """Stored views, None for the canonical view of every record."""
+
+    @property
+    def precision(self) -> PassPrecision:
+        """Precision of the teacher's forward pass."""
+        return cast("PassPrecision", self.description["teacher"]["dtype"])
+
+    @property
+    def is_unfinished(self) -> bool:
+        """True if shards or the manifest are missing."""
+        return bool(self.missing) or needs_publishing(self.folder)
 
     @property
     def num_classes(self) -> int:
@@ -157,37 +177,99 @@ class Annotation(NamedTuple):
 
 def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShards) -> Annotation:
     """Finish and publish the canonical pass and, if `views=` requests one, the pass of stored views."""
-    plans = [plan_pass(config, store)]
-    annotated, accuracy = annotate_pass(plans[0], config, map_shards)
+    requested: list[StoredViews | None] = [None]
     if config.views.kind != "canonical":
-        views = plan_stored_views(store, config.views, config.augment, config.split, config.subset)
-        plans.append(plan_pass(config, store, views))
-        annotated += annotate_pass(plans[1], config, map_shards)[0]
-    names = [plan.summary() for plan in plans]
-    return Annotation(annotated, plans[0].folder.name, names, accuracy)
+        requested.append(
+            plan_stored_views(store, config.views, config.augment, config.split, config.subset)
+        )
+    plans = [plan_pass(config, store, views) for views in requested]
+    agreement = None
+    if any(plan.is_unfinished for plan in plans):
+        precision, agreement = _settle_precision(config, plans[0], map_shards)
+        config = replace(config, annotate=replace(config.annotate, precision=precision))
+        plans = [plan_pass(config, store, views) for views in requested]
+    made = [annotate_pass(plan, config, map_shards, agreement) for plan in plans]
+    return Annotation(
+        forward_passes=sum(annotated for annotated, _ in made),
+        canonical=plans[0].folder.name,
+        passes=[plan.summary() for plan in plans],
+        accuracy=made[0][1],
+    )
+
+
+def _settle_precision(
+    config: PrecomputeConfig, plan: PassPlan, map_shards: MapShards
+) -> tuple[PassPrecision, Agreement | None]:
+    """Return the precision of a pass that is not finished, and its agreement with float32 if that was measured.
+
+    plan  its plan, if precision=auto with the precision of what exists of it
+    Raises PrecisionError if the options name a precision in which a sample of the records is too far from float32.
+    """
+    asked = config.annotate.precision
+    is_new = not exists(plan.folder)
+    precision = plan.precision if asked == "auto" and not is_new else asked
+    lower = replace(config.annotate, precision="bfloat16")
+    if precision == "float32" or pass_precision(lower, plan.explainer) == "float32":
+        return ("float32" if precision == "auto" else precision), None
+    task = ComparePrecision(
+        store_path=plan.store.folder,
+        teacher=plan.teacher,
+        num_classes=plan.num_classes,
+        explainer=plan.explainer,
+        config=replace(config.annotate, precision=precision),
+        num_threads=config.cluster.threads_per_actor,
+    )
+    found, agreement = compare_precision(map_shards, task, plan.shards)
+    if agreement is None:
+        return found, None
+    shortfall = describe_shortfall(agreement)
+    if not shortfall:
+        logger.info(
+            "annotate.precision=%s against float32: %s", found, describe_agreement(agreement)
+        )
+        return found, agreement
+    if precision == "auto":
+        logger.info("annotate.precision=auto: float32, because with %s %s", found, shortfall)
+        return "float32", None
+    raise PrecisionError(
+        f"annotate.precision={precision}: in a sample of {agreement.records} records {shortfall}; set "
+        "annotate.precision=float32"
+    )
 
 
 def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:
-    """Plan the pass that the options describe. Raises ConfigError if teacher or explainer do not fit the store."""
+    """Plan the pass that the options describe. Raises ConfigError if teacher or explainer do not fit the store.
+
+    With precision=auto it is the pass of float32 or of bfloat16 that the store has, and that of float32 if it has
+    neither.
+    """
     assert not isinstance(config.teacher, NoModelConfig)
     num_classes = len(store.manifest.classes)
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
     check_weights(config.teacher, "teacher", store.manifest.classes)
     description = describe_pass(
         store.manifest,
-        describe_teacher(config.teacher, num_classes, _precision(config, explainer)),
+        describe_teacher(config.teacher, num_classes),
         explainer,
         config.annotate,
         config.store.backend,
         views,
         _described_network(config, config.teacher, num_classes),
     )
-    fingerprint = fingerprint_pass(description)
-    name = f"{escape_key(config.annotate.name or config.teacher.name)}-{fingerprint[:SHORT]}"
-    folder = store.folder / TEACHERS_FOLDER / name
-    # A pass keeps the name that it was given when it was begun.
-    begun = list_folder(folder.parent, f"*-{fingerprint[:SHORT]}")
-    folder = begun[0] if begun else folder
+    name = escape_key(config.annotate.name or config.teacher.name)
+    asked = config.annotate.precision
+    plans = []
+    for precision in _AUTOMATIC if asked == "auto" else (asked,):
+        options = replace(config.annotate, precision=precision)
+        dtype = pass_precision(options, explainer)
+        described = description | {"teacher": description["teacher"] | {"dtype": dtype}}
+        fingerprint = fingerprint_pass(described)
+        # A pass keeps the name that it was given when it was begun.
+        folders = list_folder(store.folder / TEACHERS_FOLDER, f"*-{fingerprint[:SHORT]}")
+        plans.append((described, fingerprint, folders))
+    description, fingerprint, folders = next((plan for plan in plans if plan[2]), plans[0])
+    new = store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
+    folder = folders[0] if folders else new
     shards = store.shards if views is None else [store.shards[n] for n in views.shards.tolist()]
     return PassPlan(
         store=store,
@@ -203,19 +285,33 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
 
 
 def annotate_pass(
-    plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards
+    plan: PassPlan,
+    config: PrecomputeConfig,
+    map_shards: MapShards,
+    agreement: Agreement | None = None,
 ) -> tuple[int, dict[str, float]]:
     """Write the missing shards of a pass, and publish it.
 
+    config     with the precision of the pass
+    agreement  of that precision with float32
     Returns the number of forward passes of this call, and the teacher's accuracy by split; without any work, and for
     records that it cannot be computed on, (0, {}).
     """
-    if not plan.missing and not needs_publishing(plan.folder):
+    if not plan.is_unfinished:
         logger.info("%s is complete", plan.folder)
         return 0, {}
+    if plan.precision != config.annotate.precision:
+        logger.info(
+            "annotate.precision=%s: maps of explainer=%s are gradients through the whole network in %s, so the logits "
+            "are taken from that pass too",
+            config.annotate.precision,
+            plan.explainer.kind,
+            plan.precision,
+        )
     # The driver builds the network once for the names and shapes of its fields. Each actor builds its own.
+    eager = replace(config.annotate, compile=False)
     annotator = TeacherAnnotator(
-        plan.teacher, plan.num_classes, plan.explainer, config.annotate, plan.store.size
+        plan.teacher, plan.num_classes, plan.explainer, eager, plan.store.size
     )
     specs = annotator.fields(stored_views=plan.views is not None)
     logger.info(
@@ -260,7 +356,8 @@ def annotate_pass(
         plan.fingerprint,
         specs,
         shared_files,
-        _made_with(plan.teacher, count_parameters(annotator.model.network)),
+        _made_with(plan, annotator, compiled=config.annotate.compile),
+        agreement,
     )
     return annotated * plan.num_views, _accuracy(plan, counts)
 
@@ -285,23 +382,9 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
     return {split: c.correct / c.labeled for split, c in sums.items() if c.labeled}
 
 
-def _precision(config: PrecomputeConfig, explainer: ExplainerConfig) -> str:
-    """Return the precision of the pass, and log it if it is not the one that was asked for."""
-    precision, asked = pass_precision(config.annotate, explainer), config.annotate.precision
-    if precision != asked:
-        logger.info(
-            "annotate.precision=%s: maps of explainer=%s are gradients through the whole network in %s, so the logits "
-            "are taken from that pass too",
-            asked,
-            explainer.kind,
-            precision,
-        )
-    return precision
-
-
-def _made_with(teacher: ModelConfig, parameters: int) -> dict[str, str]:
+def _made_with(plan: PassPlan, annotator: TeacherAnnotator, *, compiled: bool) -> dict[str, str]:
     """Versions, device, size and weights: a relative path as it was typed, or the name of a file elsewhere."""
-    path = Path(str(teacher.weights))
+    path = Path(str(plan.teacher.weights))
     weights = path.name if path.is_absolute() else path.as_posix()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
@@ -309,7 +392,9 @@ def _made_with(teacher: ModelConfig, parameters: int) -> dict[str, str]:
         "torch": torch.__version__,
         "device": device,
         "weights": weights,
-        "parameters": f"{parameters:,}",
+        "parameters": f"{count_parameters(annotator.model.network):,}",
+        **({"memory_format": "channels_last"} if annotator.settings.channels_last else {}),
+        **({"compiler": "torch.compile"} if compiled else {}),
     }
 
 

@@ -42,6 +42,9 @@ class ModelConfig(Options):
     table_payloads: ClassVar[tuple[str, ...]] = ("logits",)
     """Payloads of a pass over a table."""
 
+    suits_channels_last: ClassVar[bool] = False
+    """True if networks of this kind accept images in channels-last memory format, for annotate.channels_last=null."""
+
     digests: ClassVar[str] = ""
     """`module:name` of a function (config) -> SHA-256 by option of the files that a network is built from besides its
     weights."""
@@ -133,6 +136,7 @@ class CifarModelConfig(ModelConfig):
     """ResNet for small images (He et al. 2016, section 4.2): resnet8, resnet20, ... of depth 6n + 2."""
 
     implementation: ClassVar[str] = "permafrost.models.cifar:PROVIDER"
+    suits_channels_last: ClassVar[bool] = True
 
     kind: Literal["cifar"] = "cifar"
     name: str = "resnet20"
@@ -160,6 +164,7 @@ class TorchvisionModelConfig(ModelConfig):
     """Classifier of torchvision by its name: resnet50, convnext_tiny, vit_b_16, ..."""
 
     implementation: ClassVar[str] = "permafrost.models.torchvision:PROVIDER"
+    suits_channels_last: ClassVar[bool] = True
 
     kind: Literal["torchvision"] = "torchvision"
     name: str = "resnet18"
@@ -170,6 +175,7 @@ class TimmModelConfig(ModelConfig):
     """Image classifier of timm by its name, hf-hub:<owner>/<model> or local-dir:<folder>."""
 
     implementation: ClassVar[str] = "permafrost.models.timm:PROVIDER"
+    suits_channels_last: ClassVar[bool] = True
 
     kind: Literal["timm"] = "timm"
     name: str = "resnet18"
@@ -196,6 +202,7 @@ class BcosModelConfig(ModelConfig):
     """
 
     implementation: ClassVar[str] = "permafrost.models.bcos.provider:PROVIDER"
+    suits_channels_last: ClassVar[bool] = True
 
     kind: Literal["bcos"] = "bcos"
     name: str = "resnet18"

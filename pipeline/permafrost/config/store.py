@@ -98,6 +98,9 @@ PAYLOADS: Family[PayloadInfo] = Family(
 )
 
 
+PassPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PassOptions(OpenOptions):
     """Contents of a teacher pass."""
@@ -116,10 +119,18 @@ class PassOptions(OpenOptions):
     class_map_size: Annotated[int, Ge(1)] = 2
     """Cells per side to which class_maps are pooled. A student's views warp these cells, which is more exact at
     the size of the features (7 for a ResNet at 224 pixels) than at the 2 that CAT-KD compares."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: PassPrecision = "float32"
     """Precision of the teacher's forward pass (autocast); explanations are computed in float32 from its
     features. Maps that are gradients through the whole network (B-cos weights) take one float32 pass, which
-    also gives the logits."""
+    also gives the logits. Other precisions are compared with float32 on a sample of the records, and refused if
+    they differ too much. auto: that of an existing pass of these options; for a new pass bfloat16 if the hardware
+    is several times as fast with it (a GPU with tensor cores, a CPU with AMX) and the sample agrees, else
+    float32."""
+    channels_last: bool | None = None
+    """Channels-last memory format of the teacher and its images, which is faster for most convolutions and changes
+    at most the last bits; null takes it for networks of cifar, torchvision, timm and bcos."""
+    compile: bool = False
+    """torch.compile of the teacher's forward pass, by each actor: a minute or more, for passes of many hours."""
     batch_size: Annotated[int, Ge(1)] = 64
     """Records per forward pass of the teacher; constant, because it may change the last bits of the result."""
     min_fidelity: Annotated[float, Ge(0), Le(1)] = 0.999

@@ -45,6 +45,8 @@ class ShardResult:
     """Records with a label of the teacher's classes."""
     correct: int = 0
     """Labeled records whose largest logit is that of their label."""
+    report: str = ""
+    """Other values as JSON, for a task that reports any."""
 
 
 def run_shards(

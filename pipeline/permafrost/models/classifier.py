@@ -62,6 +62,22 @@ class ModelOutput(NamedTuple):
     extras: Mapping[str, Tensor] = _NONE
     """Tensors by name that only this kind of network computes."""
 
+    def first(self, count: int) -> ModelOutput:
+        """Return the output for the first images of the batch."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[:count]
+
+        return ModelOutput(
+            self.logits[:count],
+            self.features[:count],
+            cut(self.context),
+            tuple(Stage(*(tensor[:count] for tensor in stage)) for stage in self.stages),
+            cut(self.class_maps),
+            cut(self.pooled),
+            {name: tensor[:count] for name, tensor in self.extras.items()},
+        )
+
 
 @dataclass(frozen=True)
 class GapLinear:

@@ -51,6 +51,7 @@ from permafrost.models.classifier import (
     ModelOutput,
     to_float32,
 )
+from permafrost.models.compute import ComputeSettings
 from permafrost.store.reader import Store
 
 ClassChoice = Callable[[Any, Tensor, Tensor, Sequence[str]], Tensor]
@@ -219,20 +220,25 @@ def pass_precision(config: PassOptions, explainer: ExplainerConfig) -> str:
 
 
 def forward_to_explain(
-    model: Classifier, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
+    model: Classifier,
+    images: Tensor,
+    intermediates: Intermediates = NO_INTERMEDIATES,
+    settings: ComputeSettings = ComputeSettings(),  # noqa: B008, frozen
 ) -> ModelOutput:
     """Run one forward pass of a model for both its logits and its maps, also inside no_grad.
 
-    The graph is recorded if maps are gradients with respect to the input, which would otherwise need a second pass. In
-    that case the logits hold the graph, so detach the tensors that are kept.
+    If maps are gradients through the whole network, its graph is recorded, because they would otherwise need a second
+    pass, and the pass is in float32. The logits then hold the graph, so detach the tensors that are kept. Other maps
+    are computed in float32 from the features, whatever the precision of the pass.
 
     images         f32 [B, 3, H, W] in [0, 1]
     intermediates  additional outputs of the pass
+    settings       of the pass
     """
-    recorded = torch.is_grad_enabled() or needs_graph(model)
-    with torch.set_grad_enabled(recorded):
-        output: ModelOutput = model(images, intermediates)
-    return output
+    if needs_graph(model):
+        settings = replace(settings, precision=torch.float32)
+    with torch.set_grad_enabled(torch.is_grad_enabled() or needs_graph(model)):
+        return settings.run(model, images, intermediates)
 
 
 # ---- gradcam ---------------------------------------------------------------------------------------

@@ -39,6 +39,13 @@ def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConf
             config.views.kind == "canonical",
             f"views={config.views.kind} transforms images, but {_holds(store)}; set views=canonical",
         )
+        _refuse_layout(config.annotate.channels_last is True, store, "annotate")
+    takes_graph = config.explainer.needs_graph and "map" in config.annotate.payloads
+    require(
+        not (config.annotate.compile and takes_graph),
+        f"annotate.compile=true: maps of explainer={config.explainer.kind} are gradients through the whole network, "
+        "which a compiled forward pass does not have; set annotate.compile=false",
+    )
     return replace(config, teacher=resolve_network(config.teacher, store, "teacher"))
 
 

@@ -152,6 +152,11 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
         facts["Parameters"] = parameters
     weights = [made_with.pop("weights", ""), f"sha256 {described.get('weights_sha256')}"]
     facts["Weights"] = ", ".join(filter(None, weights))
+    if agreement := teacher.manifest.agreement:
+        facts["Precision"] = (
+            f"{agreement.precision}, whose largest logit is that of float32 for {agreement.top1:.1%} of "
+            f"{agreement.records} records, and whose logits diverge by {agreement.kl_mean:.2g} nats"
+        )
     if teacher.explainer is not None:
         explained = teacher.manifest.explainer.get("explained_classes")
         facts["Maps"] = f"{teacher.explainer} of {explained}"

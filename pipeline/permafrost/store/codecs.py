@@ -124,13 +124,18 @@ def decode_unit(stored: NDArray[np.generic]) -> NDArray[np.float32]:
     return values / np.float32(INT8_STEPS) if stored.dtype == np.int8 else values
 
 
-def lowest_cosine(values: NDArray[np.float32], stored: NDArray[np.generic]) -> float:
-    """Return the lowest cosine between a record's values [n, ...] and their stored form; 1 if both are zero."""
+def cosines(values: NDArray[np.float32], stored: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Return the cosine [n] between each record's values [n, ...] and a stored form; 1 if both are zero."""
     original = values.reshape(len(values), -1).astype(np.float64)
     decoded = decode_unit(stored).reshape(len(values), -1).astype(np.float64)
     original /= np.maximum(np.abs(original).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     norms = np.linalg.norm(original, axis=1) * np.linalg.norm(decoded, axis=1)
     product = (original * decoded).sum(axis=1)
     both_zero = ~original.any(axis=1) & ~decoded.any(axis=1)
-    cosines = np.divide(product, norms, out=np.zeros_like(product), where=norms > 0)
-    return float(np.where(both_zero, 1.0, cosines).min(initial=1.0))
+    quotient = np.divide(product, norms, out=np.zeros_like(product), where=norms > 0)
+    return np.where(both_zero, 1.0, quotient)
+
+
+def lowest_cosine(values: NDArray[np.float32], stored: NDArray[np.generic]) -> float:
+    """Return the lowest of the `cosines` of at least 0 records."""
+    return float(cosines(values, stored).min(initial=1.0))

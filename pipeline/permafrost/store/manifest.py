@@ -130,6 +130,24 @@ def fingerprint_store(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Agreement of a pass in lower precision with float32, on a sample of its records."""
+
+    precision: str
+    records: int
+    top1: float
+    """Share of records with the same largest logit."""
+    kl_mean: float
+    """Mean divergence KL(float32 || lower) of the softmax of the logits, in nats."""
+    kl_largest: float
+    kl_largest_key: str
+    """Key of the record with the largest divergence."""
+    cosine_mean: dict[str, float] = field(default_factory=dict)
+    """Mean cosine of each stored field of maps or features."""
+    cosine_lowest: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PassManifest:
     """Content of <store>/teachers/<name>-<fp8>/manifest.json."""
 
@@ -147,6 +165,8 @@ class PassManifest:
     """SHA-256 by path of the files that all shards share."""
     fidelity: dict[str, float] = field(default_factory=dict)
     """Lowest cosine between a record's values and their stored form, for each lossy field."""
+    agreement: Agreement | None = None
+    """Agreement with float32; None for a pass that was computed in float32."""
     selection: dict[str, Any] | None = None
     partition_sha256: str | None = None
     hierarchy: list[dict[str, Any]] | None = None

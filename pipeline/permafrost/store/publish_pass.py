@@ -13,6 +13,7 @@ from permafrost.store.entries import REWRITE, EntryError, FileEntry, ManifestErr
 from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import (
     MANIFEST_NAME,
+    Agreement,
     PassManifest,
     read_pass_manifest,
     write_manifest,
@@ -98,9 +99,11 @@ def publish_pass(
     specs: Sequence[FieldSpec],
     shared_files: dict[str, str],
     made_with: dict[str, str],
+    agreement: Agreement | None = None,
 ) -> PassManifest:
     """Combine the receipts and write the pass's manifest.
 
+    made_with, agreement  entries of the manifest
     Raises ConstantLogitsError if the teacher produces the same logits for every record.
     """
     fidelity = dict[str, float]()
@@ -140,6 +143,7 @@ def publish_pass(
         files=dict(shared_files),
         fidelity=fidelity,
         made_with=made_with,
+        agreement=agreement,
     )
     write_manifest(folder, manifest)
     remove_other_tables(folder, manifest)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from permafrost.config.models import ModelConfig
+from permafrost.config.training import TrainerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
@@ -21,6 +23,7 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import StudentOutput
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, Standardize
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import (
     attribution_named,
     explainer_named,
@@ -31,7 +34,7 @@ from permafrost.models.explanations import (
 from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
 from permafrost.training.optim import build_optimizer
 from permafrost.training.spec import TrainingSpec
-from permafrost.training.state import ComputeSettings, Training
+from permafrost.training.state import Training
 from permafrost.training.targets import GuidanceSource, LiveTeacher, TargetSource
 
 logger = logging.getLogger("permafrost.training")
@@ -64,11 +67,7 @@ def build_training(plan: TrainingSpec, distributed: DistributedContext) -> Train
         _build_loss_parameters(plan, model, targets, device)
     plan.loss.on_train_start(plan.dataset)
     loss = plan.loss.to(device)
-    compute_settings = ComputeSettings(
-        precision=getattr(torch, trainer.precision),
-        compile=trainer.compile,
-        channels_last=trainer.channels_last,
-    )
+    compute_settings = _compute_settings(trainer)
     return Training(
         model=model,
         loss=loss,
@@ -179,9 +178,17 @@ def _build_live_teacher(
         freeze(build_model(config, plan.num_classes)).to(device),
         explainer_named(plan.explainer),
         plan.input_size if side is None else (side, side),
-        getattr(torch, plan.trainer.precision),
+        replace(_compute_settings(plan.trainer), compile=False),
         plan.live_explainer,
         plan.loss.needs,
+    )
+
+
+def _compute_settings(trainer: TrainerOptions) -> ComputeSettings:
+    return ComputeSettings(
+        precision=getattr(torch, trainer.precision),
+        compile=trainer.compile,
+        channels_last=trainer.channels_last,
     )
 
 

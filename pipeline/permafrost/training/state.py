@@ -14,18 +14,9 @@ from permafrost.core.seeds import derive_seed
 from permafrost.loading.geometry import view_targets
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import DEFAULT_EXPLAINER, Explainer, explainer_named
 from permafrost.training.targets import TargetSource
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputeSettings:
-    """Precision and performance settings of the student's forward and backward pass."""
-
-    precision: torch.dtype = torch.float32
-    """Precision of torch.autocast. The parameters, the loss and the explanations stay float32."""
-    compile: bool = False
-    channels_last: bool = False
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
@@ -55,6 +46,7 @@ class Training:
     seed: int = 0
     """Seed of the random draws within a step, such as dropout masks."""
     compute_settings: ComputeSettings = field(default_factory=ComputeSettings)
+    """Settings of the student. The loss and the explanations stay float32."""
     distributed: DistributedContext = field(default_factory=DistributedContext)
     has_labels: bool = False
     """True to log the training accuracy, which needs records with labels of the model's classes."""
@@ -70,8 +62,7 @@ class Training:
     def __post_init__(self) -> None:
         device = next(self.model.parameters()).device
         self.loss.distributed = self.distributed
-        if self.compute_settings.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        self.compute_settings.set_memory_format(self.model)
         self.forward = self.distributed.wrap(self.model, device)
         if self.compute_settings.compile:
             self._refuse_double_backward()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from permafrost.core.records import NO_LABEL, Batch, Guidance, Targets, first_explained
@@ -146,14 +145,10 @@ def _loss_of(
 
 
 def _forward(training: Training, images: Tensor, intermediates: Intermediates) -> ModelOutput:
-    """Run the wrapped model in the configured precision, and return float32 logits."""
+    """Run the wrapped model in the configured precision and memory format, and return float32 logits."""
     compute_settings = training.compute_settings
-    if compute_settings.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    mixed = compute_settings.precision != torch.float32
-    with torch.autocast(images.device.type, dtype=compute_settings.precision, enabled=mixed):
-        output: ModelOutput = training.forward(images, intermediates)
-    return output._replace(logits=output.logits.float()) if mixed else output
+    output = compute_settings.run(training.forward, images, intermediates)
+    return output._replace(logits=output.logits.float()) if compute_settings.is_mixed else output
 
 
 def _parameters(training: Training) -> list[nn.Parameter]:

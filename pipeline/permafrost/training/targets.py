@@ -27,11 +27,11 @@ from permafrost.loading.geometry import (
 from permafrost.loading.transfer import copy_to
 from permafrost.losses.base import Needs
 from permafrost.models.classifier import Classifier, ModelOutput
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import (
     Explainer,
     explained_classes,
     forward_to_explain,
-    needs_graph,
 )
 
 
@@ -61,7 +61,7 @@ class LiveTeacher:
         model: Classifier,
         explain: Explainer,
         input_size: tuple[int, int],
-        precision: torch.dtype = torch.float32,
+        compute_settings: ComputeSettings = ComputeSettings(),  # noqa: B008, frozen
         explainer: ExplainerConfig = GradCamConfig(),  # noqa: B008, frozen
         needs: Needs = Needs(),  # noqa: B008, frozen
     ) -> None:
@@ -70,16 +70,17 @@ class LiveTeacher:
         model       frozen network on the training device
         input_size  (height, width) of the teacher's view, sampled directly from the canonical frame instead of from the
                     student's pixels
-        precision   of the forward pass; explanations are computed in float32 or higher, and if that takes a pass of the
-                    whole network (B-cos), logits are taken from the same pass
+        compute_settings  of the forward pass; explanations are computed in float32 or higher, and if that takes a pass
+                    of the whole network (B-cos), logits are taken from the same pass
         explainer   options that select the explained classes, as returned by `resolve_explainer`
         needs       needs of the loss, which select the intermediates
         """
         self.name = name
         self.model = model
+        compute_settings.set_memory_format(model)
         self.explain = explain
         self.input_size = input_size
-        self.precision = precision
+        self.compute_settings = compute_settings
         self.explainer = explainer
         self.needs = needs
 
@@ -128,12 +129,9 @@ class LiveTeacher:
 
     def _forward(self, images: Tensor, *, with_maps: bool) -> ModelOutput:
         intermediates = self.needs.intermediates
-        if with_maps and (self.precision == torch.float32 or needs_graph(self.model)):
-            return forward_to_explain(self.model, images, intermediates)
-        # Maps are then computed in float32 from the features.
-        mixed = self.precision != torch.float32
-        with torch.autocast(images.device.type, dtype=self.precision, enabled=mixed):
-            return self.model(images, intermediates)
+        if with_maps:
+            return forward_to_explain(self.model, images, intermediates, self.compute_settings)
+        return self.compute_settings.run(self.model, images, intermediates)
 
 
 # ---- guidance targets ------------------------------------------------------------------------------

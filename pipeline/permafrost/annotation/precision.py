@@ -1,0 +1,205 @@
+"""Agreement of a pass of lower precision with float32, measured on a sample of its records before it begins.
+
+Both passes annotate the same records, and what they would store is compared: the class of the largest logit, the
+divergence KL(float32 || lower) of the softmax of the logits in nats, and the cosine of every stored map or feature.
+Maps are compared for classes that both passes explain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from time import monotonic
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.shard_tasks import torch_threads
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.models import ModelConfig
+from permafrost.config.store import PassOptions, PassPrecision
+from permafrost.core.errors import UserError
+from permafrost.core.records import FieldSpec
+from permafrost.core.rooted_paths import RootedPath
+from permafrost.core.tasks import MapShards, ShardResult
+from permafrost.models.compute import fastest_precision
+from permafrost.models.providers import resolve_device
+from permafrost.store.codecs import cosines, decode_unit
+from permafrost.store.frames import FrameBatch, ShardFrames
+from permafrost.store.manifest import Agreement
+from permafrost.store.reader import Store
+from permafrost.store.shards import ShardEntry
+
+SAMPLE_RECORDS = 256
+"""Number of records that are compared, or all if there are fewer."""
+_SAMPLE_SHARDS = 8
+LOWEST_TOP1 = 0.97
+"""Lowest share of records with the same largest logit."""
+HIGHEST_KL = 0.01
+"""Highest mean divergence in nats."""
+LOWEST_COSINE = 0.995
+"""Lowest mean cosine of a field."""
+
+
+class PrecisionError(UserError, ValueError):
+    """Error for a precision in which a teacher's outputs are too far from those of float32."""
+
+
+def describe_shortfall(agreement: Agreement) -> str:
+    """Say which limits the sample misses, nothing if it keeps all."""
+    misses = []
+    if not agreement.top1 >= LOWEST_TOP1:
+        misses.append(
+            f"the largest logit is the same for {agreement.top1:.1%}, not {LOWEST_TOP1:.0%}"
+        )
+    if not agreement.kl_mean <= HIGHEST_KL:
+        misses.append(f"the logits diverge by {agreement.kl_mean:.2g} nats, not {HIGHEST_KL:g}")
+    misses += [
+        f"the mean cosine of {name} is {cosine:.4f}, not {LOWEST_COSINE:g}"
+        for name, cosine in agreement.cosine_mean.items()
+        if not cosine >= LOWEST_COSINE
+    ]
+    return "; ".join(misses)
+
+
+def describe_agreement(agreement: Agreement) -> str:
+    """Describe the agreement in one line."""
+    fields = [
+        f", mean cosine of {name} {value:.5f}" for name, value in agreement.cosine_mean.items()
+    ]
+    return (
+        f"largest logit equal for {agreement.top1:.1%} of {agreement.records} records, divergence "
+        f"{agreement.kl_mean:.2g} nats{''.join(fields)}"
+    )
+
+
+def compare_precision(
+    map_shards: MapShards, task: ComparePrecision, shards: Sequence[ShardEntry]
+) -> tuple[PassPrecision, Agreement | None]:
+    """Run the task on the executor, and return the precision and its agreement with float32, None for float32 itself.
+
+    shards  of the pass, from which the sample is taken
+    """
+    (result,) = map_shards(task, [_sample(shards)])
+    values = json.loads(result.report)
+    agreement = values["agreement"]
+    return values["precision"], None if agreement is None else Agreement(**agreement)
+
+
+def _sample(shards: Sequence[ShardEntry]) -> list[tuple[ShardEntry, int]]:
+    """Select shards at equal distances that are not empty, and the number of records at the start of each."""
+    filled = [shard for shard in shards if shard.records]
+    places = np.unique(
+        np.linspace(0, len(filled) - 1, min(len(filled), _SAMPLE_SHARDS)).astype(int)
+    )
+    chosen = [filled[place] for place in places.tolist()]
+    each = -(-SAMPLE_RECORDS // len(chosen))
+    return [(shard, min(shard.records, each)) for shard in chosen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparePrecision:
+    """Task that annotates a sample in the precision of the options and in float32, and writes nothing.
+
+    With precision=auto it takes that of `fastest_precision` on its device, and compares nothing if that is float32.
+    """
+
+    needs_gpu: ClassVar[bool] = True
+    store_path: RootedPath
+    teacher: ModelConfig
+    num_classes: int
+    explainer: ExplainerConfig
+    config: PassOptions
+    num_threads: int
+
+    def __call__(self, sample: Sequence[tuple[ShardEntry, int]]) -> ShardResult:
+        started = monotonic()
+        precision: PassPrecision = self.config.precision
+        if precision == "auto":
+            precision = fastest_precision(resolve_device("annotate.precision", "auto"))
+        agreement = None
+        if precision != "float32":
+            with torch_threads(self.num_threads):
+                agreement = self._compare(precision, sample)
+        compared = None if agreement is None else asdict(agreement)
+        return ShardResult(
+            name="sample",
+            records=0 if agreement is None else agreement.records,
+            seconds=monotonic() - started,
+            report=json.dumps({"precision": precision, "agreement": compared}),
+        )
+
+    def _compare(self, precision: str, sample: Sequence[tuple[ShardEntry, int]]) -> Agreement:
+        # Eager, because compilation would take longer than the sample.
+        options = replace(self.config, precision="float32", compile=False, min_fidelity=0.0)
+        exact = TeacherAnnotator(
+            self.teacher, self.num_classes, self.explainer, options, Store(self.store_path).size
+        )
+        lower = exact.with_precision(getattr(torch, precision))
+        found: dict[str, list[NDArray[Any]]] = {}
+        keys: list[str] = []
+        specs = exact.fields()
+        for batch, own in self._batches(sample):
+            values = [annotator.annotate([batch], own)[0] for annotator in (exact, lower)]
+            for name, column in compare_values(specs, *values).items():
+                found.setdefault(name, []).append(column)
+            keys += own
+        columns = {name: np.concatenate(parts) for name, parts in found.items()}
+        top1, divergence = columns.pop("top1"), columns.pop("kl")
+        return Agreement(
+            precision=precision,
+            records=len(keys),
+            top1=float(top1.mean()),
+            kl_mean=float(divergence.mean()),
+            kl_largest=float(divergence.max()),
+            kl_largest_key=keys[int(divergence.argmax())],
+            cosine_mean={name: float(c.mean()) for name, c in columns.items() if len(c)},
+            cosine_lowest={name: float(c.min()) for name, c in columns.items() if len(c)},
+        )
+
+    def _batches(
+        self, sample: Sequence[tuple[ShardEntry, int]]
+    ) -> Iterator[tuple[FrameBatch, list[str]]]:
+        """Iterate over the frames of the sample and their keys, a batch in memory at a time."""
+        store = Store(self.store_path)
+        for shard, count in sample:
+            keys = store.index.shard_keys(store.shards.number_of(shard.name))
+            frames = ShardFrames(store, shard, np.arange(count))
+            for start in range(0, count, self.config.batch_size):
+                stop = min(start + self.config.batch_size, count)
+                yield frames.read(start, stop), list(keys[start:stop])
+
+
+def compare_values(
+    specs: Sequence[FieldSpec],
+    exact: Mapping[str, NDArray[np.generic]],
+    lower: Mapping[str, NDArray[np.generic]],
+) -> dict[str, NDArray[Any]]:
+    """Compare the values [n, 1, *shape] that two passes would store for the same records.
+
+    Returns `top1` bool [n], `kl` f64 [n] in nats, and the cosines of each field that is neither logits nor a scale nor
+    integer, one for each record, or for each class that both passes explain.
+    """
+    log_exact, log_lower = (_log_softmax(values["logits"][:, 0]) for values in (exact, lower))
+    compared = {
+        "top1": exact["logits"][:, 0].argmax(axis=1) == lower["logits"][:, 0].argmax(axis=1),
+        "kl": np.maximum((np.exp(log_exact) * (log_exact - log_lower)).sum(axis=1), 0.0),
+    }
+    for spec in specs:
+        if spec.name == "logits" or spec.name.endswith("_scale") or spec.dtype == "int32":
+            continue
+        one, other = exact[spec.name][:, 0], lower[spec.name][:, 0]
+        if spec.axes[:1] == ("explained",):
+            same = exact["explained_class"][:, 0] == lower["explained_class"][:, 0]
+            one, other = one[same], other[same]
+        compared[spec.name] = cosines(decode_unit(one), other)
+    return compared
+
+
+def _log_softmax(logits: NDArray[np.generic]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.astype(np.float64).max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

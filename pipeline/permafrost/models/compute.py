@@ -1,0 +1,65 @@
+"""Settings of a forward pass (precision, memory format, compilation), and the precision that suits a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from permafrost.models.classifier import NO_INTERMEDIATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from permafrost.models.classifier import Intermediates, ModelOutput
+
+_AMPERE = (8, 0)
+"""Compute capability from which a GPU of NVIDIA multiplies matrices of bfloat16 in tensor cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """Precision, memory format and compilation of a network's forward pass."""
+
+    precision: torch.dtype = torch.float32
+    """Precision of torch.autocast. The parameters stay float32."""
+    compile: bool = False
+    channels_last: bool = False
+
+    @property
+    def is_mixed(self) -> bool:
+        """True if the pass has a lower precision than float32."""
+        return self.precision != torch.float32
+
+    def set_memory_format(self, network: nn.Module) -> None:
+        """Put the convolutions of a network into the memory format, in place."""
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+
+    def run(
+        self,
+        network: Callable[[Tensor, Intermediates], ModelOutput],
+        inputs: Tensor,
+        intermediates: Intermediates = NO_INTERMEDIATES,
+    ) -> ModelOutput:
+        """Run one forward pass in this precision and memory format, with outputs as the network returns them."""
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.is_mixed):
+            return network(inputs, intermediates)
+
+
+def fastest_precision(device: torch.device) -> Literal["bfloat16", "float32"]:
+    """Return bfloat16 if the device multiplies its matrices several times as fast as those of float32, else float32.
+
+    These are GPUs with tensor cores for bfloat16, and CPUs with AMX. A CPU that has bfloat16 as an AVX-512 instruction
+    alone was slower with it than with float32 (docs/results/precision.md), and one without either emulates it.
+    """
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= _AMPERE else "float32"
+    # oneDNN knows of ONEDNN_MAX_CPU_ISA, which may forbid what the CPU has.
+    has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return "bfloat16" if has_amx and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"

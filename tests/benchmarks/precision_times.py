@@ -1,0 +1,144 @@
+"""Forward passes of six networks in float32 and bfloat16, in both memory formats, and compiled.
+
+    python -m tests.benchmarks precision                      (about 3 minutes; only if it is named)
+    python -m tests.benchmarks precision_compiled --record    (about 10 more for the compilations)
+
+All settings of a network alternate, in one thread. Numbers are milliseconds an image, and are printed with what the
+processor has, because they are those of one kind of processor only.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from permafrost.config.models import (
+    BcosModelConfig,
+    CifarModelConfig,
+    ModelConfig,
+    TimmModelConfig,
+    TorchvisionModelConfig,
+)
+from permafrost.models.compute import ComputeSettings, fastest_precision
+from permafrost.models.providers import build_model, freeze
+from tests.benchmarks.figures import in_rounds
+
+RESULTS = Path(__file__).with_name("precision_times.json")
+ROUNDS = 5
+CLASSES = 1000
+NETWORKS: dict[str, tuple[ModelConfig, int, int]] = {
+    "ResNet-50": (TorchvisionModelConfig(name="resnet50"), 224, 4),
+    "DenseNet-121": (TorchvisionModelConfig(name="densenet121"), 224, 4),
+    "ConvNeXt-T": (TorchvisionModelConfig(name="convnext_tiny"), 224, 4),
+    "ViT-S/16": (TimmModelConfig(name="vit_small_patch16_224"), 224, 4),
+    "ResNet-56 of CIFAR": (CifarModelConfig(name="resnet56"), 32, 64),
+    "B-cos ResNet-20": (BcosModelConfig(name="resnet20"), 32, 64),
+}
+"""Networks with the side of their images in pixels and the batch."""
+SETTINGS = {
+    "float32": ComputeSettings(),
+    "float32, channels-last": ComputeSettings(channels_last=True),
+    "bfloat16": ComputeSettings(precision=torch.bfloat16),
+    "bfloat16, channels-last": ComputeSettings(precision=torch.bfloat16, channels_last=True),
+}
+COMPILED = {
+    "float32, channels-last, compiled": ComputeSettings(channels_last=True, compile=True),
+    "bfloat16, channels-last, compiled": ComputeSettings(
+        precision=torch.bfloat16, channels_last=True, compile=True
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardTimes:
+    """Milliseconds an image of one network in each setting."""
+
+    network: str
+    processor: str
+    fastest: str
+    """Precision that annotate.precision=auto takes on this processor before it compares values."""
+    milliseconds: dict[str, float]
+    compilation_seconds: dict[str, float]
+
+
+def main(words: Sequence[str], *, recorded: bool = False) -> None:
+    """Measure all networks and print them.
+
+    words     `precision_compiled` also compiles them
+    recorded  also write them to precision_times.json
+    """
+    torch.set_num_threads(1)
+    settings = SETTINGS | (COMPILED if "precision_compiled" in words else {})
+    found = [_measure(name, *network, settings) for name, network in NETWORKS.items()]
+    if recorded:
+        RESULTS.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+    print(markdown(found), end="")
+
+
+@torch.no_grad()
+def _measure(
+    name: str, config: ModelConfig, side: int, batch: int, settings: dict[str, ComputeSettings]
+) -> ForwardTimes:
+    images = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+    passes: dict[str, Callable[[], object]] = {}
+    compilation = {}
+    for setting, compute in settings.items():
+        torch.manual_seed(0)
+        network = freeze(build_model(config, CLASSES))
+        compute.set_memory_format(network)
+        if compute.compile:
+            network.compile()
+
+        def run(compute: ComputeSettings = compute, network: torch.nn.Module = network) -> object:
+            return compute.run(network, images)
+
+        started = time.perf_counter()
+        run()
+        if compute.compile:
+            compilation[setting] = time.perf_counter() - started
+        passes[setting] = run
+    times = in_rounds(passes, ROUNDS)
+    return ForwardTimes(
+        network=name,
+        processor=describe_processor(),
+        fastest=fastest_precision(torch.device("cpu")),
+        milliseconds={setting: median(values) / batch * 1e3 for setting, values in times.items()},
+        compilation_seconds=compilation,
+    )
+
+
+def describe_processor() -> str:
+    """Name the processor and what it has for bfloat16."""
+    capabilities = torch.cpu.get_capabilities()
+    has = [
+        name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(name)
+    ]
+    return f"{capabilities.get('cpu_name', 'CPU')} with {', '.join(has) or 'neither AVX nor AMX'}"
+
+
+def markdown(found: Sequence[ForwardTimes]) -> str:
+    """Markdown table with a row per network."""
+    settings = list(found[0].milliseconds)
+    lines = [
+        f"| ms an image, {found[0].processor} | {' | '.join(settings)} |",
+        "|---" * (len(settings) + 1) + "|",
+    ]
+    for one in found:
+        first = one.milliseconds[settings[0]]
+        cells = [
+            f"{value:.3g} ({first / value:.2f}x)" if setting != settings[0] else f"{value:.3g}"
+            for setting, value in one.milliseconds.items()
+        ]
+        lines.append(f"| {one.network} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def load() -> list[ForwardTimes]:
+    """Read the recorded times."""
+    return [ForwardTimes(**values) for values in json.loads(RESULTS.read_text())]
