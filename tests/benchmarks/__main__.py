@@ -112,12 +112,9 @@ def main(arguments: list[str]) -> None:
             options.words = [word for word in options.words if word not in words]
             if not options.words:
                 return
-    figures = measure(options.words)
+    figures = measure(options.words, OUT / "bench.json")
     if not figures:
         return
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "bench.json").unlink(missing_ok=True)
-    record(OUT / "bench.json", figures)
     tables = "\n".join(filter(None, [markdown(figures), markdown_of_sides(figures)]))
     (OUT / "table.md").write_text(tables)
     print(tables)
@@ -126,8 +123,11 @@ def main(arguments: list[str]) -> None:
         record(RESULTS, figures)
 
 
-def measure(words: list[str]) -> list[Figure]:
-    """Measure the figures whose names begin with one of the words, or all without words."""
+def measure(words: list[str], path: Path) -> list[Figure]:
+    """Measure the figures whose names begin with one of the words, or all without words.
+
+    path  file to which each figure is written as soon as it is measured
+    """
     chosen = {
         function: names
         for function, names in GROUPS.items()
@@ -135,13 +135,17 @@ def measure(words: list[str]) -> list[Figure]:
     }
     if not chosen:
         sys.exit(f"no figure begins with {' or '.join(words)}; choose from: {', '.join(TITLES)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
     figures: list[Figure] = []
     for function, names in chosen.items():
         logger.info("measuring %s", ", ".join(names))
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             try:
-                figures += function(Path(folder))
+                measured = function(Path(folder))
+                record(path, measured)
+                figures += measured
             except MissingPeerError as error:
                 logger.info("left out: %s", error)
         logger.info("took %.0f s", time.monotonic() - started)

@@ -86,7 +86,7 @@ class TimedPass:
         folder.mkdir()
 
         @contextmanager
-        def timed(executor: Any, cluster: Any) -> Iterator[Any]:
+        def timed(*options: Any, **others: Any) -> Iterator[Any]:
             yield lambda task, shards: map_shards(TimedTask(task, folder, processes), shards)
 
         with mock.patch.object(executors, "open_executor", timed):
@@ -97,7 +97,8 @@ class TimedPass:
         return [sorted((start, end) for start, end in own) for own in times]
 
 
-def _timed_pass(folder: Path, teacher: ModelConfig, shards: int) -> TimedPass:
+def timed_pass(folder: Path, teacher: ModelConfig, shards: int) -> TimedPass:
+    """Pack a store of so many shards, and return its pass."""
     store = folder / "store"
     tars = write_tars(folder / "tars", shards * SHARD_RECORDS, 32, distinct=100)
     pack(tars, store)
@@ -112,7 +113,7 @@ def twin_figures(folder: Path) -> list[Figure]:
 
     A pass is measured from the end of its first shard to the end of the last.
     """
-    timed = _timed_pass(folder, TEACHER, TWIN_SHARDS)
+    timed = timed_pass(folder, TEACHER, TWIN_SHARDS)
     pairs, shares = [], []
     with ray_session(LocalClusterConfig(), cpus=1):
         ray = RayDataExecutor(LocalClusterConfig())
@@ -144,7 +145,7 @@ def actors_figures(folder: Path) -> list[Figure]:
     """Measure the speed of n actors against n times the speed of one, with a teacher that only waits."""
     teacher = StandInConfig(classes=CLASSES, latency_seconds=LATENCY)
     passes = {
-        actors: _timed_pass(folder / str(actors), teacher, actors * SHARDS_PER_ACTOR)
+        actors: timed_pass(folder / str(actors), teacher, actors * SHARDS_PER_ACTOR)
         for actors in ACTORS
     }
     turns: dict[int, list[list[float]]] = {actors: [] for actors in ACTORS}

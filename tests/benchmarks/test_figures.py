@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from permafrost.cluster.executors import map_shards_serially
 from tests.benchmarks import __main__ as bench
 from tests.benchmarks import scale
 from tests.benchmarks.figures import against_best, exact, figure, in_rounds, in_turn, interval
-from tests.benchmarks.on_ray import mean_turns, pair_turns
+from tests.benchmarks.inputs import TINY
+from tests.benchmarks.on_ray import mean_turns, pair_turns, timed_pass
 from tests.benchmarks.peer import MissingPeerError
 from tests.benchmarks.table import (
     RESULTS,
@@ -133,16 +135,38 @@ def test_recording_some_figures_keeps_the_others_and_the_order(tmp_path):
     assert load(path) == [new, memory]
 
 
-def test_figures_whose_peers_are_not_installed_are_left_out(monkeypatch, caplog):
+def test_figures_whose_peers_are_not_installed_are_left_out(monkeypatch, caplog, tmp_path):
     def needs_peers(folder):
         raise MissingPeerError("LitData: not installed")
 
     monkeypatch.setattr(bench, "GROUPS", {needs_peers: ("stream_equal_32px_1_worker",)})
 
     with caplog.at_level("INFO", "permafrost.bench"):
-        assert bench.measure([]) == []
+        assert bench.measure([], tmp_path / "bench.json") == []
 
     assert "left out: LitData: not installed" in caplog.messages
+
+
+def test_what_was_measured_before_an_error_is_kept(monkeypatch, tmp_path):
+    known = exact("bytes_vs_payload", 1.0, 1.0, unit="bytes/record", aim="<= 1.10")
+
+    def fails(folder):
+        raise RuntimeError("no Ray")
+
+    groups = {lambda folder: [known]: ("bytes_vs_payload",), fails: ("ray_vs_serial",)}
+    monkeypatch.setattr(bench, "GROUPS", groups)
+
+    with pytest.raises(RuntimeError, match="no Ray"):
+        bench.measure([], tmp_path / "bench/bench.json")
+
+    assert load(tmp_path / "bench/bench.json") == [known]
+
+
+def test_a_pass_is_timed_by_the_executor_that_is_given(tmp_path):
+    (shards,) = timed_pass(tmp_path, TINY, shards=1).run(map_shards_serially)
+
+    ((start, end),) = shards
+    assert end - start > 0
 
 
 def test_every_figure_has_a_title_and_a_group():
