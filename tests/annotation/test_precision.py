@@ -22,8 +22,15 @@ from permafrost.annotation.precision import (
 )
 from permafrost.annotation.teacher_pass import plan_pass
 from permafrost.config.explainers import BcosWeightsConfig, GradCamConfig
-from permafrost.config.models import BcosModelConfig, CifarModelConfig, ModuleConfig
+from permafrost.config.models import (
+    BcosModelConfig,
+    CifarModelConfig,
+    ModuleConfig,
+    TimmModelConfig,
+    TorchvisionModelConfig,
+)
 from permafrost.config.store import PassOptions
+from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
 from permafrost.models.bcos.provider import BcosClassifier
 from permafrost.models.explanations import pass_precision
@@ -377,22 +384,45 @@ def annotate(config, options):
     return annotator, annotator.annotate(batches(8, 8, 3), [str(key) for key in range(19)])[0]
 
 
-def test_networks_of_ours_are_channels_last_and_those_of_others_as_they_are(tmp_path):
+def test_another_memory_format_changes_the_last_bits_and_not_the_identity(tmp_path):
     config = gradcam_config(tmp_path)
-    plain_options = PassOptions(channels_last=False, map_dtype="float32")
-    automatic, moved = annotate(config, PassOptions(map_dtype="float32"))
-    plain, kept = annotate(config, plain_options)
+    turned, moved = annotate(config, PassOptions(channels_last=True, map_dtype="float32"))
+    plain, kept = annotate(config, PassOptions(map_dtype="float32"))
 
-    assert automatic.settings.channels_last
-    weight = automatic.model.network.conv1.weight
+    weight = turned.model.network.conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert plain.model.network.conv1.weight.is_contiguous()
+    assert TorchvisionModelConfig.suits_channels_last
+    assert TimmModelConfig.suits_channels_last
     for name, values in moved.items():
         np.testing.assert_allclose(values, kept[name], rtol=2e-3, atol=2e-5, err_msg=name)
     assert not ModuleConfig.suits_channels_last
     store = Store(Path(precompute.run(config).store))
     plans = [plan_pass(gradcam_config(tmp_path, channels_last=c), store) for c in (True, False)]
     assert plans[0].fingerprint == plans[1].fingerprint
+
+
+def test_maps_that_need_a_graph_are_not_compiled(bcos_config):
+    with pytest.raises(
+        ConfigError, match=r"annotate\.compile=true: maps of explainer=bcos_weights"
+    ):
+        precompute.run(bcos_config(compile=True))
+
+    assert precompute.run(bcos_config(payloads=("logits",))).teacher_records > 0
+
+
+def test_a_teacher_that_cannot_be_compiled_ends_in_one_sentence(tmp_path, monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fails(*inputs):
+        raise TorchDynamoException("no C++ compiler\nand a page of text")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: setattr(model, "forward", fails))
+
+    with pytest.raises(
+        ConfigError, match=r"cannot compile this teacher here \(no C\+\+ compiler\)"
+    ):
+        precompute.run(gradcam_config(tmp_path, compile=True))
 
 
 @pytest.mark.slow

@@ -411,6 +411,10 @@ def test_options_of_images_are_refused_with_the_way_out(taught_table, options, m
             r"names attention, class_maps, which need",
         ),
         (
+            {"annotate": PassOptions(payloads=("logits",), channels_last=True)},
+            r"annotate.channels_last=true is a layout",
+        ),
+        (
             {"views": RandomViewsConfig(), "augment": FLIP},
             r"views=random transforms images.*canonical",
         ),

@@ -202,8 +202,9 @@ def test_what_a_live_run_cannot_be_is_said(words, message):
 def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):
     """The annotator and the live teacher compute the same explanation."""
     config = frozen.config
-    options = PassOptions(map_dtype="float32", channels_last=False)  # as trainer.channels_last
-    annotator = TeacherAnnotator(config.teacher, 10, config.explainer, options, SIZE)
+    annotator = TeacherAnnotator(
+        config.teacher, 10, config.explainer, PassOptions(map_dtype="float32"), SIZE
+    )
     batch = live_batch_of(frozen)
     output = annotator._forward(view_images(batch, SIZE))
 

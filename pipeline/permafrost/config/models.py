@@ -43,7 +43,7 @@ class ModelConfig(Options):
     """Payloads of a pass over a table."""
 
     suits_channels_last: ClassVar[bool] = False
-    """True if networks of this kind accept images in channels-last memory format, for annotate.channels_last=null."""
+    """True if annotate.channels_last=null is channels-last for networks of this kind, which all accept it."""
 
     digests: ClassVar[str] = ""
     """`module:name` of a function (config) -> SHA-256 by option of the files that a network is built from besides its
@@ -136,7 +136,6 @@ class CifarModelConfig(ModelConfig):
     """ResNet for small images (He et al. 2016, section 4.2): resnet8, resnet20, ... of depth 6n + 2."""
 
     implementation: ClassVar[str] = "permafrost.models.cifar:PROVIDER"
-    suits_channels_last: ClassVar[bool] = True
 
     kind: Literal["cifar"] = "cifar"
     name: str = "resnet20"
@@ -202,7 +201,6 @@ class BcosModelConfig(ModelConfig):
     """
 
     implementation: ClassVar[str] = "permafrost.models.bcos.provider:PROVIDER"
-    suits_channels_last: ClassVar[bool] = True
 
     kind: Literal["bcos"] = "bcos"
     name: str = "resnet18"

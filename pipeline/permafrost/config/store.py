@@ -128,7 +128,7 @@ class PassOptions(OpenOptions):
     float32."""
     channels_last: bool | None = None
     """Channels-last memory format of the teacher and its images, which is faster for most convolutions and changes
-    at most the last bits; null takes it for networks of cifar, torchvision, timm and bcos."""
+    at most the last bits; null takes it for networks of torchvision and timm."""
     compile: bool = False
     """torch.compile of the teacher's forward pass, by each actor: a minute or more, for passes of many hours."""
     batch_size: Annotated[int, Ge(1)] = 64
