@@ -1,7 +1,6 @@
-"""Forward passes of six networks in float32 and bfloat16, in both memory formats, and compiled.
+"""Forward passes of six networks in float32 and bfloat16, in both memory formats.
 
-    python -m tests.benchmarks precision                      (about 3 minutes; only if it is named)
-    python -m tests.benchmarks precision_compiled --record    (about 10 more for the compilations)
+    python -m tests.benchmarks precision           (about a minute; only if it is named)
 
 All settings of a network alternate, in one thread. Numbers are milliseconds an image, and are printed with what the
 processor has, because they are those of one kind of processor only.
@@ -10,7 +9,6 @@ processor has, because they are those of one kind of processor only.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,12 +45,6 @@ SETTINGS = {
     "bfloat16": ComputeSettings(precision=torch.bfloat16),
     "bfloat16, channels-last": ComputeSettings(precision=torch.bfloat16, channels_last=True),
 }
-COMPILED = {
-    "float32, channels-last, compiled": ComputeSettings(channels_last=True, compile=True),
-    "bfloat16, channels-last, compiled": ComputeSettings(
-        precision=torch.bfloat16, channels_last=True, compile=True
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,44 +56,32 @@ class ForwardTimes:
     fastest: str
     """Precision that annotate.precision=auto takes on this processor before it compares values."""
     milliseconds: dict[str, float]
-    compilation_seconds: dict[str, float]
 
 
 def main(words: Sequence[str], *, recorded: bool = False) -> None:
     """Measure all networks and print them.
 
-    words     `precision_compiled` also compiles them
     recorded  also write them to precision_times.json
     """
     torch.set_num_threads(1)
-    settings = SETTINGS | (COMPILED if "precision_compiled" in words else {})
-    found = [_measure(name, *network, settings) for name, network in NETWORKS.items()]
+    found = [_measure(name, *network) for name, network in NETWORKS.items()]
     if recorded:
         RESULTS.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
     print(markdown(found), end="")
 
 
 @torch.no_grad()
-def _measure(
-    name: str, config: ModelConfig, side: int, batch: int, settings: dict[str, ComputeSettings]
-) -> ForwardTimes:
+def _measure(name: str, config: ModelConfig, side: int, batch: int) -> ForwardTimes:
     images = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     passes: dict[str, Callable[[], object]] = {}
-    compilation = {}
-    for setting, compute in settings.items():
+    for setting, compute in SETTINGS.items():
         torch.manual_seed(0)
         network = freeze(build_model(config, CLASSES))
         compute.set_memory_format(network)
-        if compute.compile:
-            network.compile()
 
         def run(compute: ComputeSettings = compute, network: torch.nn.Module = network) -> object:
             return compute.run(network, images)
 
-        started = time.perf_counter()
-        run()
-        if compute.compile:
-            compilation[setting] = time.perf_counter() - started
         passes[setting] = run
     times = in_rounds(passes, ROUNDS)
     return ForwardTimes(
@@ -109,7 +89,6 @@ def _measure(
         processor=describe_processor(),
         fastest=fastest_precision(torch.device("cpu")),
         milliseconds={setting: median(values) / batch * 1e3 for setting, values in times.items()},
-        compilation_seconds=compilation,
     )
 
 
