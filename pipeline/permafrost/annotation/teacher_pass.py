@@ -183,11 +183,12 @@ def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShard
             plan_stored_views(store, config.views, config.augment, config.split, config.subset)
         )
     plans = [plan_pass(config, store, views) for views in requested]
-    agreement = None
+    asked, agreement = config.annotate.precision, None
     if any(plan.is_unfinished for plan in plans):
         precision, agreement = _settle_precision(config, plans[0], map_shards)
         config = replace(config, annotate=replace(config.annotate, precision=precision))
-        plans = [plan_pass(config, store, views) for views in requested]
+        if asked == "auto" and precision != plans[0].precision:
+            plans = [plan_pass(config, store, views) for views in requested]
     made = [annotate_pass(plan, config, map_shards, agreement) for plan in plans]
     return Annotation(
         forward_passes=sum(annotated for annotated, _ in made),
@@ -206,8 +207,7 @@ def _settle_precision(
     Raises PrecisionError if the options name a precision in which a sample of the records is too far from float32.
     """
     asked = config.annotate.precision
-    is_new = not exists(plan.folder)
-    precision = plan.precision if asked == "auto" and not is_new else asked
+    precision = plan.precision if asked == "auto" and exists(plan.folder) else asked
     lower = replace(config.annotate, precision="bfloat16")
     if precision == "float32" or pass_precision(lower, plan.explainer) == "float32":
         return ("float32" if precision == "auto" else precision), None

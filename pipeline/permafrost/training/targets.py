@@ -67,13 +67,13 @@ class LiveTeacher:
     ) -> None:
         """Configure the teacher.
 
-        model       frozen network on the training device
-        input_size  (height, width) of the teacher's view, sampled directly from the canonical frame instead of from the
-                    student's pixels
+        model             frozen network on the training device
+        input_size        (height, width) of the teacher's view, sampled directly from the canonical frame instead of
+                          from the student's pixels
         compute_settings  of the forward pass; explanations are computed in float32 or higher, and if that takes a pass
-                    of the whole network (B-cos), logits are taken from the same pass
-        explainer   options that select the explained classes, as returned by `resolve_explainer`
-        needs       needs of the loss, which select the intermediates
+                          of the whole network (B-cos), logits are taken from the same pass
+        explainer         options that select the explained classes, as returned by `resolve_explainer`
+        needs             needs of the loss, which select the intermediates
         """
         self.name = name
         self.model = model
