@@ -318,6 +318,26 @@ def test_auto_is_the_fastest_precision_and_later_the_precision_of_the_pass_that_
     assert explicit.teacher_records == 0
 
 
+@pytest.mark.parametrize(
+    ("asked", "fastest", "plans"),
+    [("float32", "float32", 1), ("bfloat16", "float32", 1), ("auto", "float32", 1), ("auto", "bfloat16", 2)],
+)  # fmt: skip
+def test_a_pass_is_planned_again_only_if_auto_changes_its_identity(
+    tmp_path, fast_hardware, monkeypatch, asked, fastest, plans
+):
+    """A plan hashes the weights of the teacher."""
+    fast_hardware(fastest)
+    planned = []
+    monkeypatch.setattr(
+        "permafrost.annotation.teacher_pass.plan_pass",
+        lambda *options: planned.append(plan_pass(*options)) or planned[-1],
+    )
+
+    precompute.run(gradcam_config(tmp_path, precision=asked))
+
+    assert len(planned) == plans
+
+
 def test_auto_goes_on_with_a_pass_that_was_begun(tmp_path, fast_hardware):
     fast_hardware("bfloat16")
     config = gradcam_config(tmp_path, precision="auto")
