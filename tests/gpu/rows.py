@@ -18,6 +18,7 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.explainers import BcosWeightsConfig, GradCamConfig
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import ModelConfig
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.store import frames
@@ -206,7 +207,9 @@ def _resnet_students(place: Workplace, *, live: bool) -> Row:
         network,
         gradcam,
         (scale.input_size, scale.input_size),
-        getattr(torch, scale.precision),
+        ComputeSettings(
+            precision=getattr(torch, scale.precision), channels_last=place.device.type == "cuda"
+        ),
         GradCamConfig(),
     )
     return _steps_row(student(method), student(method, teacher), "live teacher", host, scale)

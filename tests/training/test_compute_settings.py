@@ -8,19 +8,30 @@ import torch
 
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig, KDConfig
-from permafrost.config.models import BcosModelConfig, CifarModelConfig, TimmModelConfig
+from permafrost.config.models import (
+    BcosModelConfig,
+    CifarModelConfig,
+    TimmModelConfig,
+    TorchvisionModelConfig,
+)
+from permafrost.config.runs import RUNS
 from permafrost.config.training import OptimizerOptions
+from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import PixelAugment
 from permafrost.losses.base import build_loss
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
+from permafrost.models.saved import load_model
+from permafrost.training.build import build_training
+from permafrost.training.distill_job import Distillation
 from permafrost.training.metric_log import StepLog
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
+from stages import distill
 from tests.support.batches import (
     FRAME,
     NUM_CLASSES,
@@ -30,6 +41,7 @@ from tests.support.batches import (
     random_targets,
     tiny_model,
 )
+from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.trainings import HostReads
 
 METHOD = E2KDConfig(tau=4.0, lambda_ce=1.0, lambda_map=5.0)
@@ -268,3 +280,48 @@ def test_explanations_of_the_half_precision_graph_are_close_to_those_of_float32(
     assert found.dtype == torch.float32
     assert not torch.equal(wanted, found)
     assert cosine.min() > 0.99
+
+
+@pytest.mark.parametrize("fastest", ["bfloat16", "float32"])
+def test_auto_is_the_fastest_precision_of_the_device_and_stays_that_of_the_checkpoint(
+    frozen, monkeypatch, fastest
+):
+    choices = [fastest]
+    monkeypatch.setattr(
+        "permafrost.training.build.fastest_precision", lambda device: choices.pop(0)
+    )
+    auto = replace(TRAINER, precision="auto")
+    explicit = replace(TRAINER, precision=fastest)
+
+    distill.run(distill_config(frozen, trainer=auto, run="auto"))
+    distill.run(distill_config(frozen, trainer=explicit, run="explicit"))
+
+    assert choices == []
+    assert_equal_states(weights_of("auto"), weights_of("explicit"))
+    assert load_model(RUNS / "auto" / "distill")[1].precision == fastest
+    # Another device, on which the other precision is faster, exports the network again and goes on.
+    (RUNS / "auto" / "distill" / "model.json").unlink()
+    choices.append({"bfloat16": "float32", "float32": "bfloat16"}[fastest])
+    distill.run(distill_config(frozen, trainer=auto, run="auto"))
+    assert choices == []
+    assert load_model(RUNS / "auto" / "distill")[1].precision == fastest
+
+
+def test_the_memory_format_of_null_is_that_of_the_kind_of_network(frozen):
+    for kind, value, wanted in [
+        (TorchvisionModelConfig(name="resnet18"), None, True),
+        (TorchvisionModelConfig(name="resnet18"), False, False),
+        (CifarModelConfig(name="resnet8"), None, False),
+        (CifarModelConfig(name="resnet8"), True, True),
+    ]:
+        trainer = replace(TRAINER, channels_last=value)
+        config = distill_config(frozen, trainer=trainer, method=KDConfig())
+        config = replace(config, student=kind)
+        plan = Distillation(config=config, folder=RUNS / "one" / "distill").plan()
+
+        training = build_training(plan, DistributedContext())
+
+        assert training.compute_settings.channels_last == wanted
+        weights = [p for p in training.model.parameters() if p.dim() == 4 and min(p.shape) > 1]
+        formats = {p.is_contiguous(memory_format=torch.channels_last) for p in weights}
+        assert formats == {wanted}

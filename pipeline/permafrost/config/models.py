@@ -43,7 +43,8 @@ class ModelConfig(Options):
     """Payloads of a pass over a table."""
 
     suits_channels_last: ClassVar[bool] = False
-    """True if annotate.channels_last=null is channels-last for networks of this kind, which all accept it."""
+    """True if channels_last=null of passes and trainings is channels-last for networks of this kind, which all accept
+    it."""
 
     digests: ClassVar[str] = ""
     """`module:name` of a function (config) -> SHA-256 by option of the files that a network is built from besides its

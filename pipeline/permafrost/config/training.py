@@ -66,14 +66,16 @@ class TrainerOptions(Options):
     """Number of training processes, each with its slice of the global batch; more than 1 run with Ray Train."""
     device: str = "auto"
     """Device of torch; auto takes a GPU if there is one."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the forward and backward pass (torch.autocast). Losses stay float32, as does GradCAM of a
-    linear head, whose weights are the explanation. Explanations that are gradients (B-cos weights, class
-    tokens) are gradients of the half-precision graph, then cast to float32."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Precision of the forward and backward pass (torch.autocast). auto: bfloat16 on a GPU with tensor cores
+    for it or a CPU with AMX, else float32; model.json states which, and a resumed training keeps it. Losses
+    stay float32, as does GradCAM of a linear head, whose weights are the explanation. Explanations that are
+    gradients (B-cos weights, class tokens) are gradients of the half-precision graph, then cast to float32."""
     compile: bool = False
     """torch.compile of the student's forward pass, used if its explanation needs no double backward."""
-    channels_last: bool = False
-    """Channels-last memory format of the network and its images, for faster convolutions in half precision."""
+    channels_last: bool | None = None
+    """Channels-last memory format of the network and its images, for faster convolutions. null: for networks of
+    torchvision and timm."""
     num_threads: Annotated[int | None, Ge(1)] = None
     """Number of torch threads on the CPU; null takes one per 0.25 G multiply-accumulates of a
     step, at most as many as there are cores."""

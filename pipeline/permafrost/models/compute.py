@@ -34,6 +34,11 @@ class ComputeSettings:
         """True if the pass has a lower precision than float32."""
         return self.precision != torch.float32
 
+    @property
+    def precision_name(self) -> str:
+        """Name of the precision, as in options."""
+        return str(self.precision).removeprefix("torch.")
+
     def set_memory_format(self, network: nn.Module) -> None:
         """Put the convolutions of a network into the memory format, in place."""
         if self.channels_last:

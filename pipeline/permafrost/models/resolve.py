@@ -57,7 +57,7 @@ def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
             f"teaching=guided needs objects in images, but {_holds(store)}; set teaching=labels",
         )
         _refuse_views(config.teaching.augment, store, "teaching.augment")
-        _refuse_layout(config.teaching.trainer.channels_last, store, "teaching.trainer")
+        _refuse_layout(config.teaching.trainer.channels_last is True, store, "teaching.trainer")
     return replace(
         config,
         teacher=resolve_network(config.teacher, store, "teacher"),
@@ -80,7 +80,7 @@ def resolve_distill(config: DistillConfig, store: Store) -> DistillConfig:
             f"mode=replay trains on stored views of images, but {_holds(store)}; set mode=frozen or mode=live",
         )
         _refuse_views(config.augment, store, "augment")
-        _refuse_layout(config.trainer.channels_last, store, "trainer")
+        _refuse_layout(config.trainer.channels_last is True, store, "trainer")
     return replace(
         config,
         student=resolve_network(config.student, store, "student"),

@@ -49,6 +49,8 @@ class TrainedModel:
     """Subset of the split that it was trained on, so that the held-out records can be evaluated."""
     steps: int | None = None
     """Number of steps of its training, None if it was not trained by a run."""
+    precision: str | None = None
+    """Precision of the forward passes of its training, None if it was not trained by a run."""
 
 
 def is_finished(folder: Path) -> bool:
@@ -96,6 +98,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         "split": trained.split,
         "subset": to_plain_dict(trained.subset),
         "steps": trained.steps,
+        "precision": trained.precision,
         "parameters": cost.parameters,
         "macs": cost.macs,
         "weights_sha256": weights_sha256,
@@ -146,4 +149,5 @@ def read_description(folder: Path) -> TrainedModel:
         split=values.split,
         subset=build_config(SubsetOptions, values.subset, f"{path}: subset"),
         steps=values.steps,
+        precision=values.precision,
     )

@@ -59,6 +59,8 @@ class ModelDescription:
     """Multiply-accumulates of a forward pass of one record."""
     weights_sha256: str
     """SHA-256 of model.safetensors."""
+    precision: str | None = None
+    """Precision of the forward passes of its training, None if it was not trained by a run."""
 
     def __post_init__(self) -> None:
         require_digest(self.weights_sha256)

@@ -23,7 +23,7 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import StudentOutput
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, Standardize
-from permafrost.models.compute import ComputeSettings
+from permafrost.models.compute import ComputeSettings, fastest_precision
 from permafrost.models.explanations import (
     attribution_named,
     explainer_named,
@@ -67,7 +67,7 @@ def build_training(plan: TrainingSpec, distributed: DistributedContext) -> Train
         _build_loss_parameters(plan, model, targets, device)
     plan.loss.on_train_start(plan.dataset)
     loss = plan.loss.to(device)
-    compute_settings = _compute_settings(trainer)
+    compute_settings = _compute_settings(trainer, plan.model, device)
     return Training(
         model=model,
         loss=loss,
@@ -178,17 +178,24 @@ def _build_live_teacher(
         freeze(build_model(config, plan.num_classes)).to(device),
         explainer_named(plan.explainer),
         plan.input_size if side is None else (side, side),
-        replace(_compute_settings(plan.trainer), compile=False),
+        replace(_compute_settings(plan.trainer, config, device), compile=False),
         plan.live_explainer,
         plan.loss.needs,
     )
 
 
-def _compute_settings(trainer: TrainerOptions) -> ComputeSettings:
+def _compute_settings(
+    trainer: TrainerOptions, network: ModelConfig, device: torch.device
+) -> ComputeSettings:
+    """Return the settings of a network's forward passes on a device."""
+    auto = trainer.precision == "auto"
+    precision = fastest_precision(device) if auto else trainer.precision
     return ComputeSettings(
-        precision=getattr(torch, trainer.precision),
+        precision=getattr(torch, precision),
         compile=trainer.compile,
-        channels_last=trainer.channels_last,
+        channels_last=network.suits_channels_last
+        if trainer.channels_last is None
+        else trainer.channels_last,
     )
 
 

@@ -222,7 +222,11 @@ def run_job(
     read_cost(job.folder)  # a damaged file is an error before the training, not after an epoch
     training = train_to_end(plan, job.folder, count_cost, distributed)
     if distributed.is_first:
-        trained = replace(job.describe(plan), steps=training.global_step)
+        trained = replace(
+            job.describe(plan),
+            steps=training.global_step,
+            precision=training.compute_settings.precision_name,
+        )
         save_model(job.folder, training.model, trained)
 
 

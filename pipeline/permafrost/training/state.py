@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -85,15 +85,20 @@ class Training:
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "precision": self.compute_settings.precision_name,
             "position": [self.epoch, self.step, self.global_step],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a state exactly, on any number of ranks."""
+        """Restore a state exactly, on any number of ranks, with the precision that it was trained in."""
         self.model.load_state_dict(state["model"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        # trainer.precision=auto may have chosen another one on this device.
+        self.compute_settings = replace(
+            self.compute_settings, precision=getattr(torch, state["precision"])
+        )
         self.epoch, self.step, self.global_step = state["position"]
 
     def seed_step(self) -> None:
