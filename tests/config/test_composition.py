@@ -5,6 +5,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
+from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.environment import CONF
 from permafrost.core.errors import ConfigError
@@ -54,3 +55,10 @@ def test_a_mapping_replaces_that_of_the_experiment():
     words = ["experiment=demo", "report.columns={f1: test.f1}", "report.paired_column=f1"]
 
     assert compose("report", words)["report"]["columns"] == {"f1": "test.f1"}
+
+
+def test_an_integer_that_no_float_holds_is_an_error():
+    composed = compose("distill", ["experiment=demo", f"optimizer.lr={10**400}"])
+
+    with pytest.raises(ConfigError, match=r"optimizer\.lr must be a number of at most 1\.8e\+308"):
+        build_verb_config("distill", composed)

@@ -327,3 +327,14 @@ def test_signed_json_that_nests_too_deep_or_is_a_list_is_refused(store):
         (store / "manifest.json").write_text(text)
         with pytest.raises(ManifestError, match=r"not valid JSON|damaged"):
             Store(store)
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**4000], ids=["large", "low", "long"])
+def test_an_integer_that_no_float_holds_is_refused(store, number):
+    folder = pass_folder(store)
+    values = load(folder)
+    values["fidelity"] = {name: number for name in values["fidelity"]}
+    sign(folder, values)
+
+    with pytest.raises(ManifestError, match=r"fidelity.* must be a number, got -?10000"):
+        read_everything(store)

@@ -6,6 +6,7 @@ what is allowed.
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from dataclasses import MISSING
 from typing import Any, TypeVar, get_args, get_origin
@@ -93,6 +94,8 @@ class _OptionValues(Conversion):
                 raise ConfigError(f"{where} must be a section of options, got {value!r}")
             return build_config(hint, value, where)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if hint is float and type(value) is int and abs(value) > sys.float_info.max:
+            raise ConfigError(f"{where} must be a number of at most {sys.float_info.max:.2g}")
         if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
             with suppress(ValueError):  # the error below is clearer
                 return float(value)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -120,10 +120,10 @@ class _Entries(Conversion):
     def build(self, hint: Any, value: Any, where: str) -> Any:
         if is_dataclass(hint) and isinstance(hint, type):
             return from_dict(hint, value, where)
-        if hint is float and type(value) is int:
+        if hint is float and type(value) in (int, float):
+            if not abs(value) <= sys.float_info.max:
+                raise EntryError(f"{where} must be a number, got {self.show(value)}")
             value = float(value)
-        if hint is float and isinstance(value, float) and not math.isfinite(value):
-            raise EntryError(f"{where} must be a number, got {self.show(value)}")
         return super().build(hint, value, where)
 
     def show(self, value: Any) -> str:
