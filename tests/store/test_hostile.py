@@ -333,7 +333,7 @@ def test_signed_json_that_nests_too_deep_or_is_a_list_is_refused(store):
 def test_an_integer_that_no_float_holds_is_refused(store, number):
     folder = pass_folder(store)
     values = load(folder)
-    values["fidelity"] = {name: number for name in values["fidelity"]}
+    values["fidelity"] = dict.fromkeys(values["fidelity"], number)
     sign(folder, values)
 
     with pytest.raises(ManifestError, match=r"fidelity.* must be a number, got -?10000"):
