@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.builder import build_verb_config
@@ -19,6 +20,7 @@ from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EstimateConfig, EstimateOptions
 from permafrost.core.errors import ConfigError
+from permafrost.estimation import steps
 from permafrost.interpretability.options import CellsDataConfig
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -179,7 +181,49 @@ def test_the_break_even_follows_from_what_was_measured(made):
 
     assert (training.epochs, training.records) == (2, store.num_records("train"))
     assert training.break_even_students.median == training.break_even_epochs.median / 2
-    assert min(training.stored.lowest, training.live.lowest) > 0
+    times = training.steps
+    assert min(times.stored.lowest, times.live.lowest, times.further.lowest) > 0
+    assert training.students == 10
+    annotation, saved = found.annotation.seconds.median, times.saved_shared.median
+    shared = annotation / (saved * training.records) if saved > 0 else math.inf
+    assert training.break_even_shared.median == pytest.approx(shared)
+
+
+def test_other_options_are_measured_beside_those_of_the_call(made):
+    _, found, _ = made
+
+    assert list(found.annotation.otherwise) == [
+        "annotate.precision=bfloat16",
+        "annotate.channels_last=true",
+    ]
+    assert list(found.training.steps.otherwise) == [
+        "trainer.precision=bfloat16",
+        "trainer.channels_last=true",
+    ]
+    assert all(step.lowest > 0 for step in found.training.steps.otherwise.values())
+
+
+def test_further_students_of_one_job_take_steps_of_their_own(frozen, monkeypatch):
+    """A further student computes the same loss from views and targets that are there already."""
+    config = estimate_config(frozen.config, method=E2KDConfig(lambda_map=5.0))
+    live = steps._Steps(config, frozen.store, "live")
+    live.take()
+    calls, source = [], live.training.targets
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        return source(*arguments, **options)
+
+    monkeypatch.setattr(live.training, "targets", counted)
+    before = {name: value.clone() for name, value in live.training.model.state_dict().items()}
+
+    live.take_further()
+
+    assert len(calls) == 1  # of the step that is not counted
+    assert live.training.targets is counted
+    assert live.training.global_step == 3
+    after = live.training.model.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_only_the_estimate_is_left(tmp_path, tiny_teacher, own_temporary_folder):

@@ -90,8 +90,10 @@ class EstimateOptions(Options):
     shard_records: Annotated[int | None, Ge(1)] = 128
     """Largest number of records to measure of each of these shards; null takes all. A slow teacher needs few."""
     rounds: Annotated[int, Ge(1)] = 5
-    """Number of steps to measure of a student with stored targets and, in turn, of one with a live teacher. On a
-    GPU each measurement takes several steps."""
+    """Number of steps to measure of a student with stored targets and, in turn, of one with a live teacher and of
+    students with other options of the trainer. On a GPU each measurement takes several steps."""
+    students: Annotated[int, Ge(1)] = 10
+    """Number of students of the comparison with one job, in which they share batches, views and a live teacher."""
     records: Annotated[int | None, Ge(1)] = None
     """Number of records to estimate for, such as those of a set that is not here; null takes those of the data."""
     workers: tuple[int, ...] = (1, 4, 16)

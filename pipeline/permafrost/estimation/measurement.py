@@ -26,8 +26,10 @@ from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
-    from permafrost.estimation.volume import Part
+    from permafrost.estimation.steps import StepTimes
 
 
 def break_even_epochs(annotation: Spread, saved_per_epoch: Spread) -> Spread:
@@ -65,15 +67,16 @@ class Work:
     """Seconds of a worker for all records."""
     hours: dict[int, float]
     """Hours by number of workers, each of which processes whole shards."""
+    otherwise: dict[str, Spread] = field(default_factory=dict)
+    """Seconds of a worker for all records with another option, by the option as it is typed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentCost:
     """A student with stored targets next to one with a live teacher."""
 
-    stored: Spread
+    steps: StepTimes
     """Seconds a record of a step."""
-    live: Spread
     epochs: int
     """Epochs of a student."""
     records: int
@@ -81,6 +84,14 @@ class StudentCost:
     break_even_epochs: Spread
     """Epochs, over all students, from which the store is cheaper."""
     break_even_students: Spread
+    students: int
+    """Number of students that share a live teacher in one job."""
+    break_even_shared: Spread
+    """Epochs of each of them from which the store is cheaper."""
+
+    def seconds(self, step: Spread) -> Spread:
+        """Seconds of all epochs of a student with such steps."""
+        return step.times(self.records * self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +151,7 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
             for results, size in zip(times.results, (whole.records, whole.trained), strict=False)
         ]
         total = seconds[0] if len(seconds) == 1 else seconds[0].plus(seconds[1])
-        annotation = _work(total, config, whole)
+        annotation = _with_others(_work(total, config, whole), config, sample)
         training, reason = _compare(config, sample, total)
     return Estimate(
         records=whole.records,
@@ -185,6 +196,24 @@ def _work(seconds: Spread, config: EstimateConfig, numbers: Whole) -> Work:
     )
 
 
+def _with_others(annotation: Work, config: EstimateConfig, sample: Sample) -> Work:
+    """Return the work of annotation with that of other options."""
+    from permafrost.estimation.steps import measure_annotation  # imports torch
+
+    views = sample.whole.records
+    if config.views.kind != "canonical":
+        views += sample.whole.trained * config.views.count
+    others = measure_annotation(
+        _for_sample(config, sample.store), sample.store, config.estimate.rounds
+    )
+    return replace(
+        annotation,
+        otherwise={
+            word: annotation.seconds.plus(more.times(views)) for word, more in others.items()
+        },
+    )
+
+
 def _compare(
     config: EstimateConfig, sample: Sample, annotation: Spread
 ) -> tuple[StudentCost | None, str]:
@@ -192,19 +221,20 @@ def _compare(
     from permafrost.estimation.steps import measure_steps  # imports torch
 
     try:
-        stored, live, saved = measure_steps(config, sample.store)
+        steps = measure_steps(config, sample.store)
     except UserError as error:
         return None, str(error).replace(str(sample.store.path), config.store.path)
     per_step = config.views.per_step if config.mode == "replay" else 1
     records = sample.whole.trained * per_step
-    epochs = break_even_epochs(annotation, saved.times(records))
+    epochs = break_even_epochs(annotation, steps.saved.times(records))
     training = StudentCost(
-        stored=stored,
-        live=live,
+        steps=steps,
         epochs=config.trainer.epochs,
         records=records,
         break_even_epochs=epochs,
         break_even_students=epochs.times(1 / config.trainer.epochs),
+        students=config.estimate.students,
+        break_even_shared=break_even_epochs(annotation, steps.saved_shared.times(records)),
     )
     return training, ""
 
@@ -243,17 +273,28 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
     )
     works = {"packing": estimate.packing, "annotation": estimate.annotation}
     lines |= {name: _work_line(work) for name, work in works.items() if work is not None}
+    if estimate.annotation is not None and estimate.annotation.otherwise:
+        lines["annotation_with"] = _durations(estimate.annotation.otherwise) + " of one worker"
     if estimate.is_finished:
         lines["packing"] = f"not measured, as {config.store.path} is finished"
     training = estimate.training
     if training is None:
         return lines | {"students": f"not compared: {estimate.no_training}"}
+    steps = training.steps
     return lines | {
-        "step_stored": f"{_range(training.stored.times(1e3))} ms a record; mode={config.mode} "
+        "step_stored": f"{_range(steps.stored.times(1e3))} ms a record; mode={config.mode} "
         f"method={config.method.kind} student={config.student.kind} {config.student.name}",
-        "step_live": f"{_range(training.live.times(1e3))} ms a record; the same with mode=live",
+        "step_live": f"{_range(steps.live.times(1e3))} ms a record; the same with mode=live",
+        "student": f"{_duration(training.seconds(steps.stored).median)} with stored targets, "
+        f"{_duration(training.seconds(steps.live).median)} with a live teacher; trainer.epochs={training.epochs}",
+        "student_with": _durations(
+            {word: training.seconds(step) for word, step in steps.otherwise.items()}
+        )
+        + " with stored targets",
         "cheaper_from": f"{_range(training.break_even_students)} students of trainer.epochs={training.epochs}, or "
         f"{_range(training.break_even_epochs)} epochs of {training.records:,} records",
+        "cheaper_than_shared": f"from {_range(training.break_even_shared)} epochs of each of {training.students} "
+        "students that share batches and a live teacher in one job (estimate.students)",
     }
 
 
@@ -290,6 +331,10 @@ def _work_line(work: Work) -> str:
         f"{each} ms a record; {_duration(whole.median)} ({low} to {high}) of one worker; "
         f"{by_workers} workers"
     )
+
+
+def _durations(by_option: Mapping[str, Spread]) -> str:
+    return ", ".join(f"{word} {_duration(whole.median)}" for word, whole in by_option.items())
 
 
 def _range(spread: Spread) -> str:

@@ -1,43 +1,72 @@
-"""Seconds a record of a student's step with stored targets, and of the same step with a live teacher."""
+"""Seconds a record of what an estimate compares: steps of students, and a teacher's pass, with several options.
+
+All sides of a comparison take turns on the same records, so that a busy moment is shared.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.shard_tasks import torch_threads
+from permafrost.annotation.teacher_pass import plan_pass
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import progress
 from permafrost.estimation.sample import Spread, spread_of
+from permafrost.loading.geometry import view_images
+from permafrost.models.explanations import pass_precision
 from permafrost.models.resolve import resolve_distill
+from permafrost.store.frames import ShardFrames
 from permafrost.training.build import build_loader, build_training
 from permafrost.training.distill_job import Distillation
 from permafrost.training.step import train_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from permafrost.config.methods import Mode
-    from permafrost.config.verbs import EstimateConfig
-    from permafrost.core.records import Batch
+    from permafrost.config.store import PassPrecision
+    from permafrost.config.training import TrainerOptions
+    from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
+    from permafrost.core.records import Batch, Guidance, Targets
     from permafrost.store.reader import Store
+    from permafrost.training.targets import TargetSource
 
 
 _STEPS_ON_GPU = 4
 """Steps that are counted together on a GPU."""
 
 
-def measure_steps(config: EstimateConfig, store: Store) -> tuple[Spread, Spread, Spread]:
-    """Take steps of two students in turn, one with the targets of the store's passes and one with a live teacher.
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """Seconds a record of a student's step."""
 
-    Returns the seconds a record of a step with stored targets, of one with a live teacher, and of their difference in
-    each round, which may be negative. The batches are read from the store.
+    stored: Spread
+    """With the targets of the store's passes."""
+    live: Spread
+    """With a live teacher."""
+    further: Spread
+    """Of each further student that shares batch, views and live teacher with the first, in one job."""
+    saved: Spread
+    """Difference of live and stored in each round, which may be negative."""
+    saved_shared: Spread
+    """The same of estimate.students students, that share a live teacher in one job or have stored targets each."""
+    otherwise: dict[str, Spread]
+    """Stored targets with another option of the trainer, by the option as it is typed."""
+
+
+def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
+    """Take steps of students in turn, with the targets of the store's passes and with a live teacher.
+
+    The batches are read from the store.
     Raises ConfigError or StoreMismatchError if there is no such student, such as for a method of live teachers only.
     """
     require(
@@ -57,18 +86,105 @@ def measure_steps(config: EstimateConfig, store: Store) -> tuple[Spread, Spread,
         )
     with torch_threads(config.cluster.threads_per_actor):
         stored, live = _Steps(config, store, config.mode), _Steps(config, store, "live")
-        stored.take()
-        live.take()
-        rounds = []
-        with progress("steps", total=config.estimate.rounds, unit="round") as bar:
-            for number in range(config.estimate.rounds):
-                in_turn = (live, stored) if number % 2 else (stored, live)
-                seconds = {steps: steps.take() for steps in in_turn}
-                rounds.append((seconds[stored], seconds[live]))
-                bar.update(1)
-    saved = [with_live - with_stored for with_stored, with_live in rounds]
-    with_stored, with_live = zip(*rounds, strict=True)
-    return spread_of(with_stored), spread_of(with_live), spread_of(saved)
+        otherwise = {
+            word: _Steps(replace(config, trainer=trainer), store, config.mode)
+            for word, trainer in _other_trainers(config.trainer, stored).items()
+        }
+        sides: dict[str, Callable[[], float]] = {
+            "stored": stored.take,
+            "live": live.take,
+            "further": live.take_further,
+            **{word: steps.take for word, steps in otherwise.items()},
+        }
+        rounds = _in_turn(sides, config.estimate.rounds, "steps")
+    sharing = config.estimate.students
+    return StepTimes(
+        stored=spread_of(rounds["stored"]),
+        live=spread_of(rounds["live"]),
+        further=spread_of(rounds["further"]),
+        saved=spread_of([b - a for a, b in zip(rounds["stored"], rounds["live"], strict=True)]),
+        saved_shared=spread_of(
+            [
+                first + (sharing - 1) * further - sharing * own
+                for own, first, further in zip(
+                    rounds["stored"], rounds["live"], rounds["further"], strict=True
+                )
+            ]
+        ),
+        otherwise={word: spread_of(rounds[word]) for word in otherwise},
+    )
+
+
+def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> dict[str, Spread]:
+    """Annotate a batch of the sample in turn with the options of its pass and with others.
+
+    Returns the seconds by which a view takes longer than with the options of the pass, which may be negative, by the
+    other option as it is typed. Compilation takes a minute or more and is not among them.
+    """
+    plan = plan_pass(config, store)  # precision=auto is that of the pass
+    options = replace(config.annotate, precision=plan.precision, compile=False, min_fidelity=0.0)
+    other: PassPrecision = "bfloat16" if plan.precision == "float32" else "float32"
+    shard = max(store.shards, key=lambda entry: entry.records)
+    count = min(shard.records, options.batch_size)
+    keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
+    frames = ShardFrames(store, shard, np.arange(count)).read(0, count)
+
+    def build(channels_last: bool | None) -> TeacherAnnotator:
+        changed = replace(options, channels_last=channels_last)
+        return TeacherAnnotator(plan.teacher, plan.num_classes, plan.explainer, changed, store.size)
+
+    with torch_threads(config.cluster.threads_per_actor):
+        own = build(options.channels_last)
+        annotators = {"": own}
+        if pass_precision(replace(options, precision=other), plan.explainer) == other:
+            annotators[f"annotate.precision={other}"] = own.with_precision(getattr(torch, other))
+        if not own.is_table:
+            turned = not own.settings.channels_last
+            annotators[f"annotate.channels_last={str(turned).lower()}"] = build(turned)
+
+        def side(annotator: TeacherAnnotator) -> Callable[[], float]:
+            def annotate() -> float:
+                started = perf_counter()
+                annotator.annotate([frames], keys)
+                return (perf_counter() - started) / count
+
+            return annotate
+
+        found = _in_turn({w: side(a) for w, a in annotators.items()}, rounds, "annotation")
+    base = found.pop("")
+    return {
+        word: spread_of([each - mine for each, mine in zip(times, base, strict=True)])
+        for word, times in found.items()
+    }
+
+
+def _in_turn(
+    sides: Mapping[str, Callable[[], float]], rounds: int, what: str
+) -> dict[str, list[float]]:
+    """Measure every side once in each round, in another order each time, after one that is not counted."""
+    names = list(sides)
+    for name in names:
+        sides[name]()
+    found: dict[str, list[float]] = {name: [] for name in names}
+    with progress(what, total=rounds, unit="round") as bar:
+        for number in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                found[name].append(sides[name]())
+            bar.update(1)
+    return found
+
+
+def _other_trainers(trainer: TrainerOptions, steps: _Steps) -> dict[str, TrainerOptions]:
+    """Return trainers with another precision and another memory format, by the option as it is typed."""
+    settings = steps.training.compute_settings
+    precision: PassPrecision = "float32" if settings.is_mixed else "bfloat16"
+    others = {f"trainer.precision={precision}": replace(trainer, precision=precision)}
+    if not steps.spec.dataset.store.is_table:
+        turned = not settings.channels_last
+        word = f"trainer.channels_last={str(turned).lower()}"
+        others[word] = replace(trainer, channels_last=turned)
+    return others
 
 
 class _Steps:
@@ -83,14 +199,32 @@ class _Steps:
         self.loader = build_loader(spec, here)
         self.device = next(self.training.model.parameters()).device
         self.batches = self._batches()
+        self.latest: Batch | None = None
 
     def take(self) -> float:
         """Take a step, or several on a GPU, and return their seconds a record, in which the batches are read."""
         return seconds_per_record(self._step, self._synchronize, self.device.type)
 
+    def take_further(self) -> float:
+        """Take the step of another student on the latest batch, whose views and targets are there already."""
+        training, batch = self.training, self.latest
+        assert batch is not None
+        view = replace(batch, rendered=view_images(batch, self.spec.input_size))
+        source, training.targets = training.targets, _Recalled(training.targets)
+        self._take(view)  # computes the targets, and is not counted
+        self._synchronize()
+        started = perf_counter()
+        self._take(view)
+        self._synchronize()
+        training.targets = source
+        return (perf_counter() - started) / len(batch.keys)
+
     def _step(self) -> int:
-        """Take a step and return its number of records."""
-        batch = next(self.batches)
+        """Take a step on the next batch and return its number of records."""
+        self.latest = next(self.batches)
+        return self._take(self.latest)
+
+    def _take(self, batch: Batch) -> int:
         self.training.seed_step()
         trainer = self.spec.trainer
         train_step(self.training, batch, self.spec.input_size, trainer.clip_norm, trainer.agc)
@@ -106,6 +240,26 @@ class _Steps:
         while True:
             yield from self.loader.epoch(self.training.epoch, device=self.device)
             self.training.epoch, self.training.step = self.training.epoch + 1, 0
+
+
+class _Recalled:
+    """Target source that computes its targets once, for several students of one job."""
+
+    def __init__(self, source: TargetSource) -> None:
+        self.source = source
+        self.targets: tuple[Targets | Guidance, ...] | None = None
+
+    def __call__(
+        self,
+        batch: Batch,
+        grid: tuple[int, int],
+        map_control: str = "none",
+        *,
+        with_maps: bool = True,
+    ) -> tuple[Targets | Guidance, ...]:
+        if self.targets is None:
+            self.targets = self.source(batch, grid, map_control, with_maps=with_maps)
+        return self.targets
 
 
 def seconds_per_record(
