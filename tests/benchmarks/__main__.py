@@ -7,6 +7,7 @@
     python -m tests.benchmarks profile      (where the time goes, profiles.py, likewise)
     python -m tests.benchmarks busy         (a training beside other processes, busy.py, likewise)
     python -m tests.benchmarks precision    (forward passes in several precisions, precision_times.py, likewise)
+    python -m tests.benchmarks fidelity     (passes in bfloat16 compared with float32, fidelity.py, likewise)
 
 Writes runs/bench/bench.json and runs/bench/table.md, prints the tables, and names the figures that are worse than the
 recorded ones. The ratio of a figure that misses its aim is not bold. The exit code stays 0, because a busy machine is
@@ -32,7 +33,7 @@ from collections.abc import Callable
 from functools import partial
 
 from permafrost.config.environment import keep_freed_memory
-from tests.benchmarks import busy, precision_times, profiles, scale
+from tests.benchmarks import busy, fidelity, precision_times, profiles, scale
 from tests.benchmarks.allocator import allocator_figure
 from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
 from tests.benchmarks.figures import Figure
@@ -51,9 +52,10 @@ from tests.benchmarks.reading import (
     stream_224_figure,
 )
 from tests.benchmarks.replaying import replay_figure
+from tests.benchmarks.settings import pass_figure, step_settings_figures
 from tests.benchmarks.steps import step_figures
 from tests.benchmarks.streams import stream_names, streams_32_figures, streams_224_figures
-from tests.benchmarks.students import students_figure
+from tests.benchmarks.students import NAME, SHARING, SHARING_LONG, students_figures
 from tests.benchmarks.table import (
     RESULTS,
     TITLES,
@@ -72,7 +74,9 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     bcos_precompute_figure: ("bcos_precompute_vs_bare_loop",),
     step_figures: ("frozen_e2kd_step_vs_labels", "frozen_vs_live_e2kd_step"),
     bcos_step_figure: ("bcos_frozen_e2kd_step_vs_labels",),
-    students_figure: ("ten_frozen_vs_ten_live_students",),
+    students_figures: (NAME, SHARING, SHARING_LONG),
+    pass_figure: ("pass_resnet50_224px_vs_plain",),
+    step_settings_figures: ("step_resnet18_224px_vs_plain", "step_resnet20_32px_vs_plain"),
     replay_figure: ("replay_4_views_vs_1",),
     streams_32_figures: stream_names(32),
     streams_224_figures: stream_names(224),
@@ -104,6 +108,7 @@ def main(arguments: list[str]) -> None:
         "profile": partial(profiles.main, recorded=options.record),
         "busy": partial(busy.main, recorded=options.record),
         "precision": partial(precision_times.main, recorded=options.record),
+        "fidelity": partial(fidelity.main, recorded=options.record),
     }
     for beginning, measure_named in named.items():
         words = [word for word in options.words if word.startswith(beginning)]

@@ -19,13 +19,14 @@ from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import build_loss
+from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import train_step
-from permafrost.training.targets import LiveTeacher
+from permafrost.training.targets import LiveTeacher, TargetSource
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, TINY, precompute_config, write_tars
@@ -72,19 +73,27 @@ def step_figures(folder: Path) -> list[Figure]:
     ]
 
 
-def read_batches(folder: Path, teacher: ModelConfig, explainer: ExplainerConfig) -> list[Batch]:
-    """Annotate records of 32 pixels, and read them with random views."""
+def read_batches(
+    folder: Path,
+    teacher: ModelConfig,
+    explainer: ExplainerConfig,
+    *,
+    side: int = 32,
+    records: int = 40 * BATCH,
+    batch: int = BATCH,
+) -> list[Batch]:
+    """Annotate records of side x side pixels, and read them with random views."""
     torch.set_num_threads(1)
-    tars, path = write_tars(folder / "tars", 40 * BATCH, 32), folder / "store"
+    tars, path = write_tars(folder / "tars", records, side), folder / "store"
     precompute.run(precompute_config(tars, path, teacher=teacher, explainer=explainer))
     store = Store(path)
-    return list(open_stream(store, store.open_passes()).epoch(0))
+    return list(open_stream(store, store.open_passes(), batch).epoch(0))
 
 
-def open_stream(store: Store, passes: Sequence[TeacherPass]) -> TrainLoader:
+def open_stream(store: Store, passes: Sequence[TeacherPass], batch: int = BATCH) -> TrainLoader:
     """Open the stream of a training with random views."""
     dataset = StoreDataset(store, rows_of_split(store.index, "train"), passes)
-    return TrainLoader(dataset, ViewSchedule(VIEWS, SIZE, seed=0), batch_size=BATCH, seed=0)
+    return TrainLoader(dataset, ViewSchedule(VIEWS, store.size, seed=0), batch_size=batch, seed=0)
 
 
 def build_live_teacher(teacher: ModelConfig = TEACHER) -> LiveTeacher:
@@ -99,10 +108,11 @@ class Steps:
         self,
         method: MethodConfig,
         batches: Sequence[Batch],
-        teacher: LiveTeacher | None = None,
+        teacher: TargetSource | None = None,
         *,
         student: ModelConfig = STUDENT,
         explainer: str = DEFAULT_EXPLAINER,
+        settings: ComputeSettings = ComputeSettings(),  # noqa: B008, frozen
     ) -> None:
         torch.manual_seed(0)
         model = build_model(student, CLASSES)
@@ -111,6 +121,7 @@ class Steps:
             loss=build_loss(method),
             optimizer=build_optimizer(OptimizerOptions(), list(model.parameters())),
             explain=explainer_named(explainer),
+            compute_settings=settings,
         )
         if teacher is not None:
             self.training.targets = teacher
@@ -123,4 +134,5 @@ class Steps:
 
     def take(self, batch: Batch) -> None:
         """Take a step on this batch."""
-        train_step(self.training, batch, SIZE, clip_norm=1.0)
+        size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+        train_step(self.training, batch, size, clip_norm=1.0)

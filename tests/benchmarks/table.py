@@ -25,6 +25,12 @@ TITLES = {
     "frozen_vs_live_e2kd_step": "frozen e2KD step, speed against a live ResNet-56 teacher (ResNet-20)",
     "bcos_frozen_e2kd_step_vs_labels": "frozen e2KD step of a B-cos ResNet-8, cost against a step on labels",
     "ten_frozen_vs_ten_live_students": "ten frozen students for one epoch and the pass, speed against ten live ones",
+    "ten_frozen_vs_ten_sharing_students": "the same, against ten students that share one live teacher in one job",
+    "ten_frozen_vs_ten_sharing_students_100_epochs": "the same, 100 epochs",
+    "pass_resnet50_224px_vs_plain": "work of an actor with a ResNet-50 at 224 px, fastest precision and channels-last, "
+    "speed against float32 and channels-first",
+    "step_resnet18_224px_vs_plain": "frozen e2KD step of a ResNet-18 at 224 px, the same",
+    "step_resnet20_32px_vs_plain": "frozen e2KD step of a ResNet-20 at 32 px, the same",
     "replay_4_views_vs_1": "replay of 4 stored views per decoded image, speed per view against one view",
     "stream_vs_webdataset_32px": "stream with targets, speed against a stock `webdataset` zip, 32 px",
     "stream_vs_webdataset_224px": "the same, 224 px",

@@ -270,12 +270,16 @@ def test_a_torchvision_students_file_loads_with_plain_torchvision(tmp_path):
     ],
     ids=lambda config: config.name,
 )
-def test_a_timm_student_is_exported_as_timms_hub_has_it(tmp_path, config):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_timm_student_is_exported_as_timms_hub_has_it(tmp_path, config, layout):
     model = build_model(config, NUM_CLASSES).eval()
     images = random_images(64)
 
-    save_trained(config, model, tmp_path)
+    save_trained(config, model.to(memory_format=layout), tmp_path)
 
+    convolutions = [p for p in model.parameters() if p.dim() == 4 and min(p.shape) > 1]
+    assert all(p.is_contiguous(memory_format=layout) for p in convolutions)  # it is not changed
+    model.to(memory_format=torch.contiguous_format)
     loaded = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
     settings = loaded.pretrained_cfg
     mean, std = (torch.tensor(settings[name]).view(3, 1, 1) for name in ("mean", "std"))

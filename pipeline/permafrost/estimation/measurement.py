@@ -293,7 +293,7 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         + " with stored targets",
         "cheaper_from": f"{_range(training.break_even_students)} students of trainer.epochs={training.epochs}, or "
         f"{_range(training.break_even_epochs)} epochs of {training.records:,} records",
-        "cheaper_than_shared": f"from {_range(training.break_even_shared)} epochs of each of {training.students} "
+        "cheaper_than_shared": f"{_range(training.break_even_shared)} epochs of each of {training.students} "
         "students that share batches and a live teacher in one job (estimate.students)",
     }
 
@@ -333,8 +333,8 @@ def _work_line(work: Work) -> str:
     )
 
 
-def _durations(by_option: Mapping[str, Spread]) -> str:
-    return ", ".join(f"{word} {_duration(whole.median)}" for word, whole in by_option.items())
+def _durations(seconds: Mapping[str, Spread]) -> str:
+    return ", ".join(f"{word} {_duration(whole.median)}" for word, whole in seconds.items())
 
 
 def _range(spread: Spread) -> str:

@@ -50,17 +50,17 @@ class StepTimes:
     """Seconds a record of a student's step."""
 
     stored: Spread
-    """With the targets of the store's passes."""
+    """Step with the targets of the store's passes."""
     live: Spread
-    """With a live teacher."""
+    """Step with a live teacher."""
     further: Spread
-    """Of each further student that shares batch, views and live teacher with the first, in one job."""
+    """Step of each further student that shares batch, views and live teacher with the first, in one job."""
     saved: Spread
     """Difference of live and stored in each round, which may be negative."""
     saved_shared: Spread
-    """The same of estimate.students students, that share a live teacher in one job or have stored targets each."""
+    """Difference for estimate.students students at once: sharing a live teacher in one job, and with stored targets."""
     otherwise: dict[str, Spread]
-    """Stored targets with another option of the trainer, by the option as it is typed."""
+    """Step with stored targets and another option of the trainer, by the option as it is typed."""
 
 
 def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,10 @@ def save_for_hub(
         "mean": tuple(model.normalize.mean.flatten().tolist()),
         "std": tuple(model.normalize.std.flatten().tolist()),
     }
+    # safetensors takes no weights in channels-last format, in which the run goes on.
+    network = deepcopy(model.network).to(memory_format=torch.contiguous_format)
     timm.models.save_for_hf(
-        model.network,
+        network,
         str(folder),
         model_config={"num_classes": num_classes, "pretrained_cfg": preprocessing},
         safe_serialization=True,
