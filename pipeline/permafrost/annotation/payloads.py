@@ -15,7 +15,7 @@ from torch import Tensor
 
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PAYLOADS, PassOptions
-from permafrost.core.records import FieldSpec
+from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.losses.feature_kd import attention_fields, class_map_fields
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, Intermediates, ModelOutput
 from permafrost.models.explanations import explained_classes, explainer_named
@@ -56,25 +56,76 @@ class Payload(Protocol):
 # ---- logits ----------------------------------------------------------------------------------------
 
 
+_MAX_UINT16 = 2**16
+
+
 class LogitsPayload:
-    """Field logits f16 [K]."""
+    """Field logits f16 [K], or with annotate.logits=topk top_logits f16 [k], top_class [k] and rest_logits f32 [T].
+
+    The largest logits are in descending order. top_class is u16 up to 65,536 classes and i32 above. rest_logits is
+    log sum exp(logit / tau) over the K - k other classes at each of the T temperatures, and 0 if there are none.
+    """
 
     intermediates = NO_INTERMEDIATES
 
     def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
-        pass
+        self.config = config
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        classes = output.logits.shape[1]
+        if self.config.logits == "all":
+            return [FieldSpec(name="logits", shape=(classes,), dtype="float16", axes=("class",))]
+        count = min(self.config.k, classes)
         return [
+            FieldSpec(name=TOP_LOGITS, shape=(count,), dtype="float16", axes=("rank",)),
             FieldSpec(
-                name="logits", shape=(output.logits.shape[1],), dtype="float16", axes=("class",)
-            )
+                name=TOP_CLASS,
+                shape=(count,),
+                dtype="uint16" if classes <= _MAX_UINT16 else "int32",
+                axes=("rank",),
+            ),
+            FieldSpec(
+                name=REST_LOGITS,
+                shape=(len(self.config.temperatures),),
+                dtype="float32",
+                axes=("temperature",),
+            ),
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        with np.errstate(over="ignore"):  # the annotator reports records whose logits overflow
-            stored = output.logits.detach().cpu().numpy().astype("float16")
-        return EncodedFields({"logits": stored}, {})
+        logits = output.logits.detach()
+        if self.config.logits == "all":
+            return EncodedFields({"logits": _to_float16(logits)}, {})
+        values, classes, rest = split_logits(logits, self.config.k, self.config.temperatures)
+        _, class_spec, _ = self.fields(model, output)
+        stored = {
+            TOP_LOGITS: _to_float16(values),
+            TOP_CLASS: classes.cpu().numpy().astype(class_spec.dtype),
+            REST_LOGITS: rest.cpu().numpy(),
+        }
+        return EncodedFields(stored, {})
+
+
+def split_logits(
+    logits: Tensor, k: int, temperatures: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Split logits [n, K] into the k largest, their classes i64 [n, k], and the sum of all others, f32 [n, T].
+
+    The sum is log sum exp(logit / tau) at each temperature, 0 if k is at least K.
+    """
+    count = min(k, logits.shape[1])
+    values, classes = logits.topk(count, dim=1)
+    if count == logits.shape[1]:
+        return values, classes, logits.new_zeros(len(logits), len(temperatures))
+    others = logits.float().scatter(1, classes, -torch.inf)
+    rest = [(others / tau).logsumexp(dim=1) for tau in temperatures]
+    return values, classes, torch.stack(rest, dim=1)
+
+
+def _to_float16(logits: Tensor) -> NDArray[np.generic]:
+    with np.errstate(over="ignore"):  # the annotator reports records whose logits overflow
+        stored: NDArray[np.generic] = logits.cpu().numpy().astype("float16")
+    return stored
 
 
 # ---- explanation map -------------------------------------------------------------------------------

@@ -135,7 +135,9 @@ class ComparePrecision:
 
     def _compare(self, precision: str, sample: Sequence[tuple[ShardEntry, int]]) -> Agreement:
         # Eager, because compilation would take longer than the sample.
-        options = replace(self.config, precision="float32", compile=False, min_fidelity=0.0)
+        options = replace(
+            self.config, precision="float32", compile=False, min_fidelity=0.0, logits="all"
+        )
         exact = TeacherAnnotator(
             self.teacher, self.num_classes, self.explainer, options, Store(self.store_path).size
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +27,7 @@ from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.files import sha256_keys
 from permafrost.core.interrupts import check_interrupted
-from permafrost.core.records import NO_LABEL
+from permafrost.core.records import NO_LABEL, TOP_CLASS, TOP_LOGITS
 from permafrost.core.rooted_paths import RootedPath
 from permafrost.core.tasks import ShardResult
 from permafrost.store.deaths import ShardDeaths
@@ -114,10 +114,12 @@ class AnnotateShard:
                     "files": [asdict(entry) for entry in written.files],
                     "fidelity": fidelity,
                     "fingerprint": self.fingerprint,
-                    "constant_logits": constant_logits(values["logits"]),
+                    "constant_logits": constant_logits(values),
                 },
             )
-        labeled, correct = count_correct(self._store, shard, values["logits"])
+        labeled, correct = count_correct(
+            self._store, shard, values, self.teacher.classes or self.num_classes
+        )
         return ShardResult(
             name=shard.name,
             records=len(keys),
@@ -185,30 +187,38 @@ class Correct(NamedTuple):
     correct: int
 
 
-def count_correct(store: Store, shard: ShardEntry, logits: NDArray[np.generic]) -> Correct:
+def count_correct(
+    store: Store, shard: ShardEntry, values: Mapping[str, NDArray[np.generic]], classes: int
+) -> Correct:
     """Count the labeled records of a shard, and those of them whose largest logit is that of their label.
 
-    logits  as stored, [n, V, K]
+    values   logits [n, V, K] or top_class [n, V, k] of the pass
+    classes  number of the teacher's classes
     Returns zeros for stored views, several labels per record, and classes that are not those of the store.
     """
     rows = store.rows_of_shard(store.shards.number_of(shard.name))
-    if logits.shape != (len(rows), 1, len(store.manifest.classes)) or store.index.has_many_labels:
+    stored = values["logits" if "logits" in values else TOP_CLASS]
+    fits = stored.shape[:2] == (len(rows), 1) and classes == len(store.manifest.classes)
+    if not fits or store.index.has_many_labels:
         return Correct(0, 0)
     labels = store.index.values("label", rows)
     labeled = labels != NO_LABEL
-    correct = labeled & (logits[:, 0].argmax(axis=1) == labels)
+    largest = stored[:, 0].argmax(axis=1) if "logits" in values else stored[:, 0, 0]
+    correct = labeled & (largest == labels)
     return Correct(int(labeled.sum()), int(correct.sum()))
 
 
-def constant_logits(logits: NDArray[np.generic]) -> str | None:
+def constant_logits(values: Mapping[str, NDArray[np.generic]]) -> str | None:
     """SHA-256 of the logits if all records of a shard have the same, None if they differ or there are none.
 
     Raises ConstantLogitsError if there are too many records to be equal by chance.
 
-    logits  as stored, [n, V, K]
+    values  of the pass's fields, [n, V, ...]
     """
-    if not len(logits) or (logits != logits[:1, :1]).any():
+    names = ("logits",) if "logits" in values else (TOP_LOGITS, TOP_CLASS)
+    stored = [values[name] for name in names]
+    if not len(stored[0]) or any((each != each[:1, :1]).any() for each in stored):
         return None
-    if len(logits) >= _TOO_MANY_TO_AGREE:
+    if len(stored[0]) >= _TOO_MANY_TO_AGREE:
         raise ConstantLogitsError(CONSTANT_LOGITS)
-    return hashlib.sha256(logits[0, 0].tobytes()).hexdigest()
+    return hashlib.sha256(b"".join(each[0, 0].tobytes() for each in stored)).hexdigest()

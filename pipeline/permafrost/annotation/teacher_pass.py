@@ -33,6 +33,7 @@ from permafrost.config.store import PAYLOADS, PassOptions, PassPrecision
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.files import SHORT, remove_partial_files, sha256_json
+from permafrost.core.records import TOP_CLASS
 from permafrost.core.rooted_paths import RootedPath, exists, list_folder
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from permafrost.models.explanations import pass_precision, resolve_explainer
@@ -81,7 +82,7 @@ def describe_pass(
     only_where_read: dict[str, Any] = {
         option: getattr(config, option)
         for name in config.payloads
-        for option in PAYLOADS[name].read_options
+        for option in config.read_by(name)
     }
     return {
         "dataset_fingerprint": store.dataset.fingerprint,
@@ -375,8 +376,9 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
         found = counts.get(shard.name)
         if found is None:
             rows = np.arange(shard.records)
-            logits = made.open_shard(shard, ("logits",))["logits"][rows, np.zeros_like(rows)]
-            found = count_correct(plan.store, shard, logits[:, None])
+            name = TOP_CLASS if made.manifest.temperatures else "logits"
+            values = made.open_shard(shard, (name,))[name][rows, np.zeros_like(rows)]
+            found = count_correct(plan.store, shard, {name: values[:, None]}, made.num_classes)
         before = sums.get(shard.split, Correct(0, 0))
         sums[shard.split] = Correct(*map(sum, zip(before, found, strict=True)))
     return {split: c.correct / c.labeled for split, c in sums.items() if c.labeled}

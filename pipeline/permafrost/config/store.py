@@ -89,7 +89,7 @@ class PayloadInfo(NamedTuple):
 _MODULE = "permafrost.annotation.payloads"
 PAYLOADS: Family[PayloadInfo] = Family(
     {
-        "logits": PayloadInfo(f"{_MODULE}:LogitsPayload", True),
+        "logits": PayloadInfo(f"{_MODULE}:LogitsPayload", True, ("logits", "k", "temperatures")),
         "map": PayloadInfo(f"{_MODULE}:MapPayload", False, ("map_dtype",)),
         "attention": PayloadInfo(f"{_MODULE}:AttentionPayload", False),
         "class_maps": PayloadInfo(f"{_MODULE}:ClassMapPayload", False, ("class_map_size",)),
@@ -113,6 +113,14 @@ class PassOptions(OpenOptions):
     """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
     stage, for method=at. class_maps: maps of all classes, for method=cat_kd. pooled: the pooled feature before
     the classifier."""
+    logits: Literal["all", "topk"] = "all"
+    """Logits to store. all: those of all classes. topk: the k largest, and the sum of all others at each of the
+    temperatures, which suits thousands of classes (method.logits=softmax only)."""
+    k: Annotated[int, Ge(1)] = 100
+    """Number of stored logits of a record, at most that of the classes."""
+    temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """Temperatures (method.tau) at which the sum over the other classes is stored. 1 is among them, for agreement and
+    divergence from the teacher."""
     map_dtype: Literal["float32", "float16", "int8"] = "float16"
     """Storage dtype of maps, which are divided by their largest absolute value. Maps that are far above their
     mean in a few places lose most in int8."""
@@ -140,6 +148,12 @@ class PassOptions(OpenOptions):
     def added_bases(cls) -> tuple[type[Options], ...]:
         return tuple(payload.adds for payload in PAYLOADS.values() if payload.adds is not None)
 
+    def read_by(self, payload: str) -> tuple[str, ...]:
+        """Return the names of the options that a payload reads."""
+        if payload == "logits" and self.logits == "all":
+            return ()
+        return PAYLOADS[payload].read_options
+
     def __post_init__(self) -> None:
         super().__post_init__()
         unknown = [name for name in self.payloads if name not in PAYLOADS]
@@ -148,6 +162,14 @@ class PassOptions(OpenOptions):
             f"annotate.payloads must be among {', '.join(PAYLOADS)}; got {', '.join(unknown)}",
         )
         require("logits" in self.payloads, "annotate.payloads must contain logits")
+        require(
+            1.0 in self.temperatures and min(self.temperatures) > 0,
+            f"annotate.temperatures={list(self.temperatures)} must be positive, and 1 among them",
+        )
+        require(
+            list(self.temperatures) == sorted(set(self.temperatures)),
+            f"annotate.temperatures={list(self.temperatures)} must rise, each named once",
+        )
         require(
             len(set(self.payloads)) == len(self.payloads),
             f"annotate.payloads lists a payload twice: {self.payloads}",

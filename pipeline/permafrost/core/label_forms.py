@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from permafrost.core.records import NO_CLASS, NO_LABEL
+from permafrost.core.records import NO_CLASS, NO_LABEL, Logits, require_all_logits, top_class
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,9 +62,11 @@ def classes_of(labels: Tensor) -> Tensor:
     return classes.masked_fill(present == 0, NO_CLASS)[:, :most]
 
 
-def predict_labels(logits: Tensor, *, many: bool) -> Tensor:
+def predict_labels(logits: Logits, *, many: bool) -> Tensor:
     """Return the predicted classes of logits [N, K] in the form of the labels.
 
     many  whether to return f32 [N, K], 1 for each class whose logit is >= 0, instead of the argmax, i64 [N]
     """
-    return (logits >= 0).float() if many else logits.argmax(dim=1)
+    if many:
+        return (require_all_logits(logits, "a record with many labels") >= 0).float()
+    return top_class(logits)

@@ -7,7 +7,9 @@ h w map grid, H W canonical frame, d columns of a table, n boxes of one record.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from permafrost.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +87,7 @@ class FieldSpec:
 
     name: str
     shape: tuple[int, ...]
-    dtype: Literal["float16", "float32", "int8", "int32"]
+    dtype: Literal["float16", "float32", "int8", "uint16", "int32"]
     codec: Literal["raw", "maxabs"] = "raw"
     when_moved: WhenMoved = "keep"
     frame: Literal["full", "center_crop"] | None = None
@@ -102,13 +104,58 @@ VIEW_FIELD = FieldSpec(
 """Field of a pass of stored views that holds the matrix of each view, [records, V, 3, 3]."""
 
 
+TOP_LOGITS, TOP_CLASS, REST_LOGITS = "top_logits", "top_class", "rest_logits"
+"""Fields of a pass that stores the largest logits in place of all: the values of TopLogits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopLogits:
+    """The k largest logits of each record, and the sum of all others at some temperatures."""
+
+    values: Tensor
+    """The largest logits in descending order, f32 [B, k]."""
+    classes: Tensor
+    """Their classes, i64 [B, k]."""
+    rest: Tensor
+    """log sum exp(logit / tau) over the other K - k classes at each temperature, f32 [B, T]; of no meaning if k = K."""
+    temperatures: tuple[float, ...]
+    """The T temperatures."""
+    num_classes: int
+    """Number K of classes."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+Logits: TypeAlias = "Tensor | TopLogits"
+"""Logits of a teacher: f32 [B, K], or the largest ones."""
+
+
+def top_class(logits: Logits) -> Tensor:
+    """Return the class of each record's largest logit, i64 [B]."""
+    return logits.classes[:, 0] if isinstance(logits, TopLogits) else logits.argmax(dim=1)
+
+
+def require_all_logits(logits: Logits, what: str) -> Tensor:
+    """Return logits f32 [B, K]. Raises ConfigError if only the largest ones are stored.
+
+    what  what needs all, for the message
+    """
+    if isinstance(logits, TopLogits):
+        raise ConfigError(
+            f"{what} needs the logits of all {logits.num_classes} classes, but the pass stores the "
+            f"{logits.values.shape[1]} largest ones; make one with annotate.logits=all"
+        )
+    return logits
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredTargets:
     """Targets of one teacher pass as read from disk for the records of a batch, before any warp."""
 
     teacher: str
-    logits: Tensor
-    """Raw logits, f32 [B, K]."""
+    logits: Logits
+    """Raw logits."""
     explained_class: Tensor | None = None
     """Explained classes, i64 [B, E], padded with NO_CLASS."""
     maps: Tensor | None = None
@@ -133,8 +180,8 @@ class Targets:
     """Targets of one teacher pass in the form that the loss requires: in the student's view and on its grid."""
 
     teacher: str
-    logits: Tensor
-    """Logits, f32 [B, K]."""
+    logits: Logits
+    """Logits f32 [B, K], or the largest ones."""
     explained_class: Tensor | None = None
     """Explained classes, i64 [B, E]."""
     maps: Tensor | None = None

@@ -18,7 +18,7 @@ from torch import Tensor
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.evaluation import EquivarianceOptions
 from permafrost.core.errors import require
-from permafrost.core.records import Batch
+from permafrost.core.records import Batch, top_class
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator, Metric, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
@@ -26,6 +26,7 @@ from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import copy_to
 from permafrost.losses.e2kd import map_cosine
+from permafrost.losses.kd import outcome_log_probs
 from permafrost.models.explanations import Explainer, explainer_named, forward_to_explain
 from permafrost.models.resolve import require_images
 
@@ -110,13 +111,11 @@ def _compare(
     grid = (recomputed.shape[-2], recomputed.shape[-1])
     moved = view_maps(batch, stored, grid)
     cosine, valid = map_cosine(moved, recomputed, model.input_size)
-    kl = F.kl_div(
-        F.log_softmax(stored.logits, dim=1),
-        F.log_softmax(logits, dim=1),
-        reduction="none",
-        log_target=True,
-    ).sum(dim=1)
-    agrees = stored.logits.argmax(dim=1) == logits.argmax(dim=1)
+    before, after = (
+        outcome_log_probs(each, stored.logits, tau=1.0) for each in (stored.logits, logits)
+    )
+    kl = F.kl_div(before, after, reduction="none", log_target=True).sum(dim=1)
+    agrees = top_class(stored.logits) == logits.argmax(dim=1)
     return cosine.masked_fill(~valid, float("nan")).flatten().cpu(), kl.cpu(), agrees.cpu()
 
 

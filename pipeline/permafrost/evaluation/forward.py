@@ -6,7 +6,7 @@ Shape letters: n records, K classes, E classes of the record that has most, P cl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.label_forms import classes_of, has_many
-from permafrost.core.records import NO_CLASS, Batch, StoredTargets, Targets
+from permafrost.core.records import NO_CLASS, Batch, Logits, StoredTargets, Targets, TopLogits
 from permafrost.evaluation.metrics import (
     energy_pointing_game,
     label_scores,
@@ -39,7 +39,7 @@ from permafrost.loading.geometry import (
     view_targets,
 )
 from permafrost.loading.subset import HOLDOUT, rows_of_split, select_holdout_rows
-from permafrost.loading.transfer import iter_on_device
+from permafrost.loading.transfer import iter_on_device, move_values
 from permafrost.losses.e2kd import map_cosine
 from permafrost.models.bcos.layers import add_inverse
 from permafrost.models.classifier import Classifier, ModelOutput
@@ -70,7 +70,7 @@ class Predictions:
     """IoU, in the same form as `epg`."""
     epg_uniform: Tensor
     """EPG of a uniform map (localization.uniform_score), in the same form as `epg`."""
-    teacher_logits: Tensor | None = None
+    teacher_logits: Logits | None = None
     explained_class: Tensor | None = None
     """Explained classes i64 [n, P], padded with NO_CLASS. This and the fields below are None without stored maps."""
     teacher_epg: Tensor | None = None
@@ -92,7 +92,7 @@ def join(parts: Sequence[Predictions]) -> Predictions:
         epg=_padded([part.epg for part in parts]),
         iou=_padded([part.iou for part in parts]),
         epg_uniform=_padded([part.epg_uniform for part in parts]),
-        teacher_logits=_all([part.teacher_logits for part in parts]),
+        teacher_logits=_join_logits([part.teacher_logits for part in parts]),
         explained_class=_all([part.explained_class for part in parts]),
         teacher_epg=_all([part.teacher_epg for part in parts]),
         map_cosine=_all([part.map_cosine for part in parts]),
@@ -153,6 +153,19 @@ def localization_metrics(predictions: Predictions) -> dict[str, Any]:
 def _all(parts: Sequence[Tensor | None]) -> Tensor | None:
     there = [part for part in parts if part is not None]
     return torch.cat(there) if there else None
+
+
+def _join_logits(parts: Sequence[Logits | None]) -> Logits | None:
+    first = parts[0]
+    if not isinstance(first, TopLogits):
+        return _all([part for part in parts if isinstance(part, Tensor)])
+    largest = [part for part in parts if isinstance(part, TopLogits)]
+    return replace(
+        first,
+        values=torch.cat([part.values for part in largest]),
+        classes=torch.cat([part.classes for part in largest]),
+        rest=torch.cat([part.rest for part in largest]),
+    )
 
 
 def _padded(parts: Sequence[Tensor]) -> Tensor:
@@ -283,7 +296,7 @@ def _predict_batch(
             explained = batch.targets[0].explained_class
         grid = (output.features.shape[-2], output.features.shape[-1])
         targets = view_targets(batch, grid, with_maps=localize)[0]
-        teacher_logits = targets.logits.cpu()
+        teacher_logits = move_values(targets.logits, torch.device("cpu"))
         cosine = _cosine_to_teacher(model, output, targets)
     return Predictions(
         keys=batch.keys,

@@ -19,9 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.label_forms import has_many, known_mask, predict_labels
-from permafrost.core.records import NO_GROUP, NO_LABEL
+from permafrost.core.records import (
+    NO_GROUP,
+    NO_LABEL,
+    Logits,
+    TopLogits,
+    require_all_logits,
+    top_class,
+)
 from permafrost.losses.guided import MIN_ENERGY
-from permafrost.losses.kd import mld_loss
+from permafrost.losses.kd import kd_loss, mld_loss
 
 
 def group_scores(
@@ -52,10 +59,10 @@ def _share(hits: Tensor) -> float:
 # ---- agreement -------------------------------------------------------------------------------------
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
+def accuracy(logits: Logits, labels: Tensor) -> float:
     """Share of labeled records whose highest logit [N, K] is the label [N], nan if none is labeled."""
     known = labels != NO_LABEL
-    return float((logits.argmax(dim=1) == labels)[known].double().mean())
+    return float((top_class(logits) == labels)[known].double().mean())
 
 
 def majority_share(labels: Tensor) -> float | None:
@@ -102,7 +109,7 @@ def label_scores(
 
 def teacher_scores(
     student_logits: Tensor,
-    teacher_logits: Tensor,
+    teacher_logits: Logits,
     labels: Tensor,
     groups: Tensor,
     group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
@@ -114,8 +121,9 @@ def teacher_scores(
         "kl_to_teacher": kl_to_teacher(student_logits, teacher_logits, many=many),
     }
     if many:
-        return scores | {"teacher_f1": f1(teacher_logits, labels)}
-    same = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
+        every = require_all_logits(teacher_logits, "a record with many labels")
+        return scores | {"teacher_f1": f1(every, labels)}
+    same = student_logits.argmax(dim=1) == top_class(teacher_logits)
     return {
         **scores,
         **group_scores("agreement", same, groups, group_sets),
@@ -123,7 +131,7 @@ def teacher_scores(
     }
 
 
-def agreement(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
+def agreement(student_logits: Tensor, teacher_logits: Logits, *, many: bool = False) -> float:
     """Share of records for which both networks have the same top-1 class (e2KD eq. 4), independent of the labels.
 
     many  records have many labels, a case that the paper leaves open: compare the sets of positive classes
@@ -135,13 +143,16 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = Fa
     return float((same.all(dim=1) if many else same).double().mean())
 
 
-def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
-    """Mean KL(teacher || student) of the class probabilities, in nats.
+def kl_to_teacher(student_logits: Tensor, teacher_logits: Logits, *, many: bool = False) -> float:
+    """Mean KL(teacher || student) of the class probabilities, in nats; of the largest logits the lower bound of KD.
 
     many  treat each class separately: the sum of the Bernoulli divergences over classes
     """
     if many:
-        return float(mld_loss(student_logits.double(), teacher_logits.double(), tau=1.0))
+        every = require_all_logits(teacher_logits, "a record with many labels")
+        return float(mld_loss(student_logits.double(), every.double(), tau=1.0))
+    if isinstance(teacher_logits, TopLogits):
+        return float(kd_loss(student_logits.double(), teacher_logits, tau=1.0))
     student = F.log_softmax(student_logits.double(), dim=1)
     teacher = F.log_softmax(teacher_logits.double(), dim=1)
     return float(F.kl_div(student, teacher, reduction="batchmean", log_target=True))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.files import sha256_file
-from permafrost.core.records import NO_LABEL
+from permafrost.core.records import NO_LABEL, require_all_logits
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.interpretability.options import ClassSimilarityOptions
@@ -145,7 +145,9 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
     teacher = None
     if predictions.teacher_logits is not None:
         metrics["teacher_entropy"], teacher = mean_predictions(
-            predictions.teacher_logits, predictions.labels, options.tau
+            require_all_logits(predictions.teacher_logits, f"evaluators={NAME}"),
+            predictions.labels,
+            options.tau,
         )
         spearman["teacher"] = off_diagonal_spearman(own, teacher)
     given = _given_similarity(context)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from permafrost.config.augment import NUM_ROTATIONS
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import Guidance, Targets
+from permafrost.core.records import Guidance, Targets, require_all_logits
 from permafrost.interpretability.options import SSKDConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term
@@ -138,8 +138,9 @@ class SSKDLoss(FeatureKDLoss):
         assert isinstance(targets, Targets)
         assert student.view_index is not None
         config, index = self.config, student.view_index
+        logits = require_all_logits(targets.logits, "method=sskd")
         own, taught, known = (
-            views_in_order(values, index) for values in (student.logits, targets.logits, labels)
+            views_in_order(values, index) for values in (student.logits, logits, labels)
         )
         yield from self.logit_terms(own[:, 0], taught[:, 0], known[:, 0])
         yield Term("ss", config.lambda_ss, lambda: self.compare(student, targets))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from permafrost.core.records import NO_LABEL, Batch, Targets
+from permafrost.core.records import NO_LABEL, Batch, Targets, require_all_logits
 from permafrost.ked.subnets import LOGITS
 from permafrost.losses.base import AnyTargets, StepInputs
 
@@ -90,8 +90,9 @@ def add_chimeras(targets: AnyTargets, donors: Tensor) -> Targets:
         name: torch.cat([values, mix_rows(values, donors)])
         for name, values in targets.intermediates.items()
     }
-    mixed = intermediates[LOGITS][len(targets.logits) :].sum(dim=1)
-    return replace(targets, logits=torch.cat([targets.logits, mixed]), intermediates=intermediates)
+    logits = require_all_logits(targets.logits, "method.chimera_fraction")
+    mixed = intermediates[LOGITS][len(logits) :].sum(dim=1)
+    return replace(targets, logits=torch.cat([logits, mixed]), intermediates=intermediates)
 
 
 def label_chimeras(labels: Tensor, count: int) -> Tensor:

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from permafrost.core.records import VIEW_FIELD, Batch, FieldSpec, StoredTargets
+from permafrost.core.records import (
+    REST_LOGITS,
+    TOP_CLASS,
+    TOP_LOGITS,
+    VIEW_FIELD,
+    Batch,
+    FieldSpec,
+    Logits,
+    StoredTargets,
+    TopLogits,
+)
 from permafrost.loading.decode_threads import DecodeThreads
 from permafrost.loading.geometry import center_crop, decode_intermediates
 from permafrost.loading.selected_records import SelectedRecords
@@ -36,7 +46,15 @@ _KEPT_BYTES = 64 * 2**20
 its decoded inputs for which these are kept."""
 _OPEN_SHARDS = 64
 """Maximum number of open files, far below the limit of a process."""
-_ALWAYS_READ = ("logits", "map", "explained_class", VIEW_FIELD.name)
+_ALWAYS_READ = (
+    "logits",
+    TOP_LOGITS,
+    TOP_CLASS,
+    REST_LOGITS,
+    "map",
+    "explained_class",
+    VIEW_FIELD.name,
+)
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
 _SMALL_FILE = 4096
 """Mean size of a batch's files in bytes below which they are decoded in the calling thread. For images of 32 pixels,
@@ -239,7 +257,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         teacher, names = self.passes[number], self.intermediate_fields[number]
         targets = StoredTargets(
             teacher=teacher.name,
-            logits=torch.from_numpy(values["logits"].astype(np.float32)),
+            logits=_logits_of(teacher, values),
             intermediates={name: torch.from_numpy(values[name]) for name in names},
             scales={
                 name: torch.from_numpy(values[f"{name}_scale"])
@@ -348,6 +366,18 @@ def iter_batches(
     chosen = range(len(dataset)) if positions is None else positions
     for start in range(0, len(chosen), batch_size):
         yield dataset.__getitems__(list(chosen[start : start + batch_size]))
+
+
+def _logits_of(teacher: TeacherPass, values: Values) -> Logits:
+    if not teacher.manifest.temperatures:
+        return torch.from_numpy(values["logits"].astype(np.float32))
+    return TopLogits(
+        values=torch.from_numpy(values[TOP_LOGITS].astype(np.float32)),
+        classes=torch.from_numpy(values[TOP_CLASS].astype(np.int64)),
+        rest=torch.from_numpy(values[REST_LOGITS]),
+        temperatures=teacher.manifest.temperatures,
+        num_classes=teacher.num_classes,
+    )
 
 
 # ---- column moments --------------------------------------------------------------------------------

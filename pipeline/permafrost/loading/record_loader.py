@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import Batch, Targets
+from permafrost.core.records import Batch, Targets, require_all_logits
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
@@ -87,7 +87,7 @@ class ViewBatch:
     @property
     def logits(self) -> Tensor:
         """Logits of the first teacher, f32 [B, K]. Raises ConfigError if the loader reads no pass."""
-        return self._first.logits
+        return require_all_logits(self._first.logits, "ViewBatch.logits; targets()[0].logits")
 
     @property
     def maps(self) -> Tensor:

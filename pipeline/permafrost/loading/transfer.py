@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from permafrost.core.records import Batch, PixelAugment, PixelChange, StoredTargets
+from permafrost.core.records import Batch, PixelAugment, PixelChange, StoredTargets, TopLogits
 from permafrost.loading.decode_threads import start_pool
 
 _SMALL = 64 * 2**10
@@ -119,7 +119,7 @@ def iter_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[t
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (Batch, StoredTargets)):
+    elif isinstance(value, (Batch, StoredTargets, TopLogits)):
         for name in value.__dataclass_fields__:
             yield from _tensors(getattr(value, name))
     elif isinstance(value, (tuple, dict)):
@@ -136,7 +136,7 @@ def move_values(value: Any, device: torch.device) -> Any:
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     """Change the values of a batch that are not batches, mappings or tuples of others themselves."""
-    if isinstance(value, (Batch, StoredTargets, PixelAugment, PixelChange)):
+    if isinstance(value, (Batch, StoredTargets, TopLogits, PixelAugment, PixelChange)):
         names = value.__dataclass_fields__
         return type(value)(**{name: map_leaves(getattr(value, name), change) for name in names})
     if isinstance(value, dict):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, ReviewKDConfig
 from permafrost.core.errors import require
-from permafrost.core.records import Guidance, Targets
+from permafrost.core.records import Guidance, Logits, Targets
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import label_term, off_label_bce_loss
@@ -74,7 +74,7 @@ class FeatureKDLoss(DistillationLoss):
         yield from self.logit_terms(student.logits, targets.logits, labels)
         yield Term(self.term, self.weight, lambda: self.compare(student, targets))
 
-    def logit_terms(self, logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Iterable[Term]:
+    def logit_terms(self, logits: Tensor, teacher_logits: Logits, labels: Tensor) -> Iterable[Term]:
         """Return the terms on labels and logits."""
         config = self.config
         if config.label_loss == "bce_offlabel":

@@ -4,14 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.methods import KDConfig
-from permafrost.core.errors import require
-from permafrost.core.records import Guidance, Targets
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.records import Guidance, Logits, Targets, TopLogits, require_all_logits
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.labels import label_term
+
+
+def outcome_log_probs(logits: Logits, known: Logits, tau: float) -> Tensor:
+    """Compute log probabilities of the outcomes "class c" for the k classes of `known`, and "any other class".
+
+    logits  [B, K], or `known` itself
+    known   the largest logits, or those of all classes, which leave no other class
+    Returns [B, k + 1], or [B, K] if k = K. Raises ConfigError for a temperature at which
+    the sum over the other classes is not known.
+    """
+    if not isinstance(known, TopLogits):
+        return F.log_softmax(require_all_logits(logits, "this comparison") / tau, dim=1)
+    if tau not in known.temperatures:
+        raise ConfigError(
+            f"tau={tau:g}: the sum over the classes that are not stored is known at "
+            f"{', '.join(f'{each:g}' for each in known.temperatures)} only; choose one of these, or make a pass with "
+            f"annotate.temperatures=[{','.join(f'{each:g}' for each in sorted({*known.temperatures, tau}))}]"
+        )
+    has_rest = known.classes.shape[1] < known.num_classes
+    if isinstance(logits, TopLogits):
+        place = known.temperatures.index(tau)
+        rest = [known.rest[:, place : place + 1]] if has_rest else []
+        return torch.cat([known.values / tau, *rest], dim=1).log_softmax(dim=1)
+    each = F.log_softmax(logits / tau, dim=1)
+    outcomes = each.gather(1, known.classes)
+    if not has_rest:
+        return outcomes
+    others = each.scatter(1, known.classes, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([outcomes, others], dim=1)
+
+
+def top_logits_divergence(student_logits: Tensor, teacher: TopLogits, tau: float) -> Tensor:
+    """Compute KL(teacher || student) of the outcomes that the teacher's pass stores, [B].
+
+    student_logits  [B, K]  gradients flow here
+
+    It is the divergence over all classes if all are stored, and otherwise a lower bound of it, because merging
+    outcomes cannot raise a divergence (log-sum inequality). How the student divides the rest is left open.
+    """
+    student = outcome_log_probs(student_logits, teacher, tau)
+    taught = outcome_log_probs(teacher, teacher, tau)
+    return F.kl_div(student, taught, reduction="none", log_target=True).sum(dim=1)
 
 
 def mld_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
@@ -34,11 +77,12 @@ def mld_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tens
 # ---- kd --------------------------------------------------------------------------------------------
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: Logits, tau: float) -> Tensor:
     """Compute tau^2 * KL(teacher || student), summed over classes and averaged over the batch.
 
     student_logits  [B, K]  gradients flow here
-    teacher_logits  [B, K]  constant, raw
+    teacher_logits  [B, K]  constant, raw; of a pass with annotate.logits=topk the largest ones, whose divergence is
+                    that of `top_logits_divergence`
     tau             temperature > 0; the factor tau^2 makes the gradient's scale independent of it
 
     The paper uses the cross-entropy, which differs by tau^2 * entropy(teacher) and has the same gradient. This form
@@ -49,6 +93,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tenso
     >>> kd_loss(logits, logits, tau=4.0).item(), kd_loss(logits, -logits, tau=4.0).item() > 0
     (0.0, True)
     """
+    if isinstance(teacher_logits, TopLogits):
+        return tau**2 * top_logits_divergence(student_logits, teacher_logits, tau).mean()
     student_log_probs = F.log_softmax(student_logits / tau, dim=1)
     teacher_log_probs = F.log_softmax(teacher_logits.detach() / tau, dim=1)
     kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
@@ -70,8 +116,8 @@ def softmax_mse_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float)
     return tau**2 * F.mse_loss(student, teacher)
 
 
-LOGIT_LOSSES = {"softmax": kd_loss, "softmax_mse": softmax_mse_loss, "mld": mld_loss}
-"""Losses selected by `method.logits`: (student, teacher, tau) -> the term kd."""
+LOGIT_LOSSES = {"softmax_mse": softmax_mse_loss, "mld": mld_loss}
+"""Losses selected by `method.logits` besides `kd_loss`: (student, all of the teacher's logits, tau) -> the term kd."""
 
 
 class KDLoss(DistillationLoss):
@@ -96,7 +142,14 @@ class KDLoss(DistillationLoss):
         self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
     ) -> Iterable[Term]:
         assert isinstance(targets, Targets)
-        config, logit_loss = self.config, LOGIT_LOSSES[self.config.logits]
-        taught = targets.logits
-        yield Term("kd", config.lambda_kd, lambda: logit_loss(student.logits, taught, config.tau))
-        yield label_term(student.logits, labels, config.lambda_ce)
+        yield Term(
+            "kd", self.config.lambda_kd, lambda: self._compare_logits(student, targets.logits)
+        )
+        yield label_term(student.logits, labels, self.config.lambda_ce)
+
+    def _compare_logits(self, student: StudentOutput, logits: Logits) -> Tensor:
+        config = self.config
+        if config.logits == "softmax":
+            return kd_loss(student.logits, logits, config.tau)
+        every = require_all_logits(logits, f"method.logits={config.logits}")
+        return LOGIT_LOSSES[config.logits](student.logits, every, config.tau)

@@ -40,6 +40,11 @@ def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConf
             f"views={config.views.kind} transforms images, but {_holds(store)}; set views=canonical",
         )
         _refuse_layout(config.annotate.channels_last is True, store, "annotate")
+    require(
+        config.annotate.logits == "all" or not store.index.has_many_labels,
+        "annotate.logits=topk keeps what a softmax needs, but records of this store have many labels; set "
+        "annotate.logits=all",
+    )
     takes_graph = config.explainer.needs_graph and "map" in config.annotate.payloads
     require(
         not (config.annotate.compile and takes_graph),

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from permafrost.core.label_forms import has_many
-from permafrost.core.records import NO_LABEL
+from permafrost.core.records import NO_LABEL, Logits, TopLogits, top_class
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps, view_images, view_maps
+from permafrost.losses.kd import outcome_log_probs
 from permafrost.models.explanations import is_bcos_weights
 from permafrost.reports.figures import styled
 from permafrost.reports.passes import describe_passes
@@ -151,7 +152,7 @@ def _draw_pairs(
         signed = maps.sum(dim=1) if not is_bcos_weights(maps[:, None]) else maps.abs().sum(dim=1)
         heats = overlays(pixels, signed.numpy())
     classes = readable_classes(store.manifest.classes)
-    predicted = batch.targets[0].logits.argmax(dim=1).tolist() if passes else []
+    predicted = top_class(batch.targets[0].logits).tolist() if passes else []
     for number, picture in enumerate(pixels):
         line, column = divmod(number, _COLUMNS)
         left = _axis(figure, grid, line + 1, 2 * column)
@@ -187,13 +188,20 @@ def _measure(store: Store, teacher: TeacherPass, split: str) -> _Sample:
     confidence, coverage = [], []
     for start in range(0, len(rows), _BATCH):
         (stored,) = dataset.__getitems__(list(range(start, min(start + _BATCH, len(rows))))).targets
-        confidence.append(stored.logits.softmax(dim=1).amax(dim=1).numpy())
+        confidence.append(_confidence(stored.logits).numpy())
         if stored.maps is not None:
             maps = decode_maps(stored)[:, 0].abs().flatten(1)
             highest = maps.amax(dim=1)
             coverage.append((maps.mean(dim=1) / highest)[highest > 0].numpy())
     empty = np.empty(0, np.float32)
     return _Sample(np.concatenate(confidence), np.concatenate(coverage) if coverage else empty)
+
+
+def _confidence(logits: Logits) -> torch.Tensor:
+    """Probability of each record's largest logit, [n]."""
+    if isinstance(logits, TopLogits):
+        return outcome_log_probs(logits, logits, tau=1.0)[:, 0].exp()
+    return logits.softmax(dim=1).amax(dim=1)
 
 
 def _draw_histograms(figure: Figure, grid: object, sample: _Sample) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from permafrost.core.files import SHORT, canonical_json, read_regular, write_atomically
-from permafrost.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
+from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.core.rooted_paths import exists
 from permafrost.core.signed_files import DigestError, check_json, sign_json
 from permafrost.store.entries import (
@@ -50,7 +50,7 @@ MAX_FIELD_BYTES = 2**26
 _MAX_MANIFEST_BYTES = 2**24
 _MOST_BRACKETS = 100_000
 """Largest number of lists and mappings in a manifest; empty ones take the most memory for a byte of text."""
-_DTYPE_BYTES = {"float16": 2, "float32": 4, "int8": 1, "int32": 4}
+_DTYPE_BYTES = {"float16": 2, "float32": 4, "int8": 1, "uint16": 2, "int32": 4}
 M = TypeVar("M")
 
 
@@ -167,6 +167,8 @@ class PassManifest:
     """Lowest cosine between a record's values and their stored form, for each lossy field."""
     agreement: Agreement | None = None
     """Agreement with float32; None for a pass that was computed in float32."""
+    temperatures: tuple[float, ...] = ()
+    """Temperatures of the field rest_logits; empty for a pass of all logits."""
     selection: dict[str, Any] | None = None
     partition_sha256: str | None = None
     hierarchy: list[dict[str, Any]] | None = None
@@ -204,13 +206,28 @@ class PassManifest:
         )
         require_entry(self.teacher["classes"] >= 1, f"teacher.classes is {self.teacher['classes']}")
         shapes = {spec.name: spec.shape for spec in self.fields}
-        require_entry(
-            shapes.get("logits") == (self.teacher["classes"],),
-            f"logits have shape {shapes.get('logits')} for {self.teacher['classes']} classes",
-        )
+        self._check_logits(shapes)
         explainer = self.explainer.get("kind")
         require_entry(
             explainer is None or isinstance(explainer, str), f"explainer.kind is {explainer!r}"
+        )
+
+    def _check_logits(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        classes = self.teacher["classes"]
+        if not self.temperatures:
+            require_entry(
+                shapes.get("logits") == (classes,),
+                f"logits have shape {shapes.get('logits')} for {classes} classes",
+            )
+            return
+        fits = all(type(each) is float and 0 < each < math.inf for each in self.temperatures)
+        require_entry(fits, f"temperatures are {self.temperatures!r}")
+        found = [shapes.get(name) for name in (TOP_LOGITS, TOP_CLASS, REST_LOGITS)]
+        count = found[0][0] if found[0] else 0
+        expected = [(count,), (count,), (len(self.temperatures),)]
+        require_entry(
+            found == expected and 1 <= count <= classes,
+            f"the largest logits have shapes {found} for {classes} classes and {len(self.temperatures)} temperatures",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from permafrost.config.methods import SoftTargetsConfig
+from permafrost.config.methods import KDConfig, MethodConfig, SoftTargetsConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.store.entries import StoreMismatchError
@@ -82,6 +82,7 @@ def check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs)
                 f"permafrost precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
                 "store.teacher=, or run the teacher in the loop with mode=live"
             )
+        _check_logits(config.method, teacher)
         for what in ("num_classes", "explainer", "views"):
             if getattr(teacher, what) != getattr(passes[0], what):
                 raise StoreMismatchError(
@@ -93,6 +94,25 @@ def check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs)
         raise ConfigError(
             f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
             f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
+        )
+
+
+def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
+    """Raise StoreMismatchError unless a method can be trained on the logits that a pass stores."""
+    known = teacher.manifest.temperatures
+    if not known or not isinstance(method, SoftTargetsConfig):
+        return
+    if isinstance(method, KDConfig) and method.logits != "softmax":
+        raise StoreMismatchError(
+            f"method.logits={method.logits} needs the logits of all classes, but {teacher.folder} holds the largest "
+            "ones; set method.logits=softmax, or run permafrost precompute with annotate.logits=all and name its pass "
+            "with store.teacher="
+        )
+    if method.tau not in known:
+        raise StoreMismatchError(
+            f"method.tau={method.tau:g}: {teacher.folder} holds the largest logits and the sum over all other classes "
+            f"at the temperatures {', '.join(f'{each:g}' for each in known)}; choose one of them, or run permafrost "
+            "precompute with annotate.temperatures and name its pass with store.teacher="
         )
 
 
