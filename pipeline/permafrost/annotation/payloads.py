@@ -56,13 +56,14 @@ class Payload(Protocol):
 # ---- logits ----------------------------------------------------------------------------------------
 
 
-_MAX_UINT16 = 2**16
+_MOST_UINT16 = 2**16 - 1
+"""Number of classes that u16 can number, without 65,535, which is padding."""
 
 
 class LogitsPayload:
     """Field logits f16 [K], or with annotate.logits=topk top_logits f16 [k], top_class [k] and rest_logits f32 [T].
 
-    The largest logits are in descending order. top_class is u16 up to 65,536 classes and i32 above. rest_logits is
+    The largest logits are in descending order. top_class is u16 up to 65,535 classes and i32 above. rest_logits is
     log sum exp(logit / tau) over the K - k other classes at each of the T temperatures, and 0 if there are none.
     """
 
@@ -81,7 +82,7 @@ class LogitsPayload:
             FieldSpec(
                 name=TOP_CLASS,
                 shape=(count,),
-                dtype="uint16" if classes <= _MAX_UINT16 else "int32",
+                dtype="uint16" if classes <= _MOST_UINT16 else "int32",
                 axes=("rank",),
             ),
             FieldSpec(

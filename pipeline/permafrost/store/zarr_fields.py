@@ -1,7 +1,7 @@
 """Backend zarr: <pass>/fields.zarr/<field>, a Zarr v3 array for each field.
 
 Chunk i is shard i of the manifest, so a short last shard does not shift other rows. Rows past a shard's last record
-are padding (NaN or -1). Fields with 4 KiB or more per record (a B-cos network's weights) are compressed, and a chunk
+are padding (NaN, -1 or 65535). Fields with 4 KiB or more per record (a B-cos network's weights) are compressed, and a chunk
 of more than 64 MiB is divided into inner chunks.
 
 Zarr encodes, but commits go through core/files.py, because Zarr's local store never syncs. Zarr never reads here: it
@@ -63,8 +63,6 @@ _COMPRESSED_RECORD_BYTES = 4 * 2**10
 """Size per record from which fields are compressed; smaller fields are small as a whole and read in whole
 chunks."""
 
-
-_INTEGER_PADDING = -1
 
 _MAX_METADATA_BYTES = 2**20
 """Largest size of a zarr.json."""
@@ -266,7 +264,9 @@ def _is_compressed(spec: FieldSpec) -> bool:
 
 def _padding(dtype: str) -> float | int:
     """Return the value of rows without a record."""
-    return float("nan") if dtype.startswith("float") else _INTEGER_PADDING
+    if dtype.startswith("float"):
+        return float("nan")
+    return int(np.iinfo(dtype).max) if dtype.startswith("uint") else -1
 
 
 def _dimension_names(spec: FieldSpec) -> tuple[str, ...]:
