@@ -15,32 +15,32 @@ from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.labels import label_term
 
 
-def outcome_log_probs(logits: Logits, known: Logits, tau: float) -> Tensor:
-    """Compute log probabilities of the outcomes "class c" for the k classes of `known`, and "any other class".
+def outcome_log_probs(logits: Logits, reference: Logits, tau: float) -> Tensor:
+    """Compute log probabilities of the outcomes "class c" for the k classes of `reference`, and "any other class".
 
-    logits  [B, K], or `known` itself
-    known   the largest logits, or those of all classes, which leave no other class
+    logits     [B, K], or `reference` itself
+    reference  the largest logits, or those of all classes, which leave no other class
     Returns [B, k + 1], or [B, K] if k = K. Raises ConfigError for a temperature at which
-    the sum over the other classes is not known.
+    the sum over the other classes is not stored.
     """
-    if not isinstance(known, TopLogits):
+    if not isinstance(reference, TopLogits):
         return F.log_softmax(require_all_logits(logits, "this comparison") / tau, dim=1)
-    if tau not in known.temperatures:
+    if tau not in reference.temperatures:
         raise ConfigError(
             f"tau={tau:g}: the sum over the classes that are not stored is known at "
-            f"{', '.join(f'{each:g}' for each in known.temperatures)} only; choose one of these, or make a pass with "
-            f"annotate.temperatures=[{','.join(f'{each:g}' for each in sorted({*known.temperatures, tau}))}]"
+            f"{', '.join(f'{each:g}' for each in reference.temperatures)} only; choose one of these, or make a pass "
+            f"with annotate.temperatures=[{','.join(f'{t:g}' for t in sorted({*reference.temperatures, tau}))}]"
         )
-    has_rest = known.classes.shape[1] < known.num_classes
+    has_rest = reference.classes.shape[1] < reference.num_classes
     if isinstance(logits, TopLogits):
-        place = known.temperatures.index(tau)
-        rest = [known.rest[:, place : place + 1]] if has_rest else []
-        return torch.cat([known.values / tau, *rest], dim=1).log_softmax(dim=1)
+        place = reference.temperatures.index(tau)
+        rest = [reference.rest[:, place : place + 1]] if has_rest else []
+        return torch.cat([reference.values / tau, *rest], dim=1).log_softmax(dim=1)
     each = F.log_softmax(logits / tau, dim=1)
-    outcomes = each.gather(1, known.classes)
+    outcomes = each.gather(1, reference.classes)
     if not has_rest:
         return outcomes
-    others = each.scatter(1, known.classes, -torch.inf).logsumexp(dim=1, keepdim=True)
+    others = each.scatter(1, reference.classes, -torch.inf).logsumexp(dim=1, keepdim=True)
     return torch.cat([outcomes, others], dim=1)
 
 
