@@ -1,7 +1,7 @@
 """Backend zarr: <pass>/fields.zarr/<field>, a Zarr v3 array for each field.
 
-Chunk i is shard i of the manifest, so a short last shard does not shift other rows. Rows past a shard's last record
-are padding (NaN, -1 or 65535). Fields with 4 KiB or more per record (a B-cos network's weights) are compressed, and a chunk
+Chunk i is shard i of the manifest, so a short last shard does not shift other rows. Rows past a shard's last record are
+padding (NaN, -1 or 65535). Fields with 4 KiB or more per record (a B-cos network's weights) are compressed, and a chunk
 of more than 64 MiB is divided into inner chunks.
 
 Zarr encodes, but commits go through core/files.py, because Zarr's local store never syncs. Zarr never reads here: it
