@@ -55,7 +55,11 @@ CLAIMS = (
                 paper=-1,
             ),
             Difference(
-                "e2KD minus KD, both with logits", _EQUAL, "e2kd_logits", "kd_logits", paper=1
+                "e2KD minus KD, both with logits at tau = 1",
+                _EQUAL,
+                "e2kd_logits",
+                "kd_logits",
+                paper=1,
             ),
             Difference(
                 "e2KD minus KD, both with labels and logits",

@@ -66,13 +66,13 @@ def main(words: Sequence[str], *, recorded: bool = False) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fidelity-") as folder, chdir(folder):
         precompute.run(_config("precompute", ["data=demo", "teacher=none", "run=store"]))
-        found = []
+        measured = []
         for name, network in NETWORKS.items():
             logger.info("training and comparing %s", name)
-            found.append(_measure(name, network, f"run=network-{len(found)}"))
+            measured.append(_measure(name, network, f"run=network-{len(measured)}"))
     if recorded:
-        RESULTS.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-    print(markdown(found), end="")
+        RESULTS.write_text(json.dumps([asdict(one) for one in measured], indent=1) + "\n")
+    print(markdown(measured), end="")
 
 
 def _measure(name: str, network: Sequence[str], run: str) -> Fidelity:
@@ -100,14 +100,14 @@ def _config(verb: str, words: Sequence[str]) -> Any:
     return with_absolute_paths(build_verb_config(verb, options))
 
 
-def markdown(found: Sequence[Fidelity]) -> str:
+def markdown(measured: Sequence[Fidelity]) -> str:
     """Markdown table with a row per network."""
     lines = [
         "| network | accuracy, % | same largest logit, % | divergence, nats: mean | largest | "
         "cosine of maps: mean | lowest |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in found:
+    for one in measured:
         each = one.agreement
         maps = [each.cosine_mean.get("map"), each.cosine_lowest.get("map")]
         cells = [

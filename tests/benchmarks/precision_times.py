@@ -1,6 +1,6 @@
-"""Forward passes of six networks in float32 and bfloat16, in both memory formats.
+"""Forward passes of six networks in float32 and bfloat16, in both memory formats, and compiled.
 
-    python -m tests.benchmarks precision           (about a minute; only if it is named)
+    python -m tests.benchmarks precision           (about ten minutes; only if it is named)
 
 All settings of a network alternate, in one thread. Numbers are milliseconds an image, and are printed with what the
 processor has, because they are those of one kind of processor only.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 
 import torch
 
@@ -44,6 +45,10 @@ SETTINGS = {
     "float32, channels-last": ComputeSettings(channels_last=True),
     "bfloat16": ComputeSettings(precision=torch.bfloat16),
     "bfloat16, channels-last": ComputeSettings(precision=torch.bfloat16, channels_last=True),
+    "float32, channels-last, compiled": ComputeSettings(channels_last=True, compile=True),
+    "bfloat16, channels-last, compiled": ComputeSettings(
+        precision=torch.bfloat16, channels_last=True, compile=True
+    ),
 }
 
 
@@ -56,6 +61,8 @@ class ForwardTimes:
     fastest: str
     """Precision that annotate.precision=auto takes on this processor before it compares values."""
     milliseconds: dict[str, float]
+    compile_seconds: dict[str, float]
+    """Seconds of the first pass in each setting that is compiled, with empty caches of the compiler."""
 
 
 def main(words: Sequence[str], *, recorded: bool = False) -> None:
@@ -63,17 +70,22 @@ def main(words: Sequence[str], *, recorded: bool = False) -> None:
 
     recorded  also write them to precision_times.json
     """
+    from torch._inductor.utils import fresh_cache  # a second, and docs.tables imports this module
+
     torch.set_num_threads(1)
-    found = [_measure(name, *network) for name, network in NETWORKS.items()]
+    with fresh_cache():
+        times = [_measure(name, *network) for name, network in NETWORKS.items()]
     if recorded:
-        RESULTS.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-    print(markdown(found), end="")
+        RESULTS.write_text(json.dumps([asdict(one) for one in times], indent=1) + "\n")
+    print(markdown(times), end="")
 
 
 @torch.no_grad()
 def _measure(name: str, config: ModelConfig, side: int, batch: int) -> ForwardTimes:
+    torch._dynamo.reset()  # which compiles a function for a few networks only
     images = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     passes: dict[str, Callable[[], object]] = {}
+    compile_seconds: dict[str, float] = {}
     for setting, compute in SETTINGS.items():
         torch.manual_seed(0)
         network = freeze(build_model(config, CLASSES))
@@ -83,12 +95,18 @@ def _measure(name: str, config: ModelConfig, side: int, batch: int) -> ForwardTi
             return compute.run(network, images)
 
         passes[setting] = run
+        if compute.compile:
+            network.compile()
+            start = perf_counter()
+            run()
+            compile_seconds[setting] = perf_counter() - start
     times = in_rounds(passes, ROUNDS)
     return ForwardTimes(
         network=name,
         processor=describe_processor(),
         fastest=fastest_precision(torch.device("cpu")),
         milliseconds={setting: median(values) / batch * 1e3 for setting, values in times.items()},
+        compile_seconds=compile_seconds,
     )
 
 
@@ -101,20 +119,21 @@ def describe_processor() -> str:
     return f"{capabilities.get('cpu_name', 'CPU')} with {', '.join(has) or 'neither AVX nor AMX'}"
 
 
-def markdown(found: Sequence[ForwardTimes]) -> str:
+def markdown(times: Sequence[ForwardTimes]) -> str:
     """Markdown table with a row per network."""
-    settings = list(found[0].milliseconds)
+    settings = list(times[0].milliseconds)
     lines = [
-        f"| ms an image, {found[0].processor} | {' | '.join(settings)} |",
-        "|---" * (len(settings) + 1) + "|",
+        f"| ms an image, {times[0].processor} | {' | '.join(settings)} | seconds of compilation |",
+        "|---" * (len(settings) + 2) + "|",
     ]
-    for one in found:
+    for one in times:
         first = one.milliseconds[settings[0]]
         cells = [
             f"{value:.3g} ({first / value:.2f}x)" if setting != settings[0] else f"{value:.3g}"
             for setting, value in one.milliseconds.items()
         ]
-        lines.append(f"| {one.network} | {' | '.join(cells)} |")
+        compilation = " and ".join(f"{value:.0f}" for value in one.compile_seconds.values())
+        lines.append(f"| {one.network} | {' | '.join(cells)} | {compilation} |")
     return "\n".join(lines) + "\n"
 
 
