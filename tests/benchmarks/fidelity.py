@@ -43,9 +43,12 @@ NETWORKS: dict[str, tuple[str, ...]] = {
 }
 """Networks by the words that choose them. The maps of B-cos networks are computed in float32 in any precision."""
 TRAINING = ("teaching.split=teacher", "teaching.trainer.epochs=3")
+_LARGE, _SLOW = "teaching.augment.size=64", "teaching.optimizer.lr=5e-4"
 OWN_TRAINING = {
-    "ConvNeXt-T": ("teaching.optimizer.lr=5e-4",),
-    "ViT-T/16": ("teaching.optimizer.lr=5e-4",),
+    "ResNet-18": (_LARGE,),
+    "DenseNet-121": (_LARGE,),
+    "ConvNeXt-T": (_LARGE, _SLOW),
+    "ViT-T/16": (_LARGE, _SLOW),
 }
 
 
