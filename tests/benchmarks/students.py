@@ -14,7 +14,7 @@ import torch
 
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.core.records import Batch, Targets
+from permafrost.estimation.steps import SharedTargets
 from permafrost.loading.geometry import view_images
 from permafrost.loading.loader import TrainLoader
 from permafrost.models.providers import build_model
@@ -98,29 +98,9 @@ def _epoch(stream: TrainLoader, steps: Steps) -> Callable[[], None]:
     return train
 
 
-class _Shared:
-    """Target source that runs a live teacher once for each batch."""
-
-    def __init__(self, teacher: LiveTeacher) -> None:
-        self.teacher = teacher
-        self.latest: tuple[Batch | None, tuple[Targets, ...]] = (None, ())
-
-    def __call__(
-        self,
-        batch: Batch,
-        grid: tuple[int, int],
-        map_control: str = "none",
-        *,
-        with_maps: bool = True,
-    ) -> tuple[Targets, ...]:
-        if self.latest[0] is None or self.latest[0].keys is not batch.keys:
-            self.latest = batch, self.teacher(batch, grid, map_control, with_maps=with_maps)
-        return self.latest[1]
-
-
 def _shared_epoch(stream: TrainLoader, teacher: LiveTeacher) -> Callable[[], None]:
     """Return a function that trains all students in one loop over the batches."""
-    shared = _Shared(teacher)
+    shared = SharedTargets(teacher)
     students = [Steps(METHOD, (), shared) for _ in range(STUDENTS)]
 
     def train() -> None:

@@ -210,7 +210,7 @@ class _Steps:
         training, batch = self.training, self.latest
         assert batch is not None
         view = replace(batch, rendered=view_images(batch, self.spec.input_size))
-        source, training.targets = training.targets, _Recalled(training.targets)
+        source, training.targets = training.targets, SharedTargets(training.targets)
         self._take(view)  # computes the targets, and is not counted
         self._synchronize()
         started = perf_counter()
@@ -242,12 +242,13 @@ class _Steps:
             self.training.epoch, self.training.step = self.training.epoch + 1, 0
 
 
-class _Recalled:
-    """Target source that computes its targets once, for several students of one job."""
+class SharedTargets:
+    """Target source that computes the targets of a batch once, for several students of one job."""
 
     def __init__(self, source: TargetSource) -> None:
         self.source = source
-        self.targets: tuple[Targets | Guidance, ...] | None = None
+        self.keys: tuple[str, ...] | None = None
+        self.targets: tuple[Targets | Guidance, ...] = ()
 
     def __call__(
         self,
@@ -257,8 +258,9 @@ class _Recalled:
         *,
         with_maps: bool = True,
     ) -> tuple[Targets | Guidance, ...]:
-        if self.targets is None:
+        if batch.keys is not self.keys:  # views of one batch share this tuple
             self.targets = self.source(batch, grid, map_control, with_maps=with_maps)
+            self.keys = batch.keys
         return self.targets
 
 
