@@ -180,7 +180,7 @@ def test_a_replayed_batch_is_what_the_teacher_saw_and_said_bit_for_bit(replayed)
         for index in range(len(images)):
             one = slice(index, index + 1)
             records = BatchInfo(batch.keys[one], batch.labels[one])
-            again = annotator._annotate_inputs(images[one], records)
+            again = annotator.annotate_inputs(images[one], records)
             top1 = again.values["explained_class"][0]
             assert targets.explained_class[index].numpy() == top1
             assert np.allclose(

@@ -245,7 +245,11 @@ def test_fusions_have_at_most_512_channels_between_the_networks():
 
     loss.build(
         student_output(logits=own, stages=(Stage(own, own),)),
-        Targets(teacher="t", logits=own, intermediates={"review_1": taught, "review_2": taught}),
+        Targets(
+            teacher="t",
+            logits=own,
+            intermediates={"features_1": taught, "features_pooled": taught[:, :, 0, 0]},
+        ),
     )
 
     assert {f.reduce[0].out_channels for f in loss.fusions} == {512}

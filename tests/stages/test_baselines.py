@@ -314,13 +314,6 @@ def test_a_term_of_weight_zero_needs_no_payload_and_is_the_labels_student(frozen
 # ---- ReviewKD ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["frozen", "replay"])
-def test_review_without_a_live_teacher_is_refused(frozen, mode):
-    with pytest.raises(ConfigError, match=rf"no store contains, so mode={mode}.*mode=live"):
-        distill_config(frozen, method=ReviewKDConfig(), mode=mode)
-    distill_config(frozen, method=ReviewKDConfig(lambda_review=0.0), mode=mode)
-
-
 def test_review_needs_two_records_a_rank(frozen):
     with pytest.raises(ConfigError, match=r"batch_size=2 leaves each of 2 ranks one record"):
         distill_config(

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.annotation.payloads import BatchInfo, EncodedFields, build_payloads
+from permafrost.annotation.payloads import (
+    BatchInfo,
+    EncodedFields,
+    Framing,
+    MapPayload,
+    Payload,
+    build_payloads,
+)
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
 from permafrost.config.store import PassOptions
@@ -74,11 +80,10 @@ class TeacherAnnotator:
         self.model = freeze(build_model(teacher, num_classes)).to(self.device)
         self.settings.set_memory_format(self.model)
         self.payloads = build_payloads(config, explainer)
-        self.intermediates = Intermediates(
-            *map(any, zip(*(payload.intermediates for payload in self.payloads), strict=True))
-        )
         if self.settings.compile:
-            self._forward(self._example())  # in which some networks examine themselves
+            self._forward(
+                self._example(), self.payloads
+            )  # in which some networks examine themselves
             self.model.compile()
 
     def with_precision(self, precision: torch.dtype) -> TeacherAnnotator:
@@ -89,12 +94,18 @@ class TeacherAnnotator:
 
     def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
         """Fields that the pass stores. The matrices of stored views come last."""
-        output = self._forward(self._example())
-        specs = [spec for payload in self.payloads for spec in payload.fields(self.model, output)]
-        placed = [
-            spec if spec.frame is None else replace(spec, **self._placement()) for spec in specs
-        ]
-        return [*placed, VIEW_FIELD] if stored_views else placed
+        outputs: dict[float, ModelOutput] = {}
+        specs = []
+        for payload in self.payloads:
+            framing = Framing() if stored_views else _framing_of(payload)
+            for margin in (0.0, framing.margin):
+                if margin not in outputs:
+                    outputs[margin] = self._forward(self._example(margin), self.payloads)
+            own = payload.fields(self.model, outputs[framing.margin])
+            if framing.margin:
+                _require_whole_cells(framing.margin, payload.fields(self.model, outputs[0.0]), own)
+            specs += [self._place(spec, framing) for spec in own]
+        return [*specs, VIEW_FIELD] if stored_views else specs
 
     def annotate(
         self,
@@ -140,11 +151,11 @@ class TeacherAnnotator:
         """Compute fields [n, V, *shape] with one forward pass per view, over frames that are decoded once."""
         records = BatchInfo(keys, batch.labels)
         if views is None:
-            seen = [self._annotate_inputs(self._inputs(batch), records)]
+            seen = [self._annotate_frames(batch, records)]
         else:
             frames = self._frames(batch)
             seen = [
-                self._annotate_inputs(warp(frames, view, self.input_size) / 255, records)
+                self.annotate_inputs(warp(frames, view, self.input_size) / 255, records)
                 for view in views.to(self.device).unbind(dim=1)
             ]
         values = {
@@ -155,17 +166,42 @@ class TeacherAnnotator:
         fidelity = {name: min(view.fidelity[name] for view in seen) for name in seen[0].fidelity}
         return type(seen[0])(values, fidelity)
 
-    def _annotate_inputs(self, inputs: Tensor, records: BatchInfo) -> EncodedFields:
-        output = self._forward(inputs)
+    def _annotate_frames(self, batch: FrameBatch, records: BatchInfo) -> EncodedFields:
+        """Compute fields [n, *shape] of the canonical view, with one forward pass for each form of the images."""
+        encoded: dict[Payload, list[EncodedFields]] = {payload: [] for payload in self.payloads}
+        framings = {payload: _framing_of(payload) for payload in self.payloads}
+        for margin in dict.fromkeys(framing.margin for framing in framings.values()):
+            inputs = self._inputs(batch, margin)
+            for is_mirrored in (False, True):
+                own = [
+                    payload
+                    for payload, framing in framings.items()
+                    if framing.margin == margin and is_mirrored <= framing.mirrored
+                ]
+                if own:
+                    seen = inputs.flip(-1) if is_mirrored else inputs
+                    parts = self._annotate_inputs(seen, records, own)
+                    for payload, part in zip(own, parts, strict=True):
+                        encoded[payload].append(part)
+        return _joined([_sides(each) if len(each) > 1 else each[0] for each in encoded.values()])
+
+    def annotate_inputs(self, inputs: Tensor, records: BatchInfo) -> EncodedFields:
+        """Compute fields [n, *shape] of the teacher's inputs f32 [n, 3, height, width] in [0, 1]."""
+        return _joined(self._annotate_inputs(inputs, records, self.payloads))
+
+    def _annotate_inputs(
+        self, inputs: Tensor, records: BatchInfo, payloads: Sequence[Payload]
+    ) -> list[EncodedFields]:
+        """Compute the fields of each of the payloads with one forward pass."""
+        output = self._forward(inputs, payloads)
         finite = output.logits.isfinite().all(dim=1)
         if not finite.all():
             key = records.keys[int((~finite).nonzero()[0])]
             raise NotFiniteError(
                 f"the teacher's logits of record {key} are not finite; check teacher.weights and the record"
             )
-        encoded = [payload.encode(self.model, output, records) for payload in self.payloads]
-        values = {name: array for part in encoded for name, array in part.values.items()}
-        for name, stored in values.items():
+        encoded = [payload.encode(self.model, output, records) for payload in payloads]
+        for name, stored in _joined(encoded).values.items():
             if not np.isfinite(stored).all():
                 unsound = ~np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
                 key = records.keys[int(unsound.nonzero()[0][0])]
@@ -173,24 +209,29 @@ class TeacherAnnotator:
                     f"the teacher's {name} of record {key} are not finite, or exceed the range of {stored.dtype}; "
                     "check teacher.weights and the record"
                 )
-        return type(encoded[0])(
-            values,
-            {name: cosine for part in encoded for name, cosine in part.fidelity.items()},
-        )
+        return encoded
 
-    def _inputs(self, batch: FrameBatch) -> Tensor:
-        """Convert frames to the teacher's input f32 [n, 3, height, width] in [0, 1], or return unchanged table rows."""
+    def _inputs(self, batch: FrameBatch, margin: float) -> Tensor:
+        """Convert frames to the teacher's input f32 [n, 3, height, width] in [0, 1], or return unchanged table rows.
+
+        margin  width of the black border in units of the side
+        """
         frames = self._frames(batch)
         if self.is_table:
             return frames
-        if self.crop_fraction is None and frames.shape[-2:] == self.input_size:
+        if self.crop_fraction is None and frames.shape[-2:] == self.input_size and not margin:
             return frames.float() / 255
         if self.crop_fraction is None:
             canonical_from_input = torch.eye(3).expand(len(frames), 3, 3)
         else:
             canonical_from_input = center_crop(batch.heights, batch.widths, self.crop_fraction)
+        growth = 1 + 2 * margin
         inputs = warp(
-            frames, canonical_from_input.to(self.device), self.input_size, self.interpolation
+            frames,
+            canonical_from_input.to(self.device)
+            @ torch.tensor([growth, growth, 1.0]).diag().to(self.device),
+            self._size_with(margin),
+            self.interpolation,
         )
         if self.interpolation == "bicubic":  # which overshoots
             inputs = inputs.clamp(0, 255)
@@ -204,16 +245,35 @@ class TeacherAnnotator:
         """
         return batch.frames.to(self.device).contiguous()
 
-    def _example(self) -> Tensor:
+    def _example(self, margin: float = 0.0) -> Tensor:
         """Return an input f32 [1, ...] of zeros."""
-        return torch.zeros(1, *((self.input_size[1],) if self.is_table else (3, *self.input_size)))
+        size = self._size_with(margin)
+        return torch.zeros(1, *((size[1],) if self.is_table else (3, *size)))
 
-    def _placement(self) -> dict[str, Any]:
-        frame = "full" if self.crop_fraction is None else "center_crop"
-        return {"frame": frame, "crop_fraction": self.crop_fraction}
+    def _size_with(self, margin: float) -> tuple[int, int]:
+        """Return the (height, width) of the teacher's input with a border."""
+        height, width = (round(side * (1 + 2 * margin)) for side in self.input_size)
+        return height, width
+
+    def _place(self, spec: FieldSpec, framing: Framing) -> FieldSpec:
+        """Return the description of a field with the form of the images that the teacher receives."""
+        if framing.mirrored:
+            spec = replace(spec, shape=(2, *spec.shape), axes=("mirror", *spec.axes), mirrored=True)
+        if spec.frame is None:
+            return spec
+        return replace(
+            spec,
+            frame="full" if self.crop_fraction is None else "center_crop",
+            crop_fraction=self.crop_fraction,
+            margin=framing.margin,
+        )
 
     @torch.no_grad()
-    def _forward(self, inputs: Tensor) -> ModelOutput:
+    def _forward(self, inputs: Tensor, payloads: Sequence[Payload]) -> ModelOutput:
+        """Run the network with the intermediates that these payloads need."""
+        intermediates = Intermediates(
+            *map(any, zip(*(payload.intermediates for payload in payloads), strict=True))
+        )
         inputs = inputs.to(self.device)
         count = len(inputs)
         if self.settings.compile and count < self.config.batch_size:
@@ -221,10 +281,10 @@ class TeacherAnnotator:
             missing = self.config.batch_size - count
             inputs = torch.cat([inputs, inputs.new_zeros(missing, *inputs.shape[1:])])
         try:
-            if "map" in self.config.payloads:
-                output = forward_to_explain(self.model, inputs, self.intermediates, self.settings)
+            if any(isinstance(payload, MapPayload) for payload in payloads):
+                output = forward_to_explain(self.model, inputs, intermediates, self.settings)
             else:
-                output = self.settings.run(self.model, inputs, self.intermediates)
+                output = self.settings.run(self.model, inputs, intermediates)
         except Exception as error:
             if self.settings.compile:
                 _refuse_compilation(error)
@@ -232,6 +292,50 @@ class TeacherAnnotator:
         if self.settings.is_mixed:
             output = output._replace(logits=output.logits.float(), features=output.features.float())
         return output if count == len(inputs) else output.first(count)
+
+
+def _framing_of(payload: Payload) -> Framing:
+    framing: Framing = getattr(payload, "framing", _WHOLE_FRAME)
+    return framing
+
+
+_WHOLE_FRAME = Framing()
+
+
+def _joined(parts: Sequence[EncodedFields]) -> EncodedFields:
+    """Join the fields of several payloads."""
+    return EncodedFields(
+        {name: array for part in parts for name, array in part.values.items()},
+        {name: cosine for part in parts for name, cosine in part.fidelity.items()},
+    )
+
+
+def _sides(sides: Sequence[EncodedFields]) -> EncodedFields:
+    """Join the fields of the images and of their mirror images along a new axis, [n, 2, ...]."""
+    return EncodedFields(
+        {name: np.stack([side.values[name] for side in sides], axis=1) for name in sides[0].values},
+        {name: min(side.fidelity[name] for side in sides) for name in sides[0].fidelity},
+    )
+
+
+def _require_whole_cells(
+    margin: float, without: Sequence[FieldSpec], with_margin: Sequence[FieldSpec]
+) -> None:
+    """Raise ConfigError unless the border is whole cells of each field's grid."""
+    for inner, outer in zip(without, with_margin, strict=True):
+        if inner.frame is None:
+            continue
+        cells = [side * margin for side in inner.shape[-2:]]
+        grown = tuple(
+            round(side + 2 * own) for side, own in zip(inner.shape[-2:], cells, strict=True)
+        )
+        if any(abs(own - round(own)) > 1e-3 for own in cells) or grown != outer.shape[-2:]:
+            coarsest = min(min(spec.shape[-2:]) for spec in without if spec.frame is not None)
+            raise ConfigError(
+                f"annotate.features_margin={margin:g} is not whole cells of {inner.name}, whose grid is "
+                f"{inner.shape[-2]}x{inner.shape[-1]}; set it to 0 or to a multiple of {1 / coarsest:.6f} "
+                f"(1/{coarsest}), or leave coarse stages out with annotate.features_stages"
+            )
 
 
 def _refuse_compilation(error: Exception) -> None:

@@ -11,11 +11,13 @@ from permafrost.config.augment import AnyViewsConfig, AugmentOptions
 from permafrost.config.models import ModelConfig
 from permafrost.config.options import Options
 from permafrost.config.plugins import Family
+from permafrost.config.store import require_stages
 from permafrost.config.training import TrainerOptions
 from permafrost.core.errors import require
 
 LabelLoss = Literal["ce", "bce", "bce_offlabel"]
 Mode = Literal["frozen", "replay", "live"]
+MapControl = Literal["none", "shuffled", "unaugmented"]
 
 
 def check_label_loss(loss: str, label_smoothing: float) -> None:
@@ -140,7 +142,7 @@ class E2KDConfig(KDConfig):
     change class maps."""
     resolution: Annotated[int, Ge(1)] = 2
     """Cells per side to which class maps are pooled before they are compared, as in method=cat_kd."""
-    map_control: Literal["none", "shuffled", "unaugmented"] = "none"
+    map_control: MapControl = "none"
     """Negative control: the map of another record of the batch (shuffled), or the map without the view's warp
     (unaugmented)."""
 
@@ -155,18 +157,23 @@ class E2KDConfig(KDConfig):
             )
 
     def check(self, setting: MethodSetting) -> None:
-        require(
-            setting.mode == "frozen" or self.map_control != "unaugmented",
-            "method.map_control=unaugmented needs the canonical map of an augmented view, and "
-            f"mode={setting.mode} has none; set mode=frozen",
-        )
-        mixup_alpha = setting.augment.mixup_alpha
-        require(
-            mixup_alpha is None or setting.mode != "live" or self.map_control != "shuffled",
-            "method.map_control=shuffled gives each record the map of its neighbor, whose image mixup has "
-            "blended into it; set method.map_control=none, or augment.mixup_alpha=null in place of "
-            f"{mixup_alpha}",
-        )
+        check_map_control(self.map_control, setting)
+
+
+def check_map_control(map_control: MapControl, setting: MethodSetting) -> None:
+    """Raise ConfigError unless the mode has what a negative control needs."""
+    require(
+        setting.mode == "frozen" or map_control != "unaugmented",
+        "method.map_control=unaugmented needs the canonical map of an augmented view, and "
+        f"mode={setting.mode} has none; set mode=frozen",
+    )
+    mixup_alpha = setting.augment.mixup_alpha
+    require(
+        mixup_alpha is None or setting.mode != "live" or map_control != "shuffled",
+        "method.map_control=shuffled gives each record the map of its neighbor, whose image mixup has "
+        "blended into it; set method.map_control=none, or augment.mixup_alpha=null in place of "
+        f"{mixup_alpha}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,14 +225,7 @@ class ATConfig(FeatureKDConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            not self.stages
-            or (
-                (min(self.stages) >= 1 or max(self.stages) <= -1)
-                and len(set(self.stages)) == len(self.stages)
-            ),
-            f"method.stages must list stages from 1, or all from -1, each once, got {list(self.stages)}",
-        )
+        require_stages("method.stages", self.stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,20 +247,29 @@ class CatKDConfig(FeatureKDConfig):
 class ReviewKDConfig(FeatureKDConfig):
     """ReviewKD (Chen et al. 2021): the teacher's features, predicted from the student's features fused across stages.
 
-    Needs mode=live, because no store contains whole features.
+    The features are those of a pass with the payload features, or of a live teacher.
     """
 
     implementation: ClassVar[str] = "permafrost.losses.feature_kd:ReviewKDLoss"
-    minimal: ClassVar[tuple[str, ...]] = ("mode=live",)
 
     kind: Literal["review_kd"] = "review_kd"
     lambda_review: Annotated[float, Ge(0)] = 1.0
     """Weight of the review term; 0 disables it, and its trainable fusions are not created."""
+    stages: tuple[int, ...] = ()
+    """Stages to compare besides the average of the last one, counted from 1 at the finest, or from -1 at the deepest;
+    empty takes all."""
+    map_control: MapControl = "none"
+    """Negative control: the features of another record of the batch (shuffled), or those of the canonical view
+    without the view's warp (unaugmented)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_stages("method.stages", self.stages)
 
     def check(self, setting: MethodSetting) -> None:
         if self.lambda_review == 0:
             return
-        self._check_whole_features(setting)
+        check_map_control(self.map_control, setting)
         trainer = setting.trainer
         require(
             trainer.batch_size > trainer.ranks,

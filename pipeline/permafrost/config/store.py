@@ -93,9 +93,28 @@ PAYLOADS: Family[PayloadInfo] = Family(
         "map": PayloadInfo(f"{_MODULE}:MapPayload", False, ("map_dtype",)),
         "attention": PayloadInfo(f"{_MODULE}:AttentionPayload", False),
         "class_maps": PayloadInfo(f"{_MODULE}:ClassMapPayload", False, ("class_map_size",)),
-        "pooled": PayloadInfo(f"{_MODULE}:FeaturePayload", False),
+        "features": PayloadInfo(
+            f"{_MODULE}:FeaturesPayload",
+            False,
+            (
+                "features_stages",
+                "features_dtype",
+                "features_size",
+                "features_mirror",
+                "features_margin",
+            ),
+        ),
+        "pooled": PayloadInfo(f"{_MODULE}:PooledPayload", False),
     }
 )
+
+
+def require_stages(option: str, stages: tuple[int, ...]) -> None:
+    """Raise ConfigError unless stages are counted from 1, or all from -1, each once."""
+    require(
+        not stages or ((min(stages) >= 1 or max(stages) <= -1) and len(set(stages)) == len(stages)),
+        f"{option} must list stages from 1, or all from -1, each once, got {list(stages)}",
+    )
 
 
 PassPrecision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -127,6 +146,19 @@ class PassOptions(OpenOptions):
     class_map_size: Annotated[int, Ge(1)] = 2
     """Cells per side to which class_maps are pooled. A student's views warp these cells, which is more exact at
     the size of the features (7 for a ResNet at 224 pixels) than at the 2 that CAT-KD compares."""
+    features_stages: tuple[int, ...] = ()
+    """Stages of the payload features, counted from 1 at the finest, or from -1 at the deepest; empty stores all."""
+    features_dtype: Literal["float16", "int8"] = "int8"
+    """Storage dtype of features, relative to the largest value of each channel of a record."""
+    features_size: Annotated[int | None, Ge(1)] = None
+    """Cells per side to which features of finer grids are pooled; null keeps the teacher's grids."""
+    features_mirror: bool = False
+    """Store the features of the mirror image, too, for views that flip: at twice the bytes, without the error that
+    features of the image itself have there (hidden channels tell left from right)."""
+    features_margin: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Width of a black border around the teacher's image in units of its side, so that features of views that reach
+    beyond the frame (augment=pad_crop_flip: 0.125) are those of such an image. It must be whole cells of each
+    stage."""
     precision: PassPrecision = "float32"
     """Precision of the teacher's forward pass (autocast); explanations are computed in float32 from its
     features. Maps that are gradients through the whole network (B-cos weights) take one float32 pass, which
@@ -170,6 +202,7 @@ class PassOptions(OpenOptions):
             list(self.temperatures) == sorted(set(self.temperatures)),
             f"annotate.temperatures={list(self.temperatures)} must rise, each named once",
         )
+        require_stages("annotate.features_stages", self.features_stages)
         require(
             len(set(self.payloads)) == len(self.payloads),
             f"annotate.payloads lists a payload twice: {self.payloads}",

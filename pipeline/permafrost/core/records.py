@@ -28,8 +28,10 @@ NO_SIZE = -1
 NO_CLASS = -1
 """Padding of `explained_class` for records that explain fewer than E classes."""
 
-WhenMoved = Literal["warp", "keep", "refuse"]
-"""Treatment of a field under a view other than the stored one."""
+WhenMoved = Literal["warp", "warp_covered", "keep", "refuse"]
+"""Treatment of a field under a view other than the stored one. warp: moved with the view, with zeros outside of the
+frame. warp_covered: moved with the view, and cells outside of the frame are left out of the loss. keep: the same in
+every view. refuse: of no meaning in another view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,11 @@ class FieldSpec:
     """Part of the canonical frame that the teacher received; None for fields that are not spatial."""
     crop_fraction: float | None = None
     """Fraction of the original's shorter side that a center crop covers; None where `frame` is not a crop."""
+    margin: float = 0.0
+    """Width of the black border that was added on each side of that part before the teacher received it, in units of
+    its side. The grid covers the border, too."""
+    mirrored: bool = False
+    """True if the first axis of `shape` has two entries, those of the image and those of its mirror image."""
     axes: tuple[str, ...] = ()
     """Name of each axis of `shape`, for readers of the arrays; empty where no names were given."""
 
@@ -103,6 +110,9 @@ VIEW_FIELD = FieldSpec(
 )
 """Field of a pass of stored views that holds the matrix of each view, [records, V, 3, 3]."""
 
+
+FEATURES = "features"
+"""Payload of whole features, and the beginning of the names of its fields."""
 
 TOP_LOGITS, TOP_CLASS, REST_LOGITS = "top_logits", "top_class", "rest_logits"
 """Fields of a pass that stores the largest logits in place of all: the values of TopLogits."""
@@ -160,16 +170,16 @@ class StoredTargets:
     """Explained classes, i64 [B, E], padded with NO_CLASS."""
     maps: Tensor | None = None
     """Explanation maps as stored, f16, f32 or int8 in steps of 1/127, [B, E, A, h, w] on the teacher's grid, with
-    max-abs 1 (or all zero). `stored_values.decode_maps` decodes them on their device."""
+    max-abs 1 (or all zero). `geometry.decode_maps` decodes them on their device."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
-    """Requested fields of other payloads as stored, which `stored_values.decode_intermediates` decodes. Spatial fields
-    on the teacher's grids: attention_<stage> [B, h, w], class_maps [B, K, r, r]. Fields without spatial axes: pooled
-    [B, d]."""
+    """Requested fields of other payloads as stored, which `geometry.decode_intermediates` decodes. Spatial fields on
+    the teacher's grids: attention_<stage> [B, h, w], class_maps [B, K, r, r], features_<stage> [B, C, h, w]. Fields
+    without spatial axes: pooled [B, d]. Mirrored ones have an axis of two after the first."""
     scales: dict[str, Tensor] = field(default_factory=dict)
     """Scales of the intermediates that are stored relative to their max-abs, f32, with the first dimensions of the
     values."""
-    intermediates_are_spatial: bool = True
-    """True if these fields are spatial and are warped with the view."""
+    specs: dict[str, FieldSpec] = field(default_factory=dict)
+    """Description of each of the intermediates, which says how it moves with a view."""
     map_from_canonical: Tensor | None = None
     """Matrices f32 [B, 3, 3] that place all these grids in the canonical frame. None where the grids are those of
     the batch's own view, because the teacher was run on that view (replay)."""
@@ -190,8 +200,11 @@ class Targets:
     """Validity of the maps, bool [B, E]: False where the warped map is zero or no class is explained."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
     """Other fields that the loss reads, f32. Spatial fields on the teacher's own grids, after the warp:
-    attention_<stage> [B, h, w], class_maps [B, K, h, w], review_<level> [B, C, h, w]. Fields
-    without spatial axes: pooled [B, d]."""
+    attention_<stage> [B, h, w], class_maps [B, K, h, w], features_<stage> [B, C, h, w]. Fields without spatial axes:
+    pooled [B, d]."""
+    coverage: dict[str, Tensor] = field(default_factory=dict)
+    """Share of each cell that is inside of what the teacher received, f32 [B, 1, h, w], of each of the intermediates
+    that were moved and whose cells outside are left out of the loss."""
 
 
 @dataclass(frozen=True, kw_only=True)

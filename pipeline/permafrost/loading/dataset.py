@@ -264,9 +264,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
                 for name in names
                 if f"{name}_scale" in values
             },
-            intermediates_are_spatial=all(
-                spec.frame is not None for spec in teacher.manifest.fields if spec.name in names
-            ),
+            specs={spec.name: spec for spec in teacher.manifest.fields if spec.name in names},
         )
         spatial = [spec for spec in teacher.manifest.fields if spec.frame is not None]
         if spatial and not replayed:  # all fields of a teacher have the same frame

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from permafrost.config.models import CENTER_CROP_FRACTION
 from permafrost.core.label_forms import has_many
-from permafrost.core.records import Batch, StoredTargets, Targets
+from permafrost.core.records import FEATURES, Batch, FieldSpec, StoredTargets, Targets
 from permafrost.loading.pixel_augment import change_pixels
 from permafrost.loading.transfer import copy_to
 from permafrost.store.codecs import INT8_STEPS
@@ -101,6 +101,20 @@ def warp(
     size              (height, width) of the views
     returns           [B, C, height, width] float32 or float64
     """
+    fetched, coverage = warp_covered(source, source_from_view, size, interpolation)
+    return fetched * coverage
+
+
+def warp_covered(
+    source: Tensor,
+    source_from_view: Tensor,
+    size: tuple[int, int],
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+) -> tuple[Tensor, Tensor]:
+    """Sample `source` into views as `warp` does, but continued at its border, and the share of each cell inside.
+
+    returns  [B, C, height, width] and its coverage [B, 1, height, width] in [0, 1], float32 or float64
+    """
     # In half precision the grid coordinates would be off by up to half a pixel.
     source = source.to(torch.promote_types(source.dtype, torch.float32))
     source_from_view = source_from_view.to(source.dtype)
@@ -115,8 +129,7 @@ def warp(
     # Rounding may move an edge point slightly outside, and such a point belongs to the frame.
     inside = (torch.maximum(x.abs(), y.abs()) <= 1 + 1e-6).to(source.dtype)[:, None]
     coverage = F.avg_pool2d(inside, finer) if finer > 1 else inside
-    warped: Tensor = fetched * coverage
-    return warped
+    return fetched, coverage
 
 
 def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
@@ -184,51 +197,103 @@ def view_targets(
     Intermediates are warped on their own grids, because the loss pools the finer side of each pair.
 
     map_control  negative control: "shuffled" assigns to each record the map of its neighbor in the batch,
-                 "unaugmented" does not transform the map with the image
+                 "unaugmented" does not transform the map with the image. The payload features is treated alike, and
+                 class maps and attention are not changed
     with_maps    False omits the maps if the loss does not need them
     """
-    return tuple(
-        _view_maps(batch, stored, grid, map_control)
-        if with_maps and stored.maps is not None
-        else Targets(
+    found = []
+    for stored in batch.targets:
+        intermediates, coverage = _view_intermediates(batch, stored, map_control)
+        targets = Targets(
             teacher=stored.teacher,
             logits=stored.logits,
             explained_class=stored.explained_class,
-            intermediates=_view_intermediates(batch, stored),
+            intermediates=intermediates,
+            coverage=coverage,
         )
-        for stored in batch.targets
-    )
+        if with_maps and stored.maps is not None:
+            targets = _with_maps(targets, batch, stored, grid, map_control)
+        found.append(targets)
+    return tuple(found)
 
 
-def _view_maps(
-    batch: Batch, stored: StoredTargets, grid: tuple[int, int], map_control: str
+def _with_maps(
+    targets: Targets, batch: Batch, stored: StoredTargets, grid: tuple[int, int], map_control: str
 ) -> Targets:
     assert stored.explained_class is not None
     maps = view_maps(batch, stored, grid, is_warped=map_control != "unaugmented")
     if map_control == "shuffled":
         maps = neighbor_maps(maps, stored.explained_class)
-    return Targets(
-        teacher=stored.teacher,
-        logits=stored.logits,
-        explained_class=stored.explained_class,
-        maps=maps,
-        map_valid=maps.flatten(2).any(dim=2) & (stored.explained_class >= 0),
-        intermediates=_view_intermediates(batch, stored),
-    )
+    valid = maps.flatten(2).any(dim=2) & (stored.explained_class >= 0)
+    return replace(targets, maps=maps, map_valid=valid)
 
 
-def _view_intermediates(batch: Batch, stored: StoredTargets) -> dict[str, Tensor]:
-    """Warp a teacher's intermediates to the batch's view, each on its own grid."""
-    if stored.map_from_canonical is None or not stored.intermediates_are_spatial:
-        return decode_intermediates(stored)
-    source_from_view = stored.map_from_canonical @ canonical_from_view(batch)
-    viewed = {}
-    for name, values in decode_intermediates(stored).items():
-        h, w = values.shape[-2:]
-        viewed[name] = warp(values.view(len(values), -1, h, w), source_from_view, (h, w)).view_as(
-            values
+_MIRROR = (-1.0, 1.0, 1.0)
+"""Diagonal of the matrix that leads from the mirror image of a frame to the frame."""
+
+
+def _view_intermediates(
+    batch: Batch, stored: StoredTargets, map_control: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Move a teacher's intermediates to the batch's view, each on its own grid, and return them with their coverage."""
+    viewed, coverage = decode_intermediates(stored), {}
+    if stored.map_from_canonical is not None:
+        for name in viewed:
+            is_feature = name.startswith(f"{FEATURES}_")
+            is_still = is_feature and map_control == "unaugmented"
+            view = None if is_still else batch.canonical_from_view
+            viewed[name], covered = _view_field(
+                viewed[name], stored.specs[name], view, stored.map_from_canonical
+            )
+            if covered is not None:
+                coverage[name] = covered
+    if map_control == "shuffled":
+        for fields in (viewed, coverage):
+            fields |= {
+                name: values.roll(1, dims=0)
+                for name, values in fields.items()
+                if name.startswith(f"{FEATURES}_")
+            }
+    return viewed, coverage
+
+
+def _view_field(
+    values: Tensor, spec: FieldSpec, canonical_from_view: Tensor | None, map_from_canonical: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Move one field to a view (None for the canonical one).
+
+    Returns it with its coverage [B, 1, h, w], None where all of it is inside or zeros stand for what is outside.
+    """
+    identity = torch.eye(3, device=values.device).expand(len(values), 3, 3)
+    view = identity if canonical_from_view is None else canonical_from_view
+    if spec.mirrored:
+        sides = shows_mirror_image(view).long()
+        values = values[torch.arange(len(values), device=values.device), sides]
+        view = torch.where(
+            sides[:, None, None] == 1, values.new_tensor(_MIRROR).diag() @ view, view
         )
-    return viewed
+    if spec.when_moved not in ("warp", "warp_covered"):
+        return values, None
+    is_whole = spec.frame == "full" and spec.margin == 0 and canonical_from_view is None
+    if is_whole and spec.when_moved == "warp_covered":
+        return values, None
+    shrink = 1 + 2 * spec.margin
+    source_from_view = values.new_tensor([1 / shrink, 1 / shrink, 1]).diag() @ (
+        map_from_canonical @ view
+    )
+    stored_size = (values.shape[-2], values.shape[-1])
+    size = (round(stored_size[0] / shrink), round(stored_size[1] / shrink))
+    flat = values.reshape(len(values), -1, *stored_size)
+    if spec.when_moved == "warp":
+        return warp(flat, source_from_view, size).view(*values.shape[:-2], *size), None
+    moved, covered = warp_covered(flat, source_from_view, size)
+    return moved.view(*values.shape[:-2], *size), covered
+
+
+def shows_mirror_image(canonical_from_view: Tensor) -> Tensor:
+    """Return whether each view [B, 3, 3] turns the image inside out, as a flip does, bool [B]."""
+    (a, b), (c, d) = (row.unbind(dim=1)[:2] for row in canonical_from_view.unbind(dim=1)[:2])
+    return a * d < b * c
 
 
 def view_maps(

@@ -1,7 +1,8 @@
 """Distillation of features, the baselines of e2KD: attention (AT), class maps (CAT-KD) and ReviewKD.
 
 ReviewKD compares the stages and the spatial average of the last stage. The student's levels are fused starting at the
-deepest. The fusion modules are trained with the student and not exported.
+deepest. The fusion modules are trained with the student and not exported. Its targets are a live teacher's features, or
+those of a pass, moved with the view.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, ReviewKDConfig
 from permafrost.core.errors import require
-from permafrost.core.records import Guidance, Logits, Targets
+from permafrost.core.records import FEATURES, Guidance, Logits, Targets
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import label_term, off_label_bce_loss
@@ -258,21 +259,46 @@ def review_levels(stages: Sequence[Stage], *, preactivation: bool = False) -> li
     return [*grids, to_float32(stages[-1].output).mean(dim=(2, 3), keepdim=True)]
 
 
-def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def hierarchical_context_loss(
+    student: Tensor, teacher: Tensor, coverage: Tensor | None = None
+) -> Tensor:
     """HCL (section 3.3) of features [B, C, h, w]: mean squared differences, from the full grid to its average.
 
     The full grid has weight 1, and each coarser pooling (to 4, 2 and 1 cells per side, if the grid has more) has half
     the weight of the previous one. The result is divided by the sum of the weights.
+
+    coverage  [B, 1, h, w] in [0, 1], the weight of each cell in both features and in the means; None weights all alike
     """
     teacher = teacher.detach()
-    loss, weight, total_weight = F.mse_loss(student, teacher), 1.0, 1.0
+    loss, weight, total_weight = covered_mse(student, teacher, coverage), 1.0, 1.0
     for size in _POOLED_SIZES:
         if size < min(student.shape[-2:]):
             weight /= 2
             total_weight += weight
-            coarse, taught = (F.adaptive_avg_pool2d(full, size) for full in (student, teacher))
-            loss = loss + weight * F.mse_loss(coarse, taught)
+            coarse, taught = (covered_pool(full, coverage, size) for full in (student, teacher))
+            share = None if coverage is None else F.adaptive_avg_pool2d(coverage, size)
+            loss = loss + weight * covered_mse(coarse, taught, share)
     return loss / total_weight
+
+
+def covered_mse(student: Tensor, teacher: Tensor, coverage: Tensor | None) -> Tensor:
+    """Mean squared difference of features [B, C, h, w] over records, channels and cells, weighted by the coverage."""
+    if coverage is None:
+        return F.mse_loss(student, teacher)
+    total = coverage.sum() * student.shape[1]
+    return ((student - teacher).square() * coverage).sum() / total.clamp(min=_LEAST_COVERAGE)
+
+
+def covered_pool(features: Tensor, coverage: Tensor | None, size: int) -> Tensor:
+    """Average features [B, C, h, w] over the covered parts of `size` x `size` blocks; 0 for a block without any."""
+    if coverage is None:
+        return F.adaptive_avg_pool2d(features, size)
+    share = F.adaptive_avg_pool2d(coverage, size).clamp(min=_LEAST_COVERAGE)
+    return F.adaptive_avg_pool2d(features * coverage, size) / share
+
+
+_LEAST_COVERAGE = 1e-6
+"""Divisor where nothing is covered."""
 
 
 class Fusion(nn.Module):
@@ -307,51 +333,103 @@ def _conv_norm(in_channels: int, channels: int, kernel_size: int) -> nn.Sequenti
     return nn.Sequential(conv, nn.BatchNorm2d(channels))
 
 
-def review_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Fields review_1, ... [B, C, h, w]: the levels to compare, which are too large to store."""
-    levels = review_levels(output.stages, preactivation=True)
-    return {f"review_{number}": level.detach() for number, level in enumerate(levels, start=1)}
+POOLED_STAGE = f"{FEATURES}_pooled"
+"""Field of the average of the last stage's output."""
+
+
+def stage_fields(output: ModelOutput, stages: Sequence[int] = ()) -> dict[str, Tensor]:
+    """Fields features_<stage> [B, C, h, w] before the stage's last ReLU, then features_pooled [B, C], f32 or wider.
+
+    stages  counted from 1 at the finest or from -1 at the deepest; empty takes all
+    Raises ConfigError if the network has fewer.
+    """
+    count = len(output.stages)
+    require(
+        max(map(abs, stages), default=0) <= count,
+        f"annotate.features_stages={list(stages)}: the teacher has {count} stages",
+    )
+    places = sorted(_stage_index(number, count) for number in stages) or range(count)
+    fields = {
+        f"{FEATURES}_{place + 1}": to_float32(output.stages[place].preactivation.detach())
+        for place in places
+    }
+    pooled = to_float32(output.stages[-1].output.detach()).mean(dim=(2, 3))
+    return {**fields, POOLED_STAGE: pooled}
 
 
 class ReviewKDLoss(FeatureKDLoss):
     """Sum over levels of `hierarchical_context_loss`, in addition to labels and logits (e2KD, section 5)."""
 
     term = "review"
-    term_needs = Needs(intermediates=Intermediates(stages=True), target_fields=review_fields)
+    term_needs = Needs(
+        intermediates=Intermediates(stages=True), target_fields=stage_fields, payload=FEATURES
+    )
     config: ReviewKDConfig
 
     def __init__(self, config: ReviewKDConfig) -> None:
         super().__init__(config)
         self.fusions = nn.ModuleList()
         """Fusion of each level, the finest first, created by `build`."""
+        self.places: list[int] = []
+        """Compared stages of the student, counted from 0, and -1 for the average, in the order of the fusions."""
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, map_control=self.config.map_control)
 
     @property
     def weight(self) -> float:
         return self.config.lambda_review
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        levels, teacher = review_levels(student.output.stages), list(targets.intermediates.values())
+        levels = review_levels(student.output.stages)
+        stages = stored_stages(targets)
         require(
-            len(levels) == len(teacher),
-            f"method=review_kd: the student has {len(levels) - 1} stages, the teacher {len(teacher) - 1}; choose "
-            "networks with the same number of stages",
+            max(stages) <= len(levels) - 1
+            and (bool(self.config.stages) or stages == list(range(1, len(levels)))),
+            f"method=review_kd: the student has {len(levels) - 1} stages, the targets have the teacher's "
+            f"{', '.join(map(str, stages))}; choose networks with the same number of stages, or name the stages to "
+            "compare with method.stages",
         )
+        count = len(levels) - 1
+        wanted = sorted(_stage_index(n, count) + 1 for n in self.config.stages) or stages
+        require(
+            set(wanted) <= set(stages),
+            f"method.stages={list(self.config.stages)}: the targets have stages {', '.join(map(str, stages))}; choose "
+            "among them, or run permafrost precompute with annotate.features_stages",
+        )
+        self.places = [*(number - 1 for number in wanted), -1]
         fused_channels = min(_MAX_FUSED_CHANNELS, levels[-1].shape[1])
         self.fusions = nn.ModuleList(
-            Fusion(own.shape[1], fused_channels, taught.shape[1], is_deepest=number == len(levels))
-            for number, (own, taught) in enumerate(zip(levels, teacher, strict=True), start=1)
+            Fusion(
+                levels[place].shape[1],
+                fused_channels,
+                targets.intermediates[_field_of(place)].shape[1],
+                is_deepest=place == -1,
+            )
+            for place in self.places
         )
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         deeper: Tensor | None = None
         losses = []
-        levels = zip(
-            self.fusions,
-            review_levels(student.output.stages),
-            targets.intermediates.values(),
-            strict=True,
-        )
-        for fusion, level, taught in reversed(list(levels)):
-            compared, deeper = fusion(level, deeper, taught.shape[-2:])
-            losses.append(hierarchical_context_loss(compared, taught))
+        levels = review_levels(student.output.stages)
+        for fusion, place in reversed(list(zip(self.fusions, self.places, strict=True))):
+            name = _field_of(place)
+            taught = targets.intermediates[name]
+            if place == -1:
+                taught = taught[:, :, None, None]
+            compared, deeper = fusion(levels[place], deeper, taught.shape[-2:])
+            losses.append(hierarchical_context_loss(compared, taught, targets.coverage.get(name)))
         return torch.stack(losses).sum()
+
+
+def stored_stages(targets: Targets) -> list[int]:
+    """Return the numbers of the teacher's stages that the targets have, ascending from 1 at the finest."""
+    numbers = (name.removeprefix(f"{FEATURES}_") for name in targets.intermediates)
+    return sorted(int(number) for number in numbers if number.isdigit())
+
+
+def _field_of(place: int) -> str:
+    """Name of the field of a stage counted from 0, or of the average for -1."""
+    return POOLED_STAGE if place == -1 else f"{FEATURES}_{place + 1}"

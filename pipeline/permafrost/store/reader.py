@@ -274,13 +274,13 @@ class TeacherPass:
     def fields_of(self, payload: str) -> list[str]:
         """Return the fields of a payload without their scales; empty if the pass does not contain it.
 
-        payload  such as attention, class_maps or pooled
+        payload  such as attention, class_maps, features or pooled
         """
         return [
             spec.name
             for spec in self.manifest.fields
             if spec.name == payload
-            or (spec.codec == "maxabs" and spec.name.startswith(f"{payload}_"))
+            or (spec.name.startswith(f"{payload}_") and not spec.name.endswith("_scale"))
         ]
 
     def stored_shard(self, shard: ShardEntry) -> StoredShard:

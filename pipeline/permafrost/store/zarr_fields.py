@@ -278,7 +278,8 @@ def _attributes(spec: FieldSpec) -> dict[str, Any]:
     """Return the attributes that a reader of the array alone needs to interpret its values."""
     described = asdict(spec)
     attributes = {
-        name: described[name] for name in ("codec", "when_moved", "frame", "crop_fraction")
+        name: described[name]
+        for name in ("codec", "when_moved", "frame", "crop_fraction", "margin", "mirrored")
     }
     attributes["padding"] = str(_padding(spec.dtype))
     attributes["array_row"] = (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.core.label_forms import multi_hot
-from permafrost.core.records import NO_CLASS, Batch, Guidance, Targets
+from permafrost.core.records import FEATURES, NO_CLASS, Batch, Guidance, Targets
 from permafrost.loading.geometry import (
     RegionKind,
     neighbor_maps,
@@ -103,6 +103,12 @@ class LiveTeacher:
         classes = explained_classes(self.explainer, logits, batch.labels, batch.keys)
         fields = self.needs.target_fields
         intermediates = {} if fields is None else fields(output)
+        if map_control == "shuffled":
+            intermediates |= {
+                name: values.roll(1, dims=0)
+                for name, values in intermediates.items()
+                if name.startswith(f"{FEATURES}_")
+            }
         if not with_maps:
             return (
                 Targets(
