@@ -9,6 +9,7 @@ import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.methods import ReviewKDConfig
+from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
@@ -31,6 +32,7 @@ from permafrost.models.providers import build_model, freeze
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from permafrost.training.metric_log import read_metrics
 from stages import distill, precompute
 from tests.support.batches import FLIP
 from tests.support.runs import distill_config
@@ -363,7 +365,7 @@ def test_a_student_learns_from_stored_features(tmp_path, tiny_teacher, mode):
 
     distill.run(distill_config(store, method=ReviewKDConfig(), mode=mode, **options))
 
-    losses = [row["train_loss"] for row in read_metrics(Path("runs/untitled/distill"))]
+    losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
     assert losses[-1] < losses[0]
 
 
