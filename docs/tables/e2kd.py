@@ -175,6 +175,44 @@ def _maps_beside_logits() -> str:
     return table((*header, "minus one class", "minus AT", "minus CAT-KD"), rows)
 
 
+def cifar10_equal_terms_tau4() -> str:
+    """Methods with logits at two temperatures."""
+    arms = {
+        "at_logits": "AT",
+        "cat_kd_logits": "CAT-KD",
+        "e2kd_logits_all": "e2KD, maps of all 10 classes",
+    }
+    rows = []
+    for arm, label in arms.items():
+        warm, cold = (runs_of(EQUAL_TERMS, f"{arm}{end}") for end in ("", " tau=4"))
+        cells = [spread(warm, "accuracy"), spread(cold, "accuracy"), difference(cold, warm)]
+        rows.append((label, [*cells, difference(cold, runs_of(SHOTS, "kd"))]))
+    header = ("with logits, test accuracy, %", "tau = 1", "tau = 4", "difference")
+    return table((*header, "tau = 4, minus KD at tau = 4"), rows)
+
+
+def cifar10_top_logits() -> str:
+    """KD with the largest logits of a pass."""
+    rows = []
+    for arm, label in (("kd", "all 10"), ("kd k=5", "the 5 largest"), ("kd k=3", "the 3 largest")):
+        runs = runs_of(SHOTS, arm)
+        cells = [*_accuracies(runs), difference(runs, runs_of(SHOTS, "kd"))]
+        rows.append((label, cells))
+    header = ("logits, test accuracy, %", "by seed", "mean", "agreement")
+    return table((*header, "minus all 10"), rows)
+
+
+def student_precision() -> str:
+    """Students trained in bfloat16 and in float32."""
+    rows = []
+    for arm, label in (("kd", "KD"), ("e2kd", "e2KD")):
+        exact, lower = (runs_of(SHOTS, f"{arm}{end}") for end in ("", " bfloat16"))
+        cells = [spread(exact, "accuracy"), spread(lower, "accuracy"), difference(lower, exact)]
+        rows.append((label, [*cells, difference(lower, exact, "agreement")]))
+    header = ("test accuracy, %", "float32", "bfloat16", "difference", "agreement, difference")
+    return table(header, rows)
+
+
 def cifar10_datafree() -> str:
     """Students that never saw their teacher's images."""
     rows = []
@@ -273,6 +311,9 @@ TABLES = (
     cifar10_bcos,
     cifar10_baselines,
     cifar10_equal_terms,
+    cifar10_equal_terms_tau4,
+    cifar10_top_logits,
+    student_precision,
     cifar10_datafree,
     cifar10_vit,
     demo,

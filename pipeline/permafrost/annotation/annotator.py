@@ -104,7 +104,7 @@ class TeacherAnnotator:
             own = payload.fields(self.model, outputs[framing.margin])
             if framing.margin:
                 _require_whole_cells(framing.margin, payload.fields(self.model, outputs[0.0]), own)
-            specs += [self._place(spec, framing) for spec in own]
+            specs += [self._with_images(spec, framing) for spec in own]
         return [*specs, VIEW_FIELD] if stored_views else specs
 
     def annotate(
@@ -255,7 +255,7 @@ class TeacherAnnotator:
         height, width = (round(side * (1 + 2 * margin)) for side in self.input_size)
         return height, width
 
-    def _place(self, spec: FieldSpec, framing: Framing) -> FieldSpec:
+    def _with_images(self, spec: FieldSpec, framing: Framing) -> FieldSpec:
         """Return the description of a field with the form of the images that the teacher receives."""
         if framing.mirrored:
             spec = replace(spec, shape=(2, *spec.shape), axes=("mirror", *spec.axes), mirrored=True)

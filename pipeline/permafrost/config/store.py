@@ -130,8 +130,8 @@ class PassOptions(OpenOptions):
     """Name of a new pass, before its fingerprint, which `store.teacher=` accepts; null takes the teacher's name."""
     payloads: tuple[str, ...] = ("logits", "map")
     """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
-    stage, for method=at. class_maps: maps of all classes, for method=cat_kd. pooled: the pooled feature before
-    the classifier."""
+    stage, for method=at. class_maps: maps of all classes, for method=cat_kd. features: outputs of whole stages,
+    for method=review_kd. pooled: the pooled feature before the classifier."""
     logits: Literal["all", "topk"] = "all"
     """Logits to store. all: those of all classes. topk: the k largest, and the sum of all others at each of the
     temperatures, which suits thousands of classes (method.logits=softmax only)."""

@@ -430,6 +430,6 @@ def stored_stages(targets: Targets) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdigit())
 
 
-def _field_of(place: int) -> str:
+def _field_of(stage: int) -> str:
     """Name of the field of a stage counted from 0, or of the average for -1."""
-    return POOLED_STAGE if place == -1 else f"{FEATURES}_{place + 1}"
+    return POOLED_STAGE if stage == -1 else f"{FEATURES}_{stage + 1}"
