@@ -13,6 +13,8 @@ from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
+from permafrost.interpretability.ft import factor_loss, last_stage, last_stage_fields
+from permafrost.interpretability.options import FTConfig
 from permafrost.loading.geometry import (
     decode_intermediates,
     shows_mirror_image,
@@ -354,8 +356,36 @@ def test_frozen_review_is_live_review_where_the_features_are_exact(tmp_path, tin
     assert found == pytest.approx(wanted, rel=2e-3)
 
 
+def test_factor_transfer_reads_the_output_of_the_last_stage(plain):
+    batch = batch_of(plain)
+    model = freeze(build_model(plain.config.teacher, 10))
+    live = last_stage_fields(model(view_images(batch, (16, 16)), STAGES))["ft"]
+
+    stored, coverage = last_stage(features_of(plain))
+    shifted, partly = last_stage(features_of(plain, shift(0.5)))
+
+    assert coverage is None
+    assert (live == 0).any()
+    assert (stored >= 0).all()
+    assert lost_variance(stored, live) < 1e-5
+    assert 0 < partly.mean() < 1
+    student = draw(8, 16, 4, 4).float()
+    outside = (partly == 0).expand_as(shifted)
+    assert factor_loss(student, shifted, partly).item() == pytest.approx(
+        factor_loss(student, shifted.masked_fill(outside, 50.0), partly).item()
+    )
+    everything = torch.ones_like(partly)
+    assert factor_loss(student, stored, everything).item() == pytest.approx(
+        factor_loss(student, live).item(), rel=1e-3
+    )
+
+
+METHODS = {"review_kd": ReviewKDConfig(), "ft": FTConfig()}
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mode", ["frozen", "replay"])
-def test_a_student_learns_from_stored_features(tmp_path, tiny_teacher, mode):
+def test_a_student_learns_from_stored_features(tmp_path, tiny_teacher, mode, method):
     views = {
         "views": RandomViewsConfig(count=2, seed=1),
         "augment": AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),)),
@@ -363,7 +393,7 @@ def test_a_student_learns_from_stored_features(tmp_path, tiny_teacher, mode):
     store = store_of(tmp_path / "store", tiny_teacher, views=views, mirror=True)
     options = {"views": views["views"]} if mode == "replay" else {}
 
-    distill.run(distill_config(store, method=ReviewKDConfig(), mode=mode, **options))
+    distill.run(distill_config(store, method=METHODS[method], mode=mode, **options))
 
     losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
     assert losses[-1] < losses[0]

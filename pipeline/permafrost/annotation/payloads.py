@@ -17,8 +17,19 @@ from torch import Tensor
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PAYLOADS, PassOptions
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
-from permafrost.losses.feature_kd import attention_fields, class_map_fields, stage_fields
-from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, Intermediates, ModelOutput
+from permafrost.losses.feature_kd import (
+    attention_fields,
+    class_map_fields,
+    stage_fields,
+    stage_number,
+)
+from permafrost.models.classifier import (
+    NO_INTERMEDIATES,
+    Classifier,
+    Intermediates,
+    ModelOutput,
+    Stage,
+)
 from permafrost.models.explanations import explained_classes, explainer_named
 from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine
 
@@ -277,6 +288,7 @@ class FeaturesPayload:
                     codec="maxabs",
                     when_moved="warp_covered",
                     frame="full",
+                    before_relu=_ends_with_relu(output.stages[stage_number(name) - 1]),
                     axes=("channel", "y", "x"),
                 )
             )
@@ -315,6 +327,10 @@ class FeaturesPayload:
             )
             for name, field in values.items()
         }
+
+
+def _ends_with_relu(stage: Stage) -> bool:
+    return stage.preactivation is not stage.output
 
 
 class AttentionPayload(_SpatialPayload):

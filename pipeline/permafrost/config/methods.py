@@ -198,13 +198,6 @@ class FeatureKDConfig(SoftTargetsConfig):
             "above 0, or the last layer is not trained",
         )
 
-    def _check_whole_features(self, setting: MethodSetting) -> None:
-        require(
-            setting.mode == "live",
-            f"method={self.kind} compares whole feature maps, which no store contains, so mode={setting.mode} has "
-            "none: set mode=live with teacher= and teacher.weights=, or choose method=at or method=cat_kd",
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class ATConfig(FeatureKDConfig):

@@ -101,6 +101,8 @@ class FieldSpec:
     its side. The grid covers the border, too."""
     mirrored: bool = False
     """True if the first axis of `shape` has two entries, those of the image and those of its mirror image."""
+    before_relu: bool = False
+    """True if the network's next layer is a ReLU, so that its output there is max(0, value)."""
     axes: tuple[str, ...] = ()
     """Name of each axis of `shape`, for readers of the arrays; empty where no names were given."""
 
@@ -205,6 +207,8 @@ class Targets:
     coverage: dict[str, Tensor] = field(default_factory=dict)
     """Share of each cell that is inside of what the teacher received, f32 [B, 1, h, w], of each of the intermediates
     that were moved and whose cells outside are left out of the loss."""
+    specs: dict[str, FieldSpec] = field(default_factory=dict)
+    """Description of the intermediates that come from a pass."""
 
 
 @dataclass(frozen=True, kw_only=True)

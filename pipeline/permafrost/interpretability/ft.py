@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.core.records import Targets
+from permafrost.core.records import FEATURES, Targets
 from permafrost.interpretability.options import FTConfig
 from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput
-from permafrost.losses.feature_kd import FeatureKDLoss
+from permafrost.losses.feature_kd import FeatureKDLoss, covered_mse, stored_stages
 from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 
 _SLOPE = 0.1
@@ -23,33 +23,53 @@ _SLOPE = 0.1
 _WEIGHT_DECAY = 1e-4
 
 
-def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def factor_loss(student: Tensor, teacher: Tensor, coverage: Tensor | None = None) -> Tensor:
     """Mean of |F_s / ||F_s|| - F_t / ||F_t||| over records and elements (eq. 3, p = 1).
 
     Norms are over the whole factor of a record. If the grids differ, the finer one is first averaged over the cells of
     the coarser one.
 
-    student  [B, C, h, w]  gradients flow here
-    teacher  [B, C, h, w]  constant
+    student   [B, C, h, w]  gradients flow here
+    teacher   [B, C, h, w]  constant
+    coverage  [B, 1, teacher's h, w] in [0, 1], by which both factors are multiplied, or None
     """
     h, w = map(min, student.shape[2:], teacher.shape[2:])
+    share = None if coverage is None else F.adaptive_avg_pool2d(coverage, (h, w))
     own, taught = (
-        F.normalize(F.adaptive_avg_pool2d(factor, (h, w)).flatten(1), dim=1)
-        for factor in (student, teacher.detach())
+        F.normalize((pooled if share is None else pooled * share).flatten(1), dim=1)
+        for pooled in (
+            F.adaptive_avg_pool2d(factor, (h, w)) for factor in (student, teacher.detach())
+        )
     )
     return (own - taught).abs().mean()
 
 
 def last_stage_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Field ft [B, C, h, w]: the features to paraphrase, which are too large to store."""
-    return {"ft": to_float32(output.stages[-1].output.detach())}
+    """Field ft [B, C, h, w]: the features to paraphrase."""
+    return {_LIVE: to_float32(output.stages[-1].output.detach())}
+
+
+_LIVE = "ft"
+
+
+def last_stage(targets: Targets) -> tuple[Tensor, Tensor | None]:
+    """Return the output of the teacher's last stage, live or the deepest of a pass, [B, C, h, w], and its coverage."""
+    if _LIVE in targets.intermediates:
+        return targets.intermediates[_LIVE], None
+    name = f"{FEATURES}_{stored_stages(targets)[-1]}"
+    values = targets.intermediates[name]
+    if targets.specs[name].before_relu:
+        values = F.relu(values)
+    return values, targets.coverage.get(name)
 
 
 class FTLoss(FeatureKDLoss):
     """Loss `factor_loss` of the last stages, in addition to labels and logits."""
 
     term = "ft"
-    term_needs = Needs(intermediates=Intermediates(stages=True), target_fields=last_stage_fields)
+    term_needs = Needs(
+        intermediates=Intermediates(stages=True), target_fields=last_stage_fields, payload=FEATURES
+    )
     config: FTConfig
 
     @property
@@ -57,7 +77,7 @@ class FTLoss(FeatureKDLoss):
         return self.config.lambda_ft
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        taught = targets.intermediates["ft"].shape[1]
+        taught = last_stage(targets)[0].shape[1]
         channels = max(1, round(taught * self.config.paraphrase_rate))
         self.translator = _encoder(student.output.stages[-1].output.shape[1], channels)
         self.paraphraser = _encoder(taught, channels)
@@ -79,13 +99,15 @@ class FTLoss(FeatureKDLoss):
 
     def _reconstruction_error(self, targets: Targets, view_index: Tensor) -> Tensor:
         """Mean squared error of the reconstructed features."""
-        features = targets.intermediates["ft"]
-        return F.mse_loss(self.reconstruction(self.paraphraser(features)), features)
+        features, coverage = last_stage(targets)
+        return covered_mse(self.reconstruction(self.paraphraser(features)), features, coverage)
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        features, coverage = last_stage(targets)
         with torch.no_grad():
-            taught = self.paraphraser(targets.intermediates["ft"])
-        return factor_loss(self.translator(to_float32(student.output.stages[-1].output)), taught)
+            taught = self.paraphraser(features)
+        own = self.translator(to_float32(student.output.stages[-1].output))
+        return factor_loss(own, taught, coverage)
 
 
 def _encoder(channels: int, factor_channels: int) -> nn.Sequential:

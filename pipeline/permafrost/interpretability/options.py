@@ -21,12 +21,10 @@ from permafrost.core.errors import require
 class FTConfig(FeatureKDConfig):
     """Factor transfer (Kim et al. 2018): the teacher's features paraphrased, the student's translated.
 
-    Needs mode=live, because no store contains whole features.
+    The features are those of the deepest stage of a pass with the payload features, or of a live teacher's last stage.
     """
 
     implementation: ClassVar[str] = "permafrost.interpretability.ft:FTLoss"
-    minimal: ClassVar[tuple[str, ...]] = ("mode=live",)
-
     kind: Literal["ft"] = "ft"
     lambda_ft: Annotated[float, Ge(0)] = 1000.0
     """Weight of the factor term, large because the term is a mean over elements; 0 disables it."""
@@ -37,10 +35,6 @@ class FTConfig(FeatureKDConfig):
     it random."""
     paraphraser_lr: Annotated[float, Gt(0)] = 0.01
     """Learning rate of that training."""
-
-    def check(self, setting: MethodSetting) -> None:
-        if self.lambda_ft > 0:
-            self._check_whole_features(setting)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -210,6 +210,7 @@ def view_targets(
             explained_class=stored.explained_class,
             intermediates=intermediates,
             coverage=coverage,
+            specs=stored.specs,
         )
         if with_maps and stored.maps is not None:
             targets = _with_maps(targets, batch, stored, grid, map_control)

@@ -426,8 +426,12 @@ class ReviewKDLoss(FeatureKDLoss):
 
 def stored_stages(targets: Targets) -> list[int]:
     """Return the numbers of the teacher's stages that the targets have, ascending from 1 at the finest."""
-    numbers = (name.removeprefix(f"{FEATURES}_") for name in targets.intermediates)
-    return sorted(int(number) for number in numbers if number.isdigit())
+    return sorted(stage_number(name) for name in targets.intermediates if name != POOLED_STAGE)
+
+
+def stage_number(name: str) -> int:
+    """Number of the stage whose field has this name."""
+    return int(name.removeprefix(f"{FEATURES}_"))
 
 
 def _field_of(stage: int) -> str:

@@ -279,7 +279,15 @@ def _attributes(spec: FieldSpec) -> dict[str, Any]:
     described = asdict(spec)
     attributes = {
         name: described[name]
-        for name in ("codec", "when_moved", "frame", "crop_fraction", "margin", "mirrored")
+        for name in (
+            "codec",
+            "when_moved",
+            "frame",
+            "crop_fraction",
+            "margin",
+            "mirrored",
+            "before_relu",
+        )
     }
     attributes["padding"] = str(_padding(spec.dtype))
     attributes["array_row"] = (
