@@ -44,7 +44,7 @@ READING: tuple[Part, ...] = (
 STEP: tuple[Part, ...] = (
     *READING,
     ("permafrost.training.step", "view_images", "warp of the images"),
-    ("permafrost.loading.geometry", "_view_maps", "warp of the maps"),
+    ("permafrost.loading.geometry", "_with_maps", "warp of the maps"),
     ("permafrost.training.step", "_forward", "forward pass"),
     ("torch.autograd", "_engine_run_backward", "backward pass"),
     ("permafrost.training.step", "_loss_of", "loss"),

@@ -206,7 +206,7 @@ def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):
         config.teacher, 10, config.explainer, PassOptions(map_dtype="float32"), SIZE
     )
     batch = live_batch_of(frozen)
-    output = annotator._forward(view_images(batch, SIZE))
+    output = annotator._forward(view_images(batch, SIZE), annotator.payloads)
 
     (asked,) = live(batch, (4, 4))
 

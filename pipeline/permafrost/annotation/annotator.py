@@ -97,7 +97,7 @@ class TeacherAnnotator:
         outputs: dict[float, ModelOutput] = {}
         specs = []
         for payload in self.payloads:
-            framing = Framing() if stored_views else _framing_of(payload)
+            framing = _framing_of(payload)
             for margin in (0.0, framing.margin):
                 if margin not in outputs:
                     outputs[margin] = self._forward(self._example(margin), self.payloads)

@@ -316,7 +316,7 @@ class FeaturesPayload:
     def _values(self, output: ModelOutput) -> dict[str, Tensor]:
         """Return the fields before they are encoded, f32."""
         size = self.config.features_size
-        values = stage_fields(output, self.config.features_stages)
+        values = stage_fields(output, self.config.features_stages, self.config.features_margin)
         if size is None:
             return values
         return {

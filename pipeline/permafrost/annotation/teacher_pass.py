@@ -238,6 +238,15 @@ def _settle_precision(
     )
 
 
+def _options_for(config: PrecomputeConfig, views: StoredViews | None) -> PrecomputeConfig:
+    """Return the options of the pass of these views. Stored views need no border and no mirror images."""
+    if views is None:
+        return config
+    return replace(
+        config, annotate=replace(config.annotate, features_mirror=False, features_margin=0.0)
+    )
+
+
 def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:
     """Plan the pass that the options describe. Raises ConfigError if teacher or explainer do not fit the store.
 
@@ -245,6 +254,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     neither.
     """
     assert not isinstance(config.teacher, NoModelConfig)
+    config = _options_for(config, views)
     num_classes = len(store.manifest.classes)
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
     check_weights(config.teacher, "teacher", store.manifest.classes)
@@ -301,6 +311,7 @@ def annotate_pass(
     if not plan.is_unfinished:
         logger.info("%s is complete", plan.folder)
         return 0, {}
+    config = _options_for(config, plan.views)
     if plan.precision != config.annotate.precision:
         logger.info(
             "annotate.precision=%s: maps of explainer=%s are gradients through the whole network in %s, so the logits "

@@ -337,10 +337,13 @@ POOLED_STAGE = f"{FEATURES}_pooled"
 """Field of the average of the last stage's output."""
 
 
-def stage_fields(output: ModelOutput, stages: Sequence[int] = ()) -> dict[str, Tensor]:
+def stage_fields(
+    output: ModelOutput, stages: Sequence[int] = (), margin: float = 0.0
+) -> dict[str, Tensor]:
     """Fields features_<stage> [B, C, h, w] before the stage's last ReLU, then features_pooled [B, C], f32 or wider.
 
     stages  counted from 1 at the finest or from -1 at the deepest; empty takes all
+    margin  width of a border around the image in units of its side, which features_pooled does not average over
     Raises ConfigError if the network has fewer.
     """
     count = len(output.stages)
@@ -353,8 +356,10 @@ def stage_fields(output: ModelOutput, stages: Sequence[int] = ()) -> dict[str, T
         f"{FEATURES}_{place + 1}": to_float32(output.stages[place].preactivation.detach())
         for place in places
     }
-    pooled = to_float32(output.stages[-1].output.detach()).mean(dim=(2, 3))
-    return {**fields, POOLED_STAGE: pooled}
+    deepest = to_float32(output.stages[-1].output.detach())
+    top, left = (round(side * margin / (1 + 2 * margin)) for side in deepest.shape[-2:])
+    inner = deepest[..., top : deepest.shape[-2] - top, left : deepest.shape[-1] - left]
+    return {**fields, POOLED_STAGE: inner.mean(dim=(2, 3))}
 
 
 class ReviewKDLoss(FeatureKDLoss):
