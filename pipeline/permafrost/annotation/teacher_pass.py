@@ -253,8 +253,8 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     With precision=auto it is the pass of float32 or of bfloat16 that the store has, and that of float32 if it has
     neither.
     """
-    assert not isinstance(config.teacher, NoModelConfig)
     config = _options_for(config, views)
+    assert not isinstance(config.teacher, NoModelConfig)
     num_classes = len(store.manifest.classes)
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
     check_weights(config.teacher, "teacher", store.manifest.classes)
