@@ -94,6 +94,25 @@ def test_maps_are_recomputed_by_the_explainer_of_a_pass_in_any_precision(tmp_pat
     assert metrics["map_cosine"]["pad_crop"] < 0.9
 
 
+@pytest.mark.parametrize("mirror", [True, False])
+def test_features_that_a_flip_changes_are_exact_only_with_the_mirror_image(
+    tmp_path, tiny_teacher, mirror
+):
+    options = PassOptions(
+        batch_size=8, payloads=("logits", "features"), features_mirror=mirror, features_size=8
+    )
+    config = precompute_config(tmp_path / "store", tiny_teacher, annotate=options)
+    precompute.run(config)
+    flip = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
+
+    metrics = measured(equivariance_of(Frozen(Store(tmp_path / "store"), config), augment=flip))
+
+    assert list(metrics) == ["logits_kl", "top1_agreement", "features_lost"]
+    assert metrics["features_lost"]["none"] < 1e-4
+    lost = metrics["features_lost"]["horizontal_flip"]
+    assert lost < 1e-4 if mirror else lost > 0.2
+
+
 # ---- options and identity ------------------------------------------------------------------------
 
 
@@ -149,7 +168,7 @@ def test_a_store_without_the_teachers_maps_is_refused(tmp_path, tiny_teacher, fr
         precompute.run(config)
         bare = replace(frozen, store=Store(tmp_path / name))
         with pytest.raises(
-            ConfigError, match=f"needs the teacher's maps, but {lacking}; run perma"
+            ConfigError, match=f"needs the teacher's maps or features, but {lacking}; run perma"
         ):
             evaluate.run(equivariance_of(bare, run=name))
 

@@ -8,7 +8,7 @@ time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,15 +18,17 @@ from torch import Tensor
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.evaluation import EquivarianceOptions
 from permafrost.core.errors import require
-from permafrost.core.records import Batch, top_class
+from permafrost.core.records import FEATURES, Batch, top_class
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator, Metric, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.loading.geometry import view_images, view_maps
+from permafrost.loading.geometry import view_images, view_maps, view_targets
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import copy_to
 from permafrost.losses.e2kd import map_cosine
+from permafrost.losses.feature_kd import stage_fields
 from permafrost.losses.kd import outcome_log_probs
+from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import Explainer, explainer_named, forward_to_explain
 from permafrost.models.resolve import require_images
 
@@ -46,9 +48,9 @@ def check_equivariance(context: EvaluationContext) -> Mapping[str, str]:
     require_images(context.store, "evaluators=equivariance", "remove it from evaluators")
     lacking = f"{passes[0].name} has none" if passes else f"{context.store.path} has no pass of it"
     require(
-        context.has_maps,
-        f"evaluators=equivariance needs the teacher's maps, but {lacking}; run permafrost precompute with this teacher "
-        "and annotate.payloads=[logits,map], or name its pass with store.teacher=",
+        context.has_maps or _has_features(context),
+        f"evaluators=equivariance needs the teacher's maps or features, but {lacking}; run permafrost precompute with "
+        "this teacher and annotate.payloads=[logits,map], or name its pass with store.teacher=",
     )
     return {}
 
@@ -61,6 +63,8 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
                    teacher's input size, without pairs in which either is zero
     logits_kl      mean KL(recomputed || stored) of the softmax at temperature 1
     top1_agreement share of records whose stored and recomputed logits have the same top-1 class
+    features_lost  share of the variance of the recomputed features that the moved stored ones miss (1 - R^2), over
+                   the covered cells of all records, mean over the stages of the pass
 
     Each is a mapping from kinds of operations. As in a training, the views are of the whole frame.
     """
@@ -76,11 +80,14 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
         for kind, drawn in alone.items()
     }
     explainer = dataset.passes[0].explainer
-    assert explainer is not None
-    explain = explainer_named(explainer)
+    explain = None if explainer is None else explainer_named(explainer)
     order = np.random.default_rng(0).permutation(len(dataset))
     positions = np.sort(order[: context.options.of(EquivarianceOptions).records])
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {kind: [] for kind in alone}
+    errors: dict[str, dict[str, _Variance]] = {kind: {} for kind in alone}
+    if _has_features(context):
+        rows = dataset.rows_at(np.arange(len(dataset)))
+        context = replace(context, dataset=context.open_rows(rows, dataset.passes, FEATURES))
     start = 0
     for batch in context.iter_batches(positions.tolist()):
         aspects = batch.aspects.cpu()
@@ -89,34 +96,90 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
             drawn = None if views is None else copy_to(views, model.device)
             seen = replace(batch, canonical_from_view=drawn)
             parts[kind].append(_compare(model, explain, seen))
+            if _has_features(context):
+                _add_features(errors[kind], model, seen)
         start += len(batch.keys)
     metrics: dict[str, dict[str, float]] = {q.name: {} for q in _PAGE.quantities}
     for kind, compared in parts.items():
         cosine, kl, agrees = (torch.cat(v).double() for v in zip(*compared, strict=True))
-        metrics["map_cosine"][kind] = float(cosine.nanmean())
+        if explain is not None:
+            metrics["map_cosine"][kind] = float(cosine.nanmean())
+        if errors[kind]:
+            lost = [variance.lost() for variance in errors[kind].values()]
+            metrics["features_lost"][kind] = sum(lost) / len(lost)
         metrics["logits_kl"][kind] = float(kl.mean())
         metrics["top1_agreement"][kind] = float(agrees.mean())
-    return metrics
+    return {name: by_kind for name, by_kind in metrics.items() if by_kind}
+
+
+def _has_features(context: EvaluationContext) -> bool:
+    passes = context.dataset.passes
+    return bool(passes) and bool(passes[0].fields_of(FEATURES))
+
+
+@dataclass
+class _Variance:
+    """Sums over covered cells of one stage, from which the share of the variance that is lost is computed."""
+
+    error: float = 0.0
+    squares: float = 0.0
+    cells: float = 0.0
+    by_channel: Tensor | float = 0.0
+
+    def add(self, stored: Tensor, recomputed: Tensor, coverage: Tensor) -> None:
+        """Add features [n, C, h, w] of a view with their coverage [n, 1, h, w]."""
+        stored, recomputed, coverage = stored.double(), recomputed.double(), coverage.double()
+        self.error += float(((stored - recomputed).square() * coverage).sum())
+        self.squares += float((recomputed.square() * coverage).sum())
+        self.cells += float(coverage.sum())
+        self.by_channel = self.by_channel + (recomputed * coverage).sum(dim=(0, 2, 3)).cpu()
+
+    def lost(self) -> float:
+        """Return 1 - R^2, around the mean of each channel."""
+        assert isinstance(self.by_channel, Tensor)
+        spread = self.squares - float(self.by_channel.square().sum()) / self.cells
+        return self.error / spread
+
+
+def _add_features(errors: dict[str, _Variance], model: EvaluatedModel, batch: Batch) -> None:
+    """Add a batch's features to the sums of each stage."""
+    (targets, *_) = view_targets(batch, (1, 1), with_maps=False)
+    images = view_images(batch, model.input_size)
+    recomputed = stage_fields(model.network(images, Intermediates(stages=True)))
+    for name, values in targets.intermediates.items():
+        if values.dim() == 4:
+            if values.shape != recomputed[name].shape:  # of a pass with annotate.features_size
+                size = (values.shape[-2], values.shape[-1])
+                recomputed[name] = F.adaptive_avg_pool2d(recomputed[name], size)
+            whole = torch.ones_like(values[:, :1])
+            covered = targets.coverage.get(name, whole)
+            errors.setdefault(name, _Variance()).add(values, recomputed[name], covered)
 
 
 def _compare(
-    model: EvaluatedModel, explain: Explainer, batch: Batch
+    model: EvaluatedModel, explain: Explainer | None, batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each record, the cosine (nan if a map is zero), the KL and the top-1 agreement, each [n]."""
     stored = batch.targets[0]
-    assert stored.explained_class is not None
-    output = forward_to_explain(model.network, view_images(batch, model.input_size))
-    logits = output.logits.detach()
-    recomputed = explain(model.network, output, stored.explained_class)
-    grid = (recomputed.shape[-2], recomputed.shape[-1])
-    moved = view_maps(batch, stored, grid)
-    cosine, valid = map_cosine(moved, recomputed, model.input_size)
+    images = view_images(batch, model.input_size)
+    cosine = torch.full((len(images), 1), float("nan"))
+    if explain is None:
+        logits = model.network(images).logits
+    else:
+        assert stored.explained_class is not None
+        output = forward_to_explain(model.network, images)
+        logits = output.logits.detach()
+        recomputed = explain(model.network, output, stored.explained_class)
+        grid = (recomputed.shape[-2], recomputed.shape[-1])
+        moved = view_maps(batch, stored, grid)
+        cosine, valid = map_cosine(moved, recomputed, model.input_size)
+        cosine = cosine.masked_fill(~valid, float("nan"))
     before, after = (
         outcome_log_probs(each, stored.logits, tau=1.0) for each in (stored.logits, logits)
     )
     kl = F.kl_div(before, after, reduction="none", log_target=True).sum(dim=1)
     agrees = top_class(stored.logits) == logits.argmax(dim=1)
-    return cosine.masked_fill(~valid, float("nan")).flatten().cpu(), kl.cpu(), agrees.cpu()
+    return cosine.flatten().cpu(), kl.cpu(), agrees.cpu()
 
 
 _PAGE = Page(
@@ -141,6 +204,13 @@ _PAGE = Page(
             "Top-1 class unchanged",
             "Share of records whose top-1 class is that of the stored logits.",
             Metric(higher_is_better=None),
+        ),
+        Quantity(
+            "features_lost",
+            "Variance of the features that is lost",
+            "1 - R^2 of the stored features, moved with the view, against the teacher's features of that view, over "
+            "the cells inside of the frame, mean over stages.",
+            Metric(higher_is_better=False),
         ),
     ),
 )
