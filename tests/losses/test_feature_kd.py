@@ -20,6 +20,7 @@ from permafrost.losses.feature_kd import (
     class_map_loss,
     hierarchical_context_loss,
     review_levels,
+    stage_fields,
 )
 from permafrost.models.classifier import Stage
 from tests.support.live_trainings import (
@@ -200,15 +201,14 @@ def test_hierarchical_context_loss_pools_to_4_2_and_1_cells():
 def test_levels_are_the_stages_and_the_average_of_the_last_output():
     output, residual_sum = gaussian_maps(0, 2, 3, 4, 4), gaussian_maps(1, 2, 3, 4, 4)
 
-    student, teacher = (
-        review_levels([Stage(output, residual_sum)], preactivation=is_teacher)
-        for is_teacher in (False, True)
-    )
+    stage = Stage(output, residual_sum)
+    student = review_levels([stage])
+    teacher = stage_fields(student_output(logits=output, stages=(stage,)).output)
 
     assert torch.equal(student[0], output)
-    assert torch.equal(teacher[0], residual_sum)
-    for levels in (student, teacher):
-        assert torch.equal(levels[1], output.mean(dim=(2, 3), keepdim=True))
+    assert torch.equal(teacher["features_1"], residual_sum)
+    assert torch.equal(student[1], output.mean(dim=(2, 3), keepdim=True))
+    assert torch.equal(teacher["features_pooled"], output.mean(dim=(2, 3)))
 
 
 def test_a_fusion_mixes_its_level_with_the_upsampled_deeper_one():

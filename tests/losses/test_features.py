@@ -402,10 +402,14 @@ def test_a_student_learns_from_stored_features(tmp_path, tiny_teacher, mode, met
 def test_stages_that_are_not_stored_are_refused(tmp_path, tiny_teacher, frozen):
     few = store_of(tmp_path / "store", tiny_teacher, stages=(2, 3))
 
-    with pytest.raises(ConfigError, match=r"targets have the teacher's 2, 3;.*method\.stages"):
+    with pytest.raises(
+        ConfigError, match=r"targets have the teacher's 2, 3; name the stages.*method\.stages"
+    ):
         distill.run(distill_config(few, method=ReviewKDConfig()))
     with pytest.raises(ConfigError, match=r"method\.stages=\[1\]: the targets have stages 2, 3"):
         distill.run(distill_config(few, run="one", method=ReviewKDConfig(stages=(1,))))
+    with pytest.raises(ConfigError, match=r"method\.stages=\[4\]: .* name stages that both have"):
+        distill.run(distill_config(few, run="four", method=ReviewKDConfig(stages=(4,))))
     distill.run(distill_config(few, run="two", method=ReviewKDConfig(stages=(-1, -2))))
     with pytest.raises(StoreMismatchError, match="no payload features, but method=review_kd"):
         distill.run(distill_config(frozen, run="none", method=ReviewKDConfig()))

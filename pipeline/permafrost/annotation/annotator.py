@@ -81,9 +81,8 @@ class TeacherAnnotator:
         self.settings.set_memory_format(self.model)
         self.payloads = build_payloads(config, explainer)
         if self.settings.compile:
-            self._forward(
-                self._example(), self.payloads
-            )  # in which some networks examine themselves
+            # Some networks examine themselves in their first pass.
+            self._forward(self._example(), self.payloads)
             self.model.compile()
 
     def with_precision(self, precision: torch.dtype) -> TeacherAnnotator:
@@ -168,22 +167,23 @@ class TeacherAnnotator:
 
     def _annotate_frames(self, batch: FrameBatch, records: BatchInfo) -> EncodedFields:
         """Compute fields [n, *shape] of the canonical view, with one forward pass for each form of the images."""
-        encoded: dict[Payload, list[EncodedFields]] = {payload: [] for payload in self.payloads}
-        framings = {payload: _framing_of(payload) for payload in self.payloads}
-        for margin in dict.fromkeys(framing.margin for framing in framings.values()):
+        encoded: list[list[EncodedFields]] = [[] for _ in self.payloads]
+        framings = [_framing_of(payload) for payload in self.payloads]
+        for margin in dict.fromkeys(framing.margin for framing in framings):
             inputs = self._inputs(batch, margin)
             for is_mirrored in (False, True):
                 own = [
-                    payload
-                    for payload, framing in framings.items()
-                    if framing.margin == margin and is_mirrored <= framing.mirrored
+                    number
+                    for number, framing in enumerate(framings)
+                    if framing.margin == margin and (framing.mirrored or not is_mirrored)
                 ]
                 if own:
-                    seen = inputs.flip(-1) if is_mirrored else inputs
-                    parts = self._annotate_inputs(seen, records, own)
-                    for payload, part in zip(own, parts, strict=True):
-                        encoded[payload].append(part)
-        return _joined([_sides(each) if len(each) > 1 else each[0] for each in encoded.values()])
+                    images = inputs.flip(-1) if is_mirrored else inputs
+                    payloads = [self.payloads[number] for number in own]
+                    parts = self._annotate_inputs(images, records, payloads)
+                    for number, part in zip(own, parts, strict=True):
+                        encoded[number].append(part)
+        return _joined([_sides(each) if len(each) > 1 else each[0] for each in encoded])
 
     def annotate_inputs(self, inputs: Tensor, records: BatchInfo) -> EncodedFields:
         """Compute fields [n, *shape] of the teacher's inputs f32 [n, 3, height, width] in [0, 1]."""

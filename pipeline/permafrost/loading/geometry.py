@@ -229,10 +229,6 @@ def _with_maps(
     return replace(targets, maps=maps, map_valid=valid)
 
 
-_MIRROR = (-1.0, 1.0, 1.0)
-"""Diagonal of the matrix that leads from the mirror image of a frame to the frame."""
-
-
 def _view_intermediates(
     batch: Batch, stored: StoredTargets, map_control: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -249,12 +245,7 @@ def _view_intermediates(
             if covered is not None:
                 coverage[name] = covered
     if map_control == "shuffled":
-        for fields in (viewed, coverage):
-            fields |= {
-                name: values.roll(1, dims=0)
-                for name, values in fields.items()
-                if name.startswith(f"{FEATURES}_")
-            }
+        return neighbor_features(viewed), neighbor_features(coverage)
     return viewed, coverage
 
 
@@ -270,18 +261,19 @@ def _view_field(
     if spec.mirrored:
         sides = shows_mirror_image(view).long()
         values = values[torch.arange(len(values), device=values.device), sides]
-        view = torch.where(
-            sides[:, None, None] == 1, values.new_tensor(_MIRROR).diag() @ view, view
-        )
+        mirrored_view = torch.cat([-view[:, :1], view[:, 1:]], dim=1)  # x of the mirror image is -x
+        view = torch.where(sides[:, None, None] == 1, mirrored_view, view)
     if spec.when_moved not in ("warp", "warp_covered"):
         return values, None
     is_whole = spec.frame == "full" and spec.margin == 0 and canonical_from_view is None
     if is_whole and spec.when_moved == "warp_covered":
         return values, None
     shrink = 1 + 2 * spec.margin
-    source_from_view = values.new_tensor([1 / shrink, 1 / shrink, 1]).diag() @ (
-        map_from_canonical @ view
-    )
+    source_from_view = map_from_canonical @ view
+    if spec.margin:  # the border takes its share of the grid
+        source_from_view = torch.cat(
+            [source_from_view[:, :2] / shrink, source_from_view[:, 2:]], dim=1
+        )
     stored_size = (values.shape[-2], values.shape[-1])
     size = (round(stored_size[0] / shrink), round(stored_size[1] / shrink))
     flat = values.reshape(len(values), -1, *stored_size)
@@ -322,6 +314,14 @@ def neighbor_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
     count = (explained_class >= 0).sum(dim=1).roll(1).clamp(min=1)
     place = torch.arange(maps.shape[1], device=maps.device) % count[:, None]
     return maps.roll(1, dims=0).take_along_dim(place[:, :, None, None, None], dim=1)
+
+
+def neighbor_features(fields: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Assign to each record the features of the previous record in the batch. Other fields are not changed."""
+    return {
+        name: values.roll(1, dims=0) if name.startswith(f"{FEATURES}_") else values
+        for name, values in fields.items()
+    }
 
 
 def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -250,12 +250,12 @@ _POOLED_SIZES = (4, 2, 1)
 _MAX_FUSED_CHANNELS = 512
 
 
-def review_levels(stages: Sequence[Stage], *, preactivation: bool = False) -> list[Tensor]:
-    """Levels of a network to compare, float32 or wider: each stage [B, C, h, w], then the average [B, C, 1, 1].
+def review_levels(stages: Sequence[Stage]) -> list[Tensor]:
+    """Levels of a student to compare, float32 or wider: each stage [B, C, h, w], then the average [B, C, 1, 1].
 
-    preactivation  use the stages before their last ReLU, as for a teacher; the average is always that of the output
+    Those of a teacher are `stage_fields`.
     """
-    grids = [to_float32(stage.preactivation if preactivation else stage.output) for stage in stages]
+    grids = [to_float32(stage.output) for stage in stages]
     return [*grids, to_float32(stages[-1].output).mean(dim=(2, 3), keepdim=True)]
 
 
@@ -389,14 +389,20 @@ class ReviewKDLoss(FeatureKDLoss):
     def build(self, student: StudentOutput, targets: Targets) -> None:
         levels = review_levels(student.output.stages)
         stages = stored_stages(targets)
-        require(
-            max(stages) <= len(levels) - 1
-            and (bool(self.config.stages) or stages == list(range(1, len(levels)))),
-            f"method=review_kd: the student has {len(levels) - 1} stages, the targets have the teacher's "
-            f"{', '.join(map(str, stages))}; choose networks with the same number of stages, or name the stages to "
-            "compare with method.stages",
-        )
         count = len(levels) - 1
+        have = f"the student has {count} stages, the targets have the teacher's {', '.join(map(str, stages))}"
+        require(
+            max(stages) <= count,
+            f"method=review_kd: {have}; choose networks with the same number of stages",
+        )
+        require(
+            bool(self.config.stages) or len(stages) == count,
+            f"method=review_kd: {have}; name the stages to compare with method.stages",
+        )
+        require(
+            max(map(abs, self.config.stages), default=1) <= count,
+            f"method.stages={list(self.config.stages)}: {have}; name stages that both have",
+        )
         wanted = sorted(_stage_index(n, count) + 1 for n in self.config.stages) or stages
         require(
             set(wanted) <= set(stages),

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.core.label_forms import multi_hot
-from permafrost.core.records import FEATURES, NO_CLASS, Batch, Guidance, Targets
+from permafrost.core.records import NO_CLASS, Batch, Guidance, Targets
 from permafrost.loading.geometry import (
     RegionKind,
+    neighbor_features,
     neighbor_maps,
     place_on_grid,
     regions_of,
@@ -104,11 +105,7 @@ class LiveTeacher:
         fields = self.needs.target_fields
         intermediates = {} if fields is None else fields(output)
         if map_control == "shuffled":
-            intermediates |= {
-                name: values.roll(1, dims=0)
-                for name, values in intermediates.items()
-                if name.startswith(f"{FEATURES}_")
-            }
+            intermediates = neighbor_features(intermediates)
         if not with_maps:
             return (
                 Targets(
