@@ -48,7 +48,7 @@ def store_of(path, teacher, backend="zarr", views=None, **features):
     options = PassOptions(
         batch_size=8,
         payloads=("logits", "features"),
-        **{f"features_{name}": value for name, value in features.items()},
+        **{f"features_{name}": value for name, value in {"mirror": False, **features}.items()},
     )
     config = precompute_config(path, teacher, annotate=options, backend=backend, **(views or {}))
     precompute.run(config)

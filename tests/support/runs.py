@@ -33,10 +33,10 @@ TRAINER = TrainerOptions(epochs=3, batch_size=8, num_threads=1, log_every_steps=
 
 def distill_config(frozen, **options):
     return DistillConfig(
-        store=StoreOptions(path=str(frozen.store.path)),
+        store=options.pop("store", StoreOptions(path=str(frozen.store.path))),
         student=replace(frozen.config.teacher, weights=None),
         method=options.pop("method", E2KDConfig(tau=4.0)),
-        augment=PAD_CROP,
+        augment=options.pop("augment", PAD_CROP),
         optimizer=OptimizerOptions(),
         trainer=options.pop("trainer", TRAINER),
         subset=SubsetOptions(),

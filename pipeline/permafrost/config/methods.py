@@ -183,6 +183,9 @@ class FeatureKDConfig(SoftTargetsConfig):
     The defaults are those of the e2KD paper's baselines: labels, and no logits.
     """
 
+    trained_by: ClassVar[tuple[str, ...]] = ("lambda_ce", "lambda_kd")
+    """Weights of which one must be above 0."""
+
     lambda_ce: Annotated[float, Ge(0)] = 1.0
     """Weight of the label term (`label_loss`)."""
     lambda_kd: Annotated[float, Ge(0)] = 0.0
@@ -192,10 +195,11 @@ class FeatureKDConfig(SoftTargetsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        options = " or ".join(f"method.{name}" for name in self.trained_by)
+        without = "the last layer is not" if len(self.trained_by) == 2 else "nothing is"
         require(
-            self.lambda_ce > 0 or self.lambda_kd > 0,
-            f"method={self.kind} compares features before the logits: set method.lambda_ce or method.lambda_kd "
-            "above 0, or the last layer is not trained",
+            any(getattr(self, name) > 0 for name in self.trained_by),
+            f"method={self.kind} compares features before the logits: set {options} above 0, or {without} trained",
         )
 
 
@@ -271,6 +275,87 @@ class ReviewKDConfig(FeatureKDConfig):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(FeatureKDConfig):
+    """Features of chosen stages, through a 1x1 convolution (FitNets, Romero et al. 2015), with any other term or alone.
+
+    The features are those of a pass with the payload features, or of a live teacher, before the stage's last ReLU.
+    Without lambda_ce and lambda_kd the last layer is not trained, and only the features are worth evaluating.
+    """
+
+    implementation: ClassVar[str] = "permafrost.losses.projected_features:FeaturesLoss"
+    trained_by: ClassVar[tuple[str, ...]] = ("lambda_ce", "lambda_kd", "lambda_features")
+
+    kind: Literal["features"] = "features"
+    lambda_ce: Annotated[float, Ge(0)] = 0.0
+    lambda_features: Annotated[float, Ge(0)] = 1.0
+    """Weight of the comparison of features; 0 disables it, and no stage is read."""
+    stages: tuple[int, ...] = (-1,)
+    """Stages of the student, counted from 1 at the finest or from -1 at the deepest."""
+    teacher_stages: tuple[int, ...] = ()
+    """Stage of the teacher to compare with each of method.stages, counted from 1 at its finest or from -1 at the
+    deepest one of the pass; empty takes the same numbers."""
+    distance: Literal["cosine", "mse"] = "cosine"
+    """Distance of two features. cosine: 1 - cosine over the channels, mean over positions. mse: mean squared
+    difference over channels and positions, in the teacher's units."""
+    map_control: MapControl = "none"
+    """Negative control: the features of another record of the batch (shuffled), or those of the canonical view
+    without the view's warp (unaugmented)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_stages("method.stages", self.stages)
+        require(len(self.stages) > 0, "method.stages=[] names no stage; name at least one")
+        require(
+            0 not in self.teacher_stages and len(self.teacher_stages) in (0, len(self.stages)),
+            f"method.teacher_stages={list(self.teacher_stages)} must name one stage, from 1 or from -1, for each of "
+            f"method.stages={list(self.stages)}, or be empty",
+        )
+
+    def check(self, setting: MethodSetting) -> None:
+        if self.lambda_features > 0:
+            check_map_control(self.map_control, setting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig(FeatureKDConfig):
+    """Pooled features: through a linear map, or their relations in the batch (RKD, Park et al. 2019), or both.
+
+    The features are those of a pass with the payload pooled, or of a live teacher. Without lambda_ce and lambda_kd the
+    last layer is not trained, and only the features are worth evaluating (evaluators=[knn,linear_probe]).
+    """
+
+    implementation: ClassVar[str] = "permafrost.losses.projected_features:EmbeddingLoss"
+    trained_by: ClassVar[tuple[str, ...]] = (
+        "lambda_ce",
+        "lambda_kd",
+        "lambda_embedding",
+        "lambda_distance",
+        "lambda_angle",
+    )
+
+    kind: Literal["embedding"] = "embedding"
+    lambda_ce: Annotated[float, Ge(0)] = 0.0
+    lambda_embedding: Annotated[float, Ge(0)] = 1.0
+    """Weight of the distance from the teacher's embedding; 0 disables it, and no map is trained."""
+    distance: Literal["cosine", "mse"] = "cosine"
+    """Distance of two embeddings. cosine: 1 - cosine. mse: mean squared difference, in the teacher's units."""
+    lambda_distance: Annotated[float, Ge(0)] = 0.0
+    """Weight of RKD's distances between the records of a batch, relative to their mean (25 in the paper)."""
+    lambda_angle: Annotated[float, Ge(0)] = 0.0
+    """Weight of RKD's angles between any three records of a batch (50 in the paper). Memory grows with batch size
+    cubed."""
+
+    def check(self, setting: MethodSetting) -> None:
+        trainer = setting.trainer
+        for option, records in (("lambda_distance", 2), ("lambda_angle", 3)):
+            require(
+                getattr(self, option) == 0 or trainer.batch_size >= records * trainer.ranks,
+                f"method.{option} compares {records} records, and trainer.batch_size={trainer.batch_size} leaves each "
+                f"of {trainer.ranks} ranks fewer; raise it",
+            )
+
+
 METHODS: Family[type[MethodConfig]] = Family(
     {
         cls.kind: cls
@@ -281,6 +366,8 @@ METHODS: Family[type[MethodConfig]] = Family(
             ATConfig,
             CatKDConfig,
             ReviewKDConfig,
+            FeaturesConfig,
+            EmbeddingConfig,
         )
     }
 )

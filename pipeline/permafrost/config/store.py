@@ -131,7 +131,8 @@ class PassOptions(OpenOptions):
     payloads: tuple[str, ...] = ("logits", "map")
     """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
     stage, for method=at. class_maps: maps of all classes, for method=cat_kd. features: outputs of whole stages,
-    for method=review_kd. pooled: the pooled feature before the classifier."""
+    for method=review_kd, ft and features. pooled: the pooled feature before the classifier, for method=embedding,
+    crd and sskd."""
     logits: Literal["all", "topk"] = "all"
     """Logits to store. all: those of all classes. topk: the k largest, and the sum of all others at each of the
     temperatures, which suits thousands of classes (method.logits=softmax only)."""
@@ -152,7 +153,7 @@ class PassOptions(OpenOptions):
     """Storage dtype of features, relative to the largest value of each channel of a record."""
     features_size: Annotated[int | None, Ge(1)] = None
     """Cells per side to which features of finer grids are pooled; null keeps the teacher's grids."""
-    features_mirror: bool = False
+    features_mirror: bool = True
     """Store the features of the mirror image, too, for views that flip: at twice the bytes, without the error that
     features of the image itself have there (hidden channels tell left from right)."""
     features_margin: Annotated[float, Ge(0), Le(1)] = 0.0

@@ -119,10 +119,7 @@ class CRDLoss(FeatureKDLoss):
             "method=crd contrasts a record with those of other classes, but not every record of this selection has one "
             "label among the network's classes; choose labeled records or set method.lambda_crd=0",
         )
-        require(
-            len(dataset.passes) <= 1,
-            f"method=crd supports one teacher, but store.teacher names {len(dataset.passes)}; name one",
-        )
+        self.require_one_teacher(dataset)
         self.negatives = Negatives(labels)
         require(
             self.negatives.fewest > 0,

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from permafrost.config.augment import NUM_ROTATIONS, RotationsViewsConfig
 from permafrost.config.data import SOURCES, DataConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluatorOptions
-from permafrost.config.methods import METHODS, FeatureKDConfig, MethodSetting, SoftTargetsConfig
+from permafrost.config.methods import METHODS, FeatureKDConfig, MethodSetting
 from permafrost.config.options import Role
 from permafrost.core.errors import require
 
@@ -101,6 +101,7 @@ class CRDConfig(FeatureKDConfig):
     """
 
     implementation: ClassVar[str] = "permafrost.interpretability.crd:CRDLoss"
+    trained_by: ClassVar[tuple[str, ...]] = ("lambda_ce", "lambda_kd", "lambda_crd")
 
     kind: Literal["crd"] = "crd"
     lambda_crd: Annotated[float, Ge(0)] = 0.8
@@ -114,14 +115,6 @@ class CRDConfig(FeatureKDConfig):
     limited to the smallest number of records of other classes that any class has."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.5
     """Momentum of each record's stored embedding: the weight of the old value when the record is visited again."""
-
-    def __post_init__(self) -> None:
-        SoftTargetsConfig.__post_init__(self)
-        require(
-            max(self.lambda_ce, self.lambda_kd, self.lambda_crd) > 0,
-            "method=crd: set one of method.lambda_ce, method.lambda_kd and method.lambda_crd above 0, or nothing is "
-            "trained",
-        )
 
     def check(self, setting: MethodSetting) -> None:
         if self.lambda_crd == 0:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, ReviewKDConfig
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, Guidance, Logits, Targets
+from permafrost.loading.dataset import StoreDataset
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import label_term, off_label_bce_loss
@@ -55,6 +56,13 @@ class FeatureKDLoss(DistillationLoss):
     @abstractmethod
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         """Compute the specific term."""
+
+    def require_one_teacher(self, dataset: StoreDataset) -> None:
+        """Raise ConfigError if the student has several teachers, whose features have nothing in common."""
+        require(
+            len(dataset.passes) <= 1,
+            f"method={self.config.kind} supports one teacher, but store.teacher names {len(dataset.passes)}; name one",
+        )
 
     @property
     def needs(self) -> Needs:
@@ -285,12 +293,18 @@ def covered_mse(student: Tensor, teacher: Tensor, coverage: Tensor | None) -> Te
     """Mean squared difference of features [B, C, h, w] over records, channels and cells, weighted by the coverage."""
     if coverage is None:
         return F.mse_loss(student, teacher)
-    total = coverage.sum() * student.shape[1]
-    return ((student - teacher).square() * coverage).sum() / total.clamp(min=_LEAST_COVERAGE)
+    return weighted_mean((student - teacher).square(), coverage)
 
 
-def covered_pool(features: Tensor, coverage: Tensor | None, size: int) -> Tensor:
-    """Average features [B, C, h, w] over the covered parts of `size` x `size` blocks; 0 for a block without any."""
+def weighted_mean(values: Tensor, coverage: Tensor) -> Tensor:
+    """Mean of values [B, C, h, w] over records, channels and cells, weighted by the coverage [B, 1, h, w]; 0 without
+    any coverage."""
+    total = coverage.sum() * values.shape[1]
+    return (values * coverage).sum() / total.clamp(min=_LEAST_COVERAGE)
+
+
+def covered_pool(features: Tensor, coverage: Tensor | None, size: int | tuple[int, int]) -> Tensor:
+    """Average features [B, C, h, w] over the covered parts of each cell of a grid of `size`, 0 where nothing is."""
     if coverage is None:
         return F.adaptive_avg_pool2d(features, size)
     share = F.adaptive_avg_pool2d(coverage, size).clamp(min=_LEAST_COVERAGE)

@@ -1,0 +1,225 @@
+"""Distillation of features through a trained linear map: dense features (FeaturesLoss) and embeddings (EmbeddingLoss).
+
+The map goes from the student's features to the teacher's. It is trained with the student and not exported. Relations
+between the embeddings of a batch (RKD) need no map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from permafrost.config.methods import EmbeddingConfig, FeaturesConfig
+from permafrost.core.errors import require
+from permafrost.core.records import FEATURES, Guidance, Targets
+from permafrost.loading.dataset import StoreDataset
+from permafrost.losses.base import Needs, StudentOutput, Term
+from permafrost.losses.feature_kd import (
+    FeatureKDLoss,
+    covered_mse,
+    covered_pool,
+    pooled_fields,
+    stage_fields,
+    stored_stages,
+    weighted_mean,
+)
+from permafrost.models.classifier import Intermediates, to_float32
+
+# ---- features --------------------------------------------------------------------------------------
+
+
+def covered_cosine(student: Tensor, teacher: Tensor, coverage: Tensor | None) -> Tensor:
+    """Mean of 1 - cosine over channels, over records and cells, weighted by the coverage.
+
+    student   [B, C, h, w]  gradients flow here
+    teacher   [B, C, h, w]
+    coverage  [B, 1, h, w] in [0, 1], or None to weight all cells alike
+    """
+    distance = 1 - F.cosine_similarity(student, teacher, dim=1).unsqueeze(1)
+    return distance.mean() if coverage is None else weighted_mean(distance, coverage)
+
+
+class FeaturesLoss(FeatureKDLoss):
+    """Mean over pairs of stages of the distance of the student's mapped features from the teacher's.
+
+    If the grids differ, the finer features are averaged over the cells of the coarser grid.
+    """
+
+    term = "features"
+    term_needs = Needs(
+        intermediates=Intermediates(stages=True), target_fields=stage_fields, payload=FEATURES
+    )
+    config: FeaturesConfig
+
+    def __init__(self, config: FeaturesConfig) -> None:
+        super().__init__(config)
+        self.maps = nn.ModuleList()
+        """1x1 convolution of each pair from the student's channels to the teacher's, created by `build`."""
+        self.pairs: list[tuple[int, str]] = []
+        """Index of the student's stage and field of the teacher's, in the order of the maps."""
+
+    @property
+    def needs(self) -> Needs:
+        return replace(super().needs, map_control=self.config.map_control)
+
+    @property
+    def weight(self) -> float:
+        return self.config.lambda_features
+
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        if self.weight == 0:
+            return
+        own = list(range(1, len(student.output.stages) + 1))
+        stored = stored_stages(targets)
+        teacher_stages = self.config.teacher_stages or self.config.stages
+        students = _numbers("stages", self.config.stages, own, "the student has")
+        option = "teacher_stages" if self.config.teacher_stages else "stages"
+        teachers = _numbers(option, teacher_stages, stored, "the targets have the teacher's")
+        self.pairs = [
+            (number - 1, f"{FEATURES}_{taught}")
+            for number, taught in zip(students, teachers, strict=True)
+        ]
+        self.maps = nn.ModuleList(
+            nn.Conv2d(
+                student.output.stages[index].output.shape[1],
+                targets.intermediates[name].shape[1],
+                1,
+            )
+            for index, name in self.pairs
+        )
+
+    def on_train_start(self, dataset: StoreDataset) -> None:
+        if self.weight > 0:
+            self.require_one_teacher(dataset)
+
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        distance = covered_cosine if self.config.distance == "cosine" else covered_mse
+        losses = []
+        for convolution, (index, name) in zip(self.maps, self.pairs, strict=True):
+            own = to_float32(student.output.stages[index].output)
+            teacher, coverage = targets.intermediates[name].detach(), targets.coverage.get(name)
+            size = (min(own.shape[2], teacher.shape[2]), min(own.shape[3], teacher.shape[3]))
+            share = None if coverage is None else F.adaptive_avg_pool2d(coverage, size)
+            # The map is linear, so it is applied to the averages.
+            mapped = to_float32(convolution(F.adaptive_avg_pool2d(own, size)))
+            losses.append(distance(mapped, covered_pool(teacher, coverage, size), share))
+        return torch.stack(losses).mean()
+
+
+def _numbers(option: str, numbers: tuple[int, ...], stages: list[int], have: str) -> list[int]:
+    """Resolve numbers counted from -1 at the deepest of `stages`. Raises ConfigError for a missing stage."""
+    resolved = [stages[n] if -len(stages) <= n < 0 else n for n in numbers]
+    require(
+        set(resolved) <= set(stages),
+        f"method.{option}={list(numbers)}: {have} stages {', '.join(map(str, stages))}; name some of these, or count "
+        "from -1 at the deepest",
+    )
+    return resolved
+
+
+# ---- embedding -------------------------------------------------------------------------------------
+
+
+def distance_relations(embeddings: Tensor) -> Tensor:
+    """Distances of all pairs of records divided by their mean, [B, d] -> [B (B - 1) / 2] (RKD, eq. 5 and 6)."""
+    distances = F.pdist(embeddings)
+    return distances / distances.mean().clamp(min=_EPS)
+
+
+def angle_relations(embeddings: Tensor) -> Tensor:
+    """Cosines of the angles at each record j between any two others i and k, [B, d] -> [B, B, B] by (j, i, k).
+
+    The entries with i = j, j = k or i = k are the same for all embeddings, 0 or 1 (RKD, eq. 8).
+    """
+    directions = F.normalize(embeddings[None] - embeddings[:, None], dim=2)  # [j, i, d]
+    count = len(embeddings)
+    itself = torch.eye(count, dtype=torch.bool, device=embeddings.device)
+    cosines = (directions @ directions.transpose(1, 2)).masked_fill(itself, 1.0)
+    at_vertex = itself[:, None, :] | itself[:, :, None]
+    return cosines.masked_fill(at_vertex, 0.0)
+
+
+def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber distance of `distance_relations`, mean over pairs of different records (RKD-D).
+
+    student  [B, d]   gradients flow here
+    teacher  [B, d']  constant
+    """
+    return F.smooth_l1_loss(distance_relations(student), distance_relations(teacher.detach()))
+
+
+def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber distance of `angle_relations`, mean over triples of different records (RKD-A).
+
+    student  [B, d]   gradients flow here
+    teacher  [B, d']  constant
+    """
+    count = len(student)
+    total = F.smooth_l1_loss(
+        angle_relations(student), angle_relations(teacher.detach()), reduction="sum"
+    )
+    return total / max(1, count * (count - 1) * (count - 2))
+
+
+_EPS = 1e-12
+
+
+class EmbeddingLoss(FeatureKDLoss):
+    """Distance of the student's mapped pooled features from the teacher's, and distances of their relations."""
+
+    term = "embedding"
+    term_needs = Needs(
+        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payload="pooled"
+    )
+    config: EmbeddingConfig
+
+    @property
+    def weight(self) -> float:
+        return self.config.lambda_embedding
+
+    @property
+    def needs(self) -> Needs:
+        config = self.config
+        is_read = max(config.lambda_embedding, config.lambda_distance, config.lambda_angle) > 0
+        own = self.term_needs if is_read else Needs()
+        return replace(own, labels=config.lambda_ce > 0)
+
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        if self.weight == 0:
+            return
+        own, teacher = _embeddings(student, targets)
+        self.map = nn.Linear(own.shape[1], teacher.shape[1])
+
+    def on_train_start(self, dataset: StoreDataset) -> None:
+        if self.weight > 0:
+            self.require_one_teacher(dataset)
+
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        assert isinstance(targets, Targets)
+        yield from super().terms(student, targets, labels)
+
+        def relation(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
+            return lambda: loss(*_embeddings(student, targets))
+
+        yield Term("distance", self.config.lambda_distance, relation(distance_loss))
+        yield Term("angle", self.config.lambda_angle, relation(angle_loss))
+
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        own, teacher = _embeddings(student, targets)
+        mapped = to_float32(self.map(own))
+        if self.config.distance == "cosine":
+            return 1 - F.cosine_similarity(mapped, teacher, dim=1).mean()
+        return F.mse_loss(mapped, teacher)
+
+
+def _embeddings(student: StudentOutput, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Return both networks' pooled features, f32 [B, d] each, the teacher's constant."""
+    assert student.output.pooled is not None
+    own = to_float32(student.output.pooled)
+    return own, targets.intermediates["pooled"].detach().to(own)

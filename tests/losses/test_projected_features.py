@@ -1,0 +1,391 @@
+"""Methods features and embedding: distances by hand, their invariances, and students without labels."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
+from permafrost.config.methods import EmbeddingConfig, FeaturesConfig
+from permafrost.config.models import BcosModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions
+from permafrost.config.training import TrainerOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Targets
+from permafrost.losses.base import StudentOutput, build_loss
+from permafrost.losses.projected_features import (
+    angle_loss,
+    angle_relations,
+    covered_cosine,
+    distance_loss,
+    distance_relations,
+)
+from permafrost.models.classifier import NO_INTERMEDIATES, Stage
+from permafrost.store.reader import Store
+from permafrost.training.metric_log import read_metrics
+from permafrost.training.step import batch_loss
+from stages import distill, precompute
+from tests.support.batches import FRAME, live_batch
+from tests.support.live_trainings import training_with_live_teacher
+from tests.support.outputs import student_output
+from tests.support.runs import distill_config
+from tests.support.stores import Frozen, precompute_config
+from tests.support.tensors import gaussian
+
+
+def stages_of(*shapes):
+    return tuple(
+        Stage(values, values)
+        for values in (gaussian(n, 2, *shape) for n, shape in enumerate(shapes))
+    )
+
+
+def targets_of(coverage=None, **intermediates):
+    return Targets(
+        teacher="t",
+        logits=torch.zeros(2, 3).double(),
+        intermediates=intermediates,
+        coverage=coverage or {},
+    )
+
+
+def loss_and_value(config, student, targets):
+    loss = build_loss(config)
+    loss.build(student, targets)
+    loss = loss.double()
+    return loss, loss.compare(student, targets).item()
+
+
+# ---- features --------------------------------------------------------------------------------------
+
+
+def test_mse_is_that_of_the_mapped_averages_of_the_finer_grid():
+    student = student_output(
+        logits=torch.zeros(2, 3).double(), stages=stages_of((3, 8, 8), (5, 4, 4))
+    )
+    teacher = gaussian(9, 2, 6, 2, 2)
+    config = FeaturesConfig(stages=(2,), teacher_stages=(3,), distance="mse")
+
+    loss, found = loss_and_value(config, student, targets_of(features_3=teacher))
+
+    (convolution,) = loss.maps
+    averages = student.output.stages[1].output.unflatten(2, (2, 2)).unflatten(4, (2, 2))
+    averages = averages.mean(dim=(3, 5))
+    mapped = torch.einsum("tc,bcyx->btyx", convolution.weight[:, :, 0, 0], averages)
+    mapped = mapped + convolution.bias[:, None, None]
+    assert found == pytest.approx((mapped - teacher).square().mean().item())
+
+
+def test_the_cosine_is_over_channels_and_does_not_see_lengths():
+    student, teacher = gaussian(0, 2, 4, 3, 3), gaussian(1, 2, 4, 3, 3)
+    lengths = gaussian(2, 2, 1, 3, 3).exp()
+
+    cosines = [
+        (s @ t / (s.norm() * t.norm())).item()
+        for s, t in zip(
+            student.permute(0, 2, 3, 1).reshape(-1, 4),
+            teacher.permute(0, 2, 3, 1).reshape(-1, 4),
+            strict=True,
+        )
+    ]
+
+    expected = 1 - sum(cosines) / len(cosines)
+    assert covered_cosine(student, teacher, None).item() == pytest.approx(expected)
+    assert covered_cosine(student * lengths, teacher, None).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_cells_outside_of_the_frame_count_nothing(distance):
+    coverage = torch.ones(2, 1, 4, 4).double()
+    coverage[:, :, :, 3:] = 0
+    teacher = gaussian(9, 2, 6, 4, 4)
+    other = torch.where(coverage > 0, teacher, 100.0)
+    student = student_output(logits=torch.zeros(2, 3).double(), stages=stages_of((5, 4, 4)))
+    torch.manual_seed(0)
+    loss = build_loss(FeaturesConfig(distance=distance))
+    loss.build(student, targets_of(features_1=teacher))
+    loss = loss.double()
+
+    first, second, everything = (
+        loss.compare(student, targets_of(covered, features_1=values)).item()
+        for covered, values in (
+            ({"features_1": coverage}, teacher),
+            ({"features_1": coverage}, other),
+            ({}, other),
+        )
+    )
+
+    assert first == pytest.approx(second)
+    assert everything != pytest.approx(first, rel=1e-2)
+
+
+def test_pairs_count_from_the_deepest_stage_of_each_side_and_are_averaged():
+    student = student_output(
+        logits=torch.zeros(2, 3).double(), stages=stages_of((3, 8, 8), (5, 4, 4), (7, 2, 2))
+    )
+    targets = targets_of(
+        features_2=gaussian(8, 2, 6, 4, 4),
+        features_4=gaussian(9, 2, 9, 2, 2),
+        features_pooled=gaussian(7, 2, 9),
+    )
+
+    loss, found = loss_and_value(
+        FeaturesConfig(stages=(-1, -3)),
+        student,
+        targets_of(features_1=gaussian(7, 2, 2, 4, 4), **targets.intermediates),
+    )
+    crossed, _ = loss_and_value(
+        FeaturesConfig(stages=(1, 2), teacher_stages=(4, 2)), student, targets
+    )
+
+    assert loss.pairs == [(2, "features_4"), (0, "features_1")]
+    assert crossed.pairs == [(0, "features_4"), (1, "features_2")]
+    singles = []
+    for number in range(2):
+        each = build_loss(FeaturesConfig())
+        each.maps, each.pairs = loss.maps[number : number + 1], loss.pairs[number : number + 1]
+        singles.append(
+            each.compare(
+                student, targets_of(features_1=gaussian(7, 2, 2, 4, 4), **targets.intermediates)
+            ).item()
+        )
+    assert found == pytest.approx(sum(singles) / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": (4,)}, r"method\.stages=\[4\]: the student has stages 1, 2, 3"),
+        ({"stages": (-4,)}, r"method\.stages=\[-4\]: the student has stages 1, 2, 3"),
+        (
+            {"stages": (1,), "teacher_stages": (9,)},
+            r"teacher_stages=\[9\]: the targets have the teacher's stages 1, 2, 3, 4",
+        ),
+    ],
+)
+def test_stages_that_a_network_does_not_have_are_refused(options, message):
+    teacher = BcosModelConfig(name="resnet18", width=4, stem="small")
+
+    with pytest.raises(ConfigError, match=message):
+        training_with_live_teacher(FeaturesConfig(**options), config=teacher)
+
+
+# ---- relations of embeddings -----------------------------------------------------------------------
+
+
+def test_relations_are_those_of_a_triangle():
+    """A right angle at the first point, with sides of 3, 4 and 5."""
+    points = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+
+    angles = angle_relations(points)
+
+    assert torch.allclose(distance_relations(points), torch.tensor([3.0, 4.0, 5.0]) / 4)
+    assert angles[0, 1, 2].item() == pytest.approx(0.0, abs=1e-6)
+    assert angles[1, 0, 2].item() == pytest.approx(3 / 5)
+    assert angles[2, 0, 1].item() == pytest.approx(4 / 5)
+
+
+@pytest.mark.parametrize("loss", [distance_loss, angle_loss])
+def test_relations_do_not_change_under_rotation_scaling_and_translation(loss):
+    teacher = gaussian(0, 6, 4)
+    rotation, _ = torch.linalg.qr(gaussian(1, 4, 4))
+
+    similar = 3 * teacher @ rotation + gaussian(2, 4)
+    sheared = teacher * torch.tensor([1.0, 1.0, 1.0, 4.0])
+
+    assert loss(similar, teacher).item() == pytest.approx(0, abs=1e-12)
+    assert loss(sheared, teacher) > 1e-3
+
+
+def test_the_angle_term_is_the_mean_over_triples_of_different_records():
+    student, teacher = gaussian(0, 5, 3), gaussian(1, 5, 4)
+
+    def cosine(points, j, i, k):
+        first, second = points[i] - points[j], points[k] - points[j]
+        return first @ second / (first.norm() * second.norm())
+
+    differences = torch.stack(
+        [
+            cosine(student, *triple) - cosine(teacher, *triple)
+            for triple in itertools.permutations(range(5), 3)
+        ]
+    ).abs()
+    huber = torch.where(differences < 1, differences.square() / 2, differences - 0.5)
+    assert angle_loss(student, teacher).item() == pytest.approx(huber.mean().item())
+
+
+@pytest.mark.parametrize("loss", [distance_loss, angle_loss])
+def test_records_with_equal_embeddings_have_finite_gradients(loss):
+    student = gaussian(0, 1, 4).repeat(5, 1)
+    student[4] += 1
+    student.requires_grad_()
+
+    value = loss(student, gaussian(1, 5, 3))
+    value.backward()
+
+    assert value > 0
+    assert student.grad.isfinite().all()
+
+
+# ---- embedding -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_a_student_whose_mapped_embedding_is_the_teachers_has_a_term_of_zero(distance):
+    basis = gaussian(0, 4, 9)
+    student = StudentOutput(
+        output=student_output(logits=torch.zeros(2, 3).double(), pooled=gaussian(1, 2, 9)).output
+    )
+    pooled = student.output.pooled
+    loss, before = loss_and_value(
+        EmbeddingConfig(distance=distance), student, targets_of(pooled=pooled @ basis.T)
+    )
+    loss.map.load_state_dict({"weight": basis, "bias": torch.zeros(4).double()})
+
+    after = loss.compare(student, targets_of(pooled=pooled @ basis.T)).item()
+
+    assert before > 1e-2
+    assert after == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        FeaturesConfig(),
+        EmbeddingConfig(),
+        EmbeddingConfig(lambda_embedding=0.0, lambda_distance=25.0, lambda_angle=50.0),
+    ],
+    ids=["features", "embedding", "relations"],
+)
+def test_without_labels_and_logits_the_last_layer_is_not_trained(method):
+    training = training_with_live_teacher(method)
+
+    batch_loss(training, live_batch(0), FRAME).total.backward()
+
+    reached = {name for name, p in training.model.named_parameters() if p.grad.any()}
+    assert not training.loss.needs.labels
+    assert {name.split(".")[0] for name in reached} == {
+        "conv1",
+        "bn1",
+        "layer1",
+        "layer2",
+        "layer3",
+    }
+
+
+def test_terms_are_weighted_and_those_of_weight_zero_are_not_computed():
+    method = EmbeddingConfig(
+        lambda_ce=1.0, lambda_kd=2.0, lambda_embedding=3.0, lambda_distance=4.0, lambda_angle=5.0
+    )
+    training = training_with_live_teacher(method)
+    training.model.eval()
+
+    found = batch_loss(training, live_batch(0), FRAME)
+
+    weights = {"ce": 1, "kd": 2, "embedding": 3, "distance": 4, "angle": 5}
+    assert set(found.terms) == set(weights)
+    total = sum(weights[name] * value.item() for name, value in found.terms.items())
+    assert found.total.item() == pytest.approx(total, rel=1e-5)
+    labels = build_loss(EmbeddingConfig(lambda_ce=1.0, lambda_embedding=0.0))
+    assert labels.needs.intermediates == NO_INTERMEDIATES
+    assert labels.needs.payload is None
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (
+            FeaturesConfig,
+            {"lambda_features": 0.0},
+            r"or method\.lambda_features above 0, or nothing",
+        ),
+        (
+            EmbeddingConfig,
+            {"lambda_embedding": 0.0},
+            r"or method\.lambda_angle above 0, or nothing",
+        ),
+        (FeaturesConfig, {"stages": ()}, r"method\.stages=\[\] names no stage"),
+        (
+            FeaturesConfig,
+            {"stages": (1, 2), "teacher_stages": (1,)},
+            r"method\.teacher_stages=\[1\] must name one stage, from 1 or from -1, for each of",
+        ),
+    ],
+)
+def test_options_that_train_nothing_or_do_not_fit_are_refused(config, options, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**options)
+
+
+# ---- students of a pass ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, tiny_teacher):
+    """Store with a pass of the canonical images, and one of two views of each, with all features."""
+    options = PassOptions(batch_size=8, payloads=("logits", "features", "pooled"))
+    path = tmp_path_factory.mktemp("features") / "store"
+    flips = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
+    views = RandomViewsConfig(count=2, seed=1)
+    config = precompute_config(path, tiny_teacher, annotate=options, augment=flips, views=views)
+    precompute.run(config)
+    return Frozen(Store(path), config)
+
+
+ALONE = {
+    "features": FeaturesConfig(),
+    "hint": FeaturesConfig(stages=(2,), teacher_stages=(3,), distance="mse", lambda_ce=1.0),
+    "embedding": EmbeddingConfig(),
+    "relations": EmbeddingConfig(lambda_kd=1.0, lambda_distance=1.0, lambda_angle=2.0),
+}
+
+
+@pytest.mark.parametrize("method", ALONE)
+@pytest.mark.parametrize("mode", ["frozen", "replay", "live"])
+def test_a_student_learns_from_features(store, mode, method):
+    options = {"views": store.config.views} if mode == "replay" else {}
+    if mode == "live":
+        options = {"teacher": store.config.teacher}
+
+    distill.run(distill_config(store, method=ALONE[method], mode=mode, **options))
+
+    losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("method", ["features", "relations"])
+def test_a_frozen_student_is_a_live_one_where_the_view_is_the_canonical_one(store, method):
+    """The first step has the same loss, up to the rounding of the stored features."""
+    first = []
+    for mode in ("frozen", "live"):
+        teacher = {"teacher": store.config.teacher} if mode == "live" else {}
+        config = distill_config(
+            store, method=ALONE[method], mode=mode, run=mode, augment=AugmentOptions(), **teacher
+        )
+        distill.run(config)
+        first.append(next(iter(read_metrics(RUNS / mode / "distill"))))
+
+    for name in set(first[0]) & {"total", "features", "embedding", "distance", "angle", "kd"}:
+        assert first[0][name] == pytest.approx(first[1][name], rel=5e-3), name
+
+
+def test_several_teachers_and_too_few_records_are_refused(store, tiny_teacher):
+    path = store.store.path
+    annotate = PassOptions(batch_size=8, payloads=("logits", "pooled"), name="second")
+    precompute.run(precompute_config(path, tiny_teacher, annotate=annotate))
+    names = [folder.name for folder in Store(path).pass_folders()]
+    assert len(names) == 2
+    options = replace(distill_config(store).store, teacher=tuple(names))
+
+    with pytest.raises(ConfigError, match=r"method=embedding supports one teacher, but .* names 2"):
+        distill.run(distill_config(store, method=EmbeddingConfig(), store=options))
+    with pytest.raises(
+        ConfigError, match=r"lambda_angle compares 3 records, and trainer\.batch_size=2"
+    ):
+        distill_config(
+            store, method=EmbeddingConfig(lambda_angle=1.0), trainer=TrainerOptions(batch_size=2)
+        )
