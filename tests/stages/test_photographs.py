@@ -43,7 +43,7 @@ VIEWS = AugmentOptions(
 class SpotTeacher(Classifier):
     """Teacher with constant logits whose map is a spot at a fixed position."""
 
-    def __init__(self, *_):
+    def __init__(self, *_, **options):
         super().__init__()
         self.linear = nn.Linear(1, 2, bias=False)
         nn.init.ones_(self.linear.weight)

@@ -77,7 +77,9 @@ class TeacherAnnotator:
         self.input_size = frame_size if side is None else (side, side)
         self.is_table = teacher.takes_rows
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = freeze(build_model(teacher, num_classes)).to(self.device)
+        self.model = freeze(
+            build_model(teacher, num_classes, may_replace_head=not config.reads_head)
+        ).to(self.device)
         self.settings.set_memory_format(self.model)
         self.payloads = build_payloads(config, explainer)
         if self.settings.compile:

@@ -192,12 +192,15 @@ def count_correct(
 ) -> Correct:
     """Count the labeled records of a shard, and those of them whose largest logit is that of their label.
 
-    values   logits [n, V, K] or top_class [n, V, k] of the pass
+    values   fields of the pass, of which logits [n, V, K] or top_class [n, V, k] are read
     classes  number of the teacher's classes
-    Returns zeros for stored views, several labels per record, and classes that are not those of the store.
+    Returns zeros for a pass without logits, stored views, several labels per record, and classes that are not those of
+    the store.
     """
     rows = store.rows_of_shard(store.shards.number_of(shard.name))
-    stored = values["logits" if "logits" in values else TOP_CLASS]
+    stored = values.get("logits", values.get(TOP_CLASS))
+    if stored is None:
+        return Correct(0, 0)
     fits = stored.shape[:2] == (len(rows), 1) and classes == len(store.manifest.classes)
     if not fits or store.index.has_many_labels:
         return Correct(0, 0)
@@ -216,8 +219,8 @@ def constant_logits(values: Mapping[str, NDArray[np.generic]]) -> str | None:
     values  of the pass's fields, [n, V, ...]
     """
     names = ("logits",) if "logits" in values else (TOP_LOGITS, TOP_CLASS)
-    stored = [values[name] for name in names]
-    if not len(stored[0]) or any((each != each[:1, :1]).any() for each in stored):
+    stored = [values[name] for name in names if name in values]
+    if not stored or not len(stored[0]) or any((each != each[:1, :1]).any() for each in stored):
         return None
     if len(stored[0]) >= _TOO_MANY_TO_AGREE:
         raise ConstantLogitsError(CONSTANT_LOGITS)

@@ -32,6 +32,7 @@ from permafrost.config.runs import RUNS, save_cost
 from permafrost.config.store import PAYLOADS, PassOptions, PassPrecision
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
+from permafrost.core.errors import require
 from permafrost.core.files import SHORT, remove_partial_files, sha256_json
 from permafrost.core.records import TOP_CLASS
 from permafrost.core.rooted_paths import RootedPath, exists, list_folder
@@ -256,6 +257,11 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     config = _options_for(config, views)
     assert not isinstance(config.teacher, NoModelConfig)
     num_classes = len(store.manifest.classes)
+    require(
+        bool(config.teacher.classes or num_classes) or not config.annotate.reads_head,
+        f"the records of {store.path} have no classes; set teacher.classes to the number of the teacher's outputs, or "
+        "store what needs none, as in annotate.payloads=[pooled]",
+    )
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
     check_weights(config.teacher, "teacher", store.manifest.classes)
     description = describe_pass(
@@ -382,6 +388,8 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
     if plan.views is not None:
         return {}
     made = plan.store.open_pass(plan.folder.name)
+    if not made.manifest.has_logits:
+        return {}
     sums: dict[str, Correct] = {}
     for shard in plan.shards:
         found = counts.get(shard.name)

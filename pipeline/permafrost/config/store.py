@@ -109,6 +109,10 @@ PAYLOADS: Family[PayloadInfo] = Family(
 )
 
 
+WITHOUT_HEAD = ("attention", "features", "pooled")
+"""Payloads of which a pass may consist without logits. They do not read the teacher's last layer."""
+
+
 def require_stages(option: str, stages: tuple[int, ...]) -> None:
     """Raise ConfigError unless stages are counted from 1, or all from -1, each once."""
     require(
@@ -132,7 +136,7 @@ class PassOptions(OpenOptions):
     """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
     stage, for method=at. class_maps: maps of all classes, for method=cat_kd. features: outputs of whole stages,
     for method=review_kd, ft and features. pooled: the pooled feature before the classifier, for method=embedding,
-    crd and sskd."""
+    crd and sskd. A pass of attention, features and pooled needs no logits, and a teacher of it no last layer."""
     logits: Literal["all", "topk"] = "all"
     """Logits to store. all: those of all classes. topk: the k largest, and the sum of all others at each of the
     temperatures, which suits thousands of classes (method.logits=softmax only)."""
@@ -177,6 +181,11 @@ class PassOptions(OpenOptions):
     min_fidelity: Annotated[float, Ge(0), Le(1)] = 0.999
     """Lowest cosine between a map and its stored form that may be written."""
 
+    @property
+    def reads_head(self) -> bool:
+        """True if the teacher's logits are stored, so that its last layer must be trained."""
+        return "logits" in self.payloads
+
     @classmethod
     def added_bases(cls) -> tuple[type[Options], ...]:
         return tuple(payload.adds for payload in PAYLOADS.values() if payload.adds is not None)
@@ -194,7 +203,13 @@ class PassOptions(OpenOptions):
             not unknown,
             f"annotate.payloads must be among {', '.join(PAYLOADS)}; got {', '.join(unknown)}",
         )
-        require("logits" in self.payloads, "annotate.payloads must contain logits")
+        require(len(self.payloads) > 0, "annotate.payloads=[] stores nothing; name a payload")
+        others = [name for name in self.payloads if name not in WITHOUT_HEAD]
+        require(
+            self.reads_head or not others,
+            f"annotate.payloads must contain logits beside {', '.join(others)}; only {', '.join(WITHOUT_HEAD)} are "
+            "stored without",
+        )
         require(
             1.0 in self.temperatures and min(self.temperatures) > 0,
             f"annotate.temperatures={list(self.temperatures)} must be positive, and 1 among them",

@@ -143,16 +143,26 @@ Logits: TypeAlias = "Tensor | TopLogits"
 """Logits of a teacher: f32 [B, K], or the largest ones."""
 
 
+def require_logits(logits: Logits | None) -> Logits:
+    """Return logits. Raises ConfigError if the pass stores none."""
+    if logits is None:
+        raise ConfigError(
+            "the pass stores no logits; make one with logits among annotate.payloads, or choose a method without them"
+        )
+    return logits
+
+
 def top_class(logits: Logits) -> Tensor:
     """Return the class of each record's largest logit, i64 [B]."""
     return logits.classes[:, 0] if isinstance(logits, TopLogits) else logits.argmax(dim=1)
 
 
-def require_all_logits(logits: Logits, what: str) -> Tensor:
-    """Return logits f32 [B, K]. Raises ConfigError if only the largest ones are stored.
+def require_all_logits(logits: Logits | None, what: str) -> Tensor:
+    """Return logits f32 [B, K]. Raises ConfigError if only the largest ones are stored, or none.
 
     what  what needs all, for the message
     """
+    logits = require_logits(logits)
     if isinstance(logits, TopLogits):
         raise ConfigError(
             f"{what} needs the logits of all {logits.num_classes} classes, but the pass stores the "
@@ -166,8 +176,8 @@ class StoredTargets:
     """Targets of one teacher pass as read from disk for the records of a batch, before any warp."""
 
     teacher: str
-    logits: Logits
-    """Raw logits."""
+    logits: Logits | None
+    """Raw logits, None if the pass has none."""
     explained_class: Tensor | None = None
     """Explained classes, i64 [B, E], padded with NO_CLASS."""
     maps: Tensor | None = None
@@ -192,8 +202,8 @@ class Targets:
     """Targets of one teacher pass in the form that the loss requires: in the student's view and on its grid."""
 
     teacher: str
-    logits: Logits
-    """Logits f32 [B, K], or the largest ones."""
+    logits: Logits | None
+    """Logits f32 [B, K], the largest ones, or None for a pass without logits."""
     explained_class: Tensor | None = None
     """Explained classes, i64 [B, E]."""
     maps: Tensor | None = None

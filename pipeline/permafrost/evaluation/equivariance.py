@@ -107,8 +107,9 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
         if errors[kind]:
             lost = [variance.lost() for variance in errors[kind].values()]
             metrics["features_lost"][kind] = sum(lost) / len(lost)
-        metrics["logits_kl"][kind] = float(kl.mean())
-        metrics["top1_agreement"][kind] = float(agrees.mean())
+        if not kl.isnan().all():
+            metrics["logits_kl"][kind] = float(kl.mean())
+            metrics["top1_agreement"][kind] = float(agrees.mean())
     return {name: by_kind for name, by_kind in metrics.items() if by_kind}
 
 
@@ -159,7 +160,10 @@ def _add_features(errors: dict[str, _Variance], model: EvaluatedModel, batch: Ba
 def _compare(
     model: EvaluatedModel, explain: Explainer | None, batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each record, the cosine (nan if a map is zero), the KL and the top-1 agreement, each [n]."""
+    """Return, for each record, the cosine (nan if a map is zero), the KL and the top-1 agreement, each [n].
+
+    KL and agreement are nan if the pass has no logits.
+    """
     stored = batch.targets[0]
     images = view_images(batch, model.input_size)
     cosine = torch.full((len(images), 1), float("nan"))
@@ -174,6 +178,9 @@ def _compare(
         moved = view_maps(batch, stored, grid)
         cosine, valid = map_cosine(moved, recomputed, model.input_size)
         cosine = cosine.masked_fill(~valid, float("nan"))
+    if stored.logits is None:
+        unknown = torch.full((len(images),), float("nan"))
+        return cosine.flatten().cpu(), unknown, unknown
     before, after = (
         outcome_log_probs(each, stored.logits, tau=1.0) for each in (stored.logits, logits)
     )

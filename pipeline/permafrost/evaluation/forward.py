@@ -296,7 +296,8 @@ def _predict_batch(
             explained = batch.targets[0].explained_class
         grid = (output.features.shape[-2], output.features.shape[-1])
         targets = view_targets(batch, grid, with_maps=localize)[0]
-        teacher_logits = move_values(targets.logits, torch.device("cpu"))
+        if targets.logits is not None:
+            teacher_logits = move_values(targets.logits, torch.device("cpu"))
         cosine = _cosine_to_teacher(model, output, targets)
     return Predictions(
         keys=batch.keys,

@@ -136,7 +136,8 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         from permafrost.models.providers import resolve_device
 
         model, described = load_model(student)
-        if passes and passes[0].num_classes != described.num_classes:
+        compares = passes and passes[0].manifest.has_logits
+        if compares and passes[0].num_classes != described.num_classes:
             raise StoreMismatchError(
                 f"{student} has {described.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
                 "set store.teacher, or evaluate.against, to a pass of the same classes"
@@ -279,7 +280,12 @@ def _building(
     def build() -> tuple[EvaluatedModel, TrainedModel]:
         from permafrost.evaluation.other_networks import build_teacher
 
-        model = build_teacher(network, store, config.evaluate.device)
+        model = build_teacher(
+            network,
+            store,
+            config.evaluate.device,
+            reads_head=any(EVALUATORS[n].reads_outputs for n in config.requested_evaluators),
+        )
         return model, TrainedModel(
             config=network,
             num_classes=num_classes,

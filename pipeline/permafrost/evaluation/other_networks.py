@@ -91,10 +91,17 @@ class Networks:
         return self._students[run]
 
 
-def build_teacher(teacher: ModelConfig, store: Store, device: str) -> EvaluatedModel:
-    """Build a teacher as an evaluated model, frozen, at its input size."""
+def build_teacher(
+    teacher: ModelConfig, store: Store, device: str, *, reads_head: bool = True
+) -> EvaluatedModel:
+    """Build a teacher as an evaluated model, frozen, at its input size.
+
+    reads_head  False if its last layer is not read, which its weights file need not have then
+    """
     side = teacher_input_size(with_preprocessing(teacher, len(store.manifest.classes)))
-    model = freeze(build_model(teacher, len(store.manifest.classes)))
+    model = freeze(
+        build_model(teacher, len(store.manifest.classes), may_replace_head=not reads_head)
+    )
     return EvaluatedModel(
         network=model.to(resolve_device("evaluate.device", device)),
         input_size=store.size if side is None else (side, side),

@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 
 from permafrost.core.label_forms import classes_of, has_many, known_mask, predict_labels
-from permafrost.core.records import Batch, StoredTargets
+from permafrost.core.records import (
+    Batch,
+    StoredTargets,
+    require_logits,
+)
 from permafrost.evaluation.forward import (
     EvaluatedModel,
     Predictions,
@@ -152,7 +156,7 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
         shown = _picture_maps(stored_maps(batch, chosen), batch)
         pictures |= {f"teacher_{name}": tensor for name, tensor in shown.items()}
         pictures["teacher_classes"] = explained
-        pictures["teacher_predictions"] = predict_labels(chosen.logits, many=many)
+        pictures["teacher_predictions"] = predict_labels(require_logits(chosen.logits), many=many)
     return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
 
 

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import Guidance, Targets
+from permafrost.core.records import (
+    Guidance,
+    Targets,
+    require_logits,
+)
 from permafrost.ked.chimeras import Chimeras
 from permafrost.ked.network import network_partition
 from permafrost.ked.options import PAYLOAD, AdditiveModelConfig, KEDConfig, KEDTeachingConfig
@@ -204,7 +208,11 @@ class KEDLoss(DistillationLoss):
         assert isinstance(targets, Targets)
         taught, tau = targets.logits, self.config.tau
         yield label_term(student.logits, labels, self.label_weight)
-        yield Term("kd", self.prediction_weight, lambda: kd_loss(student.logits, taught, tau))
+        yield Term(
+            "kd",
+            self.prediction_weight,
+            lambda: kd_loss(student.logits, require_logits(taught), tau),
+        )
         yield Term("ked", self.explanation_weight, lambda: self._compare(student, targets))
         yield Term("hint", self.config.lambda_hint, lambda: self._hint_error(student, targets))
 
@@ -236,7 +244,11 @@ class ExplainingTeacherLoss(LabelsLoss):
         yield from super().terms(student, None, labels)
         if isinstance(targets, Targets):
             taught, config = targets.logits, self.config
-            yield Term("kd", config.lambda_kd, lambda: kd_loss(student.logits, taught, config.tau))
+            yield Term(
+                "kd",
+                config.lambda_kd,
+                lambda: kd_loss(student.logits, require_logits(taught), config.tau),
+            )
 
 
 def _is_input_mode(teacher: TeacherPass) -> bool:

@@ -366,7 +366,9 @@ def iter_batches(
         yield dataset.__getitems__(list(chosen[start : start + batch_size]))
 
 
-def _logits_of(teacher: TeacherPass, values: Values) -> Logits:
+def _logits_of(teacher: TeacherPass, values: Values) -> Logits | None:
+    if not teacher.manifest.has_logits:
+        return None
     if not teacher.manifest.temperatures:
         return torch.from_numpy(values["logits"].astype(np.float32))
     return TopLogits(

@@ -72,6 +72,8 @@ class Needs:
     labels: bool = False
     targets: bool = True
     """False if it reads only labels."""
+    logits: bool = True
+    """False if it does not read the teacher's logits, which a pass need not have then."""
     maps_every: int | None = None
     """Interval in steps at which the student's and the teacher's maps are needed, None for never."""
     map_control: str = "none"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, ReviewKDConfig
 from permafrost.core.errors import require
-from permafrost.core.records import FEATURES, Guidance, Logits, Targets
+from permafrost.core.records import FEATURES, Guidance, Logits, Targets, require_logits
 from permafrost.loading.dataset import StoreDataset
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.kd import kd_loss
@@ -67,7 +67,7 @@ class FeatureKDLoss(DistillationLoss):
     @property
     def needs(self) -> Needs:
         own = self.term_needs if self.weight > 0 else Needs()
-        return replace(own, labels=self.config.lambda_ce > 0)
+        return replace(own, labels=self.config.lambda_ce > 0, logits=self.config.lambda_kd > 0)
 
     def check_labels(self, *, many: bool) -> None:
         require(
@@ -83,14 +83,20 @@ class FeatureKDLoss(DistillationLoss):
         yield from self.logit_terms(student.logits, targets.logits, labels)
         yield Term(self.term, self.weight, lambda: self.compare(student, targets))
 
-    def logit_terms(self, logits: Tensor, teacher_logits: Logits, labels: Tensor) -> Iterable[Term]:
+    def logit_terms(
+        self, logits: Tensor, teacher_logits: Logits | None, labels: Tensor
+    ) -> Iterable[Term]:
         """Return the terms on labels and logits."""
         config = self.config
         if config.label_loss == "bce_offlabel":
             yield Term("bce", config.lambda_ce, lambda: off_label_bce_loss(logits, labels))
         else:
             yield label_term(logits, labels, config.lambda_ce)
-        yield Term("kd", config.lambda_kd, lambda: kd_loss(logits, teacher_logits, config.tau))
+        yield Term(
+            "kd",
+            config.lambda_kd,
+            lambda: kd_loss(logits, require_logits(teacher_logits), config.tau),
+        )
 
 
 # ---- at --------------------------------------------------------------------------------------------

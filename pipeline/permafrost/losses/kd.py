@@ -10,7 +10,14 @@ from torch import Tensor
 
 from permafrost.config.methods import KDConfig
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import Guidance, Logits, Targets, TopLogits, require_all_logits
+from permafrost.core.records import (
+    Guidance,
+    Logits,
+    Targets,
+    TopLogits,
+    require_all_logits,
+    require_logits,
+)
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.labels import label_term
 
@@ -143,7 +150,9 @@ class KDLoss(DistillationLoss):
     ) -> Iterable[Term]:
         assert isinstance(targets, Targets)
         yield Term(
-            "kd", self.config.lambda_kd, lambda: self._compare_logits(student, targets.logits)
+            "kd",
+            self.config.lambda_kd,
+            lambda: self._compare_logits(student, require_logits(targets.logits)),
         )
         yield label_term(student.logits, labels, self.config.lambda_ce)
 

@@ -186,7 +186,7 @@ class EmbeddingLoss(FeatureKDLoss):
         config = self.config
         is_read = max(config.lambda_embedding, config.lambda_distance, config.lambda_angle) > 0
         own = self.term_needs if is_read else Needs()
-        return replace(own, labels=config.lambda_ce > 0)
+        return replace(own, labels=config.lambda_ce > 0, logits=config.lambda_kd > 0)
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
         if self.weight == 0:

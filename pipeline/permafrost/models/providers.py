@@ -85,12 +85,12 @@ def build_model(
 ) -> Classifier:
     """Build the network with the weights that the config names, on the CPU.
 
-    num_classes       number of outputs, unless the config sets `classes`
-    may_replace_head  for a network that will be trained: if the last layer of a weights file has another number of
-                      outputs, the network keeps its newly initialized one
+    num_classes       number of outputs, unless the config sets `classes`; 0 gives one
+    may_replace_head  for a network that will be trained, or whose logits are not read: if the last layer of a weights
+                      file has another number of outputs or is missing, the network keeps its newly initialized one
     """
     build = provider_of(config).build
-    outputs = config.classes or num_classes
+    outputs = config.classes or num_classes or 1
     if config.weights == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))

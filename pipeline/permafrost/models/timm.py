@@ -36,6 +36,7 @@ from permafrost.models.classifier import (
     apply_norm,
     nearly_equal,
     require_size,
+    to_float32,
 )
 from permafrost.models.providers import model_normalization
 
@@ -354,20 +355,31 @@ class TimmVit(_TimmNetwork):
         return patches.unflatten(2, net.patch_embed.dynamic_feat_size(size)), context
 
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+            logits: Tensor = self.inner.forward_head(self._tokens(features, context))
+        return logits
+
+    def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.pools_by_average:
+            return super().forward_pooled(features, context)
+        net = self.inner
+        with sdpa_kernel(SDPBackend.MATH):
+            pooled = net.forward_head(self._tokens(features, context), pre_logits=True)
+        return net.get_classifier()(pooled), to_float32(pooled)
+
+    def _tokens(self, features: Tensor, context: Tensor | None) -> Tensor:
+        """Compute the tokens [B, T, C] after the last block and its norm."""
         assert context is not None
         net = self.inner
         patches = features.flatten(2).transpose(1, 2)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            if self.reads_class_token:
-                block = net.blocks[-1]
-                prefix = block.norm1(context[:, : self.num_prefix])
-                x = block.attn(torch.cat([prefix, patches], dim=1))
-                x = context + block.drop_path1(block.ls1(x))
-                x = net.norm(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
-            else:
-                x = torch.cat([context, patches], dim=1)
-            logits: Tensor = net.forward_head(x)
-        return logits
+        if not self.reads_class_token:
+            return torch.cat([context, patches], dim=1)
+        block = net.blocks[-1]
+        prefix = block.norm1(context[:, : self.num_prefix])
+        x = block.attn(torch.cat([prefix, patches], dim=1))
+        x = context + block.drop_path1(block.ls1(x))
+        tokens: Tensor = net.norm(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+        return tokens
 
     def _with_blank_prefix(self, features: Tensor) -> Tensor:
         patches = features.flatten(2).transpose(1, 2)

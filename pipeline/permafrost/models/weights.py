@@ -33,14 +33,14 @@ def load_weights(model: Classifier, path: Path, *, new_outputs: int | None = Non
     Published files may nest it under `state_dict` or `model` and prefix names with `module.`.
 
     new_outputs  number of outputs of the network, which keeps its last layer if the one in the file differs only in
-                 that number
+                 that number, or if the file has none
     """
     expected = model.network.state_dict()
     state = model.rename_keys(read_state_dict(path))
     if new_outputs is not None:
         head = _other_head(state, expected, new_outputs)
         if head:
-            logger.info("%s has other classes; newly initialized: %s", path, ", ".join(head))
+            logger.info("%s has no such classes; newly initialized: %s", path, ", ".join(head))
         state |= {name: expected[name] for name in head}
     missing = sorted(
         # Files written before PyTorch 0.4.1 lack these counters, which no network in this package uses.
@@ -91,7 +91,11 @@ def _require_values(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def _other_head(state: dict[str, Tensor], expected: dict[str, Tensor], outputs: int) -> list[str]:
-    """Names of tensors that differ only in the number of outputs, their first dimension."""
+    """Names of tensors that differ only in the number of outputs, their first dimension, or of a missing layer's."""
+    missing = [name for name in expected if name not in state]
+    layers = {name.rpartition(".")[0] for name in missing}
+    if len(layers) == 1 and all(expected[name].shape[:1] == (outputs,) for name in missing):
+        return missing
     return [
         name
         for name, tensor in expected.items()

@@ -152,7 +152,8 @@ def _draw_pairs(
         signed = maps.sum(dim=1) if not is_bcos_weights(maps[:, None]) else maps.abs().sum(dim=1)
         heats = overlays(pixels, signed.numpy())
     classes = readable_classes(store.manifest.classes)
-    predicted = top_class(batch.targets[0].logits).tolist() if passes else []
+    logits = batch.targets[0].logits if passes else None
+    predicted = [] if logits is None else top_class(logits).tolist()
     for number, picture in enumerate(pixels):
         line, column = divmod(number, _COLUMNS)
         left = _axis(figure, grid, line + 1, 2 * column)
@@ -161,6 +162,8 @@ def _draw_pairs(
         if len(heats):
             right = _axis(figure, grid, line + 1, 2 * column + 1)
             right.imshow(heats[number])
+            if not predicted:
+                continue
             answer = predicted[number]
             says = classes[answer] if passes[0].num_classes == len(classes) else f"class {answer}"
             right.set_title(f"says {says[:12]}", fontsize=7, loc="left", pad=2)
@@ -188,13 +191,14 @@ def _measure(store: Store, teacher: TeacherPass, split: str) -> _Sample:
     confidence, coverage = [], []
     for start in range(0, len(rows), _BATCH):
         (stored,) = dataset.__getitems__(list(range(start, min(start + _BATCH, len(rows))))).targets
-        confidence.append(_confidence(stored.logits).numpy())
+        if stored.logits is not None:
+            confidence.append(_confidence(stored.logits).numpy())
         if stored.maps is not None:
             maps = decode_maps(stored)[:, 0].abs().flatten(1)
             highest = maps.amax(dim=1)
             coverage.append((maps.mean(dim=1) / highest)[highest > 0].numpy())
     empty = np.empty(0, np.float32)
-    return _Sample(np.concatenate(confidence), np.concatenate(coverage) if coverage else empty)
+    return _Sample(*(np.concatenate(v) if v else empty for v in (confidence, coverage)))
 
 
 def _confidence(logits: Logits) -> torch.Tensor:

@@ -204,7 +204,10 @@ class PassManifest:
         require_entry(
             sampler != CANONICAL_VIEW or count == 1, f"{count} canonical views are not possible"
         )
-        require_entry(self.teacher["classes"] >= 1, f"teacher.classes is {self.teacher['classes']}")
+        require_entry(
+            self.teacher["classes"] >= int(self.has_logits),
+            f"teacher.classes is {self.teacher['classes']}",
+        )
         shapes = {spec.name: spec.shape for spec in self.fields}
         self._check_logits(shapes)
         explainer = self.explainer.get("kind")
@@ -212,9 +215,16 @@ class PassManifest:
             explainer is None or isinstance(explainer, str), f"explainer.kind is {explainer!r}"
         )
 
+    @property
+    def has_logits(self) -> bool:
+        """True if the pass has logits, all or the largest ones."""
+        return any(spec.name in ("logits", TOP_LOGITS) for spec in self.fields)
+
     def _check_logits(self, shapes: dict[str, tuple[int, ...]]) -> None:
         classes = self.teacher["classes"]
         if not self.temperatures:
+            if not self.has_logits:
+                return
             require_entry(
                 shapes.get("logits") == (classes,),
                 f"logits have shape {shapes.get('logits')} for {classes} classes",

@@ -63,7 +63,10 @@ class Distillation:
         loss = build_loss(config.method)
         if passes:
             check_passes(config, passes, needs=loss.needs)
-        num_classes = passes[0].num_classes if passes else len(store.manifest.classes)
+        # Without logits and labels the last layer is not trained, and has one output.
+        num_classes = max(1, len(store.manifest.classes))
+        if passes and passes[0].manifest.has_logits:
+            num_classes = passes[0].num_classes
         explainer = passes[0].explainer if passes else None
         live = live_teacher(config)
         live_explainer = config.explainer

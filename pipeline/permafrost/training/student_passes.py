@@ -82,6 +82,12 @@ def check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs)
                 f"permafrost precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
                 "store.teacher=, or run the teacher in the loop with mode=live"
             )
+        if needs.targets and needs.logits and not teacher.manifest.has_logits:
+            raise StoreMismatchError(
+                f"{teacher.folder} holds no logits, but method={config.method.kind} needs them; set method.lambda_kd=0 "
+                "if the method compares something else, too, or run permafrost precompute with logits among "
+                "annotate.payloads and name its pass with store.teacher="
+            )
         _check_logits(config.method, teacher)
         for what in ("num_classes", "explainer", "views"):
             if getattr(teacher, what) != getattr(passes[0], what):

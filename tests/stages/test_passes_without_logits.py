@@ -1,0 +1,201 @@
+"""Passes of features and embeddings alone: their contents, their students, and refusals of what needs logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from permafrost.config.data import ImageTableDataConfig
+from permafrost.config.methods import ATConfig, EmbeddingConfig, KDConfig
+from permafrost.config.models import TimmModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions
+from permafrost.core.errors import ConfigError
+from permafrost.losses.feature_kd import pooled_fields
+from permafrost.models.classifier import Intermediates, WeightsError
+from permafrost.models.providers import build_model, freeze
+from permafrost.reports.store_sheet import draw_store
+from permafrost.store.entries import StoreMismatchError
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from permafrost.training.metric_log import read_metrics
+from stages import distill, evaluate, precompute
+from tests.support.batches import random_frames
+from tests.support.runs import distill_config, evaluate_config
+from tests.support.stores import Frozen, precompute_config
+
+ALONE = PassOptions(batch_size=8, payloads=("pooled", "attention"))
+
+
+def headless(teacher, path):
+    """The teacher with a weights file that has no last layer."""
+    state = {
+        name: values
+        for name, values in load_file(teacher.weights).items()
+        if not name.startswith("linear")
+    }
+    save_file(state, path)
+    return replace(teacher, weights=str(path), sha256=None)
+
+
+@pytest.fixture
+def store(tmp_path, tiny_teacher):
+    teacher = headless(tiny_teacher, tmp_path / "trunk.safetensors")
+    config = precompute_config(tmp_path / "store", teacher, annotate=ALONE)
+    precompute.run(config)
+    return Frozen(Store(tmp_path / "store"), config)
+
+
+def test_a_trunk_without_a_last_layer_gives_a_pass_without_logits(store, tiny_teacher):
+    (teacher,) = store.store.open_passes()
+    batch = next(iter(teacher.open_shard(s, ("pooled",)) for s in store.store.shards))
+
+    model = freeze(build_model(tiny_teacher, 10))
+
+    assert not teacher.manifest.has_logits
+    assert [s.name for s in teacher.manifest.fields if not s.name.endswith("_scale")] == [
+        *("pooled", "attention_1", "attention_2", "attention_3"),
+    ]
+    assert (
+        batch["pooled"].shape[-1]
+        == model(random_frames(0) / 255, Intermediates(pooled=True)).pooled.shape[1]
+    )
+    assert list(verify_store(store.store.path)) == []
+
+
+def test_a_student_of_embeddings_alone_is_trained_and_evaluated_without_its_last_layer(store):
+    distill.run(distill_config(store, method=EmbeddingConfig()))
+    results = evaluate.run(evaluate_config(store, splits=("test",))).splits["test"]
+    names = ("knn", "linear_probe")
+    probes = evaluate.run(
+        replace(evaluate_config(store, splits=("test",)), evaluators=names)
+    ).splits["test"]
+
+    losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
+    assert losses[-1] < losses[0]
+    assert "accuracy" in results
+    assert "agreement" not in results
+    assert 0 <= probes["knn"]["accuracy"]["1"] <= 1
+
+
+def test_the_probes_of_a_trunk_are_those_of_its_whole_network(store, tiny_teacher):
+    """The teacher's accuracy needs a last layer, and its nearest neighbors do not."""
+    whole = replace(store.config, teacher=tiny_teacher)
+    precompute.run(whole)
+    results = []
+    for run, teacher in (("trunk", store.config.teacher), ("whole", tiny_teacher)):
+        config = replace(
+            evaluate_config(store, run=run, splits=("test",)), model="teacher", teacher=teacher
+        )
+        results.append(evaluate.run(replace(config, evaluators=("knn",))).splits["test"]["knn"])
+
+    assert results[0] == results[1]
+    with pytest.raises(WeightsError, match="missing: linear"):
+        evaluate.run(replace(config, run="acc", teacher=store.config.teacher))
+
+
+def test_records_without_classes_teach_embeddings_and_refuse_logits(tmp_path, tiny_teacher):
+    images = torch.cat([random_frames(seed) for seed in range(4)])
+    names = []
+    for number, image in enumerate(images):
+        name = f"{number}.png"
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name)
+        names.append(name)
+    (tmp_path / "images.csv").write_text("\n".join(["path", *names]))
+    data = ImageTableDataConfig(path=str(tmp_path / "images.csv"), label=None)
+    options = {"data": data, "annotate": ALONE}
+    path = tmp_path / "store"
+
+    config = precompute_config(path, headless(tiny_teacher, tmp_path / "t.safetensors"), **options)
+    precompute.run(config)
+    distill.run(distill_config(Frozen(Store(path), config), method=EmbeddingConfig()))
+
+    assert Store(path).open_passes()[0].num_classes == 0
+    losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
+    assert losses[-1] < losses[0]
+    with pytest.raises(ConfigError, match=r"have no classes; set teacher\.classes"):
+        precompute.run(precompute_config(path, tiny_teacher, data=data))
+
+
+@pytest.mark.parametrize(
+    "method", [KDConfig(), EmbeddingConfig(lambda_kd=1.0), ATConfig(lambda_kd=1.0)]
+)
+def test_methods_that_need_logits_say_so(store, method):
+    with pytest.raises(
+        StoreMismatchError, match=rf"holds no logits, but method={method.kind} needs"
+    ):
+        distill.run(distill_config(store, method=method))
+
+
+def test_attention_with_labels_needs_no_logits(store):
+    distill.run(distill_config(store, method=ATConfig()))
+
+    assert len(list(read_metrics(RUNS / "one" / "distill"))) > 0
+
+
+def test_the_sheet_of_a_store_has_no_predictions(store, tmp_path):
+    (teacher,) = store.store.open_passes()
+
+    sheet = draw_store(store.store, teacher)
+
+    sheet.figure.savefig(tmp_path / "sheet.png")
+    titles = [axis.get_title(loc="left") for axis in sheet.figure.axes]
+    assert not any(title.startswith("says") for title in titles)
+    assert sum("(0 records)" in title for title in titles) == 2
+
+
+def test_logits_of_a_trunk_without_a_last_layer_are_refused(tmp_path, tiny_teacher):
+    teacher = headless(tiny_teacher, tmp_path / "trunk.safetensors")
+
+    with pytest.raises(WeightsError, match=r"missing: linear\.bias, linear\.weight"):
+        precompute.run(precompute_config(tmp_path / "store", teacher))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"payloads": ("map",)},
+            r"must contain logits beside map; only attention, features, pooled",
+        ),
+        ({"payloads": ()}, r"annotate\.payloads=\[\] stores nothing"),
+    ],
+)
+def test_payloads_that_read_the_last_layer_need_logits(options, message):
+    with pytest.raises(ConfigError, match=message):
+        PassOptions(**options)
+
+
+def test_a_precision_cannot_be_compared_without_logits(tmp_path, tiny_teacher):
+    lower = replace(ALONE, precision="bfloat16")
+
+    with pytest.raises(
+        ConfigError, match=r"annotate\.precision=bfloat16 is compared with float32 by"
+    ):
+        precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=lower))
+
+
+# ---- transformers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224", "deit_tiny_patch16_224"]
+)
+def test_the_embedding_of_a_transformer_is_the_input_of_its_last_layer(name):
+    torch.manual_seed(0)
+    model = freeze(build_model(TimmModelConfig(name=name, input_size=32), 5))
+    images = random_frames(0).float() / 255
+    images = torch.nn.functional.interpolate(images, (32, 32))
+
+    output = model(images, Intermediates(pooled=True))
+
+    expected = model.network.forward_head(
+        model.network.forward_features(model.normalize(images)), pre_logits=True
+    )
+    torch.testing.assert_close(output.pooled, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.logits, model(images).logits, rtol=1e-5, atol=1e-6)
+    assert pooled_fields(output)["pooled"].shape == (len(images), model.network.num_features)
