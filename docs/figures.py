@@ -21,6 +21,7 @@ from docs.claims import e2kd, interpretability, ked, unicam
 from docs.claims.sections import CONTRADICTS, OPEN, SUPPORTS, verdicts_of
 from docs.measured import ROOT, results_of, runs_of
 from docs.tables.e2kd import EQUAL_TERMS
+from docs.tables.e2kd import FEATURES as FEATURES_RUNS
 from docs.tables.overview import FEW_IMAGES
 from docs.tables.unicam import DEPTHS, UNICAM, UNICAM_ARMS
 from tests.benchmarks.table import RESULTS, load
@@ -128,6 +129,37 @@ def modes() -> Figure:
     bytes_axis.margins(x=0.15, y=0.12)
     seconds_axis.set_xlabel("seconds a student")
     seconds_axis.margins(x=0.15)
+    return figure
+
+
+_FRONTIER = (
+    # label, experiment, arm, bytes a record that the method reads
+    ("KD", EQUAL_TERMS, "kd_logits", 20),
+    ("e2KD, one map", EQUAL_TERMS, "e2kd_logits", 156),
+    ("CAT-KD", EQUAL_TERMS, "cat_kd_logits", 20 + 10 * (8 + 4)),
+    ("e2KD, all maps", EQUAL_TERMS, "e2kd_logits_all", 20 + 10 * (128 + 4 + 4)),
+    ("ReviewKD, 4x4 cells", FEATURES_RUNS, "pooled", "pooled"),
+    ("ReviewKD, no mirror image", FEATURES_RUNS, "canonical", "canonical"),
+    ("ReviewKD", FEATURES_RUNS, "mirror", "mirror"),
+    ("ReviewKD, border", FEATURES_RUNS, "framed", "framed"),
+)
+
+
+def frontier() -> Figure:
+    """Accuracy on few images over the bytes that a method reads of a record, beside a live ReviewKD."""
+    size = {each["name"]: each["bytes"] for each in results_of(FEATURES_RUNS)["passes"]}
+    figure, axis = _axes(5.6, 3.2)
+    for number, (label, experiment, arm, read) in enumerate(_FRONTIER):
+        x = size[read] if isinstance(read, str) else read
+        values = percent(runs_of(experiment, arm))
+        axis.plot([x] * len(values), values, "o", color=f"C{number}", ms=4, alpha=0.6, mew=0)
+        axis.plot([x], [fmean(values)], "_", color=f"C{number}", ms=14, mew=2, label=label)
+    live = fmean(percent(runs_of(EQUAL_TERMS, "review_kd_both")))
+    axis.axhline(live, color=_GRAY, lw=1, ls="--", label="ReviewKD, live")
+    axis.set_xscale("log")
+    axis.set_xlabel("bytes a record")
+    axis.set_ylabel("test accuracy, %")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -262,6 +294,7 @@ DRAWN: tuple[Callable[[], Figure], ...] = (
     training_length,
     methods,
     modes,
+    frontier,
     shift_curves,
     ked_partitions,
     unicam_depths,

@@ -20,6 +20,7 @@ from docs.measured import results_of, runs_of
 
 AGAINST_KD = "difference from frozen KD"
 SHOTS, EQUAL_TERMS = "cifar10_50shots", "cifar10_equal_terms"
+FEATURES = "cifar10_features"
 SHOTS_ARMS = {
     "labels": "labels only",
     "kd": "frozen KD",
@@ -191,6 +192,46 @@ def cifar10_equal_terms_tau4() -> str:
     return table((*header, "tau = 4, minus KD at tau = 4"), rows)
 
 
+FEATURE_FORMS = {
+    "canonical": "of the image",
+    "mirror": "and of the mirror image (default)",
+    "framed": "and of a border of 1/8",
+    "pooled": "and of the mirror image, 4x4 cells",
+}
+_FEATURE_CONTROLS = {
+    "mirror": "all stages",
+    "last_stage": "the last stage only",
+    "unaugmented": "not moved with the view",
+    "shuffled": "of another record",
+}
+
+
+def cifar10_features() -> str:
+    """Students of ReviewKD with stored features, by the form of these and with controls."""
+    size = {each["name"]: each["bytes"] for each in results_of(FEATURES)["passes"]}
+    live, all_maps, mirror = (
+        runs_of(EQUAL_TERMS, "review_kd_both"),
+        runs_of(EQUAL_TERMS, "e2kd_logits_all"),
+        runs_of(FEATURES, "mirror"),
+    )
+    rows: Rows = []
+    for arm, label in FEATURE_FORMS.items():
+        runs = runs_of(FEATURES, arm)
+        against = [difference(runs, other) for other in (mirror, live, all_maps)]
+        rows.append((label, [Cell(f"{size[arm]:,.0f}"), *_accuracies(runs), *against]))
+    own = [difference(live, other) for other in (mirror, live, all_maps)]
+    rows.append(("live", [Cell(""), *_accuracies(live), *own]))
+    header = ("features, test accuracy, %", "bytes a record", "by seed", "mean", "agreement")
+    forms = table((*header, "minus default", "minus live", "minus e2KD, all maps"), rows)
+    controls: Rows = []
+    for arm, label in _FEATURE_CONTROLS.items():
+        runs = runs_of(FEATURES, arm)
+        controls.append((label, [*_accuracies(runs), difference(runs, mirror)]))
+    return "\n".join(
+        [forms, table(("features, test accuracy, %", *header[2:], "minus default"), controls)]
+    )
+
+
 def cifar10_top_logits() -> str:
     """KD with the largest logits of a pass."""
     rows = []
@@ -312,6 +353,7 @@ TABLES = (
     cifar10_baselines,
     cifar10_equal_terms,
     cifar10_equal_terms_tau4,
+    cifar10_features,
     cifar10_top_logits,
     student_precision,
     cifar10_datafree,

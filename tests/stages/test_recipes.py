@@ -536,6 +536,7 @@ def test_every_arm_of_the_study_trains_on_images_of_its_shape_and_is_dissected(r
             for recipe in (
                 "cifar10_assistant",
                 "cifar10_equal_terms",
+                "cifar10_features",
                 "interpretability/cifar10_arms",
                 "interpretability/cifar10_arms_ls_teacher",
             )
@@ -561,6 +562,16 @@ def test_every_arm_of_a_small_recipe_trains_for_an_epoch_and_is_evaluated(recipe
         pack_recipe([*words, "annotate.name=first"], data)
         small_teacher(assistant, 10, own)
         pack_recipe(assistant, data)
+    elif recipe == "cifar10_features":
+        forms = {
+            "canonical": "mirror=false",
+            "mirror": "",
+            "framed": "margin=0.125",
+            "pooled": "size=4",
+        }
+        for name, form in forms.items():
+            option = [f"annotate.features_{form}"] if form else []
+            pack_recipe([*words, f"annotate.name={name}", *option], data)
     else:
         pack_recipe(words, data)
     arms = composed_of("sweep", *words)["arms"]
