@@ -3,10 +3,12 @@
     permafrost export experiment=demo run=my-student
     permafrost export store.path=stores/photos run=photos export.formats=[torch]
 
-Each program takes the pixels of decoded images and returns logits. It is run once, and must give the network's logits.
+Each program takes the pixels of decoded images and returns logits, or with export.output=pooled the features before the
+classifier. It is run once, and must give the network's output.
 
 Reads   runs/<run>/distill/, and the size of the frames of <store.path>
-Writes  student.onnx (needs the extra `onnx`) and student.pt2 in runs/<run>/distill/export/
+Writes  student.onnx (needs the extra `onnx`) and student.pt2, or embedding.onnx and embedding.pt2, in
+        runs/<run>/distill/export/
 Rerun   the programs are written again
 """
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """Files of the programs by format, and how far their logits are from the network's."""
+    """Files of the programs by format, and how far their outputs are from the network's."""
 
     files: dict[str, str]
     largest_difference: float
@@ -49,9 +51,11 @@ def run(config: ExportConfig) -> ExportResult:
     if "onnx" in config.export.formats:
         portable.require_onnx()
     program = (
-        portable.RowsToLogits(network)
+        portable.RowProgram(network, config.export.output)
         if store.is_table
-        else portable.PixelsToLogits(network, _frame(config, store, trained.input_size))
+        else portable.ImageProgram(
+            network, _frame(config, store, trained.input_size), config.export.output
+        )
     )
     inputs = portable.sample_inputs(program, store.size[1])
     traced = portable.trace(program, inputs)
@@ -65,9 +69,11 @@ def run(config: ExportConfig) -> ExportResult:
     files: dict[str, str] = {}
     differences = []
     for file_format in config.export.formats:
-        data = portable.encode(traced, file_format, portable.input_name(program), facts)
+        data = portable.encode(
+            traced, file_format, portable.input_name(program), facts, config.export.output
+        )
         differences.append(portable.check_program(data, file_format, program, inputs))
-        path = student / EXPORT_FOLDER / portable.FILE_NAMES[file_format]
+        path = student / EXPORT_FOLDER / portable.file_name(file_format, config.export.output)
         write_atomically(path, data)
         files[file_format] = str(path)
     return ExportResult(files=files, largest_difference=max(differences))

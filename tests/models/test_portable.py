@@ -14,11 +14,11 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import Batch
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.models.cifar import CifarResNet
-from permafrost.models.classifier import ModelOutput
+from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.portable import (
     EvaluatedFrame,
-    PixelsToLogits,
-    RowsToLogits,
+    ImageProgram,
+    RowProgram,
     WrongProgramError,
     check_program,
     encode,
@@ -74,7 +74,7 @@ def evaluated_logits(network, images, frame, canonical_size, input_size):
 )
 def test_the_program_repeats_an_evaluation(shape, frame, canonical_size, input_size):
     network, images = small_resnet(), noise(2, 3, *shape)
-    program = PixelsToLogits(
+    program = ImageProgram(
         network, EvaluatedFrame(canonical_size, input_size, frame == "center_crop")
     )
 
@@ -87,7 +87,7 @@ def test_a_crop_sees_less_than_the_whole_image():
     """Control: the frames of the test above are not alike."""
     network, images = small_resnet(), noise(2, 3, 40, 48)
     whole, cropped = (
-        PixelsToLogits(network, EvaluatedFrame((40, 48), (32, 32), is_cropped))(images)
+        ImageProgram(network, EvaluatedFrame((40, 48), (32, 32), is_cropped))(images)
         for is_cropped in (False, True)
     )
 
@@ -106,6 +106,22 @@ def exported(frozen, tmp_path_factory):
         result = permafrost.export(run="one", store=frozen.store.path)
         files = {name: Path(path).read_bytes() for name, path in result.files.items()}
         yield files, result, permafrost.load_student("one")
+
+
+def test_programs_of_the_embedding_are_files_of_their_own(frozen):
+    save_student(frozen, "one")
+    network, images = permafrost.load_student("one"), noise(3, 3, 16, 16)
+
+    result = permafrost.export("export.output=pooled", run="one", store=frozen.store.path)
+
+    expected = network(images / 255, Intermediates(pooled=True)).pooled
+    assert {Path(path).name for path in result.files.values()} == {
+        "embedding.onnx",
+        "embedding.pt2",
+    }
+    for name, path in result.files.items():
+        found = run_program(Path(path).read_bytes(), name, "images", images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("file_format", ["onnx", "torch"])
@@ -172,7 +188,7 @@ class Columns(torch.nn.Module):
 
 
 def test_a_program_of_rows_takes_any_number_of_them():
-    program = RowsToLogits(freeze(Columns()))
+    program = RowProgram(freeze(Columns()))
 
     data = encode(trace(program, torch.rand(2, 5)), "torch", "rows", {})
 
@@ -185,11 +201,11 @@ def test_a_program_of_rows_takes_any_number_of_them():
 
 def test_a_program_of_another_network_is_not_written():
     frame, images = EvaluatedFrame((16, 16), (16, 16), False), noise(2, 3, 16, 16)
-    other, network = (PixelsToLogits(small_resnet(seed), frame) for seed in (0, 1))
+    other, network = (ImageProgram(small_resnet(seed), frame) for seed in (0, 1))
     data = encode(trace(other, images), "torch", "images", {})
 
     assert check_program(data, "torch", other, images) < 1e-5
-    with pytest.raises(WrongProgramError, match="the logits of the torch program differ by"):
+    with pytest.raises(WrongProgramError, match="the output of the torch program differs by"):
         check_program(data, "torch", network, images)
 
 
@@ -202,7 +218,7 @@ class Undecided(Columns):
 
 def test_a_network_that_cannot_be_traced_is_an_error():
     with pytest.raises(ConfigError, match="cannot trace this network"):
-        trace(RowsToLogits(Undecided()), torch.rand(2, 5))
+        trace(RowProgram(Undecided()), torch.rand(2, 5))
 
 
 def test_missing_packages_are_named(frozen, tmp_path, monkeypatch):

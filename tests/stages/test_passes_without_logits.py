@@ -17,6 +17,7 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.losses.feature_kd import pooled_fields
 from permafrost.models.classifier import Intermediates, WeightsError
+from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model, freeze
 from permafrost.reports.store_sheet import draw_store
 from permafrost.store.entries import StoreMismatchError
@@ -199,3 +200,40 @@ def test_the_embedding_of_a_transformer_is_the_input_of_its_last_layer(name):
     torch.testing.assert_close(output.pooled, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output.logits, model(images).logits, rtol=1e-5, atol=1e-6)
     assert pooled_fields(output)["pooled"].shape == (len(images), model.network.num_features)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [("vit_tiny_patch16_224.augreg_in21k", 21843), ("vit_small_patch16_224.dino", 0)],
+)
+def test_published_weights_of_other_classes_are_described_by_their_own_head(
+    monkeypatch, name, outputs
+):
+    """The weights are not downloaded: the network is built with those of a seed."""
+    from permafrost.models import timm as provider
+
+    build = provider._create
+
+    def seeded(name, *, pretrained, **options):
+        torch.manual_seed(3 if pretrained else 4)
+        network = build(name, pretrained=False, **options)
+        torch.manual_seed(
+            torch.seed()
+        )  # a head for other classes is drawn at any state of the generator
+        return network
+
+    monkeypatch.setattr(provider, "_create", seeded)
+    config = TimmModelConfig(name=name, weights="pretrained", input_size=32)
+
+    described = []
+    for _ in range(2):
+        monkeypatch.setattr("permafrost.models.fingerprint._BUILT", {})
+        described.append(describe_teacher(config, 10, reads_head=False))
+
+    assert described[0] == described[1]
+    assert described[0]["classes"] == 10
+    assert freeze(build_model(config, 10))(torch.rand(1, 3, 32, 32)).logits.shape == (1, 10)
+    with pytest.raises(
+        ConfigError, match=rf"has {outputs} outputs, but 10 are needed.*payloads=\[pooled\]"
+    ):
+        describe_teacher(config, 10)

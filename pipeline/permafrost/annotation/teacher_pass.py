@@ -266,7 +266,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     check_weights(config.teacher, "teacher", store.manifest.classes)
     description = describe_pass(
         store.manifest,
-        describe_teacher(config.teacher, num_classes),
+        describe_teacher(config.teacher, num_classes, reads_head=config.annotate.reads_head),
         explainer,
         config.annotate,
         config.store.backend,

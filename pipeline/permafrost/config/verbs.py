@@ -198,6 +198,9 @@ class ExportOptions(Options):
 
     formats: tuple[Literal["onnx", "torch"], ...] = ("onnx", "torch")
     """Formats of the programs. onnx: student.onnx, for ONNX runtimes. torch: student.pt2, for torch.export.load."""
+    output: Literal["logits", "pooled"] = "logits"
+    """Output of the programs. pooled: the features before the classifier, in embedding.onnx and embedding.pt2, for
+    students of embeddings."""
     frame: Frame = "auto"
     """Part of an image that the student receives, as evaluate.frame."""
 

@@ -209,7 +209,9 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         )
     store = open_record_store(config)
     teacher = resolve_network(teacher, store, "teacher")
-    described = describe_teacher(teacher, len(store.manifest.classes))
+    described = describe_teacher(
+        teacher, len(store.manifest.classes), reads_head=_reads_head(config)
+    )
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     passes = passes_of_teacher(config.run, teacher, store, named)
     return EvaluationInputs(
@@ -284,7 +286,7 @@ def _building(
             network,
             store,
             config.evaluate.device,
-            reads_head=any(EVALUATORS[n].reads_outputs for n in config.requested_evaluators),
+            reads_head=_reads_head(config),
         )
         return model, TrainedModel(
             config=network,
@@ -293,6 +295,10 @@ def _building(
         )
 
     return build
+
+
+def _reads_head(config: EvaluateConfig) -> bool:
+    return any(EVALUATORS[name].reads_outputs for name in config.requested_evaluators)
 
 
 def _refuse_holdout(config: EvaluateConfig) -> None:

@@ -112,7 +112,7 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
     """Raise StoreMismatchError unless the network made the first of the passes, if there are any."""
     if not passes:
         return
-    asked = describe_teacher(teacher, len(store.manifest.classes))
+    asked = describe_teacher(teacher, len(store.manifest.classes), reads_head=False)
     made = passes[0].manifest.teacher
     if teacher.frame == "auto":  # whatever it was for the pass
         asked["frame"] = made["frame"]
@@ -143,7 +143,7 @@ def passes_of_teacher(
     passes = list(pass_names) or [store.open_pass(folder.name) for folder in store.pass_folders()]
     if not passes:
         return []
-    described = describe_teacher(teacher, len(store.manifest.classes))
+    described = describe_teacher(teacher, len(store.manifest.classes), reads_head=False)
     own = first_made_pass(run, store, described["weights_sha256"], passes)
     check_made_pass(teacher, store, own or passes)
     return own

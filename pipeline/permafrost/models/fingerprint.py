@@ -21,11 +21,14 @@ def describe_teacher(
     num_classes: int,
     precision: str = "float32",
     section: str = "teacher",
+    *,
+    reads_head: bool = True,
 ) -> dict[str, Any]:
     """Describe a teacher as in the manifest of its pass.
 
-    precision  precision of its forward pass
-    section    section of the options that name it, for messages
+    precision   precision of its forward pass
+    section     section of the options that name it, for messages
+    reads_head  False if its logits are not read, so that published weights may have other outputs, or none
     """
     from permafrost.models.providers import (
         RANDOM,
@@ -43,10 +46,12 @@ def describe_teacher(
     assert config.weights is not None
     classes = config.classes or num_classes
     source = published(config) if is_published(config.weights) else None
-    if source is not None and source.classes != classes:
+    if reads_head and source is not None and source.classes != classes:
+        own = f"set {section}.classes={source.classes}, or " if source.classes else ""
         raise ConfigError(
             f"{section}.weights={config.weights} has {source.classes} outputs, but {classes} are needed, and a new "
-            f"head would be untrained; set {section}.classes={source.classes}, or name weights for your classes"
+            f"head would be untrained; {own}name weights for your classes, or store what needs no head, as in "
+            "annotate.payloads=[pooled]"
         )
     if config.weights == RANDOM or is_published(config.weights):
         weights_sha256 = _sha256_weights(config, num_classes)
@@ -102,10 +107,17 @@ def _sha256_weights(config: ModelConfig, num_classes: int) -> str:
 
 
 def _sha256_built(config: ModelConfig, num_classes: int) -> str:
-    from permafrost.models.providers import build_model
+    from permafrost.models.providers import build_model, provider_of, published
 
+    source = published(config) if is_published(config.weights) else None
+    # With the published head, because one for other classes is drawn anew in every process.
+    model = (
+        build_model(config, num_classes)
+        if source is None
+        else provider_of(config).build(config, source.classes)
+    )
     digest = hashlib.sha256()
-    for name, tensor in sorted(build_model(config, num_classes).network.state_dict().items()):
+    for name, tensor in sorted(model.network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

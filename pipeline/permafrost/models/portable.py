@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from permafrost.config.models import CENTER_CROP_FRACTION
 from permafrost.core.errors import ConfigError, UserError
+from permafrost.models.classifier import Intermediates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,15 +26,16 @@ if TYPE_CHECKING:
     from permafrost.models.classifier import Classifier
 
 Format = Literal["onnx", "torch"]
-FILE_NAMES: Mapping[Format, str] = {"onnx": "student.onnx", "torch": "student.pt2"}
+ProgramOutput = Literal["logits", "pooled"]
+_ENDINGS: Mapping[Format, str] = {"onnx": "onnx", "torch": "pt2"}
 TOLERANCE = 1e-4
-"""Largest difference of a program's logits from the network's, relative to the largest logit if that is above 1."""
+"""Largest difference of a program's output from the network's, relative to the largest value if that is above 1."""
 _LARGEST_SIDE = 16384
 """Pixels of the longest side that a program takes."""
 
 
 class WrongProgramError(UserError):
-    """Error for a program whose logits are not those of the network."""
+    """Error for a program whose output is not that of the network."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,40 @@ class EvaluatedFrame:
     """Whether the input is the center crop of the original image, 7/8 of its shorter side, and not all of it."""
 
 
-class PixelsToLogits(nn.Module):
-    """Program from images u8 [B, 3, H, W] of one size to logits f32 [B, K]."""
+def file_name(file_format: Format, output: ProgramOutput) -> str:
+    """Return the name of a program's file."""
+    return f"{'student' if output == 'logits' else 'embedding'}.{_ENDINGS[file_format]}"
 
-    def __init__(self, network: Classifier, frame: EvaluatedFrame) -> None:
+
+class _Program(nn.Module):
+    """A network and the output that a program returns."""
+
+    def __init__(self, network: Classifier, output: ProgramOutput) -> None:
         super().__init__()
         self.network = network
+        self.output: ProgramOutput = output
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """Return the output for the network's inputs: logits f32 [B, K], or pooled features f32 [B, d]."""
+        if self.output == "logits":
+            logits: Tensor = self.network(inputs).logits
+            return logits
+        pooled = self.network(inputs, Intermediates(pooled=True)).pooled
+        assert pooled is not None
+        return pooled
+
+
+class ImageProgram(_Program):
+    """Program from images u8 [B, 3, H, W] of one size to logits f32 [B, K], or pooled features f32 [B, d]."""
+
+    def __init__(
+        self, network: Classifier, frame: EvaluatedFrame, output: ProgramOutput = "logits"
+    ) -> None:
+        super().__init__(network, output)
         self.frame = frame
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of an evaluation of the images."""
+        """Return the output of an evaluation of the images."""
         height, width = images.shape[-2:]
         # As store.frames.resize_frame does; the same operation leaves images of that size as they are.
         size = list(self.frame.canonical_size)
@@ -65,8 +91,7 @@ class PixelsToLogits(nn.Module):
         pixels = pixels.round().clamp(0, 255)
         if self.frame.is_cropped or self.frame.canonical_size != self.frame.input_size:
             pixels = self._sample(pixels, height, width)
-        logits: Tensor = self.network(pixels / 255).logits
-        return logits
+        return self.run(pixels / 255)
 
     def _sample(self, pixels: Tensor, height: int, width: int) -> Tensor:
         """Sample the evaluated part of the canonical frame, as loading.geometry.warp does inside the frame."""
@@ -81,30 +106,28 @@ class PixelsToLogits(nn.Module):
         return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 
-class RowsToLogits(nn.Module):
+class RowProgram(_Program):
     """Program from rows f32 [B, d], as they are stored, to logits f32 [B, K]."""
 
-    def __init__(self, network: Classifier) -> None:
-        super().__init__()
-        self.network = network
+    def __init__(self, network: Classifier, output: ProgramOutput = "logits") -> None:
+        super().__init__(network, output)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the logits."""
-        logits: Tensor = self.network(rows).logits
-        return logits
+        """Return the output."""
+        return self.run(rows)
 
 
 def input_name(program: nn.Module) -> str:
     """Return the name of a program's only input."""
-    return "rows" if isinstance(program, RowsToLogits) else "images"
+    return "rows" if isinstance(program, RowProgram) else "images"
 
 
 def sample_inputs(program: nn.Module, columns: int) -> Tensor:
     """Return two inputs with which a program is traced and checked: frames of noise, or rows of `columns` numbers."""
     generator = torch.Generator().manual_seed(0)
-    if isinstance(program, RowsToLogits):
+    if isinstance(program, RowProgram):
         return torch.randn(2, columns, generator=generator)
-    size = cast("PixelsToLogits", program).frame.canonical_size
+    size = cast("ImageProgram", program).frame.canonical_size
     return torch.randint(0, 256, (2, 3, *size), generator=generator, dtype=torch.uint8)
 
 
@@ -131,7 +154,11 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
 
 
 def encode(
-    traced: torch.export.ExportedProgram, file_format: Format, name: str, facts: Mapping[str, Any]
+    traced: torch.export.ExportedProgram,
+    file_format: Format,
+    name: str,
+    facts: Mapping[str, Any],
+    output: ProgramOutput = "logits",
 ) -> bytes:
     """Return a traced program as a file of a format.
 
@@ -149,7 +176,7 @@ def encode(
     for library in ("onnx_ir", "onnxscript"):  # which log each pass of their optimizers
         logging.getLogger(library).setLevel(logging.WARNING)
     program = torch.onnx.export(
-        *(traced,), input_names=[name], output_names=["logits"], dynamo=True, verbose=False
+        *(traced,), input_names=[name], output_names=[output], dynamo=True, verbose=False
     )
     assert program is not None
     program.model.metadata_props.update(texts)
@@ -158,18 +185,18 @@ def encode(
 
 
 def run_program(data: bytes, file_format: Format, name: str, inputs: Tensor) -> Tensor:
-    """Return the logits that a file's program computes."""
+    """Return the output that a file's program computes."""
     if file_format == "torch":
         loaded: Tensor = torch.export.load(io.BytesIO(data)).module()(inputs)
         return loaded
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["logits"], {name: inputs.numpy()})[0])
+    return torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
 
 
 def check_program(data: bytes, file_format: Format, program: nn.Module, inputs: Tensor) -> float:
-    """Return the largest difference between the logits of a file and of the program that it was made from.
+    """Return the largest difference between the outputs of a file and of the program that it was made from.
 
     Raises WrongProgramError if it is above TOLERANCE.
     """
@@ -180,7 +207,7 @@ def check_program(data: bytes, file_format: Format, program: nn.Module, inputs: 
     limit = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= limit:
         raise WrongProgramError(
-            f"the logits of the {file_format} program differ by {difference:.2g} from the network's (at most "
+            f"the output of the {file_format} program differs by {difference:.2g} from the network's (at most "
             f"{limit:.2g} is rounding), so it was not written; choose another of export.formats"
         )
     return difference
