@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from statistics import median
 
@@ -10,8 +12,8 @@ import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
-from permafrost.config.methods import E2KDConfig, LabelsConfig, MethodConfig
-from permafrost.config.models import CifarModelConfig, ModelConfig
+from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig, MethodConfig
+from permafrost.config.models import CifarModelConfig, ModelConfig, TorchvisionModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.records import Batch
 from permafrost.loading.dataset import StoreDataset
@@ -33,6 +35,7 @@ from tests.benchmarks.inputs import CLASSES, TINY, precompute_config, write_tars
 
 SIZE = (32, 32)
 BATCH = 32
+FEATURES_BATCH = 16
 ROUNDS = 60
 STUDENT = CifarModelConfig(name="resnet20")
 TEACHER = CifarModelConfig(name="resnet56", classes=CLASSES, weights="random")
@@ -71,6 +74,51 @@ def step_figures(folder: Path) -> list[Figure]:
             **milliseconds,
         ),
     ]
+
+
+FEATURES_STEP = "features_kd_step_224px_vs_kd"
+
+
+def features_step_figure(folder: Path) -> list[Figure]:
+    """Measure a step of KD of a ResNet-18 at 224 pixels that also reads and moves a ResNet-50's last stage.
+
+    Each step reads its own batch. The features are those of the image and of the mirror image in int8, which the
+    student's loss does not compare, so that only what storing them costs is measured.
+    """
+    torch.set_num_threads(1)
+    tars, path = write_tars(folder / "tars", 4 * FEATURES_BATCH, 224), folder / "store"
+    teacher = TorchvisionModelConfig(name="resnet50", classes=CLASSES, weights="random")
+    config = precompute_config(tars, path, teacher=teacher, payloads=("logits", "features"))
+    precompute.run(replace(config, annotate=replace(config.annotate, features_stages=(-1,))))
+    store = Store(path)
+    with_features, without = (_stepping(store, payload) for payload in ("features", None))
+    return [
+        figure(
+            FEATURES_STEP,
+            in_turn(with_features, without, ROUNDS // 6, warm_up=2),
+            faster=False,
+            unit="ms/record",
+            scale=1e3 / FEATURES_BATCH,
+            aim="<= 1.3",
+        )
+    ]
+
+
+def _stepping(store: Store, payload: str | None) -> Callable[[], None]:
+    """Return a function that reads the next batch and takes a step of KD."""
+    rows = rows_of_split(store.index, "train")
+    dataset = StoreDataset(store, rows, store.open_passes(), payload=payload)
+    views = ViewSchedule(VIEWS, store.size, seed=0)
+    loader = TrainLoader(dataset, views, batch_size=FEATURES_BATCH, seed=0)
+    batches = chain.from_iterable(loader.epoch(number) for number in count())
+    steps = Steps(KDConfig(), [], student=TorchvisionModelConfig(name="resnet18"))
+
+    def step() -> None:
+        batch = next(batches)
+        assert bool(batch.targets[0].intermediates) == (payload is not None)
+        steps.take(batch)
+
+    return step
 
 
 def read_batches(
