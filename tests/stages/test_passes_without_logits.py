@@ -122,6 +122,17 @@ def test_records_without_classes_teach_embeddings_and_refuse_logits(tmp_path, ti
         precompute.run(precompute_config(path, tiny_teacher, data=data))
 
 
+def test_a_live_trunk_without_a_last_layer_teaches_what_needs_no_logits(store):
+    live = {"mode": "live", "teacher": store.config.teacher}
+
+    distill.run(distill_config(store, method=EmbeddingConfig(), **live))
+
+    losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
+    assert losses[-1] < losses[0]
+    with pytest.raises(WeightsError, match="missing: linear"):
+        distill.run(distill_config(store, run="kd", method=KDConfig(), **live))
+
+
 @pytest.mark.parametrize(
     "method", [KDConfig(), EmbeddingConfig(lambda_kd=1.0), ATConfig(lambda_kd=1.0)]
 )

@@ -173,9 +173,11 @@ def _build_live_teacher(
     plan: TrainingSpec, config: ModelConfig, device: torch.device
 ) -> LiveTeacher:
     side = teacher_input_size(config)
+    reads_head = plan.loss.needs.logits
+    model = build_model(config, plan.num_classes, may_replace_head=not reads_head)
     return LiveTeacher(
         config.name,
-        freeze(build_model(config, plan.num_classes)).to(device),
+        freeze(model).to(device),
         explainer_named(plan.explainer),
         plan.input_size if side is None else (side, side),
         replace(_compute_settings(plan.trainer, config, device), compile=False),

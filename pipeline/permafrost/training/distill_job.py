@@ -123,9 +123,13 @@ def fingerprint_inputs(
     inputs = {"store": store.manifest.fingerprint}
     inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
     if (live := live_teacher(config)) is not None:
+        from permafrost.losses.base import build_loss
         from permafrost.models.fingerprint import describe_teacher
 
-        inputs["live teacher"] = sha256_json(describe_teacher(live, len(store.manifest.classes)))
+        described = describe_teacher(
+            live, len(store.manifest.classes), reads_head=build_loss(config.method).needs.logits
+        )
+        inputs["live teacher"] = sha256_json(described)
     files = config.student.fingerprint_files()
     inputs |= {f"student.{option}": sha256 for option, sha256 in files.items()}
     weights = config.student.weights
