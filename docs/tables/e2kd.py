@@ -232,6 +232,25 @@ def cifar10_features() -> str:
     )
 
 
+_WITHOUT_HEAD = {
+    "mirror": "ReviewKD, labels and logits",
+    "features_alone": "`method=features` alone, three stages",
+    "embedding_alone": "`method=embedding` alone",
+}
+
+
+def cifar10_probes() -> str:
+    """What the features of students tell about the labels, with and without labels in their training."""
+    baseline = runs_of(FEATURES, "mirror")
+    rows: Rows = []
+    for arm, label in _WITHOUT_HEAD.items():
+        runs = runs_of(FEATURES, arm)
+        cells = [by_seed(runs, "linear_probe"), spread(runs, "linear_probe"), spread(runs, "knn")]
+        rows.append((label, [*cells, difference(runs, baseline, "linear_probe")]))
+    header = ("test accuracy, %", "linear probe by seed", "linear probe", "20 nearest neighbors")
+    return table((*header, "linear probe, minus ReviewKD"), rows)
+
+
 def cifar10_top_logits() -> str:
     """KD with the largest logits of a pass."""
     rows = []
@@ -354,6 +373,7 @@ TABLES = (
     cifar10_equal_terms,
     cifar10_equal_terms_tau4,
     cifar10_features,
+    cifar10_probes,
     cifar10_top_logits,
     student_precision,
     cifar10_datafree,
