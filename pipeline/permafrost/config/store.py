@@ -10,6 +10,7 @@ from annotated_types import Ge, Le, Lt
 
 from permafrost.config.options import OpenOptions, Options, Role, options_of
 from permafrost.config.plugins import Family
+from permafrost.core.buckets import Bucket, is_address, parse_bucket
 from permafrost.core.errors import require
 from permafrost.core.rooted_paths import RootedPath
 
@@ -22,7 +23,12 @@ class StoreOptions(Options):
     section: ClassVar[str] = "store"
 
     path: Annotated[str, Role.FILE, Role.OUTSIDE_IDENTITY] = "stores/demo"
-    """Folder of the store."""
+    """Folder of the store, or of a bucket (s3://bucket/folder)."""
+    cache: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
+    """Folder of each node for copies of the objects of a bucket, which its processes share; null takes the environment
+    variable PERMAFROST_CACHE, or ~/.cache/permafrost."""
+    cache_bytes: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
+    """Largest size of that folder in bytes; null for any. Copies that were used longest ago are removed."""
     allow_links: Annotated[bool, Role.OUTSIDE_IDENTITY] = False
     """Follow symbolic links inside the store, for a store of your own. They are an error otherwise, because those of a
     store from someone else can lead to any file of this machine. The path of the store itself may contain links."""
@@ -50,10 +56,14 @@ class StoreOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.path != "", "store.path is empty; set it to the folder of the store")
-        require(
-            "://" not in self.path,
-            f"store.path must be a local or mounted folder, got {self.path!r}; object storage is not supported yet",
-        )
+        if is_address(self.path):
+            parse_bucket("store.path", self.path)
+        else:
+            require(
+                self.cache is None and self.cache_bytes is None,
+                f"store.cache and store.cache_bytes are for buckets, but store.path={self.path} is a local folder; "
+                "leave them out",
+            )
 
     @property
     def folder(self) -> RootedPath:
@@ -62,7 +72,11 @@ class StoreOptions(Options):
 
     def at(self, other: str | None) -> RootedPath:
         """Return the folder of another store, which is read in the same way; of None its own."""
-        return RootedPath(Path(other or self.path), allow_links=self.allow_links)
+        path = other or self.path
+        if is_address(path):
+            bucket = Bucket(parse_bucket("store.path", path), self.cache, self.cache_bytes)
+            return RootedPath(bucket)
+        return RootedPath(Path(path), allow_links=self.allow_links)
 
 
 class PayloadInfo(NamedTuple):

@@ -4,6 +4,9 @@ A file is either whole or absent, even if the process that writes it dies. A com
 in the same folder, calls fsync, renames the file, and calls fsync on the folder. Every operation that changes something
 goes through this module's `os`, so that a test can simulate a crash after any of them. Paths are opened by
 rooted_paths.py.
+
+A file of a bucket is written to this machine first and is then uploaded whole (buckets.py). It is read from a copy in
+the node's cache (object_cache.py), so that its readers seek in it and map it as they do with any file.
 """
 
 from __future__ import annotations
@@ -23,15 +26,20 @@ from typing import IO, TYPE_CHECKING, Any
 
 import google_crc32c
 
+from permafrost.core import buckets
 from permafrost.core.errors import FileError, UserError
+from permafrost.core.object_cache import cache_of, scratch_folder_of
 from permafrost.core.rooted_paths import (
     ABSENT,
     AnyPath,
     LinkError,
     RootedPath,
+    bucket_of,
     is_folder,
+    is_in_bucket,
     is_refused_link,
     iter_files,
+    local_root,
     open_parent,
     opened_folder,
     read_error,
@@ -112,6 +120,10 @@ class HashingFile:
 @contextmanager
 def open_atomically(path: AnyPath) -> Iterator[HashingFile]:
     """Provide a file that appears at `path`, whole and durable, when the block ends without an error."""
+    if is_in_bucket(path):
+        with _uploaded(path) as file:
+            yield file
+        return
     make_folder(path.parent)
     partial = f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
     with opened_folder(path.parent) as folder:
@@ -141,6 +153,34 @@ def open_atomically(path: AnyPath) -> Iterator[HashingFile]:
         _fsync_folder(folder, path.parent)
 
 
+@contextmanager
+def _uploaded(path: RootedPath) -> Iterator[HashingFile]:
+    """Provide a file of this machine that is uploaded when the block ends without an error."""
+    with _scratch(path) as scratch:
+        file = HashingFile(scratch.fileno(), path)
+        try:
+            yield file
+            file.flush()
+        except OSError as error:
+            if isinstance(error, UserError):
+                raise
+            raise write_error(path, error) from error
+        finally:
+            file.detach()
+        scratch.seek(0)
+        buckets.put_object(str(file.destination), scratch, file.bytes, file.sha256)
+
+
+def _scratch(path: RootedPath) -> IO[bytes]:
+    """Open a file without a name on this machine for what is to be uploaded. Raises FileError."""
+    try:
+        return tempfile.TemporaryFile(dir=scratch_folder_of(bucket_of(path)))
+    except FileError:
+        raise
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
 def write_error(path: AnyPath, error: OSError) -> FileError:
     """Return the error to raise if `path` could not be written."""
     if error.errno in _NO_SPACE:
@@ -161,10 +201,44 @@ def write_atomically(path: AnyPath, data: bytes) -> str:
     return file.sha256
 
 
+_versions: dict[str, str] = {}
+"""ETags of the objects that this process has read by `read_committed` or written by `commit_file`."""
+
+
+def commit_file(path: AnyPath, data: bytes) -> None:
+    """Write a file that makes others valid.
+
+    In a bucket, where no lock is certain, it is written only if there is none yet or if it is still the one that this
+    process has read; the same bytes by another writer are a success. Raises FileError, such as ReplacedError.
+    """
+    if not is_in_bucket(path):
+        write_atomically(path, data)
+        return
+    address = str(path)
+    try:
+        _versions[address] = buckets.create_object(address, data, _versions.get(address))
+    except buckets.ReplacedError as error:
+        raise buckets.ReplacedError(
+            f"{error}, with other content. Finished files are kept; run the same command again, which compares it"
+        ) from None
+
+
+def read_committed(path: AnyPath, most: int) -> bytes:
+    """Return the bytes of a file that `commit_file` may replace. Arguments and errors are those of `read_regular`."""
+    if not is_in_bucket(path):
+        return read_regular(path, most)
+    download = _small_download(path, most)
+    data = b"".join(download.blocks())
+    _versions[str(path)] = download.facts.e_tag
+    return data
+
+
 def make_folder(path: AnyPath) -> None:
-    """Create a folder and its parents durably. An existing folder is not an error."""
+    """Create a folder and its parents durably. An existing folder is not an error. A bucket has no folders."""
+    if is_in_bucket(path):
+        return
     if isinstance(path, RootedPath) and not path.parts:
-        path = path.root
+        path = local_root(path)
     if is_folder(path):
         return
     if path.parent == path:
@@ -187,7 +261,12 @@ def make_folder(path: AnyPath) -> None:
 
 
 def create_file(path: AnyPath) -> IO[bytes]:
-    """Open a file for writing in place, empty, where a whole file is not needed. Raises FileError."""
+    """Open a file for writing in place, empty, where a whole file is not needed. Raises FileError.
+
+    A file of a bucket appears when it is closed.
+    """
+    if is_in_bucket(path):
+        return _UploadedFile(path)
     try:
         descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     except FileError:
@@ -195,6 +274,29 @@ def create_file(path: AnyPath) -> IO[bytes]:
     except OSError as error:
         raise write_error(path, error) from error
     return os.fdopen(descriptor, "wb")
+
+
+class _UploadedFile(io.BufferedRandom):
+    """File of this machine that is uploaded when it is closed."""
+
+    def __init__(self, path: RootedPath) -> None:
+        with _scratch(path) as scratch:
+            descriptor = os.dup(scratch.fileno())
+        super().__init__(io.FileIO(descriptor, "r+b"))
+        self._path = path
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            self.flush()
+            self.seek(0)
+            size = os.fstat(self.fileno()).st_size
+            digest = hashlib.file_digest(self.raw, "sha256").hexdigest()
+            self.seek(0)
+            buckets.put_object(str(self._path), self, size, digest)
+        finally:
+            super().close()
 
 
 def open_lock(path: AnyPath, *, create: bool) -> io.FileIO:
@@ -207,12 +309,18 @@ def open_lock(path: AnyPath, *, create: bool) -> io.FileIO:
 
 def move_file(path: AnyPath, destination: AnyPath) -> None:
     """Give a file another name in the same folder, in place of any file of that name."""
+    if is_in_bucket(path):
+        buckets.move_object(str(path), str(destination))
+        return
     with open_parent(path) as (folder, name):
         os.replace(name, destination.name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def remove_file(path: AnyPath) -> None:
     """Remove a file if it exists; of a link, the link itself."""
+    if is_in_bucket(path):
+        buckets.remove_object(str(path))
+        return
     with suppress(*ABSENT), open_parent(path) as (folder, name):
         os.unlink(name, dir_fd=folder)
 
@@ -235,7 +343,11 @@ def remove_partial_files(
 
 def scratch_file(folder: RootedPath | None = None) -> IO[bytes]:
     """Return a temporary file without a name, in a root or in the machine's temporary folder."""
-    return tempfile.TemporaryFile(dir=None if folder is None else folder.root)
+    if folder is None:
+        return tempfile.TemporaryFile()
+    return (
+        _scratch(folder) if is_in_bucket(folder) else tempfile.TemporaryFile(dir=local_root(folder))
+    )
 
 
 @contextmanager
@@ -260,12 +372,17 @@ def _fsync_folder(folder: int, path: AnyPath) -> None:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def open_regular(path: AnyPath) -> io.FileIO:
+def open_regular(path: AnyPath, sha256: str | None = None) -> io.FileIO:
     """Open a regular file for reading, unbuffered.
+
+    sha256  digest of the file, if it is known; it names the copy of a file in a bucket, and is compared when that
+            arrives. A local file is not compared
 
     Raises FileNotFoundError if the file is missing, and FileError if it cannot be opened or is not a regular file.
     Opening a pipe would block, and a device has no end.
     """
+    if is_in_bucket(path):
+        return cache_of(bucket_of(path)).open(str(path), sha256)
     try:
         descriptor = _open(path, _READ)
     except (FileNotFoundError, FileError):
@@ -297,21 +414,35 @@ def read_at(file: io.FileIO, size: int, offset: int) -> bytes:
     return data
 
 
-def read_regular(path: AnyPath, most: int | None = None) -> bytes:
+def read_regular(path: AnyPath, most: int | None = None, sha256: str | None = None) -> bytes:
     """Return the bytes of a regular file. Raises the errors of `open_regular`.
 
-    most  largest number of bytes; a larger file is a FileError, and is not read
+    most    largest number of bytes; a larger file is a FileError, and is not read
+    sha256  as in `open_regular`; a file of a bucket is read from the cache if it is known, and else from the bucket
     """
-    with open_regular(path) as file:
+    if is_in_bucket(path) and sha256 is None:
+        return b"".join(_small_download(path, most).blocks())
+    with open_regular(path, sha256) as file:
         size = open_size(file)
         if most is not None and size > most:
-            raise FileError(
-                f"{path} has {size:,} bytes, more than the {most:,} that such a file can have. Restore it, or delete it"
-            )
+            raise _too_large(path, size, most)
         try:
             return file.readall() if most is None else read_at(file, size, 0)
         except OSError as error:
             raise read_error(path, error) from error
+
+
+def _small_download(path: RootedPath, most: int | None) -> buckets.Download:
+    download = buckets.Download(str(path))
+    if most is not None and download.facts.size > most:
+        raise _too_large(path, download.facts.size, most)
+    return download
+
+
+def _too_large(path: AnyPath, size: int, most: int) -> FileError:
+    return FileError(
+        f"{path} has {size:,} bytes, more than the {most:,} that such a file can have. Restore it, or delete it"
+    )
 
 
 def map_file(file: io.FileIO | IO[bytes]) -> mmap.mmap:
@@ -321,6 +452,8 @@ def map_file(file: io.FileIO | IO[bytes]) -> mmap.mmap:
 
 def sha256_file(path: AnyPath) -> str:
     """Return the SHA-256 of a regular file, computed in constant memory. Raises the errors of `open_regular`."""
+    if is_in_bucket(path):
+        return buckets.object_sha256(str(path))
     with open_regular(path) as file:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()

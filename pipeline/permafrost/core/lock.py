@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
+from permafrost.core.buckets import Lease
 from permafrost.core.errors import FileError, UserError
 from permafrost.core.files import make_folder, open_lock
+from permafrost.core.rooted_paths import is_in_bucket
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Iterator
 
-    from permafrost.core.rooted_paths import AnyPath
+    from permafrost.core.rooted_paths import AnyPath, RootedPath
 
 logger = logging.getLogger("permafrost.lock")
 
@@ -41,8 +43,13 @@ def lock_folder(folder: AnyPath, option: str = "store.path") -> Iterator[None]:
     option  option that chooses the folder, for messages
 
     The kernel releases the lock however the process ends, so no lock is left behind. A folder that is read-only for
-    this process needs no lock, so a command without work to do can still succeed there.
+    this process needs no lock, so a command without work to do can still succeed there. In a bucket the lock is a lease
+    (buckets.py).
     """
+    if is_in_bucket(folder):
+        with _leased(folder, option):
+            yield
+        return
     make_folder(folder)
     file = _open_lock(folder, option)
     if file is None:
@@ -67,6 +74,21 @@ def lock_folder(folder: AnyPath, option: str = "store.path") -> Iterator[None]:
     finally:
         _files.discard(file)
         file.close()  # a forked child has closed it
+
+
+@contextmanager
+def _leased(folder: RootedPath, option: str) -> Iterator[None]:
+    """Keep other writers out of a bucket's folder by a lease, which is renewed until the block ends."""
+    lease = Lease(str(folder / LOCK_NAME))
+    holder = lease.acquire()
+    if holder is not None:
+        raise LockedError(
+            f"{holder} is writing to {folder}; wait until it has finished, or choose another {option}"
+        )
+    try:
+        yield
+    finally:
+        lease.release()
 
 
 @cache

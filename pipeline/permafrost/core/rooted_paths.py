@@ -2,8 +2,9 @@
 
 A plain `Path` is the user's own, and links in it are followed. What is inside a store may come from a stranger. Its
 paths are `RootedPath`s: each folder below the root is opened from the one above it and never through a link, so that
-nothing can change between a check and its use. Every function here and in files.py takes both kinds, and nothing else
-opens a RootedPath.
+nothing can change between a check and its use. The root may also be a folder of a bucket, which has no links;
+buckets.py sends the requests for what is below. Every function here and in files.py takes all of these, and nothing
+else opens a RootedPath.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
+from permafrost.core import buckets
+from permafrost.core.buckets import Bucket, is_address, parse_bucket
 from permafrost.core.errors import FileError
 
 if TYPE_CHECKING:
@@ -45,8 +48,8 @@ class RootedPath:
     It is no `os.PathLike`: only the functions of this module and of files.py open it.
     """
 
-    root: Path
-    """The folder, whose own path may contain links."""
+    root: Path | Bucket
+    """The folder, whose own path may contain links, or a folder of a bucket."""
     parts: tuple[str, ...] = ()
     """Names below the root."""
     allow_links: bool = False
@@ -105,6 +108,24 @@ class RootedPath:
 AnyPath: TypeAlias = Path | RootedPath
 
 
+def rooted(text: str) -> RootedPath:
+    """Return a folder of this machine, or of a bucket, as a root. Raises ConfigError for an address that is none."""
+    if is_address(text):
+        return RootedPath(Bucket(parse_bucket("the path", text)))
+    return RootedPath(Path(text))
+
+
+def is_in_bucket(path: AnyPath) -> TypeGuard[RootedPath]:
+    """Return whether a path is in a bucket. Its text is then its address."""
+    return isinstance(path, RootedPath) and isinstance(path.root, Bucket)
+
+
+def bucket_of(path: RootedPath) -> Bucket:
+    """Return the bucket of a path in one."""
+    assert isinstance(path.root, Bucket)
+    return path.root
+
+
 def refuses_links(path: AnyPath) -> TypeGuard[RootedPath]:
     """Return whether the path is below a root that may not contain links."""
     return isinstance(path, RootedPath) and not path.allow_links and len(path.parts) > 0
@@ -113,6 +134,7 @@ def refuses_links(path: AnyPath) -> TypeGuard[RootedPath]:
 @contextmanager
 def opened_folder(path: AnyPath) -> Iterator[int]:
     """Provide a descriptor of a folder, for the `dir_fd` of system calls. Raises OSError, or LinkError."""
+    assert not is_in_bucket(path), path
     below = path.parts if refuses_links(path) else ()
     descriptor = os.open(str(path.root if refuses_links(path) else path), _FOLDER)
     try:
@@ -129,6 +151,12 @@ def opened_folder(path: AnyPath) -> Iterator[int]:
         os.close(descriptor)
 
 
+def local_root(path: RootedPath) -> Path:
+    """Return the root of a path that is not in a bucket."""
+    assert isinstance(path.root, Path), path
+    return path.root
+
+
 @contextmanager
 def open_parent(path: AnyPath) -> Iterator[tuple[int, str]]:
     """Provide a descriptor of the folder of a path, and the name in it.
@@ -136,7 +164,7 @@ def open_parent(path: AnyPath) -> Iterator[tuple[int, str]]:
     An OSError in the block is raised with the whole path; if its reason is a link, as LinkError.
     """
     if isinstance(path, RootedPath) and not path.parts:
-        path = path.root
+        path = local_root(path)
     with opened_folder(path.parent) as folder:
         try:
             yield folder, path.name or "."
@@ -183,17 +211,23 @@ def _status(path: AnyPath) -> os.stat_result | None:
 
 def exists(path: AnyPath) -> bool:
     """Return whether there is a file or a folder. Raises LinkError, also for a link to nothing."""
+    if is_in_bucket(path):
+        return _object_size(path) is not None or is_folder(path)
     return _status(path) is not None
 
 
 def is_folder(path: AnyPath) -> bool:
     """Return whether there is a folder. Raises LinkError."""
+    if is_in_bucket(path):
+        return next(buckets.iter_objects(str(path)), None) is not None
     status = _status(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def file_size(path: AnyPath) -> int | None:
     """Return the bytes of a regular file, None if there is none. Raises LinkError."""
+    if is_in_bucket(path):
+        return _object_size(path)
     status = _status(path)
     return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
 
@@ -204,7 +238,12 @@ def is_file(path: AnyPath) -> bool:
 
 
 def is_writable(folder: AnyPath) -> bool:
-    """Return whether there is a folder in which this process may create files. Raises LinkError."""
+    """Return whether there is a folder in which this process may create files; of a bucket this is taken for granted.
+
+    Raises LinkError.
+    """
+    if is_in_bucket(folder):
+        return True
     try:
         with opened_folder(folder) as descriptor:
             return os.access(".", os.W_OK, dir_fd=descriptor)
@@ -215,6 +254,36 @@ def is_writable(folder: AnyPath) -> bool:
 def list_folder(folder: RootedPath, pattern: str = "*") -> list[RootedPath]:
     """Return the sorted paths in a folder whose names match a pattern; [] if there is no folder. Raises LinkError."""
     return [folder / name for name, _ in _entries(folder) if fnmatchcase(name, pattern)]
+
+
+_listed: dict[str, dict[str, int]] = {}
+"""Sizes of the objects below some folders of buckets, by their names."""
+
+
+@contextmanager
+def listed_once(folder: RootedPath) -> Iterator[None]:
+    """Answer questions for the sizes of files below a bucket's folder from one listing, in place of a request for each.
+
+    For a block that asks for many files and writes none of them. A local folder is asked each time.
+    """
+    address = str(folder)
+    if not is_in_bucket(folder) or address in _listed:
+        yield
+        return
+    _listed[address] = dict(buckets.iter_objects(address))
+    try:
+        yield
+    finally:
+        del _listed[address]
+
+
+def _object_size(path: RootedPath) -> int | None:
+    address = str(path)
+    for folder, sizes in _listed.items():
+        if address.startswith(f"{folder}/"):
+            return sizes.get(address[len(folder) + 1 :])
+    facts = buckets.object_facts(address)
+    return None if facts is None else facts.size
 
 
 def find_links(folder: RootedPath) -> Iterator[RootedPath]:
@@ -230,11 +299,16 @@ def iter_files(folder: AnyPath, ignored: Container[str] = ()) -> Iterator[Rooted
     Memory does not grow with their number.
     """
     top = folder if isinstance(folder, RootedPath) else RootedPath(folder, allow_links=True)
+    if is_in_bucket(top):
+        names = (name for name, _ in buckets.iter_objects(str(top)))
+        return (top / name for name in names if name.partition("/")[0] not in ignored)
     return (path for path, _ in _iter_entries(top, ignored))
 
 
 def _entries(folder: AnyPath) -> list[tuple[str, str]]:
     """Return the sorted names in a folder with their kinds, "file", "folder" or "link"; [] if there is no folder."""
+    if is_in_bucket(folder):
+        return buckets.list_names(str(folder))
     try:
         with opened_folder(folder) as place:
             descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)

@@ -180,7 +180,7 @@ def _for_sample(config: EstimateConfig, store: Store) -> PrecomputeConfig:
         config,
         store=replace(config.store, path=str(store.path)),
         subset=type(config.subset)(),
-        run=str(store.path / "run"),
+        run=str(store.folder / "run"),
     )
     return resolve_precompute(changed, store)
 

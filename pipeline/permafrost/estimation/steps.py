@@ -20,6 +20,7 @@ from permafrost.config.models import NoModelConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import progress
+from permafrost.core.rooted_paths import local_root
 from permafrost.estimation.sample import Spread, spread_of
 from permafrost.loading.geometry import view_images
 from permafrost.models.explanations import pass_precision
@@ -192,7 +193,7 @@ class _Steps:
 
     def __init__(self, config: EstimateConfig, store: Store, mode: Mode) -> None:
         options = _student(config, store, mode)
-        spec = Distillation(config=options, folder=store.path / "student").plan()
+        spec = Distillation(config=options, folder=local_root(store.folder) / "student").plan()
         here = DistributedContext()
         self.spec = spec
         self.training = build_training(spec, here)
@@ -303,6 +304,6 @@ def _student(config: EstimateConfig, store: Store, mode: Mode) -> DistillConfig:
         teacher=teacher,
         explainer=config.explainer,
         split=config.split,
-        run=str(store.path / "student"),
+        run=str(store.folder / "student"),
     )
     return resolve_distill(options, store)

@@ -225,7 +225,7 @@ def read_table(
     with SIGABRT ("terminate called without an active exception"), as observed in one of 20 runs on a busy machine.
     """
     try:
-        data = read_regular(path, most)
+        data = read_regular(path, most, sha256)
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {advice[0]}") from None
     if sha256 is not None:

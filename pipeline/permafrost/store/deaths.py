@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import UserError
 from permafrost.core.files import create_file, make_folder, read_regular, remove_file
-from permafrost.core.rooted_paths import exists
+from permafrost.core.rooted_paths import is_file
 from permafrost.store.receipts import RECEIPTS_FOLDER
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ShardDeaths:
     def __init__(self, folder: RootedPath, shard: str) -> None:
         self.path = folder / RECEIPTS_FOLDER / f".{shard}{DEATHS_SUFFIX}"
         self.shard = shard
-        self.count = self._read() if exists(self.path) else 0
+        self.count = self._read() if is_file(self.path) else 0
 
     def __enter__(self) -> ShardDeaths:
         make_folder(self.path.parent)

@@ -127,7 +127,7 @@ def read_entry(
             f"{path} (shard {shard}) would have {entry.bytes:,} bytes, but its fields have at most {most:,}; {REWRITE}"
         )
     try:
-        with open_regular(path) as file:
+        with open_regular(path, entry.sha256) as file:
             size = open_size(file)
             data = read_at(file, size, 0) if size == entry.bytes else b""
     except FileNotFoundError:

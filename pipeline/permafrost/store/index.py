@@ -74,7 +74,7 @@ def open_batch(path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.Recor
     Raises ManifestError if the file is missing, or has another size or other columns than its manifest says.
     """
     try:
-        with open_regular(path) as opened:
+        with open_regular(path, file.sha256) as opened:
             found = open_size(opened)
             if found != file.bytes:
                 raise ManifestError(

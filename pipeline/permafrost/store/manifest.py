@@ -12,7 +12,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from permafrost.core.files import SHORT, canonical_json, read_regular, write_atomically
+from permafrost.core.files import SHORT, canonical_json, commit_file, read_committed
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.core.rooted_paths import exists
 from permafrost.core.signed_files import DigestError, check_json, sign_json
@@ -254,7 +254,7 @@ def check_files(files: Any) -> dict[str, str]:
 def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
     """Write the manifest, which makes the folder's contents valid for readers."""
     values = {spec.name: _plain(getattr(manifest, spec.name)) for spec in fields(manifest)}
-    write_atomically(folder / MANIFEST_NAME, sign_json(values, sort_keys=True, allow_nan=False))
+    commit_file(folder / MANIFEST_NAME, sign_json(values, sort_keys=True, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -332,7 +332,7 @@ def read_checked(
     """Read a manifest's entries, checked against its own digest and the number of the schema."""
     if not exists(path):
         raise ManifestError(f"{path} does not exist; run {made_by} to create or finish it")
-    raw = read_regular(path, _MAX_MANIFEST_BYTES)
+    raw = read_committed(path, _MAX_MANIFEST_BYTES)
     if raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS:
         raise ManifestError(
             f"{path} has more than {_MOST_BRACKETS:,} lists and mappings; {REWRITE}"

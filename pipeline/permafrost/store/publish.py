@@ -24,7 +24,15 @@ from permafrost.core.files import (
     sha256_keys,
     write_atomically,
 )
-from permafrost.core.rooted_paths import AnyPath, LinkError, RootedPath, exists, file_size, is_file
+from permafrost.core.rooted_paths import (
+    AnyPath,
+    LinkError,
+    RootedPath,
+    exists,
+    file_size,
+    is_file,
+    listed_once,
+)
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import (
     REWRITE,
@@ -89,7 +97,8 @@ def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
     manifest = published_store(store)
     if manifest is None or _read(store) != _text(digest, manifest.dataset.fingerprint):
         return None
-    return manifest if all(is_whole(store, shard) for shard in manifest.shards) else None
+    with listed_once(store):
+        return manifest if all(is_whole(store, shard) for shard in manifest.shards) else None
 
 
 def _text(digest: str, fingerprint: str) -> bytes:
@@ -134,12 +143,14 @@ def missing_image_shards(
     if exists(store / MANIFEST_NAME):
         manifest = _check_published(store, plans, dataset, packing, classes, image_size)
         held = {shard.name: shard for shard in manifest.shards}
-        return [
-            plan
-            for plan in plans
-            if _is_moved(held[plan.name], plan) or not is_whole(store, held[plan.name])
-        ]
-    return [plan for plan in plans if not _has_receipt(store, plan, dataset, packing)]
+        with listed_once(store):
+            return [
+                plan
+                for plan in plans
+                if _is_moved(held[plan.name], plan) or not is_whole(store, held[plan.name])
+            ]
+    with listed_once(store):
+        return [plan for plan in plans if not _has_receipt(store, plan, dataset, packing)]
 
 
 def needs_publishing(folder: RootedPath) -> bool:
@@ -387,7 +398,7 @@ def _has_receipt(
 
 def read_metadata(path: RootedPath, schema: pa.Schema) -> dict[str, Any] | None:
     """Read a receipt's metadata; None if the receipt is missing or damaged, so that its shard is written again."""
-    if not exists(path):
+    if not is_file(path):
         return None
     try:
         return read_receipt(path, schema)[1]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import UserError
 from permafrost.core.files import sha256_file, sha256_keys
-from permafrost.core.rooted_paths import exists, is_file
+from permafrost.core.rooted_paths import exists, is_file, listed_once
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.entries import REWRITE, EntryError, FileEntry, ManifestError, from_dict
 from permafrost.store.index_writer import remove_other_tables
@@ -63,9 +63,11 @@ def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> lis
         held = read_pass_manifest(folder).shards
         if held.names() == [shard.name for shard in shards]:
             pairs = zip(shards, held, strict=True)
-            return [shard for shard, own in pairs if not _has_files(folder, shard, own.files)]
+            with listed_once(folder):
+                return [shard for shard, own in pairs if not _has_files(folder, shard, own.files)]
         return list(shards)
-    return [shard for shard in shards if not _is_annotated(folder, shard)]
+    with listed_once(folder):
+        return [shard for shard in shards if not _is_annotated(folder, shard)]
 
 
 def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from permafrost.core.rooted_paths import RootedPath, exists, is_file, is_folder, list_folder
+from permafrost.core.rooted_paths import (
+    RootedPath,
+    exists,
+    is_file,
+    is_folder,
+    list_folder,
+    rooted,
+)
 from permafrost.store.backends import BACKENDS
 from permafrost.store.entries import REPAIR, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, StoredShard, Values
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from permafrost.core.buckets import Bucket
     from permafrost.store.row_reader import Rows
     from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
 
@@ -39,12 +47,12 @@ class Store:
     """Images, their index and the teacher passes over them."""
 
     def __init__(self, path: str | Path | RootedPath) -> None:
-        """path  folder of the store, which links may not lead out of, unless the path allows them"""
-        self.folder = RootedPath.of(Path(path) if isinstance(path, str) else path)
+        """path  folder of the store, which links may not lead out of, unless the path allows them, or its address"""
+        self.folder = rooted(path) if isinstance(path, str) else RootedPath.of(path)
         self.manifest: StoreManifest = read_store_manifest(self.folder)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Path | Bucket:
         """Folder of the store as its user named it. Its files are opened by `folder`."""
         return self.folder.root
 

@@ -16,7 +16,7 @@ import numcodecs
 import numpy as np
 
 from permafrost.core.files import open_regular, open_size, read_at
-from permafrost.store.entries import REPAIR, REWRITE, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
     import io
@@ -84,27 +84,28 @@ class InnerChunkRows:
         inner: tuple[int, int],
         compressed: bool,
         checksums: NDArray[np.uint32],
-        file_bytes: int,
+        entry: FileEntry,
     ) -> None:
         """shape           (rows, V, *shape) of the existing records
         rows_per_shard  rows that the file has room for
         inner           rows and views of an inner chunk, which spans the other axes
         checksums       CRC-32C of the inner chunks of each row, [rows, V / inner views]
-        file_bytes      size of the file in the manifest
+        entry           the file in the manifest
         Raises ManifestError if the file is missing or has another size.
         """
         self.path = path
+        self._entry = entry
         self._checksums = checksums
         if checksums.shape != (shape[0], shape[1] // inner[1]):
             raise ManifestError(f"{path} has no checksums of its chunks in the receipt; {REPAIR}")
         try:
-            with open_regular(path) as file:
+            with self._open() as file:
                 found = open_size(file)
         except FileNotFoundError:
             raise ManifestError(f"{path} is missing; {REPAIR}") from None
-        if found != file_bytes:
+        if found != entry.bytes:
             raise ManifestError(
-                f"{path} has {found} bytes, but its manifest lists {file_bytes}; {REWRITE}"
+                f"{path} has {found} bytes, but its manifest lists {entry.bytes}; {REWRITE}"
             )
         self.shape = shape
         self.dtype = np.dtype(dtype)
@@ -117,12 +118,15 @@ class InnerChunkRows:
         chunks = rows // self.inner[0] * (self.shape[1] // self.inner[1]) + views // self.inner[1]
         expected = self._checksums[rows, views // self.inner[1]]
         values = np.empty((len(rows), *self.shape[2:]), self.dtype)
-        with open_regular(self.path) as file:
+        with self._open() as file:
             for chunk in np.unique(chunks):
                 here = chunks == chunk
                 read = self._read_chunk(file, int(chunk), int(expected[here][0]))
                 values[here] = read[rows[here] % self.inner[0], views[here] % self.inner[1]]
         return values
+
+    def _open(self) -> io.FileIO:
+        return open_regular(self.path, self._entry.sha256)
 
     def _read_chunk(self, file: io.FileIO, chunk: int, checksum: int) -> NDArray[Any]:
         offset, length = (int(entry) for entry in self._index[chunk])
@@ -153,7 +157,7 @@ class InnerChunkRows:
         """[inner chunks, 2]: offset and length."""
         chunks = self.rows_per_shard // self.inner[0] * (self.shape[1] // self.inner[1])
         length = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
-        with open_regular(self.path) as file:
+        with self._open() as file:
             start = open_size(file) - length
             data = read_at(file, length, start) if start >= 0 else b""
         body = strip_checksum(data, self.path) if len(data) == length else b""

@@ -73,7 +73,7 @@ class ShardBytes:
         self.path = shard.file(store)
         self.shard = shard
         try:
-            self._file = open_regular(self.path)
+            self._file = open_regular(self.path, shard.sha256)
         except FileNotFoundError:
             raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
         found = open_size(self._file)

@@ -23,6 +23,7 @@ from permafrost.core.rooted_paths import (
     is_folder,
     iter_files,
     list_folder,
+    listed_once,
 )
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from permafrost.store.codecs import decode_unit
@@ -133,7 +134,8 @@ def verify_store(path: AnyPath) -> Iterator[str]:
     """
     folder = RootedPath.of(path)
     links = [str(LinkError(link)) for link in find_links(folder)]
-    yield from links or _verify_contents(folder)
+    with listed_once(folder):
+        yield from links or _verify_contents(folder)
 
 
 def _verify_contents(path: RootedPath) -> Iterator[str]:
@@ -282,9 +284,9 @@ def _verify_index(store: Store) -> Iterator[str]:
         manifest.dataset, manifest.canonical, manifest.columns, store.shards.names_and_keys()
     )
     if expected != manifest.fingerprint:
-        yield f"{store.path / MANIFEST_NAME}: its fingerprint is not that of its shards"
+        yield f"{store.folder / MANIFEST_NAME}: its fingerprint is not that of its shards"
     if store.shards.records_of_splits() != manifest.records:
-        yield f"{store.path / MANIFEST_NAME}: its numbers of records are not those of its shards"
+        yield f"{store.folder / MANIFEST_NAME}: its numbers of records are not those of its shards"
     hashes = UniqueHashes()
     many_labels = False
     for number, shard in enumerate(store.shards):
@@ -311,7 +313,7 @@ def _verify_index(store: Store) -> Iterator[str]:
     if not hashes.are_unique():
         yield f"{store.path}: the index contains a key twice"
     if many_labels != manifest.multi_label:
-        yield f"{store.path / MANIFEST_NAME}: multi_label is {manifest.multi_label}"
+        yield f"{store.folder / MANIFEST_NAME}: multi_label is {manifest.multi_label}"
 
 
 def _verify_pass(store: Store, folder: RootedPath, rows_too: bool) -> Iterator[str]:

@@ -175,7 +175,7 @@ class ZarrFields(PassFields):
             inner=self._inner(spec),
             compressed=_is_compressed(spec),
             checksums=checksums,
-            file_bytes=entry.bytes,
+            entry=entry,
         )
 
     def _chunk_path(self, spec: FieldSpec, position: int) -> str:

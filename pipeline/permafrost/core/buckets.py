@@ -1,0 +1,550 @@
+"""Objects in buckets: whole reads, ranges, listings, conditional writes, and the lease of a writer.
+
+An object is named by its address, such as s3://bucket/stores/demo/manifest.json. Only addresses travel between
+processes. Each process connects with the credentials of its own environment, because a connection that is sent to
+another process would carry them in clear. A process that was forked from one with a connection cannot use any, as its
+requests would wait forever, and raises an error instead.
+
+Objects appear whole or not at all. A request that is repeated because its response was lost may fail against its own
+object, so a failed write reads what is there and is a success if it is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from permafrost.core.errors import ConfigError, FileError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger("permafrost.buckets")
+
+SCHEMES = ("s3", "gs", "az")
+"""Schemes of buckets that can be written to. Only s3 has been tried."""
+READ_ONLY_SCHEMES = ("https", "http")
+_ADDRESS = re.compile(r"([a-z0-9]+)://([^/]+)(?:/(.*))?", re.DOTALL)
+_PART_BYTES = 16 * 2**20
+"""Bytes of a part of an upload; smaller objects are one request."""
+_BLOCK_BYTES = 4 * 2**20
+"""Bytes of a download that are handed on at once."""
+_CLIENT = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
+"""Time limits of a request. The last one is for whole shards, of which a slow network carries a few MB a second."""
+_RETRIES = {
+    "max_retries": 10,
+    "retry_timeout": timedelta(minutes=3),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15)},
+}
+
+
+class ForkError(UserError, RuntimeError):
+    """Use of a bucket in a process that was forked from one that had used a bucket."""
+
+
+class ReplacedError(FileError):
+    """Object that another writer has written in the meantime."""
+
+
+class ObjectFacts(NamedTuple):
+    """Object as a request shows it."""
+
+    size: int
+    e_tag: str
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """Folder in a bucket, as the root of a RootedPath: an address and where its objects are cached."""
+
+    address: str
+    """s3://bucket/prefix, without a slash at the end."""
+    cache: str | None = None
+    """Folder of the node for copies of its objects; None for the default of object_cache.py."""
+    cache_bytes: int | None = None
+    """Largest size of that folder in bytes; None for any."""
+
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def name(self) -> str:
+        """Last part of the address."""
+        return self.address.rpartition("/")[2]
+
+    def joinpath(self, *parts: str) -> Bucket:
+        """Append names."""
+        return replace(self, address="/".join((self.address, *parts)))
+
+    def absolute(self) -> Bucket:
+        """Return the bucket itself: its address is the same for every process."""
+        return self
+
+
+def is_address(text: str) -> bool:
+    """Return whether a path is the address of an object or of a bucket's folder."""
+    return "://" in text
+
+
+def parse_bucket(option: str, text: str, *, writable: bool = True) -> str:
+    """Return an address without slashes at its end. Raises ConfigError for one that cannot be used.
+
+    option    option that has the address, for messages
+    writable  the folder is written to
+    """
+    match = _ADDRESS.fullmatch(text)
+    schemes = SCHEMES if writable else (*SCHEMES, *READ_ONLY_SCHEMES)
+    if match is None or match[1] not in schemes:
+        raise ConfigError(
+            f"{option}={text} is no address of a bucket; write {', '.join(f'{s}://' for s in schemes)} and its name, "
+            "or a local folder"
+        )
+    if "@" in match[2]:
+        raise ConfigError(
+            f"{option} contains credentials; set them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    parts = (match[3] or "").rstrip("/").split("/")
+    if parts != [""] and any(part in ("", ".", "..") for part in parts):
+        raise ConfigError(
+            f"{option}={text} has an empty name, . or .. in it; write the address without"
+        )
+    return text.rstrip("/")
+
+
+# ---- connections -----------------------------------------------------------------------------------
+
+
+_clients: dict[str, Any] = {}
+_is_forked = False
+
+
+def _client(container: str) -> Any:
+    """Return this process's connection to a bucket, such as s3://bucket."""
+    if _is_forked:
+        raise ForkError(
+            f"{container} cannot be read in a process that was forked from one that had used a bucket: its requests "
+            'would never end. Start processes with "spawn" or "forkserver"'
+        )
+    if container not in _clients:
+        _clients[container] = connect(container)
+        _refuse_in_children()
+    return _clients[container]
+
+
+def connect(container: str) -> Any:
+    """Connect to a bucket with the credentials and the endpoint of the environment. Raises ConfigError."""
+    try:
+        from obstore.store import from_url
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"{container} needs the package obstore; install it with: pip install 'permafrost[cloud]'"
+        ) from None
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    plain = endpoint.startswith("http://") or container.startswith("http://")
+    options: dict[str, Any] = {**_CLIENT, **({"allow_http": True} if plain else {})}
+    return from_url(container, client_options=options, retry_config=_RETRIES)
+
+
+@cache
+def _refuse_in_children() -> None:
+    """Have forked children refuse to use buckets."""
+    os.register_at_fork(after_in_child=_mark_forked)
+
+
+def _mark_forked() -> None:
+    global _is_forked
+    _is_forked = bool(_clients)
+
+
+def _split(address: str) -> tuple[Any, str]:
+    """Return the connection and the key of an address."""
+    match = _ADDRESS.fullmatch(address)
+    assert match is not None, address
+    return _client(f"{match[1]}://{match[2]}"), match[3] or ""
+
+
+@contextmanager
+def _requests(address: str, verb: str) -> Iterator[None]:
+    """Translate the errors of requests into FileError, but for an object that does not exist.
+
+    verb  what could not be done, for the message
+    """
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{address} does not exist") from None
+    except (BaseError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise FileError(f"{address} cannot be {verb} ({_reason(error)})") from error
+
+
+_STATUS = re.compile(r"status code: (\d+ [\w -]+)|\b(\d{3} [A-Z][\w ]+)")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+
+
+def _reason(error: BaseException) -> str:
+    """Return the cause of a failed request in a few words."""
+    text = str(error)
+    if "169.254." in text or "metadata.google" in text or "credential" in text.lower():
+        return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the machine has a role"
+    first = text.strip().partition("\n")[0]
+    status, code = _STATUS.search(first), _CODE.search(text)
+    if status is None:
+        return (
+            first.rpartition(" - ")[2].partition("Debug source")[0].strip().rstrip(":")
+            or "no answer"
+        )
+    reason = (status[1] or status[2]).strip()
+    return f"{reason}, {code[1]}" if code else reason
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def object_facts(address: str) -> ObjectFacts | None:
+    """Return the size and the ETag of an object, None if there is none. Raises FileError."""
+    import obstore
+
+    client, key = _split(address)
+    if not key:
+        return None
+    try:
+        with _requests(address, "read"):
+            meta = obstore.head(client, key)
+    except FileNotFoundError:
+        return None
+    return ObjectFacts(int(meta["size"]), str(meta["e_tag"] or meta["last_modified"]))
+
+
+class Download:
+    """Object that is being downloaded: its facts, and its bytes in blocks, once."""
+
+    def __init__(self, address: str) -> None:
+        """Send the request. Raises FileNotFoundError or FileError."""
+        import obstore
+
+        client, key = _split(address)
+        self.address = address
+        with _requests(address, "read"):
+            self._result = obstore.get(client, key)
+            meta = self._result.meta
+        self.facts = ObjectFacts(int(meta["size"]), str(meta["e_tag"] or meta["last_modified"]))
+
+    def blocks(self) -> Iterator[memoryview]:
+        """Iterate over the bytes. Raises FileError if they end too early."""
+        received = 0
+        with _requests(self.address, "read"):
+            for block in self._result.stream(min_chunk_size=_BLOCK_BYTES):
+                view = memoryview(block)
+                received += len(view)
+                yield view
+        if received != self.facts.size:
+            raise FileError(
+                f"{self.address} cannot be read (the answer has {received} of {self.facts.size} bytes)"
+            )
+
+
+def read_range(address: str, size: int, offset: int) -> bytes:
+    """Read bytes of an object, fewer only at its end. Raises FileNotFoundError or FileError."""
+    import obstore
+
+    if size == 0:
+        return b""
+    client, key = _split(address)
+    with _requests(address, "read"):
+        return bytes(obstore.get_range(client, key, start=offset, length=size))
+
+
+def list_names(address: str) -> list[tuple[str, str]]:
+    """Return the sorted names in a folder with their kinds, "file" or "folder". Raises FileError."""
+    import obstore
+
+    client, key = _split(address)
+    with _requests(address, "listed"):
+        found = obstore.list_with_delimiter(client, key or None)
+    start = len(key) + 1 if key else 0
+    names = [(str(prefix)[start:].strip("/"), "folder") for prefix in found["common_prefixes"]]
+    return sorted([*names, *((str(meta["path"])[start:], "file") for meta in found["objects"])])
+
+
+def iter_objects(address: str) -> Iterator[tuple[str, int]]:
+    """Iterate over the names below a folder, relative to it and in their order, with their sizes. Raises FileError."""
+    import obstore
+
+    client, key = _split(address)
+    start = len(key) + 1 if key else 0
+    with _requests(address, "listed"):
+        for block in obstore.list(client, key or None, chunk_size=1000):
+            for meta in block:
+                yield str(meta["path"])[start:], int(meta["size"])
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def put_object(address: str, file: IO[bytes], size: int, sha256: str) -> None:
+    """Write an object whole, in place of any other.
+
+    file    open at its beginning
+    sha256  of its bytes, for the case that a response is lost
+    Raises FileError if it could not be written.
+    """
+    import obstore
+
+    client, key = _split(address)
+    try:
+        with _requests(address, "written"):
+            obstore.put(client, key, file, use_multipart=size > _PART_BYTES, chunk_size=_PART_BYTES)
+    except FileNotFoundError:
+        raise FileError(
+            f"{address} cannot be written (its bucket does not exist, or an upload was aborted); create the bucket, "
+            "or correct the address"
+        ) from None
+    except FileError:
+        if not _has_content(address, size, sha256):
+            raise
+    if size <= _PART_BYTES:
+        return
+    facts = object_facts(address)
+    if facts is None or facts.size != size:
+        found = "nothing" if facts is None else f"{facts.size} bytes"
+        raise FileError(
+            f"{address} cannot be written ({found} of {size} bytes are there afterwards)"
+        )
+
+
+def _has_content(address: str, size: int, sha256: str) -> bool:
+    """Return whether an object has these bytes, although writing it failed."""
+    try:
+        facts = object_facts(address)
+        return facts is not None and facts.size == size and object_sha256(address) == sha256
+    except (FileError, FileNotFoundError):
+        return False
+
+
+def object_sha256(address: str) -> str:
+    """Return the SHA-256 of an object, read in blocks. Raises FileNotFoundError or FileError."""
+    digest = hashlib.sha256()
+    for block in Download(address).blocks():
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def create_object(address: str, data: bytes, replaces: str | None = None) -> str:
+    """Write a small object if none is there, or if it is still the one with an ETag, and return its ETag.
+
+    replaces  ETag of the object that may be replaced; None if there must be none
+    Raises ReplacedError if another object is there, and FileError.
+    """
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
+
+    client, key = _split(address)
+    mode: Any = "create" if replaces is None else {"e_tag": replaces}
+    try:
+        with _requests(address, "written"):
+            try:
+                result = obstore.put(client, key, data, mode=mode)
+            except (AlreadyExistsError, PreconditionError) as error:
+                raise _ExistsError from error
+            except NotSupportedError as error:
+                raise _unconditional(address) from error
+        return str(result["e_tag"])
+    except FileNotFoundError:
+        if replaces is None:
+            raise FileError(f"{address} cannot be written (its bucket does not exist)") from None
+        raise ReplacedError(f"{address} was removed by another process") from None
+    except _ExistsError:
+        pass
+    except FileError as error:
+        if "501" in str(error):
+            raise _unconditional(address) from error
+        if (facts := _same_bytes(address, data)) is None:
+            raise
+        return facts.e_tag
+    # A repeated request meets its own object.
+    if (facts := _same_bytes(address, data)) is not None:
+        return facts.e_tag
+    raise ReplacedError(f"{address} was written by another process in the meantime")
+
+
+class _ExistsError(Exception):
+    """Answer that another object is there."""
+
+
+def _unconditional(address: str) -> FileError:
+    return FileError(
+        f"{address} cannot be written: the endpoint does not support conditional puts (If-None-Match), without which "
+        "two writers could mix their files. Use another endpoint, or a local folder"
+    )
+
+
+def _same_bytes(address: str, data: bytes) -> ObjectFacts | None:
+    """Return the facts of an object that has these bytes, None if it has others."""
+    try:
+        download = Download(address)
+        if download.facts.size == len(data) and b"".join(download.blocks()) == data:
+            return download.facts
+    except (FileError, FileNotFoundError):
+        pass
+    return None
+
+
+def remove_object(address: str) -> None:
+    """Remove an object if it exists. Raises FileError."""
+    import obstore
+
+    client, key = _split(address)
+    try:
+        with _requests(address, "removed"):
+            obstore.delete(client, key)
+    except FileNotFoundError:
+        pass
+
+
+def move_object(address: str, destination: str) -> None:
+    """Give an object another name in its bucket, in place of any object of that name. Raises FileError."""
+    import obstore
+
+    client, key = _split(address)
+    _, other = _split(destination)
+    with _requests(address, "moved"):
+        obstore.copy(client, key, other)
+        obstore.delete(client, key)
+
+
+# ---- lease -----------------------------------------------------------------------------------------
+
+
+RENEWAL_SECONDS = 15.0
+EXPIRY_SECONDS = 60.0
+"""Time without a change after which the lease of another writer may be taken over."""
+
+
+class Lease:
+    """Object that tells other writers that this process writes to a folder.
+
+    It is renewed in a thread. Correctness does not rest on it, because objects are deterministic and manifests are
+    written conditionally: it turns a second writer away before it has done the work again.
+    """
+
+    def __init__(self, address: str) -> None:
+        """address  of the object"""
+        self.address = address
+        self._token = secrets.token_hex(8)
+        self._holder = f"process {os.getpid()} on {socket.gethostname()}"
+        self._e_tag = ""
+        self._beat = 0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def _content(self) -> bytes:
+        return json.dumps(
+            {"holder": self._holder, "token": self._token, "beat": self._beat}, sort_keys=True
+        ).encode()
+
+    def acquire(self) -> str | None:
+        """Take the lease; return the holder's name if another process has it.
+
+        A lease that does not change is waited for up to EXPIRY_SECONDS, and then taken over.
+        Raises FileError for an endpoint without conditional puts.
+        """
+        replaces: str | None = None
+        while True:
+            try:
+                self._e_tag = create_object(self.address, self._content(), replaces)
+                break
+            except ReplacedError:
+                seen = _read_lease(self.address)
+                if seen is None:  # it was released
+                    replaces = None
+                    continue
+                changed = self._wait_for_change(*seen)
+                if changed:
+                    return seen[0]
+                replaces = seen[1]
+        self._require_conditions()
+        self._thread.start()
+        return None
+
+    def _wait_for_change(self, holder: str, e_tag: str) -> bool:
+        """Wait until the lease changes, which shows that its holder lives, or is old; return whether it changed."""
+        logger.info(
+            "%s is held by %s; it is taken over if it does not change for %d seconds",
+            self.address,
+            holder,
+            EXPIRY_SECONDS,
+        )
+        deadline = time.monotonic() + EXPIRY_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, EXPIRY_SECONDS / 10))
+            seen = _read_lease(self.address)
+            if seen is None:
+                return False
+            if seen[1] != e_tag:
+                return True
+        return False
+
+    def _require_conditions(self) -> None:
+        """Raise FileError unless the endpoint refuses to create an object that exists."""
+        try:
+            create_object(self.address, self._content() + b"\n")
+        except ReplacedError:
+            return
+        remove_object(self.address)
+        raise _unconditional(self.address)
+
+    def _renew(self) -> None:
+        while not self._end.wait(RENEWAL_SECONDS):
+            self._beat += 1
+            try:
+                self._e_tag = create_object(self.address, self._content(), self._e_tag)
+            except ReplacedError:
+                logger.warning(
+                    "%s was taken over by another process, as it was not renewed in time; both may write files",
+                    self.address,
+                )
+                return
+            except UserError as error:
+                logger.warning("%s could not be renewed: %s", self.address, error)
+
+    def release(self) -> None:
+        """Remove the object if it is still this process's. Its failure is logged, as the work is done."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            download = Download(self.address)
+            if self._token.encode() in b"".join(download.blocks()):
+                remove_object(self.address)
+        except FileNotFoundError:
+            pass
+        except FileError as error:
+            logger.warning("%s could not be removed: %s", self.address, error)
+
+
+def _read_lease(address: str) -> tuple[str, str] | None:
+    """Return the holder of a lease and its ETag, None if there is none."""
+    try:
+        download = Download(address)
+        content = json.loads(b"".join(download.blocks()))
+        return str(content["holder"]), download.facts.e_tag
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return "an unknown process", download.facts.e_tag
