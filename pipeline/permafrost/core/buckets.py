@@ -270,16 +270,38 @@ def read_range(address: str, size: int, offset: int) -> bytes:
         return bytes(obstore.get_range(client, key, start=offset, length=size))
 
 
-def list_names(address: str) -> list[tuple[str, str]]:
-    """Return the sorted names in a folder with their kinds, "file" or "folder". Raises FileError."""
+class Entry(NamedTuple):
+    """Object, or folder of objects, in a folder."""
+
+    name: str
+    kind: str
+    """file or folder."""
+    size: int = 0
+    e_tag: str = ""
+
+    def is_dir(self) -> bool:
+        """Return whether it is a folder."""
+        return self.kind == "folder"
+
+    def is_file(self) -> bool:
+        """Return whether it is an object."""
+        return self.kind == "file"
+
+
+def list_entries(address: str) -> list[Entry]:
+    """Return what is in a folder, sorted by name. Raises FileError."""
     import obstore
 
     client, key = _split(address)
     with _requests(address, "listed"):
         found = obstore.list_with_delimiter(client, key or None)
     start = len(key) + 1 if key else 0
-    names = [(str(prefix)[start:].strip("/"), "folder") for prefix in found["common_prefixes"]]
-    return sorted([*names, *((str(meta["path"])[start:], "file") for meta in found["objects"])])
+    folders = [Entry(str(each)[start:].strip("/"), "folder") for each in found["common_prefixes"]]
+    objects = [
+        Entry(str(meta["path"])[start:], "file", int(meta["size"]), str(meta["e_tag"]))
+        for meta in found["objects"]
+    ]
+    return sorted([*folders, *objects])
 
 
 def iter_objects(address: str) -> Iterator[tuple[str, int]]:

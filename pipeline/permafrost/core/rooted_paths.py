@@ -308,7 +308,7 @@ def iter_files(folder: AnyPath, ignored: Container[str] = ()) -> Iterator[Rooted
 def _entries(folder: AnyPath) -> list[tuple[str, str]]:
     """Return the sorted names in a folder with their kinds, "file", "folder" or "link"; [] if there is no folder."""
     if is_in_bucket(folder):
-        return buckets.list_names(str(folder))
+        return [(entry.name, entry.kind) for entry in buckets.list_entries(str(folder))]
     try:
         with opened_folder(folder) as place:
             descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)

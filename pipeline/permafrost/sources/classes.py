@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from permafrost.core.buckets import is_address
 from permafrost.core.errors import ConfigError
+from permafrost.core.files import read_regular
+from permafrost.core.rooted_paths import rooted
 from permafrost.sources.table_files import to_number
 
 MAX_CLASSES = 1_000_000
@@ -38,7 +41,8 @@ class ClassIndex:
 def load_class_names(path: str) -> tuple[str, ...]:
     """Read the lines of `data.classes`, in label order, without empty lines."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        file = rooted(path) if is_address(path) else Path(path)
+        lines = read_regular(file).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.classes={path} cannot be read: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())

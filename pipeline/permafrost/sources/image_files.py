@@ -6,22 +6,26 @@ import hashlib
 import io
 import os
 import posixpath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
+from permafrost.core import buckets
 from permafrost.core.errors import ConfigError, FileError, UserError
 from permafrost.core.files import read_regular
 from permafrost.core.records import MAX_KEY_BYTES
+from permafrost.core.rooted_paths import is_in_bucket
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError, open_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from permafrost.core.rooted_paths import AnyPath
 
 
 LONG_KEY_HEAD = 150
@@ -77,23 +81,23 @@ def _suffix(name: str) -> str:
     return posixpath.splitext(name)[1][1:].lower()
 
 
-def sub_folders(folder: Path) -> list[str]:
+def sub_folders(folder: AnyPath) -> list[str]:
     """Return the sorted names of the folders in `folder` that are not hidden."""
     return sorted(e.name for e in _scan(folder) if e.is_dir() and not e.name.startswith("."))
 
 
-def hidden_folders(folder: Path) -> list[str]:
+def hidden_folders(folder: AnyPath) -> list[str]:
     """Return the sorted names of the folders in `folder` that begin with a dot and are left out."""
     return sorted(e.name for e in _scan(folder) if e.is_dir() and e.name.startswith("."))
 
 
-def first_image(folder: Path) -> str | None:
+def first_image(folder: AnyPath) -> str | None:
     """Return the name of an image directly in `folder`, or None."""
     images = (e.name for e in _scan(folder) if is_image_name(e.name) and e.is_file())
     return min(images, default=None)
 
 
-def iter_images(root: Path, folder: str) -> Iterator[tuple[str, int]]:
+def iter_images(root: AnyPath, folder: str) -> Iterator[tuple[str, int]]:
     """Yield (path relative to root, bytes) of every image in `folder` and below it, sorted by name."""
     for entry in sorted(_scan(root / folder), key=lambda entry: entry.name):
         path = f"{folder}/{entry.name}"
@@ -105,7 +109,7 @@ def iter_images(root: Path, folder: str) -> Iterator[tuple[str, int]]:
             yield path, _entry_bytes(entry)
 
 
-def read_file(root: Path, path: str, size: int) -> bytes:
+def read_file(root: AnyPath, path: str, size: int) -> bytes:
     """Read a file that had `size` bytes when it was listed."""
     require_image_bytes(size)
     try:
@@ -130,9 +134,19 @@ def require_image_bytes(size: int) -> None:
         )
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
+def stamp_of(folder: AnyPath) -> int:
+    """Return a number that changes if a file is added to a folder or removed from it; of a bucket, or changed in it."""
+    if is_in_bucket(folder):
+        text = repr(buckets.list_entries(str(folder)))
+        return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+    return Path(str(folder)).stat().st_mtime_ns
+
+
+def _scan(folder: AnyPath) -> Sequence[os.DirEntry[str] | buckets.Entry]:
+    if is_in_bucket(folder):
+        return buckets.list_entries(str(folder))
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(str(folder)) as entries:
             return list(entries)
     except OSError as error:
         raise ConfigError(
@@ -140,7 +154,9 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         ) from error
 
 
-def _entry_bytes(entry: os.DirEntry[str]) -> int:
+def _entry_bytes(entry: os.DirEntry[str] | buckets.Entry) -> int:
+    if isinstance(entry, buckets.Entry):
+        return entry.size
     try:
         return entry.stat().st_size
     except FileNotFoundError:

@@ -11,8 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from permafrost.core.buckets import is_address
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Content, Record
+from permafrost.core.rooted_paths import is_folder, rooted
 from permafrost.sources.classes import load_class_names
 from permafrost.sources.image_files import (
     escape_key,
@@ -21,6 +23,7 @@ from permafrost.sources.image_files import (
     image_suffix,
     iter_images,
     read_file,
+    stamp_of,
     sub_folders,
 )
 from permafrost.sources.splits import TRAIN, is_split_name, split_off_test
@@ -45,7 +48,9 @@ class ImageFolderSource:
 
     def __init__(self, config: ImageFolderDataConfig) -> None:
         self.config = config
-        self._root = Path(config.path).absolute()
+        self._root = (
+            rooted(config.path) if is_address(config.path) else Path(config.path).absolute()
+        )
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -67,9 +72,11 @@ class ImageFolderSource:
         return split_off_test(self._images(), self.config.test_fraction)
 
     def stamps(self) -> dict[str, int]:
-        """Return when images were last added to each class folder or removed from it, in nanoseconds."""
+        """Return when images were last added to each class folder or removed from it, in nanoseconds; of a bucket, a
+        number that changes then.
+        """
         return {
-            (path := _join(folder, name)): (self._root / path).stat().st_mtime_ns
+            (path := _join(folder, name)): stamp_of(self._root / path)
             for folder in self._split_folders()
             for name in self._class_folders(folder)
         }
@@ -146,7 +153,7 @@ class ImageFolderSource:
 
     def _check_splits(self) -> None:
         for folder, split in self.config.splits.items():
-            if not (self._root / folder).is_dir():
+            if not is_folder(self._root / folder):
                 there = ", ".join(sub_folders(self._root)) or "no folders"
                 raise ConfigError(
                     f"data.splits names the folder {folder!r}, but data.path={self.config.path} "

@@ -13,10 +13,13 @@ from braceexpand import braceexpand
 
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.files import open_regular, read_at
+from permafrost.core.rooted_paths import is_file, list_folder, rooted
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from permafrost.core.rooted_paths import AnyPath, RootedPath
 
 
 PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
@@ -54,6 +57,26 @@ def find_tars(path: Path) -> list[Path]:
     return found
 
 
+def find_tars_in_bucket(address: str) -> list[RootedPath]:
+    """Find the tars of a bucket's folder, of a glob of names in one, or of a {000000..000009} range."""
+    found: list[RootedPath] = []
+    for each in expand_range(address):
+        folder, _, name = each.rstrip("/").rpartition("/")
+        if "*" in name or "?" in name:
+            matches = list_folder(rooted(folder), name)
+        elif name.endswith(".tar"):
+            matches = [path for path in (rooted(folder) / name,) if is_file(path)]
+        else:
+            matches = list_folder(rooted(each), "*.tar")
+        if not matches:
+            raise ConfigError(
+                f"data.path={address} names no .tar ({each}); set it to a folder, a glob or a {{000000..000009}} range "
+                "of a bucket"
+            )
+        found += matches
+    return found
+
+
 def expand_range(text: str) -> list[str]:
     """Expand braces in a name as webdataset does: {000000..000009}, {a,b}.
 
@@ -75,7 +98,7 @@ def split_of_tar(name: str) -> str:
     return match["split"] if match else "train"
 
 
-def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+def list_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:
     """Yield (key, {suffix: Member}) of every sample of a tar, as webdataset groups consecutive members."""
     from webdataset.tariterators import group_by_keys  # imports torch
 
@@ -94,7 +117,7 @@ def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
         raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
 
 
-def _list_members(path: Path) -> Iterator[dict[str, Any]]:
+def _list_members(path: AnyPath) -> Iterator[dict[str, Any]]:
     """Yield the files of a tar in the form of webdataset's functions, with positions in place of data."""
     from webdataset.tariterators import base_plus_ext  # imports torch
 
@@ -138,7 +161,7 @@ class _Headers(io.RawIOBase):
         return self._file.tell()
 
 
-def _check_end(path: Path, offset: int) -> None:
+def _check_end(path: AnyPath, offset: int) -> None:
     """Raise ConfigError unless only zeros follow; tarfile treats any unreadable header as the end."""
     with open_regular(path) as file:
         rest = read_at(file, tarfile.RECORDSIZE, offset)

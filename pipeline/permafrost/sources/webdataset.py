@@ -6,14 +6,17 @@ import json
 import math
 import re
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from permafrost.core.buckets import is_address, object_facts
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.files import open_regular
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
+from permafrost.core.rooted_paths import file_size, is_file, is_in_bucket
 from permafrost.sources.classes import MAX_CLASSES, load_class_names
 from permafrost.sources.image_files import IMAGE_SUFFIXES, escape_key, image_suffix
 from permafrost.sources.splits import is_split_name
@@ -21,6 +24,7 @@ from permafrost.sources.tar_members import (
     Member,
     expand_range,
     find_tars,
+    find_tars_in_bucket,
     list_samples,
     read_member,
     split_of_tar,
@@ -30,9 +34,10 @@ from permafrost.store.shard_plan import ShardPlan, find_unmixed_shard
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from permafrost.config.data import WebDatasetDataConfig
+    from permafrost.core.rooted_paths import AnyPath
     from permafrost.store.listing import Listing
 
 MASK_SUFFIX = "mask.png"
@@ -53,6 +58,7 @@ class WebDatasetSource:
 
     def __init__(self, config: WebDatasetDataConfig) -> None:
         self.config = config
+        self._last: tuple[str, io.FileIO] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Found once, by the driver: another process needs neither the folder nor the file of the class names.
@@ -60,13 +66,17 @@ class WebDatasetSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._last = None
 
     @cached_property
-    def tars(self) -> dict[str, Path]:
+    def tars(self) -> dict[str, AnyPath]:
         """Path of every tar by file name; those of an http(s) address are downloaded first."""
-        if _is_address(self.config.path):
+        found: Sequence[AnyPath]
+        if _is_downloaded(self.config.path):
             folder = Path(self.config.cache)
             found = [download(url, folder) for url in expand_range(self.config.path)]
+        elif is_address(self.config.path):
+            found = find_tars_in_bucket(self.config.path)
         else:
             found = find_tars(Path(self.config.path))
         named = {path.name: path.absolute() for path in found}
@@ -93,12 +103,12 @@ class WebDatasetSource:
     @cached_property
     def _names(self) -> tuple[str, ...] | None:
         """Names from a file, which labels may use."""
-        if self.config.classes is None and not self._beside.is_file():
+        if self.config.classes is None and not is_file(self._beside):
             return None
         return load_class_names(self.config.classes or str(self._beside))
 
     @property
-    def _beside(self) -> Path:
+    def _beside(self) -> AnyPath:
         """File of class names next to the tars, which may be missing."""
         return next(iter(self.tars.values())).parent / "classes.txt"
 
@@ -108,24 +118,24 @@ class WebDatasetSource:
 
     def parts(self) -> dict[str, int]:
         """Return the bytes of every tar by file name."""
-        return {name: path.stat().st_size for name, path in self.tars.items()}
+        return {name: file_size(path) or 0 for name, path in self.tars.items()}
 
-    def stamps(self) -> dict[str, tuple[int, int]]:
-        """Return the bytes of every tar and of the class names, and when they were last changed.
+    def stamps(self) -> dict[str, tuple[int, int | str]]:
+        """Return the bytes of every tar and of the class names, and when they were last changed, or their ETags.
 
         Tars of an address have none, because they would have to be downloaded.
         """
-        if _is_address(self.config.path):
+        if _is_downloaded(self.config.path):
             return {}
-        stats = {name: path.stat() for name, path in self.tars.items()}
-        if self._beside.is_file():
-            stats[self._beside.name] = self._beside.stat()
-        return {name: (found.st_size, found.st_mtime_ns) for name, found in stats.items()}
+        files = dict(self.tars)
+        if is_file(self._beside):
+            files[self._beside.name] = self._beside
+        return {name: _stamp(path) for name, path in files.items()}
 
     def read(self, record: Record) -> Content:
         """Return the sample's image, and its mask if it has one."""
         name, suffix, image, mask = record.content
-        with open_regular(self.tars[name]) as file:
+        with self._opened(name) as file:
             return Content(
                 image=read_member(file, Member(*image), f"{name}: the image"),
                 suffix=suffix,
@@ -133,6 +143,18 @@ class WebDatasetSource:
                 offset=image[0],
                 mask_offset=mask[0] if mask else -1,
             )
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[io.FileIO]:
+        """Provide an open tar. One in a bucket stays open for the next record, as its copy is asked for once."""
+        path = self.tars[name]
+        if not is_in_bucket(path):
+            with open_regular(path) as file:
+                yield file
+            return
+        if self._last is None or self._last[0] != name:
+            self._last = name, open_regular(path)
+        yield self._last[1]
 
     def where(self, record: Record) -> str:
         """Return the tar and the position in it."""
@@ -153,7 +175,7 @@ class WebDatasetSource:
         """Yield the records of one tar."""
         name, split = part, self._split(part)
         prefix = {"none": "", "split": f"{split}-", "shard": f"{Path(name).stem}-"}
-        with open_regular(self.tars[name]) as file:
+        with self._opened(name) as file:
             for sample, members in list_samples(self.tars[name]):
                 images = [s for s in members if s in IMAGE_SUFFIXES]
                 if len(images) != 1:
@@ -252,7 +274,7 @@ class WebDatasetSource:
             raise ConfigError(
                 f"data.reference=always keeps the images' bytes; store.format={form} does not"
             )
-        downloaded = _is_address(self.config.path)
+        downloaded = _is_downloaded(self.config.path)
         if wanted == "never" or form != "original" or (wanted == "auto" and downloaded):
             return None
         stop = 0
@@ -266,7 +288,7 @@ class WebDatasetSource:
         for split, name, start, end in sorted(rows):
             shard = f"{split}-{numbers[split]:06d}"
             numbers[split] += 1
-            path = self.tars[name].as_posix()
+            path = str(self.tars[name])
             plans.append(
                 ShardPlan(len(plans), shard, split, start, end, listing.path, reference=path)
             )
@@ -281,8 +303,17 @@ class WebDatasetSource:
         return None
 
 
-def _is_address(path: str) -> bool:
+def _is_downloaded(path: str) -> bool:
     return path.startswith(("http://", "https://"))
+
+
+def _stamp(path: AnyPath) -> tuple[int, int | str]:
+    """Return the bytes of a file and when it was last changed; of an object its ETag, which changes with it."""
+    if is_in_bucket(path):
+        facts = object_facts(str(path))
+        return (0, "") if facts is None else (facts.size, facts.e_tag)
+    found = Path(str(path)).stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _list_of(values: dict[str, Any], name: str) -> list[Any]:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import google_crc32c
 
+from permafrost.core.buckets import is_address
 from permafrost.core.errors import RecordError
 from permafrost.core.files import open_atomically, sha256_file, sha256_keys
 from permafrost.core.records import NO_LABEL, NO_SIZE
-from permafrost.core.rooted_paths import file_size
+from permafrost.core.rooted_paths import file_size, rooted
 from permafrost.store.codecs import RowError
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
@@ -254,7 +255,7 @@ def _index_in_place(
     store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     assert plan.reference is not None
-    path = Path(plan.reference)
+    path = rooted(plan.reference) if is_address(plan.reference) else Path(plan.reference)
     rows = [
         _row(plan, row, image, image.content.offset, image.content.mask_offset)
         for row, image in enumerate(images)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from permafrost.core.buckets import Bucket, is_address, parse_bucket
+from permafrost.core.rooted_paths import RootedPath
 from permafrost.store.arrow_files import read_table, schema_of
 from permafrost.store.entries import (
     EntryError,
@@ -30,7 +32,7 @@ from permafrost.store.entries import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from permafrost.core.rooted_paths import AnyPath, RootedPath
+    from permafrost.core.rooted_paths import AnyPath
 
 
 T = TypeVar("T")
@@ -137,14 +139,20 @@ class ShardEntry:
         require_digest(self.sha256)
         require_digest(self.keys_sha256)
         if self.referenced:
-            absolute = PurePosixPath(self.path).is_absolute() and "\0" not in self.path
+            absolute = PurePosixPath(self.path).is_absolute() or is_address(self.path)
+            absolute = absolute and "\0" not in self.path
             require_entry(absolute, f"the referenced tar {self.path!r} is not an absolute path")
         else:
             require_inside(self.path)
 
     def file(self, store: RootedPath) -> AnyPath:
         """Return the path of the file: below the store, or that of the external tar, which may lead through links."""
-        return Path(self.path) if self.referenced else store / self.path
+        if not self.referenced:
+            return store / self.path
+        if not is_address(self.path):
+            return Path(self.path)
+        cache = store.root if isinstance(store.root, Bucket) else Bucket("")
+        return RootedPath(replace(cache, address=parse_bucket("the tar", self.path)))
 
 
 @dataclass(frozen=True, kw_only=True)
