@@ -32,6 +32,7 @@ from permafrost.config.runs import RUNS, save_cost
 from permafrost.config.store import PAYLOADS, PassOptions, PassPrecision
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
+from permafrost.core.buckets import is_address
 from permafrost.core.errors import require
 from permafrost.core.files import SHORT, remove_partial_files, sha256_json
 from permafrost.core.records import TOP_CLASS
@@ -406,7 +407,8 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
 def _made_with(plan: PassPlan, annotator: TeacherAnnotator, *, compiled: bool) -> dict[str, str]:
     """Versions, device, size and weights: a relative path as it was typed, or the name of a file elsewhere."""
     path = Path(str(plan.teacher.weights))
-    weights = path.name if path.is_absolute() else path.as_posix()
+    is_elsewhere = path.is_absolute() or is_address(str(plan.teacher.weights))
+    weights = path.name if is_elsewhere else path.as_posix()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "permafrost": __version__,

@@ -17,14 +17,16 @@ import hashlib
 import io
 import logging
 import os
+import secrets
+import shutil
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.core.buckets import Bucket, Download, object_facts
+from permafrost.core.buckets import Bucket, Download, object_facts, parse_bucket
 from permafrost.core.errors import FileError
 
 if TYPE_CHECKING:
@@ -165,6 +167,45 @@ def _folder(option: str | None) -> Path:
         return Path(os.environ[VARIABLE]).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "permafrost"
+
+
+@lru_cache(maxsize=64)
+def local_copy(address: str, beside: str = "") -> Path:
+    """Return a copy of an object under its own name, which stays until the cache folder is deleted.
+
+    For a file that other packages open by its path. It is looked for once per process.
+
+    beside  name of an object in the same folder that is copied, too, if there is one
+    Raises FileError if there is no such object.
+    """
+    address = parse_bucket("the address", address, writable=False)
+    parent, _, name = address.rpartition("/")
+    objects = cache_of(Bucket(parent))
+    try:
+        with objects.open(address) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            folder = objects.folder / "named" / digest
+            _copy(file, folder / name)
+        if beside:
+            with suppress(FileNotFoundError), objects.open(f"{parent}/{beside}") as file:
+                _copy(file, folder / beside)
+    except FileNotFoundError as error:
+        raise FileError(f"{error}; correct the address") from None
+    return folder / name
+
+
+def _copy(file: io.FileIO, path: Path) -> None:
+    """Write an open file to a path, whole."""
+    _make_folder(path.parent)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PARTIAL}")
+    file.seek(0)
+    try:
+        with partial.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CacheError(f"{path} cannot be written ({error.strerror})") from error
 
 
 def scratch_folder_of(bucket: Bucket) -> Path:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError
-from permafrost.models.trained_weights import check_weights, sha256_weights
+from permafrost.models.trained_weights import check_weights, sha256_weights, weights_file
 
 _BUILT: dict[str, str] = {}
 """Digests of random and published weights, by the network that has them."""
@@ -56,7 +55,7 @@ def describe_teacher(
     if config.weights == RANDOM or is_published(config.weights):
         weights_sha256 = _sha256_weights(config, num_classes)
     else:
-        path = Path(config.weights)
+        path = weights_file(config.weights)
         if not path.is_file():
             raise ConfigError(
                 f"{section}.weights={path} does not exist; train the network with permafrost teach, or correct the path"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from permafrost.config.options import resolve_implementation
 from permafrost.core.errors import ConfigError
 from permafrost.core.seeds import derive_seed
 from permafrost.models.classifier import Classifier, PretrainedInfo, Provider
-from permafrost.models.trained_weights import sha256_weights, trained_here
+from permafrost.models.trained_weights import sha256_weights, trained_here, weights_file
 from permafrost.models.weights import load_weights, require_digest
 
 
@@ -97,7 +96,7 @@ def build_model(
             return _without_blank_layers(build(config, outputs))
     model = build(config, outputs)
     if config.weights is not None and not is_published(config.weights):
-        path = Path(config.weights)
+        path = weights_file(config.weights)
         if config.sha256 is not None:
             require_digest(path, config.sha256)
         if path.is_file():

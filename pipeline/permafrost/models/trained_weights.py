@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from permafrost.config.models import is_published
 from permafrost.config.options import Role, options_of
 from permafrost.config.runs import to_plain_dict
+from permafrost.core.buckets import is_address
 from permafrost.core.errors import ConfigError, shorten
 from permafrost.core.files import read_regular, sha256_file
+from permafrost.core.object_cache import local_copy
 from permafrost.core.signed_files import SIGNATURE, DigestError, check_json, damaged
 from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry
 
@@ -142,6 +144,14 @@ def _word(value: Any) -> str:
     return "null" if value is None else json.dumps(value).replace(" ", "").strip('"')
 
 
+def weights_file(weights: str) -> Path:
+    """Return the file that the option `weights` names; of an address a copy, with the model.json beside it.
+
+    Raises FileError if there is nothing at an address.
+    """
+    return local_copy(weights, DESCRIPTION_NAME) if is_address(weights) else Path(weights)
+
+
 def sha256_weights(path: Path) -> str:
     """Return the SHA-256 of a file of weights. Raises DamagedFileError if a run has written others."""
     return check_trained_weights(path.parent) if _is_of_a_run(path) else sha256_file(path)
@@ -151,7 +161,7 @@ def _description_of_weights(config: ModelConfig) -> ModelDescription | None:
     """Read model.json beside the weights of a network, or return None if they are no file of a run."""
     if config.weights is None or is_published(config.weights):
         return None
-    path = Path(config.weights)
+    path = weights_file(config.weights)
     return read_entries(path.parent) if _is_of_a_run(path) else None
 
 

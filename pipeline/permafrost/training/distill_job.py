@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from permafrost.config.models import is_published
 from permafrost.core.errors import require
 from permafrost.core.files import sha256_json
-from permafrost.models.trained_weights import sha256_weights
+from permafrost.models.trained_weights import sha256_weights, weights_file
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import (
     check_passes,
@@ -136,10 +136,9 @@ def fingerprint_inputs(
     if weights is not None and is_published(weights):
         inputs["student.weights"] = weights  # the exact name identifies published weights
     elif weights is not None:
-        require(
-            Path(weights).is_file(), f"student.weights={weights} does not exist; correct the path"
-        )
-        inputs["student.weights"] = sha256_weights(Path(weights))
+        path = weights_file(weights)
+        require(path.is_file(), f"student.weights={weights} does not exist; correct the path")
+        inputs["student.weights"] = sha256_weights(path)
     return inputs
 
 
