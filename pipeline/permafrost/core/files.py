@@ -395,16 +395,35 @@ def open_regular(path: AnyPath, sha256: str | None = None) -> io.FileIO:
     return io.FileIO(descriptor, "rb")
 
 
-def open_size(file: io.FileIO) -> int:
+class RangedFile:
+    """File of a bucket of which ranges are read as they are asked for, without a copy in the cache."""
+
+    def __init__(self, path: RootedPath) -> None:
+        """Raises FileNotFoundError or FileError."""
+        self.address = str(path)
+        facts = buckets.object_facts(self.address)
+        if facts is None:
+            raise FileNotFoundError(f"{path} does not exist")
+        self.size = facts.size
+
+
+def open_size(file: io.FileIO | RangedFile) -> int:
     """Return the bytes of an open file."""
-    return os.fstat(file.fileno()).st_size
+    return file.size if isinstance(file, RangedFile) else os.fstat(file.fileno()).st_size
 
 
-def read_at(file: io.FileIO, size: int, offset: int) -> bytes:
+def fetch_file(path: RootedPath, sha256: str) -> None:
+    """Download a file of a bucket to the cache unless it is there. Raises FileNotFoundError or FileError."""
+    cache_of(bucket_of(path)).fetch(str(path), sha256)
+
+
+def read_at(file: io.FileIO | RangedFile, size: int, offset: int) -> bytes:
     """Read `size` bytes from an offset of an open file, fewer only at its end. Raises OSError.
 
     The caller has compared the size with a limit. One call of the system returns at most 2 GiB.
     """
+    if isinstance(file, RangedFile):
+        return buckets.read_range(file.address, min(size, file.size - offset), offset)
     data = os.pread(file.fileno(), size, offset)
     while 0 < len(data) < size:
         more = os.pread(file.fileno(), size - len(data), offset + len(data))

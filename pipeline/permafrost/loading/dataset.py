@@ -6,7 +6,7 @@ Shape letters: n records, d columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -28,8 +28,11 @@ from permafrost.core.records import (
     StoredTargets,
     TopLogits,
 )
+from permafrost.core.rooted_paths import is_in_bucket
 from permafrost.loading.decode_threads import DecodeThreads
+from permafrost.loading.fetch_ahead import FetchAhead, ShardFile, require_room
 from permafrost.loading.geometry import center_crop, decode_intermediates
+from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.fields import Values
@@ -56,6 +59,8 @@ _ALWAYS_READ = (
     VIEW_FIELD.name,
 )
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
+_FEW_RECORDS = 0.25
+"""Share of a shard's records up to which those of a selection that is read once are requests of their own."""
 _SMALL_FILE = 4096
 """Mean size of a batch's files in bytes below which they are decoded in the calling thread. For images of 32 pixels,
 of 1 kB, threads would mostly wait for Python's lock: two are not faster than one."""
@@ -112,7 +117,14 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         self.intermediate_fields = [t.fields_of(payload) if payload else [] for t in self.passes]
         for teacher in self.passes:
             self._require_covered(teacher)
+        if is_in_bucket(store.folder):
+            require_room(store, self.passes)
         self._start_caches()
+
+    @property
+    def fetch(self) -> Callable[[NDArray[np.int64]], None] | None:
+        """Function that downloads shards by their numbers in the background; None for a local store."""
+        return self._fetch_ahead if is_in_bucket(self.store.folder) else None
 
     def _require_covered(self, teacher: TeacherPass) -> None:
         """Raise StoreMismatchError unless a pass covers every record of the selection."""
@@ -136,7 +148,10 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             )
 
     def _start_caches(self) -> None:
-        self._bytes = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
+        # Open files stay in the cache of a bucket, whose limit has room for two windows.
+        most_open = _OPEN_SHARDS if self.fetch is None else WINDOW_SHARDS
+        self._bytes = lru_cache(maxsize=most_open)(self._open_shard)
+        self._ahead: FetchAhead | None = None
         per_pass = _CACHED_SHARDS
         if sum(map(self._field_bytes, self.passes)) * len(self.rows) <= _KEPT_BYTES:
             per_pass = len(self.store.shards)
@@ -323,12 +338,45 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         return boxes_of
 
     def _open_shard(self, shard: int) -> ShardBytes:
-        return ShardBytes(self.store.folder, self.store.shards[shard])
+        entry = self.store.shards[shard]
+        return ShardBytes(self.store.folder, entry, by_range=self._reads_ranges(shard))
+
+    def _reads_ranges(self, shard: int) -> bool:
+        """Return whether few of a shard's records are read, each once, so that it is not worth a download."""
+        if self._kept is None or self.fetch is None:
+            return False
+        records = self.store.rows_of_shard(shard)
+        return len(self.rows_in_shard(shard)) <= _FEW_RECORDS * len(records)
+
+    def _fetch_ahead(self, shards: NDArray[np.int64]) -> None:
+        """Have the files of shards downloaded to the node's cache in the background."""
+        if self._ahead is None:
+            self._ahead = FetchAhead()
+        self._ahead.ask(file for shard in shards.tolist() for file in self._files_of(shard))
+
+    def _files_of(self, shard: int) -> Iterator[ShardFile]:
+        """Iterate over the files that records of a shard are read from and that the cache does not have in memory."""
+        entry = self.store.shards[shard]
+        file = entry.file(self.store.folder)
+        if is_in_bucket(file) and not self._reads_ranges(shard):
+            yield ShardFile(file, entry.sha256)
+        for number, teacher in enumerate(self.passes):
+            wanted = self._wanted_fields(number)
+            position = teacher.shards.number_of(entry.name)
+            files = () if position < 0 else teacher.shards[position].files
+            names = teacher.fields.files_of_fields(wanted, position, entry.name)
+            yield from (
+                ShardFile(teacher.folder / f.path, f.sha256) for f in files if f.path in names
+            )
+
+    def _wanted_fields(self, number: int) -> set[str]:
+        """Return the names of the fields that are read from a pass."""
+        names = self.intermediate_fields[number]
+        return {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in names)}
 
     def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
         """Open a shard's fields: large ones stay on disk, of the others only this selection's rows are kept."""
-        names = self.intermediate_fields[number]
-        wanted = {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in names)}
+        wanted = self._wanted_fields(number)
         fields = self.passes[number].open_shard(self.store.shards[shard], wanted)
         stored, needed = self._stored_rows(number, shard), self.rows_in_shard(shard)
         if stored is not None:
@@ -349,7 +397,15 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A loader process receives paths and the selection; it maps the index and opens files itself.
-        opened = ("_bytes", "_values", "_stored_rows", "_kept", "_is_kept", "label_numbers")
+        opened = (
+            "_bytes",
+            "_values",
+            "_stored_rows",
+            "_kept",
+            "_is_kept",
+            "_ahead",
+            "label_numbers",
+        )
         return {k: v for k, v in self.__dict__.items() if k not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ class TrainLoader:
         pixel_augment   schedule of pixel augmentation, None for none
         views_per_step  number of views of one record per step: stored ones, or the four rotations of each new view
         """
-        order = EpochOrder(dataset.first_positions(), seed)
+        order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
         ranks = {"rank": rank, "world_size": world_size}
         self.batches: GlobalBatchSampler | ReplayBatchSampler = (
             GlobalBatchSampler(order, batch_size // views_per_step, **ranks)

@@ -196,7 +196,7 @@ class RecordLoader(DataLoader[ViewBatch]):
             if "batch_sampler" not in options:
                 options |= {"batch_size": batch_size, "drop_last": bool(drop_last)}
         elif replay:
-            order = EpochOrder(dataset.first_positions(), seed)
+            order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
             _require_batch(len(dataset), batch_size)
             options["batch_sampler"] = ReplayBatchSampler(order, batch_size, passes[0].num_views, 1)
         else:
@@ -275,7 +275,9 @@ class _BatchSampler(Sampler[list[int]]):
         self, dataset: StoreDataset, batch_size: int, seed: int | None, *, drop_last: bool
     ) -> None:
         """seed  of the order of epochs; None is ascending"""
-        self.order = None if seed is None else EpochOrder(dataset.first_positions(), seed)
+        self.order = None
+        if seed is not None:
+            self.order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
         self.num_records = len(dataset)
         self.batch_size = batch_size
         self.drop_last = drop_last

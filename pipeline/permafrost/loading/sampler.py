@@ -7,7 +7,7 @@ affects other records in each epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,23 @@ class EpochOrder:
     """Positions of a selection in the order of each epoch, one window of shards at a time."""
 
     def __init__(
-        self, first_positions: NDArray[np.int64], seed: int, window: int = WINDOW_SHARDS
+        self,
+        first_positions: NDArray[np.int64],
+        seed: int,
+        window: int = WINDOW_SHARDS,
+        fetch: Callable[[NDArray[np.int64]], None] | None = None,
     ) -> None:
         """Describe the shards of a selection whose records are in the order of the store.
 
         first_positions  position at which the records of each shard begin, and the number of all: [shards + 1]
+        fetch            function that is told the numbers of the shards of a window before the window is drawn, and
+                         of the next one
         """
         sizes = np.diff(first_positions)
+        self._numbers = np.flatnonzero(sizes > 0)
         self._starts = first_positions[:-1][sizes > 0]
         self._sizes = sizes[sizes > 0]
+        self._fetch = fetch
         self.num_records = int(sizes.sum())
         self.seed = seed
         self.window = window
@@ -44,7 +52,7 @@ class EpochOrder:
         """
         generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
         shards = generator.permutation(len(self._sizes))
-        begin = 0
+        begin, fetched = 0, False
         for start in range(0, len(shards), self.window):
             members = shards[start : start + self.window]
             sizes = self._sizes[members]
@@ -52,6 +60,10 @@ class EpochOrder:
             drawn = generator.permutation(int(sizes.sum()))
             end = begin + len(drawn)
             if end > first:
+                if self._fetch is not None:
+                    after = shards[start + self.window : start + 2 * self.window]
+                    self._fetch(self._numbers[after if fetched else np.r_[members, after]])
+                    fetched = True
                 shard = np.searchsorted(offsets, drawn, side="right") - 1
                 positions = self._starts[members[shard]] + drawn - offsets[shard]
                 yield positions[max(first - begin, 0) :]

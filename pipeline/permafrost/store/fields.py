@@ -99,6 +99,10 @@ class PassFields(ABC):
     ) -> WrittenShard:
         """Write one whole shard; exactly one process writes it."""
 
+    def files_of_fields(self, fields: Container[str], position: int, name: str) -> list[str]:
+        """Return the paths of the files of a shard that have the given fields; a backend with one file has all."""
+        return self.shard_files(position, name)
+
     @abstractmethod
     def read_shard(self, shard: StoredShard) -> Values:
         """Read all fields of one shard."""

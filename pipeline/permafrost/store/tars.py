@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import google_crc32c
 
-from permafrost.core.files import open_regular, open_size, read_at
+from permafrost.core.files import RangedFile, open_regular, open_size, read_at
+from permafrost.core.rooted_paths import is_in_bucket
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
+    import io
+
     from permafrost.core.files import HashingFile
     from permafrost.core.rooted_paths import RootedPath
     from permafrost.store.shards import ShardEntry
@@ -68,12 +71,20 @@ class ShardBytes:
     The file closes with its last reference, in C, because a Ctrl-C during a `__del__` would be swallowed.
     """
 
-    def __init__(self, store: RootedPath, shard: ShardEntry) -> None:
-        """Raises ManifestError if the file is missing or does not have the size in its manifest."""
+    def __init__(self, store: RootedPath, shard: ShardEntry, *, by_range: bool = False) -> None:
+        """Open the file.
+
+        by_range  send a request for each read of a file in a bucket, for a few records; else it is downloaded whole
+        Raises ManifestError if the file is missing or does not have the size in its manifest.
+        """
         self.path = shard.file(store)
         self.shard = shard
+        self._file: io.FileIO | RangedFile
         try:
-            self._file = open_regular(self.path, shard.sha256)
+            if by_range and is_in_bucket(self.path):
+                self._file = RangedFile(self.path)
+            else:
+                self._file = open_regular(self.path, shard.sha256)
         except FileNotFoundError:
             raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
         found = open_size(self._file)

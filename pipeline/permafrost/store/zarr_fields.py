@@ -88,6 +88,9 @@ class ZarrFields(PassFields):
     def shard_files(self, position: int, name: str) -> list[str]:
         return [self._chunk_path(spec, position) for spec in self.fields]
 
+    def files_of_fields(self, fields: Container[str], position: int, name: str) -> list[str]:
+        return [self._chunk_path(spec, position) for spec in self.fields if spec.name in fields]
+
     def inner_chunks_of_a_row(self) -> int:
         sharded = filter(self._is_sharded, self.fields)
         return sum(self.num_views // self._inner(spec)[1] for spec in sharded)
