@@ -20,17 +20,18 @@ import secrets
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from permafrost.core.errors import ConfigError, FileError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+T = TypeVar("T")
 logger = logging.getLogger("permafrost.buckets")
 
 SCHEMES = ("s3", "gs", "az")
@@ -43,6 +44,10 @@ _BLOCK_BYTES = 4 * 2**20
 """Bytes of a download that are handed on at once."""
 _CLIENT = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
 """Time limits of a request. The last one is for whole shards, of which a slow network carries a few MB a second."""
+_TRIES = 5
+"""Number of times that a request is sent whose answer breaks off."""
+_PAUSE_SECONDS = 0.1
+"""Time before such a request is repeated, doubled each time."""
 _RETRIES = {
     "max_retries": 10,
     "retry_timeout": timedelta(minutes=3),
@@ -56,6 +61,10 @@ class ForkError(UserError, RuntimeError):
 
 class ReplacedError(FileError):
     """Object that another writer has written in the meantime."""
+
+
+class TooLargeError(FileError):
+    """Object that is larger than any of its kind."""
 
 
 class ObjectFacts(NamedTuple):
@@ -175,22 +184,37 @@ def _split(address: str) -> tuple[Any, str]:
     return _client(f"{match[1]}://{match[2]}"), match[3] or ""
 
 
-@contextmanager
-def _requests(address: str, verb: str) -> Iterator[None]:
-    """Translate the errors of requests into FileError, but for an object that does not exist.
+def _ask(address: str, verb: str, request: Callable[[], T]) -> T:
+    """Return the answer to a request that may be repeated.
+
+    obstore repeats what fails before an answer begins. An answer that breaks off is asked for again here.
 
     verb  what could not be done, for the message
+    Raises FileNotFoundError if there is no such object, FileError, and obstore's errors of conditional writes.
     """
-    from obstore.exceptions import BaseError
+    from obstore import exceptions
 
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{address} does not exist") from None
-    except (BaseError, OSError) as error:
-        if isinstance(error, UserError):
+    final = (
+        exceptions.AlreadyExistsError,
+        exceptions.PreconditionError,
+        exceptions.NotSupportedError,
+    )
+    refused = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+    for attempt in range(_TRIES):
+        try:
+            return request()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{address} does not exist") from None
+        except final:
             raise
-        raise FileError(f"{address} cannot be {verb} ({_reason(error)})") from error
+        except (exceptions.BaseError, OSError) as error:
+            if isinstance(error, UserError):
+                raise
+            if attempt == _TRIES - 1 or isinstance(error, refused) or "credential" in str(error):
+                raise FileError(f"{address} cannot be {verb} ({_reason(error)})") from error
+            logger.debug("%s is asked for again: %s", address, error)
+            time.sleep(_PAUSE_SECONDS * 2**attempt)
+    raise AssertionError
 
 
 _STATUS = re.compile(r"status code: (\d+ [\w -]+)|\b(\d{3} [A-Z][\w ]+)")
@@ -224,10 +248,12 @@ def object_facts(address: str) -> ObjectFacts | None:
     if not key:
         return None
     try:
-        with _requests(address, "read"):
-            meta = obstore.head(client, key)
+        return _facts(_ask(address, "read", lambda: obstore.head(client, key)))
     except FileNotFoundError:
         return None
+
+
+def _facts(meta: Any) -> ObjectFacts:
     return ObjectFacts(int(meta["size"]), str(meta["e_tag"] or meta["last_modified"]))
 
 
@@ -240,23 +266,59 @@ class Download:
 
         client, key = _split(address)
         self.address = address
-        with _requests(address, "read"):
-            self._result = obstore.get(client, key)
-            meta = self._result.meta
-        self.facts = ObjectFacts(int(meta["size"]), str(meta["e_tag"] or meta["last_modified"]))
+        self._result = _ask(address, "read", lambda: obstore.get(client, key))
+        self.facts = _facts(self._result.meta)
 
     def blocks(self) -> Iterator[memoryview]:
         """Iterate over the bytes. Raises FileError if they end too early."""
+        from obstore.exceptions import BaseError
+
         received = 0
-        with _requests(self.address, "read"):
+        try:
             for block in self._result.stream(min_chunk_size=_BLOCK_BYTES):
                 view = memoryview(block)
                 received += len(view)
                 yield view
+        except (BaseError, OSError) as error:
+            raise FileError(f"{self.address} cannot be read ({_reason(error)})") from error
         if received != self.facts.size:
             raise FileError(
                 f"{self.address} cannot be read (the answer has {received} of {self.facts.size} bytes)"
             )
+
+
+def read_object(address: str, most: int | None = None) -> tuple[bytes, ObjectFacts]:
+    """Return the bytes of an object, and what the answer says of it.
+
+    most  largest number of bytes; a larger object is a FileError, and is not read
+    Raises FileNotFoundError or FileError.
+    """
+
+    def read() -> tuple[bytes, ObjectFacts]:
+        download = Download(address)
+        size = download.facts.size
+        if most is not None and size > most:
+            raise TooLargeError(
+                f"{address} has {size:,} bytes, more than the {most:,} that such a file can have. Restore it, or "
+                "delete it"
+            )
+        return b"".join(download.blocks()), download.facts
+
+    return _again(read)
+
+
+def _again(read: Callable[[], T]) -> T:
+    """Return what is read of an object, again if its answer breaks off."""
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except FileError as error:
+            if isinstance(error, TooLargeError):
+                raise
+            logger.debug("%s; it is read again", error)
+    return read()
 
 
 def read_range(address: str, size: int, offset: int) -> bytes:
@@ -266,8 +328,9 @@ def read_range(address: str, size: int, offset: int) -> bytes:
     if size == 0:
         return b""
     client, key = _split(address)
-    with _requests(address, "read"):
-        return bytes(obstore.get_range(client, key, start=offset, length=size))
+    return _ask(
+        address, "read", lambda: bytes(obstore.get_range(client, key, start=offset, length=size))
+    )
 
 
 class Entry(NamedTuple):
@@ -293,8 +356,7 @@ def list_entries(address: str) -> list[Entry]:
     import obstore
 
     client, key = _split(address)
-    with _requests(address, "listed"):
-        found = obstore.list_with_delimiter(client, key or None)
+    found = _ask(address, "listed", lambda: obstore.list_with_delimiter(client, key or None))
     start = len(key) + 1 if key else 0
     folders = [Entry(str(each)[start:].strip("/"), "folder") for each in found["common_prefixes"]]
     objects = [
@@ -310,10 +372,16 @@ def iter_objects(address: str) -> Iterator[tuple[str, int]]:
 
     client, key = _split(address)
     start = len(key) + 1 if key else 0
-    with _requests(address, "listed"):
-        for block in obstore.list(client, key or None, chunk_size=1000):
-            for meta in block:
-                yield str(meta["path"])[start:], int(meta["size"])
+    last: str | None = None
+
+    def next_block() -> Any:
+        listed = obstore.list(client, key or None, offset=last, chunk_size=1000)
+        return next(iter(listed), [])
+
+    while block := _ask(address, "listed", next_block):
+        for meta in block:
+            last = str(meta["path"])
+            yield last[start:], int(meta["size"])
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -322,24 +390,29 @@ def iter_objects(address: str) -> Iterator[tuple[str, int]]:
 def put_object(address: str, file: IO[bytes], size: int, sha256: str) -> None:
     """Write an object whole, in place of any other.
 
-    file    open at its beginning
+    file    open for reading
     sha256  of its bytes, for the case that a response is lost
     Raises FileError if it could not be written.
     """
     import obstore
 
     client, key = _split(address)
-    try:
-        with _requests(address, "written"):
+
+    def put() -> None:
+        file.seek(0)
+        try:
             obstore.put(client, key, file, use_multipart=size > _PART_BYTES, chunk_size=_PART_BYTES)
+        except Exception:
+            if not _has_content(address, size, sha256):
+                raise
+
+    try:
+        _ask(address, "written", put)
     except FileNotFoundError:
         raise FileError(
             f"{address} cannot be written (its bucket does not exist, or an upload was aborted); create the bucket, "
             "or correct the address"
         ) from None
-    except FileError:
-        if not _has_content(address, size, sha256):
-            raise
     if size <= _PART_BYTES:
         return
     facts = object_facts(address)
@@ -361,14 +434,20 @@ def _has_content(address: str, size: int, sha256: str) -> bool:
 
 def object_sha256(address: str) -> str:
     """Return the SHA-256 of an object, read in blocks. Raises FileNotFoundError or FileError."""
-    digest = hashlib.sha256()
-    for block in Download(address).blocks():
-        digest.update(block)
-    return digest.hexdigest()
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        for block in Download(address).blocks():
+            digest.update(block)
+        return digest.hexdigest()
+
+    return _again(read)
 
 
 def create_object(address: str, data: bytes, replaces: str | None = None) -> str:
     """Write a small object if none is there, or if it is still the one with an ETag, and return its ETag.
+
+    A request that is repeated meets its own object: if that has the same bytes, it is a success.
 
     replaces  ETag of the object that may be replaced; None if there must be none
     Raises ReplacedError if another object is there, and FileError.
@@ -378,35 +457,31 @@ def create_object(address: str, data: bytes, replaces: str | None = None) -> str
 
     client, key = _split(address)
     mode: Any = "create" if replaces is None else {"e_tag": replaces}
-    try:
-        with _requests(address, "written"):
-            try:
-                result = obstore.put(client, key, data, mode=mode)
-            except (AlreadyExistsError, PreconditionError) as error:
-                raise _ExistsError from error
-            except NotSupportedError as error:
-                raise _unconditional(address) from error
-        return str(result["e_tag"])
-    except FileNotFoundError:
-        if replaces is None:
-            raise FileError(f"{address} cannot be written (its bucket does not exist)") from None
-        raise ReplacedError(f"{address} was removed by another process") from None
-    except _ExistsError:
-        pass
-    except FileError as error:
-        if "501" in str(error):
+    for _ in range(_TRIES):
+        try:
+            result = _ask(address, "written", lambda: obstore.put(client, key, data, mode=mode))
+            return str(result["e_tag"])
+        except NotSupportedError as error:
             raise _unconditional(address) from error
-        if (facts := _same_bytes(address, data)) is None:
-            raise
-        return facts.e_tag
-    # A repeated request meets its own object.
-    if (facts := _same_bytes(address, data)) is not None:
-        return facts.e_tag
-    raise ReplacedError(f"{address} was written by another process in the meantime")
-
-
-class _ExistsError(Exception):
-    """Answer that another object is there."""
+        except FileNotFoundError:
+            if replaces is None:
+                raise FileError(
+                    f"{address} cannot be written (its bucket does not exist)"
+                ) from None
+            raise ReplacedError(f"{address} was removed by another process") from None
+        except (AlreadyExistsError, PreconditionError):
+            pass
+        except FileError as error:
+            if "501" in str(error):
+                raise _unconditional(address) from error
+            if (e_tag := _e_tag_of(address, data)) is None:
+                raise
+            return e_tag
+        if (e_tag := _e_tag_of(address, data)) is not None:
+            return e_tag
+        if replaces is not None or object_facts(address) is not None:
+            raise ReplacedError(f"{address} was written by another process in the meantime")
+    raise FileError(f"{address} cannot be written (it is refused as existing, and does not exist)")
 
 
 def _unconditional(address: str) -> FileError:
@@ -416,15 +491,13 @@ def _unconditional(address: str) -> FileError:
     )
 
 
-def _same_bytes(address: str, data: bytes) -> ObjectFacts | None:
-    """Return the facts of an object that has these bytes, None if it has others."""
+def _e_tag_of(address: str, data: bytes) -> str | None:
+    """Return the ETag of an object if it has these bytes."""
     try:
-        download = Download(address)
-        if download.facts.size == len(data) and b"".join(download.blocks()) == data:
-            return download.facts
+        found, facts = read_object(address, len(data))
     except (FileError, FileNotFoundError):
-        pass
-    return None
+        return None
+    return facts.e_tag if found == data else None
 
 
 def remove_object(address: str) -> None:
@@ -432,11 +505,8 @@ def remove_object(address: str) -> None:
     import obstore
 
     client, key = _split(address)
-    try:
-        with _requests(address, "removed"):
-            obstore.delete(client, key)
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError):
+        _ask(address, "removed", lambda: obstore.delete(client, key))
 
 
 def move_object(address: str, destination: str) -> None:
@@ -445,15 +515,15 @@ def move_object(address: str, destination: str) -> None:
 
     client, key = _split(address)
     _, other = _split(destination)
-    with _requests(address, "moved"):
-        obstore.copy(client, key, other)
-        obstore.delete(client, key)
+    _ask(address, "moved", lambda: obstore.copy(client, key, other))
+    remove_object(address)
 
 
 # ---- lease -----------------------------------------------------------------------------------------
 
 
 RENEWAL_SECONDS = 15.0
+_LEASE_BYTES = 4096
 EXPIRY_SECONDS = 60.0
 """Time without a change after which the lease of another writer may be taken over."""
 
@@ -551,8 +621,7 @@ class Lease:
         if self._thread.is_alive():
             self._thread.join()
         try:
-            download = Download(self.address)
-            if self._token.encode() in b"".join(download.blocks()):
+            if self._token.encode() in read_object(self.address, _LEASE_BYTES)[0]:
                 remove_object(self.address)
         except FileNotFoundError:
             pass
@@ -563,10 +632,10 @@ class Lease:
 def _read_lease(address: str) -> tuple[str, str] | None:
     """Return the holder of a lease and its ETag, None if there is none."""
     try:
-        download = Download(address)
-        content = json.loads(b"".join(download.blocks()))
-        return str(content["holder"]), download.facts.e_tag
+        text, facts = read_object(address, _LEASE_BYTES)
     except FileNotFoundError:
         return None
+    try:
+        return str(json.loads(text)["holder"])[:200], facts.e_tag
     except (ValueError, KeyError, TypeError):
-        return "an unknown process", download.facts.e_tag
+        return "an unknown process", facts.e_tag

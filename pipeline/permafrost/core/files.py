@@ -227,9 +227,8 @@ def read_committed(path: AnyPath, most: int) -> bytes:
     """Return the bytes of a file that `commit_file` may replace. Arguments and errors are those of `read_regular`."""
     if not is_in_bucket(path):
         return read_regular(path, most)
-    download = _small_download(path, most)
-    data = b"".join(download.blocks())
-    _versions[str(path)] = download.facts.e_tag
+    data, facts = buckets.read_object(str(path), most)
+    _versions[str(path)] = facts.e_tag
     return data
 
 
@@ -440,28 +439,17 @@ def read_regular(path: AnyPath, most: int | None = None, sha256: str | None = No
     sha256  as in `open_regular`; a file of a bucket is read from the cache if it is known, and else from the bucket
     """
     if is_in_bucket(path) and sha256 is None:
-        return b"".join(_small_download(path, most).blocks())
+        return buckets.read_object(str(path), most)[0]
     with open_regular(path, sha256) as file:
         size = open_size(file)
         if most is not None and size > most:
-            raise _too_large(path, size, most)
+            raise FileError(
+                f"{path} has {size:,} bytes, more than the {most:,} that such a file can have. Restore it, or delete it"
+            )
         try:
             return file.readall() if most is None else read_at(file, size, 0)
         except OSError as error:
             raise read_error(path, error) from error
-
-
-def _small_download(path: RootedPath, most: int | None) -> buckets.Download:
-    download = buckets.Download(str(path))
-    if most is not None and download.facts.size > most:
-        raise _too_large(path, download.facts.size, most)
-    return download
-
-
-def _too_large(path: AnyPath, size: int, most: int) -> FileError:
-    return FileError(
-        f"{path} has {size:,} bytes, more than the {most:,} that such a file can have. Restore it, or delete it"
-    )
 
 
 def map_file(file: io.FileIO | IO[bytes]) -> mmap.mmap:
