@@ -21,7 +21,7 @@ import obstore
 import pytest
 from obstore.store import MemoryStore
 
-from permafrost.core import buckets
+from permafrost.core import buckets, files
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
 
@@ -32,6 +32,7 @@ def memory_buckets(cache: Path) -> Iterator[dict[str, MemoryStore]]:
     stores: dict[str, MemoryStore] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(buckets, "_clients", {})
+        patch.setattr(files, "_versions", {})
         patch.setattr(
             buckets, "connect", lambda container: stores.setdefault(container, MemoryStore())
         )

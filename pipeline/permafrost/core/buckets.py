@@ -23,7 +23,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from permafrost.core.errors import ConfigError, FileError, UserError
@@ -445,22 +445,22 @@ def object_sha256(address: str) -> str:
 
 
 def create_object(address: str, data: bytes, replaces: str | None = None) -> str:
-    """Write a small object if none is there, or if it is still the one with an ETag, and return its ETag.
+    """Write a small object if none is there, or only the one with an ETag, and return its ETag.
 
     A request that is repeated meets its own object: if that has the same bytes, it is a success.
 
-    replaces  ETag of the object that may be replaced; None if there must be none
+    replaces  ETag of the object that may be replaced, if there is one
     Raises ReplacedError if another object is there, and FileError.
     """
     import obstore
     from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
 
     client, key = _split(address)
-    mode: Any = "create" if replaces is None else {"e_tag": replaces}
     for _ in range(_TRIES):
+        mode: Any = "create" if replaces is None else {"e_tag": replaces}
         try:
-            result = _ask(address, "written", lambda: obstore.put(client, key, data, mode=mode))
-            return str(result["e_tag"])
+            put = partial(obstore.put, client, key, data, mode=mode)
+            return str(_ask(address, "written", put)["e_tag"])
         except NotSupportedError as error:
             raise _unconditional(address) from error
         except FileNotFoundError:
@@ -468,7 +468,6 @@ def create_object(address: str, data: bytes, replaces: str | None = None) -> str
                 raise FileError(
                     f"{address} cannot be written (its bucket does not exist)"
                 ) from None
-            raise ReplacedError(f"{address} was removed by another process") from None
         except (AlreadyExistsError, PreconditionError):
             pass
         except FileError as error:
@@ -479,8 +478,9 @@ def create_object(address: str, data: bytes, replaces: str | None = None) -> str
             return e_tag
         if (e_tag := _e_tag_of(address, data)) is not None:
             return e_tag
-        if replaces is not None or object_facts(address) is not None:
+        if object_facts(address) is not None:
             raise ReplacedError(f"{address} was written by another process in the meantime")
+        replaces = None  # what it was to replace was removed
     raise FileError(f"{address} cannot be written (it is refused as existing, and does not exist)")
 
 

@@ -1,0 +1,486 @@
+"""Objects of a bucket: conditional writes, the lease, the cache of a node, and processes that may not use them."""
+
+import fcntl
+import hashlib
+import io
+import multiprocessing
+import os
+import threading
+import time
+
+import obstore
+import pytest
+
+from permafrost.core import buckets, files, object_cache
+from permafrost.core.buckets import Bucket, Lease, ReplacedError, create_object, parse_bucket
+from permafrost.core.errors import ConfigError, FileError
+from permafrost.core.lock import LockedError, lock_folder
+from permafrost.core.object_cache import CacheError, ObjectCache
+from permafrost.core.rooted_paths import (
+    RootedPath,
+    exists,
+    file_size,
+    is_folder,
+    iter_files,
+    list_folder,
+    listed_once,
+)
+from tests.support.buckets import FaultPlan, memory_buckets, moto_server, proxy
+
+ADDRESS = "s3://bucket/folder/object"
+FOLDER = RootedPath(Bucket("s3://bucket/folder"))
+
+
+@pytest.fixture
+def stores(tmp_path):
+    with memory_buckets(tmp_path / "cache") as made:
+        buckets._client("s3://bucket")
+        yield made
+
+
+@pytest.fixture
+def store(stores):
+    return stores["s3://bucket"]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    object_cache._remove_leftovers.cache_clear()
+    return ObjectCache(tmp_path / "cache")
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---- addresses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ftp://bucket/x", "write s3://"),
+        ("s3://", "no address"),
+        ("s3://key:secret@bucket/x", "contains credentials"),
+        ("s3://bucket/../x", "an empty name"),
+        ("s3://bucket//x", "an empty name"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_line_without_its_secret(text, reason):
+    with pytest.raises(ConfigError, match=reason) as error:
+        parse_bucket("store.path", text)
+    assert "secret@" not in str(error.value)
+
+
+def test_a_path_below_a_bucket_is_its_address(store):
+    path = FOLDER / "a/b.tar"
+    assert str(path) == "s3://bucket/folder/a/b.tar"
+    assert (path.name, path.stem, path.suffix, str(path.parent)) == (
+        "b.tar",
+        "b",
+        ".tar",
+        "s3://bucket/folder/a",
+    )
+    with pytest.raises(FileError, match="leaves"):
+        FOLDER / "../other"
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def test_files_of_a_bucket_are_written_listed_read_moved_and_removed(store):
+    files.write_atomically(FOLDER / "b/two", b"22")
+    with files.open_atomically(FOLDER / "a") as file:
+        file.write(b"1")
+        file.destination = FOLDER / "one"  # a name may depend on the content
+    with files.create_file(FOLDER / "three") as written:
+        written.write(b"..3")
+        written.seek(0)
+        written.write(b"33")
+
+    assert [path.name for path in list_folder(FOLDER)] == ["b", "one", "three"]
+    assert [str(path) for path in iter_files(FOLDER)] == [
+        f"s3://bucket/folder/{name}" for name in ("b/two", "one", "three")
+    ]
+    assert [str(path) for path in iter_files(FOLDER, ("b",))] == [
+        "s3://bucket/folder/one",
+        "s3://bucket/folder/three",
+    ]
+    assert files.read_regular(FOLDER / "three") == b"333"
+    assert files.sha256_file(FOLDER / "b/two") == sha256(b"22")
+    with files.open_regular(FOLDER / "b/two") as file:
+        assert files.open_size(file) == 2
+        assert files.read_at(file, 1, 1) == b"2"
+        assert files.map_file(file)[:] == b"22"
+    files.move_file(FOLDER / "one", FOLDER / "moved")
+    files.remove_file(FOLDER / "three")
+    files.remove_file(FOLDER / "never")
+    assert exists(FOLDER / "moved")
+    assert not exists(FOLDER / "one")
+    assert not exists(FOLDER / "three")
+    assert is_folder(FOLDER / "b")
+    assert exists(FOLDER / "b")
+    assert not is_folder(FOLDER / "moved")
+    with pytest.raises(FileNotFoundError):
+        files.open_regular(FOLDER / "three")
+    with pytest.raises(FileError, match="more than the 1"):
+        files.read_regular(FOLDER / "b/two", 1)
+
+
+def test_a_file_whose_writer_fails_never_appears(store):
+    def fail():
+        with files.open_atomically(FOLDER / "a") as file:
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(iter_files(FOLDER)) == []
+
+
+def test_sizes_are_asked_for_once_where_a_block_says_so(store, monkeypatch):
+    for name in ("a", "b/c"):
+        files.write_atomically(FOLDER / name, b"123")
+    monkeypatch.setattr(buckets, "object_facts", None)  # no request for an object
+    with listed_once(FOLDER):
+        assert [file_size(FOLDER / name) for name in ("a", "b/c", "d")] == [3, 3, None]
+
+
+# ---- conditional writes --------------------------------------------------------------------------
+
+
+def test_an_object_is_created_once_and_the_same_bytes_are_a_success(store):
+    first = create_object(ADDRESS, b"one")
+    assert create_object(ADDRESS, b"one") == first  # as after a response that was lost
+    with pytest.raises(ReplacedError):
+        create_object(ADDRESS, b"two")
+    second = create_object(ADDRESS, b"two", first)
+    with pytest.raises(ReplacedError):
+        create_object(ADDRESS, b"three", first)
+    assert create_object(ADDRESS, b"three", second)
+    assert bytes(obstore.get(store, "folder/object").bytes()) == b"three"
+
+
+def test_a_commit_replaces_only_the_object_that_this_process_has_read(store):
+    path = FOLDER / "manifest.json"
+    files.commit_file(path, b"one")
+    files.commit_file(path, b"two")  # its own
+    obstore.put(store, "folder/manifest.json", b"of another writer")
+    with pytest.raises(ReplacedError, match="run the same command again"):
+        files.commit_file(path, b"three")
+    assert files.read_committed(path, 100) == b"of another writer"
+    files.commit_file(path, b"three")
+    assert files.read_regular(path) == b"three"
+
+
+# ---- lease ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_lease(monkeypatch):
+    monkeypatch.setattr(buckets, "EXPIRY_SECONDS", 0.6)
+    monkeypatch.setattr(buckets, "RENEWAL_SECONDS", 0.05)
+
+
+def test_a_second_writer_is_turned_away_by_name_and_the_lease_ends_with_the_block(
+    stores, short_lease
+):
+    with (
+        lock_folder(FOLDER),
+        pytest.raises(LockedError, match=f"process {os.getpid()} on .* is writing"),
+        lock_folder(FOLDER),
+    ):
+        pass
+    with lock_folder(FOLDER):
+        assert exists(FOLDER / ".lock")
+    assert not exists(FOLDER / ".lock")
+
+
+def test_the_lease_of_a_process_that_died_is_taken_over(store, short_lease):
+    create_object("s3://bucket/folder/.lock", b'{"holder": "process 1 on gone", "token": "t"}')
+    started = time.monotonic()
+    with lock_folder(FOLDER):
+        pass
+    assert time.monotonic() - started >= buckets.EXPIRY_SECONDS
+
+
+def test_a_lease_that_was_taken_over_is_not_removed_by_its_former_holder(
+    store, short_lease, caplog
+):
+    lease = Lease("s3://bucket/folder/.lock")
+    assert lease.acquire() is None
+    obstore.put(store, "folder/.lock", b'{"holder": "another", "token": "other"}')
+    lease._thread.join(10)
+    assert "was taken over" in caplog.text
+    lease.release()
+    assert b"another" in bytes(obstore.get(store, "folder/.lock").bytes())
+
+
+def test_an_endpoint_that_ignores_conditions_is_refused_at_the_first_write(store, monkeypatch):
+    put = obstore.put
+    monkeypatch.setattr(obstore, "put", lambda *words, mode=None, **options: put(*words, **options))
+    with (
+        pytest.raises(FileError, match="does not support conditional puts"),
+        lock_folder(FOLDER),
+    ):
+        pass
+    assert not exists(FOLDER / ".lock")
+
+
+# ---- cache ---------------------------------------------------------------------------------------
+
+
+def count_downloads(monkeypatch, pause=0.0):
+    addresses = []
+
+    class Counted(buckets.Download):
+        def __init__(self, address):
+            addresses.append(address)
+            time.sleep(pause)
+            super().__init__(address)
+
+    monkeypatch.setattr(object_cache, "Download", Counted)
+    return addresses
+
+
+def test_threads_that_want_the_same_object_download_it_once(store, cache, monkeypatch):
+    obstore.put(store, "folder/object", b"content")
+    addresses = count_downloads(monkeypatch, 0.1)
+    read = []
+
+    def work():
+        with cache.open(ADDRESS, sha256(b"content")) as file:
+            read.append(file.readall())
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read == [b"content"] * 8
+    assert addresses == [ADDRESS]
+
+
+def test_an_object_that_was_replaced_is_never_served_from_its_old_copy(store, cache):
+    for content in (b"old", b"new"):
+        obstore.put(store, "folder/object", content)
+        with cache.open(ADDRESS) as file:
+            assert file.readall() == content
+
+
+def test_bytes_that_arrive_damaged_are_an_error_and_leave_nothing(store, cache, monkeypatch):
+    obstore.put(store, "folder/object", b"contemt")
+    addresses = count_downloads(monkeypatch)
+    with pytest.raises(FileError, match="damaged: it has sha256"):
+        cache.open(ADDRESS, sha256(b"content"))
+    assert len(addresses) == object_cache._TRIES
+    assert list(object_cache._files(cache.folder)) == []
+
+
+def test_a_full_cache_gives_up_what_was_used_longest_ago_and_nothing_in_use(store, tmp_path):
+    for name in "abcd":
+        obstore.put(store, f"folder/{name}", name.encode() * 100)
+    cache = ObjectCache(tmp_path / "cache", 300)
+
+    def open_object(name):
+        return cache.open(f"s3://bucket/folder/{name}", sha256(name.encode() * 100))
+
+    def names():
+        return {path.read_bytes()[:1].decode() for path in object_cache._files(cache.folder)}
+
+    in_use = open_object("a")
+    mapped = files.map_file(open_object("b"))  # the file is closed, the map is not
+    open_object("c").close()
+    for seconds, path in enumerate(sorted(object_cache._files(cache.folder))):
+        os.utime(path, (seconds, seconds))
+    open_object("d").close()
+    assert names() == {"a", "b", "d"}
+    in_use.close()
+    mapped.close()
+    open_object("c").close()
+    assert "c" in names()
+    assert len(names()) == 3
+    assert mapped.closed
+
+
+def test_an_object_without_room_is_named_with_the_way_out(store, tmp_path):
+    obstore.put(store, "folder/object", b"1234")
+    cache = ObjectCache(tmp_path / "cache", 3)
+    with pytest.raises(CacheError, match=r"no room for s3://bucket/folder/object.*Raise the limit"):
+        cache.open(ADDRESS, sha256(b"1234"))
+
+
+def test_downloads_in_parallel_never_exceed_the_limit_together(store, tmp_path):
+    data = {str(number): bytes([number]) * 1000 for number in range(24)}
+    for name, content in data.items():
+        obstore.put(store, f"folder/{name}", content)
+    cache = ObjectCache(tmp_path / "cache", 5000)
+    sizes, stop = [], threading.Event()
+
+    def measure():
+        while not stop.is_set():
+            sizes.append(sum(_size(path) for path in object_cache._files(cache.folder)))
+
+    def _size(path):
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def read(names):
+        for name in names:
+            with cache.open(f"s3://bucket/folder/{name}", sha256(data[name])) as file:
+                assert file.readall() == data[name]
+
+    cache.folder.mkdir()
+    names = list(data)
+    readers = [threading.Thread(target=read, args=(names[n::4] + names[:n],)) for n in range(4)]
+    watcher = threading.Thread(target=measure)
+    for thread in (*readers, watcher):
+        thread.start()
+    for thread in readers:
+        thread.join()
+    stop.set()
+    watcher.join()
+    assert 0 < max(sizes) <= 5000
+
+
+def test_what_a_dead_process_left_is_removed_and_a_living_download_is_not(store, cache):
+    place = cache.folder / "ab"
+    place.mkdir(parents=True)
+    dead, living = place / f".{'ab' * 32}.partial", place / f".{'ac' * 32}.partial"
+    dead.write_bytes(b"half")
+    living.write_bytes(b"half")
+    with living.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        obstore.put(store, "folder/object", b"content")
+        cache.open(ADDRESS, sha256(b"content")).close()
+    assert not dead.exists()
+    assert living.exists()
+
+
+def test_waiting_for_a_download_that_stands_still_ends_with_the_name_of_its_process(
+    store, cache, monkeypatch
+):
+    monkeypatch.setattr(object_cache, "WAIT_SECONDS", 0.2)
+    obstore.put(store, "folder/object", b"content")
+    digest = sha256(b"content")
+    partial = cache.folder / digest[:2] / f".{digest}.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"")
+    with partial.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(CacheError, match=f"process {os.getpid()}, which downloads"):
+            cache.open(ADDRESS, digest)
+
+
+def test_a_copy_for_other_packages_has_the_name_of_its_object_and_its_neighbor(store):
+    object_cache.local_copy.cache_clear()
+    obstore.put(store, "run/teach/model.safetensors", b"weights")
+    obstore.put(store, "run/teach/model.json", b"{}")
+    path = object_cache.local_copy("s3://bucket/run/teach/model.safetensors", "model.json")
+    assert path.name == "model.safetensors"
+    assert path.read_bytes() == b"weights"
+    assert path.with_name("model.json").read_bytes() == b"{}"
+    with pytest.raises(FileError, match="correct the address"):
+        object_cache.local_copy("s3://bucket/run/teach/none", "model.json")
+
+
+def test_a_range_is_read_without_a_copy(store, tmp_path):
+    obstore.put(store, "folder/object", b"0123456789")
+    file = files.RangedFile(FOLDER / "object")
+    assert files.open_size(file) == 10
+    assert [files.read_at(file, 3, offset) for offset in (0, 4, 8)] == [b"012", b"456", b"89"]
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(FileNotFoundError):
+        files.RangedFile(FOLDER / "none")
+
+
+# ---- processes and servers -----------------------------------------------------------------------
+
+
+def _use_in_child(answers):
+    try:
+        buckets.object_facts(ADDRESS)
+        answers.send("used it")
+    except buckets.ForkError as error:
+        answers.send(str(error))
+
+
+def test_a_forked_process_raises_an_error_where_its_requests_would_hang(stores):
+    buckets.object_facts(ADDRESS)
+    context = multiprocessing.get_context("fork")
+    received, answers = context.Pipe(duplex=False)
+    child = context.Process(target=_use_in_child, args=(answers,))
+    child.start()
+    assert received.poll(60)
+    assert '"spawn" or "forkserver"' in received.recv()
+    child.join()
+
+
+def test_without_the_package_one_line_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
+    with pytest.raises(ConfigError, match=r"permafrost\[cloud\]"):
+        buckets.connect("s3://bucket")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with moto_server() as address:
+        yield address
+
+
+@pytest.fixture
+def client_of(monkeypatch, tmp_path):
+    """Function that connects this process to an endpoint."""
+
+    def connect(address):
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "tests",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": address,
+            "PERMAFROST_CACHE": str(tmp_path / "cache"),
+        }.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(buckets, "_clients", {})
+
+    return connect
+
+
+def test_a_server_of_s3_has_conditions_parts_and_listings(server, client_of, monkeypatch):
+    client_of(server)
+    monkeypatch.setattr(buckets, "_PART_BYTES", 5 * 2**20)
+    large = os.urandom(12 * 2**20)
+    buckets.put_object("s3://bucket/x/large", io.BytesIO(large), len(large), sha256(large))
+    assert buckets.object_sha256("s3://bucket/x/large") == sha256(large)
+    assert buckets.read_range("s3://bucket/x/large", 4, 7) == large[7:11]
+    tag = create_object("s3://bucket/x/small", b"1")
+    with pytest.raises(ReplacedError):
+        create_object("s3://bucket/x/small", b"2")
+    create_object("s3://bucket/x/small", b"2", tag)
+    assert dict(buckets.iter_objects("s3://bucket/x")) == {"large": len(large), "small": 1}
+    with pytest.raises(FileError, match="bucket does not exist"):
+        create_object("s3://none/x", b"1")
+    with pytest.raises(FileError, match=r"s3://none cannot be listed \(404 Not Found"):
+        list(buckets.iter_objects("s3://none"))
+
+
+@pytest.mark.parametrize("kind", ["drop", "truncate", "lose", "429", "500", "503"])
+def test_every_request_survives_one_fault(server, client_of, kind):
+    plan = FaultPlan(0, (kind,), share=1.0)
+    is_disturbed = iter([True, False] * 1000)
+    plan.draw = lambda: kind if next(is_disturbed) and not plan.counts.update({kind: 1}) else None
+    with proxy(server, plan) as address:
+        client_of(address)
+        where = f"s3://bucket/{kind}"
+        create_object(f"{where}/a", b"one")
+        buckets.put_object(f"{where}/b", io.BytesIO(b"two"), 3, sha256(b"two"))
+        assert buckets.read_object(f"{where}/a")[0] == b"one"
+        assert buckets.object_facts(f"{where}/b").size == 3
+        assert [name for name, _ in buckets.iter_objects(where)] == ["a", "b"]
+        assert [entry.name for entry in buckets.list_entries(where)] == ["a", "b"]
+        assert buckets.read_range(f"{where}/b", 2, 1) == b"wo"
+        buckets.remove_object(f"{where}/b")
+        assert buckets.object_facts(f"{where}/b") is None
+    assert plan.counts == {kind: 1}
