@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from permafrost.cli import main
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.runs import RUNS
+from permafrost.config.runs import run_folder
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import write_atomically
 from permafrost.core.rooted_paths import exists
@@ -68,7 +68,7 @@ def run(config: EstimateConfig) -> EstimateResult:
 
     with tempfile.TemporaryDirectory(prefix="permafrost-estimate-") as folder, _quiet():
         estimate = measure(config, Path(folder))
-    path = RUNS / config.run / "estimate.json"
+    path = run_folder(config.run) / "estimate.json"
     write_atomically(path, (json.dumps(plain_values(estimate), indent=1) + "\n").encode())
     return EstimateResult(estimate=estimate, lines=printed_lines(estimate, config), file=str(path))
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from permafrost.cli import main
-from permafrost.config.runs import RUNS
+from permafrost.config.runs import run_folder
 from permafrost.config.version import __version__
 from permafrost.core.files import write_atomically
 from permafrost.models.saved import EXPORT_FOLDER, load_model
@@ -45,7 +45,7 @@ def run(config: ExportConfig) -> ExportResult:
     """Trace the student, and write and check a program of each format."""
     from permafrost.models import portable
 
-    student = RUNS / config.run / "distill"
+    student = run_folder(config.run) / "distill"
     network, trained = load_model(student)
     store = Store(config.store.folder)
     if "onnx" in config.export.formats:

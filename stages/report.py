@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from permafrost.cli import main
-from permafrost.config.runs import RUNS
+from permafrost.config.runs import run_folder
 from permafrost.core.files import write_atomically
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(config: ReportConfig) -> ReportResult:
     contents = {"html": render_page(page), "json": json.dumps(values, indent=1)}
     if page.paired:
         contents["csv"] = student_csv(values["runs"], page.columns)
-    files = {kind: RUNS / config.run / f"report.{kind}" for kind in contents}
+    files = {kind: run_folder(config.run) / f"report.{kind}" for kind in contents}
     for kind, content in contents.items():
         # A name with a lone surrogate, as of a file that is not UTF-8, has no encoding.
         write_atomically(files[kind], content.encode(errors="backslashreplace"))

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.cli import main
 from permafrost.cluster.executors import choose_task_runner, open_task_runner
-from permafrost.config.runs import RUNS
+from permafrost.config.runs import run_folder
 from permafrost.core.errors import UserError
 from permafrost.core.signed_files import write_json
 from permafrost.reports.main_table import summary_table
@@ -93,7 +93,7 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
         runner.finish([student.final_run() for student in baselines_first(reported)])
     finished = [student for student in reported if student.final_run().is_done]
     values["runs"] = [student.row for student in finished]
-    table = RUNS / config.run / SWEEP_NAME
+    table = run_folder(config.run) / SWEEP_NAME
     write_json(table, values)
     if runner.errors:
         raise SweepError(

@@ -19,7 +19,7 @@ from permafrost.config.environment import keep_freed_memory
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
-from permafrost.config.runs import RUNS, save_options, to_plain_dict, to_yaml
+from permafrost.config.runs import mirrored_run, run_folder, save_options, to_plain_dict, to_yaml
 from permafrost.core.errors import ConfigError, UserError, printable
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.lock import lock_folder
@@ -133,10 +133,11 @@ def run_words(verb: str, run: Callable[[Any], Any], words: Sequence[str]) -> Any
     config = place_paths(build_verb_config(verb, composed))
     _check_evaluate_words(verb, words, composed, config)
     with ExitStack() as stack:
+        stack.enter_context(mirrored_run(composed.get("run", "")))
         if verb == "sweep":  # its students have locks of their own
-            stack.enter_context(lock_folder(RUNS / composed["run"], "run"))
+            stack.enter_context(lock_folder(run_folder(composed["run"]), "run"))
         if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
-            path = RUNS / composed["run"] / f"{verb}.yaml"
+            path = run_folder(composed["run"]) / f"{verb}.yaml"
             save_options(path, sections(verb, composed), composed["command"])
         _import_pandas()
         return run(config)

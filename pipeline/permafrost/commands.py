@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import build_verb_config
 from permafrost.config.models import table_words
-from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
+from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, run_folder
 from permafrost.config.verbs import VERBS, PrecomputeConfig
 from permafrost.core.errors import UserError
 from permafrost.core.signed_files import DamagedFileError
@@ -102,7 +102,7 @@ def commands_of(run: str, passes: Sequence[TeacherPass] = ()) -> list[str]:
 
 def _own_commands(run: str, verbs: Sequence[str]) -> list[str]:
     """Return the commands whose options are in the run's folder or next to results in it."""
-    folder = RUNS / run
+    folder = run_folder(run)
     paths = {verb: (folder / f"{verb}.yaml", folder / verb / CONFIG_NAME) for verb in verbs}
     existing = {verb: [path for path in pair if path.exists()] for verb, pair in paths.items()}
     return [_command(verb, found[0]) for verb, found in existing.items() if found]
@@ -119,12 +119,14 @@ def _precompute_calls(run: str, store: Store) -> Iterator[tuple[Path, dict[str, 
 
     A damaged file of another run is a warning; one of the run itself raises DamagedFileError.
     """
-    paths = [*(RUNS / run).glob("precompute*.yaml"), *RUNS.glob("*/precompute*.yaml")]
-    for path in dict.fromkeys(sorted(paths, key=lambda path: (path.parent != RUNS / run, path))):
+    paths = [*(run_folder(run)).glob("precompute*.yaml"), *RUNS.glob("*/precompute*.yaml")]
+    for path in dict.fromkeys(
+        sorted(paths, key=lambda path: (path.parent != run_folder(run), path))
+    ):
         try:
             values = read_config(path, PrecomputeConfig, "store", "data", "teacher")
         except DamagedFileError as error:
-            if path.parent == RUNS / run:
+            if path.parent == run_folder(run):
                 raise
             logger.warning("%s", error)
             continue

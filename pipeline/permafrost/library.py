@@ -343,11 +343,11 @@ def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
     torch.Size([4, 10])
     """
     from permafrost.config.plugins import load_plugins
-    from permafrost.config.runs import RUNS
+    from permafrost.config.runs import RUNS, run_folder
     from permafrost.models.saved import is_finished, load_model
 
     load_plugins(plugins)
-    candidates = [Path(run), *(RUNS / run / verb for verb in ("distill", "teach"))]
+    candidates = [Path(run), *(run_folder(str(run)) / verb for verb in ("distill", "teach"))]
     folder = next((path for path in candidates if is_finished(path)), None)
     if folder is None:
         raise ConfigError(f"{run} is neither a finished run of ./{RUNS} nor a folder of a network")
@@ -413,7 +413,8 @@ def export(*words: str, **options: Any) -> Any:
 
 def sweep(*words: str, **options: Any) -> Any:
     """Train and evaluate the students of a sweep: arms, a grid of options, and seeds."""
-    return run_verb("sweep", *words, **options)
+    base = words_of_options("sweep", words, options)  # the students have these options, too
+    return run_words("sweep", lambda config: stage("sweep").run(config, base), base)
 
 
 def report(*words: str, **options: Any) -> Any:

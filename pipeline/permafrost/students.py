@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from permafrost.cluster.executors import run_training
 from permafrost.commands import evaluate_command
 from permafrost.config.paths import with_absolute_paths
-from permafrost.config.runs import CHECKPOINT_NAME, CONTINUED, RUNS, open_run, to_plain_dict
+from permafrost.config.runs import (
+    CHECKPOINT_NAME,
+    CONTINUED,
+    mirrored_run,
+    open_run,
+    run_folder,
+    to_plain_dict,
+)
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.evaluator import align_columns
 from permafrost.evaluation.inputs import (
@@ -215,7 +223,7 @@ def evaluate(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
 
 def _warn_of_chosen_epoch(config: EvaluateConfig, inputs: EvaluationInputs) -> None:
     """Warn of results on the split by which the student's epoch was chosen."""
-    metric = epoch_metric(RUNS / config.run, inputs.store.manifest.fingerprint)
+    metric = epoch_metric(run_folder(config.run), inputs.store.manifest.fingerprint)
     split = (metric or "").partition(".")[0]
     if split in config.evaluate.splits:
         _EVALUATE.warning(
@@ -248,6 +256,11 @@ class StudentTask:
     def __call__(self, report: Callable[[str], None]) -> None:
         from permafrost.annotation.shard_tasks import torch_threads
 
-        with torch_threads(1):  # the same order of sums in parallel and serial execution
+        with (
+            ExitStack() as stack,
+            torch_threads(1),  # the same order of sums in parallel and serial execution
+        ):
+            for run in (*self.after, self.name):
+                stack.enter_context(mirrored_run(run))
             distill(self.run.distill, lambda epoch, line: report(line))
             evaluate(self.run.evaluate, self.run.metrics_folder)

@@ -28,7 +28,7 @@ from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_corr
 from permafrost.annotation.stored_views import StoredViews, plan_stored_views
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
-from permafrost.config.runs import RUNS, save_cost
+from permafrost.config.runs import run_folder, save_cost
 from permafrost.config.store import PAYLOADS, PassOptions, PassPrecision
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
@@ -367,7 +367,7 @@ def annotate_pass(
             yield result
 
     annotated, seconds = run_shards("teacher", map_and_count, task, plan.missing)
-    save_cost(RUNS / config.run / "precompute", seconds, annotated)
+    save_cost(run_folder(config.run) / "precompute", seconds, annotated)
     publish_pass(
         plan.folder,
         plan.shards,

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from permafrost.cluster.session import gpus_each, ray_session
+from permafrost.config.runs import run_folder
+from permafrost.core.buckets import is_address
 from permafrost.core.errors import UserError
+from permafrost.core.run_mirrors import fetch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,10 +85,19 @@ class _RankLoop:
             ray.get(self.news.add_epoch.remote(epoch, line))
 
         try:
-            run_job(self.job, on_epoch, distributed)
+            run_job(_at_home(self.job), on_epoch, distributed)
         except UserError as error:
             ray.get(self.news.record_failure.remote(str(error)))
             raise
+
+
+def _at_home(job: TrainingJob) -> TrainingJob:
+    """Return a job whose folder is that of its node, with the last checkpoint, if its run is in a bucket."""
+    if not is_address(job.run):
+        return job
+    verb = job.folder.name
+    fetch_folder(f"{job.run}/{verb}", exactly=True)
+    return job.moved_to(run_folder(job.run) / verb)
 
 
 def train_on_ranks(
@@ -110,6 +122,8 @@ def train_on_ranks(
             ) from error
         finally:
             watcher.stop()
+            if is_address(job.run):
+                fetch_folder(f"{job.run}/{job.folder.name}", exactly=True)
             shutil.rmtree(job.folder / _STATE_FOLDER, ignore_errors=True)
 
 

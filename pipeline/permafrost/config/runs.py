@@ -15,9 +15,12 @@ from permafrost.config.builder import check_values
 from permafrost.config.options import Options, Role, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import section_class
+from permafrost.core.buckets import is_address
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import remove_partial_files
 from permafrost.core.lock import lock_folder
+from permafrost.core.rooted_paths import rooted
+from permafrost.core.run_mirrors import fetch_folder, mirror_of, upload_folder, upload_top
 from permafrost.core.signed_files import (
     DamagedFileError,
     damaged,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 RUNS = Path("runs")
+"""Folder of all runs that are not in a bucket."""
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
 CONFIG_NAME = "config.yaml"
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -50,10 +54,44 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> It
     inputs  fingerprints of the inputs, so that a changed store makes a different run
     Raises ConfigError if the folder holds results of other options, and LockedError if another process writes to it.
     """
-    folder = RUNS / run / verb
+    folder = run_folder(run) / verb
     with lock_folder(folder, "run"):
-        _claim(folder, verb, config, inputs | plugin_digests(config))
-        yield folder
+        if not is_address(run):
+            _claim(folder, verb, config, inputs | plugin_digests(config))
+            yield folder
+            return
+        address = f"{run}/{verb}"
+        with lock_folder(rooted(address), "run"):
+            fetch_folder(address, exactly=True)
+            _claim(folder, verb, config, inputs | plugin_digests(config))
+            try:
+                yield folder
+            finally:
+                upload_folder(address)
+
+
+@contextmanager
+def mirrored_run(run: str) -> Iterator[None]:
+    """Fetch a run in a bucket before the block, and upload afterwards what the block has written beside its verbs."""
+    if not is_address(run):
+        yield
+        return
+    fetch_run(run)
+    try:
+        yield
+    finally:
+        upload_top(run)
+
+
+def fetch_run(run: str) -> None:
+    """Fetch what other machines have written to a run in a bucket."""
+    if is_address(run):
+        fetch_folder(run)
+
+
+def run_folder(run: str) -> Path:
+    """Return the folder of a run; of one in a bucket its mirror on this machine."""
+    return mirror_of(run) if is_address(run) else RUNS / run
 
 
 def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> None:

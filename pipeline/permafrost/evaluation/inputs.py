@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.models import NoModelConfig
-from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
+from permafrost.config.runs import CONFIG_NAME, read_config, run_folder
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import sha256_json
 from permafrost.loading.subset import HOLDOUT
@@ -73,7 +73,9 @@ def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> Evalua
     """
     if any(".baseline=" in word for word in typed):
         return config
-    arms = {name for name in named_baselines(config) if not is_finished(RUNS / name / "distill")}
+    arms = {
+        name for name in named_baselines(config) if not is_finished(run_folder(name) / "distill")
+    }
     for arm in sorted(arms):
         logger.info(
             "the comparison with baseline=%s is left out, as there is no run of that name (an arm is known in its "
@@ -112,7 +114,7 @@ def epoch_metric(run: Path, store: str) -> str | None:
 
 def open_student(config: EvaluateConfig) -> EvaluationInputs:
     """Open the student of the run and the passes that it is compared with, by default those it was trained on."""
-    student = RUNS / config.run / "distill"
+    student = run_folder(config.run) / "distill"
     trained = read_description(student)
     if config.evaluate.against is not None:
         store, passes = open_against(config, config.evaluate.against, config.run)

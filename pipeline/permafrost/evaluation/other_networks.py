@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.models import ModelConfig, NoModelConfig
-from permafrost.config.runs import RUNS
+from permafrost.config.runs import run_folder
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_json
@@ -155,7 +155,7 @@ def _name_network(config: EvaluateConfig) -> ModelConfig | None:
 
 
 def _student_folder(run: str) -> Path:
-    return RUNS / run / "distill"
+    return run_folder(run) / "distill"
 
 
 def _short(value: object) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from permafrost.config.builder import build_config
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.points import Point, point_label
-from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
+from permafrost.config.runs import CONFIG_NAME, read_config, run_folder
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
 from permafrost.core.rooted_paths import RootedPath
@@ -54,7 +54,7 @@ class ModelSelection:
 
 def load_selection(run: str) -> ModelSelection | None:
     """Load the candidates of runs/<run>/sweep.json by arm, or None without a selection."""
-    sweep = read_sweep(run) if (RUNS / run / SWEEP_NAME).exists() else {}
+    sweep = read_sweep(run) if (run_folder(run) / SWEEP_NAME).exists() else {}
     if "candidates" not in sweep:
         return None
     rows = sweep["candidates"]

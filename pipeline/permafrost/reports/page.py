@@ -17,7 +17,7 @@ import jinja2
 
 from permafrost.commands import commands_of
 from permafrost.config.page_options import STORE_SECTIONS
-from permafrost.config.runs import RUNS, read_cost
+from permafrost.config.runs import read_cost, run_folder
 from permafrost.config.verbs import ReportConfig
 from permafrost.config.version import __version__
 from permafrost.evaluation.results import load_written
@@ -313,6 +313,6 @@ def _ledger(
         ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} per record)"
         ledger["Teacher forward passes, computed once"] = f"{forwards:,}"
         ledger["Teacher forward passes with mode=live instead"] = f"{live:,.0f}"
-    if (pass_cost := read_cost(RUNS / run / "precompute")) is not None:
+    if (pass_cost := read_cost(run_folder(run) / "precompute")) is not None:
         ledger["Seconds of teacher annotation, summed over shards"] = f"{pass_cost['seconds']:.1f}"
     return ledger

@@ -10,7 +10,7 @@ from typing import Any
 from permafrost.commands import evaluate_command
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.points import point_label
-from permafrost.config.runs import RUNS
+from permafrost.config.runs import run_folder
 from permafrost.config.verbs import ReportConfig
 from permafrost.reports.case_pictures import SplitCases, show_cases
 from permafrost.reports.cases import open_pair
@@ -158,7 +158,7 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
     An experiment names the columns of its sweep, whose evaluators a single student may not have been given.
     """
     options = config.report
-    if (RUNS / config.run / SWEEP_NAME).exists() or len(results) != 1:
+    if (run_folder(config.run) / SWEEP_NAME).exists() or len(results) != 1:
         return options
     missing = {n: s for n, s in options.columns.items() if results[0].find(s) is None}
     if missing:

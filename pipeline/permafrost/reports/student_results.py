@@ -12,7 +12,7 @@ from typing import Any
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.points import Point, point_label
-from permafrost.config.runs import CONFIG_NAME, RUNS, read_config
+from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, run_folder
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.signed_files import damaged, read_json
@@ -40,14 +40,14 @@ class UnknownRunError(UserError, ValueError):
 
 def check_run(run: str) -> None:
     """Raise UnknownRunError unless the run has any output, or is the default, for a report of the store alone."""
-    if run == ReportConfig.run or _has_output(RUNS / run):
+    if run == ReportConfig.run or _has_output(run_folder(run)):
         return
-    _remove_own(RUNS / run)
+    _remove_own(run_folder(run))
     known = sorted(p.name for p in RUNS.glob("*") if _has_output(p))
     named = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
     raise UnknownRunError(
-        f"{RUNS / run} does not exist; the runs in {RUNS.absolute()} are: {named or 'none'}; correct run=, or leave it "
-        "out for a report of the store alone"
+        f"{run_folder(run)} does not exist; the runs in {RUNS.absolute()} are: {named or 'none'}; correct run=, or "
+        "leave it out for a report of the store alone"
     )
 
 
@@ -163,15 +163,15 @@ def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult
                 run
     """
     results: list[StudentResult] = []
-    if (RUNS / run / SWEEP_NAME).exists():
+    if (run_folder(run) / SWEEP_NAME).exists():
         results = _read_run(run)
-    elif is_finished(RUNS / run / "distill"):
+    elif is_finished(run_folder(run) / "distill"):
         results = [_load_student(run, must_be_evaluated=False)]
     elif not (other_runs or load_network(run) or load_teacher(run)):
         check_run(run)
         logger.info(
             "%s has neither a sweep nor a finished student, so the report shows only the store",
-            RUNS / run,
+            run_folder(run),
         )
     for other in other_runs:
         known = {result.label for result in results}
@@ -217,14 +217,14 @@ def load_network(run: str) -> StudentResult | None:
 
 def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult | None:
     """Load the results of a network that the run has not trained."""
-    path = RUNS / run / evaluation_name / METRICS_NAME
+    path = run_folder(run) / evaluation_name / METRICS_NAME
     if not path.exists():
         return None
     return StudentResult(
         arm=label,
         label=label,
         seed=None,
-        folder=RUNS / run,
+        folder=run_folder(run),
         metrics=_metrics(path),
         evaluation_name=evaluation_name,
     )
@@ -238,7 +238,7 @@ def _load_student(run: str, *, must_be_evaluated: bool) -> StudentResult:
 
 
 def _read_run(run: str) -> list[StudentResult]:
-    path = RUNS / run / SWEEP_NAME
+    path = run_folder(run) / SWEEP_NAME
     if not path.exists():
         return [_load_student(run, must_be_evaluated=True)]
     rows = read_sweep(run)["runs"]
@@ -250,7 +250,7 @@ def _read_run(run: str) -> list[StudentResult]:
 
 def read_sweep(run: str) -> dict[str, Any]:
     """Read sweep.json of a run. Raises DamagedFileError for wrong digests and types."""
-    path = RUNS / run / SWEEP_NAME
+    path = run_folder(run) / SWEEP_NAME
     advice = "delete it, and run the same permafrost sweep again, which keeps its students"
     values = read_json(path, advice)
     try:
@@ -290,10 +290,11 @@ class _SweepFile:
 
 
 def _config_of(run: str) -> Path:
-    path = RUNS / run / "distill" / CONFIG_NAME
+    path = run_folder(run) / "distill" / CONFIG_NAME
     if not path.exists():
         raise ConfigError(
-            f"report.runs names {run}, but {RUNS / run} contains neither a sweep nor a student; correct report.runs"
+            f"report.runs names {run}, but {run_folder(run)} contains neither a sweep nor a student; correct "
+            "report.runs"
         )
     return path
 
@@ -301,7 +302,7 @@ def _config_of(run: str) -> Path:
 def _load_result(
     row: dict[str, Any], several: bool, *, must_be_evaluated: bool = True
 ) -> StudentResult:
-    folder = RUNS / row["run"]
+    folder = run_folder(row["run"])
     path = folder / evaluation_folder(None) / METRICS_NAME
     against = {teacher: _metrics(found) for teacher, found in evaluations_against(folder).items()}
     if must_be_evaluated and not against and not path.exists():

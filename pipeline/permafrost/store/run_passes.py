@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from permafrost.config.runs import RUNS
+from permafrost.config.runs import run_folder
 from permafrost.core.rooted_paths import exists
 from permafrost.core.signed_files import damaged, read_json, write_json
 from permafrost.store.entries import StoreMismatchError
@@ -106,7 +106,7 @@ def record_passes(run: str, store: Store, request: str, passes: Sequence[str]) -
 
 
 def _path(run: str) -> Path:
-    return RUNS / run / PASSES_NAME
+    return run_folder(run) / PASSES_NAME
 
 
 def _read(run: str) -> dict[str, dict[str, list[str]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.evaluation import ShiftOptions
-from permafrost.config.runs import RUNS
+from permafrost.config.runs import fetch_run, run_folder
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
 from permafrost.evaluation.evaluator import evaluators_of
@@ -48,7 +48,7 @@ class StudentRun:
     @property
     def metrics(self) -> Path:
         """File with the metrics by split, as written by evaluate."""
-        return RUNS / self.name / self.metrics_folder / METRICS_NAME
+        return run_folder(self.name) / self.metrics_folder / METRICS_NAME
 
     @property
     def is_done(self) -> bool:
@@ -58,7 +58,7 @@ class StudentRun:
     @property
     def epochs(self) -> int:
         """Maximum number of epochs that remain to be trained."""
-        return 0 if is_finished(RUNS / self.name / "distill") else self.distill.trainer.epochs
+        return 0 if is_finished(run_folder(self.name) / "distill") else self.distill.trainer.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +142,7 @@ class StudentRunner:
             tasks = [self.build_task(run) for run in missing.values()]
             for outcome in self.run_tasks(tasks, show):
                 check_interrupted()
+                fetch_run(outcome.name)  # of the machine that ran it
                 error = outcome.error or _invisible(missing[outcome.name])
                 if outcome.traceback:
                     logger.error("%s failed:", outcome.name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from permafrost.config.models import is_published
 from permafrost.core.errors import require
@@ -32,6 +32,15 @@ class Distillation:
 
     config: DistillConfig
     folder: Path
+
+    @property
+    def run(self) -> str:
+        """Name of the run, or its address in a bucket."""
+        return self.config.run
+
+    def moved_to(self, folder: Path) -> Self:
+        """Return the same job with the run's folder on another machine."""
+        return replace(self, folder=folder)
 
     @property
     def trainer(self) -> TrainerOptions:

@@ -27,6 +27,7 @@ from permafrost.config.training import TrainerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import Targets
+from permafrost.core.run_mirrors import upload_mirror
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.loader import TrainLoader
 from permafrost.losses.base import AuxiliaryPretraining
@@ -159,6 +160,8 @@ def fit(
             if writer is not None:
                 writer.sync()
             save_checkpoint(training, folder)
+            if training.distributed.is_first:
+                upload_mirror(folder)
 
         while training.epoch < trainer.epochs:
             for batch in stream.epoch(training.epoch, training.step, device):

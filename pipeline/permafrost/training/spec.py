@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
@@ -70,6 +70,13 @@ class TrainingJob(Protocol):
     @property
     def folder(self) -> Path:
         """Absolute path of the run's folder, for the checkpoint and the network."""
+
+    @property
+    def run(self) -> str:
+        """Name of the run, or its address in a bucket."""
+
+    def moved_to(self, folder: Path) -> Self:
+        """Return the same job with the run's folder on another machine."""
 
     @property
     def trainer(self) -> TrainerOptions:

@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from permafrost.config.models import ModelConfig, NoModelConfig, is_published
 from permafrost.config.teaching import GuidedTeachingConfig
@@ -146,6 +146,15 @@ class Teaching:
 
     config: TeachConfig
     folder: Path
+
+    @property
+    def run(self) -> str:
+        """Name of the run, or its address in a bucket."""
+        return self.config.run
+
+    def moved_to(self, folder: Path) -> Self:
+        """Return the same job with the run's folder on another machine."""
+        return replace(self, folder=folder)
 
     @property
     def trainer(self) -> TrainerOptions:

@@ -1,0 +1,178 @@
+"""Runs in a bucket: folders of this machine in which a run is worked on, and their copies in the bucket.
+
+A run writes many small files, appends to some and replaces others, which no bucket offers. So a run whose name is an
+address has a folder of this machine, its mirror, whose path follows from the address. Files that another machine has
+written are fetched before the work, and files of this one are uploaded at every checkpoint and at the end. What marks
+work as done is uploaded last, so a machine that dies leaves the state of its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from permafrost.core import buckets
+from permafrost.core.buckets import Bucket, is_address, parse_bucket
+from permafrost.core.errors import FileError
+from permafrost.core.files import PARTIAL_SUFFIX, sha256_file, write_atomically
+from permafrost.core.lock import LOCK_NAME
+from permafrost.core.object_cache import scratch_folder_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+logger = logging.getLogger("permafrost.buckets")
+
+_STATES = ".states"
+_LAST = ("checkpoint.pt", "metrics.json", "model.json")
+"""Files that are uploaded after all others, in this order: those that others of the folder must agree with."""
+
+
+def mirror_of(address: str) -> Path:
+    """Return the folder of this machine for a run in a bucket."""
+    scheme, _, rest = parse_bucket("run", address).partition("://")
+    return _root() / scheme / rest
+
+
+def _root() -> Path:
+    return scratch_folder_of(Bucket("")) / "runs"
+
+
+def fetch_folder(address: str, *, exactly: bool = False) -> None:
+    """Fetch what another machine has written to a folder of a bucket since it was fetched or uploaded here.
+
+    exactly  remove what is not in the bucket, and replace what differs, for a folder that nobody is working on. Else
+             files that were changed here stay
+    Raises FileError.
+    """
+    mirror, state = mirror_of(address), _read_state(address)
+    remote = dict(_entries(address))
+    for name, (size, e_tag) in remote.items():
+        path = mirror / name
+        here = _stamp(path)
+        known = state.get(name)
+        if here is not None and known is not None and here == known[:2]:
+            if known[2] == e_tag:
+                continue
+        elif here is not None and not exactly:
+            continue
+        _download(f"{address}/{name}", path, size)
+        state[name] = [*(_stamp(path) or (0, 0)), e_tag]
+    if exactly:
+        for path in list(_own_files(mirror)):
+            if path.relative_to(mirror).as_posix() not in remote:
+                path.unlink()
+    _write_state(address, {name: entry for name, entry in state.items() if name in remote})
+
+
+def upload_folder(address: str, names: Iterable[str] | None = None) -> None:
+    """Upload the files of a run's mirror that were changed here, those that mark work as done last. Raises FileError.
+
+    names  files below the folder; None for all
+    """
+    mirror, state = mirror_of(address), _read_state(address)
+    paths = _own_files(mirror) if names is None else (mirror / name for name in names)
+    changed = {
+        name: stamp
+        for path in paths
+        if (stamp := _stamp(path)) is not None
+        and list(stamp) != state.get(name := path.relative_to(mirror).as_posix(), [])[:2]
+    }
+    for name in sorted(changed, key=lambda name: (_rank(name), name)):
+        path = mirror / name
+        with path.open("rb") as file:
+            buckets.put_object(f"{address}/{name}", file, changed[name][0], sha256_file(path))
+        facts = buckets.object_facts(f"{address}/{name}")
+        state[name] = [*changed[name], "" if facts is None else facts.e_tag]
+    if changed:
+        _write_state(address, state)
+
+
+def upload_mirror(folder: Path) -> None:
+    """Upload a folder if it is, or is in, the mirror of a run in a bucket. Raises FileError."""
+    root = _root()
+    if folder.is_relative_to(root):
+        scheme, *rest = folder.relative_to(root).parts
+        upload_folder(f"{scheme}://{'/'.join(rest)}")
+
+
+def upload_top(run: str) -> None:
+    """Upload the files of a run in a bucket that are not in the folder of a verb, and the cost of a pass."""
+    if not is_address(run):
+        return
+    mirror = mirror_of(run)
+    names = [path.name for path in mirror.glob("*") if path.is_file() and _is_own(path)]
+    names += [f"precompute/{path.name}" for path in mirror.glob("precompute/*") if _is_own(path)]
+    upload_folder(run, names)
+
+
+def _rank(name: str) -> int:
+    last = name.rpartition("/")[2]
+    return 1 + _LAST.index(last) if last in _LAST else 0
+
+
+def _entries(address: str) -> Iterator[tuple[str, tuple[int, str]]]:
+    """Iterate over the files below a folder of a bucket, with their sizes and ETags."""
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        for entry in buckets.list_entries(f"{address}/{folder}".rstrip("/")):
+            name = f"{folder}{entry.name}"
+            if entry.is_dir():
+                folders.append(f"{name}/")
+            elif entry.name != LOCK_NAME:
+                yield name, (entry.size, entry.e_tag)
+
+
+def _own_files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and _is_own(path))
+
+
+def _is_own(path: Path) -> bool:
+    """Return whether a file is part of a run: no lock, and nothing in the making."""
+    return path.name != LOCK_NAME and not path.name.endswith(PARTIAL_SUFFIX)
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _download(address: str, path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+    try:
+        data, _ = buckets.read_object(address)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except FileNotFoundError:
+        logger.debug("%s was removed while the folder was fetched", address)
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{path} cannot be written ({error.strerror})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _state_path(address: str) -> Path:
+    return _root() / _STATES / f"{address.replace('://', '/')}.json"
+
+
+def _read_state(address: str) -> dict[str, list[object]]:
+    """Return size, time and ETag of the files that were fetched or uploaded, by name."""
+    try:
+        state = json.loads(_state_path(address).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _write_state(address: str, state: dict[str, list[object]]) -> None:
+    write_atomically(_state_path(address), json.dumps(state, sort_keys=True).encode())
