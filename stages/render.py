@@ -84,7 +84,7 @@ def configure(words: Sequence[str]) -> RenderConfig:
         and (section_of(word) != "cluster" or _reads_cluster(config.verb))
     ]
     theirs_built = build_verb_config(config.verb, compose(config.verb, theirs))
-    require_shared_paths(theirs_built, config.cluster.mount_path)
+    require_shared_paths(theirs_built, config.cluster.shared_folder)
     built: RenderConfig = build_verb_config("render", values | {"words": theirs})
     return built
 

@@ -17,6 +17,7 @@ from stages import render
 SCHEMA = json.loads((Path(__file__).parent / "kuberay_rayjob.schema.json").read_text())
 CLUSTER = ["cluster=kuberay", "cluster.image=registry/permafrost:1", "cluster.volume_claim=shared"]
 PATHS = ["store.path=/mnt/permafrost/store", "run=/mnt/permafrost/run"]
+ADDRESSES = ["store.path=s3://bucket/store", "run=s3://bucket/run"]
 PRECOMPUTE = ["verb=precompute", *CLUSTER, *PATHS, "teacher.weights=random"]
 SEVERAL = [
     PRECOMPUTE,
@@ -25,6 +26,7 @@ SEVERAL = [
     [*PRECOMPUTE, "cluster.active_deadline_seconds=3600", "cluster.ray_version=2.61.0"],
     ["verb=verify", *CLUSTER, PATHS[0], "cluster.worker_gpus=1"],
     ["verb=distill", *CLUSTER, *PATHS, "method=kd"],
+    ["verb=precompute", *CLUSTER[:2], *ADDRESSES, "teacher=none", "cluster.secret=bucket-keys"],
     ["verb=sweep", *CLUSTER, *PATHS, "experiment=demo", "arms={kd: ['method=kd']}"],
 ]
 
@@ -172,3 +174,25 @@ def test_the_command_line_prints_nothing_but_yaml(monkeypatch, capsys):
     main("render", render.run, render.__doc__, render.configure)
 
     assert yaml.safe_load(capsys.readouterr().out)["kind"] == "RayJob"
+
+
+def test_a_job_with_a_bucket_has_a_secret_in_place_of_a_volume(tmp_path):
+    words = [*CLUSTER[:2], *ADDRESSES, "teacher=none", "cluster.secret=bucket-keys"]
+    cluster = manifest_of(tmp_path, "verb=precompute", *words)["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert "volumes" not in pod
+        (container,) = pod["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": "bucket-keys"}}]
+        assert "volumeMounts" not in container
+
+
+@pytest.mark.parametrize("option", ["store.path", "run"])
+def test_without_a_volume_nothing_may_be_written_to_a_pod(option):
+    words = [word for word in ADDRESSES if not word.startswith(option)]
+    with pytest.raises(
+        ConfigError, match=rf"{option}=/mnt/x would be lost .*cluster\.volume_claim"
+    ):
+        render.configure(
+            ["verb=precompute", *CLUSTER[:2], *words, f"{option}=/mnt/x", "teacher=none"]
+        )

@@ -58,10 +58,11 @@ class Nodes:
             return True
         return False
 
-    def start_node(self, *options):
-        return self._start(f"--address={self.address}", *options)
+    def start_node(self, *options, **environment):
+        """Start a node, with environment variables of its own."""
+        return self._start(f"--address={self.address}", *options, **environment)
 
-    def _start(self, *words):
+    def _start(self, *words, **environment):
         log = self.folder / f"node{len(self.processes)}.log"
         # Jobs need the agent, whose default port may be in use by another Ray on this machine.
         words += (f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=100000000")
@@ -70,7 +71,7 @@ class Nodes:
                 [RAY, "start", *words, "--block"],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=node_environment(**self.environment),
+                env=node_environment(**self.environment | environment),
                 start_new_session=True,
             )
         self.processes.append(process)

@@ -113,10 +113,14 @@ class KubeRayClusterConfig(WorkConfig):
     ray_version: str | None = None
     """Ray version in the image; null takes the version installed where the manifest is rendered."""
 
-    volume_claim: str = ""
-    """Persistent volume claim that many nodes may write to, for data, store and runs."""
+    volume_claim: str | None = None
+    """Persistent volume claim that many nodes may write to, for data, store and runs; null if these are in a
+    bucket."""
     mount_path: str = "/mnt/permafrost"
     """Mount path of the volume in every pod."""
+    secret: str | None = None
+    """Kubernetes secret whose entries are environment variables of the pods, such as AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL of a bucket; null for none, as where the service account has a role."""
 
     workers: Annotated[int, Ge(1)] = 1
     """Number of workers at the start."""
@@ -149,7 +153,8 @@ class KubeRayClusterConfig(WorkConfig):
         )
         require(
             self.volume_claim != "",
-            "cluster.volume_claim is empty; name a persistent volume claim that all nodes can write to",
+            "cluster.volume_claim is empty; name a persistent volume claim that all nodes can write to, or leave it "
+            "out and set store.path and run to addresses of a bucket",
         )
         require(
             self.mount_path.startswith("/") and self.mount_path != "/",
@@ -179,6 +184,11 @@ class KubeRayClusterConfig(WorkConfig):
                 re.fullmatch(r"[1-9][0-9]*([KMGTPE]i?)?", value) is not None,
                 f"cluster.{name} must be an amount such as 8Gi, got {value!r}",
             )
+
+    @property
+    def shared_folder(self) -> str:
+        """Folder that all pods share, "" for none."""
+        return "" if self.volume_claim is None else self.mount_path
 
     @property
     def scale(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from permafrost.config.cluster import ExistingClusterConfig, KubeRayClusterConfi
 from permafrost.config.environment import in_submitted_job
 from permafrost.config.models import is_published
 from permafrost.config.options import Options, Role, options_of
+from permafrost.core.buckets import is_address
 from permafrost.core.errors import require
 
 if TYPE_CHECKING:
@@ -24,19 +25,25 @@ _WRITTEN = ("store.path", "run")
 def require_shared_paths(config: Options, mount_path: str | None = None) -> None:
     """Raise ConfigError unless every path in a verb's config has the same meaning on all nodes.
 
-    mount_path  folder shared by the nodes, if it is known; output paths must be inside it
+    mount_path  folder shared by the nodes, if it is known; output paths must be inside it, or in a bucket. "" if the
+                nodes share none
     """
     named = list(_paths(config))
-    if hasattr(config, "run"):
+    if hasattr(config, "run") and not is_address(config.run):
         named.append(("run", config.run))
     for option, path in named:
+        require(
+            mount_path != "" or option not in _WRITTEN,
+            f"{option}={path} would be lost with its pod; set it to an address (s3://bucket/folder), or name a volume "
+            "that all nodes share with cluster.volume_claim",
+        )
         require(
             PurePosixPath(path).is_absolute(),
             f"{option}={path} is relative, and a job runs in a temporary copy of the code on one node; "
             "set an absolute path on storage that all nodes share",
         )
         require(
-            mount_path is None
+            not mount_path
             or option not in _WRITTEN
             or PurePosixPath(path).is_relative_to(mount_path),
             f"{option}={path} would be lost with its pod; set a path below cluster.mount_path={mount_path}",
@@ -61,12 +68,14 @@ def _paths(config: Options, section: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _is_file(value: str | None) -> bool:
-    return value not in (None, *_NO_FILES) and not is_published(value) and "://" not in str(value)
+    return (
+        value not in (None, *_NO_FILES) and not is_published(value) and not is_address(str(value))
+    )
 
 
 def _is_unused(config: Options, name: str) -> bool:
     """Return whether the option is a download folder and nothing is downloaded."""
-    return name == "cache" and "://" not in getattr(config, "path", "")
+    return name == "cache" and not is_address(getattr(config, "path", ""))
 
 
 def _replaced(config: C, names: list[str], value: str) -> C:
@@ -83,5 +92,5 @@ def place_paths(config: C) -> C:
     """
     cluster = getattr(config, "cluster", None)
     if in_submitted_job() or isinstance(cluster, KubeRayClusterConfig):
-        require_shared_paths(config, getattr(cluster, "mount_path", None))
+        require_shared_paths(config, getattr(cluster, "shared_folder", None))
     return with_absolute_paths(config) if isinstance(cluster, ExistingClusterConfig) else config
