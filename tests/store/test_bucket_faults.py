@@ -1,0 +1,131 @@
+"""Whole flows against a bucket whose requests are disturbed by a seeded plan: the same bytes, or one line."""
+
+from pathlib import Path
+
+import pytest
+from obstore.store import from_url
+
+from permafrost.core import buckets, files
+from permafrost.core.errors import UserError
+from permafrost.library import run_verb
+from tests.support.buckets import (
+    FAULTS,
+    KEYS,
+    PASSING,
+    FaultPlan,
+    contents,
+    files_below,
+    moto_server,
+    proxy,
+)
+
+DATA = [
+    "data=demo",
+    "data.train_digits=40",
+    "data.test_digits=4",
+    "data.test_placements=1",
+    "data.teacher_digits=4",
+    "data.teacher_placements=1",
+    "store.shard_size=16",
+    "executor=serial",
+    "teacher=cifar",
+    "teacher.name=resnet8",
+    "teacher.width=4",
+    "teacher.weights=random",
+]
+STUDENT = [
+    "student=cifar",
+    "student.name=resnet8",
+    "student.width=4",
+    "method=e2kd",
+    "trainer.epochs=2",
+    "trainer.batch_size=16",
+    "trainer.num_threads=1",
+]
+RESULTS = ("model.safetensors", "metrics.json", "model.json")
+"""Files of a run that are the same wherever it is trained."""
+
+
+def run_flow(store: str, run: str) -> None:
+    """Precompute, verify, distill, evaluate and report."""
+    words = [f"store.path={store}", f"run={run}"]
+    run_verb("precompute", *DATA, *words)
+    run_verb("verify", words[0])
+    run_verb("distill", *STUDENT, *words)
+    run_verb("evaluate", "evaluate.splits=[test]", "evaluators=[accuracy]", *words)
+    run_verb("report", *words)
+
+
+def results(found: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the files of a run that can be compared."""
+    return {name: data for name, data in found.items() if Path(name).name in RESULTS}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """An undisturbed flow in local folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("local"))
+        run_flow("store", "run")
+        return files_below(Path("store")), results(files_below(Path("runs/run")))
+
+
+@pytest.fixture(scope="module")
+def server():
+    with moto_server() as address:
+        yield address
+
+
+@pytest.fixture
+def connect(monkeypatch, tmp_path):
+    """Function that connects this process to an endpoint, with a cache of its own."""
+
+    def to(address: str, cache: str) -> None:
+        for name, value in KEYS.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("PERMAFROST_CACHE", str(tmp_path / cache))
+        monkeypatch.setattr(buckets, "_clients", {})
+        monkeypatch.setattr(files, "_versions", {})
+
+    monkeypatch.setattr(buckets, "EXPIRY_SECONDS", 0.2)  # of a lease that could not be removed
+    return to
+
+
+SEEDS = [
+    pytest.param(seed, marks=[] if seed in (0, 1, 31) else pytest.mark.slow) for seed in range(60)
+]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_disturbed_flow_ends_with_the_same_bytes_or_one_line(
+    server, connect, local, seed, count_trials
+):
+    is_passing = seed < 30
+    plan = FaultPlan(seed, PASSING if is_passing else FAULTS, share=0.1, seconds=0.01)
+    store, run = f"s3://bucket/{seed}/store", f"s3://bucket/{seed}/run"
+    error = None
+    with proxy(server, plan) as address:
+        connect(address, "disturbed")
+        try:
+            run_flow(store, run)
+        except UserError as raised:
+            error = str(raised)
+    assert sum(plan.counts.values()) > 10
+    connect(server, "fresh")
+    outcome = "the same bytes"
+    if error is not None:
+        assert not is_passing, error
+        assert "s3://bucket" in error
+        assert "\n" not in error
+        outcome = "one line, and the next command goes on"
+        run_flow(store, run)
+    client = from_url("s3://bucket", client_options={"allow_http": True})
+    made = contents(client, f"{seed}/store")
+    made.pop(".lock", None)  # of a lease whose end was disturbed
+    assert made == local[0]
+    assert results(contents(client, f"{seed}/run")) == local[1]
+    kind = (
+        "requests that may be repeated" if is_passing else "requests, also refused without a cause"
+    )
+    count_trials(f"flows with a tenth of their {kind} disturbed", {outcome: 1})
