@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.benchmarks import busy as bench_busy
+from tests.benchmarks import object_storage as bench_storage
 from tests.benchmarks import precision_times as bench_precision
 from tests.benchmarks import profiles as bench_profiles
 from tests.benchmarks import scale as scale_figures
@@ -29,6 +30,11 @@ def precision_times() -> str:
     return bench_precision.markdown(bench_precision.load())
 
 
+def object_storage() -> str:
+    """Epochs that are read from a bucket behind a slow network."""
+    return bench_storage.markdown(bench_storage.load())
+
+
 def bench() -> str:
     """Ratios that `make bench` measured."""
     return markdown(load(RESULTS))
@@ -39,4 +45,4 @@ def bench_peers() -> str:
     return markdown_of_sides(load(RESULTS))
 
 
-TABLES = (scale, profiles, busy, precision_times, bench, bench_peers)
+TABLES = (scale, profiles, busy, precision_times, object_storage, bench, bench_peers)

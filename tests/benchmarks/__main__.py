@@ -6,6 +6,7 @@
     python -m tests.benchmarks scale        (figures of scale.py, which are measured only if they are named)
     python -m tests.benchmarks profile      (where the time goes, profiles.py, likewise)
     python -m tests.benchmarks busy         (a training beside other processes, busy.py, likewise)
+    python -m tests.benchmarks object_storage (reading from a bucket, object_storage.py, likewise)
     python -m tests.benchmarks precision    (forward passes in several precisions, precision_times.py, likewise)
     python -m tests.benchmarks fidelity     (passes in bfloat16 compared with float32, fidelity.py, likewise)
 
@@ -33,7 +34,7 @@ from collections.abc import Callable
 from functools import partial
 
 from permafrost.config.environment import keep_freed_memory
-from tests.benchmarks import busy, fidelity, precision_times, profiles, scale
+from tests.benchmarks import busy, fidelity, object_storage, precision_times, profiles, scale
 from tests.benchmarks.allocator import allocator_figure
 from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
 from tests.benchmarks.figures import Figure
@@ -110,6 +111,7 @@ def main(arguments: list[str]) -> None:
         "busy": partial(busy.main, recorded=options.record),
         "precision": partial(precision_times.main, recorded=options.record),
         "fidelity": partial(fidelity.main, recorded=options.record),
+        "object_storage": partial(object_storage.main, recorded=options.record),
     }
     for beginning, measure_named in named.items():
         words = [word for word in options.words if word.startswith(beginning)]

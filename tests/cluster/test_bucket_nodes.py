@@ -10,7 +10,7 @@ import pytest
 from obstore.store import from_url
 
 from tests.cluster.test_kill import lose
-from tests.support.buckets import KEYS, contents, files_below, moto_server
+from tests.support.buckets import KEYS, contents, files_below, moto_server, names_of
 from tests.support.paths import PYTHONPATH
 from tests.support.processes import wait_until
 from tests.support.ray_nodes import node_environment, ray_nodes
@@ -109,7 +109,7 @@ def test_a_node_that_is_lost_in_the_middle_is_made_up_for_and_the_bytes_are_thos
         target=lambda: results.append(permafrost(folder / "driver", driver, *command))
     )
     thread.start()
-    wait_until(lambda: any("teachers" in name for name in contents(bucket, "store")))
+    wait_until(lambda: any("teachers" in name for name in names_of(bucket, "store")))
     lose(started[0])
     nodes.start_node("--num-cpus=1", PERMAFROST_CACHE=str(folder / "cache2"))
     thread.join()

@@ -40,12 +40,17 @@ def memory_buckets(cache: Path) -> Iterator[dict[str, MemoryStore]]:
         yield stores
 
 
+def names_of(store: MemoryStore, folder: str) -> list[str]:
+    """Return the names of the objects below a folder."""
+    paths = (meta["path"] for block in obstore.list(store, folder) for meta in block)
+    return [path[len(folder) + 1 :] for path in paths]
+
+
 def contents(store: MemoryStore, folder: str) -> dict[str, bytes]:
     """Return the objects below a folder by their names."""
     return {
-        meta["path"][len(folder) + 1 :]: bytes(obstore.get(store, meta["path"]).bytes())
-        for block in obstore.list(store, folder)
-        for meta in block
+        name: bytes(obstore.get(store, f"{folder}/{name}").bytes())
+        for name in names_of(store, folder)
     }
 
 

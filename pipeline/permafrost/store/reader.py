@@ -14,6 +14,7 @@ from permafrost.core.rooted_paths import (
     exists,
     is_file,
     is_folder,
+    is_in_bucket,
     list_folder,
     rooted,
 )
@@ -30,7 +31,12 @@ from permafrost.store.manifest import (
     read_pass_manifest,
     read_store_manifest,
 )
-from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, read_receipt, receipt_path
+from permafrost.store.receipts import (
+    PASS_RECEIPT_SCHEMA,
+    RECEIPTS_FOLDER,
+    read_receipt,
+    receipt_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -294,7 +300,7 @@ class TeacherPass:
     def stored_shard(self, shard: ShardEntry) -> StoredShard:
         """Describe where the rows of an image shard are stored in this pass, and their checksums."""
         receipt = receipt_path(self.folder, shard.name)
-        if not is_file(receipt):
+        if not self._has_receipt(receipt):
             raise ManifestError(f"{receipt} is missing; {REPAIR}")
         position = self.shards.number_of(shard.name)
         entry = self.shards[position]
@@ -323,6 +329,16 @@ class TeacherPass:
             raise ManifestError(f"{receipt} has uneven rows; run permafrost verify")
         shape = (len(keys), -1) if keys else (0, self.fields.inner_chunks_of_a_row())
         return replace(described, chunk_crc32c=flat.reshape(shape))
+
+    def _has_receipt(self, receipt: RootedPath) -> bool:
+        if not is_in_bucket(receipt):
+            return is_file(receipt)
+        return receipt.name in self._listed_receipts
+
+    @cached_property
+    def _listed_receipts(self) -> frozenset[str]:
+        """Names of the receipts in a bucket, listed once in place of a request for each."""
+        return frozenset(path.name for path in list_folder(self.folder / RECEIPTS_FOLDER))
 
     def _receipt(self, shard: ShardEntry) -> pa.Table:
         digest = self.shards.receipt_sha256(self.shards.number_of(shard.name))

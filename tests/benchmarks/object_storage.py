@@ -1,0 +1,244 @@
+"""Training from a bucket behind a slow network: how many steps wait for records, and how fast records are read.
+
+    python -m tests.benchmarks object_storage          (about 5 minutes; only if it is named)
+
+A store of raw frames is read in the order of an epoch, with a bucket of moto's server behind a proxy that adds a
+latency to each request and limits its bandwidth. A step is a pause of a given time, so that the figures do not depend
+on how fast this machine trains. A step has waited if its records came later than those of a local store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.data import DemoDataConfig
+from permafrost.config.store import StoreOptions
+from permafrost.core import buckets
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.sampler import WINDOW_SHARDS
+from permafrost.loading.subset import rows_of_split
+from permafrost.store.reader import Store
+from stages import precompute
+from tests.support.buckets import KEYS, Network, moto_server, proxy
+from tests.support.networks import save_tiny_teacher
+from tests.support.stores import precompute_config
+
+RESULTS = Path(__file__).with_name("object_storage.json")
+LATENCIES = (0.0, 0.02, 0.1)
+BYTES_PER_SECOND = 50e6
+EMPTY, FULL, LIMITED = CACHES = ("empty", "full", "two windows")
+STEP_SECONDS = 0.05
+BATCH = 32
+_WAITED = 0.02
+"""Time beyond that of the slowest step of a local store from which a step has waited."""
+_DATA = DemoDataConfig(
+    image_size=64, train_digits=1400, test_digits=10, teacher_digits=10, max_digit_size=32
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochFigures:
+    """Reading of an epoch from a bucket."""
+
+    latency: float
+    """Seconds that are added to a request."""
+    cache: str
+    """Empty or full at the beginning, or empty and limited to two windows of shards."""
+    waited: float
+    """Share of the steps that waited."""
+    seconds_waited: float
+    """Time of all waiting, as a share of the epoch without it."""
+    records_per_second: float
+    """Without pauses."""
+    largest_cache: int
+    """Bytes."""
+
+
+def main(words: Sequence[str], *, recorded: bool = False) -> None:
+    """Measure all networks and print them.
+
+    recorded  also write them to object_storage.json
+    """
+    figures = measure()
+    print(markdown(figures))
+    if recorded:
+        RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def measure() -> dict[str, Any]:
+    """Measure the epochs of all networks, beside those of a local store."""
+    with tempfile.TemporaryDirectory() as folder, _in_folder(Path(folder)):
+        Path("teacher").mkdir()
+        teacher = save_tiny_teacher(Path("teacher"))
+        precompute.run(
+            precompute_config(Path("store"), teacher, data=_DATA, shard_size=32, format="raw")
+        )
+        local = Store("store")
+        pauses = _pauses(local, STEP_SECONDS)
+        slowest, plain = max(pauses), [*pauses]
+        limit = _smallest_cache(local)
+        rows = []
+        with moto_server() as server:
+            os.environ.update(KEYS | {"AWS_ENDPOINT_URL": server})
+            _upload(Path("store"), "s3://bucket/store")
+            for latency in LATENCIES:
+                with proxy(server, network=Network(latency, BYTES_PER_SECOND)) as address:
+                    os.environ["AWS_ENDPOINT_URL"] = address
+                    buckets._clients.clear()
+                    rows += [_epoch(latency, how, slowest, plain, limit) for how in CACHES]
+        return {
+            "records": local.num_records("train"),
+            "shards": len(local.shards.splits["train"]),
+            "shard_bytes": int(max(local.shards.table["bytes"].to_pylist())),
+            "local_records_per_second": _speed(local),
+            "cache_bytes": limit,
+            "epochs": [asdict(row) for row in rows],
+        }
+
+
+def _smallest_cache(local: Store) -> int:
+    """Return a size that has room for two windows and the index, and not for the whole store."""
+    files = local.manifest.index.bytes + local.manifest.keys.bytes
+    shard = max(local.shards.table["bytes"].to_pylist())
+    (teacher,) = local.open_passes()
+    shard += max(sum(file.bytes for file in shard.files) for shard in teacher.shards)
+    return files + (2 * WINDOW_SHARDS + 2) * shard
+
+
+def _epoch(
+    latency: float, cache: str, slowest: float, plain: Sequence[float], limit: int
+) -> EpochFigures:
+    folder, most = Path("cache"), limit if cache == LIMITED else None
+    if cache != FULL:
+        shutil.rmtree(folder, ignore_errors=True)
+    sizes: list[int] = []
+    with _watched(folder, sizes):
+        pauses = _pauses(_open(folder, most), STEP_SECONDS)
+        if cache == EMPTY:
+            shutil.rmtree(folder)
+        speed = _speed(_open(folder, most))
+    waits = [max(pause - slowest, 0.0) for pause in pauses]
+    return EpochFigures(
+        latency=latency,
+        cache=cache,
+        waited=sum(wait > _WAITED for wait in waits) / len(plain),
+        seconds_waited=sum(waits) / (sum(plain) + len(plain) * STEP_SECONDS),
+        records_per_second=speed,
+        largest_cache=max(sizes, default=0),
+    )
+
+
+def _open(cache: Path, limit: int | None) -> Store:
+    options = StoreOptions(path="s3://bucket/store", cache=str(cache.absolute()), cache_bytes=limit)
+    return Store(options.folder)
+
+
+def _loader(store: Store) -> TrainLoader:
+    dataset = StoreDataset(store, rows_of_split(store, "train"), store.open_passes(), keep_bytes=0)
+    return TrainLoader(
+        dataset, ViewSchedule(AugmentOptions(), store.size, 0), batch_size=BATCH, seed=0
+    )
+
+
+def _pauses(store: Store, step: float) -> list[float]:
+    """Return the time for which each step waits for its records."""
+    pauses = []
+    before = time.perf_counter()
+    for _ in _loader(store).epoch(0):
+        pauses.append(time.perf_counter() - before)
+        time.sleep(step)
+        before = time.perf_counter()
+    return pauses
+
+
+def _speed(store: Store) -> float:
+    started = time.perf_counter()
+    records = sum(len(batch.keys) for batch in _loader(store).epoch(0))
+    return records / (time.perf_counter() - started)
+
+
+def _upload(folder: Path, address: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != ".lock":
+            with path.open("rb") as file:
+                name = path.relative_to(folder).as_posix()
+                buckets.put_object(f"{address}/{name}", file, path.stat().st_size, "")
+
+
+@contextmanager
+def _watched(cache: Path, sizes: list[int]) -> Iterator[None]:
+    """Append the size of the cache from time to time."""
+    end = threading.Event()
+
+    def watch() -> None:
+        while not end.wait(0.05):
+            total = 0
+            for path in cache.rglob("*"):
+                try:
+                    total += path.stat().st_size if path.is_file() else 0
+                except FileNotFoundError:
+                    continue
+            sizes.append(total)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def load() -> dict[str, Any]:
+    """Read the recorded figures."""
+    figures: dict[str, Any] = json.loads(RESULTS.read_text())
+    return figures
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """Format the figures as a table."""
+    header = (
+        "added latency",
+        "cache",
+        "steps that waited",
+        "time waited, of the epoch",
+        "records/s without pauses",
+        "largest cache",
+    )
+    rows = [header, ("---",) * len(header)]
+    rows += [
+        (
+            f"{epoch['latency'] * 1000:.0f} ms",
+            epoch["cache"],
+            f"{epoch['waited']:.0%}",
+            f"{epoch['seconds_waited']:.1%}",
+            f"{epoch['records_per_second']:,.0f}",
+            f"{epoch['largest_cache'] / 1e6:.1f} MB",
+        )
+        for epoch in figures["epochs"]
+    ]
+    rows.append(("local store", "", "", "", f"{figures['local_records_per_second']:,.0f}", ""))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
