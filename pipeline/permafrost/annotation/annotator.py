@@ -93,6 +93,12 @@ class TeacherAnnotator:
         other.settings = replace(self.settings, precision=precision)
         return other
 
+    def with_payloads(self, kind: type[Payload]) -> TeacherAnnotator:
+        """Return an annotator with the same network, which computes the payloads of one kind only."""
+        other = copy(self)
+        other.payloads = [payload for payload in self.payloads if isinstance(payload, kind)]
+        return other
+
     def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
         """Fields that the pass stores. The matrices of stored views come last."""
         outputs: dict[float, ModelOutput] = {}
@@ -186,6 +192,12 @@ class TeacherAnnotator:
                     for number, part in zip(own, parts, strict=True):
                         encoded[number].append(part)
         return _joined([_sides(each) if len(each) > 1 else each[0] for each in encoded])
+
+    @torch.no_grad()
+    def run_views(self, batch: FrameBatch, views: Tensor) -> ModelOutput:
+        """Run the teacher on one view canonical_from_view [n, 3, 3] of each whole frame."""
+        inputs = warp(self._frames(batch), views.to(self.device), self.input_size) / 255
+        return self._forward(inputs, self.payloads)
 
     def annotate_inputs(self, inputs: Tensor, records: BatchInfo) -> EncodedFields:
         """Compute fields [n, *shape] of the teacher's inputs f32 [n, 3, height, width] in [0, 1]."""

@@ -17,6 +17,11 @@ import numpy as np
 import torch
 
 from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.moved_features import (
+    MeasureMovedFeatures,
+    describe_moved_features,
+    measure_moved_features,
+)
 from permafrost.annotation.precision import (
     ComparePrecision,
     PrecisionError,
@@ -34,7 +39,7 @@ from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.errors import require
 from permafrost.core.files import SHORT, remove_partial_files, sha256_json
-from permafrost.core.records import TOP_CLASS
+from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.rooted_paths import RootedPath, exists, list_folder
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from permafrost.models.explanations import pass_precision, resolve_explainer
@@ -43,7 +48,13 @@ from permafrost.models.providers import build_model, count_parameters
 from permafrost.models.trained_weights import check_weights
 from permafrost.sources.image_files import escape_key
 from permafrost.store.backends import BACKENDS
-from permafrost.store.manifest import CANONICAL_VIEW, TEACHERS_FOLDER, Agreement, StoreManifest
+from permafrost.store.manifest import (
+    CANONICAL_VIEW,
+    TEACHERS_FOLDER,
+    Agreement,
+    MovedFeatures,
+    StoreManifest,
+)
 from permafrost.store.publish import needs_publishing
 from permafrost.store.publish_pass import missing_pass_shards, publish_pass
 from permafrost.store.reader import Store
@@ -367,6 +378,7 @@ def annotate_pass(
 
     annotated, seconds = run_shards("teacher", map_and_count, task, plan.missing)
     save_cost(RUNS / config.run / "precompute", seconds, annotated)
+    moved_features = _measure_moved_features(plan, config, map_shards)
     publish_pass(
         plan.folder,
         plan.shards,
@@ -376,8 +388,32 @@ def annotate_pass(
         shared_files,
         _made_with(plan, annotator, compiled=config.annotate.compile),
         agreement,
+        moved_features,
     )
     return annotated * plan.num_views, _accuracy(plan, counts)
+
+
+def _measure_moved_features(
+    plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards
+) -> MovedFeatures | None:
+    """Measure the error of moved features, None if the pass has none that are moved."""
+    if FEATURES not in config.annotate.payloads or plan.views is not None:
+        return None
+    task = MeasureMovedFeatures(
+        store_path=plan.store.folder,
+        teacher=plan.teacher,
+        num_classes=plan.num_classes,
+        explainer=plan.explainer,
+        config=config.annotate,
+        num_threads=config.cluster.threads_per_actor,
+    )
+    moved = measure_moved_features(map_shards, task, plan.shards)
+    if moved is not None:
+        logger.info(
+            "moved with a view, features miss of the teacher's variance: %s",
+            describe_moved_features(moved),
+        )
+    return moved
 
 
 def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]:

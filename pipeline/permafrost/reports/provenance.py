@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from permafrost.annotation.moved_features import describe_moved_features
 from permafrost.config.builder import build_config
 from permafrost.config.methods import METHODS
 from permafrost.core.errors import UserError
@@ -158,6 +159,8 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
             f"{agreement.precision}, whose largest logit is that of float32 for {agreement.top1:.1%} of "
             f"{agreement.records} records, and whose logits diverge by {agreement.kl_mean:.2g} nats"
         )
+    if moved := teacher.manifest.moved_features:
+        facts["Variance that moved features miss"] = describe_moved_features(moved)
     if teacher.explainer is not None:
         explained = teacher.manifest.explainer.get("explained_classes")
         facts["Maps"] = f"{teacher.explainer} of {explained}"

@@ -148,6 +148,20 @@ class Agreement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MovedFeatures:
+    """Share of the variance of the teacher's features of a view that the stored ones miss, on a sample of records."""
+
+    records: int
+    lost: dict[str, dict[str, float]]
+    """1 - R^2 of each field by kind of view (shift, flip), over the cells inside of the frame."""
+
+    def __post_init__(self) -> None:
+        shares = [share for views in self.lost.values() for share in views.values()]
+        fits = self.records >= 1 and all(0 <= share < math.inf for share in shares)
+        require_entry(fits, f"moved_features are {self.lost!r} of {self.records} records")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PassManifest:
     """Content of <store>/teachers/<name>-<fp8>/manifest.json."""
 
@@ -167,6 +181,9 @@ class PassManifest:
     """Lowest cosine between a record's values and their stored form, for each lossy field."""
     agreement: Agreement | None = None
     """Agreement with float32; None for a pass that was computed in float32."""
+    moved_features: MovedFeatures | None = None
+    """Error of the features after they are moved with a view; None for a pass without features, and for one of stored
+    views. It is measured when the pass is written, and not covered by the fingerprint."""
     temperatures: tuple[float, ...] = ()
     """Temperatures of the field rest_logits; empty for a pass of all logits."""
     selection: dict[str, Any] | None = None

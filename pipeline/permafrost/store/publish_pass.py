@@ -14,6 +14,7 @@ from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     Agreement,
+    MovedFeatures,
     PassManifest,
     read_pass_manifest,
     write_manifest,
@@ -100,10 +101,11 @@ def publish_pass(
     shared_files: dict[str, str],
     made_with: dict[str, str],
     agreement: Agreement | None = None,
+    moved_features: MovedFeatures | None = None,
 ) -> PassManifest:
     """Combine the receipts and write the pass's manifest.
 
-    made_with, agreement  entries of the manifest
+    made_with, agreement, moved_features  entries of the manifest
     Raises ConstantLogitsError if the teacher produces the same logits for every record.
     """
     fidelity = dict[str, float]()
@@ -144,6 +146,7 @@ def publish_pass(
         fidelity=fidelity,
         made_with=made_with,
         agreement=agreement,
+        moved_features=moved_features,
     )
     write_manifest(folder, manifest)
     remove_other_tables(folder, manifest)
