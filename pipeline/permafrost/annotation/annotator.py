@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from permafrost.annotation.payloads import (
     BatchInfo,
     EncodedFields,
+    FeaturesPayload,
     Framing,
     MapPayload,
     Payload,
@@ -30,6 +31,7 @@ from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import forward_to_explain, pass_precision
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from permafrost.store.frames import FrameBatch
+from permafrost.store.projections import Projection
 
 
 class FidelityError(UserError, ValueError):
@@ -92,6 +94,13 @@ class TeacherAnnotator:
         other = copy(self)
         other.settings = replace(self.settings, precision=precision)
         return other
+
+    def with_projections(self, projections: Mapping[str, Projection]) -> TeacherAnnotator:
+        """Return this annotator, which projects the features of the given fields from now on."""
+        for payload in self.payloads:
+            if isinstance(payload, FeaturesPayload):
+                payload.projections = projections
+        return self
 
     def with_payloads(self, kind: type[Payload]) -> TeacherAnnotator:
         """Return an annotator with the same network, which computes the payloads of one kind only."""

@@ -33,6 +33,7 @@ from permafrost.loading.transfer import move_batch
 from permafrost.losses.moved_features import LostVariance, add_lost_variance
 from permafrost.store.frames import FrameBatch
 from permafrost.store.manifest import MovedFeatures
+from permafrost.store.projections import read_projections
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
@@ -88,6 +89,8 @@ class MeasureMovedFeatures:
 
     needs_gpu: ClassVar[bool] = True
     store_path: RootedPath
+    folder: RootedPath
+    """Folder of the pass, with the projections of its features."""
     teacher: ModelConfig
     num_classes: int
     explainer: ExplainerConfig
@@ -112,6 +115,8 @@ class MeasureMovedFeatures:
         annotator = TeacherAnnotator(
             self.teacher, self.num_classes, self.explainer, options, Store(self.store_path).size
         ).with_payloads(FeaturesPayload)
+        projections = read_projections(self.folder)
+        annotator = annotator.with_projections(projections)
         specs = {spec.name: spec for spec in annotator.fields()}
         sums: dict[str, dict[str, LostVariance]] = {name: {} for name in sample_views(0)}
         done = 0
@@ -123,7 +128,8 @@ class MeasureMovedFeatures:
                 view = views.to(annotator.device)
                 seen = replace(batch, canonical_from_view=view)
                 (targets,) = view_targets(seen, (1, 1), with_maps=False)
-                add_lost_variance(sums[name], targets, annotator.run_views(frames, view))
+                output = annotator.run_views(frames, view)
+                add_lost_variance(sums[name], targets, output, projections)
             done += len(keys)
         fields = next(iter(sums.values()))
         return {

@@ -97,7 +97,10 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
             seen = replace(batch, canonical_from_view=drawn)
             parts[kind].append(_compare(model, explain, seen))
             if _has_features(context):
-                _add_features(errors[kind], model, seen)
+                images = view_images(seen, model.input_size)
+                (targets, *_) = view_targets(seen, (1, 1), with_maps=False)
+                output = model.network(images, Intermediates(stages=True))
+                add_lost_variance(errors[kind], targets, output, dataset.passes[0].projections)
         start += len(batch.keys)
     metrics: dict[str, dict[str, float]] = {q.name: {} for q in _PAGE.quantities}
     for kind, compared in parts.items():
@@ -116,13 +119,6 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
 def _has_features(context: EvaluationContext) -> bool:
     passes = context.dataset.passes
     return bool(passes) and bool(passes[0].fields_of(FEATURES))
-
-
-def _add_features(sums: dict[str, LostVariance], model: EvaluatedModel, batch: Batch) -> None:
-    """Add a batch's features to the sums of each stage."""
-    (targets, *_) = view_targets(batch, (1, 1), with_maps=False)
-    images = view_images(batch, model.input_size)
-    add_lost_variance(sums, targets, model.network(images, Intermediates(stages=True)))
 
 
 def _compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from permafrost.core.records import Targets
 from permafrost.losses.feature_kd import stage_fields
+from permafrost.losses.restored_features import project_features
 from permafrost.models.classifier import ModelOutput
+from permafrost.store.projections import Projection
 
 
 @dataclass
@@ -41,17 +44,25 @@ _TINY = 1e-30
 """Divisor for features that are constant, or covered nowhere."""
 
 
-def add_lost_variance(sums: dict[str, LostVariance], targets: Targets, output: ModelOutput) -> None:
+def add_lost_variance(
+    sums: dict[str, LostVariance],
+    targets: Targets,
+    output: ModelOutput,
+    projections: Mapping[str, Projection],
+) -> None:
     """Add a batch to the sums of each stage that the pass stores.
 
     targets  stored features, moved to a view
     output   teacher's output of that view, with its stages
+    projections  of the fields of the pass, in whose components these are compared
     """
     recomputed = stage_fields(output)
     for name, values in targets.intermediates.items():
         if values.dim() != 4:
             continue
         computed = recomputed[name]
+        if name in projections:
+            computed = project_features(computed, projections[name])
         if values.shape != computed.shape:  # of a pass with annotate.features_size
             computed = F.adaptive_avg_pool2d(computed, (values.shape[-2], values.shape[-1]))
         coverage = targets.coverage.get(name, torch.ones_like(values[:, :1]))

@@ -90,17 +90,20 @@ class SeveralLoss(DistillationLoss):
 
 
 def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
-    """Return targets with the intermediates of the loss's payload alone, as if no other term read this pass."""
+    """Return targets with the intermediates of the loss's payload alone, converted for it alone."""
     payload = loss.needs.payload
 
     def is_read(name: str) -> bool:
         return payload is not None and (name == payload or name.startswith(f"{payload}_"))
 
-    return replace(
+    selected = replace(
         targets,
         intermediates={n: values for n, values in targets.intermediates.items() if is_read(n)},
         coverage={n: values for n, values in targets.coverage.items() if is_read(n)},
     )
+    (converted,) = loss.convert_targets((selected,))
+    assert isinstance(converted, Targets)
+    return converted
 
 
 def _numbered(part: Term, number: int, factor: float) -> Term:

@@ -159,6 +159,9 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
             f"{agreement.precision}, whose largest logit is that of float32 for {agreement.top1:.1%} of "
             f"{agreement.records} records, and whose logits diverge by {agreement.kl_mean:.2g} nats"
         )
+    if projections := teacher.manifest.projections:
+        shares = (f"{name} {entry.kept:.1%}" for name, entry in projections.items())
+        facts["Variance that the stored components keep"] = ", ".join(shares)
     if moved := teacher.manifest.moved_features:
         facts["Variance that moved features miss"] = describe_moved_features(moved)
     if teacher.explainer is not None:

@@ -19,6 +19,7 @@ from permafrost.store.manifest import (
     read_pass_manifest,
     write_manifest,
 )
+from permafrost.store.projections import describe_projections
 from permafrost.store.publish import (
     has_size,
     read_metadata,
@@ -147,6 +148,7 @@ def publish_pass(
         made_with=made_with,
         agreement=agreement,
         moved_features=moved_features,
+        projections=describe_projections(folder),
     )
     write_manifest(folder, manifest)
     remove_other_tables(folder, manifest)
