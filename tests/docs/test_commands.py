@@ -98,7 +98,7 @@ def test_every_python_block_is_executed():
             *["own-loop.md"] * 6,
             *["plug-ins.md"] * 4,
             "production.md",
-            "store-format.md",
+            *["store-format.md"] * 2,
         )
     ]
 

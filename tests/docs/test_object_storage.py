@@ -20,7 +20,7 @@ SMALLER = {
     "precompute": [
         "data.train_digits=40",
         "data.test_digits=8",
-        "data.teacher_digits=20",
+        "data.teacher_digits=40",
         "executor=serial",
     ],
     "teach": ["teaching.trainer.epochs=1"],

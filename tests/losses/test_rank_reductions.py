@@ -17,6 +17,8 @@ from permafrost.config.methods import (
     E2KDConfig,
     KDConfig,
     LabelsConfig,
+    SeveralConfig,
+    TeacherTermOptions,
 )
 from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.core.distributed import DistributedContext
@@ -166,12 +168,24 @@ COMPARES_RECORDS = {"crd", "sskd"}
 """Methods that compare the records of a batch with each other, tested in test_crd and test_sskd."""
 
 
+NEEDS_TERMS = {
+    "several": SeveralConfig(
+        terms=tuple(
+            TeacherTermOptions(teacher="t", method=method, weight=2.0)
+            for method in (KDConfig(), ATConfig())
+        )
+    )
+}
+"""Methods that compare nothing by default."""
+
+
 @pytest.mark.parametrize("kind", sorted(set(METHODS) - COMPARES_RECORDS))
 def test_every_term_of_every_method_is_that_of_the_whole_batch(kind):
-    loss = build_loss(METHODS[kind]())
+    loss = build_loss(NEEDS_TERMS.get(kind) or METHODS[kind]())
     student, targets, labels = reduction_batch()
     fields, teacher = loss.needs.target_fields, student.output._replace(stages=stages(40))
-    targets = replace(targets, intermediates={} if fields is None else fields(teacher))
+    if kind not in NEEDS_TERMS:
+        targets = replace(targets, intermediates={} if fields is None else fields(teacher))
     loss.build(student, targets)
     loss = loss.double().eval()  # for the batch norms of review_kd
 

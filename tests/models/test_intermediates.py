@@ -180,9 +180,8 @@ def test_class_maps_are_float32_in_a_half_precision_pass():
             TorchvisionModelConfig(name="mobilenet_v2"),
             32,
             STAGES,
-            r"MobileNetV2 has no known stages",
+            r"MobileNetV2 has no known stages.*ResNet.* a ViT of timm",
         ),
-        (TimmModelConfig(name="vit_tiny_patch16_224"), 224, STAGES, r"has no known stages.*ResNet"),
         (TorchvisionModelConfig(name="convnext_tiny"), 32, CLASS_MAPS, r"ConvNeXt has no class"),
         (
             TorchvisionModelConfig(name="squeezenet1_1"),

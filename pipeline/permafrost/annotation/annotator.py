@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from permafrost.annotation.payloads import (
     BatchInfo,
     EncodedFields,
+    FeaturesPayload,
     Framing,
     MapPayload,
     Payload,
@@ -30,6 +31,7 @@ from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import forward_to_explain, pass_precision
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from permafrost.store.frames import FrameBatch
+from permafrost.store.projections import Projection
 
 
 class FidelityError(UserError, ValueError):
@@ -91,6 +93,19 @@ class TeacherAnnotator:
         """Return an annotator with the same network, whose forward pass has another precision."""
         other = copy(self)
         other.settings = replace(self.settings, precision=precision)
+        return other
+
+    def with_projections(self, projections: Mapping[str, Projection]) -> TeacherAnnotator:
+        """Return this annotator, which projects the features of the given fields from now on."""
+        for payload in self.payloads:
+            if isinstance(payload, FeaturesPayload):
+                payload.projections = projections
+        return self
+
+    def with_payloads(self, kind: type[Payload]) -> TeacherAnnotator:
+        """Return an annotator with the same network, which computes the payloads of one kind only."""
+        other = copy(self)
+        other.payloads = [payload for payload in self.payloads if isinstance(payload, kind)]
         return other
 
     def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
@@ -186,6 +201,12 @@ class TeacherAnnotator:
                     for number, part in zip(own, parts, strict=True):
                         encoded[number].append(part)
         return _joined([_sides(each) if len(each) > 1 else each[0] for each in encoded])
+
+    @torch.no_grad()
+    def run_views(self, batch: FrameBatch, views: Tensor) -> ModelOutput:
+        """Run the teacher on one view canonical_from_view [n, 3, 3] of each whole frame."""
+        inputs = warp(self._frames(batch), views.to(self.device), self.input_size) / 255
+        return self._forward(inputs, self.payloads)
 
     def annotate_inputs(self, inputs: Tensor, records: BatchInfo) -> EncodedFields:
         """Compute fields [n, *shape] of the teacher's inputs f32 [n, 3, height, width] in [0, 1]."""

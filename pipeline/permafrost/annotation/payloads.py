@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ from permafrost.losses.feature_kd import (
     stage_fields,
     stage_number,
 )
+from permafrost.losses.restored_features import project_features
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
     Classifier,
@@ -32,6 +33,7 @@ from permafrost.models.classifier import (
 )
 from permafrost.models.explanations import explained_classes, explainer_named
 from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine
+from permafrost.store.projections import Projection
 
 
 class BatchInfo(NamedTuple):
@@ -263,6 +265,7 @@ class FeaturesPayload:
     Channels are divided by their largest absolute value in the record. The stages are those of
     annotate.features_stages. features_pooled f16 [C] is the average of the last stage's output, which stays the same
     in every view. 0.1 MB a record for a ResNet-50's last stage at 224 pixels in int8, 1.4 MB for all of its stages.
+    With annotate.features_channels the fields have the components of a projection in place of the channels.
     """
 
     intermediates = Intermediates(stages=True)
@@ -270,11 +273,14 @@ class FeaturesPayload:
     def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         self.config = config
         self.framing = Framing(margin=config.features_margin, mirrored=config.features_mirror)
+        self.projections: Mapping[str, Projection] = {}
+        """Projection of each field that has one, of the fields that it projects."""
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         specs = []
-        for name, values in self._values(output).items():
+        for name, values in self.values(output).items():
             channels = values.shape[1]
+            axis = "component" if name in self.projections else "channel"
             if values.dim() == 2:
                 specs.append(
                     FieldSpec(name=name, shape=(channels,), dtype="float16", axes=("channel",))
@@ -289,19 +295,17 @@ class FeaturesPayload:
                     when_moved="warp_covered",
                     frame="full",
                     before_relu=_ends_with_relu(output.stages[stage_number(name) - 1]),
-                    axes=("channel", "y", "x"),
+                    axes=(axis, "y", "x"),
                 )
             )
             scale = f"{name}_scale"
-            specs.append(
-                FieldSpec(name=scale, shape=(channels,), dtype="float32", axes=("channel",))
-            )
+            specs.append(FieldSpec(name=scale, shape=(channels,), dtype="float32", axes=(axis,)))
         return specs
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         fields: dict[str, NDArray[np.generic]] = {}
         fidelity = {}
-        for name, values in self._values(output).items():
+        for name, values in self.values(output).items():
             array = values.cpu().numpy()
             if array.ndim == 2:
                 with np.errstate(over="ignore"):  # the annotator reports overflows
@@ -313,20 +317,17 @@ class FeaturesPayload:
             fidelity[name] = lowest_cosine(array, decoded)
         return EncodedFields(fields, fidelity)
 
-    def _values(self, output: ModelOutput) -> dict[str, Tensor]:
-        """Return the fields before they are encoded, f32."""
+    def values(self, output: ModelOutput) -> dict[str, Tensor]:
+        """Compute the fields before encoding, f32."""
         size = self.config.features_size
-        values = stage_fields(output, self.config.features_stages, self.config.features_margin)
-        if size is None:
-            return values
-        return {
-            name: field
-            if field.dim() == 2
-            else F.adaptive_avg_pool2d(
-                field, (min(size, field.shape[2]), min(size, field.shape[3]))
-            )
-            for name, field in values.items()
-        }
+        fields = stage_fields(output, self.config.features_stages, self.config.features_margin)
+        for name, field in fields.items():
+            if size is not None and field.dim() == 4:
+                smaller = (min(size, field.shape[2]), min(size, field.shape[3]))
+                fields[name] = F.adaptive_avg_pool2d(field, smaller)
+            if name in self.projections:
+                fields[name] = project_features(fields[name], self.projections[name])
+        return fields
 
 
 def _ends_with_relu(stage: Stage) -> bool:

@@ -8,7 +8,7 @@ Maps are compared for classes that both passes explain.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.samples import iter_sample, select_sample
 from permafrost.annotation.shard_tasks import torch_threads
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
@@ -29,14 +30,12 @@ from permafrost.core.tasks import MapShards, ShardResult
 from permafrost.models.compute import fastest_precision
 from permafrost.models.providers import resolve_device
 from permafrost.store.codecs import cosines, decode_unit
-from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.manifest import Agreement
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
 SAMPLE_RECORDS = 256
 """Number of records that are compared, or all if there are fewer."""
-_SAMPLE_SHARDS = 8
 LOWEST_TOP1 = 0.97
 """Lowest share of records with the same largest logit."""
 HIGHEST_KL = 0.01
@@ -84,21 +83,10 @@ def compare_precision(
 
     shards  of the pass, from which the sample is taken
     """
-    (result,) = map_shards(task, [_sample(shards)])
+    (result,) = map_shards(task, [select_sample(shards, SAMPLE_RECORDS)])
     values = json.loads(result.report)
     agreement = values["agreement"]
     return values["precision"], None if agreement is None else Agreement(**agreement)
-
-
-def _sample(shards: Sequence[ShardEntry]) -> list[tuple[ShardEntry, int]]:
-    """Select shards at equal distances that are not empty, and the number of records at the start of each."""
-    filled = [shard for shard in shards if shard.records]
-    places = np.unique(
-        np.linspace(0, len(filled) - 1, min(len(filled), _SAMPLE_SHARDS)).astype(int)
-    )
-    chosen = [filled[place] for place in places.tolist()]
-    each = -(-SAMPLE_RECORDS // len(chosen))
-    return [(shard, min(shard.records, each)) for shard in chosen]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +133,7 @@ class ComparePrecision:
         found: dict[str, list[NDArray[Any]]] = {}
         keys: list[str] = []
         specs = exact.fields()
-        for batch, own in self._batches(sample):
+        for batch, own in iter_sample(self.store_path, sample, self.config.batch_size):
             values = [annotator.annotate([batch], own)[0] for annotator in (exact, lower)]
             for name, column in compare_values(specs, *values).items():
                 found.setdefault(name, []).append(column)
@@ -162,18 +150,6 @@ class ComparePrecision:
             cosine_mean={name: float(c.mean()) for name, c in columns.items() if len(c)},
             cosine_lowest={name: float(c.min()) for name, c in columns.items() if len(c)},
         )
-
-    def _batches(
-        self, sample: Sequence[tuple[ShardEntry, int]]
-    ) -> Iterator[tuple[FrameBatch, list[str]]]:
-        """Iterate over the frames of the sample and their keys, a batch in memory at a time."""
-        store = Store(self.store_path)
-        for shard, count in sample:
-            keys = store.index.shard_keys(store.shards.number_of(shard.name))
-            frames = ShardFrames(store, shard, np.arange(count))
-            for start in range(0, count, self.config.batch_size):
-                stop = min(start + self.config.batch_size, count)
-                yield frames.read(start, stop), list(keys[start:stop])
 
 
 def compare_values(

@@ -33,6 +33,7 @@ from permafrost.core.tasks import ShardResult
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.fields import PassFields
 from permafrost.store.frames import FrameBatch, ShardFrames
+from permafrost.store.projections import read_projections
 from permafrost.store.publish_pass import CONSTANT_LOGITS, ConstantLogitsError
 from permafrost.store.reader import Store
 from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, receipt_path, write_receipt
@@ -175,9 +176,10 @@ class AnnotateShard:
 
     @cached_property
     def _annotator(self) -> TeacherAnnotator:
-        return TeacherAnnotator(
+        annotator = TeacherAnnotator(
             self.teacher, self.num_classes, self.explainer, self.config, self._store.size
         )
+        return annotator.with_projections(read_projections(self.folder))
 
 
 class Correct(NamedTuple):

@@ -17,6 +17,12 @@ import numpy as np
 import torch
 
 from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.feature_projections import FitProjections, fit_projections
+from permafrost.annotation.moved_features import (
+    MeasureMovedFeatures,
+    describe_moved_features,
+    measure_moved_features,
+)
 from permafrost.annotation.precision import (
     ComparePrecision,
     PrecisionError,
@@ -29,13 +35,13 @@ from permafrost.annotation.stored_views import StoredViews, plan_stored_views
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.runs import run_folder, save_cost
-from permafrost.config.store import PAYLOADS, PassOptions, PassPrecision
+from permafrost.config.store import PAYLOADS, PROJECTION_RECORDS, PassOptions, PassPrecision
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.buckets import is_address
 from permafrost.core.errors import require
 from permafrost.core.files import SHORT, remove_partial_files, sha256_json
-from permafrost.core.records import TOP_CLASS
+from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.rooted_paths import RootedPath, exists, list_folder
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from permafrost.models.explanations import pass_precision, resolve_explainer
@@ -44,7 +50,20 @@ from permafrost.models.providers import build_model, count_parameters
 from permafrost.models.trained_weights import check_weights
 from permafrost.sources.image_files import escape_key
 from permafrost.store.backends import BACKENDS
-from permafrost.store.manifest import CANONICAL_VIEW, TEACHERS_FOLDER, Agreement, StoreManifest
+from permafrost.store.manifest import (
+    CANONICAL_VIEW,
+    MANIFEST_NAME,
+    TEACHERS_FOLDER,
+    Agreement,
+    MovedFeatures,
+    StoreManifest,
+    read_pass_manifest,
+)
+from permafrost.store.projections import (
+    check_projections,
+    describe_projections,
+    read_projections,
+)
 from permafrost.store.publish import needs_publishing
 from permafrost.store.publish_pass import missing_pass_shards, publish_pass
 from permafrost.store.reader import Store
@@ -274,6 +293,8 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
         views,
         _described_network(config, config.teacher, num_classes),
     )
+    if FEATURES in config.annotate.payloads and config.annotate.features_channels is not None:
+        description["projection"] = {"split": config.split, "records": PROJECTION_RECORDS}
     name = escape_key(config.annotate.name or config.teacher.name)
     asked = config.annotate.precision
     plans = []
@@ -329,9 +350,10 @@ def annotate_pass(
         )
     # The driver builds the network once for the names and shapes of its fields. Each actor builds its own.
     eager = replace(config.annotate, compile=False)
+    _fit_projections(plan, config, map_shards)
     annotator = TeacherAnnotator(
         plan.teacher, plan.num_classes, plan.explainer, eager, plan.store.size
-    )
+    ).with_projections(read_projections(plan.folder))
     specs = annotator.fields(stored_views=plan.views is not None)
     logger.info(
         "teacher %s: %s of %d shards, %s already done, into %s",
@@ -368,6 +390,7 @@ def annotate_pass(
 
     annotated, seconds = run_shards("teacher", map_and_count, task, plan.missing)
     save_cost(run_folder(config.run) / "precompute", seconds, annotated)
+    moved_features = _measure_moved_features(plan, config, map_shards)
     publish_pass(
         plan.folder,
         plan.shards,
@@ -377,8 +400,67 @@ def annotate_pass(
         shared_files,
         _made_with(plan, annotator, compiled=config.annotate.compile),
         agreement,
+        moved_features,
     )
     return annotated * plan.num_views, _accuracy(plan, counts)
+
+
+def _fit_projections(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards) -> None:
+    """Write the projections of the features, if the options ask for any that do not exist.
+
+    Raises ManifestError if they are not those of a published pass.
+    """
+    if "projection" not in plan.description:
+        return
+    published = exists(plan.folder / MANIFEST_NAME)
+    listed = read_pass_manifest(plan.folder).projections if published else {}
+    # All of them are written before the first shard.
+    is_begun = published or len(plan.missing) < len(plan.shards)
+    if is_begun and read_projections(plan.folder).keys() >= listed.keys():
+        return
+    task = FitProjections(
+        store_path=plan.store.folder,
+        folder=plan.folder,
+        teacher=plan.teacher,
+        num_classes=plan.num_classes,
+        explainer=plan.explainer,
+        config=config.annotate,
+        num_threads=config.cluster.threads_per_actor,
+    )
+    fit_projections(map_shards, task, plan.store.shards, config.split)
+    check_projections(plan.folder, listed)
+    for field, entry in describe_projections(plan.folder).items():
+        logger.info(
+            "%s: %d components of %d channels keep %.1f%% of their variance",
+            field,
+            config.annotate.features_channels,
+            entry.channels,
+            100 * entry.kept,
+        )
+
+
+def _measure_moved_features(
+    plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards
+) -> MovedFeatures | None:
+    """Measure the error of moved features, None if the pass has none that are moved."""
+    if FEATURES not in config.annotate.payloads or plan.views is not None:
+        return None
+    task = MeasureMovedFeatures(
+        store_path=plan.store.folder,
+        folder=plan.folder,
+        teacher=plan.teacher,
+        num_classes=plan.num_classes,
+        explainer=plan.explainer,
+        config=config.annotate,
+        num_threads=config.cluster.threads_per_actor,
+    )
+    moved = measure_moved_features(map_shards, task, plan.shards)
+    if moved is not None:
+        logger.info(
+            "moved with a view, features miss of the teacher's variance: %s",
+            describe_moved_features(moved),
+        )
+    return moved
 
 
 def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]:

@@ -62,16 +62,16 @@ def check_values(cls: type[Options], values: dict[str, Any], path: str = "") -> 
             check_limits(option, _convert(option.hint, value, where), where)
 
 
-def _build_kind(section: str, hint: Any, value: dict[str, Any]) -> Any:
+def _build_kind(section: str, hint: Any, value: dict[str, Any], path: str) -> Any:
     members = FAMILIES[section]
     allowed = tuple(cls for cls in (get_args(hint) or (hint,)) if isinstance(cls, type))
     kinds = [kind for kind, cls in members.items() if issubclass(cls, allowed)]
     kind = value.get("kind")
     if kind not in kinds:
-        raise ConfigError(f"{section}={kind} is not allowed here; choose one of {', '.join(kinds)}")
+        raise ConfigError(f"{path}={kind} is not allowed here; choose one of {', '.join(kinds)}")
     if kind == "none":
         return members[kind]()  # an experiment may describe the teacher for other stages
-    return build_config(members[kind], value, section)
+    return build_config(members[kind], value, path)
 
 
 class _OptionValues(Conversion):
@@ -81,7 +81,7 @@ class _OptionValues(Conversion):
 
     def __call__(self, hint: Any, value: Any, where: str) -> Any:
         if where in FAMILIES and isinstance(value, dict):
-            return _build_kind(where, hint, value)
+            return _build_kind(where, hint, value, where)
         if get_origin(hint) is dict and value is None:
             value = {}
         if hint == tuple[str, ...] and isinstance(value, str):
@@ -90,6 +90,12 @@ class _OptionValues(Conversion):
 
     def build(self, hint: Any, value: Any, where: str) -> Any:
         if isinstance(hint, type) and issubclass(hint, Options):
+            if (
+                hint.section in FAMILIES
+            ):  # of a family below another section, for which its kind is enough
+                value = {"kind": value} if isinstance(value, str) else value
+                if isinstance(value, dict):
+                    return _build_kind(hint.section, hint, value, where)
             if not isinstance(value, dict):
                 raise ConfigError(f"{where} must be a section of options, got {value!r}")
             return build_config(hint, value, where)

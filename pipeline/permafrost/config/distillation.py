@@ -20,7 +20,13 @@ from permafrost.config.cluster import (
 )
 from permafrost.config.evaluation import Frame
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
-from permafrost.config.methods import MethodConfig, MethodSetting, Mode, SoftTargetsConfig
+from permafrost.config.methods import (
+    MethodConfig,
+    MethodSetting,
+    Mode,
+    SeveralConfig,
+    SoftTargetsConfig,
+)
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Command, Options, Role
 from permafrost.config.store import StoreOptions, SubsetOptions
@@ -149,6 +155,12 @@ class DistillConfig(Options):
                 object.__setattr__(self, "store", replace(self.store, teacher=()))
             self._check_live()
         self._check_pixels()
+        if isinstance(self.method, SeveralConfig):
+            require(
+                self.store.teacher in ((), self.method.pass_names),
+                f"store.teacher={list(self.store.teacher)}: method=several reads the passes that its terms name "
+                f"({', '.join(self.method.pass_names)}); leave store.teacher empty",
+            )
         object.__setattr__(self, "student", whole_frame(self.student))
         require(
             self.student.frame == "full",

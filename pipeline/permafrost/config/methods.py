@@ -51,6 +51,8 @@ class MethodConfig(Options):
     """True if the method compares positions of an image, which rows of a table do not have."""
     turns_views: ClassVar[bool] = False
     """True if a batch of mode=live has each view of the student in its four rotations."""
+    is_term: ClassVar[bool] = False
+    """True if method=several may combine it with others: its loss keeps no state besides its parameters."""
 
     kind: str = ""
 
@@ -106,6 +108,7 @@ class KDConfig(SoftTargetsConfig):
 
     implementation: ClassVar[str] = "permafrost.losses.kd:KDLoss"
     needs_places: ClassVar[bool] = False
+    is_term: ClassVar[bool] = True
 
     kind: Literal["kd"] = "kd"
     logits: Literal["softmax", "softmax_mse", "mld"] = "softmax"
@@ -208,6 +211,7 @@ class ATConfig(FeatureKDConfig):
     """Attention transfer (Zagoruyko & Komodakis 2017): activation energy of each stage at each position."""
 
     implementation: ClassVar[str] = "permafrost.losses.feature_kd:ATLoss"
+    is_term: ClassVar[bool] = True
 
     kind: Literal["at"] = "at"
     lambda_at: Annotated[float, Ge(0)] = 1000.0
@@ -230,6 +234,7 @@ class CatKDConfig(FeatureKDConfig):
     """CAT-KD (Guo et al. 2023): class activation maps of all classes, pooled."""
 
     implementation: ClassVar[str] = "permafrost.losses.feature_kd:CatKDLoss"
+    is_term: ClassVar[bool] = True
 
     kind: Literal["cat_kd"] = "cat_kd"
     lambda_cat: Annotated[float, Ge(0)] = 1.0
@@ -248,6 +253,7 @@ class ReviewKDConfig(FeatureKDConfig):
     """
 
     implementation: ClassVar[str] = "permafrost.losses.feature_kd:ReviewKDLoss"
+    is_term: ClassVar[bool] = True
 
     kind: Literal["review_kd"] = "review_kd"
     lambda_review: Annotated[float, Ge(0)] = 1.0
@@ -284,6 +290,7 @@ class FeaturesConfig(FeatureKDConfig):
     """
 
     implementation: ClassVar[str] = "permafrost.losses.projected_features:FeaturesLoss"
+    is_term: ClassVar[bool] = True
     trained_by: ClassVar[tuple[str, ...]] = ("lambda_ce", "lambda_kd", "lambda_features")
 
     kind: Literal["features"] = "features"
@@ -326,6 +333,7 @@ class EmbeddingConfig(FeatureKDConfig):
     """
 
     implementation: ClassVar[str] = "permafrost.losses.projected_features:EmbeddingLoss"
+    is_term: ClassVar[bool] = True
     trained_by: ClassVar[tuple[str, ...]] = (
         "lambda_ce",
         "lambda_kd",
@@ -356,6 +364,80 @@ class EmbeddingConfig(FeatureKDConfig):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherTermOptions(Options):
+    """Term of method=several: a method, the pass that it reads, and its weight."""
+
+    section: ClassVar[str] = "method.terms"
+
+    teacher: str
+    """Pass that the term reads, named as in store.teacher."""
+    method: MethodConfig
+    """Method with its options, as in {kind: features, stages: [-1]}, or its name alone."""
+    weight: Annotated[float, Gt(0)] = 1.0
+    """Factor of the whole loss of that method."""
+
+    def reads(self, name: str) -> bool:
+        """Return whether the term reads the pass with this folder."""
+        return self.teacher in (name, *name.rsplit("-", 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralConfig(MethodConfig):
+    """Several methods at once, each on a pass of its own: total = sum over terms of weight * the method's loss.
+
+    A term is {teacher: <pass>, method: <method>, weight: <factor>}, its method a name or a mapping of its kind and
+    options. The passes are those that the terms name, so store.teacher stays empty. They may have different payloads,
+    and only those that a term compares logits or maps with need them. Each method's own terms (method.lambda_ce and so
+    on) are part of its loss, so the labels belong into one term.
+    """
+
+    implementation: ClassVar[str] = "permafrost.losses.several:SeveralLoss"
+    minimal: ClassVar[tuple[str, ...]] = ("method.terms=[{teacher: pass, method: kd}]",)
+
+    kind: Literal["several"] = "several"
+    terms: tuple[TeacherTermOptions, ...] = ()
+    """Terms of the loss."""
+
+    @property
+    def pass_names(self) -> tuple[str, ...]:
+        """Passes that the terms name, each once."""
+        return tuple(dict.fromkeys(term.teacher for term in self.terms))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for number, term in enumerate(self.terms):
+            where, method = f"method.terms[{number}]", term.method
+            allowed = ", ".join(kind for kind, cls in METHODS.items() if cls.is_term)
+            require(
+                method.is_term,
+                f"{where}.method={method.kind} is no term of several; choose among {allowed}, or train a student with "
+                "that method alone",
+            )
+            require(
+                getattr(method, "map_control", "none") == "none",
+                f"{where}.method: map_control is a negative control of a single method; set it to none",
+            )
+            require(
+                not getattr(method, "teacher_weights", ()),
+                f"{where}.method: teacher_weights weights the passes of store.teacher; set the term's weight instead",
+            )
+
+    def check(self, setting: MethodSetting) -> None:
+        require(
+            len(self.terms) > 0,
+            "method.terms=[] compares nothing; list terms, as in method.terms=[{teacher: dino, method: features}, "
+            "{teacher: resnet, method: kd}]",
+        )
+        require(
+            setting.mode != "live",
+            "method=several reads the passes that its terms name, and mode=live has one teacher and no pass; set "
+            "mode=frozen or mode=replay",
+        )
+        for term in self.terms:
+            term.method.check(setting)
+
+
 METHODS: Family[type[MethodConfig]] = Family(
     {
         cls.kind: cls
@@ -368,6 +450,7 @@ METHODS: Family[type[MethodConfig]] = Family(
             ReviewKDConfig,
             FeaturesConfig,
             EmbeddingConfig,
+            SeveralConfig,
         )
     }
 )

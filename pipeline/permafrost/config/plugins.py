@@ -191,7 +191,9 @@ def _modules_of(config: Any) -> Iterator[str]:
         _import_own(location, "factory")
         yield module_at(location)
     for field in fields(config):
-        yield from _modules_of(getattr(config, field.name))
+        value = getattr(config, field.name)
+        for member in value if isinstance(value, tuple) else (value,):
+            yield from _modules_of(member)
 
 
 def _digest(location: Path) -> str:

@@ -116,12 +116,16 @@ PAYLOADS: Family[PayloadInfo] = Family(
                 "features_size",
                 "features_mirror",
                 "features_margin",
+                "features_channels",
             ),
         ),
         "pooled": PayloadInfo(f"{_MODULE}:PooledPayload", False),
     }
 )
 
+
+PROJECTION_RECORDS = 1024
+"""Number of records on which annotate.features_channels is fitted, or all of the split if it has fewer."""
 
 WITHOUT_HEAD = ("attention", "features", "pooled")
 """Payloads of which a pass may consist without logits. They do not read the teacher's last layer."""
@@ -178,6 +182,10 @@ class PassOptions(OpenOptions):
     """Width of a black border around the teacher's image in units of its side, so that features of views that reach
     beyond the frame (augment=pad_crop_flip: 0.125) are those of such an image. It must be whole cells of each
     stage."""
+    features_channels: Annotated[int | None, Ge(1)] = None
+    """Most channels of a stage to store: stages with more are projected on that many principal components of their
+    channels, fitted on 1,024 records of the training split. The manifest states the share of the variance that these
+    keep. null stores all channels."""
     precision: PassPrecision = "float32"
     """Precision of the teacher's forward pass (autocast); explanations are computed in float32 from its
     features. Maps that are gradients through the whole network (B-cos weights) take one float32 pass, which
@@ -208,7 +216,8 @@ class PassOptions(OpenOptions):
         """Return the names of the options that a payload reads."""
         if payload == "logits" and self.logits == "all":
             return ()
-        return PAYLOADS[payload].read_options
+        unset = {"features_channels"} if self.features_channels is None else set()
+        return tuple(name for name in PAYLOADS[payload].read_options if name not in unset)
 
     def __post_init__(self) -> None:
         super().__post_init__()

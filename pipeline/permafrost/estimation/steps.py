@@ -16,6 +16,7 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.shard_tasks import torch_threads
 from permafrost.annotation.teacher_pass import plan_pass
 from permafrost.config.distillation import DistillConfig
+from permafrost.config.methods import SeveralConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError, require
@@ -77,6 +78,10 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
     require(
         config.method.needs_teacher,
         f"method={config.method.kind} uses no teacher, so there is nothing to store for it",
+    )
+    require(
+        not isinstance(config.method, SeveralConfig),
+        "method=several has no live teacher to compare a store with; estimate one of its terms",
     )
     wanted = config.trainer.batch_size // config.views.per_step
     held = store.num_records(config.split)

@@ -8,7 +8,7 @@ time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from permafrost.loading.geometry import view_images, view_maps, view_targets
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import copy_to
 from permafrost.losses.e2kd import map_cosine
-from permafrost.losses.feature_kd import stage_fields
 from permafrost.losses.kd import outcome_log_probs
+from permafrost.losses.moved_features import LostVariance, add_lost_variance
 from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import Explainer, explainer_named, forward_to_explain
 from permafrost.models.resolve import require_images
@@ -84,7 +84,7 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
     order = np.random.default_rng(0).permutation(len(dataset))
     positions = np.sort(order[: context.options.of(EquivarianceOptions).records])
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {kind: [] for kind in alone}
-    errors: dict[str, dict[str, _Variance]] = {kind: {} for kind in alone}
+    errors: dict[str, dict[str, LostVariance]] = {kind: {} for kind in alone}
     if _has_features(context):
         rows = dataset.rows_at(np.arange(len(dataset)))
         context = replace(context, dataset=context.open_rows(rows, dataset.passes, FEATURES))
@@ -97,7 +97,10 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
             seen = replace(batch, canonical_from_view=drawn)
             parts[kind].append(_compare(model, explain, seen))
             if _has_features(context):
-                _add_features(errors[kind], model, seen)
+                images = view_images(seen, model.input_size)
+                (targets, *_) = view_targets(seen, (1, 1), with_maps=False)
+                output = model.network(images, Intermediates(stages=True))
+                add_lost_variance(errors[kind], targets, output, dataset.passes[0].projections)
         start += len(batch.keys)
     metrics: dict[str, dict[str, float]] = {q.name: {} for q in _PAGE.quantities}
     for kind, compared in parts.items():
@@ -105,7 +108,7 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
         if explain is not None:
             metrics["map_cosine"][kind] = float(cosine.nanmean())
         if errors[kind]:
-            lost = [variance.lost() for variance in errors[kind].values()]
+            lost = [variance.share() for variance in errors[kind].values()]
             metrics["features_lost"][kind] = sum(lost) / len(lost)
         if not kl.isnan().all():
             metrics["logits_kl"][kind] = float(kl.mean())
@@ -116,45 +119,6 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
 def _has_features(context: EvaluationContext) -> bool:
     passes = context.dataset.passes
     return bool(passes) and bool(passes[0].fields_of(FEATURES))
-
-
-@dataclass
-class _Variance:
-    """Sums over covered cells of one stage, from which the share of the variance that is lost is computed."""
-
-    error: float = 0.0
-    squares: float = 0.0
-    cells: float = 0.0
-    by_channel: Tensor | float = 0.0
-
-    def add(self, stored: Tensor, recomputed: Tensor, coverage: Tensor) -> None:
-        """Add features [n, C, h, w] of a view with their coverage [n, 1, h, w]."""
-        stored, recomputed, coverage = stored.double(), recomputed.double(), coverage.double()
-        self.error += float(((stored - recomputed).square() * coverage).sum())
-        self.squares += float((recomputed.square() * coverage).sum())
-        self.cells += float(coverage.sum())
-        self.by_channel = self.by_channel + (recomputed * coverage).sum(dim=(0, 2, 3)).cpu()
-
-    def lost(self) -> float:
-        """Return 1 - R^2, around the mean of each channel."""
-        assert isinstance(self.by_channel, Tensor)
-        spread = self.squares - float(self.by_channel.square().sum()) / self.cells
-        return self.error / spread
-
-
-def _add_features(errors: dict[str, _Variance], model: EvaluatedModel, batch: Batch) -> None:
-    """Add a batch's features to the sums of each stage."""
-    (targets, *_) = view_targets(batch, (1, 1), with_maps=False)
-    images = view_images(batch, model.input_size)
-    recomputed = stage_fields(model.network(images, Intermediates(stages=True)))
-    for name, values in targets.intermediates.items():
-        if values.dim() == 4:
-            if values.shape != recomputed[name].shape:  # of a pass with annotate.features_size
-                size = (values.shape[-2], values.shape[-1])
-                recomputed[name] = F.adaptive_avg_pool2d(recomputed[name], size)
-            whole = torch.ones_like(values[:, :1])
-            covered = targets.coverage.get(name, whole)
-            errors.setdefault(name, _Variance()).add(values, recomputed[name], covered)
 
 
 def _compare(

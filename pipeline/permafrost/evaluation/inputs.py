@@ -22,7 +22,7 @@ from permafrost.models.saved import TrainedModel, is_finished, load_model, read_
 from permafrost.models.trained_weights import check_trained_weights
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
-from permafrost.store.run_passes import first_made_pass, name_passes
+from permafrost.store.run_passes import first_made_pass, logits_first, name_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -123,6 +123,14 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         store, passes = open_evaluation_store(config, names, config.run)
         if not (config.store.teacher or trained.teachers):
             passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
+    passes = logits_first(passes)
+    if len(passes) > 1:
+        logger.info(
+            "%s has %d teachers; agreement and maps are compared with %s",
+            student,
+            len(passes),
+            passes[0].name,
+        )
     known = [folder.name for folder in store.pass_folders()]
     if known and not passes:
         logger.warning(

@@ -67,6 +67,7 @@ class FTLoss(FeatureKDLoss):
     """Loss `factor_loss` of the last stages, in addition to labels and logits."""
 
     term = "ft"
+    restores_features = True
     term_needs = Needs(
         intermediates=Intermediates(stages=True), target_fields=last_stage_fields, payload=FEATURES
     )

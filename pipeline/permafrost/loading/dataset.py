@@ -95,7 +95,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         *,
         with_regions: bool = False,
         num_classes: int | None = None,
-        payload: str | None = None,
+        payload: str | Sequence[Sequence[str]] | None = None,
         decode_threads: int = 1,
         keep_bytes: int = _KEPT_BYTES,
     ) -> None:
@@ -104,17 +104,23 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         with_regions  also read masks and boxes, for evaluation
         num_classes   number of outputs of the network that uses the labels, None for the classes of the data
         payload       payload (such as attention, class_maps or pooled) to read in addition to logits and
-                      maps; others are not read
+                      maps, or the payloads to read of each pass; others are not read
         decode_threads  number of threads that decode a batch, in each process that loads batches
         keep_bytes    size of all decoded inputs in bytes up to which each is decoded once and kept in memory
         """
-        classes = {t.num_classes for t in passes} | ({num_classes} if num_classes else set())
+        classes = {t.num_classes for t in passes if t.manifest.has_logits}
+        classes |= {num_classes} if num_classes else set()
         super().__init__(store, rows, labels_apply=not classes - {len(store.manifest.classes)})
         self.passes = tuple(passes)
         self.with_regions = with_regions
         self.decode_threads = DecodeThreads(decode_threads)
         self.keep_bytes = keep_bytes
-        self.intermediate_fields = [t.fields_of(payload) if payload else [] for t in self.passes]
+        if payload is None or isinstance(payload, str):
+            payload = [(payload,) if payload else ()] * len(self.passes)
+        self.intermediate_fields = [
+            [name for each in names for name in teacher.fields_of(each)]
+            for teacher, names in zip(self.passes, payload, strict=True)
+        ]
         for teacher in self.passes:
             self._require_covered(teacher)
         if is_in_bucket(store.folder):

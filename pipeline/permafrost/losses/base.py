@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -125,20 +125,26 @@ class LossTerms:
 
 
 def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTerms:
-    """Combine the losses of several teachers, summing all values with the teachers' weights."""
+    """Combine the losses of several teachers, summing all values with the teachers' weights.
+
+    A term that only some of them have is summed over these.
+    """
     if len(parts) == 1 and weights[0] == 1:
         return parts[0]
 
-    def total(values: Sequence[Tensor]) -> Tensor:
-        weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
-        return torch.stack(weighted).sum()
+    def total(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        names = dict.fromkeys(name for each in values for name in each)
+        return {
+            name: torch.stack(
+                [w * each[name] for w, each in zip(weights, values, strict=True) if name in each]
+            ).sum()
+            for name in names
+        }
 
     return LossTerms(
-        total=total([part.total for part in parts]),
-        terms={name: total([part.terms[name] for part in parts]) for name in parts[0].terms},
-        statistics={
-            name: total([part.statistics[name] for part in parts]) for name in parts[0].statistics
-        },
+        total=total([{"total": part.total} for part in parts])["total"],
+        terms=total([part.terms for part in parts]),
+        statistics=total([part.statistics for part in parts]),
     )
 
 
@@ -208,6 +214,15 @@ class DistillationLoss(nn.Module, LossCallbacks):
     def needs(self) -> Needs:
         """Inputs that the loss reads."""
         return Needs()
+
+    def needs_of(self, teacher: str) -> tuple[Needs, ...]:
+        """Inputs that the loss reads of one pass, an entry for each of its terms that reads the pass."""
+        return (self.needs,)
+
+    def payloads_of(self, teacher: str) -> tuple[str, ...]:
+        """Payloads that the loss reads of one pass besides logits and maps."""
+        read = (needs.payload for needs in self.needs_of(teacher))
+        return tuple(dict.fromkeys(payload for payload in read if payload is not None))
 
     def check_labels(self, *, many: bool) -> None:
         """Raise ConfigError if this loss does not support one label per record, or many if `many`."""

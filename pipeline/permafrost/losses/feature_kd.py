@@ -16,14 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, ReviewKDConfig
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, Guidance, Logits, Targets, require_logits
 from permafrost.loading.dataset import StoreDataset
-from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
+from permafrost.losses.base import AnyTargets, DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import label_term, off_label_bce_loss
+from permafrost.losses.restored_features import RestoredFeatures
 from permafrost.models.classifier import Intermediates, ModelOutput, Stage, to_float32
+from permafrost.store.reader import TeacherPass
 
 
 def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
@@ -43,10 +46,22 @@ class FeatureKDLoss(DistillationLoss):
     """Name of the specific term."""
     term_needs: ClassVar[Needs]
     """Needs of the specific term."""
+    restores_features: ClassVar[bool] = False
+    """True if features of a pass with annotate.features_channels get the teacher's channels back."""
 
     def __init__(self, config: FeatureKDConfig) -> None:
         super().__init__()
         self.config = config
+        self.restored: RestoredFeatures | None = None
+
+    def plan(self, config: DistillConfig, passes: Sequence[TeacherPass], num_classes: int) -> None:
+        if self.restores_features and self.weight > 0:
+            self.restored = RestoredFeatures(passes)
+
+    def convert_targets(self, targets: tuple[AnyTargets, ...]) -> tuple[AnyTargets, ...]:
+        if self.restored is None:
+            return targets
+        return tuple(self.restored(each) if isinstance(each, Targets) else each for each in targets)
 
     @property
     @abstractmethod
@@ -386,6 +401,7 @@ class ReviewKDLoss(FeatureKDLoss):
     """Sum over levels of `hierarchical_context_loss`, in addition to labels and logits (e2KD, section 5)."""
 
     term = "review"
+    restores_features = True
     term_needs = Needs(
         intermediates=Intermediates(stages=True), target_fields=stage_fields, payload=FEATURES
     )

@@ -31,7 +31,7 @@ NO_INTERMEDIATES = Intermediates()
 
 
 class Stage(NamedTuple):
-    """End of one stage, that is, of the layers that share a resolution."""
+    """End of one stage, that is, of the layers that share a resolution, or of a quarter of a transformer's blocks."""
 
     output: Tensor
     """Output [B, C, h, w], after the stage's last activation if it has one."""
@@ -53,7 +53,7 @@ class ModelOutput(NamedTuple):
     context: Tensor | None = None
     """Input of the head in addition to the features, [B, T, C], such as the other tokens of a transformer."""
     stages: tuple[Stage, ...] = ()
-    """Stages from the finest grid to the coarsest."""
+    """Stages from the finest grid to the coarsest, or from the first block to the last."""
     class_maps: Tensor | None = None
     """Class maps [B, K, h, w], whose spatial average is the logits without their bias."""
     pooled: Tensor | None = None
@@ -252,7 +252,7 @@ class Classifier(nn.Module, ABC):
         raise ConfigError(
             f"{type(self.network).__name__} has no known stages, which method=at, method=review_kd and the payload "
             "attention need; choose a ResNet, RegNet, ConvNeXt or DenseNet (of kind cifar, torchvision, timm or "
-            "bcos), a VGG of torchvision, or another method"
+            "bcos), a VGG of torchvision, a ViT of timm, or another method"
         )
 
     def class_maps(self, features: Tensor) -> Tensor:

@@ -2,21 +2,25 @@
 
 Networks with a grid of features are split at timm's forward_features and forward_head. The explained layer of a
 VisionTransformer is the last block's output if all tokens are pooled. If a class token is read, it is the input of
-that block's attention, after its norm.
+that block's attention, after its norm. An Eva (DINOv3, EVA-02) is treated as a VisionTransformer that pools its tokens.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -42,7 +46,7 @@ from permafrost.models.providers import model_normalization
 
 _SUPPORTED = (
     "explanations need a network whose forward_features returns a grid [B, C, h, w] (convolutional "
-    "networks, Swin) or a VisionTransformer (ViT, DeiT)"
+    "networks, Swin), a VisionTransformer (ViT, DeiT, DINOv2) or an Eva that pools its tokens (DINOv3)"
 )
 
 
@@ -73,6 +77,8 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
     mean, std = model_normalization(config)
     if isinstance(network, VisionTransformer):
         return TimmVit(config.name, Normalize(mean, std), network)
+    if isinstance(network, Eva):
+        return TimmEva(config.name, Normalize(mean, std), network)
     return TimmClassifier(config.name, Normalize(mean, std), network)
 
 
@@ -319,6 +325,16 @@ def _head_norm(network: nn.Module) -> nn.LayerNorm | None:
 # ---- tokens --------------------------------------------------------------------------------------
 
 
+def stage_blocks(depth: int) -> list[int]:
+    """Return the numbers of the blocks that end a stage of a transformer: the last one of each quarter.
+
+    >>> stage_blocks(12), stage_blocks(2)
+    ([2, 5, 8, 11], [0, 1])
+    """
+    count = min(_MAX_STAGES, depth)
+    return [math.ceil(depth * number / count) - 1 for number in range(1, count + 1)]
+
+
 class TimmVit(_TimmNetwork):
     """A VisionTransformer, whose features are its patch tokens as a grid [B, C, h, w].
 
@@ -326,11 +342,14 @@ class TimmVit(_TimmNetwork):
     the last block's output if tokens are pooled.
     """
 
+    kind: ClassVar[Any] = VisionTransformer
+    """Class of timm whose forward pass is split."""
+
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
         super().__init__(name, normalize, network)
         self.reads_class_token = network.global_pool == "token" and network.attn_pool is None
         self.num_prefix = network.num_prefix_tokens
-        if type(network).forward_features is not VisionTransformer.forward_features:
+        if type(network).forward_features is not self.kind.forward_features:
             raise ConfigError(f"timm's {name} is not supported; {_SUPPORTED}")
         if self.reads_class_token and type(network.blocks[-1]) is not Block:
             raise ConfigError(
@@ -341,18 +360,61 @@ class TimmVit(_TimmNetwork):
             self.closed_form, self.has_dropout = _probe_head(network, self._with_blank_prefix)
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        _, features, context = self._run(images, ())
+        return features, context
+
+    def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor]:
+        """Compute the patch tokens after the last block of each quarter and the network's final norm, as grids.
+
+        A class token and registers are left out. If the class token is read, the last block runs once more for its
+        other tokens.
+        """
+        outputs, features, context = self._run(images, stage_blocks(len(self.inner.blocks)))
+        return tuple(Stage(output, output) for output in outputs), features, context
+
+    def _run(self, images: Tensor, ends: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Compute the grids after the blocks `ends`, of which the last block is one, and the trunk's output."""
         net = self.inner
-        size = (images.shape[-2], images.shape[-1])
-        if net.patch_embed.strict_img_size and net.patch_embed.img_size is not None:
-            require_size(self.name, images, net.patch_embed.img_size)
-        x = net.patch_embed(self.normalize(images))
-        x = net.norm_pre(net.patch_drop(net._pos_embed(x)))
-        for block in net.blocks[:-1]:
+        size = self._grid_size(images)
+        x, blocks = self._enter(self.normalize(images))
+        outputs = []
+
+        def grid_of(tokens: Tensor) -> Tensor:
+            patches: Tensor = tokens[:, self.num_prefix :].transpose(1, 2)
+            return patches.reshape(*patches.shape[:2], *size)
+
+        for number, block in enumerate(blocks[:-1]):
             x = block(x)
-        tokens = net.blocks[-1].norm1(x) if self.reads_class_token else net.norm(net.blocks[-1](x))
-        patches = tokens[:, self.num_prefix :].transpose(1, 2)
-        context = x if self.reads_class_token else tokens[:, : self.num_prefix]
-        return patches.unflatten(2, net.patch_embed.dynamic_feat_size(size)), context
+            if number in ends:
+                outputs.append(grid_of(net.norm(x)))
+        if not self.reads_class_token:
+            tokens = net.norm(blocks[-1](x))
+            features = grid_of(tokens)
+            return [*outputs, features], features, tokens[:, : self.num_prefix]
+        if ends:
+            outputs.append(grid_of(net.norm(blocks[-1](x))))
+        return outputs, grid_of(net.blocks[-1].norm1(x)), x
+
+    def _enter(self, images: Tensor) -> tuple[Tensor, Sequence[Callable[[Tensor], Tensor]]]:
+        """Compute the tokens [B, T, C] that enter the first block, and return the blocks."""
+        net = self.inner
+        tokens = net.norm_pre(net.patch_drop(net._pos_embed(net.patch_embed(images))))
+        return tokens, list(net.blocks)
+
+    def _grid_size(self, images: Tensor) -> tuple[int, int]:
+        """Return the (height, width) of the grid of patches. Raises ConfigError if the images do not divide into it."""
+        embed = self.inner.patch_embed
+        size = (images.shape[-2], images.shape[-1])
+        if embed.strict_img_size and embed.img_size is not None:
+            require_size(self.name, images, embed.img_size)
+        is_exact = isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad
+        if is_exact and (size[0] % embed.patch_size[0] or size[1] % embed.patch_size[1]):
+            raise ConfigError(
+                f"{self.name} divides its images into patches of {embed.patch_size[0]}x{embed.patch_size[1]} pixels, "
+                f"got images of {size[0]}x{size[1]}; set teacher.input_size or augment.size to a multiple of it"
+            )
+        grid: tuple[int, int] = embed.dynamic_feat_size(size)
+        return grid
 
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
@@ -386,6 +448,29 @@ class TimmVit(_TimmNetwork):
         return torch.cat(
             [patches.new_zeros(len(patches), self.num_prefix, patches.shape[2]), patches], 1
         )
+
+
+class TimmEva(TimmVit):
+    """An Eva that pools its tokens (DINOv3, EVA-02), whose blocks rotate queries and keys by their positions."""
+
+    kind = Eva
+
+    def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
+        if network.global_pool == "token" and network.attn_pool is None:
+            raise ConfigError(
+                f"timm's {name} is not supported, as it reads a class token; {_SUPPORTED}"
+            )
+        super().__init__(name, normalize, network)
+
+    def _enter(self, images: Tensor) -> tuple[Tensor, Sequence[Callable[[Tensor], Tensor]]]:
+        net = self.inner
+        tokens, rotations = net._pos_embed(net.patch_embed(images))
+        is_mixed = getattr(net, "rope_mixed", False) and rotations is not None
+        blocks = [
+            partial(block, rope=rotations[number] if is_mixed else rotations)
+            for number, block in enumerate(net.blocks)
+        ]
+        return net.norm_pre(tokens), blocks
 
 
 PROVIDER = Provider(build_timm, published_timm)

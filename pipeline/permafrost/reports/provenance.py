@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from permafrost.annotation.moved_features import describe_moved_features
 from permafrost.config.builder import build_config
 from permafrost.config.methods import METHODS
 from permafrost.core.errors import UserError
@@ -103,20 +104,21 @@ def _bytes_of(result: StudentResult, store: Store) -> float | None:
     stored_views = config.get("mode") == "replay"
     try:
         method = config["method"]
-        needs = build_loss(build_config(METHODS[method["kind"]], method, "method")).needs
+        loss = build_loss(build_config(METHODS[method["kind"]], method, "method"))
         passes = [store.open_pass(name, stored_views=stored_views) for name in names]
     except (KeyError, UserError):  # options of another version, or a pass that was removed
         return None
-    return sum(_bytes_needed(teacher, needs) for teacher in passes)
+    return sum(_bytes_needed(teacher, loss.needs_of(teacher.name)) for teacher in passes)
 
 
-def _bytes_needed(teacher: TeacherPass, needs: Needs) -> float:
+def _bytes_needed(teacher: TeacherPass, terms: Sequence[Needs]) -> float:
     names = {"logits"}
-    if needs.maps_every is not None:
-        names |= set(_OF_MAPS)
-    if needs.payload is not None:
-        fields = teacher.fields_of(needs.payload)
-        names |= {*fields, *(f"{name}_scale" for name in fields)}
+    for needs in terms:
+        if needs.maps_every is not None:
+            names |= set(_OF_MAPS)
+        if needs.payload is not None:
+            fields = teacher.fields_of(needs.payload)
+            names |= {*fields, *(f"{name}_scale" for name in fields)}
     return sum(
         _bytes_of_field(teacher, spec.name, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
         for spec in teacher.manifest.fields
@@ -157,6 +159,11 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
             f"{agreement.precision}, whose largest logit is that of float32 for {agreement.top1:.1%} of "
             f"{agreement.records} records, and whose logits diverge by {agreement.kl_mean:.2g} nats"
         )
+    if projections := teacher.manifest.projections:
+        shares = (f"{name} {entry.kept:.1%}" for name, entry in projections.items())
+        facts["Variance that the stored components keep"] = ", ".join(shares)
+    if moved := teacher.manifest.moved_features:
+        facts["Variance that moved features miss"] = describe_moved_features(moved)
     if teacher.explainer is not None:
         explained = teacher.manifest.explainer.get("explained_classes")
         facts["Maps"] = f"{teacher.explainer} of {explained}"

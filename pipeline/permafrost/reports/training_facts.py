@@ -253,9 +253,20 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def _set_options(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options of a method of several that differ from its defaults, and its kind; other values unchanged."""
+    cls = METHODS.get(str(values.get("kind")))
+    defaults = {} if cls is None else to_plain_dict(cls()) | {"kind": None}
+    return {name: each for name, each in values.items() if defaults.get(name, values) != each}
+
+
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_text, value)) + "]"
+    if isinstance(value, Mapping):
+        return (
+            "{" + ", ".join(f"{n} {_text(each)}" for n, each in _set_options(value).items()) + "}"
+        )
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -148,6 +148,35 @@ class Agreement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MovedFeatures:
+    """Share of the variance of the teacher's features of a view that the stored ones miss, on a sample of records."""
+
+    records: int
+    lost: dict[str, dict[str, float]]
+    """1 - R^2 of each field by kind of view (shift, flip), over the cells inside of the frame."""
+
+    def __post_init__(self) -> None:
+        shares = [share for views in self.lost.values() for share in views.values()]
+        fits = self.records >= 1 and all(0 <= share < math.inf for share in shares)
+        require_entry(fits, f"moved_features are {self.lost!r} of {self.records} records")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionEntry:
+    """Projection of a field, on components of its channels."""
+
+    file: FileEntry
+    channels: int
+    """Number of channels of the teacher."""
+    kept: float
+    """Share of the variance of the channels along the components, on the records of the fit."""
+
+    def __post_init__(self) -> None:
+        fits = self.channels >= 1 and 0 <= self.kept <= 1
+        require_entry(fits, f"{self.file.path} keeps {self.kept!r} of {self.channels} channels")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PassManifest:
     """Content of <store>/teachers/<name>-<fp8>/manifest.json."""
 
@@ -167,6 +196,11 @@ class PassManifest:
     """Lowest cosine between a record's values and their stored form, for each lossy field."""
     agreement: Agreement | None = None
     """Agreement with float32; None for a pass that was computed in float32."""
+    projections: dict[str, ProjectionEntry] = field(default_factory=dict)
+    """Projection of each field that stores components in place of the teacher's channels."""
+    moved_features: MovedFeatures | None = None
+    """Error of the features after they are moved with a view; None for a pass without features, and for one of stored
+    views. It is measured when the pass is written, and not covered by the fingerprint."""
     temperatures: tuple[float, ...] = ()
     """Temperatures of the field rest_logits; empty for a pass of all logits."""
     selection: dict[str, Any] | None = None
@@ -263,6 +297,8 @@ def _plain(value: Any) -> Any:
         return None if value.file is None else asdict(value.file)
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 

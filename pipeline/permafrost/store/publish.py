@@ -159,6 +159,7 @@ def needs_publishing(folder: RootedPath) -> bool:
         return True
     values = read_checked(folder / MANIFEST_NAME)
     tables = [values[name] for name in ("shards", "index", "keys", "skipped") if values.get(name)]
+    tables += [entry["file"] for entry in values.get("projections", {}).values()]
     return not (
         all(is_file(folder / path) for path in values.get("files", ()))
         and all(has_size(folder / table["path"], table["bytes"]) for table in tables)

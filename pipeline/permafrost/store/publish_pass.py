@@ -14,10 +14,12 @@ from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     Agreement,
+    MovedFeatures,
     PassManifest,
     read_pass_manifest,
     write_manifest,
 )
+from permafrost.store.projections import describe_projections
 from permafrost.store.publish import (
     has_size,
     read_metadata,
@@ -102,10 +104,11 @@ def publish_pass(
     shared_files: dict[str, str],
     made_with: dict[str, str],
     agreement: Agreement | None = None,
+    moved_features: MovedFeatures | None = None,
 ) -> PassManifest:
     """Combine the receipts and write the pass's manifest.
 
-    made_with, agreement  entries of the manifest
+    made_with, agreement, moved_features  entries of the manifest
     Raises ConstantLogitsError if the teacher produces the same logits for every record.
     """
     fidelity = dict[str, float]()
@@ -146,6 +149,8 @@ def publish_pass(
         fidelity=fidelity,
         made_with=made_with,
         agreement=agreement,
+        moved_features=moved_features,
+        projections=describe_projections(folder),
     )
     write_manifest(folder, manifest)
     remove_other_tables(folder, manifest)

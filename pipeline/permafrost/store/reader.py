@@ -31,6 +31,7 @@ from permafrost.store.manifest import (
     read_pass_manifest,
     read_store_manifest,
 )
+from permafrost.store.projections import Projection, open_projection
 from permafrost.store.receipts import (
     PASS_RECEIPT_SCHEMA,
     RECEIPTS_FOLDER,
@@ -216,6 +217,12 @@ class TeacherPass:
     def name(self) -> str:
         """Name of the folder: <teacher>-<fp8>."""
         return self.folder.name
+
+    @cached_property
+    def projections(self) -> dict[str, Projection]:
+        """Projection of each field that stores components of the teacher's channels."""
+        entries = self.manifest.projections
+        return {field: open_projection(self.folder, entry) for field, entry in entries.items()}
 
     @property
     def num_classes(self) -> int:

@@ -72,6 +72,11 @@ def first_made_pass(
     return [made[recorded[0]]]
 
 
+def logits_first(passes: Sequence[TeacherPass]) -> list[TeacherPass]:
+    """Order passes so that the first one, which a student is compared with, has logits if any of them has."""
+    return sorted(passes, key=lambda teacher: not teacher.manifest.has_logits)
+
+
 def pass_request(names: Sequence[str] = (), stored_views: int | None = None) -> str:
     """Describe what the options name, as in passes.json. The arguments are those of `name_passes`."""
     kind = "passes" if stored_views is None else f"passes of {stored_views} stored views"

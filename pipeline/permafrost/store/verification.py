@@ -248,6 +248,9 @@ def _verify_files_of_pass(folder: RootedPath, manifest: PassManifest) -> Iterato
     yield from verify_file(folder, shards.file.path, shards.file.sha256, known, shards.file.bytes)
     for name, digest in manifest.files.items():
         yield from verify_file(folder, name, digest, known)
+    for projection in manifest.projections.values():
+        file = projection.file
+        yield from verify_file(folder, file.path, file.sha256, known, file.bytes)
     try:
         for number, shard in enumerate(shards):
             for file in shard.files:

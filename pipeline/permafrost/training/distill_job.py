@@ -13,6 +13,7 @@ from permafrost.models.trained_weights import sha256_weights, weights_file
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import (
     check_passes,
+    explainer_of,
     live_teacher,
     open_passes,
     teacher_weights_of,
@@ -71,12 +72,13 @@ class Distillation:
         rows = select_training_rows(store.index, config.split, config.subset)
         loss = build_loss(config.method)
         if passes:
-            check_passes(config, passes, needs=loss.needs)
+            check_passes(config, passes, loss)
         # Without logits and labels the last layer is not trained, and has one output.
         num_classes = max(1, len(store.manifest.classes))
-        if passes and passes[0].manifest.has_logits:
-            num_classes = passes[0].num_classes
-        explainer = passes[0].explainer if passes else None
+        with_logits = [teacher for teacher in passes if teacher.manifest.has_logits]
+        if with_logits:
+            num_classes = with_logits[0].num_classes
+        explainer = explainer_of(passes, loss)
         live = live_teacher(config)
         live_explainer = config.explainer
         if live is not None:
@@ -90,7 +92,7 @@ class Distillation:
                 rows,
                 passes,
                 num_classes=num_classes,
-                payload=loss.needs.payload,
+                payload=[loss.payloads_of(teacher.name) for teacher in passes],
                 decode_threads=decode_threads_of(config.trainer, distributed),
             ),
             model=config.student,
@@ -101,7 +103,7 @@ class Distillation:
             trainer=config.trainer,
             seed=config.seed,
             explainer=explainer or DEFAULT_EXPLAINER,
-            teacher_weights=teacher_weights_of(config),
+            teacher_weights=teacher_weights_of(config, passes),
             replays=config.mode == "replay",
             views_per_step=config.views.per_step,
             live_teacher=live,

@@ -104,7 +104,8 @@ def _train_epoch(
             derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank),
             device,
         )
-        (targets,) = training.targets(batch, (1, 1), with_maps=False)
+        read = training.targets(batch, (1, 1), with_maps=False)
+        (targets,) = training.loss.convert_targets(read)
         assert isinstance(targets, Targets)
         term = phase.loss(targets, batch.view_index)
         optimizer.zero_grad()

@@ -11,6 +11,7 @@ from permafrost.loading.geometry import view_images
 from permafrost.losses.base import (
     DistillationLoss,
     LossTerms,
+    Needs,
     StepInputs,
     StudentOutput,
     weighted_sum,
@@ -71,8 +72,8 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
             record_index=batch.record_index,
             view_index=batch.view_index,
         )
-        own = _loss_of(training.loss, student, None, inputs)
-        return replace(own, statistics=own.statistics | accuracy)
+        supervised = _loss_of(training.loss, student, None, inputs)
+        return replace(supervised, statistics=supervised.statistics | accuracy)
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = needs.maps_in(training.global_step)
     terms = []
@@ -81,10 +82,13 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         for change in inputs.on_targets:
             targets = change(targets)
         maps = None
-        if needs_maps:
-            if needs.max_classes is not None:
+        own = needs
+        if isinstance(targets, Targets):
+            own = _needs_of_maps(training, targets) or Needs()
+        if own.maps_in(training.global_step):
+            if own.max_classes is not None:
                 assert isinstance(targets, Targets)
-                targets = first_explained(targets, needs.max_classes)
+                targets = first_explained(targets, own.max_classes)
             assert targets.explained_class is not None
             maps = training.explain(training.model, output, targets.explained_class)
         student = StudentOutput(
@@ -97,6 +101,12 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         terms.append(_loss_of(training.loss, student, targets, inputs))
     total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
     return replace(total, statistics=total.statistics | accuracy)
+
+
+def _needs_of_maps(training: Training, targets: Targets) -> Needs | None:
+    """Return the needs of the loss that include this teacher's maps in the next step, None if it reads none."""
+    readers = training.loss.needs_of(targets.teacher)
+    return next((needs for needs in readers if needs.maps_in(training.global_step)), None)
 
 
 def mix_labels(inputs: StepInputs, batch: Batch) -> StepInputs:

@@ -5,28 +5,51 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from permafrost.config.methods import KDConfig, MethodConfig, SoftTargetsConfig
+from permafrost.config.methods import KDConfig, MethodConfig, SeveralConfig, SoftTargetsConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.store.run_passes import name_passes, pass_request, record_passes
+from permafrost.store.run_passes import logits_first, name_passes, pass_request, record_passes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from permafrost.config.distillation import DistillConfig
-    from permafrost.losses.base import Needs
+    from permafrost.losses.base import DistillationLoss, Needs
 
 
 def with_named_passes(config: DistillConfig, store: Store, run: str) -> DistillConfig:
     """Return the options with store.teacher set to the full names of the passes that a run reads.
 
+    The terms of method=several name them in full, too.
+
     Without stored targets (labels, or a live teacher), these are the passes that the student is compared with. If the
     run has not read any and the store has several, store.teacher stays empty.
     """
-    names = name_passes(run, store, config.store.teacher, stored_views=_stored_views(config))
-    return replace(config, store=replace(config.store, teacher=names))
+    method = config.method
+    if not isinstance(method, SeveralConfig):
+        names = name_passes(run, store, config.store.teacher, stored_views=_stored_views(config))
+        return replace(config, store=replace(config.store, teacher=names))
+    views = _stored_views(config)
+    full = {name: _full_name(name, store, run, views) for name in method.pass_names}
+    terms = tuple(replace(term, teacher=full[term.teacher]) for term in method.terms)
+    method = replace(method, terms=terms)
+    return replace(config, method=method, store=replace(config.store, teacher=method.pass_names))
+
+
+def _full_name(name: str, store: Store, run: str, stored_views: int | None) -> str:
+    """Return the full name of the pass of a term. Raises StoreMismatchError if it fits no pass or several."""
+    try:
+        return name_passes(run, store, (name,), stored_views=stored_views)[0]
+    except StoreMismatchError as error:
+        folders = store.pass_folders(stored_views=stored_views is not None)
+        if name in {folder.name for folder in folders}:
+            raise
+        known = ", ".join(folder.name for folder in folders) or "none"
+        raise StoreMismatchError(
+            f"method.terms: teacher={name} is not one pass of {store.path}; choose among: {known}"
+        ) from error
 
 
 def record_named_passes(config: DistillConfig, store: Store) -> None:
@@ -41,6 +64,8 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     if not config.method.needs_teacher or config.mode == "live":
         return []
     names = config.store.teacher
+    if isinstance(config.method, SeveralConfig):
+        names = config.method.pass_names
     if config.mode == "replay" and not names:
         _refuse_several_replayed(config, store)
     return store.open_passes(names, stored_views=config.mode == "replay")
@@ -68,39 +93,83 @@ def live_teacher(config: DistillConfig) -> ModelConfig | None:
     return None if isinstance(config.teacher, NoModelConfig) else config.teacher
 
 
-def check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs) -> None:
+def check_passes(config: DistillConfig, passes: list[TeacherPass], loss: DistillationLoss) -> None:
     """Raise StoreMismatchError unless one student can be trained on all of the passes."""
     for teacher in passes:
-        if needs.maps_in(0) and teacher.explainer is None:
-            raise StoreMismatchError(
-                f"{teacher.folder} holds no maps, but method={config.method.kind} needs them; "
-                "run permafrost precompute with annotate.payloads=[logits,map]"
-            )
-        if needs.payload is not None and not teacher.fields_of(needs.payload):
-            raise StoreMismatchError(
-                f"{teacher.folder} holds no payload {needs.payload}, but method={config.method.kind} needs it; run "
-                f"permafrost precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
-                "store.teacher=, or run the teacher in the loop with mode=live"
-            )
-        if needs.targets and needs.logits and not teacher.manifest.has_logits:
-            raise StoreMismatchError(
-                f"{teacher.folder} holds no logits, but method={config.method.kind} needs them; set method.lambda_kd=0 "
-                "if the method compares something else, too, or run permafrost precompute with logits among "
-                "annotate.payloads and name its pass with store.teacher="
-            )
-        _check_logits(config.method, teacher)
-        for what in ("num_classes", "explainer", "views"):
-            if getattr(teacher, what) != getattr(passes[0], what):
-                raise StoreMismatchError(
-                    f"the teachers of one student differ in {what}: {passes[0].name} has "
-                    f"{getattr(passes[0], what)}, {teacher.name} has {getattr(teacher, what)}; choose other passes"
-                )
-    weights = teacher_weights_of(config)
+        readers = _methods_of(config.method, teacher)
+        for method, needs in zip(readers, loss.needs_of(teacher.name), strict=True):
+            _check_contents(teacher, needs, method, config.method)
+            _check_logits(method, teacher)
+    _check_alike("views", passes)
+    _check_alike("num_classes", [teacher for teacher in passes if teacher.manifest.has_logits])
+    _check_alike("explainer", _with_maps(passes, loss))
+    weights = teacher_weights_of(config, passes)
     if len(weights) not in (0, len(passes)):
         raise ConfigError(
             f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
             f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
         )
+
+
+def _check_contents(
+    teacher: TeacherPass, needs: Needs, method: MethodConfig, student_method: MethodConfig
+) -> None:
+    """Raise StoreMismatchError unless a pass has what a method reads.
+
+    student_method  method of the student, of which `method` may be a term
+    """
+    reader, option = f"method={method.kind}", "store.teacher="
+    live = ", or run the teacher in the loop with mode=live"
+    if student_method is not method:
+        reader, option, live = f"a term method={method.kind}", "method.terms", ""
+    if needs.maps_in(0) and teacher.explainer is None:
+        raise StoreMismatchError(
+            f"{teacher.folder} holds no maps, but {reader} needs them; "
+            "run permafrost precompute with annotate.payloads=[logits,map]"
+        )
+    if needs.payload is not None and not teacher.fields_of(needs.payload):
+        raise StoreMismatchError(
+            f"{teacher.folder} holds no payload {needs.payload}, but {reader} needs it; run "
+            f"permafrost precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
+            f"{option}{live}"
+        )
+    if needs.targets and needs.logits and not teacher.manifest.has_logits:
+        raise StoreMismatchError(
+            f"{teacher.folder} holds no logits, but {reader} needs them; set method.lambda_kd=0 "
+            "if the method compares something else, too, or run permafrost precompute with logits among "
+            f"annotate.payloads and name its pass with {option}"
+        )
+
+
+def _check_alike(what: str, passes: Sequence[TeacherPass]) -> None:
+    """Raise StoreMismatchError if the teachers of one student differ in an attribute."""
+    for teacher in passes:
+        if getattr(teacher, what) != getattr(passes[0], what):
+            raise StoreMismatchError(
+                f"the teachers of one student differ in {what}: {passes[0].name} has "
+                f"{getattr(passes[0], what)}, {teacher.name} has {getattr(teacher, what)}; choose other passes"
+            )
+
+
+def _with_maps(passes: Sequence[TeacherPass], loss: DistillationLoss) -> list[TeacherPass]:
+    """Return the passes whose maps the loss reads."""
+    return [
+        teacher
+        for teacher in passes
+        if any(needs.maps_every is not None for needs in loss.needs_of(teacher.name))
+    ]
+
+
+def explainer_of(passes: Sequence[TeacherPass], loss: DistillationLoss) -> str | None:
+    """Return the explainer of the maps that the loss reads, of the first pass if it reads none."""
+    return next((teacher.explainer for teacher in [*_with_maps(passes, loss), *passes]), None)
+
+
+def _methods_of(method: MethodConfig, teacher: TeacherPass) -> list[MethodConfig]:
+    """Return the methods that read a pass: the student's, or those of its terms."""
+    if isinstance(method, SeveralConfig):
+        return [term.method for term in method.terms if term.reads(teacher.name)]
+    return [method]
 
 
 def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
@@ -122,9 +191,11 @@ def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
         )
 
 
-def teacher_weights_of(config: DistillConfig) -> tuple[float, ...]:
+def teacher_weights_of(config: DistillConfig, passes: Sequence[TeacherPass]) -> tuple[float, ...]:
     """Weights of the passes in the loss, empty if they count equally."""
     method = config.method
+    if isinstance(method, SeveralConfig):  # whose terms have weights
+        return (1.0,) * len(passes)
     return method.teacher_weights if isinstance(method, SoftTargetsConfig) else ()
 
 
@@ -137,8 +208,8 @@ def compared_passes(
     the only one of the store.
     """
     if config.mode == "replay":
-        return [store.canonical_of(teacher) for teacher in passes]
+        return logits_first([store.canonical_of(teacher) for teacher in passes])
     if passes or not (config.store.teacher or len(store.pass_folders()) == 1):
-        return list(passes)
+        return logits_first(passes)
     found = store.open_passes(config.store.teacher)
     return [teacher for teacher in found if teacher.num_classes == num_classes]

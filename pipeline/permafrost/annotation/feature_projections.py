@@ -1,0 +1,136 @@
+"""Fit of the projections of features (annotate.features_channels): principal components of their channels.
+
+One pass of the teacher over a sample of the training split accumulates the mean and the covariance of the channels of
+each stage over all cells, of the same images that the pass stores (with their mirror images and borders).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.payloads import BatchInfo, EncodedFields, FeaturesPayload
+from permafrost.annotation.samples import iter_sample, select_sample
+from permafrost.annotation.shard_tasks import torch_threads
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.models import ModelConfig
+from permafrost.config.store import PROJECTION_RECORDS, PassOptions
+from permafrost.core.errors import require
+from permafrost.core.rooted_paths import RootedPath
+from permafrost.core.tasks import MapShards, ShardResult
+from permafrost.models.classifier import Classifier, ModelOutput
+from permafrost.store.projections import Projection, read_projections, write_projection
+from permafrost.store.reader import Store
+from permafrost.store.shards import ShardEntry
+
+
+def fit_projections(
+    map_shards: MapShards, task: FitProjections, shards: Sequence[ShardEntry], split: str
+) -> None:
+    """Write the projections of a pass, unless they exist.
+
+    shards  of the store, of which those of the split are sampled
+    Raises ConfigError if the split has no records.
+    """
+    sample = select_sample([s for s in shards if s.split == split], PROJECTION_RECORDS)
+    require(
+        len(sample) > 0,
+        f"annotate.features_channels is fitted on records of split={split}, of which the store has none; set split= "
+        "to the split that students are trained on",
+    )
+    list(map_shards(task, [sample]))
+
+
+class ChannelMoments:
+    """Sums over cells of the channels of one stage, from which their mean and covariance are computed."""
+
+    def __init__(self, channels: int) -> None:
+        self.cells = 0
+        self.sums = torch.zeros(channels, dtype=torch.float64)
+        self.products = torch.zeros(channels, channels, dtype=torch.float64)
+
+    def add(self, features: Tensor) -> None:
+        """Add features [n, C, h, w]."""
+        values = features.detach().transpose(0, 1).flatten(1).double()
+        self.cells += values.shape[1]
+        self.sums += values.sum(dim=1).cpu()
+        self.products += (values @ values.T).cpu()
+
+    def fit(self, components: int) -> Projection:
+        """Return the projection on the components of the largest variances, each with its largest entry positive."""
+        mean = self.sums / self.cells
+        covariance = self.products / self.cells - torch.outer(mean, mean)
+        variances, vectors = torch.linalg.eigh(covariance)
+        variances, vectors = variances.flip(0)[:components], vectors.T.flip(0)[:components]
+        largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+        vectors = vectors * largest.sign()
+        return Projection(
+            mean=mean.numpy().astype(np.float32),
+            components=vectors.numpy().astype(np.float32),
+            variances=variances.clamp(min=0).numpy().astype(np.float32),
+            total=float(covariance.diagonal().sum()),
+        )
+
+
+class _MomentsPayload(FeaturesPayload):
+    """Payload that stores nothing, and adds the features of each batch to the moments of their stage."""
+
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
+        super().__init__(config, explainer)
+        self.moments: dict[str, ChannelMoments] = {}
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        for name, values in self.values(output).items():
+            if values.dim() == 4:
+                self.moments.setdefault(name, ChannelMoments(values.shape[1])).add(values)
+        return EncodedFields({}, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitProjections:
+    """Task that fits the projections on a sample and writes them, unless they exist.
+
+    A stage of no more channels than annotate.features_channels gets none.
+    """
+
+    needs_gpu: ClassVar[bool] = True
+    store_path: RootedPath
+    folder: RootedPath
+    teacher: ModelConfig
+    num_classes: int
+    explainer: ExplainerConfig
+    config: PassOptions
+    num_threads: int
+
+    def __call__(self, sample: Sequence[tuple[ShardEntry, int]]) -> ShardResult:
+        started = monotonic()
+        with torch_threads(self.num_threads):
+            records = self._fit(sample)
+        return ShardResult(name="projections", records=records, seconds=monotonic() - started)
+
+    @torch.no_grad()
+    def _fit(self, sample: Sequence[tuple[ShardEntry, int]]) -> int:
+        count = self.config.features_channels
+        assert count is not None
+        options = replace(self.config, compile=False, min_fidelity=0.0)
+        annotator = TeacherAnnotator(
+            self.teacher, self.num_classes, self.explainer, options, Store(self.store_path).size
+        )
+        payload = _MomentsPayload(options, self.explainer)
+        annotator.payloads = [payload]
+        existing = read_projections(self.folder)
+        records = 0
+        for frames, keys in iter_sample(self.store_path, sample, options.batch_size):
+            annotator.annotate([frames], keys)
+            records += len(keys)
+        for field, moments in payload.moments.items():
+            if len(moments.sums) > count and field not in existing:
+                write_projection(self.folder, field, moments.fit(count))
+        return records

@@ -1,0 +1,184 @@
+"""Distance of moved features from the teacher's, measured on a sample of a pass's records before it is published.
+
+Students read stored features that are moved with their view. What these miss of the variance of the teacher's features
+of that view (1 - R^2) depends on the network, so it stands in the manifest for shifts and flips. The evaluator
+`equivariance` measures the same for any augmentation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.payloads import FeaturesPayload
+from permafrost.annotation.samples import iter_sample, select_sample
+from permafrost.annotation.shard_tasks import torch_threads
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.models import ModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.core.records import Batch, FieldSpec, StoredTargets
+from permafrost.core.rooted_paths import RootedPath
+from permafrost.core.tasks import MapShards, ShardResult
+from permafrost.loading.geometry import center_crop, view_targets
+from permafrost.loading.transfer import move_batch
+from permafrost.losses.moved_features import LostVariance, add_lost_variance
+from permafrost.store.frames import FrameBatch
+from permafrost.store.manifest import MovedFeatures
+from permafrost.store.projections import read_projections
+from permafrost.store.reader import Store
+from permafrost.store.shards import ShardEntry
+
+SAMPLE_RECORDS = 128
+"""Number of records that are measured, or all if there are fewer."""
+LARGEST_SHIFT = 1 / 8
+"""Largest shift in units of the frame's side, as in augment=pad_crop_flip for images of 32 pixels."""
+_DIGITS = 6
+"""Decimals in the manifest, beyond which a sum depends on the device."""
+
+
+def measure_moved_features(
+    map_shards: MapShards, task: MeasureMovedFeatures, shards: Sequence[ShardEntry]
+) -> MovedFeatures | None:
+    """Run the task on the executor. Returns None for a pass without records.
+
+    shards  of the pass, from which the sample is taken
+    """
+    sample = select_sample(shards, SAMPLE_RECORDS)
+    if not sample:
+        return None
+    (result,) = map_shards(task, [sample])
+    return MovedFeatures(**json.loads(result.report))
+
+
+def describe_moved_features(measured: MovedFeatures) -> str:
+    """Describe the measurement in one line."""
+    shares = [
+        f"{name} {', '.join(f'{share:.1%} ({view})' for view, share in views.items())}"
+        for name, views in measured.lost.items()
+    ]
+    return f"{'; '.join(shares)} in a sample of {measured.records} records"
+
+
+def sample_views(count: int, first: int = 0) -> dict[str, Tensor]:
+    """Return the views canonical_from_view f32 [n, 3, 3] of records of a sample, by name.
+
+    shift  by up to an eighth of the side in x and in y, drawn for each number of a record in the sample
+    flip   from left to right
+
+    first  number of the first of `count` records in the sample
+    """
+    drawn = np.random.default_rng(0).uniform(-2, 2, (first + count, 2))[first:] * LARGEST_SHIFT
+    shift, flip = torch.eye(3).repeat(count, 1, 1), torch.eye(3).repeat(count, 1, 1)
+    shift[:, :2, 2] = torch.from_numpy(drawn).float()
+    flip[:, 0, 0] = -1
+    return {"shift": shift, "flip": flip}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureMovedFeatures:
+    """Task that annotates a sample, moves its features to each view and compares them with the teacher's there."""
+
+    needs_gpu: ClassVar[bool] = True
+    store_path: RootedPath
+    folder: RootedPath
+    """Folder of the pass, with the projections of its features."""
+    teacher: ModelConfig
+    num_classes: int
+    explainer: ExplainerConfig
+    config: PassOptions
+    num_threads: int
+
+    def __call__(self, sample: Sequence[tuple[ShardEntry, int]]) -> ShardResult:
+        started = monotonic()
+        with torch_threads(self.num_threads):
+            moved = self._measure(sample)
+        return ShardResult(
+            name="sample",
+            records=moved["records"],
+            seconds=monotonic() - started,
+            report=json.dumps(moved),
+        )
+
+    @torch.no_grad()
+    def _measure(self, sample: Sequence[tuple[ShardEntry, int]]) -> dict[str, Any]:
+        # Eager, because compilation would take longer than the sample. Fidelity was checked with the shards.
+        options = replace(self.config, compile=False, min_fidelity=0.0)
+        annotator = TeacherAnnotator(
+            self.teacher, self.num_classes, self.explainer, options, Store(self.store_path).size
+        ).with_payloads(FeaturesPayload)
+        projections = read_projections(self.folder)
+        annotator = annotator.with_projections(projections)
+        specs = {spec.name: spec for spec in annotator.fields()}
+        sums: dict[str, dict[str, LostVariance]] = {name: {} for name in sample_views(0)}
+        done = 0
+        for frames, keys in iter_sample(self.store_path, sample, options.batch_size):
+            values, _ = annotator.annotate([frames], keys)
+            batch = _batch_of(frames, keys, _stored_targets(annotator, frames, specs, values))
+            batch = move_batch(batch, annotator.device)
+            for name, views in sample_views(len(keys), done).items():
+                view = views.to(annotator.device)
+                seen = replace(batch, canonical_from_view=view)
+                (targets,) = view_targets(seen, (1, 1), with_maps=False)
+                output = annotator.run_views(frames, view)
+                add_lost_variance(sums[name], targets, output, projections)
+            done += len(keys)
+        fields = next(iter(sums.values()))
+        return {
+            "records": done,
+            "lost": {
+                field: {name: round(sums[name][field].share(), _DIGITS) for name in sums}
+                for field in fields
+            },
+        }
+
+
+def _stored_targets(
+    annotator: TeacherAnnotator,
+    frames: FrameBatch,
+    specs: Mapping[str, FieldSpec],
+    values: Mapping[str, NDArray[np.generic]],
+) -> StoredTargets:
+    """Return the values [n, 1, *shape] of an annotated batch as if they were read from the pass."""
+    names = [name for name in specs if not name.endswith("_scale")]
+    map_from_canonical = torch.eye(3).repeat(len(frames.heights), 1, 1)
+    if annotator.crop_fraction is not None:
+        map_from_canonical = torch.linalg.inv(
+            center_crop(frames.heights, frames.widths, annotator.crop_fraction)
+        )
+    return StoredTargets(
+        teacher="",
+        logits=None,
+        intermediates={name: torch.from_numpy(values[name][:, 0]) for name in names},
+        scales={
+            name: torch.from_numpy(values[f"{name}_scale"][:, 0])
+            for name in names
+            if f"{name}_scale" in values
+        },
+        specs={name: specs[name] for name in names},
+        map_from_canonical=map_from_canonical,
+    )
+
+
+def _batch_of(frames: FrameBatch, keys: Sequence[str], targets: StoredTargets) -> Batch:
+    """Return a batch of annotated records, of which only the targets are read."""
+    numbers = torch.arange(len(keys))
+    return Batch(
+        keys=tuple(keys),
+        record_index=numbers,
+        inputs=frames.frames,
+        canonical_from_view=None,
+        view_index=torch.full_like(numbers, -1),
+        original_size=torch.stack([frames.heights, frames.widths], dim=1).float(),
+        labels=frames.labels,
+        groups=torch.full_like(numbers, -1),
+        targets=(targets,),
+    )

@@ -1,0 +1,69 @@
+"""Share of the variance of a teacher's features of a view that the stored ones, moved with the view, miss (1 - R^2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from permafrost.core.records import Targets
+from permafrost.losses.feature_kd import stage_fields
+from permafrost.losses.restored_features import project_features
+from permafrost.models.classifier import ModelOutput
+from permafrost.store.projections import Projection
+
+
+@dataclass
+class LostVariance:
+    """Sums over the covered cells of one stage, from which the share of the variance that is lost is computed."""
+
+    error: float = 0.0
+    squares: float = 0.0
+    cells: float = 0.0
+    by_channel: Tensor | float = 0.0
+
+    def add(self, stored: Tensor, recomputed: Tensor, coverage: Tensor) -> None:
+        """Add features [n, C, h, w] of a view with their coverage [n, 1, h, w]."""
+        stored, recomputed, coverage = stored.double(), recomputed.double(), coverage.double()
+        self.error += float(((stored - recomputed).square() * coverage).sum())
+        self.squares += float((recomputed.square() * coverage).sum())
+        self.cells += float(coverage.sum())
+        self.by_channel = self.by_channel + (recomputed * coverage).sum(dim=(0, 2, 3)).cpu()
+
+    def share(self) -> float:
+        """Return 1 - R^2, around the mean of each channel."""
+        assert isinstance(self.by_channel, Tensor)
+        spread = self.squares - float(self.by_channel.square().sum()) / max(self.cells, _TINY)
+        return self.error / max(spread, _TINY)
+
+
+_TINY = 1e-30
+"""Divisor for features that are constant, or covered nowhere."""
+
+
+def add_lost_variance(
+    sums: dict[str, LostVariance],
+    targets: Targets,
+    output: ModelOutput,
+    projections: Mapping[str, Projection],
+) -> None:
+    """Add a batch to the sums of each stage that the pass stores.
+
+    targets  stored features, moved to a view
+    output   teacher's output of that view, with its stages
+    projections  of the fields of the pass, in whose components these are compared
+    """
+    recomputed = stage_fields(output)
+    for name, values in targets.intermediates.items():
+        if values.dim() != 4:
+            continue
+        computed = recomputed[name]
+        if name in projections:
+            computed = project_features(computed, projections[name])
+        if values.shape != computed.shape:  # of a pass with annotate.features_size
+            computed = F.adaptive_avg_pool2d(computed, (values.shape[-2], values.shape[-1]))
+        coverage = targets.coverage.get(name, torch.ones_like(values[:, :1]))
+        sums.setdefault(name, LostVariance()).add(values, computed, coverage)

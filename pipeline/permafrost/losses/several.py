@@ -1,0 +1,119 @@
+"""Several methods at once (`method=several`), each on a pass of its own: the weighted sum of their losses.
+
+The student has one forward pass. The loss is called once for each pass, as for several teachers of one method, and sums
+the terms that read this pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.methods import SeveralConfig, TeacherTermOptions
+from permafrost.core.errors import require
+from permafrost.core.records import Guidance, Targets
+from permafrost.losses.base import (
+    DistillationLoss,
+    Needs,
+    StudentOutput,
+    Term,
+    TermValue,
+    build_loss,
+)
+from permafrost.models.classifier import Intermediates
+from permafrost.store.reader import TeacherPass
+
+
+class SeveralLoss(DistillationLoss):
+    """Loss sum over terms of weight * the term's loss. The metrics of term n have the suffix _n, counted from 1."""
+
+    def __init__(self, config: SeveralConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.losses = nn.ModuleList(build_loss(term.method) for term in config.terms)
+
+    def _parts(self) -> Iterator[tuple[TeacherTermOptions, DistillationLoss]]:
+        for term, loss in zip(self.config.terms, self.losses, strict=True):
+            assert isinstance(loss, DistillationLoss)
+            yield term, loss
+
+    @property
+    def needs(self) -> Needs:
+        """Inputs that any of the terms reads. Those of a pass are `needs_of`."""
+        parts = [loss.needs for _, loss in self._parts()]
+        intervals = [needs.maps_every for needs in parts if needs.maps_every is not None]
+        return Needs(
+            labels=any(needs.labels for needs in parts),
+            logits=any(needs.logits for needs in parts),
+            maps_every=math.gcd(*intervals) if intervals else None,
+            intermediates=Intermediates(
+                *map(any, zip(*(needs.intermediates for needs in parts), strict=True))
+            ),
+        )
+
+    def needs_of(self, teacher: str) -> tuple[Needs, ...]:
+        return tuple(loss.needs for term, loss in self._parts() if term.reads(teacher))
+
+    def plan(self, config: DistillConfig, passes: Sequence[TeacherPass], num_classes: int) -> None:
+        for teacher in passes:
+            readers = [needs for needs in self.needs_of(teacher.name) if needs.maps_every]
+            require(
+                len(readers) <= 1,
+                f"method.terms has {len(readers)} terms that compare the maps of {teacher.name}; leave one of them",
+            )
+        for _, loss in self._parts():
+            loss.plan(config, passes, num_classes)
+
+    def check_labels(self, *, many: bool) -> None:
+        for _, loss in self._parts():
+            loss.check_labels(many=many)
+
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        for term, loss in self._parts():
+            if term.reads(targets.teacher) and loss.needs.payload is not None:
+                loss.build(student, _select_fields(targets, loss))
+
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        assert isinstance(targets, Targets)
+        for number, (term, loss) in enumerate(self._parts(), start=1):
+            if term.reads(targets.teacher):
+                is_explained = loss.needs.maps_every is not None
+                output = student if is_explained else replace(student, maps=None)
+                for part in loss.terms(output, _select_fields(targets, loss), labels):
+                    yield _numbered(part, number, term.weight)
+
+
+def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
+    """Return targets with the intermediates of the loss's payload alone, converted for it alone."""
+    payload = loss.needs.payload
+
+    def is_read(name: str) -> bool:
+        return payload is not None and (name == payload or name.startswith(f"{payload}_"))
+
+    selected = replace(
+        targets,
+        intermediates={n: values for n, values in targets.intermediates.items() if is_read(n)},
+        coverage={n: values for n, values in targets.coverage.items() if is_read(n)},
+    )
+    (converted,) = loss.convert_targets((selected,))
+    assert isinstance(converted, Targets)
+    return converted
+
+
+def _numbered(part: Term, number: int, factor: float) -> Term:
+    """Return a term with its number in all names, and its weight multiplied by a factor."""
+
+    def compute() -> Tensor | TermValue:
+        computed = part.compute()
+        if isinstance(computed, Tensor):
+            return computed
+        statistics = {f"{name}_{number}": value for name, value in computed.statistics.items()}
+        return TermValue(computed.value, statistics)
+
+    return Term(f"{part.name}_{number}", factor * part.weight, compute)

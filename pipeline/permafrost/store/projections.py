@@ -1,0 +1,115 @@
+"""Projections of a pass's features: the mean and the principal components of each projected field, as npy files.
+
+    teachers/<name>-<fp8>/projections/features_3.npy   float32 [1 + C', C + 1]
+
+Row 0 has the mean over cells of each of the C channels, and the total variance at its end. Each further row has a
+component of length 1, and the variance along it at its end. Features x become z = components (x - mean), and are
+rebuilt as mean + components' z. The files are written before the first shard of the pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from permafrost.core.files import read_regular, write_atomically
+from permafrost.core.rooted_paths import RootedPath, list_folder
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
+from permafrost.store.manifest import ProjectionEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+PROJECTIONS_FOLDER = "projections"
+_SUFFIX = ".npy"
+_MAX_BYTES = 2**26
+"""Largest size of a file: 4,096 components of 4,096 channels."""
+
+
+class Projection(NamedTuple):
+    """Affine map from C channels to C' components."""
+
+    mean: NDArray[np.float32]
+    """[C]."""
+    components: NDArray[np.float32]
+    """Orthonormal rows [C', C], in the order of their variances."""
+    variances: NDArray[np.float32]
+    """Variance along each component, [C']."""
+    total: float
+    """Variance over all channels."""
+
+    @property
+    def kept(self) -> float:
+        """Share of the variance along the components, on the records of the fit."""
+        return float(self.variances.sum(dtype=np.float64)) / max(self.total, 1e-30)
+
+
+def write_projection(folder: RootedPath, field: str, projection: Projection) -> None:
+    """Write the projection of a field of a pass."""
+    rows = np.concatenate([projection.mean[None], projection.components])
+    ends = np.concatenate([[projection.total], projection.variances])
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate([rows, ends[:, None]], axis=1).astype("<f4"), allow_pickle=False)
+    write_atomically(folder / PROJECTIONS_FOLDER / f"{field}{_SUFFIX}", buffer.getvalue())
+
+
+def read_projections(folder: RootedPath) -> dict[str, Projection]:
+    """Read the projections of a pass that may be unfinished, by field."""
+    return {
+        path.name.removesuffix(_SUFFIX): _parse(path, read_regular(path, _MAX_BYTES))
+        for path in list_folder(folder / PROJECTIONS_FOLDER, f"*{_SUFFIX}")
+    }
+
+
+def open_projection(folder: RootedPath, entry: ProjectionEntry) -> Projection:
+    """Read a projection that a manifest lists. Raises ManifestError if any byte has changed."""
+    path = folder / entry.file.path
+    try:
+        data = read_regular(path, _MAX_BYTES)
+    except FileNotFoundError:
+        raise ManifestError(f"{path} is missing; {REPAIR}") from None
+    if hashlib.sha256(data).hexdigest() != entry.file.sha256:
+        raise ManifestError(
+            f"{path} is damaged: it is not the file that its manifest lists; {REWRITE}"
+        )
+    return _parse(path, data)
+
+
+def describe_projections(folder: RootedPath) -> dict[str, ProjectionEntry]:
+    """Return the entries of a manifest for the projections that were written."""
+    entries = {}
+    for field, projection in read_projections(folder).items():
+        path = f"{PROJECTIONS_FOLDER}/{field}{_SUFFIX}"
+        data = read_regular(folder / path, _MAX_BYTES)
+        file = FileEntry(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        entries[field] = ProjectionEntry(
+            file=file,
+            channels=projection.components.shape[1],
+            kept=round(min(projection.kept, 1.0), 6),
+        )
+    return entries
+
+
+def check_projections(folder: RootedPath, listed: Mapping[str, ProjectionEntry]) -> None:
+    """Raise ManifestError if the projections of a pass are not those that its manifest lists."""
+    for field, entry in describe_projections(folder).items():
+        if field in listed and listed[field].file.sha256 != entry.file.sha256:
+            raise ManifestError(
+                f"{folder / entry.file.path} is not the projection that the features were stored with, and a new fit "
+                f"differs in its last bits; delete {folder} and run permafrost precompute again"
+            )
+
+
+def _parse(path: RootedPath, data: bytes) -> Projection:
+    try:
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, MemoryError) as error:
+        raise ManifestError(f"{path} cannot be read as npy; {REWRITE}") from error
+    if values.dtype != np.float32 or values.ndim != 2 or min(values.shape) < 2:
+        raise ManifestError(f"{path} is {values.dtype} {list(values.shape)}; {REWRITE}")
+    return Projection(values[0, :-1], values[1:, :-1], values[1:, -1], float(values[0, -1]))

@@ -1,0 +1,281 @@
+"""Features on fewer channels: the fit, the stored files, a stock reader, and methods that restore the channels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from permafrost.annotation.feature_projections import ChannelMoments
+from permafrost.annotation.teacher_pass import plan_pass
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.evaluation import EquivarianceOptions
+from permafrost.config.methods import (
+    FeaturesConfig,
+    ReviewKDConfig,
+    SeveralConfig,
+    TeacherTermOptions,
+)
+from permafrost.config.runs import RUNS
+from permafrost.config.store import PassOptions
+from permafrost.core.errors import ConfigError
+from permafrost.interpretability.options import FTConfig
+from permafrost.loading.geometry import view_images, view_targets, warp_covered
+from permafrost.loading.subset import rows_of_split
+from permafrost.losses.base import build_loss
+from permafrost.losses.feature_kd import stage_fields
+from permafrost.losses.restored_features import (
+    RestoredFeatures,
+    project_features,
+    restore_features,
+)
+from permafrost.models.classifier import Intermediates
+from permafrost.models.providers import build_model, freeze
+from permafrost.store.entries import ManifestError
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from permafrost.training.build import build_training
+from permafrost.training.distill_job import Distillation
+from permafrost.training.metric_log import read_metrics
+from permafrost.training.student_passes import with_named_passes
+from stages import distill, evaluate, precompute
+from tests.support.runs import distill_config, evaluation_of
+from tests.support.stores import Frozen, precompute_config, train_dataset
+from tests.support.tensors import gaussian
+
+
+def store_of(path, teacher, backend="zarr", payloads=("logits", "features"), **features):
+    values = {"channels": 3, "dtype": "float16", "mirror": True, **features}
+    options = PassOptions(
+        batch_size=8, payloads=payloads, **{f"features_{n}": each for n, each in values.items()}
+    )
+    config = precompute_config(path, teacher, annotate=options, backend=backend)
+    precompute.run(config)
+    return Frozen(Store(path), config)
+
+
+@pytest.fixture(scope="module")
+def projected(tmp_path_factory, tiny_teacher):
+    """Store whose pass has three components of the 4, 8 and 16 channels of each stage."""
+    return store_of(tmp_path_factory.mktemp("projected") / "store", tiny_teacher)
+
+
+def pass_of(frozen):
+    return frozen.store.open_passes()[0]
+
+
+# ---- fit -------------------------------------------------------------------------------------------
+
+
+def test_components_are_those_of_a_singular_value_decomposition():
+    features = gaussian(0, 6, 5, 2, 3) * torch.arange(1, 6).reshape(1, 5, 1, 1)
+    moments = ChannelMoments(5)
+    moments.add(features[:2])
+    moments.add(features[2:])
+
+    found = moments.fit(2)
+
+    cells = features.transpose(0, 1).flatten(1).T.numpy()
+    centered = cells - cells.mean(axis=0)
+    _, values, vectors = np.linalg.svd(centered, full_matrices=False)
+    variances = values**2 / len(cells)
+    assert found.mean == pytest.approx(cells.mean(axis=0), rel=1e-5, abs=1e-6)
+    assert found.variances == pytest.approx(variances[:2], rel=1e-5)
+    assert found.kept == pytest.approx(variances[:2].sum() / variances.sum())
+    assert np.abs(found.components @ vectors[:2].T) == pytest.approx(np.eye(2), abs=1e-5)
+    largest = np.abs(found.components).argmax(axis=1)
+    assert (found.components[[0, 1], largest] > 0).all()
+
+
+def test_features_of_as_many_directions_as_components_come_back():
+    directions, weights = gaussian(0, 2, 7).float(), gaussian(1, 4, 2, 3, 3).float()
+    features = torch.einsum("kc,nkhw->nchw", directions, weights) + 2
+    moments = ChannelMoments(7)
+    moments.add(features)
+    found = moments.fit(2)
+
+    mean, components = torch.from_numpy(found.mean), torch.from_numpy(found.components)
+    restored = restore_features(project_features(features, found), mean, components)
+
+    assert found.kept == pytest.approx(1.0)
+    torch.testing.assert_close(restored, features, rtol=1e-4, atol=1e-4)
+
+
+# ---- pass ------------------------------------------------------------------------------------------
+
+
+def test_a_stock_reader_rebuilds_the_features_and_the_share_that_is_kept(projected, tiny_teacher):
+    """The share is recomputed from the live network on the records of the fit and their mirror images."""
+    made = pass_of(projected)
+    group = zarr.open_group(str(made.folder / "fields.zarr"), mode="r")
+    network = freeze(build_model(tiny_teacher, 10))
+    dataset = train_dataset(projected, None)
+    images = view_images(dataset.__getitems__(list(range(40))), (16, 16))
+    rows = projected.store.index.table()["array_row"].to_numpy()[
+        list(rows_of_split(projected.store.index, "train"))
+    ]
+    both = [
+        stage_fields(network(sides, Intermediates(stages=True)))
+        for sides in (images, images.flip(-1))
+    ]
+
+    for number, channels in ((1, 4), (2, 8), (3, 16)):
+        name = f"features_{number}"
+        entry = made.manifest.projections[name]
+        file = np.load(str(made.folder / entry.file.path))
+        mean, components = file[0, :-1], file[1:, :-1]
+        stored = group[name][:][rows, 0].astype(np.float32)  # [n, mirror, component, y, x]
+        stored = stored * group[f"{name}_scale"][:][rows, 0][..., None, None]
+        rebuilt = np.einsum("kc,nmkhw->nmchw", components, stored) + mean[:, None, None]
+
+        computed = torch.stack([fields[name] for fields in both], dim=1).numpy()
+        assert file.shape == (4, channels + 1)
+        assert entry.channels == channels
+        assert group[name].metadata.dimension_names[2:] == ("mirror", "component", "y", "x")
+        lost = ((rebuilt - computed) ** 2).sum() / (
+            (computed - computed.mean(axis=(0, 1, 3, 4))[:, None, None]) ** 2
+        ).sum()
+        assert 1 - lost == pytest.approx(entry.kept, abs=1e-4)
+        assert entry.kept < 1
+        assert file[1:, -1].sum() / file[0, -1] == pytest.approx(entry.kept, abs=1e-5)
+
+
+def test_stages_of_few_channels_are_stored_whole_and_the_files_are_always_the_same(
+    tmp_path, tiny_teacher, projected
+):
+    some = store_of(tmp_path / "some", tiny_teacher, channels=8)
+    again = store_of(tmp_path / "again", tiny_teacher, backend="webdataset")
+
+    assert list(pass_of(some).manifest.projections) == ["features_3"]
+    assert pass_of(again).manifest.projections == pass_of(projected).manifest.projections
+    assert list(verify_store(again.store.path)) == []
+
+
+def test_the_number_of_channels_and_the_split_are_part_of_the_identity(projected):
+    config, store = projected.config, projected.store
+
+    def fingerprint(split="train", **options):
+        annotate = replace(config.annotate, **options)
+        return plan_pass(replace(config, annotate=annotate, split=split), store).fingerprint
+
+    whole = plan_pass(
+        replace(config, annotate=replace(config.annotate, features_channels=None)), store
+    )
+    prints = [fingerprint(), fingerprint(features_channels=2), fingerprint(split="test")]
+    assert len({*prints, whole.fingerprint}) == 4
+    assert not {"projection", "features_channels"} & whole.description.keys()
+    with pytest.raises(ConfigError, match=r"records of split=val, of which the store has none"):
+        precompute.run(replace(config, split="val"))
+
+
+def test_a_lost_projection_is_fitted_again_and_a_damaged_one_is_refused(tmp_path, tiny_teacher):
+    frozen = store_of(tmp_path / "store", tiny_teacher, channels=8)
+    made = pass_of(frozen)
+    path = (
+        frozen.store.path
+        / "teachers"
+        / made.name
+        / made.manifest.projections["features_3"].file.path
+    )
+    data = path.read_bytes()
+    path.unlink()
+    with pytest.raises(ManifestError, match=r"features_3\.npy is missing"):
+        _ = made.projections
+
+    precompute.run(frozen.config)
+    assert path.read_bytes() == data
+    assert pass_of(frozen).projections["features_3"].components.shape == (8, 16)
+
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ManifestError, match="is damaged"):
+        _ = pass_of(frozen).projections
+    assert any(
+        "features_3.npy has sha256" in problem for problem in verify_store(frozen.store.path)
+    )
+
+
+def test_the_evaluator_and_the_manifest_compare_components(projected):
+    flip = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
+
+    metrics = evaluate.run(
+        evaluation_of(
+            projected,
+            ("equivariance",),
+            model="teacher",
+            teacher=projected.config.teacher,
+            augment=flip,
+            splits=("train",),
+            equivariance=EquivarianceOptions(records=16),
+        )
+    ).splits["train"]["equivariance"]
+
+    assert metrics["features_lost"]["horizontal_flip"] < 1e-4
+    moved = pass_of(projected).manifest.moved_features.lost
+    assert all(views["flip"] < 1e-4 < 1e-2 < views["shift"] for views in moved.values())
+
+
+# ---- students --------------------------------------------------------------------------------------
+
+
+def test_restored_features_are_moved_alike(projected):
+    """Moving is linear, so components and channels may be moved in either order."""
+    batch = train_dataset(projected, "features").__getitems__(list(range(8)))
+    view = torch.eye(3).repeat(8, 1, 1)
+    view[:, 0, 2] = 0.25
+    restored = RestoredFeatures(projected.store.open_passes())
+    still, moved = (
+        view_targets(replace(batch, canonical_from_view=each), (1, 1), with_maps=False)[0]
+        for each in (None, view)
+    )
+
+    found = restored(moved).intermediates["features_3"]
+
+    (stored,) = batch.targets
+    whole = restored(still).intermediates["features_3"]
+    expected, _ = warp_covered(whole, stored.map_from_canonical @ view, (4, 4))
+    assert found.shape == (8, 16, 4, 4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert restored.state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "channels"),
+    [
+        (FeaturesConfig(stages=(-1,)), None),
+        (ReviewKDConfig(), (4, 8, 16)),
+        (FTConfig(lambda_ft=1.0), 16),
+    ],
+    ids=["features", "review_kd", "ft"],
+)
+def test_students_learn_from_components_or_from_restored_channels(projected, method, channels):
+    config = with_named_passes(distill_config(projected, method=method), projected.store, "one")
+    plan = Distillation(config=config, folder=RUNS / "one" / "distill").plan()
+    loss = build_training(plan, plan.loss.distributed).loss
+    distill.run(distill_config(projected, method=method))
+
+    losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
+    assert losses[-1] < losses[0]
+    if channels is None:
+        assert loss.maps[0].out_channels == 3
+    elif isinstance(channels, int):
+        assert loss.reconstruction[-2].out_channels == channels
+    else:
+        expanded = [fusion.expand[0].out_channels for fusion in loss.fusions]
+        assert expanded == [*channels, 16]
+
+
+def test_each_term_of_several_gets_the_form_that_it_compares(projected):
+    (name,) = (folder.name for folder in projected.store.pass_folders())
+    terms = [
+        TeacherTermOptions(teacher=name, method=method)
+        for method in (FeaturesConfig(stages=(-1,)), ReviewKDConfig())
+    ]
+
+    distill.run(distill_config(projected, method=SeveralConfig(terms=tuple(terms))))
+
+    losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
+    assert losses[-1] < losses[0]
+    assert build_loss(FeaturesConfig()).restored is None
