@@ -25,7 +25,8 @@ from permafrost.core.rooted_paths import (
     list_folder,
     listed_once,
 )
-from tests.support.buckets import FaultPlan, memory_buckets, moto_server, proxy
+from tests.support.buckets import FaultPlan, Network, memory_buckets, moto_server, proxy
+from tests.support.processes import wait_until
 
 ADDRESS = "s3://bucket/folder/object"
 FOLDER = RootedPath(Bucket("s3://bucket/folder"))
@@ -484,3 +485,63 @@ def test_every_request_survives_one_fault(server, client_of, kind):
         buckets.remove_object(f"{where}/b")
         assert buckets.object_facts(f"{where}/b") is None
     assert plan.counts == {kind: 1}
+
+
+# ---- kills -----------------------------------------------------------------------------------------
+
+
+def _download(environment, folder, digest):
+    os.environ.update(environment)
+    ObjectCache(folder).open("s3://bucket/kills/large", digest)
+
+
+def _upload(environment, data):
+    os.environ.update(environment)
+    buckets.put_object("s3://bucket/kills/upload", io.BytesIO(data), len(data), sha256(data))
+
+
+@pytest.fixture
+def large(server, client_of):
+    """An object of 8 MB, and the environment of a process that reads it at 4 MB a second."""
+    client_of(server)
+    data = os.urandom(2**23)
+    buckets.put_object("s3://bucket/kills/large", io.BytesIO(data), len(data), sha256(data))
+    network = Network(bytes_per_second=4e6)
+    with proxy(server, network=network) as address:
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "PERMAFROST_CACHE")
+        environment = {name: os.environ[name] for name in names} | {"AWS_ENDPOINT_URL": address}
+        yield data, environment, network
+
+
+def start(target, *words):
+    process = multiprocessing.get_context("spawn").Process(target=target, args=words)
+    process.start()
+    return process
+
+
+def test_a_reader_that_is_killed_in_a_download_leaves_no_wrong_copy(large, cache):
+    data, environment, _ = large
+    digest = sha256(data)
+    partial = cache.folder / digest[:2] / f".{digest}.partial"
+    process = start(_download, environment, cache.folder, digest)
+    wait_until(partial.exists)
+    process.kill()
+    process.join()
+    assert partial.exists()  # it died in the middle
+    assert not partial.with_name(digest).exists()
+    with cache.open("s3://bucket/kills/large", digest) as file:
+        assert file.readall() == data
+    assert [path.name for path in object_cache._files(cache.folder)] == [digest]
+
+
+def test_a_writer_that_is_killed_in_an_upload_leaves_no_object(large):
+    data, environment, network = large
+    process = start(_upload, environment, data)
+    wait_until(lambda: network.received > 0)
+    process.kill()
+    process.join()
+    assert process.exitcode != 0
+    address = "s3://bucket/kills/upload"
+    assert buckets.object_facts(address) is None
+    buckets.put_object(address, io.BytesIO(data), len(data), sha256(data))
+    assert buckets.object_sha256(address) == sha256(data)

@@ -137,6 +137,8 @@ class Network:
 
     latency: float = 0.0
     bytes_per_second: float | None = None
+    received: int = 0
+    """Bytes of the bodies of requests so far."""
 
 
 @contextmanager
@@ -155,7 +157,10 @@ def proxy(
 
         def _answer(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
-            body = self.rfile.read(length) if length else None
+            body = self._body(length)
+            if len(body) < length:  # the client has ended
+                self.close_connection = True
+                return
             kind = None if plan is None else plan.draw()
             time.sleep(link.latency)
             if kind == "drop":
@@ -169,7 +174,7 @@ def proxy(
                 return
             upstream = http.client.HTTPConnection(host)
             headers = {n: v for n, v in self.headers.items() if n.lower() != "connection"}
-            upstream.request(self.command, self.path, body, headers)
+            upstream.request(self.command, self.path, body or None, headers)
             answer = upstream.getresponse()
             data = answer.read()
             upstream.close()
@@ -183,11 +188,24 @@ def proxy(
             ]
             size = answer.getheader("Content-Length") if self.command == "HEAD" else len(data)
             if link.bytes_per_second is not None:
-                time.sleep((len(data) + length) / link.bytes_per_second)
+                time.sleep(len(data) / link.bytes_per_second)
             cut = len(data) // 2 if kind == "truncate" and data else None
             self._send(answer.status, [*kept, ("Content-Length", str(size or 0))], data[:cut])
             if cut is not None:
                 self.close_connection = True
+
+        def _body(self, length: int) -> bytes:
+            """Receive the body at the network's speed, in part if the client ends."""
+            body = b""
+            while len(body) < length:
+                part = self.rfile.read1(min(2**16, length - len(body)))
+                if not part:
+                    break
+                body += part
+                link.received += len(part)
+                if link.bytes_per_second is not None:
+                    time.sleep(len(part) / link.bytes_per_second)
+            return body
 
         def _send(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
             try:
