@@ -11,10 +11,11 @@ import time
 import obstore
 import pytest
 
-from permafrost.core import buckets, files, object_cache
-from permafrost.core.buckets import Bucket, Lease, ReplacedError, create_object, parse_bucket
+from permafrost.core import buckets, files, lock, object_cache
+from permafrost.core.addresses import Bucket, parse_bucket
+from permafrost.core.buckets import ReplacedError, create_object
 from permafrost.core.errors import ConfigError, FileError
-from permafrost.core.lock import LockedError, lock_folder
+from permafrost.core.lock import Lease, LockedError, lock_folder
 from permafrost.core.object_cache import CacheError, ObjectCache
 from permafrost.core.rooted_paths import (
     RootedPath,
@@ -179,8 +180,8 @@ def test_a_commit_replaces_only_the_object_that_this_process_has_read(store):
 
 @pytest.fixture
 def short_lease(monkeypatch):
-    monkeypatch.setattr(buckets, "EXPIRY_SECONDS", 0.6)
-    monkeypatch.setattr(buckets, "RENEWAL_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.6)
+    monkeypatch.setattr(lock, "RENEWAL_SECONDS", 0.05)
 
 
 def test_a_second_writer_is_turned_away_by_name_and_the_lease_ends_with_the_block(
@@ -202,7 +203,7 @@ def test_the_lease_of_a_process_that_died_is_taken_over(store, short_lease):
     started = time.monotonic()
     with lock_folder(FOLDER):
         pass
-    assert time.monotonic() - started >= buckets.EXPIRY_SECONDS
+    assert time.monotonic() - started >= lock.EXPIRY_SECONDS
 
 
 def test_a_lease_that_was_taken_over_is_not_removed_by_its_former_holder(

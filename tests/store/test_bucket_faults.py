@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from obstore.store import from_url
 
-from permafrost.core import buckets, files
+from permafrost.core import buckets, files, lock
 from permafrost.core.errors import UserError
 from permafrost.library import run_verb
 from tests.support.buckets import (
@@ -88,7 +88,7 @@ def connect(monkeypatch, tmp_path):
         monkeypatch.setattr(buckets, "_clients", {})
         monkeypatch.setattr(files, "_versions", {})
 
-    monkeypatch.setattr(buckets, "EXPIRY_SECONDS", 0.2)  # of a lease that could not be removed
+    monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.2)  # of a lease that could not be removed
     return to
 
 

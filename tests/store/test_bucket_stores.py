@@ -10,7 +10,7 @@ import pytest
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import ImageFolderDataConfig, WebDatasetDataConfig
 from permafrost.config.store import StoreOptions
-from permafrost.core import buckets
+from permafrost.core import buckets, lock
 from permafrost.core.errors import ConfigError, FileError, UserError
 from permafrost.core.rooted_paths import rooted
 from permafrost.loading.dataset import StoreDataset, iter_batches
@@ -228,7 +228,7 @@ def stop_after(monkeypatch, requests: int):
 def test_a_writer_that_ends_at_any_request_loses_nothing(
     tmp_path, local, tiny_teacher, monkeypatch, every
 ):
-    monkeypatch.setattr(buckets, "EXPIRY_SECONDS", 0.0)  # the dead writer's lease
+    monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.0)  # the dead writer's lease
     points = 0
     while True:
         with memory_buckets(tmp_path / "cache"):

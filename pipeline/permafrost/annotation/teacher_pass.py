@@ -38,7 +38,7 @@ from permafrost.config.runs import run_folder, save_cost
 from permafrost.config.store import PAYLOADS, PROJECTION_RECORDS, PassOptions, PassPrecision
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
-from permafrost.core.buckets import is_address
+from permafrost.core.addresses import is_address
 from permafrost.core.errors import require
 from permafrost.core.files import SHORT, remove_partial_files, sha256_json
 from permafrost.core.records import FEATURES, TOP_CLASS

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from permafrost.cluster.session import gpus_each, ray_session
 from permafrost.config.runs import run_folder
-from permafrost.core.buckets import is_address
+from permafrost.core.addresses import is_address
 from permafrost.core.errors import UserError
 from permafrost.core.run_mirrors import fetch_folder
 

@@ -10,7 +10,7 @@ from permafrost.config.cluster import ExistingClusterConfig, KubeRayClusterConfi
 from permafrost.config.environment import in_submitted_job
 from permafrost.config.models import is_published
 from permafrost.config.options import Options, Role, options_of
-from permafrost.core.buckets import is_address
+from permafrost.core.addresses import is_address
 from permafrost.core.errors import require
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _is_file(value: str | None) -> bool:
 
 def _is_unused(config: Options, name: str) -> bool:
     """Return whether the option is a download folder and nothing is downloaded."""
-    return name == "cache" and not is_address(getattr(config, "path", ""))
+    return name == "cache" and not getattr(config, "path", "").startswith(("http://", "https://"))
 
 
 def _replaced(config: C, names: list[str], value: str) -> C:

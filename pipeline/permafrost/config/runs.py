@@ -15,7 +15,7 @@ from permafrost.config.builder import check_values
 from permafrost.config.options import Options, Role, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import section_class
-from permafrost.core.buckets import is_address
+from permafrost.core.addresses import is_address
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import remove_partial_files
 from permafrost.core.lock import lock_folder

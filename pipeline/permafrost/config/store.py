@@ -10,7 +10,7 @@ from annotated_types import Ge, Le, Lt
 
 from permafrost.config.options import OpenOptions, Options, Role, options_of
 from permafrost.config.plugins import Family
-from permafrost.core.buckets import Bucket, is_address, parse_bucket
+from permafrost.core.addresses import Bucket, is_address, parse_bucket
 from permafrost.core.errors import require
 from permafrost.core.rooted_paths import RootedPath
 

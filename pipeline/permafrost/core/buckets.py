@@ -1,4 +1,4 @@
-"""Objects in buckets: whole reads, ranges, listings, conditional writes, and the lease of a writer.
+"""Objects in buckets: whole reads, ranges, listings and conditional writes.
 
 An object is named by its address, such as s3://bucket/stores/demo/manifest.json. Only addresses travel between
 processes. Each process connects with the credentials of its own environment, because a connection that is sent to
@@ -12,20 +12,16 @@ object, so a failed write reads what is there and is a success if it is the same
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
-import secrets
-import socket
-import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from permafrost.core.addresses import ADDRESS
 from permafrost.core.errors import ConfigError, FileError, UserError
 
 if TYPE_CHECKING:
@@ -34,10 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger("permafrost.buckets")
 
-SCHEMES = ("s3", "gs", "az")
-"""Schemes of buckets that can be written to. Only s3 has been tried."""
-READ_ONLY_SCHEMES = ("https", "http")
-_ADDRESS = re.compile(r"([a-z0-9]+)://([^/]+)(?:/(.*))?", re.DOTALL)
 _PART_BYTES = 16 * 2**20
 """Bytes of a part of an upload; smaller objects are one request."""
 _BLOCK_BYTES = 4 * 2**20
@@ -72,64 +64,6 @@ class ObjectFacts(NamedTuple):
 
     size: int
     e_tag: str
-
-
-@dataclass(frozen=True, order=True)
-class Bucket:
-    """Folder in a bucket, as the root of a RootedPath: an address and where its objects are cached."""
-
-    address: str
-    """s3://bucket/prefix, without a slash at the end."""
-    cache: str | None = None
-    """Folder of the node for copies of its objects; None for the default of object_cache.py."""
-    cache_bytes: int | None = None
-    """Largest size of that folder in bytes; None for any."""
-
-    def __str__(self) -> str:
-        return self.address
-
-    @property
-    def name(self) -> str:
-        """Last part of the address."""
-        return self.address.rpartition("/")[2]
-
-    def joinpath(self, *parts: str) -> Bucket:
-        """Append names."""
-        return replace(self, address="/".join((self.address, *parts)))
-
-    def absolute(self) -> Bucket:
-        """Return the bucket itself: its address is the same for every process."""
-        return self
-
-
-def is_address(text: str) -> bool:
-    """Return whether a path is the address of an object or of a bucket's folder."""
-    return "://" in text
-
-
-def parse_bucket(option: str, text: str, *, writable: bool = True) -> str:
-    """Return an address without slashes at its end. Raises ConfigError for one that cannot be used.
-
-    option    option that has the address, for messages
-    writable  the folder is written to
-    """
-    match = _ADDRESS.fullmatch(text)
-    schemes = SCHEMES if writable else (*SCHEMES, *READ_ONLY_SCHEMES)
-    if match is None or match[1] not in schemes:
-        raise ConfigError(
-            f"{option}={text} is no address of a bucket; write {', '.join(f'{s}://' for s in schemes)} and its name, "
-            "or a local folder"
-        )
-    if "@" in match[2]:
-        raise ConfigError(
-            f"{option} contains credentials; set them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        )
-    parts = (match[3] or "").rstrip("/").split("/")
-    if parts != [""] and any(part in ("", ".", "..") for part in parts):
-        raise ConfigError(
-            f"{option}={text} has an empty name, . or .. in it; write the address without"
-        )
-    return text.rstrip("/")
 
 
 # ---- connections -----------------------------------------------------------------------------------
@@ -179,7 +113,7 @@ def _mark_forked() -> None:
 
 def _split(address: str) -> tuple[Any, str]:
     """Return the connection and the key of an address."""
-    match = _ADDRESS.fullmatch(address)
+    match = ADDRESS.fullmatch(address)
     assert match is not None, address
     return _client(f"{match[1]}://{match[2]}"), match[3] or ""
 
@@ -462,7 +396,7 @@ def create_object(address: str, data: bytes, replaces: str | None = None) -> str
             put = partial(obstore.put, client, key, data, mode=mode)
             return str(_ask(address, "written", put)["e_tag"])
         except NotSupportedError as error:
-            raise _unconditional(address) from error
+            raise refuse_unconditional(address) from error
         except FileNotFoundError:
             if replaces is None:
                 raise FileError(
@@ -472,7 +406,7 @@ def create_object(address: str, data: bytes, replaces: str | None = None) -> str
             pass
         except FileError as error:
             if "501" in str(error):
-                raise _unconditional(address) from error
+                raise refuse_unconditional(address) from error
             if (e_tag := _e_tag_of(address, data)) is None:
                 raise
             return e_tag
@@ -484,7 +418,8 @@ def create_object(address: str, data: bytes, replaces: str | None = None) -> str
     raise FileError(f"{address} cannot be written (it is refused as existing, and does not exist)")
 
 
-def _unconditional(address: str) -> FileError:
+def refuse_unconditional(address: str) -> FileError:
+    """Return the error to raise for an endpoint that does not support conditional writes."""
     return FileError(
         f"{address} cannot be written: the endpoint does not support conditional puts (If-None-Match), without which "
         "two writers could mix their files. Use another endpoint, or a local folder"
@@ -517,125 +452,3 @@ def move_object(address: str, destination: str) -> None:
     _, other = _split(destination)
     _ask(address, "moved", lambda: obstore.copy(client, key, other))
     remove_object(address)
-
-
-# ---- lease -----------------------------------------------------------------------------------------
-
-
-RENEWAL_SECONDS = 15.0
-_LEASE_BYTES = 4096
-EXPIRY_SECONDS = 60.0
-"""Time without a change after which the lease of another writer may be taken over."""
-
-
-class Lease:
-    """Object that tells other writers that this process writes to a folder.
-
-    It is renewed in a thread. Correctness does not rest on it, because objects are deterministic and manifests are
-    written conditionally: it turns a second writer away before it has done the work again.
-    """
-
-    def __init__(self, address: str) -> None:
-        """address  of the object"""
-        self.address = address
-        self._token = secrets.token_hex(8)
-        self._holder = f"process {os.getpid()} on {socket.gethostname()}"
-        self._e_tag = ""
-        self._beat = 0
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-
-    def _content(self) -> bytes:
-        return json.dumps(
-            {"holder": self._holder, "token": self._token, "beat": self._beat}, sort_keys=True
-        ).encode()
-
-    def acquire(self) -> str | None:
-        """Take the lease; return the holder's name if another process has it.
-
-        A lease that does not change is waited for up to EXPIRY_SECONDS, and then taken over.
-        Raises FileError for an endpoint without conditional puts.
-        """
-        replaces: str | None = None
-        while True:
-            try:
-                self._e_tag = create_object(self.address, self._content(), replaces)
-                break
-            except ReplacedError:
-                seen = _read_lease(self.address)
-                if seen is None:  # it was released
-                    replaces = None
-                    continue
-                changed = self._wait_for_change(*seen)
-                if changed:
-                    return seen[0]
-                replaces = seen[1]
-        self._require_conditions()
-        self._thread.start()
-        return None
-
-    def _wait_for_change(self, holder: str, e_tag: str) -> bool:
-        """Wait until the lease changes, which shows that its holder lives, or is old; return whether it changed."""
-        logger.info(
-            "%s is held by %s; it is taken over if it does not change for %d seconds",
-            self.address,
-            holder,
-            EXPIRY_SECONDS,
-        )
-        deadline = time.monotonic() + EXPIRY_SECONDS
-        while time.monotonic() < deadline:
-            time.sleep(min(1.0, EXPIRY_SECONDS / 10))
-            seen = _read_lease(self.address)
-            if seen is None:
-                return False
-            if seen[1] != e_tag:
-                return True
-        return False
-
-    def _require_conditions(self) -> None:
-        """Raise FileError unless the endpoint refuses to create an object that exists."""
-        try:
-            create_object(self.address, self._content() + b"\n")
-        except ReplacedError:
-            return
-        remove_object(self.address)
-        raise _unconditional(self.address)
-
-    def _renew(self) -> None:
-        while not self._end.wait(RENEWAL_SECONDS):
-            self._beat += 1
-            try:
-                self._e_tag = create_object(self.address, self._content(), self._e_tag)
-            except ReplacedError:
-                logger.warning(
-                    "%s was taken over by another process, as it was not renewed in time; both may write files",
-                    self.address,
-                )
-                return
-            except UserError as error:
-                logger.warning("%s could not be renewed: %s", self.address, error)
-
-    def release(self) -> None:
-        """Remove the object if it is still this process's. Its failure is logged, as the work is done."""
-        self._end.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        try:
-            if self._token.encode() in read_object(self.address, _LEASE_BYTES)[0]:
-                remove_object(self.address)
-        except FileNotFoundError:
-            pass
-        except FileError as error:
-            logger.warning("%s could not be removed: %s", self.address, error)
-
-
-def _read_lease(address: str) -> tuple[str, str] | None:
-    """Return the holder of a lease and its ETag, None if there is none."""
-    try:
-        text, facts = read_object(address, _LEASE_BYTES)
-    except FileNotFoundError:
-        return None
-    try:
-        return str(json.loads(text)["holder"])[:200], facts.e_tag
-    except (ValueError, KeyError, TypeError):
-        return "an unknown process", facts.e_tag

@@ -27,8 +27,9 @@ from typing import IO, TYPE_CHECKING, Any
 import google_crc32c
 
 from permafrost.core import buckets
+from permafrost.core.bucket_files import RangedFile, UploadedFile, scratch_file_of
 from permafrost.core.errors import FileError, UserError
-from permafrost.core.object_cache import cache_of, scratch_folder_of
+from permafrost.core.object_cache import cache_of
 from permafrost.core.rooted_paths import (
     ABSENT,
     AnyPath,
@@ -156,7 +157,7 @@ def open_atomically(path: AnyPath) -> Iterator[HashingFile]:
 @contextmanager
 def _uploaded(path: RootedPath) -> Iterator[HashingFile]:
     """Provide a file of this machine that is uploaded when the block ends without an error."""
-    with _scratch(path) as scratch:
+    with scratch_file_of(path) as scratch:
         file = HashingFile(scratch.fileno(), path)
         try:
             yield file
@@ -169,16 +170,6 @@ def _uploaded(path: RootedPath) -> Iterator[HashingFile]:
             file.detach()
         scratch.seek(0)
         buckets.put_object(str(file.destination), scratch, file.bytes, file.sha256)
-
-
-def _scratch(path: RootedPath) -> IO[bytes]:
-    """Open a file without a name on this machine for what is to be uploaded. Raises FileError."""
-    try:
-        return tempfile.TemporaryFile(dir=scratch_folder_of(bucket_of(path)))
-    except FileError:
-        raise
-    except OSError as error:
-        raise write_error(path, error) from error
 
 
 def write_error(path: AnyPath, error: OSError) -> FileError:
@@ -265,7 +256,7 @@ def create_file(path: AnyPath) -> IO[bytes]:
     A file of a bucket appears when it is closed.
     """
     if is_in_bucket(path):
-        return _UploadedFile(path)
+        return UploadedFile(path)
     try:
         descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     except FileError:
@@ -273,29 +264,6 @@ def create_file(path: AnyPath) -> IO[bytes]:
     except OSError as error:
         raise write_error(path, error) from error
     return os.fdopen(descriptor, "wb")
-
-
-class _UploadedFile(io.BufferedRandom):
-    """File of this machine that is uploaded when it is closed."""
-
-    def __init__(self, path: RootedPath) -> None:
-        with _scratch(path) as scratch:
-            descriptor = os.dup(scratch.fileno())
-        super().__init__(io.FileIO(descriptor, "r+b"))
-        self._path = path
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        try:
-            self.flush()
-            self.seek(0)
-            size = os.fstat(self.fileno()).st_size
-            digest = hashlib.file_digest(self.raw, "sha256").hexdigest()
-            self.seek(0)
-            buckets.put_object(str(self._path), self, size, digest)
-        finally:
-            super().close()
 
 
 def open_lock(path: AnyPath, *, create: bool) -> io.FileIO:
@@ -345,7 +313,9 @@ def scratch_file(folder: RootedPath | None = None) -> IO[bytes]:
     if folder is None:
         return tempfile.TemporaryFile()
     return (
-        _scratch(folder) if is_in_bucket(folder) else tempfile.TemporaryFile(dir=local_root(folder))
+        scratch_file_of(folder)
+        if is_in_bucket(folder)
+        else tempfile.TemporaryFile(dir=local_root(folder))
     )
 
 
@@ -392,18 +362,6 @@ def open_regular(path: AnyPath, sha256: str | None = None) -> io.FileIO:
         os.close(descriptor)
         raise FileError(f"{path} is not a regular file. Restore it, or correct the path")
     return io.FileIO(descriptor, "rb")
-
-
-class RangedFile:
-    """File of a bucket of which ranges are read as they are asked for, without a copy in the cache."""
-
-    def __init__(self, path: RootedPath) -> None:
-        """Raises FileNotFoundError or FileError."""
-        self.address = str(path)
-        facts = buckets.object_facts(self.address)
-        if facts is None:
-            raise FileNotFoundError(f"{path} does not exist")
-        self.size = facts.size
 
 
 def open_size(file: io.FileIO | RangedFile) -> int:

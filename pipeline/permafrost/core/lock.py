@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
+import secrets
+import socket
+import threading
+import time
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
-from permafrost.core.buckets import Lease
+from permafrost.core.buckets import (
+    ReplacedError,
+    create_object,
+    read_object,
+    refuse_unconditional,
+    remove_object,
+)
 from permafrost.core.errors import FileError, UserError
 from permafrost.core.files import make_folder, open_lock
 from permafrost.core.rooted_paths import is_in_bucket
@@ -121,3 +132,125 @@ def _open_lock(folder: AnyPath, option: str) -> io.FileIO | None:
         return open_lock(path, create=False)
     except OSError:
         return None
+
+
+# ---- lease -----------------------------------------------------------------------------------------
+
+
+RENEWAL_SECONDS = 15.0
+_LEASE_BYTES = 4096
+EXPIRY_SECONDS = 60.0
+"""Time without a change after which the lease of another writer may be taken over."""
+
+
+class Lease:
+    """Object that tells other writers that this process writes to a folder.
+
+    It is renewed in a thread. Correctness does not rest on it, because objects are deterministic and manifests are
+    written conditionally: it turns a second writer away before it has done the work again.
+    """
+
+    def __init__(self, address: str) -> None:
+        """address  of the object"""
+        self.address = address
+        self._token = secrets.token_hex(8)
+        self._holder = f"process {os.getpid()} on {socket.gethostname()}"
+        self._e_tag = ""
+        self._beat = 0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def _content(self) -> bytes:
+        return json.dumps(
+            {"holder": self._holder, "token": self._token, "beat": self._beat}, sort_keys=True
+        ).encode()
+
+    def acquire(self) -> str | None:
+        """Take the lease; return the holder's name if another process has it.
+
+        A lease that does not change is waited for up to EXPIRY_SECONDS, and then taken over.
+        Raises FileError for an endpoint without conditional puts.
+        """
+        replaces: str | None = None
+        while True:
+            try:
+                self._e_tag = create_object(self.address, self._content(), replaces)
+                break
+            except ReplacedError:
+                seen = _read_lease(self.address)
+                if seen is None:  # it was released
+                    replaces = None
+                    continue
+                changed = self._wait_for_change(*seen)
+                if changed:
+                    return seen[0]
+                replaces = seen[1]
+        self._require_conditions()
+        self._thread.start()
+        return None
+
+    def _wait_for_change(self, holder: str, e_tag: str) -> bool:
+        """Wait until the lease changes, which shows that its holder lives, or is old; return whether it changed."""
+        logger.info(
+            "%s is held by %s; it is taken over if it does not change for %d seconds",
+            self.address,
+            holder,
+            EXPIRY_SECONDS,
+        )
+        deadline = time.monotonic() + EXPIRY_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, EXPIRY_SECONDS / 10))
+            seen = _read_lease(self.address)
+            if seen is None:
+                return False
+            if seen[1] != e_tag:
+                return True
+        return False
+
+    def _require_conditions(self) -> None:
+        """Raise FileError unless the endpoint refuses to create an object that exists."""
+        try:
+            create_object(self.address, self._content() + b"\n")
+        except ReplacedError:
+            return
+        remove_object(self.address)
+        raise refuse_unconditional(self.address)
+
+    def _renew(self) -> None:
+        while not self._end.wait(RENEWAL_SECONDS):
+            self._beat += 1
+            try:
+                self._e_tag = create_object(self.address, self._content(), self._e_tag)
+            except ReplacedError:
+                logger.warning(
+                    "%s was taken over by another process, as it was not renewed in time; both may write files",
+                    self.address,
+                )
+                return
+            except UserError as error:
+                logger.warning("%s could not be renewed: %s", self.address, error)
+
+    def release(self) -> None:
+        """Remove the object if it is still this process's. Its failure is logged, as the work is done."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            if self._token.encode() in read_object(self.address, _LEASE_BYTES)[0]:
+                remove_object(self.address)
+        except FileNotFoundError:
+            pass
+        except FileError as error:
+            logger.warning("%s could not be removed: %s", self.address, error)
+
+
+def _read_lease(address: str) -> tuple[str, str] | None:
+    """Return the holder of a lease and its ETag, None if there is none."""
+    try:
+        text, facts = read_object(address, _LEASE_BYTES)
+    except FileNotFoundError:
+        return None
+    try:
+        return str(json.loads(text)["holder"])[:200], facts.e_tag
+    except (ValueError, KeyError, TypeError):
+        return "an unknown process", facts.e_tag

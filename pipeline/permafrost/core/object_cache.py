@@ -26,7 +26,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.core.buckets import Bucket, Download, object_facts, parse_bucket
+from permafrost.core.addresses import Bucket, parse_bucket
+from permafrost.core.buckets import Download, object_facts
 from permafrost.core.errors import FileError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from permafrost.core import buckets
-from permafrost.core.buckets import Bucket, is_address, parse_bucket
+from permafrost.core.addresses import Bucket, is_address, parse_bucket
 from permafrost.core.errors import FileError
 
 if TYPE_CHECKING:

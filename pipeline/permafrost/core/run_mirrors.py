@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.core import buckets
-from permafrost.core.buckets import Bucket, is_address, parse_bucket
+from permafrost.core.addresses import Bucket, is_address, parse_bucket
 from permafrost.core.errors import FileError
 from permafrost.core.files import PARTIAL_SUFFIX, sha256_file, write_atomically
 from permafrost.core.lock import LOCK_NAME

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from permafrost.config.models import is_published
 from permafrost.config.options import Role, options_of
 from permafrost.config.runs import to_plain_dict
-from permafrost.core.buckets import is_address
+from permafrost.core.addresses import is_address
 from permafrost.core.errors import ConfigError, shorten
 from permafrost.core.files import read_regular, sha256_file
 from permafrost.core.object_cache import local_copy

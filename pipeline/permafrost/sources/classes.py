@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from permafrost.core.buckets import is_address
+from permafrost.core.addresses import is_address
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import read_regular
 from permafrost.core.rooted_paths import rooted

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.core.buckets import is_address
+from permafrost.core.addresses import is_address
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Content, Record
 from permafrost.core.rooted_paths import is_folder, rooted

@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.core.buckets import is_address, object_facts
+from permafrost.core.addresses import is_address
+from permafrost.core.buckets import object_facts
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.files import open_regular
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record

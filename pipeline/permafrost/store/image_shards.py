@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import google_crc32c
 
-from permafrost.core.buckets import is_address
+from permafrost.core.addresses import is_address
 from permafrost.core.errors import RecordError
 from permafrost.core.files import open_atomically, sha256_file, sha256_keys
 from permafrost.core.records import NO_LABEL, NO_SIZE

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from permafrost.core.buckets import Bucket
+    from permafrost.core.addresses import Bucket
     from permafrost.store.row_reader import Rows
     from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from permafrost.core.buckets import Bucket, is_address, parse_bucket
+from permafrost.core.addresses import Bucket, is_address, parse_bucket
 from permafrost.core.rooted_paths import RootedPath
 from permafrost.store.arrow_files import read_table, schema_of
 from permafrost.store.entries import (

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import google_crc32c
 
-from permafrost.core.files import RangedFile, open_regular, open_size, read_at
+from permafrost.core.bucket_files import RangedFile
+from permafrost.core.files import open_regular, open_size, read_at
 from permafrost.core.rooted_paths import is_in_bucket
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
