@@ -86,7 +86,7 @@ def test_no_page_has_an_indented_block():
 
 
 def test_every_python_block_is_executed():
-    """Each is executed: here, in tests/sources, or in test_plugins, test_portable, test_object_storage, test_store_format."""
+    """Each is executed: here, in tests/sources, test_plugins, test_portable, test_object_storage, test_store_format."""
     blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
 
     assert sorted(blocks) == [
