@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -9,26 +10,22 @@ import secrets
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from permafrost.cluster.session import ray_session
-from permafrost.config.cluster import LocalClusterConfig
-from permafrost.config.models import CifarModelConfig
-from permafrost.store import deaths
-from permafrost.store.reader import Store
-from stages import precompute
-from tests.support.networks import save_tiny_teacher
 from tests.support.paths import PYTHONPATH
-from tests.support.runs import save_student
-from tests.support.stores import Frozen, precompute_config
+
+if TYPE_CHECKING:
+    from permafrost.config.models import CifarModelConfig
+    from tests.support.stores import Frozen
+
+# The other imports are in the fixtures, because the process that distributes the tests needs no torch.
 
 # Set here, as Ray reads these variables when any test first imports it.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 # Ray's workers import tasks that are defined in tests.
 os.environ["PYTHONPATH"] = os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPATH", "")])
-torch.set_num_threads(1)
 
 
 @pytest.hookimpl(optionalhook=True)  # there is no such hook without pytest-xdist
@@ -40,9 +37,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_finish():
-    """Exclude imported objects from garbage collection: composing options allocates much and triggers it often."""
+    """Use one thread, and collect garbage rarely and only of the tests, because there are many imported objects."""
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 100)
 
 
 def pytest_sessionfinish():
@@ -69,9 +70,38 @@ def no_waiting_for_disks():
 @pytest.fixture(scope="session", autouse=True)
 def forked_children():
     """Fork the children that try records after a death, in a hundredth of the time of a new interpreter."""
+    from permafrost.store import deaths
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deaths, "_START_METHOD", "fork")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def records_drawn_once():
+    """Draw a record of the demo set once: drawing takes most of the time of packing, and tests pack the same few."""
+    from permafrost.sources.demo import DemoSource
+
+    draw, drawn = DemoSource.read, {}
+
+    @functools.wraps(draw)
+    def read(source, record):
+        key = (source.config, record.content)
+        if key not in drawn:
+            drawn[key] = draw(source, record)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DemoSource, "read", read)
+        yield
+
+
+@pytest.fixture
+def records_drawn_anew(monkeypatch):
+    """Draw every record of the demo set, for tests of how it is drawn."""
+    from permafrost.sources.demo import DemoSource
+
+    monkeypatch.setattr(DemoSource, "read", DemoSource.read.__wrapped__)
 
 
 @pytest.fixture(autouse=True)
@@ -83,12 +113,18 @@ def own_runs_folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory) -> CifarModelConfig:
     """ResNet-8 of width 4 for ten classes, with random weights in a file."""
+    from tests.support.networks import save_tiny_teacher
+
     return save_tiny_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="session")
 def frozen(tmp_path_factory, tiny_teacher) -> Frozen:
     """Finished store with one Zarr pass, which tests must not change."""
+    from permafrost.store.reader import Store
+    from stages import precompute
+    from tests.support.stores import Frozen, precompute_config
+
     config = precompute_config(tmp_path_factory.mktemp("frozen") / "store", tiny_teacher)
     precompute.run(config)
     return Frozen(Store(Path(config.store.path)), config)
@@ -97,6 +133,9 @@ def frozen(tmp_path_factory, tiny_teacher) -> Frozen:
 @pytest.fixture
 def own(frozen, tmp_path):
     """Writable copy of the frozen store with two untrained students."""
+    from permafrost.store.reader import Store
+    from tests.support.runs import save_student
+
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
     copied = replace(frozen, store=Store(store))
     save_student(copied, "one")
@@ -107,6 +146,9 @@ def own(frozen, tmp_path):
 @pytest.fixture(scope="session")
 def ray_cluster():
     """Local Ray session that tests share and whose processes they must not kill."""
+    from permafrost.cluster.session import ray_session
+    from permafrost.config.cluster import LocalClusterConfig
+
     with ray_session(LocalClusterConfig(cpus_per_actor=0.5), cpus=2):
         yield
 

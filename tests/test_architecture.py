@@ -4,6 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -20,14 +23,42 @@ from tests.support.paths import ROOT
 MODULES = sorted([*ROOT.glob("pipeline/permafrost/**/*.py"), *ROOT.glob("stages/*.py")])
 
 
-def imports_of(path):
-    """Iterate over the modules that a file imports, including imports inside functions."""
+@dataclass(frozen=True)
+class Source:
+    """Facts about a file from one walk of its tree, which takes longer than the tests that ask for them.
+
+    imports     modules that the file imports, including imports inside functions
+    docstrings  docstrings, including those of fields
+    names       (line, name) of functions and parameters
+    """
+
+    imports: tuple[str, ...]
+    docstrings: tuple[str, ...]
+    names: tuple[tuple[int, str], ...]
+
+
+@cache
+def source_of(path: Path) -> Source:
+    imports, docstrings, names = [], [], []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            imports.append(node.module)
+            imports += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.arg):
+            name = node.arg if isinstance(node, ast.arg) else node.name
+            names.append((node.lineno, name))
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else ():
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                docstrings.append(value.value)
+    return Source(tuple(imports), tuple(docstrings), tuple(names))
+
+
+def imports_of(path):
+    return source_of(path).imports
 
 
 ORDER = (
@@ -174,21 +205,11 @@ def test_every_payload_can_be_asked_for():
     assert set(config.annotate.payloads) == set(PAYLOADS)
 
 
-def docstrings_of(path):
-    """Iterate over the docstrings of a file, including those of fields."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        body = getattr(node, "body", None)
-        for statement in body if isinstance(body, list) else ():
-            value = statement.value if isinstance(statement, ast.Expr) else None
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                yield value.value
-
-
 def test_a_docstring_begins_with_a_noun_phrase_or_an_imperative():
     begun = [
         f"{path.relative_to(ROOT)}: {text[:60]}"
         for path in [*MODULES, *ROOT.glob("tests/**/*.py")]
-        for text in docstrings_of(path)
+        for text in source_of(path).docstrings
         if re.match(r"(Of|What|How|Where|Which)\b", text)
     ]
 
@@ -203,13 +224,12 @@ WORDS = re.compile(
 
 
 def test_no_function_and_no_parameter_has_a_name_that_says_nothing():
-    wrong = []
-    for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.arg):
-                name = node.arg if isinstance(node, ast.arg) else node.name
-                if WORDS.fullmatch(name.strip("_")):
-                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for path in MODULES
+        for line, name in source_of(path).names
+        if WORDS.fullmatch(name.strip("_"))
+    ]
 
     assert not wrong
 
@@ -258,20 +278,7 @@ def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray():
     assert not loaded & {"torch", "ray", "kornia", "zarr", "matplotlib", "sklearn"}
 
 
-def test_the_serial_executor_imports_no_ray():
-    loaded = modules_loaded_by(
-        "import stages.precompute\n"
-        "from permafrost.cluster.executors import open_executor, open_task_runner\n"
-        "from permafrost.config.cluster import LocalClusterConfig\n"
-        "open_executor('serial', LocalClusterConfig()).__enter__()\n"
-        "runner = open_task_runner('serial', LocalClusterConfig()).__enter__()\n"
-        "list(runner([], print))"
-    )
-
-    assert "ray" not in loaded
-
-
-def test_importing_any_module_does_nothing():
+def test_importing_any_module_does_nothing_and_the_serial_executor_imports_no_ray():
     """Imports start no Ray, configure no logging, initialize no CUDA and write no files."""
     names = [name_of(path) for path in MODULES]
     code = (
@@ -282,6 +289,14 @@ def test_importing_any_module_does_nothing():
         "assert 'ray' not in sys.modules\n"
         "assert not torch.cuda.is_initialized()\n"
         "assert (set(os.listdir('.')), list(logging.getLogger().handlers)) == before\n"
+        "from permafrost.cluster.executors import open_executor, open_task_runner\n"
+        "from permafrost.config.cluster import LocalClusterConfig\n"
+        "open_executor('serial', LocalClusterConfig()).__enter__()\n"
+        "runner = open_task_runner('serial', LocalClusterConfig()).__enter__()\n"
+        "list(runner([], print))"
     )
 
-    assert "torch" in modules_loaded_by(code)
+    loaded = modules_loaded_by(code)
+
+    assert "torch" in loaded
+    assert "ray" not in loaded

@@ -45,6 +45,7 @@ from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute
 from tests.support.stores import precompute_config
 
+pytestmark = pytest.mark.usefixtures("records_drawn_anew")
 GOLDEN = Path(__file__).with_name("golden.json")
 STEPS = 50
 TOLERANCE = 2e-2

@@ -55,10 +55,15 @@ def run(top, *words):
     )
 
 
-def test_no_option_and_no_error_names_its_members(without):
+@pytest.fixture(scope="module")
+def whole():
+    """Reference of all options, with those of every paper."""
+    return run(ROOT, "-m", "permafrost.config.reference").stdout
+
+
+def test_no_option_and_no_error_names_its_members(without, whole):
     top, paper = without
     options = run(top, "-m", "permafrost.config.reference").stdout
-    whole = run(ROOT, "-m", "permafrost.config.reference").stdout
     error = run(top, "-m", "stages.distill", "--cfg", "job", "method=no_such").stderr
 
     assert "method=e2kd" in options

@@ -92,6 +92,7 @@ def student_bytes(run):
     }
 
 
+@pytest.mark.slow
 def test_ray_trains_the_same_students_and_finishes_those_that_do_not_fail(frozen, monkeypatch):
     arms = "arms={kd: ['method=kd'], bad: ['method=kd', 'trainer.batch_size=4096'], e2kd: []}"
     messages = []

@@ -6,7 +6,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose
+from permafrost.config.compose import compose, register_defaults
 from permafrost.config.environment import CONF
 from permafrost.core.errors import ConfigError
 
@@ -18,6 +18,13 @@ WORDS = {
     "a mapping within a section": ["evaluate.group_sets={a: [1]}", "experiment=demo"],
     "text with spaces": ["experiment=demo", "report.title='a b'", "store.path='/x y'"],
     "null": ["experiment=demo", "subset.shots=null"],
+    "a member for the experiment's": [
+        "experiment=cifar10_bcos",
+        "student=torchvision",
+        "method=kd",
+    ],
+    "a member and values of two files": ["experiment=ked/digits_retrained", "student=saved"],
+    "members alone": ["student=timm", "teacher=saved", "method=at", "optimizer=sgd"],
     "a new key": ["experiment=demo", "+report.columns.f1=test.f1"],
 }
 
@@ -26,6 +33,7 @@ WORDS = {
 def test_values_are_hydras(words):
     composed = compose("sweep" if "report" not in "".join(words) else "report", words)
 
+    register_defaults(words)
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
         expected = OmegaConf.to_container(hydra_compose("config", overrides=words), resolve=True)
     assert composed == expected

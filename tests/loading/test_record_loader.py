@@ -15,7 +15,7 @@ from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.record_loader import ViewBatch, _Message
-from tests.support.processes import environment
+from tests.support.processes import environment, fork_server
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,14 @@ def test_maps_without_a_grid_are_on_their_own(store):
     assert torch.equal(batch.maps, batch.targets(spec.shape[-2:])[0].maps)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_ordered_pass_has_every_record_once_with_any_number_from_workers(store, workers):
+@pytest.mark.parametrize(
+    ("workers", "context"),
+    [(0, None), (2, fork_server), pytest.param(2, lambda: "spawn", marks=pytest.mark.slow)],
+    ids=["no worker", "forked", "spawned"],
+)
+def test_an_ordered_pass_has_every_record_once_with_any_number_from_workers(
+    store, workers, context
+):
     records = store.select("train")
     loader = RecordLoader(
         records,
@@ -70,6 +76,7 @@ def test_an_ordered_pass_has_every_record_once_with_any_number_from_workers(stor
         batch_size=7,
         num_workers=workers,
         prefetch_factor=2 if workers else None,
+        multiprocessing_context=context and context(),
     )
 
     keys = [key for batch in loader for key in batch.keys]

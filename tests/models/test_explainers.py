@@ -78,11 +78,12 @@ def assert_same_maps_and_parameter_gradients(
     [
         ("resnet18", resnet18_features, lambda net: net.fc, ["fc.bias"]),
         ("densenet121", densenet121_features, lambda net: net.classifier, ["classifier.bias"]),
-        (
+        pytest.param(
             "convnext_tiny",
             convnext_features,
             lambda net: nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), net.classifier),
             ["classifier.0.bias", "classifier.2.bias"],
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["resnet18", "densenet121", "convnext_tiny"],

@@ -49,17 +49,24 @@ TIMM_NAMES = (
 )
 
 
+LARGE = ("swin_v2_t", "swin_tiny_patch4_window7_224")
+"""Networks that take seconds, whose kind is also that of swin_t."""
+
+
 @pytest.mark.parametrize(
     "config",
     [
-        *(
-            torchvision_config(name, input_size=64 if name == "vit_b_32" else None)
-            for name in TORCHVISION_NAMES
-        ),
-        *(
-            timm_config(name, input_size=64 if "vit" in name or "deit" in name else None)
-            for name in TIMM_NAMES
-        ),
+        pytest.param(config, marks=[pytest.mark.slow] * (config.name in LARGE))
+        for config in (
+            *(
+                torchvision_config(name, input_size=64 if name == "vit_b_32" else None)
+                for name in TORCHVISION_NAMES
+            ),
+            *(
+                timm_config(name, input_size=64 if "vit" in name or "deit" in name else None)
+                for name in TIMM_NAMES
+            ),
+        )
     ],
     ids=lambda config: f"{config.kind}-{config.name}",
 )

@@ -62,10 +62,13 @@ def page_and_values(frozen, **options):
     return Path(result.html), json.loads(Path(result.json).read_text())
 
 
-@pytest.fixture
-def page(frozen):
-    write_sweep()
-    return page_and_values(frozen)[0]
+@pytest.fixture(scope="module")
+def page(frozen, tmp_path_factory):
+    """Page of a sweep, which tests only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("page"))
+        write_sweep()
+        return page_and_values(frozen)[0].resolve()
 
 
 def test_a_page_needs_nothing_but_itself(page):

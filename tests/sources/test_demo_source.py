@@ -7,6 +7,8 @@ from permafrost.config.data import DemoDataConfig
 from permafrost.sources.demo import DemoSource, load_digit_images
 from tests.support.images import decoded
 
+pytestmark = pytest.mark.usefixtures("records_drawn_anew")
+
 
 @pytest.fixture(scope="module")
 def source():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -43,12 +44,14 @@ def headless(teacher, path):
     return replace(teacher, weights=str(path), sha256=None)
 
 
-@pytest.fixture
-def store(tmp_path, tiny_teacher):
-    teacher = headless(tiny_teacher, tmp_path / "trunk.safetensors")
-    config = precompute_config(tmp_path / "store", teacher, annotate=ALONE)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, tiny_teacher):
+    """Store with one pass of a trunk without a last layer, which tests must not change."""
+    folder = tmp_path_factory.mktemp("trunk")
+    teacher = headless(tiny_teacher, folder / "trunk.safetensors")
+    config = precompute_config(folder / "store", teacher, annotate=ALONE)
     precompute.run(config)
-    return Frozen(Store(tmp_path / "store"), config)
+    return Frozen(Store(folder / "store"), config)
 
 
 def test_a_trunk_without_a_last_layer_gives_a_pass_without_logits(store, tiny_teacher):
@@ -83,8 +86,11 @@ def test_a_student_of_embeddings_alone_is_trained_and_evaluated_without_its_last
     assert 0 <= probes["knn"]["accuracy"]["1"] <= 1
 
 
-def test_the_probes_of_a_trunk_are_those_of_its_whole_network(store, tiny_teacher):
+def test_the_probes_of_a_trunk_are_those_of_its_whole_network(store, tmp_path, tiny_teacher):
     """The teacher's accuracy needs a last layer, and its nearest neighbors do not."""
+    copy = shutil.copytree(store.store.path, tmp_path / "store")
+    config = replace(store.config, store=replace(store.config.store, path=str(copy)))
+    store = Frozen(Store(copy), config)
     whole = replace(store.config, teacher=tiny_teacher)
     precompute.run(whole)
     results = []

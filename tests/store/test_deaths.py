@@ -1,24 +1,23 @@
 """Deaths of processes at a shard, and the record that is their cause."""
 
 import faulthandler
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from permafrost.config.models import CifarModelConfig
+from permafrost.core.errors import UserError
 from permafrost.core.files import make_folder
 from permafrost.store import deaths as deaths_module
 from permafrost.store.deaths import DEATHS_SUFFIX, PoisonRecordError, ShardDeaths, find_fatal
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import precompute
-from tests.support.paths import PYTHONPATH
+from tests.support.processes import fork_server
 from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import tree_bytes
 
@@ -174,28 +173,36 @@ def die_the_first_time(mark, key):
 # ---- records that kill ---------------------------------------------------------------------------
 
 
-RUNS = """
-    import json, os, sys
-    from pathlib import Path
-    import zarr, zarr.codecs, zarr.storage  # once, and not in each of the processes
+def run_poisoned(store, poison, times, weights="", kills="each"):
+    """Run processes one after the other that die at `poison`, and return (exit code, error) of each.
+
+    They are forked from one process, whose zarr has not yet started an event loop that they would wait for.
+
+    kills  "each", or "outside" if a child that is alone with the record lives
+    """
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    process = fork_server().Process(
+        target=send_ends, args=(sending, store, poison, times, weights, kills)
+    )
+    process.start()
+    sending.close()
+    ends = receiving.recv()
+    process.join()
+    return ends
+
+
+def send_ends(sending, store, poison, times, weights, kills):
     from permafrost.annotation.annotator import TeacherAnnotator
-    from permafrost.config.models import CifarModelConfig
-    from permafrost.core.errors import UserError
     from permafrost.sources.demo import DemoSource
-    from permafrost.store import deaths
-    from stages import precompute
-    from tests.conftest import precompute_config
 
-    store, weights, poison, times, kills = sys.argv[1:]
-    deaths._START_METHOD = "fork"  # the child has what is replaced here
+    deaths_module._START_METHOD = "fork"  # the child has what is replaced here
     read, annotate = DemoSource.read, TeacherAnnotator._annotate_batch
-
     first = os.getpid()
 
     def kill():
         # What kills from outside does not kill the child that is alone with the record.
         if kills == "each" or os.getppid() == first:
-            os.kill(os.getpid(), 9)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def poisoned_read(self, record):
         if record.key == poison:
@@ -213,33 +220,18 @@ RUNS = """
     else:
         DemoSource.read = poisoned_read
     ends = []
-    for _ in range(int(times)):
+    for _ in range(times):
         out, into = os.pipe()
         if os.fork() == 0:
             try:
-                precompute.run(precompute_config(Path(store), teacher))
+                precompute.run(precompute_config(store, teacher))
             except UserError as error:
                 os.write(into, f"{type(error).__name__}: {error}".encode())
             os._exit(3)
         os.close(into)
-        ends.append((os.waitstatus_to_exitcode(os.wait()[1]), os.read(out, 10_000).decode()))
-    print(json.dumps(ends))
-"""
-
-
-def run_poisoned(store, poison, times, weights="", kills="each"):
-    """Run processes one after the other that die at `poison`, and return (exit code, error) of each.
-
-    kills  "each", or "outside" if a child that is alone with the record lives
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RUNS), store, weights, poison, str(times), kills],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
-    )
-    return json.loads(done.stdout)
+        with open(out, "rb") as pipe:  # noqa: PTH123, a descriptor
+            ends.append([os.waitstatus_to_exitcode(os.wait()[1]), pipe.read().decode()])
+    sending.send(ends)
 
 
 def images_of(frozen):

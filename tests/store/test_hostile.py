@@ -279,7 +279,8 @@ def test_no_flipped_bit_of_the_index_gives_other_values_or_ends_the_process(stor
         from permafrost.store.reader import Store
 
         def values(store):
-            index, rows = Store(store).index, np.arange(Store(store).index.num_rows)
+            index = Store(store).index
+            rows = np.arange(index.num_rows)
             numbers = tuple(name for name in CHECKED_COLUMNS if name not in LIST_COLUMNS)
             parts = [*index.take(numbers, rows).values(), *index.boxes(rows), *index.label_lists(rows)]
             return [index.keys(rows), *(part.tolist() for part in parts)]

@@ -198,6 +198,7 @@ def test_stock_readers_open_everything_without_importing_ours(frozen, tmp_path, 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("records_drawn_anew")
 def test_a_store_is_the_same_bytes_wherever_it_is_made(frozen, tmp_path):
     config = precompute_config(tmp_path / "again", frozen.config.teacher)
 

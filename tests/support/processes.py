@@ -36,6 +36,7 @@ def fork_server():
         [
             *("kornia", "torchvision.io", "webdataset"),
             *(
+                "permafrost.loading.record_loader",
                 "permafrost.training.loop",
                 "permafrost.models.providers",
                 "permafrost.annotation.teacher_pass",

@@ -10,16 +10,18 @@ from xdist.scheduler import LoadFileScheduling
 if TYPE_CHECKING:
     from pathlib import Path
 
-ON_RAY = "on Ray"
+ON_RAY = "on Ray or a server"
+_SIGNS = ("pytest.mark.ray", "tests.support.ranks", "tests.support.signals", "fork_server")
 
 
 @cache
 def group_of(root: Path, path: str) -> str:
-    """Return the group of a test module: the module itself, or one that all modules on Ray share.
+    """Return the group of a test module: the module itself, or one that modules on Ray or a fork server share.
 
-    Several Rays at once starve each other on a small machine.
+    Several Rays at once starve each other on a small machine, and each fork server imports torch.
     """
-    return ON_RAY if "pytest.mark.ray" in (root / path).read_text() else path
+    text = (root / path).read_text()
+    return ON_RAY if any(sign in text for sign in _SIGNS) else path
 
 
 class ModuleScheduling(LoadFileScheduling):
