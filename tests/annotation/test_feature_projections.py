@@ -84,7 +84,7 @@ def test_components_are_those_of_a_singular_value_decomposition():
     variances = values**2 / len(cells)
     assert found.mean == pytest.approx(cells.mean(axis=0), rel=1e-5, abs=1e-6)
     assert found.variances == pytest.approx(variances[:2], rel=1e-5)
-    assert found.kept == pytest.approx(variances[:2].sum() / variances.sum())
+    assert found.kept_share == pytest.approx(variances[:2].sum() / variances.sum())
     assert np.abs(found.components @ vectors[:2].T) == pytest.approx(np.eye(2), abs=1e-5)
     largest = np.abs(found.components).argmax(axis=1)
     assert (found.components[[0, 1], largest] > 0).all()
@@ -100,7 +100,7 @@ def test_features_of_as_many_directions_as_components_come_back():
     mean, components = torch.from_numpy(found.mean), torch.from_numpy(found.components)
     restored = restore_features(project_features(features, found), mean, components)
 
-    assert found.kept == pytest.approx(1.0)
+    assert found.kept_share == pytest.approx(1.0)
     torch.testing.assert_close(restored, features, rtol=1e-4, atol=1e-4)
 
 

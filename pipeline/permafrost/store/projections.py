@@ -44,7 +44,7 @@ class Projection(NamedTuple):
     """Variance over all channels."""
 
     @property
-    def kept(self) -> float:
+    def kept_share(self) -> float:
         """Share of the variance along the components, on the records of the fit."""
         return float(self.variances.sum(dtype=np.float64)) / max(self.total, 1e-30)
 
@@ -90,7 +90,7 @@ def describe_projections(folder: RootedPath) -> dict[str, ProjectionEntry]:
         entries[field] = ProjectionEntry(
             file=file,
             channels=projection.components.shape[1],
-            kept=round(min(projection.kept, 1.0), 6),
+            kept=round(min(projection.kept_share, 1.0), 6),
         )
     return entries
 
