@@ -148,7 +148,7 @@ class ObjectCache:
             return 0
         files = [(path, path.stat()) for path in _files(self.folder)]
         missing = sum(status.st_size for _, status in files) + size - self.limit
-        for path, status in sorted(files, key=lambda each: each[1].st_mtime_ns):
+        for path, status in sorted(files, key=lambda file: file[1].st_mtime_ns):
             if missing <= 0:
                 break
             if not path.name.startswith(".") and _remove_unused(path):

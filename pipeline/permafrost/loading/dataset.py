@@ -345,7 +345,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
 
     def _open_shard(self, shard: int) -> ShardBytes:
         entry = self.store.shards[shard]
-        return ShardBytes(self.store.folder, entry, by_range=self._reads_ranges(shard))
+        return ShardBytes(self.store.folder, entry, reads_ranges=self._reads_ranges(shard))
 
     def _reads_ranges(self, shard: int) -> bool:
         """Return whether few of a shard's records are read, each once, so that it is not worth a download."""

@@ -72,17 +72,17 @@ class ShardBytes:
     The file closes with its last reference, in C, because a Ctrl-C during a `__del__` would be swallowed.
     """
 
-    def __init__(self, store: RootedPath, shard: ShardEntry, *, by_range: bool = False) -> None:
+    def __init__(self, store: RootedPath, shard: ShardEntry, *, reads_ranges: bool = False) -> None:
         """Open the file.
 
-        by_range  send a request for each read of a file in a bucket, for a few records; else it is downloaded whole
+        reads_ranges  send a request for each read of a file in a bucket, for a few records; else it is downloaded whole
         Raises ManifestError if the file is missing or does not have the size in its manifest.
         """
         self.path = shard.file(store)
         self.shard = shard
         self._file: io.FileIO | RangedFile
         try:
-            if by_range and is_in_bucket(self.path):
+            if reads_ranges and is_in_bucket(self.path):
                 self._file = RangedFile(self.path)
             else:
                 self._file = open_regular(self.path, shard.sha256)
