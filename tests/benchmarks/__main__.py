@@ -6,7 +6,7 @@
     python -m tests.benchmarks scale        (figures of scale.py, which are measured only if they are named)
     python -m tests.benchmarks profile      (where the time goes, profiles.py, likewise)
     python -m tests.benchmarks busy         (a training beside other processes, busy.py, likewise)
-    python -m tests.benchmarks object_storage (reading from a bucket, object_storage.py, likewise)
+    .venv/bin/python -m tests.benchmarks object_storage (reading from a bucket, likewise)
     python -m tests.benchmarks precision    (forward passes in several precisions, precision_times.py, likewise)
     python -m tests.benchmarks fidelity     (passes in bfloat16 compared with float32, fidelity.py, likewise)
 

@@ -1,6 +1,6 @@
 """Training from a bucket behind a slow network: how many steps wait for records, and how fast records are read.
 
-    python -m tests.benchmarks object_storage          (about 5 minutes; only if it is named)
+    .venv/bin/python -m tests.benchmarks object_storage          (about 5 minutes; only if it is named)
 
 A store of raw frames is read in the order of an epoch, with a bucket of moto's server behind a proxy that adds a
 latency to each request and limits its bandwidth. A step is a pause of a given time, so that the figures do not depend
@@ -32,7 +32,6 @@ from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.subset import rows_of_split
 from permafrost.store.reader import Store
 from stages import precompute
-from tests.support.buckets import KEYS, Network, moto_server, proxy
 from tests.support.networks import save_tiny_teacher
 from tests.support.stores import precompute_config
 
@@ -80,6 +79,13 @@ def main(words: Sequence[str], *, recorded: bool = False) -> None:
 
 def measure() -> dict[str, Any]:
     """Measure the epochs of all networks, beside those of a local store."""
+    from tests.support.buckets import (  # not in the environment of other readers
+        KEYS,
+        Network,
+        moto_server,
+        proxy,
+    )
+
     with tempfile.TemporaryDirectory() as folder, _in_folder(Path(folder)):
         Path("teacher").mkdir()
         teacher = save_tiny_teacher(Path("teacher"))

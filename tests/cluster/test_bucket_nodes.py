@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from obstore.store import from_url
 
-from tests.cluster.test_kill import lose
 from tests.support.buckets import KEYS, contents, files_below, moto_server, names_of
 from tests.support.paths import PYTHONPATH
 from tests.support.processes import wait_until
-from tests.support.ray_nodes import node_environment, ray_nodes
+from tests.support.ray_nodes import lose, node_environment, ray_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

@@ -26,7 +26,7 @@ from tests.support.processes import (
     title,
     wait_until,
 )
-from tests.support.ray_nodes import ray_nodes
+from tests.support.ray_nodes import lose, ray_nodes
 from tests.support.trees import tree_bytes
 
 SHARDS = 8
@@ -296,15 +296,6 @@ def test_a_raylet_that_is_killed_is_named_and_the_next_run_goes_on(world, count_
     run(world, "raylet")
     assert_same_store(world, "raylet")
     count_trials("the raylet of a local Ray", {"the same bytes": 1})
-
-
-def lose(node):
-    """Kill a node and all its processes at once, as a power cut does."""
-    below = descendants(node.pid)
-    for pid in (node.pid, *below):
-        os.kill(pid, signal.SIGKILL)
-    node.wait()
-    wait_until(lambda: not alive(below))
 
 
 @pytest.mark.ray

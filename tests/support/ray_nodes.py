@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import wait_until
+from tests.support.processes import alive, descendants, wait_until
 
 RAY = str(Path(sys.executable).parent / "ray")
 LIMITS = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
@@ -103,3 +103,12 @@ def ray_nodes(**environment):
     finally:
         nodes.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def lose(node):
+    """Kill a node and all its processes at once, as a power cut does."""
+    below = descendants(node.pid)
+    for pid in (node.pid, *below):
+        os.kill(pid, signal.SIGKILL)
+    node.wait()
+    wait_until(lambda: not alive(below))
