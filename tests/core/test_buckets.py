@@ -305,6 +305,31 @@ def test_a_full_cache_gives_up_what_was_used_longest_ago_and_nothing_in_use(stor
     assert mapped.closed
 
 
+def test_a_process_that_ends_in_the_middle_of_an_eviction_leaves_a_cache_that_works(
+    store, tmp_path, monkeypatch
+):
+    for name in "abcd":
+        obstore.put(store, f"folder/{name}", name.encode() * 100)
+    cache = ObjectCache(tmp_path / "cache", 300)
+    for name in "abc":
+        cache.open(f"s3://bucket/folder/{name}", sha256(name.encode() * 100)).close()
+    remove = object_cache._remove_unused
+
+    def remove_and_end(path):
+        remove(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(object_cache, "_remove_unused", remove_and_end)
+        with pytest.raises(KeyboardInterrupt):
+            cache.open("s3://bucket/folder/d", sha256(b"d" * 100))
+    assert len(list(object_cache._files(cache.folder))) == 2
+    for name in "dabc":
+        with cache.open(f"s3://bucket/folder/{name}", sha256(name.encode() * 100)) as file:
+            assert file.readall() == name.encode() * 100
+    assert len(list(object_cache._files(cache.folder))) == 3
+
+
 def test_an_object_without_room_is_named_with_the_way_out(store, tmp_path):
     obstore.put(store, "folder/object", b"1234")
     cache = ObjectCache(tmp_path / "cache", 3)

@@ -247,6 +247,13 @@ def test_a_writer_that_ends_at_any_request_loses_nothing(
     assert points >= 17 * 3
 
 
+def test_three_preemptions_at_one_shard_are_no_poison(bucket, local, tiny_teacher, caplog):
+    obstore.put(bucket, "store/receipts/.train-000001.deaths", b"3\n")
+    precompute.run(precompute_config(ADDRESS, tiny_teacher))
+    assert "3 process(es) died at shard train-000001" in caplog.text
+    assert contents(bucket, "store") == files_below(local)
+
+
 def test_a_manifest_of_another_writer_is_never_replaced(bucket, tiny_teacher, monkeypatch):
     from permafrost.store import publish
 
