@@ -176,20 +176,36 @@ def _maps_beside_logits() -> str:
     return table((*header, "minus one class", "minus AT", "minus CAT-KD"), rows)
 
 
-def cifar10_equal_terms_tau4() -> str:
-    """Methods with logits at two temperatures."""
-    arms = {
-        "at_logits": "AT",
-        "cat_kd_logits": "CAT-KD",
-        "e2kd_logits_all": "e2KD, maps of all 10 classes",
-    }
-    rows = []
-    for arm, label in arms.items():
-        warm, cold = (runs_of(EQUAL_TERMS, f"{arm}{end}") for end in ("", " tau=4"))
-        cells = [spread(warm, "accuracy"), spread(cold, "accuracy"), difference(cold, warm)]
-        rows.append((label, [*cells, difference(cold, runs_of(SHOTS, "kd"))]))
-    header = ("with logits, test accuracy, %", "tau = 1", "tau = 4", "difference")
-    return table((*header, "tau = 4, minus KD at tau = 4"), rows)
+SEARCHED = {
+    "KD": (SHOTS, "kd", "kd_logits", "tau = 4"),
+    "e2KD, one map a record": (SHOTS, "e2kd", "e2kd_logits", "tau = 4, weight 10"),
+    "AT": (EQUAL_TERMS, "at_logits searched", "at_logits", "tau = 4, weight 16,000"),
+    "e2KD, maps of all classes": (
+        EQUAL_TERMS,
+        "e2kd_logits_all searched",
+        "e2kd_logits_all",
+        "tau = 4, weight 160",
+    ),
+}
+"""Methods with logits whose options were searched alike: their runs, those at tau = 1, and the options."""
+
+
+def searched_runs(label: str) -> list[Run]:
+    """Return the students of a method whose options were searched alike."""
+    experiment, arm, _, _ = SEARCHED[label]
+    return runs_of(experiment, arm)
+
+
+def cifar10_equal_terms_searched() -> str:
+    """Methods with logits, the temperature and the weight of each chosen from four candidates."""
+    rows: Rows = []
+    for label, (_, _, before, options) in SEARCHED.items():
+        runs = searched_runs(label)
+        others = [runs_of(EQUAL_TERMS, before), searched_runs("KD"), searched_runs("AT")]
+        gains = [difference(runs, other) for other in others]
+        rows.append((label, [Cell(options), *_accuracies(runs), *gains]))
+    header = ("with logits, test accuracy, %", "chosen", "by seed", "mean", "agreement")
+    return table((*header, "minus tau = 1", "minus KD", "minus AT"), rows)
 
 
 FEATURE_FORMS = {
@@ -371,7 +387,7 @@ TABLES = (
     cifar10_bcos,
     cifar10_baselines,
     cifar10_equal_terms,
-    cifar10_equal_terms_tau4,
+    cifar10_equal_terms_searched,
     cifar10_features,
     cifar10_probes,
     cifar10_top_logits,

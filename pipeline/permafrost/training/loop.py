@@ -232,6 +232,7 @@ def run_job(
             precision=training.compute_settings.precision_name,
         )
         save_model(job.folder, training.model, trained)
+        upload_mirror(job.folder)  # this process may be on another machine than the command
 
 
 def train_to_end(
