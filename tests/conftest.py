@@ -30,7 +30,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPA
 
 @pytest.hookimpl(optionalhook=True)  # there is no such hook without pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
-    """Keep the tests of a module in one process, and all modules on Ray in the same one."""
+    """Keep the tests of a module in one process, and those on Ray or a fork server in the same one."""
     from tests.support.scheduler import ModuleScheduling  # imports pytest-xdist
 
     return ModuleScheduling(config, log)

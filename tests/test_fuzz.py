@@ -90,7 +90,7 @@ def read_store(store: Path) -> None:
 # ---- stores --------------------------------------------------------------------------------------
 
 
-@examples(30, 6_000)
+@examples(60, 6_000)
 @pytest.mark.timeout(1800)
 def test_a_manifest_is_read_or_refused(examples, stores, tmp_path, count_trials):
     store = shutil.copytree(stores("zarr"), tmp_path / "store")

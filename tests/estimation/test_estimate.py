@@ -83,7 +83,7 @@ def own_temporary_folder(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+@pytest.fixture(scope="module", params=["zarr", pytest.param("webdataset", marks=pytest.mark.slow)])
 def made(request, tmp_path_factory, tiny_teacher):
     """Config, estimate before the store was made, and the store."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -57,7 +57,9 @@ def test_an_intermediate_is_multiplied_by_its_scale_only_if_it_has_one():
     assert decoded["pooled"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "int8", pytest.param("float32", marks=pytest.mark.slow)]
+)
 def test_what_leaves_the_loader_and_moves_to_the_device_has_the_stored_dtype(
     tmp_path, tiny_teacher, dtype
 ):

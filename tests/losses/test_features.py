@@ -99,8 +99,15 @@ def lost_variance(found, wanted):
 # ---- contents of a pass --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize(
+    ("dtype", "backend"),
+    [
+        ("float16", "zarr"),
+        ("int8", "webdataset"),
+        pytest.param("float16", "webdataset", marks=pytest.mark.slow),
+        pytest.param("int8", "zarr", marks=pytest.mark.slow),
+    ],
+)
 def test_a_pass_has_the_features_of_each_stage_in_the_teachers_units(
     tmp_path, tiny_teacher, backend, dtype
 ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from html import unescape
 from pathlib import Path
 
@@ -146,9 +147,27 @@ NETWORK_WORDS = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4")
 WEIGHTS = "teacher.weights=runs/taught/teach/model.safetensors"
 
 
+@pytest.fixture(scope="module")
+def folder_of_learned(frozen, tmp_path_factory):
+    """Folder of the store and the runs of `learned`, and the commands that made them."""
+    folder = tmp_path_factory.mktemp("learned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder, learn(frozen)
+
+
 @pytest.fixture
-def learned(frozen):
-    """Store with two passes of one teacher, a student of the first pass only, and the commands that made them."""
+def learned(folder_of_learned):
+    """Store with one pass of a teacher, the pass, and the commands that made them and a student."""
+    folder, made_by = folder_of_learned
+    shutil.copytree(folder, ".", dirs_exist_ok=True)
+    found = Store(Path("stores/own"))
+    (first,) = found.open_passes()
+    return found, first, made_by
+
+
+def learn(frozen):
+    """Pack a store, train a teacher, make its pass, train a student and evaluate it, and return the commands."""
     store = ("store.path=stores/own", "executor=serial")
     packing = run_command("precompute", *store, *TINY_DATA_WORDS, "teacher=none", "run=packed")
     teaching = run_command(
@@ -158,13 +177,11 @@ def learned(frozen):
     making = run_command(
         "precompute", *store, *NETWORK_WORDS, WEIGHTS, "annotate.name=first", "run=photos"
     )
-    found = Store(Path("stores/own"))
-    (first,) = found.open_passes()
-    config = distill_config(Frozen(found, frozen.config), run="photos")
+    config = distill_config(Frozen(Store(Path("stores/own")), frozen.config), run="photos")
     distill.run(config, on_epoch=lambda epoch, line: None)
     evaluating = run_command("evaluate", store[0], "run=photos", "evaluate.splits=[test]")
     training = "permafrost distill  # options: runs/photos/distill/config.yaml"
-    return found, first, [packing, teaching, making, training, evaluating]
+    return [packing, teaching, making, training, evaluating]
 
 
 def own_report(**options):

@@ -207,7 +207,12 @@ def test_a_folder_that_is_taken_away_while_a_file_is_written_is_one_error(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"shard_size": 1024}, {"shard_size": 40, "image_size": None}]
+    "options",
+    [
+        {},
+        pytest.param({"shard_size": 1024}, marks=pytest.mark.slow),
+        {"shard_size": 40, "image_size": None},
+    ],
 )
 def test_a_repair_keeps_the_frame_and_the_places_that_passes_have_seen(
     tmp_path, tiny_teacher, options

@@ -56,6 +56,9 @@ def damage(file: Path, others: list[Path], random: np.random.Generator) -> tuple
 
 KINDS = ("zarr", "webdataset", "jpeg95", "raw", "stored views", "inner chunks", "referenced tars")
 
+ALIKE = ("jpeg95", "raw", "inner chunks")
+"""Kinds whose files are those of zarr, with other bytes in them."""
+
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory, tiny_teacher):
@@ -72,7 +75,9 @@ def stores(tmp_path_factory, tiny_teacher):
     return of
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ALIKE)) for kind in KINDS]
+)
 @pytest.mark.parametrize("contexts", [16, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1200)
 def test_no_corruption_is_read_as_data(kind, contexts, stores, monkeypatch, count_trials):

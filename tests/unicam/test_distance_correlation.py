@@ -237,6 +237,7 @@ def test_an_inner_product_of_blocks_is_unbiased():
     assert abs(float(means.mean() - whole)) < 3 * float(error)
 
 
+@pytest.mark.slow
 def test_a_ratio_of_sums_is_not_biased_by_small_blocks_and_a_mean_of_ratios_is():
     x = gaussian(0, 12800, 5)
     y = x[:, :3] + gaussian(1, 12800, 3)
