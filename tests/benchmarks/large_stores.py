@@ -21,6 +21,7 @@ from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.core.files import make_folder, sha256_keys
+from permafrost.core.rooted_paths import RootedPath
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.backends import BACKENDS
 from permafrost.store.index_writer import StoreTablesWriter
@@ -56,7 +57,7 @@ def write_large_store(folder: Path, records: dict[str, int]) -> Store:
     ]
     manifest = template.manifest
     rows, _ = read_receipt(receipt_path(template.path, "train-000000"), RECEIPT_SCHEMA)
-    with StoreTablesWriter(folder, SHARD_RECORDS) as writer:
+    with StoreTablesWriter(RootedPath.of(folder), SHARD_RECORDS) as writer:
         for (split, name), keys in zip(names, _keys(names), strict=True):
             path = f"images/{name}.tar"
             _link(template.path / "images/train-000000.tar", folder / path)

@@ -125,7 +125,11 @@ STAGES = ["layer1", "layer2", "layer3"]
         (BcosModelConfig(name="resnet8", width=4), 16, [*STAGES, "pooled"]),
         (TorchvisionModelConfig(name="resnet18"), 32, [*STAGES, "layer4", "pooled"]),
         (TorchvisionModelConfig(name="squeezenet1_1"), 64, ["features", "pooled"]),
-        (TimmModelConfig(name="vit_tiny_patch16_224", input_size=64), 64, ["features", "pooled"]),
+        (
+            TimmModelConfig(name="vit_tiny_patch16_224", input_size=64),
+            64,
+            [*STAGES, "layer4", "pooled"],
+        ),
         (BcosModelConfig(name="simple_vit_ti", width=64, depth=1, patch=8), 16, ["logits"]),
         (AdditiveModelConfig(name="mlp", superfeatures=2, input_size=16), 16, ["logits"]),
     ],

@@ -119,7 +119,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ("distill", ["method.tau=[1"], "method.tau"),
         ("distill", ["experiment=demoo"], r"did you mean demo\?"),
         ("precompute", ["executor=spark"], "executor must be one of auto, ray, serial"),
-        ("precompute", ["store.path=s3://bucket/x"], "local or mounted folder"),
+        ("precompute", ["store.path=ftp://host/x"], "no address of a bucket"),
         ("precompute", ["annotate.payloads=[map]"], "must contain logits"),
         (
             "precompute",

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from permafrost.core.files import make_folder, sha256_keys, write_atomically
+from permafrost.core.rooted_paths import RootedPath
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.manifest import (
     CanonicalFrame,
@@ -59,7 +60,7 @@ def write_shards(folder: Path, shards, *, rows_per_shard: int, classes: int, rec
     receipts  also write receipts, and a file of a few bytes in place of each tar, as verification needs them
     """
     make_folder(folder)
-    with StoreTablesWriter(folder, rows_per_shard) as writer:
+    with StoreTablesWriter(RootedPath.of(folder), rows_per_shard) as writer:
         for name, split, rows in shards:
             keys = rows["key"].to_pylist()
             path, digest, size = f"images/{name}.tar", DIGEST, 0
