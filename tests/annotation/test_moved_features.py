@@ -17,7 +17,7 @@ from permafrost.config.store import PassOptions
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_targets
 from permafrost.losses.feature_kd import stage_fields
-from permafrost.losses.moved_features import LostVariance
+from permafrost.losses.lost_variance import LostVariance
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
 from permafrost.reports.passes import UsedPass

@@ -30,7 +30,7 @@ from permafrost.core.rooted_paths import RootedPath
 from permafrost.core.tasks import MapShards, ShardResult
 from permafrost.loading.geometry import center_crop, view_targets
 from permafrost.loading.transfer import move_batch
-from permafrost.losses.moved_features import LostVariance, add_lost_variance
+from permafrost.losses.lost_variance import LostVariance, add_lost_variance
 from permafrost.store.frames import FrameBatch
 from permafrost.store.manifest import MovedFeatures
 from permafrost.store.projections import read_projections

@@ -27,7 +27,7 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import copy_to
 from permafrost.losses.e2kd import map_cosine
 from permafrost.losses.kd import outcome_log_probs
-from permafrost.losses.moved_features import LostVariance, add_lost_variance
+from permafrost.losses.lost_variance import LostVariance, add_lost_variance
 from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import Explainer, explainer_named, forward_to_explain
 from permafrost.models.resolve import require_images
