@@ -58,5 +58,5 @@ class RangedFile:
         self.address = str(path)
         facts = buckets.object_facts(self.address)
         if facts is None:
-            raise FileNotFoundError(f"{path} does not exist")
+            raise buckets.MissingObjectError(f"{path} does not exist")
         self.size = facts.size

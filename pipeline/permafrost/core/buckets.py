@@ -55,6 +55,10 @@ class ReplacedError(FileError):
     """Object that another writer has written in the meantime."""
 
 
+class MissingObjectError(FileError, FileNotFoundError):
+    """Object that does not exist."""
+
+
 class TooLargeError(FileError):
     """Object that is larger than any of its kind."""
 
@@ -118,12 +122,13 @@ def _split(address: str) -> tuple[Any, str]:
     return _client(f"{match[1]}://{match[2]}"), match[3] or ""
 
 
-def _ask(address: str, verb: str, request: Callable[[], T]) -> T:
+def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: bool = False) -> T:
     """Return the answer to a request that may be repeated.
 
     obstore repeats what fails before an answer begins. An answer that breaks off is asked for again here.
 
-    verb  what could not be done, for the message
+    verb            what could not be done, for the message
+    is_conditional  the request has a condition, whose errors are the caller's; to others they are a refusal
     Raises FileNotFoundError if there is no such object, FileError, and obstore's errors of conditional writes.
     """
     from obstore import exceptions
@@ -138,11 +143,9 @@ def _ask(address: str, verb: str, request: Callable[[], T]) -> T:
         try:
             return request()
         except FileNotFoundError:
-            raise FileNotFoundError(f"{address} does not exist") from None
-        except final:
-            raise
+            raise MissingObjectError(f"{address} does not exist") from None
         except (exceptions.BaseError, OSError) as error:
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) or (is_conditional and isinstance(error, final)):
                 raise
             if attempt == _TRIES - 1 or isinstance(error, refused) or "credential" in str(error):
                 raise FileError(f"{address} cannot be {verb} ({_reason(error)})") from error
@@ -394,7 +397,7 @@ def create_object(address: str, data: bytes, replaces: str | None = None) -> str
         mode: Any = "create" if replaces is None else {"e_tag": replaces}
         try:
             put = partial(obstore.put, client, key, data, mode=mode)
-            return str(_ask(address, "written", put)["e_tag"])
+            return str(_ask(address, "written", put, is_conditional=True)["e_tag"])
         except NotSupportedError as error:
             raise refuse_unconditional(address) from error
         except FileNotFoundError:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.core.addresses import Bucket, parse_bucket
-from permafrost.core.buckets import Download, object_facts
+from permafrost.core.buckets import Download, MissingObjectError, object_facts
 from permafrost.core.errors import FileError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class ObjectCache:
         if sha256 is None:
             facts = object_facts(address)
             if facts is None:
-                raise FileNotFoundError(f"{address} does not exist")
+                raise MissingObjectError(f"{address} does not exist")
             text = f"{address}\0{facts.e_tag}\0{facts.size}"
             sha256 = hashlib.sha256(text.encode()).hexdigest()
         return self.folder / sha256[:2] / sha256
@@ -96,7 +96,7 @@ class ObjectCache:
                     self._receive(Download(address), descriptor, sha256)
                     break
                 except FileError as error:
-                    if isinstance(error, CacheError) or attempt == _TRIES - 1:
+                    if isinstance(error, (CacheError, MissingObjectError)) or attempt == _TRIES - 1:
                         raise
                     logger.warning("%s; it is downloaded again", error)
             partial.rename(path)
