@@ -27,7 +27,7 @@ from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.lock import lock_folder
 from permafrost.core.progress import say_if_slow
-from permafrost.core.rooted_paths import exists
+from permafrost.core.rooted_paths import exists, is_in_bucket
 from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.source import (
     BYTES_PER_RECORD,
@@ -84,7 +84,8 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     with lock_folder(path):
         packed = 0
         made = None
-        with Executors(config.executor, config.cluster) as executors:
+        uploads = is_in_bucket(path)
+        with Executors(config.executor, config.cluster, uploads=uploads) as executors:
             digest = (
                 None
                 if isinstance(config.data, NoDataConfig)

@@ -47,8 +47,8 @@ _LARGE, _SLOW = "teaching.augment.size=64", "teaching.optimizer.lr=5e-4"
 OWN_TRAINING = {
     "ResNet-18": (_LARGE,),
     "DenseNet-121": (_LARGE,),
-    "ConvNeXt-T": (_LARGE, _SLOW),
-    "ViT-T/16": (_LARGE, _SLOW),
+    "ConvNeXt-T": (_LARGE, _SLOW, "teaching.trainer.epochs=6"),
+    "ViT-T/16": (_LARGE, _SLOW, "teaching.trainer.epochs=15"),
 }
 
 

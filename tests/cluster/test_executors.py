@@ -1,22 +1,32 @@
 """Executors: order, memory and results of a task do not depend on where it runs."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
 import ray
 import torch
+from ray import cloudpickle
 
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.cluster.executors import (
     Executors,
     choose_executor,
     choose_task_runner,
+    map_shards_serially,
     open_task_runner,
 )
+from permafrost.cluster.ray_tasks import _ShardActor
 from permafrost.cluster.session import ClusterError
 from permafrost.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
+from permafrost.core import buckets
+from permafrost.core.errors import FileError, RecordError
+from permafrost.core.files import write_atomically
+from permafrost.core.rooted_paths import rooted
+from permafrost.core.tasks import ShardResult
 from permafrost.store.frames import ShardFrames
+from tests.support.buckets import memory_buckets
 from tests.support.stores import frame_batches
 
 NAMED = ExistingClusterConfig()
@@ -169,3 +179,114 @@ def test_batches_come_in_order_whatever_the_number_of_decoding_threads(tmp_path,
         assert [len(batch.frames) for batch in batches[:-1]] == [4] * (len(batches) - 1)
         assert torch.equal(torch.cat([batch.frames for batch in batches]), whole.frames)
         assert torch.equal(torch.cat([batch.heights for batch in batches]), whole.heights)
+
+
+# ---- uploads beside the work ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    with memory_buckets(tmp_path / "cache"):
+        yield buckets._client("s3://bucket")
+
+
+class WriteTwoFiles:
+    """Task of a shard that writes its data and then its receipt."""
+
+    needs_gpu = False
+
+    def __init__(self, sent):
+        self.sent = sent
+        self.written = []
+        self.second = threading.Event()
+        self.waiting = []
+        """Number of written shards that were not uploaded when each shard began."""
+
+    def __call__(self, shard):
+        self.waiting.append(sum(f"receipt-{n}" not in self.sent for n in self.written))
+        for name in ("data", "receipt"):
+            write_atomically(rooted("s3://bucket/store") / f"{name}-{shard}", b"x" * shard)
+        self.written.append(shard)
+        if shard == 2:
+            self.second.set()
+        return ShardResult(name=str(shard), records=shard, seconds=0.0)
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The names of the objects that were uploaded, in their order."""
+    names, put = [], buckets.put_object
+
+    def put_object(address, *rest):
+        put(address, *rest)
+        names.append(address.rpartition("/")[2])
+
+    monkeypatch.setattr(buckets, "put_object", put_object)
+    return names
+
+
+def serially(task, shards):
+    yield from map_shards_serially(task, shards)
+
+
+def in_an_actor(task, shards):
+    """Yield results of an actor that takes two calls at once, as Ray Data makes them."""
+    actor = _ShardActor(task)
+    rows = [{"shard": cloudpickle.dumps(shard)} for shard in shards]
+    with ThreadPoolExecutor(2) as calls:
+        for row in calls.map(actor, rows):
+            if row.pop("error"):
+                raise FileError("the first upload fails")
+            yield ShardResult(**row)
+
+
+@pytest.mark.parametrize("run", [serially, in_an_actor])
+def test_a_shard_is_uploaded_while_the_next_one_is_worked_on(bucket, sent, monkeypatch, run):
+    task = WriteTwoFiles(sent)
+    put, overlapped = buckets.put_object, []
+
+    def put_object(address, *rest):
+        if address.endswith("data-1"):
+            overlapped.append(task.second.wait(60))
+        put(address, *rest)
+
+    monkeypatch.setattr(buckets, "put_object", put_object)
+    results = []
+    for result in run(task, [1, 2, 3]):
+        # What a result reports has been uploaded.
+        assert f"receipt-{result.name}" in sent
+        results.append(result.name)
+    assert results == ["1", "2", "3"]
+    assert overlapped == [True]
+    assert max(task.waiting) == 1
+    assert sorted(sent) == sorted(f"{name}-{n}" for name in ("data", "receipt") for n in (1, 2, 3))
+    assert all(sent.index(f"data-{n}") < sent.index(f"receipt-{n}") for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize("run", [serially, in_an_actor])
+def test_an_upload_that_fails_is_an_error_and_its_shard_has_no_receipt(
+    bucket, sent, monkeypatch, run
+):
+    put = buckets.put_object
+
+    def put_object(address, *rest):
+        if address.endswith("data-1"):
+            raise FileError("the first upload fails")
+        put(address, *rest)
+
+    monkeypatch.setattr(buckets, "put_object", put_object)
+    with pytest.raises(FileError, match="the first upload fails"):
+        list(run(WriteTwoFiles(sent), [1, 2]))
+    assert not any(name.endswith("-1") for name in sent)
+
+
+def test_a_task_that_fails_uploads_nothing_of_its_shard_and_what_came_before_it(bucket, sent):
+    def task(shard):
+        write_atomically(rooted("s3://bucket/store") / f"data-{shard}", b"x")
+        if shard == 2:
+            raise RecordError("a record")
+        return ShardResult(name=str(shard), records=1, seconds=0.0)
+
+    with pytest.raises(RecordError):
+        list(map_shards_serially(task, [1, 2]))
+    assert sent == ["data-1"]

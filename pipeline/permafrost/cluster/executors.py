@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,21 +20,42 @@ from typing import TYPE_CHECKING, Any, cast
 
 from permafrost.config.cluster import SMALL_STORE
 from permafrost.config.runs import read_cost
+from permafrost.core.files import collected_uploads
 from permafrost.core.tasks import run_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from permafrost.cluster.ray_tasks import RayDataExecutor, RayTaskRunner
     from permafrost.config.cluster import ClusterConfig, Executor
+    from permafrost.core.files import Uploads
     from permafrost.core.tasks import MapShards, RunTasks, ShardResult, ShardTask, Task, TaskOutcome
     from permafrost.training.spec import TrainingJob
 
 
 def map_shards_serially(task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
-    """Iterate over results in the order of `shards`. An error stops immediately, with its traceback."""
-    for shard in shards:
-        yield task(shard)
+    """Iterate over results in the order of `shards`. An error stops immediately, with its traceback.
+
+    What a shard writes into a bucket is uploaded beside the work on the next one, and its result follows.
+    """
+    with ThreadPoolExecutor(1) as uploader:
+        uploading: Future[ShardResult] | None = None
+        for shard in shards:
+            with collected_uploads() as uploads:
+                result = task(shard)
+            if uploading is not None:
+                yield uploading.result()
+            uploading = uploader.submit(_send, uploads, result) if uploads else None
+            if uploading is None:
+                yield result
+        if uploading is not None:
+            yield uploading.result()
+
+
+def _send(uploads: Uploads, result: ShardResult) -> ShardResult:
+    uploads.send()
+    return result
 
 
 def run_tasks_serially(
@@ -70,18 +92,23 @@ def choose_task_runner(
 
 @contextmanager
 def open_executor(
-    executor: Executor, cluster: ClusterConfig, *, falls_back: bool = False
+    executor: Executor,
+    cluster: ClusterConfig,
+    *,
+    falls_back: bool = False,
+    uploads: bool = False,
 ) -> Iterator[MapShards]:
     """Provide the executor, whose Ray is started by its first work and kept until the block ends.
 
     falls_back  work in this process if a local Ray cannot be started
+    uploads     shards are written into a bucket
     """
     if executor == "serial":
         yield map_shards_serially
         return
     from permafrost.cluster.ray_tasks import RayDataExecutor
 
-    with RayDataExecutor(cluster) as map_shards:
+    with RayDataExecutor(cluster, uploads=uploads) as map_shards:
         if falls_back and cluster.kind == "local":
             yield cast("MapShards", _RayOrSerial(map_shards))
         else:
@@ -119,9 +146,13 @@ class _RayOrSerial:
 class Executors:
     """Executors of one command, each chosen by the size of its work and opened at most once. A context."""
 
-    def __init__(self, executor: Executor, cluster: ClusterConfig) -> None:
+    def __init__(
+        self, executor: Executor, cluster: ClusterConfig, *, uploads: bool = False
+    ) -> None:
+        """Arguments are those of `open_executor`."""
         self._executor = executor
         self._cluster = cluster
+        self._uploads = uploads
         self._stack = ExitStack()
         self._opened: dict[Executor, MapShards] = {}
 
@@ -139,7 +170,12 @@ class Executors:
         """Return that executor, which is open until the context ends."""
         name = self.choose(records)
         if name not in self._opened:
-            opened = open_executor(name, self._cluster, falls_back=self._executor == "auto")
+            opened = open_executor(
+                name,
+                self._cluster,
+                falls_back=self._executor == "auto",
+                uploads=self._uploads,
+            )
             self._opened[name] = self._stack.enter_context(opened)
         return self._opened[name]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import traceback
 import warnings
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.cluster.session import gpus_each, ray_session
 from permafrost.core.errors import UserError, require
+from permafrost.core.files import collected_uploads
 from permafrost.core.tasks import ShardError, ShardResult, TaskOutcome, run_task
 
 if TYPE_CHECKING:
@@ -30,17 +32,28 @@ if TYPE_CHECKING:
     from permafrost.core.tasks import ShardTask, Task
 
 
+_TWO_CALLS = {"enable_true_multi_threading": True, "max_concurrent_calls_per_actor": 2}
+"""Options of an actor pool whose actors take two calls at once."""
+
+
 class _ShardActor:
-    """Actor that runs the task and returns errors as rows, because Ray Data would retry or hide them."""
+    """Actor that runs the task and returns errors as rows, because Ray Data would retry or hide them.
+
+    It works on one shard at a time. Of two calls at once, the other one uploads what its shard has written.
+    """
 
     def __init__(self, task: ShardTask) -> None:
         self.task = task
+        self._work = threading.Lock()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
             import ray.cloudpickle
 
-            result = self.task(ray.cloudpickle.loads(row["shard"]))
+            shard = ray.cloudpickle.loads(row["shard"])
+            with self._work, collected_uploads() as uploads:
+                result = self.task(shard)
+            uploads.send()
             return {**asdict(result), "error": ""}
         except UserError as error:
             return _failed(str(error))
@@ -55,8 +68,10 @@ def _failed(error: str) -> dict[str, Any]:
 class RayDataExecutor:
     """Implementation of MapShards on an actor pool. As a context it keeps one Ray session for all of its calls."""
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, *, uploads: bool = False) -> None:
+        """Arguments are those of `open_executor`."""
         self.config = config
+        self._calls = _TWO_CALLS if uploads else {}
         self._session = ExitStack()
 
     def __enter__(self) -> RayDataExecutor:
@@ -111,7 +126,9 @@ class RayDataExecutor:
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _ShardActor,
                 fn_constructor_args=(task,),
-                compute=ray.data.ActorPoolStrategy(size=min(self.config.actors, len(rows))),
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(self.config.actors, len(rows)), **self._calls
+                ),
                 num_cpus=self.config.cpus_per_actor,
                 num_gpus=gpus_per_actor(self.config) if task.needs_gpu else 0,
                 max_restarts=self.config.max_restarts,

@@ -20,7 +20,9 @@ import os
 import secrets
 import stat
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -48,7 +50,7 @@ from permafrost.core.rooted_paths import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Callable, Container, Iterator
 
 PARTIAL_SUFFIX = ".partial"
 _BUFFER_BYTES = 2**20
@@ -156,8 +158,9 @@ def open_atomically(path: AnyPath) -> Iterator[HashingFile]:
 
 @contextmanager
 def _uploaded(path: RootedPath) -> Iterator[HashingFile]:
-    """Provide a file of this machine that is uploaded when the block ends without an error."""
-    with scratch_file_of(path) as scratch:
+    """Provide a file of this machine that is uploaded when the block ends without an error, or added to `Uploads`."""
+    with ExitStack() as opened:
+        scratch = opened.enter_context(scratch_file_of(path))
         file = HashingFile(scratch.fileno(), path)
         try:
             yield file
@@ -168,8 +171,60 @@ def _uploaded(path: RootedPath) -> Iterator[HashingFile]:
             raise write_error(path, error) from error
         finally:
             file.detach()
-        scratch.seek(0)
-        buckets.put_object(str(file.destination), scratch, file.bytes, file.sha256)
+        put = partial(buckets.put_object, str(file.destination), scratch, file.bytes, file.sha256)
+        uploads = _collected.get()
+        if uploads is None:
+            put()
+        else:
+            uploads.add(put, opened.pop_all())
+
+
+class Uploads:
+    """Files of this machine that are still to be uploaded, in the order in which they were written."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Callable[[], None], ExitStack]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, put: Callable[[], None], opened: ExitStack) -> None:
+        """Add the upload of a file, which is closed afterwards."""
+        self._waiting.append((put, opened))
+
+    def send(self) -> None:
+        """Upload the files one after the other, in any thread. Raises FileError at the first that fails."""
+        try:
+            for put, opened in self._waiting:
+                put()
+                opened.close()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        for _, opened in self._waiting:
+            opened.close()
+
+
+_collected: ContextVar[Uploads | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collected_uploads() -> Iterator[Uploads]:
+    """Collect the files that this thread writes atomically into a bucket in the block, instead of uploading them.
+
+    Files that make others valid (`commit_file`), and removals, are not put off.
+    """
+    uploads = Uploads()
+    token = _collected.set(uploads)
+    try:
+        yield uploads
+    except BaseException:
+        uploads.close()
+        raise
+    finally:
+        _collected.reset(token)
 
 
 def write_error(path: AnyPath, error: OSError) -> FileError:
