@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from obstore.store import from_url
 
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.models.saved import load_model
 from stages import precompute
+from tests.support.buckets import KEYS, contents, files_below, moto_server, names_of
 from tests.support.paths import ROOT
 from tests.support.ray_nodes import RAY, node_environment, ray_nodes
 from tests.support.trees import tree_bytes
@@ -29,9 +31,17 @@ PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 @pytest.fixture(scope="module")
-def head():
+def server():
+    """The environment of a bucket's users."""
+    with moto_server() as address:
+        yield KEYS | {"AWS_ENDPOINT_URL": address}
+
+
+@pytest.fixture(scope="module")
+def head(server, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
     # `python` of a job is the first one on the head's path.
-    with ray_nodes(PATH=PATH) as nodes:
+    with ray_nodes(PATH=PATH, PERMAFROST_CACHE=str(cache), **server) as nodes:
         nodes.start_head("--num-cpus=2", dashboard=True)
         yield nodes.dashboard
 
@@ -53,18 +63,15 @@ def submit(head, folder, verb, *words):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_submitted_job_writes_what_a_serial_run_writes_and_a_student_learns_from_it(
-    head, tmp_path
+    head, tmp_path, serial
 ):
     store = tmp_path / "store"
     paths = [f"store.path={store}", f"run={tmp_path / 'run'}"]
-    serial = compose("precompute", [*PRECOMPUTE, f"store.path={tmp_path / 's'}", "executor=serial"])
-    precompute.run(build_verb_config("precompute", serial))
-
     done = submit(head, tmp_path, "precompute", "cluster=existing", *paths, *PRECOMPUTE)
 
     assert done.returncode == 0, done.stdout
     assert "teacher_records: 72" in done.stdout
-    assert tree_bytes(store) == tree_bytes(tmp_path / "s")
+    assert tree_bytes(store) == tree_bytes(serial)
 
     options = ["method=kd", "trainer.epochs=1", "student.name=resnet8", "student.width=4"]
     ranks = ["trainer.ranks=2", "cluster.cpus_per_rank=0.5", "trainer.batch_size=8"]
@@ -75,17 +82,10 @@ def test_a_submitted_job_writes_what_a_serial_run_writes_and_a_student_learns_fr
     assert trained.config.width == 4
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_make_submit_writes_what_a_serial_run_writes(head, tmp_path, count_trials):
-    serial = compose("precompute", [*PRECOMPUTE, f"store.path={tmp_path / 's'}", "executor=serial"])
-    precompute.run(build_verb_config("precompute", serial))
-    words = [*PRECOMPUTE, f"store.path={tmp_path / 'made'}", f"run={tmp_path / 'made-run'}"]
-
-    done = subprocess.run(
+def make_submit(head, verb, *words):
+    return subprocess.run(
         [
-            *("make", "submit", "VERB=precompute", f"ADDRESS={head}"),
+            *("make", "submit", f"VERB={verb}", f"ADDRESS={head}"),
             # The environment of this test, which `make install` would otherwise create.
             *("-o", "install", f"PY={sys.executable}", f"ARGS={shlex.join(words)}"),
         ],
@@ -96,10 +96,49 @@ def test_make_submit_writes_what_a_serial_run_writes(head, tmp_path, count_trial
         check=False,
     )
 
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """The folder of the store of a serial run."""
+    folder = tmp_path_factory.mktemp("serial") / "store"
+    words = [*PRECOMPUTE, f"store.path={folder}", "executor=serial"]
+    precompute.run(build_verb_config("precompute", compose("precompute", words)))
+    return folder
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@needs_make
+def test_make_submit_writes_what_a_serial_run_writes(head, tmp_path, serial, count_trials):
+    words = [*PRECOMPUTE, f"store.path={tmp_path / 'made'}", f"run={tmp_path / 'made-run'}"]
+    done = make_submit(head, "precompute", *words)
+
     assert done.returncode == 0, done.stdout + done.stderr
     assert "teacher_records: 72" in done.stdout
-    assert tree_bytes(tmp_path / "made") == tree_bytes(tmp_path / "s")
+    assert tree_bytes(tmp_path / "made") == tree_bytes(serial)
     count_trials("none: `make submit` against a serial run", {"the same bytes": 1})
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@needs_make
+def test_make_submit_with_a_bucket_writes_what_a_serial_run_writes(head, server, serial):
+    paths = ["store.path=s3://bucket/store", "run=s3://bucket/run"]
+    done = make_submit(head, "precompute", *paths, *PRECOMPUTE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    student = ["method=kd", "trainer.epochs=1", "student.name=resnet8", "student.width=4"]
+    trained = make_submit(head, "distill", *paths, *student, "trainer.batch_size=8")
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.items():
+            patch.setenv(name, value)
+        bucket = from_url("s3://bucket", client_options={"allow_http": True})
+        assert contents(bucket, "store") == files_below(serial)
+        assert "distill/model.safetensors" in names_of(bucket, "run")
 
 
 @pytest.mark.ray
