@@ -6,9 +6,10 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose, register_defaults
+from permafrost.config.compose import _sets_a_value, compose, register_defaults
 from permafrost.config.environment import CONF
 from permafrost.core.errors import ConfigError
+from tests.stages.test_recipes import EVERY_RECIPE, commands
 
 WORDS = {
     "a value": ["experiment=demo", "method.tau=4"],
@@ -25,18 +26,43 @@ WORDS = {
     ],
     "a member and values of two files": ["experiment=ked/digits_retrained", "student=saved"],
     "members alone": ["student=timm", "teacher=saved", "method=at", "optimizer=sgd"],
+    "members within a section": [
+        "augment@teaching.augment=pad_crop_flip",
+        "optimizer@teaching.optimizer=sgd",
+        "teaching=ked",
+    ],
+    "a section for the experiment's": ["experiment=ked/cifar10_trunk", "teaching=labels"],
+    "a member that is based on another": ["experiment=demo", "store=webdataset"],
     "a new key": ["experiment=demo", "+report.columns.f1=test.f1"],
 }
+VERBS = {"report": "report", "teaching": "teach"}
+"""Verbs that read a section, by its name; sweeps read the others."""
+
+
+def hydras_values(words):
+    register_defaults(words)
+    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        return OmegaConf.to_container(hydra_compose("config", overrides=words), resolve=True)
 
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 def test_values_are_hydras(words):
-    composed = compose("sweep" if "report" not in "".join(words) else "report", words)
+    verb = next((verb for name, verb in VERBS.items() if name in "".join(words)), "sweep")
 
-    register_defaults(words)
-    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-        expected = OmegaConf.to_container(hydra_compose("config", overrides=words), resolve=True)
-    assert composed == expected
+    assert compose(verb, words) == hydras_values(words)
+
+
+@pytest.mark.slow
+def test_values_of_every_recipe_are_hydras():
+    """Each file of conf/experiment/, alone and with the members that the commands in its header choose."""
+    verbs = {(f"experiment={recipe}",): "sweep" for recipe in EVERY_RECIPE}
+    for recipe in EVERY_RECIPE:
+        for verb, *words in commands(recipe):
+            verbs[tuple(word for word in words if not _sets_a_value(word))] = verb
+    assert len(verbs) > len(EVERY_RECIPE)
+
+    for words, verb in verbs.items():
+        assert compose(verb, words) == hydras_values(list(words)), words
 
 
 def test_a_composition_is_the_callers_own():

@@ -11,7 +11,7 @@ import pickle
 import re
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 GROUPS = {"store": "zarr", "trainer": "default", "optimizer": "adamw", "augment": "pad_crop"}
 """Groups whose members all share one class, and the default member of each."""
+_OWN_DEFAULTS: dict[str, type[Options]] = {"store": StoreOptions, "trainer": TrainerOptions}
+"""Groups of which the default member is that of a class, and not a file."""
 _NETWORKS = ("teacher", "student", "black_box")
 FILE_PREFIX = "file-"
 """Prefix of the names under which an experiment's file outside conf/ is registered."""
@@ -110,8 +112,8 @@ def _register_sections(evaluators: tuple[str, ...]) -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    store.store(group="store", name=GROUPS["store"], node=plain_defaults(StoreOptions))
-    store.store(group="trainer", name=GROUPS["trainer"], node=plain_defaults(TrainerOptions))
+    for group, options in _OWN_DEFAULTS.items():
+        store.store(group=group, name=GROUPS[group], node=plain_defaults(options))
     store.store(name="defaults", node=_section_defaults())
 
 
@@ -263,60 +265,89 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 def _compose_groups(overrides: tuple[str, ...], evaluators: tuple[str, ...]) -> bytes:
     """Composition of an experiment and members of groups, shared by all points of a sweep that set values only.
 
-    It is pickled, because OmegaConf takes four times as long to copy a config. Members of families take the place of
-    those in the composition of the other words, without Hydra.
+    It is pickled, because OmegaConf takes four times as long to copy a config. Members and the experiment's values take
+    their places in the composition of no words, without Hydra, unless only Hydra can tell what a word means.
 
     evaluators  those that have sections, to which a plug-in may add
     """
     from omegaconf import OmegaConf
 
     words = dict(word.partition("=")[::2] for word in overrides)
-    files = _files_of_experiment(words.get("experiment"))
-    chosen = {group: kind for group, kind in words.items() if _replaces_a_section(group, kind)}
-    if files is None or not chosen or len(words) < len(overrides):
+    experiment = _read_experiment(words.pop("experiment", None))
+    if not overrides or experiment is None or len(words) < len(overrides) - bool(experiment.files):
         return pickle.dumps(_compose(overrides), pickle.HIGHEST_PROTOCOL)
-    others = tuple(word for word in overrides if word.partition("=")[0] not in chosen)
-    composed = pickle.loads(_compose_groups(others, evaluators))  # noqa: S301, as above
-    for group, kind in chosen.items():
-        set_by_files = [values[group] for values in files if group in values]
-        composed[group] = OmegaConf.merge(_member_defaults(group, kind), *set_by_files)
+    chosen = experiment.members | words
+    # A member of a group within a section takes its place after the section.
+    keys = sorted(chosen, key=lambda key: "@" in key)
+    members = [_load_member(key.partition("@")[0], chosen[key]) for key in keys]
+    if None in members:
+        return pickle.dumps(_compose(overrides), pickle.HIGHEST_PROTOCOL)
+    composed = pickle.loads(_compose_groups((), evaluators))  # noqa: S301, as above
+    OmegaConf.set_struct(composed, False)
+    for key, member in zip(keys, members, strict=True):
+        OmegaConf.update(composed, key.rpartition("@")[2], member, merge=False, force_add=True)
+    composed.merge_with(*experiment.files)
+    OmegaConf.set_struct(composed, True)
     return pickle.dumps(composed, pickle.HIGHEST_PROTOCOL)
 
 
-def _replaces_a_section(group: str, kind: str) -> bool:
-    """Return whether a word chooses a member of a family whose options are all its own."""
-    members = FAMILIES.get(group, {})
-    return kind in members and not GROUPS.keys() & _member_defaults(group, kind).keys()
+def _load_member(group: str, kind: str) -> Any:
+    """Return the options of a member of a group, None if only Hydra can tell."""
+    if kind in FAMILIES.get(group, ()):
+        options = _member_defaults(group, kind)
+        return options | {
+            name: _load_member(name, GROUPS[name]) for name in options if name in GROUPS
+        }
+    if group in _OWN_DEFAULTS and kind == GROUPS[group]:
+        return plain_defaults(_OWN_DEFAULTS[group])
+    path = CONF / group / f"{kind}.yaml"
+    options = yaml.safe_load(path.read_text()) if group in GROUPS and path.is_file() else None
+    return options if isinstance(options, dict) and "defaults" not in options else None
+
+
+class _Experiment(NamedTuple):
+    """What an experiment in conf/ and those that it is based on contain."""
+
+    members: dict[str, str]
+    """Members of groups by group, or by group and place as in optimizer@teaching.optimizer."""
+    files: tuple[DictConfig, ...]
+    """Their values, in the order in which they apply."""
 
 
 @cache
-def _files_of_experiment(name: str | None) -> tuple[DictConfig, ...] | None:
-    """Values of an experiment's file in conf/ and of those that it is based on, in the order in which they apply.
-
-    None if only Hydra can tell, as of a file elsewhere.
-    """
+def _read_experiment(name: str | None) -> _Experiment | None:
+    """Read an experiment of conf/, None if only Hydra can tell, as of a file elsewhere."""
     from omegaconf import DictConfig, OmegaConf
 
+    if name is None:
+        return _Experiment({}, ())
     path = CONF / "experiment" / f"{name}.yaml"
-    if name is None or not path.is_file():
-        return () if name is None else None
-    own = OmegaConf.load(path)
+    own = OmegaConf.load(path) if path.is_file() else None
     if not isinstance(own, DictConfig):
         return None
-    bases = [base for base in own.get("defaults", ()) if not _chooses_a_member(base)]
+    entries = own.pop("defaults", [])
+    chosen = [entry for entry in entries if not isinstance(entry, str)]
+    if not all(_chooses_a_member(entry) for entry in chosen):
+        return None
+    members = {
+        key.removeprefix("override /"): kind for entry in chosen for key, kind in entry.items()
+    }
+    bases = [entry for entry in entries if isinstance(entry, str)]
     files: list[DictConfig] = []
     for base in bases if "_self_" in bases else [*bases, "_self_"]:
-        based_on = _files_of_experiment(base) if isinstance(base, str) else None
-        based_on = (own,) if base == "_self_" else based_on
+        based_on = _Experiment({}, (own,)) if base == "_self_" else _read_experiment(base)
         if based_on is None:
             return None
-        files += based_on
-    return tuple(files)
+        members = based_on.members | members
+        files += based_on.files
+    return _Experiment(members, tuple(files))
 
 
 def _chooses_a_member(entry: Any) -> bool:
     """Return whether an entry of an experiment's defaults is `override /group: member`."""
-    return not isinstance(entry, str) and all(key.startswith("override /") for key in entry)
+    return all(
+        key.startswith("override /") and isinstance(kind, str) for key, kind in entry.items()
+    )
 
 
 def _sets_a_value(word: str) -> bool:
@@ -439,6 +470,7 @@ def _known_keys(key: str, overrides: Sequence[str]) -> list[str]:
     from hydra import initialize_config_dir
 
     groups = [w for w in overrides if group_members(w.split("=")[0].split("@")[0])]
+    register_defaults(groups)
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
         node: Any = hydra_compose("config", overrides=groups)
     for part in key.split(".")[:-1]:
