@@ -25,6 +25,7 @@ from permafrost.core.rooted_paths import (
     iter_files,
     list_folder,
     listed_once,
+    rooted,
 )
 from tests.support.buckets import FaultPlan, Network, memory_buckets, moto_server, proxy
 from tests.support.processes import wait_until
@@ -416,6 +417,33 @@ def test_a_copy_for_other_packages_has_the_name_of_its_object_and_its_neighbor(s
     assert path.with_name("model.json").read_bytes() == b"{}"
     with pytest.raises(FileError, match="correct the address"):
         object_cache.local_copy("s3://bucket/run/teach/none", "model.json")
+
+
+def test_files_of_a_bucket_are_read_at_the_same_time_and_in_order(store, tmp_path):
+    folder = rooted("s3://bucket/folder")
+    together = threading.Barrier(4, timeout=60)
+
+    def read(number):
+        together.wait()
+        return 10 * number
+
+    assert list(files.map_ahead(read, range(8), folder)) == [10 * number for number in range(8)]
+
+    def fail_at_three(number):
+        if number == 3:
+            raise FileError("the third")
+        return number
+
+    before = []
+    with pytest.raises(FileError, match="the third"):
+        before.extend(files.map_ahead(fail_at_three, range(100), folder))
+    assert before == [0, 1, 2]
+    threads = set()
+    local = files.map_ahead(
+        lambda _: threads.add(threading.get_ident()), range(3), rooted(str(tmp_path))
+    )
+    assert list(local) == [None] * 3
+    assert threads == {threading.get_ident()}
 
 
 def test_a_range_is_read_without_a_copy(store, tmp_path):

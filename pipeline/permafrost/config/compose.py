@@ -301,8 +301,8 @@ def _load_member(group: str, kind: str) -> Any:
     if group in _OWN_DEFAULTS and kind == GROUPS[group]:
         return plain_defaults(_OWN_DEFAULTS[group])
     path = CONF / group / f"{kind}.yaml"
-    options = yaml.safe_load(path.read_text()) if group in GROUPS and path.is_file() else None
-    return options if isinstance(options, dict) and "defaults" not in options else None
+    own = yaml.safe_load(path.read_text()) if group in GROUPS and path.is_file() else None
+    return own if isinstance(own, dict) and "defaults" not in own else None
 
 
 class _Experiment(NamedTuple):

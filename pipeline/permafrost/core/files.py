@@ -20,11 +20,13 @@ import os
 import secrets
 import stat
 import tempfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import google_crc32c
 
@@ -50,7 +52,11 @@ from permafrost.core.rooted_paths import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
+    from concurrent.futures import Future
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 PARTIAL_SUFFIX = ".partial"
 _BUFFER_BYTES = 2**20
@@ -427,6 +433,31 @@ def open_size(file: io.FileIO | RangedFile) -> int:
 def fetch_file(path: RootedPath, sha256: str) -> None:
     """Download a file of a bucket to the cache unless it is there. Raises FileNotFoundError or FileError."""
     cache_of(bucket_of(path)).fetch(str(path), sha256)
+
+
+_REQUESTS_AT_ONCE = 16
+
+
+def map_ahead(read: Callable[[T], R], items: Iterable[T], folder: RootedPath) -> Iterator[R]:
+    """Iterate over the results of a function that reads files of a folder, in the order of the items.
+
+    In a bucket the next ones are read at the same time, as each request waits for its answer. Raises the errors of the
+    function, at their items.
+    """
+    if not is_in_bucket(folder):
+        yield from map(read, items)
+        return
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) > _REQUESTS_AT_ONCE:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_at(file: io.FileIO | RangedFile, size: int, offset: int) -> bytes:

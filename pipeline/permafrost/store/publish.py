@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from permafrost.core.errors import FileError, require, shorten
 from permafrost.core.files import (
     canonical_json,
+    map_ahead,
     read_regular,
     remove_partial_files,
     sha256_file,
@@ -150,7 +152,9 @@ def missing_image_shards(
                 if _is_moved(held[plan.name], plan) or not is_whole(store, held[plan.name])
             ]
     with listed_once(store):
-        return [plan for plan in plans if not _has_receipt(store, plan, dataset, packing)]
+        has_receipt = partial(_has_receipt, store, dataset, packing)
+        kept = map_ahead(has_receipt, plans, store)
+        return [plan for plan, is_kept in zip(plans, kept, strict=True) if not is_kept]
 
 
 def needs_publishing(folder: RootedPath) -> bool:
@@ -206,12 +210,10 @@ def publish_store(
         digests = {shard.name: shard.sha256 for shard in published.shards}
     sizes = set[tuple[int, int]]()
     with StoreTablesWriter(store, rows_per_shard) as writer:
-        for plan in plans:
-            path = receipt_path(store, plan.name)
-            rows, entry, lost = _read_image_receipt(path, plan)
-            require_same_shard(entry.file(store), plan.name, entry.sha256, digests.get(plan.name))
+        for rows, entry, lost, digest in map_ahead(partial(_read_planned, store), plans, store):
+            require_same_shard(entry.file(store), entry.name, entry.sha256, digests.get(entry.name))
             writer.skip(lost)
-            writer.append(entry, rows, sha256_file(path))
+            writer.append(entry, rows, digest)
             sizes = _some_sizes(sizes, rows)
         _check_skipped(writer, packing, max_skipped, store)
         tables = writer.finish()
@@ -264,10 +266,14 @@ def _check_skipped(
         )
 
 
-def _read_image_receipt(
-    path: RootedPath, plan: ShardPlan
-) -> tuple[pa.Table, ShardEntry, list[dict[str, str]]]:
-    """Read a receipt's rows, entry and skipped records; raise ManifestError unless it belongs to the plan."""
+def _read_planned(
+    store: RootedPath, plan: ShardPlan
+) -> tuple[pa.Table, ShardEntry, list[dict[str, str]], str]:
+    """Read a shard's receipt: its rows, entry, skipped records, and the SHA-256 of its file.
+
+    Raises ManifestError unless it belongs to the plan.
+    """
+    path = receipt_path(store, plan.name)
     table, metadata = read_receipt(path, RECEIPT_SCHEMA)
     entry = _receipt_entry(path, metadata)
     try:
@@ -279,7 +285,7 @@ def _read_image_receipt(
     planned = [key for key in plan.keys if key not in gone]
     if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
         raise ManifestError(f"{path} does not have the planned records; {REWRITE}")
-    return table, entry, skipped
+    return table, entry, skipped, sha256_file(path)
 
 
 def _receipt_entry(path: RootedPath, metadata: dict[str, Any]) -> ShardEntry:
@@ -381,7 +387,7 @@ def _check_published(
 
 
 def _has_receipt(
-    store: RootedPath, plan: ShardPlan, dataset: DatasetIdentity, packing: Packing
+    store: RootedPath, dataset: DatasetIdentity, packing: Packing, plan: ShardPlan
 ) -> bool:
     path = receipt_path(store, plan.name)
     metadata = read_metadata(path, RECEIPT_SCHEMA)

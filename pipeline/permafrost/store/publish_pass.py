@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import UserError
-from permafrost.core.files import sha256_file, sha256_keys
+from permafrost.core.files import map_ahead, sha256_file, sha256_keys
 from permafrost.core.rooted_paths import exists, is_file, listed_once
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.entries import REWRITE, EntryError, FileEntry, ManifestError, from_dict
@@ -36,6 +37,8 @@ from permafrost.store.shards import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import pyarrow as pa
 
     from permafrost.core.records import FieldSpec
     from permafrost.core.rooted_paths import RootedPath
@@ -69,7 +72,8 @@ def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> lis
                 return [shard for shard, own in pairs if not _has_files(folder, shard, own.files)]
         return list(shards)
     with listed_once(folder):
-        return [shard for shard in shards if not _is_annotated(folder, shard)]
+        done = map_ahead(partial(_is_annotated, folder), shards, folder)
+        return [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
 
 
 def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
@@ -83,6 +87,12 @@ def _is_annotated(folder: RootedPath, shard: ShardEntry) -> bool:
     if metadata is None or metadata.get("name") != shard.name:
         return False
     return all(has_size(folder / entry.path, entry.bytes) for entry in _files_of(path, metadata))
+
+
+def _read_receipt(folder: RootedPath, shard: ShardEntry) -> tuple[pa.Table, dict[str, Any], str]:
+    """Read a shard's receipt: its rows, its metadata, and the SHA-256 of its file."""
+    path = receipt_path(folder, shard.name)
+    return *read_receipt(path, PASS_RECEIPT_SCHEMA), sha256_file(path)
 
 
 def _files_of(receipt: RootedPath, metadata: dict[str, Any]) -> tuple[FileEntry, ...]:
@@ -116,9 +126,9 @@ def publish_pass(
     num_rows = 0
     covers_all = description["selection"] is None
     with write_rows(folder / SHARDS_NAME, PassShardTable.schema) as table:
-        for shard in shards:
+        receipts = map_ahead(partial(_read_receipt, folder), shards, folder)
+        for shard, (rows, metadata, digest) in zip(shards, receipts, strict=True):
             path = receipt_path(folder, shard.name)
-            rows, metadata = read_receipt(path, PASS_RECEIPT_SCHEMA)
             keys = sha256_keys(rows["key"].to_pylist())
             if keys != metadata["keys_sha256"] or (covers_all and keys != shard.keys_sha256):
                 raise ManifestError(
@@ -135,7 +145,7 @@ def publish_pass(
                 files=_files_of(path, metadata),
             )
             num_rows += entry.rows
-            table.append(**pass_shard_row(entry, sha256_file(path)))
+            table.append(**pass_shard_row(entry, digest))
         if len(same_logits) == 1 and None not in same_logits and num_rows >= _FEWEST_THAT_DIFFER:
             raise ConstantLogitsError(CONSTANT_LOGITS)
     remove_leftovers(folder)
