@@ -374,6 +374,7 @@ def test_the_fastest_precision_of_a_cpu_needs_amx_and_bfloat16(monkeypatch, amx)
     assert fastest_precision(torch.device("cpu")) == expected
 
 
+@pytest.mark.slow
 def test_the_fastest_precision_of_a_cpu_needs_amx_that_onednn_may_use():
     """oneDNN reads its limit when it is loaded, so the test needs a process of its own."""
     program = (

@@ -121,6 +121,7 @@ def test_holms_correction_of_known_values():
     assert corrected_p_values([]) == []
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_from_the_committed_results(tmp_path, monkeypatch):
     monkeypatch.setattr("docs.figures.FIGURES", tmp_path)
 

@@ -62,6 +62,7 @@ def test_a_tiny_run_on_the_cpu_measures_every_row_and_writes_both_files(tmp_path
     assert table.count("not measured") == len(ROWS)
 
 
+@pytest.mark.slow
 def test_without_a_cuda_device_one_line_says_what_is_needed(tmp_path):
     done = run_command(tmp_path)
 

@@ -153,6 +153,7 @@ def test_a_store_in_place_of_records_is_an_error_with_the_way_out(store):
         RecordLoader(store)
 
 
+@pytest.mark.slow
 def test_processes_of_a_program_without_a_guard_end_in_one_sentence(frozen, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

@@ -147,13 +147,23 @@ def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: b
         except (exceptions.BaseError, OSError) as error:
             if isinstance(error, UserError) or (is_conditional and isinstance(error, final)):
                 raise
-            if attempt == _TRIES - 1 or isinstance(error, refused) or "credential" in str(error):
+            if attempt == _TRIES - 1 or isinstance(error, refused) or _is_final(error):
                 raise FileError(f"{address} cannot be {verb} ({_reason(error)})") from error
             logger.debug("%s is asked for again: %s", address, error)
             time.sleep(_PAUSE_SECONDS * 2**attempt)
     raise AssertionError
 
 
+def _is_final(error: BaseException) -> bool:
+    """Return whether the same request would fail again."""
+    return "credential" in str(error) or _CERTIFICATE.search(str(error)) is not None
+
+
+_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
+_NO_CONNECTION = {
+    "failed to lookup address": "no such host",
+    "ConnectionRefused": "connection refused",
+}
 _STATUS = re.compile(r"status code: (\d+ [\w -]+)|\b(\d{3} [A-Z][\w ]+)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
@@ -163,6 +173,11 @@ def _reason(error: BaseException) -> str:
     text = str(error)
     if "169.254." in text or "metadata.google" in text or "credential" in text.lower():
         return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the machine has a role"
+    if (certificate := _CERTIFICATE.search(text)) is not None:
+        return f"the server's certificate is not accepted, {certificate[1]}; SSL_CERT_FILE may name more authorities"
+    unreachable = [reason for shown, reason in _NO_CONNECTION.items() if shown in text]
+    if unreachable:
+        return unreachable[0]
     first = text.strip().partition("\n")[0]
     status, code = _STATUS.search(first), _CODE.search(text)
     if status is None:
