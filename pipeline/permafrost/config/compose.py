@@ -306,7 +306,7 @@ def _load_member(group: str, kind: str) -> Any:
 
 
 class _Experiment(NamedTuple):
-    """What an experiment in conf/ and those that it is based on contain."""
+    """Contents of an experiment in conf/ and of those that it is based on."""
 
     members: dict[str, str]
     """Members of groups by group, or by group and place as in optimizer@teaching.optimizer."""
