@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from permafrost.cli import main
 from permafrost.core.errors import UserError
-from permafrost.core.rooted_paths import LinkError, file_size, iter_files
+from permafrost.core.rooted_paths import LinkError, file_size, iter_files, listed_once
 from permafrost.store.reader import Store
 from permafrost.store.verification import unfinished_passes, verify_store
 
@@ -82,10 +82,11 @@ def run(config: VerifyConfig) -> VerifyResult:
 def _size(folder: RootedPath) -> tuple[int, int]:
     """Return the number of files below a folder and their bytes, without links that may not be there."""
     files = total = 0
-    for path in iter_files(folder):
-        with suppress(LinkError):
-            size = file_size(path)
-            files, total = files + (size is not None), total + (size or 0)
+    with listed_once(folder):
+        for path in iter_files(folder):
+            with suppress(LinkError):
+                size = file_size(path)
+                files, total = files + (size is not None), total + (size or 0)
     return files, total
 
 

@@ -286,6 +286,7 @@ def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray():
     assert not loaded & {"torch", "ray", "kornia", "zarr", "matplotlib", "sklearn"}
 
 
+@pytest.mark.slow
 def test_importing_any_module_does_nothing_and_the_serial_executor_imports_no_ray():
     """Imports start no Ray, configure no logging, initialize no CUDA and write no files."""
     names = [name_of(path) for path in MODULES]

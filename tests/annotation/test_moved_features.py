@@ -88,6 +88,7 @@ def test_the_manifest_says_what_shifts_and_flips_lose(tmp_path, tiny_teacher, mi
     assert "in a sample of 72 records" in facts["Variance that moved features miss"]
 
 
+@pytest.mark.slow
 def test_it_is_no_part_of_the_identity_and_stays_with_the_backend_and_a_repair(
     tmp_path, tiny_teacher
 ):

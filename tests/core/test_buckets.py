@@ -27,7 +27,14 @@ from permafrost.core.rooted_paths import (
     listed_once,
     rooted,
 )
-from tests.support.buckets import FaultPlan, Network, memory_buckets, moto_server, proxy
+from tests.support.buckets import (
+    FaultPlan,
+    Network,
+    memory_buckets,
+    moto_server,
+    proxy,
+    retry_quickly,
+)
 from tests.support.processes import wait_until
 
 ADDRESS = "s3://bucket/folder/object"
@@ -504,6 +511,7 @@ def client_of(monkeypatch, tmp_path):
         }.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(buckets, "_clients", {})
+        retry_quickly(monkeypatch)
 
     return connect
 

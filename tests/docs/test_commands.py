@@ -139,6 +139,7 @@ def test_the_loop_of_the_page_learns_maps_and_logits(frozen):
     assert np.mean(losses[5:]) < np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_page_end_in_an_evaluated_student(tmp_path, monkeypatch, capsys):
     """With smaller networks, on images drawn here."""
     import timm

@@ -247,6 +247,7 @@ def test_without_a_teacher_only_packing_is_estimated(tmp_path):
     assert "annotation" not in lines
 
 
+@pytest.mark.slow
 def test_tars_that_stay_where_they_are_take_no_bytes_in_the_store(tmp_path, tiny_teacher):
     tars = tmp_path / "tars"
     write_tar(tars / "train-000000.tar", samples(400))
@@ -294,6 +295,7 @@ def test_records_that_are_not_here_are_scaled_from_the_sample(made):
     assert images[1].bytes == pytest.approx(images[1].bytes_per_record * 1_000_000)
 
 
+@pytest.mark.slow
 def test_stored_views_cover_the_split_and_are_replayed(tmp_path, tiny_teacher):
     config = precompute_config(
         tmp_path / "store",

@@ -258,6 +258,7 @@ def test_a_single_student_is_not_compared_with_an_arm_of_its_experiments_sweep(c
     assert typed is config
 
 
+@pytest.mark.slow
 def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tmp_path):
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
     words = [

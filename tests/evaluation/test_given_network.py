@@ -154,6 +154,7 @@ def test_a_report_shows_a_pair_without_a_student(unpassed, tmp_path):
     assert report.run(config).html == written.html
 
 
+@pytest.mark.slow
 def test_a_report_of_a_student_shows_a_given_network_beside_it(own, tmp_path):
     distill.run(distill_config(own, run="taught"))
     config = evaluation_of(

@@ -89,6 +89,7 @@ def test_no_part_is_empty_and_a_whole_part_is_the_image(side):
         assert torch.equal(keep_part(part, 1, 0.5)(whole, rows), images / 255)
 
 
+@pytest.mark.slow
 def test_the_truth_is_worth_much_and_its_opposite_as_much_less():
     best, worst = diffroar_of(oracle), diffroar_of(inverted)
 
@@ -102,6 +103,7 @@ def test_the_truth_is_worth_much_and_its_opposite_as_much_less():
     assert best["mean"] == pytest.approx(sum(best["difference"].values()) / 2)
 
 
+@pytest.mark.slow
 def test_a_random_order_is_worth_nothing():
     found = diffroar_of(random_order)
 
@@ -121,6 +123,7 @@ def test_nothing_kept_and_everything_kept_are_worth_nothing_by_definition():
     assert found["unmasked"] > found["power"]["top"]["0%"]
 
 
+@pytest.mark.slow
 def test_an_order_that_reads_the_true_label_gives_it_away_in_its_places():
     """The positions of the kept pixels alone reveal the class, on images of pure noise."""
 

@@ -198,7 +198,7 @@ def test_a_trunk_computes_the_features_of_the_network_it_is_taken_from():
     assert measure_cost(model, images[:1]).parameters == count_parameters(model)
 
 
-@pytest.mark.parametrize("name", ["torchvision", "timm"])
+@pytest.mark.parametrize("name", [pytest.param("torchvision", marks=pytest.mark.slow), "timm"])
 def test_a_trunk_is_saved_and_read_again(name, tmp_path):
     config = FOREIGN[name]
     model = build_model(replace(config, weights="random"), NUM_CLASSES).eval()
@@ -248,6 +248,7 @@ def test_more_groups_than_channels_are_refused():
         build_model(replace(CHANNELS, trunk_width=2, superfeatures=9), NUM_CLASSES)
 
 
+@pytest.mark.slow
 def test_a_trunk_that_reads_a_class_token_is_refused():
     for kind, name in (("timm", "test_vit"), ("torchvision", "vit_b_32")):
         config = AdditiveModelConfig(trunk_kind=kind, trunk=name)

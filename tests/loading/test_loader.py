@@ -389,7 +389,9 @@ def test_files_held_open_are_bounded_whatever_the_number_of_shards(frozen, monke
     assert tars_open() - before == 1
 
 
-@pytest.mark.parametrize(("budget", "opened_again"), [(2**20, False), (0, True)])
+@pytest.mark.parametrize(
+    ("budget", "opened_again"), [pytest.param(2**20, False, marks=pytest.mark.slow), (0, True)]
+)
 def test_few_records_of_many_shards_are_read_once(
     tmp_path, tiny_teacher, monkeypatch, budget, opened_again
 ):

@@ -386,6 +386,7 @@ def test_a_share_of_one_mixes_nothing():
 # ---- whole runs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_live_student_of_mixtures_trains_resumes_and_is_another(frozen):
     options = {
         "mode": "live",

@@ -347,6 +347,7 @@ def test_changes_go_to_the_device_with_their_batch():
 # ---- whole runs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_frozen_student_trains_resumes_and_is_another(frozen):
     trainer = replace(TRAINER, epochs=2, checkpoint_every_steps=3)
     plain = distill_config(frozen, run="plain", trainer=trainer)

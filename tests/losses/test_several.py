@@ -149,6 +149,7 @@ def test_maps_of_two_intervals_are_needed_at_their_common_divisor():
     assert [loss.needs_of(name)[0].maps_in(4) for name in ("a", "b")] == [True, False]
 
 
+@pytest.mark.slow
 def test_a_student_of_two_kinds_of_teachers_is_trained_evaluated_and_reported(store, caplog):
     caplog.set_level("INFO", "permafrost.evaluate")
     config = distill_config(store, method=BOTH)
@@ -185,6 +186,7 @@ def test_a_student_of_two_kinds_of_teachers_is_trained_evaluated_and_reported(st
     assert "weight 0.25}" in text
 
 
+@pytest.mark.slow
 def test_an_interrupted_student_continues_to_the_same_weights(store, monkeypatch):
     from permafrost.training import loop
 
@@ -207,6 +209,7 @@ def test_an_interrupted_student_continues_to_the_same_weights(store, monkeypatch
     assert_equal_states(weights_of("whole"), weights_of("halted"))
 
 
+@pytest.mark.slow
 def test_replayed_views_of_both_teachers_are_the_same(tmp_path):
     views = {"views": RandomViewsConfig(count=2), "augment": FLIPS}
     replayed = store_with_passes(tmp_path / "store", **views)

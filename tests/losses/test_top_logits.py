@@ -251,6 +251,7 @@ def test_students_of_all_classes_are_those_of_all_logits(frozen):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_student_of_three_classes_is_trained_evaluated_and_reported(frozen):
     base, name = frozen(3)
     (every,) = (f.name for f in base.store.pass_folders() if f.name != name)

@@ -108,6 +108,7 @@ def exported(frozen, tmp_path_factory):
         yield files, result, permafrost.load_student("one")
 
 
+@pytest.mark.slow
 def test_programs_of_the_embedding_are_files_of_their_own(frozen):
     save_student(frozen, "one")
     network, images = permafrost.load_student("one"), noise(3, 3, 16, 16)

@@ -115,6 +115,7 @@ def test_images_that_are_no_whole_patches_and_class_tokens_of_eva_are_refused():
         tiny("vit_small_patch16_rope_224", (32, 32))
 
 
+@pytest.mark.slow
 def test_a_pass_has_the_tokens_of_a_named_transformer_at_the_teachers_input_size(tmp_path):
     teacher = TimmModelConfig(name="vit_tiny_patch16_224", input_size=48, weights="random")
     options = PassOptions(

@@ -216,6 +216,7 @@ def test_any_class_name_is_shown_as_it_is(frozen, swept, monkeypatch):
     assert {case["class"] for case in values["cases"]} <= captions <= set(HOSTILE)
 
 
+@pytest.mark.slow
 def test_names_that_no_encoder_takes_or_of_a_megabyte_are_shown_in_part(frozen, swept, monkeypatch):
     monkeypatch.chdir(swept)
     read = read_store_manifest
@@ -241,6 +242,7 @@ def first(frozen, swept):
         return case_report(frozen, contact_records=8, title="Twice")
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes(frozen, swept, first, monkeypatch):
     monkeypatch.chdir(swept)
 
@@ -250,6 +252,7 @@ def test_the_same_inputs_give_the_same_bytes(frozen, swept, first, monkeypatch):
     assert not re.search(r"Written \d{4}", first[1])
 
 
+@pytest.mark.slow
 def test_a_page_with_the_default_pictures_is_small(frozen, swept, monkeypatch):
     monkeypatch.chdir(swept)
 

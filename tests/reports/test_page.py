@@ -297,6 +297,7 @@ def test_the_arms_are_described_by_their_methods_and_what_they_set(frozen):
     )
 
 
+@pytest.mark.slow
 def test_a_grid_has_a_figure_for_each_plotted_column(frozen):
     write_sweep()
     path = RUNS / "sweep" / "sweep.json"
@@ -316,6 +317,7 @@ def test_a_grid_has_a_figure_for_each_plotted_column(frozen):
         figures(plotted=("f1",))
 
 
+@pytest.mark.slow
 def test_epg_alone_is_the_paired_column_and_its_chance_level_is_stated(frozen):
     extra = {"epg": 0.6, "iou": 0.4, "epg_uniform": 0.507, "majority_accuracy": 0.1}
     write_sweep(extra=extra)

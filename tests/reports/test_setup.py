@@ -252,6 +252,7 @@ def test_a_sweep_and_its_students_have_its_command_with_its_experiment_and_its_q
     assert commands_of(student) == [command]
 
 
+@pytest.mark.slow
 def test_a_page_names_the_pass_that_the_student_learned_from_not_a_later_one(learned):
     store, first, made = learned
     run_command(
@@ -277,6 +278,7 @@ def test_a_page_names_the_pass_that_the_student_learned_from_not_a_later_one(lea
 # ---- a student without a sweep -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_student_that_was_distilled_alone_is_reported(frozen):
     distill.run(distill_config(frozen, run="alone"), on_epoch=lambda epoch, line: None)
 

@@ -31,6 +31,7 @@ def photograph(record):
     return record.group % 2
 
 
+@pytest.mark.slow
 def test_keys_are_unique_and_labels_are_the_digits(source, by_split):
     records = [record for split in by_split.values() for record in split]
 
@@ -70,6 +71,7 @@ def test_the_tests_share_no_digit_with_training(by_split):
     assert not held_out & digits_in(by_split["teacher"])
 
 
+@pytest.mark.slow
 def test_no_training_image_is_among_the_teachers(source, by_split):
     teachers = {source.read(record).image for record in by_split["teacher"][:300]}
 
@@ -86,6 +88,7 @@ def test_the_ink_stands_out_from_what_is_around_it(source, by_split):
         assert abs(image[core].mean() - image[around].mean()) > 30
 
 
+@pytest.mark.slow
 def test_photographs_cannot_be_told_by_their_brightness(source, by_split):
     means = {0: [], 1: []}
     for record in by_split["teacher"][:600]:

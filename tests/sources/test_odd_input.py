@@ -348,7 +348,10 @@ def test_a_class_name_with_dollars_is_text_and_no_formula():
     picture_grid([PictureRow(name, [np.zeros((4, 4, 3))], [name], notes=[name])])
 
 
-@pytest.mark.parametrize("words", [["store.path=/dev/null"], ["store.path=/proc/x/y"]])
+@pytest.mark.parametrize(
+    "words",
+    [["store.path=/dev/null"], pytest.param(["store.path=/proc/x/y"], marks=pytest.mark.slow)],
+)
 def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path, words):
     done = subprocess.run(
         [sys.executable, "-m", "stages.precompute", "data=demo", "teacher=none", *words],

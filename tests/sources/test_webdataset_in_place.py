@@ -300,6 +300,7 @@ def test_tars_that_move_are_the_same_data_and_changed_ones_are_not(tmp_path, tar
 # ---- a published set -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cifar_10_as_published_is_indexed_in_place(tmp_path):
     if not CIFAR.is_dir():
         pytest.skip("needs the tars of ../shared/data/cifar10")

@@ -216,6 +216,7 @@ def names_of(sweep):
     return {row["arm"]: row["run"] for row in sweep["runs"]}
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_trains_nothing_again(one_pass):
     first = one_pass.first
     words = sweep_words(one_pass, THREE_ARMS)

@@ -297,7 +297,9 @@ def test_a_live_sskd_student_trains_on_moved_views_of_a_store_without_rotations(
     assert all(line[term] > 0 for line in lines for term in ("ce", "kd", "ss", "tf"))
 
 
-@pytest.mark.parametrize("method", [FT, CRD, SSKD], ids=lambda method: method.kind)
+@pytest.mark.parametrize(
+    "method", [FT, CRD, pytest.param(SSKD, marks=pytest.mark.slow)], ids=lambda method: method.kind
+)
 def test_a_killed_student_resumes_to_the_same_one(rotated, monkeypatch, method):
     distill.run(arm_config(rotated, method, run="whole"))
     steps = sum(1 for _ in read_metrics(RUNS / "whole" / "distill")) // 2

@@ -325,6 +325,7 @@ def test_review_needs_two_records_a_rank(frozen):
         )
 
 
+@pytest.mark.slow
 def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_behind(frozen):
     def config(run):
         return distill_config(

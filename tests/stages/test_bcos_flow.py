@@ -166,6 +166,7 @@ def test_evidence_is_the_weights_times_what_they_weigh(bcos_store):
     assert torch.equal(attribution_of(one_channel, batch), one_channel[:, 0, 0])
 
 
+@pytest.mark.slow
 def test_the_report_shows_contributions_and_colors(bcos_store):
     distill.run(bcos_config(bcos_store), on_epoch=lambda epoch, line: None)
     options = EvaluateOptions(splits=("test",), num_pictures=2)

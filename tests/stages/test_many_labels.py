@@ -186,6 +186,7 @@ def be_a_student(many_label_store: ManyLabelStore) -> torch.nn.Module:
 # ---- teach and precompute ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_teacher_of_many_labels_learns_them(many_label_store):
     every_class = 2 * 0.375 / (1 + 0.375)  # F1 of a network that predicts every class
 

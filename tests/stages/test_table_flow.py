@@ -319,6 +319,7 @@ def batch_labels(taught_table):
     return torch.cat([batch.labels for batch in iter_batches(batch_dataset(taught_table), 256)])
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_report_show_what_a_table_has(taught_table):
     words = [
         *(f"store.path={taught_table.store.path}", "run=arms", "executor=serial", "seeds=[0]"),

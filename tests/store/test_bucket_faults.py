@@ -17,6 +17,7 @@ from tests.support.buckets import (
     files_below,
     moto_server,
     proxy,
+    retry_quickly,
 )
 
 DATA = [
@@ -26,7 +27,7 @@ DATA = [
     "data.test_placements=1",
     "data.teacher_digits=4",
     "data.teacher_placements=1",
-    "store.shard_size=16",
+    "store.shard_size=32",
     "executor=serial",
     "teacher=cifar",
     "teacher.name=resnet8",
@@ -88,6 +89,7 @@ def connect(monkeypatch, tmp_path):
         monkeypatch.setattr(buckets, "_clients", {})
         monkeypatch.setattr(files, "_versions", {})
 
+    retry_quickly(monkeypatch)
     monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.2)  # of a lease that could not be removed
     return to
 

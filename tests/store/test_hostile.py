@@ -239,6 +239,7 @@ def test_no_value_of_a_signed_manifest_ends_in_a_traceback(of_pass, contexts, st
     assert outcomes["refused"] > contexts / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_pass", [False, True])
 def test_no_row_of_a_signed_table_of_shards_ends_in_a_traceback(of_pass, store, sound):
     folder = pass_folder(store) if of_pass else store
@@ -267,7 +268,9 @@ def test_no_row_of_a_signed_table_of_shards_ends_in_a_traceback(of_pass, store, 
     assert outcomes["refused"] > 5
 
 
-@pytest.mark.parametrize("name", ["index.arrow", "keys.arrow"])
+@pytest.mark.parametrize(
+    "name", ["index.arrow", pytest.param("keys.arrow", marks=pytest.mark.slow)]
+)
 def test_no_flipped_bit_of_the_index_gives_other_values_or_ends_the_process(store, name):
     """The files are mapped into memory, where a wrong offset could read beyond the end."""
     script = """

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -38,6 +39,13 @@ def memory_buckets(cache: Path) -> Iterator[dict[str, MemoryStore]]:
         )
         patch.setenv("PERMAFROST_CACHE", str(cache))
         yield stores
+
+
+def retry_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Repeat requests after hundredths of a second, as the server is on this machine."""
+    soon = {"init_backoff": timedelta(milliseconds=5), "max_backoff": timedelta(milliseconds=100)}
+    patch.setitem(buckets._RETRIES, "backoff", soon)
+    patch.setattr(buckets, "_PAUSE_SECONDS", 0.005)
 
 
 def names_of(store: MemoryStore, folder: str) -> list[str]:

@@ -220,6 +220,7 @@ def test_a_step_on_a_gpu_never_waits(precision):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.slow
 def test_a_student_whose_explanation_is_differentiated_twice_is_not_compiled():
     vit = TimmModelConfig(name="vit_tiny_patch16_224", input_size=32)
     model = build_model(vit, NUM_CLASSES)

@@ -159,7 +159,10 @@ def teach_guided(packed, network, run="teacher", **options):
 
 @pytest.mark.parametrize(
     "network",
-    [CifarModelConfig(name="resnet8", width=4), BcosModelConfig(name="resnet8", width=4)],
+    [
+        CifarModelConfig(name="resnet8", width=4),
+        pytest.param(BcosModelConfig(name="resnet8", width=4), marks=pytest.mark.slow),
+    ],
     ids=lambda network: network.kind,
 )
 def test_guidance_moves_explanations_onto_the_object(packed, network):

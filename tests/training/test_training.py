@@ -146,6 +146,7 @@ def test_clip_norm_bounds_the_step():
     assert torch.stack(moves).sum().sqrt().item() == pytest.approx(1e-3, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_fifty_e2kd_steps_leave_no_tensor_behind():
     training = build_training(0, E2KDConfig(lambda_ce=1.0))
     batches = [random_batch(seed) for seed in range(2)]

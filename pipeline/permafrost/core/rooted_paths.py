@@ -287,8 +287,8 @@ def _object_size(path: RootedPath) -> int | None:
 
 
 def find_links(folder: RootedPath) -> Iterator[RootedPath]:
-    """Iterate over the links below a folder, none if they are allowed."""
-    if not folder.allow_links:
+    """Iterate over the links below a folder, none if they are allowed. A bucket has none."""
+    if not folder.allow_links and not is_in_bucket(folder):
         yield from (path for path, kind in _iter_entries(folder, ()) if kind == "link")
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from permafrost.core.files import SHORT, canonical_json, commit_file, read_committed
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
-from permafrost.core.rooted_paths import exists
 from permafrost.core.signed_files import DigestError, check_json, sign_json
 from permafrost.store.entries import (
     NAME,
@@ -366,9 +365,12 @@ def read_checked(
     path: RootedPath, made_by: str = "permafrost precompute", schema: int = SCHEMA_VERSION
 ) -> dict[str, Any]:
     """Read a manifest's entries, checked against its own digest and the number of the schema."""
-    if not exists(path):
-        raise ManifestError(f"{path} does not exist; run {made_by} to create or finish it")
-    raw = read_committed(path, _MAX_MANIFEST_BYTES)
+    try:
+        raw = read_committed(path, _MAX_MANIFEST_BYTES)
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{path} does not exist; run {made_by} to create or finish it"
+        ) from None
     if raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS:
         raise ManifestError(
             f"{path} has more than {_MOST_BRACKETS:,} lists and mappings; {REWRITE}"
