@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.benchmarks import busy as bench_busy
 from tests.benchmarks import object_storage as bench_storage
+from tests.benchmarks import fidelity as bench_fidelity
 from tests.benchmarks import precision_times as bench_precision
 from tests.benchmarks import profiles as bench_profiles
 from tests.benchmarks import scale as scale_figures
@@ -45,4 +46,9 @@ def bench_peers() -> str:
     return markdown_of_sides(load(RESULTS))
 
 
-TABLES = (scale, profiles, busy, precision_times, object_storage, bench, bench_peers)
+def fidelity() -> str:
+    """Agreement of passes in bfloat16 with float32, for six networks that are trained here."""
+    return bench_fidelity.markdown(bench_fidelity.load())
+
+
+TABLES = (scale, profiles, busy, precision_times, fidelity, object_storage, bench, bench_peers)
