@@ -149,13 +149,17 @@ ENDS = [
 """Part of the work, number of the shard in which the process is ended, signal, and exit code."""
 
 
-def test_a_run_that_is_ended_again_and_again_loses_nothing(world):
-    store, finished = world / "ended", {}
-    for part, shard, number, code in ENDS:
-        stop_file(world, "ended").unlink(missing_ok=True)
+@pytest.mark.parametrize(
+    "ends", [ENDS[1::2], pytest.param(ENDS, marks=pytest.mark.slow)], ids=["two", "four"]
+)
+def test_a_run_that_is_ended_again_and_again_loses_nothing(world, ends):
+    name = f"ended{len(ends)}"
+    store, finished = world / name, {}
+    for part, shard, number, code in ends:
+        stop_file(world, name).unlink(missing_ok=True)
         key = record_in_the_middle(world, shard)
-        process = start_precompute(world, "ended", stop_at=(part, key))
-        assert stopped(world, "ended", process) == process.pid
+        process = start_precompute(world, name, stop_at=(part, key))
+        assert stopped(world, name, process) == process.pid
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
         _, errors = process.communicate()
@@ -167,9 +171,9 @@ def test_a_run_that_is_ended_again_and_again_loses_nothing(world):
         # Shards of earlier runs are not processed again.
         assert {path: path.stat().st_mtime_ns for path in finished} == finished
         finished = {p: p.stat().st_mtime_ns for p in store.rglob("receipts/*.parquet")}
-    _, output, _ = run(world, "ended")
+    _, output, _ = run(world, name)
 
-    assert_same_store(world, "ended")
+    assert_same_store(world, name)
     annotated = SHARDS - len(receipts_before(finished, "teachers"))
     assert f"teacher_records: {annotated * RECORDS}" in output
     assert {path: path.stat().st_mtime_ns for path in finished} == finished

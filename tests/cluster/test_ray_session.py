@@ -144,6 +144,7 @@ class Turn:
         (self.folder / self.name).touch()
 
 
+@pytest.mark.slow
 def test_a_task_waits_for_those_it_names(tmp_path):
     tasks = [
         Turn("a", tmp_path),
@@ -158,6 +159,7 @@ def test_a_task_waits_for_those_it_names(tmp_path):
     assert {outcome.name: outcome.error for outcome in outcomes} == dict.fromkeys("abcd", "")
 
 
+@pytest.mark.slow
 def test_tasks_that_wait_for_each_other_all_run(tmp_path):
     tasks = [Turn("a", tmp_path, after=("b",)), Turn("b", tmp_path, after=("a",))]
 

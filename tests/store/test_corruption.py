@@ -56,7 +56,7 @@ def damage(file: Path, others: list[Path], random: np.random.Generator) -> tuple
 
 KINDS = ("zarr", "webdataset", "jpeg95", "raw", "stored views", "inner chunks", "referenced tars")
 
-ALIKE = ("jpeg95", "raw", "inner chunks")
+ALIKE = ("jpeg95", "raw", "stored views", "inner chunks")
 """Kinds whose files are those of zarr, with other bytes in them."""
 
 

@@ -245,7 +245,7 @@ def sound(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("runs", "steps"), [(3, 10), pytest.param(100, 30, marks=pytest.mark.slow)]
+    ("runs", "steps"), [(2, 8), pytest.param(100, 30, marks=pytest.mark.slow)]
 )
 @pytest.mark.timeout(3000)
 def test_a_store_keeps_its_values_through_anything(runs, steps, sound, count_trials):
