@@ -249,6 +249,24 @@ def cifar10_features() -> str:
     )
 
 
+_ON_SWAPPED = {
+    "e2kd": "e2KD, one map a record",
+    "review_kd_frozen": "ReviewKD, frozen features",
+}
+
+
+def demo_frozen_features() -> str:
+    """Students of stored features on the demo's swapped photographs."""
+    baseline = runs_of("demo_frozen_features", "e2kd")
+    rows: Rows = []
+    for arm, label in _ON_SWAPPED.items():
+        runs = runs_of("demo_frozen_features", arm)
+        means = [spread(runs, name) for name in ("accuracy_in_distribution", "epg")]
+        rows.append((label, [*_accuracies(runs), *means, difference(runs, baseline)]))
+    header = ("photographs swapped, %", "by seed", "mean", "agreement", "as in training", "EPG")
+    return table((*header, "minus e2KD"), rows)
+
+
 _WITHOUT_HEAD = {
     "mirror": "ReviewKD, labels and logits",
     "features_alone": "`method=features` alone, three stages",
@@ -390,6 +408,7 @@ TABLES = (
     cifar10_equal_terms,
     cifar10_equal_terms_searched,
     cifar10_features,
+    demo_frozen_features,
     cifar10_probes,
     cifar10_top_logits,
     student_precision,

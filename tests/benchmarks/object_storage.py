@@ -1,10 +1,12 @@
-"""Training from a bucket behind a slow network: how many steps wait for records, and how fast records are read.
+"""A bucket behind a slow network: how many steps wait for records, how fast they are read, and how fast a pass writes.
 
     .venv/bin/python -m tests.benchmarks object_storage          (about 5 minutes; only if it is named)
 
 A store of raw frames is read in the order of an epoch, with a bucket of moto's server behind a proxy that adds a
 latency to each request and limits its bandwidth. A step is a pause of a given time, so that the figures do not depend
 on how fast this machine trains. A step has waited if its records came later than those of a local store.
+
+A pass of large features is written with each shard uploaded beside the work on the next one, and before it.
 """
 
 from __future__ import annotations
@@ -16,15 +18,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core import buckets
+from permafrost.core.files import collected_uploads
+from permafrost.library import run_verb
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
@@ -41,6 +46,16 @@ BYTES_PER_SECOND = 50e6
 EMPTY, FULL, LIMITED = CACHES = ("empty", "full", "two windows")
 STEP_SECONDS = 0.05
 BATCH = 32
+UPLOAD_BYTES_PER_SECOND = 20e6
+UPLOAD_LATENCY = 0.02
+ROUNDS = 2
+_PASS = (
+    *("data=demo", "data.image_size=64", "data.train_digits=400", "data.test_digits=4"),
+    *("data.test_placements=1", "data.teacher_digits=4", "data.teacher_placements=1"),
+    *("store.shard_size=64", "executor=serial", "teacher=cifar", "teacher.name=resnet20"),
+    *("teacher.weights=random", "annotate.payloads=[logits,features]"),
+    *("annotate.features_dtype=float16", "annotate.batch_size=32"),
+)
 _WAITED = 0.02
 """Time beyond that of the slowest step of a local store from which a step has waited."""
 _DATA = DemoDataConfig(
@@ -105,6 +120,7 @@ def measure() -> dict[str, Any]:
                     os.environ["AWS_ENDPOINT_URL"] = address
                     buckets._clients.clear()
                     rows += [_epoch(latency, how, slowest, plain, limit) for how in CACHES]
+            uploads = _uploads(server)
         return {
             "records": local.num_records("train"),
             "shards": len(local.shards.splits["train"]),
@@ -112,7 +128,26 @@ def measure() -> dict[str, Any]:
             "local_records_per_second": _speed(local),
             "cache_bytes": limit,
             "epochs": [asdict(row) for row in rows],
+            "uploads": uploads,
         }
+
+
+def _uploads(server: str) -> dict[str, list[float]]:
+    """Measure the seconds of a pass by round, with uploads beside the work on the next shard and after each shard."""
+    from tests.support.buckets import Network, proxy
+
+    seconds: dict[str, list[float]] = {"beside": [], "after": []}
+    with proxy(server, network=Network(UPLOAD_LATENCY, UPLOAD_BYTES_PER_SECOND)) as address:
+        os.environ["AWS_ENDPOINT_URL"] = address
+        buckets._clients.clear()
+        for number in range(ROUNDS):
+            for how, measured in seconds.items():
+                collect = nullcontext if how == "after" else collected_uploads
+                with patch("permafrost.cluster.executors.collected_uploads", collect):
+                    started = time.perf_counter()
+                    run_verb("precompute", *_PASS, f"store.path=s3://bucket/{how}{number}")
+                    measured.append(time.perf_counter() - started)
+    return seconds
 
 
 def _smallest_cache(local: Store) -> int:
@@ -247,4 +282,15 @@ def markdown(figures: dict[str, Any]) -> str:
         for epoch in figures["epochs"]
     ]
     rows.append(("local store", "", "", "", f"{figures['local_records_per_second']:,.0f}", ""))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    uploads = figures["uploads"]
+    header = ("uploads of a pass", "seconds by round", "of those after each shard")
+    rows += [(), header, ("---",) * len(header)]
+    rows += [
+        (
+            f"{how} the next shard" if how == "beside" else "after each shard",
+            ", ".join(f"{one:.1f}" for one in seconds),
+            f"{sum(seconds) / sum(uploads['after']):.2f}",
+        )
+        for how, seconds in uploads.items()
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" if row else "\n" for row in rows)

@@ -244,9 +244,7 @@ def sound(tmp_path_factory):
     return Sound(tmp_path_factory.mktemp("sound"))
 
 
-@pytest.mark.parametrize(
-    ("runs", "steps"), [(2, 8), pytest.param(100, 30, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("runs", "steps"), [(2, 8), pytest.param(100, 30, marks=pytest.mark.slow)])
 @pytest.mark.timeout(3000)
 def test_a_store_keeps_its_values_through_anything(runs, steps, sound, count_trials):
     machine = type("Machine", (StoreMachine,), {"sound": sound})
