@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.benchmarks import busy as bench_busy
-from tests.benchmarks import object_storage as bench_storage
 from tests.benchmarks import fidelity as bench_fidelity
+from tests.benchmarks import object_storage as bench_storage
 from tests.benchmarks import precision_times as bench_precision
 from tests.benchmarks import profiles as bench_profiles
 from tests.benchmarks import scale as scale_figures
