@@ -249,6 +249,31 @@ def cifar10_features() -> str:
     )
 
 
+_SCREENED = {
+    "mirror": ("of the image and of the mirror image, int8 (default)", "mirror"),
+    "float16": ("the same, float16", "float16"),
+    "framed": ("the same, and a border of 1/8", "framed"),
+    "canonical": ("of the image only", "canonical"),
+    "channels16": ("default, 16 components of stages 2 and 3", "channels16"),
+    "pooled": ("default, 4x4 cells", "pooled"),
+    "stages_23": ("default, stages 2 and 3", "mirror"),
+    "stages_13": ("default, stages 1 and 3", "mirror"),
+    "stage_3": ("default, stage 3", "mirror"),
+}
+"""Forms of the screen, with their labels and their passes."""
+
+
+def cifar10_features_screen() -> str:
+    """Short trainings with stored features in several forms, on held-out images."""
+    screen = "cifar10_features_screen"
+    size = {each["name"].rpartition("-")[0]: each["bytes"] for each in results_of(screen)["passes"]}
+    rows: Rows = []
+    for arm, (label, name) in _SCREENED.items():
+        stored = f"{size[name]:,}" if arm == name else ""
+        rows.append((label, [Cell(stored), by_seed(runs_of(screen, arm), "accuracy")]))
+    return table(("features, held-out accuracy, %", "bytes a record", "by seed"), rows)
+
+
 _ON_SWAPPED = {
     "e2kd": "e2KD, one map a record",
     "review_kd_frozen": "ReviewKD, frozen features",
@@ -408,6 +433,7 @@ TABLES = (
     cifar10_equal_terms,
     cifar10_equal_terms_searched,
     cifar10_features,
+    cifar10_features_screen,
     demo_frozen_features,
     cifar10_probes,
     cifar10_top_logits,
