@@ -35,7 +35,7 @@ _ROOM_BYTES = 4 * 2**30
 def pytest_configure():
     """Keep the folders of tests in memory where there is room, because some disks take 3 ms to remove a folder.
 
-    The tests remove some fifty thousand.
+    The tests remove tens of thousands.
     """
     is_usable = _IN_MEMORY.is_dir() and os.access(_IN_MEMORY, os.W_OK | os.X_OK)
     if is_usable and shutil.disk_usage(_IN_MEMORY).free >= _ROOM_BYTES:

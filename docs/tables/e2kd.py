@@ -300,7 +300,7 @@ _WITHOUT_HEAD = {
 
 
 def cifar10_probes() -> str:
-    """What the features of students tell about the labels, with and without labels in their training."""
+    """Neighbors and linear probes on features of students, with and without labels in their training."""
     baseline = runs_of(FEATURES, "mirror")
     rows: Rows = []
     for arm, label in _WITHOUT_HEAD.items():

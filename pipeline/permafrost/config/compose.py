@@ -273,8 +273,9 @@ def _compose_groups(overrides: tuple[str, ...], evaluators: tuple[str, ...]) -> 
     from omegaconf import OmegaConf
 
     words = dict(word.partition("=")[::2] for word in overrides)
+    is_repeated = len(words) < len(overrides)
     experiment = _read_experiment(words.pop("experiment", None))
-    if not overrides or experiment is None or len(words) < len(overrides) - bool(experiment.files):
+    if not overrides or experiment is None or is_repeated:
         return pickle.dumps(_compose(overrides), pickle.HIGHEST_PROTOCOL)
     chosen = experiment.members | words
     # A member of a group within a section takes its place after the section.

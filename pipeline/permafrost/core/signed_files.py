@@ -107,7 +107,7 @@ def read_yaml(path: Path, advice: str) -> dict[str, Any]:
 
 
 def _load_yaml(body: bytes) -> Any:
-    """Load YAML, which takes a hundred times as long as copying what an earlier call has loaded."""
+    """Return the value of a YAML text, which is parsed once, as commands read the same options several times."""
     return copy.deepcopy(_parse_yaml(body))
 
 
