@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.cluster.session import gpus_each, ray_session
+from permafrost.core.bucket_files import collected_uploads
 from permafrost.core.errors import UserError, require
-from permafrost.core.files import collected_uploads
 from permafrost.core.tasks import ShardError, ShardResult, TaskOutcome, run_task
 
 if TYPE_CHECKING:

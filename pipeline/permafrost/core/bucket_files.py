@@ -6,6 +6,8 @@ import hashlib
 import io
 import os
 import tempfile
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING
 
 from permafrost.core import buckets
@@ -14,6 +16,9 @@ from permafrost.core.object_cache import scratch_folder_of
 from permafrost.core.rooted_paths import bucket_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import ExitStack
+
     from permafrost.core.rooted_paths import RootedPath
 
 
@@ -48,6 +53,59 @@ class UploadedFile(io.BufferedRandom):
             buckets.put_object(str(self._path), self, size, digest)
         finally:
             super().close()
+
+
+class Uploads:
+    """Files of this machine that are still to be uploaded, in the order in which they were written."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Callable[[], None], ExitStack]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, put: Callable[[], None], opened: ExitStack) -> None:
+        """Add the upload of a file, which is closed afterwards."""
+        self._waiting.append((put, opened))
+
+    def send(self) -> None:
+        """Upload the files one after the other, in any thread. Raises FileError at the first that fails."""
+        try:
+            for put, opened in self._waiting:
+                put()
+                opened.close()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        for _, opened in self._waiting:
+            opened.close()
+
+
+_collected: ContextVar[Uploads | None] = ContextVar("collected", default=None)
+
+
+def collecting_uploads() -> Uploads | None:
+    """Return the uploads that a block of this thread collects, None outside of such a block."""
+    return _collected.get()
+
+
+@contextmanager
+def collected_uploads() -> Iterator[Uploads]:
+    """Collect the files that this thread writes atomically into a bucket in the block, instead of uploading them.
+
+    Files that make others valid (`commit_file`), and removals, are not put off.
+    """
+    uploads = Uploads()
+    token = _collected.set(uploads)
+    try:
+        yield uploads
+    except BaseException:
+        uploads.close()
+        raise
+    finally:
+        _collected.reset(token)
 
 
 class RangedFile:

@@ -23,7 +23,6 @@ import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -31,7 +30,12 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import google_crc32c
 
 from permafrost.core import buckets
-from permafrost.core.bucket_files import RangedFile, UploadedFile, scratch_file_of
+from permafrost.core.bucket_files import (
+    RangedFile,
+    UploadedFile,
+    collecting_uploads,
+    scratch_file_of,
+)
 from permafrost.core.errors import FileError, UserError
 from permafrost.core.object_cache import cache_of
 from permafrost.core.rooted_paths import (
@@ -178,59 +182,11 @@ def _uploaded(path: RootedPath) -> Iterator[HashingFile]:
         finally:
             file.detach()
         put = partial(buckets.put_object, str(file.destination), scratch, file.bytes, file.sha256)
-        uploads = _collected.get()
+        uploads = collecting_uploads()
         if uploads is None:
             put()
         else:
             uploads.add(put, opened.pop_all())
-
-
-class Uploads:
-    """Files of this machine that are still to be uploaded, in the order in which they were written."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Callable[[], None], ExitStack]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def add(self, put: Callable[[], None], opened: ExitStack) -> None:
-        """Add the upload of a file, which is closed afterwards."""
-        self._waiting.append((put, opened))
-
-    def send(self) -> None:
-        """Upload the files one after the other, in any thread. Raises FileError at the first that fails."""
-        try:
-            for put, opened in self._waiting:
-                put()
-                opened.close()
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Close all files."""
-        for _, opened in self._waiting:
-            opened.close()
-
-
-_collected: ContextVar[Uploads | None] = ContextVar("collected", default=None)
-
-
-@contextmanager
-def collected_uploads() -> Iterator[Uploads]:
-    """Collect the files that this thread writes atomically into a bucket in the block, instead of uploading them.
-
-    Files that make others valid (`commit_file`), and removals, are not put off.
-    """
-    uploads = Uploads()
-    token = _collected.set(uploads)
-    try:
-        yield uploads
-    except BaseException:
-        uploads.close()
-        raise
-    finally:
-        _collected.reset(token)
 
 
 def write_error(path: AnyPath, error: OSError) -> FileError:
