@@ -31,11 +31,13 @@ from permafrost.ked.options import (
     SuperfeaturesConfig,
 )
 from permafrost.ked.partition import PARTITION_NAME, build_partition, class_centered, pass_hierarchy
-from permafrost.ked.subnets import LOGITS
+from permafrost.ked.subnets import HIDDEN, LOGITS
 from permafrost.ked.superfeature_agreement import FidelitySums
 from permafrost.loading.geometry import decode_intermediates, decode_maps, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.losses.base import build_loss
+from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
 from permafrost.store.entries import StoreMismatchError
@@ -44,13 +46,15 @@ from permafrost.store.verification import verify_store
 from permafrost.training.distill_job import Distillation, fingerprint_inputs
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import open_passes
+from permafrost.training.targets import LiveTeacher
 from stages import distill, evaluate, precompute, teach
+from tests.support.outputs import student_output
 from tests.support.runs import TRAINER
 from tests.support.stores import Frozen, precompute_config, train_dataset
 
 M = 4
 NETWORK = AdditiveModelConfig(name="conv", superfeatures=M, grid=(4, 4), width=3)
-PASS = PassOptions(batch_size=8, payloads=("logits", "superfeature_logits"))
+PASS = PassOptions(batch_size=8, payloads=("logits", "superfeature_logits", HIDDEN))
 STILL = AugmentOptions()
 FLIP = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip", p=1.0),))
 SHORT = replace(TRAINER, epochs=1)
@@ -120,16 +124,18 @@ def test_a_pass_declares_its_superfeatures_and_verifies(ked_store):
 
     specs = {spec.name: spec for spec in teacher.manifest.fields}
 
-    assert list(specs) == ["logits", "superfeature_logits", "superfeature_logits_scale"]
+    assert list(specs) == ["logits", "superfeature_logits", "superfeature_logits_scale", HIDDEN]
     assert (specs["superfeature_logits"].shape, specs["superfeature_logits"].when_moved) == (
         (M, 10),
         "refuse",
     )
+    assert (specs[HIDDEN].shape, specs[HIDDEN].when_moved) == ((M, NETWORK.width), "refuse")
     assert teacher.fields_of("superfeature_logits") == ["superfeature_logits"]
     assert teacher.manifest.partition_sha256 == partition.sha256
     for number in range(1, M + 1):
         assert torch.equal(pass_hierarchy(teacher).coarsening(number), partition.coarsening(number))
     assert teacher.manifest.fidelity["superfeature_logits"] > 0.99999
+    assert teacher.manifest.fidelity[HIDDEN] > 0.99999
     assert list(verify_store(ked_store.store.path)) == []
 
 
@@ -200,10 +206,12 @@ def test_a_pass_names_its_superfeatures_where_it_stores_them(ked_store, frozen):
 
 
 def test_a_teacher_without_superfeatures_stores_none(tmp_path, tiny_teacher):
-    with pytest.raises(
-        ConfigError, match=r"CifarResNet has no superfeatures.*leave superfeature_logits out"
-    ):
-        precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=PASS))
+    for payload in ("superfeature_logits", HIDDEN):
+        annotate = replace(PASS, payloads=("logits", payload))
+        with pytest.raises(
+            ConfigError, match=r"CifarResNet has no superfeatures.*annotate.payloads"
+        ):
+            precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=annotate))
 
 
 # ---- students ------------------------------------------------------------------------------------
@@ -245,8 +253,10 @@ def test_a_student_is_taught_saved_without_the_artifact_and_evaluated(ked_store)
         ("kd", {"method": KDConfig()}),
         ("replay", {"mode": "replay"}),
         ("live", {"mode": "live"}),
-        ("hint", {"mode": "live", "method": KEDConfig(lambda_hint=100.0)}),
-        ("kd with a hint", {"mode": "live", "method": KEDConfig(mu=0.0, lambda_hint=100.0)}),
+        ("live hint", {"mode": "live", "method": KEDConfig(lambda_hint=100.0)}),
+        ("frozen hint", {"method": KEDConfig(lambda_hint=100.0)}),
+        ("replayed hint", {"mode": "replay", "method": KEDConfig(lambda_hint=100.0)}),
+        ("kd with a hint", {"method": KEDConfig(mu=0.0, lambda_hint=100.0)}),
     ],
 )
 def test_students_of_every_kind_train(ked_store, name, options):
@@ -262,6 +272,37 @@ def test_students_of_every_kind_train(ked_store, name, options):
     assert all(math.isfinite(value) for value in last.values())
     assert ("ked" in last) == (name not in ("kd", "chimeras alone", "kd with a hint"))
     assert ("hint" in last) == ("hint" in name)
+
+
+def test_a_stored_hint_is_that_of_a_live_teacher(ked_store):
+    config = still(ked_store, method=KEDConfig(lambda_hint=1.0))
+    plan = Distillation(config=config, folder=Path()).plan()
+    batch = plan.dataset.__getitems__(range(8))
+    images = batch.inputs / 255
+    teacher = freeze(build_model(ked_store.config.teacher, 10))
+    live = LiveTeacher("live", teacher, gradcam, images.shape[-2:], needs=plan.loss.needs)
+    torch.manual_seed(0)
+    output = build_model(config.student, 10)(images)
+    student = student_output(logits=output.logits, extras=output.extras)
+    values = []
+
+    for targets in (view_targets, live):
+        asked = plan.loss.convert_targets(targets(batch, (4, 4), with_maps=False))[0]
+        if not values:
+            plan.loss.build(student, asked)
+        values.append(plan.loss(student, asked, torch.arange(8)).terms["hint"].item())
+
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+    assert values[0] > 0
+
+
+def test_a_hint_of_several_teachers_is_refused(ked_store):
+    method = KEDConfig(lambda_hint=1.0, teacher_weights=(0.5, 0.5))
+    (teacher,) = ked_store.store.open_passes()
+    config = still(ked_store, method=method)
+
+    with pytest.raises(ConfigError, match=r"one teacher, but store.teacher names 2"):
+        build_loss(method).plan(config, [teacher, teacher], 10)
 
 
 def test_levels_are_those_of_the_teachers_own_partition(ked_store):

@@ -122,7 +122,7 @@ def test_without_mu_it_is_kd_and_asks_for_nothing_inside():
     kd = value(KDConfig(tau=4.0, lambda_ce=1 - 0.8, lambda_kd=0.8), student, teacher)
 
     assert torch.equal(value(method, student, teacher), kd)
-    assert (loss.needs.target_fields, loss.needs.payload) == (None, None)
+    assert (loss.needs.target_fields, loss.needs.payloads) == (None, ())
 
 
 def test_without_lambda_it_is_the_supervised_loss():
@@ -131,7 +131,7 @@ def test_without_lambda_it_is_the_supervised_loss():
     loss = build_loss(method)
 
     assert torch.equal(value(method, student, teacher), value(LabelsConfig(), student, teacher))
-    assert (loss.needs.target_fields, loss.needs.payload, loss.needs.labels) == (None, None, True)
+    assert (loss.needs.target_fields, loss.needs.payloads, loss.needs.labels) == (None, (), True)
 
 
 def test_equal_networks_cost_nothing_and_pull_nowhere():
@@ -405,7 +405,10 @@ def test_views_that_move_are_refused_where_explanations_cannot():
     ("options", "message"),
     [
         ({"student": CifarModelConfig()}, r"student=cifar has none: set student=additive"),
-        ({"method": KEDConfig(lambda_hint=1.0)}, r"method.lambda_hint=1.0.*mode=live"),
+        (
+            {"method": KEDConfig(mu=0.0, lambda_hint=1.0), "augment": MOVING},
+            r"superfeatures of method=ked cannot be warped.*augment=none",
+        ),
         (
             {
                 "method": KEDConfig(mu=0.0, lambda_hint=1.0),

@@ -292,7 +292,7 @@ def test_terms_are_weighted_and_those_of_weight_zero_are_not_computed():
     assert found.total.item() == pytest.approx(total, rel=1e-5)
     labels = build_loss(EmbeddingConfig(lambda_ce=1.0, lambda_embedding=0.0))
     assert labels.needs.intermediates == NO_INTERMEDIATES
-    assert labels.needs.payload is None
+    assert labels.needs.payloads == ()
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,7 @@ def test_the_mean_over_ranks_is_the_value_of_the_whole_batch(
 ):
     loss = build_loss(config).double()
     student, targets, labels = reduction_batch()
-    fields = {
-        n: v for n, v in targets.intermediates.items() if n.startswith(loss.needs.payload or "none")
-    }
+    fields = {n: v for n, v in targets.intermediates.items() if n.startswith(loss.needs.payloads)}
     targets = replace(targets, intermediates=fields)
     if isinstance(config, GuidedTeachingConfig):
         targets = Guidance(

@@ -212,7 +212,7 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, me
     student = build_model(replace(inner.config.teacher, weights=None), 10).eval()
     parameters = list(student.parameters())
     loss = build_loss(method)
-    batch = viewed_batch(inner, loss.needs.payload)
+    batch = viewed_batch(inner, *loss.needs.payloads)
     gradients, values = [], []
     for targets in (view_targets, live_teacher_of(inner, loss.needs)):
         part = Training(

@@ -85,7 +85,7 @@ class CRDLoss(FeatureKDLoss):
 
     term = "crd"
     term_needs = Needs(
-        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payload="pooled"
+        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payloads=("pooled",)
     )
     config: CRDConfig
     student_bank: Tensor

@@ -69,7 +69,9 @@ class FTLoss(FeatureKDLoss):
     term = "ft"
     restores_features = True
     term_needs = Needs(
-        intermediates=Intermediates(stages=True), target_fields=last_stage_fields, payload=FEATURES
+        intermediates=Intermediates(stages=True),
+        target_fields=last_stage_fields,
+        payloads=(FEATURES,),
     )
     config: FTConfig
 

@@ -69,7 +69,7 @@ class SSKDLoss(FeatureKDLoss):
 
     term = "ss"
     term_needs = Needs(
-        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payload="pooled"
+        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payloads=("pooled",)
     )
     config: SSKDConfig
 

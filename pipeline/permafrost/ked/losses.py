@@ -24,7 +24,13 @@ from permafrost.core.records import (
 )
 from permafrost.ked.chimeras import Chimeras
 from permafrost.ked.network import network_partition
-from permafrost.ked.options import PAYLOAD, AdditiveModelConfig, KEDConfig, KEDTeachingConfig
+from permafrost.ked.options import (
+    HIDDEN_PAYLOAD,
+    PAYLOAD,
+    AdditiveModelConfig,
+    KEDConfig,
+    KEDTeachingConfig,
+)
 from permafrost.ked.partition import (
     class_centered,
     coarsen,
@@ -73,7 +79,7 @@ def superfeature_fields(output: ModelOutput) -> dict[str, Tensor]:
 
 
 def hint_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Fields superfeature_logits and superfeature_hidden [B, M, width], of which the latter is not stored."""
+    """Fields superfeature_logits and superfeature_hidden [B, M, width], at the teacher's finest level."""
     return {**superfeature_fields(output), HIDDEN: output.extras[HIDDEN].detach()}
 
 
@@ -110,6 +116,11 @@ class KEDLoss(DistillationLoss):
         method = self.config
         if not method.needs_superfeatures:
             return
+        require(
+            not self.has_hint or len(passes) <= 1,
+            f"method.lambda_hint={method.lambda_hint} compares the hidden layers of one teacher, but store.teacher "
+            f"names {len(passes)}; name one, or set method.lambda_hint=0",
+        )
         partition = network_partition(
             build_model(config.student, num_classes, may_replace_head=True)
         )
@@ -179,7 +190,7 @@ class KEDLoss(DistillationLoss):
         return Needs(
             labels=labels,
             target_fields=hint_fields if self.has_hint else superfeature_fields,
-            payload=PAYLOAD,
+            payloads=(PAYLOAD, HIDDEN_PAYLOAD) if self.has_hint else (PAYLOAD,),
         )
 
     def check_labels(self, *, many: bool) -> None:

@@ -322,9 +322,9 @@ def network_partition(model: Any) -> Partition:
     """Return the partition of an additive network, or raise ConfigError for any other."""
     if not isinstance(model, AdditiveClassifier):
         raise ConfigError(
-            f"{type(model.network).__name__} has no superfeatures, which method=ked and the payload "
-            "superfeature_logits need; set teacher=additive, leave superfeature_logits out of annotate.payloads, or "
-            "choose another method"
+            f"{type(model.network).__name__} has no superfeatures, which method=ked and its payloads need; set "
+            "teacher=additive, leave superfeature_logits and superfeature_hidden out of annotate.payloads, or choose "
+            "another method"
         )
     return model.partition
 

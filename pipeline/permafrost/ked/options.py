@@ -28,6 +28,7 @@ from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.core.errors import ConfigError, require
 
 PAYLOAD = "superfeature_logits"
+HIDDEN_PAYLOAD = "superfeature_hidden"
 PARTITION_NAME = "partition.safetensors"
 """File with all levels of the partition that a run found, as read by the network option partition=<run folder>."""
 
@@ -45,7 +46,7 @@ class AdditiveModelConfig(ModelConfig):
 
     digests: ClassVar[str] = "permafrost.ked.partition:partition_digests"
     table_options: ClassVar[tuple[str, ...]] = ("name=mlp",)
-    table_payloads: ClassVar[tuple[str, ...]] = ("logits", PAYLOAD)
+    table_payloads: ClassVar[tuple[str, ...]] = ("logits", PAYLOAD, HIDDEN_PAYLOAD)
 
     kind: Literal["additive"] = "additive"
     name: Literal["mlp", "conv", "trunk"] = "trunk"
@@ -245,8 +246,8 @@ class KEDConfig(SoftTargetsConfig):
     lambda_hint: Annotated[float, Ge(0)] = 0.0
     """Weight of the hint (FitNets), independent of lambda_ked and mu; 0 disables it. With mu=0 it is KD + FitNet. 1 is
     a start, as 10 cost accuracy on handwritten digits. The hint is the mean squared
-    difference of the subnets' last hidden layers, after a linear map of the student's. It needs mode=live, because no
-    store contains hidden layers."""
+    difference of the subnets' last hidden layers, after a linear map of the student's. Stored ones are the payload
+    superfeature_hidden."""
     superfeatures: Annotated[int | None, Ge(1)] = None
     """Level of both hierarchies that is compared, in superfeatures; null takes the student's finest."""
     superfeature_control: Literal["none", "shuffled", "noise"] = "none"
@@ -257,7 +258,7 @@ class KEDConfig(SoftTargetsConfig):
     from a different record, with the teacher's exact logits of that superfeature, so the teacher need not be
     run again. Requires networks in input mode."""
     allow_view_mismatch: bool = False
-    """Allow mode=frozen to warp images while their explanations stay fixed, which is an approximation."""
+    """Allow mode=frozen to warp images while their superfeatures stay fixed, which is an approximation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -270,10 +271,10 @@ class KEDConfig(SoftTargetsConfig):
 
     def check(self, setting: MethodSetting) -> None:
         student, mode = setting.student, setting.mode
-        if self.needs_explanations:
+        if self.needs_superfeatures:
             require(
                 mode != "frozen" or not setting.augment.operations or self.allow_view_mismatch,
-                "augment.operations warp the image, but the explanations of method=ked cannot be warped with it: set "
+                "augment.operations warp the image, but the superfeatures of method=ked cannot be warped with it: set "
                 "augment=none, replay stored views (mode=replay), run the teacher itself (mode=live), or accept an "
                 "approximation with method.allow_view_mismatch=true",
             )
@@ -281,11 +282,6 @@ class KEDConfig(SoftTargetsConfig):
             not self.needs_superfeatures or isinstance(student, AdditiveModelConfig),
             f"method=ked compares superfeatures, and student={student.kind} has none: set student=additive, or "
             "method.mu=0 method.chimera_fraction=0 method.lambda_hint=0 for KD",
-        )
-        require(
-            self.lambda_hint == 0 or mode == "live",
-            f"method.lambda_hint={self.lambda_hint} compares hidden layers, which no store contains, so mode={mode} "
-            "has none: set mode=live with teacher= and teacher.weights=, or method.lambda_hint=0",
         )
         mixup_alpha = setting.augment.mixup_alpha
         require(
@@ -427,7 +423,7 @@ class SuperfeaturesOptions(EvaluatorOptions):
 
 
 def register() -> None:
-    """Add the networks, the method, the teaching, the explainer, the payload, the evaluator and the pictures of KED."""
+    """Add the networks, method, teaching, explainer, payloads, evaluator and pictures of KED."""
     MODELS["additive"] = AdditiveModelConfig
     METHODS["ked"] = KEDConfig
     TEACHINGS["ked"] = KEDTeachingConfig
@@ -436,6 +432,11 @@ def register() -> None:
         "permafrost.ked.superfeatures:SuperfeaturePayload",
         fits_tables=True,
         adds=SuperfeaturePayloadOptions,
+        describe="permafrost.ked.network:describe_levels",
+    )
+    PAYLOADS[HIDDEN_PAYLOAD] = PayloadInfo(
+        "permafrost.ked.superfeatures:HiddenPayload",
+        fits_tables=True,
         describe="permafrost.ked.network:describe_levels",
     )
     EVALUATORS["superfeatures"] = SuperfeaturesOptions

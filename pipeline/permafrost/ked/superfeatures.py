@@ -1,12 +1,13 @@
-"""The superfeatures of an additive network, as a payload of a teacher pass and as an explanation.
+"""The superfeatures of an additive network, as payloads of a teacher pass and as an explanation.
 
-The payload has the logits of each superfeature at the teacher's finest level, of which coarser levels are sums. The
-explanation is the contribution of each superfeature to a class: its logit, class-centered. In an additive game this is
-the exact Shapley value of the superfeature, so no sampling is needed (KED).
+The payloads are the logits and the last hidden layer of each superfeature at the teacher's finest level. Logits of
+coarser levels are sums. The explanation is the contribution of each superfeature to a class: its logit, class-centered.
+In an additive game this is the exact Shapley value of the superfeature, so no sampling is needed (KED).
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from permafrost.core.records import FieldSpec
 from permafrost.ked.losses import superfeature_fields
 from permafrost.ked.options import SuperfeaturePayloadOptions
 from permafrost.ked.partition import class_centered
-from permafrost.ked.subnets import LOGITS, AdditiveClassifier
+from permafrost.ked.subnets import HIDDEN, LOGITS, AdditiveClassifier
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, ModelOutput
 from permafrost.store.codecs import encode_maxabs, lowest_cosine
 
@@ -63,6 +64,37 @@ class SuperfeaturePayload:
             {"superfeature_logits": stored, "superfeature_logits_scale": scale},
             {"superfeature_logits": lowest_cosine(rows, stored.reshape(rows.shape))},
         )
+
+
+class HiddenPayload:
+    """Field superfeature_hidden f16 [M, width]: the last hidden layer of each subnet, for method.lambda_hint.
+
+    It has no spatial position, so it cannot be transformed with a view.
+    """
+
+    intermediates = NO_INTERMEDIATES
+
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
+        pass
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        return [
+            FieldSpec(
+                name=HIDDEN,
+                shape=tuple(output.extras[HIDDEN].shape[1:]),
+                dtype="float16",
+                when_moved="refuse",
+                axes=("superfeature", "unit"),
+            )
+        ]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        values = output.extras[HIDDEN].detach().cpu().numpy()
+        with np.errstate(over="ignore", invalid="ignore"):  # the annotator reports overflows
+            stored = values.astype("float16")
+            rows = values.reshape(-1, values.shape[2])
+            fidelity = lowest_cosine(rows, stored.reshape(rows.shape))
+        return EncodedFields({HIDDEN: stored}, {HIDDEN: fidelity})
 
 
 def superfeature_contributions(

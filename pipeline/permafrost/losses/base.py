@@ -84,8 +84,8 @@ class Needs:
     """Intermediates of both networks' forward passes."""
     target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None
     """Function from the teacher's output to the fields of `Targets.intermediates`, f32 and without a graph."""
-    payload: str | None = None
-    """Payload that stores these fields."""
+    payloads: tuple[str, ...] = ()
+    """Payloads that store these fields."""
 
     def maps_in(self, step: int) -> bool:
         """Return whether maps are needed in this step."""
@@ -221,8 +221,7 @@ class DistillationLoss(nn.Module, LossCallbacks):
 
     def payloads_of(self, teacher: str) -> tuple[str, ...]:
         """Payloads that the loss reads of one pass besides logits and maps."""
-        read = (needs.payload for needs in self.needs_of(teacher))
-        return tuple(dict.fromkeys(payload for payload in read if payload is not None))
+        return tuple(dict.fromkeys(name for n in self.needs_of(teacher) for name in n.payloads))
 
     def check_labels(self, *, many: bool) -> None:
         """Raise ConfigError if this loss does not support one label per record, or many if `many`."""

@@ -161,7 +161,7 @@ class ATLoss(FeatureKDLoss):
     term_needs = Needs(
         intermediates=Intermediates(stages=True),
         target_fields=attention_fields,
-        payload="attention",
+        payloads=("attention",),
     )
     config: ATConfig
 
@@ -233,7 +233,7 @@ def class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
 CLASS_MAP_NEEDS = Needs(
     intermediates=Intermediates(class_maps=True),
     target_fields=class_map_fields,
-    payload="class_maps",
+    payloads=("class_maps",),
 )
 """Needs of `class_map_loss`."""
 
@@ -403,7 +403,7 @@ class ReviewKDLoss(FeatureKDLoss):
     term = "review"
     restores_features = True
     term_needs = Needs(
-        intermediates=Intermediates(stages=True), target_fields=stage_fields, payload=FEATURES
+        intermediates=Intermediates(stages=True), target_fields=stage_fields, payloads=(FEATURES,)
     )
     config: ReviewKDConfig
 

@@ -51,7 +51,7 @@ class FeaturesLoss(FeatureKDLoss):
 
     term = "features"
     term_needs = Needs(
-        intermediates=Intermediates(stages=True), target_fields=stage_fields, payload=FEATURES
+        intermediates=Intermediates(stages=True), target_fields=stage_fields, payloads=(FEATURES,)
     )
     config: FeaturesConfig
 
@@ -173,7 +173,7 @@ class EmbeddingLoss(FeatureKDLoss):
 
     term = "embedding"
     term_needs = Needs(
-        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payload="pooled"
+        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payloads=("pooled",)
     )
     config: EmbeddingConfig
 

@@ -74,7 +74,7 @@ class SeveralLoss(DistillationLoss):
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
         for term, loss in self._parts():
-            if term.reads(targets.teacher) and loss.needs.payload is not None:
+            if term.reads(targets.teacher) and loss.needs.payloads:
                 loss.build(student, _select_fields(targets, loss))
 
     def terms(
@@ -90,11 +90,10 @@ class SeveralLoss(DistillationLoss):
 
 
 def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
-    """Return targets with the intermediates of the loss's payload alone, converted for it alone."""
-    payload = loss.needs.payload
+    """Return targets with the intermediates of the loss's payloads alone, converted for it alone."""
 
     def is_read(name: str) -> bool:
-        return payload is not None and (name == payload or name.startswith(f"{payload}_"))
+        return any(name == each or name.startswith(f"{each}_") for each in loss.needs.payloads)
 
     selected = replace(
         targets,

@@ -127,12 +127,13 @@ def _check_contents(
             f"{teacher.folder} holds no maps, but {reader} needs them; "
             "run permafrost precompute with annotate.payloads=[logits,map]"
         )
-    if needs.payload is not None and not teacher.fields_of(needs.payload):
-        raise StoreMismatchError(
-            f"{teacher.folder} holds no payload {needs.payload}, but {reader} needs it; run "
-            f"permafrost precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
-            f"{option}{live}"
-        )
+    for payload in needs.payloads:
+        if not teacher.fields_of(payload):
+            payloads = ",".join(("logits", "map", *needs.payloads))
+            raise StoreMismatchError(
+                f"{teacher.folder} holds no payload {payload}, but {reader} needs it; run permafrost precompute with "
+                f"annotate.payloads=[{payloads}] and name its pass with {option}{live}"
+            )
     if needs.targets and needs.logits and not teacher.manifest.has_logits:
         raise StoreMismatchError(
             f"{teacher.folder} holds no logits, but {reader} needs them; set method.lambda_kd=0 "
