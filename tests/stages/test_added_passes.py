@@ -200,6 +200,23 @@ def test_a_student_of_stored_views_goes_on_with_its_own(one_pass):
         distill.run(replace(config, run="another"))
 
 
+def test_a_student_of_a_named_pass_of_stored_views_is_compared_with_its_teacher(one_pass):
+    path, views = one_pass.store.path, RandomViewsConfig(count=2)
+    named = PassOptions(name="turned")
+    precompute.run(precompute_config(path, FIRST, views=views, augment=PAD_CROP, annotate=named))
+    assert names_in(one_pass.store) == [one_pass.first]
+    one_pass.add_passes()
+
+    distill.run(with_teacher(distill_config(one_pass, mode="replay", views=views), "turned"))
+    compared = evaluate.run(with_teacher(evaluate_config(one_pass), "turned")).splits["test"]
+
+    assert (
+        compared
+        == evaluate.run(with_teacher(evaluate_config(one_pass), one_pass.first)).splits["test"]
+    )
+    assert "agreement" in compared
+
+
 def test_a_teacher_is_compared_with_its_first_pass(one_pass):
     evaluation = replace(evaluate_config(one_pass), model="teacher", teacher=FIRST)
     evaluate.run(evaluation)

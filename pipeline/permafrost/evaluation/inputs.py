@@ -167,16 +167,25 @@ def open_evaluation_store(
 
     With evaluate.store, the passes are those of the same teachers in that store.
 
-    names  the passes in store.path that the student was trained on. If it is empty (a student trained on labels), the
-           pass is used that the run was compared with before, otherwise the only pass of the store, if it has one
+    names  the passes in store.path that the student was trained on, of stored views, too. If it is empty (a student
+           trained on labels), the pass is used that the run was compared with before, otherwise the only pass of the
+           store, if it has one
     run    run of the student, or of its sweep
     """
     training_store = Store(config.store.folder)
+    names = [_canonical_name(training_store, name) for name in names]
     passes = [training_store.open_pass(n) for n in name_passes(run, training_store, names)]
     if config.evaluate.store is None:
         return training_store, passes
     store = open_record_store(config)
     return store, [store.canonical_of(teacher) for teacher in passes]
+
+
+def _canonical_name(store: Store, name: str) -> str:
+    """Return the name of the canonical pass of the same teacher if `name` names only a pass of stored views."""
+    if store.passes_named(name) or len(store.passes_named(name, stored_views=True)) != 1:
+        return name
+    return store.canonical_of(store.open_pass(name, stored_views=True)).name
 
 
 def open_record_store(config: EvaluateConfig) -> Store:

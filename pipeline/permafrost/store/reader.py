@@ -117,11 +117,16 @@ class Store:
         folders = list_folder(self.folder / TEACHERS_FOLDER)
         return [f for f in folders if is_folder(f) and not exists(f / MANIFEST_NAME)]
 
+    def passes_named(self, name: str, *, stored_views: bool = False) -> list[RootedPath]:
+        """Return the folders of the passes whose name, or its part before or after the last hyphen, is `name`."""
+        folders = self.pass_folders(stored_views=stored_views)
+        return [f for f in folders if name in (f.name, *f.name.rsplit("-", 1))]
+
     def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
         """Open the pass whose folder is `name`, or the only one with that name before or after the last hyphen."""
-        folders = self.pass_folders(stored_views=stored_views)
-        found = [f for f in folders if name in (f.name, *f.name.rsplit("-", 1))]
+        found = self.passes_named(name, stored_views=stored_views)
         if len(found) != 1:
+            folders = self.pass_folders(stored_views=stored_views)
             names = ", ".join(folder.name for folder in folders) or "none"
             raise StoreMismatchError(
                 f"{self.path} has {'several' if found else 'no'} {_kind(stored_views)} {name!r}; set store.teacher "
@@ -154,17 +159,20 @@ class Store:
         ]
 
     def canonical_of(self, replayed: TeacherPass) -> TeacherPass:
-        """Open the canonical pass of the teacher of a pass of stored views; precompute writes it first."""
-        for folder in self.pass_folders():
-            manifest = read_pass_manifest(folder)
-            if (manifest.teacher, manifest.explainer) == (
-                replayed.manifest.teacher,
-                replayed.manifest.explainer,
-            ):
-                return TeacherPass(self, folder)
-        raise StoreMismatchError(
-            f"{self.path} has no canonical pass of the teacher of {replayed.name}; run permafrost precompute with it"
-        )
+        """Open the canonical pass of the teacher of a pass of stored views, with logits if there is one.
+
+        Precompute writes one before the stored views.
+        """
+        wanted = (replayed.manifest.teacher, replayed.manifest.explainer)
+        manifests = {folder: read_pass_manifest(folder) for folder in self.pass_folders()}
+        same = [folder for folder, m in manifests.items() if (m.teacher, m.explainer) == wanted]
+        if not same:
+            raise StoreMismatchError(
+                f"{self.path} has no canonical pass of the teacher of {replayed.name}; run permafrost precompute "
+                "with it"
+            )
+        with_logits = [folder for folder in same if manifests[folder].has_logits]
+        return TeacherPass(self, (with_logits or same)[0])
 
 
 def _has_stored_views(folder: RootedPath) -> bool:
