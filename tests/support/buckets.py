@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import obstore
 import pytest
@@ -91,19 +90,32 @@ def moto_server() -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    address = f"http://127.0.0.1:{port}"
     try:
         while True:
             assert process.poll() is None, "moto's server has ended"
             try:
-                urlopen(Request(f"{address}/bucket", method="PUT")).close()
+                _create_bucket(port)
                 break
             except OSError:
                 time.sleep(0.05)
-        yield address
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
         process.wait()
+
+
+def _create_bucket(port: int) -> None:
+    """Create the bucket. Raises OSError if nothing listens at the port.
+
+    http.client knows no proxy. urllib keeps that of the process's first request, which may be one of a test.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("PUT", "/bucket")
+        status = connection.getresponse().status
+    finally:
+        connection.close()
+    assert status == 200, f"moto's server answers {status}"
 
 
 FAULTS = ("drop", "delay", "truncate", "lose", "403", "404", "409", "412", "429", "500", "503")
