@@ -90,7 +90,7 @@ def read_store(store: Path) -> None:
 # ---- stores --------------------------------------------------------------------------------------
 
 
-@examples(60, 6_000)
+@examples(30, 6_000)
 @pytest.mark.timeout(1800)
 def test_a_manifest_is_read_or_refused(examples, stores, tmp_path, count_trials):
     store = shutil.copytree(stores("zarr"), tmp_path / "store")
@@ -113,7 +113,7 @@ def test_a_manifest_is_read_or_refused(examples, stores, tmp_path, count_trials)
     read_store(store)
 
 
-@examples(60, 4_000)
+@examples(30, 4_000)
 @pytest.mark.timeout(1800)
 def test_an_unsigned_manifest_is_refused(examples, stores, tmp_path):
     store = shutil.copytree(stores("zarr"), tmp_path / "store")
@@ -140,7 +140,7 @@ def _same_values(data: bytes, sound: bytes) -> bool:
     return json.loads(data) == json.loads(sound)
 
 
-@examples(80, 8_000)
+@examples(40, 8_000)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["index", "keys"])
 def test_an_index_is_read_or_refused(examples, name, stores, tmp_path, count_trials):
@@ -162,7 +162,7 @@ def test_an_index_is_read_or_refused(examples, name, stores, tmp_path, count_tri
     assert sum(refusals) > examples / 4
 
 
-@examples(60, 6_000)
+@examples(30, 6_000)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("of_pass", [False, True])
 def test_a_receipt_is_read_or_refused(examples, of_pass, stores, tmp_path, count_trials):
@@ -188,7 +188,7 @@ def test_a_receipt_is_read_or_refused(examples, of_pass, stores, tmp_path, count
     assert sum(refusals) > examples / 4
 
 
-@examples(50, 4_000)
+@examples(25, 4_000)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("of_pass", [False, True])
 def test_a_table_of_shards_is_read_or_refused(examples, of_pass, stores, tmp_path, count_trials):
@@ -210,7 +210,7 @@ def test_a_table_of_shards_is_read_or_refused(examples, of_pass, stores, tmp_pat
     assert sum(refusals) > examples / 4
 
 
-@examples(30, 2_000)
+@examples(15, 2_000)
 @pytest.mark.timeout(1800)
 def test_a_tar_of_fields_is_read_or_refused(examples, stores, tmp_path, count_trials):
     store = shutil.copytree(stores("webdataset"), tmp_path / "store")
@@ -238,7 +238,7 @@ def test_a_tar_of_fields_is_read_or_refused(examples, stores, tmp_path, count_tr
 # ---- sources -------------------------------------------------------------------------------------
 
 
-@examples(60, 6_000)
+@examples(30, 6_000)
 @pytest.mark.timeout(1800)
 def test_a_tar_of_samples_is_read_or_refused(examples, tmp_path, count_trials):
     folder = tmp_path / "tars"
@@ -297,7 +297,7 @@ def csv_files(draw, header: list[str], sound: list[list[str]]) -> Edited:
     return draw(edited_bytes(data)) if draw(st.integers(0, 3)) == 0 else Edited(data)
 
 
-@examples(60, 6_000)
+@examples(30, 6_000)
 @pytest.mark.timeout(1800)
 def test_a_table_of_numbers_is_read_or_refused(examples, tmp_path, count_trials):
     path = tmp_path / "flows.csv"
@@ -322,7 +322,7 @@ def test_a_table_of_numbers_is_read_or_refused(examples, tmp_path, count_trials)
     assert examples / 10 < sum(refusals) < examples
 
 
-@examples(60, 6_000)
+@examples(30, 6_000)
 @pytest.mark.timeout(1800)
 def test_a_table_of_images_is_read_or_refused(examples, tmp_path, count_trials):
     table = write_photo_table(tmp_path, per_class=2)
@@ -380,7 +380,7 @@ def option_words(verb: str) -> list[str]:
     ]
 
 
-@examples(20, 1_000)
+@examples(10, 1_000)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("verb", ["precompute", "distill", "sweep"])
 def test_a_command_line_is_read_or_refused(examples, verb, count_trials):

@@ -184,6 +184,7 @@ def test_a_name_that_no_section_or_several_have_is_an_error_that_says_so():
 # ---- verbs ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_verb_and_its_function_make_the_same_run(store, tmp_path, monkeypatch):
     """The identity, and so every option, is that of the command line."""
     monkeypatch.chdir(tmp_path)

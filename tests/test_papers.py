@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.processes import environment
+from tests.support.slow import slow_except
 
 MEMBERS = {
     "unicam": ("evaluate.unicam", "evaluate.distance_correlation"),
@@ -30,7 +31,7 @@ DISTILL = ("distill", "method=e2kd", "student.name=resnet8", "student.width=4")
 DISTILL += ("trainer.epochs=1", "trainer.batch_size=8")
 
 
-@pytest.fixture(scope="module", params=MEMBERS)
+@pytest.fixture(scope="module", params=slow_except(("unicam",), MEMBERS))
 def without(request, tmp_path_factory):
     """Copy of the tree without the folder of a paper, and the paper's name."""
     top = tmp_path_factory.mktemp(f"without_{request.param}")

@@ -43,6 +43,7 @@ from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import with_named_passes
 from stages import distill, evaluate, precompute
 from tests.support.runs import distill_config, evaluation_of
+from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
 from tests.support.tensors import gaussian
 
@@ -143,6 +144,7 @@ def test_a_stock_reader_rebuilds_the_features_and_the_share_that_is_kept(project
         assert file[1:, -1].sum() / file[0, -1] == pytest.approx(entry.kept, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_stages_of_few_channels_are_stored_whole_and_the_files_are_always_the_same(
     tmp_path, tiny_teacher, projected
 ):
@@ -244,9 +246,9 @@ def test_restored_features_are_moved_alike(projected):
 @pytest.mark.parametrize(
     ("method", "channels"),
     [
-        (FeaturesConfig(stages=(-1,)), None),
+        slow(FeaturesConfig(stages=(-1,)), None),
         (ReviewKDConfig(), (4, 8, 16)),
-        (FTConfig(lambda_ft=1.0), 16),
+        slow(FTConfig(lambda_ft=1.0), 16),
     ],
     ids=["features", "review_kd", "ft"],
 )

@@ -29,6 +29,7 @@ from permafrost.store.shards import ShardEntry
 from stages import precompute
 from tests.support.batches import FLIP
 from tests.support.runs import PAD_CROP
+from tests.support.slow import slow
 from tests.support.stores import precompute_config
 from tests.support.tensors import gaussian
 
@@ -68,7 +69,7 @@ def recomputed(store, made, teacher):
     return len(rows), lost
 
 
-@pytest.mark.parametrize("mirror", [True, False])
+@pytest.mark.parametrize("mirror", [True, slow(False)])
 def test_the_manifest_says_what_shifts_and_flips_lose(tmp_path, tiny_teacher, mirror, caplog):
     caplog.set_level("INFO", "permafrost.precompute")
     _, store, made = pass_of(tmp_path / "store", tiny_teacher, features_mirror=mirror)

@@ -40,6 +40,7 @@ from permafrost.store.frames import FrameBatch
 from permafrost.store.manifest import Agreement
 from permafrost.store.reader import Store
 from stages import precompute
+from tests.support.slow import slow
 from tests.support.stores import precompute_config
 
 NETWORK = BcosModelConfig(name="resnet8", width=4)
@@ -321,7 +322,7 @@ def test_auto_is_the_fastest_precision_and_later_the_precision_of_the_pass_that_
 
 @pytest.mark.parametrize(
     ("asked", "fastest", "plans"),
-    [("float32", "float32", 1), ("bfloat16", "float32", 1), ("auto", "float32", 1), ("auto", "bfloat16", 2)],
+    [("float32", "float32", 1), slow("bfloat16", "float32", 1), slow("auto", "float32", 1), ("auto", "bfloat16", 2)],
 )  # fmt: skip
 def test_a_pass_is_planned_again_only_if_auto_changes_its_identity(
     tmp_path, fast_hardware, monkeypatch, asked, fastest, plans

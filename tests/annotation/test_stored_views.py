@@ -79,6 +79,7 @@ def test_the_canonical_pass_is_that_of_a_store_without_views(replayed, frozen):
     assert list(verify_store(replayed.store.path)) == []
 
 
+@pytest.mark.slow
 def test_again_nothing_is_computed_and_other_views_are_another_pass(replayed, tmp_path):
     assert precompute.run(replayed.config).teacher_records == 0
 

@@ -54,7 +54,7 @@ from tests.benchmarks.reading import (
 )
 from tests.benchmarks.replaying import replay_figure
 from tests.benchmarks.settings import pass_figure, step_settings_figures
-from tests.benchmarks.steps import FEATURES_STEP, features_step_figure, step_figures
+from tests.benchmarks.steps import FEATURES_STEPS, features_step_figures, step_figures
 from tests.benchmarks.streams import stream_names, streams_32_figures, streams_224_figures
 from tests.benchmarks.students import NAME, SHARING, SHARING_LONG, students_figures
 from tests.benchmarks.table import (
@@ -74,7 +74,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     allocator_figure: ("precompute_kept_memory_vs_returned",),
     bcos_precompute_figure: ("bcos_precompute_vs_bare_loop",),
     step_figures: ("frozen_e2kd_step_vs_labels", "frozen_vs_live_e2kd_step"),
-    features_step_figure: (FEATURES_STEP,),
+    features_step_figures: FEATURES_STEPS,
     bcos_step_figure: ("bcos_frozen_e2kd_step_vs_labels",),
     students_figures: (NAME, SHARING, SHARING_LONG),
     pass_figure: ("pass_resnet50_224px_vs_plain",),

@@ -12,7 +12,13 @@ import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
-from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig, MethodConfig
+from permafrost.config.methods import (
+    E2KDConfig,
+    KDConfig,
+    LabelsConfig,
+    MethodConfig,
+    ReviewKDConfig,
+)
 from permafrost.config.models import CifarModelConfig, ModelConfig, TorchvisionModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.records import Batch
@@ -76,42 +82,80 @@ def step_figures(folder: Path) -> list[Figure]:
     ]
 
 
-FEATURES_STEP = "features_kd_step_224px_vs_kd"
+FEATURES_STEPS = (
+    "features_kd_step_224px_vs_kd",
+    "frozen_review_kd_step_vs_kd",
+    "frozen_vs_live_review_kd_step",
+)
 
 
-def features_step_figure(folder: Path) -> list[Figure]:
+def features_step_figures(folder: Path) -> list[Figure]:
+    """Measure what reading and moving features costs beside KD, and frozen ReviewKD beside KD and live ReviewKD."""
+    torch.set_num_threads(1)
+    return [_photograph_step(folder / "photographs"), *_review_steps(folder / "review")]
+
+
+def _photograph_step(folder: Path) -> Figure:
     """Measure a step of KD of a ResNet-18 at 224 pixels that also reads and moves a ResNet-50's last stage.
 
     Each step reads its own batch. The features are those of the image and of the mirror image in int8, which the
     student's loss does not compare, so that only what storing them costs is measured.
     """
-    torch.set_num_threads(1)
     tars, path = write_tars(folder / "tars", 4 * FEATURES_BATCH, 224), folder / "store"
     teacher = TorchvisionModelConfig(name="resnet50", classes=CLASSES, weights="random")
     config = precompute_config(tars, path, teacher=teacher, payloads=("logits", "features"))
     precompute.run(replace(config, annotate=replace(config.annotate, features_stages=(-1,))))
     store = Store(path)
-    with_features, without = (_stepping(store, payload) for payload in ("features", None))
+    student = TorchvisionModelConfig(name="resnet18")
+    with_features, without = (
+        _stepping(Steps(KDConfig(), [], student=student), store, payload, FEATURES_BATCH)
+        for payload in ("features", None)
+    )
+    return figure(
+        FEATURES_STEPS[0],
+        in_turn(with_features, without, ROUNDS // 6, warm_up=2),
+        faster=False,
+        unit="ms/record",
+        scale=1e3 / FEATURES_BATCH,
+        aim="<= 1.3",
+    )
+
+
+def _review_steps(folder: Path) -> list[Figure]:
+    """Measure a step of ReviewKD of a ResNet-20, with all stages of a ResNet-56, their mirror images, too, in int8."""
+    tars, path = write_tars(folder / "tars", 8 * BATCH, 32), folder / "store"
+    precompute.run(precompute_config(tars, path, teacher=TEACHER, payloads=("logits", "features")))
+    store = Store(path)
+    method = ReviewKDConfig(lambda_review=5.0, lambda_kd=1.0)
+    needs = build_loss(method).needs
+    teacher = LiveTeacher("live", freeze(build_model(TEACHER, CLASSES)), gradcam, SIZE, needs=needs)
+    frozen = _stepping(Steps(method, []), store, "features", BATCH)
+    live = _stepping(Steps(method, [], teacher), store, None, BATCH)
+    kd = _stepping(Steps(KDConfig(), []), store, None, BATCH)
+    milliseconds = {"unit": "ms/step", "scale": 1e3}
     return [
         figure(
-            FEATURES_STEP,
-            in_turn(with_features, without, ROUNDS // 6, warm_up=2),
+            FEATURES_STEPS[1],
+            in_turn(frozen, kd, ROUNDS // 2, warm_up=3),
             faster=False,
-            unit="ms/record",
-            scale=1e3 / FEATURES_BATCH,
-            aim="<= 1.3",
-        )
+            **milliseconds,
+        ),
+        figure(
+            FEATURES_STEPS[2],
+            in_turn(frozen, live, ROUNDS // 2, warm_up=3),
+            faster=True,
+            **milliseconds,
+        ),
     ]
 
 
-def _stepping(store: Store, payload: str | None) -> Callable[[], None]:
-    """Return a function that reads the next batch and takes a step of KD."""
+def _stepping(steps: Steps, store: Store, payload: str | None, size: int) -> Callable[[], None]:
+    """Return a function that reads the next batch of `size` records, with that payload, and takes a step."""
     rows = rows_of_split(store.index, "train")
     dataset = StoreDataset(store, rows, store.open_passes(), payload=payload)
     views = ViewSchedule(VIEWS, store.size, seed=0)
-    loader = TrainLoader(dataset, views, batch_size=FEATURES_BATCH, seed=0)
+    loader = TrainLoader(dataset, views, batch_size=size, seed=0)
     batches = chain.from_iterable(loader.epoch(number) for number in count())
-    steps = Steps(KDConfig(), [], student=TorchvisionModelConfig(name="resnet18"))
 
     def step() -> None:
         batch = next(batches)

@@ -26,6 +26,8 @@ TITLES = {
     "features_kd_step_224px_vs_kd": (
         "KD step that reads and moves a ResNet-50's last stage, too, cost against KD (ResNet-18, 224 px)"
     ),
+    "frozen_review_kd_step_vs_kd": "frozen ReviewKD step with all stages of a ResNet-56, cost against KD (ResNet-20)",
+    "frozen_vs_live_review_kd_step": "the same, speed against a live ResNet-56 teacher",
     "bcos_frozen_e2kd_step_vs_labels": "frozen e2KD step of a B-cos ResNet-8, cost against a step on labels",
     "ten_frozen_vs_ten_live_students": "ten frozen students for one epoch and the pass, speed against ten live ones",
     "ten_frozen_vs_ten_sharing_students": "the same, against ten students that share one live teacher in one job",

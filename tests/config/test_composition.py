@@ -35,6 +35,8 @@ WORDS = {
     "a member that is based on another": ["experiment=demo", "store=webdataset"],
     "a new key": ["experiment=demo", "+report.columns.f1=test.f1"],
 }
+QUICK = ("a member and values of two files", "a member that is based on another", "a new key")
+"""Words that `make test` compares with Hydra."""
 VERBS = {"report": "report", "teaching": "teach"}
 """Verbs that read a section, by its name; sweeps read the others."""
 
@@ -45,7 +47,11 @@ def hydras_values(words):
         return OmegaConf.to_container(hydra_compose("config", overrides=words), resolve=True)
 
 
-@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(WORDS[name], marks=[] if name in QUICK else pytest.mark.slow) for name in WORDS],
+    ids=WORDS,
+)
 def test_values_are_hydras(words):
     verb = next((verb for name, verb in VERBS.items() if name in "".join(words)), "sweep")
 

@@ -119,6 +119,7 @@ def test_every_option_knows_the_members_of_plugins(plugin, option, kind):
         compose(verb, [f"{option}=no_such"])
 
 
+@pytest.mark.slow
 def test_members_of_plugins_go_through_all_stages(plugin):
     words = ["store.path=store", "run=plugged"]
     teacher = ["teacher=three_layers", "teacher.width=4"]

@@ -21,6 +21,7 @@ from permafrost.store.reader import Store
 from stages import evaluate, precompute
 from tests.support.bcos import RESNET
 from tests.support.runs import PAD_CROP, evaluation_of, save_student
+from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
 
 
@@ -94,7 +95,7 @@ def test_maps_are_recomputed_by_the_explainer_of_a_pass_in_any_precision(tmp_pat
     assert metrics["map_cosine"]["pad_crop"] < 0.9
 
 
-@pytest.mark.parametrize("mirror", [True, False])
+@pytest.mark.parametrize("mirror", [True, slow(False)])
 def test_features_that_a_flip_changes_are_exact_only_with_the_mirror_image(
     tmp_path, tiny_teacher, mirror
 ):

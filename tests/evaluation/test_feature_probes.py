@@ -119,6 +119,7 @@ def test_evaluated_records_are_never_learned_from(frozen, student):
         measured(frozen, "knn", knn=KNNOptions(train_split="test"))
 
 
+@pytest.mark.slow
 def test_a_limit_draws_the_same_training_records_every_time(frozen, student):
     options = {"linear_probe": LinearProbeOptions(train_records=24)}
 

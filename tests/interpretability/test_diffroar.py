@@ -196,6 +196,7 @@ def test_what_is_not_kept_is_filled_and_a_pixel_is_kept_whole():
     assert torch.allclose(top[places == 1], images[1:].float()[places == 1] / 255)
 
 
+@pytest.mark.slow
 def test_the_probe_of_images_learns_a_color():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3

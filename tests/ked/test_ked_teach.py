@@ -87,6 +87,7 @@ def search_of(digits_folder, teaching=KED, teacher=EXPLAINING):
     )
 
 
+@pytest.mark.slow
 def test_the_teacher_is_trained_on_the_superfeatures_that_were_found(
     digits_folder, monkeypatch, tmp_path
 ):

@@ -38,6 +38,7 @@ from permafrost.training.metric_log import read_metrics
 from stages import distill, precompute
 from tests.support.batches import FLIP
 from tests.support.runs import distill_config
+from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
 
 STAGES = Intermediates(stages=True)
@@ -103,7 +104,7 @@ def lost_variance(found, wanted):
     ("dtype", "backend"),
     [
         ("float16", "zarr"),
-        ("int8", "webdataset"),
+        slow("int8", "webdataset"),
         pytest.param("float16", "webdataset", marks=pytest.mark.slow),
         pytest.param("int8", "zarr", marks=pytest.mark.slow),
     ],
@@ -271,6 +272,7 @@ def test_controls_change_features(plain):
     assert still.coverage == {}
 
 
+@pytest.mark.slow
 def test_features_of_stored_views_are_those_of_a_live_teacher(tmp_path, tiny_teacher):
     operations = (
         OperationConfig(kind="pad_crop", padding=4),
@@ -350,7 +352,7 @@ def review_terms(frozen, batch, targets):
     return loss.eval().compare(StudentOutput(output=output), targets).item()
 
 
-@pytest.mark.parametrize("view", [None, FLIP], ids=["canonical", "flip"])
+@pytest.mark.parametrize("view", [slow(None), FLIP], ids=["canonical", "flip"])
 def test_frozen_review_is_live_review_where_the_features_are_exact(tmp_path, tiny_teacher, view):
     store = store_of(tmp_path / "store", tiny_teacher, dtype="float16", mirror=True)
     batch = batch_of(store, view)
@@ -394,7 +396,7 @@ METHODS = {"review_kd": ReviewKDConfig(), "ft": FTConfig()}
     ("mode", "method"),
     [
         ("frozen", "review_kd"),
-        ("replay", "ft"),
+        slow("replay", "ft"),
         pytest.param("frozen", "ft", marks=pytest.mark.slow),
         pytest.param("replay", "review_kd", marks=pytest.mark.slow),
     ],

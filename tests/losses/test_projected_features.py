@@ -33,6 +33,7 @@ from tests.support.batches import FRAME, live_batch
 from tests.support.live_trainings import training_with_live_teacher
 from tests.support.outputs import student_output
 from tests.support.runs import distill_config
+from tests.support.slow import slow, slow_except
 from tests.support.stores import Frozen, precompute_config
 from tests.support.tensors import gaussian
 
@@ -344,8 +345,8 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("method", ALONE)
-@pytest.mark.parametrize("mode", ["frozen", "replay", "live"])
+@pytest.mark.parametrize("method", slow_except(("features", "relations"), ALONE))
+@pytest.mark.parametrize("mode", ["frozen", slow("replay"), slow("live")])
 def test_a_student_learns_from_features(store, mode, method):
     options = {"views": store.config.views} if mode == "replay" else {}
     if mode == "live":

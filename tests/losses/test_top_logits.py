@@ -30,6 +30,7 @@ from permafrost.store.verification import verify_store
 from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
+from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
 
 TEMPERATURES = (1.0, 2.0, 4.0)
@@ -184,7 +185,7 @@ def frozen(tmp_path_factory, tiny_teacher):
     return build
 
 
-@pytest.mark.parametrize("k", [3, 10])
+@pytest.mark.parametrize("k", [3, slow(10)])
 def test_a_pass_stores_the_largest_of_its_logits_and_verifies(frozen, k):
     store, name = frozen(k)[0].store, frozen(k)[1]
     (every,) = (store.open_pass(f.name) for f in store.pass_folders() if f.name != name)

@@ -19,6 +19,7 @@ from tests.support.gradcam import (
     timm_vit,
     torchvision_model,
 )
+from tests.support.slow import slow
 from tests.support.tensors import random_images
 
 
@@ -77,7 +78,7 @@ def assert_same_maps_and_parameter_gradients(
     ("name", "forward_features", "head_layers", "blind"),
     [
         ("resnet18", resnet18_features, lambda net: net.fc, ["fc.bias"]),
-        ("densenet121", densenet121_features, lambda net: net.classifier, ["classifier.bias"]),
+        slow("densenet121", densenet121_features, lambda net: net.classifier, ["classifier.bias"]),
         pytest.param(
             "convnext_tiny",
             convnext_features,
@@ -112,14 +113,16 @@ def test_closed_form_equals_autograd_gradcam_in_map_and_all_parameter_gradients(
     [
         *(
             lambda name=name: torchvision_model(name)
-            for name in (
-                *("efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2"),
-                *("regnet_y_400mf", "shufflenet_v2_x0_5"),
-            )
+            for name in ("mobilenet_v2", "shufflenet_v2_x0_5")
         ),
         *(
-            lambda name=name: timm_model(name)
-            for name in ("resnet10t", "convnext_atto", "efficientnet_lite0")
+            slow(lambda name=name: torchvision_model(name))
+            for name in ("efficientnet_b0", "googlenet", "mnasnet0_5", "regnet_y_400mf")
+        ),
+        lambda: timm_model("resnet10t"),
+        *(
+            slow(lambda name=name: timm_model(name))
+            for name in ("convnext_atto", "efficientnet_lite0")
         ),
         lambda: timm_vit("avg"),
         lambda: timm_vit("avg", fc_norm=False),

@@ -20,6 +20,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.torchvision import TorchvisionClassifier
+from tests.support.slow import slow_except
 from tests.support.tensors import random_images
 
 STAGES, CLASS_MAPS = Intermediates(stages=True), Intermediates(class_maps=True)
@@ -48,7 +49,9 @@ def frozen_model(config):
     return freeze(build_model(config, NUM_CLASSES))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", slow_except(("resnet18", "densenet", "timm", "bcos_densenet"), NETWORKS)
+)
 def test_a_pass_that_shows_its_stages_is_the_pass_that_does_not(name):
     config, side, count = NETWORKS[name]
     model = frozen_model(config)

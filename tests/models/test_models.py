@@ -49,8 +49,11 @@ TIMM_NAMES = (
 )
 
 
-LARGE = ("swin_v2_t", "swin_tiny_patch4_window7_224")
-"""Networks that take seconds, whose kind is also that of swin_t."""
+LARGE = (
+    *("swin_v2_t", "swin_tiny_patch4_window7_224", "inception_v3", "vit_b_32", "convnext_tiny"),
+    *("alexnet", "densenet121"),
+)
+"""Networks that take long and are slow tests."""
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from permafrost.models.weights import load_weights
 from tests.support.networks import NUM_CLASSES, timm_config, torchvision_config
 from tests.support.paths import SHARED_DATA
 from tests.support.runs import assert_equal_states
+from tests.support.slow import slow
 from tests.support.tensors import random_images
 
 DATA = SHARED_DATA
@@ -143,7 +144,7 @@ def test_weights_of_another_network_list_the_keys(tmp_path):
     [
         CifarModelConfig(name="resnet8", width=4),
         BcosModelConfig(name="resnet8", width=4),
-        torchvision_config("convnext_tiny", weights=None),
+        slow(torchvision_config("convnext_tiny", weights=None)),
     ],
     ids=lambda config: config.kind,
 )
@@ -270,7 +271,7 @@ def test_a_torchvision_students_file_loads_with_plain_torchvision(tmp_path):
     ],
     ids=lambda config: config.name,
 )
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", [slow(torch.contiguous_format), torch.channels_last])
 def test_a_timm_student_is_exported_as_timms_hub_has_it(tmp_path, config, layout):
     model = build_model(config, NUM_CLASSES).eval()
     images = random_images(64)

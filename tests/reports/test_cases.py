@@ -198,6 +198,7 @@ HOSTILE = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_any_class_name_is_shown_as_it_is(frozen, swept, monkeypatch):
     monkeypatch.chdir(swept)
     read = read_store_manifest
@@ -262,6 +263,7 @@ def test_a_page_with_the_default_pictures_is_small(frozen, swept, monkeypatch):
     assert len(html.encode()) < 500_000
 
 
+@pytest.mark.slow
 def test_all_tiles_have_one_displayed_size(first):
     _, html = first
 

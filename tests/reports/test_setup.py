@@ -300,6 +300,7 @@ def test_a_student_that_was_distilled_alone_is_reported(frozen):
     assert '<tr data-method="alone">' in html
 
 
+@pytest.mark.slow
 def test_a_student_alone_is_shown_without_the_columns_that_it_was_not_evaluated_for(frozen, caplog):
     distill.run(distill_config(frozen, run="alone"), on_epoch=lambda epoch, line: None)
     evaluate.run(evaluate_config(frozen, run="alone", splits=("test",)))

@@ -40,6 +40,7 @@ def test_keys_are_unique_and_labels_are_the_digits(source, by_split):
     assert all(record.label == labels[record.content[1]] for record in records)
 
 
+@pytest.mark.slow
 def test_in_training_and_in_distribution_the_photograph_is_the_parity(by_split):
     for split in ("train", "test"):
         assert all(photograph(record) == record.label % 2 for record in by_split[split])

@@ -140,6 +140,7 @@ def test_a_class_file_may_move_and_its_order_counts(tmp_path):
     assert prints[0] == prints[1] != prints[2]
 
 
+@pytest.mark.slow
 def test_the_demo_is_known_by_all_its_options():
     config = DemoDataConfig()
     records = list(build_source(config).records())[:3]

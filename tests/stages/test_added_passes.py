@@ -246,6 +246,7 @@ def test_a_finished_sweep_trains_nothing_again(one_pass):
         assert names_of(read_sweep()) == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_is_finished_with_the_pass_that_it_began_with(one_pass):
     first = one_pass.first
     words = sweep_words(one_pass, THREE_ARMS)

@@ -45,6 +45,7 @@ from stages import distill, precompute
 from tests.support.kills import killed_at
 from tests.support.outputs import student_output
 from tests.support.runs import assert_equal_states, distill_config, weights_of
+from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
 
 PASS = PassOptions(batch_size=8, payloads=("logits", "pooled"))
@@ -132,11 +133,11 @@ def test_a_pooled_feature_is_kept_where_the_image_moves(featured):
     ("method", "terms"),
     [
         (FT, {"ce", "ft"}),
-        (replace(FT, lambda_kd=0.5), {"ce", "kd", "ft"}),
+        slow(replace(FT, lambda_kd=0.5), {"ce", "kd", "ft"}),
         (CRD, {"ce", "crd"}),
-        (replace(CRD, lambda_ce=0.0, lambda_crd=1.0), {"crd"}),
+        slow(replace(CRD, lambda_ce=0.0, lambda_crd=1.0), {"crd"}),
         (SSKD, {"ce", "kd", "ss", "tf"}),
-        (replace(SSKD, lambda_kd=0.0), {"ce", "ss", "tf"}),
+        slow(replace(SSKD, lambda_kd=0.0), {"ce", "ss", "tf"}),
     ],
     ids=["ft", "ft_kd", "crd", "crd_alone", "sskd", "sskd_feature"],
 )
@@ -320,7 +321,7 @@ def test_a_killed_student_resumes_to_the_same_one(rotated, monkeypatch, method):
     ("method", "names"),
     [
         (FT, ("paraphraser.0.weight", "reconstruction.0.weight")),
-        (SSKD, ("teacher_head.0.weight", "teacher_head.2.bias")),
+        slow(SSKD, ("teacher_head.0.weight", "teacher_head.2.bias")),
     ],
     ids=["ft", "sskd"],
 )

@@ -46,6 +46,7 @@ from permafrost.training.targets import LiveTeacher
 from stages import distill, precompute
 from tests.support.kills import killed_at
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
+from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
 
 PASS = PassOptions(
@@ -278,7 +279,9 @@ def test_intermediates_go_to_the_device_with_their_batch(inner):
 
 
 @pytest.mark.parametrize("mode", ["frozen", "replay", "live"])
-@pytest.mark.parametrize("method", [ATConfig(lambda_kd=1.0), CatKDConfig()], ids=lambda m: m.kind)
+@pytest.mark.parametrize(
+    "method", [ATConfig(lambda_kd=1.0), slow(CatKDConfig())], ids=lambda m: m.kind
+)
 def test_students_train_on_frozen_replayed_and_live_targets(inner, method, mode):
     options = {"teacher": inner.config.teacher} if mode == "live" else {}
     config = distill_config(

@@ -40,6 +40,7 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.targets import LiveTeacher
 from stages import distill, precompute, report, sweep, teach
+from tests.support.slow import slow
 from tests.support.stores import precompute_config
 
 SIDE, CELL = 24, 12
@@ -262,9 +263,15 @@ def test_what_is_explained_does_not_depend_on_the_cut_into_batches(many_label_st
     ("choice", "options", "terms"),
     [
         ("", {"method": LabelsConfig(loss="bce")}, {"bce"}),
-        ("", {"method": LabelsConfig(loss="bce_offlabel")}, {"bce"}),
+        slow("", {"method": LabelsConfig(loss="bce_offlabel")}, {"bce"}),
         ("top1", {"method": KDConfig(logits="mld", tau=2.0)}, {"kd"}),
-        *((choice, {}, {"kd", "bce", "map"}) for choice in CHOICES),
+        *(
+            pytest.param(
+                *(choice, {}, {"kd", "bce", "map"}),
+                marks=[] if choice == "topk" else pytest.mark.slow,
+            )
+            for choice in CHOICES
+        ),
         ("", {"mode": "live", "explainer": CHOICES["all_gt"]}, {"kd", "bce", "map"}),
     ],
     ids=["labels", "off_label", "kd", "top1", "topk", "all_gt", "sample_gt", "live"],

@@ -28,6 +28,7 @@ from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute
 from tests.support.batches import random_frames
 from tests.support.runs import distill_config, evaluate_config
+from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
 
 ALONE = PassOptions(batch_size=8, payloads=("pooled", "attention"))
@@ -201,7 +202,8 @@ def test_a_precision_cannot_be_compared_without_logits(tmp_path, tiny_teacher):
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_tiny_patch16_224", "vit_base_patch16_siglip_224", "deit_tiny_patch16_224"]
+    "name",
+    ["vit_tiny_patch16_224", slow("vit_base_patch16_siglip_224"), slow("deit_tiny_patch16_224")],
 )
 def test_the_embedding_of_a_transformer_is_the_input_of_its_last_layer(name):
     torch.manual_seed(0)
@@ -221,7 +223,7 @@ def test_the_embedding_of_a_transformer_is_the_input_of_its_last_layer(name):
 
 @pytest.mark.parametrize(
     ("name", "outputs"),
-    [("vit_tiny_patch16_224.augreg_in21k", 21843), ("vit_small_patch16_224.dino", 0)],
+    [("vit_tiny_patch16_224.augreg_in21k", 21843), slow("vit_small_patch16_224.dino", 0)],
 )
 def test_published_weights_of_other_classes_are_described_by_their_own_head(
     monkeypatch, name, outputs

@@ -23,6 +23,7 @@ from permafrost.models.classifier import Classifier, GapLinear
 from permafrost.store.reader import Store
 from stages import precompute, report
 from tests.support.paths import SHARED_DATA
+from tests.support.slow import slow
 from tests.support.stores import precompute_config
 
 PHOTOS = SHARED_DATA / "photos"
@@ -87,7 +88,7 @@ def photo_config(folder, store, teacher, **options):
     return precompute_config(store, teacher, data=data, annotate=annotate_options, **options)
 
 
-@pytest.mark.parametrize("frame", ["full", "center_crop"])
+@pytest.mark.parametrize("frame", [slow("full"), "center_crop"])
 def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_photograph(
     tmp_path, monkeypatch, photo_folder, frame
 ):

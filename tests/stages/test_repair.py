@@ -22,6 +22,7 @@ from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import precompute, verify
+from tests.support.slow import slow
 from tests.support.store_kinds import EVERY_PAYLOAD, build_store, read_everything, write_tars
 from tests.support.stores import precompute_config, table_of_shard
 from tests.support.trees import tree_bytes
@@ -38,7 +39,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("lost", LOST)
-@pytest.mark.parametrize("how", ["gone", "cut"])
+@pytest.mark.parametrize("how", ["gone", slow("cut")])
 def test_a_published_store_gets_its_own_lost_file_back(tmp_path, frozen, lost, how):
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
     config = precompute_config(store, frozen.config.teacher)

@@ -19,6 +19,7 @@ from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute
 from tests.support.kills import killed_at
 from tests.support.runs import distill_config, evaluate_config
+from tests.support.slow import slow
 from tests.support.stores import precompute_config
 
 SMALL = CifarModelConfig(name="resnet8", width=4)
@@ -40,7 +41,7 @@ def save_teacher(folder, config=SMALL, classes=(), seed=0):
     ("trained", "used", "words"),
     [
         ({"stem_stride": 2}, {}, "teacher.stem_stride=2"),
-        ({"std": (0.5, 0.5, 0.5)}, {}, "teacher.std=[0.5,0.5,0.5]"),
+        slow({"std": (0.5, 0.5, 0.5)}, {}, "teacher.std=[0.5,0.5,0.5]"),
         ({}, {"stem_stride": 2}, "teacher.stem_stride=1"),
     ],
 )

@@ -56,6 +56,7 @@ from permafrost.training.distill_job import Distillation
 from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import TRAINER
+from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
 
 M = 5
@@ -244,10 +245,10 @@ def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught_table):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("labels", {"method": LabelsConfig()}),
-        ("kd", {"method": KDConfig()}),
+        slow("labels", {"method": LabelsConfig()}),
+        slow("kd", {"method": KDConfig()}),
         ("ked", {}),
-        ("coarse", {"method": KEDConfig(superfeatures=2)}),
+        slow("coarse", {"method": KEDConfig(superfeatures=2)}),
         ("chimeras", {"method": KEDConfig(chimera_fraction=1.0)}),
         ("shots", {"subset": SubsetOptions(shots=40, holdout=5)}),
         ("live", {"mode": "live", "method": KEDConfig(lambda_hint=1.0)}),

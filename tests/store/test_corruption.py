@@ -16,6 +16,7 @@ from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt
 from permafrost.store.verification import verify_store
 from stages import precompute
+from tests.support.slow import slow
 from tests.support.store_kinds import build_store, equal_tensors, read_everything
 from tests.support.stores import precompute_config
 from tests.support.trees import all_files
@@ -78,7 +79,7 @@ def stores(tmp_path_factory, tiny_teacher):
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ALIKE)) for kind in KINDS]
 )
-@pytest.mark.parametrize("contexts", [16, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("contexts", [8, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1200)
 def test_no_corruption_is_read_as_data(kind, contexts, stores, monkeypatch, count_trials):
     if kind == "inner chunks":
@@ -115,7 +116,7 @@ def test_no_corruption_is_read_as_data(kind, contexts, stores, monkeypatch, coun
     assert equal_tensors(read_everything(folder / "store", kind), sound)
 
 
-@pytest.mark.parametrize(("of_pass", "contexts"), [(False, 4), (True, 4)])
+@pytest.mark.parametrize(("of_pass", "contexts"), [slow(False, 4), (True, 4)])
 def test_a_flipped_receipt_is_never_published(of_pass, contexts, tmp_path, tiny_teacher):
     check_receipt_flips(of_pass, contexts, tmp_path, tiny_teacher)
 

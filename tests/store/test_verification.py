@@ -18,6 +18,7 @@ from permafrost.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
 from permafrost.store.verification import verify_store
 from stages import distill, precompute, verify
 from tests.support.runs import distill_config
+from tests.support.slow import slow
 from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import all_files, tree_bytes
 
@@ -33,7 +34,7 @@ def test_a_sound_store_has_no_problems(frozen):
     assert (result.verified_records, result.verified_passes) == (72, 1)
 
 
-@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+@pytest.mark.parametrize("backend", ["zarr", slow("webdataset")])
 @pytest.mark.parametrize("places", [(0.5,), pytest.param((0, 0.5, 1), marks=pytest.mark.slow)])
 def test_one_flipped_byte_in_any_file_is_found_and_the_file_is_named(
     tmp_path, tiny_teacher, backend, places
@@ -57,7 +58,7 @@ def test_one_flipped_byte_in_any_file_is_found_and_the_file_is_named(
     assert list(verify_store(store)) == []
 
 
-@pytest.mark.parametrize("suffix", ["tar", "parquet", "json", "0"])
+@pytest.mark.parametrize("suffix", ["tar", "parquet", "json", slow("0")])
 def test_a_missing_or_cut_file_is_named(copy, suffix):
     for path in [p for p in all_files(copy) if p.name.split(".")[-1] == suffix]:
         original = path.read_bytes()

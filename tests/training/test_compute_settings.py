@@ -42,6 +42,7 @@ from tests.support.batches import (
     tiny_model,
 )
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
+from tests.support.slow import slow
 from tests.support.trainings import HostReads
 
 METHOD = E2KDConfig(tau=4.0, lambda_ce=1.0, lambda_map=5.0)
@@ -283,7 +284,7 @@ def test_explanations_of_the_half_precision_graph_are_close_to_those_of_float32(
     assert cosine.min() > 0.99
 
 
-@pytest.mark.parametrize("fastest", ["bfloat16", "float32"])
+@pytest.mark.parametrize("fastest", ["bfloat16", slow("float32")])
 def test_auto_is_the_fastest_precision_of_the_device_and_stays_that_of_the_checkpoint(
     frozen, monkeypatch, fastest
 ):

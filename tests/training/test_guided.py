@@ -202,6 +202,7 @@ def test_training_and_its_evaluations_decode_in_threads(packed, monkeypatch):
     assert found[2:] == [resolve_decode_threads(None)]  # that of the finished teacher
 
 
+@pytest.mark.slow
 def test_masks_guide_as_boxes_do(packed):
     network = CifarModelConfig(name="resnet8", width=4)
     _, by_masks = teach_guided(

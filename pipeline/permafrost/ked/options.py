@@ -46,7 +46,7 @@ class AdditiveModelConfig(ModelConfig):
 
     digests: ClassVar[str] = "permafrost.ked.partition:partition_digests"
     table_options: ClassVar[tuple[str, ...]] = ("name=mlp",)
-    table_payloads: ClassVar[tuple[str, ...]] = ("logits", PAYLOAD, HIDDEN_PAYLOAD)
+    table_payloads: ClassVar[tuple[str, ...]] = ("logits", PAYLOAD)
 
     kind: Literal["additive"] = "additive"
     name: Literal["mlp", "conv", "trunk"] = "trunk"
