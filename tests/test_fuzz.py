@@ -322,7 +322,7 @@ def test_a_table_of_numbers_is_read_or_refused(examples, tmp_path, count_trials)
     assert examples / 10 < sum(refusals) < examples
 
 
-@examples(30, 6_000)
+@examples(60, 6_000)
 @pytest.mark.timeout(1800)
 def test_a_table_of_images_is_read_or_refused(examples, tmp_path, count_trials):
     table = write_photo_table(tmp_path, per_class=2)

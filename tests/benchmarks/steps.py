@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from safetensors.torch import save_file
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
@@ -21,12 +22,13 @@ from permafrost.config.methods import (
 )
 from permafrost.config.models import CifarModelConfig, ModelConfig, TorchvisionModelConfig
 from permafrost.config.training import OptimizerOptions
-from permafrost.core.records import Batch
+from permafrost.core.records import Batch, Targets
 from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import view_images
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
-from permafrost.losses.base import build_loss
+from permafrost.losses.base import StudentOutput, build_loss
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import DEFAULT_EXPLAINER, explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
@@ -124,15 +126,16 @@ def _photograph_step(folder: Path) -> Figure:
 def _review_steps(folder: Path) -> list[Figure]:
     """Measure a step of ReviewKD of a ResNet-20, with all stages of a ResNet-56, their mirror images, too, in int8."""
     tars, path = write_tars(folder / "tars", 8 * BATCH, 32), folder / "store"
-    precompute.run(precompute_config(tars, path, teacher=TEACHER, payloads=("logits", "features")))
+    network = _normalized_network(TEACHER, folder / "weights.safetensors")
+    precompute.run(precompute_config(tars, path, teacher=network, payloads=("logits", "features")))
     store = Store(path)
     method = ReviewKDConfig(lambda_review=5.0, lambda_kd=1.0)
     needs = build_loss(method).needs
-    teacher = LiveTeacher("live", freeze(build_model(TEACHER, CLASSES)), gradcam, SIZE, needs=needs)
+    teacher = LiveTeacher("live", freeze(build_model(network, CLASSES)), gradcam, SIZE, needs=needs)
     frozen = _stepping(Steps(method, []), store, "features", BATCH)
     live = _stepping(Steps(method, [], teacher), store, None, BATCH)
     kd = _stepping(Steps(KDConfig(), []), store, None, BATCH)
-    milliseconds = {"unit": "ms/step", "scale": 1e3}
+    milliseconds = {"unit": "ms/step", "scale": 1e3, "aim": ""}
     return [
         figure(
             FEATURES_STEPS[1],
@@ -149,6 +152,16 @@ def _review_steps(folder: Path) -> list[Figure]:
     ]
 
 
+def _normalized_network(network: CifarModelConfig, path: Path) -> CifarModelConfig:
+    """Save a random network whose batch norms know its activations, which otherwise exceed float16 in deep networks."""
+    model = build_model(network, CLASSES).train()
+    with torch.no_grad():
+        for _ in range(50):
+            model(torch.rand(BATCH, 3, *SIZE))
+    save_file(model.state_dict(), path)
+    return replace(network, weights=str(path))
+
+
 def _stepping(steps: Steps, store: Store, payload: str | None, size: int) -> Callable[[], None]:
     """Return a function that reads the next batch of `size` records, with that payload, and takes a step."""
     rows = rows_of_split(store.index, "train")
@@ -156,6 +169,7 @@ def _stepping(steps: Steps, store: Store, payload: str | None, size: int) -> Cal
     views = ViewSchedule(VIEWS, store.size, seed=0)
     loader = TrainLoader(dataset, views, batch_size=size, seed=0)
     batches = chain.from_iterable(loader.epoch(number) for number in count())
+    steps.build_loss_parameters(next(batches))
 
     def step() -> None:
         batch = next(batches)
@@ -219,6 +233,20 @@ class Steps:
             self.training.targets = teacher
         self.batches = batches
         self.taken = 0
+
+    @torch.no_grad()
+    def build_loss_parameters(self, batch: Batch) -> None:
+        """Create the parameters of the loss, whose shapes depend on both networks, and train them, too."""
+        training = self.training
+        size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+        output = training.model.eval()(view_images(batch, size), training.loss.needs.intermediates)
+        grid = (output.features.shape[-2], output.features.shape[-1])
+        (targets,) = training.targets(batch, grid, with_maps=False)
+        assert isinstance(targets, Targets)
+        training.loss.build(StudentOutput(output=output), targets)
+        parameters = [*training.model.parameters(), *training.loss.parameters()]
+        training.optimizer = build_optimizer(OptimizerOptions(), parameters)
+        training.model.train()
 
     def __call__(self) -> None:
         self.take(self.batches[self.taken % len(self.batches)])

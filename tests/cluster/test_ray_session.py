@@ -25,7 +25,7 @@ from tests.support.trees import tree_bytes
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("actors", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ray_and_serial_write_the_same_bytes(tmp_path, frozen, actors):
     config = precompute_config(
         tmp_path / "store",

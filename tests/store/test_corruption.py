@@ -79,7 +79,7 @@ def stores(tmp_path_factory, tiny_teacher):
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ALIKE)) for kind in KINDS]
 )
-@pytest.mark.parametrize("contexts", [8, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("contexts", [12, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1200)
 def test_no_corruption_is_read_as_data(kind, contexts, stores, monkeypatch, count_trials):
     if kind == "inner chunks":
