@@ -42,6 +42,11 @@ def pytest_configure():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
 
 
+def pytest_collection():
+    """Collect no garbage while the tests are imported, of which nearly everything stays."""
+    gc.disable()
+
+
 @pytest.hookimpl(optionalhook=True)  # there is no such hook without pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
     """Keep the tests of a module in one process, and those on Ray or a fork server in the same one."""
@@ -57,7 +62,8 @@ def pytest_collection_finish():
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 100)
+    gc.set_threshold(50_000, 20, 100)
+    gc.enable()
 
 
 def pytest_sessionfinish():

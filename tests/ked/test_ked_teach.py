@@ -108,6 +108,7 @@ def test_the_teacher_is_trained_on_the_superfeatures_that_were_found(
     assert result.accuracy["test"] > 0.3  # chance is 0.1, and teachers of other seeds reach 0.7
 
 
+@pytest.mark.slow
 def test_a_partition_that_is_there_is_not_measured_again(digits_folder, monkeypatch, tmp_path):
     config = explaining(digits_folder, monkeypatch, tmp_path)
     teach.run(config)

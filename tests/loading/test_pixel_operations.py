@@ -364,6 +364,7 @@ def test_a_frozen_student_trains_resumes_and_is_another(frozen):
     assert_equal_states(weights_of("killed"), weights_of("disturbed"))
 
 
+@pytest.mark.slow
 def test_replayed_views_are_disturbed_one_by_one(tmp_path, tiny_teacher):
     config = replace(
         precompute_config(tmp_path / "store", tiny_teacher),

@@ -219,6 +219,7 @@ def mirrored_pooled(frozen):
     return model(frames, STAGES).stages[-1].output[..., 1:-1, 1:-1].mean(dim=(2, 3))
 
 
+@pytest.mark.slow
 def test_mirror_images_without_a_border_give_the_live_features_of_a_flip(tmp_path, tiny_teacher):
     store = store_of(tmp_path / "store", tiny_teacher, dtype="float16", mirror=True)
     live = live_fields(store, batch_of(store, FLIP))

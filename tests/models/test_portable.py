@@ -30,7 +30,6 @@ from permafrost.store.frames import resize_frame
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 from tests.support.runs import save_student
-from tests.support.slow import slow
 
 
 def noise(*shape):
@@ -126,7 +125,7 @@ def test_programs_of_the_embedding_are_files_of_their_own(frozen):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("file_format", [slow("onnx"), "torch"])
+@pytest.mark.parametrize("file_format", ["onnx", "torch"])
 def test_a_file_gives_the_logits_of_an_evaluation(exported, file_format):
     files, result, network = exported
     assert 0 < result.largest_difference < 1e-4

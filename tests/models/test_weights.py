@@ -247,6 +247,7 @@ def save_trained(config, model: Classifier, folder: Path) -> None:
     save_model(folder, model, trained)
 
 
+@pytest.mark.slow
 def test_a_torchvision_students_file_loads_with_plain_torchvision(tmp_path):
     config = TorchvisionModelConfig(name="resnet18")
     model = build_model(config, NUM_CLASSES).eval()

@@ -315,6 +315,7 @@ def test_a_student_alone_is_shown_without_the_columns_that_it_was_not_evaluated_
     assert "without the columns all.gradient_alignment.mask_energy" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_student_without_results_has_a_page_that_says_how_to_get_them(frozen):
     distill.run(distill_config(frozen, run="alone"), on_epoch=lambda epoch, line: None)
 

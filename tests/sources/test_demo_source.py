@@ -46,6 +46,7 @@ def test_in_training_and_in_distribution_the_photograph_is_the_parity(by_split):
         assert all(photograph(record) == record.label % 2 for record in by_split[split])
 
 
+@pytest.mark.slow
 def test_swapped_is_the_same_digits_in_the_same_places_on_the_other_photograph(source, by_split):
     for one, other in zip(by_split["test"], by_split["test_swapped"], strict=True):
         assert one.content[:3] == other.content[:3]

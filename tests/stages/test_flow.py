@@ -317,6 +317,7 @@ def test_labels_need_no_teacher(tmp_path, frozen):
     assert distill.run(replace(config, store=StoreOptions(path=str(store)))).trained_epochs == 3
 
 
+@pytest.mark.slow
 def test_the_three_map_treatments_are_three_different_students(frozen):
     for control in ("none", "shuffled", "unaugmented"):
         distill.run(distill_config(frozen, run=control, method=E2KDConfig(map_control=control)))
