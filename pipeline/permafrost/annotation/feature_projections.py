@@ -7,27 +7,21 @@ each stage over all cells, of the same images that the pass stores (with their m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from time import monotonic
-from typing import ClassVar
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.payloads import BatchInfo, EncodedFields, FeaturesPayload
-from permafrost.annotation.samples import iter_sample, select_sample
-from permafrost.annotation.shard_tasks import torch_threads
+from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.config.explainers import ExplainerConfig
-from permafrost.config.models import ModelConfig
 from permafrost.config.store import PROJECTION_RECORDS, PassOptions
 from permafrost.core.errors import require
 from permafrost.core.rooted_paths import RootedPath
-from permafrost.core.tasks import MapShards, ShardResult
+from permafrost.core.tasks import MapShards
 from permafrost.models.classifier import Classifier, ModelOutput
 from permafrost.store.projections import Projection, read_projections, write_projection
-from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
 
@@ -94,43 +88,28 @@ class _MomentsPayload(FeaturesPayload):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitProjections:
+class FitProjections(SampleTask):
     """Task that fits the projections on a sample and writes them, unless they exist.
 
     A stage of no more channels than annotate.features_channels gets none.
     """
 
-    needs_gpu: ClassVar[bool] = True
-    store_path: RootedPath
     folder: RootedPath
-    teacher: ModelConfig
-    num_classes: int
-    explainer: ExplainerConfig
-    config: PassOptions
-    num_threads: int
-
-    def __call__(self, sample: Sequence[tuple[ShardEntry, int]]) -> ShardResult:
-        started = monotonic()
-        with torch_threads(self.num_threads):
-            records = self._fit(sample)
-        return ShardResult(name="projections", records=records, seconds=monotonic() - started)
+    """Folder of the pass."""
 
     @torch.no_grad()
-    def _fit(self, sample: Sequence[tuple[ShardEntry, int]]) -> int:
+    def measure(self, sample: Sample) -> tuple[int, str]:
         count = self.config.features_channels
         assert count is not None
-        options = replace(self.config, compile=False, min_fidelity=0.0)
-        annotator = TeacherAnnotator(
-            self.teacher, self.num_classes, self.explainer, options, Store(self.store_path).size
-        )
-        payload = _MomentsPayload(options, self.explainer)
+        annotator = self.build_annotator()
+        payload = _MomentsPayload(self.config, self.explainer)
         annotator.payloads = [payload]
         existing = read_projections(self.folder)
         records = 0
-        for frames, keys in iter_sample(self.store_path, sample, options.batch_size):
+        for frames, keys in self.iter_batches(sample):
             annotator.annotate([frames], keys)
             records += len(keys)
         for field, moments in payload.moments.items():
             if len(moments.sums) > count and field not in existing:
                 write_projection(self.folder, field, moments.fit(count))
-        return records
+        return records, ""

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from time import monotonic
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,21 +18,16 @@ from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.payloads import FeaturesPayload
-from permafrost.annotation.samples import iter_sample, select_sample
-from permafrost.annotation.shard_tasks import torch_threads
-from permafrost.config.explainers import ExplainerConfig
-from permafrost.config.models import ModelConfig
-from permafrost.config.store import PassOptions
+from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.core.records import Batch, FieldSpec, StoredTargets
 from permafrost.core.rooted_paths import RootedPath
-from permafrost.core.tasks import MapShards, ShardResult
+from permafrost.core.tasks import MapShards
 from permafrost.loading.geometry import center_crop, view_targets
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.lost_variance import LostVariance, add_lost_variance
 from permafrost.store.frames import FrameBatch
 from permafrost.store.manifest import MovedFeatures
 from permafrost.store.projections import read_projections
-from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
 SAMPLE_RECORDS = 128
@@ -84,43 +77,21 @@ def sample_views(count: int, first: int = 0) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureMovedFeatures:
+class MeasureMovedFeatures(SampleTask):
     """Task that annotates a sample, moves its features to each view and compares them with the teacher's there."""
 
-    needs_gpu: ClassVar[bool] = True
-    store_path: RootedPath
     folder: RootedPath
     """Folder of the pass, with the projections of its features."""
-    teacher: ModelConfig
-    num_classes: int
-    explainer: ExplainerConfig
-    config: PassOptions
-    num_threads: int
-
-    def __call__(self, sample: Sequence[tuple[ShardEntry, int]]) -> ShardResult:
-        started = monotonic()
-        with torch_threads(self.num_threads):
-            moved = self._measure(sample)
-        return ShardResult(
-            name="sample",
-            records=moved["records"],
-            seconds=monotonic() - started,
-            report=json.dumps(moved),
-        )
 
     @torch.no_grad()
-    def _measure(self, sample: Sequence[tuple[ShardEntry, int]]) -> dict[str, Any]:
-        # Eager, because compilation would take longer than the sample. Fidelity was checked with the shards.
-        options = replace(self.config, compile=False, min_fidelity=0.0)
-        annotator = TeacherAnnotator(
-            self.teacher, self.num_classes, self.explainer, options, Store(self.store_path).size
-        ).with_payloads(FeaturesPayload)
+    def measure(self, sample: Sample) -> tuple[int, str]:
         projections = read_projections(self.folder)
+        annotator = self.build_annotator().with_payloads(FeaturesPayload)
         annotator = annotator.with_projections(projections)
         specs = {spec.name: spec for spec in annotator.fields()}
         sums: dict[str, dict[str, LostVariance]] = {name: {} for name in sample_views(0)}
         done = 0
-        for frames, keys in iter_sample(self.store_path, sample, options.batch_size):
+        for frames, keys in self.iter_batches(sample):
             values, _ = annotator.annotate([frames], keys)
             batch = _batch_of(frames, keys, _stored_targets(annotator, frames, specs, values))
             batch = move_batch(batch, annotator.device)
@@ -132,13 +103,11 @@ class MeasureMovedFeatures:
                 add_lost_variance(sums[name], targets, output, projections)
             done += len(keys)
         fields = next(iter(sums.values()))
-        return {
-            "records": done,
-            "lost": {
-                field: {name: round(sums[name][field].share(), _DIGITS) for name in sums}
-                for field in fields
-            },
+        lost = {
+            field: {name: round(sums[name][field].share(), _DIGITS) for name in sums}
+            for field in fields
         }
+        return done, json.dumps({"records": done, "lost": lost})
 
 
 def _stored_targets(

@@ -9,29 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from time import monotonic
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.samples import iter_sample, select_sample
-from permafrost.annotation.shard_tasks import torch_threads
-from permafrost.config.explainers import ExplainerConfig
-from permafrost.config.models import ModelConfig
-from permafrost.config.store import PassOptions, PassPrecision
+from permafrost.annotation.samples import Sample, SampleTask, select_sample
+from permafrost.config.store import PassPrecision
 from permafrost.core.errors import UserError
 from permafrost.core.records import FieldSpec
-from permafrost.core.rooted_paths import RootedPath
-from permafrost.core.tasks import MapShards, ShardResult
+from permafrost.core.tasks import MapShards
 from permafrost.models.compute import fastest_precision
 from permafrost.models.providers import resolve_device
 from permafrost.store.codecs import cosines, decode_unit
 from permafrost.store.manifest import Agreement
-from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
 SAMPLE_RECORDS = 256
@@ -90,50 +83,29 @@ def compare_precision(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparePrecision:
+class ComparePrecision(SampleTask):
     """Task that annotates a sample in the precision of the options and in float32, and writes nothing.
 
     With precision=auto it takes that of `fastest_precision` on its device, and compares nothing if that is float32.
     """
 
-    needs_gpu: ClassVar[bool] = True
-    store_path: RootedPath
-    teacher: ModelConfig
-    num_classes: int
-    explainer: ExplainerConfig
-    config: PassOptions
-    num_threads: int
-
-    def __call__(self, sample: Sequence[tuple[ShardEntry, int]]) -> ShardResult:
-        started = monotonic()
+    def measure(self, sample: Sample) -> tuple[int, str]:
         precision: PassPrecision = self.config.precision
         if precision == "auto":
             precision = fastest_precision(resolve_device("annotate.precision", "auto"))
-        agreement = None
-        if precision != "float32":
-            with torch_threads(self.num_threads):
-                agreement = self._compare(precision, sample)
-        compared = None if agreement is None else asdict(agreement)
-        return ShardResult(
-            name="sample",
-            records=0 if agreement is None else agreement.records,
-            seconds=monotonic() - started,
-            report=json.dumps({"precision": precision, "agreement": compared}),
-        )
+        if precision == "float32":
+            return 0, json.dumps({"precision": precision, "agreement": None})
+        agreement = self._compare(precision, sample)
+        report = json.dumps({"precision": precision, "agreement": asdict(agreement)})
+        return agreement.records, report
 
-    def _compare(self, precision: str, sample: Sequence[tuple[ShardEntry, int]]) -> Agreement:
-        # Eager, because compilation would take longer than the sample.
-        options = replace(
-            self.config, precision="float32", compile=False, min_fidelity=0.0, logits="all"
-        )
-        exact = TeacherAnnotator(
-            self.teacher, self.num_classes, self.explainer, options, Store(self.store_path).size
-        )
+    def _compare(self, precision: str, sample: Sample) -> Agreement:
+        exact = self.build_annotator(precision="float32", logits="all")
         lower = exact.with_precision(getattr(torch, precision))
         found: dict[str, list[NDArray[Any]]] = {}
         keys: list[str] = []
         specs = exact.fields()
-        for batch, own in iter_sample(self.store_path, sample, self.config.batch_size):
+        for batch, own in self.iter_batches(sample):
             values = [annotator.annotate([batch], own)[0] for annotator in (exact, lower)]
             for name, column in compare_values(specs, *values).items():
                 found.setdefault(name, []).append(column)

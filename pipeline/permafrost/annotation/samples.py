@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any, ClassVar
 
 import numpy as np
 
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.shard_tasks import torch_threads
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.models import ModelConfig
+from permafrost.config.store import PassOptions
 from permafrost.core.rooted_paths import RootedPath
+from permafrost.core.tasks import ShardResult
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
-Sample = list[tuple[ShardEntry, int]]
+Sample = Sequence[tuple[ShardEntry, int]]
 """Shards, and the number of records at the start of each."""
 _SAMPLE_SHARDS = 8
 
@@ -28,7 +38,7 @@ def select_sample(shards: Sequence[ShardEntry], records: int) -> Sample:
 
 
 def iter_sample(
-    store_path: RootedPath, sample: Sequence[tuple[ShardEntry, int]], batch_size: int
+    store_path: RootedPath, sample: Sample, batch_size: int
 ) -> Iterator[tuple[FrameBatch, list[str]]]:
     """Iterate over the frames of a sample and their keys, a batch in memory at a time."""
     store = Store(store_path)
@@ -38,3 +48,40 @@ def iter_sample(
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             yield frames.read(start, stop), list(keys[start:stop])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTask(ABC):
+    """Base of tasks that measure something with the teacher of a pass on a sample of its records."""
+
+    needs_gpu: ClassVar[bool] = True
+    store_path: RootedPath
+    teacher: ModelConfig
+    num_classes: int
+    explainer: ExplainerConfig
+    config: PassOptions
+    num_threads: int
+
+    def __call__(self, sample: Sample) -> ShardResult:
+        started = monotonic()
+        with torch_threads(self.num_threads):
+            records, report = self.measure(sample)
+        seconds = monotonic() - started
+        return ShardResult(name="sample", records=records, seconds=seconds, report=report)
+
+    @abstractmethod
+    def measure(self, sample: Sample) -> tuple[int, str]:
+        """Measure the sample. Return the number of records that the teacher has seen, and the values as JSON."""
+
+    def build_annotator(self, **changes: Any) -> TeacherAnnotator:
+        """Build the annotator of the pass with some options changed.
+
+        It is eager, because compilation would take longer than a sample, and checks no fidelity.
+        """
+        options = replace(self.config, compile=False, min_fidelity=0.0, **changes)
+        size = Store(self.store_path).size
+        return TeacherAnnotator(self.teacher, self.num_classes, self.explainer, options, size)
+
+    def iter_batches(self, sample: Sample) -> Iterator[tuple[FrameBatch, list[str]]]:
+        """Iterate over the frames of the sample and their keys, in batches of the pass."""
+        return iter_sample(self.store_path, sample, self.config.batch_size)

@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from permafrost.annotation.precision import (
     describe_agreement,
     describe_shortfall,
 )
+from permafrost.annotation.samples import SampleTask
 from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_correct
 from permafrost.annotation.stored_views import StoredViews, plan_stored_views
 from permafrost.config.explainers import ExplainerConfig
@@ -69,6 +70,7 @@ from permafrost.store.publish_pass import missing_pass_shards, publish_pass
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
+_SampleTask = TypeVar("_SampleTask", bound=SampleTask)
 _CANONICAL: tuple[dict[str, Any], None] = (
     {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0},
     None,
@@ -233,14 +235,8 @@ def _settle_precision(
     lower = replace(config.annotate, precision="bfloat16")
     if precision == "float32" or pass_precision(lower, plan.explainer) == "float32":
         return ("float32" if precision == "auto" else precision), None
-    task = ComparePrecision(
-        store_path=plan.store.folder,
-        teacher=plan.teacher,
-        num_classes=plan.num_classes,
-        explainer=plan.explainer,
-        config=replace(config.annotate, precision=precision),
-        num_threads=config.cluster.threads_per_actor,
-    )
+    options = replace(config.annotate, precision=precision)
+    task = _sample_task(ComparePrecision, plan, replace(config, annotate=options))
     found, agreement = compare_precision(map_shards, task, plan.shards)
     if agreement is None:
         return found, None
@@ -256,6 +252,21 @@ def _settle_precision(
     raise PrecisionError(
         f"annotate.precision={precision}: in a sample of {agreement.records} records {shortfall}; set "
         "annotate.precision=float32"
+    )
+
+
+def _sample_task(
+    kind: type[_SampleTask], plan: PassPlan, config: PrecomputeConfig, **attributes: Any
+) -> _SampleTask:
+    """Build a task that measures a sample of the pass's records."""
+    return kind(
+        store_path=plan.store.folder,
+        teacher=plan.teacher,
+        num_classes=plan.num_classes,
+        explainer=plan.explainer,
+        config=config.annotate,
+        num_threads=config.cluster.threads_per_actor,
+        **attributes,
     )
 
 
@@ -418,15 +429,7 @@ def _fit_projections(plan: PassPlan, config: PrecomputeConfig, map_shards: MapSh
     is_begun = published or len(plan.missing) < len(plan.shards)
     if is_begun and read_projections(plan.folder).keys() >= listed.keys():
         return
-    task = FitProjections(
-        store_path=plan.store.folder,
-        folder=plan.folder,
-        teacher=plan.teacher,
-        num_classes=plan.num_classes,
-        explainer=plan.explainer,
-        config=config.annotate,
-        num_threads=config.cluster.threads_per_actor,
-    )
+    task = _sample_task(FitProjections, plan, config, folder=plan.folder)
     fit_projections(map_shards, task, plan.store.shards, config.split)
     check_projections(plan.folder, listed)
     for field, entry in describe_projections(plan.folder).items():
@@ -445,15 +448,7 @@ def _measure_moved_features(
     """Measure the error of moved features, None if the pass has none that are moved."""
     if FEATURES not in config.annotate.payloads or plan.views is not None:
         return None
-    task = MeasureMovedFeatures(
-        store_path=plan.store.folder,
-        folder=plan.folder,
-        teacher=plan.teacher,
-        num_classes=plan.num_classes,
-        explainer=plan.explainer,
-        config=config.annotate,
-        num_threads=config.cluster.threads_per_actor,
-    )
+    task = _sample_task(MeasureMovedFeatures, plan, config, folder=plan.folder)
     moved = measure_moved_features(map_shards, task, plan.shards)
     if moved is not None:
         logger.info(
