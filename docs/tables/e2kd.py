@@ -254,10 +254,15 @@ _SCREENED = {
     "float16": ("the same, float16", "float16"),
     "framed": ("the same, and a border of 1/8", "framed"),
     "canonical": ("of the image only", "canonical"),
+    "views4": ("of four stored views, replayed", "views4"),
+    "views16": ("of sixteen stored views, replayed", "views16"),
     "channels16": ("default, 16 components of stages 2 and 3", "channels16"),
     "pooled": ("default, 4x4 cells", "pooled"),
     "stages_23": ("default, stages 2 and 3", "mirror"),
     "stages_13": ("default, stages 1 and 3", "mirror"),
+    "stages_12": ("default, stages 1 and 2", "mirror"),
+    "stage_1": ("default, stage 1", "mirror"),
+    "stage_2": ("default, stage 2", "mirror"),
     "stage_3": ("default, stage 3", "mirror"),
 }
 """Forms of the screen, with their labels and their passes."""

@@ -102,6 +102,13 @@ def test_the_probes_of_a_trunk_are_those_of_its_whole_network(store, tmp_path, t
         results.append(evaluate.run(replace(config, evaluators=("knn",))).splits["test"]["knn"])
 
     assert results[0] == results[1]
+    weights = tmp_path / "seven_classes.safetensors"
+    head = {"linear.weight": torch.zeros(7, 16), "linear.bias": torch.zeros(7)}
+    save_file(load_file(tiny_teacher.weights) | head, weights)
+    other = replace(tiny_teacher, weights=str(weights), classes=7, sha256=None)
+    precompute.run(replace(store.config, teacher=other))
+    of_other_classes = replace(config, teacher=other, evaluators=("knn",), run="other")
+    assert evaluate.run(of_other_classes).splits["test"]["knn"] == results[0]
     with pytest.raises(WeightsError, match="missing: linear"):
         evaluate.run(replace(config, run="acc", teacher=store.config.teacher))
 

@@ -233,11 +233,19 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     )
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     passes = passes_of_teacher(config.run, teacher, store, named)
+    num_classes = described["classes"]
+    if not _reads_head(config):  # its features may predict the labels of other classes than its own
+        num_classes = len(store.manifest.classes)
+        passes = [
+            made
+            for made in passes
+            if made.num_classes == num_classes or not made.manifest.has_logits
+        ]
     return EvaluationInputs(
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),
-        build=_building(config, teacher, store, described["classes"]),
+        build=_building(config, teacher, store, num_classes),
     )
 
 
