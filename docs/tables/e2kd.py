@@ -239,7 +239,7 @@ def cifar10_features() -> str:
     own = [difference(live, other) for other in (mirror, live, all_maps)]
     rows.append(("live", [Cell(""), *_accuracies(live), *own]))
     header = ("features, test accuracy, %", "bytes a record", "by seed", "mean", "agreement")
-    forms = table((*header, "minus default", "minus live", "minus e2KD, all maps"), rows)
+    forms = table((*header, "minus default", "minus live", "minus e2KD, all maps, tau = 1"), rows)
     controls: Rows = []
     for arm, label in _FEATURE_CONTROLS.items():
         runs = runs_of(FEATURES, arm)

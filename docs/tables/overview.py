@@ -55,21 +55,21 @@ def readme_results() -> str:
     )
     comparisons += [
         (
-            "AT minus e2KD with one map a record, options of both searched alike",
+            "AT minus e2KD with one map a record, the same",
             searched_runs("AT"),
             runs_of(_SHOTS, "e2kd"),
             "accuracy",
             "5 seeds",
         ),
         (
-            "e2KD with the maps of all classes minus AT, options of both searched alike",
+            "e2KD with the maps of all classes minus AT, the same",
             searched_runs("e2KD, maps of all classes"),
             searched_runs("AT"),
             "accuracy",
             "5 seeds",
         ),
         (
-            "the same minus CAT-KD",
+            "e2KD with the maps of all classes minus CAT-KD, the same",
             searched_runs("e2KD, maps of all classes"),
             searched_runs("CAT-KD"),
             "accuracy",
@@ -79,9 +79,9 @@ def readme_results() -> str:
     comparisons += [
         (text, runs_of(_EQUAL, candidate), runs_of(_EQUAL, baseline), "accuracy", "5 seeds")
         for text, candidate, baseline in (
-            ("e2KD minus KD, both at tau = 1", "e2kd_logits", "kd_logits"),
+            ("e2KD minus KD there, tau = 1 and not the searched 4", "e2kd_logits", "kd_logits"),
             (
-                "ReviewKD (live) minus e2KD, both with labels and logits",
+                "ReviewKD (live) minus e2KD with one map there, both with labels and logits",
                 "review_kd_both",
                 "e2kd_both",
             ),
@@ -89,7 +89,7 @@ def readme_results() -> str:
     ]
     comparisons.append(
         (
-            "the same with frozen features, 51 kB a record",
+            "ReviewKD (frozen, 51 kB a record) minus e2KD, the same",
             runs_of("cifar10_features", "mirror"),
             runs_of(_EQUAL, "e2kd_both"),
             "accuracy",

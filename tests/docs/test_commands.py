@@ -118,7 +118,7 @@ def test_the_five_lines_of_the_page_show_every_record_once(frozen, capsys):
 def test_the_lines_of_the_readme_show_batches_of_a_store(frozen, capsys):
     (block,) = blocks_of(ROOT / "README.md", "python")
 
-    exec(block.code, {"store": frozen.store.path})
+    exec(block.code.replace("stores/demo", str(frozen.store.path)))
 
     assert capsys.readouterr().out.splitlines() == [
         "torch.Size([32, 3, 16, 16]) torch.Size([32]) torch.Size([32, 10]) torch.Size([32, 1, 1, 4, 4])"
