@@ -114,6 +114,24 @@ def test_features_that_say_the_class_are_recognized_and_shuffled_labels_are_not(
         assert linear["l2"] == 1e-5  # codes without noise need no regularization
 
 
+def test_both_evaluators_share_the_features(frozen, student, monkeypatch):
+    from permafrost.evaluation import feature_probes
+
+    compute, numbers = feature_probes._compute_features, []
+
+    def counted(context, dataset):
+        numbers.append(len(dataset))
+        return compute(context, dataset)
+
+    monkeypatch.setattr(feature_probes, "_compute_features", counted)
+    config = evaluation_of(frozen, ("knn", "linear_probe"), splits=("test",))
+    both = students.evaluate(config, None).splits["test"]
+
+    assert len(numbers) == 2
+    assert numbers[0] == both["linear_probe"]["train_records"]
+    assert both["knn"] == measured(frozen, "knn", "alone")
+
+
 def test_evaluated_records_are_never_learned_from(frozen, student):
     with pytest.raises(ConfigError, match=r"knn\.train_split=test has only records of .* test;"):
         measured(frozen, "knn", knn=KNNOptions(train_split="test"))

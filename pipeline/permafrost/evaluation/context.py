@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
+
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
@@ -44,6 +46,9 @@ class EvaluationContext:
     """True if the shared forward pass also evaluates maps and regions."""
     written: dict[str, str] = field(default_factory=dict)
     """SHA-256 by name of the files that were written to `folder`."""
+
+    pooled_features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Pooled features f32 [n, d] and labels i64 [n] that evaluators share, by a digest of their rows."""
 
     @property
     def options(self) -> EvaluateOptions:

@@ -8,6 +8,7 @@ Shape letters: N training records, B evaluated records, d features, K classes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,8 +80,16 @@ def _labeled(dataset: StoreDataset) -> Any:
     return np.flatnonzero(dataset.label_numbers != NO_LABEL)
 
 
-@torch.no_grad()
 def _features(context: EvaluationContext, dataset: StoreDataset) -> tuple[Tensor, Tensor]:
+    """Return pooled features f32 [n, d] and labels i64 [n] of the labeled records, computed once for all evaluators."""
+    digest = hashlib.sha256(np.asarray(dataset.rows, np.int64).tobytes()).hexdigest()
+    if digest not in context.pooled_features:
+        context.pooled_features[digest] = _compute_features(context, dataset)
+    return context.pooled_features[digest]
+
+
+@torch.no_grad()
+def _compute_features(context: EvaluationContext, dataset: StoreDataset) -> tuple[Tensor, Tensor]:
     """Compute pooled features f32 [n, d] and labels i64 [n] of the labeled records, both on the CPU."""
     positions = _labeled(dataset)
     parts = []
