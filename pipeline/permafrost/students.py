@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,18 +159,27 @@ class EvaluateResult:
     next: str = ""
 
     def printed(self) -> dict[str, str]:
-        """Values for the terminal: the file, and a table of the numbers that are not nested, a column per split."""
-        names = {
-            name: None
-            for metrics in self.splits.values()
-            for name, value in metrics.items()
-            if isinstance(value, (int, float))
-        }
-        rows = [["", *self.splits]]
-        for name in names:
-            values = [metrics.get(name) for metrics in self.splits.values()]
-            rows.append([name, *(_format_value(value) for value in values)])
+        """Values for the terminal: the file, and a table of the numbers, a column per split, without long lists."""
+        numbers = [dict(_numbers_of(metrics)) for metrics in self.splits.values()]
+        names = dict.fromkeys(chain.from_iterable(numbers))
+        rows = [
+            ["", *self.splits],
+            *([name, *(_format_value(each.get(name)) for each in numbers)] for name in names),
+        ]
         return {"metrics": self.metrics, "results": "\n" + align_columns(rows), "next": self.next}
+
+
+_MOST_PRINTED = 8
+"""Largest number of entries of a mapping that is printed, such as the accuracies of k neighbors, and not a curve."""
+
+
+def _numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Iterate over the numbers of nested metrics by their names, such as knn.accuracy.20."""
+    for name, value in metrics.items():
+        if isinstance(value, (int, float)):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, dict) and len(value) <= _MOST_PRINTED:
+            yield from _numbers_of(value, f"{prefix}{name}.")
 
 
 def _format_value(value: float | None) -> str:

@@ -125,8 +125,12 @@ def test_both_evaluators_share_the_features(frozen, student, monkeypatch):
 
     monkeypatch.setattr(feature_probes, "_compute_features", counted)
     config = evaluation_of(frozen, ("knn", "linear_probe"), splits=("test",))
-    both = students.evaluate(config, None).splits["test"]
+    result = students.evaluate(config, None)
+    both = result.splits["test"]
 
+    printed = dict(line.split() for line in result.printed()["results"].splitlines()[2:])
+    assert printed["knn.accuracy.20"] == f"{both['knn']['accuracy']['20']:.4f}"
+    assert printed["linear_probe.accuracy"] == f"{both['linear_probe']['accuracy']:.4f}"
     assert len(numbers) == 2
     assert numbers[0] == both["linear_probe"]["train_records"]
     assert both["knn"] == measured(frozen, "knn", "alone")
