@@ -249,6 +249,36 @@ def cifar10_features() -> str:
     )
 
 
+_FEATURE_METHODS = {
+    "`method=features`, frozen": (FEATURES, "features_both"),
+    "ReviewKD, frozen": (FEATURES, "mirror"),
+    "ReviewKD, live": (EQUAL_TERMS, "review_kd_both"),
+}
+
+
+def cifar10_features_methods() -> str:
+    """Methods of whole features with labels and logits, and the weights that were searched."""
+    best = runs_of(FEATURES, "features_both")
+    rows: Rows = [
+        (label, [*_accuracies(runs_of(*arm)), difference(best, runs_of(*arm))])
+        for label, arm in _FEATURE_METHODS.items()
+    ]
+    header = ("test accuracy, %", "by seed", "mean", "agreement", "`method=features` minus it")
+    searched: Rows = [
+        (
+            f"{_SEARCHED_WEIGHTS[each['method']]} {each['weight']:g}",
+            [Cell(f"{100 * each['holdout_accuracy']:.1f}")],
+        )
+        for each in results_of(FEATURES)["search"]
+    ]
+    return "\n".join([table(header, rows), table(("weight", "held-out accuracy, %"), searched)])
+
+
+_SEARCHED_WEIGHTS = {
+    "features_both": "`method.lambda_features`",
+    "mirror": "`method.lambda_review`",
+}
+
 _SCREENED = {
     "mirror": ("of the image and of the mirror image, int8 (default)", "mirror"),
     "float16": ("the same, float16", "float16"),
@@ -314,6 +344,21 @@ def cifar10_probes() -> str:
         rows.append((label, [*cells, difference(runs, baseline, "linear_probe")]))
     header = ("test accuracy, %", "linear probe by seed", "linear probe", "20 nearest neighbors")
     return table((*header, "linear probe, minus ReviewKD"), rows)
+
+
+def cifar10_embedding() -> str:
+    """Neighbors and linear probes of students of an embedding and of labels, and of the teacher."""
+    name = "cifar10_embedding"
+    teacher = results_of(name)["teacher"]
+    of_teacher = [Cell(""), *(Cell(f"{100 * teacher[m]:.1f}") for m in ("linear_probe", "knn"))]
+    rows: Rows = [("the teacher, EfficientNet-Lite0", [*of_teacher, Cell("")])]
+    baseline = runs_of(name, "labels")
+    for arm, label in (("embedding", "its embedding, no labels"), ("labels", "labels alone")):
+        runs = runs_of(name, arm)
+        cells = [by_seed(runs, "linear_probe"), spread(runs, "linear_probe"), spread(runs, "knn")]
+        rows.append((label, [*cells, difference(runs, baseline, "linear_probe")]))
+    header = ("test accuracy, %", "linear probe by seed", "linear probe", "20 nearest neighbors")
+    return table((*header, "linear probe, minus labels"), rows)
 
 
 def cifar10_top_logits() -> str:
@@ -438,9 +483,11 @@ TABLES = (
     cifar10_equal_terms,
     cifar10_equal_terms_searched,
     cifar10_features,
+    cifar10_features_methods,
     cifar10_features_screen,
     demo_frozen_features,
     cifar10_probes,
+    cifar10_embedding,
     cifar10_top_logits,
     student_precision,
     cifar10_datafree,

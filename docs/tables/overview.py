@@ -121,6 +121,7 @@ FEW_IMAGES = {
     "ReviewKD, live, with labels": "review_kd_both",
 }
 _FROZEN_REVIEW = "ReviewKD, frozen, with labels"
+_FROZEN_FEATURES = "`method=features`, frozen, with labels, its weight searched"
 
 
 def which_method_few_images() -> str:
@@ -129,6 +130,7 @@ def which_method_few_images() -> str:
     rows: Rows = []
     arms = {label: runs_of(_EQUAL, arm) for label, arm in FEW_IMAGES.items()}
     arms[_FROZEN_REVIEW] = runs_of("cifar10_features", "mirror")
+    arms[_FROZEN_FEATURES] = runs_of("cifar10_features", "features_both")
     for label, runs in arms.items():
         cells = [spread(runs, "accuracy"), spread(runs, "agreement"), difference(runs, kd)]
         rows.append((label, cells))

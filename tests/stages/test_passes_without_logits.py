@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from permafrost.annotation.precision import PrecisionError, describe_agreement
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.methods import ATConfig, EmbeddingConfig, KDConfig
 from permafrost.config.models import TimmModelConfig
@@ -196,13 +197,23 @@ def test_payloads_that_read_the_last_layer_need_logits(options, message):
         PassOptions(**options)
 
 
-def test_a_precision_cannot_be_compared_without_logits(tmp_path, tiny_teacher):
+def test_a_precision_is_compared_by_the_cosines_where_there_are_no_logits(
+    tmp_path, tiny_teacher, monkeypatch
+):
     lower = replace(ALONE, precision="bfloat16")
+    config = precompute_config(tmp_path / "store", tiny_teacher, annotate=lower)
+    precompute.run(config)
+    (made,) = Store(tmp_path / "store").open_passes()
+    agreement = made.manifest.agreement
 
-    with pytest.raises(
-        ConfigError, match=r"annotate\.precision=bfloat16 is compared with float32 by"
-    ):
-        precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=lower))
+    assert (agreement.precision, agreement.top1, agreement.kl_mean) == ("bfloat16", None, None)
+    assert 0.995 < agreement.cosine_mean["pooled"] < 1
+    assert describe_agreement(agreement).startswith("mean cosine of ")
+    assert list(verify_store(tmp_path / "store")) == []
+    monkeypatch.setattr("permafrost.annotation.precision.LOWEST_COSINE", 1.0)
+    other = precompute_config(tmp_path / "other", tiny_teacher, annotate=lower)
+    with pytest.raises(PrecisionError, match=r"the mean cosine of pooled is [01]\.\d+, not 1;"):
+        precompute.run(other)
 
 
 # ---- transformers --------------------------------------------------------------------------------

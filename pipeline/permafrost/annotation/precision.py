@@ -1,7 +1,8 @@
 """Agreement of a pass of lower precision with float32, measured on a sample of its records before it begins.
 
 Both passes annotate the same records, and what they would store is compared: the class of the largest logit, the
-divergence KL(float32 || lower) of the softmax of the logits in nats, and the cosine of every stored map or feature.
+divergence KL(float32 || lower) of the softmax of the logits in nats (not in a pass without logits), and the cosine of
+every stored map or feature.
 Maps are compared for classes that both passes explain.
 """
 
@@ -44,11 +45,11 @@ class PrecisionError(UserError, ValueError):
 def describe_shortfall(agreement: Agreement) -> str:
     """Say which limits the sample misses, nothing if it keeps all."""
     misses = []
-    if not agreement.top1 >= LOWEST_TOP1:
+    if agreement.top1 is not None and not agreement.top1 >= LOWEST_TOP1:
         misses.append(
             f"the largest logit is the same for {agreement.top1:.1%}, not {LOWEST_TOP1:.0%}"
         )
-    if not agreement.kl_mean <= HIGHEST_KL:
+    if agreement.kl_mean is not None and not agreement.kl_mean <= HIGHEST_KL:
         misses.append(f"the logits diverge by {agreement.kl_mean:.2g} nats, not {HIGHEST_KL:g}")
     misses += [
         f"the mean cosine of {name} is {cosine:.4f}, not {LOWEST_COSINE:g}"
@@ -60,13 +61,11 @@ def describe_shortfall(agreement: Agreement) -> str:
 
 def describe_agreement(agreement: Agreement) -> str:
     """Describe the agreement in one line."""
-    fields = [
-        f", mean cosine of {name} {value:.5f}" for name, value in agreement.cosine_mean.items()
-    ]
-    return (
-        f"largest logit equal for {agreement.top1:.1%} of {agreement.records} records, divergence "
-        f"{agreement.kl_mean:.2g} nats{''.join(fields)}"
-    )
+    parts = [f"mean cosine of {name} {value:.5f}" for name, value in agreement.cosine_mean.items()]
+    if agreement.top1 is not None:
+        parts.insert(0, f"largest logit equal for {agreement.top1:.1%}")
+        parts.insert(1, f"divergence {agreement.kl_mean:.2g} nats")
+    return f"{', '.join(parts)}, in a sample of {agreement.records} records"
 
 
 def compare_precision(
@@ -111,16 +110,21 @@ class ComparePrecision(SampleTask):
                 found.setdefault(name, []).append(column)
             keys += own
         columns = {name: np.concatenate(parts) for name, parts in found.items()}
-        top1, divergence = columns.pop("top1"), columns.pop("kl")
+        of_logits: dict[str, Any] = {}
+        if "kl" in columns:
+            top1, divergence = columns.pop("top1"), columns.pop("kl")
+            of_logits = {
+                "top1": float(top1.mean()),
+                "kl_mean": float(divergence.mean()),
+                "kl_largest": float(divergence.max()),
+                "kl_largest_key": keys[int(divergence.argmax())],
+            }
         return Agreement(
             precision=precision,
             records=len(keys),
-            top1=float(top1.mean()),
-            kl_mean=float(divergence.mean()),
-            kl_largest=float(divergence.max()),
-            kl_largest_key=keys[int(divergence.argmax())],
             cosine_mean={name: float(c.mean()) for name, c in columns.items() if len(c)},
             cosine_lowest={name: float(c.min()) for name, c in columns.items() if len(c)},
+            **of_logits,
         )
 
 
@@ -131,14 +135,15 @@ def compare_values(
 ) -> dict[str, NDArray[Any]]:
     """Compare the values [n, 1, *shape] that two passes would store for the same records.
 
-    Returns `top1` bool [n], `kl` f64 [n] in nats, and the cosines of each field that is neither logits nor a scale nor
-    integer, one for each record, or for each class that both passes explain.
+    Returns `top1` bool [n] and `kl` f64 [n] in nats if there are logits, and the cosines of each field that is neither
+    logits nor a scale nor integer, one for each record, or for each class that both passes explain.
     """
-    log_exact, log_lower = (_log_softmax(values["logits"][:, 0]) for values in (exact, lower))
-    compared = {
-        "top1": exact["logits"][:, 0].argmax(axis=1) == lower["logits"][:, 0].argmax(axis=1),
-        "kl": np.maximum((np.exp(log_exact) * (log_exact - log_lower)).sum(axis=1), 0.0),
-    }
+    compared: dict[str, NDArray[Any]] = {}
+    if "logits" in exact:
+        one, other = (values["logits"][:, 0] for values in (exact, lower))
+        log_one, log_other = _log_softmax(one), _log_softmax(other)
+        compared["top1"] = one.argmax(axis=1) == other.argmax(axis=1)
+        compared["kl"] = np.maximum((np.exp(log_one) * (log_one - log_other)).sum(axis=1), 0.0)
     for spec in specs:
         if spec.name == "logits" or spec.name.endswith("_scale") or spec.dtype == "int32":
             continue

@@ -45,12 +45,6 @@ def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConf
         "annotate.logits=topk keeps what a softmax needs, but records of this store have many labels; set "
         "annotate.logits=all",
     )
-    require(
-        config.annotate.reads_head or config.annotate.precision == "float32",
-        f"annotate.precision={config.annotate.precision} is compared with float32 by the logits, which "
-        f"annotate.payloads=[{','.join(config.annotate.payloads)}] does not store; add logits, or set "
-        "annotate.precision=float32",
-    )
     takes_graph = config.explainer.needs_graph and "map" in config.annotate.payloads
     require(
         not (config.annotate.compile and takes_graph),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from permafrost.annotation.moved_features import describe_moved_features
+from permafrost.annotation.precision import describe_agreement
 from permafrost.config.builder import build_config
 from permafrost.config.methods import METHODS
 from permafrost.core.errors import UserError
@@ -156,8 +157,7 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
     facts["Weights"] = ", ".join(filter(None, weights))
     if agreement := teacher.manifest.agreement:
         facts["Precision"] = (
-            f"{agreement.precision}, whose largest logit is that of float32 for {agreement.top1:.1%} of "
-            f"{agreement.records} records, and whose logits diverge by {agreement.kl_mean:.2g} nats"
+            f"{agreement.precision}; against float32: {describe_agreement(agreement)}"
         )
     if projections := teacher.manifest.projections:
         shares = (f"{name} {entry.kept:.1%}" for name, entry in projections.items())

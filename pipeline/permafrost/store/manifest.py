@@ -134,12 +134,12 @@ class Agreement:
 
     precision: str
     records: int
-    top1: float
-    """Share of records with the same largest logit."""
-    kl_mean: float
+    top1: float | None = None
+    """Share of records with the same largest logit; None without logits, as the three below."""
+    kl_mean: float | None = None
     """Mean divergence KL(float32 || lower) of the softmax of the logits, in nats."""
-    kl_largest: float
-    kl_largest_key: str
+    kl_largest: float | None = None
+    kl_largest_key: str | None = None
     """Key of the record with the largest divergence."""
     cosine_mean: dict[str, float] = field(default_factory=dict)
     """Mean cosine of each stored field of maps or features."""
