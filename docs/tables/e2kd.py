@@ -250,9 +250,10 @@ def cifar10_features() -> str:
 
 
 _FEATURE_METHODS = {
-    "`method=features`, frozen": (FEATURES, "features_both"),
-    "ReviewKD, frozen": (FEATURES, "mirror"),
-    "ReviewKD, live": (EQUAL_TERMS, "review_kd_both"),
+    "`method=features`, frozen, its weight searched": (FEATURES, "features_both"),
+    "ReviewKD, frozen, its weight searched": (FEATURES, "review_both"),
+    "ReviewKD, frozen, weight 5": (FEATURES, "mirror"),
+    "ReviewKD, live, weight 5": (EQUAL_TERMS, "review_kd_both"),
 }
 
 
@@ -276,7 +277,7 @@ def cifar10_features_methods() -> str:
 
 _SEARCHED_WEIGHTS = {
     "features_both": "`method.lambda_features`",
-    "mirror": "`method.lambda_review`",
+    "review_both": "`method.lambda_review`",
 }
 
 _SCREENED = {
