@@ -21,7 +21,7 @@ from docs.claims import e2kd, interpretability, ked, unicam
 from docs.claims.sections import CONTRADICTS, OPEN, SUPPORTS, verdicts_of
 from docs.measured import ROOT, results_of, runs_of
 from docs.tables.e2kd import EQUAL_TERMS
-from docs.tables.e2kd import FEATURES as FEATURES_RUNS
+from docs.tables.frozen_features import FEATURES as FEATURES_RUNS
 from docs.tables.overview import FEW_IMAGES
 from docs.tables.unicam import DEPTHS, UNICAM, UNICAM_ARMS
 from tests.benchmarks.table import RESULTS, load

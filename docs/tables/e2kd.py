@@ -20,7 +20,6 @@ from docs.measured import results_of, runs_of
 
 AGAINST_KD = "difference from frozen KD"
 SHOTS, EQUAL_TERMS = "cifar10_50shots", "cifar10_equal_terms"
-FEATURES = "cifar10_features"
 SHOTS_ARMS = {
     "labels": "labels only",
     "kd": "frozen KD",
@@ -36,7 +35,7 @@ def cifar10_50shots() -> str:
     for arm, label in SHOTS_ARMS.items():
         # Students of labels have no temperature, and those of the equal terms have the same options.
         runs = runs_of(EQUAL_TERMS if arm == "labels" else SHOTS, arm)
-        rows.append((label, [*_accuracies(runs), difference(runs, runs_of(SHOTS, "kd"))]))
+        rows.append((label, [*accuracies(runs), difference(runs, runs_of(SHOTS, "kd"))]))
     return table(("test accuracy, %", "by seed", "mean", "agreement", AGAINST_KD), rows)
 
 
@@ -71,7 +70,7 @@ def cifar10_modes() -> str:
     )
 
 
-def _accuracies(runs: Sequence[Run]) -> list[Cell]:
+def accuracies(runs: Sequence[Run]) -> list[Cell]:
     """Accuracy by seed, its mean, and the mean agreement."""
     return [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
 
@@ -92,7 +91,7 @@ def cifar10_bcos() -> str:
     rows = []
     for arm, label in arms.items():
         runs = runs_of("cifar10_bcos", arm)
-        own = _accuracies(runs)
+        own = accuracies(runs)
         own += [average(runs, "map_cosine", 1, 2), average(runs, "seconds", 1, 0)]
         rows.append((label, [*own, difference(runs, runs_of("cifar10_bcos", "kd"))]))
     header = ("test, %", "accuracy by seed", "accuracy", "agreement", "map cosine")
@@ -112,7 +111,7 @@ def cifar10_baselines() -> str:
     rows = []
     for label, experiment, arm in arms:
         runs = runs_of(experiment, arm)
-        own = _accuracies(runs)
+        own = accuracies(runs)
         rows.append((label, [*own, difference(runs, runs_of(SHOTS, "e2kd"))]))
     header = ("test accuracy, %", "by seed", "mean", "agreement", "difference from frozen e2KD")
     return table(header, rows)
@@ -168,7 +167,7 @@ def _maps_beside_logits() -> str:
     rows: Rows = []
     for arm, label in arms.items():
         runs = runs_of(EQUAL_TERMS, arm)
-        own = _accuracies(runs)
+        own = accuracies(runs)
         baselines = ("e2kd_logits", "at_logits", "cat_kd_logits")
         gains = [difference(runs, runs_of(EQUAL_TERMS, baseline)) for baseline in baselines]
         rows.append((label, [*own, *gains]))
@@ -204,162 +203,9 @@ def cifar10_equal_terms_searched() -> str:
         runs = searched_runs(label)
         others = [runs_of(EQUAL_TERMS, before), *map(searched_runs, ("KD", "AT", "CAT-KD"))]
         gains = [difference(runs, other) for other in others]
-        rows.append((label, [Cell(options), *_accuracies(runs), *gains]))
+        rows.append((label, [Cell(options), *accuracies(runs), *gains]))
     header = ("with logits, test accuracy, %", "chosen", "by seed", "mean", "agreement")
     return table((*header, "minus before", "minus KD", "minus AT", "minus CAT-KD"), rows)
-
-
-FEATURE_FORMS = {
-    "canonical": "of the image",
-    "mirror": "and of the mirror image (default)",
-    "framed": "and of a border of 1/8",
-    "pooled": "and of the mirror image, 4x4 cells",
-}
-_FEATURE_CONTROLS = {
-    "mirror": "all stages",
-    "last_stage": "the last stage only",
-    "unaugmented": "not moved with the view",
-    "shuffled": "of another record",
-}
-
-
-def cifar10_features() -> str:
-    """Students of ReviewKD with stored features, by the form of these and with controls."""
-    size = {each["name"]: each["bytes"] for each in results_of(FEATURES)["passes"]}
-    live, all_maps, mirror = (
-        runs_of(EQUAL_TERMS, "review_kd_both"),
-        runs_of(EQUAL_TERMS, "e2kd_logits_all"),
-        runs_of(FEATURES, "mirror"),
-    )
-    rows: Rows = []
-    for arm, label in FEATURE_FORMS.items():
-        runs = runs_of(FEATURES, arm)
-        against = [difference(runs, other) for other in (mirror, live, all_maps)]
-        rows.append((label, [Cell(f"{size[arm]:,.0f}"), *_accuracies(runs), *against]))
-    own = [difference(live, other) for other in (mirror, live, all_maps)]
-    rows.append(("live", [Cell(""), *_accuracies(live), *own]))
-    header = ("features, test accuracy, %", "bytes a record", "by seed", "mean", "agreement")
-    forms = table((*header, "minus default", "minus live", "minus e2KD, all maps, tau = 1"), rows)
-    controls: Rows = []
-    for arm, label in _FEATURE_CONTROLS.items():
-        runs = runs_of(FEATURES, arm)
-        controls.append((label, [*_accuracies(runs), difference(runs, mirror)]))
-    return "\n".join(
-        [forms, table(("features, test accuracy, %", *header[2:], "minus default"), controls)]
-    )
-
-
-_FEATURE_METHODS = {
-    "`method=features`, frozen, its weight searched": (FEATURES, "features_both"),
-    "ReviewKD, frozen, its weight searched": (FEATURES, "review_both"),
-    "ReviewKD, frozen, weight 5": (FEATURES, "mirror"),
-    "ReviewKD, live, weight 5": (EQUAL_TERMS, "review_kd_both"),
-}
-
-
-def cifar10_features_methods() -> str:
-    """Methods of whole features with labels and logits, and the weights that were searched."""
-    best = runs_of(FEATURES, "features_both")
-    rows: Rows = [
-        (label, [*_accuracies(runs_of(*arm)), difference(best, runs_of(*arm))])
-        for label, arm in _FEATURE_METHODS.items()
-    ]
-    header = ("test accuracy, %", "by seed", "mean", "agreement", "`method=features` minus it")
-    searched: Rows = [
-        (
-            f"{_SEARCHED_WEIGHTS[each['method']]} {each['weight']:g}",
-            [Cell(f"{100 * each['holdout_accuracy']:.1f}")],
-        )
-        for each in results_of(FEATURES)["search"]
-    ]
-    return "\n".join([table(header, rows), table(("weight", "held-out accuracy, %"), searched)])
-
-
-_SEARCHED_WEIGHTS = {
-    "features_both": "`method.lambda_features`",
-    "review_both": "`method.lambda_review`",
-}
-
-_SCREENED = {
-    "mirror": ("of the image and of the mirror image, int8 (default)", "mirror"),
-    "float16": ("the same, float16", "float16"),
-    "framed": ("the same, and a border of 1/8", "framed"),
-    "canonical": ("of the image only", "canonical"),
-    "views4": ("of four stored views, replayed", "views4"),
-    "views16": ("of sixteen stored views, replayed", "views16"),
-    "channels16": ("default, 16 components of stages 2 and 3", "channels16"),
-    "pooled": ("default, 4x4 cells", "pooled"),
-    "stages_23": ("default, stages 2 and 3", "mirror"),
-    "stages_13": ("default, stages 1 and 3", "mirror"),
-    "stages_12": ("default, stages 1 and 2", "mirror"),
-    "stage_1": ("default, stage 1", "mirror"),
-    "stage_2": ("default, stage 2", "mirror"),
-    "stage_3": ("default, stage 3", "mirror"),
-}
-"""Forms of the screen, with their labels and their passes."""
-
-
-def cifar10_features_screen() -> str:
-    """Short trainings with stored features in several forms, on held-out images."""
-    screen = "cifar10_features_screen"
-    size = {each["name"].rpartition("-")[0]: each["bytes"] for each in results_of(screen)["passes"]}
-    rows: Rows = []
-    for arm, (label, name) in _SCREENED.items():
-        stored = f"{size[name]:,}" if arm == name else ""
-        rows.append((label, [Cell(stored), by_seed(runs_of(screen, arm), "accuracy")]))
-    return table(("features, held-out accuracy, %", "bytes a record", "by seed"), rows)
-
-
-_ON_SWAPPED = {
-    "e2kd": "e2KD, one map a record",
-    "review_kd_frozen": "ReviewKD, frozen features",
-}
-
-
-def demo_frozen_features() -> str:
-    """Students of stored features on the demo's swapped photographs."""
-    baseline = runs_of("demo_frozen_features", "e2kd")
-    rows: Rows = []
-    for arm, label in _ON_SWAPPED.items():
-        runs = runs_of("demo_frozen_features", arm)
-        means = [spread(runs, name) for name in ("accuracy_in_distribution", "epg")]
-        rows.append((label, [*_accuracies(runs), *means, difference(runs, baseline)]))
-    header = ("photographs swapped, %", "by seed", "mean", "agreement", "as in training", "EPG")
-    return table((*header, "minus e2KD"), rows)
-
-
-_WITHOUT_HEAD = {
-    "mirror": "ReviewKD, labels and logits",
-    "features_alone": "`method=features` alone, three stages",
-    "embedding_alone": "`method=embedding` alone",
-}
-
-
-def cifar10_probes() -> str:
-    """Neighbors and linear probes on features of students, with and without labels in their training."""
-    baseline = runs_of(FEATURES, "mirror")
-    rows: Rows = []
-    for arm, label in _WITHOUT_HEAD.items():
-        runs = runs_of(FEATURES, arm)
-        cells = [by_seed(runs, "linear_probe"), spread(runs, "linear_probe"), spread(runs, "knn")]
-        rows.append((label, [*cells, difference(runs, baseline, "linear_probe")]))
-    header = ("test accuracy, %", "linear probe by seed", "linear probe", "20 nearest neighbors")
-    return table((*header, "linear probe, minus ReviewKD"), rows)
-
-
-def cifar10_embedding() -> str:
-    """Neighbors and linear probes of students of an embedding and of labels, and of the teacher."""
-    name = "cifar10_embedding"
-    teacher = results_of(name)["teacher"]
-    of_teacher = [Cell(""), *(Cell(f"{100 * teacher[m]:.1f}") for m in ("linear_probe", "knn"))]
-    rows: Rows = [("the teacher, EfficientNet-Lite0", [*of_teacher, Cell("")])]
-    baseline = runs_of(name, "labels")
-    for arm, label in (("embedding", "its embedding, no labels"), ("labels", "labels alone")):
-        runs = runs_of(name, arm)
-        cells = [by_seed(runs, "linear_probe"), spread(runs, "linear_probe"), spread(runs, "knn")]
-        rows.append((label, [*cells, difference(runs, baseline, "linear_probe")]))
-    header = ("test accuracy, %", "linear probe by seed", "linear probe", "20 nearest neighbors")
-    return table((*header, "linear probe, minus labels"), rows)
 
 
 def cifar10_top_logits() -> str:
@@ -367,7 +213,7 @@ def cifar10_top_logits() -> str:
     rows = []
     for arm, label in (("kd", "all 10"), ("kd k=5", "the 5 largest"), ("kd k=3", "the 3 largest")):
         runs = runs_of(SHOTS, arm)
-        cells = [*_accuracies(runs), difference(runs, runs_of(SHOTS, "kd"))]
+        cells = [*accuracies(runs), difference(runs, runs_of(SHOTS, "kd"))]
         rows.append((label, cells))
     header = ("logits, test accuracy, %", "by seed", "mean", "agreement")
     return table((*header, "minus all 10"), rows)
@@ -389,7 +235,7 @@ def cifar10_datafree() -> str:
     rows = []
     for arm, label in (("kd", "frozen KD"), ("e2kd", "frozen e2KD")):
         runs = runs_of("cifar10_datafree", arm)
-        own = _accuracies(runs)
+        own = accuracies(runs)
         rows.append((label, [*own, difference(runs, runs_of("cifar10_datafree", "kd"))]))
     header = ("trained on 5,760 images of digits on photographs", "accuracy by seed")
     return table((*header, "accuracy", "agreement", AGAINST_KD), with_best(rows, [1]))
@@ -483,12 +329,6 @@ TABLES = (
     cifar10_baselines,
     cifar10_equal_terms,
     cifar10_equal_terms_searched,
-    cifar10_features,
-    cifar10_features_methods,
-    cifar10_features_screen,
-    demo_frozen_features,
-    cifar10_probes,
-    cifar10_embedding,
     cifar10_top_logits,
     student_precision,
     cifar10_datafree,

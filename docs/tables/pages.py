@@ -15,6 +15,7 @@ from docs.measured import ROOT
 from docs.tables import (
     benchmarks,
     e2kd,
+    frozen_features,
     interpretability,
     ked,
     overview,
@@ -51,6 +52,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for function in (
         *overview.TABLES,
         *e2kd.TABLES,
+        *frozen_features.TABLES,
         *ked.TABLES,
         *unicam.TABLES,
         *interpretability.TABLES,
