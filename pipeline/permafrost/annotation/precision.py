@@ -2,8 +2,7 @@
 
 Both passes annotate the same records, and what they would store is compared: the class of the largest logit, the
 divergence KL(float32 || lower) of the softmax of the logits in nats (not in a pass without logits), and the cosine of
-every stored map or feature.
-Maps are compared for classes that both passes explain.
+every stored map or feature. Maps are compared for classes that both passes explain.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.core.errors import require
-from permafrost.ked.options import AdditiveModelConfig
+from permafrost.ked.options import HIDDEN_PAYLOAD, PAYLOAD, AdditiveModelConfig
 from permafrost.ked.partition import Partition, build_partition
 from permafrost.models.classifier import Classifier, to_float32
 
-LOGITS = "superfeature_logits"
+LOGITS = PAYLOAD
 """Name in ModelOutput.extras of the logits of each superfeature, [B, M, K]."""
-HIDDEN = "superfeature_hidden"
+HIDDEN = HIDDEN_PAYLOAD
 """Name in ModelOutput.extras of the last hidden layer of each subnet, [B, M, width]."""
 
 
