@@ -10,9 +10,9 @@ JOBS ?= 3
 # The tests of a module run in one process, so their fixtures are made once. One thread per process avoids contention.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 DEMO_distill := method.tau=4 method.lambda_map=5
-STAGES := estimate precompute teach verify show distill evaluate export sweep report
+STAGES := preview estimate precompute teach verify show distill evaluate export sweep report
 # Stages with a section cluster.
-CLUSTER_STAGES := estimate precompute teach distill sweep
+CLUSTER_STAGES := preview estimate precompute teach distill sweep
 LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
 ADDRESS ?= http://127.0.0.1:8265
 .PHONY: help install demo submit render test test-all test-anywhere test-versions bench gpu docs lint format lock clean $(STAGES)
@@ -45,6 +45,9 @@ endif
 
 estimate: install ## estimate the bytes, hours and break-even of a store; without ARGS the demo's, packed only
 	@$(PY) -m stages.estimate $(if $(strip $(ARGS)),$(ARGS),experiment=demo teacher=none)
+
+preview: install ## say what is understood of the data; ARGS="data=image_folder data.path=photos"
+	@$(PY) -m stages.preview $(if $(strip $(ARGS)),$(ARGS),experiment=demo)
 
 teach: install ## train a teacher
 verify: install ## check every byte of a store

@@ -6,7 +6,7 @@
         teacher.weights=runs/my-teacher/teach/model.safetensors      (a pass on a finished store needs no data=)
 
 Reads   the data, unless the store is finished and the options are the same or data=none, and the teacher's weights
-Writes  <store.path>: image shards, index, manifest; teachers/<name>-<fingerprint>/
+Writes  <store.path>: image shards, index, manifest; preview.json; teachers/<name>-<fingerprint>/
 Rerun   the same command computes only what is missing
 """
 
@@ -29,12 +29,13 @@ from permafrost.core.lock import lock_folder
 from permafrost.core.progress import say_if_slow
 from permafrost.core.rooted_paths import exists, is_in_bucket
 from permafrost.models.resolve import resolve_precompute
+from permafrost.sources.findings import add_findings, check_findings
+from permafrost.sources.preview import preview_source, write_preview
 from permafrost.sources.source import (
-    BYTES_PER_RECORD,
-    PartedSource,
     build_source,
     classes_of,
     digest_origin,
+    guess_records,
     list_source,
     plan_source,
 )
@@ -47,7 +48,9 @@ from permafrost.store.reader import Store
 if TYPE_CHECKING:
     from permafrost.config.verbs import PrecomputeConfig
     from permafrost.core.rooted_paths import RootedPath
-    from permafrost.store.listing import ListingFiles
+    from permafrost.core.tasks import MapShards
+    from permafrost.sources.tally import Tally
+    from permafrost.store.listing import Listing, ListingFiles
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -64,7 +67,10 @@ class PrecomputeResult:
     store: str
     frame: str
     """Size of the canonical frame in pixels, or number of columns."""
+    records: str
+    """Number of records of the store, and of those that were left out because they cannot be read."""
     packed_records: int
+    """Number of records that this call packed."""
     teacher_records: int
     """Number of forward passes, where a record counts once for each of its views."""
     passes: str = ""
@@ -111,6 +117,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     return PrecomputeResult(
         store=config.store.path,
         frame=_frame(finished),
+        records=_records(finished),
         packed_records=packed,
         teacher_records=annotated,
         passes="" if made is None else ", ".join(made.passes),
@@ -125,6 +132,11 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
 def _frame(store: Store) -> str:
     height, width = store.size
     return f"{width} columns" if store.is_table else f"{width}x{height} (store.image_size)"
+
+
+def _records(store: Store) -> str:
+    skipped = len(store.manifest.skipped)
+    return f"{store.num_records():,}" + (f" ({skipped:,} skipped)" if skipped else "")
 
 
 def _suggest_frames(store: Store) -> None:
@@ -173,23 +185,44 @@ def _pack(
     """List the data, pack the missing shards and publish; return the numbers of packed and of all records."""
     with listing_files(path) as files:
         with say_if_slow(logger, f"listing the records of data={config.data.kind} ..."):
-            plan = _plan_pack(config, path, files, executors)
+            plan, listing, tally = _plan_pack(config, path, files, executors)
         _announce(config, plan.describe(), executors.choose(plan.num_records))
-        packed = pack(plan, config, executors.open(plan.num_records))
+        map_shards = executors.open(plan.num_records)
+        if plan.missing:
+            _preview(config, plan, listing, tally, map_shards)
+        packed = pack(plan, config, map_shards)
     write_origin(path, digest, plan.dataset.fingerprint)
     return packed, plan.num_records
 
 
+def _preview(
+    config: PrecomputeConfig, plan: PackPlan, listing: Listing, tally: Tally, map_shards: MapShards
+) -> None:
+    """Look at the data that are about to be packed. Raises DataError if they were probably misunderstood."""
+    preview = preview_source(
+        config.data,
+        plan.source,
+        plan.classes,
+        listing,
+        tally,
+        map_shards,
+        plan.path,
+        files=config.preview.limit,
+    )
+    preview = add_findings(preview)
+    check_findings(preview)
+    write_preview(plan.path, preview)
+
+
 def _plan_pack(
     config: PrecomputeConfig, path: RootedPath, files: ListingFiles, executors: Executors
-) -> PackPlan:
+) -> tuple[PackPlan, Listing, Tally]:
     source = build_source(config.data)
-    guess = 0
-    if isinstance(source, PartedSource):
-        guess = sum(source.parts().values()) // BYTES_PER_RECORD
-    listing = list_source(source, files, config.store, executors.open(guess))
+    guess = guess_records(source)
+    listing, tally = list_source(source, files, config.store.seed, executors.open(guess))
     plans = plan_source(source, listing, config.store)
-    return plan_pack(config, path, source, classes_of(source, listing), listing, plans)
+    plan = plan_pack(config, path, source, classes_of(source, listing), listing, plans)
+    return plan, listing, tally
 
 
 def _announce(config: PrecomputeConfig, records: str, executor: str) -> None:

@@ -113,7 +113,7 @@ def _announce(config: TeachConfig, store: Store, folder: Path) -> None:
         config.teacher.kind,
         config.teacher.name,
         teaching.kind,
-        config.teacher.weights or "random",
+        config.teacher.weights or teaching.start or "random",
         f"{store.num_records(teaching.split):,}",
         teaching.split,
         config.store.path,

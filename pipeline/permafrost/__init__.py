@@ -5,6 +5,9 @@ The names below are public and imported on first use. All others are internal an
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,25 @@ if TYPE_CHECKING:
     from permafrost.loading.record_loader import RecordLoader
     from permafrost.losses.e2kd import map_cosine
     from permafrost.losses.kd import kd_loss
+
+
+def _let_threads_sleep() -> None:
+    """Set OMP_WAIT_POLICY=PASSIVE, which PyTorch reads when it is imported, unless it is set.
+
+    Threads that spin while they wait take the cores of others on a busy machine: a loop is two to four times slower.
+    """
+    if "OMP_WAIT_POLICY" in os.environ:
+        return
+    if "torch" in sys.modules:
+        logging.getLogger("permafrost").warning(
+            "PyTorch was imported before permafrost, so its threads spin while they wait; on a busy machine, import "
+            "permafrost first, or set OMP_WAIT_POLICY=PASSIVE"
+        )
+    else:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+_let_threads_sleep()
 
 _MODULES = {
     "RecordLoader": "permafrost.loading.record_loader",

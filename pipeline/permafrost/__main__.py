@@ -12,6 +12,7 @@ from permafrost.config.version import __version__
 from permafrost.core.interrupts import catch_signals
 
 VERBS = (
+    "preview",
     "estimate",
     "precompute",
     "teach",

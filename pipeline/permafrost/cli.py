@@ -48,8 +48,6 @@ def main(
     Exit code: 0 for success, 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
     """
     words = sys.argv[1:]
-    # Before torch is imported: threads that spin while they wait take the cores of the others on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLineFormatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))

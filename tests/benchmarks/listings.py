@@ -58,7 +58,7 @@ def plan_records(folder: Path, count: int) -> None:
     peak, started = PeakMemory(), time.perf_counter()
     options, source = StoreOptions(path=str(folder)), NamedImages(count)
     with listing_files(folder) as files:
-        listing = list_source(source, files, options, lambda task, shards: map(task, shards))
+        listing, _ = list_source(source, files, 0, lambda task, shards: map(task, shards))
         plans = plan_source(source, listing, options)
         fingerprint_dataset(DemoDataConfig(), 1, listing)
         for plan in plans:

@@ -21,6 +21,7 @@ STUDENT = ("experiment=demo", "student.width=4", "trainer.epochs=1")
 ARMS = ("arms={kd: [method=kd], labels: [method=labels]}", "seeds=[0]", "evaluators=[accuracy]")
 ACCURACY = ("report.columns={accuracy: test.accuracy}", "report.paired_column=accuracy")
 SERIAL = {
+    "preview": ("preview", "experiment=demo"),
     "precompute without a teacher": ("precompute", *MADE, "teacher=none", "executor=serial"),
     "teach": ("teach", *TEACHER, *EPOCH),
     "precompute": ("precompute", *MADE, "executor=serial"),

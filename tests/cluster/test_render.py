@@ -34,7 +34,8 @@ SEVERAL = [
 
 def test_a_verb_that_is_not_there_is_named_before_anything_else():
     with pytest.raises(
-        ConfigError, match=r"verb=distil does not exist; choose one of: estimate, precompute"
+        ConfigError,
+        match=r"verb=distil does not exist; choose one of: preview, estimate, precompute",
     ):
         render.configure(["verb=distil"])
 
@@ -148,8 +149,11 @@ def test_ray_scales_where_the_numbers_of_workers_differ(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["verb=bake"], "verb=bake does not exist; choose one of: estimate, precompute"),
-        (["verb=render"], "verb=render does not exist; choose one of: estimate, precompute"),
+        (["verb=bake"], "verb=bake does not exist; choose one of: preview, estimate, precompute"),
+        (
+            ["verb=render"],
+            "verb=render does not exist; choose one of: preview, estimate, precompute",
+        ),
         ([*PRECOMPUTE, "teacher.nmae=x"], "unknown option teacher.nmae"),
         ([*PRECOMPUTE, "method=kd"], "precompute takes no method="),
         ([*PRECOMPUTE, "store.shard_size=0"], "store.shard_size must be >= 1"),

@@ -11,7 +11,7 @@ import pytest
 
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import MAX_KEY_BYTES
-from permafrost.sources.image_files import escape_key
+from permafrost.sources.image_files import BROKEN_LINKS, escape_key
 from permafrost.sources.source import build_source
 from tests.support.image_sets import (
     by_key,
@@ -125,18 +125,16 @@ def test_a_class_file_gives_the_order(image_folder, tmp_path):
     assert {record.label for record in source.records()} == {0, 2}
 
 
-def test_classes_without_images_and_hidden_folders_are_named(tmp_path, caplog):
-    write_images(tmp_path, "ant/1.jpg", ".bee/1.jpg", "cat/readme.txt")
-    source = build_source(folder_config(tmp_path))
+def test_folders_without_images_are_no_classes_unless_a_list_names_them(tmp_path):
+    write_images(tmp_path / "set", "ant/1.jpg", ".bee/1.jpg", "cat/readme.txt")
+    source = build_source(folder_config(tmp_path / "set"))
 
-    with caplog.at_level("WARNING"):
-        assert set(by_key(source)) == {"ant/1.jpg"}
-
-    assert source.classes == ("ant", "cat")
-    assert caplog.messages == [
-        "classes without images: cat",
-        "folders that begin with a dot are left out: .bee",
-    ]
+    assert set(by_key(source)) == {"ant/1.jpg"}
+    assert source.classes == ("ant",)
+    (tmp_path / "classes.txt").write_text("cat\nant\n")
+    listed = build_source(folder_config(tmp_path / "set", classes=str(tmp_path / "classes.txt")))
+    assert listed.classes == ("cat", "ant")
+    assert [record.label for record in listed.records()] == [1]
 
 
 def test_only_some_classes_are_kept_in_the_order_given(tmp_path):
@@ -263,12 +261,13 @@ def test_a_file_that_changed_since_it_was_listed_is_not_read(image_folder):
         source.read(record)
 
 
-def test_a_dangling_link_is_named(image_folder):
-    root, _ = image_folder
+def test_a_dangling_link_is_no_record_and_counted(image_folder):
+    root, written = image_folder
     (root / "cat/9.jpg").symlink_to(root / "gone.jpg")
+    source = build_source(folder_config(root))
 
-    with pytest.raises(ConfigError, match=r"9\.jpg is a link to a file that is missing"):
-        list(build_source(folder_config(root)).records())
+    assert set(by_key(source)) == set(written)
+    assert source.tally[BROKEN_LINKS] == {"cat/9.jpg": (1, "cat/9.jpg")}
 
 
 def test_two_hundred_photographs_of_two_hundred_classes():

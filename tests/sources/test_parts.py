@@ -35,7 +35,7 @@ def test_each_tar_is_one_task(tars):
         return map_shards_serially(task, reversed(shards))  # they may finish in any order
 
     source = build_source(tars)
-    listing = list_source(source, listing_paths(), StoreOptions(), map_shards)
+    listing, _ = list_source(source, listing_paths(), 0, map_shards)
 
     assert [name for _, name in asked] == list(source.tars)
     assert listing.part_sizes == (7, 5, 9, 0)

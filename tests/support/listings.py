@@ -27,7 +27,7 @@ def plan_records(records, shard_size, seed):
 
 
 def list_parts(source, store_options) -> Listing:
-    return list_source(source, listing_paths(), store_options, map_shards_serially)
+    return list_source(source, listing_paths(), store_options.seed, map_shards_serially)[0]
 
 
 def plan_whole(source, store_options):

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from permafrost.annotation import teacher_pass
 from permafrost.annotation.shard_tasks import AnnotateShard
+from permafrost.sources import preview
 from permafrost.sources.image_folder import ImageFolderSource
+from permafrost.sources.preview import ReadHeaders
 from permafrost.store import frames
 
 DEADLY_STATUS = 7
@@ -47,6 +49,14 @@ class InterruptedSource(ImageFolderSource):
         if record.key == self.key:
             interrupt(self.file)
         return super().read(record)
+
+
+class UninterruptedHeaders(ReadHeaders):
+    """Task of the preview, which comes before the part of the work that is meant."""
+
+    def __call__(self, part):
+        plain = ImageFolderSource(self.source.config)
+        return ReadHeaders(source=plain, listing=self.listing, folder=self.folder)(part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +103,7 @@ def run():
     part, key, file = sys.argv[1:4]
     del sys.argv[1:4]
     if part == "pack":
+        preview.ReadHeaders = UninterruptedHeaders
         precompute.build_source = partial(InterruptedSource, key=key, file=file)
     else:
         teacher_pass.AnnotateShard = partial(InterruptedAnnotation, key=key, file=file)

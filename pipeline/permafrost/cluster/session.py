@@ -10,6 +10,7 @@ import shlex
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -115,10 +116,15 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
             reason = " ".join(str(error).split())[:200].rstrip(".")
             failure = error
             logger.warning("Ray did not start: %s (after %.0f s)", reason, seconds)
+    advice = "Run the same command again on a less busy machine or with a larger /dev/shm"
+    if "AF_UNIX" in reason or "path length" in reason:
+        advice = (
+            f"The path of the folder for temporary files, {tempfile.gettempdir()}, is too long for Ray's sockets "
+            "in it: set TMPDIR to a shorter one, as in TMPDIR=/tmp"
+        )
     raise ClusterError(
-        f"Ray did not start in {_STARTS} attempts ({reason}); nothing is lost. Run the same command again on a less "
-        "busy machine or with a larger /dev/shm, or without Ray: executor=serial for precompute and sweep, "
-        "trainer.ranks=1 for teach and distill"
+        f"Ray did not start in {_STARTS} attempts ({reason}); nothing is lost. {advice}, or without Ray: "
+        "executor=serial for precompute and sweep, trainer.ranks=1 for teach and distill"
     ) from failure
 
 

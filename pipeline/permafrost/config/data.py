@@ -24,9 +24,13 @@ class DataConfig(Options):
     def description(self) -> dict[str, Any]:
         """Options that determine the records' content, for the data's fingerprint."""
         return {
-            option.name: getattr(self, option.name)
+            option.name: value
             for option in options_of(type(self))
             if Role.OUTSIDE_DATASET not in option.roles
+            and (
+                (value := getattr(self, option.name)) != option.default
+                or Role.IN_DATASET_IF_SET not in option.roles
+            )
         }
 
 
@@ -51,6 +55,8 @@ class FileDataConfig(DataConfig):
     could be used in place."""
     max_skipped: Annotated[int, Ge(0), Role.OUTSIDE_DATASET] = 100
     """Largest number of skipped records; more of them end the run."""
+    accept: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
+    """Names of findings of `preview` that are as you mean them: an error of this name is a warning."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +67,31 @@ class FileDataConfig(DataConfig):
 
     def _require_path(self, path: str, what: str) -> None:
         require(path != "", f"data.path is empty; set it to {what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFileDataConfig(FileDataConfig):
+    """Options of every source that reads the user's image files."""
+
+    bit_range: Annotated[tuple[int, ...], Role.IN_DATASET_IF_SET] = ()
+    """Values of images of 16 bits that are black and white, such as [0,4095] for 12 bits. Such images are then
+    packed as PNG of 8 bits. Empty: black is 0 and white is 65535."""
+    boxes_of: Annotated[Literal["upright", "stored"], Role.IN_DATASET_IF_SET] = "upright"
+    """Image whose pixels boxes and masks count: the upright one, as a viewer shows it, or the one that is stored in the
+    file, before the EXIF orientation turns it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits = self.bit_range
+        require(
+            not limits or (len(limits) == 2 and 0 <= limits[0] < limits[1] <= 65535),
+            f"data.bit_range={list(limits)} must be two values, black below white, from 0 to 65535, as in [0,4095]",
+        )
+
+    @property
+    def repacks(self) -> bool:
+        """True if the options change what a file has, so that it cannot be used in place."""
+        return bool(self.bit_range) or self.boxes_of == "stored"
 
 
 # ---- table data ------------------------------------------------------------------------------------
@@ -201,7 +232,7 @@ class DigitsDataConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolderDataConfig(FileDataConfig):
+class ImageFolderDataConfig(ImageFileDataConfig):
     """Folder of images: <path>/<class>/.../image, or <path>/<split>/<class>/.../image."""
 
     implementation: ClassVar[str] = "permafrost.sources.image_folder:ImageFolderSource"
@@ -212,10 +243,12 @@ class ImageFolderDataConfig(FileDataConfig):
     """Folder of the images."""
     splits: dict[str, str] = field(default_factory=dict)
     """Mapping from folder to split; other folders are left out. If empty, top-level folders named train, val,
-    valid, validation or test are the splits, provided that all of them have such names (if only some do, that
-    is an error). Otherwise all records belong to split train."""
+    valid, validation, dev, eval or test are the splits, in any case and with the usual additions (Training, test_set),
+    provided that all of them have such names (if only some do, that is an error). Otherwise all records belong to
+    split train."""
     classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
-    """File with one class folder per line, in label order; null sorts the folders by name."""
+    """File with one class folder per line, in label order; null sorts the folders with images by name, whole numbers
+    by value."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of split train that is moved to split test, chosen by a hash of the key."""
 
@@ -225,23 +258,28 @@ class ImageFolderDataConfig(FileDataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTableDataConfig(FileDataConfig):
-    """CSV or Parquet file with one row per image; options name its columns."""
+class ImageTableDataConfig(ImageFileDataConfig):
+    """CSV or Parquet file with one row per image, or Parquet files with the images; options name the columns."""
 
     implementation: ClassVar[str] = "permafrost.sources.image_table:ImageTableSource"
     minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
 
     kind: Literal["image_table"] = "image_table"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
-    """CSV or Parquet file."""
+    """CSV or Parquet file, or a folder, a glob or a {00000..00003} range of Parquet files."""
     root: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """Folder that image and mask paths are relative to; null takes the folder of the table."""
     image: str = "path"
-    """Column of the image's path."""
+    """Column of the image's path, or in Parquet of its bytes, as Hugging Face's datasets writes them."""
     label: str | None = "label"
     """Column of the class: its name, or the label itself if all values are numbers. null: no labels."""
     labels: str | None = None
-    """Column of several classes per record: a list (Parquet) or class names separated by spaces (CSV)."""
+    """Column of several classes per record: a list (in a CSV as JSON), or names between separators."""
+    label_separator: Annotated[str | None, Role.OUTSIDE_DATASET] = None
+    """Separator of the names in a cell of data.labels; an empty text keeps cells whole. null takes |, ;, comma or blank
+    if the names that it separates also occur in other cells."""
+    cache: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = "data"
+    """Folder into which images inside of Parquet files are copied once, from which they are read."""
     group: tuple[str, ...] = ()
     """Columns whose combination is the group, the first varying slowest, such as [y, place] for Waterbirds.
     Whole numbers are used as they are; other values are numbered in sorted order."""
@@ -270,7 +308,7 @@ class ImageTableDataConfig(FileDataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WebDatasetDataConfig(FileDataConfig):
+class WebDatasetDataConfig(ImageFileDataConfig):
     """WebDataset tar files: a folder, a glob, or http(s) addresses with a {000000..000009} range."""
 
     implementation: ClassVar[str] = "permafrost.sources.webdataset:WebDatasetSource"
@@ -280,9 +318,10 @@ class WebDatasetDataConfig(FileDataConfig):
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
     """Folder, glob or address of the tars."""
     split: str | None = None
-    """Split of all tars; null takes the part of a tar's name before the number, as in train-000000.tar."""
+    """Split of all tars; null takes the part of a tar's name before the number, as in train-000000.tar, or its last
+    word if that is a split, as in imagenet1k-train-0000.tar."""
     label_key: str = "label"
-    """Key of the label in a sample's .json, used if there is no .cls."""
+    """Key of the label in a sample's .json. If there is a .cls, too, both must have the same label."""
     key_prefix: Literal["none", "split", "shard"] = "split"
     """Prefix that makes a sample's key unique over all tars."""
     classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None

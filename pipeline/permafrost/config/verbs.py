@@ -36,6 +36,36 @@ DEFAULT_EVALUATORS = ("accuracy", "localization")
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreviewOptions(Options):
+    """Number of files at which a preview looks."""
+
+    section: ClassVar[str] = "preview"
+
+    files: Annotated[int, Ge(1)] = 500
+    """Number of files whose headers are read, drawn at random."""
+    all: bool = False
+    """Read the headers of all files."""
+
+    @property
+    def limit(self) -> int | None:
+        """Number of files to read, None for all."""
+        return None if self.all else self.files
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig(Options):
+    """Sections that `preview` reads."""
+
+    data: DataConfig
+    preview: PreviewOptions
+    cluster: ClusterConfig
+    executor: Executor = "auto"
+    """Executor of the listing, as in precompute."""
+    scratch: Annotated[str | None, Role.FILE] = None
+    """Folder for the temporary listing, which all hosts of a cluster must see; null takes one of this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig(Options):
     """Sections that `precompute` reads.
 
@@ -49,6 +79,7 @@ class PrecomputeConfig(Options):
     explainer: ExplainerConfig
     annotate: PassOptions
     cluster: ClusterConfig
+    preview: PreviewOptions = field(default_factory=PreviewOptions)
     views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     subset: SubsetOptions = field(default_factory=SubsetOptions)
@@ -368,7 +399,15 @@ class RenderConfig(Options):
 
     cluster: KubeRayClusterConfig
     verb: Literal[
-        "estimate", "precompute", "teach", "verify", "distill", "evaluate", "sweep", "report"
+        "preview",
+        "estimate",
+        "precompute",
+        "teach",
+        "verify",
+        "distill",
+        "evaluate",
+        "sweep",
+        "report",
     ] = "precompute"
     """Stage that the job runs."""
     words: Annotated[tuple[str, ...], Role.SET_BY_STAGE] = ()
@@ -396,6 +435,7 @@ FAMILIES: dict[str, Mapping[str, type[Options]]] = {
 """Sections whose class is chosen by `kind`: section -> kind -> class."""
 
 VERBS: dict[str, type[Any]] = {
+    "preview": PreviewConfig,
     "estimate": EstimateConfig,
     "precompute": PrecomputeConfig,
     "teach": TeachConfig,

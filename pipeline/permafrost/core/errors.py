@@ -37,6 +37,12 @@ def printable(text: str) -> str:
     )
 
 
+def quote(value: object, most: int = 80) -> str:
+    """Return a value of a stranger's file in quotes for a message, cut to `most` characters."""
+    text = repr(value if isinstance(value, str) else str(value))
+    return text if len(text) <= most else f"{text[: most - 4]}...{text[-1]}"
+
+
 def shorten(names: Sequence[str], most: int = 10) -> str:
     """List up to `most` names for a message."""
     shown = ", ".join(repr(name) for name in names[:most])

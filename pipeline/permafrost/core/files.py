@@ -123,6 +123,11 @@ class HashingFile:
         return self.bytes
 
     @property
+    def closed(self) -> bool:
+        """True once it was written; pyarrow asks for it."""
+        return self._descriptor is None
+
+    @property
     def sha256(self) -> str:
         return self._hash.hexdigest()
 

@@ -50,14 +50,23 @@ class ShardResult:
 
 
 def run_shards(
-    title: str, map_shards: MapShards, task: Any, shards: Sequence[Any]
+    title: str,
+    map_shards: MapShards,
+    task: Any,
+    shards: Sequence[Any],
+    on_result: Callable[[ShardResult], None] | None = None,
 ) -> tuple[int, float]:
-    """Run `task` on all shards and return the number of finished records and the summed seconds of their shards."""
+    """Run `task` on all shards and return the number of finished records and the summed seconds of their shards.
+
+    on_result  receives each result as its shard finishes
+    """
     records, seconds = 0, 0.0
     with progress(title, total=len(shards), unit="shard") as bar:
         for result in map_shards(task, shards):
             records += result.records
             seconds += result.seconds
+            if on_result is not None:
+                on_result(result)
             bar.update(1)
             check_interrupted()
     return records, seconds

@@ -20,6 +20,8 @@ from permafrost.config.data import NoDataConfig
 from permafrost.core.errors import require
 from permafrost.core.files import sha256_file, sha256_keys
 from permafrost.core.seeds import derive_seed
+from permafrost.sources.findings import add_findings, check_findings
+from permafrost.sources.preview import preview_source
 from permafrost.sources.source import build_source, classes_of, list_source, plan_source
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.index_writer import StoreTablesWriter
@@ -167,9 +169,20 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> Sample:
     """List the source, and pack some of its records as precompute would."""
     source, times = build_source(config.data), ShardTimes()
     with listing_files(folder) as files:
-        listing = list_source(source, files, config.store, times)
+        listing, tally = list_source(source, files, config.store.seed, times)
         plans = plan_source(source, listing, config.store)
         classes = classes_of(source, listing)
+        preview = preview_source(
+            config.data,
+            source,
+            classes,
+            listing,
+            tally,
+            times,
+            folder,
+            files=config.preview.limit,
+        )
+        check_findings(add_findings(preview))
         sizes = [(plan.split, plan.num_records) for plan in plans]
         pieces = _pieces(sizes, config)
         parts = [

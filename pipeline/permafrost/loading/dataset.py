@@ -176,6 +176,19 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         values = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in fields)
         return values * teacher.num_views
 
+    @property
+    def record_bytes(self) -> int:
+        """Size of one record of a batch in bytes: its decoded input and the stored values that are read."""
+        total = input_bytes(self.store)
+        for teacher, names in zip(self.passes, self.intermediate_fields, strict=True):
+            read = {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in names)}
+            total += sum(
+                math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+                for spec in teacher.manifest.fields
+                if spec.name in read
+            )
+        return total
+
     def __getitem__(self, position: int) -> Batch:
         return self.__getitems__([position])
 

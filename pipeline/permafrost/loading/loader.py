@@ -15,7 +15,10 @@ from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.random_views import ViewSchedule, turn_views
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.transfer import (
+    LONGEST_WAIT_SECONDS,
+    check_shared_memory,
     copy_to,
+    explained_losses,
     iter_on_device,
     move_values,
     pack_batch,
@@ -57,6 +60,10 @@ class TrainLoader:
         self.views = views
         self.views_per_step = views_per_step
         self.pixel_augment = pixel_augment
+        rank_batch = -(-batch_size // world_size)
+        check_shared_memory(
+            dataset.record_bytes * rank_batch, loader_processes, "trainer.loader_processes"
+        )
         self.loader: DataLoader[Batch] = DataLoader(
             dataset,
             batch_sampler=cast("Any", self.batches),
@@ -65,6 +72,7 @@ class TrainLoader:
             # A forked process that inherits zarr's event loop may hang.
             multiprocessing_context="spawn" if loader_processes else None,
             persistent_workers=loader_processes > 0,
+            timeout=LONGEST_WAIT_SECONDS if loader_processes else 0,
         )
 
     @property
@@ -80,7 +88,7 @@ class TrainLoader:
         device  device to which batches are copied, on a GPU one step ahead; None leaves them on the host
         """
         self.batches.set_position(epoch, first_step)
-        batches = map(unpack_batch, self.loader) if self.loader.num_workers else iter(self.loader)
+        batches = self._from_processes() if self.loader.num_workers else iter(self.loader)
         pairs = iter_on_device(batches, device or torch.device("cpu"))
         for step, (read, batch) in enumerate(pairs, start=first_step):
             start = self.batches.first_position(step)
@@ -96,6 +104,10 @@ class TrainLoader:
                 drawn = self.pixel_augment.draw(epoch, step, first, len(batch.keys))
                 batch = replace(batch, pixel_augment=move_values(drawn, batch.inputs.device))
             yield batch
+
+    def _from_processes(self) -> Iterator[Batch]:
+        with explained_losses("trainer.loader_processes"):
+            yield from map(unpack_batch, self.loader)
 
 
 def _same(batch: Batch) -> Batch:

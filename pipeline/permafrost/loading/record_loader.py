@@ -19,7 +19,15 @@ from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.sampler import EpochOrder, ReplayBatchSampler
 from permafrost.loading.selected_records import SelectedRecords
-from permafrost.loading.transfer import map_leaves, move_batch, pack_batch, unpack_batch
+from permafrost.loading.transfer import (
+    LONGEST_WAIT_SECONDS,
+    check_shared_memory,
+    explained_losses,
+    map_leaves,
+    move_batch,
+    pack_batch,
+    unpack_batch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -211,6 +219,8 @@ class RecordLoader(DataLoader[ViewBatch]):
             # A forked process that inherits zarr's event loop may hang.
             require(name != "fork", 'multiprocessing_context="fork" may hang; use "spawn"')
             options.setdefault("persistent_workers", True)
+            options.setdefault("timeout", LONGEST_WAIT_SECONDS)
+            check_shared_memory(dataset.record_bytes * batch_size, num_workers, "num_workers")
         super().__init__(
             dataset,  # type: ignore[arg-type]
             num_workers=num_workers,
@@ -243,7 +253,8 @@ class RecordLoader(DataLoader[ViewBatch]):
 
     def _messages(self) -> Iterator[_Message]:
         try:
-            yield from super().__iter__()
+            with explained_losses("num_workers"):
+                yield from super().__iter__()
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise

@@ -10,14 +10,18 @@ step for cores.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import Batch, PixelAugment, PixelChange, StoredTargets, TopLogits
 from permafrost.loading.decode_threads import start_pool
 
@@ -25,9 +29,32 @@ _SMALL = 64 * 2**10
 """Size in bytes up to which a tensor is sent in the message."""
 
 
+LONGEST_WAIT_SECONDS = 600
+"""Longest wait for a batch of a loader process, which reading never takes. Without a limit, a lost batch would be
+waited for forever."""
+_PREFETCHED = 2
+"""Batches that each loader process prepares ahead, the default of torch.utils.data.DataLoader."""
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class SharedMemoryError(UserError, RuntimeError):
+    """Batch of a loader process that does not fit into shared memory."""
+
+
 def pack_batch(batch: Batch) -> Batch:
-    """Replace the small tensors of a batch by arrays, which are pickled as bytes, in a loader process."""
-    packed: Batch = map_leaves(batch, _pack)
+    """Make a batch of a loader process ready to be sent: small tensors become arrays, which are pickled as bytes.
+
+    Others are moved to shared memory here. Torch would do that in a thread, whose error loses the batch without a word.
+
+    Raises:
+        SharedMemoryError: There is no room.
+    """
+    try:
+        packed: Batch = map_leaves(batch, _pack)
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        raise SharedMemoryError(str(error)) from error
     return packed
 
 
@@ -38,13 +65,67 @@ def unpack_batch(batch: Batch) -> Batch:
 
 
 def _pack(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
     # The memory format of other tensors would not survive.
-    is_sent = isinstance(value, Tensor) and value.is_contiguous() and value.nbytes <= _SMALL
-    return value.numpy() if is_sent else value
+    if value.is_contiguous() and value.nbytes <= _SMALL:
+        return value.numpy()
+    return value.share_memory_()  # type: ignore[no-untyped-call]
 
 
 def _unpack(value: Any) -> Any:
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def check_shared_memory(batch_bytes: int, processes: int, option: str) -> None:
+    """Check that the batches which loader processes prepare fit into shared memory.
+
+    Args:
+        batch_bytes: Size of a batch in bytes.
+        processes: Number of loader processes.
+        option: Option that sets it, for the message.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    if processes == 0 or batch_bytes <= _SMALL or not _SHARED_MEMORY.is_dir():
+        return
+    status = os.statvfs(_SHARED_MEMORY)
+    free, needed = status.f_bavail * status.f_frsize, batch_bytes * (_PREFETCHED * processes + 1)
+    if needed > free:
+        raise ConfigError(
+            f"{option}={processes} needs {needed / 1e6:,.1f} MB of shared memory for batches of "
+            f"{batch_bytes / 1e6:,.1f} MB, but {_SHARED_MEMORY} has {free / 1e6:,.1f} MB; enlarge it (docker run "
+            f"--shm-size=8g), lower the batch size, or set {option}=0"
+        )
+
+
+@contextmanager
+def explained_losses(option: str) -> Iterator[None]:
+    """Name the cause and the way out if a loader process is lost inside of the block, or its batch.
+
+    option  option that sets the number of loader processes
+    """
+    try:
+        yield
+    except SharedMemoryError as error:
+        raise SharedMemoryError(
+            f"a batch of a loader process does not fit into {_SHARED_MEMORY}, which is full: enlarge it (docker run "
+            f"--shm-size=8g), lower the batch size, or set {option}=0"
+        ) from error
+    except RuntimeError as error:
+        text = str(error)
+        if "timed out after" in text:
+            raise UserError(
+                f"no batch came from the loader processes for {LONGEST_WAIT_SECONDS} s; look at what they print, or "
+                f"set {option}=0 to read in this process"
+            ) from error
+        if "killed by signal" in text:
+            raise UserError(
+                f"a loader process was killed ({' '.join(text.split())[:200]}): the machine, or {_SHARED_MEMORY}, ran "
+                f"out of memory; lower {option} or the batch size"
+            ) from error
+        raise
 
 
 # ---- transfer --------------------------------------------------------------------------------------

@@ -1,56 +1,147 @@
-"""Class names from a file, and their resolution from the cells of a table."""
+"""Names of classes: read from a file, gathered from folders or cells, and looked up.
+
+All sources share these rules, so that the same labels as folders, in a table or in tars are the same classes.
+
+- Names that differ only in surrounding blanks, or in how Unicode composes a letter (NFC and NFD), are one name.
+- Whole numbers sort by value, all other names by their text.
+- In a table and in a tar, classes that are all whole numbers are the labels themselves: 0 to the largest. Numbers with
+  leading zeros are names.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from permafrost.core.addresses import is_address
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, quote
 from permafrost.core.files import read_regular
 from permafrost.core.rooted_paths import rooted
-from permafrost.sources.table_files import to_number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_CLASSES = 1_000_000
 """Limit for labels that are numbers. A larger label is a mistake, and would require a list of that many class
 names."""
 
+_UNKNOWN = frozenset(
+    {
+        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "1.#IND", "1.#QNAN", "<NA>", "N/A"),
+        *("NA", "NULL", "None", "n/a", "null"),
+    }
+)
+"""Cells that mean an unknown value, those of pandas.read_csv; NaN in any case of its letters is another one."""
+
+
+def is_unknown(text: str) -> bool:
+    """Return whether a cell, without surrounding blanks, means that the value is unknown."""
+    return text in _UNKNOWN or re.fullmatch("[-+]?nan", text, re.IGNORECASE) is not None
+
+
+def to_number(text: str) -> int | None:
+    """Parse a whole number of at most 18 digits, written 3 or 3.0; None for other text."""
+    match = re.fullmatch(r"([+-]?[0-9]{1,18})(\.0*)?", text)
+    return int(match[1]) if match else None
+
+
+def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort distinct names, numerically if all are whole numbers, else alphabetically."""
+    distinct = sorted(set(names))
+    numbers = [to_number(name) for name in distinct]
+    if all(number is not None for number in numbers):
+        return tuple(sorted(distinct, key=lambda name: to_number(name) or 0))
+    return tuple(distinct)
+
+
+def composed(name: str) -> str:
+    """Return a name without surrounding blanks, with composed letters (NFC): the form in which names are compared."""
+    return unicodedata.normalize("NFC", name.strip())
+
+
+def merge_spellings(names: Iterable[str]) -> dict[str, str]:
+    """Map each name to its class. A class that is spelled in one way keeps that spelling, without blanks."""
+    spellings: dict[str, set[str]] = {}
+    for name in names:
+        spellings.setdefault(composed(name), set()).add(name)
+    return {
+        name: next(iter(group)).strip() if len(group) == 1 else form
+        for form, group in spellings.items()
+        for name in group
+    }
+
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """Class names in label order, and the way the table refers to them."""
+    """Class names in label order, and the way the data refer to them."""
 
     names: tuple[str, ...]
     is_numbered: bool
-    """True if the table contains labels instead of names."""
+    """True if the data contain labels instead of names."""
 
     @cached_property
     def _label_of(self) -> dict[str, int]:
-        return {name: label for label, name in enumerate(self.names)}
+        forms = {composed(name): label for label, name in enumerate(self.names)}
+        return forms | {name: label for label, name in enumerate(self.names)}
 
     def label(self, text: str) -> int | None:
-        """Return the label that a cell denotes, or None if there is no such class."""
+        """Return the label that a text denotes, or None if there is no such class."""
         if not self.is_numbered:
-            return self._label_of.get(text)
+            label = self._label_of.get(text)
+            return label if label is not None else self._label_of.get(composed(text))
         number = to_number(text)
         return number if number is not None and 0 <= number < len(self.names) else None
 
 
+def index_classes(texts: set[str], classes: str | None, *, numbered: bool = True) -> ClassIndex:
+    """Build the index of the classes that these texts name.
+
+    Args:
+        texts: Distinct texts of folders or cells.
+        classes: Option data.classes.
+        numbered: Whether whole numbers may be labels, as in a table; False takes them as names.
+
+    Raises:
+        ConfigError: The file of data.classes cannot be used.
+    """
+    numbers = [to_number(text) for text in texts]
+    are_labels = numbered and all(
+        number is not None and not has_leading_zero(text)
+        for text, number in zip(texts, numbers, strict=True)
+    )
+    if classes is not None:
+        names = load_class_names(classes)
+        forms = {composed(name) for name in names}
+        return ClassIndex(names, are_labels and not {composed(text) for text in texts} <= forms)
+    if are_labels:
+        largest = max((number for number in numbers if number is not None), default=-1)
+        return ClassIndex(tuple(map(str, range(largest + 1))), True)
+    return ClassIndex(sorted_names(merge_spellings(texts).values()), False)
+
+
+def has_leading_zero(text: str) -> bool:
+    """Return whether a whole number has zeros before its first digit, as identifiers have: 007."""
+    return re.match(r"[+-]?0[0-9]", text) is not None
+
+
 def load_class_names(path: str) -> tuple[str, ...]:
-    """Read the lines of `data.classes`, in label order, without empty lines."""
+    """Read the lines of `data.classes`, in label order, without empty lines and a byte-order mark."""
     try:
         file = rooted(path) if is_address(path) else Path(path)
-        lines = read_regular(file).decode("utf-8").splitlines()
+        lines = read_regular(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.classes={path} cannot be read: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise ConfigError(f"data.classes={path} is empty; write one class name per line")
-    name, times = Counter(names).most_common(1)[0]
+    name, times = Counter(map(composed, names)).most_common(1)[0]
     if times > 1:
         raise ConfigError(
-            f"data.classes={path} lists the class {name!r} {times} times; keep one of them"
+            f"data.classes={path} lists the class {quote(name)} {times} times; keep one of them"
         )
     return names

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import posixpath
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,14 +19,21 @@ from permafrost.core.errors import ConfigError, FileError, UserError
 from permafrost.core.files import read_regular
 from permafrost.core.records import MAX_KEY_BYTES
 from permafrost.core.rooted_paths import is_in_bucket
-from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError, open_image
+from permafrost.store.image_decoding import (
+    MAX_IMAGE_BYTES,
+    ImageError,
+    decodes_heif,
+    open_image,
+    picture_suffix,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from permafrost.core.rooted_paths import AnyPath
+    from permafrost.sources.tally import Tally
 
 
 LONG_KEY_HEAD = 150
@@ -57,8 +65,115 @@ def _shorten(escaped: str) -> str:
 # ---- files -----------------------------------------------------------------------------------------
 
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+IMAGE_SUFFIXES = (
+    *(
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "jif",
+        "pjpeg",
+        "pjp",
+        "png",
+        "apng",
+        "webp",
+        "avif",
+        "bmp",
+        "dib",
+    ),
+    *("gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
+)
 """Suffixes of image files, case-insensitive."""
+HEIF_SUFFIXES = ("heic", "heif", "hif")
+"""Suffixes of image files that the package pillow-heif decodes."""
+_OTHER_PICTURES = frozenset(
+    {
+        *(
+            "jp2",
+            "j2k",
+            "jpf",
+            "jpx",
+            "jxl",
+            "jxr",
+            "psd",
+            "xcf",
+            "svg",
+            "eps",
+            "ai",
+            "tga",
+            "ico",
+            "icns",
+        ),
+        *(
+            "exr",
+            "hdr",
+            "pfm",
+            "dds",
+            "raw",
+            "dng",
+            "cr2",
+            "cr3",
+            "crw",
+            "nef",
+            "nrw",
+            "arw",
+            "orf",
+            "rw2",
+        ),
+        *(
+            "raf",
+            "pef",
+            "srw",
+            "mpo",
+            "dcm",
+            "dicom",
+            "nii",
+            "fits",
+            "czi",
+            "lif",
+            "npy",
+            "npz",
+            "mat",
+        ),
+        *("ras", "pcx", "sgi", "xbm", "xpm", "bpg", "flif"),
+    }
+)
+"""Suffixes of pictures in formats that are not read."""
+_JPEG_SUFFIXES = frozenset({"jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp"})
+LEFTOVER_FOLDERS = frozenset(
+    {
+        *(
+            "__macosx",
+            "@eadir",
+            "#recycle",
+            "@recycle",
+            "$recycle.bin",
+            "system volume information",
+        ),
+        *("lost+found", "__pycache__", "_gsdata_", "node_modules", "#snapshot", "@tmp", "recycler"),
+    }
+)
+"""Folders that archives, file servers and programs leave behind, in lower case. They are left out at any depth."""
+_COMPANION_WORDS = (
+    "masks?|seg|segm|segmentations?|gt|groundtruth|ground_truth|annotations?|annotated|labels?|thumbs?|thumbnails?|"
+    "depth|trimaps?|overlays?|contours?|bbox|boxes|heatmaps?"
+)
+_COMPANION = re.compile(
+    rf"(?P<base>.+)[ _.-](?P<after>{_COMPANION_WORDS})(?:[ _.-]?\d+)?|"
+    rf"(?P<before>{_COMPANION_WORDS}|tn)[ _.-](?P<rest>.+)",
+    re.IGNORECASE,
+)
+_SNIFFED = 3
+"""Number of files of each suffix that is left out whose first bytes are looked at."""
+# Topics of a tally of files.
+LEFT_OUT = "files left out: no picture"
+HIDDEN = "files and folders left out: hidden"
+LEFTOVERS = "folders left out: of archives, file servers and programs"
+OTHER_PICTURES = "pictures left out: not read"
+EMPTY_FILES = "files without any byte"
+BROKEN_LINKS = "links to missing files"
+COMPANIONS = "files named after another image"
+SAME_STEMS = "files with the name of another image and another suffix"
 
 
 class SourceFileError(UserError):
@@ -68,13 +183,18 @@ class SourceFileError(UserError):
 def is_image_name(name: str) -> bool:
     """Return whether a file is treated as an image; hidden files are not."""
     hidden = posixpath.basename(name).startswith(".")
-    return not hidden and _suffix(name) in IMAGE_SUFFIXES
+    return not hidden and is_image_suffix(_suffix(name))
+
+
+def is_image_suffix(suffix: str) -> bool:
+    """Return whether files of a suffix, in lower case without its dot, are read as images."""
+    return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and decodes_heif())
 
 
 def image_suffix(name: str) -> str:
-    """Return the suffix for a record's content: lower case, jpg for jpeg."""
+    """Return the suffix for a record's content: lower case, jpg for the other suffixes of JPEG."""
     suffix = _suffix(name)
-    return "jpg" if suffix == "jpeg" else suffix
+    return "jpg" if suffix in _JPEG_SUFFIXES else suffix
 
 
 def _suffix(name: str) -> str:
@@ -82,13 +202,20 @@ def _suffix(name: str) -> str:
 
 
 def sub_folders(folder: AnyPath) -> list[str]:
-    """Return the sorted names of the folders in `folder` that are not hidden."""
-    return sorted(e.name for e in _scan(folder) if e.is_dir() and not e.name.startswith("."))
+    """Return the sorted names of the folders in `folder` that are neither hidden nor leftovers."""
+    return sorted(e.name for e in _scan(folder) if e.is_dir() and not _is_passed_over(e.name))
 
 
-def hidden_folders(folder: AnyPath) -> list[str]:
-    """Return the sorted names of the folders in `folder` that begin with a dot and are left out."""
-    return sorted(e.name for e in _scan(folder) if e.is_dir() and e.name.startswith("."))
+def tally_passed_over(root: AnyPath, folder: str, tally: Tally) -> None:
+    """Count the folders in `folder` that are left out for their names."""
+    for entry in sorted(_scan(root / folder), key=lambda entry: entry.name):
+        if entry.is_dir() and _is_passed_over(entry.name):
+            topic = HIDDEN if entry.name.startswith(".") else LEFTOVERS
+            tally.add(topic, entry.name, join_path(folder, entry.name))
+
+
+def _is_passed_over(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LEFTOVER_FOLDERS
 
 
 def first_image(folder: AnyPath) -> str | None:
@@ -97,16 +224,102 @@ def first_image(folder: AnyPath) -> str | None:
     return min(images, default=None)
 
 
-def iter_images(root: AnyPath, folder: str) -> Iterator[tuple[str, int]]:
-    """Yield (path relative to root, bytes) of every image in `folder` and below it, sorted by name."""
-    for entry in sorted(_scan(root / folder), key=lambda entry: entry.name):
-        path = f"{folder}/{entry.name}"
-        if entry.name.startswith("."):
+def has_image(folder: AnyPath) -> bool:
+    """Return whether `folder`, or a folder in it, has an image; looks no further than the first one."""
+    inner = []
+    for entry in _scan_lazily(folder):
+        if _is_passed_over(entry.name):
             continue
         if entry.is_dir():
-            yield from iter_images(root, path)
+            inner.append(entry.name)
         elif is_image_name(entry.name):
-            yield path, _entry_bytes(entry)
+            return True
+    return any(has_image(folder / name) for name in inner)
+
+
+def join_path(folder: str, name: str) -> str:
+    """Join a folder below the root, which may be the root itself (empty), and a name."""
+    return f"{folder}/{name}" if folder else name
+
+
+def iter_images(
+    root: AnyPath, folder: str, tally: Tally | None = None
+) -> Iterator[tuple[str, int]]:
+    """Yield (path relative to root, bytes) of every image in `folder` and below it, sorted by name.
+
+    A link to a missing file raises ConfigError. With a tally it is counted, like every other file that is left out.
+    """
+    stems: dict[str, str] = {}
+    for entry in sorted(_scan(root / folder), key=lambda entry: entry.name):
+        path, name = join_path(folder, entry.name), entry.name
+        if _is_passed_over(name):
+            if tally is not None:
+                is_leftover = not name.startswith(".") and entry.is_dir()
+                tally.add(LEFTOVERS if is_leftover else HIDDEN, name, path)
+            continue
+        if entry.is_dir():
+            yield from iter_images(root, path, tally)
+        elif is_image_name(name):
+            try:
+                size = _entry_bytes(entry)
+            except FileNotFoundError:
+                if tally is None:
+                    raise ConfigError(
+                        f"{root / path} is a link to a file that is missing; restore or remove it"
+                    ) from None
+                tally.add(BROKEN_LINKS, path, path)
+                continue
+            if tally is not None:
+                if size == 0:
+                    tally.add(EMPTY_FILES, path, path)
+                stem = posixpath.splitext(name)[0]
+                if stem in stems:
+                    tally.add(
+                        SAME_STEMS, f".{_suffix(name)}", f"{join_path(folder, stems[stem])}, {path}"
+                    )
+                stems[stem] = name
+            yield path, size
+        elif tally is not None:
+            _tally_other_file(root, path, tally)
+    if tally is not None:
+        _tally_companions(folder, stems, tally)
+
+
+def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:
+    """Count a file whose suffix is not that of an image that is read, by what it is."""
+    suffix = _suffix(path)
+    item = f".{suffix}" if suffix else "no suffix"
+    is_picture = suffix in _OTHER_PICTURES or suffix in HEIF_SUFFIXES
+    if not is_picture:
+        looked_at = sum(tally[topic].get(item, (0, ""))[0] for topic in (OTHER_PICTURES, LEFT_OUT))
+        is_picture = item in tally[OTHER_PICTURES]
+        if looked_at < _SNIFFED:
+            is_picture = _begins_as_a_picture(root / path)
+    tally.add(OTHER_PICTURES if is_picture else LEFT_OUT, item, path)
+
+
+def _begins_as_a_picture(path: AnyPath) -> bool:
+    if is_in_bucket(path):
+        return False
+    try:
+        with Path(str(path)).open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    return picture_suffix(head) is not None
+
+
+def _tally_companions(folder: str, stems: Mapping[str, str], tally: Tally) -> None:
+    """Count the images of a folder that are named after another one in it, as masks and thumbnails are."""
+    for stem, name in stems.items():
+        match = _COMPANION.fullmatch(stem)
+        if match is None:
+            continue
+        base = match["base"] if match["base"] is not None else match["rest"]
+        if base in stems:
+            word = (match["after"] or match["before"]).lower()
+            example = f"{join_path(folder, stems[base])}, {join_path(folder, name)}"
+            tally.add(COMPANIONS, word, example)
 
 
 def read_file(root: AnyPath, path: str, size: int) -> bytes:
@@ -142,6 +355,15 @@ def stamp_of(folder: AnyPath) -> int:
     return Path(str(folder)).stat().st_mtime_ns
 
 
+def _scan_lazily(folder: AnyPath) -> Iterator[os.DirEntry[str] | buckets.Entry]:
+    """Yield the entries of a folder as the system lists them, for a reader that may stop early."""
+    if is_in_bucket(folder):
+        yield from buckets.list_entries(str(folder))
+        return
+    with os.scandir(str(folder)) as entries:
+        yield from entries
+
+
 def _scan(folder: AnyPath) -> Sequence[os.DirEntry[str] | buckets.Entry]:
     if is_in_bucket(folder):
         return buckets.list_entries(str(folder))
@@ -155,14 +377,7 @@ def _scan(folder: AnyPath) -> Sequence[os.DirEntry[str] | buckets.Entry]:
 
 
 def _entry_bytes(entry: os.DirEntry[str] | buckets.Entry) -> int:
-    if isinstance(entry, buckets.Entry):
-        return entry.size
-    try:
-        return entry.stat().st_size
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{entry.path} is a link to a file that is missing; restore or remove it"
-        ) from None
+    return entry.size if isinstance(entry, buckets.Entry) else entry.stat().st_size
 
 
 # ---- masks -----------------------------------------------------------------------------------------

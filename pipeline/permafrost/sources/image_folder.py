@@ -1,41 +1,49 @@
 """Images in folders named after their classes: `<path>/<class>/...` or `<path>/<split>/<class>/...`.
 
+Top-level folders are splits if all of them spell one (train, Testing, val_set). What was left out or looks doubtful is
+counted while the records are listed (`tally`), and becomes findings of a preview.
+
 A record's key is its escaped path below data.path. A store of the folder therefore names every image permanently, and
 folder and store can be compared name by name.
 """
 
 from __future__ import annotations
 
-import logging
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.core.addresses import is_address
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, quote
 from permafrost.core.records import Content, Record
 from permafrost.core.rooted_paths import is_folder, rooted
-from permafrost.sources.classes import load_class_names
+from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import (
     escape_key,
     first_image,
-    hidden_folders,
+    has_image,
     image_suffix,
     iter_images,
+    join_path,
     read_file,
     stamp_of,
     sub_folders,
+    tally_passed_over,
 )
-from permafrost.sources.splits import TRAIN, is_split_name, split_off_test
+from permafrost.sources.splits import TRAIN, is_split_name, known_split, split_off_test
+from permafrost.sources.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from permafrost.config.data import ImageFolderDataConfig
 
-logger = logging.getLogger("permafrost.precompute")
-
-SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
+# Topics of the tally of a folder. A topic of one split's folder has its path after a colon.
+SPELLED_SPLITS = "folders taken for splits"
+EMPTY_FOLDERS = "class folders without images"
+CLASS_FOLDERS = "class folders"
+FOLDERS_ONLY = "class folders whose images are all in folders"
+NESTED_FOLDERS = "folders in class folders"
 
 
 class ImageFolderSource:
@@ -51,21 +59,35 @@ class ImageFolderSource:
         self._root = (
             rooted(config.path) if is_address(config.path) else Path(config.path).absolute()
         )
+        self.tally = Tally()
+        """Counts of what the last listing met."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the class folders with images of all splits, sorted, or the lines of data.classes."""
+        return self._index.names
 
     @cached_property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the class folders of all splits, sorted, or the lines of data.classes."""
-        found = {name for folder in self._split_folders() for name in self._class_folders(folder)}
-        if self.config.classes is None:
-            return tuple(sorted(found))
-        names = load_class_names(self.config.classes)
-        unknown = sorted(found - set(names))
+    def _index(self) -> ClassIndex:
+        folders = {
+            name
+            for folder in self._split_folders
+            for name in self._class_folders(folder)
+            if has_image(self._root / folder / name)
+        }
+        if not folders:
+            raise ConfigError(
+                f"data.path={self.config.path} has class folders but no images in them; "
+                "expected <path>/<class>/<image> or <path>/<split>/<class>/<image>"
+            )
+        index = index_classes(folders, self.config.classes, numbered=False)
+        unknown = sorted(name for name in folders if index.label(name) is None)
         if unknown:
             raise ConfigError(
-                f"data.classes={self.config.classes} lacks the class folder {unknown[0]!r} of "
+                f"data.classes={self.config.classes} lacks the class folder {quote(unknown[0])} of "
                 f"data.path={self.config.path}; add its name or move the folder away"
             )
-        return names
+        return index
 
     def records(self) -> Iterator[Record]:
         """Yield one record per image, labeled by its class folder."""
@@ -76,41 +98,38 @@ class ImageFolderSource:
         number that changes then.
         """
         return {
-            (path := _join(folder, name)): stamp_of(self._root / path)
-            for folder in self._split_folders()
+            (path := join_path(folder, name)): stamp_of(self._root / path)
+            for folder in self._split_folders
             for name in self._class_folders(folder)
         }
 
     def _images(self) -> Iterator[Record]:
-        label_of = {name: label for label, name in enumerate(self.classes)}
-        found: set[int] = set()
-        for folder, split in self._split_folders().items():
+        for folder, split in self._split_folders.items():
+            tally_passed_over(self._root, folder, self.tally)
+            if folder and folder != split and not self.config.splits:
+                self.tally.add(SPELLED_SPLITS, folder, split)
             for name in self._class_folders(folder):
-                for path, size in iter_images(self._root, _join(folder, name)):
-                    found.add(label_of[name])
-                    yield Record(
-                        key=escape_key(path),
-                        split=split,
-                        label=label_of[name],
-                        content=(path, size),
-                    )
-        if not found:
-            raise ConfigError(
-                f"data.path={self.config.path} has class folders but no images in them; "
-                "expected <path>/<class>/<image> or <path>/<split>/<class>/<image>"
-            )
-        self._warn_of_absent_classes(found)
+                yield from self._class_images(folder, split, name)
 
-    def _warn_of_absent_classes(self, classes: set[int]) -> None:
-        """Name the classes without images, and the folders that are left out because they begin with a dot."""
-        empty = [name for label, name in enumerate(self.classes) if label not in classes]
-        if empty:
-            logger.warning("classes without images: %s", ", ".join(empty[:10]))
-        hidden = [
-            _join(f, name) for f in self._split_folders() for name in hidden_folders(self._root / f)
-        ]
-        if hidden:
-            logger.warning("folders that begin with a dot are left out: %s", ", ".join(hidden[:10]))
+    def _class_images(self, folder: str, split: str, name: str) -> Iterator[Record]:
+        """Yield the images of one class folder, and count the folders in it."""
+        class_folder = join_path(folder, name)
+        label = self._index.label(name)
+        direct, nested, last = 0, 0, ""
+        for path, size in iter_images(self._root, class_folder, self.tally):
+            assert label is not None  # of a folder with images
+            inner, is_nested, _ = path[len(class_folder) + 1 :].partition("/")
+            if is_nested and inner != last:
+                last = inner
+                self.tally.add(f"{NESTED_FOLDERS}:{folder}", inner, f"{class_folder}/{inner}")
+            direct, nested = direct + (not is_nested), nested + bool(is_nested)
+            yield Record(key=escape_key(path), split=split, label=label, content=(path, size))
+        if not direct and not nested:
+            self.tally.add(EMPTY_FOLDERS, class_folder, class_folder)
+            return
+        self.tally.add(CLASS_FOLDERS, folder, class_folder)
+        if not direct:
+            self.tally.add(FOLDERS_ONLY, folder, class_folder)
 
     def read(self, record: Record) -> Content:
         """Return the file unchanged."""
@@ -121,34 +140,36 @@ class ImageFolderSource:
         """Return the image's file."""
         return str(self._root / record.content[0])
 
+    @cached_property
     def _split_folders(self) -> dict[str, str]:
         """Map each folder of class folders to its split; the empty name is data.path itself."""
         if self.config.splits:
             self._check_splits()
             return self.config.splits
         top = sub_folders(self._root)
-        if not top or not SPLIT_FOLDERS.issuperset(top):
+        splits = {name: split for name in top if (split := known_split(name)) is not None}
+        if not top or len(splits) < len(top):
             self._refuse_hidden_splits(top)
             return {"": TRAIN}
         self._refuse_loose_images("")
-        return {name: name for name in top}
+        return splits
 
     def _refuse_hidden_splits(self, top: list[str]) -> None:
         """Raise ConfigError if only some top-level folders are splits (a split's name, and only folders
         inside)."""
-        splits = [
-            name
+        splits = {
+            name: split
             for name in top
-            if name in SPLIT_FOLDERS
+            if (split := known_split(name)) is not None
             and first_image(self._root / name) is None
             and sub_folders(self._root / name)
-        ]
+        }
         if splits:
-            others = next(name for name in top if name not in SPLIT_FOLDERS)
-            named = ", ".join(f"{name}: {name}" for name in splits)
+            rest = next(name for name in top if name not in splits)
+            named = ", ".join(f"{name}: {split}" for name, split in splits.items())
             raise ConfigError(
                 f"data.path={self.config.path} contains folders of splits ({', '.join(splits)}) and others "
-                f"({others}); name the splits: 'data.splits={{{named}}}'"
+                f"({rest}); name the splits: 'data.splits={{{named}}}'"
             )
 
     def _check_splits(self) -> None:
@@ -179,10 +200,6 @@ class ImageFolderSource:
         if image is not None:
             raise ConfigError(
                 f"data.path={self.config.path} has images outside of any class folder, such as "
-                f"{_join(folder, image)}; move them into a folder named after their class, leave their "
+                f"{join_path(folder, image)}; move them into a folder named after their class, leave their "
                 "folder out with data.splits, or list them in a table and use data=image_table"
             )
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name

@@ -7,21 +7,34 @@ unchanged:
     data.split=split 'data.split_names={0: train, 1: val, 2: test}' 'data.group=[y, place]'
 
 A record's key is its image's escaped path below data.root. Cells are compared as text, so that CSV and Parquet give
-the same records. An empty cell (null, NaN) is an unknown value, as is the label -1.
+the same records. A cell that is empty or says so (null, NaN, NA; classes.is_unknown) is an unknown value, as is the
+label -1.
+
+Parquet files may contain the images themselves, as Hugging Face's `datasets` writes them: a column of bytes, or of
+{bytes, path}. Their records are named by file and row, their classes are those of the file's features, and the split is
+that of the file's name (train-00000-of-00004.parquet).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, quote
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
-from permafrost.sources.classes import MAX_CLASSES, ClassIndex, load_class_names
+from permafrost.sources.classes import (
+    MAX_CLASSES,
+    ClassIndex,
+    composed,
+    index_classes,
+    load_class_names,
+    to_number,
+)
 from permafrost.sources.image_files import (
     IMAGE_SUFFIXES,
     escape_key,
@@ -30,9 +43,24 @@ from permafrost.sources.image_files import (
     read_file,
     to_mask_png,
 )
+from permafrost.sources.label_cells import (
+    find_separator,
+    is_list_text,
+    parse_list,
+    separate,
+)
+from permafrost.sources.parquet_images import ParquetImages, class_names_of, holds_images
 from permafrost.sources.splits import TRAIN, split_of, split_off_test
 from permafrost.sources.table import TableFiles
-from permafrost.sources.table_files import Row, is_all_digits, read_rows, to_number, to_text
+from permafrost.sources.table_files import (
+    Row,
+    is_all_digits,
+    iter_distinct,
+    read_rows,
+    to_text,
+)
+from permafrost.sources.tally import Tally
+from permafrost.sources.tar_members import find_files, split_in_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,6 +68,15 @@ if TYPE_CHECKING:
     from permafrost.config.data import ImageTableDataConfig
 
 _MAX_CLASS_CHARACTERS = 200
+_MAX_DISTINCT = 100_000
+"""Largest number of different label cells among which a separator is searched."""
+_OF_SEVERAL = re.compile(r"-\d+-of-\d+$")
+
+# Topics of the tally of a table.
+SEPARATED = "label cells separated at"
+JOINED = "label cells that may hold several labels"
+UNKNOWN_CELLS = "label cells taken as unknown"
+NUMBERED = "labels that are numbers"
 
 
 @dataclass(frozen=True)
@@ -62,7 +99,37 @@ class ImageTableSource:
     def __init__(self, config: ImageTableDataConfig) -> None:
         self.config = config
         self._table = Path(config.path).absolute()
-        self._root = self._table.parent if config.root is None else Path(config.root).absolute()
+        self.tally = Tally()
+        """Counts of what the last listing met."""
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        """The table, or the files of a folder, a glob or a {00000..00003} range, in the order of their names."""
+        is_pattern = not self._table.is_file() and set("*?[{") & set(self._table.name)
+        if self._table.is_dir() or is_pattern:
+            return find_files(self._table, ".parquet")
+        return [self._table]
+
+    @cached_property
+    def _root(self) -> Path:
+        if self.config.root is not None:
+            return Path(self.config.root).absolute()
+        return self._table if self._table.is_dir() else self._table.parent
+
+    @cached_property
+    def _images(self) -> dict[str, ParquetImages]:
+        """The images that the files themselves contain, by the name of the file."""
+        column = self.config.image
+        return {
+            path.name: ParquetImages(path, column, Path(self.config.cache))
+            for path in self._files
+            if path.suffix.lower() == ".parquet" and holds_images(path, column)
+        }
+
+    def stamps(self) -> dict[str, list[int]]:
+        """Return the bytes of every file and when it was last changed."""
+        stats = {path.name: path.stat() for path in self._files if path.is_file()}
+        return {name: [found.st_size, found.st_mtime_ns] for name, found in stats.items()}
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -78,18 +145,44 @@ class ImageTableSource:
         groups = self._group_columns()
         files = TableFiles(self._root)
         is_empty = True
-        for row in read_rows(self._table, self._columns()):
-            missing = files.num_missing
-            record = self._record(row, groups, files)
-            if files.num_missing == missing:
-                is_empty = False
-                yield record
+        self._tally_labels()
+        for path in self._files:
+            images = self._images.get(path.name)
+            for row in self._read_rows(path, self._columns()):
+                missing = files.num_missing
+                record = self._record(row, groups, files, images)
+                if files.num_missing == missing:
+                    is_empty = False
+                    yield record
         files.check_missing(self.config)
         if is_empty:
             raise ConfigError(f"data.path={self._table} has no rows")
 
+    def _read_rows(self, path: Path, columns: dict[str, str]) -> Iterator[Row]:
+        """Yield the rows of one file, without the images that it contains."""
+        images = self._images.get(path.name)
+        if images is None:
+            yield from read_rows(path, columns)
+            return
+        cells = {option: column for option, column in columns.items() if option != "image"}
+        if cells:
+            yield from read_rows(path, cells)
+        else:
+            yield from (Row(path, number + 1, {}) for number in range(images.num_rows))
+
+    def _all_rows(self, columns: dict[str, str]) -> Iterator[Row]:
+        for path in self._files:
+            yield from read_rows(path, columns)
+
     def read(self, record: Record) -> Content:
         """Return the image's file unchanged, and the mask's values as PNG."""
+        if isinstance(record.content[1], list | tuple):
+            name, (row, size, suffix), *mask = record.content
+            return Content(
+                image=self._images[name].read(row, size),
+                suffix=suffix,
+                mask=self._read_mask(*mask) if mask else None,
+            )
         path, size, *mask = record.content
         return Content(
             image=read_file(self._root, path, size),
@@ -98,8 +191,11 @@ class ImageTableSource:
         )
 
     def where(self, record: Record) -> str:
-        """Return the image's file."""
-        return str(self._root / record.content[0])
+        """Return the image's file, or its row in a file of images."""
+        name, place = record.content[:2]
+        if isinstance(place, list | tuple):
+            return f"{self._images[name].path}, row {place[0] + 1}"
+        return str(self._root / name)
 
     def _read_mask(self, path: str, size: int) -> bytes:
         return to_mask_png(read_file(self._root, path, size), path)
@@ -122,23 +218,83 @@ class ImageTableSource:
 
     @cached_property
     def _classes(self) -> ClassIndex:
-        config = self.config
-        columns = {k: v for k, v in self._columns().items() if k in ("label", "labels")}
-        rows = read_rows(self._table, columns) if columns else iter(())
-        texts = {text for row in rows for text in self._class_texts(row)}
-        numbers = [number for text in texts if (number := to_number(text)) is not None]
-        is_numbered = len(numbers) == len(texts)
-        if config.classes is not None:
-            names = load_class_names(config.classes)
-            return ClassIndex(names, is_numbered and not texts <= set(names))
-        if is_numbered:
-            return ClassIndex(tuple(map(str, range(max(numbers, default=-1) + 1))), True)
-        return ClassIndex(tuple(sorted(texts)), False)
+        column = self.config.label or self.config.labels
+        texts: set[str] = set()
+        if column is not None:
+            for row in self._all_rows({self._label_option: column}):
+                texts.update(self._class_texts(row))
+        names = None
+        if self.config.classes is None and column is not None:
+            names = next((n for path in self._files if (n := class_names_of(path, column))), None)
+        if names is not None:
+            return ClassIndex(names, not texts <= set(names))
+        return index_classes(texts, self.config.classes)
+
+    @property
+    def _label_option(self) -> str:
+        return "labels" if self.config.labels is not None else "label"
+
+    @cached_property
+    def _listed(self) -> frozenset[str]:
+        """Names of data.classes, among which a word such as NA is a class."""
+        path = self.config.classes
+        return frozenset(() if path is None else map(composed, load_class_names(path)))
+
+    @cached_property
+    def _distinct(self) -> set[str]:
+        """Different label cells that are text, about _MAX_DISTINCT of them at most."""
+        cells: set[str] = set()
+        for path in self._files if self._label_column else ():
+            for values in iter_distinct(path, self._label_column):
+                cells |= {text for value in values if (text := to_text(value)) is not None}
+                if len(cells) >= _MAX_DISTINCT:
+                    return cells
+        return cells
+
+    @cached_property
+    def _separator(self) -> str:
+        """Separator of the names in a cell of data.labels; empty if cells are whole."""
+        if self.config.label_separator is not None:
+            return self.config.label_separator
+        cells = {cell for cell in self._distinct if not is_list_text(cell)}
+        return find_separator(cells, self._listed)
+
+    def _tally_labels(self) -> None:
+        """Count what the label cells look like."""
+        column = self._label_column
+        has_names = self.config.classes or any(class_names_of(path, column) for path in self._files)
+        if self._classes.is_numbered and not has_names:
+            self.tally.add(NUMBERED, self._label_option, count=len(self.classes))
+        cells = {cell for cell in self._distinct if not is_list_text(cell)}
+        if self.config.labels is not None:
+            if self.config.label_separator is None:
+                self._tally_separators(cells)
+            return
+        separator = find_separator(cells)
+        if separator and separator != " " and self.config.label_separator is None:
+            self._tally_cut(JOINED, cells, separator)
+        for cell in sorted(self._distinct - cells)[:1]:
+            self.tally.add(JOINED, "list", cell, len(self._distinct - cells))
+
+    def _tally_separators(self, cells: set[str]) -> None:
+        if self._separator:
+            self._tally_cut(SEPARATED, cells, self._separator)
+            return
+        for separator in ("|", ";", ",", " "):
+            self._tally_cut(JOINED, cells, separator)
+
+    def _tally_cut(self, topic: str, cells: set[str], separator: str) -> None:
+        cut = sorted(cell for cell in cells if len(separate(cell, separator)) > 1)
+        if cut:
+            self.tally.add(topic, separator, cut[0], len(cut))
+
+    @property
+    def _label_column(self) -> str:
+        return self.config.labels or self.config.label or ""
 
     def _group_columns(self) -> list[GroupColumn]:
         groups = [
-            _group_column(column, read_rows(self._table, {"group": column}))
-            for column in self.config.group
+            _group_column(column, self._all_rows({"group": column})) for column in self.config.group
         ]
         if math.prod(group.radix for group in groups) > MAX_GROUP:
             raise ConfigError(
@@ -149,7 +305,7 @@ class ImageTableSource:
 
     def _class_texts(self, row: Row) -> list[str]:
         if self.config.labels is not None:
-            texts, column = _many_texts(row, self.config.labels), self.config.labels
+            texts, column = self._many_texts(row, self.config.labels), self.config.labels
         else:
             text, column = self._label_text(row), self.config.label or ""
             texts = [] if text is None else [text]
@@ -158,26 +314,68 @@ class ImageTableSource:
         return texts
 
     def _label_text(self, row: Row) -> str | None:
-        """Return the label's text, or None for an unlabeled row: an empty cell, or -1."""
-        text = row.text(self.config.label) if self.config.label is not None else None
+        """Return the label's text, or None for an unlabeled row: a cell that means unknown, or -1."""
+        if self.config.label is None:
+            return None
+        text = self._known_text(row.cells[self.config.label])
         return None if text is None or to_number(text) == NO_LABEL else text
+
+    def _known_text(self, value: Any) -> str | None:
+        """Return a cell or a part of one as text; None if it means unknown and data.classes does not list it."""
+        text = to_text(value)
+        if text is None and isinstance(value, str) and composed(value) in self._listed:
+            return value.strip()
+        return text
+
+    def _many_texts(self, row: Row, column: str) -> list[str]:
+        value = row.cells[column]
+        if isinstance(value, str):
+            text = value.strip()
+            if is_list_text(text):
+                try:
+                    value = parse_list(text)
+                except ValueError as error:
+                    raise row.error(
+                        column,
+                        f"{quote(text)} looks like a list, but {error}; write JSON, as in "
+                        '["cat", "dog"]',
+                    ) from error
+            else:
+                whole = self._known_text(text)
+                value = [] if whole is None else separate(whole, self._separator)
+        values = [] if value is None else value
+        if not isinstance(values, list):
+            raise row.error(column, f"expected a list of classes, got {quote(value)}")
+        return [text for text in map(self._known_text, values) if text is not None]
 
     # ---- one row ---------------------------------------------------------------------------------
 
-    def _record(self, row: Row, groups: list[GroupColumn], files: TableFiles) -> Record:
+    def _record(
+        self,
+        row: Row,
+        groups: list[GroupColumn],
+        files: TableFiles,
+        images: ParquetImages | None,
+    ) -> Record:
         config = self.config
-        image = files.add(row, config.image)
-        if not is_image_name(image[0]):
-            raise row.error(
-                config.image,
-                f"{image[0]!r} is not an image file name; known suffixes: {', '.join(IMAGE_SUFFIXES)}",
-            )
+        image: tuple[Any, ...]
+        if images is not None:
+            image = images.locate(row.number - 1)
+            key = f"{row.table.stem}-{row.number - 1:07d}"
+        else:
+            image = files.add(row, config.image)
+            if not is_image_name(image[0]):
+                raise row.error(
+                    config.image,
+                    f"{quote(image[0])} is not an image file name; known suffixes: {', '.join(IMAGE_SUFFIXES)}",
+                )
+            key = image[0]
         has_mask = config.mask is not None and row.text(config.mask) is not None
         mask = files.add(row, config.mask) if config.mask is not None and has_mask else ()
         label = self._label(row)
         boxes = self._boxes(row, label)
         return Record(
-            key=escape_key(image[0]),
+            key=escape_key(key),
             split=self._split(row),
             label=label,
             labels=self._labels(row),
@@ -190,7 +388,9 @@ class ImageTableSource:
     def _split(self, row: Row) -> str:
         column, names = self.config.split, self.config.split_names
         if column is None:
-            return TRAIN
+            name = row.table.stem
+            is_part = len(self._files) > 1 or _OF_SEVERAL.search(name)
+            return split_in_name(name) if is_part else TRAIN
         return split_of(
             row.required(column), names, lambda error_message: row.error(column, error_message)
         )
@@ -198,14 +398,23 @@ class ImageTableSource:
     def _label(self, row: Row) -> int:
         text = self._label_text(row)
         if text is None or self.config.label is None:
+            self._tally_unknown(row, self.config.label)
             return NO_LABEL
         return self._class(row, self.config.label, text)
+
+    def _tally_unknown(self, row: Row, column: str | None) -> None:
+        """Count a word that was taken as an unknown value; an empty cell is no word."""
+        value = None if column is None else row.cells[column]
+        if isinstance(value, str) and value.strip():
+            self.tally.add(UNKNOWN_CELLS, value.strip(), f"row {row.number}, column {column}")
 
     def _labels(self, row: Row) -> tuple[int, ...]:
         column = self.config.labels
         if column is None:
             return ()
-        texts = _many_texts(row, column)
+        texts = self._many_texts(row, column)
+        if not texts:
+            self._tally_unknown(row, column)
         return tuple(sorted({self._class(row, column, text) for text in texts}))
 
     def _class(self, row: Row, column: str, text: str) -> int:
@@ -213,7 +422,7 @@ class ImageTableSource:
         if label is None:
             raise row.error(
                 column,
-                f"{text!r} is not one of the {len(self.classes)} classes; correct it or data.classes",
+                f"{quote(text)} is not one of the {len(self.classes)} classes; correct it or data.classes",
             )
         return label
 
@@ -248,14 +457,6 @@ class ImageTableSource:
 def _parse_box(box: dict[str, Any]) -> tuple[list[float], str | None]:
     """Return the corners and the label's text."""
     return [float(box[corner]) for corner in ("x0", "y0", "x1", "y1")], to_text(box.get("label"))
-
-
-def _many_texts(row: Row, column: str) -> list[str]:
-    value = row.cells[column]
-    values = value.split() if isinstance(value, str) else value or []
-    if not isinstance(values, list):
-        raise row.error(column, f"expected a list of classes, got {value!r}")
-    return [text for text in map(to_text, values) if text is not None]
 
 
 def _check_class_text(row: Row, column: str, text: str, *, is_named: bool) -> None:

@@ -10,6 +10,7 @@ change, such as an image that is overwritten; store.relist=true then compares th
 from __future__ import annotations
 
 import difflib
+import json
 import secrets
 import time
 from dataclasses import dataclass, replace
@@ -23,7 +24,8 @@ from permafrost.config.options import Role, options_of, resolve_implementation
 from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.files import PARTIAL_SUFFIX, move_file, sha256_json
 from permafrost.core.tasks import ShardResult, run_shards
-from permafrost.store.listing import Listing, join_listings, write_listing
+from permafrost.sources.tally import Tally
+from permafrost.store.listing import Listing, RecordCounts, join_listings, write_listing
 from permafrost.store.shard_plan import RepeatedKeyError, check_keys, plan_shards
 
 if TYPE_CHECKING:
@@ -135,6 +137,11 @@ class ClassSubset:
         """Names of a table's columns; None where records are images."""
         return self.source.columns
 
+    @property
+    def tally(self) -> Tally:
+        """Counts of the whole source."""
+        return tally_of(self.source)
+
     def records(self) -> Iterator[Record]:
         """Yield the records of the classes. Raises ConfigError if records have several labels."""
         return self._selected(self.source.records())
@@ -222,23 +229,66 @@ class ListPart:
         number, name = part
         path = self.files.part(number)
         # A task that is taken for lost and started again elsewhere may still be writing.
-        own = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
-        records = write_listing(own, self.source.part_records(name), self.seed)
-        move_file(own, path)
-        return ShardResult(name=name, records=records, seconds=time.monotonic() - started)
+        partial = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+        tally = tally_of(self.source)
+        tally.clear()
+        counts = write_listing(partial, self.source.part_records(name), self.seed)
+        move_file(partial, path)
+        return ShardResult(
+            name=name,
+            records=counts.records.total(),
+            seconds=time.monotonic() - started,
+            report=json.dumps({"counts": counts.to_json(), "tally": tally.topics}),
+        )
+
+
+def guess_records(source: Source) -> int:
+    """Guess the number of records from the bytes of a source in parts; 0 for one that is listed at once."""
+    if not isinstance(source, PartedSource):
+        return 0
+    return sum(source.parts().values()) // BYTES_PER_RECORD
 
 
 def list_source(
-    source: Source, files: ListingFiles, config: StoreOptions, map_shards: MapShards
-) -> Listing:
-    """Write all records of the source to a listing, in this process or part by part where `map_shards` runs."""
+    source: Source, files: ListingFiles, seed: int, map_shards: MapShards
+) -> tuple[Listing, Tally]:
+    """Write all records of the source to a listing, in this process or part by part where `map_shards` runs.
+
+    Args:
+        source: The records.
+        files: Paths of the listing.
+        seed: store.seed, which determines the order of the records in shards.
+        map_shards: Executor of a source in parts.
+
+    Returns:
+        The listing with its counts, and what the source met beside its records.
+    """
     if not isinstance(source, PartedSource):
-        write_listing(files.records, source.records(), config.seed)
-        return Listing(files.records)
-    task = ListPart(source=source, files=files, seed=config.seed)
+        tally = tally_of(source)
+        tally.clear()
+        counts = write_listing(files.records, source.records(), seed)
+        listing = Listing(files.records)
+        listing.counts = counts
+        return listing, tally
+    task = ListPart(source=source, files=files, seed=seed)
     parts = list(enumerate(source.parts()))
-    run_shards("list", map_shards, task, parts)
-    return join_listings((files.part(number) for number, _ in parts), files.records)
+    tally, counts = Tally(), RecordCounts()
+
+    def merge(result: ShardResult) -> None:
+        values = json.loads(result.report)
+        counts.merge(values["counts"])
+        tally.merge(values["tally"])
+
+    run_shards("list", map_shards, task, parts, merge)
+    listing = join_listings((files.part(number) for number, _ in parts), files.records)
+    listing.counts = counts
+    return listing, tally
+
+
+def tally_of(source: Source | PartedSource) -> Tally:
+    """Return the counts that a source keeps of what it meets beside its records; empty if it keeps none."""
+    tally = getattr(source, "tally", None)
+    return tally if isinstance(tally, Tally) else Tally()
 
 
 def classes_of(source: Source, listing: Listing) -> tuple[str, ...]:

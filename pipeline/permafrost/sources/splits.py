@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,23 +19,51 @@ TRAIN = "train"
 TEST = "test"
 
 
+_SPLITS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val",),
+    "valid": ("valid",),
+    "validation": ("validation",),
+    "dev": ("dev", "development"),
+    "test": ("test", "testing", "tst"),
+    "eval": ("eval", "evaluation"),
+}
+_SPLIT_OF = {spelling: split for split, spellings in _SPLITS.items() for spelling in spellings}
+_GENERIC = frozenset(
+    {"", "set", "data", "dataset", "images", "image", "imgs", "img", "split", "seg"}
+)
+"""Words beside that of the split in names such as train_set, test-images and seg_train."""
+
+
 def is_split_name(name: str) -> bool:
     """Return whether files may be named after this split: letters, digits, - and _."""
     return re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) is not None
 
 
+def known_split(name: str) -> str | None:
+    """Return the split that a folder, a cell or the beginning of a tar's name spells, in any case and with the usual
+    words beside it: Training, TEST, val_set, seg_train, trainset. None if it spells none.
+    """
+    text = unicodedata.normalize("NFC", name).strip().lower()
+    words = [word for word in re.split(r"[\s_.-]+", text) if word not in _GENERIC]
+    if len(words) != 1:
+        return None
+    (word,) = words
+    return _SPLIT_OF.get(word) or _SPLIT_OF.get(re.sub(r"(?<=.)(data|images|set)$", "", word))
+
+
 def split_of(value: str, names: Mapping[str, str], error: Callable[[str], ConfigError]) -> str:
     """Return the split that a table's cell denotes.
 
-    names  data.split_names; empty takes the values as they are
+    names  data.split_names; empty takes the values as they are, and the usual spellings as their split (known_split)
     error  builds the exception for an invalid cell
     """
     if names and value not in names:
-        raise error(f"data.split_names has no {value!r}; it has: {', '.join(names)}")
-    split = names.get(value, value)
+        raise error(f"data.split_names has no {quote(value)}; it has: {', '.join(names)}")
+    split = names[value] if names else known_split(value) or value
     if not is_split_name(split):
         raise error(
-            f"the split {split!r} must have only letters, digits, - and _; rename it with data.split_names"
+            f"the split {quote(split)} must have only letters, digits, - and _; rename it with data.split_names"
         )
     return split
 

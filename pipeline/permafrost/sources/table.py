@@ -20,18 +20,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, quote
 from permafrost.core.records import NO_LABEL, Content, Record
-from permafrost.sources.classes import ClassIndex, load_class_names
+from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import escape_key
 from permafrost.sources.splits import TRAIN, split_of, split_off_test
 from permafrost.sources.table_files import (
     Features,
     TableColumns,
     read_columns,
-    sorted_names,
     table_features,
-    to_number,
 )
 from permafrost.store.codecs import SUFFIX, RowError, encode_row
 
@@ -91,11 +89,13 @@ class TableFiles:
     def add(self, row: Row, column: str) -> tuple[str, int]:
         """Return (path below the root, bytes); a missing file is counted for `check_missing`."""
         path = self._relative(row, column)
-        try:
-            return path, os.stat(f"{self._root}/{path}").st_size  # noqa: PTH116, once per image
-        except (OSError, ValueError):  # a path with a NUL is a ValueError
-            self._count_missing(row.number, path)
-            return path, 0
+        for each in dict.fromkeys((path, path.strip())):
+            try:
+                return each, os.stat(f"{self._root}/{each}").st_size  # noqa: PTH116, once per image
+            except (OSError, ValueError):  # a path with a NUL is a ValueError
+                continue
+        self._count_missing(row.number, path)
+        return path, 0
 
     def _count_missing(self, row: int, path: str) -> None:
         self.num_missing += 1
@@ -127,14 +127,14 @@ class TableFiles:
         logger.warning("%s; their rows are left out", found)
 
     def _relative(self, row: Row, column: str) -> str:
-        text = row.required(column)
+        text = row.path(column)
         path = posixpath.normpath(text)
         if posixpath.isabs(path):
             path = path.removeprefix(self._prefix)
         if posixpath.isabs(path):
             raise row.error(
                 column,
-                f"{text} is not in data.root={self._root}; set data.root to the folder of all images",
+                f"{quote(text, 200)[1:-1]} is not in data.root={self._root}; set data.root to the folder of all images",
             )
         return path
 
@@ -257,12 +257,10 @@ class TableSource:
         return table.texts(self.config.label)
 
     def _classes(self, table: TableColumns) -> ClassIndex:
-        found = {text for text in self._label_texts(table) if text is not None}
+        texts = {text for text in self._label_texts(table) if text is not None}
         if self.config.classes is None:
-            return ClassIndex(sorted_names(found), is_numbered=False)
-        names = load_class_names(self.config.classes)
-        are_numbers = all(to_number(text) is not None for text in found)
-        return ClassIndex(names, is_numbered=are_numbers and not found <= set(names))
+            return index_classes(texts, None, numbered=False)
+        return index_classes(texts, self.config.classes)
 
     def _labels(self, table: TableColumns, classes: ClassIndex) -> Iterator[int]:
         for row, text in enumerate(self._label_texts(table)):
@@ -272,7 +270,7 @@ class TableSource:
                 raise table.error(
                     row,
                     self.config.label,
-                    f"{text!r} is not one of the {len(classes.names)} classes; correct it or data.classes",
+                    f"{quote(text)} is not one of the {len(classes.names)} classes; correct it or data.classes",
                 )
             yield label
 

@@ -20,11 +20,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from permafrost.config.data import ALL_COLUMNS
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import ConfigError, quote, require
+from permafrost.sources.classes import is_unknown, sorted_names
 from permafrost.sources.splits import TRAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 
 _WORDS = {"true": 1.0, "false": 0.0}
-_EMPTY = ("", "nan")
 _CELLS = 65_536
 """Number of cells that are converted at once."""
 _BLOCK_BYTES = 2**23
@@ -90,8 +90,8 @@ class TableColumns:
         """Describe why a cell is not a finite float32; `row` counts from 0, the message counts from 1."""
         cell: Any = self.table[column][row].as_py()
         number = _number(str(cell)) if cell is not None else np.nan
-        what = f"{str(cell)!r} is not a number"
-        if cell is None or str(cell).strip().lower() in _EMPTY:
+        what = f"{quote(cell)} is not a number"
+        if to_text(cell) is None:
             what = "is empty or NaN"
         elif np.isinf(number):
             what = "is infinite"
@@ -164,15 +164,6 @@ def to_name(value: Any) -> str | None:
     return None if text is None else re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", text)
 
 
-def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort distinct names, numerically if all are whole numbers, else alphabetically."""
-    distinct = sorted(set(names))
-    numbers = [to_number(name) for name in distinct]
-    if all(number is not None for number in numbers):
-        return tuple(sorted(distinct, key=lambda name: to_number(name) or 0))
-    return tuple(distinct)
-
-
 def _number(text: str | None) -> float:
     if text is None or "_" in text:
         return np.nan
@@ -196,8 +187,13 @@ class Row:
     """Cell of each column: text in a CSV, values in Parquet."""
 
     def text(self, column: str) -> str | None:
-        """Return the cell as text, or None if it is empty."""
+        """Return the cell as text, or None if its value is unknown."""
         return to_text(self.cells[column])
+
+    def path(self, column: str) -> str:
+        """Return the cell as a path, with its blanks; raise ConfigError if it is empty."""
+        self.required(column)
+        return str(self.cells[column])
 
     def required(self, column: str) -> str:
         """Return the cell as text; raise ConfigError if it is empty."""
@@ -212,18 +208,18 @@ class Row:
 
 
 def to_text(value: Any) -> str | None:
-    """Convert a cell to text, also a number that pandas converted to float; None if it is empty."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    """Convert a cell to text without surrounding blanks, also a number that pandas converted to float.
+
+    None for a cell whose value is unknown, which is the same in a CSV and in Parquet: classes.is_unknown.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value)
-
-
-def to_number(text: str) -> int | None:
-    """Parse a whole number of at most 18 digits, written 3 or 3.0; None for other text."""
-    match = re.fullmatch(r"([+-]?[0-9]{1,18})(\.0*)?", text)
-    return int(match[1]) if match else None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    text = str(value).strip()
+    return None if is_unknown(text) else text
 
 
 def is_all_digits(text: str) -> bool:
@@ -245,12 +241,23 @@ def read_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
                 yield Row(path, number, cells)
 
 
+def iter_distinct(path: Path, column: str) -> Iterator[list[str]]:
+    """Yield the different cells of each part of a column that are text; none for a column of another type."""
+    with _readable(path):
+        for batch in _iter_batches(path, [column]):
+            cells = batch.column(0)
+            if pa.types.is_dictionary(cells.type):
+                cells = cells.dictionary_decode()
+            if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+                yield cells.unique().drop_null().to_pylist()
+
+
 def require_columns(path: Path, columns: dict[str, str], existing: list[str]) -> None:
     """Raise ConfigError unless each option's column exists."""
     for option, column in columns.items():
         if column not in existing:
             raise ConfigError(
-                f"data.{option}={column} is not a column of {path}; it has: {', '.join(existing)}"
+                f"data.{option}={column} is not a column of {path}; it has: {quote(', '.join(existing), 1000)[1:-1]}"
             )
 
 

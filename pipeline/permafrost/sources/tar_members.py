@@ -14,6 +14,7 @@ from braceexpand import braceexpand
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.files import open_regular, read_at
 from permafrost.core.rooted_paths import is_file, list_folder, rooted
+from permafrost.sources.splits import TRAIN, known_split
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 
 if TYPE_CHECKING:
@@ -40,21 +41,26 @@ class Member:
 
 def find_tars(path: Path) -> list[Path]:
     """Find the tars of a folder, of a glob or of a {000000..000009} range."""
+    return find_files(path, ".tar")
+
+
+def find_files(path: Path, suffix: str) -> list[Path]:
+    """Find the files of a folder with a suffix, or those of a glob or of a {000000..000009} range."""
     if path.is_dir():
-        found = sorted(path.glob("*.tar"))
+        files = sorted(path.glob(f"*{suffix}"))
     else:
         names = [Path(name) for name in expand_range(str(path))]
         matches = {name: sorted(name.parent.glob(name.name)) for name in names}
-        found = [match for name in names for match in matches[name]]
+        files = [match for name in names for match in matches[name]]
         missing = [name for name in names if not matches[name]]
-        if found and missing:
+        if files and missing:
             raise ConfigError(f"data.path={path} names {missing[0]}, which does not exist")
-    if not found:
+    if not files:
         packed = "; unpack .tar.gz and .tar.zst first" if _has_packed_tars(path) else ""
         raise ConfigError(
-            f"data.path={path} names no .tar; set it to a folder, a glob or a {{000000..000009}} range{packed}"
+            f"data.path={path} names no {suffix}; set it to a folder, a glob or a {{000000..000009}} range{packed}"
         )
-    return found
+    return files
 
 
 def find_tars_in_bucket(address: str) -> list[RootedPath]:
@@ -92,10 +98,29 @@ def expand_range(text: str) -> list[str]:
 
 
 def split_of_tar(name: str) -> str:
-    """Return the part before the number in a tar's name, or `train` if it is empty."""
+    """Return the split of a tar by its name."""
+    return split_in_name(Path(name).stem)
+
+
+def split_before_number(name: str) -> str:
+    """Return the part of a tar's name before its number, empty if there is none."""
     stem = re.sub(r"-of-\d+$", "", Path(name).stem)
     match = None if stem.isdecimal() else _NUMBERED.match(stem)
-    return match["split"] if match else "train"
+    return match["split"] if match else ""
+
+
+def split_in_name(stem: str) -> str:
+    """Return the split in the name of one of several files, without its suffix.
+
+    It is the part before the number, or its last word if that spells a split (imagenet1k-train-0000); `train` if there
+    is no such part, unless the name itself spells a split (test).
+    """
+    stem = re.sub(r"-of-\d+$", "", stem)
+    match = None if stem.isdecimal() else _NUMBERED.match(stem)
+    text = match["split"] if match else stem
+    last_word = re.split(r"[-_.]", text)[-1]
+    split = known_split(text) or known_split(last_word)
+    return split or (text if match else TRAIN)
 
 
 def list_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:
@@ -115,6 +140,20 @@ def list_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:
         if rest:
             raise ConfigError(f"{path} contains {name} twice; keep one of them") from error
         raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
+
+
+def has_scattered_samples(path: AnyPath) -> bool:
+    """Return whether members of a sample come again after those of another one, as in a tar that is not sorted."""
+    last, ended = "", set[str]()
+    for member in _list_members(path):
+        folder, _, name = member["fname"].rpartition("/")
+        key = f"{folder}/{name.split('.', 1)[0]}"
+        if key != last:
+            if key in ended:
+                return True
+            ended.add(last)
+            last = key
+    return False
 
 
 def _list_members(path: AnyPath) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,20 +13,30 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.core.addresses import is_address
 from permafrost.core.buckets import object_facts
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import ConfigError, UserError, quote
 from permafrost.core.files import open_regular
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
 from permafrost.core.rooted_paths import file_size, is_file, is_in_bucket
-from permafrost.sources.classes import MAX_CLASSES, load_class_names
-from permafrost.sources.image_files import IMAGE_SUFFIXES, escape_key, image_suffix
+from permafrost.sources.classes import (
+    MAX_CLASSES,
+    ClassIndex,
+    has_leading_zero,
+    is_unknown,
+    load_class_names,
+    to_number,
+)
+from permafrost.sources.image_files import escape_key, image_suffix, is_image_suffix
 from permafrost.sources.splits import is_split_name
+from permafrost.sources.tally import Tally
 from permafrost.sources.tar_members import (
     Member,
     expand_range,
     find_tars,
     find_tars_in_bucket,
+    has_scattered_samples,
     list_samples,
     read_member,
+    split_before_number,
     split_of_tar,
 )
 from permafrost.sources.torchvision_sets import download
@@ -45,7 +54,13 @@ MASK_SUFFIX = "mask.png"
 _MAX_LABEL_BYTES = 2**22
 """Largest size of a sample's .cls or .json."""
 
-_NUMBER = re.compile(r"-?[0-9]{1,18}")
+# Topics of the tally of tars.
+SPELLED_TARS = "names of tars taken for splits"
+NUMBERED_TARS = "tars whose labels are numbers"
+UNLABELED_MEMBERS = "members of samples without a label"
+JSON_KEYS = "keys in the .json of samples without a label"
+UNKNOWN_LABELS = "labels of samples taken as unknown"
+PASSED_OVER_JSON = ".json beside a .cls that was passed over"
 
 
 class WebDatasetSource:
@@ -59,6 +74,8 @@ class WebDatasetSource:
 
     def __init__(self, config: WebDatasetDataConfig) -> None:
         self.config = config
+        self.tally = Tally()
+        """Counts of what the last listing met."""
         self._last: tuple[str, io.FileIO] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,6 +84,7 @@ class WebDatasetSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.tally = Tally()
         self._last = None
 
     @cached_property
@@ -175,15 +193,17 @@ class WebDatasetSource:
     def part_records(self, part: str) -> Iterator[Record]:
         """Yield the records of one tar."""
         name, split = part, self._split(part)
+        stem = split_before_number(name)
+        if self.config.split is None and stem not in ("", split):
+            self.tally.add(SPELLED_TARS, stem, split)
+        if self._names is None:
+            self.tally.add(NUMBERED_TARS, "no data.classes", name)
         prefix = {"none": "", "split": f"{split}-", "shard": f"{Path(name).stem}-"}
         with self._opened(name) as file:
             for sample, members in list_samples(self.tars[name]):
-                images = [s for s in members if s in IMAGE_SUFFIXES]
+                images = [s for s in members if is_image_suffix(s)]
                 if len(images) != 1:
-                    raise ConfigError(
-                        f"{self.tars[name]}: sample {sample!r} has {len(images)} images "
-                        f"among its members {', '.join(members)}; it needs exactly one"
-                    )
+                    raise ConfigError(self._describe_sample(name, sample, members, len(images)))
                 mask = members.get(MASK_SUFFIX)
                 image = members[images[0]]
                 record = Record(
@@ -196,21 +216,62 @@ class WebDatasetSource:
                         (mask.offset, mask.size) if mask else (),
                     ),
                 )
-                yield self._labeled(record, members, file, f"{self.tars[name]}: {sample}")
+                labeled = self._labeled(record, members, file, f"{self.tars[name]}: {sample}")
+                if labeled.label == NO_LABEL and not labeled.labels:
+                    self._tally_unlabeled(sample, members, images[0])
+                yield labeled
+
+    def _describe_sample(
+        self, name: str, sample: str, members: dict[str, Member], images: int
+    ) -> str:
+        """Describe a sample without exactly one image, and its cause if the tar is not sorted."""
+        text = (
+            f"{self.tars[name]}: sample {quote(sample)} has {images} images among its members "
+            f"{', '.join(members)}; it needs exactly one"
+        )
+        if images or not has_scattered_samples(self.tars[name]):
+            return text
+        return (
+            f"{text}. Members of other samples stand between those of this one, so the tar is not sorted; sort it: "
+            "mkdir sorted && tar -xf NAME.tar -C sorted && tar --sort=name -cf NAME-sorted.tar -C sorted ."
+        )
+
+    def _tally_unlabeled(self, sample: str, members: dict[str, Member], image: str) -> None:
+        """Count the other members of a sample without a label, so that it can be said what was there."""
+        rest = [suffix for suffix in members if suffix not in (image, MASK_SUFFIX)]
+        for suffix in rest:
+            self.tally.add(UNLABELED_MEMBERS, f".{suffix}", f"{sample}.{suffix}")
 
     def _labeled(
         self, record: Record, members: dict[str, Member], file: io.FileIO, where: str
     ) -> Record:
-        if "cls" in members:
-            text = read_member(file, members["cls"], f"{where}.cls", _MAX_LABEL_BYTES)
-            return replace(record, label=self._label(text.decode(errors="replace").strip(), where))
-        if "json" not in members:
-            return record
-        try:
-            values = json.loads(
-                read_member(file, members["json"], f"{where}.json", _MAX_LABEL_BYTES)
+        """Add what a sample's .cls and .json say. Raises ConfigError if their labels differ."""
+        if "cls" not in members:
+            return (
+                self._with_json(record, members["json"], file, where)
+                if "json" in members
+                else record
             )
-            return self._described(record, values, where)
+        text = read_member(file, members["cls"], f"{where}.cls", _MAX_LABEL_BYTES)
+        label = self._label(text.decode(errors="replace"), where)
+        if "json" not in members:
+            return replace(record, label=label)
+        try:
+            described = self._with_json(record, members["json"], file, where)
+        except ConfigError as error:  # the .cls may stand beside a .json of anything
+            self.tally.add(PASSED_OVER_JSON, type(error.__cause__ or error).__name__, record.key)
+            return replace(record, label=label)
+        if described.label not in (NO_LABEL, label):
+            raise ConfigError(
+                f"{where} has label {label} in its .cls and {described.label} as {self.config.label_key!r} in its "
+                ".json; correct one of them, or set data.label_key to a key that the .json does not have"
+            )
+        return replace(described, label=label, boxes_in_pixels=bool(described.boxes))
+
+    def _with_json(self, record: Record, member: Member, file: io.FileIO, where: str) -> Record:
+        try:
+            values = json.loads(read_member(file, member, f"{where}.json", _MAX_LABEL_BYTES))
+            described = self._described(record, values, where)
         except UserError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -218,6 +279,10 @@ class WebDatasetSource:
                 f"{where}.json cannot be read ({type(error).__name__}: {error}); it may have "
                 f"{self.config.label_key}, labels, group and boxes of label, x0, y0, x1, y1"
             ) from error
+        if described.label == NO_LABEL and not described.labels:
+            for key in values:
+                self.tally.add(JSON_KEYS, str(key)[:80], record.key)
+        return described
 
     def _described(self, record: Record, values: dict[str, Any], where: str) -> Record:
         label = values.get(self.config.label_key)
@@ -243,26 +308,58 @@ class WebDatasetSource:
         return Box(label=own, x0=x0, y0=y0, x1=x1, y1=y1)
 
     def _label(self, value: Any, where: str) -> int:
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        if is_number or (isinstance(value, str) and _NUMBER.fullmatch(value)):
-            number = int(value)
-            if self._names is None and number >= MAX_CLASSES:
-                raise ConfigError(
-                    f"{where} has label {number}, but labels must be below {MAX_CLASSES:,}; correct it, or list "
-                    "the classes in a file and set data.classes to it"
-                )
-            if number < NO_LABEL or (self._names is not None and number >= len(self._names)):
-                known = (
-                    "" if self._names is None else f" of {len(self._names)} classes, counted from 0"
-                )
-                raise ConfigError(f"{where} has label {number}, which is not a label{known}")
-            return number
-        if self._names is None or value not in self._names:
+        """Return the label that a text or a number denotes; NO_LABEL for one that means unknown.
+
+        If the class names are themselves numbers, a label is one of the names, as in a table.
+        """
+        if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+            value = "" if math.isnan(value) else int(value)
+        text = str(value).strip()
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            label = self._named_label(text)
+            if label is not None:
+                return label
+            if isinstance(value, str) and is_unknown(text):
+                if text:
+                    self.tally.add(UNKNOWN_LABELS, text, where.rpartition("/")[2])
+                return NO_LABEL
+        else:
+            text = ""
+        number = to_number(text)
+        if number is None or has_leading_zero(text):
             raise ConfigError(
-                f"{where} has label {str(value)[:80]!r}, which is neither a number nor in data.classes; "
+                f"{where} has label {quote(value)}, which is neither a number nor in data.classes; "
                 "set data.classes to the file of the class names"
             )
-        return self._names.index(value)
+        if self._names is None and number >= MAX_CLASSES:
+            raise ConfigError(
+                f"{where} has label {number}, but labels must be below {MAX_CLASSES:,}; correct it, or list "
+                "the classes in a file and set data.classes to it"
+            )
+        is_above = self._names is not None and number >= len(self._names)
+        if number < NO_LABEL or is_above or (self._have_numbers and number != NO_LABEL):
+            classes = (
+                "" if self._names is None else f" of {len(self._names)} classes, counted from 0"
+            )
+            if self._have_numbers:
+                classes = "; class names are numbers themselves, and it is none of them"
+            raise ConfigError(f"{where} has label {number}, which is not a label{classes}")
+        return number
+
+    @cached_property
+    def _index(self) -> ClassIndex:
+        return ClassIndex(self._names or (), False)
+
+    @cached_property
+    def _have_numbers(self) -> bool:
+        """True if a class name is a whole number, so that a number is a name and no position in the list."""
+        return any(to_number(name) is not None for name in self._names or ())
+
+    def _named_label(self, text: str) -> int | None:
+        """Return the label of a class name; None for other texts, and for numbers where no class name is one."""
+        if to_number(text) is not None and not self._have_numbers:
+            return None
+        return self._index.label(text)
 
     def plan_in_place(self, form: str, listing: Listing) -> list[ShardPlan] | None:
         """Plan one shard per tar, with its records in the tar's order; None if they have to be packed again.
@@ -275,6 +372,12 @@ class WebDatasetSource:
             raise ConfigError(
                 f"data.reference=always keeps the images' bytes; store.format={form} does not"
             )
+        if self.config.repacks:
+            if wanted == "always":
+                raise ConfigError(
+                    "data.reference=always keeps the images' bytes; data.bit_range and data.boxes_of=stored do not"
+                )
+            return None
         downloaded = _is_downloaded(self.config.path)
         if wanted == "never" or form != "original" or (wanted == "auto" and downloaded):
             return None

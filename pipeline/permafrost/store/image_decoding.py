@@ -1,7 +1,7 @@
 """Decoding of image files of any supported kind to upright RGB pixels, and encoding of re-encoded frames.
 
 Grayscale is repeated, CMYK converted, a palette looked up, 16 bits scaled to 8, and transparency blended onto white.
-The EXIF orientation is applied here and only here.
+The EXIF orientation is applied here and only here. HEIC is decoded if the package pillow-heif is installed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import contextlib
 import io
 import math
 import warnings
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import simplejpeg
 
 # Pillow opens a format requested by name only if its plugin has been imported.
 from PIL import (  # noqa: F401
+    AvifImagePlugin,
     BmpImagePlugin,
     ExifTags,
     GifImagePlugin,
@@ -50,6 +54,12 @@ _COLOR_SPACES = ("YCbCr", "Gray", "RGB")
 _NPY = b"\x93NUMPY"
 _SIXTEEN_TO_EIGHT_BITS = 257
 _JPEG_QUALITY = 95
+_PNG_DEPTH = 24
+"""Position of the bits of a channel in a PNG."""
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"adobe.xmp")
+"""Beginnings of what may hold the orientation of a PNG."""
+_TIFF_DEPTH = 258
+"""Tag of the bits of each channel of a TIFF."""
 _UPRIGHT_BY = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,19 +73,59 @@ _UPRIGHT_BY = {
 fails if they are damaged.)"""
 
 
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF")
 """Formats of Pillow that are accepted, independent of the file's name. Others are excluded on purpose: some
 start programs (an EPS is passed to Ghostscript), and many have rarely tested parsers."""
+
+
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_SIGNATURES = (
+    (_JPEG, "jpg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF8", "gif"),
+    (b"II*\0", "tif"),
+    (b"MM\0*", "tif"),
+    (b"BM", "bmp"),
+    (b"P5", "pgm"),
+    (b"P6", "ppm"),
+)
 
 
 class ImageError(RecordError):
     """Image that cannot be decoded."""
 
 
+def picture_suffix(head: bytes) -> str | None:
+    """Return the suffix of the format that a file's first 16 bytes announce, None if it is none that is known."""
+    if head[4:8] == b"ftyp":
+        if head[8:12] in (b"avif", b"avis"):
+            return "avif"
+        return "heic" if head[8:12] in _HEIF_BRANDS else None
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    return next((suffix for start, suffix in _SIGNATURES if head.startswith(start)), None)
+
+
+@cache
+def decodes_heif() -> bool:
+    """Return whether the package pillow-heif is installed, and let Pillow use it."""
+    if find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return True
+
+
 def open_image(data: bytes) -> Image.Image:
     """Open the image in these bytes, of one of FORMATS, without decoding it. Raises ImageError if it is too large."""
+    formats: tuple[str, ...] = FORMATS
+    if picture_suffix(data[:16]) == "heic":
+        if not decodes_heif():
+            raise ImageError("it is HEIC, which needs a decoder: pip install pillow-heif")
+        formats = ("HEIF",)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(_TOO_MANY_PIXELS) from error
     width, height = image.size
@@ -96,7 +146,7 @@ def inspect_image(data: bytes) -> tuple[int, int]:
             upright = _to_rgb(image)
             if image.format == "PNG":
                 _check_png(data)
-    except MemoryError:
+    except (MemoryError, ImageError):
         raise
     except UnidentifiedImageError:  # its text has a memory address, and manifests contain reasons
         raise ImageError("cannot be decoded: not an image of a known kind") from None
@@ -196,6 +246,180 @@ def _may_have_orientation(jpeg: bytes) -> bool:
 def _orientation(image: Image.Image) -> int:
     orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
     return orientation
+
+
+# ---- what a file is --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """Facts in the header of an image file, and the range of values of one with 16 bits."""
+
+    format: str
+    height: int
+    """Height of the upright image in pixels, `width` likewise."""
+    width: int
+    bits: int
+    """Bits of a channel: 8 or 16 (fewer count as 8)."""
+    channels: Literal["gray", "color", "palette"]
+    has_alpha: bool
+    orientation: int
+    """EXIF orientation, 1 for an upright file."""
+    largest: int | None = None
+    """Largest value of a file with 16 bits."""
+
+    @property
+    def is_turned(self) -> bool:
+        """True if the file's pixels are not upright."""
+        return self.orientation in _UPRIGHT_BY
+
+
+def read_facts(data: bytes) -> ImageFacts:
+    """Read what an image file says of itself; only a file with 16 bits is decoded.
+
+    Raises:
+        ImageError: The header cannot be read.
+    """
+    try:
+        with open_image(data) as image:
+            # Of a PNG without such a chunk, Pillow would decode the pixels to look behind them.
+            may_turn = image.format != "PNG" or any(mark in data for mark in _PNG_ORIENTATION)
+            orientation = _orientation(image) if may_turn else 1
+            bits = _bits_of(image, data)
+            facts = ImageFacts(
+                format=image.format or "",
+                height=image.height,
+                width=image.width,
+                bits=bits,
+                channels=_channels_of(image, data),
+                has_alpha=image.has_transparency_data,
+                orientation=orientation if orientation in _UPRIGHT_BY else 1,
+            )
+            if facts.orientation >= 5:
+                facts = replace(facts, height=image.width, width=image.height)
+            return facts if bits == 8 else replace(facts, largest=_largest_of(image, data))
+    except (MemoryError, ImageError):
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("cannot be decoded: not an image of a known kind") from None
+    except Exception as error:  # Pillow's parsers raise many types of exceptions
+        raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _bits_of(image: Image.Image, data: bytes) -> int:
+    if image.format == "PNG":
+        return 16 if len(data) > _PNG_DEPTH and data[_PNG_DEPTH] == 16 else 8
+    if image.format == "TIFF":
+        depths = cast("Any", image).tag_v2.get(_TIFF_DEPTH, (8,))
+        return 16 if max(depths) > 8 else 8
+    return 16 if image.mode.startswith("I") else 8
+
+
+def _channels_of(image: Image.Image, data: bytes) -> Literal["gray", "color", "palette"]:
+    if image.format == "PNG":  # Pillow opens 16 bits of gray and alpha as RGBA
+        return {0: "gray", 4: "gray", 3: "palette"}.get(data[_PNG_DEPTH + 1], "color")  # type: ignore[return-value]
+    if image.mode in ("P", "PA"):
+        return "palette"
+    return "gray" if image.mode[:1] in ("1", "L", "I", "F") else "color"
+
+
+def _largest_of(image: Image.Image, data: bytes) -> int | None:
+    """Return the largest value beside alpha, None for a kind of which only the high bytes are read."""
+    try:
+        values = _values_of(image, data)
+    except ImageError:
+        return None
+    return int((values[..., :-1] if values.shape[-1] in (2, 4) else values).max())
+
+
+def _values_of(image: Image.Image, data: bytes) -> NDArray[Any]:
+    """Return the values [H, W, C] of an image with 16 bits, upright as the file has it, with its alpha last.
+
+    Raises ImageError for a kind of which Pillow reads the high bytes only.
+    """
+    if image.format == "PNG":
+        import torch
+        from torchvision.io import ImageReadMode, decode_png
+
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        values = decode_png(encoded, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+        return cast("NDArray[Any]", values)
+    if not image.mode.startswith("I"):
+        raise ImageError(
+            f"it is a {image.format} of 16 bits and several channels, of which only 8 bits are read; convert it to PNG"
+        )
+    return np.asarray(image)[..., None]
+
+
+def to_8_bits(data: bytes, black: int, white: int) -> bytes | None:
+    """Convert an image file of 16 bits to an upright PNG of 8, or return None for a file of 8 bits.
+
+    Values are scaled linearly, from `black` to 0 and from `white` to 255, and clipped; an alpha channel always has its
+    full range.
+
+    Raises:
+        ImageError: The file cannot be decoded, or has several channels in a format other than PNG.
+    """
+    inspect_image(data)
+    with open_image(data) as image:
+        if _bits_of(image, data) == 8:
+            return None
+        orientation = 1 if image.format == "TIFF" else _orientation(image)
+        image.load()  # a TIFF is rotated when it is loaded
+        values = _values_of(image, data).astype(np.float64)
+    scaled = np.clip((values - black) * (255 / (white - black)), 0, 255)
+    if values.shape[-1] in (2, 4):
+        scaled[..., -1] = values[..., -1] / _SIXTEEN_TO_EIGHT_BITS
+    eight = np.rint(scaled).astype(np.uint8)
+    pixels = Image.fromarray(eight[..., 0] if eight.shape[-1] == 1 else eight)
+    method = _UPRIGHT_BY.get(orientation)
+    buffer = io.BytesIO()
+    (pixels if method is None else pixels.transpose(method)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def orientation_of(data: bytes) -> int:
+    """Return the EXIF orientation of an image file, 1 if it is upright."""
+    with open_image(data) as image:
+        orientation = _orientation(image)
+    return orientation if orientation in _UPRIGHT_BY else 1
+
+
+def turn_box(
+    corners: tuple[float, float, float, float], orientation: int, height: int, width: int
+) -> tuple[float, float, float, float]:
+    """Move a box (x0, y0, x1, y1) of the stored pixels to the upright image, in pixels, edges included.
+
+    Args:
+        corners: Of the stored pixels.
+        orientation: EXIF orientation of the file.
+        height: Of the upright image in pixels.
+        width: Likewise.
+    """
+    x0, y0, x1, y1 = corners
+    flipped_x, flipped_y = (width - x1, width - x0), (height - y1, height - y0)
+    turned_x, turned_y = (width - y1, width - y0), (height - x1, height - x0)
+    (left, right), (top, bottom) = {
+        2: (flipped_x, (y0, y1)),
+        3: (flipped_x, flipped_y),
+        4: ((x0, x1), flipped_y),
+        5: ((y0, y1), (x0, x1)),
+        6: (turned_x, (x0, x1)),
+        7: (turned_x, turned_y),
+        8: ((y0, y1), turned_y),
+    }.get(orientation, ((x0, x1), (y0, y1)))
+    return left, top, right, bottom
+
+
+def turn_mask(mask: bytes, orientation: int) -> bytes:
+    """Turn a mask of the stored pixels upright: PNG, whose values are unchanged."""
+    with open_image(mask) as image:
+        buffer = io.BytesIO()
+        image.transpose(_UPRIGHT_BY[orientation]).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+# ---- decoding --------------------------------------------------------------------------------------
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -21,7 +21,16 @@ from permafrost.core.rooted_paths import file_size, rooted
 from permafrost.store.codecs import RowError
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.image_decoding import ImageError, decode_rgb, encode_frame, inspect_image
+from permafrost.store.image_decoding import (
+    ImageError,
+    decode_rgb,
+    encode_frame,
+    inspect_image,
+    orientation_of,
+    to_8_bits,
+    turn_box,
+    turn_mask,
+)
 from permafrost.store.receipts import receipt_path, receipt_table, write_receipt
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import TarShard
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
 
 IMAGES_FOLDER = "images"
 _MAX_MASK_DISTORTION = 0.02
+_NAMED_REASONS = 50
 _BOX_TOLERANCE = 2.0
 """Tolerance in pixels."""
 
@@ -50,13 +60,22 @@ class Packing:
     size: tuple[int, int] | None = None
     """(height, width) of re-encoded frames."""
     on_error: Literal["stop", "skip"] = "stop"
+    bit_range: tuple[int, ...] = ()
+    """Values of images of 16 bits that are black and white; empty keeps such files."""
+    boxes_of: Literal["upright", "stored"] = "upright"
+    """Image whose pixels boxes and masks count."""
 
     def describe(self) -> dict[str, Any]:
         """Return the options that determine a shard's bytes, for its receipt."""
         if self.columns is not None:
             return {"columns": list(self.columns)}
         size = None if self.form == "original" or self.size is None else list(self.size)
-        return {"form": self.form, "size": size}
+        described: dict[str, Any] = {"form": self.form, "size": size}
+        if self.bit_range:
+            described["bit_range"] = list(self.bit_range)
+        if self.boxes_of != "upright":
+            described["boxes_of"] = self.boxes_of
+        return described
 
     @property
     def failure(self) -> type[RecordError]:
@@ -146,6 +165,12 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
         if packing.columns is not None:
             return PackedImage(record=record, content=content, height=NO_SIZE, width=NO_SIZE)
         height, width = inspect_image(content.image)
+        if packing.boxes_of == "stored" and (record.boxes or content.mask is not None):
+            record, content = _turn_regions(record, content, height, width)
+        if packing.bit_range:
+            image = to_8_bits(content.image, *packing.bit_range)
+            if image is not None:
+                content = replace(content, image=image, suffix="png", offset=-1)
         if content.mask is not None:
             _check_mask(content.mask, height, width)
         if record.boxes_in_pixels:
@@ -156,6 +181,25 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
     if packing.form != "original":
         content = _reencode(content, packing)
     return PackedImage(record=record, content=content, height=height, width=width)
+
+
+def _turn_regions(
+    record: Record, content: Content, height: int, width: int
+) -> tuple[Record, Content]:
+    """Turn boxes and the mask of the stored pixels as the EXIF orientation turns the image.
+
+    height, width  of the upright image
+    """
+    orientation = orientation_of(content.image)
+    if orientation == 1:
+        return record, content
+    boxes = []
+    for box in record.boxes:
+        corners = (box.x0, box.y0, box.x1, box.y1)
+        x0, y0, x1, y1 = turn_box(corners, orientation, height, width)
+        boxes.append(replace(box, x0=x0, y0=y0, x1=x1, y1=y1))
+    mask = None if content.mask is None else turn_mask(content.mask, orientation)
+    return replace(record, boxes=tuple(boxes)), replace(content, mask=mask, mask_offset=-1)
 
 
 def _check_mask(mask: bytes, height: int, width: int) -> None:
@@ -171,21 +215,33 @@ def _check_mask(mask: bytes, height: int, width: int) -> None:
         )
 
 
+class DamagedRecordsError(RecordError):
+    """Records of one shard that cannot be packed, all of them."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__("; ".join(reasons[:_NAMED_REASONS]))
+        self.reasons = reasons
+
+
 def _packed_images(
     records: tuple[Record, ...],
     source: Source,
     packing: Packing,
     skipped: list[dict[str, str]],
 ) -> Iterator[PackedImage]:
+    """Yield the records that can be packed. Raises DamagedRecordsError after the last one for the others of a shard."""
+    reasons: list[str] = []
     for record in records:
         try:
-            yield pack_image(source, record, packing)
+            image = pack_image(source, record, packing)
         except RecordError as error:
-            if packing.on_error == "stop":
-                raise packing.failure(
-                    f"{error}; repair or remove it, or skip such records with data.on_error=skip"
-                ) from error
             skipped.append({"key": record.key, "reason": str(error)})
+            reasons.append(str(error))
+            continue
+        if not reasons or packing.on_error == "skip":
+            yield image
+    if reasons and packing.on_error == "stop":
+        raise DamagedRecordsError(reasons)
 
 
 def _reencode(content: Content, packing: Packing) -> Content:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections import Counter
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,12 @@ from permafrost.core.files import (
     scratch_folder,
     write_error,
 )
-from permafrost.core.records import MAX_KEY_BYTES, Box, Record
+from permafrost.core.records import MAX_KEY_BYTES, NO_GROUP, NO_LABEL, Box, Record
 from permafrost.core.rooted_paths import RootedPath, is_writable, list_folder
 from permafrost.store.arrow_files import map_arrow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -198,25 +199,74 @@ class _Writer:
             raise write_error(self._path, error) from error
 
 
-def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> int:
-    """Write the records of a source to a file and return their number. Raises ConfigError for a malformed key.
+@dataclass
+class RecordCounts:
+    """Numbers of records by split and class, which are counted while the records are listed."""
+
+    records: Counter[str] = field(default_factory=Counter)
+    """Records of each split."""
+    labeled: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Records of each split and label; one with several labels counts for each."""
+    unlabeled: Counter[str] = field(default_factory=Counter)
+    """Records without a label of each split."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Records with several labels (`labels`), with boxes (`boxes`) and with a group (`groups`)."""
+
+    def add(self, record: Record) -> None:
+        """Count a record."""
+        self.records[record.split] += 1
+        labels = set(record.labels) or ({record.label} - {NO_LABEL})
+        for label in labels:
+            self.labeled[record.split, label] += 1
+        if not labels:
+            self.unlabeled[record.split] += 1
+        if record.labels:
+            self.others["labels"] += 1
+        if record.boxes:
+            self.others["boxes"] += 1
+        if record.group != NO_GROUP:
+            self.others["groups"] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, for the driver of the process that counted."""
+        labeled = [[split, label, count] for (split, label), count in self.labeled.items()]
+        return {
+            "records": self.records,
+            "labeled": labeled,
+            "unlabeled": self.unlabeled,
+            "others": self.others,
+        }
+
+    def merge(self, values: Mapping[str, Any]) -> None:
+        """Add the JSON values of other counts."""
+        self.records.update(values["records"])
+        for split, label, count in values["labeled"]:
+            self.labeled[split, label] += count
+        self.unlabeled.update(values["unlabeled"])
+        self.others.update(values["others"])
+
+
+def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> RecordCounts:
+    """Write the records of a source to a file and return their counts. Raises ConfigError for a malformed key.
 
     seed  store.seed, which determines the ranks
     """
-    count = 0
+    counts = RecordCounts()
     with _Writer(path) as writer:
-        for batch in _batches(records, seed):
+        for batch in _batches(records, seed, counts):
             writer.write(batch)
-            count += batch.num_rows
     pa.default_memory_pool().release_unused()
-    return count
+    return counts
 
 
-def _batches(records: Iterable[Record], seed: int) -> Iterator[pa.RecordBatch]:
+def _batches(
+    records: Iterable[Record], seed: int, counts: RecordCounts
+) -> Iterator[pa.RecordBatch]:
     rows: list[tuple[Any, ...]] = []
     size = 0
     for record in records:
         _check_key(record.key)
+        counts.add(record)
         text = record_json(record)
         largest = max(record.label, *record.labels) if record.labels else record.label
         rank = rank_of(record.key, seed)
@@ -274,6 +324,8 @@ class Listing:
         self.path = path
         self.part_sizes = part_sizes
         """Number of records of each part of the source, in their order; empty where it was listed at once."""
+        self.counts = RecordCounts()
+        """Counts of the records, in the process that had them listed."""
         with open_regular(path) as file:
             reader = map_arrow(file)
         self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from permafrost.config.data import FileDataConfig
+from permafrost.config.data import FileDataConfig, ImageFileDataConfig
 from permafrost.core.errors import require
 from permafrost.core.files import canonical_json, remove_partial_files
 from permafrost.core.tasks import ShardResult, run_shards
-from permafrost.store.image_shards import Packing, write_image_shard
+from permafrost.store.image_shards import DamagedRecordsError, Packing, write_image_shard
 from permafrost.store.manifest import DatasetIdentity
 from permafrost.store.publish import (
     DEFAULT_FRAME_SIZE,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.precompute")
 
+_NAMED_REASONS = 50
+"""Largest number of damaged records that an error names; the others are counted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackShard:
@@ -54,14 +58,22 @@ class PackShard:
 
     def __call__(self, plan: ShardPlan) -> ShardResult:
         started = time.monotonic()
-        entry = write_image_shard(
-            self.store,
-            plan,
-            self.source,
-            self.packing,
-            self.dataset_fingerprint,
-            self.published.get(plan.name),
-        )
+        try:
+            entry = write_image_shard(
+                self.store,
+                plan,
+                self.source,
+                self.packing,
+                self.dataset_fingerprint,
+                self.published.get(plan.name),
+            )
+        except DamagedRecordsError as error:  # the driver names those of all shards at once
+            return ShardResult(
+                name=plan.name,
+                records=0,
+                seconds=time.monotonic() - started,
+                report=json.dumps(error.reasons),
+            )
         return ShardResult(
             name=entry.name, records=entry.records, seconds=time.monotonic() - started
         )
@@ -158,7 +170,14 @@ def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int
         dataset_fingerprint=plan.dataset.fingerprint,
         published={} if published is None else {s.name: s.sha256 for s in published.shards},
     )
-    packed, _ = run_shards("pack", map_shards, task, plan.missing)
+    reasons: list[str] = []
+
+    def collect(result: ShardResult) -> None:
+        if result.report:
+            reasons.extend(json.loads(result.report))
+
+    packed, _ = run_shards("pack", map_shards, task, plan.missing, collect)
+    _check_damage(plan, reasons)
     in_place = any(shard.reference for shard in plan.shards)
     manifest = publish_store(
         path,
@@ -177,6 +196,19 @@ def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int
     return packed
 
 
+def _check_damage(plan: PackPlan, reasons: list[str]) -> None:
+    """Raise ImageError, or RowError for a table, that names the records of all shards that cannot be packed."""
+    if not reasons:
+        return
+    named = "; ".join(sorted(reasons)[:_NAMED_REASONS])
+    more = f"; and {len(reasons) - _NAMED_REASONS:,} more" if len(reasons) > _NAMED_REASONS else ""
+    raise plan.packing.failure(
+        f"{len(reasons):,} {plan.packing.content_name} cannot {plan.packing.failed}: {named}{more}. Skip such records "
+        f"with data.on_error=skip, which goes on with the shards that are packed; or repair or remove them and delete "
+        f"{plan.path}, or choose another store.path, as other data make other shards"
+    )
+
+
 def derive_packing(config: PrecomputeConfig, source: Source) -> Packing:
     """Derive the packing from the config; re-encoded frames need their size before the images are read."""
     on_error = config.data.on_error if isinstance(config.data, FileDataConfig) else "stop"
@@ -193,4 +225,8 @@ def derive_packing(config: PrecomputeConfig, source: Source) -> Packing:
         form=config.store.format,
         size=None if config.store.format == "original" else size or DEFAULT_FRAME_SIZE,
         on_error=on_error,
+        bit_range=config.data.bit_range if isinstance(config.data, ImageFileDataConfig) else (),
+        boxes_of=config.data.boxes_of
+        if isinstance(config.data, ImageFileDataConfig)
+        else "upright",
     )

@@ -77,6 +77,9 @@ if TYPE_CHECKING:
 
 
 ORIGIN_NAME = ".origin.json"
+PREVIEW_NAME = "preview.json"
+"""File of what was understood of the data before they were packed (permafrost/sources/preview.py). It is no part of
+the store."""
 _MOST_BYTES = 4096
 
 

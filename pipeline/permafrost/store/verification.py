@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from permafrost.core.errors import FileError
-from permafrost.core.files import PARTIAL_SUFFIX, sha256_file, sha256_keys
+from permafrost.core.files import PARTIAL_SUFFIX, read_regular, sha256_file, sha256_keys
 from permafrost.core.lock import LOCK_NAME
 from permafrost.core.records import NO_CLASS
 from permafrost.core.rooted_paths import (
@@ -25,6 +25,7 @@ from permafrost.core.rooted_paths import (
     list_folder,
     listed_once,
 )
+from permafrost.core.signed_files import DigestError, check_json
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from permafrost.store.codecs import decode_unit
 from permafrost.store.deaths import DEATHS_SUFFIX
@@ -40,7 +41,7 @@ from permafrost.store.manifest import (
     read_checked,
     read_pass_manifest,
 )
-from permafrost.store.publish import ORIGIN_NAME
+from permafrost.store.publish import ORIGIN_NAME, PREVIEW_NAME
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.receipts import (
     RECEIPT_SCHEMA,
@@ -86,10 +87,21 @@ def unknown_files(
         name = path.below(folder)
         if name in known_files or name in (LOCK_NAME, ORIGIN_NAME):
             continue
+        if name == PREVIEW_NAME:
+            yield from _verify_preview(path)
+            continue
         if name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
         elif not is_folder(path):  # a link to a folder, where links are allowed
             yield f"{path} is not in any manifest"
+
+
+def _verify_preview(path: AnyPath) -> Iterator[str]:
+    """Compare the preview of the data with its own digest."""
+    try:
+        check_json(read_regular(path, _MAX_PREVIEW_BYTES))
+    except (DigestError, FileError) as error:
+        yield f"{path} is damaged: {error}; delete it, as it is no part of the store"
 
 
 # ---- unique keys -----------------------------------------------------------------------------------
@@ -122,6 +134,7 @@ class UniqueHashes:
 # ---- verification ----------------------------------------------------------------------------------
 
 
+_MAX_PREVIEW_BYTES = 2**26
 _SHARDS_STEM = SHARDS_NAME.partition(".")[0]
 
 

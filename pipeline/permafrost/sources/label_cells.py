@@ -1,0 +1,80 @@
+"""Cells of a table that hold several labels: lists, and names between separators."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from permafrost.sources.classes import composed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Set
+
+SEPARATORS = ("|", ";", ",", " ")
+"""Separators that are recognized; a blank stands for any white space."""
+_SHARE = 0.5
+"""Least share of the pieces that must occur in another cell."""
+_MAX_LIST_CHARACTERS = 100_000
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+
+
+def separate(text: str, separator: str) -> list[str]:
+    """Return the pieces of a cell without surrounding blanks; an empty separator leaves it whole."""
+    if not separator:
+        return [text]
+    pieces = text.split() if separator == " " else text.split(separator)
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def find_separator(cells: Set[str], names: Set[str] = frozenset()) -> str:
+    """Find the separator whose pieces recombine: most of them also occur in other cells, or are names of classes.
+
+    Args:
+        cells: Distinct cells of the column, all text.
+        names: Known class names, composed (classes.composed).
+
+    Returns:
+        The first of SEPARATORS that fits, empty if none does.
+    """
+    return next((s for s in SEPARATORS if _pieces_recombine(cells, names, s)), "")
+
+
+def _pieces_recombine(cells: Iterable[str], names: Set[str], separator: str) -> bool:
+    cells_of = Counter[str]()
+    cut = set[str]()
+    for cell in cells:
+        pieces = set(separate(cell, separator))
+        cells_of.update(pieces)
+        if len(pieces) > 1 and composed(cell) not in names:
+            cut |= pieces
+    shared = sum(cells_of[piece] > 1 or composed(piece) in names for piece in cut)
+    return bool(cut) and shared >= _SHARE * len(cut)
+
+
+def is_list_text(text: str) -> bool:
+    """Return whether a cell looks like a list that was written as text: ["cat", "dog"], ['cat'], ('cat', 'dog')."""
+    return len(text) > 1 and (text[0], text[-1]) in (("[", "]"), ("(", ")"), ("{", "}"))
+
+
+def parse_list(text: str) -> list[Any]:
+    """Parse a list of names or numbers, in JSON or as Python writes it. Raises ValueError for any other text."""
+    if len(text) > _MAX_LIST_CHARACTERS:
+        raise ValueError(f"it has {len(text):,} characters")
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            values = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
+            raise ValueError("it is no list in JSON or of Python") from error
+    if isinstance(values, (tuple, set)):
+        values = sorted(values, key=str) if isinstance(values, set) else list(values)
+    if not isinstance(values, list) or not all(isinstance(v, (str, int, float)) for v in values):
+        raise ValueError("it is no list of names or numbers")
+    # Python joins texts without a comma between them, as in NumPy's ['cat' 'dog'].
+    if len(_QUOTED.findall(text)) > len(values):
+        raise ValueError("its names have no commas between them")
+    return values

@@ -1,0 +1,363 @@
+"""Preview of data: summary of what was understood of them before anything is packed.
+
+It is made from the listing (splits, classes, labels, files that were left out) and from the headers of some files, or
+of all (`preview.all=true`). Every doubt is a finding, which findings.py adds. A store keeps the preview of its data as
+preview.json, signed and without anything of the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from urllib.parse import unquote
+
+import numpy as np
+
+from permafrost.core.errors import UserError, printable
+from permafrost.core.files import read_regular, write_atomically
+from permafrost.core.rooted_paths import exists
+from permafrost.core.signed_files import DigestError, check_json, sign_json
+from permafrost.core.tasks import ShardResult, run_shards
+from permafrost.store.deaths import ShardDeaths
+from permafrost.store.image_decoding import read_facts
+from permafrost.store.listing import open_listing
+from permafrost.store.publish import PREVIEW_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from permafrost.config.data import DataConfig
+    from permafrost.core.records import Record, Source
+    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.core.tasks import MapShards
+    from permafrost.sources.tally import Tally
+    from permafrost.store.listing import Listing, RecordCounts
+
+logger = logging.getLogger("permafrost.preview")
+
+Level = Literal["error", "warning", "note"]
+_TASK_RECORDS = 2048
+"""Records of a task that reads headers."""
+_NAMED_DAMAGES = 50
+"""Largest number of damaged files that are named; the others are counted."""
+_TABLE_CLASSES = 20
+"""Largest number of classes whose counts are printed."""
+_STORED_CLASSES = 10_000
+"""Largest number of classes whose counts are kept beside a store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Doubt about the data, or something that was understood in one of several ways."""
+
+    name: str
+    level: Level
+    """error: nothing is packed unless data.accept names it. warning: likely a mistake. note: what was understood."""
+    message: str
+
+
+@dataclass(kw_only=True)
+class ImageSample:
+    """Sums over the headers of image files."""
+
+    files: int = 0
+    """Number of files that were read."""
+    formats: Counter[str] = field(default_factory=Counter)
+    """Files of each format of Pillow."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Files that are gray, have a palette (palette), alpha, 16 bits (16 bits; of which high bytes only), are turned by
+    EXIF (turned), or are turned and have boxes or a mask (turned with regions)."""
+    sides: list[tuple[int, int]] = field(default_factory=list)
+    """Width and height of upright images; of many files a sample."""
+    largest_value: int | None = None
+    """Largest value of the files of 16 bits."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Reason by file, for the first ones."""
+    num_damaged: int = 0
+
+    def add(self, record: Record, data: bytes, has_mask: bool) -> None:
+        """Add the header of one record's file."""
+        self.files += 1
+        try:
+            facts = read_facts(data)
+        except UserError as error:
+            self.add_damage(record, str(error))
+            return
+        self.formats[facts.format] += 1
+        if len(self.sides) < _TASK_RECORDS:
+            self.sides.append((facts.width, facts.height))
+        kinds = {
+            facts.channels: facts.channels != "color",
+            "alpha": facts.has_alpha,
+            "16 bits": facts.bits == 16,
+            "high bytes only": facts.bits == 16 and facts.largest is None,
+            "turned": facts.is_turned,
+            "turned with regions": facts.is_turned
+            and (has_mask or (record.boxes_in_pixels and bool(record.boxes))),
+        }
+        self.kinds.update(name for name, holds in kinds.items() if holds)
+        if facts.largest is not None:
+            self.largest_value = max(facts.largest, self.largest_value or 0)
+
+    def add_damage(self, record: Record, reason: str) -> None:
+        """Add a file that cannot be read."""
+        self.num_damaged += 1
+        if len(self.damaged) < _NAMED_DAMAGES:
+            self.damaged[unquote(record.key)] = reason
+
+    def merge(self, values: Mapping[str, Any]) -> None:
+        """Add the JSON values of another sample."""
+        self.files += values["files"]
+        self.formats.update(values["formats"])
+        self.kinds.update(values["kinds"])
+        room = max(0, 8 * _TASK_RECORDS - len(self.sides))
+        self.sides += [(width, height) for width, height in values["sides"][:room]]
+        if values["largest_value"] is not None:
+            self.largest_value = max(values["largest_value"], self.largest_value or 0)
+        self.num_damaged += values["num_damaged"]
+        for name, reason in values["damaged"].items():
+            if len(self.damaged) < _NAMED_DAMAGES:
+                self.damaged[name] = reason
+
+    def describe(self, records: int) -> str:
+        """Describe the files in one line."""
+        which = "all" if self.files >= records else f"a random sample of {self.files:,}"
+        parts = [f"headers of {which} of {records:,} files: {_counts_in_words(self.formats)}"]
+        if self.sides:
+            widths, heights = zip(*self.sides, strict=True)
+            parts.append(
+                f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)} pixels, "
+                f"median {median(widths):.0f}x{median(heights):.0f}"
+            )
+        if self.kinds:
+            parts.append(_counts_in_words(self.kinds))
+        if self.largest_value is not None:
+            parts.append(f"largest value of 16 bits {self.largest_value:,} of 65,535")
+        parts.append(f"damaged {self.num_damaged:,}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """Summary of the data as they were understood."""
+
+    source: str
+    """Kind of the source, as in data=."""
+    classes: tuple[str, ...]
+    counts: RecordCounts
+    tally: Tally
+    sample: ImageSample | None
+    """None for rows of a table."""
+    data: DataConfig
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def num_records(self) -> int:
+        """Number of records."""
+        return self.counts.records.total()
+
+    def count(self, split: str, label: int) -> int:
+        """Return the number of records of a class in a split."""
+        return self.counts.labeled.get((split, label), 0)
+
+    def labels_of(self, split: str) -> set[int]:
+        """Return the labels that a split has."""
+        return {label for name, label in self.counts.labeled if name == split}
+
+    def with_level(self, level: Level) -> list[Finding]:
+        """Return the findings of a level."""
+        return [finding for finding in self.findings if finding.level == level]
+
+    def lines(self) -> dict[str, str]:
+        """Return lines for the terminal and the report by their names."""
+        lines = {"records": _counts_in_words(self.counts.records)}
+        lines["classes"] = _describe_classes(self)
+        labels = "several per record" if self.counts.others["labels"] else "one per record"
+        unlabeled = _counts_in_words(self.counts.unlabeled)
+        lines["labels"] = labels if self.classes else "none"
+        if unlabeled and self.classes:
+            lines["labels"] += f"; records without one: {unlabeled}"
+        for name in ("boxes", "groups"):
+            if self.counts.others[name]:
+                lines[name] = f"in {self.counts.others[name]:,} records"
+        if self.sample is not None:
+            lines["images"] = self.sample.describe(self.num_records)
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values that are the same on every machine."""
+        few = len(self.classes) <= _STORED_CLASSES
+        return {
+            "source": self.source,
+            "records": dict(sorted(self.counts.records.items())),
+            "unlabeled": dict(sorted(self.counts.unlabeled.items())),
+            "classes": len(self.classes),
+            "records_of_classes": {
+                split: [self.count(split, label) for label in range(len(self.classes))]
+                for split in sorted(self.counts.records)
+            }
+            if few
+            else {},
+            "lines": self.lines(),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def _describe_classes(preview: Preview) -> str:
+    """Describe the classes: their counts by split, or their number and the smallest and the largest one."""
+    names, splits = preview.classes, sorted(preview.counts.records)
+    if not names:
+        return "0"
+    if len(names) > _TABLE_CLASSES:
+        parts = []
+        for split in splits:
+            counts = [preview.count(split, label) for label in range(len(names))]
+            low, high = int(np.argmin(counts)), int(np.argmax(counts))
+            parts.append(
+                f"{split}: {counts[low]:,} ({printable(names[low])}) to {counts[high]:,} ({printable(names[high])}) "
+                f"records, {sum(count > 0 for count in counts):,} classes"
+            )
+        return f"{len(names):,}; " + "; ".join(parts)
+    width = max(len(printable(name)) for name in names)
+    rows = [f"  {'':{width}}  " + "  ".join(f"{split:>8}" for split in splits)]
+    rows += [
+        f"  {printable(name):{width}}  "
+        + "  ".join(f"{preview.count(split, label):>{max(8, len(split))},}" for split in splits)
+        for label, name in enumerate(names)
+    ]
+    return "\n".join(["", *rows])
+
+
+def _counts_in_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{printable(name)} {count:,}" for name, count in sorted(counts.items()) if count
+    )
+
+
+# ---- making ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadHeaders:
+    """Task that reads the headers of some records: (number, rows of the listing) -> sums."""
+
+    needs_gpu: ClassVar[bool] = False
+    source: Source
+    listing: RootedPath
+    folder: RootedPath
+    """Folder in which a death of the process is noted, so that the next command finds the file that causes it."""
+
+    def __call__(self, part: tuple[int, Sequence[int]]) -> ShardResult:
+        started = time.monotonic()
+        number, rows = part
+        records = open_listing(self.listing).records(np.asarray(rows, np.int64))
+        sample = ImageSample()
+        with ShardDeaths(self.folder, f"preview-{number:06d}") as deaths:
+            by_key = {record.key: record for record in records}
+            deaths.find_cause(list(by_key), partial(_read_alone, self.source, by_key))
+            for record in records:
+                self._add(sample, record)
+        return ShardResult(
+            name=f"preview-{number:06d}",
+            records=len(rows),
+            seconds=time.monotonic() - started,
+            report=json.dumps(vars(sample)),  # asdict would break the counters
+        )
+
+    def _add(self, sample: ImageSample, record: Record) -> None:
+        """Add the header of a record's file, or its damage."""
+        try:
+            content = self.source.read(record)
+            sample.add(record, content.image, content.mask is not None)
+        except (UserError, OSError) as error:
+            sample.files += 1
+            # Its text names the file by its path on this machine.
+            sample.add_damage(record, str(error).replace(self.source.where(record), "it"))
+
+
+def _read_alone(source: Source, records: Mapping[str, Record], key: str) -> None:
+    ImageSample().add(records[key], source.read(records[key]).image, has_mask=False)
+
+
+def preview_source(
+    data: DataConfig,
+    source: Source,
+    classes: tuple[str, ...],
+    listing: Listing,
+    tally: Tally,
+    map_shards: MapShards,
+    folder: RootedPath,
+    *,
+    files: int | None,
+) -> Preview:
+    """Sum up the records of a listing and the headers of their files.
+
+    Args:
+        data: Options of the source.
+        source: The source of the records.
+        classes: Class names in label order.
+        listing: All records, with their counts.
+        tally: What the source met beside them.
+        map_shards: Executor of the tasks that read headers.
+        folder: Folder of the store, or another one for the tasks.
+        files: Number of files whose headers are read, drawn at random; None reads all.
+
+    Returns:
+        The preview, still without findings.
+    """
+    sample = None
+    if source.columns is None:
+        sample = ImageSample()
+        rows = _sampled_rows(listing, files)
+        parts = [
+            (number, rows[start : start + _TASK_RECORDS].tolist())
+            for number, start in enumerate(range(0, len(rows), _TASK_RECORDS))
+        ]
+        task = ReadHeaders(source=source, listing=listing.path, folder=folder)
+        run_shards(
+            "preview",
+            map_shards,
+            task,
+            parts,
+            lambda result: sample.merge(json.loads(result.report)),
+        )
+    return Preview(
+        source=data.kind,
+        classes=classes,
+        counts=listing.counts,
+        tally=tally,
+        sample=sample,
+        data=data,
+    )
+
+
+def _sampled_rows(listing: Listing, files: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Draw rows of a listing by the hashes of their keys, so that the sample is the same on every machine."""
+    if files is None or files >= listing.num_records:
+        return np.arange(listing.num_records)
+    return np.sort(np.argpartition(listing.high_ranks(), files)[:files])
+
+
+# ---- file ------------------------------------------------------------------------------------------
+
+
+def write_preview(store: RootedPath, preview: Preview) -> None:
+    """Write the preview beside the store, where it replaces that of an earlier command."""
+    write_atomically(store / PREVIEW_NAME, sign_json(preview.to_json()))
+
+
+def read_preview(store: RootedPath) -> dict[str, Any] | None:
+    """Return the JSON values of the preview beside a store, None if there is none or if it is damaged."""
+    if not exists(store / PREVIEW_NAME):
+        return None
+    try:
+        return check_json(read_regular(store / PREVIEW_NAME))
+    except DigestError as error:
+        logger.warning("%s is damaged: %s", store / PREVIEW_NAME, error)
+        return None

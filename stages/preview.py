@@ -1,0 +1,99 @@
+"""Say what is understood of data before anything is packed: splits, classes, labels, files, and every doubt.
+
+    permafrost preview data=image_folder data.path=photos
+    permafrost preview data=webdataset data.path=tars preview.all=true executor=ray
+    permafrost preview data=image_table data.path=photos.csv data.label=species
+
+A doubt is a finding with a name and a level. `precompute` makes the same preview before it packs, and stops at an error
+unless data.accept=[name] says that the data are as you mean them.
+
+Reads   the names of all records, and the headers of preview.files of them
+Writes  nothing
+Rerun   the same command says the same
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from permafrost.cli import main
+from permafrost.cluster.executors import Executors
+from permafrost.config.data import NoDataConfig
+from permafrost.core.errors import ConfigError, printable
+from permafrost.core.files import make_folder, scratch_folder
+from permafrost.core.rooted_paths import RootedPath
+from permafrost.sources.findings import accept_hint, add_findings
+from permafrost.sources.preview import Preview, preview_source
+from permafrost.sources.source import build_source, classes_of, guess_records, list_source
+from permafrost.store.listing import listing_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from permafrost.config.verbs import PreviewConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewResult:
+    """Preview of the data, and its lines for the terminal."""
+
+    preview: Preview
+    lines: dict[str, str] = field(default_factory=dict)
+
+    def printed(self) -> dict[str, str]:
+        """Values for the terminal."""
+        return self.lines
+
+
+def run(config: PreviewConfig) -> PreviewResult:
+    """List the records in a temporary folder, read headers, and find doubts."""
+    if isinstance(config.data, NoDataConfig):
+        raise ConfigError("preview needs data=, as in data=image_folder data.path=photos")
+    source = build_source(config.data)
+    with (
+        _scratch(config.scratch) as folder,
+        listing_files(folder) as files,
+        Executors(config.executor, config.cluster) as executors,
+    ):
+        listing, tally = list_source(source, files, 0, executors.open(guess_records(source)))
+        preview = preview_source(
+            config.data,
+            source,
+            classes_of(source, listing),
+            listing,
+            tally,
+            executors.open(listing.num_records if config.preview.all else 0),
+            files.folder,
+            files=config.preview.limit,
+        )
+    preview = add_findings(preview)
+    return PreviewResult(preview=preview, lines={**preview.lines(), "findings": _describe(preview)})
+
+
+@contextmanager
+def _scratch(folder: str | None) -> Iterator[RootedPath]:
+    if folder is None:
+        with scratch_folder() as created:
+            yield created
+        return
+    rooted = RootedPath.of(Path(folder).absolute())
+    make_folder(rooted)
+    yield rooted
+
+
+def _describe(preview: Preview) -> str:
+    """List the findings, a line each."""
+    rows = [
+        f"  {finding.level:<8} {finding.name}: {printable(finding.message)}"
+        for finding in preview.findings
+    ]
+    if preview.with_level("error"):
+        rows.append(f"  precompute stops at errors{accept_hint(preview)}")
+    return "\n".join(["", *rows]) if rows else "none"
+
+
+if __name__ == "__main__":
+    main("preview", run, __doc__)

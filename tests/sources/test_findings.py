@@ -1,0 +1,611 @@
+"""Findings of a preview: each fires on data that deserve it, and not on their nearest neighbor that does not."""
+
+import io
+import json
+import struct
+import unicodedata
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig, WebDatasetDataConfig
+from permafrost.core.errors import ConfigError
+from permafrost.sources.findings import FINDINGS, DataError
+from permafrost.sources.preview import read_preview
+from permafrost.store.reader import Store
+from stages import precompute
+from tests.support.image_sets import image_bytes, write_images
+from tests.support.images import write_tar
+from tests.support.previews import levels_of, message_of, preview_of
+from tests.support.stores import precompute_config
+from tests.support.tars import samples
+
+NFC, NFD = (unicodedata.normalize(form, "chèvre") for form in ("NFC", "NFD"))
+CASES = []
+"""Cases (finding, level or None, function that writes data and returns their config)."""
+
+
+def case(finding, level):
+    def register(write):
+        CASES.append(pytest.param(finding, level, write, id=f"{finding}-{level}-{write.__name__}"))
+        return write
+
+    return register
+
+
+def folder(root, *paths, **options):
+    write_images(root, *paths)
+    return ImageFolderDataConfig(path=str(root), **options)
+
+
+def images_of(*folders, count=3, suffix="jpg"):
+    return [f"{name}/{i}.{suffix}" for name in folders for i in range(count)]
+
+
+def table(root, columns, **options):
+    """CSV of as many images as the columns have cells."""
+    count = len(next(iter(columns.values())))
+    names = [f"{i}.jpg" for i in range(count)]
+    write_images(root, *names)
+    rows = [["path", *columns], *zip(names, *columns.values(), strict=True)]
+    text = "\n".join(",".join(f'"{cell}"' for cell in map(_quoted, row)) for row in rows)
+    (root / "t.csv").write_text(text + "\n", encoding="utf-8")
+    return ImageTableDataConfig(path=str(root / "t.csv"), **options)
+
+
+def _quoted(cell):
+    return str(cell).replace('"', '""')
+
+
+def tars(root, members, name="train-000000.tar", classes=None, **options):
+    write_tar(root / "tars" / name, members)
+    if classes is not None:
+        (root / "tars/classes.txt").write_text("\n".join(classes))
+    return WebDatasetDataConfig(path=str(root / "tars"), **options)
+
+
+# ---- folders -------------------------------------------------------------------------------------
+
+
+@case("class_folders_repeat", "error")
+def folds_of_classes(root):
+    return folder(root, *images_of("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"))
+
+
+@case("class_folders_repeat", "error")
+def pictures_beside_masks_in_every_class(root):
+    return folder(root, *images_of("cat/rgb", "cat/nir", "dog/rgb", "dog/nir"))
+
+
+@case("class_folders_repeat", "error")
+def splits_inside_of_classes(root):
+    return folder(root, *images_of("cat/train", "cat/test", "dog/train", "dog/test"))
+
+
+@case("class_folders_repeat", None)
+def sessions_with_names_of_their_own(root):
+    return folder(root, *images_of("cat/a1", "cat/a2", "dog/b1", "dog/b2"))
+
+
+@case("class_folders_repeat", None)
+def a_few_nested_images(root):
+    return folder(root, *images_of("cat", "dog", "cat/more", "dog/more"))
+
+
+@case("folders_too_deep", "error")
+def one_wrapping_folder(root):
+    return folder(root, *images_of("photos/cat", "photos/dog"))
+
+
+@case("folders_too_deep", "error")
+def one_wrapping_folder_in_a_split(root):
+    return folder(root, *images_of("train/all/cat", "train/all/dog", "val/cat", "val/dog"))
+
+
+@case("folders_too_deep", None)
+def one_class_of_images(root):
+    return folder(root, *images_of("photos"))
+
+
+@case("nested_class_folders", "warning")
+def classes_below_their_kinds(root):
+    return folder(root, *images_of("animal/cat", "animal/dog", "vehicle/car", "vehicle/bus"))
+
+
+@case("nested_class_folders", None)
+def classes_with_images(root):
+    return folder(root, *images_of("animal", "vehicle"))
+
+
+@case("other_things", "error")
+def masks_inside_a_class(root):
+    return folder(root, *images_of("cat", "cat/masks", "dog"))
+
+
+@case("other_things", "error")
+def masks_beside_classes(root):
+    return folder(root, *images_of("cat", "dog", "masks"))
+
+
+@case("other_things", "error")
+def masks_named_after_their_images(root):
+    return folder(root, *images_of("cat", "dog"), "cat/0_mask.png", "dog/1_mask.png")
+
+
+@case("other_things", "error")
+def thumbnails_named_after_their_images(root):
+    return folder(root, *images_of("cat", "dog"), "cat/thumb_0.jpg")
+
+
+@case("other_things", None)
+def people_with_masks(root):
+    return folder(root, *images_of("with_mask", "without_mask"), "with_mask/a_mask.jpg")
+
+
+@case("same_names", "warning")
+def a_png_beside_each_jpg(root):
+    return folder(root, *images_of("cat", "dog"), *images_of("cat", suffix="png"))
+
+
+@case("same_names", None)
+def the_same_numbers_in_every_class(root):
+    return folder(root, *images_of("cat", "dog"))
+
+
+@case("files_left_out", "note")
+def notes_and_hidden_files(root):
+    config = folder(root, *images_of("cat", "dog"))
+    (root / "cat/notes.txt").write_text("x")
+    (root / "cat/._0.jpg").write_bytes(b"x")
+    (root / "dog/@eaDir").mkdir()
+    (root / "dog/@eaDir/0.jpg").write_bytes(image_bytes())
+    (root / "__MACOSX").mkdir()
+    return config
+
+
+@case("files_left_out", None)
+def images_alone(root):
+    return folder(root, *images_of("cat", "dog"))
+
+
+@case("pictures_left_out", "warning")
+def few_raw_files(root):
+    config = folder(root, *images_of("cat", "dog", count=20))
+    (root / "cat/1.CR2").write_bytes(b"x")
+    return config
+
+
+@case("pictures_left_out", "error")
+def many_pictures_without_a_suffix(root):
+    config = folder(root, *images_of("cat", "dog"))
+    for number in range(3):
+        (root / f"cat/IMG_{number}").write_bytes(image_bytes(number))
+    return config
+
+
+@case("pictures_left_out", None)
+def suffixes_of_jpeg(root):
+    return folder(root, "cat/1.jfif", "cat/2.JPE", "dog/3.pjpeg", "dog/4.JPG")
+
+
+@case("damaged_files", "error")
+def an_empty_file_and_a_broken_link(root):
+    config = folder(root, *images_of("cat", "dog"))
+    (root / "cat/empty.jpg").write_bytes(b"")
+    (root / "dog/gone.png").symlink_to(root / "nowhere.png")
+    return config
+
+
+@case("damaged_files", "error")
+def a_file_of_another_kind(root):
+    config = folder(root, *images_of("cat", "dog"))
+    (root / "cat/page.jpg").write_bytes(b"<html>not found</html>")
+    return config
+
+
+@case("damaged_files", "warning")
+def damage_that_may_be_skipped(root):
+    config = folder(root, *images_of("cat", "dog"), on_error="skip")
+    (root / "cat/empty.jpg").write_bytes(b"")
+    return config
+
+
+@case("damaged_files", None)
+def sound_files(root):
+    return folder(root, *images_of("cat", "dog"))
+
+
+@case("split_spellings", "note")
+def splits_with_capitals(root):
+    return folder(root, *images_of("Training/cat", "Training/dog", "TEST_set/cat", "TEST_set/dog"))
+
+
+@case("split_spellings", "note")
+def tars_named_after_their_set(root):
+    return tars(root, samples(6), name="imagenet1k-train-0000.tar")
+
+
+@case("split_spellings", None)
+def splits_in_usual_spelling(root):
+    return folder(root, *images_of("train/cat", "train/dog", "test/cat", "test/dog"))
+
+
+# ---- classes -------------------------------------------------------------------------------------
+
+
+@case("empty_classes", "warning")
+def a_folder_of_text(root):
+    config = folder(root, *images_of("cat", "dog"))
+    (root / "bird").mkdir()
+    (root / "bird/readme.txt").write_text("x")
+    return config
+
+
+@case("empty_classes", "warning")
+def a_class_that_only_the_list_names(root):
+    config = table(root, {"label": ["cat", "dog"]}, classes=str(root / "names.txt"))
+    (root / "names.txt").write_text("\ufeffcat\ndog\nbird\n", encoding="utf-8")
+    return config
+
+
+@case("empty_classes", None)
+def classes_with_records(root):
+    return folder(root, *images_of("cat", "dog"))
+
+
+@case("numbered_folders", "warning")
+def folders_0_to_11(root):
+    return folder(root, *images_of(*map(str, range(12)), count=1))
+
+
+@case("numbered_folders", None)
+def folders_00_to_11(root):
+    return folder(root, *images_of(*(f"{i:02d}" for i in range(12)), count=1))
+
+
+@case("numbered_folders", None)
+def folders_0_to_9(root):
+    return folder(root, *images_of(*map(str, range(10)), count=1))
+
+
+@case("class_spellings", "error")
+def one_class_in_two_spellings_by_split(root):
+    return folder(root, *images_of("train/Cat", "train/dog", "val/cat", "val/dog"))
+
+
+@case("class_spellings", "warning")
+def a_copy_of_a_class(root):
+    return folder(root, *images_of("cat", "cat - Copy", "dog"))
+
+
+@case("class_spellings", None)
+def one_class_in_two_forms_of_unicode(root):
+    return folder(root, *images_of(f"train/{NFC}", "train/dog", f"val/{NFD}", "val/dog"))
+
+
+@case("classes_of_one_split", "error")
+def splits_with_other_names_for_classes(root):
+    return folder(root, *images_of("train/n01", "train/n02", "val/images"))
+
+
+@case("classes_of_one_split", "warning")
+def a_class_that_is_never_trained(root):
+    return folder(root, *images_of("train/cat", "train/dog", "val/cat", "val/dog", "val/eel"))
+
+
+@case("classes_of_one_split", None)
+def the_same_classes_in_both_splits(root):
+    return folder(root, *images_of("train/cat", "train/dog", "val/cat", "val/dog"))
+
+
+@case("unknown_classes", "error")
+def a_folder_that_a_program_named_nan(root):
+    return folder(root, *images_of("cat", "dog", "nan"))
+
+
+@case("unknown_classes", "warning")
+def a_class_named_unknown(root):
+    return table(root, {"label": ["cat", "dog", "unknown"]})
+
+
+@case("unknown_classes", None)
+def a_listed_class_of_that_name(root):
+    (root / "names.txt").write_text("cat\ndog\nNA\n")
+    return table(root, {"label": ["cat", "dog", "NA"]}, classes=str(root / "names.txt"))
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+@case("label_gaps", "error")
+def labels_from_1(root):
+    return table(root, {"label": [1, 2, 3, 4]})
+
+
+@case("label_gaps", "error")
+def labels_of_tars_with_a_gap(root):
+    return tars(
+        root, {"a.jpg": image_bytes(1), "a.cls": "0", "b.jpg": image_bytes(2), "b.cls": "2"}
+    )
+
+
+@case("label_gaps", None)
+def labels_from_0(root):
+    return table(root, {"label": [0, 1, 2, 2]})
+
+
+@case("missing_labels", "error")
+def tars_with_class_names_and_labels_elsewhere(root):
+    return tars(root, {"a.jpg": image_bytes(1), "a.cls.txt": "0"}, classes=["cat", "dog"])
+
+
+@case("missing_labels", "warning")
+def tars_whose_json_has_another_key(root):
+    return tars(root, {"a.jpg": image_bytes(1), "a.json": json.dumps({"class_id": 1})})
+
+
+@case("missing_labels", "warning")
+def some_unlabeled_samples(root):
+    return tars(root, {**samples(6), "z.jpg": image_bytes(9)})
+
+
+@case("missing_labels", None)
+def labeled_samples(root):
+    return tars(root, samples(6))
+
+
+@case("joined_labels", "error")
+def several_labels_in_a_cell_of_one(root):
+    return table(root, {"label": ["cat|dog", "cat", "dog", "bird"]})
+
+
+@case("joined_labels", "error")
+def a_list_in_a_cell_of_one(root):
+    return table(root, {"label": ['["cat", "dog"]', "cat", "dog"]})
+
+
+@case("joined_labels", "error")
+def pieces_that_occur_once(root):
+    return table(root, {"tags": ["cat;dog", "eel;fox"]}, label=None, labels="tags")
+
+
+@case("joined_labels", "warning")
+def names_with_blanks_in_a_cell_of_several(root):
+    return table(root, {"tags": ["No Finding", "Effusion"]}, label=None, labels="tags")
+
+
+@case("joined_labels", None)
+def names_with_commas(root):
+    return table(root, {"label": ["tern, arctic", "tern, common", "eel"]})
+
+
+@case("label_separator", "note")
+def cells_with_bars(root):
+    return table(root, {"tags": ["cat|dog", "cat", "No Finding"]}, label=None, labels="tags")
+
+
+@case("label_separator", None)
+def cells_with_a_separator_that_is_set(root):
+    options = {"label": None, "labels": "tags", "label_separator": "|"}
+    return table(root, {"tags": ["cat|dog", "cat", "No Finding"]}, **options)
+
+
+@case("unknown_cells", "warning")
+def words_for_nothing(root):
+    return table(root, {"label": ["cat", "NA", "null", "dog"]})
+
+
+@case("unknown_cells", None)
+def empty_cells(root):
+    return table(root, {"label": ["cat", "", "NaN", "dog"]})
+
+
+@case("json_beside_cls", "warning")
+def a_json_of_another_form(root):
+    json_text = json.dumps({"boxes": [[1, 2, 3, 4]]})
+    return tars(root, {"a.jpg": image_bytes(1), "a.cls": "0", "a.json": json_text})
+
+
+@case("json_beside_cls", None)
+def a_json_with_boxes(root):
+    box = {"x0": 0, "y0": 0, "x1": 2, "y1": 2}
+    json_text = json.dumps({"boxes": [box], "label": 0})
+    return tars(root, {"a.jpg": image_bytes(1), "a.cls": "0", "a.json": json_text})
+
+
+# ---- pixels --------------------------------------------------------------------------------------
+
+
+def png_16(values):
+    """PNG of 16 bits with 1 to 4 channels, [H, W, C]."""
+    height, width, channels = values.shape
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def deep_folder(root, largest, channels=1, **options):
+    config = folder(root, *images_of("cat", "dog"), **options)
+    values = np.random.default_rng(0).integers(0, largest + 1, (8, 8, channels))
+    values[0, 0, 0] = largest
+    (root / "cat/deep.png").write_bytes(png_16(values))
+    return config
+
+
+@case("dark_images", "error")
+def values_of_12_bits(root):
+    return deep_folder(root, 4095)
+
+
+@case("dark_images", "error")
+def colors_and_alpha_of_10_bits(root):
+    return deep_folder(root, 1023, channels=4)
+
+
+@case("dark_images", "warning")
+def values_of_half_the_range(root):
+    return deep_folder(root, 30_000)
+
+
+@case("dark_images", "note")
+def values_of_16_bits(root):
+    return deep_folder(root, 65_535)
+
+
+@case("dark_images", None)
+def a_range_that_is_set(root):
+    return deep_folder(root, 4095, bit_range=(0, 4095))
+
+
+def turned_jpeg(orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+def boxed(root, orientation, **options):
+    config = table(root, {"label": ["cat", "dog"], "boxes": [_BOX, _BOX]}, boxes="boxes", **options)
+    (root / "0.jpg").write_bytes(turned_jpeg(orientation))
+    return config
+
+
+_BOX = json.dumps([{"x0": 0, "y0": 0, "x1": 2, "y1": 2}])
+
+
+@case("turned_regions", "warning")
+def boxes_of_a_turned_image(root):
+    return boxed(root, 6)
+
+
+@case("turned_regions", None)
+def boxes_of_an_upright_image(root):
+    return boxed(root, 1)
+
+
+@case("turned_regions", None)
+def boxes_of_a_turned_image_with_the_option(root):
+    return boxed(root, 6, boxes_of="stored")
+
+
+# ---- tests ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("finding", "level", "write"), CASES)
+def test_a_finding_fires_where_it_should_and_only_there(tmp_path, finding, level, write):
+    config = write(tmp_path)
+
+    assert levels_of(preview_of(config)).get(finding) == level
+
+
+def test_every_finding_has_a_case_that_fires_and_one_that_does_not():
+    fired = {(each.values[0], each.values[1] is not None) for each in CASES}
+
+    assert fired == {(name, fires) for name in FINDINGS for fires in (True, False)}
+
+
+def test_an_error_stops_before_anything_is_packed_and_names_the_option(tmp_path):
+    data = masks_beside_classes(tmp_path / "set")
+    config = precompute_config(tmp_path / "store", data=data)
+
+    with pytest.raises(DataError, match=r"'masks'.*data\.accept=\[other_things\]") as caught:
+        precompute.run(config)
+
+    assert len(caught.value.lines) == 1
+    assert not (tmp_path / "store/images").exists()
+
+
+def test_what_is_accepted_is_a_warning_and_is_kept_beside_the_store(tmp_path, caplog):
+    data = masks_beside_classes(tmp_path / "set")
+    accepting = ImageFolderDataConfig(path=data.path, accept=("other_things",))
+
+    with caplog.at_level("WARNING"):
+        precompute.run(precompute_config(tmp_path / "store", data=accepting))
+
+    kept = read_preview(Store(tmp_path / "store").folder)
+    assert [f["level"] for f in kept["findings"] if f["name"] == "other_things"] == ["warning"]
+    assert any("other_things" in message for message in caplog.messages)
+    assert str(tmp_path) not in (tmp_path / "store/preview.json").read_text()
+
+
+def test_a_name_of_no_finding_is_refused(tmp_path):
+    data = folder(tmp_path, *images_of("cat", "dog"), accept=("other_thing",))
+
+    with pytest.raises(ConfigError, match=r"no finding 'other_thing' .did you mean other_things"):
+        preview_of(data)
+
+
+def test_a_stranger_may_add_a_finding(tmp_path):
+    def find_cats(seen):
+        if "cat" in seen.classes:
+            yield "error", "there are cats"
+
+    FINDINGS["cats"] = find_cats
+    try:
+        with_cats = preview_of(folder(tmp_path / "a", *images_of("cat", "dog")))
+        without = preview_of(folder(tmp_path / "b", *images_of("eel", "dog")))
+    finally:
+        del FINDINGS["cats"]
+
+    assert message_of(with_cats, "cats") == "there are cats"
+    assert "cats" not in levels_of(without)
+
+
+def test_all_damaged_files_are_named_at_once(tmp_path):
+    data = folder(tmp_path, *images_of("cat", "dog"))
+    for number in range(4):
+        (tmp_path / f"cat/{number}b.jpg").write_bytes(b"" if number % 2 else b"no image at all")
+
+    message = message_of(preview_of(data), "damaged_files")
+
+    assert message.startswith("4 files cannot be read: cat/0b.jpg cannot be decoded")
+    assert all(f"cat/{number}b.jpg" in message for number in range(4))
+    assert "data.on_error=skip" in message
+
+
+def test_a_sample_is_stated_and_all_files_may_be_read(tmp_path):
+    data = folder(tmp_path, *images_of("cat", "dog", count=20))
+    some, every = preview_of(data, files=10), preview_of(data, all=True)
+
+    assert some.sample.files == 10
+    assert "a random sample of 10 of 40 files" in some.lines()["images"]
+    assert every.sample.files == 40
+    assert "headers of all of 40 files: JPEG 40" in every.lines()["images"]
+    assert preview_of(data, files=10).to_json() == some.to_json()
+
+
+def test_a_preview_counts_classes_by_split(tmp_path):
+    data = folder(tmp_path, *images_of("train/cat", "train/dog", "val/dog"))
+    seen = preview_of(data)
+
+    assert seen.counts.records == {"train": 6, "val": 3}
+    assert [[seen.count(s, label) for label in range(2)] for s in ("train", "val")] == [
+        [3, 3],
+        [0, 3],
+    ]
+    assert seen.to_json()["records_of_classes"] == {"train": [3, 3], "val": [0, 3]}
+
+
+def test_a_parquet_column_of_bytes_is_not_text_in_an_error(tmp_path):
+    images = [image_bytes(i) for i in range(3)]
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 0]}), tmp_path / "t.parquet")
+    data = ImageTableDataConfig(
+        path=str(tmp_path / "t.parquet"), image="label", label=None, cache=str(tmp_path / "cache")
+    )
+
+    with pytest.raises(ConfigError) as caught:
+        preview_of(data)
+    assert len(str(caught.value)) < 600

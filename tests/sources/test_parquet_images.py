@@ -1,0 +1,143 @@
+"""Images inside of Parquet files, as Hugging Face's datasets writes them."""
+
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from permafrost.config.data import ImageTableDataConfig
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.sources.source import build_source
+from permafrost.store.reader import Store
+from stages import precompute
+from tests.support.image_sets import image_bytes, pixels_of, write_images
+from tests.support.stores import precompute_config
+from tests.support.trees import tree_bytes
+
+NAMES = ["dog", "cat", "eel"]
+
+
+def write_parquet(path, count=10, *, names=NAMES, paths=True, first=0, row_group_size=None):
+    """Write a file as `datasets` does, and return the bytes of its images."""
+    images = [image_bytes(first + i, kind="PNG" if i % 3 else "JPEG") for i in range(count)]
+    cells = [
+        {"bytes": data, "path": f"{i}.png" if paths else None} for i, data in enumerate(images)
+    ]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    labels = pa.array([i % len(NAMES) for i in range(count)], pa.int64())
+    table = pa.table({"image": pa.array(cells, kind), "label": labels})
+    if names:
+        features = {
+            "image": {"_type": "Image"},
+            "label": {"names": names, "_type": "ClassLabel"},
+        }
+        text = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": text})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return images
+
+
+def config_of(tmp_path, path, **options):
+    return ImageTableDataConfig(
+        path=str(path), image="image", cache=str(tmp_path / "cache"), **options
+    )
+
+
+@pytest.mark.parametrize("row_group_size", [None, 3])
+@pytest.mark.parametrize("count", [1, 64, 150])
+def test_every_row_is_a_record_with_its_bytes_and_its_class(tmp_path, count, row_group_size):
+    images = write_parquet(tmp_path / "x.parquet", count, row_group_size=row_group_size)
+    source = build_source(config_of(tmp_path, tmp_path / "x.parquet"))
+    records = list(source.records())
+
+    assert source.classes == tuple(NAMES)
+    assert [record.label for record in records] == [i % 3 for i in range(count)]
+    assert len({record.key for record in records}) == count
+    other = pickle.loads(pickle.dumps(source))  # noqa: S301, as Ray sends it to another process
+    for record, image in zip(records, images, strict=True):
+        content = other.read(record)
+        assert content.image == image
+        assert content.suffix == ("png" if image[:4] == b"\x89PNG" else "jpg")
+
+
+def test_a_column_of_plain_bytes_and_labels_without_names(tmp_path):
+    images = [image_bytes(i) for i in range(4)]
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 1, 0]}), tmp_path / "x.parquet")
+    source = build_source(config_of(tmp_path, tmp_path / "x.parquet"))
+
+    assert source.classes == ("0", "1")
+    assert [source.read(record).image for record in source.records()] == images
+
+
+def test_several_files_have_the_splits_of_their_names(tmp_path):
+    write_parquet(tmp_path / "data/train-00000-of-00002.parquet", 4)
+    write_parquet(tmp_path / "data/train-00001-of-00002.parquet", 3, first=10)
+    write_parquet(tmp_path / "data/validation-00000-of-00001.parquet", 2, first=20)
+    for path in ("data", "data/*.parquet"):
+        source = build_source(config_of(tmp_path, tmp_path / path))
+        splits = [record.split for record in source.records()]
+        assert (splits.count("train"), splits.count("validation")) == (7, 2)
+    one = config_of(tmp_path, tmp_path / "data/validation-00000-of-00001.parquet")
+    assert {record.split for record in build_source(one).records()} == {"validation"}
+
+
+def test_the_copy_is_made_once_and_again_after_a_change(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_parquet(path)
+    config = config_of(tmp_path, path)
+    list(build_source(config).records())
+    (copy,) = (tmp_path / "cache").iterdir()
+    before = copy.stat().st_mtime_ns
+    source = build_source(config)
+    record = next(iter(source.records()))
+    assert copy.stat().st_mtime_ns == before
+
+    write_parquet(path, 12, first=50)
+
+    with pytest.raises(UserError, match="when it was listed"):
+        build_source(config).read(record)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_row_without_bytes_is_named(tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cells = pa.array([{"bytes": image_bytes(), "path": "a"}, {"bytes": None, "path": "b"}], kind)
+    pq.write_table(pa.table({"image": cells, "label": [0, 1]}), tmp_path / "x.parquet")
+
+    with pytest.raises(ConfigError, match=r"x\.parquet, row 2, column image: has no bytes"):
+        list(build_source(config_of(tmp_path, tmp_path / "x.parquet")).records())
+
+
+def test_a_store_of_parquet_is_that_of_the_files(tmp_path):
+    """Packed from Parquet and from files of the same bytes, shards hold the same images and labels."""
+    images = write_parquet(tmp_path / "x.parquet", 12)
+    precompute.run(
+        precompute_config(tmp_path / "store", data=config_of(tmp_path, tmp_path / "x.parquet"))
+    )
+    store = Store(tmp_path / "store")
+
+    assert store.manifest.classes == tuple(NAMES)
+    rows = np.arange(store.index.num_rows)
+    digests = {store.index.values("label", rows)[i]: None for i in range(len(rows))}
+    assert set(digests) == {0, 1, 2}
+    heights = store.index.take(("height", "width"), rows)
+    shapes = {pixels_of(image).shape[:2] for image in images}
+    assert set(zip(heights["height"].tolist(), heights["width"].tolist(), strict=True)) == shapes
+    again = precompute_config(
+        tmp_path / "again", data=config_of(tmp_path / "b", tmp_path / "x.parquet")
+    )
+    precompute.run(again)
+    assert tree_bytes(tmp_path / "store") == tree_bytes(tmp_path / "again")
+
+
+def test_paths_beside_a_column_of_bytes_stay_paths(tmp_path):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    table = pa.table({"image": ["a.jpg", "b.jpg"], "label": ["x", "y"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    source = build_source(config_of(tmp_path, tmp_path / "x.parquet"))
+
+    assert [record.content[0] for record in source.records()] == ["a.jpg", "b.jpg"]

@@ -1,0 +1,29 @@
+"""Previews of data sets that a test writes."""
+
+from __future__ import annotations
+
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.verbs import PreviewConfig, PreviewOptions
+from stages import preview
+
+
+def preview_of(data, **options):
+    """Preview of data, made in this process."""
+    config = PreviewConfig(
+        data=data,
+        preview=PreviewOptions(**options),
+        cluster=LocalClusterConfig(),
+        executor="serial",
+    )
+    return preview.run(config).preview
+
+
+def levels_of(seen):
+    """Levels of the findings of a preview by their names."""
+    return {finding.name: finding.level for finding in seen.findings}
+
+
+def message_of(seen, name):
+    """Message of the finding of a name, which must be the only one."""
+    (finding,) = [finding for finding in seen.findings if finding.name == name]
+    return finding.message
