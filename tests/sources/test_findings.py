@@ -536,7 +536,7 @@ def test_what_is_accepted_is_a_warning_and_is_kept_beside_the_store(tmp_path, ca
         precompute.run(precompute_config(tmp_path / "store", data=accepting))
 
     kept = read_preview(Store(tmp_path / "store").folder)
-    assert [f["level"] for f in kept["findings"] if f["name"] == "other_things"] == ["warning"]
+    assert [f.level for f in kept.findings if f.name == "other_things"] == ["warning"]
     assert any("other_things" in message for message in caplog.messages)
     assert str(tmp_path) not in (tmp_path / "store/preview.json").read_text()
 
@@ -584,7 +584,7 @@ def test_a_sample_is_stated_and_all_files_may_be_read(tmp_path):
     assert "a random sample of 10 of 40 files" in some.lines()["images"]
     assert every.sample.files == 40
     assert "headers of all of 40 files: JPEG 40" in every.lines()["images"]
-    assert preview_of(data, files=10).to_json() == some.to_json()
+    assert preview_of(data, files=10).stored() == some.stored()
 
 
 def test_a_preview_counts_classes_by_split(tmp_path):
@@ -596,7 +596,7 @@ def test_a_preview_counts_classes_by_split(tmp_path):
         [3, 3],
         [0, 3],
     ]
-    assert seen.to_json()["records_of_classes"] == {"train": [3, 3], "val": [0, 3]}
+    assert seen.stored().records_of_classes == {"train": (3, 3), "val": (0, 3)}
 
 
 def test_a_parquet_column_of_bytes_is_not_text_in_an_error(tmp_path):

@@ -5,13 +5,14 @@ import hashlib
 import os
 import random
 import re
+import unicodedata
 from urllib.parse import unquote
 
 import pytest
 
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import MAX_KEY_BYTES
-from permafrost.sources.image_files import BROKEN_LINKS, escape_key
+from permafrost.sources.image_files import BROKEN_LINKS, LEFTOVERS, escape_key
 from permafrost.sources.source import build_source
 from tests.support.image_sets import (
     by_key,
@@ -281,3 +282,78 @@ def test_two_hundred_photographs_of_two_hundred_classes():
     plan_records(records, 64, 0)
     for record in records[:5]:
         assert source.read(record).image == (SHARED / "photos" / record.content[0]).read_bytes()
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("Training", "Testing"), ("train", "test")),
+        (("TRAIN", "Test"), ("train", "test")),
+        (("train_set", "val-set"), ("train", "val")),
+        (("seg_train", "seg_test"), ("train", "test")),
+        (("trainset", "testset"), ("train", "test")),
+        (("Train Images", "Validation Images"), ("train", "validation")),
+        (("dev", "eval"), ("dev", "eval")),
+    ],
+)
+def test_other_spellings_of_splits_are_splits(tmp_path, names, splits):
+    write_images(tmp_path, *(f"{name}/{label}/1.jpg" for name in names for label in ("cat", "dog")))
+    source = build_source(folder_config(tmp_path))
+
+    assert source.classes == ("cat", "dog")
+    assert {record.split for record in source.records()} == set(splits)
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Tests of skill"), ("trainer", "tester"), ("bus", "train")]
+)
+def test_classes_that_look_like_splits_are_classes(tmp_path, names):
+    write_images(tmp_path, *(f"{name}/1.jpg" for name in names))
+
+    assert build_source(folder_config(tmp_path)).classes == tuple(sorted(names))
+
+
+def test_numbered_folders_are_in_the_order_of_their_numbers(tmp_path):
+    write_images(tmp_path, *(f"{number}/1.jpg" for number in range(12)))
+    source = build_source(folder_config(tmp_path))
+
+    assert source.classes == tuple(map(str, range(12)))
+    assert {path: record.label for path, record in by_key(source).items()} == {
+        f"{number}/1.jpg": number for number in range(12)
+    }
+
+
+def test_a_class_in_two_forms_of_unicode_is_one(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "chèvre") for form in ("NFC", "NFD"))
+    write_images(tmp_path, f"train/{nfc}/1.jpg", f"val/{nfd}/2.jpg", "train/cat/1.jpg")
+    source = build_source(folder_config(tmp_path))
+
+    assert source.classes == ("cat", nfc)
+    assert sorted(record.label for record in source.records()) == [0, 1, 1]
+
+
+def test_a_class_in_one_form_of_unicode_keeps_it(tmp_path):
+    nfd = unicodedata.normalize("NFD", "chèvre")
+    write_images(tmp_path, f"{nfd}/1.jpg", "cat/1.jpg")
+
+    assert build_source(folder_config(tmp_path)).classes == ("cat", nfd)
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "JPE", "pjpeg", "jif"])
+def test_other_suffixes_of_jpeg_are_read(tmp_path, suffix):
+    write_images(tmp_path, f"cat/1.{suffix}")
+    source = build_source(folder_config(tmp_path))
+    (record,) = source.records()
+
+    assert source.read(record).suffix == "jpg"
+
+
+def test_leftovers_are_left_out_at_any_depth_and_counted(tmp_path):
+    write_images(tmp_path, "cat/1.jpg", "__MACOSX/cat/1.jpg", "cat/@eaDir/1.jpg/THUMB.jpg")
+    source = build_source(folder_config(tmp_path))
+
+    assert set(by_key(source)) == {"cat/1.jpg"}
+    assert set(source.tally[LEFTOVERS]) == {"__MACOSX", "@eaDir"}

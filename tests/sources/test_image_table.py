@@ -1,6 +1,7 @@
 """Tables of images: labels, splits, groups, boxes and masks."""
 
 import io
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -316,3 +317,76 @@ def test_a_mask_that_would_lose_something_is_refused():
         to_mask_png(buffer.getvalue(), "m.png")
     with pytest.raises(ImageError, match=r"m\.png cannot be used"):
         to_mask_png(b"no image", "m.png")
+
+
+# ---- cells that mean something else than their text ----------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["", "nan", "NaN", "NA", "N/A", "null", "None", "<NA>", " nan "])
+def test_a_word_for_nothing_is_an_unknown_label_in_csv_and_parquet(make_table, word):
+    for classes in (("cat", "dog"), ("0", "1")):
+        source = make_table({"label": [classes[0], word, classes[1]]})
+
+        assert source.classes == classes
+        assert list(labels_by_path(source).values()) == [0, NO_LABEL, 1]
+
+
+def test_a_word_for_nothing_that_is_listed_is_a_class(make_table):
+    source = make_table({"label": ["cat", "NA", ""]}, classes=["cat", "NA"])
+
+    assert list(labels_by_path(source).values()) == [0, 1, NO_LABEL]
+
+
+def test_blanks_and_forms_of_unicode_make_no_classes(make_table):
+    nfc, nfd = "chèvre", unicodedata.normalize("NFD", "chèvre")
+    source = make_table({"label": [f" {nfc}", f"{nfd} ", "cat "]})
+
+    assert source.classes == ("cat", nfc)
+    assert list(labels_by_path(source).values()) == [1, 1, 0]
+
+
+def test_numbers_with_leading_zeros_are_names(make_table):
+    assert make_table({"label": ["007", "008", "007"]}).classes == ("007", "008")
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "classes"),
+    [
+        (["cat|dog", "dog", "No Finding|cat"], {}, ("No Finding", "cat", "dog")),
+        (["cat;dog", "eel", "eel"], {"label_separator": ";"}, ("cat", "dog", "eel")),
+        (["cat;dog", "eel", "eel"], {"label_separator": ""}, ("cat;dog", "eel")),
+        (['["cat", "a dog"]', "[]", "['cat']"], {}, ("a dog", "cat")),
+        (["cat|NA", "dog", "cat|dog"], {}, ("cat", "dog")),
+    ],
+)
+def test_cells_of_several_labels(make_table, cells, options, classes):
+    source = make_table({"tags": cells}, label=None, labels="tags", **options)
+
+    assert source.classes == classes
+
+
+def test_a_separator_without_several_labels_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.label=null data\.labels=label"):
+        image_table_config(tmp_path / "t.csv", label_separator="|")
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        ({"label": ["x" * 5000, "y", "z"]}, {}),
+        ({"path": ["x" * 5000, "b.jpg", "c.png"]}, {}),
+        ({"label": ["x", "y" * 5000, "z"]}, {"classes": ["x", "z"]}),
+        ({"part": ["/" * 5000, "a", "b"]}, {"split": "part"}),
+        ({"tags": ["[" + "x" * 5000 + "]", "a", "b"]}, {"label": None, "labels": "tags"}),
+    ],
+)
+def test_no_error_has_a_long_cell(make_table, columns, options):
+    with pytest.raises(ConfigError) as caught:
+        list(make_table(columns, **options).records())
+    assert len(str(caught.value)) < 700
+
+
+def test_usual_spellings_of_splits_are_splits(make_table):
+    source = make_table({"part": ["Training", "TEST", "val"]}, split="part")
+
+    assert [record.split for record in source.records()] == ["train", "test", "val"]

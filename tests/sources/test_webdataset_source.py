@@ -15,6 +15,7 @@ from permafrost.core.records import NO_GROUP, NO_LABEL, Box
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.source import build_source
 from permafrost.sources.tar_members import expand_range, split_of_tar
+from permafrost.sources.webdataset import PASSED_OVER_JSON
 from permafrost.store.image_decoding import ImageError
 from permafrost.store.reader import Store
 from stages import precompute
@@ -399,3 +400,80 @@ def test_folders_and_hidden_files_are_no_samples(tmp_path):
     _, record = list_one(path)
 
     assert record.key == "train-s"
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+def test_a_json_beside_a_cls_adds_boxes_and_a_group(tmp_path):
+    box = {"x0": 1, "y0": 1, "x1": 4, "y1": 4}
+    members = {"s.png": png(), "s.cls": "2", "s.json": {"label": 2, "group": 3, "boxes": [box]}}
+    _, record = list_one(write_tar(tmp_path / "a.tar", members))
+
+    assert (record.label, record.group) == (2, 3)
+    assert [(b.label, b.x0, b.x1) for b in record.boxes] == [(2, 1, 4)]
+
+
+def test_a_cls_and_a_json_that_differ_are_refused(tmp_path):
+    members = {"s.png": png(), "s.cls": "2", "s.json": {"label": 1}}
+    path = write_tar(tmp_path / "a.tar", members)
+
+    with pytest.raises(ConfigError, match=r"label 2 in its \.cls and 1 as 'label' in its \.json"):
+        list(build_source(tar_config(path)).records())
+
+
+def test_a_json_of_anything_beside_a_cls_is_passed_over_and_counted(tmp_path):
+    members = {"s.png": png(), "s.cls": "2", "s.json": "[1, 2]"}
+    source, record = list_one(write_tar(tmp_path / "a.tar", members))
+
+    assert record.label == 2
+    assert source.tally.total(PASSED_OVER_JSON) == 1
+
+
+@pytest.mark.parametrize("text", ["", "nan", "NA", "-1"])
+def test_a_word_for_nothing_is_an_unknown_label(tmp_path, text):
+    _, record = list_one(write_tar(tmp_path / "a.tar", {"s.png": png(), "s.cls": text}))
+
+    assert record.label == NO_LABEL
+
+
+@pytest.mark.parametrize(("value", "label"), [("3.0", 3), ("+3", 3), (" 3\n", 3)])
+def test_a_number_may_be_written_as_in_a_table(tmp_path, value, label):
+    _, record = list_one(write_tar(tmp_path / "a.tar", {"s.png": png(), "s.cls": value}))
+
+    assert record.label == label
+
+
+def test_class_names_that_are_numbers_are_names(tmp_path):
+    write_tar(tmp_path / "tars/a.tar", {"s.png": png(), "s.cls": "20"})
+    (tmp_path / "tars/classes.txt").write_text("\ufeff10\n20\n30\n", encoding="utf-8")
+
+    source, record = list_one(tmp_path / "tars")
+
+    assert (source.classes, record.label) == (("10", "20", "30"), 1)
+    write_tar(tmp_path / "tars/a.tar", {"s.png": png(), "s.cls": "1"})
+    with pytest.raises(ConfigError, match="class names are numbers themselves"):
+        list_one(tmp_path / "tars")
+
+
+@pytest.mark.parametrize("order", ["image first", "label first", "interleaved"])
+def test_a_tar_that_is_not_sorted_is_named_with_the_command_that_sorts_it(tmp_path, order):
+    images = {f"{i}.png": png(i) for i in range(3)}
+    labels = {f"{i}.cls": "0" for i in range(3)}
+    members = {
+        "image first": images | labels,
+        "label first": labels | images,
+        "interleaved": {"0.png": png(), "1.png": png(1), "0.cls": "0", "1.cls": "1"},
+    }[order]
+    path = write_tar(tmp_path / "a.tar", members)
+
+    with pytest.raises(ConfigError, match=r"not sorted.*tar --sort=name"):
+        list(build_source(tar_config(path)).records())
+
+
+def test_a_sample_without_an_image_in_a_sorted_tar_has_another_cause(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"a.png": png(), "b.cls": "0", "c.png": png(1)})
+
+    with pytest.raises(ConfigError, match="has 0 images") as caught:
+        list(build_source(tar_config(path)).records())
+    assert "sorted" not in str(caught.value)

@@ -284,23 +284,30 @@ class ImageTableDataConfig(ImageFileDataConfig):
     """Columns whose combination is the group, the first varying slowest, such as [y, place] for Waterbirds.
     Whole numbers are used as they are; other values are numbered in sorted order."""
     split: str | None = None
-    """Column of the split; null puts all records into split train."""
+    """Column of the split; null puts all records into split train, or those of several files into the splits of their
+    names (train-00000-of-00004.parquet)."""
     split_names: dict[str, str] = field(default_factory=dict)
-    """Mapping from values of that column to splits; empty takes the values as they are."""
+    """Mapping from values of that column to splits; empty takes the values as they are, and the usual spellings of a
+    split (Training, TEST) as that split."""
     boxes: str | None = None
     """Column of boxes in pixels: a list of {x0, y0, x1, y1} and optionally label (JSON text in a CSV). x1 and
     y1 are exclusive."""
     mask: str | None = None
     """Column of the mask's path; 0 is the background."""
     classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
-    """File with one class name per line, in label order; null takes the sorted names of the label column, or
-    the numbers up to the largest label."""
+    """File with one class name per line, in label order; null takes the sorted names of the label column (of Hugging
+    Face's Parquet those of its features), or the numbers up to the largest label."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of split train that is moved to split test, chosen by a hash of the key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_path(self.path, "the CSV or Parquet file")
+        require(
+            self.label_separator is None or self.labels is not None,
+            f"data.label_separator={self.label_separator!r} separates the names of data.labels, which is null; set "
+            f"data.label=null data.labels={self.label}",
+        )
         require(
             self.label is None or self.labels is None,
             f"data.label={self.label} and data.labels={self.labels} exclude each other; set one to null",

@@ -44,6 +44,7 @@ from permafrost.reports.provenance import (
 )
 from permafrost.reports.student_results import StudentResult, split_by_evaluation
 from permafrost.reports.training_facts import describe_arms, describe_data, training_facts
+from permafrost.sources.preview import read_preview
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
 
@@ -79,6 +80,10 @@ _MEAN_AND_SPREAD = (
 )
 _MEAN = f"Mean over seeds, with the standard deviation of arms with several ({ONE_SEED})."
 _VALUE = f"Values of a single seed ({ONE_SEED})."
+
+
+_SHOWN_CLASSES = 200
+"""Largest number of classes whose records are listed."""
 
 
 class SectionPart(NamedTuple):
@@ -143,10 +148,35 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
         # When it is written is in the log, as the same inputs give the same page.
         "written": f"by permafrost {__version__}",
         "passes": page.values["passes"],
+        "data": _describe_data(store),
         "contact_sheet": sheet,
         "columns_of_table": [shown_name(name) for name in store.manifest.columns or ()],
         "store_sections": _added_sections(store),
         "ledger": _ledger(config.run, store, used or passes, page.results),
+    }
+
+
+def _describe_data(store: Store) -> dict[str, Any]:
+    """Describe the data of a store as its preview understood them; empty for a store without one."""
+    preview = read_preview(store.folder)
+    if preview is None:
+        return {}
+    lines = {name: text for name, text in preview.lines.items() if "\n" not in text}
+    facts = {"source": preview.source, "classes": f"{preview.classes:,}", **lines}
+    names = readable_classes(store.manifest.classes)
+    rows = [
+        {
+            "class": name,
+            "records": [counts[label] for counts in preview.records_of_classes.values()],
+        }
+        for label, name in enumerate(names)
+        if all(len(counts) == len(names) for counts in preview.records_of_classes.values())
+    ]
+    return {
+        "facts": facts,
+        "splits": list(preview.records_of_classes),
+        "rows": rows if len(rows) <= _SHOWN_CLASSES else [],
+        "findings": preview.findings,
     }
 
 

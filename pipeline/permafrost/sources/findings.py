@@ -520,10 +520,16 @@ def _find_missing_labels(preview: Preview) -> Doubts:
             "warning",
             f"{unlabeled:,} of {preview.num_records:,} records have no label ({counts}){there}",
         )
-    elif preview.classes or seen:
+    elif preview.classes or seen or _expects_labels(preview):
         level: Level = "error" if preview.classes else "warning"
         named = f", although {len(preview.classes):,} classes are named" if preview.classes else ""
         yield level, f"none of the {unlabeled:,} records has a label{named}{there}"
+
+
+def _expects_labels(preview: Preview) -> bool:
+    """Return whether the options name a place of labels, or the source reads them by itself."""
+    options = (getattr(preview.data, name, None) for name in ("label", "labels", "label_key"))
+    return any(option is not None for option in options)
 
 
 def _find_joined_labels(preview: Preview) -> Doubts:

@@ -19,15 +19,16 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from permafrost.core.errors import UserError, printable
+from permafrost.core.errors import FileError, UserError, printable
 from permafrost.core.files import read_regular, write_atomically
 from permafrost.core.rooted_paths import exists
 from permafrost.core.signed_files import DigestError, check_json, sign_json
 from permafrost.core.tasks import ShardResult, run_shards
 from permafrost.store.deaths import ShardDeaths
+from permafrost.store.entries import EntryError, from_dict
 from permafrost.store.image_decoding import read_facts
 from permafrost.store.listing import open_listing
-from permafrost.store.publish import PREVIEW_NAME
+from permafrost.store.publish import MAX_PREVIEW_BYTES, PREVIEW_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -190,23 +191,38 @@ class Preview:
             lines["images"] = self.sample.describe(self.num_records)
         return lines
 
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values that are the same on every machine."""
-        few = len(self.classes) <= _STORED_CLASSES
-        return {
-            "source": self.source,
-            "records": dict(sorted(self.counts.records.items())),
-            "unlabeled": dict(sorted(self.counts.unlabeled.items())),
-            "classes": len(self.classes),
-            "records_of_classes": {
-                split: [self.count(split, label) for label in range(len(self.classes))]
-                for split in sorted(self.counts.records)
-            }
-            if few
-            else {},
-            "lines": self.lines(),
-            "findings": [asdict(finding) for finding in self.findings],
-        }
+    def stored(self) -> StoredPreview:
+        """Return what is kept beside a store, which is the same on every machine."""
+        splits = sorted(self.counts.records) if len(self.classes) <= _STORED_CLASSES else []
+        return StoredPreview(
+            source=self.source,
+            records=dict(sorted(self.counts.records.items())),
+            unlabeled=dict(sorted(self.counts.unlabeled.items())),
+            classes=len(self.classes),
+            records_of_classes={
+                split: tuple(self.count(split, label) for label in range(len(self.classes)))
+                for split in splits
+            },
+            lines=self.lines(),
+            findings=self.findings,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPreview:
+    """Content of <store>/preview.json."""
+
+    source: str
+    records: dict[str, int]
+    """Number of records of each split."""
+    unlabeled: dict[str, int]
+    """Number of records without a label of each split."""
+    classes: int
+    records_of_classes: dict[str, tuple[int, ...]]
+    """Number of records of each class, by split; empty for more than 10,000 classes."""
+    lines: dict[str, str]
+    """Lines for people by their names."""
+    findings: tuple[Finding, ...]
 
 
 def _describe_classes(preview: Preview) -> str:
@@ -349,15 +365,16 @@ def _sampled_rows(listing: Listing, files: int | None) -> np.ndarray[Any, np.dty
 
 def write_preview(store: RootedPath, preview: Preview) -> None:
     """Write the preview beside the store, where it replaces that of an earlier command."""
-    write_atomically(store / PREVIEW_NAME, sign_json(preview.to_json()))
+    write_atomically(store / PREVIEW_NAME, sign_json(asdict(preview.stored())))
 
 
-def read_preview(store: RootedPath) -> dict[str, Any] | None:
-    """Return the JSON values of the preview beside a store, None if there is none or if it is damaged."""
-    if not exists(store / PREVIEW_NAME):
+def read_preview(store: RootedPath) -> StoredPreview | None:
+    """Return the preview beside a store; None if there is none, or if it is damaged, which is logged."""
+    path = store / PREVIEW_NAME
+    if not exists(path):
         return None
     try:
-        return check_json(read_regular(store / PREVIEW_NAME))
-    except DigestError as error:
-        logger.warning("%s is damaged: %s", store / PREVIEW_NAME, error)
+        return from_dict(StoredPreview, check_json(read_regular(path, MAX_PREVIEW_BYTES)))
+    except (DigestError, EntryError, FileError) as error:
+        logger.warning("%s is damaged and is not shown: %s; it may be deleted", path, error)
         return None

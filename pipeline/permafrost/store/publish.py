@@ -77,6 +77,7 @@ if TYPE_CHECKING:
 
 
 ORIGIN_NAME = ".origin.json"
+MAX_PREVIEW_BYTES = 2**26
 PREVIEW_NAME = "preview.json"
 """File of what was understood of the data before they were packed (permafrost/sources/preview.py). It is no part of
 the store."""

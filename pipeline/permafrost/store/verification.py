@@ -41,7 +41,7 @@ from permafrost.store.manifest import (
     read_checked,
     read_pass_manifest,
 )
-from permafrost.store.publish import ORIGIN_NAME, PREVIEW_NAME
+from permafrost.store.publish import MAX_PREVIEW_BYTES, ORIGIN_NAME, PREVIEW_NAME
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.receipts import (
     RECEIPT_SCHEMA,
@@ -99,7 +99,7 @@ def unknown_files(
 def _verify_preview(path: AnyPath) -> Iterator[str]:
     """Compare the preview of the data with its own digest."""
     try:
-        check_json(read_regular(path, _MAX_PREVIEW_BYTES))
+        check_json(read_regular(path, MAX_PREVIEW_BYTES))
     except (DigestError, FileError) as error:
         yield f"{path} is damaged: {error}; delete it, as it is no part of the store"
 
@@ -134,7 +134,6 @@ class UniqueHashes:
 # ---- verification ----------------------------------------------------------------------------------
 
 
-_MAX_PREVIEW_BYTES = 2**26
 _SHARDS_STEM = SHARDS_NAME.partition(".")[0]
 
 
