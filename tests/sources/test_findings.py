@@ -2,9 +2,7 @@
 
 import io
 import json
-import struct
 import unicodedata
-import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +17,7 @@ from permafrost.sources.preview import read_preview
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.image_sets import image_bytes, write_images
-from tests.support.images import write_tar
+from tests.support.images import png_16, write_tar
 from tests.support.previews import levels_of, message_of, preview_of
 from tests.support.stores import precompute_config
 from tests.support.tars import samples
@@ -418,22 +416,6 @@ def a_json_with_boxes(root):
 
 
 # ---- pixels --------------------------------------------------------------------------------------
-
-
-def png_16(values):
-    """PNG of 16 bits with 1 to 4 channels, [H, W, C]."""
-    height, width, channels = values.shape
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def deep_folder(root, largest, channels=1, **options):

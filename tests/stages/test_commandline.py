@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -27,22 +26,6 @@ from tests.support.processes import bare_environment
 
 def build_config(verb, *words):
     return build_verb_config(verb, compose(verb, words))
-
-
-@pytest.fixture
-def permafrost(monkeypatch, capsys):
-    """A stage's command run in this process: exit status, standard output and standard error."""
-
-    def run(verb, *words):
-        monkeypatch.setattr("sys.argv", [verb, *words])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "stages" / f"{verb}.py"), run_name="__main__")
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_the_method_defaults_are_the_papers():

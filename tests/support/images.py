@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -33,3 +35,19 @@ def write_tar(path, members, kind=tarfile.PAX_FORMAT, mode="w"):
 
 def decoded(data):
     return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def png_16(values):
+    """PNG of 16 bits with 1 to 4 channels, [H, W, C]."""
+    height, width, channels = values.shape
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -7,13 +7,13 @@ from permafrost.config.verbs import PreviewConfig, PreviewOptions
 from stages import preview
 
 
-def preview_of(data, **options):
-    """Preview of data, made in this process."""
+def preview_of(data, executor="serial", **options):
+    """Preview of data, made in this process or on Ray."""
     config = PreviewConfig(
         data=data,
         preview=PreviewOptions(**options),
         cluster=LocalClusterConfig(),
-        executor="serial",
+        executor=executor,
     )
     return preview.run(config).preview
 
