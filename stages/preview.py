@@ -15,25 +15,34 @@ Rerun   the same command says the same
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.cli import main
 from permafrost.cluster.executors import Executors
 from permafrost.config.data import NoDataConfig
+from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError, printable
 from permafrost.core.files import make_folder, scratch_folder
 from permafrost.core.rooted_paths import RootedPath
 from permafrost.sources.findings import accept_hint, add_findings
-from permafrost.sources.preview import Preview, preview_source
-from permafrost.sources.source import build_source, classes_of, guess_records, list_source
+from permafrost.sources.preview import Finding, Preview, preview_source
+from permafrost.sources.source import (
+    build_source,
+    classes_of,
+    guess_records,
+    list_source,
+    plan_source,
+)
 from permafrost.store.listing import listing_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from permafrost.config.verbs import PreviewConfig
+    from permafrost.core.records import Source
+    from permafrost.store.listing import Listing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +78,19 @@ def run(config: PreviewConfig) -> PreviewResult:
             files.folder,
             files=config.preview.limit,
         )
+        repeated = _find_repeated_keys(source, listing)
     preview = add_findings(preview)
+    preview = replace(preview, findings=(*repeated, *preview.findings))
     return PreviewResult(preview=preview, lines={**preview.lines(), "findings": _describe(preview)})
+
+
+def _find_repeated_keys(source: Source, listing: Listing) -> list[Finding]:
+    """Find records with the same key, which the plan of a store would refuse."""
+    try:
+        plan_source(source, listing, StoreOptions())
+    except ConfigError as error:
+        return [Finding(name="repeated_keys", level="error", message=str(error))]
+    return []
 
 
 @contextmanager

@@ -205,6 +205,15 @@ def a_file_of_another_kind(root):
     return config
 
 
+@case("damaged_files", "error")
+def files_that_were_cut(root):
+    config = folder(root, *images_of("cat", "dog"), "dog/last.png")
+    for name in ("cat/0.jpg", "dog/last.png"):
+        data = (root / name).read_bytes()
+        (root / name).write_bytes(data[: len(data) * 3 // 4])
+    return config
+
+
 @case("damaged_files", "warning")
 def damage_that_may_be_skipped(root):
     config = folder(root, *images_of("cat", "dog"), on_error="skip")
@@ -400,6 +409,16 @@ def words_for_nothing(root):
 @case("unknown_cells", None)
 def empty_cells(root):
     return table(root, {"label": ["cat", "", "NaN", "dog"]})
+
+
+@case("fractions", "error")
+def measurements(root):
+    return table(root, {"label": ["0.5", "1.0", "0.25"]})
+
+
+@case("fractions", None)
+def numbers_that_pandas_made_floats(root):
+    return table(root, {"label": ["0.0", "1.0", ""]})
 
 
 @case("json_beside_cls", "warning")

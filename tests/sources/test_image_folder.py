@@ -165,6 +165,7 @@ def test_a_class_to_keep_that_the_data_lack_is_named(image_folder):
     [
         ("cat\n", "lacks the class folder 'dog'"),
         ("cat\ndog\ncat\n", "lists the class 'cat' 2 times"),
+        ('{"0": ["n1", "cat"],\n"1": ["n2", "dog"]}', "is JSON; write one class name per line"),
         ("\n", "is empty"),
         (None, "cannot be read"),
     ],
@@ -357,3 +358,21 @@ def test_leftovers_are_left_out_at_any_depth_and_counted(tmp_path):
 
     assert set(by_key(source)) == {"cat/1.jpg"}
     assert set(source.tally[LEFTOVERS]) == {"__MACOSX", "@eaDir"}
+
+
+def test_a_link_to_a_folder_above_it_is_refused(tmp_path):
+    write_images(tmp_path, "cat/1.jpg", "dog/1.jpg")
+    (tmp_path / "cat/up").symlink_to("..")
+
+    with pytest.raises(ConfigError, match=r"cat/up is a link to a folder that contains the link"):
+        list(build_source(folder_config(tmp_path)).records())
+
+
+def test_a_link_to_another_folder_is_followed(tmp_path):
+    write_images(tmp_path / "set", "cat/1.jpg", "dog/1.jpg")
+    write_images(tmp_path / "more", "2.jpg")
+    (tmp_path / "set/cat/more").symlink_to(tmp_path / "more")
+
+    assert set(by_key(build_source(folder_config(tmp_path / "set")))) == {
+        *("cat/1.jpg", "cat/more/2.jpg", "dog/1.jpg"),
+    }

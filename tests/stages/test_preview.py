@@ -130,7 +130,9 @@ def test_a_strangers_finding_is_used_by_the_command(permafrost, photos, tmp_path
     )
     words = ("data=image_folder", f"data.path={photos}", "plugins=[rules.py]")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("permafrost.config.plugins._PLACES", {})  # so that no later Ray looks for it
+    monkeypatch.setattr(
+        "permafrost.config.plugins._PLACES", {}
+    )  # so that no later Ray looks for it
     try:
         code, out, err = permafrost("preview", *words)
     finally:
@@ -157,3 +159,13 @@ def test_tars_are_previewed_on_ray(ray_cluster, tmp_path):
     assert "keys of their .json are 'y'" in next(
         finding.message for finding in seen.findings if finding.name == "missing_labels"
     )
+
+
+def test_an_image_that_a_table_names_twice_is_an_error(permafrost, tmp_path):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "t.csv").write_text("path,label\na.jpg,cat\na.jpg,dog\nb.jpg,dog\n")
+    code, out, err = permafrost("preview", "data=image_table", f"data.path={tmp_path}/t.csv")
+
+    assert code == 0, err
+    assert "error    repeated_keys: " in out
+    assert "records 1 and 2 have the key 'a%2Ejpg'" in out

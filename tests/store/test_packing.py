@@ -294,11 +294,14 @@ def test_a_mask_that_cannot_be_decoded_names_its_record(tmp_path):
 
 
 def break_record(data, record):
-    """Overwrite the second half of a record's file with zeros, as after a lost write, and return its former bytes."""
+    """Overwrite a part of a record's file with zeros, as after a lost write, and return its former bytes.
+
+    Its beginning and its end stay, so that only the packing notices.
+    """
     path = Path(data.path) / record.content[0]
     sound = path.read_bytes()
-    half = len(sound) // 2
-    path.write_bytes(sound[:half] + bytes(len(sound) - half))
+    half, end = len(sound) // 2, 40
+    path.write_bytes(sound[:half] + bytes(len(sound) - half - end) + sound[-end:])
     return sound
 
 

@@ -133,9 +133,15 @@ def load_class_names(path: str) -> tuple[str, ...]:
     """Read the lines of `data.classes`, in label order, without empty lines and a byte-order mark."""
     try:
         file = rooted(path) if is_address(path) else Path(path)
-        lines = read_regular(file).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = re.split(r"\r\n|\r|\n", read_regular(file).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"data.classes={path} cannot be read: {error}; save it as UTF-8"
+        ) from error
+    except OSError as error:
         raise ConfigError(f"data.classes={path} cannot be read: {error}") from error
+    if lines[0].strip()[:1] in ("[", "{") and lines[0].strip()[-1:] in ("[", "{", "]", "}", ","):
+        raise ConfigError(f"data.classes={path} is JSON; write one class name per line")
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise ConfigError(f"data.classes={path} is empty; write one class name per line")

@@ -23,7 +23,7 @@ from permafrost.core.errors import ConfigError, UserError, quote, shorten
 from permafrost.sources import image_files, image_folder, image_table, webdataset
 from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
 from permafrost.sources.preview import Finding, Level, Preview
-from permafrost.sources.splits import TRAIN
+from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.tally import REST
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ _UNKNOWN_CLASSES = frozenset(
 )
 _MANY_PICTURES = 0.1
 """Share of the pictures that are left out from which that is an error."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _FULL_RANGE = 65_535
 _DAMAGED = "damaged_files"
 """Finding of files that cannot be packed, whatever the user means."""
@@ -158,8 +159,8 @@ def check_findings(preview: Preview) -> None:
 
 def accept_hint(preview: Preview) -> str:
     """Return what to add to a message so that the user can say that errors are meant; empty if that would not help."""
-    names = [finding.name for finding in preview.with_level("error") if finding.name != _DAMAGED]
-    names = list(dict.fromkeys(names))
+    names = list(dict.fromkeys(finding.name for finding in preview.with_level("error")))
+    names = [name for name in names if name in FINDINGS and name != _DAMAGED]
     return f"; if the data are as you mean them: data.accept=[{','.join(names)}]" if names else ""
 
 
@@ -197,18 +198,23 @@ def _find_folders_too_deep(preview: Preview) -> Doubts:
         if classes == 1 and only == 1:
             ((_, example), *_) = nested.values()
             wrapper = example.rpartition("/")[0]
+            splits = {
+                f"{other}/{wrapper.rpartition('/')[2]}": known_split(other) or other
+                for other in preview.tally[image_folder.CLASS_FOLDERS]
+            }
             yield (
                 "error",
                 f"{quote(wrapper)} is the only class folder{_in_folder(folder)}, and its images are in folders "
                 f"inside of it ({shorten(sorted(nested), 3)}). If those are the classes or splits, they are one level "
-                f"too deep: {_path_option(folder, wrapper)}",
+                f"too deep: {_path_option(folder, wrapper, splits)}",
             )
 
 
-def _path_option(folder: str, wrapper: str) -> str:
+def _path_option(folder: str, wrapper: str, splits: Mapping[str, str]) -> str:
     if not folder:
         return f"data.path=<data.path>/{wrapper}"
-    return f"'data.splits={{{wrapper}: {folder}, ...}}'"
+    named = ", ".join(f"{path}: {split}" for path, split in splits.items())
+    return f"'data.splits={{{named}}}'"
 
 
 def _find_nested_folders(preview: Preview) -> Doubts:
@@ -580,6 +586,19 @@ def _find_unknown_cells(preview: Preview) -> Doubts:
         )
 
 
+def _find_fractions(preview: Preview) -> Doubts:
+    names = preview.classes
+    if not names or not all(map(_NUMBER.fullmatch, names)):
+        return
+    fractions = [name for name in names if float(name) % 1]
+    if fractions:
+        yield (
+            "error",
+            f"all labels are numbers, and {len(fractions):,} of them have fractions ({shorten(fractions, 3)}), so each "
+            "value is a class of its own; if they are measurements, set data.label=null, or name another column",
+        )
+
+
 def _find_json_beside_cls(preview: Preview) -> Doubts:
     passed = preview.tally[webdataset.PASSED_OVER_JSON]
     if passed:
@@ -672,6 +691,7 @@ FINDINGS: Family[Rule] = Family(
         "joined_labels": _find_joined_labels,
         "label_separator": _find_separators,
         "unknown_cells": _find_unknown_cells,
+        "fractions": _find_fractions,
         "json_beside_cls": _find_json_beside_cls,
         "dark_images": _find_dark_images,
         "turned_regions": _find_turned_regions,

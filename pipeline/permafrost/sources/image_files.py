@@ -263,6 +263,7 @@ def iter_images(
             continue
         stem, _, suffix = name.rpartition(".")
         if entry.is_dir():
+            _check_no_loop(root / path, entry)
             yield from iter_images(root, path, tally)
         elif stem and is_image_suffix(suffix.lower()):
             try:
@@ -285,6 +286,15 @@ def iter_images(
             _tally_other_file(root, path, tally)
     if tally is not None:
         _tally_companions(folder, stems, tally)
+
+
+def _check_no_loop(path: AnyPath, entry: os.DirEntry[str] | buckets.Entry) -> None:
+    """Raise ConfigError for a link to a folder that contains the link, which would never end."""
+    if isinstance(entry, buckets.Entry) or not entry.is_symlink():
+        return
+    target = Path(entry.path).resolve()
+    if Path(entry.path).parent.resolve().is_relative_to(target):
+        raise ConfigError(f"{path} is a link to a folder that contains the link; remove it")
 
 
 def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:

@@ -405,7 +405,7 @@ class ImageTableSource:
     def _tally_unknown(self, row: Row, column: str | None) -> None:
         """Count a word that was taken as an unknown value; an empty cell is no word."""
         value = None if column is None else row.cells[column]
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and value.strip() and to_text(value) is None:
             self.tally.add(UNKNOWN_CELLS, value.strip(), f"row {row.number}, column {column}")
 
     def _labels(self, row: Row) -> tuple[int, ...]:

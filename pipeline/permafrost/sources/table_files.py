@@ -126,7 +126,9 @@ def _readable(path: Path) -> Iterator[None]:
         raise ConfigError(f"data.path={path} must end in .csv or .parquet")
     try:
         yield
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"data.path={path} cannot be read: {error}; save it as UTF-8") from error
+    except (OSError, csv.Error, pa.ArrowException) as error:
         raise ConfigError(f"data.path={path} cannot be read: {error}") from error
 
 
@@ -254,10 +256,16 @@ def iter_distinct(path: Path, column: str) -> Iterator[list[str]]:
 
 def require_columns(path: Path, columns: dict[str, str], existing: list[str]) -> None:
     """Raise ConfigError unless each option's column exists."""
+    only = existing[0] if len(existing) == 1 else ""
+    hint = next(
+        (f"; its columns are separated by {s!r}, save it with commas" for s in "\t;|" if s in only),
+        "",
+    )
     for option, column in columns.items():
         if column not in existing:
             raise ConfigError(
-                f"data.{option}={column} is not a column of {path}; it has: {quote(', '.join(existing), 1000)[1:-1]}"
+                f"data.{option}={column} is not a column of {path}; it has: "
+                f"{quote(', '.join(existing), 1000)[1:-1]}{hint}"
             )
 
 

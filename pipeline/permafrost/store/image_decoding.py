@@ -54,6 +54,8 @@ _COLOR_SPACES = ("YCbCr", "Gray", "RGB")
 _NPY = b"\x93NUMPY"
 _SIXTEEN_TO_EIGHT_BITS = 257
 _JPEG_QUALITY = 95
+_END_BYTES = 64
+"""Bytes at the end of a file among which its end mark is; others are looked at more closely."""
 _PNG_DEPTH = 24
 """Position of the bits of a channel in a PNG."""
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"adobe.xmp")
@@ -275,10 +277,10 @@ class ImageFacts:
 
 
 def read_facts(data: bytes) -> ImageFacts:
-    """Read what an image file says of itself; only a file with 16 bits is decoded.
+    """Read what an image file says of itself; only a file with 16 bits, or without its end, is decoded.
 
     Raises:
-        ImageError: The header cannot be read.
+        ImageError: The header cannot be read, or the file was cut.
     """
     try:
         with open_image(data) as image:
@@ -286,6 +288,8 @@ def read_facts(data: bytes) -> ImageFacts:
             may_turn = image.format != "PNG" or any(mark in data for mark in _PNG_ORIENTATION)
             orientation = _orientation(image) if may_turn else 1
             bits = _bits_of(image, data)
+            if not _ends_whole(image.format, data):
+                inspect_image(data)
             facts = ImageFacts(
                 format=image.format or "",
                 height=image.height,
@@ -304,6 +308,12 @@ def read_facts(data: bytes) -> ImageFacts:
         raise ImageError("cannot be decoded: not an image of a known kind") from None
     except Exception as error:  # Pillow's parsers raise many types of exceptions
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _ends_whole(form: str | None, data: bytes) -> bool:
+    """Return whether a file has the mark at its end that its format requires; True for formats without one."""
+    end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(form or "")
+    return end is None or end in data[-_END_BYTES:]
 
 
 def _bits_of(image: Image.Image, data: bytes) -> int:
