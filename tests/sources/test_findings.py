@@ -550,8 +550,8 @@ def test_a_name_of_no_finding_is_refused(tmp_path):
 
 
 def test_a_stranger_may_add_a_finding(tmp_path):
-    def find_cats(seen):
-        if "cat" in seen.classes:
+    def find_cats(result):
+        if "cat" in result.classes:
             yield "error", "there are cats"
 
     FINDINGS["cats"] = find_cats
@@ -572,7 +572,7 @@ def test_all_damaged_files_are_named_at_once(tmp_path):
 
     message = message_of(preview_of(data), "damaged_files")
 
-    assert message.startswith("4 files cannot be read: cat/0b.jpg cannot be decoded")
+    assert message.startswith("files that cannot be read (4): cat/0b.jpg cannot be decoded")
     assert all(f"cat/{number}b.jpg" in message for number in range(4))
     assert "data.on_error=skip" in message
 
@@ -590,14 +590,14 @@ def test_a_sample_is_stated_and_all_files_may_be_read(tmp_path):
 
 def test_a_preview_counts_classes_by_split(tmp_path):
     data = folder(tmp_path, *images_of("train/cat", "train/dog", "val/dog"))
-    seen = preview_of(data)
+    result = preview_of(data)
 
-    assert seen.counts.records == {"train": 6, "val": 3}
-    assert [[seen.count(s, label) for label in range(2)] for s in ("train", "val")] == [
+    assert result.counts.records == {"train": 6, "val": 3}
+    assert [[result.count(s, label) for label in range(2)] for s in ("train", "val")] == [
         [3, 3],
         [0, 3],
     ]
-    assert seen.stored().records_of_classes == {"train": (3, 3), "val": (0, 3)}
+    assert result.stored().records_of_classes == {"train": (3, 3), "val": (0, 3)}
 
 
 def test_a_parquet_column_of_bytes_is_not_text_in_an_error(tmp_path):

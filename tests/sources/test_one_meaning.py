@@ -96,18 +96,18 @@ def write_all(root, records):
 def meaning_of(config):
     """Return (class of each image by split and number, classes), or the error that says why not."""
     try:
-        seen = preview_of(config)
+        result = preview_of(config)
     except UserError as error:
         return error
-    if seen.with_level("error"):
-        return UserError("; ".join(finding.message for finding in seen.with_level("error")))
+    if result.with_level("error"):
+        return UserError("; ".join(finding.message for finding in result.with_level("error")))
     source = build_source(config)
     labels = {}
     for record in source.records():
         pixel = Image.open(io.BytesIO(source.read(record).image)).getpixel((0, 0))
         labels[pixel[0] + 256 * pixel[1]] = (record.split, record.label)
     if any(label == NO_LABEL for _, label in labels.values()):
-        assert "missing_labels" in levels_of(seen)
+        assert "missing_labels" in levels_of(result)
     return labels, source.classes
 
 

@@ -49,7 +49,7 @@ def test_errors_are_shown_with_the_option_that_accepts_them(permafrost, photos, 
     _, out, _ = permafrost("preview", *words)
     code, _, err = permafrost("precompute", *words, f"store.path={tmp_path}/store")
 
-    assert "error    other_things: 1 folders inside of class folders" in out
+    assert "error    other_things: folders inside of class folders (1, such as" in out
     assert "data.accept=[other_things]" in out
     assert code == 1
     assert "data.accept=[other_things]" in err
@@ -151,13 +151,13 @@ def test_tars_are_previewed_on_ray(ray_cluster, tmp_path):
         {"x.png": samples(1)["0000.png"], "x.json": json.dumps({"y": 1})},
     )
 
-    seen = preview_of(tar_config(tmp_path / "tars"), executor="ray", all=True)
+    result = preview_of(tar_config(tmp_path / "tars"), executor="ray", all=True)
     alone = preview_of(tar_config(tmp_path / "tars"), all=True)
 
-    assert seen.counts.records == {"train": 18, "val": 1}
-    assert seen.stored() == alone.stored()
+    assert result.counts.records == {"train": 18, "val": 1}
+    assert result.stored() == alone.stored()
     assert "keys of their .json are 'y'" in next(
-        finding.message for finding in seen.findings if finding.name == "missing_labels"
+        finding.message for finding in result.findings if finding.name == "missing_labels"
     )
 
 

@@ -18,12 +18,12 @@ def preview_of(data, executor="serial", **options):
     return preview.run(config).preview
 
 
-def levels_of(seen):
+def levels_of(result):
     """Levels of the findings of a preview by their names."""
-    return {finding.name: finding.level for finding in seen.findings}
+    return {finding.name: finding.level for finding in result.findings}
 
 
-def message_of(seen, name):
+def message_of(result, name):
     """Message of the finding of a name, which must be the only one."""
-    (finding,) = [finding for finding in seen.findings if finding.name == name]
+    (finding,) = [finding for finding in result.findings if finding.name == name]
     return finding.message

@@ -241,9 +241,9 @@ def _find_other_things(preview: Preview) -> Doubts:
     if inside:
         yield (
             "error",
-            f"{sum(inside.values()):,} folders inside of class folders have names of something else than images of the "
-            f"class, such as {quote(next(iter(inside)))}, and their files became records; move them away, or list "
-            "images and masks in a table (data=image_table data.mask=...)",
+            f"folders inside of class folders ({sum(inside.values()):,}, such as {quote(next(iter(inside)))}) have "
+            "names of something else than images of the class, and their files became records; move them away, or "
+            "list images and masks in a table (data=image_table data.mask=...)",
         )
     beside = [name for name in preview.classes if _plain(name) in _OTHER_THINGS]
     if beside and len(preview.classes) > len(beside) and preview.tally[image_folder.CLASS_FOLDERS]:
@@ -257,9 +257,9 @@ def _find_other_things(preview: Preview) -> Doubts:
         word, (_, example) = next(iter(companions.items()))
         yield (
             "error",
-            f"{preview.tally.total(image_files.COMPANIONS):,} images are named after another image in their "
-            f"folder with {quote(word)} added ({example}): masks, labels or thumbnails became records; move "
-            "them away, or list images and masks in a table (data=image_table data.mask=...)",
+            f"images ({preview.tally.total(image_files.COMPANIONS):,}, such as {example}) are named after another "
+            f"one in their folder with {quote(word)} added: masks, labels or thumbnails became records; move them "
+            "away, or list images and masks in a table (data=image_table data.mask=...)",
         )
 
 
@@ -273,8 +273,8 @@ def _find_same_names(preview: Preview) -> Doubts:
         _, example = next(iter(same.values()))
         yield (
             "warning",
-            f"{preview.tally.total(image_files.SAME_STEMS):,} images differ from another one in their suffix only "
-            f"({example}); if they are masks or copies, move them away",
+            f"images ({preview.tally.total(image_files.SAME_STEMS):,}, such as {example}) have the name of another one "
+            "with another suffix; if they are masks or copies, move them away",
         )
 
 
@@ -298,8 +298,8 @@ def _find_pictures_left_out(preview: Preview) -> Doubts:
     )
     yield (
         "error" if share >= _MANY_PICTURES else "warning",
-        f"{count:,} files are pictures of kinds that are not read, {100 * share:.1f} % of all pictures, and are left "
-        f"out: {_with_examples(pictures)}; convert or rename them{decoder}",
+        f"pictures of kinds that are not read are left out, {100 * share:.1f} % of all: {_with_examples(pictures)}; "
+        f"convert or rename them{decoder}",
     )
 
 
@@ -322,7 +322,7 @@ def _find_damaged_files(preview: Preview) -> Doubts:
     skips = isinstance(preview.data, FileDataConfig) and preview.data.on_error == "skip"
     yield (
         "warning" if skips else "error",
-        f"{count:,} files cannot be read: {named}{more}. "
+        f"files that cannot be read ({count:,}): {named}{more}. "
         + (
             "They are left out"
             if skips
@@ -348,15 +348,16 @@ def _find_empty_classes(preview: Preview) -> Doubts:
     if empty:
         yield (
             "warning",
-            f"{preview.tally.total(image_folder.EMPTY_FOLDERS):,} class folders without images are left out: "
-            f"{shorten(sorted(empty), 5)}; data.classes=<file> would keep their classes",
+            "class folders without images are left out "
+            f"({preview.tally.total(image_folder.EMPTY_FOLDERS):,}): {shorten(sorted(empty), 5)}; "
+            "data.classes=<file> would keep their classes",
         )
     names = [name for label, name in enumerate(preview.classes) if not _has_records(preview, label)]
     if names and preview.counts.labeled and not _numbers_are_labels(preview):
         yield (
             "warning",
-            f"{len(names):,} of {len(preview.classes):,} classes have no records: {shorten(names, 10)}; a network has "
-            "an output for each of them",
+            f"classes without records ({len(names):,} of {len(preview.classes):,}): {shorten(names, 10)}; a network "
+            "has an output for each of them",
         )
     if len(preview.classes) == 1:
         yield "warning", f"all labels are of one class, {quote(preview.classes[0])}"
@@ -408,7 +409,7 @@ def _find_other_spellings(preview: Preview) -> Doubts:
     where = ", which no split has together," if apart else ""
     yield (
         "error" if apart else "warning",
-        f"{len(apart or twins):,} classes{where} are spelled in several ways: {'; '.join(named)}; use one spelling",
+        f"classes{where} are spelled in several ways ({len(apart or twins):,}): {'; '.join(named)}; use one spelling",
     )
 
 
@@ -444,12 +445,12 @@ def _find_classes_of_one_split(preview: Preview) -> Doubts:
         elif new:
             yield (
                 "warning",
-                f"split {TRAIN} lacks {len(new):,} classes of split {split}: {_names(preview, new)}",
+                f"split {TRAIN} lacks classes of split {split} ({len(new):,}): {_names(preview, new)}",
             )
         if labels & trained and lacking:
             yield (
                 "warning",
-                f"split {split} lacks {len(lacking):,} classes of split {TRAIN}: {_names(preview, lacking)}",
+                f"split {split} lacks classes of split {TRAIN} ({len(lacking):,}): {_names(preview, lacking)}",
             )
 
 
@@ -497,7 +498,7 @@ def _find_label_gaps(preview: Preview) -> Doubts:
     begins = f", as they begin at {first}" if gaps == list(range(first)) else ""
     yield (
         "error",
-        f"labels are numbers up to {len(preview.classes) - 1}, and {len(gaps):,} of them have no records{begins}: "
+        f"labels are numbers up to {len(preview.classes) - 1}, but some have no records ({len(gaps):,}{begins}): "
         f"{shorten([str(gap) for gap in gaps], 5)}. A network would have an output for each. Labels count from 0; list "
         "the class names in a file and set data.classes to it",
     )
@@ -507,15 +508,15 @@ def _find_missing_labels(preview: Preview) -> Doubts:
     unlabeled = preview.counts.unlabeled.total()
     if not unlabeled or not preview.num_records:
         return
-    seen = []
+    hints = []
     if preview.tally[webdataset.UNLABELED_MEMBERS]:
-        seen.append(
+        hints.append(
             f"their other members are {_with_examples(preview.tally[webdataset.UNLABELED_MEMBERS])}"
         )
     if preview.tally[webdataset.JSON_KEYS]:
         keys = [key for key in preview.tally[webdataset.JSON_KEYS] if key != REST]
-        seen.append(f"keys of their .json are {shorten(keys, 10)} (data.label_key chooses one)")
-    there = f"; {'; '.join(seen)}" if seen else ""
+        hints.append(f"keys of their .json are {shorten(keys, 10)} (data.label_key chooses one)")
+    there = f"; {'; '.join(hints)}" if hints else ""
     if preview.source == "webdataset":
         there += ". Labels are read from .cls, and from data.label_key in .json"
     if unlabeled < preview.num_records:
@@ -524,12 +525,12 @@ def _find_missing_labels(preview: Preview) -> Doubts:
         )
         yield (
             "warning",
-            f"{unlabeled:,} of {preview.num_records:,} records have no label ({counts}){there}",
+            f"records without a label: {unlabeled:,} of {preview.num_records:,} ({counts}){there}",
         )
-    elif preview.classes or seen or _expects_labels(preview):
+    elif preview.classes or hints or _expects_labels(preview):
         level: Level = "error" if preview.classes else "warning"
         named = f", although {len(preview.classes):,} classes are named" if preview.classes else ""
-        yield level, f"none of the {unlabeled:,} records has a label{named}{there}"
+        yield level, f"no record has a label ({unlabeled:,} records){named}{there}"
 
 
 def _expects_labels(preview: Preview) -> bool:
@@ -545,21 +546,21 @@ def _find_joined_labels(preview: Preview) -> Doubts:
             column = getattr(preview.data, "label", "")
             yield (
                 "error",
-                f"{count:,} different cells of column {column}, such as {quote(example)}, look like several labels in "
-                f"one cell; read them as such with data.label=null data.labels={column}",
+                f"cells of column {column} ({count:,} different ones, such as {quote(example)}) look like several "
+                f"labels in one cell; read them as such with data.label=null data.labels={column}",
             )
         elif separator != " ":
             yield (
                 "error",
-                f"{count:,} different cells of labels, such as {quote(example)}, contain {separator!r}, but what it "
-                f"separates hardly occurs in other cells: set 'data.label_separator={separator}', or "
+                f"cells of labels ({count:,} different ones, such as {quote(example)}) contain {separator!r}, but "
+                f"what it separates hardly occurs in other cells: set 'data.label_separator={separator}', or "
                 "data.label_separator='' if cells are whole names",
             )
         else:
             yield (
                 "warning",
-                f"{count:,} different cells of labels, such as {quote(example)}, contain blanks and are taken as whole "
-                "names; data.label_separator=' ' separates them",
+                f"cells of labels ({count:,} different ones, such as {quote(example)}) contain blanks and are taken as "
+                "whole names; data.label_separator=' ' separates them",
             )
 
 
@@ -575,8 +576,8 @@ def _find_separators(preview: Preview) -> Doubts:
 def _find_unknown_cells(preview: Preview) -> Doubts:
     words = {**preview.tally[image_table.UNKNOWN_CELLS], **preview.tally[webdataset.UNKNOWN_LABELS]}
     words = {
-        word: found
-        for word, found in words.items()
+        word: counted
+        for word, counted in words.items()
         if not re.fullmatch("[-+]?nan", word, re.IGNORECASE)
     }
     if words:
@@ -604,8 +605,8 @@ def _find_json_beside_cls(preview: Preview) -> Doubts:
     if passed:
         yield (
             "warning",
-            f"the .json beside the .cls of {preview.tally.total(webdataset.PASSED_OVER_JSON):,} samples was passed "
-            f"over, because it has no boxes, labels and group of the form that is read ({_with_examples(passed)})",
+            "a .json beside a .cls was passed over, because it has no boxes, labels and group of the form that is "
+            f"read: {_with_examples(passed)}",
         )
 
 
@@ -626,14 +627,14 @@ def _find_dark_images(preview: Preview) -> Doubts:
         share = (sample.largest_value + 1) / (_FULL_RANGE + 1)
         yield (
             "error" if sample.largest_value <= _FULL_RANGE / 4 else "warning",
-            f"the largest value of {number:,} images of 16 bits is {sample.largest_value:,}, {share:.2g} of the range, "
-            f"so they would be dark; if white is a smaller value, set it: data.bit_range=[0,{2**bits - 1}]",
+            f"the largest value of images of 16 bits ({number:,}) is {sample.largest_value:,}, {share:.2g} of the "
+            f"range, so they would be dark; if white is a smaller value, set it: data.bit_range=[0,{2**bits - 1}]",
         )
     elif number:
         high = f" (of {high_only:,} the high bytes only)" if high_only else ""
         yield (
             "note",
-            f"{number:,} images of 16 bits are scaled to 8{high}; data.bit_range sets black and white",
+            f"images of 16 bits ({number:,}) are scaled to 8{high}; data.bit_range sets black and white",
         )
 
 
@@ -648,9 +649,9 @@ def _find_turned_regions(preview: Preview) -> Doubts:
     if preview.data.boxes_of == "upright":
         yield (
             "warning",
-            f"{sample.kinds['turned with regions']:,} images with boxes or masks are turned by their EXIF orientation; "
-            "their regions are taken as those of the upright image. If they count the stored pixels, as COCO's and "
-            "OpenCV's without EXIF do: data.boxes_of=stored",
+            f"images with boxes or masks ({sample.kinds['turned with regions']:,}) are turned by their EXIF "
+            "orientation; their regions are taken as those of the upright image. If they count the stored pixels, as "
+            "COCO's and OpenCV's without EXIF do: data.boxes_of=stored",
         )
 
 
