@@ -86,7 +86,9 @@ def test_no_page_has_an_indented_block():
 
 
 def test_every_python_block_is_executed():
-    """Each is executed: here, in tests/sources, test_plugins, test_portable, test_object_storage, test_store_format."""
+    """Each is executed: here, in tests/sources, test_plugins, test_portable, test_object_storage, test_store_format,
+    test_preview_page.
+    """
     blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
 
     assert sorted(blocks) == [
@@ -98,6 +100,7 @@ def test_every_python_block_is_executed():
             "object-storage.md",
             *["own-loop.md"] * 6,
             *["plug-ins.md"] * 4,
+            "preview.md",
             "production.md",
             *["store-format.md"] * 2,
         )

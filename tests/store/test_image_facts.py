@@ -1,4 +1,4 @@
-"""What a file says of itself, images of 16 bits, and regions that turn with their image."""
+"""Facts in headers, images of 16 bits, and regions that turn with their image."""
 
 import io
 
