@@ -248,6 +248,24 @@ def test_a_ray_that_does_not_start_is_started_once_more(calls, monkeypatch, capl
     assert "Ray did not start: The current node timed out" in caplog.messages[1]
 
 
+def test_a_path_that_is_too_long_for_rays_sockets_is_named_with_its_remedy(calls, monkeypatch):
+    import ray
+
+    def fail(**options):
+        raise OSError(
+            "validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes"
+        )
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr("tempfile.tempdir", "/a/long/path")
+
+    with (
+        pytest.raises(ClusterError, match=r"AF_UNIX.*/a/long/path, is too long.*set TMPDIR to a"),
+        ray_session(LocalClusterConfig(), 1),
+    ):
+        pass
+
+
 def test_a_ray_that_does_not_start_twice_is_one_line_with_the_ways_out(calls, monkeypatch):
     import ray
 

@@ -215,6 +215,7 @@ def test_splits_can_be_named_and_folders_left_out(tmp_path):
         (["train/cat/1.jpg", "1.jpg"], {}, "such as 1.jpg"),
         (["readme.txt"], {}, "has no class folders in it; expected <path>/<class>"),
         (["train/readme.txt"], {}, "has no class folders in train"),
+        (["cat/readme.txt"], {}, "class folders but no images in them .1 .txt.; expected"),
         (["cat/readme.txt"], {}, "class folders but no images"),
         (["cat/1.jpg"], {"splits": {"dog": "train"}}, "the folder 'dog', but .* contains: cat"),
         (["a/cat/1.jpg"], {"splits": {"a": "x/y"}}, r"data.splits.a='x/y' must have only"),

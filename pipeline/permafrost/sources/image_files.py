@@ -235,6 +235,7 @@ def has_image(folder: AnyPath) -> bool:
         if _is_passed_over(entry.name):
             continue
         if entry.is_dir():
+            _check_no_loop(folder / entry.name, entry)
             inner.append(entry.name)
         elif is_image_name(entry.name):
             return True

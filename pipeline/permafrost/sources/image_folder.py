@@ -19,6 +19,8 @@ from permafrost.core.records import Content, Record
 from permafrost.core.rooted_paths import is_folder, rooted
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import (
+    LEFT_OUT,
+    OTHER_PICTURES,
     escape_key,
     first_image,
     has_image,
@@ -77,7 +79,7 @@ class ImageFolderSource:
         }
         if not folders:
             raise ConfigError(
-                f"data.path={self.config.path} has class folders but no images in them; "
+                f"data.path={self.config.path} has class folders but no images in them{self._describe_files()}; "
                 "expected <path>/<class>/<image> or <path>/<split>/<class>/<image>"
             )
         index = index_classes(folders, self.config.classes, numbered=False)
@@ -88,6 +90,16 @@ class ImageFolderSource:
                 f"data.path={self.config.path}; add its name or move the folder away"
             )
         return index
+
+    def _describe_files(self) -> str:
+        """Describe the files of a folder without images, by suffix."""
+        tally = Tally()
+        for folder in self._split_folders:
+            for name in self._class_folders(folder):
+                list(iter_images(self._root, join_path(folder, name), tally))
+        files = {**tally[LEFT_OUT], **tally[OTHER_PICTURES]}
+        counts = ", ".join(f"{count:,} {item}" for item, (count, _) in list(files.items())[:8])
+        return f" ({counts})" if counts else ""
 
     def records(self) -> Iterator[Record]:
         """Yield one record per image, labeled by its class folder."""
