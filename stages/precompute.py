@@ -29,8 +29,8 @@ from permafrost.core.lock import lock_folder
 from permafrost.core.progress import say_if_slow
 from permafrost.core.rooted_paths import exists, is_in_bucket
 from permafrost.models.resolve import resolve_precompute
+from permafrost.sources.data_preview import preview_source, write_preview
 from permafrost.sources.findings import add_findings, check_findings
-from permafrost.sources.preview import preview_source, write_preview
 from permafrost.sources.source import (
     build_source,
     classes_of,

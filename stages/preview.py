@@ -26,8 +26,8 @@ from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError, printable
 from permafrost.core.files import make_folder, scratch_folder
 from permafrost.core.rooted_paths import RootedPath
+from permafrost.sources.data_preview import Finding, Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
-from permafrost.sources.preview import Finding, Preview, preview_source
 from permafrost.sources.source import (
     build_source,
     classes_of,

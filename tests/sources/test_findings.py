@@ -12,8 +12,8 @@ from PIL import Image
 
 from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig, WebDatasetDataConfig
 from permafrost.core.errors import ConfigError
+from permafrost.sources.data_preview import read_preview
 from permafrost.sources.findings import FINDINGS, DataError
-from permafrost.sources.preview import read_preview
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.image_sets import image_bytes, write_images

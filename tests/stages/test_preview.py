@@ -5,8 +5,8 @@ import json
 import pytest
 
 from permafrost.core.files import read_regular
+from permafrost.sources.data_preview import read_preview
 from permafrost.sources.findings import FINDINGS
-from permafrost.sources.preview import read_preview
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import precompute

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from permafrost.annotation import teacher_pass
 from permafrost.annotation.shard_tasks import AnnotateShard
-from permafrost.sources import preview
+from permafrost.sources import data_preview
+from permafrost.sources.data_preview import ReadHeaders
 from permafrost.sources.image_folder import ImageFolderSource
-from permafrost.sources.preview import ReadHeaders
 from permafrost.store import frames
 
 DEADLY_STATUS = 7
@@ -103,7 +103,7 @@ def run():
     part, key, file = sys.argv[1:4]
     del sys.argv[1:4]
     if part == "pack":
-        preview.ReadHeaders = UninterruptedHeaders
+        data_preview.ReadHeaders = UninterruptedHeaders
         precompute.build_source = partial(InterruptedSource, key=key, file=file)
     else:
         teacher_pass.AnnotateShard = partial(InterruptedAnnotation, key=key, file=file)

@@ -20,8 +20,8 @@ from permafrost.config.data import NoDataConfig
 from permafrost.core.errors import require
 from permafrost.core.files import sha256_file, sha256_keys
 from permafrost.core.seeds import derive_seed
+from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings
-from permafrost.sources.preview import preview_source
 from permafrost.sources.source import build_source, classes_of, list_source, plan_source
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.index_writer import StoreTablesWriter

@@ -44,7 +44,7 @@ from permafrost.reports.provenance import (
 )
 from permafrost.reports.student_results import StudentResult, split_by_evaluation
 from permafrost.reports.training_facts import describe_arms, describe_data, training_facts
-from permafrost.sources.preview import read_preview
+from permafrost.sources.data_preview import read_preview
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from permafrost.core.errors import quote
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_ITEMS = 1000
 """Largest number of items of a topic that are counted apart."""
+_DESCRIBED_ITEMS = 8
 REST = "..."
 """Item that counts all others of a topic that is full."""
 
@@ -47,3 +50,12 @@ class Tally:
         for topic, items in topics.items():
             for item, (count, example) in items.items():
                 self.add(topic, item, example, count)
+
+
+def describe_items(items: Mapping[str, tuple[int, str]]) -> str:
+    """Describe the most frequent items of a topic in one line, each with its count and its example."""
+    most = sorted(items.items(), key=lambda item: (-item[1][0], item[0]))[:_DESCRIBED_ITEMS]
+    described = [
+        f"{count:,} {quote(item)[1:-1]} ({quote(example)[1:-1]})" for item, (count, example) in most
+    ]
+    return ", ".join(described) + (", ..." if len(items) > len(most) else "")

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 IMAGES_FOLDER = "images"
 _MAX_MASK_DISTORTION = 0.02
-_NAMED_REASONS = 50
+NAMED_REASONS = 50
+"""Largest number of damaged records that an error names; the others are counted."""
 _BOX_TOLERANCE = 2.0
 """Tolerance in pixels."""
 
@@ -219,7 +220,7 @@ class DamagedRecordsError(RecordError):
     """Records of one shard that cannot be packed, all of them."""
 
     def __init__(self, reasons: list[str]) -> None:
-        super().__init__("; ".join(reasons[:_NAMED_REASONS]))
+        super().__init__("; ".join(reasons[:NAMED_REASONS]))
         self.reasons = reasons
 
 

@@ -14,7 +14,12 @@ from permafrost.config.data import FileDataConfig, ImageFileDataConfig
 from permafrost.core.errors import require
 from permafrost.core.files import canonical_json, remove_partial_files
 from permafrost.core.tasks import ShardResult, run_shards
-from permafrost.store.image_shards import DamagedRecordsError, Packing, write_image_shard
+from permafrost.store.image_shards import (
+    NAMED_REASONS,
+    DamagedRecordsError,
+    Packing,
+    write_image_shard,
+)
 from permafrost.store.manifest import DatasetIdentity
 from permafrost.store.publish import (
     DEFAULT_FRAME_SIZE,
@@ -36,9 +41,6 @@ if TYPE_CHECKING:
     from permafrost.store.shard_plan import ShardPlan
 
 logger = logging.getLogger("permafrost.precompute")
-
-_NAMED_REASONS = 50
-"""Largest number of damaged records that an error names; the others are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +202,8 @@ def _check_damage(plan: PackPlan, reasons: list[str]) -> None:
     """Raise ImageError, or RowError for a table, that names the records of all shards that cannot be packed."""
     if not reasons:
         return
-    named = "; ".join(sorted(reasons)[:_NAMED_REASONS])
-    more = f"; and {len(reasons) - _NAMED_REASONS:,} more" if len(reasons) > _NAMED_REASONS else ""
+    named = "; ".join(sorted(reasons)[:NAMED_REASONS])
+    more = f"; and {len(reasons) - NAMED_REASONS:,} more" if len(reasons) > NAMED_REASONS else ""
     raise plan.packing.failure(
         f"{len(reasons):,} {plan.packing.content_name} cannot {plan.packing.failed}: {named}{more}. Skip such records "
         f"with data.on_error=skip, which goes on with the shards that are packed; or repair or remove them and delete "

@@ -79,8 +79,8 @@ if TYPE_CHECKING:
 ORIGIN_NAME = ".origin.json"
 MAX_PREVIEW_BYTES = 2**26
 PREVIEW_NAME = "preview.json"
-"""File of what was understood of the data before they were packed (permafrost/sources/preview.py). It is no part of
-the store."""
+"""File of what was understood of the data before they were packed (permafrost/sources/data_preview.py). It is no part
+of the store."""
 _MOST_BYTES = 4096
 
 

@@ -14,12 +14,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
 
-from permafrost.core.errors import FileError, UserError, printable
+from permafrost.core.errors import FileError, UserError, printable, shorten
 from permafrost.core.files import read_regular, write_atomically
 from permafrost.core.rooted_paths import exists
 from permafrost.core.signed_files import DigestError, check_json, sign_json
@@ -31,7 +31,7 @@ from permafrost.store.listing import open_listing
 from permafrost.store.publish import MAX_PREVIEW_BYTES, PREVIEW_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from permafrost.config.data import DataConfig
     from permafrost.core.records import Record, Source
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("permafrost.preview")
 
 Level = Literal["error", "warning", "note"]
+Doubt: TypeAlias = tuple[Level, str]
+"""Level and message of what a rule has to say (findings.py)."""
 _TASK_RECORDS = 2048
 """Records of a task that reads headers."""
 _NAMED_DAMAGES = 50
@@ -170,6 +172,14 @@ class Preview:
     def labels_of(self, split: str) -> set[int]:
         """Return the labels that a split has."""
         return {label for name, label in self.counts.labeled if name == split}
+
+    def has_records(self, label: int) -> bool:
+        """Return whether a class has records in any split."""
+        return any((split, label) in self.counts.labeled for split in self.counts.records)
+
+    def names_of(self, labels: Iterable[int]) -> str:
+        """List the names of some classes for a message."""
+        return shorten([self.classes[label] for label in sorted(labels)], 5)
 
     def with_level(self, level: Level) -> list[Finding]:
         """Return the findings of a level."""

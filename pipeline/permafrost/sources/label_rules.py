@@ -1,0 +1,332 @@
+"""Rules of findings about classes, labels and pixels."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from permafrost.config.data import ImageFileDataConfig
+from permafrost.core.errors import quote, shorten
+from permafrost.sources import image_folder, image_table, webdataset
+from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
+from permafrost.sources.splits import TRAIN
+from permafrost.sources.tally import REST, describe_items
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from permafrost.sources.data_preview import Doubt, Level, Preview
+
+_UNKNOWN_CLASSES = re.compile(
+    r"\?+|-+|none|unknown|undefined|missing|unlabell?ed|n\.a\.|na|not available|tbd|todo|no ?label|unspecified|void"
+)
+"""Names of classes, in lower case, that may mean an unknown label."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_FULL_RANGE = 65_535
+"""Largest value of 16 bits."""
+
+# ---- classes ---------------------------------------------------------------------------------------
+
+
+def find_empty_classes(preview: Preview) -> Iterator[Doubt]:
+    empty = preview.tally[image_folder.EMPTY_FOLDERS]
+    if empty:
+        yield (
+            "warning",
+            "class folders without images are left out "
+            f"({preview.tally.total(image_folder.EMPTY_FOLDERS):,}): {shorten(sorted(empty), 5)}; "
+            "data.classes=<file> would keep their classes",
+        )
+    names = [name for label, name in enumerate(preview.classes) if not preview.has_records(label)]
+    if names and preview.counts.labeled and not _have_no_names(preview):
+        yield (
+            "warning",
+            f"classes without records ({len(names):,} of {len(preview.classes):,}): {shorten(names, 10)}; a network "
+            "has an output for each of them",
+        )
+    if len(preview.classes) == 1:
+        yield "warning", f"all labels are of one class, {quote(preview.classes[0])}"
+
+
+def find_numbered_folders(preview: Preview) -> Iterator[Doubt]:
+    if preview.source != "image_folder" or getattr(preview.data, "classes", None) is not None:
+        return
+    names = preview.classes
+    if not names or any(to_number(name) is None for name in names):
+        return
+    odd = [name for name in names if str(to_number(name)) != name and not has_leading_zero(name)]
+    if odd:
+        yield (
+            "error",
+            f"all class folders are numbers, but {shorten(odd, 3)} are written in a way that a table would read as "
+            "another name; rename them, or list them in data.classes",
+        )
+    elif list(names) != sorted(names):
+        by_text = sorted(names)
+        place = next(i for i, name in enumerate(names) if by_text[i] != name)
+        yield (
+            "warning",
+            f"class folders are whole numbers, in the order of their values (label {place} is {names[place]!r}); "
+            f"torchvision's ImageFolder sorts them as text (label {place} would be {by_text[place]!r}): for a teacher "
+            "that was trained with it, list the folders in that order in data.classes=<file>",
+        )
+
+
+def find_other_spellings(preview: Preview) -> Iterator[Doubt]:
+    groups = defaultdict(list)
+    for label, name in enumerate(preview.classes):
+        groups[_spelling(name)].append(label)
+    twins = [labels for labels in groups.values() if len(labels) > 1]
+    if not twins:
+        return
+    apart = [labels for labels in twins if _are_in_other_splits(preview, labels)]
+    named = [
+        " and ".join(quote(preview.classes[label]) for label in labels)
+        for labels in (apart or twins)[:5]
+    ]
+    where = ", which no split has together," if apart else ""
+    yield (
+        "error" if apart else "warning",
+        f"classes{where} are spelled in several ways ({len(apart or twins):,}): {'; '.join(named)}; use one spelling",
+    )
+
+
+def _spelling(name: str) -> str:
+    """Return a name without what differs by accident: case, separators, accents' form, marks of copies."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    text = re.sub(r"[\s_-]*(\(\d+\)|copy|kopie)$|^copy of ", "", text)
+    return re.sub(r"[\s_.-]+", " ", text).strip() or name
+
+
+def _are_in_other_splits(preview: Preview, labels: list[int]) -> bool:
+    splits = [
+        {s for s in preview.counts.records if (s, label) in preview.counts.labeled}
+        for label in labels
+    ]
+    return all(splits) and not set.intersection(*splits)
+
+
+def find_classes_of_one_split(preview: Preview) -> Iterator[Doubt]:
+    splits = [split for split in preview.counts.records if preview.labels_of(split)]
+    if TRAIN not in splits:
+        return
+    trained = preview.labels_of(TRAIN)
+    for split in sorted(set(splits) - {TRAIN}):
+        labels = preview.labels_of(split)
+        new, lacking = sorted(labels - trained), sorted(trained - labels)
+        if not labels & trained:
+            yield (
+                "error",
+                f"split {split} and split {TRAIN} have no class in common: {preview.names_of(labels)} and "
+                f"{preview.names_of(trained)}; their classes are named in different ways, or folders were "
+                "misunderstood",
+            )
+        elif new:
+            yield (
+                "warning",
+                f"split {TRAIN} lacks classes of split {split} ({len(new):,}): {preview.names_of(new)}",
+            )
+        if labels & trained and lacking:
+            yield (
+                "warning",
+                f"split {split} lacks classes of split {TRAIN} ({len(lacking):,}): {preview.names_of(lacking)}",
+            )
+
+
+def find_unknown_classes(preview: Preview) -> Iterator[Doubt]:
+    listed = getattr(preview.data, "classes", None) is not None
+    words = [name for name in preview.classes if is_unknown(name.strip()) or name.strip() == "-1"]
+    if words and not listed:
+        yield (
+            "error",
+            f"the class folders {shorten(words, 5)} bear words that mean an unknown label, as programs write it; "
+            "rename them, move them away, or list the classes in data.classes",
+        )
+    doubtful = [
+        name
+        for name in preview.classes
+        if _UNKNOWN_CLASSES.fullmatch(name.strip().lower()) and name not in words
+    ]
+    if doubtful and not listed:
+        yield (
+            "warning",
+            f"the classes {shorten(doubtful, 5)} may mean that a label is unknown; they are classes here",
+        )
+
+
+# ---- labels ----------------------------------------------------------------------------------------
+
+
+def _have_no_names(preview: Preview) -> bool:
+    """Return whether the classes are the numbers up to the largest label, because nothing names them."""
+    tally = preview.tally
+    return bool(tally[image_table.NUMBERED] or tally[webdataset.NUMBERED_TARS])
+
+
+def find_label_gaps(preview: Preview) -> Iterator[Doubt]:
+    if not _have_no_names(preview):
+        return
+    gaps = [label for label in range(len(preview.classes)) if not preview.has_records(label)]
+    if not gaps:
+        return
+    first = min((label for _, label in preview.counts.labeled), default=0)
+    begins = f", as they begin at {first}" if gaps == list(range(first)) else ""
+    yield (
+        "error",
+        f"labels are numbers up to {len(preview.classes) - 1}, but some have no records ({len(gaps):,}{begins}): "
+        f"{shorten([str(gap) for gap in gaps], 5)}. A network would have an output for each. Labels count from 0; list "
+        "the class names in a file and set data.classes to it",
+    )
+
+
+def find_missing_labels(preview: Preview) -> Iterator[Doubt]:
+    unlabeled = preview.counts.unlabeled.total()
+    if not unlabeled or not preview.num_records:
+        return
+    hints = []
+    if preview.tally[webdataset.UNLABELED_MEMBERS]:
+        hints.append(
+            f"their other members are {describe_items(preview.tally[webdataset.UNLABELED_MEMBERS])}"
+        )
+    if preview.tally[webdataset.JSON_KEYS]:
+        keys = [key for key in preview.tally[webdataset.JSON_KEYS] if key != REST]
+        hints.append(f"keys of their .json are {shorten(keys, 10)} (data.label_key chooses one)")
+    there = f"; {'; '.join(hints)}" if hints else ""
+    if preview.source == "webdataset":
+        there += ". Labels are read from .cls, and from data.label_key in .json"
+    if unlabeled < preview.num_records:
+        counts = ", ".join(
+            f"{split} {count:,}" for split, count in sorted(preview.counts.unlabeled.items())
+        )
+        yield (
+            "warning",
+            f"records without a label: {unlabeled:,} of {preview.num_records:,} ({counts}){there}",
+        )
+    elif preview.classes or hints or _expects_labels(preview):
+        level: Level = "error" if preview.classes else "warning"
+        named = f", although {len(preview.classes):,} classes are named" if preview.classes else ""
+        yield level, f"no record has a label ({unlabeled:,} records){named}{there}"
+
+
+def _expects_labels(preview: Preview) -> bool:
+    """Return whether the options name a place of labels, or the source reads them by itself."""
+    options = (getattr(preview.data, name, None) for name in ("label", "labels", "label_key"))
+    return any(option is not None for option in options)
+
+
+def find_joined_labels(preview: Preview) -> Iterator[Doubt]:
+    several = getattr(preview.data, "labels", None) is not None
+    for separator, (count, example) in preview.tally[image_table.JOINED].items():
+        if not several:
+            column = getattr(preview.data, "label", "")
+            yield (
+                "error",
+                f"cells of column {column} ({count:,} different ones, such as {quote(example)}) look like several "
+                f"labels in one cell; read them as such with data.label=null data.labels={column}",
+            )
+        elif separator != " ":
+            yield (
+                "error",
+                f"cells of labels ({count:,} different ones, such as {quote(example)}) contain {separator!r}, but "
+                f"what it separates hardly occurs in other cells: set 'data.label_separator={separator}', or "
+                "data.label_separator='' if cells are whole names",
+            )
+        else:
+            yield (
+                "warning",
+                f"cells of labels ({count:,} different ones, such as {quote(example)}) contain blanks and are taken as "
+                "whole names; data.label_separator=' ' separates them",
+            )
+
+
+def find_separators(preview: Preview) -> Iterator[Doubt]:
+    for separator, (count, example) in preview.tally[image_table.SEPARATED].items():
+        yield (
+            "note",
+            f"cells of labels are separated at {separator!r} ({count:,} different ones, such as {quote(example)}); "
+            "data.label_separator sets another one, and '' keeps cells whole",
+        )
+
+
+def find_unknown_cells(preview: Preview) -> Iterator[Doubt]:
+    words = {**preview.tally[image_table.UNKNOWN_CELLS], **preview.tally[webdataset.UNKNOWN_LABELS]}
+    words = {
+        word: counted
+        for word, counted in words.items()
+        if not re.fullmatch("[-+]?nan", word, re.IGNORECASE)
+    }
+    if words:
+        yield (
+            "warning",
+            f"labels taken as unknown: {describe_items(words)}; a word that data.classes lists is a class",
+        )
+
+
+def find_fractions(preview: Preview) -> Iterator[Doubt]:
+    names = preview.classes
+    if not names or not all(map(_NUMBER.fullmatch, names)):
+        return
+    fractions = [name for name in names if float(name) % 1]
+    if fractions:
+        yield (
+            "error",
+            f"all labels are numbers, and {len(fractions):,} of them have fractions ({shorten(fractions, 3)}), so each "
+            "value is a class of its own; if they are measurements, set data.label=null, or name another column",
+        )
+
+
+def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
+    passed = preview.tally[webdataset.PASSED_OVER_JSON]
+    if passed:
+        yield (
+            "warning",
+            "a .json beside a .cls was passed over, because it has no boxes, labels and group of the form that is "
+            f"read: {describe_items(passed)}",
+        )
+
+
+# ---- pixels ----------------------------------------------------------------------------------------
+
+
+def find_dark_images(preview: Preview) -> Iterator[Doubt]:
+    sample = preview.sample
+    if (
+        sample is None
+        or not isinstance(preview.data, ImageFileDataConfig)
+        or preview.data.bit_range
+    ):
+        return
+    number, high_only = sample.kinds["16 bits"], sample.kinds["high bytes only"]
+    if sample.largest_value is not None and sample.largest_value < _FULL_RANGE / 2:
+        bits = max(8, sample.largest_value.bit_length())
+        share = (sample.largest_value + 1) / (_FULL_RANGE + 1)
+        yield (
+            "error" if sample.largest_value <= _FULL_RANGE / 4 else "warning",
+            f"the largest value of images of 16 bits ({number:,}) is {sample.largest_value:,}, {share:.2g} of the "
+            f"range, so they would be dark; if white is a smaller value, set it: data.bit_range=[0,{2**bits - 1}]",
+        )
+    elif number:
+        high = f" (of {high_only:,} the high bytes only)" if high_only else ""
+        yield (
+            "note",
+            f"images of 16 bits ({number:,}) are scaled to 8{high}; data.bit_range sets black and white",
+        )
+
+
+def find_turned_regions(preview: Preview) -> Iterator[Doubt]:
+    sample = preview.sample
+    if (
+        sample is None
+        or not sample.kinds["turned with regions"]
+        or not isinstance(preview.data, ImageFileDataConfig)
+    ):
+        return
+    if preview.data.boxes_of == "upright":
+        yield (
+            "warning",
+            f"images with boxes or masks ({sample.kinds['turned with regions']:,}) are turned by their EXIF "
+            "orientation; their regions are taken as those of the upright image. If they count the stored pixels, as "
+            "COCO's and OpenCV's without EXIF do: data.boxes_of=stored",
+        )
