@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from permafrost.models.classifier import Classifier
     from permafrost.reports.store_sheet import StoreSheet
     from permafrost.store.index import Rows
+    from permafrost.sources.data_preview import Preview
     from permafrost.store.reader import TeacherPass
     from permafrost.students import DistillResult, EvaluateResult
 
@@ -379,6 +380,16 @@ def run_verb(verb: str, *words: str, **options: Any) -> Any:
     Raises UserError where the command would end with an error.
     """
     return run_words(verb, stage(verb).run, words_of_options(verb, words, options))
+
+
+def preview(*words: str, **options: Any) -> Preview:
+    """Say what is understood of data before anything is packed. The result has `classes`, `counts` and `findings`.
+
+    >>> preview(data="digits").counts.records["train"]
+    1046
+    """
+    result: Preview = run_verb("preview", *words, **options).preview
+    return result
 
 
 def precompute(*words: str, **options: Any) -> Any:

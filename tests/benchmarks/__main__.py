@@ -34,7 +34,15 @@ from collections.abc import Callable
 from functools import partial
 
 from permafrost.config.environment import keep_freed_memory
-from tests.benchmarks import busy, fidelity, object_storage, precision_times, profiles, scale
+from tests.benchmarks import (
+    busy,
+    fidelity,
+    object_storage,
+    precision_times,
+    previews,
+    profiles,
+    scale,
+)
 from tests.benchmarks.allocator import allocator_figure
 from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
 from tests.benchmarks.figures import Figure
@@ -111,6 +119,7 @@ def main(arguments: list[str]) -> None:
         "busy": partial(busy.main, recorded=options.record),
         "precision": partial(precision_times.main, recorded=options.record),
         "fidelity": partial(fidelity.main, recorded=options.record),
+        "preview": partial(previews.main, recorded=options.record),
         "object_storage": partial(object_storage.main, recorded=options.record),
     }
     for beginning, measure_named in named.items():
