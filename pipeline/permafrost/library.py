@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from permafrost.config.augment import AugmentOptions
     from permafrost.models.classifier import Classifier
     from permafrost.reports.store_sheet import StoreSheet
-    from permafrost.store.index import Rows
     from permafrost.sources.data_preview import Preview
+    from permafrost.store.index import Rows
     from permafrost.store.reader import TeacherPass
     from permafrost.students import DistillResult, EvaluateResult
 
