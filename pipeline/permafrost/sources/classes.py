@@ -10,6 +10,7 @@ All sources share these rules, so that the same labels as folders, in a table or
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -36,12 +37,17 @@ _UNKNOWN = frozenset(
         *("NA", "NULL", "None", "n/a", "null"),
     }
 )
-"""Cells that mean an unknown value, those of pandas.read_csv; NaN in any case of its letters is another one."""
+"""Words for an unknown label, those of pandas.read_csv; NaN in any case of its letters is another one."""
+
+
+def is_nan(text: str) -> bool:
+    """Return whether a cell is NaN as text, in any case of its letters."""
+    return re.fullmatch("[-+]?nan", text, re.IGNORECASE) is not None
 
 
 def is_unknown(text: str) -> bool:
-    """Return whether a cell, without surrounding blanks, means that the value is unknown."""
-    return text in _UNKNOWN or re.fullmatch("[-+]?nan", text, re.IGNORECASE) is not None
+    """Return whether a label, without surrounding blanks, means that it is unknown."""
+    return text in _UNKNOWN or is_nan(text)
 
 
 def to_number(text: str) -> int | None:
@@ -124,9 +130,22 @@ def index_classes(texts: set[str], classes: str | None, *, numbered: bool = True
     return ClassIndex(sorted_names(merge_spellings(texts).values()), False)
 
 
+def load_class_list(path: str | None) -> frozenset[str]:
+    """Return the names of data.classes, composed; empty without that option."""
+    return frozenset(() if path is None else map(composed, load_class_names(path)))
+
+
 def has_leading_zero(text: str) -> bool:
     """Return whether a whole number has zeros before its first digit, as identifiers have: 007."""
     return re.match(r"[+-]?0[0-9]", text) is not None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def load_class_names(path: str) -> tuple[str, ...]:
@@ -140,7 +159,7 @@ def load_class_names(path: str) -> tuple[str, ...]:
         ) from error
     except OSError as error:
         raise ConfigError(f"data.classes={path} cannot be read: {error}") from error
-    if lines[0].strip()[:1] in ("[", "{") and lines[0].strip()[-1:] in ("[", "{", "]", "}", ","):
+    if lines[0].strip()[:1] in ("[", "{") and _is_json("\n".join(lines)):
         raise ConfigError(f"data.classes={path} is JSON; write one class name per line")
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:

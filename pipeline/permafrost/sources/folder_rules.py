@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from permafrost.config.data import FileDataConfig
 from permafrost.core.errors import quote, shorten
-from permafrost.sources import image_files, image_folder, webdataset
-from permafrost.sources.splits import known_split
+from permafrost.sources import image_files, image_folder
+from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST, describe_items
 
 if TYPE_CHECKING:
@@ -204,15 +204,15 @@ def find_damaged_files(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_split_spellings(preview: Preview) -> Iterator[Doubt]:
-    spelled = {
-        **preview.tally[image_folder.SPELLED_SPLITS],
-        **preview.tally[webdataset.SPELLED_TARS],
-    }
-    if spelled:
-        named = ", ".join(
-            f"{name} is split {split}" for name, (_, split) in list(spelled.items())[:5]
+    spellings = preview.tally[SPELLED_SPLITS]
+    if spellings:
+        text = ", ".join(
+            f"{name} is split {split}" for name, (_, split) in list(spellings.items())[:5]
         )
-        yield "note", f"{named}; other splits: data.splits (folders) or data.split (tars)"
+        yield (
+            "note",
+            f"{text}; other splits: data.splits (folders), data.split_names (tables) or data.split (tars)",
+        )
 
 
 def _in_folder(folder: str) -> str:

@@ -32,7 +32,13 @@ from permafrost.sources.image_files import (
     sub_folders,
     tally_passed_over,
 )
-from permafrost.sources.splits import TRAIN, is_split_name, known_split, split_off_test
+from permafrost.sources.splits import (
+    SPELLED_SPLITS,
+    TRAIN,
+    is_split_name,
+    known_split,
+    split_off_test,
+)
 from permafrost.sources.tally import Tally
 
 if TYPE_CHECKING:
@@ -41,7 +47,6 @@ if TYPE_CHECKING:
     from permafrost.config.data import ImageFolderDataConfig
 
 # Topics of the tally of a folder. A topic of one split's folder has its path after a colon.
-SPELLED_SPLITS = "folders taken for splits"
 EMPTY_FOLDERS = "class folders without images"
 CLASS_FOLDERS = "class folders"
 FOLDERS_ONLY = "class folders whose images are all in folders"

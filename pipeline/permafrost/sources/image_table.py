@@ -30,9 +30,8 @@ from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content,
 from permafrost.sources.classes import (
     MAX_CLASSES,
     ClassIndex,
-    composed,
     index_classes,
-    load_class_names,
+    load_class_list,
     to_number,
 )
 from permafrost.sources.image_files import (
@@ -44,19 +43,22 @@ from permafrost.sources.image_files import (
     to_mask_png,
 )
 from permafrost.sources.label_cells import (
+    SEPARATORS,
     find_separator,
     is_list_text,
     parse_list,
     separate,
 )
 from permafrost.sources.parquet_images import ParquetImages, class_names_of, holds_images
-from permafrost.sources.splits import TRAIN, split_of, split_off_test
+from permafrost.sources.splits import SPELLED_SPLITS, TRAIN, known_split, split_of, split_off_test
 from permafrost.sources.table import TableFiles
 from permafrost.sources.table_files import (
     Row,
     is_all_digits,
     iter_distinct,
     read_rows,
+    tally_unknown,
+    to_label,
     to_text,
 )
 from permafrost.sources.tally import Tally
@@ -75,7 +77,6 @@ _OF_SEVERAL = re.compile(r"-\d+-of-\d+$")
 # Topics of the tally of a table.
 SEPARATED = "label cells separated at"
 JOINED = "label cells that may hold several labels"
-UNKNOWN_CELLS = "label cells taken as unknown"
 NUMBERED = "labels that are numbers"
 
 
@@ -129,7 +130,7 @@ class ImageTableSource:
     def stamps(self) -> dict[str, list[int]]:
         """Return the bytes of every file and when it was last changed."""
         stats = {path.name: path.stat() for path in self._files if path.is_file()}
-        return {name: [found.st_size, found.st_mtime_ns] for name, found in stats.items()}
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -223,22 +224,32 @@ class ImageTableSource:
         if column is not None:
             for row in self._all_rows({self._label_option: column}):
                 texts.update(self._class_texts(row))
-        names = None
-        if self.config.classes is None and column is not None:
-            names = next((n for path in self._files if (n := class_names_of(path, column))), None)
-        if names is not None:
-            return ClassIndex(names, not texts <= set(names))
+        names = self._feature_names
+        if names is not None and self.config.classes is None:
+            return ClassIndex(names, all(to_number(text) is not None for text in texts))
         return index_classes(texts, self.config.classes)
+
+    @cached_property
+    def _feature_names(self) -> tuple[str, ...] | None:
+        """Names of the labels in the features of Hugging Face's Parquet. Raises ConfigError if files differ."""
+        names = {path.name: class_names_of(path, self._label_column) for path in self._files}
+        if len(set(names.values())) > 1:
+            first, *_ = names
+            other = next(name for name, each in names.items() if each != names[first])
+            raise ConfigError(
+                f"data.path={self._table}: {first} and {other} give the labels of {self._label_column} other names, so "
+                "their numbers mean other classes; write them with the same features"
+            )
+        return next(iter(names.values()), None)
 
     @property
     def _label_option(self) -> str:
         return "labels" if self.config.labels is not None else "label"
 
     @cached_property
-    def _listed(self) -> frozenset[str]:
+    def _class_list(self) -> frozenset[str]:
         """Names of data.classes, among which a word such as NA is a class."""
-        path = self.config.classes
-        return frozenset(() if path is None else map(composed, load_class_names(path)))
+        return load_class_list(self.config.classes)
 
     @cached_property
     def _distinct(self) -> set[str]:
@@ -257,12 +268,11 @@ class ImageTableSource:
         if self.config.label_separator is not None:
             return self.config.label_separator
         cells = {cell for cell in self._distinct if not is_list_text(cell)}
-        return find_separator(cells, self._listed)
+        return find_separator(cells, self._class_list)
 
     def _tally_labels(self) -> None:
         """Count what the label cells look like."""
-        column = self._label_column
-        has_names = self.config.classes or any(class_names_of(path, column) for path in self._files)
+        has_names = self.config.classes is not None or self._feature_names is not None
         if self._classes.is_numbered and not has_names:
             self.tally.add(NUMBERED, self._label_option, count=len(self.classes))
         cells = {cell for cell in self._distinct if not is_list_text(cell)}
@@ -280,7 +290,7 @@ class ImageTableSource:
         if self._separator:
             self._tally_cut(SEPARATED, cells, self._separator)
             return
-        for separator in ("|", ";", ",", " "):
+        for separator in SEPARATORS:
             self._tally_cut(JOINED, cells, separator)
 
     def _tally_cut(self, topic: str, cells: set[str], separator: str) -> None:
@@ -317,15 +327,8 @@ class ImageTableSource:
         """Return the label's text, or None for an unlabeled row: a cell that means unknown, or -1."""
         if self.config.label is None:
             return None
-        text = self._known_text(row.cells[self.config.label])
+        text = to_label(row.cells[self.config.label], self._class_list)
         return None if text is None or to_number(text) == NO_LABEL else text
-
-    def _known_text(self, value: Any) -> str | None:
-        """Return a cell or a part of one as text; None if it means unknown and data.classes does not list it."""
-        text = to_text(value)
-        if text is None and isinstance(value, str) and composed(value) in self._listed:
-            return value.strip()
-        return text
 
     def _many_texts(self, row: Row, column: str) -> list[str]:
         value = row.cells[column]
@@ -341,12 +344,13 @@ class ImageTableSource:
                         '["cat", "dog"]',
                     ) from error
             else:
-                whole = self._known_text(text)
+                whole = to_label(text, self._class_list)
                 value = [] if whole is None else separate(whole, self._separator)
         values = [] if value is None else value
         if not isinstance(values, list):
             raise row.error(column, f"expected a list of classes, got {quote(value)}")
-        return [text for text in map(self._known_text, values) if text is not None]
+        labels = (to_label(value, self._class_list) for value in values)
+        return [text for text in labels if text is not None]
 
     # ---- one row ---------------------------------------------------------------------------------
 
@@ -390,7 +394,11 @@ class ImageTableSource:
         if column is None:
             name = row.table.stem
             is_part = len(self._files) > 1 or _OF_SEVERAL.search(name)
-            return split_in_name(name) if is_part else TRAIN
+            split = split_in_name(name) if is_part else TRAIN
+            return split if known_split(split) else TRAIN
+        value = row.required(column)
+        if not names and (split := known_split(value) or value) != value:
+            self.tally.add(SPELLED_SPLITS, value, split)
         return split_of(
             row.required(column), names, lambda error_message: row.error(column, error_message)
         )
@@ -403,10 +411,8 @@ class ImageTableSource:
         return self._class(row, self.config.label, text)
 
     def _tally_unknown(self, row: Row, column: str | None) -> None:
-        """Count a word that was taken as an unknown value; an empty cell is no word."""
-        value = None if column is None else row.cells[column]
-        if isinstance(value, str) and value.strip() and to_text(value) is None:
-            self.tally.add(UNKNOWN_CELLS, value.strip(), f"row {row.number}, column {column}")
+        if column is not None:
+            tally_unknown(self.tally, row.cells[column], row.number, column)
 
     def _labels(self, row: Row) -> tuple[int, ...]:
         column = self.config.labels

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from permafrost.config.data import ImageFileDataConfig
 from permafrost.core.errors import quote, shorten
-from permafrost.sources import image_folder, image_table, webdataset
+from permafrost.sources import image_folder, image_table, table_files, webdataset
 from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
 from permafrost.sources.splits import TRAIN
 from permafrost.sources.tally import REST, describe_items
@@ -251,12 +251,7 @@ def find_separators(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_unknown_cells(preview: Preview) -> Iterator[Doubt]:
-    words = {**preview.tally[image_table.UNKNOWN_CELLS], **preview.tally[webdataset.UNKNOWN_LABELS]}
-    words = {
-        word: counted
-        for word, counted in words.items()
-        if not re.fullmatch("[-+]?nan", word, re.IGNORECASE)
-    }
+    words = {**preview.tally[table_files.UNKNOWN_CELLS], **preview.tally[webdataset.UNKNOWN_LABELS]}
     if words:
         yield (
             "warning",

@@ -6,6 +6,7 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from permafrost.core.errors import ConfigError, quote
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from permafrost.core.records import Record
 
+SPELLED_SPLITS = "names taken for splits"
+"""Topic of a tally: folders, cells and names of tars that spell a split in another way."""
 TRAIN = "train"
 TEST = "test"
 
@@ -40,6 +43,7 @@ def is_split_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) is not None
 
 
+@lru_cache(maxsize=4096)
 def known_split(name: str) -> str | None:
     """Return the split that a folder, a cell or the beginning of a tar's name spells, in any case and with the usual
     words beside it: Training, TEST, val_set, seg_train, trainset. None if it spells none.

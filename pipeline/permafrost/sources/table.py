@@ -22,15 +22,18 @@ import numpy as np
 
 from permafrost.core.errors import ConfigError, quote
 from permafrost.core.records import NO_LABEL, Content, Record
-from permafrost.sources.classes import ClassIndex, index_classes
+from permafrost.sources.classes import ClassIndex, index_classes, load_class_list
 from permafrost.sources.image_files import escape_key
-from permafrost.sources.splits import TRAIN, split_of, split_off_test
+from permafrost.sources.splits import SPELLED_SPLITS, TRAIN, split_of, split_off_test
 from permafrost.sources.table_files import (
     Features,
     TableColumns,
     read_columns,
     table_features,
+    tally_unknown,
+    to_label,
 )
+from permafrost.sources.tally import Tally
 from permafrost.store.codecs import SUFFIX, RowError, encode_row
 
 if TYPE_CHECKING:
@@ -163,6 +166,8 @@ class TableSource:
     def __init__(self, config: TableDataConfig) -> None:
         self.config = config
         self._table = Path(config.path).absolute()
+        self.tally = Tally()
+        """Counts of what the last listing met."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -177,6 +182,7 @@ class TableSource:
     def records(self) -> Iterator[Record]:
         """Yield one record per row."""
         table, classes, features = self._contents
+        self.tally.clear()  # reading the table has looked at all labels
         for row, record in enumerate(self._without_values(table, classes)):
             reason = features.complaints.get(row)
             values = features.values[row]
@@ -248,13 +254,18 @@ class TableSource:
             complain = partial(table.error, row, column)
             if text is None:
                 raise complain("is empty")
-            yield split_of(text, self.config.split_names, complain)
+            split = split_of(text, self.config.split_names, complain)
+            if split != text and not self.config.split_names:
+                self.tally.add(SPELLED_SPLITS, text, split)
+            yield split
 
     def _label_texts(self, table: TableColumns) -> Iterator[str | None]:
         """Yield the label of each row as text; None for an unlabeled row."""
-        if self.config.label is None:
+        column = self.config.label
+        if column is None:
             return repeat(None, table.table.num_rows)
-        return table.texts(self.config.label)
+        class_list = load_class_list(self.config.classes)
+        return (to_label(cell, class_list) for cell in table.cells(column))
 
     def _classes(self, table: TableColumns) -> ClassIndex:
         texts = {text for text in self._label_texts(table) if text is not None}
@@ -264,6 +275,9 @@ class TableSource:
 
     def _labels(self, table: TableColumns, classes: ClassIndex) -> Iterator[int]:
         for row, text in enumerate(self._label_texts(table)):
+            if text is None and self.config.label is not None:
+                cell = table.table[self.config.label][row].as_py()
+                tally_unknown(self.tally, cell, row + 1, self.config.label)
             label = NO_LABEL if text is None else classes.label(text)
             if label is None:
                 assert self.config.label is not None

@@ -21,16 +21,17 @@ import pyarrow.parquet as pq
 
 from permafrost.config.data import ALL_COLUMNS
 from permafrost.core.errors import ConfigError, quote, require
-from permafrost.sources.classes import is_unknown, sorted_names
+from permafrost.sources.classes import composed, is_nan, is_unknown, sorted_names
 from permafrost.sources.splits import TRAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Sequence, Set
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from permafrost.config.data import TableDataConfig
+    from permafrost.sources.tally import Tally
 
 
 _WORDS = {"true": 1.0, "false": 0.0}
@@ -60,8 +61,12 @@ class TableColumns:
 
     def texts(self, column: str) -> Iterator[str | None]:
         """Yield every cell as text, a whole number without its decimal point; None for an empty cell."""
-        for cells in self.table.select([column]).to_batches(max_chunksize=_CELLS):
-            yield from map(to_name, cells.column(0).to_pylist())
+        yield from map(to_name, self.cells(column))
+
+    def cells(self, column: str) -> Iterator[Any]:
+        """Yield every cell as it is."""
+        for batch in self.table.select([column]).to_batches(max_chunksize=_CELLS):
+            yield from batch.column(0).to_pylist()
 
     def numbers(self, column: str) -> NDArray[np.float64]:
         """Return every cell as a number, [N]; nan for an empty cell or one that is not a number."""
@@ -212,7 +217,7 @@ class Row:
 def to_text(value: Any) -> str | None:
     """Convert a cell to text without surrounding blanks, also a number that pandas converted to float.
 
-    None for a cell whose value is unknown, which is the same in a CSV and in Parquet: classes.is_unknown.
+    None for a cell that is empty, or NaN, also as text, so that a CSV and Parquet have the same cells.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
@@ -221,7 +226,30 @@ def to_text(value: Any) -> str | None:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     text = str(value).strip()
-    return None if is_unknown(text) else text
+    return None if not text or is_nan(text) else text
+
+
+def to_label(value: Any, class_list: Set[str]) -> str | None:
+    """Convert a cell to the text of a label; None for a cell that is empty, or a word for an unknown label.
+
+    class_list  names of data.classes, composed: such a word is a class if it is among them
+    """
+    text = to_name(value)
+    word = value.strip() if text is None and isinstance(value, str) else text
+    if not word:
+        return None
+    return word if composed(word) in class_list or not is_unknown(word) else None
+
+
+UNKNOWN_CELLS = "label cells taken as unknown"
+"""Topic of a tally: words that were taken for an unknown label."""
+
+
+def tally_unknown(tally: Tally, value: Any, row: int, column: str) -> None:
+    """Count the cell of an unlabeled row if it is a word; an empty cell, NaN and -1 are none."""
+    text = to_text(value)
+    if text is not None and is_unknown(text):
+        tally.add(UNKNOWN_CELLS, text, f"row {row}, column {column}")
 
 
 def is_all_digits(text: str) -> bool:

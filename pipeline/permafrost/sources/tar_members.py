@@ -6,6 +6,7 @@ import io
 import re
 import tarfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,7 @@ def split_before_number(name: str) -> str:
     return match["split"] if match else ""
 
 
+@lru_cache(maxsize=4096)
 def split_in_name(stem: str) -> str:
     """Return the split in the name of one of several files, without its suffix.
 

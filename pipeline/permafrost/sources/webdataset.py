@@ -26,7 +26,7 @@ from permafrost.sources.classes import (
     to_number,
 )
 from permafrost.sources.image_files import escape_key, image_suffix, is_image_suffix
-from permafrost.sources.splits import is_split_name
+from permafrost.sources.splits import SPELLED_SPLITS, is_split_name
 from permafrost.sources.tally import Tally
 from permafrost.sources.tar_members import (
     Member,
@@ -55,7 +55,6 @@ _MAX_LABEL_BYTES = 2**22
 """Largest size of a sample's .cls or .json."""
 
 # Topics of the tally of tars.
-SPELLED_TARS = "names of tars taken for splits"
 NUMBERED_TARS = "tars whose labels are numbers"
 UNLABELED_MEMBERS = "members of samples without a label"
 JSON_KEYS = "keys in the .json of samples without a label"
@@ -195,7 +194,7 @@ class WebDatasetSource:
         name, split = part, self._split(part)
         stem = split_before_number(name)
         if self.config.split is None and stem not in ("", split):
-            self.tally.add(SPELLED_TARS, stem, split)
+            self.tally.add(SPELLED_SPLITS, stem, split)
         if self._names is None:
             self.tally.add(NUMBERED_TARS, "no data.classes", name)
         prefix = {"none": "", "split": f"{split}-", "shard": f"{Path(name).stem}-"}
