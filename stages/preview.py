@@ -8,12 +8,13 @@ A doubt is a finding with a name and a level. `precompute` makes the same previe
 unless data.accept=[name] says that the data are as you mean them.
 
 Reads   the names of all records, and the headers of preview.files of them
-Writes  nothing
+Writes  nothing, except that images inside of Parquet files are copied to data.cache
 Rerun   the same command says the same
 """
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import TYPE_CHECKING
 from permafrost.cli import main
 from permafrost.cluster.executors import Executors
 from permafrost.config.data import NoDataConfig
-from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError, printable
 from permafrost.core.files import make_folder, scratch_folder
 from permafrost.core.rooted_paths import RootedPath
@@ -33,9 +33,10 @@ from permafrost.sources.source import (
     classes_of,
     guess_records,
     list_source,
-    plan_source,
+    named_repeats,
 )
 from permafrost.store.listing import listing_files
+from permafrost.store.shard_plan import check_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,8 +87,15 @@ def run(config: PreviewConfig) -> PreviewResult:
 
 def _find_repeated_keys(source: Source, listing: Listing) -> list[Finding]:
     """Find records with the same key, which the plan of a store would refuse."""
+    if not listing.num_records:
+        return [
+            Finding(
+                name="no_records", level="error", message="there are no records; check data.path"
+            )
+        ]
     try:
-        plan_source(source, listing, StoreOptions())
+        with named_repeats(source, listing):
+            check_keys(listing)
     except ConfigError as error:
         return [Finding(name="repeated_keys", level="error", message=str(error))]
     return []
@@ -99,9 +107,9 @@ def _scratch(folder: str | None) -> Iterator[RootedPath]:
         with scratch_folder() as created:
             yield created
         return
-    rooted = RootedPath.of(Path(folder).absolute())
-    make_folder(rooted)
-    yield rooted
+    make_folder(Path(folder).absolute())
+    with tempfile.TemporaryDirectory(prefix="permafrost-preview-", dir=folder) as created:
+        yield RootedPath.of(Path(created))
 
 
 def _describe(preview: Preview) -> str:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from permafrost.loading.record_loader import RecordLoader
 from permafrost.loading.transfer import (
     SharedMemoryError,
     check_shared_memory,
-    explained_losses,
+    iter_watched,
     pack_batch,
 )
 from stages import precompute
@@ -104,22 +105,53 @@ def test_a_large_tensor_is_moved_to_shared_memory_where_its_error_is_not_lost(mo
         pack_batch(replace(large, inputs=large.inputs.clone()))
 
 
+def failing(error, cause=None):
+    """Iterator of batches that fails after the first one."""
+    yield 1
+    raise error from cause
+
+
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "cause", "message"),
     [
-        (SharedMemoryError("x"), "does not fit into .*--shm-size"),
-        (RuntimeError("DataLoader timed out after 600 seconds"), "no batch came .* for 600 s"),
-        (RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error."), "was killed"),
+        (SharedMemoryError("x"), None, "does not fit into .*--shm-size"),
+        (
+            RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly"),
+            RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error."),
+            "a loader process was killed .*Bus error",
+        ),
     ],
 )
-def test_a_lost_batch_is_one_line_with_its_cause(error, message):
-    with pytest.raises(UserError, match=message), explained_losses(OPTION):
-        raise error
+def test_a_lost_batch_is_one_line_with_its_cause(error, cause, message):
+    with pytest.raises(UserError, match=message):
+        list(iter_watched(failing(error, cause), OPTION))
 
 
 def test_another_error_passes_through():
-    with pytest.raises(RuntimeError, match=r"^other$"), explained_losses(OPTION):
-        raise RuntimeError("other")
+    with pytest.raises(RuntimeError, match=r"^other$"):
+        list(iter_watched(failing(RuntimeError("other")), OPTION))
+
+
+class _NoBatches:
+    """Iterator of a loader whose batch was lost: it waits until its processes are ended."""
+
+    def __init__(self):
+        self._workers = [self]
+        self.ended = threading.Event()
+
+    def kill(self):
+        self.ended.set()
+
+    def __next__(self):
+        assert self.ended.wait(60)
+        raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
+
+
+def test_a_batch_that_never_comes_is_not_waited_for_forever(monkeypatch):
+    monkeypatch.setattr(transfer, "LONGEST_WAIT_SECONDS", 0.05)
+
+    with pytest.raises(UserError, match=r"no batch came from the loader processes for 0\.05 s"):
+        next(iter_watched(_NoBatches(), OPTION))
 
 
 PROGRAM = """

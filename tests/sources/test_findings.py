@@ -584,7 +584,7 @@ def test_a_sample_is_stated_and_all_files_may_be_read(tmp_path):
     assert some.sample.files == 10
     assert "a random sample of 10 of 40 files" in some.lines()["images"]
     assert every.sample.files == 40
-    assert "headers of all of 40 files: JPEG 40" in every.lines()["images"]
+    assert "headers of all 40 files: JPEG 40" in every.lines()["images"]
     assert preview_of(data, files=10).stored() == some.stored()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import MAX_KEY_BYTES
-from permafrost.sources.image_files import BROKEN_LINKS, LEFTOVERS, escape_key
+from permafrost.sources.image_files import BROKEN_LINKS, LEFT_OUT, LEFTOVERS, escape_key
 from permafrost.sources.source import build_source
 from tests.support.image_sets import (
     by_key,
@@ -365,7 +365,7 @@ def test_a_link_to_a_folder_above_it_is_refused(tmp_path):
     write_images(tmp_path, "cat/1.jpg", "dog/1.jpg")
     (tmp_path / "cat/up").symlink_to("..")
 
-    with pytest.raises(ConfigError, match=r"cat/up is a link to a folder that contains the link"):
+    with pytest.raises(ConfigError, match=r"cat/up is a link to a folder that leads back to it"):
         list(build_source(folder_config(tmp_path)).records())
 
 
@@ -377,3 +377,32 @@ def test_a_link_to_another_folder_is_followed(tmp_path):
     assert set(by_key(build_source(folder_config(tmp_path / "set")))) == {
         *("cat/1.jpg", "cat/more/2.jpg", "dog/1.jpg"),
     }
+
+
+def test_links_that_lead_to_each_other_are_refused(tmp_path):
+    write_images(tmp_path, "a/1.jpg", "b/1.jpg")
+    (tmp_path / "a/x").symlink_to("../b")
+    (tmp_path / "b/y").symlink_to("../a")
+
+    with pytest.raises(ConfigError, match="leads back to it"):
+        list(build_source(folder_config(tmp_path)).records())
+
+
+def test_a_pipe_and_links_to_missing_folders_are_counted_and_never_opened(tmp_path):
+    write_images(tmp_path, "cat/1.jpg", "dog/1.jpg")
+    os.mkfifo(tmp_path / "cat/pipe")
+    os.mkfifo(tmp_path / "cat/pipe.jpg")
+    (tmp_path / "cat/mount").symlink_to("/nowhere/at/all")
+    (tmp_path / "eel").symlink_to("/nowhere/at/all")
+    source = build_source(folder_config(tmp_path))
+
+    assert set(by_key(source)) == {"cat/1.jpg", "dog/1.jpg"}
+    assert source.tally[LEFT_OUT] == {"no regular file": (2, "cat/pipe")}
+    assert set(source.tally[BROKEN_LINKS]) == {"cat/mount", "eel"}
+
+
+def test_two_folders_that_spell_one_split_are_refused(tmp_path):
+    write_images(tmp_path, "train/cat/1.jpg", "seg_train/cat/1.jpg", "test/cat/1.jpg")
+
+    with pytest.raises(ConfigError, match=r"seg_train and train both spell split train"):
+        list(build_source(folder_config(tmp_path)).records())

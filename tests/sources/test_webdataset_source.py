@@ -456,6 +456,50 @@ def test_class_names_that_are_numbers_are_names(tmp_path):
         list_one(tmp_path / "tars")
 
 
+@pytest.mark.parametrize(("text", "label"), [("0", 0), ("1", 1), ("2", None), ("10", None)])
+def test_a_number_that_is_a_name_and_another_position_is_refused(tmp_path, text, label):
+    names = sorted(
+        map(str, range(12))
+    )  # 0, 1, 10, 11, 2, ..., as torchvision's ImageFolder sorts them
+    write_tar(tmp_path / "tars/a.tar", {"s.png": png(), "s.cls": text})
+    (tmp_path / "tars/classes.txt").write_text("\n".join(names))
+
+    if label is None:
+        with pytest.raises(ConfigError, match=rf"label {text}, which is the name of class"):
+            list_one(tmp_path / "tars")
+    else:
+        assert list_one(tmp_path / "tars")[1].label == label
+
+
+def test_a_single_class_name_that_is_a_number_leaves_positions_as_they_are(tmp_path):
+    write_tar(tmp_path / "tars/a.tar", {"s.png": png(), "s.cls": "0"})
+    (tmp_path / "tars/classes.txt").write_text("cat\n911\n")
+
+    assert list_one(tmp_path / "tars")[1].label == 0
+
+
+def test_a_box_without_area_beside_a_cls_is_refused(tmp_path):
+    box = {"x0": 5, "y0": 1, "x1": 2, "y1": 3}
+    path = write_tar(tmp_path / "a.tar", {"s.png": png(), "s.cls": "0", "s.json": {"boxes": [box]}})
+
+    with pytest.raises(ConfigError, match="has no area"):
+        list(build_source(tar_config(path)).records())
+
+
+def test_a_large_json_beside_a_cls_is_passed_over(tmp_path):
+    members = {"s.png": png(), "s.cls": "0", "s.json": '{"caption": "' + "x" * 5_000_000 + '"}'}
+    source, record = list_one(write_tar(tmp_path / "a.tar", members))
+
+    assert record.label == 0
+    assert source.tally.total(PASSED_OVER_JSON) == 1
+
+
+def test_keys_of_tars_keep_the_part_before_the_number(tmp_path):
+    _, record = list_one(write_tar(tmp_path / "imagenet1k-train-0000.tar", samples(1)))
+
+    assert (record.split, record.key) == ("train", "imagenet1k-train-0000")
+
+
 @pytest.mark.parametrize("order", ["image first", "label first", "interleaved"])
 def test_a_tar_that_is_not_sorted_is_named_with_the_command_that_sorts_it(tmp_path, order):
     images = {f"{i}.png": png(i) for i in range(3)}

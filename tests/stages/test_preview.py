@@ -37,7 +37,7 @@ def test_the_verb_prints_what_was_understood_and_writes_nothing(permafrost, phot
     assert code == 0, err
     assert "records: test 4, train 8" in out
     assert "cat         2         4" in out
-    assert "headers of all of 12 files: JPEG 12" in out
+    assert "headers of all 12 files: JPEG 12" in out
     assert "note     split_spellings: Testing is split test, Training is split train" in out
     assert "1 .txt (Training/cat/notes.txt)" in out
     assert sorted(tmp_path.rglob("*")) == before

@@ -40,10 +40,13 @@ def with_orientation(orientation):
     return exif
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_facts_are_those_of_the_upright_image(kind, orientation):
-    data = encoded(np.zeros((6, 10, 3), np.uint8), kind, exif=with_orientation(orientation))
+    turned = {"exif": with_orientation(orientation)}
+    if kind == "TIFF":
+        turned = {"tiffinfo": {274: orientation}}
+    data = encoded(np.zeros((6, 10, 3), np.uint8), kind, **turned)
     facts = read_facts(data)
 
     assert (facts.height, facts.width) == inspect_image(data) == decode_pixels(data).shape[:2]

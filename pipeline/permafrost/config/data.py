@@ -77,8 +77,8 @@ class ImageFileDataConfig(FileDataConfig):
     """Values of images of 16 bits that are black and white, such as [0,4095] for 12 bits. Such images are then
     packed as PNG of 8 bits. Empty: black is 0 and white is 65535."""
     boxes_of: Annotated[Literal["upright", "stored"], Role.IN_DATASET_IF_SET] = "upright"
-    """Image whose pixels boxes and masks count: the upright one, as a viewer shows it, or the one that is stored in the
-    file, before the EXIF orientation turns it."""
+    """Image in whose pixels boxes and masks are measured: the upright one, as a viewer shows it, or the one that is
+    stored in the file, before the EXIF orientation turns it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -278,7 +278,7 @@ class ImageTableDataConfig(ImageFileDataConfig):
     label_separator: Annotated[str | None, Role.OUTSIDE_DATASET] = None
     """Separator of the names in a cell of data.labels; an empty text keeps cells whole. null takes |, ;, comma or blank
     if the names that it separates also occur in other cells."""
-    cache: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = "data"
+    cache: Annotated[str, Role.FILE, Role.CACHE, Role.OUTSIDE_DATASET] = "data"
     """Folder into which images inside of Parquet files are copied once, from which they are read."""
     group: tuple[str, ...] = ()
     """Columns whose combination is the group, the first varying slowest, such as [y, place] for Waterbirds.
@@ -336,7 +336,7 @@ class WebDatasetDataConfig(ImageFileDataConfig):
     reference: Annotated[Literal["auto", "always", "never"], Role.OUTSIDE_DATASET] = "auto"
     """Index the tars in place instead of packing copies of their images. auto does so if the tars are local,
     each mixes the classes, and store.format is original."""
-    cache: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = "data"
+    cache: Annotated[str, Role.FILE, Role.CACHE, Role.OUTSIDE_DATASET] = "data"
     """Folder into which http(s) tars are downloaded."""
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ DEFAULT_EVALUATORS = ("accuracy", "localization")
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewOptions(Options):
-    """Number of files at which a preview looks."""
+    """Number of files that a preview reads."""
 
     section: ClassVar[str] = "preview"
 
@@ -62,7 +62,7 @@ class PreviewConfig(Options):
     executor: Executor = "auto"
     """Executor of the listing, as in precompute."""
     scratch: Annotated[str | None, Role.FILE] = None
-    """Folder for the temporary listing, which all hosts of a cluster must see; null takes one of this machine."""
+    """Folder for a temporary listing, which all hosts of a cluster must see; null takes one of this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)

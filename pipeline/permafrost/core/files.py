@@ -124,7 +124,7 @@ class HashingFile:
 
     @property
     def closed(self) -> bool:
-        """True once it was written; pyarrow asks for it."""
+        """True once it is closed; pyarrow asks for it."""
         return self._descriptor is None
 
     @property

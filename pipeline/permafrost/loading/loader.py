@@ -15,11 +15,10 @@ from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.random_views import ViewSchedule, turn_views
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.transfer import (
-    LONGEST_WAIT_SECONDS,
     check_shared_memory,
     copy_to,
-    explained_losses,
     iter_on_device,
+    iter_watched,
     move_values,
     pack_batch,
     unpack_batch,
@@ -72,7 +71,6 @@ class TrainLoader:
             # A forked process that inherits zarr's event loop may hang.
             multiprocessing_context="spawn" if loader_processes else None,
             persistent_workers=loader_processes > 0,
-            timeout=LONGEST_WAIT_SECONDS if loader_processes else 0,
         )
 
     @property
@@ -106,8 +104,7 @@ class TrainLoader:
             yield batch
 
     def _from_processes(self) -> Iterator[Batch]:
-        with explained_losses("trainer.loader_processes"):
-            yield from map(unpack_batch, self.loader)
+        yield from map(unpack_batch, iter_watched(iter(self.loader), "trainer.loader_processes"))
 
 
 def _same(batch: Batch) -> Batch:

@@ -20,9 +20,8 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.sampler import EpochOrder, ReplayBatchSampler
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.transfer import (
-    LONGEST_WAIT_SECONDS,
     check_shared_memory,
-    explained_losses,
+    iter_watched,
     map_leaves,
     move_batch,
     pack_batch,
@@ -219,7 +218,6 @@ class RecordLoader(DataLoader[ViewBatch]):
             # A forked process that inherits zarr's event loop may hang.
             require(name != "fork", 'multiprocessing_context="fork" may hang; use "spawn"')
             options.setdefault("persistent_workers", True)
-            options.setdefault("timeout", LONGEST_WAIT_SECONDS)
             check_shared_memory(dataset.record_bytes * batch_size, num_workers, "num_workers")
         super().__init__(
             dataset,  # type: ignore[arg-type]
@@ -253,8 +251,8 @@ class RecordLoader(DataLoader[ViewBatch]):
 
     def _messages(self) -> Iterator[_Message]:
         try:
-            with explained_losses("num_workers"):
-                yield from super().__iter__()
+            batches = super().__iter__()
+            yield from iter_watched(batches, "num_workers") if self.num_workers else batches
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise

@@ -11,8 +11,9 @@ step for cores.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,32 +101,78 @@ def check_shared_memory(batch_bytes: int, processes: int, option: str) -> None:
         )
 
 
-@contextmanager
-def explained_losses(option: str) -> Iterator[None]:
-    """Name the cause and the way out if a loader process is lost inside of the block, or its batch.
+def iter_watched(batches: Iterator[Any], option: str) -> Iterator[Any]:
+    """Iterate over what loader processes send; name the cause and the way out if a process or a batch is lost.
 
-    option  option that sets the number of loader processes
+    A wait is bounded by ending the processes, which torch then notices. Its own limit would keep it from looking after
+    them meanwhile.
+
+    Args:
+        batches: Iterator of a DataLoader with processes.
+        option: Option that sets their number, for messages.
+
+    Raises:
+        UserError: A process was killed, shared memory is full, or no batch came for LONGEST_WAIT_SECONDS.
     """
+    watch = _Watch(getattr(batches, "_workers", ()))
     try:
-        yield
+        while True:
+            try:
+                with watch:
+                    batch = next(batches)
+            except StopIteration:
+                return
+            yield batch
     except SharedMemoryError as error:
         raise SharedMemoryError(
             f"a batch of a loader process does not fit into {_SHARED_MEMORY}, which is full: enlarge it (docker run "
             f"--shm-size=8g), lower the batch size, or set {option}=0"
         ) from error
     except RuntimeError as error:
-        text = str(error)
-        if "timed out after" in text:
+        text = " ".join(f"{error} {error.__cause__ or ''}".split())
+        if watch.has_ended_them:
             raise UserError(
                 f"no batch came from the loader processes for {LONGEST_WAIT_SECONDS} s; look at what they print, or "
                 f"set {option}=0 to read in this process"
             ) from error
         if "killed by signal" in text:
             raise UserError(
-                f"a loader process was killed ({' '.join(text.split())[:200]}): the machine, or {_SHARED_MEMORY}, ran "
-                f"out of memory; lower {option} or the batch size"
+                f"a loader process was killed ({text[:200]}): the machine, or {_SHARED_MEMORY}, ran out of memory; "
+                f"lower {option} or the batch size"
             ) from error
         raise
+    finally:
+        watch.stop()
+
+
+class _Watch:
+    """Thread that ends loader processes if a wait for a batch, the block of this context, takes too long."""
+
+    def __init__(self, processes: Sequence[Any]) -> None:
+        self.has_ended_them = False
+        self._processes = processes
+        self._since: float | None = None
+        self._stopped = threading.Event()
+        threading.Thread(target=self._work, name="loader-watch", daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._since = None
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+
+    def _work(self) -> None:
+        while not self._stopped.wait(min(5.0, LONGEST_WAIT_SECONDS)):
+            since = self._since
+            if since is not None and time.monotonic() - since > LONGEST_WAIT_SECONDS:
+                self.has_ended_them = True
+                for process in self._processes:
+                    process.kill()
+                return
 
 
 # ---- transfer --------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ Doubt: TypeAlias = tuple[Level, str]
 """Level and message of what a rule has to say (findings.py)."""
 _TASK_RECORDS = 2048
 """Records of a task that reads headers."""
+_MEDIAN_FILES = 16_384
+"""Largest number of files of which medians are taken."""
 _NAMED_DAMAGES = 50
 """Largest number of damaged files that are named; the others are counted."""
 _TABLE_CLASSES = 20
@@ -77,7 +79,11 @@ class ImageSample:
     """Files that are gray, have a palette (palette), alpha, 16 bits (16 bits; of which high bytes only), are turned by
     EXIF (turned), or are turned and have boxes or a mask (turned with regions)."""
     sides: list[tuple[int, int]] = field(default_factory=list)
-    """Width and height of upright images; of many files a sample."""
+    """Width and height of the first upright images, for medians."""
+    smallest: tuple[int, int] | None = None
+    """Smallest width and smallest height of upright images."""
+    largest: tuple[int, int] | None = None
+    """Largest width and largest height."""
     largest_value: int | None = None
     """Largest value of the files of 16 bits."""
     damaged: dict[str, str] = field(default_factory=dict)
@@ -93,8 +99,7 @@ class ImageSample:
             self.add_damage(record, str(error))
             return
         self.formats[facts.format] += 1
-        if len(self.sides) < _TASK_RECORDS:
-            self.sides.append((facts.width, facts.height))
+        self._add_sides([(facts.width, facts.height)])
         kinds = {
             facts.channels: facts.channels != "color",
             "alpha": facts.has_alpha,
@@ -108,6 +113,15 @@ class ImageSample:
         if facts.largest is not None:
             self.largest_value = max(facts.largest, self.largest_value or 0)
 
+    def _add_sides(self, sides: Iterable[tuple[int, int]]) -> None:
+        """Add the width and height of images to the extremes, and to those of which medians are taken."""
+        for width, height in sides:
+            low, high = self.smallest or (width, height), self.largest or (width, height)
+            self.smallest = min(low[0], width), min(low[1], height)
+            self.largest = max(high[0], width), max(high[1], height)
+            if len(self.sides) < _MEDIAN_FILES:
+                self.sides.append((width, height))
+
     def add_damage(self, record: Record, reason: str) -> None:
         """Add a file that cannot be read."""
         self.num_damaged += 1
@@ -119,8 +133,12 @@ class ImageSample:
         self.files += values["files"]
         self.formats.update(values["formats"])
         self.kinds.update(values["kinds"])
-        room = max(0, 8 * _TASK_RECORDS - len(self.sides))
-        self.sides += [(width, height) for width, height in values["sides"][:room]]
+        self._add_sides((width, height) for width, height in values["sides"])
+        if values["smallest"] is not None:  # extremes of more images than those of its list
+            low, high = values["smallest"], values["largest"]
+            room = len(self.sides)
+            self._add_sides([(low[0], low[1]), (high[0], high[1])])
+            del self.sides[room:]
         if values["largest_value"] is not None:
             self.largest_value = max(values["largest_value"], self.largest_value or 0)
         self.num_damaged += values["num_damaged"]
@@ -130,14 +148,17 @@ class ImageSample:
 
     def describe(self, records: int) -> str:
         """Describe the files in one line."""
-        which = "all" if self.files >= records else f"a random sample of {self.files:,}"
-        parts = [f"headers of {which} of {records:,} files: {_counts_in_words(self.formats)}"]
-        if self.sides:
+        which = (
+            f"all {records:,}"
+            if self.files >= records
+            else f"a random sample of {self.files:,} of {records:,}"
+        )
+        parts = [f"headers of {which} files: {_counts_in_words(self.formats)}"]
+        if self.smallest is not None and self.largest is not None:
             widths, heights = zip(*self.sides, strict=True)
-            parts.append(
-                f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)} pixels, "
-                f"median {median(widths):.0f}x{median(heights):.0f}"
-            )
+            low, high = ("x".join(map(str, side)) for side in (self.smallest, self.largest))
+            middle = f"{median(widths):.0f}x{median(heights):.0f}"
+            parts.append(f"{low} to {high} pixels, median {middle}")
         if self.kinds:
             parts.append(_counts_in_words(self.kinds))
         if self.largest_value is not None:
@@ -303,8 +324,14 @@ class ReadHeaders:
             sample.add(record, content.image, content.mask is not None)
         except (UserError, OSError) as error:
             sample.files += 1
-            # Its text names the file by its path on this machine.
-            sample.add_damage(record, str(error).replace(self.source.where(record), "it"))
+            sample.add_damage(record, self._without_place(str(error), record))
+
+    def _without_place(self, text: str, record: Record) -> str:
+        """Return the text of an error without the folder that has the record's file on this machine."""
+        where = self.source.where(record)
+        path, relative = where.partition(" at byte ")[0], str(next(iter(record.content), ""))
+        root = path.removesuffix(relative) if relative else f"{path.rpartition('/')[0]}/"
+        return text.replace(where, "it").replace(root, "") if len(root) > 1 else text
 
 
 def _read_alone(source: Source, records: Mapping[str, Record], key: str) -> None:
@@ -342,17 +369,20 @@ def preview_source(
         sample = ImageSample()
         rows = _sampled_rows(listing, files)
         parts = [
-            (number, rows[start : start + _TASK_RECORDS].tolist())
+            (number, rows[start : start + _TASK_RECORDS])
             for number, start in enumerate(range(0, len(rows), _TASK_RECORDS))
         ]
         task = ReadHeaders(source=source, listing=listing.path, folder=folder)
-        run_shards(
-            "preview",
-            map_shards,
-            task,
-            parts,
-            lambda result: sample.merge(json.loads(result.report)),
-        )
+        reports: dict[str, str] = {}
+
+        def collect(result: ShardResult) -> None:
+            reports[result.name] = result.report
+
+        run_shards("preview", map_shards, task, parts, collect)
+        for _, report in sorted(
+            reports.items()
+        ):  # in the order of the records, whichever ended first
+            sample.merge(json.loads(report))
     return Preview(
         source=data.kind,
         classes=classes,
@@ -363,10 +393,10 @@ def preview_source(
     )
 
 
-def _sampled_rows(listing: Listing, files: int | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _sampled_rows(listing: Listing, files: int | None) -> Any:
     """Draw rows of a listing by the hashes of their keys, so that the sample is the same on every machine."""
     if files is None or files >= listing.num_records:
-        return np.arange(listing.num_records)
+        return range(listing.num_records)
     return np.sort(np.argpartition(listing.high_ranks(), files)[:files])
 
 

@@ -75,7 +75,9 @@ def add_findings(preview: Preview) -> Preview:
     findings = [
         Finding(
             name=name,
-            level="warning" if level == "error" and name in accepted else level,
+            level="warning"
+            if level == "error" and name in accepted and name != _DAMAGED
+            else level,
             message=message,
         )
         for name, rule in FINDINGS.items()
@@ -105,7 +107,7 @@ def check_findings(preview: Preview) -> None:
     if not errors:
         return
     lines = [f"{finding.message} ({finding.name})" for finding in errors]
-    lines[-1] += f". Nothing was packed{accept_hint(preview)}"
+    lines[-1] += f". Nothing was packed by this command{accept_hint(preview)}"
     error = DataError(" ".join(lines))
     error.lines = lines
     raise error

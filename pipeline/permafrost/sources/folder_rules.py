@@ -30,44 +30,53 @@ _MANY_PICTURES = 0.1
 """Share of the pictures that are left out from which that is an error."""
 _REPEATING = 0.8
 """Share of the folders inside of class folders that repeat from which their structure is doubtful."""
+_NAMED_SPLITS = 10
 _NAMED_FILES = 50
 """Largest number of damaged files that are named."""
 
 
-def _nested_folders(
+def _inner_folders(
     preview: Preview,
 ) -> Iterator[tuple[str, Mapping[str, tuple[int, str]], int, int]]:
     """Yield each folder of class folders, with the folders in them, their number, and that of those without images."""
     for folder, (classes, _) in preview.tally[image_folder.CLASS_FOLDERS].items():
-        nested = preview.tally[f"{image_folder.NESTED_FOLDERS}:{folder}"]
+        inner = preview.tally[f"{image_folder.NESTED_FOLDERS}:{folder}"]
         only, _ = preview.tally[image_folder.FOLDERS_ONLY].get(folder, (0, ""))
-        yield folder, nested, classes, only
+        yield folder, inner, classes, only
+
+
+def _repeating(inner: Mapping[str, tuple[int, str]], classes: int, only: int) -> list[str]:
+    """Return the names of folders inside of class folders if most of them repeat and no class has images beside."""
+    names = sorted(name for name, (count, _) in inner.items() if count > 1 and name != REST)
+    repeats = sum(inner[name][0] for name in names)
+    total = sum(count for count, _ in inner.values())
+    return names if classes > 1 and only == classes and repeats >= _REPEATING * total else []
 
 
 def find_repeating_folders(preview: Preview) -> Iterator[Doubt]:
-    for folder, nested, classes, only in _nested_folders(preview):
-        repeating = {name for name, (count, _) in nested.items() if count > 1 and name != REST}
-        covered = sum(nested[name][0] for name in repeating)
-        if (
-            classes < 2
-            or only < classes
-            or covered < _REPEATING * sum(c for c, _ in nested.values())
-        ):
+    for folder, inner, classes, only in _inner_folders(preview):
+        names = _repeating(inner, classes, only)
+        if not names:
             continue
-        outer = sorted({path.split("/")[-2] for _, path in nested.values()})
-        splits = "{" + ", ".join(f"{name}: ..." for name in outer[:3]) + "}"
+        way_out = ""
+        if not folder:  # then the class folders are the top-level ones
+            splits = ", ".join(f"{name}: ..." for name in preview.classes[:_NAMED_SPLITS])
+            more = ", ..." if len(preview.classes) > _NAMED_SPLITS else ""
+            way_out = (
+                f" If they are splits or folds, name all of them: 'data.splits={{{splits}{more}}}'."
+            )
         yield (
             "error",
-            f"the class folders{_in_folder(folder)}, such as {shorten(outer, 3)}, contain no images but folders "
-            f"that repeat in them: {shorten(sorted(repeating), 5)}. If they are splits: 'data.splits={splits}'. "
-            "If the folders inside are views or masks of the same images, list them in a table (data=image_table)",
+            f"the {classes:,} class folders{_in_folder(folder)} contain no images but folders that repeat in them: "
+            f"{shorten(names, 5)}.{way_out} If the folders inside are views or masks of the same images, list them "
+            "in a table (data=image_table)",
         )
 
 
 def find_folders_too_deep(preview: Preview) -> Iterator[Doubt]:
-    for folder, nested, classes, only in _nested_folders(preview):
+    for folder, inner, classes, only in _inner_folders(preview):
         if classes == 1 and only == 1:
-            ((_, example), *_) = nested.values()
+            ((_, example), *_) = inner.values()
             wrapper = example.rpartition("/")[0]
             splits = {
                 f"{other}/{wrapper.rpartition('/')[2]}": known_split(other) or other
@@ -76,7 +85,7 @@ def find_folders_too_deep(preview: Preview) -> Iterator[Doubt]:
             yield (
                 "error",
                 f"{quote(wrapper)} is the only class folder{_in_folder(folder)}, and its images are in folders "
-                f"inside of it ({shorten(sorted(nested), 3)}). If those are the classes or splits, they are one level "
+                f"inside of it ({shorten(sorted(inner), 3)}). If those are the classes or splits, they are one level "
                 f"too deep: {_path_option(folder, wrapper, splits)}",
             )
 
@@ -84,19 +93,19 @@ def find_folders_too_deep(preview: Preview) -> Iterator[Doubt]:
 def _path_option(folder: str, wrapper: str, splits: Mapping[str, str]) -> str:
     if not folder:
         return f"data.path=<data.path>/{wrapper}"
-    named = ", ".join(f"{path}: {split}" for path, split in splits.items())
-    return f"'data.splits={{{named}}}'"
+    pairs = ", ".join(f"{path}: {split}" for path, split in splits.items())
+    return f"'data.splits={{{pairs}}}'"
 
 
 def find_nested_folders(preview: Preview) -> Iterator[Doubt]:
-    for folder, nested, classes, only in _nested_folders(preview):
-        is_repeating = any(True for _ in find_repeating_folders(preview))
-        if classes > 1 and only == classes and len(nested) > classes and not is_repeating:
-            example = next(iter(nested.values()))[1]
+    for folder, inner, classes, only in _inner_folders(preview):
+        is_nested = classes > 1 and only == classes and len(inner) > classes
+        if is_nested and not _repeating(inner, classes, only):
+            example = next(iter(inner.values()))[1]
             yield (
                 "warning",
                 f"all images{_in_folder(folder)} are in folders inside of the class folders, such as {quote(example)}. "
-                f"The {classes} outer folders are taken as classes; if the {len(nested)} inner ones are, name the "
+                f"The {classes} outer folders are taken as classes; if the {len(inner)} inner ones are, name the "
                 "outer ones as parts of a split: 'data.splits={<outer folder>: train, ...}'",
             )
 
@@ -112,16 +121,16 @@ def find_other_things(preview: Preview) -> Iterator[Doubt]:
     if inside:
         yield (
             "error",
-            f"folders inside of class folders ({sum(inside.values()):,}, such as {quote(next(iter(inside)))}) have "
-            "names of something else than images of the class, and their files became records; move them away, or "
+            f"folders inside of class folders ({sum(inside.values()):,}, such as {quote(next(iter(inside)))}) are "
+            "named like something other than images of the class, and their files became records; move them away, or "
             "list images and masks in a table (data=image_table data.mask=...)",
         )
     beside = [name for name in preview.classes if _OTHER_THINGS.fullmatch(_plain(name))]
     if beside and len(preview.classes) > len(beside) and preview.tally[image_folder.CLASS_FOLDERS]:
         yield (
             "error",
-            f"the folders {shorten(beside, 5)} stand beside class folders and are classes by that; move them away, or "
-            "choose classes with data.only_classes",
+            f"the folders {shorten(beside, 5)} stand beside class folders and were therefore taken as classes; move "
+            "them away, or choose classes with data.only_classes",
         )
     companions = preview.tally[image_files.COMPANIONS]
     if companions:
@@ -175,31 +184,35 @@ def find_pictures_left_out(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_damaged_files(preview: Preview) -> Iterator[Doubt]:
-    damaged = dict(preview.sample.damaged) if preview.sample is not None else {}
+    reasons = dict(preview.sample.damaged) if preview.sample is not None else {}
     count = preview.sample.num_damaged if preview.sample is not None else 0
     for topic, reason in (
         (image_files.EMPTY_FILES, "has no bytes"),
         (image_files.BROKEN_LINKS, "is a link to a missing file"),
     ):
-        new = {name: reason for name in preview.tally[topic] if name not in damaged}
+        new = [name for name in preview.tally[topic] if name not in reasons]
         count += preview.tally.total(topic) - (len(preview.tally[topic]) - len(new))
-        damaged |= new
+        reasons |= {name: reason for name in new if name != REST}
     if not count:
         return
-    named = "; ".join(
-        f"{quote(name, 200)[1:-1]} {reason}"
-        for name, reason in sorted(damaged.items())[:_NAMED_FILES]
-    )
-    more = f"; and {count - _NAMED_FILES:,} more" if count > _NAMED_FILES else ""
-    skips = isinstance(preview.data, FileDataConfig) and preview.data.on_error == "skip"
-    yield (
-        "warning" if skips else "error",
-        f"files that cannot be read ({count:,}): {named}{more}. "
-        + (
+    first = sorted(reasons.items())[:_NAMED_FILES]
+    text = "; ".join(f"{quote(name, 200)[1:-1]} {reason}" for name, reason in first)
+    more = f"; and {count - len(first):,} more" if count > len(first) else ""
+    data = preview.data
+    skips = isinstance(data, FileDataConfig) and data.on_error == "skip"
+    links = preview.tally.total(image_files.BROKEN_LINKS)
+    if skips and isinstance(data, FileDataConfig) and links > data.max_skipped:
+        way_out = f"The links are more than data.max_skipped={data.max_skipped}: restore them"
+        skips = False
+    else:
+        way_out = (
             "They are left out"
             if skips
             else "Repair or remove them, or leave them out with data.on_error=skip"
-        ),
+        )
+    yield (
+        "warning" if skips else "error",
+        f"files that cannot be read ({count:,}): {text}{more}. {way_out}",
     )
 
 

@@ -211,11 +211,13 @@ def sub_folders(folder: AnyPath) -> list[str]:
 
 
 def tally_passed_over(root: AnyPath, folder: str, tally: Tally) -> None:
-    """Count the folders in `folder` that are left out for their names."""
+    """Count the folders in `folder` that are left out for their names, and links to what is missing."""
     for entry in sorted(_scan(root / folder), key=lambda entry: entry.name):
+        path = join_path(folder, entry.name)
         if entry.is_dir() and _is_passed_over(entry.name):
-            topic = HIDDEN if entry.name.startswith(".") else LEFTOVERS
-            tally.add(topic, entry.name, join_path(folder, entry.name))
+            tally.add(HIDDEN if entry.name.startswith(".") else LEFTOVERS, entry.name, path)
+        elif _is_broken_link(entry):
+            tally.add(BROKEN_LINKS, path, path)
 
 
 def _is_passed_over(name: str) -> bool:
@@ -235,7 +237,7 @@ def has_image(folder: AnyPath) -> bool:
         if _is_passed_over(entry.name):
             continue
         if entry.is_dir():
-            _check_no_loop(folder / entry.name, entry)
+            _check_no_loop(folder, entry.name, entry)
             inner.append(entry.name)
         elif is_image_name(entry.name):
             return True
@@ -264,18 +266,19 @@ def iter_images(
             continue
         stem, _, suffix = name.rpartition(".")
         if entry.is_dir():
-            _check_no_loop(root / path, entry)
+            _check_no_loop(root, path, entry)
             yield from iter_images(root, path, tally)
+        elif _is_broken_link(entry):
+            if tally is None:
+                raise ConfigError(
+                    f"{root / path} is a link to a file that is missing; restore or remove it"
+                )
+            tally.add(BROKEN_LINKS, path, path)
+        elif not entry.is_file():
+            if tally is not None:
+                tally.add(LEFT_OUT, "no regular file", path)
         elif stem and is_image_suffix(suffix.lower()):
-            try:
-                size = _entry_bytes(entry)
-            except FileNotFoundError:
-                if tally is None:
-                    raise ConfigError(
-                        f"{root / path} is a link to a file that is missing; restore or remove it"
-                    ) from None
-                tally.add(BROKEN_LINKS, path, path)
-                continue
+            size = _entry_bytes(entry)
             if tally is not None:
                 if size == 0:
                     tally.add(EMPTY_FILES, path, path)
@@ -289,13 +292,23 @@ def iter_images(
         _tally_companions(folder, stems, tally)
 
 
-def _check_no_loop(path: AnyPath, entry: os.DirEntry[str] | buckets.Entry) -> None:
-    """Raise ConfigError for a link to a folder that contains the link, which would never end."""
+def _is_broken_link(entry: os.DirEntry[str] | buckets.Entry) -> bool:
+    if isinstance(entry, buckets.Entry) or not entry.is_symlink():
+        return False
+    return not Path(entry.path).exists()
+
+
+def _check_no_loop(root: AnyPath, path: str, entry: os.DirEntry[str] | buckets.Entry) -> None:
+    """Raise ConfigError for a link to a folder that leads to the link, which would never end."""
     if isinstance(entry, buckets.Entry) or not entry.is_symlink():
         return
     target = Path(entry.path).resolve()
-    if Path(entry.path).parent.resolve().is_relative_to(target):
-        raise ConfigError(f"{path} is a link to a folder that contains the link; remove it")
+    above = Path(entry.path).parent
+    leads_back = any(folder.resolve() == target for folder in (above, *above.parents))
+    if leads_back or above.resolve().is_relative_to(target):
+        raise ConfigError(
+            f"{root / path} is a link to a folder that leads back to it; remove the link"
+        )
 
 
 def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:

@@ -21,6 +21,7 @@ from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import (
     LEFT_OUT,
     OTHER_PICTURES,
+    SourceFileError,
     escape_key,
     first_image,
     has_image,
@@ -134,7 +135,10 @@ class ImageFolderSource:
         label = self._index.label(name)
         direct, nested, last = 0, 0, ""
         for path, size in iter_images(self._root, class_folder, self.tally):
-            assert label is not None  # of a folder with images
+            if label is None:  # the first image came after the folders were looked at
+                raise SourceFileError(
+                    f"{self._root / path} is new; run the command again once the data no longer change"
+                )
             inner, is_nested, _ = path[len(class_folder) + 1 :].partition("/")
             if is_nested and inner != last:
                 last = inner
@@ -169,6 +173,13 @@ class ImageFolderSource:
             self._refuse_hidden_splits(top)
             return {"": TRAIN}
         self._refuse_loose_images("")
+        for split in splits.values():
+            names = [name for name in top if splits[name] == split]
+            if len(names) > 1:
+                raise ConfigError(
+                    f"data.path={self.config.path}: the folders {' and '.join(names)} both spell split {split}; name "
+                    f"the splits: 'data.splits={{{names[0]}: {split}, ...}}'"
+                )
         return splits
 
     def _refuse_hidden_splits(self, top: list[str]) -> None:
@@ -183,10 +194,10 @@ class ImageFolderSource:
         }
         if splits:
             rest = next(name for name in top if name not in splits)
-            named = ", ".join(f"{name}: {split}" for name, split in splits.items())
+            pairs = ", ".join(f"{name}: {split}" for name, split in splits.items())
             raise ConfigError(
                 f"data.path={self.config.path} contains folders of splits ({', '.join(splits)}) and others "
-                f"({rest}); name the splits: 'data.splits={{{named}}}'"
+                f"({rest}); name the splits: 'data.splits={{{pairs}}}'"
             )
 
     def _check_splits(self) -> None:

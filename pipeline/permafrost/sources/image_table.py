@@ -294,9 +294,9 @@ class ImageTableSource:
             self._tally_cut(JOINED, cells, separator)
 
     def _tally_cut(self, topic: str, cells: set[str], separator: str) -> None:
-        cut = sorted(cell for cell in cells if len(separate(cell, separator)) > 1)
-        if cut:
-            self.tally.add(topic, separator, cut[0], len(cut))
+        examples = sorted(cell for cell in cells if len(separate(cell, separator)) > 1)
+        if examples:
+            self.tally.add(topic, separator, examples[0], len(examples))
 
     @property
     def _label_column(self) -> str:

@@ -81,15 +81,15 @@ def find_other_spellings(preview: Preview) -> Iterator[Doubt]:
     twins = [labels for labels in groups.values() if len(labels) > 1]
     if not twins:
         return
-    apart = [labels for labels in twins if _are_in_other_splits(preview, labels)]
-    named = [
+    separate = [labels for labels in twins if _are_in_other_splits(preview, labels)]
+    text = [
         " and ".join(quote(preview.classes[label]) for label in labels)
-        for labels in (apart or twins)[:5]
+        for labels in (separate or twins)[:5]
     ]
-    where = ", which no split has together," if apart else ""
+    where = ", which no split has together," if separate else ""
     yield (
-        "error" if apart else "warning",
-        f"classes{where} are spelled in several ways ({len(apart or twins):,}): {'; '.join(named)}; use one spelling",
+        "error" if separate else "warning",
+        f"classes{where} are spelled in several ways ({len(separate or twins):,}): {'; '.join(text)}; use one spelling",
     )
 
 
@@ -136,20 +136,20 @@ def find_classes_of_one_split(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_unknown_classes(preview: Preview) -> Iterator[Doubt]:
-    listed = getattr(preview.data, "classes", None) is not None
+    has_list = getattr(preview.data, "classes", None) is not None
     words = [name for name in preview.classes if is_unknown(name.strip()) or name.strip() == "-1"]
-    if words and not listed:
+    if words and not has_list:
         yield (
             "error",
-            f"the class folders {shorten(words, 5)} bear words that mean an unknown label, as programs write it; "
-            "rename them, move them away, or list the classes in data.classes",
+            f"the classes {shorten(words, 5)} are words that programs write for an unknown label; rename or remove "
+            "them, or list all classes in data.classes=<file>",
         )
     doubtful = [
         name
         for name in preview.classes
         if _UNKNOWN_CLASSES.fullmatch(name.strip().lower()) and name not in words
     ]
-    if doubtful and not listed:
+    if doubtful and not has_list:
         yield (
             "warning",
             f"the classes {shorten(doubtful, 5)} may mean that a label is unknown; they are classes here",
@@ -206,8 +206,8 @@ def find_missing_labels(preview: Preview) -> Iterator[Doubt]:
         )
     elif preview.classes or hints or _expects_labels(preview):
         level: Level = "error" if preview.classes else "warning"
-        named = f", although {len(preview.classes):,} classes are named" if preview.classes else ""
-        yield level, f"no record has a label ({unlabeled:,} records){named}{there}"
+        text = f", although {len(preview.classes):,} classes are named" if preview.classes else ""
+        yield level, f"no record has a label ({unlabeled:,} records){text}{there}"
 
 
 def _expects_labels(preview: Preview) -> bool:
@@ -273,12 +273,12 @@ def find_fractions(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
-    passed = preview.tally[webdataset.PASSED_OVER_JSON]
-    if passed:
+    items = preview.tally[webdataset.PASSED_OVER_JSON]
+    if items:
         yield (
             "warning",
             "a .json beside a .cls was passed over, because it has no boxes, labels and group of the form that is "
-            f"read: {describe_items(passed)}",
+            f"read: {describe_items(items)}",
         )
 
 

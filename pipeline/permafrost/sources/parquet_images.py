@@ -148,8 +148,8 @@ class ParquetImages:
                     cells = pc.struct_field(cells, "bytes")
                 waiting.append(cells.cast(pa.large_binary()))
                 while sum(map(len, waiting)) >= _BATCH_ROWS:
-                    joined = pa.concat_arrays(waiting)
-                    yield pa.record_batch([joined.slice(0, _BATCH_ROWS)], schema=_SCHEMA)
-                    waiting = [joined.slice(_BATCH_ROWS)]
+                    cells = pa.concat_arrays(waiting)
+                    yield pa.record_batch([cells.slice(0, _BATCH_ROWS)], schema=_SCHEMA)
+                    waiting = [cells.slice(_BATCH_ROWS)]
         if sum(map(len, waiting)):
             yield pa.record_batch([pa.concat_arrays(waiting)], schema=_SCHEMA)

@@ -13,6 +13,7 @@ import difflib
 import json
 import secrets
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
@@ -82,7 +83,9 @@ def digest_origin(data: DataConfig, store: StoreOptions) -> str:
     stamps: dict[str, Any] = {}
     for option in options_of(type(data)):
         value = values[option.name]
-        if Role.FILE in option.roles and value and "://" not in value:
+        if Role.CACHE in option.roles:
+            del values[option.name]
+        elif Role.FILE in option.roles and value and "://" not in value:
             path = Path(value).absolute()
             values[option.name] = str(path)
             stamps[option.name] = _stamp(path)
@@ -272,14 +275,17 @@ def list_source(
         return listing, tally
     task = ListPart(source=source, files=files, seed=seed)
     parts = list(enumerate(source.parts()))
-    tally, counts = Tally(), RecordCounts()
+    reports: dict[str, str] = {}
 
-    def merge(result: ShardResult) -> None:
-        values = json.loads(result.report)
+    def collect(result: ShardResult) -> None:
+        reports[result.name] = result.report
+
+    run_shards("list", map_shards, task, parts, collect)
+    tally, counts = Tally(), RecordCounts()
+    for _, name in parts:  # in their order, whichever ended first
+        values = json.loads(reports[name])
         counts.merge(values["counts"])
         tally.merge(values["tally"])
-
-    run_shards("list", map_shards, task, parts, merge)
     listing = join_listings((files.part(number) for number, _ in parts), files.records)
     listing.counts = counts
     return listing, tally
@@ -300,7 +306,7 @@ def classes_of(source: Source, listing: Listing) -> tuple[str, ...]:
 
 def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[ShardPlan]:
     """Plan the source's shards: its own tars if they can be used in place, new ones otherwise."""
-    try:
+    with named_repeats(source, listing):
         in_place = None
         if isinstance(source, InPlaceSource):
             in_place = source.plan_in_place(config.format, listing)
@@ -308,6 +314,13 @@ def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[
             return plan_shards(listing, config.shard_size)
         check_keys(listing)
         return in_place
+
+
+@contextmanager
+def named_repeats(source: Source, listing: Listing) -> Iterator[None]:
+    """Raise ConfigError with the places of two records if the block finds that they have the same key."""
+    try:
+        yield
     except RepeatedKeyError as error:
         if isinstance(source, PartedSource):
             raise ConfigError(

@@ -40,6 +40,7 @@ from permafrost.sources.tar_members import (
     split_of_tar,
 )
 from permafrost.sources.torchvision_sets import download
+from permafrost.store.image_decoding import ImageError
 from permafrost.store.shard_plan import ShardPlan, find_unmixed_shard
 
 if TYPE_CHECKING:
@@ -197,7 +198,11 @@ class WebDatasetSource:
             self.tally.add(SPELLED_SPLITS, stem, split)
         if self._names is None:
             self.tally.add(NUMBERED_TARS, "no data.classes", name)
-        prefix = {"none": "", "split": f"{split}-", "shard": f"{Path(name).stem}-"}
+        prefix = {
+            "none": "",
+            "split": f"{self.config.split or stem or split}-",
+            "shard": f"{Path(name).stem}-",
+        }
         with self._opened(name) as file:
             for sample, members in list_samples(self.tars[name]):
                 images = [s for s in members if is_image_suffix(s)]
@@ -246,55 +251,81 @@ class WebDatasetSource:
     ) -> Record:
         """Add what a sample's .cls and .json say. Raises ConfigError if their labels differ."""
         if "cls" not in members:
-            return (
-                self._with_json(record, members["json"], file, where)
-                if "json" in members
-                else record
-            )
+            if "json" not in members:
+                return record
+            values = self._read_json(members["json"], file, where)
+            record_of_json = self._described(record, values, where)
+            if record_of_json.label == NO_LABEL and not record_of_json.labels:
+                for key in values:
+                    self.tally.add(JSON_KEYS, str(key)[:80], record.key)
+            return record_of_json
         text = read_member(file, members["cls"], f"{where}.cls", _MAX_LABEL_BYTES)
-        label = self._label(text.decode(errors="replace"), where)
-        if "json" not in members:
-            return replace(record, label=label)
-        try:
-            described = self._with_json(record, members["json"], file, where)
-        except ConfigError as error:  # the .cls may stand beside a .json of anything
-            self.tally.add(PASSED_OVER_JSON, type(error.__cause__ or error).__name__, record.key)
-            return replace(record, label=label)
-        if described.label not in (NO_LABEL, label):
-            raise ConfigError(
-                f"{where} has label {label} in its .cls and {described.label} as {self.config.label_key!r} in its "
-                ".json; correct one of them, or set data.label_key to a key that the .json does not have"
-            )
-        return replace(described, label=label, boxes_in_pixels=bool(described.boxes))
+        record = replace(record, label=self._label(text.decode(errors="replace"), where))
+        return (
+            self._beside_cls(record, members["json"], file, where) if "json" in members else record
+        )
 
-    def _with_json(self, record: Record, member: Member, file: io.FileIO, where: str) -> Record:
+    def _beside_cls(self, record: Record, member: Member, file: io.FileIO, where: str) -> Record:
+        """Add what a .json beside a .cls says. One of another form is passed over and counted."""
         try:
-            values = json.loads(read_member(file, member, f"{where}.json", _MAX_LABEL_BYTES))
-            described = self._described(record, values, where)
-        except UserError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            values = self._read_json(member, file, where)
+        except (ConfigError, ImageError) as error:
+            self.tally.add(PASSED_OVER_JSON, type(error.__cause__ or error).__name__, record.key)
+            return record
+        label, value = NO_LABEL, values.get(self.config.label_key)
+        try:
+            label = NO_LABEL if value is None else self._label(value, where)
+        except ConfigError:  # a caption, for example; the .cls has the label
+            self.tally.add(PASSED_OVER_JSON, f"value of {self.config.label_key}", record.key)
+        if label not in (NO_LABEL, record.label):
             raise ConfigError(
-                f"{where}.json cannot be read ({type(error).__name__}: {error}); it may have "
-                f"{self.config.label_key}, labels, group and boxes of label, x0, y0, x1, y1"
-            ) from error
-        if described.label == NO_LABEL and not described.labels:
-            for key in values:
-                self.tally.add(JSON_KEYS, str(key)[:80], record.key)
-        return described
+                f"{where} has label {record.label} in its .cls and {label} as {self.config.label_key!r} in its .json; "
+                "correct one of them, or set data.label_key to a key that the .json does not have"
+            )
+        try:
+            record_of_json = self._described(
+                record, values | {self.config.label_key: record.label}, where
+            )
+        except ConfigError as error:
+            if error.__cause__ is None:  # a box or a label of the right form with a wrong value
+                raise
+            self.tally.add(PASSED_OVER_JSON, type(error.__cause__).__name__, record.key)
+            return record
+        return replace(record_of_json, boxes_in_pixels=bool(record_of_json.boxes))
+
+    def _read_json(self, member: Member, file: io.FileIO, where: str) -> dict[str, Any]:
+        """Read a sample's .json. Raises ConfigError unless it is a mapping, ImageError if it is too large."""
+        data = read_member(file, member, f"{where}.json", _MAX_LABEL_BYTES)
+        try:
+            values: dict[str, Any] = json.loads(data)
+            values.keys()
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise self._form_error(where, error) from error
+        return values
+
+    def _form_error(self, where: str, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"{where}.json cannot be read ({type(error).__name__}: {error}); it may have "
+            f"{self.config.label_key}, labels, group and boxes of label, x0, y0, x1, y1"
+        )
 
     def _described(self, record: Record, values: dict[str, Any], where: str) -> Record:
-        label = values.get(self.config.label_key)
-        number = NO_LABEL if label is None else self._label(label, where)
-        labels, boxes = (_list_of(values, name) for name in ("labels", "boxes"))
-        return replace(
-            record,
-            label=number,
-            labels=tuple(self._label(each, where) for each in labels),
-            group=_group(values.get("group", NO_GROUP)),
-            boxes=tuple(self._box(box, number, where) for box in boxes),
-            boxes_in_pixels=True,
-        )
+        try:
+            label = values.get(self.config.label_key)
+            number = NO_LABEL if label is None else self._label(label, where)
+            labels, boxes = (_list_of(values, name) for name in ("labels", "boxes"))
+            return replace(
+                record,
+                label=number,
+                labels=tuple(self._label(each, where) for each in labels),
+                group=_group(values.get("group", NO_GROUP)),
+                boxes=tuple(self._box(box, number, where) for box in boxes),
+                boxes_in_pixels=True,
+            )
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._form_error(where, error) from error
 
     def _box(self, box: dict[str, Any], label: int, where: str) -> Box:
         """Return a box in pixels, with its own label or the record's."""
@@ -315,7 +346,7 @@ class WebDatasetSource:
             value = "" if math.isnan(value) else int(value)
         text = str(value).strip()
         if isinstance(value, (str, int)) and not isinstance(value, bool):
-            label = self._named_label(text)
+            label = self._named_label(text, where)
             if label is not None:
                 return label
             if isinstance(value, str) and is_unknown(text):
@@ -336,12 +367,12 @@ class WebDatasetSource:
                 "the classes in a file and set data.classes to it"
             )
         is_above = self._names is not None and number >= len(self._names)
-        if number < NO_LABEL or is_above or (self._have_numbers and number != NO_LABEL):
+        if number < NO_LABEL or is_above or (self._are_numbers and number != NO_LABEL):
             classes = (
                 "" if self._names is None else f" of {len(self._names)} classes, counted from 0"
             )
-            if self._have_numbers:
-                classes = "; class names are numbers themselves, and it is none of them"
+            if self._are_numbers:
+                classes = "; the class names are numbers themselves, and it is none of them"
             raise ConfigError(f"{where} has label {number}, which is not a label{classes}")
         return number
 
@@ -350,15 +381,30 @@ class WebDatasetSource:
         return ClassIndex(self._names or (), False)
 
     @cached_property
-    def _have_numbers(self) -> bool:
-        """True if a class name is a whole number, so that a number is a name and no position in the list."""
-        return any(to_number(name) is not None for name in self._names or ())
+    def _are_numbers(self) -> bool:
+        """True if all class names are whole numbers."""
+        return bool(self._names) and all(to_number(name) is not None for name in self._names or ())
 
-    def _named_label(self, text: str) -> int | None:
-        """Return the label of a class name; None for other texts, and for numbers where no class name is one."""
-        if to_number(text) is not None and not self._have_numbers:
+    def _named_label(self, text: str, where: str) -> int | None:
+        """Return the label of a class name; None for other texts, and for numbers unless all class names are numbers.
+
+        Raises ConfigError for a number that is the name of one class and the position of another.
+        """
+        number = to_number(text)
+        if number is not None and not self._are_numbers:
             return None
-        return self._index.label(text)
+        label = self._index.label(text)
+        if (
+            number is not None
+            and label not in (None, number)
+            and 0 <= number < len(self._index.names)
+        ):
+            raise ConfigError(
+                f"{where} has label {number}, which is the name of class {label} and the position of class "
+                f"{self._index.names[number]!r} in data.classes; give the classes other names there, as in "
+                f"class_{number}"
+            )
+        return label
 
     def plan_in_place(self, form: str, listing: Listing) -> list[ShardPlan] | None:
         """Plan one shard per tar, with its records in the tar's order; None if they have to be packed again.

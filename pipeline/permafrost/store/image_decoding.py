@@ -299,7 +299,7 @@ def read_facts(data: bytes) -> ImageFacts:
                 has_alpha=image.has_transparency_data,
                 orientation=orientation if orientation in _UPRIGHT_BY else 1,
             )
-            if facts.orientation >= 5:
+            if facts.orientation >= 5 and image.format != "TIFF":  # whose size Pillow gives upright
                 facts = replace(facts, height=image.width, width=image.height)
             return facts if bits == 8 else replace(facts, largest=_largest_of(image, data))
     except (MemoryError, ImageError):
@@ -321,7 +321,7 @@ def _bits_of(image: Image.Image, data: bytes) -> int:
         return 16 if len(data) > _PNG_DEPTH and data[_PNG_DEPTH] == 16 else 8
     if image.format == "TIFF":
         depths = cast("Any", image).tag_v2.get(_TIFF_DEPTH, (8,))
-        return 16 if max(depths) > 8 else 8
+        return 16 if max(depths) == 16 else 8
     return 16 if image.mode.startswith("I") else 8
 
 
@@ -337,7 +337,7 @@ def _largest_of(image: Image.Image, data: bytes) -> int | None:
     """Return the largest value beside alpha, None for a kind of which only the high bytes are read."""
     try:
         values = _values_of(image, data)
-    except ImageError:
+    except (ImageError, RuntimeError):  # torchvision refuses some files that Pillow reads
         return None
     return int((values[..., :-1] if values.shape[-1] in (2, 4) else values).max())
 
@@ -376,11 +376,17 @@ def to_8_bits(data: bytes, black: int, white: int) -> bytes | None:
             return None
         orientation = 1 if image.format == "TIFF" else _orientation(image)
         image.load()  # a TIFF is rotated when it is loaded
-        values = _values_of(image, data).astype(np.float64)
-    scaled = np.clip((values - black) * (255 / (white - black)), 0, 255)
+        try:
+            values = _values_of(image, data)
+        except RuntimeError as error:  # torchvision refuses some files that Pillow reads
+            raise ImageError(f"its 16 bits cannot be decoded: {error}") from error
+    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+        raise ImageError(f"its values in [{values.min()}, {values.max()}] are not those of 16 bits")
+    every = np.arange(2**16)
+    table = np.rint(np.clip((every - black) * (255 / (white - black)), 0, 255)).astype(np.uint8)
+    eight = table[values]
     if values.shape[-1] in (2, 4):
-        scaled[..., -1] = values[..., -1] / _SIXTEEN_TO_EIGHT_BITS
-    eight = np.rint(scaled).astype(np.uint8)
+        eight[..., -1] = np.rint(every / _SIXTEEN_TO_EIGHT_BITS).astype(np.uint8)[values[..., -1]]
     pixels = Image.fromarray(eight[..., 0] if eight.shape[-1] == 1 else eight)
     method = _UPRIGHT_BY.get(orientation)
     buffer = io.BytesIO()

@@ -219,9 +219,11 @@ def _check_mask(mask: bytes, height: int, width: int) -> None:
 class DamagedRecordsError(RecordError):
     """Records of one shard that cannot be packed, all of them."""
 
-    def __init__(self, reasons: list[str]) -> None:
-        super().__init__("; ".join(reasons[:NAMED_REASONS]))
+    def __init__(self, count: int, reasons: list[str]) -> None:
+        super().__init__(f"{count} records: {'; '.join(reasons)}")
+        self.count = count
         self.reasons = reasons
+        """Reasons of the first ones."""
 
 
 def _packed_images(
@@ -232,17 +234,21 @@ def _packed_images(
 ) -> Iterator[PackedImage]:
     """Yield the records that can be packed. Raises DamagedRecordsError after the last one for the others of a shard."""
     reasons: list[str] = []
+    count = 0
     for record in records:
         try:
             image = pack_image(source, record, packing)
         except RecordError as error:
-            skipped.append({"key": record.key, "reason": str(error)})
-            reasons.append(str(error))
+            count += 1
+            if packing.on_error == "skip":
+                skipped.append({"key": record.key, "reason": str(error)})
+            elif len(reasons) < NAMED_REASONS:
+                reasons.append(str(error))
             continue
-        if not reasons or packing.on_error == "skip":
+        if not reasons:
             yield image
-    if reasons and packing.on_error == "stop":
-        raise DamagedRecordsError(reasons)
+    if reasons:
+        raise DamagedRecordsError(count, reasons)
 
 
 def _reencode(content: Content, packing: Packing) -> Content:

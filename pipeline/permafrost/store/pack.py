@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from permafrost.config.data import FileDataConfig, ImageFileDataConfig
 from permafrost.core.errors import require
@@ -74,7 +74,7 @@ class PackShard:
                 name=plan.name,
                 records=0,
                 seconds=time.monotonic() - started,
-                report=json.dumps(error.reasons),
+                report=json.dumps({"count": error.count, "reasons": error.reasons}),
             )
         return ShardResult(
             name=entry.name, records=entry.records, seconds=time.monotonic() - started
@@ -172,14 +172,14 @@ def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int
         dataset_fingerprint=plan.dataset.fingerprint,
         published={} if published is None else {s.name: s.sha256 for s in published.shards},
     )
-    reasons: list[str] = []
+    damages: list[dict[str, Any]] = []
 
     def collect(result: ShardResult) -> None:
         if result.report:
-            reasons.extend(json.loads(result.report))
+            damages.append(json.loads(result.report))
 
     packed, _ = run_shards("pack", map_shards, task, plan.missing, collect)
-    _check_damage(plan, reasons)
+    _check_damages(plan, damages)
     in_place = any(shard.reference for shard in plan.shards)
     manifest = publish_store(
         path,
@@ -198,14 +198,16 @@ def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int
     return packed
 
 
-def _check_damage(plan: PackPlan, reasons: list[str]) -> None:
+def _check_damages(plan: PackPlan, damages: list[dict[str, Any]]) -> None:
     """Raise ImageError, or RowError for a table, that names the records of all shards that cannot be packed."""
-    if not reasons:
+    if not damages:
         return
-    named = "; ".join(sorted(reasons)[:NAMED_REASONS])
-    more = f"; and {len(reasons) - NAMED_REASONS:,} more" if len(reasons) > NAMED_REASONS else ""
+    count = sum(damage["count"] for damage in damages)
+    first = sorted(reason for damage in damages for reason in damage["reasons"])[:NAMED_REASONS]
+    more = f"; and {count - len(first):,} more" if count > len(first) else ""
     raise plan.packing.failure(
-        f"{len(reasons):,} {plan.packing.content_name} cannot {plan.packing.failed}: {named}{more}. Skip such records "
+        f"{count:,} {plan.packing.content_name} cannot {plan.packing.failed}: "
+        f"{'; '.join(first)}{more}. Skip such records "
         f"with data.on_error=skip, which goes on with the shards that are packed; or repair or remove them and delete "
         f"{plan.path}, or choose another store.path, as other data make other shards"
     )
