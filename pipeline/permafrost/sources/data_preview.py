@@ -186,6 +186,12 @@ class Preview:
         """Number of records."""
         return self.counts.records.total()
 
+    @property
+    def data_classes(self) -> str | None:
+        """Option data.classes, None where it is not set or the source has none."""
+        path: str | None = getattr(self.data, "classes", None)
+        return path
+
     def count(self, split: str, label: int) -> int:
         """Return the number of records of a class in a split."""
         return self.counts.labeled.get((split, label), 0)

@@ -51,7 +51,8 @@ def find_empty_classes(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_numbered_folders(preview: Preview) -> Iterator[Doubt]:
-    if preview.source != "image_folder" or getattr(preview.data, "classes", None) is not None:
+    is_of_folders = preview.source == "image_folder"
+    if not (is_of_folders or preview.source == "webdataset") or preview.data_classes is not None:
         return
     names = preview.classes
     if not names or any(to_number(name) is None for name in names):
@@ -60,10 +61,10 @@ def find_numbered_folders(preview: Preview) -> Iterator[Doubt]:
     if odd:
         yield (
             "error",
-            f"all class folders are numbers, but {shorten(odd, 3)} are written in a way that a table would read as "
+            f"all classes are numbers, but {shorten(odd, 3)} are written in a way that a table would read as "
             "another name; rename them, or list them in data.classes",
         )
-    elif list(names) != sorted(names):
+    elif is_of_folders and list(names) != sorted(names):
         by_text = sorted(names)
         place = next(i for i, name in enumerate(names) if by_text[i] != name)
         yield (
@@ -136,7 +137,7 @@ def find_classes_of_one_split(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_unknown_classes(preview: Preview) -> Iterator[Doubt]:
-    has_list = getattr(preview.data, "classes", None) is not None
+    has_list = preview.data_classes is not None
     words = [name for name in preview.classes if is_unknown(name.strip()) or name.strip() == "-1"]
     if words and not has_list:
         yield (

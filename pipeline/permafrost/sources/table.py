@@ -32,6 +32,7 @@ from permafrost.sources.table_files import (
     table_features,
     tally_unknown,
     to_label,
+    to_name,
 )
 from permafrost.sources.tally import Tally
 from permafrost.store.codecs import SUFFIX, RowError, encode_row
@@ -265,7 +266,7 @@ class TableSource:
         if column is None:
             return repeat(None, table.table.num_rows)
         class_list = load_class_list(self.config.classes)
-        return (to_label(cell, class_list) for cell in table.cells(column))
+        return (to_label(cell, class_list, to_name) for cell in table.cells(column))
 
     def _classes(self, table: TableColumns) -> ClassIndex:
         texts = {text for text in self._label_texts(table) if text is not None}

@@ -25,7 +25,7 @@ from permafrost.sources.classes import composed, is_nan, is_unknown, sorted_name
 from permafrost.sources.splits import TRAIN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence, Set
+    from collections.abc import Callable, Iterator, Sequence, Set
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -229,12 +229,15 @@ def to_text(value: Any) -> str | None:
     return None if not text or is_nan(text) else text
 
 
-def to_label(value: Any, class_list: Set[str]) -> str | None:
+def to_label(
+    value: Any, class_list: Set[str], convert: Callable[[Any], str | None] = to_text
+) -> str | None:
     """Convert a cell to the text of a label; None for a cell that is empty, or a word for an unknown label.
 
     class_list  names of data.classes, composed: such a word is a class if it is among them
+    convert     to_text, or to_name, which takes 3.0 for 3
     """
-    text = to_name(value)
+    text = convert(value)
     word = value.strip() if text is None and isinstance(value, str) else text
     if not word:
         return None

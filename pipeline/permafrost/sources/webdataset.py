@@ -386,13 +386,11 @@ class WebDatasetSource:
         return bool(self._names) and all(to_number(name) is not None for name in self._names or ())
 
     def _named_label(self, text: str, where: str) -> int | None:
-        """Return the label of a class name; None for other texts, and for numbers unless all class names are numbers.
+        """Return the label of a class name; None for other texts.
 
         Raises ConfigError for a number that is the name of one class and the position of another.
         """
         number = to_number(text)
-        if number is not None and not self._are_numbers:
-            return None
         label = self._index.label(text)
         if (
             number is not None
