@@ -80,7 +80,8 @@ class TrainerOptions(Options):
     """Number of torch threads on the CPU; null takes one per 0.25 G multiply-accumulates of a
     step, at most as many as there are cores."""
     loader_processes: Annotated[int, Ge(0), Role.OUTSIDE_IDENTITY] = 0
-    """Worker processes of the data loader."""
+    """Worker processes of the data loader. Their batches are in shared memory, of which a container has 64 MB unless it
+    is started with more (docker run --shm-size=8g)."""
     decode_threads: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
     """Threads that decode a batch, in each process that loads batches; null takes that process's share
     of the cores of its machine, at most 8. Files below 4 kB on average are decoded in one thread."""

@@ -218,7 +218,9 @@ class Preview:
         lines["classes"] = _describe_classes(self)
         labels = "several per record" if self.counts.others["labels"] else "one per record"
         unlabeled = _counts_in_words(self.counts.unlabeled)
-        lines["labels"] = labels if self.classes else "none"
+        numbers = self.classes == tuple(map(str, range(len(self.classes))))
+        kind = f"numbers from 0 to {len(self.classes) - 1:,}" if numbers else "names"
+        lines["labels"] = f"{labels}, {kind}" if self.classes else "none"
         if unlabeled and self.classes:
             lines["labels"] += f"; records without one: {unlabeled}"
         for name in ("boxes", "groups"):
