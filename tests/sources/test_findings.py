@@ -79,9 +79,19 @@ def pictures_beside_masks_in_every_class(root):
     return folder(root, *images_of("cat/rgb", "cat/nir", "dog/rgb", "dog/nir"))
 
 
-@case("class_folders_repeat", "error")
+@case("splits_in_classes", "error")
 def splits_inside_of_classes(root):
     return folder(root, *images_of("cat/train", "cat/test", "dog/train", "dog/test"))
+
+
+@case("splits_in_classes", "error")
+def a_split_beside_the_images_of_classes(root):
+    return folder(root, *images_of("cat", "cat/test", "dog"))
+
+
+@case("splits_in_classes", None)
+def other_folders_inside_of_classes(root):
+    return folder(root, *images_of("cat", "cat/2020", "dog"))
 
 
 @case("class_folders_repeat", None)
@@ -139,6 +149,11 @@ def thumbnails_named_after_their_images(root):
     return folder(root, *images_of("cat", "dog"), "cat/thumb_0.jpg")
 
 
+@case("other_things", "error")
+def images_beside_their_masks(root):
+    return folder(root, *images_of("train/images", "train/mask", "test/images", "test/mask"))
+
+
 @case("other_things", None)
 def people_with_masks(root):
     return folder(root, *images_of("with_mask", "without_mask"), "with_mask/a_mask.jpg")
@@ -182,6 +197,16 @@ def many_pictures_without_a_suffix(root):
     config = folder(root, *images_of("cat", "dog"))
     for number in range(3):
         (root / f"cat/IMG_{number}").write_bytes(image_bytes(number))
+    return config
+
+
+@case("pictures_left_out", "error")
+def pictures_without_a_suffix_after_texts_without_one(root):
+    config = folder(root, *images_of("a", "b"))
+    for name in ("LICENSE", "README", "SOURCE", "TODO"):
+        (root / "a" / name).write_text("x")
+    for number in range(5):
+        (root / f"b/IMG_{number}").write_bytes(image_bytes(number))
     return config
 
 
@@ -238,6 +263,41 @@ def tars_named_after_their_set(root):
 
 @case("split_spellings", None)
 def splits_in_usual_spelling(root):
+    return folder(root, *images_of("train/cat", "train/dog", "test/cat", "test/dog"))
+
+
+@case("classes_like_splits", "error")
+def domains_and_splits_in_one_name(root):
+    return folder(root, *images_of("trainA", "trainB", "testA", "testB"))
+
+
+@case("classes_like_splits", "error")
+def splits_after_the_class(root):
+    return folder(root, *images_of("cat_train", "cat_test", "dog_train", "dog_test"))
+
+
+@case("classes_like_splits", "warning")
+def flat_test_images_beside_classes(root):
+    return folder(root, *images_of("cat", "dog", "test"))
+
+
+@case("classes_like_splits", None)
+def words_with_the_letters_of_a_split(root):
+    return folder(root, *images_of("contest", "trainer", "valley"))
+
+
+@case("unusual_splits", "warning")
+def splits_that_are_numbers(root):
+    return table(root, {"label": ["cat", "dog"], "part": [0, 1]}, split="part")
+
+
+@case("unusual_splits", "warning")
+def two_words_for_validation(root):
+    return folder(root, *images_of("train/cat", "train/dog", "val/cat", "validation/dog"))
+
+
+@case("unusual_splits", None)
+def splits_train_and_test(root):
     return folder(root, *images_of("train/cat", "train/dog", "test/cat", "test/dog"))
 
 
@@ -326,6 +386,56 @@ def a_listed_class_of_that_name(root):
 
 
 # ---- labels --------------------------------------------------------------------------------------
+
+
+@case("quoted_classes", "error")
+def blanks_before_quotes(root):
+    write_images(root, "0.jpg", "1.jpg")
+    (root / "t.csv").write_text('path,label\n0.jpg, "cat"\n1.jpg, "dog"\n')
+    return ImageTableDataConfig(path=str(root / "t.csv"))
+
+
+@case("quoted_classes", None)
+def quotes_without_blanks(root):
+    return table(root, {"label": ["cat", "dog"]})
+
+
+@case("mixed_numbers", "warning")
+def a_typing_error_among_numbers(root):
+    return table(root, {"label": [*range(10), "l0"]})
+
+
+@case("mixed_numbers", None)
+def names_with_a_number(root):
+    return table(root, {"label": ["cat", "dog", "911"]})
+
+
+@case("one_hot_labels", "error")
+def a_0_or_1_for_each_class(root):
+    cells = ["[1, 0, 0]", "[0, 1, 0]", "[0, 0, 1]"]
+    return table(root, {"tags": cells}, label=None, labels="tags")
+
+
+@case("one_hot_labels", "error")
+def a_0_or_1_for_each_class_in_tars(root):
+    members = {"a.jpg": image_bytes(1), "a.json": json.dumps({"labels": [1.0, 0.0, 0.0]})}
+    return tars(root, members, accept=("label_gaps",))
+
+
+@case("one_hot_labels", None)
+def numbers_of_classes(root):
+    return table(root, {"tags": ["[0, 2]", "[1]", "[0, 1]"]}, label=None, labels="tags")
+
+
+@case("normalized_boxes", "error")
+def boxes_from_0_to_1(root):
+    box = json.dumps([{"x0": 0.1, "y0": 0.2, "x1": 0.5, "y1": 1}])
+    return table(root, {"label": ["cat", "dog"], "boxes": [box, box]}, boxes="boxes")
+
+
+@case("normalized_boxes", None)
+def boxes_in_pixels(root):
+    return table(root, {"label": ["cat", "dog"], "boxes": [_BOX, _BOX]}, boxes="boxes")
 
 
 @case("label_gaps", "error")
@@ -453,6 +563,15 @@ def values_of_12_bits(root):
 @case("dark_images", "error")
 def colors_and_alpha_of_10_bits(root):
     return deep_folder(root, 1023, channels=4)
+
+
+@case("dark_images", "error")
+def one_bright_pixel_in_one_of_many_dark_images(root):
+    config = deep_folder(root, 4095)
+    for number in range(12):
+        (root / f"cat/deep{number}.png").write_bytes((root / "cat/deep.png").read_bytes())
+    (root / "cat/hot.png").write_bytes(png_16(np.full((8, 8, 1), 65_535)))
+    return config
 
 
 @case("dark_images", "warning")

@@ -390,3 +390,35 @@ def test_usual_spellings_of_splits_are_splits(make_table):
     source = make_table({"part": ["Training", "TEST", "val"]}, split="part")
 
     assert [record.split for record in source.records()] == ["train", "test", "val"]
+
+
+def test_a_list_in_a_column_of_single_labels_is_refused(tmp_path):
+    write_images(tmp_path, "a.jpg")
+    write_table(tmp_path / "t.parquet", {"path": ["a.jpg"], "label": [["cat", "dog"]]})
+
+    with pytest.raises(ConfigError, match=r"no single label.*data\.labels=label"):
+        list(build_source(image_table_config(tmp_path / "t.parquet")).records())
+
+
+def test_a_split_that_is_unknown_is_refused(make_table):
+    with pytest.raises(ConfigError, match="'NA' is no split"):
+        list(make_table({"part": ["train", "NA", "test"]}, split="part").records())
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("path,label,label\na.jpg,cat,dog\n")
+
+    with pytest.raises(ConfigError, match="the name of two columns"):
+        list(build_source(image_table_config(tmp_path / "t.csv")).records())
+
+
+def test_a_mask_that_jpeg_has_changed_is_refused():
+    noisy = np.random.default_rng(0).integers(0, 3, (16, 16)).astype(np.uint8) * 90
+    with pytest.raises(ImageError, match="it is a JPEG"):
+        to_mask_png(encoded_as(noisy, "JPEG"), "m.jpg")
+
+
+def encoded_as(pixels, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()

@@ -73,6 +73,8 @@ def test_every_sample_of_every_tar_is_a_record_with_its_bytes(tmp_path):
         ("test.tar", "test"),
         ("Training-01.tar", "train"),
         ("train_shuffled-01.tar", "train_shuffled"),
+        ("test-a.tar", "test"),
+        ("train-test.tar", "test"),
         ("test12.tar", "test"),
         ("cifar10-000000.tar", "cifar10"),
         ("train.tar", "train"),
@@ -521,3 +523,19 @@ def test_a_sample_without_an_image_in_a_sorted_tar_has_another_cause(tmp_path):
     with pytest.raises(ConfigError, match="has 0 images") as caught:
         list(build_source(tar_config(path)).records())
     assert "sorted" not in str(caught.value)
+
+
+def test_a_tar_that_would_be_passed_over_is_named(tmp_path):
+    write_tar(tmp_path / "tars/train-000.tar", samples(1))
+    (tmp_path / "tars/train-001.tar.gz").write_bytes(b"x")
+
+    with pytest.raises(ConfigError, match=r"also contains train-001\.tar\.gz"):
+        list(build_source(tar_config(tmp_path / "tars")).records())
+    assert list(build_source(tar_config(tmp_path / "tars/*.tar")).records())
+
+
+def test_a_name_with_leading_zeros_is_no_position(tmp_path):
+    write_tar(tmp_path / "tars/a.tar", {"s.png": png(), "s.cls": "\ufeff01"})
+    (tmp_path / "tars/classes.txt").write_text("01\n02\n03\n")
+
+    assert list_one(tmp_path / "tars")[1].label == 0

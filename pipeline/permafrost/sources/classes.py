@@ -40,6 +40,10 @@ _UNKNOWN = frozenset(
 """Words for an unknown label, those of pandas.read_csv; NaN in any case of its letters is another one."""
 
 
+_INDEXED = re.compile(r"(\d+)\s*[,:;\s]\s*\S.*")
+"""Line of a list of classes that has an index before the name."""
+
+
 def is_nan(text: str) -> bool:
     """Return whether a cell is NaN as text, in any case of its letters."""
     return re.fullmatch("[-+]?nan", text, re.IGNORECASE) is not None
@@ -164,6 +168,14 @@ def load_class_names(path: str) -> tuple[str, ...]:
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise ConfigError(f"data.classes={path} is empty; write one class name per line")
+    indices = [match[1] for name in names if (match := _INDEXED.fullmatch(name))]
+    if len(names) > 1 and sorted(indices, key=int) == list(map(str, range(len(names)))):
+        raise ConfigError(
+            f"data.classes={path} has a number beside each name, such as {quote(names[0])}; write the names alone, in "
+            "the order of their numbers"
+        )
+    if len(names) > 1 and all(name.startswith("- ") for name in names):
+        raise ConfigError(f"data.classes={path} is YAML; write one class name per line")
     name, times = Counter(map(composed, names)).most_common(1)[0]
     if times > 1:
         raise ConfigError(

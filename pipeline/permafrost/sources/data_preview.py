@@ -76,16 +76,16 @@ class ImageSample:
     formats: Counter[str] = field(default_factory=Counter)
     """Files of each format of Pillow."""
     kinds: Counter[str] = field(default_factory=Counter)
-    """Files that are gray, have a palette (palette), alpha, 16 bits (16 bits; of which high bytes only), are turned by
-    EXIF (turned), or are turned and have boxes or a mask (turned with regions)."""
+    """Files that are gray, have a palette (palette), alpha, 16 bits, are turned by EXIF (turned), or are turned and "
+    "have boxes or a mask (turned with regions)."""
     sides: list[tuple[int, int]] = field(default_factory=list)
     """Width and height of the first upright images, for medians."""
     smallest: tuple[int, int] | None = None
     """Smallest width and smallest height of upright images."""
     largest: tuple[int, int] | None = None
     """Largest width and largest height."""
-    largest_value: int | None = None
-    """Largest value of the files of 16 bits."""
+    largest_values: list[int] = field(default_factory=list)
+    """Largest value of each file of 16 bits, of many files of the first ones."""
     damaged: dict[str, str] = field(default_factory=dict)
     """Reason by file, for the first ones."""
     num_damaged: int = 0
@@ -104,14 +104,13 @@ class ImageSample:
             facts.channels: facts.channels != "color",
             "alpha": facts.has_alpha,
             "16 bits": facts.bits == 16,
-            "high bytes only": facts.bits == 16 and facts.largest is None,
             "turned": facts.is_turned,
             "turned with regions": facts.is_turned
             and (has_mask or (record.boxes_in_pixels and bool(record.boxes))),
         }
         self.kinds.update(name for name, holds in kinds.items() if holds)
-        if facts.largest is not None:
-            self.largest_value = max(facts.largest, self.largest_value or 0)
+        if facts.largest is not None and len(self.largest_values) < _MEDIAN_FILES:
+            self.largest_values.append(facts.largest)
 
     def _add_sides(self, sides: Iterable[tuple[int, int]]) -> None:
         """Add the width and height of images to the extremes, and to those of which medians are taken."""
@@ -139,12 +138,18 @@ class ImageSample:
             room = len(self.sides)
             self._add_sides([(low[0], low[1]), (high[0], high[1])])
             del self.sides[room:]
-        if values["largest_value"] is not None:
-            self.largest_value = max(values["largest_value"], self.largest_value or 0)
+        room = _MEDIAN_FILES - len(self.largest_values)
+        self.largest_values += values["largest_values"][:room]
         self.num_damaged += values["num_damaged"]
         for name, reason in values["damaged"].items():
             if len(self.damaged) < _NAMED_DAMAGES:
                 self.damaged[name] = reason
+
+    @property
+    def typical_largest(self) -> int:
+        """Value that nine tenths of the files of 16 bits do not exceed, so that a single bright pixel does not hide "
+        "it."""
+        return sorted(self.largest_values)[(9 * len(self.largest_values) - 1) // 10]
 
     def describe(self, records: int) -> str:
         """Describe the files in one line."""
@@ -161,8 +166,8 @@ class ImageSample:
             parts.append(f"{low} to {high} pixels, median {middle}")
         if self.kinds:
             parts.append(_counts_in_words(self.kinds))
-        if self.largest_value is not None:
-            parts.append(f"largest value of 16 bits {self.largest_value:,} of 65,535")
+        if self.largest_values:
+            parts.append(f"largest values of 16 bits {self.typical_largest:,} of 65,535")
         parts.append(f"damaged {self.num_damaged:,}")
         return "; ".join(parts)
 

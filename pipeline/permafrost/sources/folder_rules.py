@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from permafrost.config.data import FileDataConfig
 from permafrost.core.errors import quote, shorten
-from permafrost.sources import image_files, image_folder
+from permafrost.sources import image_files, image_folder, webdataset
 from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST, describe_items
 
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
     from permafrost.sources.data_preview import Doubt, Preview
 
 _OTHER_THINGS = re.compile(
-    "masks|segmentations?|annotations?|groundtruth|gt|labels|thumbnails|thumbs|trimaps|bboxes|boundingboxes|overlays|"
+    "masks|.*segmentation.*|.*annotations?|annotations?.*|.*groundtruth.*|gt|labels|thumbnails|thumbs|trimaps|bboxes|boundingboxes|overlays|"
     "heatmaps|contours|edges|(label|mask)images|(image|seg|segmentation)masks|metadata"
 )
 """Names of folders of something else than the images of a class, in lower case without separators."""
 _OTHER_THINGS_INSIDE = re.compile(
     f"{_OTHER_THINGS.pattern}|mask|label|thumbnail|thumb|seg|trimap|bbox|overlay|heatmap|contour|depths?|depthmaps|"
-    "previews?|disparity|normals|saliency|edge"
+    "previews?|disparity|normals|saliency|edge|old|backups?|rejected|deleted|unused|trash|discarded|duplicates?"
 )
 """Such names inside of a class folder, where none of them is a class."""
-_MANY_PICTURES = 0.1
-"""Share of the pictures that are left out from which that is an error."""
-_REPEATING = 0.8
+_IMAGES = re.compile("images?|imgs?|jpegimages|pictures?|photos?|rgb|frames")
+"""Names of folders of the images themselves, beside which others are masks."""
+_MANY_PICTURES, _FEW_FILES = 0.1, 3
+"""Share and number of the pictures that are left out from which that is an error."""
+_REPEATING = 0.5
 """Share of the folders inside of class folders that repeat from which their structure is doubtful."""
 _NAMED_SPLITS = 10
 _NAMED_FILES = 50
@@ -56,7 +58,7 @@ def _repeating(inner: Mapping[str, tuple[int, str]], classes: int, only: int) ->
 def find_repeating_folders(preview: Preview) -> Iterator[Doubt]:
     for folder, inner, classes, only in _inner_folders(preview):
         names = _repeating(inner, classes, only)
-        if not names:
+        if not names or all(known_split(name) for name in names):
             continue
         way_out = ""
         if not folder:  # then the class folders are the top-level ones
@@ -73,28 +75,36 @@ def find_repeating_folders(preview: Preview) -> Iterator[Doubt]:
         )
 
 
-def find_folders_too_deep(preview: Preview) -> Iterator[Doubt]:
-    for folder, inner, classes, only in _inner_folders(preview):
-        if classes == 1 and only == 1:
-            ((_, example), *_) = inner.values()
-            wrapper = example.rpartition("/")[0]
-            splits = {
-                f"{other}/{wrapper.rpartition('/')[2]}": known_split(other) or other
-                for other in preview.tally[image_folder.CLASS_FOLDERS]
-            }
+def find_splits_in_classes(preview: Preview) -> Iterator[Doubt]:
+    for folder, inner, _, _ in _inner_folders(preview):
+        names = sorted(name for name in inner if known_split(name) is not None)
+        if names:
             yield (
                 "error",
-                f"{quote(wrapper)} is the only class folder{_in_folder(folder)}, and its images are in folders "
-                f"inside of it ({shorten(sorted(inner), 3)}). If those are the classes or splits, they are one level "
-                f"too deep: {_path_option(folder, wrapper, splits)}",
+                f"class folders{_in_folder(folder)} contain folders named like splits ({shorten(names, 4)}, such as "
+                f"{quote(inner[names[0]][1])}), whose images are all in one split here; move them to "
+                "<path>/<split>/<class>, or list them in a table with a column of splits (data=image_table)",
             )
 
 
-def _path_option(folder: str, wrapper: str, splits: Mapping[str, str]) -> str:
-    if not folder:
-        return f"data.path=<data.path>/{wrapper}"
-    pairs = ", ".join(f"{path}: {split}" for path, split in splits.items())
-    return f"'data.splits={{{pairs}}}'"
+def find_folders_too_deep(preview: Preview) -> Iterator[Doubt]:
+    wrappers = {}
+    for folder, inner, classes, only in _inner_folders(preview):
+        is_wrapped = classes == 1 and only == 1 and not any(map(known_split, inner))
+        wrappers[folder] = (
+            next(iter(inner.values()))[1].rpartition("/")[0] if is_wrapped else folder
+        )
+    for folder, wrapper in wrappers.items():
+        if wrapper == folder:
+            continue
+        names = sorted(preview.tally[f"{image_folder.NESTED_FOLDERS}:{folder}"])
+        pairs = ", ".join(f"{path}: {known_split(name) or name}" for name, path in wrappers.items())
+        option = f"'data.splits={{{pairs}}}'" if folder else f"data.path=<data.path>/{wrapper}"
+        yield (
+            "error",
+            f"{quote(wrapper)} is the only class folder{_in_folder(folder)}, and its images are in folders inside of "
+            f"it ({shorten(names, 3)}). If those are the classes or splits, they are one level too deep: {option}",
+        )
 
 
 def find_nested_folders(preview: Preview) -> Iterator[Doubt]:
@@ -125,7 +135,9 @@ def find_other_things(preview: Preview) -> Iterator[Doubt]:
             "named like something other than images of the class, and their files became records; move them away, or "
             "list images and masks in a table (data=image_table data.mask=...)",
         )
-    beside = [name for name in preview.classes if _OTHER_THINGS.fullmatch(_plain(name))]
+    has_images = any(_IMAGES.fullmatch(_plain(name)) for name in preview.classes)
+    pattern = _OTHER_THINGS_INSIDE if has_images else _OTHER_THINGS
+    beside = [name for name in preview.classes if pattern.fullmatch(_plain(name))]
     if beside and len(preview.classes) > len(beside) and preview.tally[image_folder.CLASS_FOLDERS]:
         yield (
             "error",
@@ -159,7 +171,12 @@ def find_same_names(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_files_left_out(preview: Preview) -> Iterator[Doubt]:
-    for topic in (image_files.LEFT_OUT, image_files.HIDDEN, image_files.LEFTOVERS):
+    for topic in (
+        image_files.LEFT_OUT,
+        image_files.HIDDEN,
+        image_files.LEFTOVERS,
+        webdataset.OTHER_MEMBERS,
+    ):
         if preview.tally[topic]:
             yield "note", f"{topic}: {describe_items(preview.tally[topic])}"
 
@@ -177,7 +194,7 @@ def find_pictures_left_out(preview: Preview) -> Iterator[Doubt]:
         else ""
     )
     yield (
-        "error" if share >= _MANY_PICTURES else "warning",
+        "error" if share >= _MANY_PICTURES and count >= _FEW_FILES else "warning",
         f"pictures of kinds that are not read are left out, {100 * share:.1f} % of all: {describe_items(pictures)}; "
         f"convert or rename them{decoder}",
     )

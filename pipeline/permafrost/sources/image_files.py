@@ -160,7 +160,7 @@ LEFTOVER_FOLDERS = frozenset(
 """Folders that archives, file servers and programs leave behind, in lower case. They are left out at any depth."""
 _COMPANION_WORDS = (
     "masks?|seg|segm|segmentations?|gt|groundtruth|ground_truth|annotations?|annotated|labels?|thumbs?|thumbnails?|"
-    "depth|trimaps?|overlays?|contours?|bbox|boxes|heatmaps?"
+    "depth|trimaps?|overlays?|contours?|bbox|boxes|heatmaps?|\\d+x\\d+"
 )
 _COMPANION = re.compile(
     rf"(?P<base>.+)[ _.-](?P<after>{_COMPANION_WORDS})(?:[ _.-]?\d+)?|"
@@ -319,7 +319,7 @@ def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:
     if not is_picture:
         looked_at = sum(tally[topic].get(item, (0, ""))[0] for topic in (OTHER_PICTURES, LEFT_OUT))
         is_picture = item in tally[OTHER_PICTURES]
-        if looked_at < _SNIFFED:
+        if not suffix or looked_at < _SNIFFED:
             is_picture = _begins_as_a_picture(root / path)
     tally.add(OTHER_PICTURES if is_picture else LEFT_OUT, item, path)
 
@@ -424,6 +424,10 @@ def to_mask_png(data: bytes, path: str) -> bytes:
             if image.format == "PNG" and image.mode == "L":
                 return data
             values = _mask_values(image)
+            if image.format == "JPEG" and not np.isin(values, (0, 255)).all():
+                raise ValueError(
+                    "it is a JPEG, whose compression has changed its values; save it as PNG"
+                )
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"mask {path} cannot be used: {error}") from error
     buffer = io.BytesIO()

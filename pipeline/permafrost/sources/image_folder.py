@@ -43,7 +43,7 @@ from permafrost.sources.splits import (
 from permafrost.sources.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from permafrost.config.data import ImageFolderDataConfig
 
@@ -169,18 +169,27 @@ class ImageFolderSource:
             return self.config.splits
         top = sub_folders(self._root)
         splits = {name: split for name in top if (split := known_split(name)) is not None}
-        if not top or len(splits) < len(top):
+        others = [name for name in top if name not in splits]
+        are_splits = bool(splits) and self._are_folders_of_classes(splits)
+        if are_splits and not any(has_image(self._root / name) for name in others):
+            others = []  # such as a folder of documents
+        if not top or others:
             self._refuse_hidden_splits(top)
             return {"": TRAIN}
         self._refuse_loose_images("")
         for split in splits.values():
-            names = [name for name in top if splits[name] == split]
+            names = [name for name in top if splits.get(name) == split]
             if len(names) > 1:
                 raise ConfigError(
                     f"data.path={self.config.path}: the folders {' and '.join(names)} both spell split {split}; name "
                     f"the splits: 'data.splits={{{names[0]}: {split}, ...}}'"
                 )
         return splits
+
+    def _are_folders_of_classes(self, names: Iterable[str]) -> bool:
+        """Return whether folders contain folders and no images themselves."""
+        folders = [self._root / name for name in names]
+        return all(first_image(each) is None and bool(sub_folders(each)) for each in folders)
 
     def _refuse_hidden_splits(self, top: list[str]) -> None:
         """Raise ConfigError if only some top-level folders are splits (a split's name, and only folders
@@ -194,7 +203,7 @@ class ImageFolderSource:
         }
         if splits:
             rest = next(name for name in top if name not in splits)
-            pairs = ", ".join(f"{name}: {split}" for name, split in splits.items())
+            pairs = ", ".join(f"{name}: {split}" for name, split in {**splits, rest: "..."}.items())
             raise ConfigError(
                 f"data.path={self.config.path} contains folders of splits ({', '.join(splits)}) and others "
                 f"({rest}); name the splits: 'data.splits={{{pairs}}}'"

@@ -31,6 +31,7 @@ from permafrost.sources.classes import (
     MAX_CLASSES,
     ClassIndex,
     index_classes,
+    is_unknown,
     load_class_list,
     to_number,
 )
@@ -43,9 +44,11 @@ from permafrost.sources.image_files import (
     to_mask_png,
 )
 from permafrost.sources.label_cells import (
+    LABEL_LISTS,
     SEPARATORS,
     find_separator,
     is_list_text,
+    is_one_hot,
     parse_list,
     separate,
 )
@@ -61,7 +64,7 @@ from permafrost.sources.table_files import (
     to_label,
     to_text,
 )
-from permafrost.sources.tally import Tally
+from permafrost.sources.tally import BOXES, Tally
 from permafrost.sources.tar_members import find_files, split_in_name
 
 if TYPE_CHECKING:
@@ -327,6 +330,12 @@ class ImageTableSource:
         """Return the label's text, or None for an unlabeled row: a cell that means unknown, or -1."""
         if self.config.label is None:
             return None
+        if isinstance(row.cells[self.config.label], (list, dict)):
+            raise row.error(
+                self.config.label,
+                f"{quote(row.cells[self.config.label])} is no single label; read a list of labels with data.label=null "
+                f"data.labels={self.config.label}",
+            )
         text = to_label(row.cells[self.config.label], self._class_list)
         return None if text is None or to_number(text) == NO_LABEL else text
 
@@ -347,6 +356,10 @@ class ImageTableSource:
                 whole = to_label(text, self._class_list)
                 value = [] if whole is None else separate(whole, self._separator)
         values = [] if value is None else value
+        if isinstance(values, list) and values:
+            self.tally.add(
+                LABEL_LISTS, "0 and 1" if is_one_hot(values) else "labels", quote(values)
+            )
         if not isinstance(values, list):
             raise row.error(column, f"expected a list of classes, got {quote(value)}")
         labels = (to_label(value, self._class_list) for value in values)
@@ -397,6 +410,8 @@ class ImageTableSource:
             split = split_in_name(name) if is_part else TRAIN
             return split if known_split(split) else TRAIN
         value = row.required(column)
+        if value not in names and is_unknown(value):
+            raise row.error(column, f"{quote(value)} is no split")
         if not names and (split := known_split(value) or value) != value:
             self.tally.add(SPELLED_SPLITS, value, split)
         return split_of(
@@ -451,6 +466,9 @@ class ImageTableSource:
         self, row: Row, column: str, corners: list[float], text: str | None, label: int
     ) -> Box:
         x0, y0, x1, y1 = corners
+        self.tally.add(
+            BOXES, "within 0 to 1" if max(corners) <= 1 else "in pixels", f"row {row.number}"
+        )
         if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, corners))):
             raise row.error(column, f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no area")
         own = label if text is None else self._class(row, column, text)

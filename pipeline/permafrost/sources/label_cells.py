@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from permafrost.sources.classes import composed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Set
+    from collections.abc import Iterable, Sequence, Set
 
-SEPARATORS = ("|", ";", ",", " ")
+SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
 """Separators that are recognized; a blank stands for any white space."""
+LABEL_LISTS = "lists of labels"
+"""Topic of a tally: lists that have a 0 or a 1 for each class, and all others."""
 _SHARE = 0.5
 """Least share of the pieces that must occur in another cell."""
 _MAX_LIST_CHARACTERS = 100_000
@@ -57,6 +59,13 @@ def _pieces_recombine(cells: Iterable[str], names: Set[str], separator: str) -> 
 def is_list_text(text: str) -> bool:
     """Return whether a cell looks like a list that was written as text: ["cat", "dog"], ['cat'], ('cat', 'dog')."""
     return len(text) > 1 and (text[0], text[-1]) in (("[", "]"), ("(", ")"), ("{", "}"))
+
+
+def is_one_hot(values: Sequence[Any]) -> bool:
+    """Return whether a list has a 0 or a 1 for each class, and no class numbers."""
+    return len(values) > 1 and all(
+        isinstance(value, (int, float)) and value in (0, 1) for value in values
+    )
 
 
 def parse_list(text: str) -> list[Any]:

@@ -11,8 +11,9 @@ from permafrost.config.data import ImageFileDataConfig
 from permafrost.core.errors import quote, shorten
 from permafrost.sources import image_folder, image_table, table_files, webdataset
 from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
-from permafrost.sources.splits import TRAIN
-from permafrost.sources.tally import REST, describe_items
+from permafrost.sources.label_cells import LABEL_LISTS
+from permafrost.sources.splits import TRAIN, known_split
+from permafrost.sources.tally import BOXES, REST, describe_items
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     from permafrost.sources.data_preview import Doubt, Level, Preview
 
 _UNKNOWN_CLASSES = re.compile(
-    r"\?+|-+|none|unknown|undefined|missing|unlabell?ed|n\.a\.|na|not available|tbd|todo|no ?label|unspecified|void"
+    r"\?+|-+|none|null|nil|unknown|undefined|missing|unlabell?ed|n\.a\.|na|not available|tbd|todo|no ?label|"
+    "unspecified|void"
 )
 """Names of classes, in lower case, that may mean an unknown label."""
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
+_SPLIT_WORD = re.compile("train(ing)?|test(ing)?|valid(ation)?|val")
+_ONE_HOT = 0.9
+"""Share of the lists of labels that have a 0 or a 1 for each class from which they are no class numbers."""
 _FULL_RANGE = 65_535
 """Largest value of 16 bits."""
 
@@ -45,6 +50,11 @@ def find_empty_classes(preview: Preview) -> Iterator[Doubt]:
             "warning",
             f"classes without records ({len(names):,} of {len(preview.classes):,}): {shorten(names, 10)}; a network "
             "has an output for each of them",
+        )
+    if names and names[0] == preview.classes[0] and preview.data_classes is not None:
+        yield (
+            "warning",
+            f"the first line of data.classes, {quote(names[0])}, has no records; it may be a header",
         )
     if len(preview.classes) == 1:
         yield "warning", f"all labels are of one class, {quote(preview.classes[0])}"
@@ -95,10 +105,14 @@ def find_other_spellings(preview: Preview) -> Iterator[Doubt]:
 
 
 def _spelling(name: str) -> str:
-    """Return a name without what differs by accident: case, separators, accents' form, marks of copies."""
+    """Return a name without what differs by accident: case, separators, invisible characters, marks of copies."""
+    number = to_number(name)
+    if number is not None:
+        return f"#{number}"
     text = unicodedata.normalize("NFKC", name).casefold()
-    text = re.sub(r"[\s_-]*(\(\d+\)|copy|kopie)$|^copy of ", "", text)
-    return re.sub(r"[\s_.-]+", " ", text).strip() or name
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc"))
+    text = re.sub(r"[\s_-]*(\(\d+\)|\bcopy|\bkopie)$|^copy of ", "", text)
+    return re.sub(r"(?<=\w)[\s_.-]+(?=\w)|_", " ", text).strip() or name
 
 
 def _are_in_other_splits(preview: Preview, labels: list[int]) -> bool:
@@ -155,6 +169,65 @@ def find_unknown_classes(preview: Preview) -> Iterator[Doubt]:
             "warning",
             f"the classes {shorten(doubtful, 5)} may mean that a label is unknown; they are classes here",
         )
+
+
+def find_quoted_classes(preview: Preview) -> Iterator[Doubt]:
+    names = [
+        name
+        for name in preview.classes
+        if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'"
+    ]
+    if names and preview.source != "image_folder":
+        yield (
+            "error",
+            f"the classes {shorten(names, 3)} are in quotes, as cells are with a blank before the quote; remove the "
+            "blank",
+        )
+
+
+def find_mixed_numbers(preview: Preview) -> Iterator[Doubt]:
+    words = [name for name in preview.classes if to_number(name) is None]
+    if words and len(preview.classes) >= 5 * len(words) and preview.data_classes is None:
+        yield (
+            "warning",
+            f"all classes are numbers except {shorten(words, 3)}, so they are names and in the order of their text; if "
+            "these are typing errors, correct them",
+        )
+
+
+def find_classes_like_splits(preview: Preview) -> Iterator[Doubt]:
+    tokens = defaultdict(set)
+    for name in preview.classes:
+        match = _SPLIT_WORD.search(name.lower())
+        if match is not None:
+            tokens[name.lower().replace(match[0], "", 1).strip(" _.-")].add(match[0])
+    if any(len(words) > 1 for words in tokens.values()):
+        names = [name for name in preview.classes if _SPLIT_WORD.search(name.lower())]
+        yield (
+            "error",
+            f"the classes {shorten(names, 6)} are named like splits of the same data; name the folders of each split "
+            "with data.splits, and move masks and other data away",
+        )
+    else:
+        names = [name for name in preview.classes if known_split(name) is not None]
+        if names and len(preview.classes) > len(names):
+            yield (
+                "warning",
+                f"the classes {shorten(names, 3)} are named like splits; if they are, name them in data.splits",
+            )
+
+
+def find_unusual_splits(preview: Preview) -> Iterator[Doubt]:
+    splits = sorted(preview.counts.records)
+    if splits and TRAIN not in splits:
+        yield (
+            "warning",
+            f"there is no split {TRAIN}, but {shorten(splits, 5)}; students train on it unless split= names another "
+            "one. Splits are named by data.splits (folders), data.split_names (tables) or data.split (tars)",
+        )
+    twins = [split for split in splits if split in ("val", "valid", "validation", "dev")]
+    if len(twins) > 1:
+        yield "warning", f"the splits {shorten(twins, 4)} are different ones here"
 
 
 # ---- labels ----------------------------------------------------------------------------------------
@@ -264,7 +337,7 @@ def find_fractions(preview: Preview) -> Iterator[Doubt]:
     names = preview.classes
     if not names or not all(map(_NUMBER.fullmatch, names)):
         return
-    fractions = [name for name in names if float(name) % 1]
+    fractions = [name for name in names if float(name.replace(",", ".")) % 1]
     if fractions:
         yield (
             "error",
@@ -283,6 +356,27 @@ def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
         )
 
 
+def find_one_hot_labels(preview: Preview) -> Iterator[Doubt]:
+    lists = preview.tally[LABEL_LISTS]
+    one_hot, example = lists.get("0 and 1", (0, ""))
+    if one_hot and one_hot >= _ONE_HOT * preview.tally.total(LABEL_LISTS):
+        yield (
+            "error",
+            f"lists of labels have a 0 or a 1 for each class, such as {quote(example)[1:-1]}, but lists are read as "
+            "the numbers or names of a record's classes; write those",
+        )
+
+
+def find_normalized_boxes(preview: Preview) -> Iterator[Doubt]:
+    boxes = preview.tally[BOXES]
+    if list(boxes) == ["within 0 to 1"]:
+        yield (
+            "error",
+            "all corners of boxes are within 0 to 1, but boxes are in pixels; multiply them by the width and height of "
+            "their images",
+        )
+
+
 # ---- pixels ----------------------------------------------------------------------------------------
 
 
@@ -294,20 +388,19 @@ def find_dark_images(preview: Preview) -> Iterator[Doubt]:
         or preview.data.bit_range
     ):
         return
-    number, high_only = sample.kinds["16 bits"], sample.kinds["high bytes only"]
-    if sample.largest_value is not None and sample.largest_value < _FULL_RANGE / 2:
-        bits = max(8, sample.largest_value.bit_length())
-        share = (sample.largest_value + 1) / (_FULL_RANGE + 1)
+    number = sample.kinds["16 bits"]
+    largest = sample.typical_largest if sample.largest_values else _FULL_RANGE
+    if largest < _FULL_RANGE / 2:
+        bits, share = max(8, largest.bit_length()), (largest + 1) / (_FULL_RANGE + 1)
         yield (
-            "error" if sample.largest_value <= _FULL_RANGE / 4 else "warning",
-            f"the largest value of images of 16 bits ({number:,}) is {sample.largest_value:,}, {share:.2g} of the "
-            f"range, so they would be dark; if white is a smaller value, set it: data.bit_range=[0,{2**bits - 1}]",
+            "error" if largest <= _FULL_RANGE / 4 else "warning",
+            f"the values of images of 16 bits ({number:,}) reach {largest:,}, {share:.2g} of the range, so they "
+            f"would be dark; if white is a smaller value, set it: data.bit_range=[0,{2**bits - 1}]",
         )
     elif number:
-        high = f" (of {high_only:,} the high bytes only)" if high_only else ""
         yield (
             "note",
-            f"images of 16 bits ({number:,}) are scaled to 8{high}; data.bit_range sets black and white",
+            f"images of 16 bits ({number:,}) are scaled to 8; data.bit_range sets black and white",
         )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from permafrost.core.errors import ConfigError, quote
 from permafrost.core.records import NO_LABEL, Content, Record
-from permafrost.sources.classes import ClassIndex, index_classes, load_class_list
+from permafrost.sources.classes import ClassIndex, index_classes, is_unknown, load_class_list
 from permafrost.sources.image_files import escape_key
 from permafrost.sources.splits import SPELLED_SPLITS, TRAIN, split_of, split_off_test
 from permafrost.sources.table_files import (
@@ -255,6 +255,8 @@ class TableSource:
             complain = partial(table.error, row, column)
             if text is None:
                 raise complain("is empty")
+            if text not in self.config.split_names and is_unknown(text):
+                raise complain(f"{quote(text)} is no split")
             split = split_of(text, self.config.split_names, complain)
             if split != text and not self.config.split_names:
                 self.tally.add(SPELLED_SPLITS, text, split)

@@ -293,6 +293,10 @@ def require_columns(path: Path, columns: dict[str, str], existing: list[str]) ->
         "",
     )
     for option, column in columns.items():
+        if existing.count(column) > 1:
+            raise ConfigError(
+                f"data.{option}={column} is the name of two columns of {path}; rename one of them"
+            )
         if column not in existing:
             raise ConfigError(
                 f"data.{option}={column} is not a column of {path}; it has: "

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 MAX_ITEMS = 1000
 """Largest number of items of a topic that are counted apart."""
 _DESCRIBED_ITEMS = 8
+BOXES = "boxes"
+"""Topic of boxes: those whose corners are within 0 to 1, and all others."""
 REST = "..."
 """Item that counts all others of a topic that is full."""
 

@@ -49,6 +49,12 @@ def find_files(path: Path, suffix: str) -> list[Path]:
     """Find the files of a folder with a suffix, or those of a glob or of a {000000..000009} range."""
     if path.is_dir():
         files = sorted(path.glob(f"*{suffix}"))
+        others = sorted(each.name for each in path.iterdir() if _is_packed(each.name, suffix))
+        if files and others:
+            raise ConfigError(
+                f"data.path={path} also contains {others[0]}, which is not read; unpack or rename it, or name the "
+                f"files by a glob such as {path}/*{suffix}"
+            )
     else:
         names = [Path(name) for name in expand_range(str(path))]
         matches = {name: sorted(name.parent.glob(name.name)) for name in names}
@@ -62,6 +68,13 @@ def find_files(path: Path, suffix: str) -> list[Path]:
             f"data.path={path} names no {suffix}; set it to a folder, a glob or a {{000000..000009}} range{packed}"
         )
     return files
+
+
+def _is_packed(name: str, suffix: str) -> bool:
+    """Return whether a file is one of the wanted kind, but compressed or with another case of its suffix."""
+    text = name.lower()
+    packed = (f"{suffix}.gz", f"{suffix}.zst", f"{suffix}.bz2", f"{suffix}.xz", ".tgz")
+    return text.endswith(packed) or (text.endswith(suffix) and not name.endswith(suffix))
 
 
 def find_tars_in_bucket(address: str) -> list[RootedPath]:
@@ -114,15 +127,18 @@ def split_before_number(name: str) -> str:
 def split_in_name(stem: str) -> str:
     """Return the split in the name of one of several files, without its suffix.
 
-    It is the part before the number, or its last word if that spells a split (imagenet1k-train-0000); `train` if there
-    is no such part, unless the name itself spells a split (test).
+    It is the part before the number, or its last word if that spells a split (imagenet1k-train-0000). Without a number
+    it is the split that a word spells (test-a), and else `train`.
     """
     stem = re.sub(r"-of-\d+$", "", stem)
     match = None if stem.isdecimal() else _NUMBERED.match(stem)
     text = match["split"] if match else stem
-    last_word = re.split(r"[-_.]", text)[-1]
-    split = known_split(text) or known_split(last_word)
-    return split or (text if match else TRAIN)
+    words = re.split(r"[-_.]", text)
+    split = known_split(text) or known_split(words[-1])
+    if match or split:
+        return split or text
+    splits = {each for word in words if (each := known_split(word)) is not None}
+    return splits.pop() if len(splits) == 1 else TRAIN
 
 
 def list_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:

@@ -26,8 +26,9 @@ from permafrost.sources.classes import (
     to_number,
 )
 from permafrost.sources.image_files import escape_key, image_suffix, is_image_suffix
+from permafrost.sources.label_cells import LABEL_LISTS, is_one_hot
 from permafrost.sources.splits import SPELLED_SPLITS, is_split_name
-from permafrost.sources.tally import Tally
+from permafrost.sources.tally import BOXES, Tally
 from permafrost.sources.tar_members import (
     Member,
     expand_range,
@@ -57,6 +58,7 @@ _MAX_LABEL_BYTES = 2**22
 
 # Topics of the tally of tars.
 NUMBERED_TARS = "tars whose labels are numbers"
+OTHER_MEMBERS = "members of tars that are not read"
 UNLABELED_MEMBERS = "members of samples without a label"
 JSON_KEYS = "keys in the .json of samples without a label"
 UNKNOWN_LABELS = "labels of samples taken as unknown"
@@ -220,6 +222,8 @@ class WebDatasetSource:
                         (mask.offset, mask.size) if mask else (),
                     ),
                 )
+                for suffix in members.keys() - {images[0], MASK_SUFFIX, "cls", "json"}:
+                    self.tally.add(OTHER_MEMBERS, f".{suffix}", f"{sample}.{suffix}")
                 labeled = self._labeled(record, members, file, f"{self.tars[name]}: {sample}")
                 if labeled.label == NO_LABEL and not labeled.labels:
                     self._tally_unlabeled(sample, members, images[0])
@@ -260,7 +264,9 @@ class WebDatasetSource:
                     self.tally.add(JSON_KEYS, str(key)[:80], record.key)
             return record_of_json
         text = read_member(file, members["cls"], f"{where}.cls", _MAX_LABEL_BYTES)
-        record = replace(record, label=self._label(text.decode(errors="replace"), where))
+        record = replace(
+            record, label=self._label(text.decode("utf-8-sig", errors="replace"), where)
+        )
         return (
             self._beside_cls(record, members["json"], file, where) if "json" in members else record
         )
@@ -314,6 +320,10 @@ class WebDatasetSource:
             label = values.get(self.config.label_key)
             number = NO_LABEL if label is None else self._label(label, where)
             labels, boxes = (_list_of(values, name) for name in ("labels", "boxes"))
+            if labels:
+                self.tally.add(
+                    LABEL_LISTS, "0 and 1" if is_one_hot(labels) else "labels", record.key
+                )
             return replace(
                 record,
                 label=number,
@@ -329,7 +339,10 @@ class WebDatasetSource:
 
     def _box(self, box: dict[str, Any], label: int, where: str) -> Box:
         """Return a box in pixels, with its own label or the record's."""
-        x0, y0, x1, y1 = (float(box[corner]) for corner in ("x0", "y0", "x1", "y1"))
+        x0, y0, x1, y1 = corners = [float(box[corner]) for corner in ("x0", "y0", "x1", "y1")]
+        self.tally.add(
+            BOXES, "within 0 to 1" if max(corners) <= 1 else "in pixels", where.rpartition("/")[2]
+        )
         if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
             raise ConfigError(
                 f"{where} has a box {x0:g}, {y0:g}, {x1:g}, {y1:g}, which has no area"
@@ -392,6 +405,8 @@ class WebDatasetSource:
         """
         number = to_number(text)
         label = self._index.label(text)
+        if has_leading_zero(text):
+            return label
         if (
             number is not None
             and label not in (None, number)

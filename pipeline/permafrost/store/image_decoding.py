@@ -60,6 +60,9 @@ _PNG_DEPTH = 24
 """Position of the bits of a channel in a PNG."""
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"adobe.xmp")
 """Beginnings of what may hold the orientation of a PNG."""
+_WHITE_16 = 65_535
+_TIFF_PHOTOMETRIC = 262
+"""Tag of a TIFF that says whether 0 is white (0) or black (1)."""
 _TIFF_DEPTH = 258
 """Tag of the bits of each channel of a TIFF."""
 _UPRIGHT_BY = {
@@ -268,7 +271,7 @@ class ImageFacts:
     orientation: int
     """EXIF orientation, 1 for an upright file."""
     largest: int | None = None
-    """Largest value of a file with 16 bits."""
+    """Largest value of a file with 16 bits beside alpha; of kinds of which only the high bytes are read, rounded up."""
 
     @property
     def is_turned(self) -> bool:
@@ -288,7 +291,8 @@ def read_facts(data: bytes) -> ImageFacts:
             may_turn = image.format != "PNG" or any(mark in data for mark in _PNG_ORIENTATION)
             orientation = _orientation(image) if may_turn else 1
             bits = _bits_of(image, data)
-            if not _ends_whole(image.format, data):
+            has_other_values = image.mode == "F" or (image.mode.startswith("I") and bits != 16)
+            if has_other_values or not _ends_whole(image.format, data):
                 inspect_image(data)
             facts = ImageFacts(
                 format=image.format or "",
@@ -333,12 +337,12 @@ def _channels_of(image: Image.Image, data: bytes) -> Literal["gray", "color", "p
     return "gray" if image.mode[:1] in ("1", "L", "I", "F") else "color"
 
 
-def _largest_of(image: Image.Image, data: bytes) -> int | None:
-    """Return the largest value beside alpha, None for a kind of which only the high bytes are read."""
+def _largest_of(image: Image.Image, data: bytes) -> int:
+    """Return the largest value beside alpha."""
     try:
         values = _values_of(image, data)
-    except (ImageError, RuntimeError):  # torchvision refuses some files that Pillow reads
-        return None
+    except (ImageError, RuntimeError):  # of some files only the high bytes are read
+        return 256 * int(np.asarray(image.convert("RGB")).max()) + 255
     return int((values[..., :-1] if values.shape[-1] in (2, 4) else values).max())
 
 
@@ -358,7 +362,13 @@ def _values_of(image: Image.Image, data: bytes) -> NDArray[Any]:
         raise ImageError(
             f"it is a {image.format} of 16 bits and several channels, of which only 8 bits are read; convert it to PNG"
         )
-    return np.asarray(image)[..., None]
+    values = np.asarray(image)
+    return (_WHITE_16 - values if _begins_white(image) else values)[..., None]
+
+
+def _begins_white(image: Image.Image) -> bool:
+    """Return whether 0 is white in a TIFF; Pillow inverts such values of 8 bits only."""
+    return image.format == "TIFF" and cast("Any", image).tag_v2.get(_TIFF_PHOTOMETRIC, 1) == 0
 
 
 def to_8_bits(data: bytes, black: int, white: int) -> bytes | None:
@@ -443,7 +453,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     method = _UPRIGHT_BY.get(_orientation(image))
     upright = image if method is None else image.transpose(method)
     if upright.mode.startswith("I") or upright.mode == "F":
-        return _from_16_bit_gray(upright).convert("RGB")
+        return _from_16_bit_gray(upright, begins_white=_begins_white(image)).convert("RGB")
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -451,7 +461,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _from_16_bit_gray(image: Image.Image) -> Image.Image:
+def _from_16_bit_gray(image: Image.Image, *, begins_white: bool) -> Image.Image:
     """Convert 16 bits of gray to 8; Pillow itself would clip everything above 255."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
@@ -460,4 +470,6 @@ def _from_16_bit_gray(image: Image.Image) -> Image.Image:
             f"its mode {image.mode} with values in [{low}, {high}] has no defined brightness; "
             "convert it to 8 or 16 bits"
         )
+    if begins_white:
+        values = _WHITE_16 - values
     return Image.fromarray(np.rint(values / _SIXTEEN_TO_EIGHT_BITS).astype(np.uint8))
