@@ -1,13 +1,14 @@
 """Files of a folder and their bytes.
 
-A store's origin is left out: it is no part of the store, and differs between stores of the same data.
+A store's origin is left out: it is no part of the store, and differs between stores of the same data. The preview of
+its data is no part of it either, but is the same for the same data.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from permafrost.store.publish import ORIGIN_NAME
+from permafrost.store.publish import ORIGIN_NAME, PREVIEW_NAME
 
 
 def tree_bytes(folder: Path) -> dict[str, bytes]:
@@ -19,6 +20,7 @@ def tree_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def all_files(folder: Path) -> list[Path]:
-    """All nonempty files below a folder, which excludes the lock."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ORIGIN_NAME)
+    """All nonempty files of stores below a folder, which excludes the lock, the origin and the preview."""
+    outside = (ORIGIN_NAME, PREVIEW_NAME)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in outside)
     return sorted(path for path in files if path.stat().st_size)
