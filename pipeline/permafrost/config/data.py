@@ -23,15 +23,13 @@ class DataConfig(Options):
     @property
     def description(self) -> dict[str, Any]:
         """Options that determine the records' content, for the data's fingerprint."""
-        return {
-            option.name: value
-            for option in options_of(type(self))
-            if Role.OUTSIDE_DATASET not in option.roles
-            and (
-                (value := getattr(self, option.name)) != option.default
-                or Role.IN_DATASET_IF_SET not in option.roles
-            )
-        }
+        description = {}
+        for option in options_of(type(self)):
+            value = getattr(self, option.name)
+            is_unset = Role.IN_DATASET_IF_SET in option.roles and value == option.default
+            if Role.OUTSIDE_DATASET not in option.roles and not is_unset:
+                description[option.name] = value
+        return description
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,8 +274,8 @@ class ImageTableDataConfig(ImageFileDataConfig):
     labels: str | None = None
     """Column of several classes per record: a list (in a CSV as JSON), or names between separators."""
     label_separator: Annotated[str | None, Role.OUTSIDE_DATASET] = None
-    """Separator of the names in a cell of data.labels; an empty text keeps cells whole. null takes |, ;, comma or blank
-    if the names that it separates also occur in other cells."""
+    """Separator of the names in a cell of data.labels; an empty text keeps cells whole. null takes the
+    first of | ; , / + & and blank whose pieces also occur in other cells."""
     cache: Annotated[str, Role.FILE, Role.CACHE, Role.OUTSIDE_DATASET] = "data"
     """Folder into which images inside of Parquet files are copied once, from which they are read."""
     group: tuple[str, ...] = ()

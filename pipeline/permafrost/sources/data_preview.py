@@ -76,8 +76,8 @@ class ImageSample:
     formats: Counter[str] = field(default_factory=Counter)
     """Files of each format of Pillow."""
     kinds: Counter[str] = field(default_factory=Counter)
-    """Files that are gray, have a palette (palette), alpha, 16 bits, are turned by EXIF (turned), or are turned and "
-    "have boxes or a mask (turned with regions)."""
+    """Files that are gray, have a palette (palette), alpha, 16 bits, are turned by EXIF (turned), or are turned and
+    have boxes or a mask (turned with regions)."""
     sides: list[tuple[int, int]] = field(default_factory=list)
     """Width and height of the first upright images, for medians."""
     smallest: tuple[int, int] | None = None
@@ -147,8 +147,8 @@ class ImageSample:
 
     @property
     def typical_largest(self) -> int:
-        """Value that nine tenths of the files of 16 bits do not exceed, so that a single bright pixel does not hide "
-        "it."""
+        """Value that nine tenths of the files of 16 bits do not exceed, so that a single bright pixel does not hide
+        it."""
         return sorted(self.largest_values)[(9 * len(self.largest_values) - 1) // 10]
 
     def describe(self, records: int) -> str:
@@ -392,9 +392,8 @@ def preview_source(
             reports[result.name] = result.report
 
         run_shards("preview", map_shards, task, parts, collect)
-        for _, report in sorted(
-            reports.items()
-        ):  # in the order of the records, whichever ended first
+        # in the order of the records, whichever ended first
+        for _, report in sorted(reports.items()):
             sample.merge(json.loads(report))
     return Preview(
         source=data.kind,

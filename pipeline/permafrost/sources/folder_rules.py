@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from permafrost.sources.data_preview import Doubt, Preview
 
 _OTHER_THINGS = re.compile(
-    "masks|.*segmentation.*|.*annotations?|annotations?.*|.*groundtruth.*|gt|labels|thumbnails|thumbs|trimaps|bboxes|boundingboxes|overlays|"
-    "heatmaps|contours|edges|(label|mask)images|(image|seg|segmentation)masks|metadata"
+    "(image|seg)?masks|.*segmentation.*|.*annotations?|annotations?.*|.*groundtruth.*|gt|labels|thumbnails|thumbs|"
+    "trimaps|bboxes|boundingboxes|overlays|heatmaps|contours|edges|(label|mask)images|metadata"
 )
 """Names of folders of something else than the images of a class, in lower case without separators."""
 _OTHER_THINGS_INSIDE = re.compile(
@@ -56,6 +56,7 @@ def _repeating(inner: Mapping[str, tuple[int, str]], classes: int, only: int) ->
 
 
 def find_repeating_folders(preview: Preview) -> Iterator[Doubt]:
+    """Find class folders that contain only folders of the same names."""
     for folder, inner, classes, only in _inner_folders(preview):
         names = _repeating(inner, classes, only)
         if not names or all(known_split(name) for name in names):
@@ -76,6 +77,7 @@ def find_repeating_folders(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_splits_in_classes(preview: Preview) -> Iterator[Doubt]:
+    """Find folders named like splits inside of class folders."""
     for folder, inner, _, _ in _inner_folders(preview):
         names = sorted(name for name in inner if known_split(name) is not None)
         if names:
@@ -88,6 +90,7 @@ def find_splits_in_classes(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_folders_too_deep(preview: Preview) -> Iterator[Doubt]:
+    """Find a single folder around the class folders."""
     wrappers = {}
     for folder, inner, classes, only in _inner_folders(preview):
         is_wrapped = classes == 1 and only == 1 and not any(map(known_split, inner))
@@ -108,6 +111,7 @@ def find_folders_too_deep(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_nested_folders(preview: Preview) -> Iterator[Doubt]:
+    """Find class folders whose images are all in folders of different names."""
     for folder, inner, classes, only in _inner_folders(preview):
         is_nested = classes > 1 and only == classes and len(inner) > classes
         if is_nested and not _repeating(inner, classes, only):
@@ -121,6 +125,7 @@ def find_nested_folders(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_other_things(preview: Preview) -> Iterator[Doubt]:
+    """Find masks, thumbnails and the like among classes and images."""
     inside = {
         path: count
         for topic in preview.tally.topics
@@ -160,6 +165,7 @@ def _plain(name: str) -> str:
 
 
 def find_same_names(preview: Preview) -> Iterator[Doubt]:
+    """Find images that differ from another one in their suffix only."""
     same = preview.tally[image_files.SAME_STEMS]
     if same:
         _, example = next(iter(same.values()))
@@ -171,6 +177,7 @@ def find_same_names(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_files_left_out(preview: Preview) -> Iterator[Doubt]:
+    """Find files that are no images, are hidden, or were left by a program."""
     for topic in (
         image_files.LEFT_OUT,
         image_files.HIDDEN,
@@ -182,6 +189,7 @@ def find_files_left_out(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_pictures_left_out(preview: Preview) -> Iterator[Doubt]:
+    """Find pictures of formats that are not read."""
     pictures = preview.tally[image_files.OTHER_PICTURES]
     if not pictures:
         return
@@ -201,6 +209,7 @@ def find_pictures_left_out(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_damaged_files(preview: Preview) -> Iterator[Doubt]:
+    """Find files that are empty, missing or cannot be decoded."""
     reasons = dict(preview.sample.damaged) if preview.sample is not None else {}
     count = preview.sample.num_damaged if preview.sample is not None else 0
     for topic, reason in (
@@ -234,6 +243,7 @@ def find_damaged_files(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_split_spellings(preview: Preview) -> Iterator[Doubt]:
+    """Find splits that were recognized by another spelling."""
     spellings = preview.tally[SPELLED_SPLITS]
     if spellings:
         text = ", ".join(

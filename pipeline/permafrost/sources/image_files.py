@@ -28,7 +28,7 @@ from permafrost.store.image_decoding import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -169,6 +169,7 @@ _COMPANION = re.compile(
 )
 _SNIFFED = 3
 """Number of files of each suffix that is left out whose first bytes are looked at."""
+
 # Topics of a tally of files.
 LEFT_OUT = "files left out: no picture"
 HIDDEN = "files and folders left out: hidden"
@@ -207,12 +208,14 @@ def _suffix(name: str) -> str:
 
 def sub_folders(folder: AnyPath) -> list[str]:
     """Return the sorted names of the folders in `folder` that are neither hidden nor leftovers."""
-    return sorted(e.name for e in _scan(folder) if e.is_dir() and not _is_passed_over(e.name))
+    return sorted(
+        e.name for e in _iter_entries(folder) if e.is_dir() and not _is_passed_over(e.name)
+    )
 
 
 def tally_passed_over(root: AnyPath, folder: str, tally: Tally) -> None:
     """Count the folders in `folder` that are left out for their names, and links to what is missing."""
-    for entry in sorted(_scan(root / folder), key=lambda entry: entry.name):
+    for entry in _sorted_entries(root / folder):
         path = join_path(folder, entry.name)
         if entry.is_dir() and _is_passed_over(entry.name):
             tally.add(HIDDEN if entry.name.startswith(".") else LEFTOVERS, entry.name, path)
@@ -226,14 +229,14 @@ def _is_passed_over(name: str) -> bool:
 
 def first_image(folder: AnyPath) -> str | None:
     """Return the name of an image directly in `folder`, or None."""
-    images = (e.name for e in _scan(folder) if is_image_name(e.name) and e.is_file())
+    images = (e.name for e in _iter_entries(folder) if is_image_name(e.name) and e.is_file())
     return min(images, default=None)
 
 
 def has_image(folder: AnyPath) -> bool:
     """Return whether `folder`, or a folder in it, has an image; looks no further than the first one."""
     inner = []
-    for entry in _scan_lazily(folder):
+    for entry in _iter_entries(folder):
         if _is_passed_over(entry.name):
             continue
         if entry.is_dir():
@@ -257,7 +260,7 @@ def iter_images(
     A link to a missing file raises ConfigError. With a tally it is counted, like every other file that is left out.
     """
     stems: dict[str, str] = {}
-    for entry in sorted(_scan(root / folder), key=lambda entry: entry.name):
+    for entry in _sorted_entries(root / folder):
         path, name = join_path(folder, entry.name), entry.name
         if _is_passed_over(name):
             if tally is not None:
@@ -383,25 +386,22 @@ def stamp_of(folder: AnyPath) -> int:
     return Path(str(folder)).stat().st_mtime_ns
 
 
-def _scan_lazily(folder: AnyPath) -> Iterator[os.DirEntry[str] | buckets.Entry]:
+def _iter_entries(folder: AnyPath) -> Iterator[os.DirEntry[str] | buckets.Entry]:
     """Yield the entries of a folder as the system lists them, for a reader that may stop early."""
     if is_in_bucket(folder):
         yield from buckets.list_entries(str(folder))
         return
-    with os.scandir(str(folder)) as entries:
-        yield from entries
-
-
-def _scan(folder: AnyPath) -> Sequence[os.DirEntry[str] | buckets.Entry]:
-    if is_in_bucket(folder):
-        return buckets.list_entries(str(folder))
     try:
         with os.scandir(str(folder)) as entries:
-            return list(entries)
+            yield from entries
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be read: {error.strerror}; correct data.path or data.root"
         ) from error
+
+
+def _sorted_entries(folder: AnyPath) -> list[os.DirEntry[str] | buckets.Entry]:
+    return sorted(_iter_entries(folder), key=lambda entry: entry.name)
 
 
 def _entry_bytes(entry: os.DirEntry[str] | buckets.Entry) -> int:

@@ -36,6 +36,7 @@ _FULL_RANGE = 65_535
 
 
 def find_empty_classes(preview: Preview) -> Iterator[Doubt]:
+    """Find classes without images or records."""
     empty = preview.tally[image_folder.EMPTY_FOLDERS]
     if empty:
         yield (
@@ -61,6 +62,7 @@ def find_empty_classes(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_numbered_folders(preview: Preview) -> Iterator[Doubt]:
+    """Find class folders that are numbers, whose order others may read differently."""
     is_of_folders = preview.source == "image_folder"
     if not (is_of_folders or preview.source == "webdataset") or preview.data_classes is not None:
         return
@@ -86,6 +88,7 @@ def find_numbered_folders(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_other_spellings(preview: Preview) -> Iterator[Doubt]:
+    """Find classes whose names differ by accident only."""
     groups = defaultdict(list)
     for label, name in enumerate(preview.classes):
         groups[_spelling(name)].append(label)
@@ -124,6 +127,7 @@ def _are_in_other_splits(preview: Preview, labels: list[int]) -> bool:
 
 
 def find_classes_of_one_split(preview: Preview) -> Iterator[Doubt]:
+    """Find classes that only one of the splits has."""
     splits = [split for split in preview.counts.records if preview.labels_of(split)]
     if TRAIN not in splits:
         return
@@ -151,6 +155,7 @@ def find_classes_of_one_split(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_unknown_classes(preview: Preview) -> Iterator[Doubt]:
+    """Find classes whose names may mean that the label is unknown."""
     has_list = preview.data_classes is not None
     words = [name for name in preview.classes if is_unknown(name.strip()) or name.strip() == "-1"]
     if words and not has_list:
@@ -172,6 +177,7 @@ def find_unknown_classes(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_quoted_classes(preview: Preview) -> Iterator[Doubt]:
+    """Find classes whose names are in quotes."""
     names = [
         name
         for name in preview.classes
@@ -186,6 +192,7 @@ def find_quoted_classes(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_mixed_numbers(preview: Preview) -> Iterator[Doubt]:
+    """Find the few names among classes that are numbers."""
     words = [name for name in preview.classes if to_number(name) is None]
     if words and len(preview.classes) >= 5 * len(words) and preview.data_classes is None:
         yield (
@@ -196,6 +203,7 @@ def find_mixed_numbers(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_classes_like_splits(preview: Preview) -> Iterator[Doubt]:
+    """Find classes that are named like splits."""
     tokens = defaultdict(set)
     for name in preview.classes:
         match = _SPLIT_WORD.search(name.lower())
@@ -218,6 +226,7 @@ def find_classes_like_splits(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_unusual_splits(preview: Preview) -> Iterator[Doubt]:
+    """Find a missing training split, and several spellings of the validation split."""
     splits = sorted(preview.counts.records)
     if splits and TRAIN not in splits:
         yield (
@@ -240,6 +249,7 @@ def _have_no_names(preview: Preview) -> bool:
 
 
 def find_label_gaps(preview: Preview) -> Iterator[Doubt]:
+    """Find numbers without records below the largest label."""
     if not _have_no_names(preview):
         return
     gaps = [label for label in range(len(preview.classes)) if not preview.has_records(label)]
@@ -256,6 +266,7 @@ def find_label_gaps(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_missing_labels(preview: Preview) -> Iterator[Doubt]:
+    """Find records without a label."""
     unlabeled = preview.counts.unlabeled.total()
     if not unlabeled or not preview.num_records:
         return
@@ -291,6 +302,7 @@ def _expects_labels(preview: Preview) -> bool:
 
 
 def find_joined_labels(preview: Preview) -> Iterator[Doubt]:
+    """Find cells that look like several labels in one."""
     several = getattr(preview.data, "labels", None) is not None
     for separator, (count, example) in preview.tally[image_table.JOINED].items():
         if not several:
@@ -316,6 +328,7 @@ def find_joined_labels(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_separators(preview: Preview) -> Iterator[Doubt]:
+    """Find the separator that was chosen for cells of several labels."""
     for separator, (count, example) in preview.tally[image_table.SEPARATED].items():
         yield (
             "note",
@@ -325,6 +338,7 @@ def find_separators(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_unknown_cells(preview: Preview) -> Iterator[Doubt]:
+    """Find words that were read as an unknown label."""
     words = {**preview.tally[table_files.UNKNOWN_CELLS], **preview.tally[webdataset.UNKNOWN_LABELS]}
     if words:
         yield (
@@ -334,6 +348,7 @@ def find_unknown_cells(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_fractions(preview: Preview) -> Iterator[Doubt]:
+    """Find labels that are measurements rather than classes."""
     names = preview.classes
     if not names or not all(map(_NUMBER.fullmatch, names)):
         return
@@ -347,6 +362,7 @@ def find_fractions(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
+    """Find .json members that were passed over because the record has a .cls."""
     items = preview.tally[webdataset.PASSED_OVER_JSON]
     if items:
         yield (
@@ -357,6 +373,7 @@ def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_one_hot_labels(preview: Preview) -> Iterator[Doubt]:
+    """Find lists of labels that have a 0 or a 1 for each class."""
     lists = preview.tally[LABEL_LISTS]
     one_hot, example = lists.get("0 and 1", (0, ""))
     if one_hot and one_hot >= _ONE_HOT * preview.tally.total(LABEL_LISTS):
@@ -368,6 +385,7 @@ def find_one_hot_labels(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_normalized_boxes(preview: Preview) -> Iterator[Doubt]:
+    """Find boxes in fractions of the image instead of pixels."""
     boxes = preview.tally[BOXES]
     if list(boxes) == ["within 0 to 1"]:
         yield (
@@ -381,6 +399,7 @@ def find_normalized_boxes(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_dark_images(preview: Preview) -> Iterator[Doubt]:
+    """Find images of 16 bits that use a small part of their range."""
     sample = preview.sample
     if (
         sample is None
@@ -405,6 +424,7 @@ def find_dark_images(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_turned_regions(preview: Preview) -> Iterator[Doubt]:
+    """Find boxes and masks of images that EXIF turns."""
     sample = preview.sample
     if (
         sample is None

@@ -58,7 +58,10 @@ def class_names_of(path: Path, column: str) -> tuple[str, ...] | None:
 
 
 def _schema_of(path: Path) -> pa.Schema:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise ConfigError(f"data.path={path} cannot be read: {error.strerror}") from error
     return _read_schema(path, stat.st_size, stat.st_mtime_ns)
 
 
