@@ -278,9 +278,11 @@ def explain(
     """Explain the logits of a network by GradCAM, or by the weights of a B-cos network.
 
     network          a network of permafrost, or any module from images to logits [B, K], then with its `layer`
-    images           f32 [N, 3, H, W] in the form that the network takes, or batches of them
-    layer            name of the module whose output [B, C, h, w] is explained, as in network.named_modules()
-    explained_class  i64 [N, E]; None explains the class of the highest logit
+    images           f32 [N, 3, H, W] in the form that the network takes, or batches of them. They are converted to the
+                     dtype of its weights
+    layer            name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in
+                     network.named_modules()
+    explained_class  i64 [N, E], where -1 results in a zero map; None explains the class of the highest logit
     batch_size       number of images of a tensor that are computed at once
 
     Equation of GradCAM: map = relu(sum_k alpha_k A_k), alpha_k = mean_ij dz_c / dA_k. The network is run in eval mode,
@@ -311,7 +313,7 @@ def explain(
     assert isinstance(model, Classifier)
     batches = torch.split(images, batch_size) if isinstance(images, torch.Tensor) else images
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    device = next(model.parameters()).device
+    weights = next((t for t in model.parameters() if t.is_floating_point()), torch.empty(0))
     start = 0
     with eval_mode(model), torch.no_grad():
         for batch in batches:
@@ -320,17 +322,42 @@ def explain(
                 f"explain: images are {batch.dtype} {[*batch.shape]} instead of floating point [N, 3, H, W]; "
                 "divide pixels by 255, and give one image as image[None]",
             )
-            output = forward_to_explain(model, batch.to(device))
-            classes = (
-                output.logits.argmax(dim=1, keepdim=True)
-                if explained_class is None
-                else explained_class[start : start + len(batch)].to(device)
-            )
+            output = forward_to_explain(model, batch.to(weights))
+            rows = slice(start, start + len(batch))
             start += len(batch)
+            if explained_class is None:
+                classes = output.logits.argmax(dim=1, keepdim=True)
+            else:
+                _check_explained(explained_class, output.logits.shape[1], at_least=start)
+                classes = explained_class[rows].to(weights.device)
             maps = explainer_named(model.explainer)(model, output, classes)
             parts.append((output.logits.detach().float().cpu(), classes.cpu(), maps.detach().cpu()))
     require(bool(parts), "explain: there are no images")
+    require(
+        explained_class is None or len(explained_class) == start,
+        f"explain: explained_class is of {0 if explained_class is None else len(explained_class)} images, but there "
+        f"are {start}",
+    )
     return Explanation(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _check_explained(classes: Tensor, outputs: int, at_least: int) -> None:
+    """Raise ConfigError unless classes are i64 [N, E], outputs of the network or -1, and N >= `at_least`."""
+    require(
+        classes.ndim == 2 and not (classes.is_floating_point() or classes.is_complex()),
+        f"explain: explained_class is {str(classes.dtype).removeprefix('torch.')} {[*classes.shape]} instead of int64 "
+        "[N, E]; give one class an image as classes[:, None]",
+    )
+    require(
+        len(classes) >= at_least,
+        f"explain: explained_class is of {len(classes)} images, but there are at least {at_least}",
+    )
+    wrong = classes[(classes < -1) | (classes >= outputs)]
+    require(
+        not len(wrong),
+        f"explain: explained_class has {wrong[:3].tolist()}, but the network's {outputs} outputs are 0 to "
+        f"{outputs - 1}; -1 stands for no class, whose map is zero",
+    )
 
 
 def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:

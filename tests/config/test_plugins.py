@@ -384,7 +384,7 @@ def test_a_head_without_a_closed_form_is_differentiated(trained):
     ("layer", "message"),
     [
         ("no", r"no layer 'no'; its modules are layers, layers\.0"),
-        ("head", r"returns \[1, 5\] instead"),
+        ("head", r"returns \[B, 5\] instead"),
     ],
 )
 def test_a_layer_that_cannot_be_explained_is_named(layer, message):

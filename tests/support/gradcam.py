@@ -55,3 +55,28 @@ def largest_relative_difference(found: Tensor, expected: Tensor) -> float:
     difference = (found - expected).detach().abs().max()
     largest = expected.detach().abs().max()
     return float(difference / largest if largest > 0 else difference)
+
+
+def gradcam_of_layer(
+    network: nn.Module, layer: str, images: Tensor, *, channels_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return logits [B, K] of any network, and GradCAM [B, h, w] of the highest one at a layer, by autograd.
+
+    The rest of the network is differentiated with respect to a copy of the layer's output.
+    """
+    network.eval()
+    outputs: list[Tensor] = []
+
+    def replace(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        outputs.append(output.detach().clone().requires_grad_())
+        return outputs[0].clone()
+
+    handle = network.get_submodule(layer).register_forward_hook(replace)
+    logits = network(images)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), outputs)
+    features = outputs[0].detach()
+    if channels_last:
+        features, gradient = features.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)
+    alpha = gradient.mean(dim=(2, 3))
+    return logits.detach(), torch.einsum("bc,bchw->bhw", alpha, features).relu()

@@ -142,11 +142,14 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def nearly_equal(actual: Tensor, expected: Tensor) -> bool:
-    """Compare up to rounding, with a tolerance below the effect of an untrained batch norm (1 / sqrt(1 + eps))."""
+def nearly_equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-6) -> bool:
+    """Compare up to rounding, with a tolerance below the effect of an untrained batch norm (1 / sqrt(1 + eps)).
+
+    tolerance  in units of the largest expected value
+    """
     if actual.shape != expected.shape:
         return False
-    return bool((actual - expected).abs().max() <= 1e-6 * expected.abs().max())
+    return bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 class Normalize(nn.Module):

@@ -1,20 +1,27 @@
 """Networks of one's own: any module from images to logits, explained at a layer that is named.
 
-A forward hook reads the layer's output, so the network needs no base class and no division into trunk and head.
+A forward hook reads the layer's output, so the network needs no base class and no division into trunk and head. The
+network goes on with a copy of what was read, so operations in place, before or after, do not change the features.
+
+The axes of the layer's output that are the rows and columns of the image are measured: they are those that grow with
+it. If the network takes images of one size only, or pools them to one, the proportions of the axes decide, and where
+the output changes if one half of the image is replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from permafrost.config.models import is_published
 from permafrost.config.plugins import resolve_factory
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
     Classifier,
@@ -36,31 +43,48 @@ if TYPE_CHECKING:
 
     from permafrost.config.models import ModuleConfig
 
+logger = logging.getLogger("permafrost.models")
+
+_SAME_LOGITS = 1e-3
+"""Largest difference of two passes of the same images, in units of the largest logit."""
+
+
+class _LayerRead(BaseException):
+    """Signal that ends a forward pass at the layer, past what handles errors in the network."""
+
 
 class ModuleClassifier(Classifier):
     """Any module from images to logits [B, K], whose features are the output of one of its layers.
 
-    The maps of a network whose logits are a linear layer on the average of these features, with or without a layer
-    norm, have a closed form, which is found by running the rest of the network on random features. Otherwise the
-    gradient with respect to the features is computed: for a student in the graph of its step, for a frozen network by
-    running it again on the same images with the features in the layer's place.
+    The output of the layer is a grid, with the channels first or last. The maps of a network whose logits are a linear
+    layer on the average of these features, with or without a layer norm, have a closed form, which is found by running
+    the rest of the network on random features. Otherwise the gradient with respect to the features is computed: for a
+    student in the graph of its step, for a frozen network by running it again on the same images with the features in
+    the layer's place.
+
+    The first forward pass examines the network (`_probe`), and raises ConfigError if it cannot be explained there.
     """
 
     def __init__(self, network: nn.Module, layer: str, normalize: Normalize | None = None) -> None:
-        """layer  name of the module that is explained, as in network.named_modules(). Its output is [B, C, h, w]"""
+        """layer  name of the module that is explained, as in network.named_modules()"""
         super().__init__()
+        network, layer = _unwrapped(network, layer)
         named = dict(network.named_modules())
+        name = type(network).__name__
         if layer not in named or not layer:
             known = ", ".join(name for name in named if name)
-            raise ConfigError(
-                f"{type(network).__name__} has no layer {layer!r}; its modules are {known[:500]}"
-            )
+            raise ConfigError(f"{name} has no layer {layer!r}; its modules are {known[:500]}")
+        require(
+            not isinstance(network, torch.jit.ScriptModule),
+            f"{name} is a scripted network, whose layers cannot be read; use the module that it was scripted from",
+        )
         self.inner = network
         self.layer = layer
         self.normalize = normalize or nn.Identity()
         self._closed_form: Head | None = None
         self._has_dropout = False
         self._is_probed = False
+        self._is_channels_last = False
 
     @property
     def network(self) -> nn.Module:
@@ -84,7 +108,11 @@ class ModuleClassifier(Classifier):
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Run the network on the images of `context` with these features in the place of the layer's output."""
         assert context is not None
-        with self._hook(lambda output: features.to(output.dtype)):
+
+        def replace(output: Tensor) -> Tensor:
+            return self._to_native(features.to(output.dtype)).clone()
+
+        with self._hook(replace), sdpa_kernel(SDPBackend.MATH):
             logits: Tensor = self.inner(self.normalize(context))
         return logits
 
@@ -95,7 +123,7 @@ class ModuleClassifier(Classifier):
         if intermediates.stages:
             self.forward_stages(images)  # raises
         if not self._is_probed:
-            self._probe(images.detach()[:1])
+            self._probe(images.detach())
         features, logits = self._run(images)
         class_maps = self.class_maps(features) if intermediates.class_maps else None
         pooled = None
@@ -106,47 +134,154 @@ class ModuleClassifier(Classifier):
         return ModelOutput(logits, features, images, (), class_maps, pooled)
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the layer's output and the logits of one forward pass."""
-        outputs: list[Any] = []
-        with self._hook(outputs.append):
-            logits = self.inner(self.normalize(images))
-        return self._checked(outputs, logits)
+        """Return the layer's output [B, C, h, w] and the logits of one forward pass."""
+        outputs: list[Tensor] = []
 
-    def _checked(self, outputs: list[Any], logits: Any) -> tuple[Tensor, Tensor]:
-        """Return features and logits. Raises ConfigError unless they are [B, C, h, w] and [B, K]."""
-        name = f"layer {self.layer} of {type(self.inner).__name__}"
-        require(
-            len(outputs) == 1, f"{name} runs {len(outputs)} times in a forward pass; name another"
+        def read(output: Tensor) -> Tensor:
+            # One copy is kept, because the layer may return a view of what the network changes later. The network gets
+            # another one, which it may change.
+            outputs.append(self._to_grid(output).clone())
+            return self._to_native(outputs[-1]).clone()
+
+        # An explanation is differentiated twice, which only this implementation of attention supports.
+        attention = sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else _NO_CONTEXT
+        with self._hook(read), attention:
+            logits: Tensor = self.inner(self.normalize(images))
+        return outputs[0], logits
+
+    def _to_grid(self, output: Tensor) -> Tensor:
+        return output.permute(0, 3, 1, 2) if self._is_channels_last else output
+
+    def _to_native(self, features: Tensor) -> Tensor:
+        return features.permute(0, 2, 3, 1) if self._is_channels_last else features
+
+    @contextlib.contextmanager
+    def _hook(self, change: Callable[[Any], Any]) -> Iterator[None]:
+        """Call `change` with the output of the layer, whose result replaces it unless it is None."""
+        handle = self.inner.get_submodule(self.layer).register_forward_hook(
+            lambda module, inputs, output: change(output)
         )
-        (features,) = outputs
-        described = [*getattr(features, "shape", [])] or type(features).__name__
-        require(
-            isinstance(features, Tensor) and features.ndim == 4,
-            f"{name} returns {described} instead of features [B, C, h, w]; name a layer whose output is a grid",
-        )
-        require(
-            isinstance(logits, Tensor) and logits.ndim == 2,
-            f"{type(self.inner).__name__} must return logits [B, K]; it returns "
-            f"{[*getattr(logits, 'shape', [])] or type(logits).__name__}. Wrap it in a module that returns them",
-        )
-        return features, logits
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    # ---- the first pass ------------------------------------------------------------------------
 
     def _probe(self, images: Tensor) -> None:
-        """Determine the closed form of what follows the layer, by running it on random features."""
+        """Determine the layout of the layer's output, and the closed form of what follows the layer.
+
+        images  [B, 3, H, W], of which only shape, dtype and device are used
+
+        Raises:
+            ConfigError: If the network cannot be run or differentiated, or the output is not a grid of the image.
+        """
+        halves = _replaced_halves(images)
+        try:
+            with (
+                eval_mode(self),
+                torch.inference_mode(mode=False),
+                torch.no_grad(),
+                torch.autocast(images.device.type, enabled=False),
+            ):
+                self._is_channels_last = self._has_channels_last(halves)
+                self._require_own_copy(halves)
+                self._match_head(halves[:1].clone())
+        except UserError:
+            raise
+        except Exception as error:  # a network of somebody's own may raise anything
+            lines = str(error).strip().splitlines() or [""]
+            raise ConfigError(
+                f"{type(self.inner).__name__} cannot be run on images {str(images.dtype).removeprefix('torch.')} "
+                f"{[*images.shape]} and explained at layer {self.layer} ({type(error).__name__}: {lines[0][:300]}); "
+                "correct the network, or the size and the channels of the images"
+            ) from error
         self._is_probed = True
-        with (
-            eval_mode(self),
-            torch.no_grad(),
-            torch.autocast(images.device.type, enabled=False),
-        ):
-            features, _ = self._run(images)
-            generator = torch.Generator().manual_seed(0)
-            drawn = torch.randn(features.shape, generator=generator).to(features)
-            logits = self.forward_head(drawn, images)
-            self._closed_form = self._match(drawn.mean(dim=(2, 3)), logits)
         self._has_dropout = any(
             isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
             for module in self.inner.modules()
+        )
+
+    def _has_channels_last(self, halves: Tensor) -> bool:
+        """Return whether the layer's output is [B, h, w, C] and not [B, C, h, w].
+
+        halves  of `_replaced_halves`
+        """
+        outputs: list[Any] = []
+        with self._hook(outputs.append):
+            logits = self.inner(self.normalize(halves))
+        name = f"layer {self.layer} of {type(self.inner).__name__}"
+        require(
+            len(outputs) > 0,
+            f"{name} does not run in a forward pass: the network does not use it, or calls its parts itself, or is "
+            "compiled; name another",
+        )
+        require(
+            len(outputs) == 1, f"{name} runs {len(outputs)} times in a forward pass; name another"
+        )
+        (output,) = outputs
+        described = _described(output)
+        require(
+            isinstance(output, Tensor) and output.ndim == 4 and len(output) == len(halves),
+            f"{name} returns {described} instead of features [B, C, h, w] or [B, h, w, C]; name a layer whose output "
+            "is a grid",
+        )
+        require(
+            isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(halves),
+            f"{type(self.inner).__name__} must return logits [B, K]; it returns "
+            f"{_described(logits)}. Wrap it in a module that returns them",
+        )
+        height, width = halves.shape[2:]
+        taller, wider = (self._shape_for(halves, *scale) for scale in ((2, 1), (1, 2)))
+        layout = _layout_by_sizes(output.shape, taller, wider) if taller and wider else None
+        layout = layout or _layout_by_places(output, (height, width))
+        require(
+            layout != "none",
+            f"{name} returns {described} for images of {height}x{width} pixels, and no two neighboring axes of it are "
+            "the rows and columns of the image; name a layer whose output is a grid",
+        )
+        return layout == "last"
+
+    def _shape_for(self, images: Tensor, rows: int, columns: int) -> _SizeOf | None:
+        """Return the shape of the layer's output for images of so many times the size, None if they do not fit."""
+        shapes: list[_SizeOf] = []
+
+        def stop(output: Any) -> None:
+            shapes.append(tuple(getattr(output, "shape", ())))
+            raise _LayerRead
+
+        enlarged = images[:1].repeat(1, 1, rows, columns)
+        with self._hook(stop), contextlib.suppress(Exception, _LayerRead):
+            self.inner(self.normalize(enlarged))
+        return shapes[0] if shapes and len(shapes[0]) == 4 else None
+
+    def _require_own_copy(self, images: Tensor) -> None:
+        """Raise ConfigError if the logits change because the network goes on with a copy of the layer's output."""
+        _, copied = self._run(images)
+        require(
+            nearly_equal(copied, self.inner(self.normalize(images)), _SAME_LOGITS),
+            f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it is "
+            "random in eval mode, or changes the tensor that this layer returns in another place; name another layer",
+        )
+
+    def _match_head(self, images: Tensor) -> None:
+        """Find the closed form of what follows the layer, and require a gradient if there is none."""
+        features, _ = self._run(images)
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(features.shape, generator=generator).to(features)
+        self._closed_form = self._match(drawn.mean(dim=(2, 3)), self.forward_head(drawn, images))
+        if self._closed_form is not None:
+            return
+        with torch.enable_grad():
+            leaf = features.clone().requires_grad_()
+            logits = self.forward_head(leaf, images)
+            gradient = None
+            if logits.requires_grad:
+                (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+        require(
+            gradient is not None,
+            f"the logits of {type(self.inner).__name__} have no gradient with respect to layer {self.layer}: they do "
+            "not depend on it, or the network detaches them; name another layer",
         )
 
     @torch.no_grad()
@@ -171,16 +306,101 @@ class ModuleClassifier(Classifier):
                     return GapNormLinear(norm, linear)
         return None
 
-    @contextlib.contextmanager
-    def _hook(self, change: Callable[[Any], Any]) -> Iterator[None]:
-        """Call `change` with the output of the layer, whose result replaces it unless it is None."""
-        handle = self.inner.get_submodule(self.layer).register_forward_hook(
-            lambda module, inputs, output: change(output)
+
+_NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+def _unwrapped(network: nn.Module, layer: str) -> tuple[nn.Module, str]:
+    """Return the network inside of torch.compile, DataParallel and DistributedDataParallel, and its layer's name."""
+    for attribute in ("_orig_mod", "module"):
+        is_wrapper = attribute == "_orig_mod" or isinstance(
+            network, (nn.DataParallel, nn.parallel.DistributedDataParallel)
         )
-        try:
-            yield
-        finally:
-            handle.remove()
+        inner = getattr(network, attribute, None)
+        if is_wrapper and isinstance(inner, nn.Module):
+            return _unwrapped(inner, layer.removeprefix(f"{attribute}."))
+    return network, layer
+
+
+def _described(output: Any) -> str:
+    """Return the shape of a batch's output, or its type."""
+    if not isinstance(output, Tensor):
+        return type(output).__name__
+    return f"[{', '.join(['B', *map(str, output.shape[1:])])}]"
+
+
+# ---- the layout of a grid --------------------------------------------------------------------------
+
+_SizeOf = tuple[int, ...]
+_LEAST_LOCALITY = 0.1
+"""Locality of an axis from which it is clearly a side of the image: pixels have 1, and channels 0."""
+
+
+def _layout_by_sizes(shape: _SizeOf, taller: _SizeOf, wider: _SizeOf) -> str | None:
+    """Return the layout of a grid from its shapes for an image, one of twice its height, and one of twice its width.
+
+    Returns:
+        "first", "last" or "none", the place of the channels; None if the shape does not depend on the image.
+    """
+    rows = [axis for axis in (1, 2, 3) if taller[axis] != shape[axis]]
+    columns = [axis for axis in (1, 2, 3) if wider[axis] != shape[axis]]
+    known = {((2,), (3,)): "first", ((1,), (2,)): "last", ((), ()): None}
+    return known.get((tuple(rows), tuple(columns)), "none")
+
+
+def _layout_by_places(output: Tensor, size: tuple[int, int]) -> str:
+    """Return the layout of a grid whose shape is the same for all images: "first", "last" or "none".
+
+    output  [5, C, h, w] or [5, h, w, C] for `_replaced_halves` of images of (height, width) `size`
+    """
+    scores = {}
+    for layout, rows, columns in (("first", 2, 3), ("last", 1, 2)):
+        grid = (output.shape[rows], output.shape[columns])
+        values = [v for v in (_locality(output, rows, 0), _locality(output, columns, 2)) if v]
+        low, high = (min(values), max(values)) if values else (0.0, 0.0)
+        # Rows of tokens are rows of the image in one of the two axes, and columns in none.
+        is_one_sided = len(values) == 2 and high > _LEAST_LOCALITY and low < high / 4
+        if _has_proportions(grid, size) and not is_one_sided:
+            scores[layout] = low
+    return max(scores, key=lambda layout: scores[layout], default="none")
+
+
+def _has_proportions(grid: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Return whether a grid has the proportions of an image up to one cell, or a tenth of its rows."""
+    (rows, columns), (height, width) = grid, size
+    is_smaller = rows <= height and columns <= width
+    return is_smaller and abs(rows - columns * height / width) <= max(1.0, 0.1 * rows)
+
+
+def _replaced_halves(images: Tensor) -> Tensor:
+    """Return noise [5, 3, H, W] of the images' form: one image, and it with one half replaced.
+
+    The halves are those at the top, at the bottom, on the left and on the right.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image, other = torch.rand(2, *images.shape[1:], generator=generator).to(images).unbind()
+    halves: Tensor = image.repeat(5, 1, 1, 1)
+    rows, columns = (side // 2 for side in images.shape[2:])
+    halves[1, :, :rows] = other[:, :rows]
+    halves[2, :, rows:] = other[:, rows:]
+    halves[3, :, :, :columns] = other[:, :, :columns]
+    halves[4, :, :, columns:] = other[:, :, columns:]
+    return halves
+
+
+def _locality(output: Tensor, axis: int, pair: int) -> float:
+    """Return how far apart along an axis the changes of two opposite halves are, 0 for an axis of one entry."""
+    changes = (output[1:] - output[:1]).double().abs()
+    along = changes.movedim(axis, -1).flatten(1, 2).sum(dim=1)[pair : pair + 2]  # [2, length]
+    if along.shape[1] == 1 or not along.any():
+        return 0.0
+    shares = along / along.sum(dim=1, keepdim=True).clamp(min=torch.finfo(along.dtype).tiny)
+    places = torch.linspace(1, -1, along.shape[1], dtype=along.dtype, device=along.device)
+    first, second = (shares * places).sum(dim=1).tolist()
+    return float(first - second)
+
+
+# ---- provider --------------------------------------------------------------------------------------
 
 
 def build_module(config: ModuleConfig, outputs: int) -> Classifier:
@@ -205,7 +425,8 @@ def build_module(config: ModuleConfig, outputs: int) -> Classifier:
     )
     assert config.mean is not None
     assert config.std is not None
-    return ModuleClassifier(network, config.layer, Normalize(config.mean, config.std))
+    # A pass or a training has its own option for lower precisions.
+    return ModuleClassifier(network.float(), config.layer, Normalize(config.mean, config.std))
 
 
 PROVIDER = Provider(build_module, lambda config: None)
