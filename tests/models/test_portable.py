@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import permafrost
 from permafrost.config.models import CifarModelConfig
@@ -15,6 +15,7 @@ from permafrost.core.records import Batch
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Intermediates, ModelOutput
+from permafrost.models.module import ModuleClassifier
 from permafrost.models.portable import (
     EvaluatedFrame,
     ImageProgram,
@@ -27,6 +28,7 @@ from permafrost.models.portable import (
 )
 from permafrost.models.providers import freeze
 from permafrost.store.frames import resize_frame
+from permafrost.store.image_decoding import decode_rgb
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 from tests.support.runs import save_student
@@ -162,7 +164,46 @@ def test_the_program_of_the_page_names_the_class(exported, tmp_path, monkeypatch
     ]
     for line, probability in zip(lines, best.values, strict=True):
         assert float(line[2]) == pytest.approx(float(probability), abs=6e-4)
-    assert len(program.code.splitlines()) <= 20
+    assert len(program.code.splitlines()) <= 32
+
+
+def with_alpha(mode):
+    image = Image.fromarray(noise(9, 13, 4).numpy(), "RGBA")
+    return image.convert(mode)
+
+
+def with_orientation():
+    image = Image.fromarray(noise(9, 13, 3).numpy())
+    image.getexif()[ExifTags.Base.Orientation] = 6
+    return image
+
+
+PICTURES = {
+    "RGB": lambda: Image.fromarray(noise(9, 13, 3).numpy()),
+    "RGBA": lambda: with_alpha("RGBA"),
+    "LA": lambda: with_alpha("LA"),
+    "palette with transparency": lambda: with_alpha("RGBA").quantize(16),
+    "palette": lambda: with_alpha("RGB").quantize(16),
+    "1 bit": lambda: with_alpha("1"),
+    "16 bits": lambda: Image.fromarray(noise(9, 13).numpy().astype("uint16") * 251),
+    "turned": with_orientation,
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_program_of_the_page_decodes_as_a_store_does(name, tmp_path, monkeypatch):
+    (program,) = blocks_of(ROOT / "docs/howto/production.md", "python")
+    picture = PICTURES[name]()
+    picture.save(tmp_path / "picture.png", exif=picture.getexif())
+    code, _, _ = program.code.partition("session = ")
+    namespace = {}
+    exec(code, namespace)
+
+    pixels = namespace["decode"](tmp_path / "picture.png")
+
+    stored = decode_rgb((tmp_path / "picture.png").read_bytes())
+    assert pixels.shape == (13, 9, 3) if name == "turned" else (9, 13, 3)
+    assert torch.equal(torch.tensor(pixels).permute(2, 0, 1), torch.as_tensor(stored))
 
 
 def test_a_file_of_torch_has_its_facts(exported):
@@ -208,6 +249,29 @@ def test_a_program_of_another_network_is_not_written():
     assert check_program(data, "torch", other, images) < 1e-5
     with pytest.raises(WrongProgramError, match="the output of the torch program differs by"):
         check_program(data, "torch", network, images)
+
+
+class Own(torch.nn.Module):
+    """Network of one's own without a closed form, which is examined in its first forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, 2)
+        self.head = torch.nn.Linear(4, 3)
+
+    def forward(self, images):
+        return self.head(torch.relu(self.conv(images)).amax(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "torch"])
+def test_a_network_of_ones_own_is_examined_before_it_is_traced(file_format):
+    network = freeze(ModuleClassifier(Own(), "conv"))
+    program = ImageProgram(network, EvaluatedFrame((16, 16), (16, 16), False))
+    images = noise(2, 3, 16, 16)
+
+    data = encode(trace(program, images), file_format, "images", {})
+
+    assert check_program(data, file_format, program, images) < 1e-5
 
 
 class Undecided(Columns):

@@ -143,14 +143,23 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
             2: dim("height", min=1, max=_LARGEST_SIDE),
             3: dim("width", min=1, max=_LARGEST_SIDE),
         }
+    with torch.no_grad():
+        program.eval()(
+            inputs
+        )  # a network of one's own is examined in its first pass, which is not traced
     try:
         with torch.no_grad():
-            return torch.export.export(program.eval(), (inputs,), dynamic_shapes=(sizes,))
+            return torch.export.export(program, (inputs,), dynamic_shapes=(sizes,))
     except Exception as error:  # torch.export raises many types of exceptions
         raise ConfigError(
-            f"torch.export cannot trace this network ({type(error).__name__}: {str(error).splitlines()[0]}); a network "
-            "of your own must not branch on the values of tensors"
+            f"torch.export cannot trace this network ({_first_line(error)}); a network of your own must not branch on "
+            "the values of tensors"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def encode(
@@ -175,9 +184,14 @@ def encode(
     require_onnx()
     for library in ("onnx_ir", "onnxscript"):  # which log each pass of their optimizers
         logging.getLogger(library).setLevel(logging.WARNING)
-    program = torch.onnx.export(
-        *(traced,), input_names=[name], output_names=[output], dynamo=True, verbose=False
-    )
+    try:
+        program = torch.onnx.export(
+            *(traced,), input_names=[name], output_names=[output], dynamo=True, verbose=False
+        )
+    except Exception as error:  # torch.onnx raises many types of exceptions
+        raise ConfigError(
+            f"torch.onnx cannot convert this network ({_first_line(error)}); set export.formats=[torch]"
+        ) from error
     assert program is not None
     program.model.metadata_props.update(texts)
     encoded: bytes = program.model_proto.SerializeToString()
