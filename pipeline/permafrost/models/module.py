@@ -176,7 +176,8 @@ class ModuleClassifier(Classifier):
         Raises:
             ConfigError: If the network cannot be run or differentiated, or the output is not a grid of the image.
         """
-        halves = _replaced_halves(images)
+        generator = torch.Generator().manual_seed(0)
+        examples = torch.rand(3, *images.shape[1:], generator=generator).to(images)
         try:
             with (
                 eval_mode(self),
@@ -184,9 +185,16 @@ class ModuleClassifier(Classifier):
                 torch.no_grad(),
                 torch.autocast(images.device.type, enabled=False),
             ):
-                self._is_channels_last = self._has_channels_last(halves)
-                self._require_own_copy(halves)
-                self._match_head(halves[:1].clone())
+                output, logits = self._read(examples)
+                self._is_channels_last = self._layout(output, examples) == "last"
+                _, copied = self._run(examples)
+                require(
+                    nearly_equal(copied, logits, _SAME_LOGITS),
+                    f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it "
+                    "is random in eval mode, or changes the tensor that this layer returns in another place; name "
+                    "another layer",
+                )
+                self._match_head(examples[:1].clone())
         except UserError:
             raise
         except Exception as error:  # a network of somebody's own may raise anything
@@ -202,14 +210,11 @@ class ModuleClassifier(Classifier):
             for module in self.inner.modules()
         )
 
-    def _has_channels_last(self, halves: Tensor) -> bool:
-        """Return whether the layer's output is [B, h, w, C] and not [B, C, h, w].
-
-        halves  of `_replaced_halves`
-        """
+    def _read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the layer's output as it is and the logits, or raise ConfigError for what they are."""
         outputs: list[Any] = []
         with self._hook(outputs.append):
-            logits = self.inner(self.normalize(halves))
+            logits = self.inner(self.normalize(images))
         name = f"layer {self.layer} of {type(self.inner).__name__}"
         require(
             len(outputs) > 0,
@@ -220,27 +225,33 @@ class ModuleClassifier(Classifier):
             len(outputs) == 1, f"{name} runs {len(outputs)} times in a forward pass; name another"
         )
         (output,) = outputs
-        described = _described(output)
         require(
-            isinstance(output, Tensor) and output.ndim == 4 and len(output) == len(halves),
-            f"{name} returns {described} instead of features [B, C, h, w] or [B, h, w, C]; name a layer whose output "
-            "is a grid",
+            isinstance(output, Tensor) and output.ndim == 4 and len(output) == len(images),
+            f"{name} returns {_described(output)} instead of features [B, C, h, w] or [B, h, w, C]; name a layer whose "
+            "output is a grid",
         )
         require(
-            isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(halves),
-            f"{type(self.inner).__name__} must return logits [B, K]; it returns "
-            f"{_described(logits)}. Wrap it in a module that returns them",
+            isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(images),
+            f"{type(self.inner).__name__} must return logits [B, K]; it returns {_described(logits)}. Wrap it in a "
+            "module that returns them",
         )
-        height, width = halves.shape[2:]
-        taller, wider = (self._shape_for(halves, *scale) for scale in ((2, 1), (1, 2)))
+        return output, logits
+
+    def _layout(self, output: Tensor, images: Tensor) -> str:
+        """Return the place of the channels in the layer's output for these images: "first" or "last"."""
+        height, width = images.shape[2:]
+        taller, wider = (self._shape_for(images, *scale) for scale in ((2, 1), (1, 2)))
         layout = _layout_by_sizes(output.shape, taller, wider) if taller and wider else None
-        layout = layout or _layout_by_places(output, (height, width))
+        if layout is None:
+            halves, _ = self._read(_replaced_halves(images))
+            layout = _layout_by_places(halves, (height, width))
         require(
             layout != "none",
-            f"{name} returns {described} for images of {height}x{width} pixels, and no two neighboring axes of it are "
-            "the rows and columns of the image; name a layer whose output is a grid",
+            f"layer {self.layer} of {type(self.inner).__name__} returns {_described(output)} for images of "
+            f"{height}x{width} pixels, and no two neighboring axes of it are the rows and columns of the image; name a "
+            "layer whose output is a grid",
         )
-        return layout == "last"
+        return layout
 
     def _shape_for(self, images: Tensor, rows: int, columns: int) -> _SizeOf | None:
         """Return the shape of the layer's output for images of so many times the size, None if they do not fit."""
@@ -254,15 +265,6 @@ class ModuleClassifier(Classifier):
         with self._hook(stop), contextlib.suppress(Exception, _LayerRead):
             self.inner(self.normalize(enlarged))
         return shapes[0] if shapes and len(shapes[0]) == 4 else None
-
-    def _require_own_copy(self, images: Tensor) -> None:
-        """Raise ConfigError if the logits change because the network goes on with a copy of the layer's output."""
-        _, copied = self._run(images)
-        require(
-            nearly_equal(copied, self.inner(self.normalize(images)), _SAME_LOGITS),
-            f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it is "
-            "random in eval mode, or changes the tensor that this layer returns in another place; name another layer",
-        )
 
     def _match_head(self, images: Tensor) -> None:
         """Find the closed form of what follows the layer, and require a gradient if there is none."""
@@ -373,12 +375,11 @@ def _has_proportions(grid: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 def _replaced_halves(images: Tensor) -> Tensor:
-    """Return noise [5, 3, H, W] of the images' form: one image, and it with one half replaced.
+    """Return [5, 3, H, W]: the first image, and it with one half replaced by that of the second.
 
     The halves are those at the top, at the bottom, on the left and on the right.
     """
-    generator = torch.Generator().manual_seed(0)
-    image, other = torch.rand(2, *images.shape[1:], generator=generator).to(images).unbind()
+    image, other = images[:2]
     halves: Tensor = image.repeat(5, 1, 1, 1)
     rows, columns = (side // 2 for side in images.shape[2:])
     halves[1, :, :rows] = other[:, :rows]
