@@ -113,7 +113,7 @@ def _announce(config: TeachConfig, store: Store, folder: Path) -> None:
         config.teacher.kind,
         config.teacher.name,
         teaching.kind,
-        config.teacher.weights or teaching.start or "random",
+        teaching.start or config.teacher.weights or "random",
         f"{store.num_records(teaching.split):,}",
         teaching.split,
         config.store.path,

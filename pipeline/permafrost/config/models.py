@@ -58,6 +58,9 @@ class ModelConfig(Options):
     .safetensors, or .pt/.pth/.th loaded with weights_only. `pretrained`: the provider's published default
     weights, whose exact name is recorded; `pretrained:IMAGENET1K_V1` selects others. `random`: a deliberately
     untrained teacher."""
+    weights_key: Annotated[str | None, Role.BY_FINGERPRINT] = None
+    """Key of the weights in a file that has several, as in state_dict_ema; null takes averaged ones first (ema, swa,
+    teacher), then state_dict, then model. It is read with teaching.start, too."""
     sha256: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
     """SHA-256 that the weights file must have; null accepts any file."""
     classes: Annotated[int | None, Ge(1)] = None

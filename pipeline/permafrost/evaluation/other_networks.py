@@ -125,10 +125,10 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
     for name, value in asked.items():
         if name == "dtype":  # evaluators run in float32, independent of the pass
             continue
-        if sha256_json(made[name]) != sha256_json(value):
+        if sha256_json(made.get(name)) != sha256_json(value):
             raise StoreMismatchError(
                 f"teacher= is not the network that made {passes[0].name}: its {name} is {_short(value)}, that of the "
-                f"pass is {_short(made[name])}; correct teacher= and teacher.weights=, or choose the pass with "
+                f"pass is {_short(made.get(name))}; correct teacher= and teacher.weights=, or choose the pass with "
                 "store.teacher="
             )
 

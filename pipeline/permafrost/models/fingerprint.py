@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import plugin_digests
-from permafrost.core.errors import ConfigError
-from permafrost.models.trained_weights import check_weights, sha256_weights, weights_file
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.models.trained_weights import (
+    check_weights,
+    is_of_a_run,
+    sha256_weights,
+    weights_file,
+)
 
 _BUILT: dict[str, str] = {}
 """Digests of random and published weights, by the network that has them."""
+_KEYS: dict[str, str | None] = {}
+"""Keys of the weights in files, by the digest of the file and the network."""
 
 
 def describe_teacher(
@@ -62,8 +70,12 @@ def describe_teacher(
             )
         weights_sha256 = sha256_weights(path)
     check_weights(config, section)
+    key = weights_key(config, num_classes)
     config = with_preprocessing(config, num_classes)
-    elsewhere = ("classes", "mean", "std", "input_size", "frame", "crop_fraction", "interpolation")
+    elsewhere = (
+        *("weights_key", "classes", "mean", "std"),
+        *("input_size", "frame", "crop_fraction", "interpolation"),
+    )
     options = {
         option.name: getattr(config, option.name)
         for option in options_of(type(config))
@@ -76,12 +88,55 @@ def describe_teacher(
         "architecture": options,
         "weights_sha256": weights_sha256,
         **({"weights": config.weights} if source is not None else {}),
+        **({"weights_key": key} if key is not None else {}),
         "classes": classes,
         "preprocessing": preprocessing,
         "frame": config.frame,
         "dtype": precision,
         **plugin_digests(config),
     }
+
+
+def identify_weights(config: ModelConfig, num_classes: int) -> str:
+    """Return the SHA-256 of a network's file of weights, and the key of its weights if the file has several."""
+    digest = sha256_weights(weights_file(str(config.weights)))
+    key = weights_key(config, num_classes)
+    return digest if key is None else f"{digest} {key}"
+
+
+def weights_key(config: ModelConfig, num_classes: int) -> str | None:
+    """Return which weights of its file a network has, None if the file has a single set that fits.
+
+    It is not known of a file that does not fit, which loading reports.
+    """
+    from permafrost.models.providers import RANDOM
+
+    if config.weights in (None, RANDOM) or is_published(config.weights):
+        return None
+    path = weights_file(str(config.weights))
+    if not path.is_file() or is_of_a_run(path):
+        return None
+    known = f"{sha256_weights(path)} {num_classes} {config!r}"
+    if known not in _KEYS:
+        _KEYS[known] = _find_key(config, path, num_classes)
+    return _KEYS[known]
+
+
+def _find_key(config: ModelConfig, path: Path, num_classes: int) -> str | None:
+    import torch
+
+    from permafrost.models.providers import provider_of
+    from permafrost.models.weights import choose_fit, read_state_dict
+
+    outputs = config.classes or num_classes or 1
+    try:
+        tensors = read_state_dict(path)
+        with torch.random.fork_rng(devices=[]):
+            model = provider_of(config).build(config, outputs)
+    except UserError:
+        return None
+    fit, *others = choose_fit(model, path, tensors, outputs, config.weights_key)
+    return fit.key if others else None
 
 
 def _describe_input(config: ModelConfig) -> dict[str, Any]:

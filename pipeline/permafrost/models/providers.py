@@ -14,7 +14,12 @@ from permafrost.config.options import resolve_implementation
 from permafrost.core.errors import ConfigError
 from permafrost.core.seeds import derive_seed
 from permafrost.models.classifier import Classifier, PretrainedInfo, Provider
-from permafrost.models.trained_weights import sha256_weights, trained_here, weights_file
+from permafrost.models.trained_weights import (
+    is_of_a_run,
+    sha256_weights,
+    trained_here,
+    weights_file,
+)
 from permafrost.models.weights import load_weights, require_digest
 
 
@@ -101,7 +106,13 @@ def build_model(
             require_digest(path, config.sha256)
         if path.is_file():
             sha256_weights(path)
-        load_weights(model, path, new_outputs=outputs if may_replace_head else None)
+        load_weights(
+            model,
+            path,
+            outputs=outputs,
+            may_replace_head=may_replace_head,
+            key=None if is_of_a_run(path) else config.weights_key,
+        )
     return model
 
 

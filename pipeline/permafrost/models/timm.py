@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
@@ -227,6 +228,15 @@ class _TimmNetwork(Classifier):
     def head(self) -> Head | None:
         """Probed closed form, None if a dropout is active."""
         return None if self.training and self.has_dropout else self.closed_form
+
+    def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Apply timm's filter of published files: names of older and original ones, and position embeddings."""
+        module = sys.modules[type(self.network).__module__]
+        convert = getattr(module, "checkpoint_filter_fn", None)
+        try:
+            return dict(convert(dict(state), self.network)) if convert else state
+        except Exception:  # timm's filters index and reshape tensors that other files do not have
+            return state
 
     @property
     def pools_by_average(self) -> bool:

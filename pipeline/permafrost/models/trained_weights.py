@@ -7,7 +7,9 @@ written last.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +28,20 @@ if TYPE_CHECKING:
 
     from permafrost.config.models import ModelConfig
 
+logger = logging.getLogger("permafrost.models")
+
 MODEL_NAME = "model.safetensors"
 DESCRIPTION_NAME = "model.json"
+_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".th")
+"""Suffixes of files of weights in a folder."""
 _ADVICE = (
     "delete {path}, and the command that trained this network writes both files again from its checkpoint; restore "
     "them if there is none"
 )
 
 _NOT_TRAINED = (
-    *("weights", "sha256", "classes", "input_size", "frame", "crop_fraction", "interpolation"),
+    *("weights", "weights_key", "sha256", "classes"),
+    *("input_size", "frame", "crop_fraction", "interpolation"),
 )
 """Options that may differ between the training of a network and its use."""
 _INFERRED = ("mean", "std", "columns")
@@ -145,16 +152,44 @@ def _word(value: Any) -> str:
 
 
 def weights_file(weights: str) -> Path:
-    """Return the file that the option `weights` names; of an address a copy, with the model.json beside it.
+    """Return the file that the option `weights` names, or its only one in a folder.
 
-    Raises FileError if there is nothing at an address.
+    Of an address it is a copy, with the model.json beside it.
+
+    Raises:
+        ConfigError: If there are several files in a folder, or none.
+        FileError: If there is nothing at an address.
     """
-    return local_copy(weights, DESCRIPTION_NAME) if is_address(weights) else Path(weights)
+    path = local_copy(weights, DESCRIPTION_NAME) if is_address(weights) else Path(weights)
+    return _file_in(path) if path.is_dir() else path
+
+
+def _file_in(folder: Path) -> Path:
+    """Return the file of weights in a folder: model.safetensors, or the only one. Raises ConfigError."""
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    if MODEL_NAME in names:
+        names = [MODEL_NAME]
+    if len(names) != 1:
+        parts = [path.name for path in folder.glob("*.index.json")]
+        if parts:
+            raise ConfigError(
+                f"weights={folder} is a network in several files, listed in {parts[0]}; join them into one (load the "
+                "network where it was made, and save its state_dict())"
+            )
+        listed = f"it has {shorten(names)}" if names else "it has no file of weights"
+        raise ConfigError(f"weights={folder} is a folder; name a file in it ({listed})")
+    _announce_file(folder, names[0])
+    return folder / names[0]
+
+
+@cache
+def _announce_file(folder: Path, name: str) -> None:
+    logger.info("weights=%s is a folder; reading %s in it", folder, name)
 
 
 def sha256_weights(path: Path) -> str:
     """Return the SHA-256 of a file of weights. Raises DamagedFileError if a run has written others."""
-    return check_trained_weights(path.parent) if _is_of_a_run(path) else sha256_file(path)
+    return check_trained_weights(path.parent) if is_of_a_run(path) else sha256_file(path)
 
 
 def _description_of_weights(config: ModelConfig) -> ModelDescription | None:
@@ -162,10 +197,10 @@ def _description_of_weights(config: ModelConfig) -> ModelDescription | None:
     if config.weights is None or is_published(config.weights):
         return None
     path = weights_file(config.weights)
-    return read_entries(path.parent) if _is_of_a_run(path) else None
+    return read_entries(path.parent) if is_of_a_run(path) else None
 
 
-def _is_of_a_run(path: Path) -> bool:
+def is_of_a_run(path: Path) -> bool:
     """Return whether weights have a model.json beside them, unless it has no entry by which those of runs are known."""
     beside = path.parent / DESCRIPTION_NAME
     if path.name != MODEL_NAME or not beside.exists():

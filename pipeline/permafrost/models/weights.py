@@ -1,21 +1,41 @@
-"""Weights files: state dicts read without running code, and loaded with an error that names every mismatch."""
+"""Weights files: tensors read without running code, and loaded with an error that names every mismatch."""
 
 from __future__ import annotations
 
+import argparse
 import logging
+import pathlib
 import pickle
+import re
 import warnings
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy._core import multiarray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, shorten
 from permafrost.core.files import sha256_file
 from permafrost.models.classifier import Classifier, WeightsError
+from permafrost.models.weights_fit import Fit, passed_over, rank_fits
 
 logger = logging.getLogger("permafrost.models")
+
+_MAX_DEPTH = 8
+"""Nested dictionaries that are looked into."""
+_OPTIONS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(getattr(np.dtypes, f"{kind}DType") for kind in ("Float64", "Float32", "Int64", "Bool")),
+    *((multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
+    *((pathlib.PosixPath, f"pathlib.{module}PosixPath") for module in ("", "_local.")),
+]
+"""Plain values that trainings write beside tensors, whose construction runs nothing else."""
 
 
 def require_digest(path: Path, expected: str) -> None:
@@ -27,59 +47,121 @@ def require_digest(path: Path, expected: str) -> None:
         )
 
 
-def load_weights(model: Classifier, path: Path, *, new_outputs: int | None = None) -> None:
-    """Load a state dict from .safetensors, or from a torch file without running any of its code.
+# ---- loading -------------------------------------------------------------------------------------
 
-    Published files may nest it under `state_dict` or `model` and prefix names with `module.`.
 
-    new_outputs  number of outputs of the network, which keeps its last layer if the one in the file differs only in
-                 that number, or if the file has none
+def load_weights(
+    model: Classifier,
+    path: Path,
+    *,
+    outputs: int | None = None,
+    may_replace_head: bool = False,
+    key: str | None = None,
+) -> None:
+    """Load the weights in a .safetensors file, or in a torch file without running any of its code.
+
+    Args:
+        model: The network.
+        path: The file. It may have other tensors beside the weights, and nest them at any key.
+        outputs: Number of outputs of the network, None if its last layer is loaded as all others are.
+        may_replace_head: Whether the network keeps its last layer if that of the file differs in the number of outputs
+            only, or is missing.
+        key: Value of weights_key.
+
+    Raises:
+        WeightsError: Unless the file completes the network.
     """
+    tensors = read_state_dict(path)
+    fit, *others = choose_fit(model, path, tensors, outputs, key)
     expected = model.network.state_dict()
-    state = model.rename_keys(read_state_dict(path))
-    if new_outputs is not None:
-        head = _other_head(state, expected, new_outputs)
-        if head:
-            logger.info("%s has no such classes; newly initialized: %s", path, ", ".join(head))
-        state |= {name: expected[name] for name in head}
-    missing = sorted(
-        # Files written before PyTorch 0.4.1 lack these counters, which no network in this package uses.
-        name
-        for name in set(expected) - set(state)
-        if not name.endswith(".num_batches_tracked")
-    )
-    unexpected = sorted(set(state) - set(expected))
-    misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in sorted(set(state) & set(expected))
-        if state[name].shape != expected[name].shape
-    ]
-    problems = [
-        f"{title}: {', '.join(names[:8])}{f' (+{len(names) - 8} more)' if len(names) > 8 else ''}"
-        for title, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrong shape", misshapen),
-        )
-        if names
-    ]
-    if problems:
-        name = type(model.network).__name__
-        raise WeightsError(
-            f"{path} does not fit {name}; "
-            + "; ".join(problems)
-            + ". Correct weights=, or name= and the other "
-            "options of the network (a model.json beside the weights lists them)"
-        )
-    _require_values(path, state)
+    if not fit.is_complete or (fit.head and not may_replace_head):
+        raise WeightsError(_explain_misfit(model, path, fit, expected))
+    _require_values(path, fit.state)
+    _announce(model, path, tensors, fit, others, key)
     # Updating keeps the layout versions in the metadata of the network's own state dict.
-    expected.update(state)
+    expected.update({name: _dense(tensor) for name, tensor in fit.state.items()})
     model.network.load_state_dict(expected)
+
+
+def choose_fit(
+    model: Classifier, path: Path, tensors: dict[str, Tensor], outputs: int | None, key: str | None
+) -> list[Fit]:
+    """Return the sets of tensors of a file that complete a network, that of weights_key or the preferred one first.
+
+    Raises:
+        WeightsError: If no set has the key.
+    """
+    fits = rank_fits(tensors, model, outputs)
+    if key is None or not fits[0].is_complete:
+        return fits
+    named = [fit for fit in fits if f"{_name_of(fit)}.".startswith(f"{key}.")]
+    if not named:
+        raise WeightsError(
+            f"weights_key={key} names no weights of {type(model.network).__name__} in {path}; those that it has are "
+            + shorten([_name_of(fit) for fit in fits])
+        )
+    return [named[0], *(fit for fit in fits if fit is not named[0])]
+
+
+def _name_of(fit: Fit) -> str:
+    """Return the key of a set as weights_key takes it."""
+    return fit.key or "."
+
+
+def _announce(
+    model: Classifier,
+    path: Path,
+    tensors: dict[str, Tensor],
+    fit: Fit,
+    alternatives: list[Fit],
+    key: str | None,
+) -> None:
+    """Log which tensors of the file became the network, and which did not."""
+    if alternatives:
+        names = ", ".join(_name_of(one) for one in (fit, *alternatives))
+        way_out = "" if key else "; weights_key= chooses another"
+        level = logging.INFO if key else logging.WARNING
+        _log_once(
+            level, f"{path} has several sets of weights: {names}. It is {_name_of(fit)}{way_out}"
+        )
+    elif fit.key:
+        _log_once(logging.INFO, f"{path}: the weights are those named {fit.key}.*")
+    left = passed_over(tensors, fit, alternatives)
+    if left:
+        name = type(model.network).__name__
+        _log_once(logging.WARNING, f"{path}: passed over {shorten(left, 5)}, no part of {name}")
+    resized = [
+        f"{name} {tuple(raw.shape)} to {tuple(fit.state[name].shape)}"
+        for name, raw in ((n, tensors.get(f"{fit.key}.{n}" if fit.key else n)) for n in fit.state)
+        if raw is not None and raw.shape != fit.state[name].shape
+    ]
+    if resized:
+        _log_once(
+            logging.WARNING,
+            f"{path} is for another input size; resampled as timm does: {', '.join(resized[:3])}. With the "
+            "input_size= that it was trained with, nothing is resampled",
+        )
+    if fit.head:
+        logger.info("%s has no such classes; newly initialized: %s", path, ", ".join(fit.head))
+
+
+@cache
+def _log_once(level: int, message: str) -> None:
+    """Log a fact about a file, of which a process may build several networks."""
+    logger.log(level, "%s", message)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
 
 
 def _require_values(path: Path, state: dict[str, Tensor]) -> None:
     """Raise WeightsError if a tensor is not finite or all of them are zero, because such weights are not trained."""
-    floating = {n: t for n, t in state.items() if t.is_floating_point()}
+    if any(tensor.is_meta for tensor in state.values()):
+        raise WeightsError(
+            f"{path} contains shapes without values (meta tensors); save the network once it is on a device"
+        )
+    floating = {n: _dense(t).float() for n, t in state.items() if t.is_floating_point()}
     broken = sorted(name for name, tensor in floating.items() if not tensor.isfinite().all())
     if broken:
         raise WeightsError(
@@ -90,40 +172,118 @@ def _require_values(path: Path, state: dict[str, Tensor]) -> None:
         raise WeightsError(f"{path} contains only zeros; use the weights of a trained network")
 
 
-def _other_head(state: dict[str, Tensor], expected: dict[str, Tensor], outputs: int) -> list[str]:
-    """Names of tensors that differ only in the number of outputs, their first dimension, or of a missing layer's."""
-    missing = [name for name in expected if name not in state]
-    layers = {name.rpartition(".")[0] for name in missing}
-    if len(layers) == 1 and all(expected[name].shape[:1] == (outputs,) for name in missing):
-        return missing
-    return [
-        name
-        for name, tensor in expected.items()
-        if name in state
-        and tensor.shape[:1] == (outputs,)
-        and tensor.shape != state[name].shape
-        and tensor.shape[1:] == state[name].shape[1:]
+# ---- errors --------------------------------------------------------------------------------------
+
+_HINTS = (
+    (
+        r"lora_[AB]|lora_(up|down)|\.adapter",
+        "it has adapters beside the weights; merge them into the network (merge_and_unload of peft) and save that",
+    ),
+    (
+        r"\.parametrizations\.|(weight|bias)_(orig|mask|g|u|v)( |$)",
+        "its weights are the factors of a parametrization (pruning, weight norm, spectral norm); remove that "
+        "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations, ...) and save the network again",
+    ),
+    (
+        r"zero_point|_packed_params|absmax|qweight|torch\.q?u?int\d",
+        "it is quantized, and a quantized network has no gradients; use the file from before the quantization",
+    ),
+    (r"torch\.complex", "its numbers are complex; use a file of real numbers"),
+    (
+        r"\.(kernel|gamma|moving_mean)( |$)",
+        "these are names of Keras or Flax, whose layers have other axes; use a file of the PyTorch network",
+    ),
+    (
+        r"flat_param",
+        "it is a part of a network that FSDP has divided; save it with FULL_STATE_DICT",
+    ),
+    (
+        r"\(0,\) instead",
+        "DeepSpeed keeps these weights elsewhere; join them with its zero_to_fp32.py",
+    ),
+)
+"""Remedies by a pattern of the names that do not fit."""
+
+
+def _explain_misfit(model: Classifier, path: Path, fit: Fit, expected: dict[str, Tensor]) -> str:
+    """Say what of a file does not fit a network, and what to do about it."""
+    missing = sorted([*fit.missing, *(name for name, own in fit.head.items() if own is None)])
+    misshapen = [
+        *fit.misshapen,
+        *(
+            f"{name} {tuple(own.shape)} instead of {tuple(expected[name].shape)}"
+            for name, own in sorted(fit.head.items())
+            if own is not None
+        ),
     ]
+    unexpected = sorted(fit.unexpected if fit.is_complete else (*fit.unexpected, *fit.foreign))
+    titles = ("missing", "unexpected", "wrong shape")
+    problems = [
+        f"{title}: {', '.join(names[:8])}{f' (+{len(names) - 8} more)' if len(names) > 8 else ''}"
+        for title, names in zip(titles, (missing, unexpected, misshapen), strict=True)
+        if names
+    ]
+    advice = (
+        _advise_on_head(path, fit, expected)
+        if fit.is_complete
+        else _advise("\n".join([*unexpected, *misshapen]), fit, expected)
+    )
+    where = f" at {fit.key}" if fit.key else ""
+    return f"{path}{where} does not fit {type(model.network).__name__}; {'; '.join(problems)}. {advice}"
+
+
+def _advise_on_head(path: Path, fit: Fit, expected: dict[str, Tensor]) -> str:
+    """Say what to do with weights of other classes."""
+    fine_tune = f"fine-tune it with permafrost teach ... teaching.start={path}"
+    name, head = next(iter(fit.head.items()))
+    if head is None:
+        return f"It has no last layer: {fine_tune}, or store what needs none, as in annotate.payloads=[pooled]"
+    return (
+        f"It has {head.shape[0]:,} classes, the data {expected[name].shape[0]:,}: {fine_tune}, or, if the folders are "
+        "classes of the weights, name all of these in data.classes="
+    )
+
+
+def _advise(misfits: str, fit: Fit, expected: dict[str, Tensor]) -> str:
+    """Say what to do with weights of another network."""
+    for pattern, remedy in _HINTS:
+        if re.search(pattern, misfits, re.MULTILINE):
+            return f"{remedy[0].upper()}{remedy[1:]}"
+    if not (fit.missing or fit.unexpected):
+        sizes = re.search(r"pos_embed\w* \(1, (\d+), (\d+)\) instead of \(1, (\d+),", misfits)
+        patch = next((t.shape[-1] for t in expected.values() if t.ndim == 4), None)
+        if sizes and patch:
+            side = int(int(sizes[1]) ** 0.5) * patch
+            return f"It is for images of {side} pixels; set input_size={side}"
+        channels = re.search(r"\((\d+), (\d), (\d+, \d+)\) instead of \(\1, 3, \3\)", misfits)
+        if channels:
+            return f"It takes images of {channels[2]} channels, and those of a store have 3"
+    return (
+        "Correct weights=, or name= and the other options of the network (a model.json beside the weights lists "
+        "them)"
+    )
+
+
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a weights file by name, on the CPU."""
+    """Read the tensors of a weights file by their dotted paths, on the CPU.
+
+    Raises:
+        ConfigError: If there is no such file.
+        WeightsError: If it cannot be read, or has no tensors.
+    """
     if not path.is_file():
         raise ConfigError(
             f"weights file {path} does not exist; train a network with permafrost teach or correct the path"
         )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # warnings about TorchScript archives, which are rejected below
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is not a torch file or contains more than tensors, and its code is not run; if you trust "
-            "it, load it yourself and save its state_dict() as .safetensors"
+            f"{path} is not a torch file or contains more than tensors{_classes_in(path)}, and its code is not run; if "
+            "you trust it, load it yourself and save its state_dict() as .safetensors"
         ) from error
     except Exception as error:  # parsers raise many kinds of errors on damaged bytes
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
@@ -131,10 +291,50 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights ({reason}); it is damaged, truncated or not a file of tensors, so "
             "fetch or write it again"
         ) from error
-    for name in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
-            loaded = loaded[name]
-    named = isinstance(loaded, dict) and all(isinstance(name, str) for name in loaded)
-    if not named or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise WeightsError(f"{path} contains no state dict; save the network's state_dict() in it")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _named_tensors(loaded, "", {}, 0):
+        tensors.setdefault(name, tensor)
+    if not tensors:
+        entries = (
+            f" (its entries are {shorten(list(map(str, loaded)))})"
+            if isinstance(loaded, dict)
+            else ""
+        )
+        raise WeightsError(
+            f"{path} contains no state dict{entries}; save the network's state_dict() in it"
+        )
+    return tensors
+
+
+def _load_torch_file(path: Path) -> Any:
+    with warnings.catch_warnings(), torch.serialization.safe_globals(_OPTIONS):
+        warnings.simplefilter("ignore")  # about TorchScript archives, which are rejected
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _classes_in(path: Path) -> str:
+    """Name the classes that a torch file needs, in parentheses, if they can be listed."""
+    try:
+        with torch.serialization.safe_globals(_OPTIONS):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # of another format
+        return ""
+    return f" ({', '.join(sorted(names)[:5])})" if names else ""
+
+
+def _named_tensors(
+    value: Any, path: str, visited: dict[int, Any], depth: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the tensors in nested dictionaries and lists, by dotted path.
+
+    visited  containers that were looked into, by id, as a pickle may contain cycles
+    """
+    if isinstance(value, Tensor):
+        if path:
+            yield path, value
+    elif isinstance(value, (dict, list, tuple)) and depth < _MAX_DEPTH and id(value) not in visited:
+        visited[id(value)] = value
+        for key, member in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(key, (str, int)):
+                name = f"{path}.{key}" if path else str(key)
+                yield from _named_tensors(member, name, visited, depth + 1)

@@ -210,7 +210,11 @@ def describe_network(config: Mapping[str, Any]) -> str:
     shown = {
         name: value
         for name, value in sorted(config.items())
-        if name not in ("kind", "name", "weights", "sha256", "mean", "std", "classes", "frame")
+        if name
+        not in (
+            *("kind", "name", "weights", "weights_key", "sha256"),
+            *("mean", "std", "classes", "frame"),
+        )
         and value not in (None, "none")
     }
     extra = ", ".join(f"{name.replace('_', ' ')} {_text(value)}" for name, value in shown.items())

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self
 from permafrost.config.models import is_published
 from permafrost.core.errors import require
 from permafrost.core.files import sha256_json
-from permafrost.models.trained_weights import sha256_weights, weights_file
+from permafrost.models.fingerprint import describe_teacher, identify_weights
+from permafrost.models.trained_weights import weights_file
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import (
     check_passes,
@@ -135,7 +136,6 @@ def fingerprint_inputs(
     inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
     if (live := live_teacher(config)) is not None:
         from permafrost.losses.base import build_loss
-        from permafrost.models.fingerprint import describe_teacher
 
         described = describe_teacher(
             live, len(store.manifest.classes), reads_head=build_loss(config.method).needs.logits
@@ -149,7 +149,8 @@ def fingerprint_inputs(
     elif weights is not None:
         path = weights_file(weights)
         require(path.is_file(), f"student.weights={weights} does not exist; correct the path")
-        inputs["student.weights"] = sha256_weights(path)
+        classes = len(store.manifest.classes)
+        inputs["student.weights"] = identify_weights(config.student, classes)
     return inputs
 
 

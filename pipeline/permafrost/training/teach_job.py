@@ -17,7 +17,8 @@ from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.core.errors import require
 from permafrost.core.files import sha256_json, write_atomically
 from permafrost.core.signed_files import damaged, read_json, write_json
-from permafrost.models.trained_weights import sha256_weights
+from permafrost.models.fingerprint import describe_teacher, identify_weights
+from permafrost.models.trained_weights import weights_file
 from permafrost.store.entries import EntryError, from_dict
 from permafrost.store.reader import Store
 
@@ -284,13 +285,13 @@ def fingerprint_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
     if start is not None and is_published(start):
         inputs["start"] = _exact_name(config.teacher, start)
     elif start is not None:
-        require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
-        inputs["start"] = sha256_weights(Path(start))
+        path = weights_file(start)
+        require(path.is_file(), f"teaching.start={start} does not exist; correct the path")
+        network = replace(config.teacher, weights=start)
+        inputs["start"] = identify_weights(network, len(store.manifest.classes))
     files = config.teacher.fingerprint_files()
     inputs |= {f"teacher.{option}": sha256 for option, sha256 in files.items()}
     if config.uses_black_box and not isinstance(config.black_box, NoModelConfig):
-        from permafrost.models.fingerprint import describe_teacher
-
         asked = describe_teacher(config.black_box, len(store.manifest.classes), section="black_box")
         inputs["black_box"] = sha256_json(asked)
     return inputs

@@ -1,0 +1,247 @@
+"""Fit of the tensors of a file to a network: which of its sets of tensors it is, and what does not fit.
+
+A file has its tensors by dotted path: the keys of the dictionaries that it nests, then the name of the tensor. A set is
+all that is below one prefix, in which a key (`state_dict`) and a wrapper of the network (`module`) are the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from permafrost.models.classifier import Classifier
+
+_COMPUTED = (
+    *("num_batches_tracked", "total_ops", "total_params", "n_averaged", "position_ids"),
+    *("relative_position_index", "relative_coords_table", "attn_mask"),
+)
+"""Last parts of the names of counters, and of tables that a network computes from its options."""
+_TRAINING_STATE = re.compile(r"(^|\.)(\w*optim\w*|grads?|exp_avg(_sq)?|momentum_buffer)\.")
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts that torch.compile, FSDP and activation checkpointing put before the names of any module."""
+_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|avg|teacher)([._]|$)")
+_FIRST_KEYS = ("state_dict", "model")
+"""Keys that are preferred among sets that are not averaged."""
+
+
+class Fit(NamedTuple):
+    """A set of tensors beside a network."""
+
+    key: str
+    """Prefix of the set, without its last dot; empty for the top of the file."""
+    state: dict[str, Tensor]
+    """Tensors by the names of the network."""
+    head: dict[str, Tensor | None]
+    """Tensors of the set by the names of the last layer, if it lacks them or has another number of outputs."""
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    foreign: tuple[str, ...]
+    """Names of modules that the network does not have, such as a loss."""
+
+    @property
+    def is_complete(self) -> bool:
+        """True if nothing but the last layer is missing."""
+        return not (self.missing or self.unexpected or self.misshapen)
+
+    @property
+    def is_exact(self) -> bool:
+        """True if the set and the network are the same."""
+        return self.is_complete and not (self.head or self.foreign)
+
+    @property
+    def distance(self) -> tuple[int, int, int]:
+        """Measure of what does not fit."""
+        wrong = len(self.missing) + len(self.unexpected) + len(self.misshapen)
+        return wrong, len(self.head), len(self.foreign)
+
+
+def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None) -> list[Fit]:
+    """Return the sets that complete the network, the preferred one first, or the closest one if none does.
+
+    Sets with the network's number of outputs come before all others. Then averaged weights are preferred (ema, swa,
+    average, teacher), then `state_dict`, then `model`, then the first in the file.
+
+    Args:
+        tensors: Tensors of the file by dotted path.
+        model: The network.
+        outputs: Its number of outputs, or None to have the last layer fit as all others do.
+    """
+    expected = model.network.state_dict()
+    whole = _compare("", tensors, expected, outputs)
+    if whole.is_exact:
+        return [whole]
+    weights = {name: t for name, t in tensors.items() if not _TRAINING_STATE.search(name)}
+    sizes = Counter(name[: dot.end()] for name in weights for dot in re.finditer(r"^|\.", name))
+    fits = [
+        _fit(prefix.removesuffix("."), _below(prefix, weights), model, expected, outputs)
+        for prefix, size in sizes.items()
+        if 2 * size >= len(expected)
+    ] or [whole]
+    complete = [fit for fit in fits if fit.is_complete]
+    if not complete:
+        return [min(fits, key=lambda fit: fit.distance)]
+    best = [fit for fit in complete if not fit.head] or complete
+    return sorted(_without_repetitions(best), key=_preference)
+
+
+def passed_over(tensors: dict[str, Tensor], fit: Fit, alternatives: list[Fit]) -> list[str]:
+    """Return where the file has tensors that belong to none of the sets, which training leaves beside weights."""
+    prefix = f"{fit.key}." if fit.key else ""
+    in_top = not fit.key or any(not other.key for other in alternatives)
+    outside = [] if in_top else [name for name in tensors if not name.startswith(prefix)]
+    sets = tuple(f"{other.key}." for other in alternatives if other.key)
+    names = [*outside, *(prefix + name for name in fit.foreign)]
+    return list(
+        dict.fromkeys(
+            _branch(name, fit.key)
+            for name in names
+            if not (name.startswith(sets) or _is_computed(name) or _TRAINING_STATE.search(name))
+        )
+    )
+
+
+def _branch(name: str, key: str) -> str:
+    """Return the shortest prefix of a name that is not one of the key."""
+    parts, own = name.split("."), key.split(".")
+    same = next((i for i, part in enumerate(parts) if part not in own[i : i + 1]), len(parts) - 1)
+    return ".".join(parts[: same + 1])
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _is_computed(name: str) -> bool:
+    return name.rpartition(".")[2] in _COMPUTED
+
+
+def _preference(fit: Fit) -> tuple[bool, int]:
+    first = fit.key.partition(".")[0]
+    order = _FIRST_KEYS.index(first) if first in _FIRST_KEYS else len(_FIRST_KEYS)
+    return not _AVERAGED.search(fit.key), order
+
+
+def _without_repetitions(fits: list[Fit]) -> list[Fit]:
+    """Remove sets that are part of a longer prefix's, which a provider's renaming may find in both."""
+    ids = [{id(tensor) for tensor in fit.state.values()} for fit in fits]
+    return [
+        fit
+        for fit, own in zip(fits, ids, strict=True)
+        if not any(
+            len(other.key) > len(fit.key) and 2 * len(own & its) > len(own)
+            for other, its in zip(fits, ids, strict=True)
+        )
+    ]
+
+
+def _fit(
+    key: str,
+    tensors: dict[str, Tensor],
+    model: Classifier,
+    expected: dict[str, Tensor],
+    outputs: int | None,
+) -> Fit:
+    """Fit a set of tensors by its own names or, if they are not the network's, by the best of others."""
+    best = _compare(key, tensors, expected, outputs)
+    for renamed in _renamings(tensors, model, expected):
+        if best.is_exact:
+            break
+        fit = _compare(key, renamed, expected, outputs)
+        best = min(best, fit, key=lambda fit: fit.distance)
+    return best
+
+
+def _renamings(
+    tensors: dict[str, Tensor], model: Classifier, expected: dict[str, Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    plain = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    yield plain
+    yield model.rename_keys(plain)
+    first, *more = {name.partition(".")[0] for name in expected}
+    if not more:
+        yield {f"{first}.{name}": tensor for name, tensor in plain.items()}
+
+
+def _compare(
+    key: str, state: dict[str, Tensor], expected: dict[str, Tensor], outputs: int | None
+) -> Fit:
+    """Compare a set of tensors with those of the network, name by name."""
+    state = {
+        name: tensor
+        for name, tensor in _with_shared(state, expected).items()
+        if not _is_computed(name) or (name in expected and _mismatch(tensor, expected[name]) == "")
+    }
+    head = {} if outputs is None else _other_head(state, expected, outputs)
+    replaced = "|".join({re.escape(name.rpartition(".")[0]) for name in head}) or "$."
+    below_head = re.compile(rf"({replaced})\.(?!parametrizations).*\.")
+    extra = [name for name in state if name not in expected and not below_head.match(name)]
+    own = {_family(name) for name in expected}
+    return Fit(
+        key=key,
+        state={name: state[name] for name in expected if name in state and name not in head},
+        head=head,
+        missing=tuple(
+            name
+            for name in sorted(expected)
+            if name not in state and name not in head and not _is_computed(name)
+        ),
+        unexpected=tuple(sorted(name for name in extra if _family(name) in own)),
+        misshapen=tuple(
+            f"{name} {_mismatch(state[name], expected[name])}"
+            for name in sorted(state)
+            if name in expected and name not in head and _mismatch(state[name], expected[name])
+        ),
+        foreign=tuple(name for name in extra if _family(name) not in own),
+    )
+
+
+def _family(name: str) -> str:
+    """Return the first part of a name without digits, because layer9 of a file may belong to a longer network."""
+    return re.sub(r"\d+", "", name.partition(".")[0])
+
+
+def _mismatch(tensor: Tensor, expected: Tensor) -> str:
+    """Say how a tensor differs from the network's in its shape or its kind of numbers, empty if it does not."""
+    if tensor.shape != expected.shape:
+        return f"{tuple(tensor.shape)} instead of {tuple(expected.shape)}"
+    if expected.is_floating_point() and not tensor.is_floating_point():
+        return f"of {tensor.dtype} instead of {expected.dtype}"
+    return ""
+
+
+def _with_shared(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add parameters that the network has under several names, of which safetensors keeps one."""
+    places: dict[tuple[int, torch.Size], Tensor] = {
+        (own.data_ptr(), own.shape): state[name] for name, own in expected.items() if name in state
+    }
+    shared = {
+        name: places[own.data_ptr(), own.shape]
+        for name, own in expected.items()
+        if name not in state and own.numel() and (own.data_ptr(), own.shape) in places
+    }
+    return state | shared
+
+
+def _other_head(
+    state: dict[str, Tensor], expected: dict[str, Tensor], outputs: int
+) -> dict[str, Tensor | None]:
+    """Return the tensors that differ only in the number of outputs, their first dimension, or a missing layer's."""
+    other = {
+        name: state[name]
+        for name, tensor in expected.items()
+        if name in state
+        and tensor.shape[:1] == (outputs,)
+        and tensor.shape != state[name].shape
+        and tensor.shape[1:] == state[name].shape[1:]
+        and state[name].numel()
+    }
+    missing = [name for name in expected if name not in state and not _is_computed(name)]
+    layers = {name.rpartition(".")[0] for name in missing}
+    is_head = len(layers) == 1 and all(expected[n].shape[:1] == (outputs,) for n in missing)
+    return other | dict.fromkeys(missing if is_head else ())
