@@ -96,7 +96,7 @@ def connect(container: str) -> Any:
         from obstore.store import from_url
     except ModuleNotFoundError:
         raise ConfigError(
-            f"{container} needs the package obstore; install it with: pip install 'permafrost[cloud]'"
+            f"{container} needs the package obstore; install it with: pip install obstore"
         ) from None
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
     plain = endpoint.startswith("http://") or container.startswith("http://")

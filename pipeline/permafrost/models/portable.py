@@ -234,7 +234,7 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"export.formats=[onnx] needs the package {error.name}; install permafrost[onnx], or choose "
+            f"export.formats=[onnx] needs the package {error.name}; pip install onnx onnxscript onnxruntime, or choose "
             "export.formats=[torch]"
         ) from error
     onnxruntime.set_default_logger_severity(3)
