@@ -3,9 +3,9 @@
     python -m tests.models.network_layers            # an hour or more; resumes where it stopped
     python -m tests.models.network_layers resnet18   # some of them
 
-Networks have random weights and 10 classes, and see images of 64 pixels. At each layer that `layer=` can name, the map is
-that of autograd written out, or the layer is refused with one sentence. At one layer of each network, the maps are
-differentiated as in a student's step, and the network is exported in both formats. Results are written to
+Networks have random weights and 10 classes, and see images of 64 pixels. At each layer that `layer=` can name, the
+map is that of autograd written out, or the layer is refused with one sentence. At one layer of each network, the maps
+are differentiated as in a student's step, and the network is exported in both formats. Results are written to
 network_layers.results.json after each network.
 """
 
