@@ -3,13 +3,16 @@
 import re
 import runpy
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 
 from permafrost.config.compose import section_names, section_of
 from permafrost.config.models import TorchvisionModelConfig
@@ -292,13 +295,41 @@ def test_the_four_commands_for_own_data_fit_together(tmp_path, run_block):
     torch.save(
         build_model(TorchvisionModelConfig(name="resnet50"), 2).network.state_dict(), "resnet50.pth"
     )
-    block = block_with("README.md", "run=photos")
+    block = block_with("README.md", "permafrost report run=photos")
 
     run_block(block, *SMALL)
 
     assert "e2kd" in (tmp_path / "runs/photos/distill/config.yaml").read_text()
     assert (tmp_path / "runs/photos/evaluate/metrics.json").exists()
     assert (tmp_path / "runs/photos/report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_two_commands_for_weights_of_other_classes_fit_the_others(tmp_path, run_block):
+    write_photos(tmp_path / "photos")
+    torch.manual_seed(0)
+    imagenet = build_model(TorchvisionModelConfig(name="resnet18"), 1000).network.state_dict()
+    torch.save({"epoch": 90, "model": imagenet}, "imagenet.pth")
+    block = block_with("README.md", "permafrost report run=photos")
+    first, *rest = lines_of(block.code)
+    small = (*SMALL, "teaching.augment.size=64", "teaching.trainer.epochs=1")
+    small += ("teaching.trainer.batch_size=4", "teaching.trainer.num_threads=1")
+    packed = re.sub(r" teacher\S*", "", first) + " teacher=none"
+
+    run_block(replace(block, code=packed), "executor=serial", "store.image_size=64")
+    teach = block_with("README.md", "teaching.start=imagenet.pth")
+    run_block(replace(teach, code=teach.code.replace("resnet50", "resnet18")), *small)
+    run_block(replace(block, code="\n".join(rest[:2])), *small)
+
+    trained = load_file("runs/photos/teach/model.safetensors")
+    assert trained["fc.weight"].shape == (2, 512)
+    assert (
+        F.cosine_similarity(
+            trained["conv1.weight"].flatten(), imagenet["conv1.weight"].flatten(), dim=0
+        )
+        > 0.9
+    )
+    assert (tmp_path / "runs/photos/evaluate/metrics.json").exists()
 
 
 def test_the_readme_and_the_first_steps_have_the_same_commands():

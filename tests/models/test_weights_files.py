@@ -6,6 +6,7 @@ import argparse
 import logging
 import re
 from collections import OrderedDict
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path, PosixPath
 
@@ -18,12 +19,14 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
-from permafrost.config.models import CifarModelConfig, ModuleConfig, TimmModelConfig
+from permafrost.config.models import CifarModelConfig, TimmModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file
 from permafrost.models.classifier import WeightsError
 from permafrost.models.fingerprint import describe_teacher, identify_weights
+from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model
+from permafrost.models.weights import load_weights
 from tests.support.networks import torchvision_config
 from tests.support.runs import assert_equal_states
 
@@ -231,18 +234,17 @@ def test_wrappers_inside_of_names_are_removed(tmp_path, good, part):
 
 
 def test_a_network_inside_of_a_wrapper_takes_the_names_of_its_inside(tmp_path):
-    (tmp_path / "nets.py").write_text(
-        "from torch import nn\n\n\n"
-        "def build(classes):\n"
-        "    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes))\n"
-        "    return nn.Sequential(inner)\n"
+    torch.manual_seed(1)
+    inner = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)
     )
-    config = ModuleConfig(factory=f"{tmp_path}/nets.py:build", layer="0.0")
-    state = fresh_state(1, config)
-    inside = {name.removeprefix("0."): tensor for name, tensor in state.items()}
+    torch.save({"net": inner.state_dict()}, tmp_path / "w.pth")
+    model = ModuleClassifier(deepcopy(nn.Sequential(inner)), "0.0")
+    nn.init.zeros_(model.network[0][0].weight)
 
-    assert inside.keys() != state.keys()
-    assert_equal_states(load(tmp_path / "w.pth", inside, config), state)
+    load_weights(model, tmp_path / "w.pth")
+
+    assert_equal_states(model.network[0].state_dict(), inner.state_dict())
 
 
 def test_what_a_training_has_beside_a_complete_network_is_passed_over_and_named(
@@ -458,13 +460,13 @@ class Tied(nn.Module):
 
 
 def test_parameters_with_two_names_are_read_from_one(tmp_path):
-    config = ModuleConfig(factory=f"{__name__}:Tied", layer="first")
-    network = build_model(config, 7).network
+    network = Tied(7)
     save_model(network, tmp_path / "w.safetensors")
+    model = ModuleClassifier(Tied(7), "first")
 
-    loaded = build_model(replace(config, weights=str(tmp_path / "w.safetensors")), 7).network
+    load_weights(model, tmp_path / "w.safetensors")
 
-    assert_equal_states(loaded.state_dict(), network.state_dict())
+    assert_equal_states(model.network.state_dict(), network.state_dict())
 
 
 # ---- folders -------------------------------------------------------------------------------------
