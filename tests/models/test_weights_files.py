@@ -76,7 +76,7 @@ def optimizer_of(state):
         lambda s: {"params": s},
         lambda s: {"module": s, "optimizer": optimizer_of(s)},
         lambda s: {"train": {"best": {"network": {"state_dict": s}}}},
-        lambda s: {"epoch": 3, "lr": torch.tensor(0.1), **s},
+        lambda s: {"epoch": 3, "lr": 0.1, "name": "net", **s},
         lambda s: [s, {"epoch": 3}],
         lambda s: {"state_dict": OrderedDict(named("model.", s)), "loops": {"fit": [1, 2]}},
         lambda s: {"fold": {0: s}},
@@ -119,7 +119,7 @@ def test_averaged_weights_come_first_and_all_are_named(tmp_path, good, last, nes
 
     (line,) = [r.getMessage() for r in caplog.records if "several sets" in r.getMessage()]
     assert line.startswith(f"{path} has several sets of weights: {key}, ")
-    assert f"It is {key}; weights_key= chooses another" in line
+    assert line.endswith(f"; {key} is read, and weights_key= chooses another")
 
 
 def test_the_averages_of_torch_are_read_as_it_writes_them(tmp_path, good, last):
@@ -259,7 +259,14 @@ def test_what_a_training_has_beside_a_complete_network_is_passed_over_and_named(
         f"{path}: passed over 'state_dict.criterion', 'state_dict.projector', no part of"
         in caplog.text
     )
-    assert load(path, good | beside).keys() == good.keys()
+
+
+def test_other_tensors_among_those_of_a_network_are_refused(tmp_path, good):
+    """They are part of another network, such as a ViT's registers, or its norm before the blocks."""
+    for other in ("reg_token", "norm_pre.weight", "criterion.centers"):
+        for prefix in ("", "module."):
+            with pytest.raises(WeightsError, match=f"unexpected: {other}"):
+                load(tmp_path / "w.pth", named(prefix, good | {other: torch.ones(1, 4, 3)}))
 
 
 def test_a_part_of_a_longer_network_is_refused(tmp_path):
@@ -331,6 +338,15 @@ def test_position_embeddings_of_another_size_are_resampled_as_timm_does_and_said
     assert torch.equal(loaded["pos_embed"], filtered["pos_embed"])
     assert "resampled as timm does: pos_embed (1, 37, 64) to (1, 101, 64)" in caplog.text
     assert_equal_states(load(tmp_path / "w.pth", state, config, input_size=96), state)
+
+
+def test_patches_of_another_size_are_another_network(tmp_path):
+    config = TimmModelConfig(name="test_vit")
+    state = fresh_state(1, config)
+    state["patch_embed.proj.weight"] = torch.ones(64, 3, 8, 8)
+
+    with pytest.raises(WeightsError, match=r"patch_embed\.proj\.weight \(64, 3, 8, 8\) instead of"):
+        load(tmp_path / "w.pth", state, config)
 
 
 # ---- other classes -------------------------------------------------------------------------------

@@ -230,13 +230,24 @@ class _TimmNetwork(Classifier):
         return None if self.training and self.has_dropout else self.closed_form
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Apply timm's filter of published files: names of older and original ones, and position embeddings."""
+        """Apply timm's filter of published files: names of older and original ones, and position embeddings.
+
+        Kernels keep their size, which it resamples, too: patches of another size are another network.
+        """
         module = sys.modules[type(self.network).__module__]
         convert = getattr(module, "checkpoint_filter_fn", None)
         try:
-            return dict(convert(dict(state), self.network)) if convert else state
+            converted = convert(dict(state), self.network) if convert else state
         except Exception:  # timm's filters index and reshape tensors that other files do not have
             return state
+        kernels = {
+            name: own
+            for name, own in state.items()
+            if name in converted
+            and own.ndim == converted[name].ndim == 4
+            and own.shape[:2] == converted[name].shape[:2]
+        }
+        return {**converted, **kernels}
 
     @property
     def pools_by_average(self) -> bool:

@@ -119,10 +119,10 @@ def _announce(
     """Log which tensors of the file became the network, and which did not."""
     if alternatives:
         names = ", ".join(_name_of(one) for one in (fit, *alternatives))
-        way_out = "" if key else "; weights_key= chooses another"
+        way_out = "" if key else ", and weights_key= chooses another"
         level = logging.INFO if key else logging.WARNING
         _log_once(
-            level, f"{path} has several sets of weights: {names}. It is {_name_of(fit)}{way_out}"
+            level, f"{path} has several sets of weights: {names}; {_name_of(fit)} is read{way_out}"
         )
     elif fit.key:
         _log_once(logging.INFO, f"{path}: the weights are those named {fit.key}.*")
@@ -216,17 +216,16 @@ def _explain_misfit(model: Classifier, path: Path, fit: Fit, expected: dict[str,
             if own is not None
         ),
     ]
-    unexpected = sorted(fit.unexpected if fit.is_complete else (*fit.unexpected, *fit.foreign))
     titles = ("missing", "unexpected", "wrong shape")
     problems = [
         f"{title}: {', '.join(names[:8])}{f' (+{len(names) - 8} more)' if len(names) > 8 else ''}"
-        for title, names in zip(titles, (missing, unexpected, misshapen), strict=True)
+        for title, names in zip(titles, (missing, fit.unexpected, misshapen), strict=True)
         if names
     ]
     advice = (
         _advise_on_head(path, fit, expected)
         if fit.is_complete
-        else _advise("\n".join([*unexpected, *misshapen]), fit, expected)
+        else _advise("\n".join([*fit.unexpected, *misshapen]), fit, expected)
     )
     where = f" at {fit.key}" if fit.key else ""
     return f"{path}{where} does not fit {type(model.network).__name__}; {'; '.join(problems)}. {advice}"

@@ -41,8 +41,6 @@ class Fit(NamedTuple):
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     misshapen: tuple[str, ...]
-    foreign: tuple[str, ...]
-    """Names of modules that the network does not have, such as a loss."""
 
     @property
     def is_complete(self) -> bool:
@@ -52,13 +50,12 @@ class Fit(NamedTuple):
     @property
     def is_exact(self) -> bool:
         """True if the set and the network are the same."""
-        return self.is_complete and not (self.head or self.foreign)
+        return self.is_complete and not self.head
 
     @property
-    def distance(self) -> tuple[int, int, int]:
-        """Measure of what does not fit."""
-        wrong = len(self.missing) + len(self.unexpected) + len(self.misshapen)
-        return wrong, len(self.head), len(self.foreign)
+    def distance(self) -> tuple[int, int]:
+        """Number of tensors that do not fit, without and within the last layer."""
+        return len(self.missing) + len(self.unexpected) + len(self.misshapen), len(self.head)
 
 
 def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None) -> list[Fit]:
@@ -78,43 +75,44 @@ def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None
         return [whole]
     weights = {name: t for name, t in tensors.items() if not _TRAINING_STATE.search(name)}
     sizes = Counter(name[: dot.end()] for name in weights for dot in re.finditer(r"^|\.", name))
-    fits = [
-        _fit(prefix.removesuffix("."), _below(prefix, weights), model, expected, outputs)
-        for prefix, size in sizes.items()
-        if 2 * size >= len(expected)
-    ] or [whole]
+    fits: list[Fit] = []
+    large = [prefix for prefix, size in sizes.items() if 2 * size >= len(expected)]
+    for prefix in sorted(large, key=len, reverse=True):
+        inside = tuple(f"{fit.key}." for fit in fits if fit.is_complete)
+        below = {
+            n: t for n, t in weights.items() if n.startswith(prefix) and not n.startswith(inside)
+        }
+        if 2 * len(below) >= len(expected):
+            names = {n.removeprefix(prefix): t for n, t in below.items()}
+            fits.append(_fit(prefix.removesuffix("."), names, model, expected, outputs))
     complete = [fit for fit in fits if fit.is_complete]
     if not complete:
-        return [min(fits, key=lambda fit: fit.distance)]
+        return [min([*fits, whole], key=lambda fit: fit.distance)]
     best = [fit for fit in complete if not fit.head] or complete
-    return sorted(_without_repetitions(best), key=_preference)
+    return sorted(best, key=lambda fit: (*_preference(fit), large.index(_prefix_of(fit))))
 
 
 def passed_over(tensors: dict[str, Tensor], fit: Fit, alternatives: list[Fit]) -> list[str]:
-    """Return where the file has tensors that belong to none of the sets, which training leaves beside weights."""
-    prefix = f"{fit.key}." if fit.key else ""
-    in_top = not fit.key or any(not other.key for other in alternatives)
-    outside = [] if in_top else [name for name in tensors if not name.startswith(prefix)]
-    sets = tuple(f"{other.key}." for other in alternatives if other.key)
-    names = [*outside, *(prefix + name for name in fit.foreign)]
+    """Return where a file has tensors outside of all sets, which a training leaves beside weights, such as a loss."""
+    sets = tuple(map(_prefix_of, (fit, *alternatives)))
     return list(
         dict.fromkeys(
-            _branch(name, fit.key)
-            for name in names
+            max((_branch(name, prefix) for prefix in sets), key=len)
+            for name in tensors
             if not (name.startswith(sets) or _is_computed(name) or _TRAINING_STATE.search(name))
         )
     )
 
 
-def _branch(name: str, key: str) -> str:
-    """Return the shortest prefix of a name that is not one of the key."""
-    parts, own = name.split("."), key.split(".")
+def _prefix_of(fit: Fit) -> str:
+    return f"{fit.key}." if fit.key else ""
+
+
+def _branch(name: str, prefix: str) -> str:
+    """Return the shortest part of a name, from its start to a dot, that is not one of the prefix."""
+    parts, own = name.split("."), prefix.split(".")
     same = next((i for i, part in enumerate(parts) if part not in own[i : i + 1]), len(parts) - 1)
     return ".".join(parts[: same + 1])
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _is_computed(name: str) -> bool:
@@ -125,19 +123,6 @@ def _preference(fit: Fit) -> tuple[bool, int]:
     first = fit.key.partition(".")[0]
     order = _FIRST_KEYS.index(first) if first in _FIRST_KEYS else len(_FIRST_KEYS)
     return not _AVERAGED.search(fit.key), order
-
-
-def _without_repetitions(fits: list[Fit]) -> list[Fit]:
-    """Remove sets that are part of a longer prefix's, which a provider's renaming may find in both."""
-    ids = [{id(tensor) for tensor in fit.state.values()} for fit in fits]
-    return [
-        fit
-        for fit, own in zip(fits, ids, strict=True)
-        if not any(
-            len(other.key) > len(fit.key) and 2 * len(own & its) > len(own)
-            for other, its in zip(fits, ids, strict=True)
-        )
-    ]
 
 
 def _fit(
@@ -181,7 +166,6 @@ def _compare(
     replaced = "|".join({re.escape(name.rpartition(".")[0]) for name in head}) or "$."
     below_head = re.compile(rf"({replaced})\.(?!parametrizations).*\.")
     extra = [name for name in state if name not in expected and not below_head.match(name)]
-    own = {_family(name) for name in expected}
     return Fit(
         key=key,
         state={name: state[name] for name in expected if name in state and name not in head},
@@ -191,19 +175,13 @@ def _compare(
             for name in sorted(expected)
             if name not in state and name not in head and not _is_computed(name)
         ),
-        unexpected=tuple(sorted(name for name in extra if _family(name) in own)),
+        unexpected=tuple(sorted(extra)),
         misshapen=tuple(
             f"{name} {_mismatch(state[name], expected[name])}"
             for name in sorted(state)
             if name in expected and name not in head and _mismatch(state[name], expected[name])
         ),
-        foreign=tuple(name for name in extra if _family(name) not in own),
     )
-
-
-def _family(name: str) -> str:
-    """Return the first part of a name without digits, because layer9 of a file may belong to a longer network."""
-    return re.sub(r"\d+", "", name.partition(".")[0])
 
 
 def _mismatch(tensor: Tensor, expected: Tensor) -> str:
