@@ -147,6 +147,14 @@ def test_a_key_chooses_among_several_weights(tmp_path, good, last):
         load(path, content, weights_key="ema")
 
 
+@pytest.mark.parametrize("weights", ["random", "pretrained"])
+def test_a_key_without_a_file_is_refused(weights):
+    config = torchvision_config("resnet18", weights=weights, weights_key="ema")
+
+    with pytest.raises(ConfigError, match=f"weights_key=ema .* weights={weights} names none"):
+        build_model(config, 7)
+
+
 def test_the_weights_at_the_top_of_a_file_have_a_key(tmp_path, good, last):
     content = {**last, "ema": good}
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from permafrost.config.models import PRETRAINED, ModelConfig, is_published
 from permafrost.config.options import resolve_implementation
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.core.seeds import derive_seed
 from permafrost.models.classifier import Classifier, PretrainedInfo, Provider
 from permafrost.models.trained_weights import (
@@ -93,6 +93,12 @@ def build_model(
     may_replace_head  for a network that will be trained, or whose logits are not read: if the last layer of a weights
                       file has another number of outputs or is missing, the network keeps its newly initialized one
     """
+    in_file = config.weights != RANDOM and not is_published(config.weights)
+    require(
+        config.weights_key is None or in_file,
+        f"weights_key={config.weights_key} names weights in a file, but weights={config.weights} names none; leave it "
+        "null",
+    )
     build = provider_of(config).build
     outputs = config.classes or num_classes or 1
     if config.weights == RANDOM:
@@ -100,7 +106,7 @@ def build_model(
             torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))
             return _without_blank_layers(build(config, outputs))
     model = build(config, outputs)
-    if config.weights is not None and not is_published(config.weights):
+    if config.weights is not None and in_file:
         path = weights_file(config.weights)
         if config.sha256 is not None:
             require_digest(path, config.sha256)
