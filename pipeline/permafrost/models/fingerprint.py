@@ -70,7 +70,7 @@ def describe_teacher(
             )
         weights_sha256 = sha256_weights(path)
     check_weights(config, section)
-    key = weights_key(config, num_classes)
+    key = _weights_key(config, num_classes, weights_sha256)
     config = with_preprocessing(config, num_classes)
     elsewhere = (
         *("weights_key", "classes", "mean", "std"),
@@ -100,15 +100,12 @@ def describe_teacher(
 def identify_weights(config: ModelConfig, num_classes: int) -> str:
     """Return the SHA-256 of a network's file of weights, and the key of its weights if the file has several."""
     digest = sha256_weights(weights_file(str(config.weights)))
-    key = weights_key(config, num_classes)
+    key = _weights_key(config, num_classes, digest)
     return digest if key is None else f"{digest} {key}"
 
 
-def weights_key(config: ModelConfig, num_classes: int) -> str | None:
-    """Return which weights of its file a network has, None if the file has a single set that fits.
-
-    It is not known of a file that does not fit, which loading reports.
-    """
+def _weights_key(config: ModelConfig, num_classes: int, weights_sha256: str) -> str | None:
+    """Return which weights of its file a network has, None if the file has a single set that fits, or none."""
     from permafrost.models.providers import RANDOM
 
     if config.weights in (None, RANDOM) or is_published(config.weights):
@@ -116,7 +113,7 @@ def weights_key(config: ModelConfig, num_classes: int) -> str | None:
     path = weights_file(str(config.weights))
     if not path.is_file() or is_of_a_run(path):
         return None
-    known = f"{sha256_weights(path)} {num_classes} {config!r}"
+    known = f"{weights_sha256} {num_classes} {config!r}"
     if known not in _KEYS:
         _KEYS[known] = _find_key(config, path, num_classes)
     return _KEYS[known]
