@@ -33,7 +33,14 @@ RESULTS = Path(__file__).with_name("network_layers.results.json")
 SIDE = 64
 TORCHVISION = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3"),
-    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "resnet18"),
+    *(
+        "mobilenet_v3_large",
+        "mnasnet0_5",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "regnet_x_400mf",
+        "resnet18",
+    ),
     *(
         "regnet_y_400mf",
         "resnext50_32x4d",
@@ -74,7 +81,6 @@ TIMM = (
     *("volo_d1_224", "xception41", "xcit_nano_12_p16_224"),
 )
 _OPTIONS = {
-    "maxvit_t": {"input_size": (SIDE, SIDE), "partition_size": 2},
     "vit_b_16": {"image_size": SIDE},
     "googlenet": {"init_weights": True},
     "inception_v3": {"init_weights": True},

@@ -292,7 +292,7 @@ def test_missing_packages_are_named(frozen, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
 
     with pytest.raises(
-        ConfigError, match=r"needs the package onnxruntime; install permafrost\[onnx\]"
+        ConfigError, match=r"needs the package onnxruntime; pip install onnx onnxscript onnxruntime"
     ):
         permafrost.export(run="one", store=frozen.store.path)
     with pytest.raises(ConfigError, match="runs/gone/distill holds no finished model"):

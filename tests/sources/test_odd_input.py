@@ -273,7 +273,7 @@ def test_published_weights_get_their_exact_name_and_others_are_refused():
 
 
 @pytest.mark.parametrize("shard_size", [16, 64])
-def test_a_teacher_of_constant_logits_is_refused_early_or_in_the_end(
+def test_a_teacher_of_constant_logits_is_refused(
     tmp_path, tiny_teacher, shard_size
 ):
     state = build_model(replace(SMALL, weights=tiny_teacher.weights), 10).state_dict()

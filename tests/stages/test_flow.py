@@ -137,10 +137,15 @@ def test_a_teacher_whose_logits_overflow_the_store_is_refused_with_the_record(
     save_file(state, tmp_path / "loud.safetensors")
     loud = replace(tiny_teacher, weights=str(tmp_path / "loud.safetensors"))
 
+    config = precompute_config(tmp_path / "store", loud)
+    narrow = replace(config, annotate=replace(config.annotate, logits_dtype="float16"))
     with pytest.raises(
         ValueError, match=r"logits of record \w+ are not finite, or exceed the range of float16"
     ):
-        precompute.run(precompute_config(tmp_path / "store", loud))
+        precompute.run(narrow)
+    name = precompute.run(config).passes.split()[0]
+    specs = Store(tmp_path / "store").open_pass(name).manifest.fields
+    assert {spec.name: spec.dtype for spec in specs}["logits"] == "float32"
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,10 @@ class TeacherAnnotator:
                         encoded[number].append(part)
         return _joined([_sides(each) if len(each) > 1 else each[0] for each in encoded])
 
+    def run_frames(self, batch: FrameBatch) -> ModelOutput:
+        """Run the teacher on the canonical view of each record."""
+        return self._forward(self._inputs(batch, 0.0), self.payloads)
+
     @torch.no_grad()
     def run_views(self, batch: FrameBatch, views: Tensor) -> ModelOutput:
         """Run the teacher on one view canonical_from_view [n, 3, 3] of each whole frame."""

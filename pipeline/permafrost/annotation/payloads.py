@@ -6,7 +6,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -91,22 +91,26 @@ _MOST_UINT16 = 2**16 - 1
 class LogitsPayload:
     """Field logits f16 [K], or with annotate.logits=topk top_logits f16 [k], top_class [k] and rest_logits f32 [T].
 
-    The largest logits are in descending order. top_class is u16 up to 65,535 classes and i32 above. rest_logits is
-    log sum exp(logit / tau) over the K - k other classes at each of the T temperatures, and 0 if there are none.
+    With annotate.logits_dtype=float32 logits and top_logits are f32. The largest logits are in descending order.
+    top_class is u16 up to 65,535 classes and i32 above. rest_logits is log sum exp(logit / tau) over the K - k other
+    classes at each of the T temperatures, and 0 if there are none.
     """
 
     intermediates = NO_INTERMEDIATES
 
     def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         self.config = config
+        self.dtype: Literal["float16", "float32"] = (
+            "float32" if config.logits_dtype == "float32" else "float16"
+        )
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         classes = output.logits.shape[1]
         if self.config.logits == "all":
-            return [FieldSpec(name="logits", shape=(classes,), dtype="float16", axes=("class",))]
+            return [FieldSpec(name="logits", shape=(classes,), dtype=self.dtype, axes=("class",))]
         count = min(self.config.k, classes)
         return [
-            FieldSpec(name=TOP_LOGITS, shape=(count,), dtype="float16", axes=("rank",)),
+            FieldSpec(name=TOP_LOGITS, shape=(count,), dtype=self.dtype, axes=("rank",)),
             FieldSpec(
                 name=TOP_CLASS,
                 shape=(count,),
@@ -124,15 +128,20 @@ class LogitsPayload:
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         logits = output.logits.detach()
         if self.config.logits == "all":
-            return EncodedFields({"logits": _to_float16(logits)}, {})
+            return EncodedFields({"logits": self._rounded(logits)}, {})
         values, classes, rest = split_logits(logits, self.config.k, self.config.temperatures)
         _, class_spec, _ = self.fields(model, output)
         stored = {
-            TOP_LOGITS: _to_float16(values),
+            TOP_LOGITS: self._rounded(values),
             TOP_CLASS: classes.cpu().numpy().astype(class_spec.dtype),
             REST_LOGITS: rest.cpu().numpy(),
         }
         return EncodedFields(stored, {})
+
+    def _rounded(self, logits: Tensor) -> NDArray[np.generic]:
+        with np.errstate(over="ignore"):  # the annotator reports records whose logits overflow
+            stored: NDArray[np.generic] = logits.cpu().numpy().astype(self.dtype)
+        return stored
 
 
 def split_logits(
@@ -149,12 +158,6 @@ def split_logits(
     others = logits.float().scatter(1, classes, -torch.inf)
     rest = [(others / tau).logsumexp(dim=1) for tau in temperatures]
     return values, classes, torch.stack(rest, dim=1)
-
-
-def _to_float16(logits: Tensor) -> NDArray[np.generic]:
-    with np.errstate(over="ignore"):  # the annotator reports records whose logits overflow
-        stored: NDArray[np.generic] = logits.cpu().numpy().astype("float16")
-    return stored
 
 
 # ---- explanation map -------------------------------------------------------------------------------

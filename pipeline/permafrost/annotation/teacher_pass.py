@@ -33,10 +33,22 @@ from permafrost.annotation.precision import (
 from permafrost.annotation.samples import SampleTask
 from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_correct
 from permafrost.annotation.stored_views import StoredViews, plan_stored_views
+from permafrost.annotation.teacher_check import (
+    CheckTeacher,
+    check_teacher,
+    needs_float32,
+    require_sound,
+)
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.runs import run_folder, save_cost
-from permafrost.config.store import PAYLOADS, PROJECTION_RECORDS, PassOptions, PassPrecision
+from permafrost.config.store import (
+    PAYLOADS,
+    PROJECTION_RECORDS,
+    LogitsDtype,
+    PassOptions,
+    PassPrecision,
+)
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.addresses import is_address
@@ -68,6 +80,7 @@ from permafrost.store.projections import (
 from permafrost.store.publish import needs_publishing
 from permafrost.store.publish_pass import missing_pass_shards, publish_pass
 from permafrost.store.reader import Store
+from permafrost.store.receipts import RECEIPTS_FOLDER
 from permafrost.store.shards import ShardEntry
 
 _SampleTask = TypeVar("_SampleTask", bound=SampleTask)
@@ -157,6 +170,11 @@ class PassPlan:
         return cast("PassPrecision", self.description["teacher"]["dtype"])
 
     @property
+    def logits_dtype(self) -> LogitsDtype:
+        """Storage dtype of the logits."""
+        return cast("LogitsDtype", self.description.get("logits_dtype", "float16"))
+
+    @property
     def is_unfinished(self) -> bool:
         """True if shards or the manifest are missing."""
         return bool(self.missing) or needs_publishing(self.folder)
@@ -207,11 +225,13 @@ def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShard
             plan_stored_views(store, config.views, config.augment, config.split, config.subset)
         )
     plans = [plan_pass(config, store, views) for views in requested]
-    asked, agreement = config.annotate.precision, None
+    agreement, is_auto = None, config.annotate.precision == "auto"
     if any(plan.is_unfinished for plan in plans):
-        precision, agreement = _settle_precision(config, plans[0], map_shards)
-        config = replace(config, annotate=replace(config.annotate, precision=precision))
-        if asked == "auto" and precision != plans[0].precision:
+        config = _settle_logits(config, plans[0], map_shards)
+        config, agreement = _settle_precision(config, plans[0], map_shards)
+        if config.annotate.logits_dtype != plans[0].logits_dtype or (
+            is_auto and config.annotate.precision != plans[0].precision
+        ):
             plans = [plan_pass(config, store, views) for views in requested]
     made = [annotate_pass(plan, config, map_shards, agreement) for plan in plans]
     return Annotation(
@@ -222,37 +242,78 @@ def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShard
     )
 
 
+def _settle_logits(
+    config: PrecomputeConfig, plan: PassPlan, map_shards: MapShards
+) -> PrecomputeConfig:
+    """Look at the teacher before a new pass, and return the options with the dtype of its logits.
+
+    plan  its plan, if logits_dtype=auto with that of what exists of it
+    Raises TeacherError for outputs that cannot be what the options say.
+    """
+    dtype = config.annotate.logits_dtype
+    if _has_shards(plan.folder):
+        dtype = plan.logits_dtype if dtype == "auto" else dtype
+    elif config.annotate.reads_head:
+        check = check_teacher(map_shards, _sample_task(CheckTeacher, plan, config), plan.shards)
+        if check is not None:
+            manifest = plan.store.manifest
+            require_sound(
+                check,
+                outputs=getattr(plan.teacher, "outputs", "logits"),
+                classes=manifest.classes,
+                has_many_labels=manifest.multi_label,
+            )
+        reason = "" if check is None else needs_float32(check)
+        if reason and dtype == "auto":
+            logger.info("annotate.logits_dtype=auto: float32, because %s", reason)
+            dtype = "float32"
+        elif reason and dtype == "float16":
+            logger.warning(
+                "annotate.logits_dtype=float16: %s; float32 stores them as they are", reason
+            )
+    settled = "float16" if dtype == "auto" else dtype
+    return replace(config, annotate=replace(config.annotate, logits_dtype=settled))
+
+
 def _settle_precision(
     config: PrecomputeConfig, plan: PassPlan, map_shards: MapShards
-) -> tuple[PassPrecision, Agreement | None]:
-    """Return the precision of a pass that is not finished, and its agreement with float32 if that was measured.
+) -> tuple[PrecomputeConfig, Agreement | None]:
+    """Return the options with the precision of a pass that is not finished, and its agreement with float32.
 
     plan  its plan, if precision=auto with the precision of what exists of it
-    Raises PrecisionError if the options name a precision in which a sample of the records is too far from float32.
+    The agreement is None if it was not measured. Raises PrecisionError if the options name a precision in which a
+    sample of the records is too far from float32.
     """
     asked = config.annotate.precision
-    precision = plan.precision if asked == "auto" and exists(plan.folder) else asked
+    precision = asked
+    if asked == "auto" and _has_shards(plan.folder):
+        precision = plan.precision
+        logger.info("annotate.precision=auto: %s, as in %s", precision, plan.folder)
     lower = replace(config.annotate, precision="bfloat16")
     if precision == "float32" or pass_precision(lower, plan.explainer) == "float32":
-        return ("float32" if precision == "auto" else precision), None
-    options = replace(config.annotate, precision=precision)
-    task = _sample_task(ComparePrecision, plan, replace(config, annotate=options))
+        precision = "float32" if precision == "auto" else precision
+        return _with_precision(config, precision), None
+    task = _sample_task(ComparePrecision, plan, _with_precision(config, precision))
     found, agreement = compare_precision(map_shards, task, plan.shards)
     if agreement is None:
-        return found, None
+        return _with_precision(config, found), None
     shortfall = describe_shortfall(agreement)
     if not shortfall:
         logger.info(
             "annotate.precision=%s against float32: %s", found, describe_agreement(agreement)
         )
-        return found, agreement
+        return _with_precision(config, found), agreement
     if precision == "auto":
         logger.info("annotate.precision=auto: float32, because with %s %s", found, shortfall)
-        return "float32", None
+        return _with_precision(config, "float32"), None
     raise PrecisionError(
         f"annotate.precision={precision}: in a sample of {agreement.records} records {shortfall}; set "
         "annotate.precision=float32"
     )
+
+
+def _with_precision(config: PrecomputeConfig, precision: PassPrecision) -> PrecomputeConfig:
+    return replace(config, annotate=replace(config.annotate, precision=precision))
 
 
 def _sample_task(
@@ -283,7 +344,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     """Plan the pass that the options describe. Raises ConfigError if teacher or explainer do not fit the store.
 
     With precision=auto it is the pass of float32 or of bfloat16 that the store has, and that of float32 if it has
-    neither.
+    neither; with logits_dtype=auto likewise that of float16 or float32.
     """
     config = _options_for(config, views)
     assert not isinstance(config.teacher, NoModelConfig)
@@ -307,17 +368,19 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     if FEATURES in config.annotate.payloads and config.annotate.features_channels is not None:
         description["projection"] = {"split": config.split, "records": PROJECTION_RECORDS}
     name = escape_key(config.annotate.name or config.teacher.name)
-    asked = config.annotate.precision
     plans = []
-    for precision in _AUTOMATIC if asked == "auto" else (asked,):
-        options = replace(config.annotate, precision=precision)
+    for options in _alternatives(config.annotate):
         dtype = pass_precision(options, explainer)
         described = description | {"teacher": description["teacher"] | {"dtype": dtype}}
+        if "logits_dtype" in options.read_by("logits") and options.reads_head:
+            described["logits_dtype"] = options.logits_dtype
         fingerprint = fingerprint_pass(described)
         # A pass keeps the name that it was given when it was begun.
         folders = list_folder(store.folder / TEACHERS_FOLDER, f"*-{fingerprint[:SHORT]}")
         plans.append((described, fingerprint, folders))
-    description, fingerprint, folders = next((plan for plan in plans if plan[2]), plans[0])
+    # A call that failed before its first shard may have left a folder of another alternative.
+    begun = (plan for plan in plans if plan[2] and _has_shards(plan[2][0]))
+    description, fingerprint, folders = next(begun, plans[0])
     new = store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
     folder = folders[0] if folders else new
     shards = store.shards if views is None else [store.shards[n] for n in views.shards.tolist()]
@@ -334,6 +397,21 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     )
 
 
+def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
+    """Iterate over the options that `auto` may mean, the preferred ones first."""
+    asked = options.logits_dtype
+    dtypes: tuple[LogitsDtype, ...] = ("float16", "float32") if asked == "auto" else (asked,)
+    precisions = _AUTOMATIC if options.precision == "auto" else (options.precision,)
+    for dtype in dtypes:
+        for precision in precisions:
+            yield replace(options, precision=precision, logits_dtype=dtype)
+
+
+def _has_shards(folder: RootedPath) -> bool:
+    """Return whether a shard of the pass was finished in an earlier call."""
+    return exists(folder / MANIFEST_NAME) or bool(list_folder(folder / RECEIPTS_FOLDER))
+
+
 def annotate_pass(
     plan: PassPlan,
     config: PrecomputeConfig,
@@ -348,7 +426,9 @@ def annotate_pass(
     records that it cannot be computed on, (0, {}).
     """
     if not plan.is_unfinished:
-        logger.info("%s is complete", plan.folder)
+        agreement = read_pass_manifest(plan.folder).agreement
+        lower = "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})"
+        logger.info("%s is complete%s", plan.folder, lower)
         return 0, {}
     config = _options_for(config, plan.views)
     if plan.precision != config.annotate.precision:

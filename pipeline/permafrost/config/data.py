@@ -26,7 +26,7 @@ class DataConfig(Options):
         description = {}
         for option in options_of(type(self)):
             value = getattr(self, option.name)
-            is_unset = Role.IN_DATASET_IF_SET in option.roles and value == option.default
+            is_unset = Role.IF_SET in option.roles and value == option.default
             if Role.OUTSIDE_DATASET not in option.roles and not is_unset:
                 description[option.name] = value
         return description
@@ -71,10 +71,10 @@ class FileDataConfig(DataConfig):
 class ImageFileDataConfig(FileDataConfig):
     """Options of every source that reads the user's image files."""
 
-    bit_range: Annotated[tuple[int, ...], Role.IN_DATASET_IF_SET] = ()
+    bit_range: Annotated[tuple[int, ...], Role.IF_SET] = ()
     """Values of images of 16 bits that are black and white, such as [0,4095] for 12 bits. Such images are then
     packed as PNG of 8 bits. Empty: black is 0 and white is 65535."""
-    boxes_of: Annotated[Literal["upright", "stored"], Role.IN_DATASET_IF_SET] = "upright"
+    boxes_of: Annotated[Literal["upright", "stored"], Role.IF_SET] = "upright"
     """Image in whose pixels boxes and masks are measured: the upright one, as a viewer shows it, or the one that is
     stored in the file, before the EXIF orientation turns it."""
 

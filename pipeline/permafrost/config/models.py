@@ -19,6 +19,9 @@ PRETRAINED = "pretrained"
 """Value of `weights` for the provider's published default weights; `pretrained:<name>` selects named ones."""
 
 
+ModelOutputs = Literal["logits", "probabilities", "log_probabilities"]
+
+
 def is_published(weights: str | None) -> bool:
     """Return whether the option names weights published by the provider rather than a file."""
     return weights is not None and weights.partition(":")[0] == PRETRAINED
@@ -319,7 +322,12 @@ class ModuleConfig(ModelConfig):
     """Function (number of classes, **arguments) -> torch.nn.Module, which returns logits [B, K] for normalized images:
     my_package.networks:build, or my_networks.py:build."""
     layer: str = ""
-    """Name of the module whose output [B, C, h, w] is explained, as in network.named_modules(): features.7."""
+    """Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules():
+    features.7."""
+    outputs: Annotated[ModelOutputs, Role.IF_SET] = "logits"
+    """What the network returns. Of probabilities the logarithm is stored, of at least 1.2e-38, and of log-probabilities
+    the values themselves: both are logits up to a constant. A pass with maps needs logits, because their gradient is
+    another one."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Other arguments of the function."""
 

@@ -51,7 +51,7 @@ class Role(Enum):
     SET_BY_STAGE = "is set by the stage from the command line, not by the user"
     IN_WEIGHTS = "is part of the weights once the network is trained, and is not read with them"
     CACHE = "names a folder of copies, which may be made again"
-    IN_DATASET_IF_SET = "changes the records if it is set, and came after stores without it"
+    IF_SET = "is part of an identity only if it is set, because it came after files without it"
     OUTSIDE_DATASET = "changes where or how a source's records are read, not the records themselves"
 
 

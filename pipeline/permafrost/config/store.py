@@ -103,7 +103,9 @@ class PayloadInfo(NamedTuple):
 _MODULE = "permafrost.annotation.payloads"
 PAYLOADS: Family[PayloadInfo] = Family(
     {
-        "logits": PayloadInfo(f"{_MODULE}:LogitsPayload", True, ("logits", "k", "temperatures")),
+        "logits": PayloadInfo(
+            f"{_MODULE}:LogitsPayload", True, ("logits", "k", "temperatures", "logits_dtype")
+        ),
         "map": PayloadInfo(f"{_MODULE}:MapPayload", False, ("map_dtype",)),
         "attention": PayloadInfo(f"{_MODULE}:AttentionPayload", False),
         "class_maps": PayloadInfo(f"{_MODULE}:ClassMapPayload", False, ("class_map_size",)),
@@ -139,6 +141,7 @@ def require_stages(option: str, stages: tuple[int, ...]) -> None:
     )
 
 
+LogitsDtype = Literal["auto", "float16", "float32"]
 PassPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -163,6 +166,9 @@ class PassOptions(OpenOptions):
     temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Temperatures (method.tau) at which the sum over the other classes is stored. 1 is among them, for agreement and
     divergence from the teacher."""
+    logits_dtype: LogitsDtype = "auto"
+    """Storage dtype of logits. auto: that of an existing pass of these options; for a new pass float16, unless it
+    loses too much of what tells the classes of a sample of the records apart (large logits with small differences)."""
     map_dtype: Literal["float32", "float16", "int8"] = "float16"
     """Storage dtype of maps, which are divided by their largest absolute value. Maps that are far above their
     mean in a few places lose most in int8."""
@@ -215,8 +221,9 @@ class PassOptions(OpenOptions):
     def read_by(self, payload: str) -> tuple[str, ...]:
         """Return the names of the options that a payload reads."""
         if payload == "logits" and self.logits == "all":
-            return ()
+            return ("logits_dtype",) if self.logits_dtype == "float32" else ()
         unset = {"features_channels"} if self.features_channels is None else set()
+        unset |= {"logits_dtype"} if self.logits_dtype != "float32" else set()
         return tuple(name for name in PAYLOADS[payload].read_options if name not in unset)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.models import CENTER_CROP_FRACTION
+from permafrost.config.models import CENTER_CROP_FRACTION, ModelOutputs
 from permafrost.core.errors import ConfigError, UserError
 
 
@@ -152,6 +152,16 @@ def nearly_equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-6) -> b
     return bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
 
 
+def has_proportions(grid: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Return whether a grid (rows, columns) can be that of an image of (height, width).
+
+    Its proportions may differ by one cell, or by a tenth.
+    """
+    (rows, columns), (height, width) = grid, size
+    is_smaller = rows <= height and columns <= width
+    return is_smaller and abs(rows - columns * height / width) <= max(1.0, 0.1 * rows)
+
+
 class Normalize(nn.Module):
     """Normalization (images - mean) / std by channel, part of the model so that callers pass pixels in [0, 1]."""
 
@@ -225,6 +235,8 @@ class Classifier(nn.Module, ABC):
 
     explainer: ClassVar[str] = "gradcam"
     """Name of the explainer of the network."""
+    outputs: ModelOutputs = "logits"
+    """What the network itself returns. Others than logits are converted, and have no explanations."""
 
     if TYPE_CHECKING:
 

@@ -256,6 +256,11 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
             f"explainer=gradcam explains the features of a layer, but those of {type(model.network).__name__} are its "
             f"input; set explainer={model.explainer}"
         )
+    require(
+        model.outputs == "logits",
+        f"the gradient of a logarithm of probabilities is not that of a logit, so {type(model.network).__name__} has "
+        "no maps; remove the softmax at its end, or store no map (annotate.payloads=[logits])",
+    )
     with torch.autocast(output.features.device.type, enabled=False):
         features = _widen(output.features)
         match model.head:

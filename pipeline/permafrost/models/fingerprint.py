@@ -81,6 +81,7 @@ def describe_teacher(
         for option in options_of(type(config))
         if not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
         and option.name not in elsewhere
+        and not (Role.IF_SET in option.roles and getattr(config, option.name) == option.default)
     }
     # The moments of a table are part of the weights.
     preprocessing = {} if config.takes_rows else _describe_input(config)

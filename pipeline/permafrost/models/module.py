@@ -34,6 +34,7 @@ from permafrost.models.classifier import (
     Provider,
     apply_norm,
     eval_mode,
+    has_proportions,
     nearly_equal,
     to_float32,
 )
@@ -41,10 +42,12 @@ from permafrost.models.classifier import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from permafrost.config.models import ModuleConfig
+    from permafrost.config.models import ModelOutputs, ModuleConfig
 
 logger = logging.getLogger("permafrost.models")
 
+_SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
+"""Floor of probabilities, 1.2e-38: the logit of an impossible class is -87.3."""
 _SAME_LOGITS = 1e-3
 """Largest difference of two passes of the same images, in units of the largest logit."""
 
@@ -65,8 +68,18 @@ class ModuleClassifier(Classifier):
     The first forward pass examines the network (`_probe`), and raises ConfigError if it cannot be explained there.
     """
 
-    def __init__(self, network: nn.Module, layer: str, normalize: Normalize | None = None) -> None:
-        """layer  name of the module that is explained, as in network.named_modules()"""
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str,
+        normalize: Normalize | None = None,
+        outputs: ModelOutputs = "logits",
+    ) -> None:
+        """Open the wrappers of a network.
+
+        layer    name of the module that is explained, as in network.named_modules()
+        outputs  what the network returns, of which this module returns the logits
+        """
         super().__init__()
         network, layer = _unwrapped(network, layer)
         named = dict(network.named_modules())
@@ -81,6 +94,7 @@ class ModuleClassifier(Classifier):
         self.inner = network
         self.layer = layer
         self.normalize = normalize or nn.Identity()
+        self.outputs = outputs
         self._closed_form: Head | None = None
         self._has_dropout = False
         self._is_probed = False
@@ -113,8 +127,8 @@ class ModuleClassifier(Classifier):
             return self._to_native(features.to(output.dtype)).clone()
 
         with self._hook(replace), sdpa_kernel(SDPBackend.MATH):
-            logits: Tensor = self.inner(self.normalize(context))
-        return logits
+            outputs: Tensor = self.inner(self.normalize(context))
+        return self._to_logits(outputs)
 
     def forward(
         self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
@@ -146,8 +160,14 @@ class ModuleClassifier(Classifier):
         # An explanation is differentiated twice, which only this implementation of attention supports.
         attention = sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else _NO_CONTEXT
         with self._hook(read), attention:
-            logits: Tensor = self.inner(self.normalize(images))
-        return outputs[0], logits
+            returned: Tensor = self.inner(self.normalize(images))
+        return outputs[0], self._to_logits(returned)
+
+    def _to_logits(self, outputs: Tensor) -> Tensor:
+        """Return logits whose softmax the outputs are: their logarithms, which differ from others by a constant."""
+        if self.outputs == "probabilities":
+            return to_float32(outputs).clamp(min=_SMALLEST_PROBABILITY).log()
+        return outputs
 
     def _to_grid(self, output: Tensor) -> Tensor:
         return output.permute(0, 3, 1, 2) if self._is_channels_last else output
@@ -189,7 +209,7 @@ class ModuleClassifier(Classifier):
                 self._is_channels_last = self._layout(output, examples) == "last"
                 _, copied = self._run(examples)
                 require(
-                    nearly_equal(copied, logits, _SAME_LOGITS),
+                    nearly_equal(copied, self._to_logits(logits), _SAME_LOGITS),
                     f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it "
                     "is random in eval mode, or changes the tensor that this layer returns in another place; name "
                     "another layer",
@@ -362,16 +382,9 @@ def _layout_by_places(output: Tensor, size: tuple[int, int]) -> str:
         low, high = (min(values), max(values)) if values else (0.0, 0.0)
         # Rows of tokens are rows of the image in one of the two axes, and columns in none.
         is_one_sided = len(values) == 2 and high > _LEAST_LOCALITY and low < high / 4
-        if _has_proportions(grid, size) and not is_one_sided:
+        if has_proportions(grid, size) and not is_one_sided:
             scores[layout] = low
     return max(scores, key=lambda layout: scores[layout], default="none")
-
-
-def _has_proportions(grid: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Return whether a grid has the proportions of an image up to one cell, or a tenth of its rows."""
-    (rows, columns), (height, width) = grid, size
-    is_smaller = rows <= height and columns <= width
-    return is_smaller and abs(rows - columns * height / width) <= max(1.0, 0.1 * rows)
 
 
 def _replaced_halves(images: Tensor) -> Tensor:
@@ -427,7 +440,8 @@ def build_module(config: ModuleConfig, outputs: int) -> Classifier:
     assert config.mean is not None
     assert config.std is not None
     # A pass or a training has its own option for lower precisions.
-    return ModuleClassifier(network.float(), config.layer, Normalize(config.mean, config.std))
+    normalize = Normalize(config.mean, config.std)
+    return ModuleClassifier(network.float(), config.layer, normalize, config.outputs)
 
 
 PROVIDER = Provider(build_module, lambda config: None)

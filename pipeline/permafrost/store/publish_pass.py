@@ -49,13 +49,13 @@ _FEWEST_THAT_DIFFER = 8
 
 
 CONSTANT_LOGITS = (
-    "the teacher produces the same logits for every record: check teacher.weights, "
-    "teacher.mean and teacher.std"
+    "the teacher's logits are the same for every record, as far as they are stored: check teacher.weights, "
+    "teacher.mean and teacher.std, and with annotate.logits_dtype=float16 store them in float32"
 )
 
 
 class ConstantLogitsError(UserError, ValueError):
-    """Teacher that produces the same logits for every record."""
+    """Teacher whose stored logits are the same for every record."""
 
 
 def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> list[ShardEntry]:

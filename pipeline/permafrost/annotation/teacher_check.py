@@ -1,0 +1,336 @@
+"""What a teacher returns for a sample of records, looked at before its pass begins.
+
+A pass of days is not worth its time if the outputs are probabilities, if rounding to float16 loses what tells the
+classes apart, if the labels are those of another order of classes, or if the maps are constant.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
+from torch import Tensor
+
+from permafrost.annotation.payloads import BatchInfo, MapPayload
+from permafrost.annotation.samples import Sample, SampleTask, select_sample
+from permafrost.core.errors import UserError
+from permafrost.core.label_forms import has_many
+from permafrost.core.records import NO_LABEL
+from permafrost.core.tasks import MapShards
+from permafrost.models.classifier import has_proportions
+from permafrost.store.codecs import decode_unit
+from permafrost.store.publish_pass import CONSTANT_LOGITS, ConstantLogitsError
+from permafrost.store.shards import ShardEntry
+
+logger = logging.getLogger("permafrost.precompute")
+
+SAMPLE_RECORDS = 256
+"""Number of records that are looked at, or all if there are fewer."""
+COARSEST_SPACING = 0.02
+"""Largest spacing of float16 at the largest logit of a record, in standard deviations of its logits."""
+HIGHEST_ROUNDING_KL = 2e-4
+"""Highest mean divergence in nats of the softmax of logits rounded to float16."""
+SIGNIFICANCE = 1e-6
+"""Largest p-value at which labels are called those of another order of classes, or accuracy below chance."""
+_SUM_TOLERANCE = 1e-3
+_ROUNDING = 1e-6
+_FEWEST_RECORDS = 8
+"""Number of records from which all of them having a property is no accident."""
+_MOST_NAMED = 3
+
+
+class TeacherError(UserError, ValueError):
+    """Error for a teacher whose outputs cannot be what the options say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherCheck:
+    """What a teacher returned for a sample of n records."""
+
+    records: int
+    form: str
+    """"logits", or "probabilities" or "log_probabilities" if all rows are such."""
+    is_constant: bool
+    """True if all records have the same outputs, up to rounding."""
+    is_within_unit: bool
+    """True if every output is in [0, 1]."""
+    spacing: float
+    """Spacing of float16 at a record's largest logit, in standard deviations of its logits; the median."""
+    rounding_kl: float | None
+    """Mean divergence in nats of the softmax of logits rounded to float16; None if float16 cannot represent them."""
+    labels: list[int]
+    """Label of each record, empty without single labels of the teacher's classes."""
+    predicted: list[int]
+    """Class of the largest logit of each of these records."""
+    maps: int = 0
+    """Number of maps."""
+    constant_maps: int = 0
+    """Number of maps that have one value everywhere."""
+    grid: tuple[int, int] | None = None
+    """(rows, columns) of the maps."""
+    input_size: tuple[int, int] | None = None
+    """(height, width) of the images that the teacher received."""
+
+
+def check_teacher(
+    map_shards: MapShards, task: CheckTeacher, shards: Sequence[ShardEntry]
+) -> TeacherCheck | None:
+    """Run the task on the executor. Returns None for a pass without records.
+
+    shards  of the pass, from which the sample is taken
+    """
+    sample = select_sample(shards, SAMPLE_RECORDS)
+    if not sample:
+        return None
+    (result,) = map_shards(task, [sample])
+    values = json.loads(result.report)
+    pairs = {name: tuple(values[name]) for name in ("grid", "input_size") if values[name]}
+    return TeacherCheck(**values | pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckTeacher(SampleTask):
+    """Task that runs the teacher on a sample and describes its outputs, and writes nothing."""
+
+    def measure(self, sample: Sample) -> tuple[int, str]:
+        annotator = self.build_annotator(precision="float32")
+        maps = [payload for payload in annotator.payloads if isinstance(payload, MapPayload)]
+        logits: list[NDArray[np.float64]] = []
+        labels: list[Tensor] = []
+        constant, count, grid = 0, 0, None
+        for frames, keys in self.iter_batches(sample):
+            output = annotator.run_frames(frames)
+            logits.append(output.logits.detach().double().cpu().numpy())
+            labels.append(frames.labels)
+            for payload in maps:
+                stored = payload.encode(annotator.model, output, BatchInfo(keys, frames.labels))
+                is_explained = np.asarray(stored.values["explained_class"]) >= 0
+                values = decode_unit(stored.values["map"][is_explained])
+                constant += int((np.ptp(values, axis=(1, 2, 3)) == 0).sum())
+                count += len(values)
+                grid = values.shape[-2:]
+        described = describe_outputs(np.concatenate(logits), torch.cat(labels), self.num_classes)
+        check = TeacherCheck(
+            **described,
+            maps=count,
+            constant_maps=constant,
+            grid=grid,
+            input_size=annotator.input_size,
+        )
+        return check.records, json.dumps(asdict(check))
+
+
+def describe_outputs(
+    logits: NDArray[np.float64], labels: Tensor, num_classes: int
+) -> dict[str, Any]:
+    """Describe outputs [n, K] of records with these labels (in the form of Batch), as in TeacherCheck."""
+    with np.errstate(over="ignore"):
+        rounded = logits.astype(np.float16).astype(np.float64)
+    finite = bool(np.isfinite(rounded).all())
+    largest = np.abs(logits).max(axis=1)
+    spacing = np.spacing(np.minimum(largest, 2.0**15).astype(np.float16))
+    spread = logits.std(axis=1)
+    # Equal logits have no differences to lose.
+    shares = spacing.astype(np.float64)[spread > 0] / spread[spread > 0]
+    are_known = not has_many(labels) and logits.shape[1] == num_classes
+    known = (labels != NO_LABEL).numpy() if are_known else np.zeros(len(logits), bool)
+    return {
+        "records": len(logits),
+        "form": _form(logits),
+        "is_constant": bool(np.ptp(logits, axis=0).max() <= _ROUNDING * largest.max()),
+        "is_within_unit": bool((logits >= 0).all() and (logits <= 1).all()),
+        "spacing": float(np.median(shares)) if len(shares) else 0.0,
+        "rounding_kl": _mean_divergence(logits, rounded) if finite else None,
+        "labels": labels.numpy()[known].tolist() if are_known else [],
+        "predicted": logits.argmax(axis=1)[known].tolist(),
+    }
+
+
+def _form(logits: NDArray[np.float64]) -> str:
+    if logits.shape[1] > 1 and len(logits) >= _FEWEST_RECORDS:
+        if (logits >= 0).all() and (np.abs(logits.sum(axis=1) - 1) < _SUM_TOLERANCE).all():
+            return "probabilities"
+        if (logits <= 0).all():
+            with np.errstate(under="ignore"):
+                sums = np.exp(logits).sum(axis=1)
+            if (np.abs(sums - 1) < _SUM_TOLERANCE).all():
+                return "log_probabilities"
+    return "logits"
+
+
+def _mean_divergence(logits: NDArray[np.float64], rounded: NDArray[np.float64]) -> float:
+    one, other = (torch.from_numpy(values).log_softmax(dim=1) for values in (logits, rounded))
+    return float((one.exp() * (one - other)).sum(dim=1).clamp(min=0).mean())
+
+
+# ---- what follows from it --------------------------------------------------------------------------
+
+
+def needs_float32(check: TeacherCheck) -> str:
+    """Say why float16 loses too much of the logits, nothing if it does not."""
+    if check.rounding_kl is None:
+        return f"some are beyond the {np.finfo(np.float16).max:,.0f} of float16"
+    if check.spacing > COARSEST_SPACING:
+        return f"float16 has steps of {check.spacing:.1%} of the standard deviation of a record's logits"
+    if check.rounding_kl > HIGHEST_ROUNDING_KL:
+        return f"rounded to float16 they diverge by {check.rounding_kl:.2g} nats"
+    return ""
+
+
+def require_sound(
+    check: TeacherCheck, *, outputs: str, classes: Sequence[str], has_many_labels: bool
+) -> None:
+    """Log what is doubtful in a teacher's outputs, and refuse what is wrong.
+
+    outputs          the option of the teacher
+    classes          names of the data's classes
+    has_many_labels  whether a record has several labels
+
+    Raises:
+        ConstantLogitsError: The same outputs for all records.
+        TeacherError: Outputs that are not what `outputs` says, labels of another order of classes, constant maps.
+    """
+    if check.is_constant and check.records >= _FEWEST_RECORDS:
+        raise ConstantLogitsError(CONSTANT_LOGITS)
+    for message in _errors(check, outputs, classes):
+        raise TeacherError(message)
+    if check.is_within_unit and check.form == "logits" and check.records >= _FEWEST_RECORDS:
+        sigmoid = "probabilities of single classes (remove the sigmoid)" if has_many_labels else ""
+        logger.warning(
+            "all outputs of the teacher are between 0 and 1: they are %sno logits, unless the network has a scale that "
+            "makes them so small",
+            f"{sigmoid} and " if sigmoid else "",
+        )
+    below = _below_chance(check)
+    if below:
+        logger.warning("%s", below)
+
+
+def _errors(check: TeacherCheck, outputs: str, classes: Sequence[str]) -> Iterator[str]:
+    if outputs == "logits" and check.form != "logits":
+        layer = "softmax" if check.form == "probabilities" else "log_softmax"
+        yield (
+            f"the teacher's outputs are {check.form.replace('_', '-')} and not logits, for all {check.records} records "
+            f"of a sample; remove the {layer} at its end, or for a network of your own and a pass without maps set "
+            f"teacher.outputs={check.form}"
+        )
+    if (
+        outputs != "logits"
+        and check.form != "log_probabilities"
+        and check.records >= _FEWEST_RECORDS
+    ):
+        rows = "rows" if outputs == "probabilities" else "exponentials of the rows"
+        yield (
+            f"teacher.outputs={outputs}, but the {rows} that the teacher returns do not sum to 1; leave the option "
+            "out if they are logits, and remove the sigmoid if they are probabilities of single classes"
+        )
+    if check.maps >= _FEWEST_RECORDS and check.constant_maps == check.maps:
+        yield (
+            f"all {check.maps} maps of a sample have one value everywhere, so they explain nothing: a grid of "
+            f"{'x'.join(map(str, check.grid or ()))} cells; name another layer= or a larger teacher.input_size, or "
+            "store no map (annotate.payloads=[logits])"
+        )
+    if check.grid and check.input_size and not has_proportions(check.grid, check.input_size):
+        yield (
+            f"the teacher's maps have {check.grid[0]}x{check.grid[1]} cells for images of "
+            f"{check.input_size[0]}x{check.input_size[1]} pixels, which cannot be their rows and columns; correct the "
+            "network's features"
+        )
+    moved = _other_order(np.array(check.labels), np.array(check.predicted), classes)
+    if moved:
+        yield moved
+
+
+def _below_chance(check: TeacherCheck) -> str:
+    """Say that accuracy is below that of guessing with the same frequencies, nothing if it is not."""
+    if not check.labels:
+        return ""
+    size = 1 + max(*check.labels, *check.predicted)
+    shares = [
+        np.bincount(each, minlength=size) / len(each) for each in (check.labels, check.predicted)
+    ]
+    chance = float(shares[0] @ shares[1])
+    correct = int(np.equal(check.labels, check.predicted).sum())
+    test = binomtest(correct, len(check.labels), chance, alternative="less")
+    if not test.pvalue < SIGNIFICANCE:
+        return ""
+    return (
+        f"the teacher is right for {correct} of {len(check.labels)} records of a sample, and guessing would be for "
+        f"{chance * len(check.labels):.0f} (p = {test.pvalue:.1g}): look at the labels and the order of the classes"
+    )
+
+
+def _other_order(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str]
+) -> str:
+    """Say which order of the classes fits the labels where theirs does not, nothing if there is none.
+
+    Orders that are tried are that of numbers in the names, those shifted by one, and the best assignment of labels to
+    predictions in every other record. The latter is tested on the other records.
+    """
+    if not len(labels):
+        return ""
+    count = len(classes)
+    orders = {
+        "the outputs are in the order of the numbers that name the classes": _numeric_order(classes)
+    }
+    for shift in (1, -1):
+        orders[f"the outputs are shifted by {shift:+d}"] = (np.arange(count) + shift) % count
+    for reason, order in orders.items():
+        if order is not None and _fits_better(labels, predicted, order):
+            return _describe_order(reason, labels, predicted, order, classes)
+    # Records of a shard may be sorted by class, so halves would have other classes.
+    first, second = slice(0, None, 2), slice(1, None, 2)
+    confusion = np.zeros((count, count), np.int64)
+    np.add.at(confusion, (labels[first], predicted[first]), 1)
+    _, order = linear_sum_assignment(confusion, maximize=True)
+    known = np.isin(labels[second], labels[first])
+    if _fits_better(labels[second][known], predicted[second][known], order):
+        reason = "the outputs have another order than the classes"
+        return _describe_order(reason, labels, predicted, order, classes)
+    return ""
+
+
+def _numeric_order(classes: Sequence[str]) -> NDArray[np.int64] | None:
+    """Return the place of each class among the numbers that name them, None if names are no numbers."""
+    if not all(name.isascii() and name.isdigit() for name in classes):
+        return None
+    order = sorted(range(len(classes)), key=lambda number: int(classes[number]))
+    return np.argsort(order)
+
+
+def _fits_better(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], order: NDArray[np.int64]
+) -> bool:
+    """Return whether output order[label] is right for most records and significantly more often than `label`."""
+    before, after = labels == predicted, order[labels] == predicted
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    if 2 * int(after.sum()) <= len(labels) or not gained:
+        return False
+    return bool(binomtest(gained, gained + lost, alternative="greater").pvalue < SIGNIFICANCE)
+
+
+def _describe_order(
+    reason: str,
+    labels: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    order: NDArray[np.int64],
+    classes: Sequence[str],
+) -> str:
+    moved = [n for n in np.unique(labels).tolist() if order[n] != n]
+    taken = [f"{classes[n]} is taken for output {order[n]} ({classes[order[n]]})" for n in moved]
+    more = f" (+{len(taken) - _MOST_NAMED} more)" if len(taken) > _MOST_NAMED else ""
+    before, after = ((each == predicted).mean() for each in (labels, order[labels]))
+    return (
+        f"{reason}: class {', '.join(taken[:_MOST_NAMED])}{more}; in a sample of {len(labels)} records "
+        f"the teacher is right for {before:.0%}, and would be for {after:.0%}. List the classes in the order of its "
+        "outputs (data.classes=, a text file with a class a line) and pack the data again"
+    )
