@@ -42,6 +42,14 @@ def mean_of_arms(experiment: str, arms: Sequence[str], metric: str) -> list[Run]
     ]
 
 
+def means_by_arm(experiment: str, arms: Sequence[str], metric: str) -> list[Run]:
+    """Mean of a metric over the seeds of each arm, with the arm's number in place of the seed."""
+    return [
+        {"seed": number, metric: fmean(run[metric] for run in runs_of(experiment, arm))}
+        for number, arm in enumerate(arms)
+    ]
+
+
 def measured_arms(experiment: str, arms: Mapping[str, str]) -> dict[str, str]:
     """Labels of the arms that the committed results have. New arms of a recipe await a measurement."""
     known = {run["method"].partition(" ")[0] for run in results_of(experiment)["runs"]}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from scipy.stats import ttest_1samp
 
 from docs.cells import difference, paired_values
-from docs.measured import EXPERIMENTS, mean_of_arms, path_of, runs_of
+from docs.measured import EXPERIMENTS, mean_of_arms, means_by_arm, path_of, runs_of
 
 if TYPE_CHECKING:
     from docs.cells import Run
@@ -53,6 +53,9 @@ class Difference:
     """Experiment of the baseline, empty if it is the same."""
     paper: Literal[-1, 0, 1] = 0
     """Sign of the difference according to the paper; 0 if the paper, as we know it, makes no such claim."""
+    over_teachers: bool = False
+    """True if each arm is of another teacher and counts as one value, the mean over its seeds. A sentence about
+    teachers in general has the spread of teachers."""
 
     @property
     def experiments(self) -> tuple[str, str]:
@@ -67,10 +70,11 @@ class Difference:
     @cached_property
     def pair(self) -> tuple[list[Run], list[Run]]:
         """Runs of candidate and baseline."""
+        combined = means_by_arm if self.over_teachers else mean_of_arms
         candidate, baseline = (
             runs_of(experiment, arms)
             if isinstance(arms, str)
-            else mean_of_arms(experiment, arms, self.of.name)
+            else combined(experiment, arms, self.of.name)
             for experiment, arms in zip(
                 self.experiments, (self.candidate, self.baseline), strict=True
             )
@@ -79,8 +83,14 @@ class Difference:
 
     @cached_property
     def values(self) -> list[float]:
-        """Difference of each seed that both arms have."""
+        """Difference of each seed that both arms have, or of each teacher."""
         return paired_values(*self.pair, self.of.name, self.of.scale)
+
+    @property
+    def units(self) -> str:
+        """Number of values, with what they are if they are not seeds."""
+        count = str(len(self.values))
+        return f"{count} teachers" if self.over_teachers else count
 
     @property
     def p_value(self) -> float:
@@ -127,8 +137,6 @@ class Claim:
 
 SUPPORTS, CONTRADICTS, OPEN, NOT_TESTED = "supports", "contradicts", "open", "not tested"
 LEVEL = 0.05
-_MOST_UNCORRECTED = 10
-"""Largest number of comparisons of a page whose p-values are not corrected."""
 
 
 def tested_claims(claims: Sequence[Claim]) -> list[Difference]:
@@ -150,13 +158,11 @@ def verdicts_of(claims: Sequence[Claim]) -> dict[Difference, tuple[str, float]]:
     """Verdict and p-value of each comparison of a page of which the paper states the sign.
 
     A comparison supports the paper if its p-value is below LEVEL and its sign is the paper's, contradicts it if the
-    sign is the other one, and is open otherwise. The p-values of more than _MOST_UNCORRECTED comparisons are corrected
-    by Holm's method.
+    sign is the other one, and is open otherwise. The p-values are corrected by Holm's method for the number of these
+    comparisons.
     """
     tested = tested_claims(claims)
-    p_values = [one.p_value for one in tested]
-    if len(tested) > _MOST_UNCORRECTED:
-        p_values = corrected_p_values(p_values)
+    p_values = corrected_p_values([one.p_value for one in tested])
     verdicts = {}
     for one, p_value in zip(tested, p_values, strict=True):
         agrees = fmean(one.values) * one.paper > 0
@@ -177,6 +183,28 @@ def verdict_of(claim: Claim, verdicts: Mapping[Difference, tuple[str, float]]) -
     )
 
 
+def verdict_rows(papers: Mapping[str, Sequence[Claim]], experiments: Sequence[str]) -> str:
+    """Markdown table of the tested comparisons with these experiments, as the pages of the papers have them.
+
+    papers  claims by the name of their page
+    """
+    rows = []
+    for page, claims in papers.items():
+        verdicts = verdicts_of(claims)
+        for claim in claims:
+            link = f"[{claim.title.partition(':')[0]}](../papers/{page}.md#{_anchor(claim.title)})"
+            rows += [
+                f"| {link}: {one.what} | {one.text} | {_shown_p(verdicts[one][1])} | {verdicts[one][0]} |"
+                for one in claim.measured
+                if one.paper and one.experiment in experiments
+            ]
+    header = (
+        "| claim of the paper, and comparison | difference (95 % interval) | p (Holm) | verdict |"
+        "\n|---|---|---|---|"
+    )
+    return "\n".join([header, *rows]) + "\n"
+
+
 # ---- sections ------------------------------------------------------------------------------------
 
 
@@ -194,15 +222,11 @@ def claims_of(claims: Sequence[Claim]) -> str:
 
 def _rule(count: int) -> str:
     """Sentences that say how verdicts are decided."""
-    correction = (
-        f", corrected for the {count} comparisons of this page (Holm)"
-        if count > _MOST_UNCORRECTED
-        else ""
-    )
     return "\n".join(
         textwrap.wrap(
             "A comparison *supports* or *contradicts* the paper by its sign if p < "
-            f"{LEVEL} in a paired t-test over seeds{correction}, and is *open* otherwise. Rows without a verdict are "
+            f"{LEVEL} in a paired t-test over seeds, or over teachers, corrected for the {count} comparisons of this "
+            "page (Holm), and is *open* otherwise. Rows without a verdict are "
             "comparisons of our own. The intervals are not corrected.",
             width=118,
         )
@@ -259,7 +283,7 @@ def _reported_tables(recipes: Sequence[str]) -> list[str]:
 
 def _row(one: Difference, verdict: tuple[str, float] | None) -> str:
     decided, p_value = ("", "") if verdict is None else (verdict[0], _shown_p(verdict[1]))
-    return f"| {one.what} | {one.text} | {len(one.values)} | {p_value} | {decided} |"
+    return f"| {one.what} | {one.text} | {one.units} | {p_value} | {decided} |"
 
 
 def _shown_p(value: float) -> str:

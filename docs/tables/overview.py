@@ -89,15 +89,6 @@ def readme_results() -> str:
     ]
     comparisons.append(
         (
-            "ReviewKD (frozen, 51 kB a record) minus e2KD, the same",
-            runs_of("cifar10_features", "mirror"),
-            runs_of(_EQUAL, "e2kd_both"),
-            "accuracy",
-            "5 seeds",
-        )
-    )
-    comparisons.append(
-        (
             f"frozen minus live e2KD, {_TERMS}",
             runs_of("cifar10_live", "e2kd"),
             runs_of("cifar10_live", "e2kd_live"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from docs.claims import e2kd as e2kd_claims
 from docs.claims import interpretability as study_claims
 from docs.claims import ked as ked_claims
 from docs.claims import unicam as unicam_claims
-from docs.claims.sections import claims_of
+from docs.claims.sections import claims_of, verdict_rows
 from docs.measured import ROOT
 from docs.tables import (
     benchmarks,
@@ -27,25 +28,23 @@ from docs.tables import (
 MARK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def claims_e2kd() -> str:
-    """Claims of e2KD, with commands and results."""
-    return claims_of(e2kd_claims.CLAIMS)
-
-
-def claims_ked() -> str:
-    """Claims of KED."""
-    return claims_of(ked_claims.CLAIMS)
-
-
-def claims_unicam() -> str:
-    """Claims of UniCAM."""
-    return claims_of(unicam_claims.CLAIMS)
-
-
-def claims_interpretability() -> str:
-    """Claims of the interpretability study."""
-    return claims_of(study_claims.CLAIMS)
-
+PAPERS = {
+    "e2kd": e2kd_claims.CLAIMS,
+    "ked": ked_claims.CLAIMS,
+    "unicam": unicam_claims.CLAIMS,
+    "interpretability": study_claims.CLAIMS,
+}
+_STUDY = "interpretability"
+VERDICTS: dict[str, tuple[str, ...]] = {
+    "cells": ("cells", f"{_STUDY}/cells_arms"),
+    "shots": ("cifar10_50shots",),
+    "other_claims": ("cifar10_equal_terms", "cifar10_vit", "cifar10_datafree"),
+    "modes": ("cifar10_live", "cifar10_replay", "cifar10_bcos"),
+    "guided": ("demo_guided",),
+    "length": ("demo_converged", "ked/cifar10_length", f"{_STUDY}/cifar10_arms_length"),
+    "study": (f"{_STUDY}/cifar10_arms",),
+}
+"""Experiments of pages of results whose tables say what the papers' pages decide."""
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
@@ -59,12 +58,10 @@ TABLES: dict[str, Callable[[], str]] = {
         *benchmarks.TABLES,
         *training_length.TABLES,
         *source_files.TABLES,
-        claims_e2kd,
-        claims_ked,
-        claims_unicam,
-        claims_interpretability,
     )
 }
+TABLES |= {f"claims_{name}": partial(claims_of, claims) for name, claims in PAPERS.items()}
+TABLES |= {f"verdicts_{name}": partial(verdict_rows, PAPERS, of) for name, of in VERDICTS.items()}
 
 
 def with_tables(page: str) -> str:

@@ -22,15 +22,19 @@ from docs.claims.sections import (
     verdicts_of,
 )
 from docs.figures import write_figures
-from docs.measured import EXPERIMENTS
+from docs.measured import EXPERIMENTS, ROOT
+from docs.tables.pages import PAPERS, TABLES, VERDICTS
 
-PAPERS = (e2kd, ked, unicam, interpretability)
+MODULES = (e2kd, ked, unicam, interpretability)
 
 
-def seed_values(experiment, arms, metric):
-    """Metric of each seed, averaged over arms, read from the committed file without docs.measured."""
+def seed_values(experiment, arms, metric, over_teachers):
+    """Metric of each seed, averaged over arms, or of each teacher's arm, read without docs.measured."""
     runs = json.loads((EXPERIMENTS / f"{experiment}.results.json").read_text())["runs"]
     arms = (arms,) if isinstance(arms, str) else arms
+    if over_teachers:
+        of_arm = [[run[metric] for run in runs if run["method"] == arm] for arm in arms]
+        return dict(enumerate(map(np.mean, of_arm)))
     values = {}
     for run in runs:
         if run["method"] in arms:
@@ -41,7 +45,7 @@ def seed_values(experiment, arms, metric):
 def interval_of(one):
     """Mean difference, bounds of its 95 % interval and p-value, by the formulas."""
     first, second = (
-        seed_values(experiment, arms, one.of.name)
+        seed_values(experiment, arms, one.of.name, one.over_teachers)
         for experiment, arms in zip(one.experiments, (one.candidate, one.baseline), strict=True)
     )
     values = np.array(
@@ -53,7 +57,7 @@ def interval_of(one):
     return values.mean(), values.mean() - half, values.mean() + half, p_value
 
 
-@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.__name__)
+@pytest.mark.parametrize("paper", MODULES, ids=lambda paper: paper.__name__)
 def test_every_interval_of_a_page_follows_from_the_committed_files(paper):
     written = [one for claim in paper.CLAIMS for one in claim.measured]
     text = claims_of(paper.CLAIMS)
@@ -95,9 +99,9 @@ def test_a_verdict_is_the_sign_of_a_significant_difference(monkeypatch, values, 
     assert verdict_of(claim, verdicts_of([claim])) == verdict
 
 
-def test_the_verdicts_of_more_than_ten_comparisons_are_corrected(monkeypatch):
+def test_verdicts_are_corrected_for_the_number_of_comparisons(monkeypatch):
     results(monkeypatch, own=(0.50, 0.52, 0.55), other=(0.40, 0.412, 0.419))
-    few, many = (
+    one, many = (
         [
             Claim(
                 title="a",
@@ -106,13 +110,38 @@ def test_the_verdicts_of_more_than_ten_comparisons_are_corrected(monkeypatch):
                 ),
             )
         ]
-        for count in (10, 11)
+        for count in (1, 11)
     )
 
-    (p_value,) = {p for _, p in verdicts_of(few).values()}
+    (p_value,) = {p for _, p in verdicts_of(one).values()}
     assert 0.005 < p_value < 0.05
-    assert {verdict for verdict, _ in verdicts_of(few).values()} == {SUPPORTS}
+    assert {verdict for verdict, _ in verdicts_of(one).values()} == {SUPPORTS}
     assert verdicts_of(many) == {one: (OPEN, pytest.approx(11 * p_value)) for one in many[0].here}
+
+
+def test_a_comparison_over_teachers_has_their_spread(monkeypatch):
+    """Differences of the teachers are 1 and 3, those of the seeds 2 and 2."""
+    results(monkeypatch, **{"own of=a": (0.1, 0.3), "own of=b": (0.5, 0.5), "b": (0, 0)})
+    arms = ("own of=a", "own of=b")
+    common = {"experiment": "demo", "candidate": arms, "baseline": ("b", "b"), "paper": 1}
+    over_seeds = Difference("seeds", **common)
+    over_teachers = Difference("teachers", **common, over_teachers=True)
+
+    assert over_seeds.values == pytest.approx([30, 40])
+    assert over_teachers.values == pytest.approx([20, 50])
+    assert (over_seeds.units, over_teachers.units) == ("2", "2 teachers")
+
+
+def test_the_pages_of_results_have_the_verdicts_of_the_papers():
+    """Each tested comparison of the papers is in one of these tables, or its experiment has no page of them."""
+    written = "".join(TABLES[f"verdicts_{name}"]() for name in VERDICTS)
+    for page, claims in PAPERS.items():
+        paper = (ROOT / f"docs/papers/{page}.md").read_text()
+        for one, (verdict, _) in verdicts_of(claims).items():
+            assert f"| {one.what} | {one.text} |" in paper
+            if any(one.experiment in experiments for experiments in VERDICTS.values()):
+                row = next(line for line in written.splitlines() if f": {one.what} | " in line)
+                assert row.endswith(f"| {verdict} |")
 
 
 def test_holms_correction_of_known_values():
