@@ -32,8 +32,9 @@ from permafrost.store.shards import ShardEntry
 
 logger = logging.getLogger("permafrost.precompute")
 
-SAMPLE_RECORDS = 256
-"""Number of records that are looked at, or all if there are fewer."""
+SAMPLE_RECORDS = (64, 256)
+"""Fewest and most records that are looked at, or all if there are fewer; in between a twentieth of the records."""
+_SAMPLE_SHARE = 20
 COARSEST_SPACING = 0.02
 """Largest spacing of float16 at the largest logit of a record, in standard deviations of its logits."""
 HIGHEST_ROUNDING_KL = 2e-4
@@ -87,7 +88,9 @@ def check_teacher(
 
     shards  of the pass, from which the sample is taken
     """
-    sample = select_sample(shards, SAMPLE_RECORDS)
+    fewest, most = SAMPLE_RECORDS
+    count = sum(shard.records for shard in shards) // _SAMPLE_SHARE
+    sample = select_sample(shards, min(max(count, fewest), most))
     if not sample:
         return None
     (result,) = map_shards(task, [sample])
