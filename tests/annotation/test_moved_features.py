@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from permafrost.annotation.moved_features import LARGEST_SHIFT, sample_views
+from permafrost.annotation.moved_features import sample_views
 from permafrost.annotation.samples import select_sample
 from permafrost.annotation.teacher_pass import fingerprint_pass, plan_pass
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.store import PassOptions
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.geometry import view_images, view_targets, warp
 from permafrost.losses.feature_kd import stage_fields
 from permafrost.losses.lost_variance import LostVariance
 from permafrost.models.classifier import Intermediates
@@ -55,7 +55,7 @@ def recomputed(store, made, teacher):
     ]
     batch = dataset.__getitems__(rows)
     lost: dict[str, dict[str, float]] = {}
-    for name, view in sample_views(len(rows)).items():
+    for name, view in sample_views(len(rows), store.size).items():
         seen = replace(batch, canonical_from_view=view)
         (targets,) = view_targets(seen, (1, 1), with_maps=False)
         output = network(view_images(seen, store.size), Intermediates(stages=True))
@@ -130,13 +130,28 @@ def test_a_teacher_of_center_crops_and_pooled_grids_is_measured_too(tmp_path, ti
     )
 
 
-def test_views_of_a_record_do_not_depend_on_the_batch_and_stay_within_the_largest_shift():
-    whole, parts = sample_views(9), [sample_views(4), sample_views(5, first=4)]
+def test_views_of_a_record_do_not_depend_on_the_batch():
+    size = (32, 48)
+    whole, parts = sample_views(9, size), [sample_views(4, size), sample_views(5, size, first=4)]
 
     for name, views in whole.items():
         assert torch.equal(views, torch.cat([part[name] for part in parts]))
-    assert whole["shift"][:, :2, 2].abs().max() <= 2 * LARGEST_SHIFT
     assert torch.equal(whole["flip"], FLIP.expand(9, 3, 3))
+
+
+@pytest.mark.parametrize(("size", "largest"), [((32, 32), 4), ((16, 48), 2), ((7, 7), 1)])
+def test_shifts_are_the_whole_pixels_of_pad_crop(size, largest):
+    views = sample_views(600, size)["shift"]
+    frame = torch.arange(size[0] * size[1]).float().reshape(1, 1, *size) + 1
+
+    shifted = warp(frame.expand(600, 1, *size), views, size)
+
+    pixels = views[:, :2, 2] * torch.tensor([size[1], size[0]]) / 2
+    torch.testing.assert_close(pixels, pixels.round(), rtol=0, atol=1e-5)
+    numbers, counts = pixels.round().unique(return_counts=True)
+    assert numbers.tolist() == list(range(-largest, largest + 1))
+    assert counts.min() > 0.7 * counts.max()
+    torch.testing.assert_close(shifted, shifted.round(), rtol=0, atol=1e-2)  # nothing is blurred
 
 
 def test_the_lost_share_by_hand():

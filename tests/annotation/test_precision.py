@@ -172,6 +172,45 @@ def test_values_of_two_passes_are_compared_by_closed_forms():
     assert set(compared) == {"top1", "kl", "map", "pooled"}
 
 
+def test_wrong_scales_of_channels_are_refused_although_their_units_agree():
+    specs = [
+        FieldSpec(name="features_1", shape=(4, 2, 2), dtype="int8", axes=("channel", "y", "x")),
+        FieldSpec(name="features_1_scale", shape=(4,), dtype="float32", axes=("channel",)),
+        FieldSpec(name="attention_1", shape=(3, 2), dtype="float16", axes=("y", "x")),
+        FieldSpec(name="attention_1_scale", shape=(1,), dtype="float32", axes=("map",)),
+    ]
+    generator = np.random.default_rng(0)
+    exact = {
+        "features_1": generator.integers(-127, 128, (6, 1, 4, 2, 2)).astype(np.int8),
+        "features_1_scale": np.ones((6, 1, 4), np.float32),
+        "attention_1": generator.random((6, 1, 3, 2)).astype(np.float16),
+        "attention_1_scale": np.ones((6, 1, 1), np.float32),
+    }
+    scales = np.array([1, 5, 1, 5], np.float32)
+    lower = exact | {
+        "features_1_scale": exact["features_1_scale"] * scales,
+        "attention_1_scale": exact["attention_1_scale"] * 5,
+    }
+
+    same, compared = compare_values(specs, exact, exact), compare_values(specs, exact, lower)
+
+    units = exact["features_1"][:, 0].reshape(6, 4, 4) / 127
+    squares = (units**2).sum(axis=2)
+    expected = (squares * scales).sum(axis=1) / np.sqrt(
+        squares.sum(axis=1) * (squares * scales**2).sum(axis=1)
+    )
+    np.testing.assert_allclose(same["features_1"], 1)
+    np.testing.assert_allclose(compared["features_1"], expected, rtol=1e-6)
+    np.testing.assert_allclose(compared["attention_1"], 1)  # a factor of a whole map is none
+    agreement = Agreement(
+        precision="bfloat16",
+        records=6,
+        cosine_mean={"features_1": float(compared["features_1"].mean())},
+        cosine_lowest={"features_1": float(compared["features_1"].min())},
+    )
+    assert "mean cosine of features_1 is 0.8" in describe_shortfall(agreement)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -16,6 +16,7 @@ from permafrost.config.store import PassOptions
 from permafrost.config.training import TrainerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
+from permafrost.loading.geometry import covered_share
 from permafrost.losses.base import StudentOutput, build_loss
 from permafrost.losses.projected_features import (
     angle_loss,
@@ -122,6 +123,63 @@ def test_cells_outside_of_the_frame_count_nothing(distance):
 
     assert first == pytest.approx(second)
     assert everything != pytest.approx(first, rel=1e-2)
+
+
+def shift_of(x):
+    """Matrices of two views whose x is `x` further to the right in the source."""
+    shift = torch.eye(3).double().repeat(2, 1, 1)
+    shift[:, 0, 2] = x
+    return shift
+
+
+def loss_in_view(student, shift, teacher, distance="mse", *, is_placed=True):
+    """Loss of an 8x8 stage of a student and a 4x4 stage of its teacher in a view, with the convolution."""
+    targets = replace(
+        targets_of({"features_1": covered_share(shift, (4, 4))}, features_1=teacher),
+        placements={"features_1": shift} if is_placed else {},
+    )
+    output = student_output(
+        logits=torch.zeros(2, 3).double(), stages=(Stage(output=student, preactivation=student),)
+    )
+    torch.manual_seed(0)
+    loss = build_loss(FeaturesConfig(distance=distance))
+    loss.build(output, targets)
+    loss = loss.double()
+    return loss.maps[0], loss.compare(output, targets)
+
+
+def test_cells_of_a_finer_student_outside_of_the_frame_count_nothing():
+    """The first of eight columns is outside, which is half of the first of the teacher's four."""
+    student, teacher = gaussian(0, 2, 5, 8, 8), gaussian(9, 2, 6, 4, 4)
+    black = student.clone()
+    black[..., 0] = 1000.0
+    black.requires_grad_()
+
+    convolution, found = loss_in_view(black, shift_of(-2 / 8), teacher)
+    found.backward()
+
+    pairs = student.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean(dim=3)  # [2, 5, 4, 4, 2]
+    averages = pairs.mean(dim=4)
+    averages[..., 0] = pairs[..., 0, 1]
+    mapped = torch.einsum("tc,bcyx->btyx", convolution.weight[:, :, 0, 0], averages)
+    mapped = mapped + convolution.bias[:, None, None]
+    weights = torch.tensor([0.5, 1, 1, 1]).double().expand(2, 6, 4, 4)
+    expected = ((mapped - teacher).square() * weights).sum() / weights.sum()
+    assert found.item() == pytest.approx(expected.item())
+    assert black.grad[..., 0].abs().max() == 0
+    assert black.grad[..., 1].abs().min() > 0
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_a_view_inside_of_the_frame_is_compared_bit_for_bit_as_without_a_finer_coverage(distance):
+    student, teacher = gaussian(0, 2, 5, 8, 8), gaussian(9, 2, 6, 4, 4)
+
+    _, found = loss_in_view(student, shift_of(0.0), teacher, distance)
+    _, without = loss_in_view(student, shift_of(0.0), teacher, distance, is_placed=False)
+    _, outside = loss_in_view(student, shift_of(0.3), teacher, distance)
+
+    assert torch.equal(found, without)
+    assert not torch.equal(outside, without)
 
 
 def test_pairs_count_from_the_deepest_stage_of_each_side_and_are_averaged():

@@ -33,7 +33,8 @@ from permafrost.store.shards import ShardEntry
 SAMPLE_RECORDS = 128
 """Number of records that are measured, or all if there are fewer."""
 LARGEST_SHIFT = 1 / 8
-"""Largest shift in units of the frame's side, as in augment=pad_crop_flip for images of 32 pixels."""
+"""Largest shift in units of the frame's shorter side, rounded down to whole pixels. That of augment=pad_crop_flip is 4
+pixels: as large for images of 32 pixels, and smaller for larger ones."""
 _DIGITS = 6
 """Decimals in the manifest, beyond which a sum depends on the device."""
 
@@ -61,17 +62,20 @@ def describe_moved_features(measured: MovedFeatures) -> str:
     return f"{'; '.join(shares)} in a sample of {measured.records} records"
 
 
-def sample_views(count: int, first: int = 0) -> dict[str, Tensor]:
+def sample_views(count: int, size: tuple[int, int], first: int = 0) -> dict[str, Tensor]:
     """Return the views canonical_from_view f32 [n, 3, 3] of records of a sample, by name.
 
-    shift  by up to an eighth of the side in x and in y, drawn for each number of a record in the sample
+    shift  by whole pixels as of pad_crop, whose image is not blurred by interpolation, up to an eighth of the shorter
+           side in x and in y, drawn for each number of a record in the sample
     flip   from left to right
 
+    size   (height, width) of the frame
     first  number of the first of `count` records in the sample
     """
-    drawn = np.random.default_rng(0).uniform(-2, 2, (first + count, 2))[first:] * LARGEST_SHIFT
+    largest = max(1, int(LARGEST_SHIFT * min(size)))
+    pixels = np.random.default_rng(0).integers(-largest, largest + 1, (first + count, 2))[first:]
     shift, flip = torch.eye(3).repeat(count, 1, 1), torch.eye(3).repeat(count, 1, 1)
-    shift[:, :2, 2] = torch.from_numpy(drawn).float()
+    shift[:, :2, 2] = torch.from_numpy(2 * pixels / (size[1], size[0])).float()
     flip[:, 0, 0] = -1
     return {"shift": shift, "flip": flip}
 
@@ -89,18 +93,19 @@ class MeasureMovedFeatures(SampleTask):
         annotator = self.build_annotator().with_payloads(FeaturesPayload)
         annotator = annotator.with_projections(projections)
         specs = {spec.name: spec for spec in annotator.fields()}
-        sums: dict[str, dict[str, LostVariance]] = {name: {} for name in sample_views(0)}
+        sums: dict[str, dict[str, LostVariance]] = {}
         done = 0
         for frames, keys in self.iter_batches(sample):
             values, _ = annotator.annotate([frames], keys)
             batch = _batch_of(frames, keys, _stored_targets(annotator, frames, specs, values))
             batch = move_batch(batch, annotator.device)
-            for name, views in sample_views(len(keys), done).items():
+            height, width = frames.frames.shape[-2:]
+            for name, views in sample_views(len(keys), (height, width), done).items():
                 view = views.to(annotator.device)
                 seen = replace(batch, canonical_from_view=view)
                 (targets,) = view_targets(seen, (1, 1), with_maps=False)
                 output = annotator.run_views(frames, view)
-                add_lost_variance(sums[name], targets, output, projections)
+                add_lost_variance(sums.setdefault(name, {}), targets, output, projections)
             done += len(keys)
         fields = next(iter(sums.values()))
         lost = {

@@ -2,7 +2,7 @@
 
 Both passes annotate the same records, and what they would store is compared: the class of the largest logit, the
 divergence KL(float32 || lower) of the softmax of the logits in nats (not in a pass without logits), and the cosine of
-every stored map or feature. Maps are compared for classes that both passes explain.
+every stored map or feature, in the network's units. Maps are compared for classes that both passes explain.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def compare_values(
     """Compare the values [n, 1, *shape] that two passes would store for the same records.
 
     Returns `top1` bool [n] and `kl` f64 [n] in nats if there are logits, and the cosines of each field that is neither
-    logits nor a scale nor integer, one for each record, or for each class that both passes explain.
+    logits nor a scale nor integer, one for each record, or for each class that both passes explain. A field with a
+    scale is compared after multiplication by it, because a cosine over several scaled parts depends on their scales.
     """
     compared: dict[str, NDArray[Any]] = {}
     if "logits" in exact:
@@ -146,12 +147,25 @@ def compare_values(
     for spec in specs:
         if spec.name == "logits" or spec.name.endswith("_scale") or spec.dtype == "int32":
             continue
-        one, other = exact[spec.name][:, 0], lower[spec.name][:, 0]
+        one, other = (_in_network_units(values, spec.name) for values in (exact, lower))
         if spec.axes[:1] == ("explained",):
             same = exact["explained_class"][:, 0] == lower["explained_class"][:, 0]
             one, other = one[same], other[same]
-        compared[spec.name] = cosines(decode_unit(one), other)
+        compared[spec.name] = cosines(one, other)
     return compared
+
+
+def _in_network_units(values: Mapping[str, NDArray[np.generic]], name: str) -> NDArray[np.float32]:
+    """Decode a field [n, *shape] and multiply it by its scale, if it has one."""
+    decoded = decode_unit(values[name][:, 0])
+    scale = values.get(f"{name}_scale")
+    if scale is None:
+        return decoded
+    factors = scale[:, 0].astype(np.float32)
+    units: NDArray[np.float32] = decoded * factors.reshape(
+        *factors.shape, *[1] * (decoded.ndim - factors.ndim)
+    )
+    return units
 
 
 def _log_softmax(logits: NDArray[np.generic]) -> NDArray[np.float64]:

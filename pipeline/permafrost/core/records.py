@@ -217,6 +217,9 @@ class Targets:
     coverage: dict[str, Tensor] = field(default_factory=dict)
     """Share of each cell that is inside of what the teacher received, f32 [B, 1, h, w], of each of the intermediates
     that were moved and whose cells outside are left out of the loss."""
+    placements: dict[str, Tensor] = field(default_factory=dict)
+    """Matrices source_from_view f32 [B, 3, 3] of the same fields, from which `geometry.covered_share` computes the
+    coverage on any other grid."""
     specs: dict[str, FieldSpec] = field(default_factory=dict)
     """Description of the intermediates that come from a pass."""
 

@@ -123,13 +123,16 @@ def warp_covered(
     fetched = F.grid_sample(
         source, grid, mode=interpolation, padding_mode="border", align_corners=False
     )
+    return fetched, covered_share(source_from_view, size)
+
+
+def covered_share(source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
+    """Compute the share of each cell of views of (height, width) `size` that is inside the source, [B, 1, h, w]."""
     finer = max(1, _FINE_GRID // min(size))
-    if finer > 1:
-        x, y = fetch_points(source_from_view, (size[0] * finer, size[1] * finer))
+    x, y = fetch_points(source_from_view, (size[0] * finer, size[1] * finer))
     # Rounding may move an edge point slightly outside, and such a point belongs to the frame.
-    inside = (torch.maximum(x.abs(), y.abs()) <= 1 + 1e-6).to(source.dtype)[:, None]
-    coverage = F.avg_pool2d(inside, finer) if finer > 1 else inside
-    return fetched, coverage
+    inside = (torch.maximum(x.abs(), y.abs()) <= 1 + 1e-6).to(source_from_view.dtype)[:, None]
+    return F.avg_pool2d(inside, finer) if finer > 1 else inside
 
 
 def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
@@ -203,13 +206,14 @@ def view_targets(
     """
     found = []
     for stored in batch.targets:
-        intermediates, coverage = _view_intermediates(batch, stored, map_control)
+        intermediates, coverage, placements = _view_intermediates(batch, stored, map_control)
         targets = Targets(
             teacher=stored.teacher,
             logits=stored.logits,
             explained_class=stored.explained_class,
             intermediates=intermediates,
             coverage=coverage,
+            placements=placements,
             specs=stored.specs,
         )
         if with_maps and stored.maps is not None:
@@ -231,30 +235,36 @@ def _with_maps(
 
 def _view_intermediates(
     batch: Batch, stored: StoredTargets, map_control: str
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Move a teacher's intermediates to the batch's view, each on its own grid, and return them with their coverage."""
-    viewed, coverage = decode_intermediates(stored), {}
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Move a teacher's intermediates to the batch's view, each on its own grid.
+
+    Returns them with `Targets.coverage` and `Targets.placements`.
+    """
+    viewed = decode_intermediates(stored)
+    coverage: dict[str, Tensor] = {}
+    placements: dict[str, Tensor] = {}
     if stored.map_from_canonical is not None:
         for name in viewed:
             is_feature = name.startswith(f"{FEATURES}_")
             is_still = is_feature and map_control == "unaugmented"
             view = None if is_still else batch.canonical_from_view
-            viewed[name], covered = _view_field(
+            viewed[name], covered, placement = _view_field(
                 viewed[name], stored.specs[name], view, stored.map_from_canonical
             )
-            if covered is not None:
-                coverage[name] = covered
+            if covered is not None and placement is not None:
+                coverage[name], placements[name] = covered, placement
     if map_control == "shuffled":
-        return neighbor_features(viewed), neighbor_features(coverage)
-    return viewed, coverage
+        viewed, coverage, placements = map(neighbor_features, (viewed, coverage, placements))
+    return viewed, coverage, placements
 
 
 def _view_field(
     values: Tensor, spec: FieldSpec, canonical_from_view: Tensor | None, map_from_canonical: Tensor
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Move one field to a view (None for the canonical one).
 
-    Returns it with its coverage [B, 1, h, w], None where all of it is inside or zeros stand for what is outside.
+    Returns it with its coverage [B, 1, h, w] and its matrix source_from_view [B, 3, 3], both None where all of it is
+    inside or zeros stand for what is outside.
     """
     identity = torch.eye(3, device=values.device).expand(len(values), 3, 3)
     view = identity if canonical_from_view is None else canonical_from_view
@@ -264,10 +274,10 @@ def _view_field(
         mirrored_view = torch.cat([-view[:, :1], view[:, 1:]], dim=1)  # x of the mirror image is -x
         view = torch.where(sides[:, None, None] == 1, mirrored_view, view)
     if spec.when_moved not in ("warp", "warp_covered"):
-        return values, None
+        return values, None, None
     is_whole = spec.frame == "full" and spec.margin == 0 and canonical_from_view is None
     if is_whole and spec.when_moved == "warp_covered":
-        return values, None
+        return values, None, None
     shrink = 1 + 2 * spec.margin
     source_from_view = map_from_canonical @ view
     if spec.margin:  # the border takes its share of the grid
@@ -278,9 +288,9 @@ def _view_field(
     size = (round(stored_size[0] / shrink), round(stored_size[1] / shrink))
     flat = values.reshape(len(values), -1, *stored_size)
     if spec.when_moved == "warp":
-        return warp(flat, source_from_view, size).view(*values.shape[:-2], *size), None
+        return warp(flat, source_from_view, size).view(*values.shape[:-2], *size), None, None
     moved, covered = warp_covered(flat, source_from_view, size)
-    return moved.view(*values.shape[:-2], *size), covered
+    return moved.view(*values.shape[:-2], *size), covered, source_from_view
 
 
 def shows_mirror_image(canonical_from_view: Tensor) -> Tensor:

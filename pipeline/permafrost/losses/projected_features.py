@@ -17,6 +17,7 @@ from permafrost.config.methods import EmbeddingConfig, FeaturesConfig
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, Guidance, Targets
 from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.geometry import covered_share
 from permafrost.losses.base import Needs, StudentOutput, Term
 from permafrost.losses.feature_kd import (
     FeatureKDLoss,
@@ -46,7 +47,8 @@ def covered_cosine(student: Tensor, teacher: Tensor, coverage: Tensor | None) ->
 class FeaturesLoss(FeatureKDLoss):
     """Mean over pairs of stages of the distance of the student's mapped features from the teacher's.
 
-    If the grids differ, the finer features are averaged over the cells of the coarser grid.
+    If the grids differ, the finer features are averaged over the cells of the coarser grid, over that part of each
+    cell which lies inside of what the teacher received.
     """
 
     term = "features"
@@ -104,8 +106,12 @@ class FeaturesLoss(FeatureKDLoss):
             teacher, coverage = targets.intermediates[name].detach(), targets.coverage.get(name)
             size = (min(own.shape[2], teacher.shape[2]), min(own.shape[3], teacher.shape[3]))
             share = None if coverage is None else F.adaptive_avg_pool2d(coverage, size)
+            inside = None
+            if name in targets.placements and own.shape[2:] != size:
+                grid = (own.shape[2], own.shape[3])
+                inside = covered_share(targets.placements[name], grid).to(own.dtype)
             # The map is linear, so it is applied to the averages.
-            mapped = to_float32(convolution(F.adaptive_avg_pool2d(own, size)))
+            mapped = to_float32(convolution(covered_pool(own, inside, size)))
             losses.append(distance(mapped, covered_pool(teacher, coverage, size), share))
         return torch.stack(losses).mean()
 

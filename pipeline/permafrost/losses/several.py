@@ -99,6 +99,7 @@ def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
         targets,
         intermediates={n: values for n, values in targets.intermediates.items() if is_read(n)},
         coverage={n: values for n, values in targets.coverage.items() if is_read(n)},
+        placements={n: matrices for n, matrices in targets.placements.items() if is_read(n)},
     )
     (converted,) = loss.convert_targets((selected,))
     assert isinstance(converted, Targets)
