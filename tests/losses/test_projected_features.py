@@ -7,13 +7,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
-from permafrost.config.methods import EmbeddingConfig, FeaturesConfig
+from permafrost.config.methods import (
+    EmbeddingConfig,
+    FeaturesConfig,
+    SeveralConfig,
+    TeacherTermOptions,
+)
 from permafrost.config.models import BcosModelConfig
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.config.training import TrainerOptions
+from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
 from permafrost.loading.geometry import covered_share
@@ -33,6 +40,7 @@ from stages import distill, precompute
 from tests.support.batches import FRAME, live_batch
 from tests.support.live_trainings import training_with_live_teacher
 from tests.support.outputs import student_output
+from tests.support.ranks import leave_group, run_on_ranks
 from tests.support.runs import distill_config
 from tests.support.slow import slow, slow_except
 from tests.support.stores import Frozen, precompute_config
@@ -258,6 +266,51 @@ def test_relations_do_not_change_under_rotation_scaling_and_translation(loss):
 
     assert loss(similar, teacher).item() == pytest.approx(0, abs=1e-12)
     assert loss(sheared, teacher) > 1e-3
+
+
+RELATIONS = EmbeddingConfig(lambda_embedding=0.0, lambda_distance=25.0, lambda_angle=50.0)
+
+
+def learn_relations(config, distributed):
+    """Loss on this rank's slice of eight records, and the gradient of a step."""
+    loss = build_loss(config)
+    loss.distributed = distributed
+    weight = gaussian(0, 5, 4).requires_grad_()
+    share = 8 // distributed.world_size
+    rows = slice(distributed.rank * share, (distributed.rank + 1) * share)
+    pooled = (gaussian(1, 8, 5) @ weight)[rows]
+    student = student_output(logits=torch.zeros(share, 3).double(), pooled=pooled)
+    targets = Targets(teacher="t", logits=None, intermediates={"pooled": gaussian(2, 8, 6)[rows]})
+    found = loss(student, targets, torch.zeros(share, dtype=torch.int64))
+    found.total.backward()
+    terms = {name: distributed.mean(value.detach()) for name, value in found.terms.items()}
+    return {"terms": terms, "gradient": distributed.mean(weight.grad)}
+
+
+def relate_on_rank(rank, folder, config):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.save(learn_relations(config, DistributedContext(rank, 2)), folder / f"{rank}.pt")
+    leave_group()
+
+
+@pytest.mark.parametrize("is_term", [False, True])
+def test_relations_on_two_ranks_are_those_of_one_process(tmp_path, is_term):
+    config = RELATIONS
+    if is_term:
+        config = SeveralConfig(terms=(TeacherTermOptions(teacher="t", method=RELATIONS),))
+    run_on_ranks(relate_on_rank, tmp_path, config)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+    alone = learn_relations(config, DistributedContext())
+
+    assert len(alone["terms"]) == 2
+    assert min(alone["terms"].values()) > 1e-3
+    for found in ranks:
+        torch.testing.assert_close(found["gradient"], alone["gradient"])
+        assert {name: value.item() for name, value in found["terms"].items()} == pytest.approx(
+            {name: value.item() for name, value in alone["terms"].items()}
+        )
 
 
 def test_the_angle_term_is_the_mean_over_triples_of_different_records():

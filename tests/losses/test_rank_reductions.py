@@ -15,6 +15,7 @@ from permafrost.config.methods import (
     ATConfig,
     CatKDConfig,
     E2KDConfig,
+    FeaturesConfig,
     KDConfig,
     LabelsConfig,
     SeveralConfig,
@@ -160,6 +161,26 @@ def test_means_over_known_labels_are_the_slices_own(quantity, config):
     ranks = reduced_terms(loss, student, targets, labels, RANKS)
 
     assert ranks[quantity] != pytest.approx(alone[quantity], rel=1e-3)
+
+
+def test_means_over_the_covered_cells_of_moved_features_are_the_slices_own():
+    """As a record of which much is outside of the frame has less weight only among those of its slice."""
+    loss = build_loss(FeaturesConfig())
+    student, targets, labels = reduction_batch()
+    coverage = torch.ones(B, 1, 2, 2).double()
+    whole = replace(targets, intermediates={"features_3": normal(40, B, 9, 2, 2)})
+    loss.build(student, whole)
+    loss = loss.double().requires_grad_(requires_grad=False)
+
+    def both(covered):
+        moved = replace(whole, coverage={"features_3": covered})
+        return [reduced_terms(loss, student, moved, labels, n)["features"] for n in (1, RANKS)]
+
+    alone, ranks = both(coverage)
+    assert ranks == pytest.approx(alone, rel=1e-9)
+    coverage[:3] = 0.1
+    alone, ranks = both(coverage)
+    assert ranks != pytest.approx(alone, rel=1e-3)
 
 
 COMPARES_RECORDS = {"crd", "sskd"}

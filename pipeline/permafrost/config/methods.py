@@ -56,6 +56,11 @@ class MethodConfig(Options):
 
     kind: str = ""
 
+    @property
+    def trains_classifier(self) -> bool:
+        """True if any term reaches the student's last layer."""
+        return True
+
     def check(self, setting: MethodSetting) -> None:
         """Raise ConfigError if the method and the student's other options exclude each other."""
 
@@ -195,6 +200,10 @@ class FeatureKDConfig(SoftTargetsConfig):
     """Weight of the logit term, whose temperature is tau; 0 disables it."""
     label_loss: LabelLoss = "ce"
     """Loss on the labels, as method.loss of method=labels; bce_offlabel suits B-cos students."""
+
+    @property
+    def trains_classifier(self) -> bool:
+        return self.lambda_ce > 0 or self.lambda_kd > 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -352,15 +361,15 @@ class EmbeddingConfig(FeatureKDConfig):
     """Weight of RKD's distances between the records of a batch, relative to their mean (25 in the paper)."""
     lambda_angle: Annotated[float, Ge(0)] = 0.0
     """Weight of RKD's angles between any three records of a batch (50 in the paper). Memory grows with batch size
-    cubed."""
+    cubed, on each rank."""
 
     def check(self, setting: MethodSetting) -> None:
         trainer = setting.trainer
         for option, records in (("lambda_distance", 2), ("lambda_angle", 3)):
             require(
-                getattr(self, option) == 0 or trainer.batch_size >= records * trainer.ranks,
-                f"method.{option} compares {records} records, and trainer.batch_size={trainer.batch_size} leaves each "
-                f"of {trainer.ranks} ranks fewer; raise it",
+                getattr(self, option) == 0 or trainer.batch_size >= records,
+                f"method.{option} compares {records} records, and trainer.batch_size={trainer.batch_size} has fewer; "
+                "raise it",
             )
 
 
@@ -403,6 +412,10 @@ class SeveralConfig(MethodConfig):
     def pass_names(self) -> tuple[str, ...]:
         """Passes that the terms name, each once."""
         return tuple(dict.fromkeys(term.teacher for term in self.terms))
+
+    @property
+    def trains_classifier(self) -> bool:
+        return any(term.method.trains_classifier for term in self.terms)
 
     def __post_init__(self) -> None:
         super().__post_init__()

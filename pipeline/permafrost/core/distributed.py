@@ -2,9 +2,10 @@
 
 Each rank processes its slice of the same global batches. Slices have equal size and gradients are averaged over the
 ranks, so a step equals that of a single process on the whole batch, except for quantities that depend on the slice:
-the statistics of a BatchNorm in training mode, means over a part of a batch (known labels, `normalize_by=valid`),
-the record that precedes the first one (the partner of mixup, `map_control=shuffled`), and negatives that a method draws
-from the batch.
+the statistics of a BatchNorm in training mode, means over a part of a batch (known labels, `normalize_by=valid`, the
+cells of moved features that are inside of the frame), the record that precedes the first one (the partner of mixup,
+`map_control=shuffled`), and negatives that a method draws from the batch. Relations of the records of a batch (RKD) are
+those of the whole batch (`gather_with_gradient`).
 """
 
 from __future__ import annotations
@@ -90,6 +91,20 @@ class DistributedContext:
         everyones = [torch.empty_like(own) for _ in range(self.world_size)]
         dist.all_gather(everyones, own.contiguous())
         return torch.cat(everyones).to(values.device)
+
+    def gather_with_gradient(self, values: Tensor) -> Tensor:
+        """Concatenate the values of all ranks as `gather` does, for a loss that every rank computes of all of them.
+
+        Gradients flow to this rank's own values, `world_size` times as large, so that their mean over the ranks, which
+        a step takes, is the gradient of one process.
+        """
+        if self.world_size == 1:
+            return values
+        everyones, start = self.gather(values.detach()), self.rank * len(values)
+        own = values.view_as(values)
+        if own.requires_grad:
+            own.register_hook(lambda gradient: gradient * self.world_size)  # type: ignore[no-untyped-call]
+        return torch.cat([everyones[:start], own, everyones[start + len(values) :]])
 
     def require_equal(self, values: Sequence[int], message: str) -> None:
         """Raise RanksDisagreeError with `message` unless all ranks pass the same values."""

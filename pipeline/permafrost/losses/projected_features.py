@@ -175,7 +175,10 @@ _EPS = 1e-12
 
 
 class EmbeddingLoss(FeatureKDLoss):
-    """Distance of the student's mapped pooled features from the teacher's, and distances of their relations."""
+    """Distance of the student's mapped pooled features from the teacher's, and distances of their relations.
+
+    Relations are those of the records of all ranks. Each rank computes all of them.
+    """
 
     term = "embedding"
     term_needs = Needs(
@@ -211,7 +214,9 @@ class EmbeddingLoss(FeatureKDLoss):
         yield from super().terms(student, targets, labels)
 
         def relation(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
-            return lambda: loss(*_embeddings(student, targets))
+            return lambda: loss(
+                *map(self.distributed.gather_with_gradient, _embeddings(student, targets))
+            )
 
         yield Term("distance", self.config.lambda_distance, relation(distance_loss))
         yield Term("angle", self.config.lambda_angle, relation(angle_loss))

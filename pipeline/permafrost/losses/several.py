@@ -83,6 +83,7 @@ class SeveralLoss(DistillationLoss):
         assert isinstance(targets, Targets)
         for number, (term, loss) in enumerate(self._parts(), start=1):
             if term.reads(targets.teacher):
+                loss.distributed = self.distributed  # the training sets it after this loss is built
                 is_explained = loss.needs.maps_every is not None
                 output = student if is_explained else replace(student, maps=None)
                 for part in loss.terms(output, _select_fields(targets, loss), labels):
