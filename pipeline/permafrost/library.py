@@ -13,7 +13,7 @@ import importlib.util
 import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +58,7 @@ class OpenStore(Store):
         shots: int | None = None,
         holdout: int = 0,
         seed: int = 0,
+        rule: Literal["permutation", "by_key"] = "permutation",
         classes: Sequence[str] = (),
         keys: Iterable[str] | None = None,
     ) -> SelectedRecords:
@@ -66,12 +67,13 @@ class OpenStore(Store):
         shots    number of records of each class; None selects all
         holdout  number of records of each class that are held out first
         seed     of the selection, `subset.seed`
+        rule     order in which the records of a class are selected, `subset.rule`
         classes  names of classes whose records are selected; () selects all
         keys     keys of the records that are selected; None selects all
 
         Raises ConfigError for splits, classes and keys that the store does not have.
         """
-        subset = SubsetOptions(shots=shots, holdout=holdout, seed=seed)
+        subset = SubsetOptions(shots=shots, holdout=holdout, seed=seed, rule=rule)
         rows = select_training_rows(self.index, split, subset)
         if classes:
             rows = _rows_of_classes(self, rows, classes)

@@ -131,7 +131,10 @@ def _announce(config: DistillConfig, store: Store, folder: Path) -> None:
         teacher = f"live teacher {config.teacher.name}"
     else:
         teacher = f"{config.mode} targets of {', '.join(p.name for p in passes)}"
-    subset = {k: v for k, v in to_plain_dict(config.subset).items() if v and k != "seed"}
+    default = to_plain_dict(type(config.subset)())
+    subset = {
+        k: v for k, v in to_plain_dict(config.subset).items() if v != default[k] and k != "seed"
+    }
     _DISTILL.info(
         "student %s %s, method=%s, %s: %s records of split %s in %s, trainer.epochs=%d, into %s%s",
         config.student.kind,

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.builder import build_config
+from permafrost.config.runs import identity, to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading import dataset as dataset_module
@@ -191,6 +193,116 @@ def test_a_record_of_which_no_label_is_known_belongs_to_no_class(index_of):
             ConfigError, match="need labels, but split 'train' has unlabeled records"
         ):
             select_training_rows(index, "train", SubsetOptions(shots=1))
+
+
+# ---- selection by key ----------------------------------------------------------------------------
+
+
+BY_KEY = SubsetOptions(shots=4, holdout=2, seed=3, rule="by_key")
+
+
+def rows_of_classes(first, classes, records=12):
+    return [
+        (f"{label}/{n:03d}.png", label, [])
+        for label in classes
+        for n in range(first, first + records)
+    ]
+
+
+def chosen_keys(index, subset):
+    """Keys of the chosen and of the held-out records."""
+    return [
+        index.keys(select(index, "train", subset))
+        for select in (select_training_rows, select_holdout_rows)
+    ]
+
+
+def digest_by_hand(key, seed):
+    """FNV-1a from the mixed seed, and fmix64, in Python's integers."""
+    bits = 2**64 - 1
+
+    def mix(value):
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            value = (value ^ value >> 33) * factor & bits
+        return value ^ value >> 33
+
+    value = mix(seed)
+    for byte in key.encode():
+        value = (value ^ byte) * 0x100000001B3 & bits
+    return mix(value)
+
+
+def test_digests_of_keys_are_those_by_hand_whatever_their_lengths_and_order(index_of):
+    keys = ["a", "aa", "b" * 90, "\u00fc/\u6f22", *(f"img{n}" for n in range(40))]
+    index = index_of([(key, 0, []) for key in keys])
+    rows = np.random.default_rng(0).permutation(len(keys))
+
+    for seed in (0, 1, 2**32 - 1):
+        expected = [digest_by_hand(key, seed) for key in index.keys(rows)]
+        assert index.key_digests(rows, seed).tolist() == expected
+    assert len(set(index.key_digests(rows, 0).tolist())) == len(keys)
+
+
+def test_by_key_other_classes_in_the_store_change_no_selection(index_of):
+    """Control: a permutation is another one, as the numbers of the classes are others."""
+    small = rows_of_classes(0, (1, 2))
+    others = rows_of_classes(0, (0, 3, 4, 5, 6, 7, 8, 9))
+    alone = index_of([(key, label - 1, []) for key, label, _ in small])
+    beside = index_of(small + others)
+
+    def of_small(keys):
+        return {key for key in keys if key[0] in "12"}
+
+    for subset, is_same in ((BY_KEY, True), (replace(BY_KEY, rule="permutation"), False)):
+        one, more = chosen_keys(alone, subset), chosen_keys(beside, subset)
+        assert [len(keys) for keys in one] == [8, 4]
+        assert ([set(keys) for keys in one] == [of_small(keys) for keys in more]) == is_same
+
+
+def test_by_key_other_records_of_a_class_displace_some_and_reorder_none(index_of):
+    small = index_of(rows_of_classes(0, (0,)))
+    large = index_of(rows_of_classes(0, (0,), records=60))
+
+    def order(index, most):
+        """Keys in the order in which more and more shots choose them."""
+        chosen = [
+            set(
+                index.keys(
+                    select_training_rows(index, "train", SubsetOptions(shots=n, rule="by_key"))
+                )
+            )
+            for n in range(1, most + 1)
+        ]
+        return [(now - before).pop() for before, now in zip([set(), *chosen], chosen, strict=False)]
+
+    own, beside = order(small, 12), order(large, 60)
+
+    assert [key for key in beside if key in own] == own
+    assert beside[:12] != own
+    for shots in (5, 20, 40):
+        kept = [key for key in beside[:shots] if key in own]
+        assert kept == own[: len(kept)]
+
+
+def test_by_key_every_record_is_as_likely_as_every_other(index_of):
+    index = index_of(rows_of_classes(0, (0,), records=60))
+    counts = np.zeros(60)
+    for seed in range(400):
+        subset = SubsetOptions(shots=15, seed=seed, rule="by_key")
+        counts[select_training_rows(index, "train", subset)] += 1
+
+    assert counts.sum() == 400 * 15
+    assert abs(counts / 400 - 1 / 4).max() < 5 * np.sqrt(3 / 16 / 400)
+
+
+def test_an_identity_has_the_rule_only_if_it_is_not_that_of_earlier_runs():
+    values = to_plain_dict(SubsetOptions(shots=3))
+
+    assert identity(values, SubsetOptions) == {"shots": 3, "seed": 0, "holdout": 0}
+    by_key = to_plain_dict(replace(BY_KEY, shots=3))
+    assert identity(by_key, SubsetOptions)["rule"] == "by_key"
+    earlier = {"shots": 3, "seed": 0, "holdout": 0}
+    assert build_config(SubsetOptions, earlier) == SubsetOptions(shots=3)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.augment import AnyViewsConfig, AugmentOptions, RotationsViewsConfig
+from permafrost.config.options import is_left_out, options_of
 from permafrost.config.store import SubsetOptions
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.random_views import ViewSchedule, rotations
@@ -65,7 +66,12 @@ class StoredViews:
         }
         if self.config.kind == "random":
             views["operations"] = [asdict(operation) for operation in self.augment.operations]
-        return views, {"split": self.split, "subset": asdict(self.subset)}
+        subset = {
+            option.name: getattr(self.subset, option.name)
+            for option in options_of(SubsetOptions)
+            if not is_left_out(option, getattr(self.subset, option.name))
+        }
+        return views, {"split": self.split, "subset": subset}
 
     def matrices(self, store: Store, shard: ShardEntry) -> Tensor:
         """Draw canonical_from_view of the shard's covered records, f32 [n, V, 3, 3].

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
-from permafrost.config.options import Options, Role, options_of
+from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 
@@ -26,8 +26,7 @@ class DataConfig(Options):
         description = {}
         for option in options_of(type(self)):
             value = getattr(self, option.name)
-            is_unset = Role.IF_SET in option.roles and value == option.default
-            if Role.OUTSIDE_DATASET not in option.roles and not is_unset:
+            if Role.OUTSIDE_DATASET not in option.roles and not is_left_out(option, value):
                 description[option.name] = value
         return description
 

@@ -209,6 +209,11 @@ def to_plain(value: Any) -> Any:
     return (value or None) if isinstance(value, dict) else value
 
 
+def is_left_out(option: Option, value: Any) -> bool:
+    """Return whether an identity leaves out an option at this value, which may be in the form of YAML (IF_SET)."""
+    return Role.IF_SET in option.roles and to_plain(value) == to_plain(option.default)
+
+
 def check_limits(option: Option, value: Any, path: str) -> None:
     """Raise a ConfigError that names the option, its limits and the value if a limit is violated."""
     if value is None or all(_holds(limit, value) for limit in option.limits):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from permafrost.config.builder import check_values
-from permafrost.config.options import Options, Role, options_of
+from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import section_class
 from permafrost.core.addresses import is_address
@@ -128,7 +128,7 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in values.items():
         option = options.get(name)
-        if option is not None and option.roles & _OUTSIDE_IDENTITY:
+        if option is not None and (option.roles & _OUTSIDE_IDENTITY or is_left_out(option, value)):
             continue
         section = None if option is None else section_class(option, value)
         kept[name] = value if section is None else identity(value, section)

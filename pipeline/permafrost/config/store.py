@@ -267,3 +267,7 @@ class SubsetOptions(Options):
     """Seed of the selection, separate from `seed` so that the shots stay fixed while initialization varies."""
     holdout: Annotated[int, Ge(0)] = 0
     """Records per class kept out of training for validation, selected before the shots."""
+    rule: Annotated[Literal["permutation", "by_key"], Role.IF_SET] = "permutation"
+    """Order in which the records of a class are selected. permutation: one permutation of each class, which is another
+    one if the split of the store has other records of the class or other classes. by_key: by a digest of subset.seed
+    and the key of each record, so that two records have the same order in any store that has them."""

@@ -41,8 +41,8 @@ def rows_of_split(index: RecordIndex, split: str) -> Rows:
 def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> Rows:
     """Select the rows of a split that `subset` describes, ascending.
 
-    Each class is permuted by (subset.seed, class). The first `holdout` records are held out, and the next `shots` are
-    selected. Selections with more shots therefore contain those with fewer, and the selection is independent of
+    Each class is ordered by subset.rule. The first `holdout` records are held out, and the next `shots` are selected.
+    Selections with more shots therefore contain those with fewer, and the selection is independent of
     `seed` and of the method. A record with many labels belongs to each of its classes. If one class holds it out, it is
     held out for all, and a class may have more records than its shots because of records selected for other classes.
     """
@@ -52,7 +52,7 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
     if subset.shots is None:
         return _without(np.asarray(rows_of_split(index, split)), held_out)
     chosen = []
-    for label, members in _permuted_classes(index, split, subset):
+    for label, members in _ordered_classes(index, split, subset):
         members = _without(members, held_out)
         if len(members) < subset.shots:
             raise ConfigError(
@@ -127,15 +127,23 @@ def members_of_classes(
 
 def _held_out(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
     """Rows of the first `holdout` records of each class, ascending."""
-    chosen = [members[: subset.holdout] for _, members in _permuted_classes(index, split, subset)]
+    chosen = [members[: subset.holdout] for _, members in _ordered_classes(index, split, subset)]
     return np.unique(np.concatenate(chosen))
 
 
-def _permuted_classes(
+def _ordered_classes(
     index: RecordIndex, split: str, subset: SubsetOptions
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Iterate over the classes of a split with their rows, permuted by (subset.seed, class)."""
+    """Iterate over the classes of a split with their rows in the order of subset.rule.
+
+    permutation  a random permutation, seeded by (subset.seed, class), of the rows in the order of their keys
+    by_key       by digests of (subset.seed, key)
+    """
     rows = rows_of_split(index, split)
+    digests = None
+    if subset.rule == "by_key":
+        seed = derive_seed(subset.seed, "subset by key")
+        digests = index.key_digests(np.asarray(rows, np.int64), seed)
     for label, members in _classes_of(index, rows, split).items():
         members = members[index.key_order(_at(rows, members))]
         if len(members) < subset.holdout:
@@ -143,8 +151,12 @@ def _permuted_classes(
                 f"subset.holdout={subset.holdout}, but class {label} of split {split!r} has "
                 f"{len(members)} records"
             )
-        seed = derive_seed(subset.seed, "subset", label)
-        yield label, _at(rows, np.random.default_rng(seed).permutation(members))
+        if digests is None:
+            seed = derive_seed(subset.seed, "subset", label)
+            members = np.random.default_rng(seed).permutation(members)
+        else:
+            members = members[np.argsort(digests[members], kind="stable")]
+        yield label, _at(rows, members)
 
 
 def _classes_of(index: RecordIndex, rows: Rows, split: str) -> dict[int, NDArray[np.int64]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
-from permafrost.config.options import Role, options_of
+from permafrost.config.options import Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.models.trained_weights import (
@@ -81,7 +81,7 @@ def describe_teacher(
         for option in options_of(type(config))
         if not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
         and option.name not in elsewhere
-        and not (Role.IF_SET in option.roles and getattr(config, option.name) == option.default)
+        and not is_left_out(option, getattr(config, option.name))
     }
     # The moments of a table are part of the weights.
     preprocessing = {} if config.takes_rows else _describe_input(config)
