@@ -9,7 +9,7 @@ import torch
 from PIL import ExifTags, Image
 
 import permafrost
-from permafrost.config.models import CifarModelConfig
+from permafrost.config.models import BcosModelConfig, CifarModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Batch
 from permafrost.loading.geometry import evaluation_view, view_images
@@ -26,12 +26,13 @@ from permafrost.models.portable import (
     run_program,
     trace,
 )
-from permafrost.models.providers import freeze
+from permafrost.models.providers import build_model, freeze
 from permafrost.store.frames import resize_frame
 from permafrost.store.image_decoding import decode_rgb
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 from tests.support.runs import save_student
+from tests.support.slow import slow
 
 
 def noise(*shape):
@@ -272,6 +273,24 @@ def test_a_network_of_ones_own_is_examined_before_it_is_traced(file_format):
     data = encode(trace(program, images), file_format, "images", {})
 
     assert check_program(data, file_format, program, images) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet8", (16, 16)), slow("simple_vit_ti_patch16_224", (224, 224))]
+)
+def test_a_bcos_network_has_a_program_of_each_format(name, size):
+    """The norms of patches are sums, whose divisor torch.onnx would leave out."""
+    torch.manual_seed(0)
+    network = freeze(build_model(BcosModelConfig(name=name, weights="random"), 10))
+    program = ImageProgram(network, EvaluatedFrame(size, size, False))
+    images = noise(2, 3, *size)
+    traced = trace(program, images)
+
+    for file_format in ("onnx", "torch"):
+        assert (
+            check_program(encode(traced, file_format, "images", {}), file_format, program, images)
+            < 1e-4
+        )
 
 
 class Undecided(Columns):

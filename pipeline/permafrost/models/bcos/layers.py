@@ -183,9 +183,14 @@ class BcosConv2d(nn.Module):
         """Norms of the patches, [B, 1, h, w], or [B, out_channels, h, w] with groups."""
         conv = self.linear
         by_group = to_float32(x).square().view(x.shape[0], conv.groups, -1, *x.shape[2:])
-        sums = F.avg_pool2d(
-            by_group.sum(dim=2), conv.kernel_size, conv.stride, self.padding, divisor_override=1
-        )
+        squares = by_group.sum(dim=2)
+        if torch.compiler.is_exporting():  # torch.onnx leaves the divisor out
+            area = conv.kernel_size[0] * conv.kernel_size[1]
+            sums = area * F.avg_pool2d(squares, conv.kernel_size, conv.stride, self.padding)
+        else:
+            sums = F.avg_pool2d(
+                squares, conv.kernel_size, conv.stride, self.padding, divisor_override=1
+            )
         norm = (sums + _CONV_EPS).sqrt()
         if conv.groups == 1:
             return norm
