@@ -125,7 +125,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         records_per_second=f"{done / (time.monotonic() - started):,.0f}" if done else "",
         next=teach_command(finished, "my-teacher")
         if made is None
-        else distill_command(finished, "my-student", made.canonical),
+        else distill_command(finished, "my-student", finished.open_pass(made.canonical)),
     )
 
 

@@ -218,9 +218,13 @@ def next_command(command: str, words: Sequence[str]) -> str:
     program, verb, *more = shlex.split(command)
     typed = ("run=", "store.path=", "teacher.") if verb == "teach" else ("run=", "store.path=")
     # The command has found out which pass was made, or which network was trained.
-    made = ("teacher", "store.teacher=") if verb == "precompute" else ("store.teacher=",)
+    made = ["teacher", "store.teacher="] if verb == "precompute" else ["store.teacher="]
+    if any(word.startswith("annotate.") for word in words):
+        made.append("method")  # the experiment's may read what this pass does not have
     own = [word for word in words if word.startswith(typed)]
-    return shlex.join([program, verb, *experiment, *own, *(w for w in more if w.startswith(made))])
+    return shlex.join(
+        [program, verb, *experiment, *own, *(w for w in more if w.startswith(tuple(made)))]
+    )
 
 
 def _in_line(values: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,16 @@ from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, run_folder
 from permafrost.config.verbs import VERBS, PrecomputeConfig
 from permafrost.core.errors import UserError
 from permafrost.core.signed_files import DamagedFileError
-from permafrost.loading.subset import HOLDOUT
+from permafrost.evaluation.inputs import trains_classifier
+from permafrost.loading.subset import HOLDOUT, rows_of_split
 from permafrost.models.resolve import resolve_precompute
 from permafrost.models.saved import is_finished, read_description
 from permafrost.models.trained_weights import read_entries
 from permafrost.store.manifest import CANONICAL_VIEW, MANIFEST_NAME
+from permafrost.training.student_passes import served_methods
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from permafrost.store.reader import Store, TeacherPass
 
@@ -30,6 +33,11 @@ _VERBS = ("teach", "precompute", "sweep", "distill", "evaluate", "report")
 """Verbs in the order in which a run uses them."""
 _EVALUATED_SPLITS = ("test", "val", "validation", "valid", "holdout", "train")
 """Splits on which a student may be evaluated, in order of preference."""
+_METHODS = ("e2kd", "cat_kd", "at", "features", "embedding", "kd")
+"""Methods that are suggested for a pass, in order of preference: those that read most of what it stores first."""
+_STUDENT_STAGES = 3
+"""Number of stages of the default student."""
+_PROBES = "evaluators=[knn,linear_probe]"
 
 
 def teach_command(store: Store, run: str) -> str:
@@ -39,40 +47,102 @@ def teach_command(store: Store, run: str) -> str:
         words += [*table_words("teacher"), "augment@teaching.augment=none"]
     if store.manifest.multi_label:
         words.append("teaching.loss=bce")
+    split = _training_split(store)
+    words += [] if split == "train" else [f"teaching.split={split}"]
     words += _split_words(set(store.manifest.records))
     return " ".join(["permafrost teach", *map(shlex.quote, words)])
 
 
-def distill_command(store: Store, run: str, teacher: str) -> str:
-    """Return a command that trains a student on a pass of a store.
-
-    teacher  name of the pass
-    """
+def distill_command(store: Store, run: str, teacher: TeacherPass) -> str:
+    """Return a command that trains a student on a pass of a store, by a method that the pass can serve."""
     words = [f"store.path={store.path}", f"run={run}"]
+    split = _training_split(store)
+    words += [] if split == "train" else [f"split={split}"]
     if store.is_table:
         words += ["method=kd", *table_words("student"), "augment=none"]
-    if store.manifest.multi_label:
-        words.append("method.logits=mld")
+    else:
+        words += _method_words(store, teacher, split)
     if len(store.pass_folders()) > 1:
-        words.append(f"store.teacher={teacher}")
+        words.append(f"store.teacher={teacher.name}")
     return " ".join(["permafrost distill", *map(shlex.quote, words)])
+
+
+def _method_words(store: Store, teacher: TeacherPass, split: str) -> list[str]:
+    """Return words that choose a method for a pass over images, and what it needs besides; none if the default does."""
+    from permafrost.loading.selected_records import SelectedRecords  # imports torch
+
+    served = served_methods(teacher)
+    has_logits, many = teacher.manifest.has_logits, store.manifest.multi_label
+    labels_apply = not has_logits or teacher.num_classes == len(store.manifest.classes)
+    rows = rows_of_split(store.index, split)
+    has_labels = SelectedRecords(store, rows, labels_apply=labels_apply).has_labels
+    if not has_labels and not (has_logits and not many):
+        served = [name for name in served if name not in ("cat_kd", "at")]
+    if many and teacher.manifest.temperatures:  # mld needs the logits of all classes
+        served = [name for name in served if name not in ("e2kd", "kd")]
+    method = next((name for name in _METHODS if name in served), "labels")
+    words = [] if method == "e2kd" else [f"method={method}"]
+    if method in ("e2kd", "kd"):
+        words += ["method.logits=mld"] if many else []
+    elif method == "at" and len(teacher.fields_of("attention")) != _STUDENT_STAGES:
+        words.append("method.stages=[-1]")
+    if method in ("cat_kd", "at") and not has_labels:
+        words += ["method.lambda_ce=0", "method.lambda_kd=1"]
+    if method in ("features", "embedding"):
+        if many and has_labels:
+            words.append("method.lambda_ce=1")
+        elif has_logits and not many:
+            words.append("method.lambda_kd=1")
+    if method == "e2kd" and teacher.explainer == "bcos_weights":
+        words += ["student=bcos", "student.name=resnet8"]
+    return words
+
+
+def _training_split(store: Store) -> str:
+    return _named_like(store.manifest.records, ("train", "training"))
+
+
+def _named_like(splits: Iterable[str], names: Sequence[str]) -> str:
+    """Return the split that has one of the names, alone or as a part (imagenet1k-train), or else the first."""
+    known = sorted(splits)
+    for name in names:
+        if name in known:
+            return name
+        parts = [split for split in known if name in re.split(r"[^a-z0-9]+", split.lower())]
+        if parts:
+            return parts[0]
+    return known[0]
 
 
 def _split_words(splits: set[str]) -> list[str]:
     """Words that choose a split to evaluate, none for the default."""
-    chosen = next((split for split in _EVALUATED_SPLITS if split in splits), min(splits))
-    return [] if chosen == "test" else [f"evaluate.splits=[{chosen}]"]
+    return _words_of_splits([_named_like(splits, _EVALUATED_SPLITS)])
 
 
-def evaluate_command(run: str, store: Store, folder: Path) -> str:
-    """Return the command that evaluates a student that was not evaluated yet.
+def _words_of_splits(splits: Sequence[str]) -> list[str]:
+    return [] if list(splits) == ["test"] else [f"evaluate.splits=[{','.join(splits)}]"]
+
+
+def evaluate_command(run: str, store: Store, folder: Path, splits: Sequence[str] = ()) -> str:
+    """Return the command that evaluates a student.
+
+    A student whose last layer was not trained is evaluated by its features, if their records have labels.
 
     folder  folder of the trained student
+    splits  splits to evaluate; empty chooses one
     """
-    splits = set(store.manifest.records)
-    if read_description(folder).subset.holdout:
-        splits.add(HOLDOUT)
-    words = [f"store.path={store.path}", f"run={run}", *_split_words(splits)]
+    known = set(store.manifest.records)
+    trained = read_description(folder)
+    if trained.subset.holdout:
+        known.add(HOLDOUT)
+    chosen = _words_of_splits(splits) if splits else _split_words(known)
+    words = [f"store.path={store.path}", f"run={run}", *chosen]
+    if store.manifest.classes and not trains_classifier(folder):
+        words.append(_PROBES)
+        if trained.split != "train":
+            words += [
+                f"evaluate.{probe}.train_split={trained.split}" for probe in ("knn", "linear_probe")
+            ]
     return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
 
 

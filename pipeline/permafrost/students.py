@@ -24,11 +24,13 @@ from permafrost.config.runs import (
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.evaluator import align_columns
 from permafrost.evaluation.inputs import (
+    UNTRAINED,
     epoch_metric,
     named_baselines,
     open_network,
     open_student,
     open_teacher,
+    trains_classifier,
     with_baselines,
 )
 from permafrost.evaluation.results import (
@@ -38,6 +40,7 @@ from permafrost.evaluation.results import (
     evaluation_folder,
     missing_evaluators,
     read_results,
+    without_outputs,
 )
 from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import is_finished, load_model
@@ -159,17 +162,30 @@ class EvaluateResult:
 
     metrics: str
     splits: dict[str, dict[str, Any]]
+    classifier: str = ""
+    """Fault of the last layer of a student, whose logits and maps mean nothing then."""
     next: str = ""
 
     def printed(self) -> dict[str, str]:
-        """Values for the terminal: the file, and a table of the numbers, a column per split, without long lists."""
-        numbers = [dict(_numbers_of(metrics)) for metrics in self.splits.values()]
+        """Values for the terminal: the file, and a table of the numbers, a column per split, without long lists.
+
+        Numbers of a last layer that was not trained are left out.
+        """
+        shown = list(self.splits.values())
+        if self.classifier:
+            shown = [without_outputs(metrics) for metrics in shown]
+        numbers = [dict(_numbers_of(metrics)) for metrics in shown]
         names = dict.fromkeys(chain.from_iterable(numbers))
         rows = [
             ["", *self.splits],
             *([name, *(_format_value(each.get(name)) for each in numbers)] for name in names),
         ]
-        return {"metrics": self.metrics, "results": "\n" + align_columns(rows), "next": self.next}
+        return {
+            "metrics": self.metrics,
+            "classifier": self.classifier,
+            "results": "\n" + align_columns(rows),
+            "next": self.next,
+        }
 
 
 _MOST_PRINTED = 8
@@ -227,11 +243,18 @@ def evaluate(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
             from permafrost.evaluation.run import run_evaluators  # imports torch
 
             run_evaluators(config, inputs, folder, missing)
-        splits = read_results(folder)["splits"]
+        found = read_results(folder)
+    student = run_folder(config.run) / "distill"
+    is_untrained = config.model == "student" and not trains_classifier(student)
+    after = f"permafrost report store.path={config.store.path} run={config.run}"
+    is_probed = bool({"knn", "linear_probe"} & found["evaluators"].keys())
+    if is_untrained and not is_probed and inputs.store.manifest.classes:
+        after = evaluate_command(config.run, inputs.store, student, config.evaluate.splits)
     return EvaluateResult(
         metrics=str(folder / METRICS_NAME),
-        splits=splits,
-        next=f"permafrost report store.path={config.store.path} run={config.run}",
+        splits=found["splits"],
+        classifier=UNTRAINED if is_untrained else "",
+        next=after,
     )
 
 

@@ -57,6 +57,15 @@ def read_results(folder: Path) -> dict[str, Any]:
     return read_metrics_file(path, f"delete {folder} and run permafrost evaluate again")
 
 
+def without_outputs(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the number of records of a split and its metrics of features, without those of logits and maps."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name == "records" or (name in EVALUATORS and not EVALUATORS[name].reads_outputs)
+    }
+
+
 def read_metrics_file(path: Path, advice: str) -> dict[str, Any]:
     """Read a metrics.json, of which that of a teacher (teach) has splits only.
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from permafrost.config.methods import KDConfig, MethodConfig, SeveralConfig, SoftTargetsConfig
+from permafrost.config.methods import (
+    METHODS,
+    KDConfig,
+    MethodConfig,
+    SeveralConfig,
+    SoftTargetsConfig,
+)
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.store.entries import StoreMismatchError
@@ -111,6 +117,38 @@ def check_passes(config: DistillConfig, passes: list[TeacherPass], loss: Distill
         )
 
 
+def served_methods(teacher: TeacherPass) -> list[str]:
+    """Return the methods whose default options a pass can serve, without those of plug-ins.
+
+    Methods of turned views are left out, because they read stored views of their own.
+    """
+    from permafrost.losses.base import build_loss  # imports torch
+
+    served = []
+    for kind, options in METHODS.items():
+        is_own = options.implementation.startswith("permafrost.")
+        is_single = options.needs_teacher and not issubclass(options, SeveralConfig)
+        if not (is_own and is_single) or options.turns_views:
+            continue
+        method = options()
+        if all(
+            _lack(teacher, needs) is None for needs in build_loss(method).needs_of(teacher.name)
+        ):
+            served.append(kind)
+    return served
+
+
+def _lack(teacher: TeacherPass, needs: Needs) -> str | None:
+    """Return what a loss reads and a pass does not have: maps, logits or a payload; None if it has everything."""
+    if needs.maps_in(0) and teacher.explainer is None:
+        return "maps"
+    absent = [payload for payload in needs.payloads if not teacher.fields_of(payload)]
+    if absent:
+        return absent[0]
+    lacks_logits = needs.targets and needs.logits and not teacher.manifest.has_logits
+    return "logits" if lacks_logits else None
+
+
 def _check_contents(
     teacher: TeacherPass, needs: Needs, method: MethodConfig, student_method: MethodConfig
 ) -> None:
@@ -118,28 +156,31 @@ def _check_contents(
 
     student_method  method of the student, of which `method` may be a term
     """
+    lack = _lack(teacher, needs)
+    if lack is None:
+        return
     reader, option = f"method={method.kind}", "store.teacher="
     live = ", or run the teacher in the loop with mode=live"
     if student_method is not method:
         reader, option, live = f"a term method={method.kind}", "method.terms", ""
-    if needs.maps_in(0) and teacher.explainer is None:
+    served = served_methods(teacher)
+    serves = f"; it can serve method={', '.join(served)}" if served else ""
+    if lack == "maps":
         raise StoreMismatchError(
-            f"{teacher.folder} holds no maps, but {reader} needs them; "
-            "run permafrost precompute with annotate.payloads=[logits,map]"
+            f"{teacher.folder} holds no maps, but {reader} needs them{serves}; "
+            "for maps run permafrost precompute with annotate.payloads=[logits,map]"
         )
-    for payload in needs.payloads:
-        if not teacher.fields_of(payload):
-            payloads = ",".join(("logits", "map", *needs.payloads))
-            raise StoreMismatchError(
-                f"{teacher.folder} holds no payload {payload}, but {reader} needs it; run permafrost precompute with "
-                f"annotate.payloads=[{payloads}] and name its pass with {option}{live}"
-            )
-    if needs.targets and needs.logits and not teacher.manifest.has_logits:
+    if lack == "logits":
         raise StoreMismatchError(
-            f"{teacher.folder} holds no logits, but {reader} needs them; set method.lambda_kd=0 "
+            f"{teacher.folder} holds no logits, but {reader} needs them{serves}; set method.lambda_kd=0 "
             "if the method compares something else, too, or run permafrost precompute with logits among "
             f"annotate.payloads and name its pass with {option}"
         )
+    payloads = ",".join(("logits", "map", *needs.payloads))
+    raise StoreMismatchError(
+        f"{teacher.folder} holds no payload {lack}, but {reader} needs it{serves}; run permafrost precompute with "
+        f"annotate.payloads=[{payloads}] and name its pass with {option}{live}"
+    )
 
 
 def _check_alike(what: str, passes: Sequence[TeacherPass]) -> None:

@@ -1,0 +1,207 @@
+"""The `next:` lines of a pass, a training and an evaluation: each runs as it is printed, for every kind of pass."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from permafrost.config.store import PassOptions
+from stages import precompute
+from tests.support.slow import slow
+from tests.support.stores import TINY_DATA, precompute_config
+
+TEACHER = "teacher=cifar teacher.name=resnet8 teacher.width=4 teacher.weights=random"
+QUICK = ("trainer.epochs=1", "trainer.batch_size=8", "trainer.num_threads=1")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Store of images of ten classes without a pass, which tests must not change."""
+    config = precompute_config(tmp_path_factory.mktemp("packed") / "store", data=TINY_DATA)
+    precompute.run(config)
+    return config.store.path
+
+
+def write_images(folder, splits, labels=lambda number: f"class{number % 3}"):
+    """Write images of noise with a table of their splits and labels."""
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(
+            folder / f"{number}.png"
+        )
+        row = {"path": f"{number}.png", "split": splits[number % 4 == 3], "name": labels(number)}
+        rows.append(row)
+    with (folder / "images.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["path", "split", "name"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def printed_next(output):
+    """Words of the last line, the next command, without its program."""
+    last = output.splitlines()[-1]
+    assert last.startswith("next: permafrost "), output
+    return shlex.split(last)[2:]
+
+
+def run_next(permafrost, output):
+    """Run the printed command, with short trainings, and return its words and output."""
+    verb, *words = printed_next(output)
+    code, printed, errors = permafrost(verb, *words, *(QUICK if verb == "distill" else ()))
+    assert code == 0, f"{verb} {shlex.join(words)}\n{errors}"
+    return words, printed
+
+
+def follow(permafrost, output):
+    """Run the printed commands up to the report, and return the words of `distill` and of `evaluate`."""
+    trained, printed = run_next(permafrost, output)
+    evaluated, printed = run_next(permafrost, printed)
+    assert printed_next(printed)[0] == "report"
+    return trained, evaluated
+
+
+def methods_of(words):
+    return [word for word in words if word.startswith("method")]
+
+
+KINDS = [
+    ("annotate.payloads=[logits]", ["method=kd"]),
+    ("", []),
+    slow("annotate.payloads=[logits,class_maps]", ["method=cat_kd"]),
+    slow("annotate.payloads=[logits,attention]", ["method=at"]),
+    ("annotate.payloads=[attention]", ["method=at"]),
+    ("annotate.payloads=[pooled]", ["method=embedding"]),
+    slow("annotate.payloads=[logits,pooled]", ["method=embedding", "method.lambda_kd=1"]),
+    slow("annotate.payloads=[features]", ["method=features"]),
+    ("annotate.payloads=[logits,features]", ["method=features", "method.lambda_kd=1"]),
+    ("annotate.payloads=[logits] annotate.logits=topk annotate.k=3", ["method=kd"]),
+    slow("annotate.logits=topk annotate.k=3", []),
+    ("views=random views.count=2 augment=pad_crop", []),
+    ("teacher=bcos teacher.name=resnet8 teacher.weights=random explainer=bcos_weights", []),
+    (
+        "teacher=additive teacher.name=conv teacher.superfeatures=4 teacher.grid=[4,4] teacher.input_size=16 "
+        "teacher.weights=random annotate.payloads=[logits,superfeature_logits]",
+        ["method=kd"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "methods"), KINDS)
+def test_what_follows_a_pass_runs_as_printed(permafrost, packed, tmp_path, words, methods):
+    shutil.copytree(packed, tmp_path / "stores" / "tiny")
+    base = ["store.path=stores/tiny", *TEACHER.split(), "annotate.batch_size=8"]
+    if "teacher=" in words:
+        base = ["store.path=stores/tiny", "annotate.batch_size=8"]
+
+    code, printed, errors = permafrost("precompute", *base, *words.split())
+    assert code == 0, errors
+    trained, evaluated = follow(permafrost, printed)
+
+    assert methods_of(trained) == methods
+    # Without labels or logits the last layer is as it was initialized.
+    alone = methods in (["method=embedding"], ["method=features"])
+    assert ("evaluators=[knn,linear_probe]" in evaluated) == alone
+
+
+def test_a_pass_that_is_added_is_named_with_a_method_of_its_own(permafrost, frozen, tmp_path):
+    shutil.copytree(frozen.store.path, tmp_path / "stores" / "tiny")
+    words = ["store.path=stores/tiny", *TEACHER.split(), "annotate.batch_size=8"]
+
+    _, printed, _ = permafrost("precompute", *words, "annotate.payloads=[pooled]")
+    trained, _ = follow(permafrost, printed)
+
+    assert methods_of(trained) == ["method=embedding"]
+    assert sum(word.startswith("store.teacher=resnet8-") for word in trained) == 1
+
+
+def test_what_follows_a_pass_over_other_splits_names_them(permafrost, tmp_path):
+    write_images(tmp_path, ("imagenet1k-train", "imagenet1k-validation"))
+    data = ["data=image_table", "data.path=images.csv", "data.label=name", "data.split=split"]
+
+    code, printed, errors = permafrost(
+        "precompute", "store.path=stores/own", *data, *TEACHER.split(), "preview.all=true"
+    )
+    assert code == 0, errors
+    trained, evaluated = follow(permafrost, printed)
+
+    assert "split=imagenet1k-train" in trained
+    assert "evaluate.splits=[imagenet1k-validation]" in evaluated
+
+
+@pytest.mark.parametrize(
+    ("payloads", "methods"),
+    [
+        ("logits,map", ["method.logits=mld"]),
+        slow("logits", ["method=kd", "method.logits=mld"]),
+        ("logits,attention", ["method=at"]),
+        slow("logits,pooled", ["method=embedding", "method.lambda_ce=1"]),
+    ],
+)
+def test_what_follows_a_pass_over_many_labels_runs(permafrost, tmp_path, payloads, methods):
+    write_images(tmp_path, ("train", "test"), lambda n: f"class{n % 3} class{(n + n // 3) % 3}")
+    data = ["data=image_table", "data.path=images.csv", "data.label=null", "data.labels=name"]
+    words = ["store.path=stores/many", *data, "data.split=split", *TEACHER.split()]
+
+    code, printed, errors = permafrost("precompute", *words, f"annotate.payloads=[{payloads}]")
+    assert code == 0, errors
+    trained, _ = follow(permafrost, printed)
+
+    assert methods_of(trained) == methods
+
+
+def test_what_follows_a_pass_over_records_without_classes_runs(permafrost, tmp_path):
+    write_images(tmp_path, ("train", "test"))
+    data = ["data=image_table", "data.path=images.csv", "data.label=null", "data.split=split"]
+    words = ["store.path=stores/none", *data, *TEACHER.split()]
+
+    code, printed, errors = permafrost("precompute", *words, "annotate.payloads=[attention,pooled]")
+    assert code == 0, errors
+    trained, evaluated = follow(permafrost, printed)
+
+    assert methods_of(trained) == ["method=embedding"]
+    assert "evaluators=[knn,linear_probe]" not in evaluated  # there are no labels to predict
+
+
+def test_what_follows_a_pass_over_a_table_runs(permafrost):
+    data = ["store.path=stores/table", "data=sklearn_table", "run=table"]
+    teacher = ["teacher=additive", "teacher.name=mlp", "teacher.weights=random"]
+
+    code, printed, errors = permafrost(
+        "precompute", *data, *teacher, "annotate.payloads=[logits,superfeature_logits]"
+    )
+    assert code == 0, errors
+    trained, _ = follow(permafrost, printed)
+
+    assert methods_of(trained) == ["method=kd"]
+
+
+def test_a_pass_without_maps_names_the_methods_that_it_can_serve(permafrost, packed, tmp_path):
+    config = precompute_config(
+        shutil.copytree(packed, tmp_path / "stores" / "tiny"),
+        annotate=PassOptions(batch_size=8, payloads=("pooled",)),
+    )
+    words = [f"store.path={config.store.path}", *TEACHER.split(), "annotate.payloads=[pooled]"]
+    permafrost("precompute", *words)
+
+    code, _, errors = permafrost("distill", f"store.path={config.store.path}", "method=e2kd")
+
+    assert code == 1
+    assert "holds no maps, but method=e2kd needs them" in errors
+    assert "it can serve method=embedding, crd" in errors
+
+
+def test_the_method_of_a_pass_is_kept_beside_an_experiment(permafrost, packed, tmp_path):
+    shutil.copytree(packed, tmp_path / "stores" / "tiny")
+    words = ["experiment=demo", "store.path=stores/tiny", "data=none", *TEACHER.split()]
+
+    _, printed, _ = permafrost("precompute", *words, "annotate.payloads=[logits]")
+
+    assert "method=kd" in printed_next(printed)
+    _, printed, _ = permafrost("precompute", *words, "annotate.payloads=[logits,map]")
+    assert methods_of(printed_next(printed)) == []
