@@ -276,7 +276,8 @@ def test_a_network_of_ones_own_is_examined_before_it_is_traced(file_format):
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("resnet8", (16, 16)), slow("simple_vit_ti_patch16_224", (224, 224))]
+    ("name", "size"),
+    [("resnet8", (16, 16)), slow("vitc_ti", (64, 64)), slow("simple_vit_ti", (64, 64))],
 )
 def test_a_bcos_network_has_a_program_of_each_format(name, size):
     """The norms of patches are sums, whose divisor torch.onnx would leave out."""
