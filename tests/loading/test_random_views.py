@@ -6,18 +6,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import RandomAffine, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.annotation.stored_views import plan_stored_views
+from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.methods import LabelsConfig
+from permafrost.config.models import NoModelConfig
+from permafrost.config.store import SubsetOptions
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import center_crop, decode_maps, evaluation_view, view_maps, warp
 from permafrost.loading.random_views import BLOCK_SIZE, ViewSchedule
 from permafrost.store.frames import resize_frame
 from permafrost.store.reader import Store
+from permafrost.training.distill_job import fingerprint_inputs
 from stages import precompute
-from tests.support.stores import precompute_config
+from tests.support.runs import distill_config
+from tests.support.stores import Frozen, precompute_config
 
 CROP = OperationConfig(kind="resized_crop", scale=(0.25, 1.0))
 FIELDS_CROP = OperationConfig(kind="resized_crop")
@@ -204,6 +210,165 @@ def test_flips_do_not_ask_for_proportions():
     assert torch.equal(views, expected)
     assert 0.4 < (views[:, 0, 0] == -1).float().mean() < 0.6
     assert set(views[:, 0, 0].tolist()) == {-1.0, 1.0}
+
+
+# ---- shifts --------------------------------------------------------------------------------------
+
+
+PAD = OperationConfig(kind="pad_crop", padding=32)
+SLANT = OperationConfig(kind="affine", p=1.0, degrees=30.0, scale=(0.7, 1.3), shear=10.0)
+MOVE = OperationConfig(kind="affine", p=1.0, translate=(0.1, 0.2))
+NARROW = (1 / 8, 1 / 4, 0.4, 1.0, 2.5, 4.0, 8.0)
+"""Aspect ratios from portraits to landscapes, each with its inverse."""
+
+
+def views_of(aspect, *operations, count=400):
+    return large_schedule(*operations).views(0, 0, torch.full((count,), aspect)).double()
+
+
+def pixels_of(views, aspect):
+    """Shifts of views that move only, in units of the original's shorter side."""
+    width, height = aspect / min(aspect, 1), 1 / min(aspect, 1)
+    return views[:, :2, 2] / 2 * torch.tensor([width, height], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("aspect", NARROW)
+def test_padding_is_as_wide_on_all_sides_whatever_the_proportions(aspect):
+    shifts = pixels_of(views_of(aspect, PAD), aspect)
+
+    steps = shifts * 256
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
+    assert steps.abs().amax(dim=0).round().tolist() == [32, 32]
+    # A photograph that is turned by 90 degrees is shifted by as many pixels, in the same draws.
+    turned = pixels_of(views_of(1 / aspect, PAD), 1 / aspect)
+    torch.testing.assert_close(shifts, turned, rtol=0, atol=1e-6)
+    frame = torch.eye(3, dtype=torch.float64).expand(400, 3, 3).clone()
+    frame[:, :2, 2] = views_of(aspect, PAD)[:, :2, 2]
+    assert torch.equal(frame, views_of(aspect, PAD))  # nothing but a shift
+
+
+@pytest.mark.parametrize("aspect", NARROW)
+def test_a_translation_is_a_fraction_of_width_and_height_as_torchvisions(aspect):
+    width, height = round(2000 * aspect), 2000
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = torch.tensor(
+            [
+                RandomAffine.get_params([0, 0], [0.1, 0.2], None, None, [width, height])[1]
+                for _ in range(2000)
+            ]
+        )
+    views = views_of(aspect, MOVE, count=2000)
+
+    fractions = views[:, :2, 2] / 2
+
+    points = torch.tensor([0.01, 0.25, 0.5, 0.75, 0.99], dtype=torch.float64)
+    expected = theirs.double() / torch.tensor([width, height])
+    for axis in (0, 1):
+        torch.testing.assert_close(
+            fractions[:, axis].quantile(points),
+            expected[:, axis].quantile(points),
+            rtol=0,
+            atol=0.02,
+        )
+    torch.testing.assert_close(
+        fractions.abs().amax(dim=0), torch.tensor([0.1, 0.2]).double(), rtol=0, atol=2e-3
+    )
+    swapped = replace(MOVE, translate=(0.2, 0.1))
+    turned = views_of(1 / aspect, swapped, count=2000)[:, [1, 0], 2] / 2
+    assert turned.abs().max(dim=0).values.tolist() == pytest.approx([0.1, 0.2], abs=2e-3)
+
+
+@pytest.mark.parametrize("aspect", [0.4, 1.0, 2.5])
+def test_a_translation_after_a_turn_moves_the_view_along_the_originals_sides(aspect):
+    """In pixels of the original, the view is turned, zoomed and slanted about the center, and then moved."""
+    both = replace(SLANT, translate=(0.1, 0.2))
+    true = diagonal(torch.full((400,), aspect))
+    moved, still = (
+        true @ views_of(aspect, each) @ torch.linalg.inv(true) for each in (both, SLANT)
+    )
+
+    linear = moved[:, :2, :2]
+    shift = -torch.linalg.solve(linear, moved[:, :2, 2:])[..., 0] / 2 / torch.tensor([aspect, 1])
+
+    assert still[:, :2, 2].abs().max() < 1e-6
+    assert (shift.abs() <= torch.tensor([0.1, 0.2]) + 1e-5).all()
+    assert shift.abs().amax(dim=0).tolist() == pytest.approx([0.1, 0.2], abs=5e-3)
+    square = views_of(1.0, both)
+    torch.testing.assert_close(linear, square[:, :2, :2], rtol=0, atol=1e-5)
+
+
+def of_earlier_versions(operation, aspects):
+    """Views whose shifts are shares of the height in both directions."""
+    (step,) = large_schedule(operation)._block(0, 0)
+    true = diagonal(aspects)
+    return (torch.linalg.inv(true) @ step[: len(aspects)] @ true).float()
+
+
+@pytest.mark.parametrize(
+    "operation", [PAD, MOVE, replace(SLANT, translate=(0.1, 0.2)), SLANT, FLIP, ROTATION]
+)
+def test_squares_and_what_does_not_shift_keep_their_views_bit_for_bit(operation):
+    """Identities of earlier stores and runs depend on it. Control: what has other shifts now says so."""
+    aspects = torch.tensor(NARROW, dtype=torch.float64).repeat(60)
+    views = large_schedule(operation).views(0, 0, aspects)
+    earlier = of_earlier_versions(operation, aspects)
+
+    same = (views == earlier).flatten(1).all(dim=1)
+
+    is_new = {"pad_crop": aspects < 1, "affine": (aspects != 1) & bool(operation.translate)}
+    assert same[aspects == 1].all()
+    expected = ~is_new.get(operation.kind, torch.zeros(len(aspects), dtype=torch.bool))
+    # A draw may be of no shift.
+    assert (same[expected]).all()
+    assert (same[~expected]).float().mean() < 0.01 if (~expected).any() else True
+
+
+def test_operations_shift_originals_until_a_crop():
+    def shifting(*operations):
+        return AugmentOptions(operations=operations).shifts_of_originals
+
+    assert shifting(PAD, FLIP, MOVE) == (PAD, MOVE)
+    assert shifting(MOVE, CROP, PAD) == (MOVE,)
+    assert shifting(FLIP, ROTATION, SLANT, replace(PAD, padding=0), replace(MOVE, p=0.0)) == ()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "operations", "is_new"),
+    [
+        ([(40, 30), (30, 30), (20, 30)], (PAD,), True),
+        ([(40, 30), (30, 30)], (PAD,), False),
+        ([(40, 30), (30, 30)], (MOVE,), True),
+        ([(30, 30), (40, 40)], (PAD, MOVE), False),
+        ([(20, 30), (30, 30)], (CROP, PAD, MOVE), False),
+        ([(20, 30), (30, 30)], (FLIP, ROTATION, SLANT), False),
+        ([(30, 40)], (PAD, MOVE), False),
+    ],
+    ids=["portrait", "landscapes", "moved", "squares", "after a crop", "no shift", "one size"],
+)
+def test_an_identity_says_so_where_shifts_are_others_than_before(
+    tmp_path, tiny_teacher, sizes, operations, is_new
+):
+    for number, size in enumerate(sizes * 4):
+        path = tmp_path / "data" / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (number, 0, 0)).save(path)
+    data = ImageFolderDataConfig(path=str(tmp_path / "data"))
+    made = precompute_config(tmp_path / "store", NoModelConfig(), data=data)
+    precompute.run(made)
+    store = Store(tmp_path / "store")
+    augment = AugmentOptions(operations=operations)
+
+    plan = plan_stored_views(store, RandomViewsConfig(), augment, "train", SubsetOptions())
+    frozen = Frozen(store, replace(made, teacher=tiny_teacher))
+    config = distill_config(frozen, method=LabelsConfig(), augment=augment)
+    inputs = fingerprint_inputs(config, store, [])
+
+    views, selection = plan.describe()
+    assert ("shifts" in views) == ("shifts" in inputs) == is_new
+    assert selection["subset"] == {"shots": None, "seed": 0, "holdout": 0}
+    assert "shifts" not in fingerprint_inputs(replace(config, augment=AugmentOptions()), store, [])
+    assert inputs.keys() - {"shifts"} == {"store"}
 
 
 # ---- dependencies of a view ----------------------------------------------------------------------

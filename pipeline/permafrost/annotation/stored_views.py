@@ -20,6 +20,7 @@ from permafrost.config.options import is_left_out, options_of
 from permafrost.config.store import SubsetOptions
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.random_views import ViewSchedule, rotations
+from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import select_training_rows
 from permafrost.store.index import Rows
 from permafrost.store.reader import Store
@@ -38,6 +39,8 @@ class StoredViews:
     """Covered rows of the index, ascending."""
     shards: NDArray[np.int64]
     """Numbers of the shards with covered rows, ascending."""
+    shifts: str | None = None
+    """Units of the shifts, None if they are those of earlier versions (SelectedRecords.identify_shifts)."""
 
     def rows_of(self, store: Store, shard: ShardEntry) -> NDArray[np.int64]:
         """Return the covered rows of a shard, counted from its beginning, ascending."""
@@ -66,6 +69,8 @@ class StoredViews:
         }
         if self.config.kind == "random":
             views["operations"] = [asdict(operation) for operation in self.augment.operations]
+            if self.shifts is not None:
+                views["shifts"] = self.shifts
         subset = {
             option.name: getattr(self.subset, option.name)
             for option in options_of(SubsetOptions)
@@ -111,4 +116,5 @@ def plan_stored_views(
         subset=subset,
         rows=selected,
         shards=numbers[starts[numbers + 1] > starts[numbers]],
+        shifts=SelectedRecords(store, selected).identify_shifts(augment),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -23,7 +24,9 @@ class OperationConfig(Options):
     p: Annotated[float, Ge(0), Le(1)] = 0.5
     """Probability of a flip, a rotation or an affine map, drawn separately for each record."""
     padding: Annotated[int, Ge(0)] = 4
-    """pad_crop: width in pixels of the zero padding on each side."""
+    """pad_crop: width in pixels of the zero padding on each side, and so the largest shift. The pixels are those of the
+    canonical frame, or of its side if it is square and images are not: an image's shorter side then has that many
+    pixels, and the padding is as wide on all sides, so that a photograph turned by 90 degrees is treated alike."""
     scale: tuple[float, float] | None = None
     """resized_crop: range of the crop's share of the area (null: (0.08, 1)). affine: range of the zoom factor."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -31,9 +34,17 @@ class OperationConfig(Options):
     degrees: Annotated[float, Ge(0), Le(180)] = 0.0
     """rotation, affine: largest angle in degrees, in either direction."""
     translate: tuple[float, float] | None = None
-    """affine: largest translation in either direction, as fractions of width and height."""
+    """affine: largest translation in either direction, as fractions of the width and the height of each image."""
     shear: Annotated[float | None, Ge(0), Lt(90)] = None
     """affine: largest shear angle in degrees, in either direction."""
+
+    @property
+    def shifts(self) -> bool:
+        """True if it draws a shift in units of the image."""
+        translated = max(self.translate or (0.0,)) * self.p
+        return (self.kind == "pad_crop" and self.padding > 0) or (
+            self.kind == "affine" and translated > 0
+        )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +122,12 @@ class AugmentOptions(Options):
     randaugment: Annotated[int | None, Ge(0), Le(30)] = None
     """Magnitude, 0 to 30, of torchvision's RandAugment; null disables it. It applies two operations per image,
     after the warp and before the operations of `pixels`."""
+
+    @property
+    def shifts_of_originals(self) -> tuple[OperationConfig, ...]:
+        """Operations that shift an image in its own proportions: those before the first crop, whose view is square."""
+        before = takewhile(lambda operation: operation.kind != "resized_crop", self.operations)
+        return tuple(operation for operation in before if operation.shifts)
 
     @property
     def replacing_options(self) -> dict[str, float]:

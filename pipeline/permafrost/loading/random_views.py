@@ -1,9 +1,11 @@
 """Random views of a record, drawn from its position and epoch alone, and quarter turns of them.
 
 Operations are drawn by Kornia, which supports one canvas size per call. If the originals differ in aspect ratio,
-resized crops are drawn here instead, for all records at once. Other operations before a crop are applied in each
-original's aspect ratio: with a = width / height they are conjugated with diag(a, 1, 1). After a crop the view is
-square, and no conjugation is needed.
+resized crops are drawn here instead, for all records at once. Other operations before a crop are drawn for a square
+and applied in each original's aspect ratio: with a = width / height they are conjugated with diag(a, 1, 1), in which
+the unit of a shift is the height. `pad_crop` shifts in units of the shorter side, by the same number of pixels in both
+directions, and `affine` in units of the width and the height. After a crop the view is square, and no conjugation is
+needed.
 """
 
 from __future__ import annotations
@@ -169,6 +171,25 @@ def place_crops(numbers: Tensor, aspects: Tensor, ratio: tuple[float, float]) ->
     return matrix
 
 
+def _shift_by_sides(operation: OperationConfig, step: Tensor, aspects: Tensor) -> Tensor:
+    """Convert the shift of a step [n, 3, 3] from shares of a square's side to the units of the operation.
+
+    aspects  f64 [n]: width / height of each original
+    returns  the step with shifts in units of the original's height
+    """
+    if not operation.shifts:
+        return step
+    ones = torch.ones_like(aspects)
+    shorter = aspects.clamp(max=1)
+    sides = (shorter, shorter) if operation.kind == "pad_crop" else (aspects, ones)
+    units = torch.stack(sides, dim=-1)[..., None]
+    linear, offset = step[:, :2, :2], step[:, :2, 2:]
+    shift = torch.linalg.solve(linear, offset)  # the view samples linear @ (x + shift)
+    # A difference is added, so that steps of a unit of 1 keep their bits.
+    moved = offset + linear @ ((units - 1) * shift)
+    return torch.cat([torch.cat([linear, moved], dim=2), step[:, 2:]], dim=1)
+
+
 # ---- a schedule ----------------------------------------------------------------------------------
 
 
@@ -242,6 +263,7 @@ class ViewSchedule:
                 aspects = torch.ones_like(aspects)
             else:
                 ones = torch.ones_like(aspects)
+                step = _shift_by_sides(operation, step, aspects)
                 true = torch.diag_embed(torch.stack([aspects, ones, ones], dim=-1))
                 canonical_from_view = canonical_from_view @ torch.linalg.inv(true) @ step @ true
         return canonical_from_view

@@ -281,6 +281,13 @@ def check_splits(config: TeachConfig, store: Store) -> None:
 def fingerprint_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
     """Fingerprints of all inputs of a teacher in addition to its config."""
     inputs = {"store": store.manifest.fingerprint}
+    augment, split = config.teaching.augment, config.teaching.split
+    if augment.shifts_of_originals and split in store.manifest.records:
+        from permafrost.loading.selected_records import SelectedRecords
+        from permafrost.loading.subset import rows_of_split
+
+        shifts = SelectedRecords(store, rows_of_split(store.index, split)).identify_shifts(augment)
+        inputs |= {"shifts": shifts} if shifts is not None else {}
     start = config.teaching.start
     if start is not None and is_published(start):
         inputs["start"] = _exact_name(config.teacher, start)
