@@ -1,6 +1,7 @@
 """Evaluators knn and linear_probe: votes and fits by hand, and the records that they learn from."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ import torch.nn.functional as F
 from permafrost import students
 from permafrost.config.evaluation import KNNOptions, LinearProbeOptions
 from permafrost.config.models import BcosModelConfig
+from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.feature_probes import fit_linear, linear_logits, neighbor_votes
+from permafrost.evaluation.results import read_results
+from permafrost.loading.subset import select_training_rows
 from permafrost.models.providers import build_model
-from permafrost.models.saved import TrainedModel, save_model
+from permafrost.models.saved import TrainedModel, load_model, save_model
 from tests.support.runs import evaluation_of, save_student
 from tests.support.tensors import gaussian
 
@@ -134,6 +138,73 @@ def test_both_evaluators_share_the_features(frozen, student, monkeypatch):
     assert len(numbers) == 2
     assert numbers[0] == both["linear_probe"]["train_records"]
     assert both["knn"] == measured(frozen, "knn", "alone")
+
+
+SUBSET = SubsetOptions(shots=1, seed=3)
+
+
+def trained_on(student, split="train", subset=SUBSET):
+    """Describe the student as one of a subset."""
+    model, trained = load_model(student)
+    save_model(student, model, replace(trained, split=split, subset=subset))
+
+
+def test_the_subset_of_the_student_is_learned_from_if_it_is_asked_for(frozen, student, monkeypatch):
+    from permafrost.evaluation import feature_probes
+
+    compute, seen = feature_probes._compute_features, []
+
+    def recorded(context, dataset):
+        seen.append(np.asarray(dataset.rows).tolist())
+        return compute(context, dataset)
+
+    monkeypatch.setattr(feature_probes, "_compute_features", recorded)
+    trained_on(student)
+    options = {
+        "knn": KNNOptions(k=(1,), train_subset="student"),
+        "linear_probe": LinearProbeOptions(train_subset="student"),
+    }
+    for name in options:
+        seen.clear()
+        found = measured(frozen, name, f"{name}-own", **options)
+        rows = select_training_rows(frozen.store.index, "train", SUBSET)
+        assert seen[0] == rows.tolist()
+        assert found["train_records"] == len(rows) == 10
+        assert measured(frozen, name, f"{name}-all")["train_records"] == 40
+
+
+def test_a_subset_of_other_records_than_the_students_is_refused(frozen, student):
+    options = {"knn": KNNOptions(k=(1,), train_subset="student")}
+    trained_on(student, split="test")
+    with pytest.raises(ConfigError, match=r"train_split=train is not the split test that"):
+        measured(frozen, "knn", **options)
+
+    config = evaluation_of(frozen, ("knn",), splits=("test",), **options)
+    with pytest.raises(
+        ConfigError, match=r"knn\.train_subset=student .* model=teacher is not a st"
+    ):
+        students.evaluate(replace(config, model="teacher", teacher=frozen.config.teacher))
+
+
+def test_results_without_the_option_are_those_of_the_whole_split(frozen, student):
+    """Results of earlier versions do not name it, and new ones name it only if it is set."""
+    plain = evaluation_of(frozen, ("knn",), splits=("test",), knn=KNNOptions(k=(1,)))
+    own = evaluation_of(
+        frozen, ("knn",), splits=("test",), knn=KNNOptions(k=(1,), train_subset="student")
+    )
+    trained_on(student)
+
+    students.evaluate(plain)
+    assert read_results(student.parent / "evaluate")["evaluators"]["knn"]["options"].keys() == {
+        "k", "tau", "train_split", "train_records",
+    }  # fmt: skip
+    assert students.evaluate(plain).splits["test"]["knn"]["train_records"] == 40
+    with pytest.raises(ConfigError, match=r"knn\.train_subset=all, but this one has student"):
+        students.evaluate(own)
+
+    students.evaluate(own, "of-the-student")
+    with pytest.raises(ConfigError, match=r"knn\.train_subset=student, but this one has all"):
+        students.evaluate(plain, "of-the-student")
 
 
 def test_evaluated_records_are_never_learned_from(frozen, student):

@@ -78,6 +78,9 @@ class FeatureProbeOptions(EvaluatorOptions):
 
     train_split: str = "train"
     """Split to learn from, without the evaluated records."""
+    train_subset: Annotated[Literal["all", "student"], Role.IF_SET] = "all"
+    """Records of that split to learn from. all: any of them, whatever subset the student was trained on. student: those
+    that the student was trained on (its subset.shots, seed, holdout and rule), with their labels only."""
     train_records: Annotated[int, Ge(2)] = 50_000
     """Maximum number of records to learn from. If the split has more, they are drawn with a fixed seed. Their features
     are kept in memory."""

@@ -20,6 +20,7 @@ from permafrost.evaluation.other_networks import Networks
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import evaluation_view
 from permafrost.loading.transfer import iter_on_device
+from permafrost.models.saved import TrainedModel
 from permafrost.store.index import Rows
 from permafrost.store.reader import Store, TeacherPass
 
@@ -40,6 +41,8 @@ class EvaluationContext:
     folder: Path
     """Folder of the evaluation, to which evaluators `write` files (<evaluator>-<split>.*) too large for
     metrics.json."""
+    trained: TrainedModel | None = None
+    """Description of the student, None for other networks."""
     fingerprint: str = ""
     """Fingerprint of the model: sha256 of its weights, as recorded in config.yaml."""
     localize: bool = True

@@ -26,9 +26,10 @@ from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import PLAIN, Evaluator, Metric, Page, Quantity
 from permafrost.evaluation.probe_set import iter_views
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.subset import rows_of_split
+from permafrost.loading.subset import rows_of_split, select_training_rows
 from permafrost.models.classifier import Intermediates, to_float32
 from permafrost.models.resolve import require_images
+from permafrost.store.index import Rows
 
 _HELD_OUT = 0.2
 """Share of the training records on which the regularization of the linear probe is chosen."""
@@ -62,7 +63,10 @@ def _training_records(
     context: EvaluationContext, options: FeatureProbeOptions, evaluator: str
 ) -> StoreDataset:
     """Open at most `train_records` records of the training split that are not evaluated, drawn with a fixed seed."""
-    rows = np.asarray(rows_of_split(context.store.index, options.train_split))
+    if options.train_subset == "student":
+        rows = np.asarray(_rows_of_student(context, options, evaluator))
+    else:
+        rows = np.asarray(rows_of_split(context.store.index, options.train_split))
     rows = np.setdiff1d(rows, np.asarray(context.dataset.rows), assume_unique=True)
     if len(rows) > options.train_records:
         generator = np.random.default_rng(derive_seed(0, "feature probes"))
@@ -73,6 +77,26 @@ def _training_records(
         f"{context.split}; name another split",
     )
     return context.open_rows(rows)
+
+
+def _rows_of_student(
+    context: EvaluationContext, options: FeatureProbeOptions, evaluator: str
+) -> Rows:
+    """Select the records that the student was trained on."""
+    section, trained = f"evaluate.{evaluator}", context.trained
+    other = context.options.store
+    if trained is None or other is not None:
+        what = "a student" if trained is None else f"records of {other}"
+        raise ConfigError(
+            f"{section}.train_subset=student learns from the records that a student of this store was trained on, but "
+            f"model={context.config.model} {'is not' if trained is None else 'is evaluated on'} {what}; set it to all"
+        )
+    require(
+        options.train_split == trained.split,
+        f"{section}.train_subset=student, but {section}.train_split={options.train_split} is not the split "
+        f"{trained.split} that the student was trained on; set it to that split",
+    )
+    return select_training_rows(context.store.index, trained.split, trained.subset)
 
 
 def _labeled(dataset: StoreDataset) -> Any:
@@ -221,6 +245,15 @@ def _evaluate_linear_probe(context: EvaluationContext) -> dict[str, Any]:
     }
 
 
+_TRAIN_RECORDS = Quantity(
+    "train_records",
+    "Training records",
+    "Number of labeled records that are learned from, whatever the student was trained on.",
+    Metric(higher_is_better=None, scale=1.0, digits=0),
+    is_main=False,
+)
+
+
 # ---- evaluators ------------------------------------------------------------------------------------
 
 
@@ -239,6 +272,7 @@ KNN = Evaluator(
                 "Share of records whose class has most votes of the k nearest training records.",
                 Metric(),
             ),
+            _TRAIN_RECORDS,
         ),
     ),
 )
@@ -264,6 +298,7 @@ LINEAR_PROBE = Evaluator(
                 PLAIN,
                 is_main=False,
             ),
+            _TRAIN_RECORDS,
         ),
     ),
 )

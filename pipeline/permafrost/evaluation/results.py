@@ -18,6 +18,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.evaluation import EVALUATORS
+from permafrost.config.options import Role, to_plain
+from permafrost.config.options import options_of as options_of_class
 from permafrost.config.runs import to_plain_dict
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
@@ -154,6 +156,9 @@ def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
 def options_of(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
     """Options of an evaluator as plain values: those of its section, and `augment.operations` if it applies them."""
     own: dict[str, Any] = to_plain_dict(config.evaluate).get(evaluator, {})
+    for name, default in _later_options(evaluator).items():
+        if own[name] == default:
+            del own[name]
     if EVALUATORS[evaluator].reads_augment:
         own["augment.operations"] = to_plain_dict(config.augment)["operations"]
     return own
@@ -184,12 +189,22 @@ def add_result(
     write_json(folder / METRICS_NAME, findings)
 
 
+def _later_options(evaluator: str) -> dict[str, Any]:
+    """Return the defaults of an evaluator's options that came after results without them (IF_SET)."""
+    return {
+        option.name: to_plain(option.default)
+        for option in options_of_class(EVALUATORS[evaluator])
+        if Role.IF_SET in option.roles
+    }
+
+
 def _check_same(
     folder: Path, evaluator: str, done: dict[str, Any], options: dict[str, Any]
 ) -> None:
     again = f"delete {folder} to evaluate again, or choose another run="
-    for name, value in options.items():
-        before = done["options"].get(name)
+    later = _later_options(evaluator)
+    for name, value in {**later, **options}.items():
+        before = done["options"].get(name, later.get(name))
         if before != value:
             option = name if "." in name else f"evaluate.{evaluator}.{name}"
             raise ConfigError(

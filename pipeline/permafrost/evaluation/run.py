@@ -44,6 +44,7 @@ def run_evaluators(
             config=config,
             networks=networks,
             folder=folder,
+            trained=trained if config.model == "student" else None,
             fingerprint=inputs.fingerprint,
             localize="localization" in wanted,
         )
