@@ -38,6 +38,7 @@ from permafrost.evaluation.results import (
     NETWORK_EVALUATION,
     TEACHER_EVALUATION,
     evaluation_folder,
+    folder_of_evaluation,
     missing_evaluators,
     read_results,
     without_outputs,
@@ -225,6 +226,8 @@ def evaluate(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
         **inputs.others,
         **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in inputs.passes},
     }
+    if config.evaluate.against is None:
+        own = folder_of_evaluation(run_folder(config.run), own, config.evaluate, fingerprints)
     with open_run(name or own, config.run, config.shared, fingerprints) as folder:
         missing = missing_evaluators(folder, config)
         if name in (None, own):  # not one of a sweep's selections

@@ -29,7 +29,8 @@ def rows_of(column="accuracy", **arms):
 
 
 def sentences(rows, column=ACCURACY, pair=PAIR, teacher=None, chance=None):
-    return conclusions(rows, column, pair, teacher=teacher or {}, chance=chance or {})
+    teachers = {"teacher": teacher} if teacher else {}
+    return conclusions(rows, column, pair, teachers=teachers, chance=chance or {})
 
 
 def test_the_interval_is_that_of_student_s_t():
@@ -53,6 +54,18 @@ def test_a_lead_whose_interval_excludes_zero_is_stated_with_its_size():
         in best
     )
     assert levels == "The teacher has 90.0 % and chance is 10.0 %."
+
+
+def test_an_arm_that_is_worse_than_chance_is_remarked_on():
+    rows = rows_of(kd=(0.03, 0.04), e2kd=(0.5, 0.6))
+
+    *_, last = sentences(rows, chance={"accuracy": 0.125})
+
+    assert last.startswith("kd has less than chance")
+    assert "less than chance" not in " ".join(sentences(rows, chance={"accuracy": 0.02}))
+    epg = Column(name="epg", source="test.epg")  # a map of a part may have less than a uniform one
+    maps = rows_of("epg", kd=(0.03, 0.04), e2kd=(0.5, 0.6))
+    assert "less than chance" not in " ".join(sentences(maps, epg, chance={"epg": 0.125}))
 
 
 def test_a_lead_within_the_noise_is_not_conclusive():

@@ -139,12 +139,26 @@ def test_other_runs_join_and_keep_apart_by_their_name(frozen):
     _, values = page_and_values(frozen, runs=("other", "sweep/students/labels-1"))
 
     methods = list(dict.fromkeys(row["method"] for row in values["runs"]))
-    assert methods == ["labels", "kd", "e2kd", "other: kd", "at", "sweep/students/labels-1"]
+    assert methods == ["labels", "sweep: kd", "e2kd", "other: kd", "at", "sweep/students/labels-1"]
     assert values["runs"][-1] == {
         "method": "sweep/students/labels-1", "seed": 1, "accuracy": 0.3, "agreement": 0.15,
     }  # fmt: skip
     with pytest.raises(ConfigError, match=r"report\.runs names nobody"):
         page_and_values(frozen, runs=("nobody",))
+
+
+def test_the_arms_of_the_run_itself_are_compared_where_other_runs_have_arms_of_the_same_names(
+    frozen, caplog
+):
+    caplog.set_level("INFO", "permafrost.report")
+    write_sweep()
+    _, alone = page_and_values(frozen)
+    write_sweep("other", {"kd": (0.1, 0.2), "e2kd": (0.4, 0.5)})
+
+    _, values = page_and_values(frozen, runs=("other",))
+
+    assert values["paired_difference"] == alone["paired_difference"]
+    assert "points of the grid" not in caplog.text
 
 
 def test_a_column_that_some_have_leaves_the_others_open(frozen):

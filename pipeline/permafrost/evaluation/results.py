@@ -11,17 +11,19 @@ its own digest, and covers the tables and pictures beside it, which are written 
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.evaluation import EVALUATORS
+from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.options import Role, to_plain
 from permafrost.config.options import options_of as options_of_class
-from permafrost.config.runs import to_plain_dict
-from permafrost.config.verbs import EvaluateConfig
+from permafrost.config.runs import CONFIG_NAME, read_config, to_plain_dict
+from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file
 from permafrost.core.signed_files import damaged, read_json, write_json
@@ -37,12 +39,73 @@ TEACHER_EVALUATION = "evaluate-teacher"
 """Name of the folder of a teacher's evaluation."""
 NETWORK_EVALUATION = "evaluate-network"
 """Name of the folder of a given network's evaluation."""
-_AGAINST = "-against-"
+_AGAINST, _ON = "-against-", "-on-"
 
 
 def evaluation_folder(against: str | None) -> str:
     """Name of the folder of a student's evaluation, followed by the pass of evaluate.against if it names one."""
     return "evaluate" if against is None else f"evaluate{_AGAINST}{against}"
+
+
+def folder_of_evaluation(
+    run: Path, own: str, options: EvaluateOptions, inputs: Mapping[str, str] | None = None
+) -> str:
+    """Return the name of the folder of an evaluation of some splits and a frame, within its run's folder.
+
+    It is `own` for the first evaluation of the run. Those of the same network and passes on other splits, or of another
+    frame, are beside it, in <own>-on-<splits>[-<frame>].
+
+    inputs  fingerprints of the network, the store and the passes, None if they are known to be those of the first one
+    """
+    path = run / own / CONFIG_NAME
+    if not (path.exists() and (run / own / METRICS_NAME).exists()):
+        return own
+    first = read_config(path, EvaluationRun)
+    if _view_of(first) == (list(options.splits), options.frame):
+        return own
+    if inputs is not None and _inputs_of(first) != dict(inputs):
+        return own  # which is an error of open_run
+    frame = [] if options.frame == EvaluateOptions.frame else [options.frame]
+    name = "-".join(["-and-".join(options.splits), *frame])
+    if not re.fullmatch(r"[\w.-]{1,100}", name, re.ASCII):
+        name = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{own}{_ON}{name}"
+
+
+def evaluations_beside(run: Path, own: str) -> dict[str, dict[str, Any]]:
+    """Read the metrics of evaluations beside that in `own`, by split, or by <split>-<frame> for another frame.
+
+    A split that `own`, or an earlier one of them, has of the same frame is left out, and so is an evaluation of another
+    network or against other passes.
+    """
+    path = run / own / CONFIG_NAME
+    first = read_config(path, EvaluationRun) if path.exists() else {}
+    own_splits, own_frame = _view_of(first)
+    known = {(split, own_frame) for split in own_splits}
+    found: dict[str, dict[str, Any]] = {}
+    for folder in sorted(path.parent for path in run.glob(f"{own}{_ON}*/{METRICS_NAME}")):
+        other = read_config(folder / CONFIG_NAME, EvaluationRun)
+        frame = _view_of(other)[1]
+        if _inputs_of(other) != _inputs_of(first):
+            continue
+        for split, metrics in read_results(folder)["splits"].items():
+            if (split, frame) not in known:
+                found[split if frame == own_frame else f"{split}-{frame}"] = metrics
+                known.add((split, frame))
+    return found
+
+
+def _inputs_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the recorded fingerprints of what an evaluation read, without those of plug-ins' code."""
+    inputs = values.get("inputs", {})
+    return {name: digest for name, digest in inputs.items() if not name.startswith("plug-in ")}
+
+
+def _view_of(values: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Return the splits and the frame of the options of an evaluation."""
+    options = values.get("evaluate", {})
+    splits = options.get("splits", EvaluateOptions.splits)
+    return list(splits), str(options.get("frame", EvaluateOptions.frame))
 
 
 def evaluations_against(folder: Path) -> dict[str, Path]:

@@ -23,14 +23,15 @@ def conclusions(
     column: Column,
     pair: tuple[str, str],
     *,
-    teacher: Mapping[str, float],
+    teachers: Mapping[str, Mapping[str, float]],
     chance: Mapping[str, float],
 ) -> list[str]:
-    """Write one sentence about the best arm, one about the pair and one about teacher and chance, where they apply.
+    """Write one sentence about the best arm, one about the pair and one about teachers and chance, where they apply.
 
-    rows             one per student
-    pair             candidate and baseline
-    teacher, chance  values by column
+    rows      one per student
+    pair      candidate and baseline
+    teachers  values by column of each teacher, by "teacher", or by "teacher <pass>" if there are several
+    chance    values by column
     """
     means = means_by_arm(rows, column.name)
     sentences = []
@@ -43,7 +44,7 @@ def conclusions(
             pair = ("", "")  # the first sentence is about them
     if differences(rows, *pair, column.name):
         sentences.append(_pair(rows, column, pair))
-    return [*sentences, *_levels(column, teacher, chance)]
+    return [*sentences, *_levels(column, teachers, chance), *_below_chance(column, means, chance)]
 
 
 def _alone(rows: Sequence[Row], column: Column, means: Mapping[str, float]) -> str:
@@ -117,16 +118,35 @@ def _interval(column: Column, values: Sequence[float]) -> str:
     )
 
 
-def _levels(column: Column, teacher: Mapping[str, float], chance: Mapping[str, float]) -> list[str]:
+def _levels(
+    column: Column, teachers: Mapping[str, Mapping[str, float]], chance: Mapping[str, float]
+) -> list[str]:
+    owners = {f"the {name} has": values for name, values in teachers.items()}
     known = [
         f"{whose} {column.value(values[column.name])}"
-        for whose, values in (("the teacher has", teacher), (_chance_of(column), chance))
+        for whose, values in (owners | {_chance_of(column): chance}).items()
         if column.name in values
     ]
     if not known:
         return []
-    text = " and ".join(known)
+    text = " and ".join([", ".join(known[:-1]), known[-1]] if len(known) > 1 else known)
     return [f"{text[0].upper()}{text[1:]}."]
+
+
+def _below_chance(
+    column: Column, means: Mapping[str, float], chance: Mapping[str, float]
+) -> list[str]:
+    """Remark on arms that are worse than a constant prediction; a map's measure has no such limit."""
+    level = chance.get(column.name)
+    if level is None or _chance_of(column) != "chance is":
+        return []
+    below = [arm for arm, value in means.items() if value < level]
+    if not below:
+        return []
+    has = "has" if len(below) == 1 else "have"
+    return [
+        f"{', '.join(below)} {has} less than chance, so look at what was trained before comparing it."
+    ]
 
 
 def _chance_of(column: Column) -> str:

@@ -7,6 +7,7 @@ import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from permafrost.config.evaluation import EVALUATORS
@@ -19,6 +20,8 @@ from permafrost.reports.student_results import StudentResult, load_results
 
 DEFAULT_METRICS = ("accuracy", "f1", "agreement", "epg", "iou")
 """Metrics that a report and the summary of a sweep show without being asked."""
+_PROBES = ("knn.accuracy", "linear_probe.accuracy")
+"""Metrics of features, which they show if they were measured."""
 CHANCE = {"accuracy": "majority_accuracy", "epg": "epg_uniform", "iou": "epg_uniform"}
 """Metric that is the chance level of another one: of a constant prediction, or of a uniform map."""
 
@@ -103,8 +106,8 @@ def default_columns(results: Sequence[StudentResult]) -> list[Column]:
     columns = {}
     for split in splits:
         for at in ("", *(f"@{teacher}" for teacher in passes)):
-            for metric in DEFAULT_METRICS:
-                name = metric if split == splits[0] else f"{metric}_{split}"
+            for metric, title in _shown_metrics(results, split):
+                name = title if split == splits[0] else f"{title}_{split}"
                 if (at and metric != "agreement" and name in columns) or all(
                     result.find(f"{split}.{metric}{at}") is None for result in results
                 ):
@@ -112,6 +115,17 @@ def default_columns(results: Sequence[StudentResult]) -> list[Column]:
                 name = name + at if metric == "agreement" else name
                 columns[name] = Column(name=name, source=f"{split}.{metric}{at}")
     return list(columns.values())
+
+
+def _shown_metrics(results: Sequence[StudentResult], split: str) -> list[tuple[str, str]]:
+    """Return the metrics of a split that are shown by default, and the beginnings of their columns' names."""
+    probes = {
+        name: name.replace(".accuracy", "").replace(".", "_")
+        for result in results
+        for name in result.numbers.get(split, {})
+        if f"{name}.".startswith(tuple(f"{probe}." for probe in _PROBES))
+    }
+    return [*((metric, metric) for metric in DEFAULT_METRICS), *probes.items()]
 
 
 def paired_column(name: str | None, columns: Sequence[Column]) -> Column | None:
@@ -133,12 +147,46 @@ def student_rows(
     ]
 
 
+def passes_of_arms(results: Sequence[StudentResult]) -> dict[str, list[str]]:
+    """Return the arms by the pass that their students are compared with, without those that are compared with none."""
+    arms: dict[str, dict[str, None]] = {}
+    for result in results:
+        if result.compared_pass is not None:
+            arms.setdefault(result.compared_pass, {})[result.label] = None
+    return {name: list(labels) for name, labels in arms.items()}
+
+
+def teacher_rows(
+    results: Sequence[StudentResult],
+    columns: Sequence[Column],
+    teacher_result: StudentResult | None = None,
+) -> dict[str, dict[str, float]]:
+    """Collect the values of the teachers: "teacher", or "teacher <pass>" for each of several passes.
+
+    teacher_result  as in `teacher_row`
+    """
+    passes = passes_of_arms(results)
+    if len(passes) < 2:
+        row = teacher_row(results, columns, teacher_result)
+        return {"teacher": row} if row else {}
+    rows = {}
+    if teacher_result is not None and teacher_result.compared_pass not in passes:
+        rows["teacher"] = teacher_row([], columns, teacher_result)
+    for name in passes:
+        own = [result for result in results if result.compared_pass == name]
+        is_evaluated = teacher_result is not None and teacher_result.compared_pass == name
+        rows[f"teacher {name}"] = teacher_row(
+            own, columns, teacher_result if is_evaluated else None
+        )
+    return rows
+
+
 def teacher_row(
     results: Sequence[StudentResult],
     columns: Sequence[Column],
     teacher_result: StudentResult | None = None,
 ) -> dict[str, float]:
-    """Collect the teacher's value of each column for which it has one.
+    """Collect a teacher's value of each column for which it has one.
 
     teacher_result  evaluation of the teacher itself, None to use the teacher's values in the students' evaluations
     """
@@ -149,7 +197,8 @@ def teacher_row(
             continue
         value = None if teacher_result is None else teacher_result.find(column.source)
         if value is None:
-            value = results[0].find(f"{split}.teacher_{metric}")
+            found = (result.find(f"{split}.teacher_{metric}") for result in results)
+            value = next((each for each in found if each is not None), None)
         if value is not None:
             row[column.name] = value
     return row
@@ -226,10 +275,15 @@ _NO_LIMIT = (
 )
 
 
-def meanings(columns: Sequence[Column], chance: Mapping[str, float]) -> list[str]:
+def meanings(
+    columns: Sequence[Column],
+    chance: Mapping[str, float],
+    passes: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[str]:
     """Write one sentence for each metric of the columns.
 
     chance  level of each column that has one
+    passes  arms by the pass that they are compared with
     """
     by_metric: dict[str, list[Column]] = {}
     for column in columns:
@@ -238,8 +292,16 @@ def meanings(columns: Sequence[Column], chance: Mapping[str, float]) -> list[str
     return [
         sentence
         for metric, same in by_metric.items()
-        if (sentence := _sentence(metric, same, chance))
+        if (sentence := _sentence(metric, same, chance) + _of_passes(metric, passes))
     ]
+
+
+def _of_passes(metric: str, passes: Mapping[str, Sequence[str]]) -> str:
+    """Say with which of several passes each arm agrees."""
+    if metric != "agreement" or len(passes) < 2:
+        return ""
+    told = (f"{', '.join(arms)} with {name}" for name, arms in passes.items())
+    return f" Each student's is with its own pass: {'; '.join(told)}."
 
 
 def _sentence(metric: str, columns: Sequence[Column], chance: Mapping[str, float]) -> str:

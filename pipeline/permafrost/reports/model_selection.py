@@ -18,7 +18,7 @@ from permafrost.core.rooted_paths import RootedPath
 from permafrost.evaluation.evaluator import Metric, metric_of
 from permafrost.evaluation.inputs import epoch_metric
 from permafrost.reports.comparison import summarize
-from permafrost.reports.student_results import SWEEP_NAME, StudentResult, read_sweep
+from permafrost.reports.student_results import SWEEP_NAME, TEACHER, StudentResult, read_sweep
 from permafrost.store.reader import Store, TeacherPass
 
 
@@ -102,9 +102,6 @@ def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelecti
 # ---- evaluation ------------------------------------------------------------------------------------
 
 
-_TEACHER = "teacher "
-
-
 class Evaluation(NamedTuple):
     """Options of a finished evaluation, and the inputs that it read."""
 
@@ -119,7 +116,7 @@ class Evaluation(NamedTuple):
     @property
     def teachers(self) -> list[str]:
         """Names of the passes that the network was compared with."""
-        return [name.removeprefix(_TEACHER) for name in self.inputs if name.startswith(_TEACHER)]
+        return [name.removeprefix(TEACHER) for name in self.inputs if name.startswith(TEACHER)]
 
     def open_passes(self, store: Store) -> list[TeacherPass]:
         """Open those passes that the store still has."""

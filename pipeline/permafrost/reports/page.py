@@ -27,7 +27,7 @@ from permafrost.reports.comparison import ONE_SEED, excludes_zero
 from permafrost.reports.evaluator_sections import evaluator_sections
 from permafrost.reports.figures import Plot, epoch_plots, shift_plots, training_curves
 from permafrost.reports.grid_figures import grid_plots, selection_plot
-from permafrost.reports.main_table import arm_summary, meanings
+from permafrost.reports.main_table import arm_summary, meanings, passes_of_arms
 from permafrost.reports.model_selection import ModelSelection, optimistic_results
 from permafrost.reports.page_content import PageContent
 from permafrost.reports.pictures import (
@@ -196,6 +196,7 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         "seeds": seeds,
         "candidate": page.options.candidate,
         "unevaluated": values.get("unevaluated"),
+        "conclusions": values.get("summary", []),
         "networks": values["networks"],
         "maps": map_grid(pictures, readable_classes(page.store.manifest.classes))
         if pictures
@@ -236,7 +237,6 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         bytes_plot(summary, page.paired, bytes_by_arm(page.results, page.store), page.colors),
     ]
     return {
-        "conclusions": values["summary"],
         "paired": values.get("paired_difference"),
         "differences": values["differences_by_column"],
         "arms": describe_arms(page.results),
@@ -244,10 +244,10 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "baseline": page.options.baseline,
         "baselines": page.options.baselines,
         "columns": page.columns,
-        "meanings": meanings(page.columns, values["chance"]),
+        "meanings": meanings(page.columns, values["chance"], passes_of_arms(page.results)),
         "optimistic": optimistic_results(page.results),
         "mean_caption": _mean_caption([arm["seeds"] for arm in summary]),
-        "teacher": values["teacher"],
+        "levels_of_teachers": values.get("teachers") or {"teacher": values["teacher"]},
         "chance": values["chance"],
         "summary": summary,
         "rows": values["runs"],
@@ -268,7 +268,11 @@ def _setup(page: PageContent) -> dict[str, Any]:
     return {
         "setup": facts._replace(shared=describe_data(page.store) | facts.shared),
         "teachers": describe_teachers(page.used_passes),
-        "commands": commands_of(page.config.run, [used.teacher for used in page.used_passes]),
+        "commands": commands_of(
+            page.config.run,
+            [used.teacher for used in page.used_passes],
+            page.options.runs,
+        ),
     }
 
 

@@ -12,6 +12,7 @@ from permafrost.config.page_options import ReportOptions
 from permafrost.config.points import point_label
 from permafrost.config.runs import run_folder
 from permafrost.config.verbs import ReportConfig
+from permafrost.evaluation.inputs import UNTRAINED
 from permafrost.reports.case_pictures import SplitCases, show_cases
 from permafrost.reports.cases import open_pair
 from permafrost.reports.comparison import (
@@ -28,9 +29,9 @@ from permafrost.reports.main_table import (
     columns_of,
     paired_column,
     student_rows,
-    teacher_row,
+    teacher_rows,
 )
-from permafrost.reports.model_selection import ModelSelection, load_selection
+from permafrost.reports.model_selection import ModelSelection, curve_of, load_selection
 from permafrost.reports.passes import UsedPass, check_named_passes, describe_passes, used_passes
 from permafrost.reports.provenance import network_rows
 from permafrost.reports.student_results import (
@@ -118,7 +119,8 @@ def gather_page(config: ReportConfig) -> PageContent:
     check_named_passes(config.store.teacher, used, store)
     selection = load_selection(config.run)
     config = replace(config, report=_without_unknown_columns(config, evaluated))
-    options = config.report
+    options = _with_named_runs(config, results)
+    config = replace(config, report=options)
     columns = columns_of(options.columns, evaluated) if evaluated else []
     if evaluated:
         options.check_names([column.name for column in columns])
@@ -131,6 +133,8 @@ def gather_page(config: ReportConfig) -> PageContent:
         values |= _student_values(config.run, results, store)
     if paired:
         values |= _result_values(options, evaluated, columns, paired, teacher)
+    if untrained := _untrained_sentences(students):
+        values["summary"] = [*values.get("summary", []), *untrained]
     if network:
         values["network"] = network.numbers
     if cases:
@@ -171,17 +175,46 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
     )
 
 
+def _with_named_runs(config: ReportConfig, results: Sequence[StudentResult]) -> ReportOptions:
+    """Return the options with the arms of the run itself called as in the report, whose names may have their run's."""
+    labels = {result.label for result in results}
+
+    def full(arm: str) -> str:
+        prefixed = f"{config.run}: {arm}"
+        return prefixed if arm not in labels and prefixed in labels else arm
+
+    options = config.report
+    return replace(
+        options,
+        baseline=full(options.baseline),
+        candidate=full(options.candidate),
+        baselines={full(arm): full(other) for arm, other in options.baselines.items()},
+    )
+
+
 def _student_values(run: str, results: list[StudentResult], store: Store) -> dict[str, Any]:
     """Networks of the students, their curves, and the command that evaluates one without results."""
     values: dict[str, Any] = {"networks": network_rows(results)}
     if curves := epoch_curves(results):
         values["curves"] = curves
-    missing = next((result for result in results if not result.is_evaluated), None)
+    missing = next((result for result in results if not _has_results(result)), None)
     if missing is not None:
         command = evaluate_command(run, store, missing.training_folder)
         logger.info("%s was not evaluated yet; run: %s", missing.folder, command)
         values["unevaluated"] = {"label": missing.label, "command": command}
     return values
+
+
+def _has_results(result: StudentResult) -> bool:
+    """Return whether a student was evaluated, one whose last layer was not trained by its features."""
+    if result.trains_classifier:
+        return result.is_evaluated
+    return any(name != "records" for metrics in result.numbers.values() for name in metrics)
+
+
+def _untrained_sentences(results: Sequence[StudentResult]) -> list[str]:
+    arms = list(dict.fromkeys(r.label for r in results if not r.trains_classifier))
+    return [f"The last layer of {', '.join(arms)} was {UNTRAINED}."] if arms else []
 
 
 def _result_values(
@@ -193,11 +226,13 @@ def _result_values(
 ) -> dict[str, Any]:
     """Rows of teacher, chance and students, and their comparison."""
     rows = student_rows(results, columns)
-    levels = {
-        "teacher": teacher_row(results, columns, teacher),
-        "chance": chance_row(results, columns),
+    teachers, chance = teacher_rows(results, columns, teacher), chance_row(results, columns)
+    values: dict[str, Any] = {
+        "teacher": next(iter(teachers.values()), {}),
+        **({"teachers": teachers} if len(teachers) > 1 else {}),
+        "chance": chance,
+        "runs": rows,
     }
-    values: dict[str, Any] = {**levels, "runs": rows}
     pair = (options.candidate, options.baseline)
     if _has_a_pair(results, options):
         values["paired_difference"] = paired_difference(rows, *pair, paired.name)
@@ -207,13 +242,15 @@ def _result_values(
     values["differences"] = differences.get(paired.name, {}) if has_others else {}
     values["differences_by_column"] = differences
     is_trained = results[0].seed is not None  # a given network alone is no arm
-    values["summary"] = conclusions(rows, paired, pair, **levels) if is_trained else []
+    values["summary"] = (
+        conclusions(rows, paired, pair, teachers=teachers, chance=chance) if is_trained else []
+    )
     return values
 
 
 def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
     """Return whether candidate and baseline can be compared, because an arm with several points is not one method."""
-    several = {result.arm for result in results if result.label != result.arm}
+    several = {curve_of(result) for result in results if curve_of(result) != result.label}
     pair = {options.candidate, options.baseline}
     if not pair & several:
         is_default = pair == {ReportOptions.candidate, ReportOptions.baseline}
@@ -222,7 +259,7 @@ def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
         "no paired difference, because %s has several points of the grid; sweep with select=, or name one "
         "point of each arm, as in report.candidate='%s'",
         ", ".join(sorted(several)),
-        next(result.label for result in results if result.label != result.arm),
+        next(result.label for result in results if curve_of(result) != result.label),
     )
     return False
 

@@ -13,12 +13,9 @@ from permafrost.config.runs import CONFIG_NAME, read_config
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import VIEW_FIELD
-from permafrost.reports.student_results import StudentResult
+from permafrost.reports.student_results import TEACHER, StudentResult
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
-
-_TEACHER = "teacher "
-"""Beginning of the name of a pass among the recorded inputs of a run."""
 
 
 class UsedPass(NamedTuple):
@@ -69,8 +66,8 @@ def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:
     cls = EvaluationRun if folder.name != "distill" else DistillConfig
     values = read_config(path, cls) if path.exists() else {}
     for name, fingerprint in values.get("inputs", {}).items():
-        if name.startswith(_TEACHER):
-            yield name.removeprefix(_TEACHER), fingerprint
+        if name.startswith(TEACHER):
+            yield name.removeprefix(TEACHER), fingerprint
 
 
 _USUAL = {"logits", "map", "map_scale", "explained_class", VIEW_FIELD.name}

@@ -13,17 +13,20 @@ from typing import Any
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.points import Point, point_label
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, run_folder
-from permafrost.config.verbs import ReportConfig
+from permafrost.config.verbs import EvaluationRun, ReportConfig
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.signed_files import damaged, read_json
 from permafrost.evaluation.evaluator import numbers_of
+from permafrost.evaluation.inputs import trains_classifier
 from permafrost.evaluation.results import (
     METRICS_NAME,
     NETWORK_EVALUATION,
     TEACHER_EVALUATION,
     evaluation_folder,
     evaluations_against,
+    evaluations_beside,
     read_results,
+    without_outputs,
 )
 from permafrost.models.saved import is_finished
 from permafrost.store.entries import EntryError, from_dict, require_inside
@@ -67,6 +70,8 @@ def _remove_own(folder: Path) -> None:
 
 
 SWEEP_NAME = "sweep.json"
+TEACHER = "teacher "
+"""Beginning of the name of a pass among the recorded inputs of a run."""
 ALL_SPLITS = "all"
 """Split name in a column's source for the mean over all splits, weighted by their records."""
 
@@ -88,6 +93,8 @@ class StudentResult:
     """Metrics by split, as written by evaluate; empty for a student that was not evaluated yet."""
     against: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Metrics by split of each evaluation against a named pass (evaluate.against)."""
+    further: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Metrics of evaluations of other splits, and of another frame, by split or <split>-<frame>."""
     evaluation_name: str = evaluation_folder(None)
     """Name of the folder of the records and pictures to show, that of `metrics` if there are any."""
 
@@ -118,15 +125,31 @@ class StudentResult:
         return bool(self.metrics or self.against)
 
     @cached_property
+    def trains_classifier(self) -> bool:
+        """False for a student whose last layer was not trained, so that its logits and maps mean nothing."""
+        return self.seed is None or trains_classifier(self.training_folder)
+
+    @cached_property
+    def compared_pass(self) -> str | None:
+        """Name of the pass with which its evaluation compares it, None without one."""
+        path = self.evaluation / CONFIG_NAME
+        inputs = read_config(path, EvaluationRun).get("inputs", {}) if path.exists() else {}
+        named = [name.removeprefix(TEACHER) for name in inputs if name.startswith(TEACHER)]
+        return next(iter(named), None)
+
+    @cached_property
     def numbers(self) -> dict[str, dict[str, float]]:
         """Numbers by split and metric, with nested metrics named <evaluator>.<metric>.
 
-        Those of an evaluation against a named pass are <metric>@<pass>.
+        Those of an evaluation against a named pass are <metric>@<pass>. Those of a last layer that was not trained are
+        left out.
         """
-        numbers = {split: numbers_of(metrics) for split, metrics in self.metrics.items()}
+        chosen = dict if self.trains_classifier else without_outputs
+        measured = {**self.metrics, **self.further}
+        numbers = {split: numbers_of(chosen(metrics)) for split, metrics in measured.items()}
         for teacher, splits in self.against.items():
             for split, metrics in splits.items():
-                found = numbers_of(metrics)
+                found = numbers_of(chosen(metrics))
                 numbers.setdefault(split, {"records": found["records"]})
                 numbers[split] |= {f"{name}@{teacher}": value for name, value in found.items()}
         return numbers
@@ -159,8 +182,8 @@ def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult
 
     A student that was distilled without a sweep may not have been evaluated yet; then its metrics are empty.
 
-    other_runs  sweeps, or runs of one student each; an arm whose name is already used is prefixed with the name of its
-                run
+    other_runs  sweeps, or runs of one student each. Arms of several runs that are called alike are all prefixed with
+                the names of their runs
     """
     results: list[StudentResult] = []
     if (run_folder(run) / SWEEP_NAME).exists():
@@ -173,12 +196,18 @@ def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult
             "%s has neither a sweep nor a finished student, so the report shows only the store",
             run_folder(run),
         )
-    for other in other_runs:
-        known = {result.label for result in results}
-        for result in _read_run(other):
-            label = f"{other}: {result.label}" if result.label in known else result.label
-            results.append(replace(result, label=label))
-    return results
+    by_run = {run: results} | {other: _read_run(other) for other in other_runs}
+    runs_of = defaultdict(set)
+    for name, members in by_run.items():
+        for result in members:
+            runs_of[result.label].add(name)
+    return [
+        replace(result, label=f"{name}: {result.label}")
+        if len(runs_of[result.label]) > 1
+        else result
+        for name, members in by_run.items()
+        for result in members
+    ]
 
 
 def split_by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:
@@ -186,7 +215,8 @@ def split_by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]
     split = []
     for result in results:
         if result.metrics or not result.against:
-            split.append(replace(result, against={}))
+            metrics = {**result.metrics, **result.further}
+            split.append(replace(result, metrics=metrics, further={}, against={}))
         for teacher, metrics in result.against.items():
             split.append(
                 replace(
@@ -226,6 +256,7 @@ def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult
         seed=None,
         folder=run_folder(run),
         metrics=_metrics(path),
+        further=evaluations_beside(run_folder(run), evaluation_name),
         evaluation_name=evaluation_name,
     )
 
@@ -317,6 +348,7 @@ def _load_result(
         seed=row["seed"],
         folder=folder,
         metrics=_metrics(path) if path.exists() else {},
+        further=evaluations_beside(folder, evaluation_folder(None)) if path.exists() else {},
         against=against,
         evaluation_name=evaluation_folder(shown),
     )

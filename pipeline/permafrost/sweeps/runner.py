@@ -13,7 +13,12 @@ from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
 from permafrost.evaluation.evaluator import evaluators_of
 from permafrost.evaluation.inputs import named_baselines
-from permafrost.evaluation.results import METRICS_NAME, evaluation_folder, missing_evaluators
+from permafrost.evaluation.results import (
+    METRICS_NAME,
+    evaluation_folder,
+    folder_of_evaluation,
+    missing_evaluators,
+)
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.saved import is_finished
 
@@ -84,11 +89,11 @@ class Student:
 
     def final_run(self) -> StudentRun:
         """Return the run that computes its metrics on evaluate.splits."""
-        return StudentRun(
-            distill=self.distill,
-            evaluate=self.evaluate,
-            metrics_folder=evaluation_folder(self.evaluate.evaluate.against),
-        )
+        options = self.evaluate.evaluate
+        own = evaluation_folder(options.against)
+        if options.against is None:
+            own = folder_of_evaluation(run_folder(self.name), own, options)
+        return StudentRun(distill=self.distill, evaluate=self.evaluate, metrics_folder=own)
 
     def selection_run(self, split: str, metric: str) -> StudentRun:
         """Return the run that computes the metric only on the split by which points are selected."""
