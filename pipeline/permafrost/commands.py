@@ -146,13 +146,16 @@ def evaluate_command(run: str, store: Store, folder: Path, splits: Sequence[str]
     return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
 
 
-def commands_of(run: str, passes: Sequence[TeacherPass] = ()) -> list[str]:
+def commands_of(
+    run: str, passes: Sequence[TeacherPass] = (), other_runs: Sequence[str] = ()
+) -> list[str]:
     """Return the commands that made a run, in the order of their use.
 
     Besides one command per verb whose config the run has, these are the commands that made the store, the passes and
     their teachers, in whichever run of this folder their configs are.
 
-    passes  passes that the run's students used; without any, the run's own precompute is stated
+    passes      passes that the run's students used; without any, the run's own precompute is stated
+    other_runs  runs whose students are on the run's page, too
     """
     calls = list(_precompute_calls(run, passes[0].store)) if passes else []
     packing = [_command("precompute", path) for path, values in calls if _only_packs(values)][:1]
@@ -167,6 +170,8 @@ def commands_of(run: str, passes: Sequence[TeacherPass] = ()) -> list[str]:
             else _command("precompute", path)
         )
     verbs = _VERBS[2:] if passes else _VERBS[1:]
+    for other in other_runs:
+        made += _own_commands(other, [verb for verb in verbs if verb != "report"])
     return list(dict.fromkeys([*packing, *taught, *made, *_own_commands(run, verbs)]))
 
 
