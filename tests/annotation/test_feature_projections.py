@@ -10,7 +10,7 @@ import torch
 import zarr
 
 from permafrost.annotation.feature_projections import ChannelMoments
-from permafrost.annotation.teacher_pass import plan_pass
+from permafrost.annotation.pass_plan import plan_pass
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.evaluation import EquivarianceOptions
 from permafrost.config.methods import (

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from permafrost.annotation.moved_features import sample_views
+from permafrost.annotation.pass_plan import fingerprint_pass, plan_pass
 from permafrost.annotation.samples import select_sample
-from permafrost.annotation.teacher_pass import fingerprint_pass, plan_pass
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.store import PassOptions
 from permafrost.loading.dataset import StoreDataset

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.precision import (
     SAMPLE_RECORDS,
     ComparePrecision,
@@ -20,7 +21,6 @@ from permafrost.annotation.precision import (
     compare_values,
     describe_shortfall,
 )
-from permafrost.annotation.teacher_pass import plan_pass
 from permafrost.config.explainers import BcosWeightsConfig, GradCamConfig
 from permafrost.config.models import (
     BcosModelConfig,

@@ -1,4 +1,4 @@
-"""What is said and refused of a teacher before its pass: probabilities, rounding, order of classes, constant maps."""
+"""A look at a teacher before its pass: probabilities, rounding, the order of classes, constant maps."""
 
 import json
 import logging

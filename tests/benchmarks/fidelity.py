@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.precision import ComparePrecision, compare_precision
-from permafrost.annotation.teacher_pass import plan_pass
 from permafrost.cluster.executors import map_shards_serially
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose

@@ -141,6 +141,7 @@ def test_fields_have_their_bytes_on_disk_or_in_a_tar_those_of_their_values(made)
     assert parts["map"].form == "float16 [1, 1, 4, 4]"
     assert found.other_forms == {
         "store.format=raw": 16 * 16 * 3,
+        "annotate.logits_dtype=float32": 40.0,
         "annotate.map_dtype=float32": 64.0,
         "annotate.map_dtype=int8": 16.0,
     }

@@ -16,7 +16,7 @@ from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.rooted_paths import RootedPath
-from permafrost.core.tasks import ShardResult
+from permafrost.core.tasks import SAMPLE, ShardResult
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
@@ -67,7 +67,7 @@ class SampleTask(ABC):
         with torch_threads(self.num_threads):
             records, report = self.measure(sample)
         seconds = monotonic() - started
-        return ShardResult(name="sample", records=records, seconds=seconds, report=report)
+        return ShardResult(name=SAMPLE, records=records, seconds=seconds, report=report)
 
     @abstractmethod
     def measure(self, sample: Sample) -> tuple[int, str]:

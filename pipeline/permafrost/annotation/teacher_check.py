@@ -1,4 +1,4 @@
-"""What a teacher returns for a sample of records, looked at before its pass begins.
+"""A look at a teacher before its pass begins: its outputs and maps for a sample of records.
 
 A pass of days is not worth its time if the outputs are probabilities, if rounding to float16 loses what tells the
 classes apart, if the labels are those of another order of classes, or if the maps are constant.
@@ -54,7 +54,7 @@ class TeacherError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherCheck:
-    """What a teacher returned for a sample of n records."""
+    """Description of a teacher's outputs and maps for a sample of records."""
 
     records: int
     form: str

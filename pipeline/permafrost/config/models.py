@@ -325,7 +325,7 @@ class ModuleConfig(ModelConfig):
     """Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules():
     features.7."""
     outputs: Annotated[ModelOutputs, Role.IF_SET] = "logits"
-    """What the network returns. Of probabilities the logarithm is stored, of at least 1.2e-38, and of log-probabilities
+    """Outputs of the network. Of probabilities the logarithm is stored, of at least 1.2e-38, and of log-probabilities
     the values themselves: both are logits up to a constant. A pass with maps needs logits, because their gradient is
     another one."""
     arguments: dict[str, Any] = field(default_factory=dict)

@@ -34,6 +34,10 @@ class MapShards(Protocol):
         """Yield results as shards finish. Raise ShardError after the last one if any shard failed."""
 
 
+SAMPLE = "sample"
+"""Name in the result of a task on a sample of the records, which writes no shard."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
     """Report of a task to the driver. The shard itself is already on disk."""

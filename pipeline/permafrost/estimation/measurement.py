@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import UserError
 from permafrost.core.rooted_paths import RootedPath, exists
+from permafrost.core.tasks import SAMPLE
 from permafrost.estimation.sample import (
     Sample,
     ShardTimes,
@@ -146,9 +147,10 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
             for folder in store.pass_folders(stored_views=stored_views)
         ]
         parts += [part for teacher in passes for part in pass_parts(teacher, whole)]
+        calls = [results for results in times.results if results[0].name != SAMPLE]
         seconds = [
             spread_of([each.seconds / each.records * size for each in results[1:] if each.records])
-            for results, size in zip(times.results, (whole.records, whole.trained), strict=False)
+            for results, size in zip(calls, (whole.records, whole.trained), strict=False)
         ]
         total = seconds[0] if len(seconds) == 1 else seconds[0].plus(seconds[1])
         annotation = _with_others(_work(total, config, whole), config, sample)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.shard_tasks import torch_threads
-from permafrost.annotation.teacher_pass import plan_pass
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import SeveralConfig
 from permafrost.config.models import NoModelConfig

@@ -103,7 +103,7 @@ def other_forms(sample: Sample, passes: Sequence[TeacherPass]) -> dict[str, floa
         read = PAYLOADS[spec.name].read_options if spec.name in PAYLOADS else ()
         for option in (name for name in read if name.endswith("_dtype")):
             for dtype in dtypes[option]:
-                if dtype != spec.dtype:
+                if dtype not in (spec.dtype, "auto"):
                     forms[f"annotate.{option}={dtype}"] = float(_values_bytes(spec, dtype))
     return forms
 

@@ -236,7 +236,7 @@ class Classifier(nn.Module, ABC):
     explainer: ClassVar[str] = "gradcam"
     """Name of the explainer of the network."""
     outputs: ModelOutputs = "logits"
-    """What the network itself returns. Others than logits are converted, and have no explanations."""
+    """Outputs of the network itself. Others than logits are converted, and have no explanations."""
 
     if TYPE_CHECKING:
 

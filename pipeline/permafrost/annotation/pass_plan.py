@@ -1,0 +1,252 @@
+"""The plan of a teacher pass: its identity, its folder, and the shards that are missing.
+
+A fingerprint covers everything that changes the numbers (data, weights, architecture, preprocessing, explainer,
+payloads, views) and excludes everything that does not (library versions, device, actors, batch size).
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+from permafrost.annotation.stored_views import StoredViews
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.store import (
+    PAYLOADS,
+    PROJECTION_RECORDS,
+    LogitsDtype,
+    PassOptions,
+    PassPrecision,
+)
+from permafrost.config.verbs import PrecomputeConfig
+from permafrost.core.errors import require
+from permafrost.core.files import SHORT, sha256_json
+from permafrost.core.records import FEATURES
+from permafrost.core.rooted_paths import RootedPath, exists, list_folder
+from permafrost.models.explanations import pass_precision, resolve_explainer
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import build_model
+from permafrost.models.trained_weights import check_weights
+from permafrost.sources.image_files import escape_key
+from permafrost.store.manifest import (
+    CANONICAL_VIEW,
+    MANIFEST_NAME,
+    TEACHERS_FOLDER,
+    StoreManifest,
+)
+from permafrost.store.publish import needs_publishing
+from permafrost.store.publish_pass import missing_pass_shards
+from permafrost.store.reader import Store
+from permafrost.store.receipts import RECEIPTS_FOLDER
+from permafrost.store.shards import ShardEntry
+
+_CANONICAL: tuple[dict[str, Any], None] = (
+    {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0},
+    None,
+)
+
+
+_AUTOMATIC: tuple[PassPrecision, ...] = ("float32", "bfloat16")
+"""Precisions of precision=auto; a pass of the first is preferred if the store has both."""
+
+
+def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
+    """Describe the options that determine a pass's maps. Options that are not read are left out."""
+    options = asdict(config)
+    if config.max_classes is None:
+        del options["max_classes"]
+    if config.explained_classes != "sample_gt":
+        del options["seed"]
+    return options
+
+
+def describe_pass(
+    store: StoreManifest,
+    teacher: dict[str, Any],
+    explainer: ExplainerConfig,
+    config: PassOptions,
+    backend: str,
+    views: StoredViews | None = None,
+    network: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe everything that a pass's fingerprint covers, in the form of its manifest.
+
+    views    stored views, None for the canonical view of every record
+    network  what payloads say about the teacher (PayloadInfo.describe)
+    """
+    seen, selection = _CANONICAL if views is None else views.describe()
+    only_where_read: dict[str, Any] = {
+        option: getattr(config, option)
+        for name in config.payloads
+        for option in config.read_by(name)
+    }
+    return {
+        "dataset_fingerprint": store.dataset.fingerprint,
+        "store_fingerprint": store.fingerprint,
+        "selection": selection,
+        "teacher": teacher,
+        "views": seen,
+        "explainer": describe_explainer(explainer) if "map" in config.payloads else {},
+        "payloads": sorted(config.payloads),
+        "backend": backend,
+        **only_where_read,
+        **(network or {}),
+    }
+
+
+def fingerprint_pass(description: dict[str, Any]) -> str:
+    """Fingerprint of the result of `describe_pass`."""
+    return sha256_json(description)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassPlan:
+    """The plan of a pass: its identity, its folder, the shards that it covers and those that are missing."""
+
+    store: Store
+    teacher: ModelConfig
+    explainer: ExplainerConfig
+    description: dict[str, Any]
+    """Description in the pass's manifest, covered by the fingerprint."""
+    fingerprint: str
+    folder: RootedPath
+    shards: Sequence[ShardEntry]
+    missing: list[ShardEntry]
+    views: StoredViews | None
+    """Stored views, None for the canonical view of every record."""
+
+    @property
+    def precision(self) -> PassPrecision:
+        """Precision of the teacher's forward pass."""
+        return cast("PassPrecision", self.description["teacher"]["dtype"])
+
+    @property
+    def logits_dtype(self) -> LogitsDtype:
+        """Storage dtype of the logits."""
+        return cast("LogitsDtype", self.description.get("logits_dtype", "float16"))
+
+    @property
+    def is_unfinished(self) -> bool:
+        """True if shards or the manifest are missing."""
+        return bool(self.missing) or needs_publishing(self.folder)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the store."""
+        return len(self.store.manifest.classes)
+
+    @property
+    def num_views(self) -> int:
+        """Number of views per record, with one forward pass each."""
+        return 1 if self.views is None else self.views.count
+
+    def summary(self) -> str:
+        """Name of the finished pass, and its bytes per record."""
+        stored = self.store.open_pass(self.folder.name, stored_views=self.views is not None)
+        return f"{self.folder.name} ({stored.bytes_per_record:,.0f} bytes a record)"
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """Maximum number of records of a shard in this pass."""
+        if self.views is None:
+            return self.store.manifest.rows_per_shard
+        rows = (self.views.rows_of(self.store, shard) for shard in self.shards)
+        return max(map(len, rows))
+
+
+def options_for(config: PrecomputeConfig, views: StoredViews | None) -> PrecomputeConfig:
+    """Return the options of the pass of these views. Stored views need no border and no mirror images."""
+    if views is None:
+        return config
+    return replace(
+        config, annotate=replace(config.annotate, features_mirror=False, features_margin=0.0)
+    )
+
+
+def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:
+    """Plan the pass that the options describe. Raises ConfigError if teacher or explainer do not fit the store.
+
+    With precision=auto it is the pass of float32 or of bfloat16 that the store has, and that of float32 if it has
+    neither; with logits_dtype=auto likewise that of float16 or float32.
+    """
+    config = options_for(config, views)
+    assert not isinstance(config.teacher, NoModelConfig)
+    num_classes = len(store.manifest.classes)
+    require(
+        bool(config.teacher.classes or num_classes) or not config.annotate.reads_head,
+        f"the records of {store.path} have no classes; set teacher.classes to the number of the teacher's outputs, or "
+        "store what needs none, as in annotate.payloads=[pooled]",
+    )
+    explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
+    check_weights(config.teacher, "teacher", store.manifest.classes)
+    description = describe_pass(
+        store.manifest,
+        describe_teacher(config.teacher, num_classes, reads_head=config.annotate.reads_head),
+        explainer,
+        config.annotate,
+        config.store.backend,
+        views,
+        _described_network(config, config.teacher, num_classes),
+    )
+    if FEATURES in config.annotate.payloads and config.annotate.features_channels is not None:
+        description["projection"] = {"split": config.split, "records": PROJECTION_RECORDS}
+    name = escape_key(config.annotate.name or config.teacher.name)
+    plans = []
+    for options in _alternatives(config.annotate):
+        dtype = pass_precision(options, explainer)
+        described = description | {"teacher": description["teacher"] | {"dtype": dtype}}
+        if "logits_dtype" in options.read_by("logits") and options.reads_head:
+            described["logits_dtype"] = options.logits_dtype
+        fingerprint = fingerprint_pass(described)
+        # A pass keeps the name that it was given when it was begun.
+        folders = list_folder(store.folder / TEACHERS_FOLDER, f"*-{fingerprint[:SHORT]}")
+        plans.append((described, fingerprint, folders))
+    # A call that failed before its first shard may have left a folder of another alternative.
+    begun = (plan for plan in plans if plan[2] and has_shards(plan[2][0]))
+    description, fingerprint, folders = next(begun, plans[0])
+    new = store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
+    folder = folders[0] if folders else new
+    shards = store.shards if views is None else [store.shards[n] for n in views.shards.tolist()]
+    return PassPlan(
+        store=store,
+        teacher=config.teacher,
+        explainer=explainer,
+        description=description,
+        fingerprint=fingerprint,
+        folder=folder,
+        shards=shards,
+        missing=missing_pass_shards(folder, shards),
+        views=views,
+    )
+
+
+def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
+    """Iterate over the options that `auto` may mean, the preferred ones first."""
+    asked = options.logits_dtype
+    dtypes: tuple[LogitsDtype, ...] = ("float16", "float32") if asked == "auto" else (asked,)
+    precisions = _AUTOMATIC if options.precision == "auto" else (options.precision,)
+    for dtype in dtypes:
+        for precision in precisions:
+            yield replace(options, precision=precision, logits_dtype=dtype)
+
+
+def has_shards(folder: RootedPath) -> bool:
+    """Return whether a shard of the pass was finished in an earlier call."""
+    return exists(folder / MANIFEST_NAME) or bool(list_folder(folder / RECEIPTS_FOLDER))
+
+
+def _described_network(
+    config: PrecomputeConfig, teacher: ModelConfig, num_classes: int
+) -> dict[str, Any]:
+    """Return what the payloads say about the teacher. Raises ConfigError if it cannot produce one of them."""
+    functions = [PAYLOADS[name].describe for name in config.annotate.payloads]
+    if not any(functions):
+        return {}
+    network = build_model(teacher, num_classes)
+    described: dict[str, Any] = {}
+    for function in filter(None, functions):
+        described |= pkgutil.resolve_name(function)(network)
+    return described
