@@ -13,6 +13,7 @@ from permafrost.config.augment import AugmentOptions, OperationConfig, RandomVie
 from permafrost.config.methods import (
     EmbeddingConfig,
     FeaturesConfig,
+    ReviewKDConfig,
     SeveralConfig,
     TeacherTermOptions,
 )
@@ -33,15 +34,17 @@ from permafrost.losses.projected_features import (
     distance_relations,
 )
 from permafrost.models.classifier import NO_INTERMEDIATES, Stage
+from permafrost.store.manifest import MovedFeatures
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
+from permafrost.training.student_passes import doubt_moved_features
 from stages import distill, precompute
 from tests.support.batches import FRAME, live_batch
 from tests.support.live_trainings import training_with_live_teacher
 from tests.support.outputs import student_output
 from tests.support.ranks import leave_group, run_on_ranks
-from tests.support.runs import distill_config
+from tests.support.runs import TRAINER, distill_config
 from tests.support.slow import slow, slow_except
 from tests.support.stores import Frozen, precompute_config
 from tests.support.tensors import gaussian
@@ -446,6 +449,69 @@ def store(tmp_path_factory, tiny_teacher):
     config = precompute_config(path, tiny_teacher, annotate=options, augment=flips, views=views)
     precompute.run(config)
     return Frozen(Store(path), config)
+
+
+def doubt_of(store, *operations, lost=None, **options):
+    """What is doubtful about a student of the pass, of which `lost` replaces what was measured."""
+    (teacher,) = store.store.open_passes()
+    if lost is not None:
+        measured = MovedFeatures(records=8, lost=lost)
+        teacher.manifest = replace(teacher.manifest, moved_features=measured)
+    options = {"method": FeaturesConfig(), **options}
+    config = distill_config(store, augment=AugmentOptions(operations=operations), **options)
+    return doubt_moved_features(config, [teacher], build_loss(config.method))
+
+
+def test_moved_features_that_are_worse_than_a_constant_are_named_with_their_number(store):
+    shift, flip = (OperationConfig(kind=kind) for kind in ("pad_crop", "horizontal_flip"))
+    lost = {"features_2": {"shift": 0.4, "flip": 1.6}, "features_3": {"shift": 1.21, "flip": 0.2}}
+
+    assert doubt_of(store, shift, flip) == ""
+    said = doubt_of(store, shift, flip, lost=lost)
+    assert "features_3 of " in said
+    assert "misses 1.21 of the teacher's variance after a shift" in said
+    assert "flip" not in said
+    assert "views=random, mode=replay" in said
+    both = doubt_of(store, shift, flip, lost=lost, method=FeaturesConfig(stages=(2, 3)))
+    assert "features_2" in both
+    assert "1.60" in both
+    assert doubt_of(store, flip, lost=lost) == ""
+    assert doubt_of(store, replace(shift, padding=0), lost=lost) == ""
+
+
+def test_views_of_which_nothing_was_measured_are_named_with_their_strength(store):
+    crop = OperationConfig(kind="resized_crop")
+    flip = OperationConfig(kind="vertical_flip")
+
+    said = doubt_of(store, crop, flip)
+
+    assert (
+        "crops of 8% to 100% of the area (the smallest show 1.3 of 16 cells of features_3)" in said
+    )
+    assert "and vertical flips: features_3 of " in said
+    assert "nothing says by how much" in said
+    assert "evaluators=[equivariance]" in said
+    assert "features_1, features_2, features_3" in doubt_of(store, crop, method=ReviewKDConfig())
+    for options in (
+        {"method": EmbeddingConfig()},
+        {"method": FeaturesConfig(map_control="unaugmented")},
+        {"method": FeaturesConfig(lambda_ce=1.0, lambda_features=0.0)},
+        {"mode": "replay", "views": store.config.views},
+    ):
+        assert doubt_of(store, crop, **options) == ""
+    rotation = OperationConfig(kind="rotation", degrees=0.0)
+    assert doubt_of(store, rotation, replace(flip, p=0.0)) == ""
+
+
+def test_a_student_is_warned_once_before_its_training(store, caplog):
+    crop = AugmentOptions(operations=(OperationConfig(kind="resized_crop", scale=(0.25, 1.0)),))
+    options = {"method": FeaturesConfig(), "trainer": replace(TRAINER, epochs=1)}
+
+    distill.run(distill_config(store, augment=crop, **options))
+    distill.run(distill_config(store, run="other", **options))
+
+    (said,) = [r.message for r in caplog.records if "approximate in these views" in r.message]
+    assert "crops of 25% to 100%" in said
 
 
 ALONE = {

@@ -39,6 +39,20 @@ class OperationConfig(Options):
     """affine: largest shear angle in degrees, in either direction."""
 
     @property
+    def crop_scale(self) -> tuple[float, float]:
+        """Range of a resized crop's share of the area."""
+        return self.scale or (0.08, 1.0)
+
+    @property
+    def is_drawn(self) -> bool:
+        """True if any view differs by it."""
+        if self.kind == "pad_crop":
+            return self.padding > 0
+        return self.kind == "resized_crop" or (
+            self.p > 0 and (self.kind != "rotation" or self.degrees > 0)
+        )
+
+    @property
     def shifts(self) -> bool:
         """True if it draws a shift in units of the image."""
         translated = max(self.translate or (0.0,)) * self.p

@@ -30,7 +30,6 @@ from permafrost.loading.geometry import canonical_from_view
 BLOCK_SIZE = 1024
 """Number of consecutive positions of an epoch's order drawn together, because Kornia's cost is per call."""
 
-_DEFAULT_CROP_SCALE = (0.08, 1.0)
 _CROP_TRIES = 10
 """Number of tries, as in torchvision, before the largest centered crop with an allowed ratio is used."""
 
@@ -50,7 +49,7 @@ def _pad_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
 def _resized_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
     return K.RandomResizedCrop(
         size,
-        scale=operation.scale or _DEFAULT_CROP_SCALE,
+        scale=operation.crop_scale,
         ratio=operation.ratio,
         align_corners=False,
     )
@@ -130,7 +129,7 @@ def draw_crop_numbers(operation: OperationConfig, count: int, generator: torch.G
     The numbers of a try are its share of the area, its ratio width / height, and its horizontal and vertical position
     in [0, 1] of the remaining room.
     """
-    low, high = operation.scale or _DEFAULT_CROP_SCALE
+    low, high = operation.crop_scale
     numbers = torch.rand(count, _CROP_TRIES, 4, generator=generator, dtype=torch.float64)
     shares = low + (high - low) * numbers[..., 0]
     logs = [math.log(ratio) for ratio in operation.ratio]

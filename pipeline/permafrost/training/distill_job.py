@@ -14,6 +14,7 @@ from permafrost.models.trained_weights import weights_file
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import (
     check_passes,
+    doubt_moved_features,
     explainer_of,
     live_teacher,
     open_passes,
@@ -111,6 +112,7 @@ class Distillation:
             live_explainer=live_explainer,
             after_epoch=plan_curve(config, self.folder, store, passes, num_classes),
             epoch_selection=select_epochs(config, self.folder, store, passes, num_classes),
+            doubt=doubt_moved_features(config, passes, loss),
         )
 
     def describe(self, plan: TrainingSpec) -> TrainedModel:

@@ -212,6 +212,8 @@ def run_job(
     distributed = distributed or DistributedContext()
     job.prepare(distributed)
     plan = job.plan(distributed)
+    if plan.doubt and distributed.is_first:
+        logger.warning("%s", plan.doubt)
     at_once = plan.trainer.batch_size // plan.views_per_step
     records = len(plan.dataset) // at_once * plan.trainer.batch_size
     started = time.monotonic()

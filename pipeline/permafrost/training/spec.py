@@ -51,6 +51,9 @@ class TrainingSpec:
     live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
     """Explainer options of the live teacher, which select the explained classes."""
 
+    doubt: str = ""
+    """What is doubtful about the options, which the first rank says before the training."""
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Class names of the network's outputs, empty if they are not the classes of the data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from permafrost.config.methods import (
@@ -14,13 +15,15 @@ from permafrost.config.methods import (
 )
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError
+from permafrost.core.records import FEATURES
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.run_passes import logits_first, name_passes, pass_request, record_passes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from permafrost.config.augment import AugmentOptions
     from permafrost.config.distillation import DistillConfig
     from permafrost.losses.base import DistillationLoss, Needs
 
@@ -212,6 +215,91 @@ def _methods_of(method: MethodConfig, teacher: TeacherPass) -> list[MethodConfig
     if isinstance(method, SeveralConfig):
         return [term.method for term in method.terms if term.reads(teacher.name)]
     return [method]
+
+
+# ---- moved features --------------------------------------------------------------------------------
+
+
+def doubt_moved_features(
+    config: DistillConfig, passes: Sequence[TeacherPass], loss: DistillationLoss
+) -> str:
+    """Say where frozen features of the student's views are worse than a constant, or were not measured; "" nowhere.
+
+    Without the teacher, what is known is the pass's measurement of shifts and flips (`moved_features`), and how strong
+    the other operations are.
+    """
+    if config.mode != "frozen":
+        return ""
+    found: list[str] = []
+    for teacher in passes:
+        readers = _methods_of(config.method, teacher)
+        for method, needs in zip(readers, loss.needs_of(teacher.name), strict=True):
+            fields = _moved_fields(teacher, method) if FEATURES in needs.payloads else {}
+            if fields and needs.map_control != "unaugmented":
+                found += _doubts(teacher, fields, config.augment)
+    if not found:
+        return ""
+    return (
+        f"{'; '.join(dict.fromkeys(found))}. Measure it with permafrost evaluate model=teacher "
+        "evaluators=[equivariance]: at features_lost=1 a constant would be as close. The way out are stored views "
+        "(precompute with views=random, mode=replay), a milder augmentation or other stages"
+    )
+
+
+def _moved_fields(teacher: TeacherPass, method: MethodConfig) -> dict[str, int]:
+    """Return the fields of a pass that move with the view and that a method compares, with their number of cells."""
+    names = teacher.fields_of(FEATURES)
+    cells = {
+        spec.name: spec.shape[-2] * spec.shape[-1]
+        for spec in teacher.manifest.fields
+        if spec.name in names and spec.when_moved == "warp_covered"
+    }
+    stages = getattr(method, "teacher_stages", ()) or getattr(method, "stages", (-1,))
+    stored = list(cells)
+    chosen = [
+        stored[number] if -len(stored) <= number < 0 else f"{FEATURES}_{number}"
+        for number in stages
+    ]
+    return {name: cells[name] for name in chosen or stored if name in cells}
+
+
+def _doubts(
+    teacher: TeacherPass, fields: Mapping[str, int], augment: AugmentOptions
+) -> Iterator[str]:
+    """Iterate over what is doubtful about fields, with their number of cells, in views of an augmentation."""
+    drawn = {operation.kind: operation for operation in augment.operations if operation.is_drawn}
+    measured = teacher.manifest.moved_features
+    lost = {} if measured is None else measured.lost
+    for name, (kind, view) in product(fields, _MEASURED.items()):
+        share = lost.get(name, {}).get(view, 0.0)
+        if kind in drawn and share > 1:
+            yield (
+                f"{name} of {teacher.name} misses {share:.2f} of the teacher's variance after a {view}, as precompute "
+                "measured, which is more than a constant misses"
+            )
+    strong = [text for kind, text in _STRONG.items() if kind in drawn]
+    if (crop := drawn.get("resized_crop")) is not None:
+        name, cells = min(fields.items(), key=lambda field: field[1])
+        low, high = crop.crop_scale
+        strong.insert(
+            0,
+            f"crops of {low:.0%} to {high:.0%} of the area (the smallest show {low * cells:.1f} of {cells} cells of "
+            f"{name})",
+        )
+    if strong:
+        yield (
+            f"augment has {' and '.join(strong)}: {', '.join(fields)} of {teacher.name} are approximate in these "
+            "views, and nothing says by how much"
+        )
+
+
+_MEASURED = {"pad_crop": "shift", "horizontal_flip": "flip"}
+"""Operations of which a pass measures the view of this name."""
+_STRONG = {"vertical_flip": "vertical flips", "rotation": "rotations", "affine": "affine maps"}
+"""Operations that the measurement of a pass does not have, besides crops."""
+
+
+# ---- logits ----------------------------------------------------------------------------------------
 
 
 def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
