@@ -88,7 +88,9 @@ def training_length() -> Figure:
 def methods() -> Figure:
     """Accuracy of the methods on few images, at equal terms."""
     figure, axis = _axes(4.6, 3.2)
-    _columns(axis, {name: percent(runs_of(EQUAL_TERMS, arm)) for name, arm in FEW_IMAGES.items()})
+    _columns(
+        axis, {name: percent(runs_of(EQUAL_TERMS, arm)) for name, (arm, _) in FEW_IMAGES.items()}
+    )
     axis.set_ylabel("test accuracy, %")
     axis.set_title("CIFAR-10, 50 images a class")
     return figure

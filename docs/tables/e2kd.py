@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from docs.cells import (
     Cell,
@@ -122,6 +123,26 @@ def cifar10_equal_terms() -> str:
     return "\n".join([_methods_by_terms(), _maps_beside_logits()])
 
 
+LOGITS_BYTES = 2 * 10
+TARGET_BYTES = {
+    "one map": 2 * 8**2 + 8,
+    "2 maps": 2 * (2 * 8**2 + 8),
+    "5 maps": 5 * (2 * 8**2 + 8),
+    "10 maps": 10 * (2 * 8**2 + 8),
+    "attention": 2 * (32**2 + 16**2 + 8**2) + 3 * 4,
+    "class maps": 10 * (2 * 2**2 + 4),
+    "class maps, 8x8": 10 * (2 * 8**2 + 4),
+    "features": 51_462 - LOGITS_BYTES,
+}
+"""Bytes a record of the targets that methods read beside ten logits, of a ResNet-56 and images of 32 pixels."""
+
+
+def bytes_cell(target: str = "", *, with_logits: bool = True) -> Cell:
+    """Bytes a record of a target, and of the logits if the student reads them."""
+    count = (LOGITS_BYTES if with_logits else 0) + (TARGET_BYTES[target] if target else 0)
+    return Cell(f"{count:,}")
+
+
 def _methods_by_terms() -> str:
     terms = ("labels", "logits", "both")
     methods = {
@@ -132,6 +153,7 @@ def _methods_by_terms() -> str:
         "review_kd": "ReviewKD, live",
     }
     plain = {"labels": "labels", "logits": "kd_logits", "both": "kd_both"}
+    targets = {"e2kd": "one map", "at": "attention", "cat_kd": "class maps"}
 
     def runs(method: str, term: str) -> list[Run]:
         return runs_of(EQUAL_TERMS, plain[term] if method == "plain" else f"{method}_{term}")
@@ -144,68 +166,132 @@ def _methods_by_terms() -> str:
             for term in terms
         ]
 
-    rows: Rows = [
-        (label, cells(method, lambda own, _: spread(own, "accuracy")))
-        for method, label in methods.items()
-    ]
+    rows: Rows = []
+    for method, label in methods.items():
+        size = bytes_cell(targets.get(method, ""), with_logits=False)
+        size = Cell("") if method == "review_kd" else size
+        rows.append((label, [size, *cells(method, lambda own, _: spread(own, "accuracy"))]))
     rows += [
-        (f"{label.partition(',')[0].partition(' (')[0]} minus e2KD", cells(method, difference))
+        (
+            f"{label.partition(',')[0].partition(' (')[0]} minus e2KD",
+            [Cell(""), *cells(method, difference)],
+        )
         for method, label in methods.items()
         if method != "e2kd"
     ]
-    return table(("test accuracy, %", "with labels", "with logits", "with both"), rows)
+    header = ("test accuracy, %", "bytes a record beside logits (20)")
+    return table((*header, "with labels", "with logits", "with both"), rows)
 
 
 def _maps_beside_logits() -> str:
     arms = {
-        "e2kd_logits": "maps of the first class",
-        "e2kd_logits_top2": "maps of the first 2 classes",
-        "e2kd_logits_top5": "maps of the first 5 classes",
-        "e2kd_logits_all": "maps of all 10 classes",
-        "e2kd_cat_kd_logits": "the first class's map and CAT-KD's maps",
+        "e2kd_logits": ("maps of the first class", ("one map",)),
+        "e2kd_logits_top2": ("maps of the first 2 classes", ("2 maps",)),
+        "e2kd_logits_top5": ("maps of the first 5 classes", ("5 maps",)),
+        "e2kd_logits_all": ("maps of all 10 classes", ("10 maps",)),
+        "e2kd_cat_kd_logits": (
+            "the first class's map and CAT-KD's maps",
+            ("one map", "class maps"),
+        ),
     }
     rows: Rows = []
-    for arm, label in arms.items():
+    for arm, (label, targets) in arms.items():
         runs = runs_of(EQUAL_TERMS, arm)
-        own = accuracies(runs)
+        size = LOGITS_BYTES + sum(TARGET_BYTES[target] for target in targets)
+        own = [Cell(f"{size:,}"), *accuracies(runs)]
         baselines = ("e2kd_logits", "at_logits", "cat_kd_logits")
         gains = [difference(runs, runs_of(EQUAL_TERMS, baseline)) for baseline in baselines]
         rows.append((label, [*own, *gains]))
-    header = ("e2KD with logits, test accuracy, %", "by seed", "mean", "agreement")
+    header = (
+        "e2KD with logits, test accuracy, %",
+        "bytes a record",
+        "by seed",
+        "mean",
+        "agreement",
+    )
     return table((*header, "minus one class", "minus AT", "minus CAT-KD"), rows)
 
 
+class Searched(NamedTuple):
+    """Students of a method with logits whose options were searched alike."""
+
+    experiment: str
+    arm: str
+    before: str
+    """Arm at tau = 1, with the weight that was chosen once."""
+    options: str
+    target: str = ""
+    """Entry of TARGET_BYTES."""
+
+
+CAT_KD = "CAT-KD, maps of 8x8 cells"
 SEARCHED = {
-    "KD": (SHOTS, "kd", "kd_logits", "tau = 4"),
-    "e2KD, one map a record": (SHOTS, "e2kd", "e2kd_logits", "tau = 4, weight 10"),
-    "AT": (EQUAL_TERMS, "at_logits searched", "at_logits", "tau = 4, weight 16,000"),
-    "CAT-KD": (EQUAL_TERMS, "cat_kd_logits searched", "cat_kd_logits", "tau = 1, weight 16"),
-    "e2KD, maps of all classes": (
+    "KD": Searched(SHOTS, "kd", "kd_logits", "tau = 4"),
+    "e2KD, one map a record": Searched(
+        SHOTS, "e2kd", "e2kd_logits", "tau = 4, weight 10", "one map"
+    ),
+    "AT": Searched(
+        EQUAL_TERMS, "at_logits searched", "at_logits", "tau = 4, weight 16,000", "attention"
+    ),
+    "CAT-KD, maps of 2x2 cells": Searched(
+        EQUAL_TERMS, "cat_kd_logits searched", "cat_kd_logits", "tau = 1, weight 16", "class maps"
+    ),
+    CAT_KD: Searched(
+        EQUAL_TERMS,
+        "cat_kd_logits searched size=8",
+        "cat_kd_logits",
+        "tau = 4, weight 16",
+        "class maps, 8x8",
+    ),
+    "e2KD, maps of all classes": Searched(
         EQUAL_TERMS,
         "e2kd_logits_all searched",
         "e2kd_logits_all",
         "tau = 4, weight 160",
+        "10 maps",
     ),
 }
-"""Methods with logits whose options were searched alike: their runs, those at tau = 1, and the options."""
 
 
 def searched_runs(label: str) -> list[Run]:
     """Return the students of a method whose options were searched alike."""
-    experiment, arm, _, _ = SEARCHED[label]
-    return runs_of(experiment, arm)
+    return runs_of(SEARCHED[label].experiment, SEARCHED[label].arm)
 
 
 def cifar10_equal_terms_searched() -> str:
-    """Methods with logits, the temperature and the weight of each chosen from four candidates."""
+    """Methods with logits, the temperature and the weight of each chosen on held-out images, and the candidates."""
     rows: Rows = []
-    for label, (_, _, before, options) in SEARCHED.items():
+    for label, method in SEARCHED.items():
         runs = searched_runs(label)
-        others = [runs_of(EQUAL_TERMS, before), *map(searched_runs, ("KD", "AT", "CAT-KD"))]
+        others = [runs_of(EQUAL_TERMS, method.before), *map(searched_runs, ("KD", "AT", CAT_KD))]
         gains = [difference(runs, other) for other in others]
-        rows.append((label, [Cell(options), *accuracies(runs), *gains]))
-    header = ("with logits, test accuracy, %", "chosen", "by seed", "mean", "agreement")
-    return table((*header, "minus before", "minus KD", "minus AT", "minus CAT-KD"), rows)
+        size = bytes_cell(method.target)
+        rows.append((label, [size, Cell(method.options), *accuracies(runs), *gains]))
+    header = ("with logits, test accuracy, %", "bytes a record", "chosen", "by seed", "mean")
+    gain = ("minus before", "minus KD", "minus AT", "minus CAT-KD, 8x8")
+    return "\n".join([table((*header, "agreement", *gain), rows), _candidates()])
+
+
+def _candidates() -> str:
+    """Held-out accuracy of each candidate of the search."""
+    names = {
+        "at": ("AT", "lambda_at"),
+        "cat_kd": ("CAT-KD, 2x2", "lambda_cat"),
+        "cat_kd size=8": ("CAT-KD, 8x8", "lambda_cat"),
+        "e2kd_all": ("e2KD, maps of all classes", "lambda_map"),
+    }
+    tried = results_of(EQUAL_TERMS)["search"]
+    rows: Rows = []
+    for method, (label, option) in names.items():
+        for tau in (1, 4):
+            found = sorted(
+                (row[option], row["holdout_accuracy"])
+                for row in tried
+                if (row["method"], row["tau"]) == (method, tau)
+            )
+            text = ", ".join(f"{weight:,}: {single(value, 100, 1).text}" for weight, value in found)
+            rows.append((label, [Cell(str(tau)), Cell(text)]))
+    return table(("candidates", "tau", "weight: held-out accuracy, %"), rows)
 
 
 def cifar10_top_logits() -> str:

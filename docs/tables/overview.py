@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from docs.cells import Cell, Rows, Run, difference, spread, table
 from docs.measured import runs_of
-from docs.tables.e2kd import searched_runs
+from docs.tables.e2kd import CAT_KD, bytes_cell, searched_runs
 from docs.tables.training_length import converged_means
 
 _EQUAL = "cifar10_equal_terms"
@@ -69,9 +69,9 @@ def readme_results() -> str:
             "5 seeds",
         ),
         (
-            "e2KD with the maps of all classes minus CAT-KD, the same",
+            "e2KD with the maps of all classes minus CAT-KD, maps of both 8x8 cells, the same",
             searched_runs("e2KD, maps of all classes"),
-            searched_runs("CAT-KD"),
+            searched_runs(CAT_KD),
             "accuracy",
             "5 seeds",
         ),
@@ -104,12 +104,12 @@ def readme_results() -> str:
 
 
 FEW_IMAGES = {
-    "KD": "kd_logits",
-    "e2KD, one map a record": "e2kd_logits",
-    "AT": "at_logits",
-    "CAT-KD": "cat_kd_logits",
-    "e2KD, maps of all classes": "e2kd_logits_all",
-    "ReviewKD, live, with labels": "review_kd_both",
+    "KD": ("kd_logits", bytes_cell()),
+    "e2KD, one map a record": ("e2kd_logits", bytes_cell("one map")),
+    "AT": ("at_logits", bytes_cell("attention")),
+    "CAT-KD": ("cat_kd_logits", bytes_cell("class maps")),
+    "e2KD, maps of all classes": ("e2kd_logits_all", bytes_cell("10 maps")),
+    "ReviewKD, live, with labels": ("review_kd_both", Cell("live")),
 }
 _FROZEN_REVIEW = "ReviewKD, frozen, with labels"
 _FROZEN_FEATURES = "`method=features`, frozen, with labels, its weight searched"
@@ -119,13 +119,15 @@ def which_method_few_images() -> str:
     """Methods on few images without a shortcut, at equal terms."""
     kd = runs_of(_EQUAL, "kd_logits")
     rows: Rows = []
-    arms = {label: runs_of(_EQUAL, arm) for label, arm in FEW_IMAGES.items()}
-    arms[_FROZEN_REVIEW] = runs_of("cifar10_features", "mirror")
-    arms[_FROZEN_FEATURES] = runs_of("cifar10_features", "features_both")
-    for label, runs in arms.items():
-        cells = [spread(runs, "accuracy"), spread(runs, "agreement"), difference(runs, kd)]
+    arms = {label: (runs_of(_EQUAL, arm), size) for label, (arm, size) in FEW_IMAGES.items()}
+    features = bytes_cell("features")
+    arms[_FROZEN_REVIEW] = runs_of("cifar10_features", "mirror"), features
+    arms[_FROZEN_FEATURES] = runs_of("cifar10_features", "features_both"), features
+    for label, (runs, size) in arms.items():
+        cells = [size, spread(runs, "accuracy"), spread(runs, "agreement"), difference(runs, kd)]
         rows.append((label, cells))
-    return table(("with logits, %", "accuracy", "agreement", "accuracy minus KD"), rows)
+    header = ("with logits, %", "bytes a record", "accuracy", "agreement", "accuracy minus KD")
+    return table(header, rows)
 
 
 SHORTCUT = {
