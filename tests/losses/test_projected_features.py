@@ -452,7 +452,7 @@ def store(tmp_path_factory, tiny_teacher):
 
 
 def doubt_of(store, *operations, lost=None, **options):
-    """What is doubtful about a student of the pass, of which `lost` replaces what was measured."""
+    """Return the doubts about a student of the pass, of which `lost` replaces what was measured."""
     (teacher,) = store.store.open_passes()
     if lost is not None:
         measured = MovedFeatures(records=8, lost=lost)

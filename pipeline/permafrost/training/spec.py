@@ -52,7 +52,7 @@ class TrainingSpec:
     """Explainer options of the live teacher, which select the explained classes."""
 
     doubt: str = ""
-    """What is doubtful about the options, which the first rank says before the training."""
+    """Doubts about the options, which the first rank logs before the training."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
