@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import build_verb_config
@@ -102,8 +104,8 @@ def _run_words(
         asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
         print(_help(verb, doc, asked))
         return
-    if words[:1] == ["--cfg"]:
-        shown = words[2:]
+    if "--cfg" in words:
+        shown = _without_cfg(words)
         values = (
             to_plain_dict(configure(shown)) if configure else sections(verb, compose(verb, shown))
         )
@@ -118,6 +120,14 @@ def _run_words(
     result = run_words(verb, run, words)
     check_interrupted()
     _print_result(result, time.monotonic() - started, words)
+
+
+def _without_cfg(words: Sequence[str]) -> list[str]:
+    """Return the words besides --cfg job, which may be anywhere on the line."""
+    place = words.index("--cfg")
+    if words[place + 1 : place + 2] != ["job"]:
+        raise ConfigError("--cfg prints the options of the job; write --cfg job")
+    return [*words[:place], *words[place + 2 :]]
 
 
 def run_words(verb: str, run: Callable[[Any], Any], words: Sequence[str]) -> Any:
@@ -239,5 +249,6 @@ def _printable(value: Any) -> str:
 
 
 def _text_of(error: UserError) -> str:
-    """Return the lines of an error without control characters."""
-    return "\n".join(map(printable, error.lines or [str(error)]))
+    """Return the lines of an error without control characters, and paths below the current folder relative to it."""
+    below = re.compile(rf"(?<![\w.-]){re.escape(str(Path.cwd()))}/")
+    return "\n".join(below.sub("", printable(line)) for line in error.lines or [str(error)])

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -99,6 +100,19 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
             r"augment.operations\[0\].kind must be one of pad_crop",
         ),
         ("distill", ["tau"], "options are written key=value"),
+        ("distill", ["lr=0.1"], r"distill takes no lr= \(did you mean optimizer\.lr=\?\)"),
+        ("distill", ["epochs=5"], r"did you mean trainer\.epochs=\?"),
+        ("distill", ["tau=5"], r"did you mean method\.tau=\?"),
+        ("distill", ["trainer.lr=0.1"], r"option trainer\.lr \(did you mean optimizer\.lr=\?\)"),
+        ("teach", ["epochs=5"], r"did you mean teaching\.trainer\.epochs= or "),
+        ("sweep", ["lr=1"], r"did you mean optimizer\.lr= or "),
+        ("evaluate", ["splits=[val]"], r"did you mean evaluate\.splits=\?"),
+        ("distill", ["name=resnet8"], r"did you mean student\.name= or teacher\.name= or "),
+        (
+            "sweep",
+            ["arms={kd:", "[method=kd]}"],
+            r"divides words at spaces; quote the whole word: 'arms=\{kd: \[method=kd\]\}'",
+        ),
         ("distill", ["method.tau=[1"], "method.tau"),
         ("distill", ["experiment=demoo"], r"did you mean demo\?"),
         ("precompute", ["executor=spark"], "executor must be one of auto, ray, serial"),
@@ -361,11 +375,43 @@ def test_the_page_has_the_options_of_a_section_that_are_named_like_a_group():
     assert "| `store.teacher` |" in options_page()
 
 
-def test_cfg_prints_the_resolved_config_and_does_nothing(tmp_path, permafrost):
-    _, output, _ = permafrost("distill", "--cfg", "job", "method.tau=4")
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_cfg_prints_the_resolved_config_and_does_nothing(tmp_path, permafrost, place):
+    words = ["method=kd", "method.tau=4"]
+
+    _, output, _ = permafrost("distill", *words[:place], "--cfg", "job", *words[place:])
 
     assert yaml.safe_load(output)["method"]["tau"] == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cfg_without_job_is_an_error(permafrost):
+    code, _, error = permafrost("distill", "--cfg", "method.tau=4")
+
+    assert (code, "write --cfg job" in error) == (2, True)
+
+
+def test_a_python_file_is_no_experiment(permafrost):
+    Path("nets.py").write_text("")
+
+    code, _, error = permafrost("distill", "experiment=nets.py")
+
+    assert code == 2
+    assert "experiment=nets.py is no .yaml file; a Python file is named with plugins=[nets.py]" in (
+        error
+    )
+    assert len(error) < 200
+
+
+def test_an_error_names_paths_below_the_current_folder_alike(permafrost, tmp_path):
+    relative, absolute = (
+        permafrost("distill", f"store.path={path}")[2]
+        for path in ("stores/none", tmp_path / "stores/none")
+    )
+
+    assert relative == absolute
+    assert "stores/none" in relative
+    assert str(tmp_path) not in relative
 
 
 def test_a_bad_option_is_one_line_and_exit_code_2(tmp_path, permafrost):

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import pickle
 import re
+import shlex
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +29,7 @@ from permafrost.core.files import read_regular
 from permafrost.core.signed_files import DigestError, check_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from omegaconf import DictConfig
 
@@ -45,7 +46,13 @@ FILE_PREFIX = "file-"
 def with_registered_file(word: str) -> str:
     """Register the file of experiment=<path>.yaml with Hydra, and return the word with its registered name."""
     key, _, value = word.partition("=")
-    if key != "experiment" or not value.endswith((".yaml", ".yml")):
+    if key != "experiment":
+        return word
+    if not value.endswith((".yaml", ".yml")):
+        if Path(value).is_file():
+            raise ConfigError(
+                f"experiment={value} is no .yaml file; a Python file is named with plugins=[{value}]"
+            )
         return word
     try:
         text = Path(value).read_text(encoding="utf-8")
@@ -190,7 +197,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     for word in overrides:
-        _check_word(verb, word)
+        _check_word(verb, word, overrides)
     overrides = [_quoted(with_registered_file(word)) for word in overrides]
     set_values = [word for word in overrides if _sets_a_value(word)]
     try:
@@ -202,7 +209,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     except ConfigError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of data=0
-        raise ConfigError(_explain(overrides, error)) from error
+        raise ConfigError(_explain(verb, overrides, error)) from error
     assert isinstance(values, dict)
     return {str(key): _options_of_run(str(key), value) for key, value in values.items()}
 
@@ -434,19 +441,73 @@ def section_of(word: str) -> str:
     return key.split("@")[-1].split(".")[0].split("/")[0]
 
 
-def _check_word(verb: str, word: str) -> None:
-    if "=" not in word and not word.startswith("~"):
-        raise ConfigError(f"cannot read {word!r}; options are written key=value, see --help")
+def _check_word(verb: str, word: str, overrides: Sequence[str]) -> None:
     section = section_of(word)
     names = [*section_names(verb), "experiment", "plugins"]
-    if section not in names:
-        hint = _suggest(section, names)
-        if verb == "teach" and section in GROUPS:
-            hint = f" (did you mean teaching.{section}?)"
-        raise ConfigError(f"{verb} takes no {section}={hint}; it takes: {', '.join(names)}")
+    is_assignment = "=" in word or word.startswith("~")
+    if is_assignment and section in names:
+        return
+    if split := _split_by_the_shell(overrides):
+        raise ConfigError(
+            f"cannot read {word!r}, as the shell divides words at spaces; quote the whole word: {shlex.quote(split)}"
+        )
+    if not is_assignment:
+        raise ConfigError(f"cannot read {word!r}; options are written key=value, see --help")
+    hint = _suggest_places(verb, section) or _suggest(section, names)
+    if verb == "teach" and section in GROUPS:
+        hint = f" (did you mean teaching.{section}?)"
+    raise ConfigError(f"{verb} takes no {section}={hint}; it takes: {', '.join(names)}")
 
 
-def _explain(overrides: Sequence[str], error: Exception) -> str:
+def _split_by_the_shell(words: Sequence[str]) -> str:
+    """Return the list or mapping that a shell has divided at its spaces, empty if all words are whole."""
+    for start, word in enumerate(words):
+        if not _is_open(word):
+            continue
+        ends = range(start + 2, len(words) + 1)
+        joined = (" ".join(words[start:end]) for end in ends)
+        return next((text for text in joined if not _is_open(text)), "")
+    return ""
+
+
+def _is_open(word: str) -> bool:
+    """Return whether a bracket or brace of a word is not closed in it."""
+    return any(word.count(first) > word.count(last) for first, last in ("[]", "{}"))
+
+
+def _suggest_places(verb: str, name: str) -> str:
+    """Suggest the options of a verb whose last part is `name`, if there are few."""
+    places = [place for place in option_places(verb) if place.rpartition(".")[2] == name]
+    if not 0 < len(places) <= _MOST_PLACES:
+        return ""
+    return f" (did you mean {' or '.join(f'{place}=' for place in places)}?)"
+
+
+_MOST_PLACES = 3
+"""Largest number of options that a message suggests."""
+
+
+def option_places(verb: str) -> list[str]:
+    """Return the full names of all options of a verb, of every member of its families, and of a sweep's students."""
+    verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
+    classes = [VERBS[name] for name in verbs]
+    return list(dict.fromkeys(place for cls in classes for place in _places_in(cls, "")))
+
+
+def _places_in(cls: type[Options], prefix: str) -> Iterator[str]:
+    for option in options_of(cls):
+        if Role.SET_BY_STAGE in option.roles:
+            continue
+        where = f"{prefix}{option.name}"
+        is_section = isinstance(option.hint, type) and issubclass(option.hint, Options)
+        members = () if prefix else FAMILIES.get(option.name, {}).values()
+        for member in members or ([option.hint] if is_section else []):
+            yield from _places_in(member, f"{where}.")
+        if not members and not is_section:
+            yield where
+
+
+def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
     """Rephrase Hydra's error in terms of what was typed and what is allowed."""
     from hydra.errors import OverrideParseException
 
@@ -459,7 +520,9 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
                 return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
         elif f"Could not override '{key}'" in str(error):
             known = _known_keys(key, overrides)
-            return f"unknown option {key}{_suggest(key.split('.')[-1], known)}; available options: {', '.join(known)}"
+            last = key.split(".")[-1]
+            hint = _suggest_places(verb, last) or _suggest(last, known)
+            return f"unknown option {key}{hint}; available options: {', '.join(known)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {error.message.split(chr(10))[0]}; quote lists and braces"
     return " ".join(str(error).split())

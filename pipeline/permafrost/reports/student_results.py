@@ -49,7 +49,7 @@ def check_run(run: str) -> None:
     known = sorted(p.name for p in RUNS.glob("*") if _has_output(p))
     named = ", ".join(known[:_NAMED]) + (", ..." if len(known) > _NAMED else "")
     raise UnknownRunError(
-        f"{run_folder(run)} does not exist; the runs in {RUNS.absolute()} are: {named or 'none'}; correct run=, or "
+        f"{run_folder(run)} does not exist; the runs in {Path.cwd()} are: {named or 'none'}; correct run=, or "
         "leave it out for a report of the store alone"
     )
 
