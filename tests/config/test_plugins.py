@@ -104,6 +104,51 @@ def plugin(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+LOSS = """
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from permafrost.config.methods import METHODS, KDConfig
+from permafrost.losses.kd import KDLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(KDConfig):
+    implementation: ClassVar[str] = "IMPLEMENTATION"
+    kind: Literal["KIND"] = "KIND"
+
+
+class Loss(KDLoss):
+    pass
+
+
+METHODS["KIND"] = Config
+"""
+
+
+@pytest.mark.parametrize("named", ["first_loss", "json"])
+def test_a_copied_plugin_that_still_names_another_module_is_refused(tmp_path, named):
+    for name, module in (("first_loss", "first_loss"), ("copied_loss", named)):
+        code = LOSS.replace("IMPLEMENTATION", f"{module}:Loss").replace("KIND", name)
+        (tmp_path / f"{name}.py").write_text(code)
+    message = (
+        rf"copied_loss\.py: copied_loss has implementation='{named}:Loss', but {named} is neither"
+    )
+    try:
+        for _ in range(2):  # the second time, too
+            with pytest.raises(ConfigError, match=message):
+                load_plugins(["copied_loss.py"])
+        if named == "json":
+            with pytest.raises(ConfigError, match=message):
+                load_plugins(["copied_loss.py", "first_loss.py"])
+        else:
+            load_plugins(["copied_loss.py", "first_loss.py"])
+    finally:
+        for name in ("first_loss", "copied_loss"):
+            METHODS.pop(name, None)
+            sys.modules.pop(name, None)
+
+
 def run_stage(verb, *words):
     return STAGES[verb].run(build_verb_config(verb, compose(verb, words)))
 

@@ -20,7 +20,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from permafrost.core.errors import ConfigError, require
 
@@ -36,8 +36,12 @@ T = TypeVar("T")
 class Family(MutableMapping[str, T]):
     """Members of a family by name, most of them option classes. The papers add theirs when it is first read."""
 
+    every: ClassVar[list[Family[Any]]] = []
+    """All families, in which a plug-in may have members."""
+
     def __init__(self, members: Mapping[str, T]) -> None:
         self._members = dict(members)
+        self.every.append(self)
 
     def __getitem__(self, name: str) -> T:
         register_papers()
@@ -85,8 +89,30 @@ def load_plugins(names: Sequence[str] = ()) -> None:
     """
     for name in names:
         _import_own(name, "plugins")
-    for entry in entry_points(group="permafrost"):
+    installed = entry_points(group="permafrost")
+    for entry in installed:
         _import(entry.value, "installed packages")
+    _check_implementations({entry.value.partition(".")[0] for entry in installed})
+
+
+def _check_implementations(installed: set[str]) -> None:
+    """Raise ConfigError for a member of a plug-in that is implemented by a module that is none.
+
+    Such as the file of which the plug-in is a copy, whose code would run instead, and outside the run's identity.
+
+    installed  top-level modules of installed plug-ins
+    """
+    allowed = {"", "permafrost", *installed, *_PLACES, *_shipped()}
+    for family in Family.every:
+        for kind, member in [*family.items()]:
+            defined = getattr(member, "__module__", "")
+            module = str(getattr(member, "implementation", "")).partition(":")[0]
+            if defined.partition(".")[0] not in _PLACES or module.partition(".")[0] in allowed:
+                continue
+            raise ConfigError(
+                f"{sys.modules[defined].__file__}: {kind} has implementation={member.implementation!r}, but {module} "
+                f"is neither this file nor one of plugins=; write {defined}:<name>, or name its file in plugins=, too"
+            )
 
 
 def resolve_factory(factory: str) -> Callable[..., Any]:
