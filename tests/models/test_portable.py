@@ -9,9 +9,10 @@ import torch
 from PIL import ExifTags, Image
 
 import permafrost
-from permafrost.config.models import BcosModelConfig, CifarModelConfig
+from permafrost.config.models import BcosModelConfig, CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Batch
+from permafrost.ked.options import AdditiveModelConfig
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Intermediates, ModelOutput
@@ -275,23 +276,39 @@ def test_a_network_of_ones_own_is_examined_before_it_is_traced(file_format):
     assert check_program(data, file_format, program, images) < 1e-5
 
 
+def check_programs(config, size):
+    """Export a network for any number of images in both formats."""
+    torch.manual_seed(0)
+    network = freeze(build_model(config, 10))
+    program = ImageProgram(network, EvaluatedFrame(size, size, False))
+    images = noise(5, 3, *size)
+    for file_format in ("onnx", "torch"):
+        data = encode(trace(program, images[:2]), file_format, "images", {})
+        difference = check_program(data, file_format, program, images)
+        assert difference < 1e-4 * max(1.0, float(program(images).detach().abs().max()))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        slow(AdditiveModelConfig(name="trunk", weights="random")),
+        AdditiveModelConfig(name="mlp", input_size=32, grid=(4, 4), weights="random"),
+        slow(AdditiveModelConfig(name="conv", grid=(4, 4), weights="random")),
+        slow(TorchvisionModelConfig(name="vit_b_16", weights="random", input_size=32)),
+    ],
+    ids=str,
+)
+def test_the_number_of_images_of_a_program_is_free(config):
+    check_programs(config, (32, 32))
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [("resnet8", (16, 16)), slow("vitc_ti", (64, 64)), slow("simple_vit_ti", (64, 64))],
 )
 def test_a_bcos_network_has_a_program_of_each_format(name, size):
     """The norms of patches are sums, whose divisor torch.onnx would leave out."""
-    torch.manual_seed(0)
-    network = freeze(build_model(BcosModelConfig(name=name, weights="random"), 10))
-    program = ImageProgram(network, EvaluatedFrame(size, size, False))
-    images = noise(2, 3, *size)
-    traced = trace(program, images)
-
-    for file_format in ("onnx", "torch"):
-        assert (
-            check_program(encode(traced, file_format, "images", {}), file_format, program, images)
-            < 1e-4
-        )
+    check_programs(BcosModelConfig(name=name, weights="random"), size)
 
 
 class Undecided(Columns):

@@ -166,7 +166,7 @@ class AdditiveConv(_InputClassifier):
         x = (features[:, None] * mask[:, None]).flatten(1, 2)  # [B, M * 3, H, W]
         for layer in self.convolutions:
             x = layer(x)
-        return self.tail(x.mean(dim=(2, 3)).view(len(x), subnets, -1))  # type: ignore[no-any-return]
+        return self.tail(x.mean(dim=(2, 3)).view(x.shape[0], subnets, -1))  # type: ignore[no-any-return]
 
 
 _SIDE_OF_UNKNOWN = 224
@@ -217,7 +217,7 @@ class AdditiveTrunk(_TrunkClassifier):
         x = features.flatten(2).transpose(1, 2)  # [B, d, C]
         x = torch.einsum("bdc,dch->bdh", x, self.cells.weight[group]) + self.cells.bias[group]
         x = F.relu(x)
-        total = x.new_zeros(len(x), len(self.assignments), x.shape[2]).index_add(1, group, x)
+        total = x.new_zeros(x.shape[0], len(self.assignments), x.shape[2]).index_add(1, group, x)
         sizes = group.bincount(minlength=len(self.assignments))
         return self.tail(total / sizes[:, None])  # type: ignore[no-any-return]
 

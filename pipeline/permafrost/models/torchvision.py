@@ -417,7 +417,7 @@ class TorchvisionVit(Classifier):
         net: Any = self.inner
         require_size(self.name, images, (net.image_size, net.image_size))
         x = net._process_input(self.normalize(images))
-        x = torch.cat([net.class_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([net.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = net.encoder.dropout(x + net.encoder.pos_embedding)
         residual: Tensor = net.encoder.layers[:-1](x)
         patches = net.encoder.layers[-1].ln_1(residual)[:, 1:]
