@@ -21,7 +21,14 @@ from permafrost.config.environment import keep_freed_memory
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
-from permafrost.config.runs import mirrored_run, run_folder, save_options, to_plain_dict, to_yaml
+from permafrost.config.runs import (
+    leaving_no_preparation,
+    mirrored_run,
+    run_folder,
+    save_options,
+    to_plain_dict,
+    to_yaml,
+)
 from permafrost.core.errors import ConfigError, UserError, printable
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.lock import lock_folder
@@ -142,6 +149,8 @@ def run_words(verb: str, run: Callable[[Any], Any], words: Sequence[str]) -> Any
     _check_evaluate_words(verb, words, composed, config)
     with ExitStack() as stack:
         stack.enter_context(mirrored_run(composed.get("run", "")))
+        if "run" in section_names(verb):
+            stack.enter_context(leaving_no_preparation(composed["run"], composed["command"]))
         if verb == "sweep":  # its students have locks of their own
             stack.enter_context(lock_folder(run_folder(composed["run"]), "run"))
         if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -16,9 +16,9 @@ from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import section_class
 from permafrost.core.addresses import is_address
-from permafrost.core.errors import ConfigError, require
-from permafrost.core.files import remove_partial_files
-from permafrost.core.lock import lock_folder
+from permafrost.core.errors import ConfigError, UserError, require
+from permafrost.core.files import remove_partial_files, write_atomically
+from permafrost.core.lock import LOCK_NAME, LockedError, lock_folder
 from permafrost.core.rooted_paths import rooted
 from permafrost.core.run_mirrors import fetch_folder, mirror_of, upload_folder, upload_top
 from permafrost.core.signed_files import (
@@ -31,10 +31,13 @@ from permafrost.core.signed_files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 RUNS = Path("runs")
 """Folder of all runs that are not in a bucket."""
+STUDENTS = "students"
+"""Folder of a sweep's students below that of its run."""
+_PASSES_NAME = "passes.json"
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
 CONFIG_NAME = "config.yaml"
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -87,6 +90,63 @@ def fetch_run(run: str) -> None:
     """Fetch what other machines have written to a run in a bucket."""
     if is_address(run):
         fetch_folder(run)
+
+
+@contextmanager
+def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
+    """Remove what the block has prepared in a run's folder if it fails before anything was computed.
+
+    Preparations are configs, the options of a call, locks and the names of passes. A folder that existed stays as it
+    was, and if another process works on the run, everything stays.
+
+    command  of the block, as its options are saved with it
+    """
+    folder = run_folder(run)
+    parents = [path for path in (folder, *folder.parents) if path.exists()]
+    before = set(_files_of(folder))
+    passes = folder / _PASSES_NAME
+    named = passes.read_bytes() if passes.exists() else None
+    try:
+        yield
+    except LockedError:
+        raise
+    except UserError:
+        made = [path for path in _files_of(folder) if path not in before]
+        if not is_address(run) and all(_is_preparation(path, folder, command) for path in made):
+            _remove_prepared(folder, made, parents)
+            if named is not None and passes.read_bytes() != named:
+                write_atomically(passes, named)
+        raise
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    """Iterate over what is in a run and in its verbs, without a sweep's students."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir() and path.name != STUDENTS:
+            yield from sorted(path.iterdir())
+        else:
+            yield path
+
+
+def _is_preparation(path: Path, folder: Path, command: list[str]) -> bool:
+    """Return whether a file was written before anything was computed, one of options by this command."""
+    if path.parent == folder and path.suffix == ".yaml":
+        return bool(read_yaml(path, "").get("command") == command)
+    return path.name in (CONFIG_NAME, LOCK_NAME, _PASSES_NAME)
+
+
+def _remove_prepared(folder: Path, made: Sequence[Path], existing: Sequence[Path]) -> None:
+    """Remove these files, unless another process holds a lock next to one, and the folders that they leave."""
+    holders = {path.parent for path in made}
+    with suppress(LockedError), ExitStack() as stack:
+        for holder in holders:
+            if (holder / LOCK_NAME).exists():
+                stack.enter_context(lock_folder(holder, "run"))
+        for path in made:
+            path.unlink(missing_ok=True)
+        for path in (*(holders - {folder}), folder, *folder.parents):
+            if path not in existing and path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
 
 def run_folder(run: str) -> Path:

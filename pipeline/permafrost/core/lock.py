@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("permafrost.lock")
 
 LOCK_NAME = ".lock"
-"""Empty file that is never removed; the process that holds its lock may write."""
+"""Empty file; the process that holds its lock may write, and may remove it with the folder of a run."""
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -61,30 +61,38 @@ def lock_folder(folder: AnyPath, option: str = "store.path") -> Iterator[None]:
         with _leased(folder, option):
             yield
         return
-    make_folder(folder)
-    file = _open_lock(folder, option)
-    if file is None:
-        yield
-        return
     _forget_in_children()
-    _files.add(file)
-    try:
+    while True:
+        make_folder(folder)
+        file = _open_lock(folder, option)
+        if file is None:
+            yield
+            return
+        _files.add(file)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(
-                f"another process is writing to {folder}; wait until it has finished, or choose another {option}"
-            ) from None
-        except OSError as error:  # a network mount without a lock service
-            logger.warning(
-                "%s cannot be locked (%s): make sure that no other process writes to it",
-                folder,
-                error.strerror,
-            )
-        yield
-    finally:
-        _files.discard(file)
-        file.close()  # a forked child has closed it
+            _take(file, folder, option)
+            if os.fstat(file.fileno()).st_nlink > 0:
+                yield
+                return
+        finally:  # another process has removed the file since it was opened
+            _files.discard(file)
+            file.close()  # a forked child has closed it
+
+
+def _take(file: io.FileIO, folder: AnyPath, option: str) -> None:
+    """Take the lock of an open file. Raises LockedError if another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockedError(
+            f"another process is writing to {folder}; wait until it has finished, or choose another {option}"
+        ) from None
+    except OSError as error:  # a network mount without a lock service
+        logger.warning(
+            "%s cannot be locked (%s): make sure that no other process writes to it",
+            folder,
+            error.strerror,
+        )
 
 
 @contextmanager

@@ -48,49 +48,49 @@ def evaluation_folder(against: str | None) -> str:
 
 
 def folder_of_evaluation(
-    run: Path, own: str, options: EvaluateOptions, inputs: Mapping[str, str] | None = None
+    run: Path, main: str, options: EvaluateOptions, inputs: Mapping[str, str] | None = None
 ) -> str:
     """Return the name of the folder of an evaluation of some splits and a frame, within its run's folder.
 
-    It is `own` for the first evaluation of the run. Those of the same network and passes on other splits, or of another
-    frame, are beside it, in <own>-on-<splits>[-<frame>].
+    It is `main` for the first evaluation of the run. Those of the same network and passes on other splits, or of another
+    frame, are beside it, in <main>-on-<splits>[-<frame>].
 
     inputs  fingerprints of the network, the store and the passes, None if they are known to be those of the first one
     """
-    path = run / own / CONFIG_NAME
-    if not (path.exists() and (run / own / METRICS_NAME).exists()):
-        return own
+    path = run / main / CONFIG_NAME
+    if not (path.exists() and (run / main / METRICS_NAME).exists()):
+        return main
     first = read_config(path, EvaluationRun)
     if _view_of(first) == (list(options.splits), options.frame):
-        return own
+        return main
     if inputs is not None and _inputs_of(first) != dict(inputs):
-        return own  # which is an error of open_run
+        return main  # which is an error of open_run
     frame = [] if options.frame == EvaluateOptions.frame else [options.frame]
     name = "-".join(["-and-".join(options.splits), *frame])
     if not re.fullmatch(r"[\w.-]{1,100}", name, re.ASCII):
         name = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return f"{own}{_ON}{name}"
+    return f"{main}{_ON}{name}"
 
 
-def evaluations_beside(run: Path, own: str) -> dict[str, dict[str, Any]]:
-    """Read the metrics of evaluations beside that in `own`, by split, or by <split>-<frame> for another frame.
+def evaluations_beside(run: Path, main: str) -> dict[str, dict[str, Any]]:
+    """Read the metrics of evaluations beside that in `main`, by split, or by <split>-<frame> for another frame.
 
-    A split that `own`, or an earlier one of them, has of the same frame is left out, and so is an evaluation of another
+    A split that `main`, or an earlier one of them, has of the same frame is left out, and so is an evaluation of another
     network or against other passes.
     """
-    path = run / own / CONFIG_NAME
+    path = run / main / CONFIG_NAME
     first = read_config(path, EvaluationRun) if path.exists() else {}
-    own_splits, own_frame = _view_of(first)
-    known = {(split, own_frame) for split in own_splits}
+    main_splits, main_frame = _view_of(first)
+    known = {(split, main_frame) for split in main_splits}
     found: dict[str, dict[str, Any]] = {}
-    for folder in sorted(path.parent for path in run.glob(f"{own}{_ON}*/{METRICS_NAME}")):
+    for folder in sorted(path.parent for path in run.glob(f"{main}{_ON}*/{METRICS_NAME}")):
         other = read_config(folder / CONFIG_NAME, EvaluationRun)
         frame = _view_of(other)[1]
         if _inputs_of(other) != _inputs_of(first):
             continue
         for split, metrics in read_results(folder)["splits"].items():
             if (split, frame) not in known:
-                found[split if frame == own_frame else f"{split}-{frame}"] = metrics
+                found[split if frame == main_frame else f"{split}-{frame}"] = metrics
                 known.add((split, frame))
     return found
 

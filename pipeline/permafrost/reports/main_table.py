@@ -292,11 +292,11 @@ def meanings(
     return [
         sentence
         for metric, same in by_metric.items()
-        if (sentence := _sentence(metric, same, chance) + _of_passes(metric, passes))
+        if (sentence := _sentence(metric, same, chance) + _agreement_sentence(metric, passes))
     ]
 
 
-def _of_passes(metric: str, passes: Mapping[str, Sequence[str]]) -> str:
+def _agreement_sentence(metric: str, passes: Mapping[str, Sequence[str]]) -> str:
     """Say with which of several passes each arm agrees."""
     if metric != "agreement" or len(passes) < 2:
         return ""
