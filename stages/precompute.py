@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,8 +78,20 @@ class PrecomputeResult:
     teacher_accuracy: dict[str, float] = field(default_factory=dict)
     """Accuracy of the teacher by split, if this call ran it on labeled records of its classes. A value far below what
     is known of the teacher shows wrong labels, options, normalization or frames."""
+    teacher_frame: str = ""
+    """Part of an image that the teacher received (teacher.frame), empty for a table and without a teacher."""
     records_per_second: str = ""
     next: str = ""
+
+    def printed(self) -> dict[str, Any]:
+        """Values for the terminal, the accuracy with its frame, as `teach` may have measured on another one."""
+        values = asdict(self)
+        frame = values.pop("teacher_frame")
+        of_frame = f" ({frame})" if frame else ""
+        return {
+            f"{name}{of_frame}" if name == "teacher_accuracy" else name: value
+            for name, value in values.items()
+        }
 
 
 def run(config: PrecomputeConfig) -> PrecomputeResult:
@@ -122,6 +134,9 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         teacher_records=annotated,
         passes="" if made is None else ", ".join(made.passes),
         teacher_accuracy={} if made is None else made.accuracy,
+        teacher_frame=""
+        if made is None or finished.is_table
+        else str(finished.open_pass(made.canonical).manifest.teacher["frame"]),
         records_per_second=f"{done / (time.monotonic() - started):,.0f}" if done else "",
         next=teach_command(finished, "my-teacher")
         if made is None

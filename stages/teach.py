@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import logging
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from permafrost.cli import main
 from permafrost.cluster.executors import TrainingProgress, run_training
@@ -29,7 +29,7 @@ from permafrost.core.progress import show_epochs
 from permafrost.core.signed_files import write_json
 from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
 from permafrost.models.resolve import resolve_teach
-from permafrost.models.saved import is_finished
+from permafrost.models.saved import is_finished, read_description
 from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
 from permafrost.store.reader import Store
 from permafrost.training.teach_job import Teaching, check_splits, fingerprint_inputs
@@ -52,8 +52,20 @@ class TeachResult:
     """F1 by split of evaluate.splits, empty if records have one label."""
     last_epoch: str = ""
     """Mean loss and training accuracy of the last epoch, if this call trained."""
+    frame: str = ""
+    """Part of an image on which they were measured (evaluate.frame), empty for a table."""
     records_per_second: str = ""
     next: str = ""
+
+    def printed(self) -> dict[str, Any]:
+        """Values for the terminal, the measured ones with their frame, as a pass may be of another one."""
+        values = asdict(self)
+        frame = values.pop("frame")
+        of_frame = f" ({frame})" if frame else ""
+        return {
+            f"{name}{of_frame}" if name in ("accuracy", "f1") else name: value
+            for name, value in values.items()
+        }
 
 
 def run(config: TeachConfig) -> TeachResult:
@@ -99,10 +111,18 @@ def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
         weights=weights,
         accuracy=accuracy,
         f1=f1,
+        frame=_evaluated_frame(config, store, folder),
         last_epoch=progress.last_line,
         records_per_second=progress.rate(folder),
         next=_next_command(config, weights),
     )
+
+
+def _evaluated_frame(config: TeachConfig, store: Store, folder: Path) -> str:
+    """Return what evaluate.frame means for the trained network."""
+    if store.is_table or config.evaluate.frame != "auto":
+        return "" if store.is_table else config.evaluate.frame
+    return "full" if read_description(folder).input_size == store.size else "center_crop"
 
 
 def _announce(config: TeachConfig, store: Store, folder: Path) -> None:

@@ -205,3 +205,20 @@ def test_the_method_of_a_pass_is_kept_beside_an_experiment(permafrost, packed, t
     assert "method=kd" in printed_next(printed)
     _, printed, _ = permafrost("precompute", *words, "annotate.payloads=[logits,map]")
     assert methods_of(printed_next(printed)) == []
+
+
+@pytest.mark.parametrize(("size", "frame"), [(16, "full"), (24, "center_crop")])
+def test_the_accuracies_of_a_teacher_name_their_frames(permafrost, packed, tmp_path, size, frame):
+    shutil.copytree(packed, tmp_path / "stores" / "tiny")
+    network = ["teacher=cifar", "teacher.name=resnet8", "teacher.width=4"]
+    quick = [f"teaching.{word}" for word in QUICK]
+
+    code, printed, errors = permafrost(
+        "teach", "store.path=stores/tiny", *network, *quick, f"teaching.augment.size={size}"
+    )
+    assert code == 0, errors
+    _, made = run_next(permafrost, printed)
+
+    assert f"\naccuracy ({frame}): " in printed
+    assert "\nteacher_accuracy (full): " in made
+    assert printed_next(made)[0] == "distill"

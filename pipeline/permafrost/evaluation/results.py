@@ -52,8 +52,8 @@ def folder_of_evaluation(
 ) -> str:
     """Return the name of the folder of an evaluation of some splits and a frame, within its run's folder.
 
-    It is `main` for the first evaluation of the run. Those of the same network and passes on other splits, or of another
-    frame, are beside it, in <main>-on-<splits>[-<frame>].
+    It is `main` for the first evaluation of the run. Those of the same network and passes on other splits, or of
+    another frame, are beside it, in <main>-on-<splits>[-<frame>].
 
     inputs  fingerprints of the network, the store and the passes, None if they are known to be those of the first one
     """
@@ -75,8 +75,8 @@ def folder_of_evaluation(
 def evaluations_beside(run: Path, main: str) -> dict[str, dict[str, Any]]:
     """Read the metrics of evaluations beside that in `main`, by split, or by <split>-<frame> for another frame.
 
-    A split that `main`, or an earlier one of them, has of the same frame is left out, and so is an evaluation of another
-    network or against other passes.
+    A split that `main`, or an earlier one of them, has of the same frame is left out, and so is an evaluation of
+    another network or against other passes.
     """
     path = run / main / CONFIG_NAME
     first = read_config(path, EvaluationRun) if path.exists() else {}
