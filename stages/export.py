@@ -4,7 +4,7 @@
     permafrost export store.path=stores/photos run=photos export.formats=[torch]
 
 Each program takes the pixels of decoded images and returns logits, or with export.output=pooled the features before the
-classifier. It is run once, and must give the network's output.
+classifier. It is run once, and must give the network's output up to 1e-4 of the largest one.
 
 Reads   runs/<run>/distill/, and the size of the frames of <store.path>
 Writes  student.onnx (needs the extra `onnx`) and student.pt2, or embedding.onnx and embedding.pt2, in

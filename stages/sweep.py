@@ -49,9 +49,10 @@ class SweepError(UserError, RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """Number of students, and number of students trained or evaluated by this call."""
+    """Number of students, and numbers of those that this call has trained, and has trained or evaluated."""
 
     students: int
+    trained_now: int
     finished_now: int
     table: str
     summary: str
@@ -102,6 +103,7 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
         )
     return SweepResult(
         students=len(students),
+        trained_now=len(runner.trained),
         finished_now=len(runner.done),
         table=str(table),
         summary="\n" + summary_table(config.run),

@@ -170,6 +170,18 @@ def test_a_mapping_that_is_a_value_stays_whole():
     assert words == ['arms={kd: ["method=kd"]}', "grid={method.tau: [1, 4]}"]
 
 
+def test_held_out_records_are_those_that_a_training_leaves_out(frozen):
+    opened = permafrost.open_store(frozen.store.path)
+
+    held_out = np.asarray(opened.select("holdout", holdout=1).rows)
+
+    every, kept = (np.asarray(opened.select("train", holdout=n).rows) for n in (0, 1))
+    assert len(held_out) > 0
+    assert sorted([*kept, *held_out]) == sorted(every)
+    with pytest.raises(ConfigError, match=r"select\('holdout', holdout=10\)"):
+        opened.select("holdout")
+
+
 def test_a_name_that_no_section_or_several_have_is_an_error_that_says_so():
     with pytest.raises(ConfigError, match=r"distill\(temperature=\.\.\.\): .* no option"):
         words_of_options("distill", [], {"temperature": 4})

@@ -26,7 +26,12 @@ from permafrost.config.keywords import words_of_options
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError, require
 from permafrost.loading.selected_records import SelectedRecords
-from permafrost.loading.subset import members_of_classes, select_training_rows
+from permafrost.loading.subset import (
+    HOLDOUT,
+    members_of_classes,
+    select_holdout_rows,
+    select_training_rows,
+)
 from permafrost.store.codecs import decode_unit
 from permafrost.store.reader import Store
 
@@ -64,6 +69,7 @@ class OpenStore(Store):
     ) -> SelectedRecords:
         """Select records of a split, as `distill` does with the options of `subset`.
 
+        split    "holdout" selects the records that the same options hold out of train, unless a split is called so
         shots    number of records of each class; None selects all
         holdout  number of records of each class that are held out first
         seed     of the selection, `subset.seed`
@@ -74,7 +80,15 @@ class OpenStore(Store):
         Raises ConfigError for splits, classes and keys that the store does not have.
         """
         subset = SubsetOptions(shots=shots, holdout=holdout, seed=seed, rule=rule)
-        rows = select_training_rows(self.index, split, subset)
+        if split == HOLDOUT and HOLDOUT not in self.shards.splits:
+            require(
+                holdout > 0,
+                "select('holdout') needs the number of records of each class that are held out, as in "
+                "select('holdout', holdout=10)",
+            )
+            rows: Rows = select_holdout_rows(self.index, "train", subset)
+        else:
+            rows = select_training_rows(self.index, split, subset)
         if classes:
             rows = _rows_of_classes(self, rows, classes)
         if keys is not None:

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.record_loader import ViewBatch, _Message
+from stages import precompute
 from tests.support.processes import environment, fork_server
 
 
@@ -51,6 +53,31 @@ def test_each_iteration_is_a_new_epoch_that_set_epoch_repeats(store):
 
     assert first != second
     assert [batch.keys for batch in loader] == first
+
+
+def test_a_loop_over_images_goes_on_when_the_store_gets_a_second_pass(own):
+    records = open_store(own.store.path).select("test")
+    before = next(iter(RecordLoader(records, batch_size=4)))
+    teacher = replace(own.config.teacher, weights="random", sha256=None)
+    precompute.run(
+        replace(
+            own.config, store=replace(own.config.store, path=str(own.store.path)), teacher=teacher
+        )
+    )
+
+    batch = next(iter(RecordLoader(records, batch_size=4)))
+
+    names = [folder.name for folder in own.store.pass_folders()]
+    assert len(names) == 2
+    assert torch.equal(batch.images, before.images)
+    assert torch.equal(batch.labels, before.labels)
+    for read in (lambda: batch.logits, lambda: batch.maps, batch.targets):
+        with pytest.raises(ConfigError, match=rf"several .* teacher=, of: {names[0]}, {names[1]}"):
+            read()
+    named = next(iter(RecordLoader(records, batch_size=4, teacher=before._first.teacher)))
+    assert torch.equal(named.logits, before.logits)
+    with pytest.raises(UserError, match="several"):
+        RecordLoader(records, payload="attention")
 
 
 def test_maps_without_a_grid_are_on_their_own(store):

@@ -428,9 +428,9 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
     again = sweep.run(config, base)
     more = sweep.run(replace(config, seeds=(3, 4, 5)), base)
 
-    assert (first.students, first.finished_now) == (4, 4)
-    assert (again.students, again.finished_now) == (4, 0)
-    assert (more.students, more.finished_now) == (6, 2)
+    assert (first.students, first.trained_now, first.finished_now) == (4, 4, 4)
+    assert (again.students, again.trained_now, again.finished_now) == (4, 0, 0)
+    assert (more.students, more.trained_now, more.finished_now) == (6, 2, 2)
     result = report.run(
         ReportConfig(
             store=StoreOptions(path=str(frozen.store.path)),

@@ -210,7 +210,7 @@ def test_where_lower_is_better_the_lowest_is_chosen(frozen, evaluations):
 
 
 def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
-    frozen, evaluations, monkeypatch
+    frozen, evaluations, monkeypatch, caplog
 ):
     base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
     evaluator, left = students.evaluate, [3]
@@ -228,7 +228,16 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
     assert len(evaluations) == 3
 
     # Of the three students that were evaluated before, two are chosen and now evaluated on test.
-    assert run_sweep(base).finished_now == 8 - 3 + 2
+    caplog.set_level("INFO", "permafrost.sweep")
+    result = run_sweep(base)
+    assert result.finished_now == 8 - 3 + 2
+    lines = [record.getMessage() for record in caplog.records]
+    phases = [line.partition(",")[0] for line in lines if "students to evaluate" in line]
+    assert phases == [
+        "5 of 8 students to evaluate on holdout",
+        "4 of 4 students to evaluate on test",
+    ]
+    assert any("evaluated on test (4 of 4)" in line for line in lines)
     assert run_sweep(base).finished_now == 0
     assert len(evaluations) == len(set(evaluations)) == 8 + 4
 

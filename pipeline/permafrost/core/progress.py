@@ -25,32 +25,38 @@ class ProgressLines:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
-        self.started = self.last_line = time.monotonic()
+        self.last_line = time.monotonic()
         self.postfix = ""
+        self._first: tuple[float, int] | None = None
+        """Time and count of the first update, before which work may have started up."""
 
     def update(self, count: int) -> None:
         """Add `count` finished units."""
         self.done += count
-        if time.monotonic() - self.last_line >= SECONDS_PER_LINE:
-            self.last_line = time.monotonic()
+        now = time.monotonic()
+        if now - self.last_line >= SECONDS_PER_LINE:
+            self.last_line = now
             logger.info(
-                "%s: %d/%d %ss, about %s left %s",
+                "%s: %d/%d %ss%s %s",
                 self.title,
                 self.done,
                 self.total,
                 self.unit,
-                self._time_left(),
+                self._time_left(now),
                 self.postfix,
             )
+        self._first = self._first or (now, self.done)
 
-    def _time_left(self) -> str:
-        """Estimate the time that the remaining units take, in words."""
-        done = max(self.done, 1)
-        seconds = (time.monotonic() - self.started) * max(self.total - done, 0) / done
+    def _time_left(self, now: float) -> str:
+        """Estimate the time that the remaining units take, in words, from all updates but the first."""
+        if self._first is None or self.done <= self._first[1]:
+            return ""
+        rate = (now - self._first[0]) / (self.done - self._first[1])
+        seconds = rate * max(self.total - self.done, 0)
         for unit, length in (("h", 3600), ("min", 60)):
             if seconds >= 2 * length:
-                return f"{seconds / length:.0f} {unit}"
-        return f"{seconds:.0f} s"
+                return f", about {seconds / length:.0f} {unit} left"
+        return f", about {seconds:.0f} s left"
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """Set the text that is logged after the count."""

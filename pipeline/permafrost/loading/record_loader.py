@@ -53,6 +53,8 @@ class ViewBatch:
     """The stored frames, targets and matrices of the views."""
     size: tuple[int, int]
     """Height and width of the images."""
+    unread: tuple[str, ...] = ()
+    """Names of several passes of which the loader reads none, because none was named."""
 
     def __len__(self) -> int:
         return len(self.stored.keys)
@@ -76,7 +78,14 @@ class ViewBatch:
         """Return the targets of each teacher pass: logits f32 [B, K], maps f32 [B, E, A, h, w], moved like the images.
 
         grid  (h, w) of the maps, such as that of the student's features; None is the grid on which they are stored
+
+        Raises ConfigError if the store has several passes, and the loader was told none.
         """
+        if self.unread:
+            raise ConfigError(
+                "the store has several teacher passes; name one or more of them with teacher=, of: "
+                + ", ".join(self.unread)
+            )
         if grid is not None:
             return view_targets(self.stored, grid)
         own = [t.maps.shape[-2:] if t.maps is not None else (1, 1) for t in self.stored.targets]
@@ -87,7 +96,7 @@ class ViewBatch:
 
     @cached_property
     def _first(self) -> Targets:
-        if not self.stored.targets:
+        if not self.stored.targets and not self.unread:
             raise ConfigError("the batch has no targets; name a pass of the store with teacher=")
         return self.targets()[0]
 
@@ -146,7 +155,8 @@ class RecordLoader(DataLoader[ViewBatch]):
         """Configure the loader.
 
         records         of `OpenStore.select`
-        teacher         names of passes whose targets are read; None for the only pass of the store, () for none
+        teacher         names of passes whose targets are read; None for the only pass of the store, () for none. If the
+                        store has several, None reads images and labels, and targets are an error
         augment         random views (`permafrost.augmentation`); None shows whole frames
         replay          True replays the views that a pass stores, instead of drawing new ones
         payload         payload to read besides logits and maps, such as "attention" or "class_maps"
@@ -184,6 +194,9 @@ class RecordLoader(DataLoader[ViewBatch]):
         drawn = {"sampler", "batch_sampler"} & options.keys()
         require(not (replay and drawn), "replay=True draws the order itself; leave out the sampler")
         names = (teacher,) if isinstance(teacher, str) else teacher
+        self._unread: tuple[str, ...] = ()
+        if names is None and payload is None and not replay and len(store.pass_folders()) > 1:
+            names, self._unread = (), tuple(folder.name for folder in store.pass_folders())
         passes = [] if names == () else store.open_passes(tuple(names or ()), stored_views=replay)
         require(bool(passes) or not replay, "replay=True needs a pass of stored views; name it")
         dataset = StoreDataset(
@@ -247,7 +260,7 @@ class RecordLoader(DataLoader[ViewBatch]):
                 changes = self._pixels.draw(epoch, step, start, len(batch.keys))
                 batch = replace(batch, pixel_augment=changes)
             start += len(batch.keys)
-            yield ViewBatch(batch, self.size)
+            yield ViewBatch(batch, self.size, self._unread)
 
     def _messages(self) -> Iterator[_Message]:
         try:

@@ -128,6 +128,8 @@ class StudentRunner:
         self.build_task = build_task
         self.done: set[str] = set()
         """Names of the students that were trained or evaluated by this runner."""
+        self.trained: set[str] = set()
+        """Those of them that were trained."""
         self.errors: list[str] = []
 
     def finish(self, runs: Sequence[StudentRun]) -> None:
@@ -135,6 +137,15 @@ class StudentRunner:
         missing = {run.name: run for run in runs if not run.is_done}
         if not missing:
             return
+        untrained = {name for name, run in missing.items() if run.epochs}
+        splits = ", ".join(next(iter(missing.values())).evaluate.evaluate.splits)
+        logger.info(
+            "%d of %d students to evaluate on %s, of which %d to train",
+            len(missing),
+            len(runs),
+            splits,
+            len(untrained),
+        )
         total = sum(run.epochs for run in missing.values())
         finished = 0
         with progress("sweep", total=total, unit="epoch") as bar:
@@ -158,7 +169,10 @@ class StudentRunner:
                     continue
                 finished += 1
                 self.done.add(outcome.name)
-                logger.info("%s finished (%d of %d)", outcome.name, finished, len(missing))
+                self.trained |= {outcome.name} & untrained
+                logger.info(
+                    "%s evaluated on %s (%d of %d)", outcome.name, splits, finished, len(missing)
+                )
 
 
 def _invisible(run: StudentRun) -> str:
