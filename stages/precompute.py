@@ -118,9 +118,9 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
                 from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
                 store = Store(path)
-                made = annotate_passes(
-                    resolve_precompute(config, store), store, executors.open(records)
-                )
+                resolved = resolve_precompute(config, store)
+                _warn_of_aliasing(resolved, store)
+                made = annotate_passes(resolved, store, executors.open(records))
     annotated = 0 if made is None else made.forward_passes
     done = packed + annotated
     finished = Store(config.store.folder)  # with its path as it was typed
@@ -172,6 +172,23 @@ def _suggest_frames(store: Store) -> None:
             width,
             height,
         )
+
+
+def _warn_of_aliasing(config: PrecomputeConfig, store: Store) -> None:
+    """Warn of a teacher whose images are much smaller than their frames, of which it then sees some pixels only."""
+    from permafrost.models.providers import teacher_input_size  # imports torch
+
+    side = None if isinstance(config.teacher, NoModelConfig) else teacher_input_size(config.teacher)
+    if store.is_table or side is None or max(store.size) <= _MANY_TIMES * side:
+        return
+    logger.warning(
+        "the teacher receives frames of %dx%d at %dx%d, resized bilinearly and without antialiasing; if its accuracy "
+        "is lower than you know it, pack a store with store.image_size=%d",
+        *store.size,
+        side,
+        side,
+        side,
+    )
 
 
 def _check_has_records(config: PrecomputeConfig, path: RootedPath) -> None:

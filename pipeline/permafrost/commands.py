@@ -215,8 +215,8 @@ def _only_packs(values: dict[str, Any]) -> bool:
 
 def _makes(values: dict[str, Any], teacher: TeacherPass) -> bool:
     """Return whether options of precompute are those of a pass, by the pass's fingerprint."""
+    from permafrost.annotation.pass_plan import plan_pass
     from permafrost.annotation.stored_views import plan_stored_views
-    from permafrost.annotation.teacher_pass import plan_pass
 
     if _only_packs(values):
         return False

@@ -14,7 +14,7 @@ from permafrost.cli import _print_result, main
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.methods import E2KDConfig
+from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.runs import RUNS, read_cost
@@ -340,6 +340,30 @@ def test_a_view_of_half_the_frame_is_known_to_alias():
 
     assert worst_downscale(views, (8, 8), torch.ones(9)) == pytest.approx(2)
     assert worst_downscale(views, (16, 16), torch.ones(9)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("size", "warns"), [(None, False), (32, False), (40, True)])
+def test_views_far_above_the_frame_are_a_warning(frozen, caplog, size, warns):
+    augment = replace(PAD_CROP, size=size)
+    trainer = replace(TRAINER, epochs=1)
+
+    distill.run(distill_config(frozen, method=KDConfig(), augment=augment, trainer=trainer))
+
+    text = "augment.size=40 enlarges frames of 16x16 by a factor of 2.5, and a step costs about 6 times"
+    assert (text in caplog.text) == warns
+
+
+@pytest.mark.parametrize(("size", "warns"), [(8, False), (7, True)])
+def test_a_teacher_far_below_the_frame_is_a_warning(tmp_path, tiny_teacher, caplog, size, warns):
+    annotate = PassOptions(batch_size=8, payloads=("logits",))
+    teacher = replace(tiny_teacher, input_size=size)
+
+    precompute.run(precompute_config(tmp_path / "store", teacher, annotate=annotate))
+
+    text = (
+        "the teacher receives frames of 16x16 at 7x7, resized bilinearly and without antialiasing"
+    )
+    assert (text in caplog.text) == warns
 
 
 # ---- evaluate, sweep, report ---------------------------------------------------------------------

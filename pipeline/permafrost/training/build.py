@@ -41,6 +41,8 @@ logger = logging.getLogger("permafrost.training")
 
 MAX_DOWNSCALE = 1.2
 """Maximum number of frame pixels per view pixel, above which bilinear sampling aliases."""
+MAX_UPSCALE = 2
+"""Maximum number of view pixels per frame pixel, above which most of the work is on pixels that say nothing new."""
 _MEASURED_VIEWS = 256
 """Views that are looked at for the warning of aliasing."""
 
@@ -214,6 +216,15 @@ def _build_views(plan: TrainingSpec) -> ViewSchedule:
             *views.size,
             worst,
             MAX_DOWNSCALE,
+        )
+    if min(plan.input_size) > MAX_UPSCALE * max(views.size):
+        logger.warning(
+            "augment.size=%d enlarges frames of %dx%d by a factor of %.1f, and a step costs about %.0f times as much; "
+            "leave augment.size at null, unless the network needs images of that size",
+            plan.input_size[0],
+            *views.size,
+            min(plan.input_size) / max(views.size),
+            (min(plan.input_size) / max(views.size)) ** 2,
         )
     return views
 
