@@ -293,6 +293,18 @@ def test_what_cannot_be_explained_is_one_sentence(name):
         permafrost.explain(network, torch.rand(2, 3, 64, 64), layer=layer)
 
 
+def test_a_network_that_returns_a_tuple_in_training_is_refused_there():
+    class Auxiliary(Network):
+        def forward(self, images):
+            logits = super().forward(images)
+            return (logits, logits) if self.training else logits
+
+    model = ModuleClassifier(Auxiliary(relu_in_place, conv=conv()), "layers.conv")
+    model.eval()(torch.rand(2, 3, 16, 12))
+    with pytest.raises(ConfigError, match=r"logits \[B, K\]; in training it returns tuple"):
+        model.train()(torch.rand(2, 3, 16, 12))
+
+
 def test_a_scripted_network_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

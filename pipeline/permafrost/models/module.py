@@ -165,6 +165,12 @@ class ModuleClassifier(Classifier):
 
     def _to_logits(self, outputs: Tensor) -> Tensor:
         """Return logits whose softmax the outputs are: their logarithms, which differ from others by a constant."""
+        name = type(self.inner).__name__
+        require(
+            isinstance(outputs, Tensor) and outputs.ndim == 2,
+            f"{name} must return logits [B, K]; {'in training ' if self.training else ''}it returns "
+            f"{_described(outputs)}. Wrap it in a module that returns them",
+        )
         if self.outputs == "probabilities":
             return to_float32(outputs).clamp(min=_SMALLEST_PROBABILITY).log()
         return outputs
@@ -209,7 +215,7 @@ class ModuleClassifier(Classifier):
                 self._is_channels_last = self._layout(output, examples) == "last"
                 _, copied = self._run(examples)
                 require(
-                    nearly_equal(copied, self._to_logits(logits), _SAME_LOGITS),
+                    nearly_equal(copied, logits, _SAME_LOGITS),
                     f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it "
                     "is random in eval mode, or changes the tensor that this layer returns in another place; name "
                     "another layer",
@@ -250,12 +256,7 @@ class ModuleClassifier(Classifier):
             f"{name} returns {_described(output)} instead of features [B, C, h, w] or [B, h, w, C]; name a layer whose "
             "output is a grid",
         )
-        require(
-            isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(images),
-            f"{type(self.inner).__name__} must return logits [B, K]; it returns {_described(logits)}. Wrap it in a "
-            "module that returns them",
-        )
-        return output, logits
+        return output, self._to_logits(logits)
 
     def _layout(self, output: Tensor, images: Tensor) -> str:
         """Return the place of the channels in the layer's output for these images: "first" or "last"."""
