@@ -353,15 +353,16 @@ def test_views_far_above_the_frame_are_a_warning(frozen, caplog, size, warns):
     assert (text in caplog.text) == warns
 
 
-@pytest.mark.parametrize(("size", "warns"), [(8, False), (7, True)])
-def test_a_teacher_far_below_the_frame_is_a_warning(tmp_path, tiny_teacher, caplog, size, warns):
+@pytest.mark.parametrize(("side", "warns"), [(16, False), (18, True)])
+def test_a_teacher_far_below_the_frame_is_a_warning(tmp_path, tiny_teacher, caplog, side, warns):
     annotate = PassOptions(batch_size=8, payloads=("logits",))
-    teacher = replace(tiny_teacher, input_size=size)
+    teacher = replace(tiny_teacher, input_size=8)
+    path = tmp_path / "store"
 
-    precompute.run(precompute_config(tmp_path / "store", teacher, annotate=annotate))
+    precompute.run(precompute_config(path, teacher, annotate=annotate, image_size=side))
 
     text = (
-        "the teacher receives frames of 16x16 at 7x7, resized bilinearly and without antialiasing"
+        "the teacher receives frames of 18x18 at 8x8, resized bilinearly and without antialiasing"
     )
     assert (text in caplog.text) == warns
 
