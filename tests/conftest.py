@@ -157,7 +157,8 @@ def own(frozen, tmp_path):
     from tests.support.runs import save_student
 
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
-    copied = replace(frozen, store=Store(store))
+    config = replace(frozen.config, store=replace(frozen.config.store, path=str(store)))
+    copied = replace(frozen, store=Store(store), config=config)
     save_student(copied, "one")
     save_student(copied, "two", seed=6)
     return copied

@@ -200,7 +200,7 @@ def test_a_file_that_the_disk_has_no_room_for_is_named_and_the_rest_stays(world)
 
     assert code == 1
     assert "no room to write" in errors
-    assert str(world / "full" / "images") in errors
+    assert "full/images/train-000000.tar" in errors
     assert "Traceback" not in errors
     assert not list((world / "full").rglob("*.partial"))
     assert not (world / "full" / "manifest.json").exists()
@@ -217,7 +217,7 @@ def test_a_second_writer_is_turned_away_and_harms_nothing(world):
     process.send_signal(signal.SIGCONT)
 
     assert code == 1
-    assert f"another process is writing to {world / 'shared'}" in errors
+    assert "another process is writing to shared" in errors
     assert process.wait() == 0
     assert_same_store(world, "shared")
 

@@ -485,9 +485,9 @@ def test_a_forked_process_raises_an_error_where_its_requests_would_hang(stores):
     child.join()
 
 
-def test_without_the_package_one_line_names_the_extra(monkeypatch):
+def test_without_the_package_one_line_names_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
-    with pytest.raises(ConfigError, match=r"permafrost\[cloud\]"):
+    with pytest.raises(ConfigError, match="pip install obstore"):
         buckets.connect("s3://bucket")
 
 

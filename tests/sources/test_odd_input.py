@@ -273,9 +273,7 @@ def test_published_weights_get_their_exact_name_and_others_are_refused():
 
 
 @pytest.mark.parametrize("shard_size", [16, 64])
-def test_a_teacher_of_constant_logits_is_refused(
-    tmp_path, tiny_teacher, shard_size
-):
+def test_a_teacher_of_constant_logits_is_refused(tmp_path, tiny_teacher, shard_size):
     state = build_model(replace(SMALL, weights=tiny_teacher.weights), 10).state_dict()
     head = [name for name in state if state[name].shape[:1] == (10,)]
     state[next(name for name in head if state[name].ndim == 2)].zero_()
