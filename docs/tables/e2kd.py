@@ -283,7 +283,7 @@ def _candidates() -> str:
     tried = results_of(EQUAL_TERMS)["search"]
     rows: Rows = []
     for method, (label, option) in names.items():
-        for tau in (1, 4):
+        for tau in sorted({row["tau"] for row in tried if row["method"] == method}):
             found = sorted(
                 (row[option], row["holdout_accuracy"])
                 for row in tried
