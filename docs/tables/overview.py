@@ -76,17 +76,6 @@ def readme_results() -> str:
             "5 seeds",
         ),
     ]
-    comparisons += [
-        (text, runs_of(_EQUAL, candidate), runs_of(_EQUAL, baseline), "accuracy", "5 seeds")
-        for text, candidate, baseline in (
-            ("e2KD minus KD there, tau = 1 and not the searched 4", "e2kd_logits", "kd_logits"),
-            (
-                "ReviewKD (live) minus e2KD with one map there, both with labels and logits",
-                "review_kd_both",
-                "e2kd_both",
-            ),
-        )
-    ]
     comparisons.append(
         (
             f"frozen minus live e2KD, {_TERMS}",
