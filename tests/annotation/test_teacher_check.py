@@ -41,8 +41,8 @@ def checked(logits, labels=None, classes=NAMES, outputs="logits", **others):
     if labels is None:
         labels = np.full(len(logits), NO_LABEL)
     described = describe_outputs(np.asarray(logits, float), torch.as_tensor(labels), len(classes))
-    check = TeacherCheck(**described, **others)
-    require_sound(check, outputs=outputs, classes=classes, has_many_labels=False)
+    check = TeacherCheck(**described, outputs=outputs, **others)
+    require_sound(check, classes)
     return check
 
 
@@ -341,6 +341,4 @@ def test_classes_in_another_order_are_refused(tmp_path, frozen, tiny_teacher):
     values = {**report, "labels": moved["predicted"], "grid": (4, 4), "input_size": (16, 16)}
     if len(set(report["predicted"])) > 1:
         with pytest.raises(TeacherError, match=r"shifted by -1"):
-            require_sound(
-                TeacherCheck(**values), outputs="logits", classes=NAMES, has_many_labels=False
-            )
+            require_sound(TeacherCheck(**values), NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from dataclasses import replace
 
 import pytest
@@ -507,8 +508,9 @@ def test_a_student_is_warned_once_before_its_training(store, caplog):
     crop = AugmentOptions(operations=(OperationConfig(kind="resized_crop", scale=(0.25, 1.0)),))
     options = {"method": FeaturesConfig(), "trainer": replace(TRAINER, epochs=1)}
 
-    distill.run(distill_config(store, augment=crop, **options))
-    distill.run(distill_config(store, run="other", **options))
+    with caplog.at_level(logging.WARNING):
+        distill.run(distill_config(store, augment=crop, **options))
+        distill.run(distill_config(store, run="other", **options))
 
     (said,) = [r.message for r in caplog.records if "approximate in these views" in r.message]
     assert "crops of 25% to 100%" in said

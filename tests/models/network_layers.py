@@ -9,6 +9,7 @@ are differentiated as in a student's step, and the network is exported in both f
 network_layers.results.json after each network.
 """
 
+import contextlib
 import gc
 import json
 import re
@@ -92,13 +93,10 @@ def has_channels_last(network, layer):
         return True
     shapes = []
     handle = module.register_forward_hook(lambda m, i, output: shapes.append(output.shape))
-    try:
-        with torch.no_grad():
-            network(torch.rand(1, 3, SIDE, SIDE * 3 // 2))
-    except Exception:  # a network of one size; the layer itself may have run
-        pass
-    finally:
-        handle.remove()
+    # The layer itself may have run in a network of one size.
+    with contextlib.suppress(Exception), torch.no_grad():
+        network(torch.rand(1, 3, SIDE, SIDE * 3 // 2))
+    handle.remove()
     shape = shapes[0] if shapes else (1, 1, 1, 1)
     fits = [2 * columns == 3 * rows for rows, columns in (shape[2:4], shape[1:3])]
     return fits[1] if sum(fits) == 1 else None
@@ -160,10 +158,10 @@ _REASONS = {
 
 
 def reason_of(message):
-    for pattern, reason in _REASONS.items():
-        if re.search(pattern, message):
-            return reason if reason != "cannot be run" else f"cannot be run: {message[-200:]}"
-    return message[:200]
+    return next(
+        (reason for pattern, reason in _REASONS.items() if re.search(pattern, message)),
+        message[:200],
+    )
 
 
 def check_step(network, layer, images):

@@ -10,13 +10,12 @@ import pytest
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.runs import RUNS
+from permafrost.config.runs import PASSES_NAME, RUNS
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.models.saved import read_description
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
-from permafrost.store.run_passes import PASSES_NAME
 from permafrost.training import loop
 from stages import distill, evaluate, precompute
 from tests.support.kills import killed_at

@@ -129,6 +129,11 @@ class PassPlan:
         return cast("LogitsDtype", self.description.get("logits_dtype", "float16"))
 
     @property
+    def is_begun(self) -> bool:
+        """True if a shard was finished in an earlier call."""
+        return len(self.missing) < len(self.shards) or not needs_publishing(self.folder)
+
+    @property
     def is_unfinished(self) -> bool:
         """True if shards or the manifest are missing."""
         return bool(self.missing) or needs_publishing(self.folder)
@@ -182,30 +187,28 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     )
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
     check_weights(config.teacher, "teacher", store.manifest.classes)
-    description = describe_pass(
-        store.manifest,
-        describe_teacher(config.teacher, num_classes, reads_head=config.annotate.reads_head),
-        explainer,
-        config.annotate,
-        config.store.backend,
-        views,
-        _described_network(config, config.teacher, num_classes),
-    )
-    if FEATURES in config.annotate.payloads and config.annotate.features_channels is not None:
-        description["projection"] = {"split": config.split, "records": PROJECTION_RECORDS}
+    teacher = describe_teacher(config.teacher, num_classes, reads_head=config.annotate.reads_head)
+    network = _described_network(config, config.teacher, num_classes)
     name = escape_key(config.annotate.name or config.teacher.name)
     plans = []
     for options in _alternatives(config.annotate):
-        dtype = pass_precision(options, explainer)
-        described = description | {"teacher": description["teacher"] | {"dtype": dtype}}
-        if "logits_dtype" in options.read_by("logits") and options.reads_head:
-            described["logits_dtype"] = options.logits_dtype
+        described = describe_pass(
+            store.manifest,
+            teacher | {"dtype": pass_precision(options, explainer)},
+            explainer,
+            options,
+            config.store.backend,
+            views,
+            network,
+        )
+        if FEATURES in options.payloads and options.features_channels is not None:
+            described["projection"] = {"split": config.split, "records": PROJECTION_RECORDS}
         fingerprint = fingerprint_pass(described)
         # A pass keeps the name that it was given when it was begun.
         folders = list_folder(store.folder / TEACHERS_FOLDER, f"*-{fingerprint[:SHORT]}")
         plans.append((described, fingerprint, folders))
     # A call that failed before its first shard may have left a folder of another alternative.
-    begun = (plan for plan in plans if plan[2] and has_shards(plan[2][0]))
+    begun = (plan for plan in plans if plan[2] and _has_shards(plan[2][0]))
     description, fingerprint, folders = next(begun, plans[0])
     new = store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
     folder = folders[0] if folders else new
@@ -233,7 +236,7 @@ def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
             yield replace(options, precision=precision, logits_dtype=dtype)
 
 
-def has_shards(folder: RootedPath) -> bool:
+def _has_shards(folder: RootedPath) -> bool:
     """Return whether a shard of the pass was finished in an earlier call."""
     return exists(folder / MANIFEST_NAME) or bool(list_folder(folder / RECEIPTS_FOLDER))
 

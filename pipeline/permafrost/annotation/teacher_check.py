@@ -57,6 +57,8 @@ class TeacherCheck:
     """Description of a teacher's outputs and maps for a sample of records."""
 
     records: int
+    outputs: str
+    """Value of teacher.outputs, from which the network's outputs were converted."""
     form: str
     """"logits", or "probabilities" or "log_probabilities" if all rows are such."""
     is_constant: bool
@@ -123,6 +125,7 @@ class CheckTeacher(SampleTask):
         described = describe_outputs(np.concatenate(logits), torch.cat(labels), self.num_classes)
         check = TeacherCheck(
             **described,
+            outputs=annotator.model.outputs,
             maps=count,
             constant_maps=constant,
             grid=grid,
@@ -188,36 +191,31 @@ def needs_float32(check: TeacherCheck) -> str:
     return ""
 
 
-def require_sound(
-    check: TeacherCheck, *, outputs: str, classes: Sequence[str], has_many_labels: bool
-) -> None:
+def require_sound(check: TeacherCheck, classes: Sequence[str]) -> None:
     """Log what is doubtful in a teacher's outputs, and refuse what is wrong.
 
-    outputs          the option of the teacher
-    classes          names of the data's classes
-    has_many_labels  whether a record has several labels
+    classes  names of the data's classes
 
     Raises:
         ConstantLogitsError: The same outputs for all records.
-        TeacherError: Outputs that are not what `outputs` says, labels of another order of classes, constant maps.
+        TeacherError: Outputs that are not what teacher.outputs says, labels of another order of classes, constant maps.
     """
     if check.is_constant and check.records >= _FEWEST_RECORDS:
         raise ConstantLogitsError(CONSTANT_LOGITS)
-    for message in _errors(check, outputs, classes):
+    for message in _errors(check, classes):
         raise TeacherError(message)
     if check.is_within_unit and check.form == "logits" and check.records >= _FEWEST_RECORDS:
-        sigmoid = "probabilities of single classes (remove the sigmoid)" if has_many_labels else ""
         logger.warning(
-            "all outputs of the teacher are between 0 and 1: they are %sno logits, unless the network has a scale that "
-            "makes them so small",
-            f"{sigmoid} and " if sigmoid else "",
+            "all outputs of the teacher are between 0 and 1, which logits rarely are: remove the sigmoid at its end, "
+            "if it has one"
         )
     below = _below_chance(check)
     if below:
         logger.warning("%s", below)
 
 
-def _errors(check: TeacherCheck, outputs: str, classes: Sequence[str]) -> Iterator[str]:
+def _errors(check: TeacherCheck, classes: Sequence[str]) -> Iterator[str]:
+    outputs = check.outputs
     if outputs == "logits" and check.form != "logits":
         layer = "softmax" if check.form == "probabilities" else "log_softmax"
         yield (

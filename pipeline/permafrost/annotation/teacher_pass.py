@@ -18,7 +18,7 @@ from permafrost.annotation.moved_features import (
     describe_moved_features,
     measure_moved_features,
 )
-from permafrost.annotation.pass_plan import PassPlan, has_shards, options_for, plan_pass
+from permafrost.annotation.pass_plan import PassPlan, options_for, plan_pass
 from permafrost.annotation.precision import (
     ComparePrecision,
     PrecisionError,
@@ -118,18 +118,12 @@ def _settle_logits(
     Raises TeacherError for outputs that cannot be what the options say.
     """
     dtype = config.annotate.logits_dtype
-    if has_shards(plan.folder):
+    if plan.is_begun:
         dtype = plan.logits_dtype if dtype == "auto" else dtype
     elif config.annotate.reads_head:
         check = check_teacher(map_shards, _sample_task(CheckTeacher, plan, config), plan.shards)
         if check is not None:
-            manifest = plan.store.manifest
-            require_sound(
-                check,
-                outputs=getattr(plan.teacher, "outputs", "logits"),
-                classes=manifest.classes,
-                has_many_labels=manifest.multi_label,
-            )
+            require_sound(check, plan.store.manifest.classes)
         reason = "" if check is None else needs_float32(check)
         if reason and dtype == "auto":
             logger.info("annotate.logits_dtype=auto: float32, because %s", reason)
@@ -153,7 +147,7 @@ def _settle_precision(
     """
     asked = config.annotate.precision
     precision = asked
-    if asked == "auto" and has_shards(plan.folder):
+    if asked == "auto" and plan.is_begun:
         precision = plan.precision
         logger.info("annotate.precision=auto: %s, as in %s", precision, plan.folder)
     lower = replace(config.annotate, precision="bfloat16")

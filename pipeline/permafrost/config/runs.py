@@ -37,7 +37,7 @@ RUNS = Path("runs")
 """Folder of all runs that are not in a bucket."""
 STUDENTS = "students"
 """Folder of a sweep's students below that of its run."""
-_PASSES_NAME = "passes.json"
+PASSES_NAME = "passes.json"
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
 CONFIG_NAME = "config.yaml"
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -104,7 +104,7 @@ def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
     folder = run_folder(run)
     parents = [path for path in (folder, *folder.parents) if path.exists()]
     before = set(_files_of(folder))
-    passes = folder / _PASSES_NAME
+    passes = folder / PASSES_NAME
     named = passes.read_bytes() if passes.exists() else None
     try:
         yield
@@ -132,7 +132,7 @@ def _is_preparation(path: Path, folder: Path, command: list[str]) -> bool:
     """Return whether a file was written before anything was computed, one of options by this command."""
     if path.parent == folder and path.suffix == ".yaml":
         return bool(read_yaml(path, "").get("command") == command)
-    return path.name in (CONFIG_NAME, LOCK_NAME, _PASSES_NAME)
+    return path.name in (CONFIG_NAME, LOCK_NAME, PASSES_NAME)
 
 
 def _remove_prepared(folder: Path, made: Sequence[Path], existing: Sequence[Path]) -> None:

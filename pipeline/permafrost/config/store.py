@@ -220,10 +220,9 @@ class PassOptions(OpenOptions):
 
     def read_by(self, payload: str) -> tuple[str, ...]:
         """Return the names of the options that a payload reads."""
-        if payload == "logits" and self.logits == "all":
-            return ("logits_dtype",) if self.logits_dtype == "float32" else ()
         unset = {"features_channels"} if self.features_channels is None else set()
         unset |= {"logits_dtype"} if self.logits_dtype != "float32" else set()
+        unset |= {"k", "temperatures", "logits"} if self.logits == "all" else set()
         return tuple(name for name in PAYLOADS[payload].read_options if name not in unset)
 
     def __post_init__(self) -> None:

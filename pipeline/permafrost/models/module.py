@@ -274,9 +274,9 @@ class ModuleClassifier(Classifier):
         )
         return layout
 
-    def _shape_for(self, images: Tensor, rows: int, columns: int) -> _SizeOf | None:
+    def _shape_for(self, images: Tensor, rows: int, columns: int) -> _Shape | None:
         """Return the shape of the layer's output for images of so many times the size, None if they do not fit."""
-        shapes: list[_SizeOf] = []
+        shapes: list[_Shape] = []
 
         def stop(output: Any) -> None:
             shapes.append(tuple(getattr(output, "shape", ())))
@@ -354,12 +354,12 @@ def _described(output: Any) -> str:
 
 # ---- the layout of a grid --------------------------------------------------------------------------
 
-_SizeOf = tuple[int, ...]
+_Shape = tuple[int, ...]
 _LEAST_LOCALITY = 0.1
 """Locality of an axis from which it is clearly a side of the image: pixels have 1, and channels 0."""
 
 
-def _layout_by_sizes(shape: _SizeOf, taller: _SizeOf, wider: _SizeOf) -> str | None:
+def _layout_by_sizes(shape: _Shape, taller: _Shape, wider: _Shape) -> str | None:
     """Return the layout of a grid from its shapes for an image, one of twice its height, and one of twice its width.
 
     Returns:

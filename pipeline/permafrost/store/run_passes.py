@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from permafrost.config.runs import run_folder
+from permafrost.config.runs import PASSES_NAME, run_folder
 from permafrost.core.rooted_paths import exists
 from permafrost.core.signed_files import damaged, read_json, write_json
 from permafrost.store.entries import StoreMismatchError
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from permafrost.store.reader import Store, TeacherPass
-
-PASSES_NAME = "passes.json"
 
 
 def name_passes(
