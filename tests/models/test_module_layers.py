@@ -305,6 +305,12 @@ def test_a_network_that_returns_a_tuple_in_training_is_refused_there():
         model.train()(torch.rand(2, 3, 16, 12))
 
 
+def test_logits_that_are_not_finite_are_left_to_the_pass_which_names_the_record():
+    network = Network(lambda net, x: net.head(average(net.conv(x))) / 0.0, conv=conv())
+    logits = ModuleClassifier(network, "layers.conv")(torch.rand(1, 3, 16, 12)).logits
+    assert not logits.isfinite().any()
+
+
 def test_a_scripted_network_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -58,3 +58,9 @@ def require(condition: bool, message: str) -> None:
 def require_fraction(option: str, value: float) -> None:
     """Raise ConfigError unless the value is in [0, 1)."""
     require(0 <= value < 1, f"{option} must be in [0, 1), got {value}")
+
+
+def first_line(error: Exception) -> str:
+    """Return the type and the first line of an error of another library, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from permafrost.config.models import is_published
 from permafrost.config.plugins import resolve_factory
-from permafrost.core.errors import ConfigError, UserError, require
+from permafrost.core.errors import ConfigError, UserError, first_line, require
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
     Classifier,
@@ -215,7 +215,7 @@ class ModuleClassifier(Classifier):
                 self._is_channels_last = self._layout(output, examples) == "last"
                 _, copied = self._run(examples)
                 require(
-                    nearly_equal(copied, logits, _SAME_LOGITS),
+                    nearly_equal(copied, logits, _SAME_LOGITS) or not logits.isfinite().all(),
                     f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it "
                     "is random in eval mode, or changes the tensor that this layer returns in another place; name "
                     "another layer",
@@ -224,10 +224,9 @@ class ModuleClassifier(Classifier):
         except UserError:
             raise
         except Exception as error:  # a network of somebody's own may raise anything
-            lines = str(error).strip().splitlines() or [""]
             raise ConfigError(
                 f"{type(self.inner).__name__} cannot be run on images {str(images.dtype).removeprefix('torch.')} "
-                f"{[*images.shape]} and explained at layer {self.layer} ({type(error).__name__}: {lines[0][:300]}); "
+                f"{[*images.shape]} and explained at layer {self.layer} ({first_line(error)}); "
                 "correct the network, or the size and the channels of the images"
             ) from error
         self._is_probed = True

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.models import CENTER_CROP_FRACTION
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import ConfigError, UserError, first_line
 from permafrost.models.classifier import Intermediates
 
 if TYPE_CHECKING:
@@ -144,22 +144,16 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
             3: dim("width", min=1, max=_LARGEST_SIDE),
         }
     with torch.no_grad():
-        program.eval()(
-            inputs
-        )  # a network of one's own is examined in its first pass, which is not traced
+        # A network of one's own is examined in its first pass, which is not traced.
+        program.eval()(inputs)
     try:
         with torch.no_grad():
             return torch.export.export(program, (inputs,), dynamic_shapes=(sizes,))
     except Exception as error:  # torch.export raises many types of exceptions
         raise ConfigError(
-            f"torch.export cannot trace this network ({_first_line(error)}); a network of your own must not branch on "
+            f"torch.export cannot trace this network ({first_line(error)}); a network of your own must not branch on "
             "the values of tensors"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def encode(
@@ -190,7 +184,7 @@ def encode(
         )
     except Exception as error:  # torch.onnx raises many types of exceptions
         raise ConfigError(
-            f"torch.onnx cannot convert this network ({_first_line(error)}); set export.formats=[torch]"
+            f"torch.onnx cannot convert this network ({first_line(error)}); set export.formats=[torch]"
         ) from error
     assert program is not None
     program.model.metadata_props.update(texts)
