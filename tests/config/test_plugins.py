@@ -132,7 +132,7 @@ def test_a_copied_plugin_that_still_names_another_module_is_refused(tmp_path, na
         code = LOSS.replace("IMPLEMENTATION", f"{module}:Loss").replace("KIND", name)
         (tmp_path / f"{name}.py").write_text(code)
     message = (
-        rf"copied_loss\.py: copied_loss has implementation='{named}:Loss', but {named} is neither"
+        rf"copied_loss\.py: copied_loss has implementation='{named}:Loss', but {named} is no file"
     )
     try:
         for _ in range(2):  # the second time, too
@@ -147,6 +147,20 @@ def test_a_copied_plugin_that_still_names_another_module_is_refused(tmp_path, na
         for name in ("first_loss", "copied_loss"):
             METHODS.pop(name, None)
             sys.modules.pop(name, None)
+
+
+def test_a_payload_that_another_module_implements_is_refused(tmp_path):
+    (tmp_path / "my_payload.py").write_text(
+        "from permafrost.config.store import PAYLOADS, PayloadInfo\n"
+        "PAYLOADS['mine'] = PayloadInfo('json:JSONDecoder', False)\n"
+    )
+    message = r"PAYLOADS\['mine'\] has implementation='json:JSONDecoder', but json is no file of"
+    try:
+        with pytest.raises(ConfigError, match=message):
+            load_plugins(["my_payload.py"])
+    finally:
+        PAYLOADS.pop("mine", None)
+        sys.modules.pop("my_payload", None)
 
 
 def run_stage(verb, *words):

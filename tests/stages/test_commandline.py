@@ -114,7 +114,11 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
             r"divides words at spaces; quote the whole word: 'arms=\{kd: \[method=kd\]\}'",
         ),
         ("distill", ["method.tau=[1"], "method.tau"),
-        ("distill", ["experiment=demoo"], r"did you mean demo\?"),
+        (
+            "distill",
+            ["experiment=demoo"],
+            r"\(did you mean demo\?\); choose one of \d+, such as: demo, (\w+, ){2}",
+        ),
         ("precompute", ["executor=spark"], "executor must be one of auto, ray, serial"),
         ("precompute", ["store.path=ftp://host/x"], "no address of a bucket"),
         ("precompute", ["annotate.payloads=[map]"], "must contain logits"),

@@ -39,6 +39,8 @@ GROUPS = {"store": "zarr", "trainer": "default", "optimizer": "adamw", "augment"
 _OWN_DEFAULTS: dict[str, type[Options]] = {"store": StoreOptions, "trainer": TrainerOptions}
 """Groups of which the default member is that of a class, and not a file."""
 _NETWORKS = ("teacher", "student", "black_box")
+_LISTED = 40
+"""Number of names that an error lists."""
 FILE_PREFIX = "file-"
 """Prefix of the names under which an experiment's file outside conf/ is registered."""
 
@@ -516,8 +518,7 @@ def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
         options = group_members(key.split("@")[0])
         if options:
             if value not in options and not value.startswith(FILE_PREFIX):
-                hint = _suggest(value, options)
-                return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
+                return f"{key}={value} does not exist{_suggest(value, options)}; {_choices(value, options)}"
         elif f"Could not override '{key}'" in str(error):
             known = _known_keys(key, overrides)
             last = key.split(".")[-1]
@@ -543,6 +544,14 @@ def _known_keys(key: str, overrides: Sequence[str]) -> list[str]:
             break
         node = child
     return sorted(str(name) for name in node) if hasattr(node, "keys") else []
+
+
+def _choices(word: str, allowed: Sequence[str]) -> str:
+    """List what is allowed, or what resembles the word if that is more than anyone reads."""
+    if len(allowed) <= _LISTED:
+        return f"choose one of: {', '.join(allowed)}"
+    close = difflib.get_close_matches(word, allowed, n=8, cutoff=0.3) or allowed[:8]
+    return f"choose one of {len(allowed)}, such as: {', '.join(close)}"
 
 
 def _suggest(word: str, allowed: Sequence[str]) -> str:

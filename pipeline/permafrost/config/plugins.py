@@ -105,13 +105,16 @@ def _check_implementations(installed: set[str]) -> None:
     allowed = {"", "permafrost", *installed, *_PLACES, *_shipped()}
     for family in Family.every:
         for kind, member in [*family.items()]:
-            defined = getattr(member, "__module__", "")
+            # A payload is a value, which does not know the module that made it.
+            defined = member.__module__ if isinstance(member, type) else ""
             module = str(getattr(member, "implementation", "")).partition(":")[0]
-            if defined.partition(".")[0] not in _PLACES or module.partition(".")[0] in allowed:
+            named = not defined or defined.partition(".")[0] in _PLACES
+            if not named or module.partition(".")[0] in allowed:
                 continue
+            place = f"{sys.modules[defined].__file__}: {kind}" if defined else f"PAYLOADS[{kind!r}]"
             raise ConfigError(
-                f"{sys.modules[defined].__file__}: {kind} has implementation={member.implementation!r}, but {module} "
-                f"is neither this file nor one of plugins=; write {defined}:<name>, or name its file in plugins=, too"
+                f"{place} has implementation={member.implementation!r}, but {module} is no file of plugins=; write "
+                f"{defined or '<name of the file>'}:<name>, or name its file in plugins=, too"
             )
 
 
