@@ -79,8 +79,10 @@ KINDS = {
     "bcos_vit": Kind("bcos", 224, ("name=simple_vit_ti",), "bcos_weights"),
     **{
         name: Kind("torchvision", 224 if name == "vit_b_16" else 64, (f"name={name}",))
-        for name in ("resnet18", "vgg11", "swin_t", "convnext_tiny", "densenet121", "googlenet")
-        + ("squeezenet1_1", "vit_b_16")
+        for name in [
+            *("resnet18", "vgg11", "swin_t", "convnext_tiny", "densenet121", "googlenet"),
+            *("squeezenet1_1", "vit_b_16"),
+        ]
     },
     **{
         name: Kind("timm", side, (f"name={name}",))

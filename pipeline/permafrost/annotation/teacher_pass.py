@@ -149,7 +149,7 @@ def _settle_precision(
     precision = asked
     if asked == "auto" and plan.is_begun:
         precision = plan.precision
-        logger.info("annotate.precision=auto: %s, as in %s", precision, plan.folder)
+        logger.info("annotate.precision=auto: %s, as in pass %s", precision, plan.folder.name)
     lower = replace(config.annotate, precision="bfloat16")
     if precision == "float32" or pass_precision(lower, plan.explainer) == "float32":
         precision = "float32" if precision == "auto" else precision
@@ -208,7 +208,7 @@ def annotate_pass(
     if not plan.is_unfinished:
         agreement = read_pass_manifest(plan.folder).agreement
         lower = "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})"
-        logger.info("%s is complete%s", plan.folder, lower)
+        logger.info("pass %s is complete%s", plan.folder.name, lower)
         return 0, {}
     config = options_for(config, plan.views)
     if plan.precision != config.annotate.precision:
@@ -227,12 +227,12 @@ def annotate_pass(
     ).with_projections(read_projections(plan.folder))
     specs = annotator.fields(stored_views=plan.views is not None)
     logger.info(
-        "teacher %s: %s of %d shards, %s already done, into %s",
+        "teacher %s: %s of %d shards, %s already done, into pass %s",
         plan.teacher.name,
         ", ".join(spec.name for spec in specs),
         len(plan.shards),
         len(plan.shards) - len(plan.missing),
-        plan.folder,
+        plan.folder.name,
     )
     remove_partial_files(plan.folder)
     fields = BACKENDS[config.store.backend](
