@@ -78,19 +78,15 @@ KINDS = {
     "bcos": Kind("bcos", 64, ("name=resnet8",), "bcos_weights"),
     "bcos_vit": Kind("bcos", 224, ("name=simple_vit_ti",), "bcos_weights"),
     **{
-        name: Kind("torchvision", 224 if name == "vit_b_16" else 64, (f"name={name}",))
-        for name in [
-            *("resnet18", "vgg11", "swin_t", "convnext_tiny", "densenet121", "googlenet"),
-            *("squeezenet1_1", "vit_b_16"),
-        ]
+        name: Kind("torchvision", 64, (f"name={name}",))
+        for name in ("resnet18", "squeezenet1_1", "swin_t", "convnext_tiny", "densenet121")
     },
     **{
         name: Kind("timm", side, (f"name={name}",))
         for name, side in [
             *[("vit_tiny_patch16_224", 224), ("eva02_tiny_patch14_224", 224), ("resnet10t", 64)],
-            *[("swin_tiny_patch4_window7_224", 224), ("convnext_atto", 64), ("levit_128s", 224)],
-            *[("tf_efficientnet_lite0", 64), ("mixer_s32_224", 224), ("mambaout_femto", 64)],
-            *[("xcit_nano_12_p16_224", 224), ("repvit_m0_9", 64)],
+            *[("levit_128s", 224), ("mixer_s32_224", 224), ("xcit_nano_12_p16_224", 224)],
+            *[("tf_efficientnet_lite0", 64), ("mambaout_femto", 64)],
         ]
     },
 }
