@@ -14,7 +14,13 @@ import ray
 import ray.train
 import torch.distributed as dist
 
-from permafrost.cluster.ray_training import RanksError, _RankLoop, train_on_ranks
+from permafrost.cluster.ray_training import (
+    RanksError,
+    _choose_interface,
+    _RankLoop,
+    interface_of,
+    train_on_ranks,
+)
 from permafrost.config.runs import RUNS
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import UserError
@@ -22,7 +28,8 @@ from permafrost.losses.e2kd import E2KDLoss
 from permafrost.training.distill_job import Distillation
 from permafrost.training.metric_log import read_metrics
 from tests.support.paths import PYTHONPATH
-from tests.support.processes import alive, descendants, wait_until
+from tests.support.processes import alive, descendants, title, wait_until
+from tests.support.ray_nodes import node_environment, ray_nodes
 from tests.support.runs import (
     TWO_RANKS,
     TWO_RANKS_CLUSTER,
@@ -136,6 +143,90 @@ def test_a_killed_rank_changes_nothing(frozen, tmp_path):
 def test_an_error_of_one_rank_is_one_line_and_is_not_tried_again(frozen):
     with pytest.raises(RanksError, match=r"^this record is not what it was$"):
         train_on_ranks(job(frozen, "refused", Refused), TWO_RANKS_CLUSTER, lambda *_: None)
+
+
+class HelperDeadlyLoss(E2KDLoss):
+    """Loss of which the first rank kills the driver's helper at its 9th step."""
+
+    def __init__(self, config, driver, marker):
+        super().__init__(config)
+        self.driver = driver
+        self.marker = marker
+        self.steps = 0
+
+    def forward(self, student, targets, labels):
+        self.steps += 1
+        if self.steps == 9 and dist.get_rank() == 0:
+            (helper,) = [pid for pid in descendants(self.driver) if "_ProgressActor" in title(pid)]
+            os.kill(helper, signal.SIGKILL)
+            self.marker.write_text(str(helper))
+        return super().forward(student, targets, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelperKilled(Distillation):
+    """Distillation during which the actor that receives the progress is killed."""
+
+    driver: int
+    marker: Path
+
+    def plan(self, distributed=None):
+        plan = super().plan(distributed)
+        return replace(plan, loss=HelperDeadlyLoss(plan.loss.config, self.driver, self.marker))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_goes_on_without_the_actor_that_receives_its_progress(frozen, tmp_path):
+    epochs = []
+    killed = job(frozen, "helper", HelperKilled, driver=os.getpid(), marker=tmp_path / "helper")
+
+    train_on_ranks(killed, TWO_RANKS_CLUSTER, lambda epoch, line: epochs.append(epoch))
+    train_on_ranks(job(frozen, "calm"), TWO_RANKS_CLUSTER, lambda *_: None)
+
+    assert not Path(f"/proc/{(tmp_path / 'helper').read_text()}").exists()
+    assert epochs[-2:] == [2, 3]  # the new actor passes on what follows
+    assert_equal_states(weights_of("helper"), weights_of("calm"))
+    assert logged_lines("helper") == logged_lines("calm")
+
+
+# ---- several hosts ---------------------------------------------------------------------------------
+
+
+def test_the_interface_of_an_address_is_chosen_unless_the_environment_names_one(monkeypatch):
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.9") == ""  # an address for documents, which no machine has
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    _choose_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "fabric0")
+    _choose_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "fabric0"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_cluster_without_room_for_the_ranks_is_named_and_waited_for_so_long(frozen, tmp_path):
+    with ray_nodes(PYTHONPATH=PYTHONPATH) as nodes:
+        nodes.start_head("--num-cpus=1", dashboard=False)
+        words = ["cluster=existing", f"cluster.address={nodes.address}", "cluster.cpus_per_rank=1"]
+        command = distill_command(frozen, "alone", "trainer.ranks=2", *words)
+        ended = subprocess.run(
+            [*command, "cluster.max_wait_seconds=60"],
+            cwd=tmp_path,
+            env=node_environment(PYTHONPATH=PYTHONPATH),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    room = "1 of 2 ranks (each needs 1 CPU; hosts that are up: 1, with 1 CPU free)"
+    assert f"waiting for room for {room}" in ended.stderr
+    assert f"cluster.max_wait_seconds=60 went by without room for {room}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode == 1
 
 
 # ---- a killed driver -----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.cluster.session import gpus_each, ray_session
+from permafrost.cluster.session import ask_helper, gpus_each, ray_session, start_helper
 from permafrost.core.bucket_files import collected_uploads
 from permafrost.core.errors import UserError, require
 from permafrost.core.tasks import ShardError, ShardResult, TaskOutcome, run_task
@@ -196,12 +196,7 @@ class RayTaskRunner:
     ) -> Iterator[TaskOutcome]:
         import ray
 
-        # Restarting the actor may lose progress lines, which only affects the progress bar.
-        board = (
-            ray.remote(_ReportQueue)
-            .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-            .remote()
-        )
+        board = start_helper(_ReportQueue)
         run_task, resources = ray.remote(_run_task), _resources(self.config)
         limit = self.at_once or len(tasks)
         waiting = {task.name: task for task in tasks}
@@ -218,7 +213,7 @@ class RayTaskRunner:
                     ref = options.remote(task, board, str(Path.cwd()))
                     running[ref] = task
                 finished, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
-                for name, line in ray.get(board.take.remote()):
+                for name, line in ask_helper(board.take.remote(), []):
                     on_report(name, line)
                 for ref in finished:
                     yield _outcome(ref, running.pop(ref))

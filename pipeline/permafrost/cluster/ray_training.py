@@ -7,13 +7,16 @@ ranks, or without Ray. Ray Train's own checkpoints and reports are not used.
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from permafrost.cluster.session import gpus_each, ray_session
+from permafrost.cluster.session import ask_helper, gpus_each, ray_session, start_helper
 from permafrost.config.runs import run_folder
 from permafrost.core.addresses import is_address
 from permafrost.core.errors import UserError
@@ -29,6 +32,12 @@ if TYPE_CHECKING:
 _STATE_FOLDER = ".ray_train"
 """Name of Ray Train's temporary folder in the run's folder."""
 _POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 10.0
+"""Time without room for all ranks after which the driver says so."""
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+
+logger = logging.getLogger("permafrost.ray")
 
 
 class RanksError(UserError, RuntimeError):
@@ -64,14 +73,13 @@ class _RankLoop:
     news: Any
 
     def __call__(self) -> None:
-        import ray
         import ray.train
         import ray.train.torch
 
         from permafrost.core.distributed import DistributedContext
         from permafrost.training.loop import run_job
 
-        if failure := ray.get(self.news.get_failure.remote()):
+        if failure := ask_helper(self.news.get_failure.remote()):
             raise RanksError(failure)  # a restart would fail in the same way
         context = ray.train.get_context()
         distributed = DistributedContext(
@@ -82,12 +90,12 @@ class _RankLoop:
         )
 
         def on_epoch(epoch: int, line: str) -> None:
-            ray.get(self.news.add_epoch.remote(epoch, line))
+            ask_helper(self.news.add_epoch.remote(epoch, line))
 
         try:
             run_job(_at_home(self.job), on_epoch, distributed)
         except UserError as error:
-            ray.get(self.news.record_failure.remote(str(error)))
+            ask_helper(self.news.record_failure.remote(str(error)))
             raise
 
 
@@ -107,19 +115,16 @@ def train_on_ranks(
     job.plan()  # rejects options that do not fit the store before any rank is started
     ranks = job.trainer.ranks
     with ray_session(cluster, ranks * cluster.cpus_per_rank):
-        import ray
+        import ray.train
 
-        news = ray.remote(num_cpus=0)(_ProgressActor).remote()
-        watcher = _Watcher(news, on_epoch)
+        news = start_helper(_ProgressActor)
+        room = _Room(ranks, _resources(job, cluster))
+        watcher = _Watcher(news, on_epoch, room)
         try:
-            _trainer(job, cluster, news).fit()
+            _trainer(job, cluster, news, room.resources).fit()
         except ray.train.TrainingFailedError as error:
-            failure = ray.get(news.get_failure.remote())
-            raise RanksError(
-                failure
-                or f"ranks died more than cluster.max_restarts={cluster.max_restarts} times, the last time with: "
-                f"{_last_line(error)}; run the same command again to resume from the last checkpoint"
-            ) from error
+            failure = ask_helper(news.get_failure.remote())
+            raise RanksError(failure or _reason(error, cluster, room)) from error
         finally:
             watcher.stop()
             if is_address(job.run):
@@ -127,24 +132,88 @@ def train_on_ranks(
             shutil.rmtree(job.folder / _STATE_FOLDER, ignore_errors=True)
 
 
-def _trainer(job: TrainingJob, cluster: ClusterConfig, news: Any) -> Any:
+def _resources(job: TrainingJob, cluster: ClusterConfig) -> dict[str, float]:
+    """Resources of each rank."""
+    gpus = gpus_each(cluster.gpus_per_rank) if job.trainer.device == "auto" else 0.0
+    return {"CPU": cluster.cpus_per_rank} | ({"GPU": gpus} if gpus else {})
+
+
+def _trainer(
+    job: TrainingJob, cluster: ClusterConfig, news: Any, resources: dict[str, float]
+) -> Any:
     import ray.train
     import ray.train.torch
 
-    gpus = gpus_each(cluster.gpus_per_rank) if job.trainer.device == "auto" else 0.0
-    resources = {"CPU": cluster.cpus_per_rank} | ({"GPU": gpus} if gpus else {})
+    # Ray Train tries to start the ranks this many times, each of which waits for room.
+    os.environ[_START_TIMEOUT] = str(cluster.max_wait_seconds / (cluster.max_restarts + 1))
     return ray.train.torch.TorchTrainer(
         _RankLoop(job, news),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=_process_group("nccl" if "GPU" in resources else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.trainer.ranks, use_gpu=gpus > 0, resources_per_worker=resources
+            num_workers=job.trainer.ranks,
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             # A new name each time keeps Ray from restoring, because the state is in checkpoint.pt.
             name=uuid4().hex,
             storage_path=str(job.folder / _STATE_FOLDER),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_restarts),
+            failure_config=ray.train.FailureConfig(
+                max_failures=cluster.max_restarts, controller_failure_limit=cluster.max_restarts
+            ),
         ),
+    )
+
+
+def _process_group(backend: str) -> Any:
+    """Options of the process group, whose ranks use the interface of the node's address in Ray."""
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_choose_interface)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):  # type: ignore[misc]
+        backend_cls = Backend
+
+    return Config(backend=backend)
+
+
+def _choose_interface() -> None:
+    """Have Gloo use the interface of this node's address in Ray, unless the environment names one.
+
+    Gloo would take the address of the host's own name, which other hosts do not reach where it is 127.0.1.1.
+    """
+    import ray
+
+    if interface := interface_of(ray.util.get_node_ip_address()):
+        os.environ.setdefault(_INTERFACE, interface)
+
+
+def interface_of(address: str) -> str:
+    """Return the name of this machine's network interface that has the address, or "" if none has it."""
+    import psutil  # type: ignore[import-untyped]  # comes with Ray
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            return str(name)
+    return ""
+
+
+def _reason(error: Exception, cluster: ClusterConfig, room: _Room) -> str:
+    """Say in a line why the ranks did not finish."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    advice = "run the same command again to resume from the last checkpoint"
+    if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        return (
+            f"cluster.max_wait_seconds={cluster.max_wait_seconds:g} went by without room for {room}; "
+            f"add hosts or lower cluster.cpus_per_rank or trainer.ranks, and {advice}"
+        )
+    return (
+        f"ranks died more than cluster.max_restarts={cluster.max_restarts} times, the last time with: "
+        f"{_last_line(error)}; {advice}"
     )
 
 
@@ -152,28 +221,64 @@ def _last_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1]
 
 
+@dataclass(frozen=True)
+class _Room:
+    """Room of the cluster for the ranks of a training."""
+
+    ranks: int
+    resources: dict[str, float]
+    """Resources of each rank."""
+
+    def is_awaited(self) -> bool:
+        """Return whether Ray holds a group of such ranks back."""
+        import ray.util
+
+        return any(
+            group["state"] == "PENDING"
+            and list(group["bundles"].values()) == [self.resources] * self.ranks
+            for group in ray.util.placement_group_table().values()
+        )
+
+    def __str__(self) -> str:
+        """Describe what the ranks need and what is free."""
+        import ray
+
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        free = ray.available_resources()
+        needs = ", ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
+        has = ", ".join(f"{free.get(name, 0):g} {name}" for name in self.resources)
+        fitting = min(int(free.get(name, 0) / amount) for name, amount in self.resources.items())
+        missing = max(1, self.ranks - fitting)
+        return f"{missing} of {self.ranks} ranks (each needs {needs}; hosts that are up: {len(nodes)}, with {has} free)"
+
+
 class _Watcher:
     """Thread that reports the ranks' progress to the driver while `fit` blocks the main thread."""
 
-    def __init__(self, news: Any, on_epoch: Callable[[int, str], None]) -> None:
+    def __init__(self, news: Any, on_epoch: Callable[[int, str], None], room: _Room) -> None:
         self.news = news
         self.on_epoch = on_epoch
+        self.room = room
         self.finished = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def _watch(self) -> None:
+        since, is_said = time.monotonic(), False
         while not self.finished.wait(_POLL_SECONDS):
-            self._poll()
+            self._report()
+            if not self.room.is_awaited():
+                since, is_said = time.monotonic(), False
+            elif not is_said and time.monotonic() - since > _PATIENCE_SECONDS:
+                is_said = True
+                logger.warning("waiting for room for %s", self.room)
 
-    def _poll(self) -> None:
-        import ray
-
-        for epoch, line in ray.get(self.news.take_epochs.remote()):
+    def _report(self) -> None:
+        for epoch, line in ask_helper(self.news.take_epochs.remote(), []):
             self.on_epoch(epoch, line)
 
     def stop(self) -> None:
         """Stop the thread and report the remaining progress."""
         self.finished.set()
         self.thread.join()
-        self._poll()
+        self._report()

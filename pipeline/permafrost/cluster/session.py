@@ -24,7 +24,7 @@ from permafrost.config.environment import (
     in_submitted_job,
 )
 from permafrost.config.plugins import SHIPPED, plugin_places
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +50,7 @@ _ACTOR_ENVIRONMENT = {
 _STARTS = 2
 """Number of attempts to start a local Ray, which times out on a busy machine."""
 _POLL_SECONDS = 0.05
+_MESSAGE_SIZE = 200
 
 logger = logging.getLogger("permafrost.ray")
 
@@ -77,6 +78,7 @@ def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
         _watch_raylet()
     else:
         _connect(config)
+    ray._private.worker.print_to_stdstream = _warn_of_cluster
     # Ray replaces the handler of SIGTERM with one that exits without a message.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
@@ -179,6 +181,12 @@ def _watch_raylet() -> None:
     threading.Thread(target=watch, name="raylet-watch", daemon=True).start()
 
 
+def _warn_of_cluster(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """Log the first line of a message of the cluster, in place of Ray's function, which prints dozens of its log's."""
+    message = " ".join(data["lines"]).strip().splitlines() or [""]
+    logger.warning("Ray: %s", printable(message[0])[:_MESSAGE_SIZE])
+
+
 def _connect(config: ClusterConfig) -> None:
     """Connect to a running Ray. Raises ClusterError if none responds."""
     import ray
@@ -237,3 +245,26 @@ def gpus_each(option: float | None) -> float:
     if option is not None:
         return option
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+def start_helper(kind: type) -> Any:
+    """Start an actor of the driver on the driver's own node, so that it is lost with no other one.
+
+    Ray restarts it, empty, if its process dies.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(kind).options(scheduling_strategy=here, **options).remote()
+
+
+def ask_helper(call: Any, default: Any = None) -> Any:
+    """Return the answer to a call of a helper, or the default if it is lost, as no work depends on it."""
+    import ray
+
+    try:
+        return ray.get(call)
+    except ray.exceptions.RayError:
+        return default

@@ -45,6 +45,8 @@ class WorkConfig(Options):
     """GPUs per student of a sweep, possibly a fraction; null takes one whole GPU if the cluster has any."""
     max_restarts: Annotated[int, Ge(0)] = 3
     """Restarts of an actor, a rank or a student's process that dies."""
+    max_wait_seconds: Annotated[float, Gt(0)] = 3600.0
+    """Seconds for which ranks (trainer.ranks) may wait, in all, for hosts with room for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
