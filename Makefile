@@ -15,7 +15,7 @@ STAGES := preview estimate precompute teach verify show distill evaluate export 
 CLUSTER_STAGES := preview estimate precompute teach distill sweep
 LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
 ADDRESS ?= http://127.0.0.1:8265
-.PHONY: help install demo submit render test test-all test-anywhere test-versions bench gpu docs lint format lock clean $(STAGES)
+.PHONY: help install demo submit render test test-all test-anywhere test-versions test-hosts bench gpu docs lint format lock clean $(STAGES)
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ test-anywhere: install ## run the tests under conditions of other machines; ARGS
 
 test-versions: install ## run the tests with the lowest and the highest versions of the packages
 	@$(PY) -m tests.anywhere lowest highest $(ARGS)
+
+test-hosts: install ## lose hosts, links and a server of a cluster on this machine; ARGS="lost-worker cut" selects
+	@$(PY) -m tests.hosts $(ARGS)
 
 bench: .venv-bench/.installed ## measure the ratios of docs/results/benchmarks.md, at most 20 minutes; ARGS="stream bytes" selects some
 	@.venv-bench/bin/python -m tests.benchmarks $(ARGS)

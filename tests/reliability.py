@@ -99,10 +99,21 @@ def read_part(part: str, reports: list[Path]) -> tuple[list[Trials], bool]:
     return list(by_kind.values()), bool(cases) and not has_failed
 
 
+def _table(part: str) -> str:
+    """Return the pattern of a part's table in the page: its head, then its rows."""
+    return rf"(<!-- trials: {part} -->\n\n(?:\|.*\n){{2}})((?:\|.*\n)*)"
+
+
 def merge_rows(page: str, part: str, rows: str) -> str:
     """Replace the rows of a part in the page."""
-    pattern = rf"(<!-- trials: {part} -->\n\n(?:\|.*\n){{2}})((?:\|.*\n)*)"
-    return re.sub(pattern, lambda found: found[1] + rows, page)
+    return re.sub(_table(part), lambda found: found[1] + rows, page)
+
+
+def rows_of(page: str, part: str) -> dict[str, str]:
+    """Return the rows of a part in the page by their first cells."""
+    table = re.search(_table(part), page)
+    rows = table[2].splitlines(keepends=True) if table else []
+    return {row.split("|")[1].strip(): row for row in rows}
 
 
 def main() -> None:

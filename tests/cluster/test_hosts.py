@@ -1,0 +1,30 @@
+"""Hosts without a shared disk, in namespaces of this machine: the trials of `make test-hosts` that say the most."""
+
+import pytest
+
+from tests.hosts.__main__ import run_trial
+from tests.hosts.machines import reason_against
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folder of the trials, which share the undisturbed command."""
+    if reason := reason_against():
+        pytest.skip(f"no hosts on this machine: {reason}")
+    return tmp_path_factory.mktemp("hosts")
+
+
+def test_hosts_without_a_shared_disk_make_a_store(folder):
+    outcome = run_trial("precompute", folder)
+
+    assert outcome.codes == [0]
+    assert outcome.compared > 100
+
+
+def test_a_lost_host_changes_no_byte_of_the_store(folder):
+    outcome = run_trial("lost-worker", folder)
+
+    assert outcome.codes[-1] == 0, outcome
+    assert outcome.differing == []
