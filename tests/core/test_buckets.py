@@ -1,8 +1,10 @@
 """Objects of a bucket: conditional writes, the lease, the cache of a node, and processes that may not use them."""
 
+import contextlib
 import fcntl
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import threading
@@ -10,6 +12,7 @@ import time
 
 import obstore
 import pytest
+from obstore.exceptions import GenericError
 
 from permafrost.core import buckets, files, lock, object_cache
 from permafrost.core.addresses import Bucket, parse_bucket
@@ -30,9 +33,11 @@ from permafrost.core.rooted_paths import (
 from tests.support.buckets import (
     FaultPlan,
     Network,
+    free_port,
     memory_buckets,
     moto_server,
     proxy,
+    put_raw,
     retry_quickly,
 )
 from tests.support.processes import wait_until
@@ -403,6 +408,7 @@ def test_waiting_for_a_download_that_stands_still_ends_with_the_name_of_its_proc
     store, cache, monkeypatch
 ):
     monkeypatch.setattr(object_cache, "WAIT_SECONDS", 0.2)
+    monkeypatch.setenv("PERMAFROST_SERVER_WAIT", "0")
     obstore.put(store, "folder/object", b"content")
     digest = sha256(b"content")
     partial = cache.folder / digest[:2] / f".{digest}.partial"
@@ -511,6 +517,7 @@ def client_of(monkeypatch, tmp_path):
         }.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(buckets, "_clients", {})
+        monkeypatch.setattr(buckets, "_unreached", {})
         retry_quickly(monkeypatch)
 
     return connect
@@ -532,6 +539,112 @@ def test_a_server_of_s3_has_conditions_parts_and_listings(server, client_of, mon
         create_object("s3://none/x", b"1")
     with pytest.raises(FileError, match=r"s3://none cannot be listed \(404 Not Found"):
         list(buckets.iter_objects("s3://none"))
+
+
+ODD_NAMES = ["a b", "a#b?c", "a%2Fb", "a+b", "a\\b", "[x]", "k" * 255, "~", "é"]
+
+
+@pytest.mark.parametrize(
+    ("markers", "names"),
+    [
+        (["zz/"], ["a"]),  # after every object
+        (["", "a/", "m/", "m/n/", "zz/"], ["a/b", "m-1", "m/n-1", "m/n/o", "zz-1"]),
+        (["x/", "y/", "z/"], []),
+        ([], ODD_NAMES),
+        ([], ["l" * 255 + "/" + "m" * 255, "n/" * 490 + "n"]),
+    ],
+)
+def test_a_listing_ends_whatever_the_names_and_has_no_markers_of_folders(
+    server, client_of, request, markers, names
+):
+    client_of(server)
+    folder = f"list-{request.node.callspec.indices['names']}"
+    for name in [*markers, *names]:
+        put_raw(server, f"{folder}/{name}", b"" if name in markers else b"1")
+    put_raw(server, f"{folder}/empty")  # a file, although it has no bytes
+    path = rooted(f"s3://bucket/{folder}")
+    expected = dict.fromkeys(names, 1) | {"empty": 0}
+    assert list(itertools.islice(buckets.iter_objects(str(path)), 100)) == sorted(expected.items())
+    entries = {entry.name: entry.kind for entry in buckets.list_entries(str(path))}
+    assert entries == {
+        name.partition("/")[0]: "folder" if "/" in name else "file"
+        for name in [*filter(None, markers), *expected]
+    }
+    assert is_folder(path)
+    for name, size in expected.items():
+        assert buckets.object_facts(f"{path}/{name}").size == size
+
+
+def test_a_listing_that_breaks_off_goes_on_after_its_last_object(server, client_of, monkeypatch):
+    client_of(server)
+    names = [f"{number:02d}" for number in range(9)]
+    for name in ["00/", "05-1/", *names]:
+        put_raw(server, f"broken/{name}", name.encode() * (not name.endswith("/")))
+    listed, starts = obstore.list, []
+
+    def list_few(client, prefix, *, offset, chunk_size):
+        starts.append(offset)
+        blocks = iter(listed(client, prefix, offset=offset, chunk_size=3))
+        yield next(blocks)
+        if len(starts) < 4:
+            raise GenericError("the answer breaks off")
+        yield from blocks
+
+    monkeypatch.setattr(obstore, "list", list_few)
+    assert [name for name, _ in buckets.iter_objects("s3://bucket/broken")] == names
+    assert len(starts) == 4
+
+
+def test_a_name_that_no_path_can_have_is_one_line(server, client_of):
+    client_of(server)
+    put_raw(server, "refused/a//b", b"1")
+    with pytest.raises(FileError, match=r"s3://bucket/refused cannot be listed \(.*refused/a//b"):
+        list(buckets.iter_objects("s3://bucket/refused"))
+
+
+def test_a_server_that_refuses_connections_is_asked_until_it_is_back(
+    server, client_of, monkeypatch, caplog
+):
+    client_of(server)
+    create_object("s3://bucket/away/a", b"1")
+    port, tries, pause = free_port(), [], time.sleep
+    client_of(f"http://127.0.0.1:{port}")
+    monkeypatch.setitem(buckets._RETRIES, "max_retries", 0)
+    away = contextlib.ExitStack()
+
+    def come_back(seconds):
+        tries.append(seconds)
+        if len(tries) == 2 * buckets._TRIES:  # more than an answer that breaks off is asked for
+            away.enter_context(proxy(server, port=port))
+        pause(0.001)
+
+    monkeypatch.setattr(buckets.time, "sleep", come_back)
+    with away:
+        assert buckets.read_object("s3://bucket/away/a")[0] == b"1"
+        warned = [text for text in caplog.messages if "connection refused" in text]
+        assert len(warned) == 1
+        assert "PERMAFROST_SERVER_WAIT" in warned[0]
+        assert not buckets._unreached
+
+
+def test_a_server_that_stays_away_is_waited_for_once_and_the_line_names_the_way_out(
+    client_of, monkeypatch
+):
+    client_of(f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setitem(buckets._RETRIES, "max_retries", 0)
+    monkeypatch.setenv("PERMAFROST_SERVER_WAIT", "0.05")
+    pauses, pause = [], time.sleep
+    monkeypatch.setattr(buckets.time, "sleep", lambda s: pauses.append(s) or pause(s))
+    line = r"cannot be read \(connection refused, for 0 s\).*run the same command again"
+    for waits in (True, False):
+        pauses.clear()
+        with pytest.raises(FileError, match=line):
+            buckets.read_object("s3://bucket/away/a")
+        assert bool(pauses) == waits
+    for text in ("soon", "-1", "inf"):
+        monkeypatch.setenv("PERMAFROST_SERVER_WAIT", text)
+        with pytest.raises(ConfigError, match="PERMAFROST_SERVER_WAIT must be a number of seconds"):
+            buckets.read_object("s3://bucket/away/a")
 
 
 @pytest.mark.parametrize("kind", ["drop", "truncate", "lose", "429", "500", "503"])

@@ -17,6 +17,7 @@ from tests.support.buckets import (
     files_below,
     moto_server,
     proxy,
+    put_raw,
     retry_quickly,
 )
 
@@ -92,6 +93,25 @@ def connect(monkeypatch, tmp_path):
     retry_quickly(monkeypatch)
     monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.2)  # of a lease that could not be removed
     return to
+
+
+@pytest.mark.slow
+def test_commands_pass_over_markers_of_folders_and_name_objects_that_are_not_of_a_store(
+    server, connect
+):
+    connect(server, "markers")
+    store, run = "s3://bucket/markers/store", "s3://bucket/markers/run"
+    for name in ("store/", "store/images/", "store/zz/", "run/", "run/distill/", "run/zz/"):
+        put_raw(server, f"markers/{name}")
+    put_raw(server, f"markers/run/distill/{'n' * 900}", b"1")
+    run_flow(store, run)
+    for name in ("n" * 900, "a#b?c"):
+        put_raw(server, f"markers/store/images/{name}", b"1")
+    with pytest.raises(UserError) as error:
+        run_verb("verify", f"store.path={store}")
+    assert [line for line in str(error.value).splitlines() if "not in any manifest" in line] == [
+        f"  {store}/images/{name} is not in any manifest" for name in ("a#b?c", "n" * 900)
+    ]
 
 
 @pytest.mark.slow  # faults of single requests, and ends at any request, are in make test

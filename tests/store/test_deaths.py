@@ -1,5 +1,6 @@
 """Deaths of processes at a shard, and the record that is their cause."""
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from permafrost.config.models import CifarModelConfig
-from permafrost.core.errors import UserError
+from permafrost.core.errors import FileError, UserError
 from permafrost.core.files import make_folder
 from permafrost.store import deaths as deaths_module
 from permafrost.store.deaths import DEATHS_SUFFIX, PoisonRecordError, ShardDeaths, find_fatal
@@ -119,18 +120,40 @@ def test_a_new_interpreter_finds_a_deadly_work_too(monkeypatch):
     assert find_fatal(["a", "b"], partial(work_on, {"b": fail})) is None
 
 
-def test_no_record_is_tried_before_a_death(tmp_path):
+@pytest.mark.parametrize("count", [0, 1])  # one may come from outside
+def test_no_record_is_tried_before_a_second_death(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(deaths_module, "find_fatal", None)
+    for _ in range(count):
+        die(tmp_path)
     with ShardDeaths(tmp_path, SHARD) as deaths:
-        deaths.find_cause(["a"], crash)  # would end this process
+        assert deaths.count == count
+        deaths.find_cause(["a"], crash)
+
+
+@pytest.mark.parametrize("error", [None, KeyError("of the shard")])
+def test_a_count_that_cannot_be_removed_is_a_warning_and_no_failure_of_the_shard(
+    tmp_path, monkeypatch, caplog, error
+):
+    def refuse(path):
+        raise FileError(f"{path} cannot be removed (connection refused)")
+
+    monkeypatch.setattr(deaths_module, "remove_file", refuse)
+    expected = contextlib.nullcontext() if error is None else pytest.raises(KeyError)
+    with expected, ShardDeaths(tmp_path, SHARD):
+        if error is not None:
+            raise error
+    (warning,) = caplog.messages
+    assert f".{SHARD}.deaths could not be removed" in warning
 
 
 @pytest.mark.parametrize("key", ["a", "k" * 200, "%C3%A9-_"])
 def test_a_record_at_which_two_children_die_is_named_and_a_later_command_tries_anew(tmp_path, key):
     die(tmp_path)
+    die(tmp_path)
     works = partial(work_on, {"first": fail, key: crash, "last": crash})
 
     with (
-        pytest.raises(PoisonRecordError, match=rf"record {key} \(shard {SHARD}\) ended 3 "),
+        pytest.raises(PoisonRecordError, match=rf"record {key} \(shard {SHARD}\) ended 4 "),
         ShardDeaths(tmp_path, SHARD) as deaths,
     ):
         deaths.find_cause(["first", key, "last"], works)
@@ -156,6 +179,7 @@ def append_key(path, key):
 
 
 def test_a_child_that_was_killed_once_accuses_nobody(tmp_path):
+    die(tmp_path)
     die(tmp_path)
 
     with ShardDeaths(tmp_path, SHARD) as deaths:
@@ -238,13 +262,13 @@ def images_of(frozen):
     return {n: data for n, data in tree_bytes(frozen.store.path).items() if "teachers/" not in n}
 
 
-def test_an_image_that_kills_its_reader_is_named_in_the_second_run(frozen, tmp_path):
+def test_an_image_that_kills_its_reader_is_named_in_the_third_run(frozen, tmp_path):
     store = tmp_path / "store"
     poison = keys_of_shard(frozen.store, frozen.store.manifest.shards[1])[5]
 
-    death, (code, error) = run_poisoned(store, poison, 2)
+    *deaths, (code, error) = run_poisoned(store, poison, 3)
 
-    assert death == [-9, ""]
+    assert deaths == [[-9, ""]] * 2
     assert code == 3
     assert error.startswith(f"PoisonRecordError: record {poison} (shard ")
     assert files_of_deaths(store) == []
@@ -267,7 +291,8 @@ def test_a_death_that_does_not_come_again_leaves_no_trace(frozen, tmp_path):
     store = tmp_path / "store"
     shard = frozen.store.manifest.shards[0]
     make_folder(store)
-    die(store, shard=shard.name)
+    for _ in range(2):
+        die(store, shard=shard.name)
 
     precompute.run(precompute_config(store))
 
@@ -275,16 +300,16 @@ def test_a_death_that_does_not_come_again_leaves_no_trace(frozen, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_record_that_kills_the_teacher_is_named_in_the_second_run(frozen, tmp_path, tiny_teacher):
+def test_a_record_that_kills_the_teacher_is_named_in_the_third_run(frozen, tmp_path, tiny_teacher):
     store = tmp_path / "store"
     shards = frozen.store.manifest.shards
     poison = keys_of_shard(frozen.store, shards[1])[5]
     precompute.run(precompute_config(store))
 
-    # The death is in a batch of eight. After it, records are tried one by one.
-    death, (code, error) = run_poisoned(store, poison, 2, tiny_teacher.weights)
+    # The deaths are in a batch of eight. After them, records are tried one by one.
+    *deaths, (code, error) = run_poisoned(store, poison, 3, tiny_teacher.weights)
 
-    assert death == [-9, ""]
+    assert deaths == [[-9, ""]] * 2
     assert code == 3
     assert error.startswith(f"PoisonRecordError: record {poison} (shard {shards[1].name})")
     assert files_of_deaths(store) == []

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import obstore
 import pytest
@@ -118,6 +119,18 @@ def _create_bucket(port: int) -> None:
     assert status == 200, f"moto's server answers {status}"
 
 
+def put_raw(server: str, key: str, data: bytes = b"") -> None:
+    """Give moto's bucket an object of any name, such as one that ends with a slash, which obstore cannot write."""
+    connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=60)
+    try:
+        connection.request("PUT", f"/bucket/{quote(key)}", data)
+        answer = connection.getresponse()
+        answer.read()
+    finally:
+        connection.close()
+    assert answer.status == 200, f"moto's server answers {answer.status} to {key!r}"
+
+
 FAULTS = ("drop", "delay", "truncate", "lose", "403", "404", "409", "412", "429", "500", "503")
 """Kinds of faults. drop: the connection is closed before the request is passed on. lose: after it was answered, without
 the answer. truncate: in the middle of the answer. A number is the status of an answer in place of the server's."""
@@ -163,9 +176,9 @@ class Network:
 
 @contextmanager
 def proxy(
-    server: str, plan: FaultPlan | None = None, network: Network | None = None
+    server: str, plan: FaultPlan | None = None, network: Network | None = None, port: int = 0
 ) -> Iterator[str]:
-    """Provide the address of a proxy before a server on the loopback address."""
+    """Provide the address of a proxy before a server on the loopback address, at any free port or at this one."""
     host = server.removeprefix("http://")
     link = network or Network()
 
@@ -239,7 +252,7 @@ def proxy(
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _answer  # noqa: N815
 
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listener = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     listener.daemon_threads = True
     thread = threading.Thread(target=listener.serve_forever, daemon=True)
     thread.start()

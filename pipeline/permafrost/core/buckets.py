@@ -16,16 +16,17 @@ import logging
 import os
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from permafrost.core.addresses import ADDRESS
-from permafrost.core.errors import ConfigError, FileError, UserError
+from permafrost.core.errors import ConfigError, FileError, UserError, require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T")
 logger = logging.getLogger("permafrost.buckets")
@@ -36,10 +37,14 @@ _BLOCK_BYTES = 4 * 2**20
 """Bytes of a download that are handed on at once."""
 _CLIENT = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
 """Time limits of a request. The last one is for whole shards, of which a slow network carries a few MB a second."""
+_HEADS_AT_ONCE = 16
+"""Number of empty objects of a listing that are asked for at the same time."""
 _TRIES = 5
 """Number of times that a request is sent whose answer breaks off."""
 _PAUSE_SECONDS = 0.1
 """Time before such a request is repeated, doubled each time."""
+WAIT_VARIABLE = "PERMAFROST_SERVER_WAIT"
+"""Environment variable of the seconds for which a server that nobody reaches is waited for."""
 _RETRIES = {
     "max_retries": 10,
     "retry_timeout": timedelta(minutes=3),
@@ -117,15 +122,22 @@ def _mark_forked() -> None:
 
 def _split(address: str) -> tuple[Any, str]:
     """Return the connection and the key of an address."""
+    container = _container(address)
+    return _client(container), address[len(container) + 1 :]
+
+
+def _container(address: str) -> str:
+    """Return the bucket of an address, such as s3://bucket."""
     match = ADDRESS.fullmatch(address)
     assert match is not None, address
-    return _client(f"{match[1]}://{match[2]}"), match[3] or ""
+    return f"{match[1]}://{match[2]}"
 
 
 def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: bool = False) -> T:
     """Return the answer to a request that may be repeated.
 
-    obstore repeats what fails before an answer begins. An answer that breaks off is asked for again here.
+    obstore repeats what fails before an answer begins. An answer that breaks off is asked for again here, and so is a
+    server that nobody reaches, for the time of `wait_seconds`.
 
     verb            what could not be done, for the message
     is_conditional  the request has a condition, whose errors are the caller's; to others they are a refusal
@@ -138,28 +150,96 @@ def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: b
         exceptions.PreconditionError,
         exceptions.NotSupportedError,
     )
-    refused = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
-    for attempt in range(_TRIES):
+    attempt = 0
+    while True:
         try:
-            return request()
+            answer = request()
         except FileNotFoundError:
+            _unreached.pop(_container(address), None)
             raise MissingObjectError(f"{address} does not exist") from None
         except (exceptions.BaseError, OSError) as error:
             if isinstance(error, UserError) or (is_conditional and isinstance(error, final)):
                 raise
-            if attempt == _TRIES - 1 or isinstance(error, refused) or _is_final(error):
+            if _is_unreached(error):
+                _wait_for_server(address, verb, error)
+                continue
+            attempt += 1
+            if attempt == _TRIES or _is_final(error):
                 raise FileError(f"{address} cannot be {verb} ({_reason(error)})") from error
             logger.debug("%s is asked for again: %s", address, error)
-            time.sleep(_PAUSE_SECONDS * 2**attempt)
-    raise AssertionError
+            time.sleep(_PAUSE_SECONDS * 2 ** (attempt - 1))
+        else:
+            _unreached.pop(_container(address), None)
+            return answer
 
 
-def _is_final(error: BaseException) -> bool:
+_unreached: dict[str, float] = {}
+"""Time since which each bucket's server has not been reached. A process waits once for it, and not at each request."""
+
+
+def wait_seconds() -> float:
+    """Return the time for which a server that nobody reaches is waited for. Raises ConfigError."""
+    text = os.environ.get(WAIT_VARIABLE, "180")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    require(
+        0 <= seconds < float("inf"), f"{WAIT_VARIABLE} must be a number of seconds, got {text!r}"
+    )
+    return seconds
+
+
+def _wait_for_server(address: str, verb: str, error: Exception) -> None:
+    """Wait before a request is repeated that has reached no server. Raises FileError once that takes too long."""
+    container, now, most = _container(address), time.monotonic(), wait_seconds()
+    since = _unreached.get(container)
+    if since is None:
+        since = _unreached[container] = now
+        logger.warning(
+            "%s cannot be %s (%s); its server is asked again for %g s (%s)",
+            address,
+            verb,
+            _reason(error),
+            most,
+            WAIT_VARIABLE,
+        )
+    if now - since >= most:
+        raise FileError(
+            f"{address} cannot be {verb} ({_reason(error)}, for {now - since:.0f} s). Finished files are kept; run the "
+            "same command again once the server answers"
+        ) from error
+    time.sleep(min(_PAUSE_SECONDS * 10, most / 10))
+
+
+def _is_unreached(error: Exception) -> bool:
+    """Return whether a request has failed because no connection was made."""
+    text = str(error)
+    return "kind: Connect" in text and _UNKNOWN_HOST not in text and not _is_final(error)
+
+
+def _is_final(error: Exception) -> bool:
     """Return whether the same request would fail again."""
-    return "credential" in str(error) or _CERTIFICATE.search(str(error)) is not None
+    from obstore import exceptions
+
+    refused = (
+        exceptions.PermissionDeniedError,
+        exceptions.UnauthenticatedError,
+        exceptions.InvalidPathError,
+    )
+    return (
+        isinstance(error, refused)
+        or _has_no_credentials(str(error))
+        or _CERTIFICATE.search(str(error)) is not None
+    )
+
+
+def _has_no_credentials(text: str) -> bool:
+    return "169.254." in text or "metadata.google" in text or "credential" in text.lower()
 
 
 _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
+_UNKNOWN_HOST = "Name or service not known"
 _NO_CONNECTION = {
     "failed to lookup address": "no such host",
     "ConnectionRefused": "connection refused",
@@ -171,7 +251,7 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 def _reason(error: BaseException) -> str:
     """Return the cause of a failed request in a few words."""
     text = str(error)
-    if "169.254." in text or "metadata.google" in text or "credential" in text.lower():
+    if _has_no_credentials(text):
         return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the machine has a role"
     if (certificate := _CERTIFICATE.search(text)) is not None:
         return f"the server's certificate is not accepted, {certificate[1]}; SSL_CERT_FILE may name more authorities"
@@ -304,7 +384,7 @@ class Entry(NamedTuple):
 
 
 def list_entries(address: str) -> list[Entry]:
-    """Return what is in a folder, sorted by name. Raises FileError."""
+    """Return what is in a folder, sorted by name, without the markers of folders. Raises FileError."""
     import obstore
 
     client, key = _split(address)
@@ -314,26 +394,63 @@ def list_entries(address: str) -> list[Entry]:
     objects = [
         Entry(str(meta["path"])[start:], "file", int(meta["size"]), str(meta["e_tag"]))
         for meta in found["objects"]
+        if str(meta["path"]) != key  # the marker of the folder itself
     ]
     return sorted([*folders, *objects])
 
 
 def iter_objects(address: str) -> Iterator[tuple[str, int]]:
-    """Iterate over the names below a folder, relative to it and in their order, with their sizes. Raises FileError."""
+    """Iterate over the names below a folder, relative to it and in their order, with their sizes. Raises FileError.
+
+    Markers of folders are left out.
+    """
     import obstore
 
     client, key = _split(address)
     start = len(key) + 1 if key else 0
     last: str | None = None
+    blocks: Iterator[Any] | None = None
 
     def next_block() -> Any:
-        listed = obstore.list(client, key or None, offset=last, chunk_size=1000)
-        return next(iter(listed), [])
+        nonlocal blocks
+        if (
+            blocks is None
+        ):  # the first one, or one after an error, which goes on from the last object
+            blocks = iter(obstore.list(client, key or None, offset=last, chunk_size=1000))
+        try:
+            return next(blocks, [])
+        except BaseException:
+            blocks = None
+            raise
 
     while block := _ask(address, "listed", next_block):
-        for meta in block:
+        for meta in _without_markers(address, client, block):
             last = str(meta["path"])
             yield last[start:], int(meta["size"])
+
+
+def _without_markers(address: str, client: Any, block: Sequence[Any]) -> list[Any]:
+    """Return the objects of a listing without the markers of folders.
+
+    A marker is an empty object whose key ends with a slash, as consoles and mounts create for a folder. obstore lists
+    it without the slash, and finds no empty object of that name.
+    """
+    import obstore
+
+    def is_object(meta: Any) -> bool:
+        try:
+            answer = _ask(address, "listed", lambda: obstore.head(client, str(meta["path"])))
+        except FileNotFoundError:
+            return False
+        return int(answer["size"]) == 0
+
+    empty = [number for number, meta in enumerate(block) if int(meta["size"]) == 0]
+    if not empty:
+        return list(block)
+    with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
+        answers = pool.map(is_object, [block[number] for number in empty])
+        markers = {n for n, answer in zip(empty, answers, strict=True) if not answer}
+    return [meta for number, meta in enumerate(block) if number not in markers]
 
 
 # ---- writing -------------------------------------------------------------------------------------

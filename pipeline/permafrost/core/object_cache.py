@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.core.addresses import Bucket, parse_bucket
-from permafrost.core.buckets import Download, MissingObjectError, object_facts
+from permafrost.core.buckets import Download, MissingObjectError, object_facts, wait_seconds
 from permafrost.core.errors import FileError
 
 if TYPE_CHECKING:
@@ -299,7 +299,8 @@ def _made_alone(partial: Path, address: str) -> Iterator[int | None]:
 
 def _wait_for_lock(descriptor: int, partial: Path, address: str) -> bool:
     """Lock a file in the making; return False if another process finished or gave up meanwhile."""
-    progress, deadline = os.fstat(descriptor).st_mtime_ns, time.monotonic() + WAIT_SECONDS
+    patience = WAIT_SECONDS + wait_seconds()  # the other process may wait for the server
+    progress, deadline = os.fstat(descriptor).st_mtime_ns, time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -308,12 +309,12 @@ def _wait_for_lock(descriptor: int, partial: Path, address: str) -> bool:
             pass
         status = os.fstat(descriptor)
         if status.st_mtime_ns != progress:
-            progress, deadline = status.st_mtime_ns, time.monotonic() + WAIT_SECONDS
+            progress, deadline = status.st_mtime_ns, time.monotonic() + patience
         if not _is_same(descriptor, partial):
             return False
         if time.monotonic() > deadline:
             raise CacheError(
-                f"{address}: waited {WAIT_SECONDS:g} s for {_holder(status.st_ino)}, which downloads it to {partial} "
+                f"{address}: waited {patience:g} s for {_holder(status.st_ino)}, which downloads it to {partial} "
                 "and makes no progress. End it, and run the same command again"
             )
         time.sleep(_POLL_SECONDS)

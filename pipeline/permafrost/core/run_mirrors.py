@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.core import buckets
 from permafrost.core.addresses import Bucket, is_address, parse_bucket
-from permafrost.core.errors import FileError
-from permafrost.core.files import PARTIAL_SUFFIX, sha256_file, write_atomically
+from permafrost.core.errors import FileError, quote
+from permafrost.core.files import PARTIAL_SUFFIX, sha256_file, write_atomically, write_error
 from permafrost.core.lock import LOCK_NAME
 from permafrost.core.object_cache import scratch_folder_of
 
@@ -29,6 +31,8 @@ logger = logging.getLogger("permafrost.buckets")
 _STATES = ".states"
 _LAST = ("checkpoint.pt", "metrics.json", "model.json")
 """Files that are uploaded after all others, in this order: those that others of the folder must agree with."""
+_MOST_NAME_BYTES = 200
+"""Bytes of a name, so that the one of a file in the making has no more than 255."""
 
 
 def mirror_of(address: str) -> Path:
@@ -115,13 +119,22 @@ def _rank(name: str) -> int:
 
 
 def _entries(address: str) -> Iterator[tuple[str, tuple[int, str]]]:
-    """Iterate over the files below a folder of a bucket, with their sizes and ETags."""
+    """Iterate over the files below a folder of a bucket, with their sizes and ETags.
+
+    Objects that no run has written, as no file of this machine can have their names, are left out with a warning.
+    """
     folders = [""]
     while folders:
         folder = folders.pop()
         for entry in buckets.list_entries(f"{address}/{folder}".rstrip("/")):
             name = f"{folder}{entry.name}"
-            if entry.is_dir():
+            if len(os.fsencode(entry.name)) > _MOST_NAME_BYTES:
+                logger.warning(
+                    "%s has an object %s whose name is too long for a file of a run; it is left out",
+                    address,
+                    quote(name),
+                )
+            elif entry.is_dir():
                 folders.append(f"{name}/")
             elif entry.name != LOCK_NAME:
                 yield name, (entry.size, entry.e_tag)
@@ -145,9 +158,9 @@ def _stamp(path: Path) -> list[int] | None:
 
 
 def _download(address: str, path: Path, size: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         data, _ = buckets.read_object(address)
         partial.write_bytes(data)
         partial.replace(path)
@@ -156,9 +169,10 @@ def _download(address: str, path: Path, size: int) -> None:
     except OSError as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"{path} cannot be written ({error.strerror})") from error
+        raise write_error(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the original error is more informative
+            partial.unlink()
 
 
 def _state_path(address: str) -> Path:

@@ -1,10 +1,11 @@
 """Deaths of processes at a shard: their number, in a file beside the receipts, and the record that caused them.
 
 A death without an exception (a segmentation fault, the kernel's out-of-memory killer, kill -9) leaves the shard's file
-behind. The next process at the shard has a child process work on its records one after the other. If the child dies,
-another one is alone with the record at which it died. If that one dies too, the record ends the run. Otherwise somebody
-killed a process, and the work goes on, however often that happens. A process that ends by itself, successfully or with
-an exception, removes the file.
+behind. One may come from outside, so the next process at the shard works on it as if there was none. After a second
+one, a child process works on the shard's records one after the other. If the child dies, another one is alone with the
+record at which it died. If that one dies too, the record ends the run. Otherwise somebody killed a process, and the
+work goes on, however often that happens. A process that ends by itself, successfully or with an exception, removes the
+file.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 DEATHS_SUFFIX = ".deaths"
 _MOST_BYTES = 64
+_DEATHS_TO_TRY = 2
+"""Number of deaths at a shard after which its records are tried alone, as one death may come from outside."""
 _START_METHOD = "spawn"
 """Way to start the child: a new interpreter, as a fork has neither this process's threads nor its GPU."""
 _FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -59,17 +62,20 @@ class ShardDeaths:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        remove_file(self.path)
+        try:
+            remove_file(self.path)
+        except OSError as problem:  # the work is done, or has an error of its own
+            logger.warning("%s could not be removed: %s", self.path, problem)
 
     def find_cause(self, keys: Sequence[str], work_on: Callable[[str], object]) -> None:
-        """Try the records in child processes if a process died. Raises PoisonRecordError for one that kills two.
+        """Try the records in child processes if several died. Raises PoisonRecordError for one that kills two.
 
         work_on  picklable function of a key
         """
-        if not self.count:
+        if self.count < _DEATHS_TO_TRY:
             return
         logger.warning(
-            "%d process(es) died at shard %s; its records are tried one by one in a process of their own",
+            "%d processes died at shard %s; its records are tried one by one in a process of their own",
             self.count,
             self.shard,
         )

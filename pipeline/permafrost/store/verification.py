@@ -21,6 +21,7 @@ from permafrost.core.rooted_paths import (
     file_size,
     find_links,
     is_folder,
+    is_in_bucket,
     iter_files,
     list_folder,
     listed_once,
@@ -92,7 +93,9 @@ def unknown_files(
             continue
         if name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
-        elif not is_folder(path):  # a link to a folder, where links are allowed
+        elif is_in_bucket(path) or not is_folder(
+            path
+        ):  # a link to a folder, where links are allowed
             yield f"{path} is not in any manifest"
 
 
