@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +36,7 @@ from permafrost.losses.restored_features import (
 )
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
+from permafrost.store.codecs import encode_npy
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
@@ -43,6 +46,7 @@ from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import with_named_passes
 from stages import distill, evaluate, precompute
 from tests.support.runs import distill_config, evaluation_of
+from tests.support.signing import file_entry, load, pass_folder, sign
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config, train_dataset
 from tests.support.tensors import gaussian
@@ -281,3 +285,38 @@ def test_each_term_of_several_gets_the_form_that_it_compares(projected):
     losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
     assert losses[-1] < losses[0]
     assert build_loss(FeaturesConfig()).restored is None
+
+
+def hostile_projections(data):
+    """Files in place of a projection float32 [4, 9], and what is said of each."""
+    values = np.load(io.BytesIO(data))
+    zipped = io.BytesIO()
+    np.savez(zipped, values)
+    with_nan = values.copy()
+    with_nan[2, 3] = np.nan
+    yield data.replace(b"(4, 9)", b"(99999999999999999999, 9)"), "is no projection"
+    yield zipped.getvalue(), "it holds several arrays"
+    yield encode_npy(values.T), r"its shape is \(9, 4\)"
+    yield encode_npy(values[:, :-1]), r"its shape is \(4, 8\)"
+    yield encode_npy(values[:-1]), r"its shape is \(3, 9\)"
+    yield encode_npy(values.astype(np.float64)), "it is float64"
+    yield encode_npy(with_nan), "not finite"
+
+
+def test_a_signed_projection_that_does_not_fit_its_field_is_one_line(projected, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(projected.store.path, store)
+    folder = pass_folder(store)
+    manifest = load(folder)
+    path = manifest["projections"]["features_2"]["file"]["path"]
+
+    for data, reason in hostile_projections((folder / path).read_bytes()):
+        (folder / path).write_bytes(data)
+        entry = {n: v for n, v in file_entry(folder, path).items() if n != "crc32c"}
+        manifest["projections"]["features_2"]["file"] |= entry
+        sign(folder, manifest)
+        with pytest.raises(ManifestError, match=rf"features_2\.npy .*{reason}.*; ") as error:
+            _ = Store(store).open_passes()[0].projections
+        assert [line for line in verify_store(store) if "features_2.npy" in line] == [
+            str(error.value)
+        ]

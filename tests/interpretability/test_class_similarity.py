@@ -113,11 +113,11 @@ def test_what_is_no_similarity_is_refused_by_name(tmp_path):
         np.savez(file, a=np.eye(K))
     for name, reason in {
         "gone.npy": "does not exist",
-        "small.npy": r"float64 and shape \(2, 2\), but 4 classes",
-        "words.npy": "need numbers",
+        "small.npy": r"of shape \(4, 4\): its shape is \(2, 2\)",
+        "words.npy": "of type <U1",
         "nan.npy": "not finite",
         "short.txt": "2 lines .*4 classes need one superclass",
-        "broken.npy": "cannot be read",
+        "broken.npy": "not an npy file",
         "picture.txt": "neither text nor",
         "several.npy": "several arrays",
     }.items():

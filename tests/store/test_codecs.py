@@ -1,9 +1,19 @@
 """Accuracy of max-abs storage."""
 
+import io
+import pickle
+
 import numpy as np
 import pytest
 
-from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine
+from permafrost.store.codecs import (
+    NpyError,
+    decode_unit,
+    encode_maxabs,
+    encode_npy,
+    lowest_cosine,
+    parse_npy,
+)
 
 AXES = (2, 3, 4)
 
@@ -69,3 +79,59 @@ def test_a_map_with_one_high_peak_is_too_much_for_int8():
 
     assert lowest_cosine(values, encode_maxabs(values, "int8", AXES)[0]) < 0.99
     assert lowest_cosine(values, encode_maxabs(values, "float16", AXES)[0]) > 0.99999
+
+
+# ---- files of others -------------------------------------------------------------------------------
+
+
+def with_shape(text):
+    """An npy file of two rows of three numbers whose header declares another shape."""
+    data = encode_npy(np.ones((2, 3), np.float32))
+    end = 10 + int.from_bytes(data[8:10], "little")
+    header = data[10:end].decode().rstrip().replace("(2, 3)", text).encode()
+    return data[:8] + len(header).to_bytes(2, "little") + header + data[end:]
+
+
+def several():
+    file = io.BytesIO()
+    np.savez(file, a=np.ones((2, 3)))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "not an npy file"),
+        (pickle.dumps(np.ones((2, 3))), "not an npy file"),
+        (several(), "several arrays"),
+        (encode_npy(np.ones((2, 3), np.float32))[:60], "not an npy file"),
+        (encode_npy(np.ones((2, 3), np.float32))[:-1], "23 bytes of values in place of 24"),
+        (with_shape("(99999999999999999999, 3)"), "its shape is"),
+        (with_shape("(99999999999999999999, 0)"), "its shape is"),
+        (with_shape("(-2, -3)"), "its shape is"),
+        (with_shape("(2, 30)"), "24 bytes of values in place of 240"),
+        (with_shape("(" * 5000), "not an npy file"),
+        (with_shape("(2.0, 3)"), "not an npy file"),
+        (encode_npy(np.ones((3, 2), np.float32)), r"its shape is \(3, 2\)"),
+        (encode_npy(np.ones(2, np.float32)), r"its shape is \(2,\)"),
+        (encode_npy(np.ones((2, 3), "<U3")), "of type <U3"),
+        (encode_npy(np.ones((2, 3), np.complex64)), "of type complex64"),
+        (encode_npy(np.ones((2, 3), [("a", "f4")])), "of type"),
+        (encode_npy(np.full((2, 3), np.nan, np.float32)), "not finite"),
+        (encode_npy(np.full((2, 3), np.inf)), "not finite"),
+    ],
+)
+def test_an_array_that_is_not_the_wanted_one_is_refused_in_words(data, reason):
+    with pytest.raises(NpyError, match=reason):
+        parse_npy(data, "fiu", (2, None if "240" in reason else 3))
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f8", "<i4", "u1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_of_any_byte_order_and_layout_is_read_as_numpy_reads_it(dtype, order):
+    values = np.asarray(np.arange(6).reshape(2, 3), dtype, order=order)
+
+    read = parse_npy(encode_npy(values), "fiu", (2, None))
+
+    assert read.dtype == values.dtype
+    np.testing.assert_array_equal(read, values)

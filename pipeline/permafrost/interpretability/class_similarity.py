@@ -21,11 +21,12 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, require, shorten
-from permafrost.core.files import sha256_file
+from permafrost.core.files import read_regular, sha256_file
 from permafrost.core.records import NO_LABEL, require_all_logits
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.interpretability.options import ClassSimilarityOptions
+from permafrost.store.codecs import NpyError, parse_npy
 
 COARSE = {
     "aquatic mammals": "beaver dolphin otter seal whale",
@@ -182,24 +183,12 @@ def read_similarity(path: Path, classes: int) -> Tensor:
     require(path.is_file(), f"{_OPTION}={path} does not exist; correct it, or set it to null")
     if path.suffix == ".npy":
         try:
-            matrix = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            matrix = parse_npy(read_regular(path), "biuf", (classes, classes))
+        except NpyError as error:
             raise ConfigError(
-                f"{_OPTION}={path} cannot be read ({error}); save a matrix of numbers with numpy.save"
+                f"{_OPTION}={path} is no matrix of numbers of shape ({classes}, {classes}): {error}; save one with "
+                "numpy.save"
             ) from error
-        require(
-            isinstance(matrix, np.ndarray),
-            f"{_OPTION}={path} holds several arrays; save one matrix with numpy.save",
-        )
-        require(
-            matrix.shape == (classes, classes) and matrix.dtype.kind in "biuf",
-            f"{_OPTION}={path} has dtype {matrix.dtype} and shape {matrix.shape}, but {classes} classes need numbers "
-            f"of shape ({classes}, {classes}); correct the file",
-        )
-        require(
-            bool(np.isfinite(matrix).all()),
-            f"{_OPTION}={path} has values that are not finite; correct the file",
-        )
         return torch.from_numpy(matrix.astype(np.float64))
     try:
         names = path.read_text(encoding="utf-8").split("\n")

@@ -17,8 +17,9 @@ import numpy as np
 
 from permafrost.core.files import read_regular, write_atomically
 from permafrost.core.rooted_paths import RootedPath, list_folder
+from permafrost.store.codecs import NpyError, parse_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
-from permafrost.store.manifest import ProjectionEntry
+from permafrost.store.manifest import PassManifest, ProjectionEntry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,14 +62,21 @@ def write_projection(folder: RootedPath, field: str, projection: Projection) -> 
 def read_projections(folder: RootedPath) -> dict[str, Projection]:
     """Read the projections of a pass that may be unfinished, by field."""
     return {
-        path.name.removesuffix(_SUFFIX): _parse(path, read_regular(path, _MAX_BYTES))
+        path.name.removesuffix(_SUFFIX): _parse(path, read_regular(path, _MAX_BYTES), (None, None))
         for path in list_folder(folder / PROJECTIONS_FOLDER, f"*{_SUFFIX}")
     }
 
 
-def open_projection(folder: RootedPath, entry: ProjectionEntry) -> Projection:
-    """Read a projection that a manifest lists. Raises ManifestError if any byte has changed."""
+def open_projection(folder: RootedPath, manifest: PassManifest, field: str) -> Projection:
+    """Read the projection of a field. Raises ManifestError if a byte has changed, or if it does not fit the field."""
+    entry = manifest.projections[field]
     path = folder / entry.file.path
+    spec = next((spec for spec in manifest.fields if spec.name == field), None)
+    if spec is None or len(spec.shape) != 3 + spec.mirrored:
+        raise ManifestError(
+            f"{path} is the projection of {field}, which is no field of cells; {REWRITE}"
+        )
+    components = spec.shape[int(spec.mirrored)]
     try:
         data = read_regular(path, _MAX_BYTES)
     except FileNotFoundError:
@@ -77,7 +85,7 @@ def open_projection(folder: RootedPath, entry: ProjectionEntry) -> Projection:
         raise ManifestError(
             f"{path} is damaged: it is not the file that its manifest lists; {REWRITE}"
         )
-    return _parse(path, data)
+    return _parse(path, data, (1 + components, 1 + entry.channels))
 
 
 def describe_projections(folder: RootedPath) -> dict[str, ProjectionEntry]:
@@ -105,11 +113,14 @@ def check_projections(folder: RootedPath, listed: Mapping[str, ProjectionEntry])
             )
 
 
-def _parse(path: RootedPath, data: bytes) -> Projection:
+def _parse(path: RootedPath, data: bytes, shape: tuple[int | None, int | None]) -> Projection:
+    """Return the projection of a file of a shape. Raises ManifestError."""
     try:
-        values = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, MemoryError) as error:
-        raise ManifestError(f"{path} cannot be read as npy; {REWRITE}") from error
-    if values.dtype != np.float32 or values.ndim != 2 or min(values.shape) < 2:
-        raise ManifestError(f"{path} is {values.dtype} {list(values.shape)}; {REWRITE}")
+        values = parse_npy(data, "f", shape).copy()
+    except NpyError as error:
+        raise ManifestError(f"{path} is no projection of its field: {error}; {REWRITE}") from error
+    if values.dtype != np.float32 or min(values.shape) < 2:
+        raise ManifestError(
+            f"{path} is no projection of its field: it is {values.dtype} {values.shape}; {REWRITE}"
+        )
     return Projection(values[0, :-1], values[1:, :-1], values[1:, -1], float(values[0, -1]))

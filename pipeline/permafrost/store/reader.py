@@ -229,8 +229,10 @@ class TeacherPass:
     @cached_property
     def projections(self) -> dict[str, Projection]:
         """Projection of each field that stores components of the teacher's channels."""
-        entries = self.manifest.projections
-        return {field: open_projection(self.folder, entry) for field, entry in entries.items()}
+        manifest = self.manifest
+        return {
+            field: open_projection(self.folder, manifest, field) for field in manifest.projections
+        }
 
     @property
     def num_classes(self) -> int:

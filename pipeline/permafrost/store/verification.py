@@ -42,6 +42,7 @@ from permafrost.store.manifest import (
     read_checked,
     read_pass_manifest,
 )
+from permafrost.store.projections import open_projection
 from permafrost.store.publish import MAX_PREVIEW_BYTES, ORIGIN_NAME, PREVIEW_NAME
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.receipts import (
@@ -255,6 +256,15 @@ def _verify_pass_files(folder: RootedPath) -> Iterator[str]:
         yield from _verify_files_of_pass(folder, manifest)
 
 
+def _check_projection(folder: RootedPath, manifest: PassManifest, field: str) -> list[str]:
+    """Return what is wrong with the values of a projection, whose bytes are those of its manifest."""
+    try:
+        open_projection(folder, manifest, field)
+    except (ManifestError, FileError) as error:
+        return [str(error)]
+    return []
+
+
 def _verify_files_of_pass(folder: RootedPath, manifest: PassManifest) -> Iterator[str]:
     known = set[str]()
     known.add(MANIFEST_NAME)
@@ -263,9 +273,10 @@ def _verify_files_of_pass(folder: RootedPath, manifest: PassManifest) -> Iterato
     yield from verify_file(folder, shards.file.path, shards.file.sha256, known, shards.file.bytes)
     for name, digest in manifest.files.items():
         yield from verify_file(folder, name, digest, known)
-    for projection in manifest.projections.values():
+    for field, projection in manifest.projections.items():
         file = projection.file
-        yield from verify_file(folder, file.path, file.sha256, known, file.bytes)
+        problems = list(verify_file(folder, file.path, file.sha256, known, file.bytes))
+        yield from problems or _check_projection(folder, manifest, field)
     try:
         for number, shard in enumerate(shards):
             for file in shard.files:

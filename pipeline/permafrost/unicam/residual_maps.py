@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import sha256_file, sha256_keys
+from permafrost.core.files import read_regular, sha256_file, sha256_keys
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.probe_set import (
@@ -36,6 +36,7 @@ from permafrost.evaluation.probe_set import (
     class_blocks,
     multi_hot_labels,
 )
+from permafrost.store.codecs import NpyError, parse_npy
 from permafrost.unicam.estimators import (
     MIN_RECORDS,
     label_features,
@@ -70,21 +71,12 @@ def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) ->
             f"{option} does not exist; correct the path, or set it to null for one-hot"
         )
     try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        values = parse_npy(read_regular(Path(path)), "fiu", (num_classes, None))
+    except NpyError as error:
         raise ConfigError(
-            f"{option} is not a .npy file of numbers ({error}); write it with numpy.save"
+            f"{option} is no matrix of numbers with a row for each of the {num_classes} classes, in order: {error}; "
+            "write it with numpy.save"
         ) from error
-    if not isinstance(values, np.ndarray):
-        raise ConfigError(f"{option} holds several arrays; write one of them with numpy.save")
-    if values.ndim != 2 or len(values) != num_classes:
-        raise ConfigError(
-            f"{option} has shape {values.shape}; it must have one row for each of the {num_classes} classes, in order"
-        )
-    if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-        raise ConfigError(
-            f"{option} has values of type {values.dtype} that are not all finite numbers; write float32"
-        )
     return torch.from_numpy(values.astype(np.float64))
 
 
