@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.cluster.session import ClusterError, ray_session
+from permafrost.cluster.session import ClusterError, _warn_of_cluster, ray_session
 from permafrost.config.builder import build_verb_config
 from permafrost.config.cluster import (
     ExistingClusterConfig,
@@ -382,3 +382,20 @@ def test_a_job_takes_the_code_along_and_neither_data_nor_results(tmp_path):
 
     files = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
     assert files == {*kept, ".gitignore", ".rayignore"}
+
+
+def test_messages_of_a_lost_node_are_a_line_each_and_are_not_repeated(caplog):
+    retry = "Task work failed. The task will be retried. Error: RPC error {}"
+    dead = "The node with node id: {} and address: 10.0.0.{} has been marked dead"
+    log = "Raylet is terminated. Last lines of the Raylet logs:\n    one\n    two \x1b[31m"
+    messages = [*(retry.format(number) for number in range(20)), dead.format("a1f", 2), log]
+    said = set()
+    for message in [*messages, dead.format("b2e", 3)]:
+        _warn_of_cluster(said, {"lines": [message], "pid": "raylet", "is_err": False}, False)
+
+    assert caplog.messages == [
+        f"Ray: {retry.format(0)}",
+        "Ray: The node with address: 10.0.0.2 has been marked dead",
+        "Ray: Raylet is terminated. Last lines of the Raylet logs:",
+        "Ray: The node with address: 10.0.0.3 has been marked dead",
+    ]

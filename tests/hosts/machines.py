@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -145,7 +144,7 @@ class Host:
 
     def kill(self) -> None:
         """Kill the host with all of its processes, as a power cut does."""
-        os.kill(self.init, signal.SIGKILL)
+        self._space.kill()  # the first process of the host dies with it, and with that all others
         self._space.wait()
 
     def cut(self) -> None:

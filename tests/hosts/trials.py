@@ -45,24 +45,26 @@ class Command(NamedTuple):
     ending: str
     """Ending of the names of the objects that are compared."""
     middle: str
-    """Part of the name of an object that is there in the middle of the command."""
+    """Pattern of the names of objects of which there are some in the middle of the command."""
+    some: int = 1
 
 
 PRECOMPUTE = Command(
     [
-        *("precompute", "data=demo", "data.train_digits=480", "data.test_digits=8"),
+        *("precompute", "data=demo", "data.train_digits=720", "data.test_digits=8"),
         *("data.test_placements=1", "data.teacher_digits=8", "data.teacher_placements=1"),
-        *("teacher=cifar", "teacher.name=resnet56", "teacher.weights=random"),
+        *("teacher=cifar", "teacher.name=resnet20", "teacher.weights=random"),
         *("store.path=s3://bucket/store", "store.shard_size=8", "cluster.actors=2"),
     ],
     result="store",
     ending="",
-    middle="teachers/",
+    middle="teachers/.*/receipts/",
+    some=6,
 )
 DISTILL = Command(
     [
         *("distill", "store.path=s3://bucket/store", "run=s3://bucket/run", *_STUDENT),
-        *("trainer.ranks=2", "trainer.epochs=40", "trainer.checkpoint_every_steps=5"),
+        *("trainer.ranks=2", "trainer.epochs=20", "trainer.checkpoint_every_steps=5"),
     ],
     result="run",
     ending="model.safetensors",
@@ -71,7 +73,7 @@ DISTILL = Command(
 SWEEP = Command(
     [
         *("sweep", "store.path=s3://bucket/store", "run=s3://bucket/run", *_STUDENT),
-        *("seeds=[0,1,2,3,4,5]", "parallel=3", "trainer.epochs=10", "evaluate.splits=[test]"),
+        *("seeds=[0,1,2,3,4,5]", "parallel=3", "trainer.epochs=5", "evaluate.splits=[test]"),
     ],
     result="run",
     ending="model.safetensors",
@@ -194,7 +196,8 @@ def run_trial(name: str, trial: Trial, world: World) -> Outcome:
 
 def is_in_the_middle(world: World, command: Command) -> bool:
     """Return whether a command has made what is there in its middle."""
-    return any(command.middle in name for name in names_of(world.bucket, command.result))
+    names = names_of(world.bucket, command.result)
+    return sum(re.search(command.middle, name) is not None for name in names) >= command.some
 
 
 def compare(outcome: Outcome, trial: Trial, world: World, folder: Path) -> None:
@@ -351,8 +354,9 @@ _LOUD = re.compile(
 
 
 def lines_said(log: Path) -> list[str]:
-    """Return the lines of a command's output that warn or name an error."""
-    return [line.strip() for line in log.read_text().splitlines() if _LOUD.search(line)]
+    """Return the lines of a command's output that warn or name an error, without their times."""
+    lines = [line for line in log.read_text().splitlines() if _LOUD.search(line)]
+    return [re.sub(r"^[0-9:]+ permafrost\.\w+: ", "", line) for line in lines]
 
 
 def main(name: str, folder: Path, space: Path) -> None:

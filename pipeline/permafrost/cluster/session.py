@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.cluster import ExistingClusterConfig, LocalClusterConfig
@@ -51,6 +53,7 @@ _STARTS = 2
 """Number of attempts to start a local Ray, which times out on a busy machine."""
 _POLL_SECONDS = 0.05
 _MESSAGE_SIZE = 200
+_NODE_ID = re.compile("node id: [0-9a-f]+ and ")
 
 logger = logging.getLogger("permafrost.ray")
 
@@ -78,7 +81,7 @@ def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
         _watch_raylet()
     else:
         _connect(config)
-    ray._private.worker.print_to_stdstream = _warn_of_cluster
+    ray._private.worker.print_to_stdstream = partial(_warn_of_cluster, set())
     # Ray replaces the handler of SIGTERM with one that exits without a message.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
@@ -181,10 +184,17 @@ def _watch_raylet() -> None:
     threading.Thread(target=watch, name="raylet-watch", daemon=True).start()
 
 
-def _warn_of_cluster(data: dict[str, Any], ignore_prefix: bool) -> None:
-    """Log the first line of a message of the cluster, in place of Ray's function, which prints dozens of its log's."""
-    message = " ".join(data["lines"]).strip().splitlines() or [""]
-    logger.warning("Ray: %s", printable(message[0])[:_MESSAGE_SIZE])
+def _warn_of_cluster(said: set[str], data: dict[str, Any], ignore_prefix: bool) -> None:
+    """Log the first line of a message of the cluster, in place of Ray, which prints its log's lines of a lost node.
+
+    said  beginnings of messages that were logged, as Ray repeats them until it notices that a node is lost
+    """
+    lines = " ".join(data["lines"]).strip().splitlines() or [""]
+    message = _NODE_ID.sub("", printable(lines[0]))
+    beginning = message.partition(". ")[0]
+    if beginning not in said:
+        said.add(beginning)
+        logger.warning("Ray: %s", message[:_MESSAGE_SIZE])
 
 
 def _connect(config: ClusterConfig) -> None:
