@@ -185,16 +185,15 @@ def _watch_raylet() -> None:
 
 
 def _warn_of_cluster(said: set[str], data: dict[str, Any], ignore_prefix: bool) -> None:
-    """Log the first line of a message of the cluster, in place of Ray, which prints its log's lines of a lost node.
+    """Log the first sentence of a message of the cluster, in place of Ray, which prints its log's lines of a lost node.
 
-    said  beginnings of messages that were logged, as Ray repeats them until it notices that a node is lost
+    said  what was logged, as Ray repeats itself until it notices that a node is lost
     """
     lines = " ".join(data["lines"]).strip().splitlines() or [""]
-    message = _NODE_ID.sub("", printable(lines[0]))
-    beginning = message.partition(". ")[0]
-    if beginning not in said:
-        said.add(beginning)
-        logger.warning("Ray: %s", message[:_MESSAGE_SIZE])
+    sentence = _NODE_ID.sub("", printable(lines[0])).partition(". ")[0][:_MESSAGE_SIZE]
+    if sentence not in said:
+        said.add(sentence)
+        logger.warning("Ray: %s", sentence)
 
 
 def _connect(config: ClusterConfig) -> None:
