@@ -72,7 +72,7 @@ class ModelConfig(Options):
     """Mean of each channel in [0, 1]; normalization is part of the network."""
     std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
     """Standard deviation of each channel in [0, 1]."""
-    input_size: Annotated[int | None, Ge(8)] = None
+    input_size: Annotated[int | None, Ge(8), Le(4096)] = None
     """Side in pixels of a teacher's input (a student's is augment.size). null takes the provider's value for
     its published weights, and the store's frame otherwise."""
     frame: Literal["auto", "center_crop", "full"] = "auto"
@@ -157,10 +157,11 @@ class CifarModelConfig(ModelConfig):
         depth = self.name.removeprefix("resnet")
         require(
             self.name.startswith("resnet")
-            and depth.isdigit()
+            and depth.isdecimal()
+            and len(depth) <= 4
             and int(depth) % 6 == 2
             and int(depth) >= 8,
-            f"cifar models are named resnet8, resnet14, resnet20, ... (depth 6n + 2), got {self.name!r}",
+            f"cifar models are named resnet8, resnet14, resnet20, ... (depth 6n + 2, at most 9998), got {self.name!r}",
         )
         require(self.stem_stride in (1, 2), f"stem_stride must be 1 or 2, got {self.stem_stride}")
 
@@ -284,8 +285,8 @@ class BcosModelConfig(ModelConfig):
         return (
             self.name not in BCOS_NAMES
             and self.name.startswith("resnet")
-            and depth.isdigit()
-            and int(depth) >= 8
+            and depth.isdecimal()
+            and 8 <= int(depth[:5]) <= 9998
             and int(depth) % 6 == 2
         )
 

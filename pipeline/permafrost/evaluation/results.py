@@ -27,6 +27,7 @@ from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import sha256_file
 from permafrost.core.signed_files import damaged, read_json, write_json
+from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.evaluation.evaluator import METRICS
 from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry
 
@@ -193,15 +194,11 @@ def check_written(folder: Path, name: str) -> Path:
 
 def load_written(folder: Path, name: str) -> dict[str, Tensor]:
     """Load the tensors of a safetensors file of an evaluation. The errors are those of `check_written`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = check_written(folder, name)
     try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
+        return load_tensors(path)
+    except TensorFileError as error:
         raise damaged(path, error, f"delete {folder} and evaluate again") from error
-    return tensors
 
 
 def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.rooted_paths import RootedPath
 from permafrost.core.seeds import derive_seed
+from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.ked.options import PARTITION_NAME, AdditiveModelConfig
 from permafrost.store.artifacts import load_artifact
 from permafrost.store.manifest import MANIFEST_NAME
@@ -140,8 +141,6 @@ def partition_digests(config: AdditiveModelConfig) -> dict[str, str]:
 
 def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
     """Read assignments i64 [M, d] from an artifact, which may have finer levels in addition."""
-    from safetensors.torch import load_file
-
     file = path / PARTITION_NAME if path.is_dir() else path
     if (path / MANIFEST_NAME).is_file():
         load_artifact(
@@ -152,12 +151,14 @@ def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
             f"partition={path} holds no {PARTITION_NAME}; find a partition with permafrost teach, correct the path, or "
             "set partition=null for contiguous blocks (the weights of a trained network include its partition)"
         )
-    tensors = load_file(file)
-    require(
-        "assignments" in tensors and tensors["assignments"].dtype == torch.int64,
-        f"{file} holds no i64 tensor `assignments` and is not a partition; correct partition=",
-    )
-    assignments = tensors["assignments"]
+    try:
+        assignments = load_tensors(file).get("assignments")
+    except TensorFileError as error:
+        raise ConfigError(f"{file} cannot be read ({error}); correct partition=") from error
+    if assignments is None or assignments.dtype != torch.int64 or assignments.ndim != 2:
+        raise ConfigError(
+            f"{file} holds no i64 tensor `assignments` of two axes and is not a partition; correct partition="
+        )
     most, features = assignments.shape
     require(
         features == config.features,

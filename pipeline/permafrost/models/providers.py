@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -13,6 +14,7 @@ from permafrost.config.models import PRETRAINED, ModelConfig, is_published
 from permafrost.config.options import resolve_implementation
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.seeds import derive_seed
+from permafrost.models.build_limit import limited_construction
 from permafrost.models.classifier import Classifier, PretrainedInfo, Provider
 from permafrost.models.trained_weights import (
     is_of_a_run,
@@ -105,9 +107,11 @@ def build_model(
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))
             return _without_blank_layers(build(config, outputs))
-    model = build(config, outputs)
-    if config.weights is not None and in_file:
-        path = weights_file(config.weights)
+    path = weights_file(config.weights) if config.weights is not None and in_file else None
+    is_described = path is not None and path.is_file() and is_of_a_run(path)
+    with limited_construction(path) if path and is_described else nullcontext():
+        model = build(config, outputs)
+    if path is not None:
         if config.sha256 is not None:
             require_digest(path, config.sha256)
         if path.is_file():
@@ -117,7 +121,7 @@ def build_model(
             path,
             outputs=outputs,
             may_replace_head=may_replace_head,
-            key=None if is_of_a_run(path) else config.weights_key,
+            key=None if is_described else config.weights_key,
         )
     return model
 

@@ -111,12 +111,14 @@ def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
 
     Raises ConfigError if the run is not finished, and DamagedFileError if its files are not the ones that it wrote.
     """
+    from permafrost.models.build_limit import limited_construction
     from permafrost.models.providers import build_model, freeze
     from permafrost.models.weights import load_weights
 
     trained = read_description(folder)
     check_trained_weights(folder)
-    model = build_model(trained.config, trained.num_classes)
+    with limited_construction(folder / MODEL_NAME):
+        model = build_model(trained.config, trained.num_classes)
     load_weights(model, folder / MODEL_NAME)
     return freeze(model), trained
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from permafrost.core.files import read_regular, sha256_file
 from permafrost.core.object_cache import local_copy
 from permafrost.core.signed_files import SIGNATURE, DigestError, check_json, damaged
 from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry
+from permafrost.store.manifest import MAX_FRAME_PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +78,10 @@ class ModelDescription:
         for name in ("kind", "name"):
             require_entry(isinstance(self.model.get(name), str), f"model.{name} is missing")
         require_entry(min(self.num_classes, *self.input_size) >= 1, "a size is not positive")
+        require_entry(
+            math.prod(self.input_size) <= MAX_FRAME_PIXELS,
+            f"an input of {self.input_size} has more than the {MAX_FRAME_PIXELS:,} pixels of a frame",
+        )
 
 
 def read_entries(folder: Path) -> ModelDescription:

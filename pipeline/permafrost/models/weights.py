@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy._core import multiarray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, shorten
 from permafrost.core.files import sha256_file
+from permafrost.core.tensor_files import load_tensors
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.weights_fit import Fit, passed_over, rank_fits
 
@@ -278,7 +278,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"weights file {path} does not exist; train a network with permafrost teach or correct the path"
         )
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else _load_torch_file(path)
+        loaded = load_tensors(path) if path.suffix == ".safetensors" else _load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is not a torch file or contains more than tensors{_classes_in(path)}, and its code is not run; if "

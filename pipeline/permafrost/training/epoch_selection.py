@@ -17,9 +17,10 @@ from typing import Any
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.runs import CHECKPOINT_NAME
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import ConfigError, first_line, require
 from permafrost.core.files import sha256_file, write_atomically
 from permafrost.core.signed_files import damaged, read_json, write_json
+from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.evaluation.evaluator import METRICS, best_position
 from permafrost.evaluation.forward import EvaluatedModel, metrics_of, open_split, predict_records
 from permafrost.loading.decode_threads import resolve_decode_threads
@@ -203,8 +204,6 @@ class EpochSelection:
 
     def restore(self, model: Classifier) -> None:
         """Load the weights of the selected epoch into the network. Raises DamagedFileError for other weights."""
-        from safetensors.torch import load_file
-
         epochs = self.epochs()
         best = self._best(epochs)
         (listed,) = (one["sha256"] for one in epochs if one["epoch"] == best)
@@ -213,7 +212,10 @@ class EpochSelection:
         if actual != listed:
             reason = f"it has sha256 {actual[:12]}, but {EPOCHS_NAME} lists {str(listed)[:12]}"
             raise damaged(path, reason, self._advice)
-        model.network.load_state_dict(load_file(path))
+        try:
+            model.network.load_state_dict(load_tensors(path))
+        except (TensorFileError, RuntimeError) as error:  # of another network
+            raise damaged(path, first_line(error), self._advice) from error
 
     @property
     def _advice(self) -> str:

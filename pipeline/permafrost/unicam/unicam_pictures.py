@@ -15,6 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from permafrost.core.errors import first_line
+from permafrost.core.signed_files import damaged
+from permafrost.core.tensor_files import TensorFileError, load_tensors, read_metadata
 from permafrost.evaluation.forward import EvaluatedModel, open_split
 from permafrost.evaluation.results import check_written
 from permafrost.evaluation.saved_records import picture_maps
@@ -156,11 +159,14 @@ def _depths(student: _Maps) -> list[str]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        header = {name: json.loads(value) for name, value in file.metadata().items()}
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    """Read the maps of an evaluation, and the facts about them. Raises DamagedFileError."""
+    try:
+        header = {name: json.loads(value) for name, value in read_metadata(path).items()}
+        if not {"keys", "frame"} <= header.keys():
+            raise TensorFileError("it does not say which records its maps are of")
+        return load_tensors(path), header
+    except ValueError as error:
+        raise damaged(path, first_line(error), "evaluate again") from error
 
 
 def _explained(

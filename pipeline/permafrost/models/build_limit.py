@@ -1,0 +1,81 @@
+"""Limit of what the construction of a trained network allocates, by the tensors that its weights have.
+
+The description of a trained network (model.json) states its sizes, and another file carries its weights. A network of
+sizes that the weights do not have is refused before it fills the memory.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from permafrost.core.errors import first_line
+from permafrost.core.tensor_files import TensorFileError, read_shapes
+from permafrost.models.classifier import WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+_TIMES = 4
+"""Numbers that a construction may allocate for each one of the weights, as it may replace layers."""
+_MORE_NUMBERS = 2**24
+"""Numbers beyond that, such as tables that a network computes from its options."""
+_MORE_TENSORS = 20_000
+
+
+@contextmanager
+def limited_construction(weights: Path) -> Iterator[None]:
+    """Have a network that is built in the block allocate little more than its weights do.
+
+    weights  file of safetensors that a run has written
+    Raises WeightsError, also if the network cannot be built.
+    """
+    try:
+        shapes = read_shapes(weights)
+    except TensorFileError as error:
+        raise WeightsError(f"{weights} cannot be read as weights ({error}); restore it") from error
+    try:
+        with _Limit(weights, shapes):
+            yield
+    except (RuntimeError, OverflowError, TypeError, MemoryError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(
+            f"the network of {weights} cannot be built as its description says ({first_line(error)}); correct "
+            "model.json beside it, or use the version of permafrost and of the packages that wrote it"
+        ) from error
+
+
+class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Mode in which tensors beyond a number, or of too many numbers in all, are not created."""
+
+    def __init__(self, weights: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._weights = weights
+        self._stored = sum(map(math.prod, shapes.values()))
+        self._numbers = _TIMES * self._stored + _MORE_NUMBERS
+        self._tensors = _TIMES * len(shapes) + _MORE_TENSORS
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if args and not isinstance(args[0], Tensor):
+            self._count(args[0] if isinstance(args[0], (list, tuple)) else args)
+        return func(*args, **(kwargs or {}))
+
+    def _count(self, sizes: Sequence[Any]) -> None:
+        """Count a tensor that is to be created. Raises WeightsError."""
+        lengths = [size for size in sizes if isinstance(size, int)]
+        self._numbers -= math.prod(lengths)
+        self._tensors -= 1
+        if min(self._numbers, self._tensors) < 0:
+            shape = f", of which one is {lengths}" if self._tensors >= 0 else ""
+            raise WeightsError(
+                f"{self._weights} does not fit its network: the file has {self._stored:,} numbers, and the sizes in "
+                f"model.json beside it are those of many more{shape}. Restore both files of the run"
+            )
