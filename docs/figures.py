@@ -144,7 +144,7 @@ _FRONTIER = (
     ("ReviewKD, no mirror image", FEATURES_RUNS, "canonical", "canonical"),
     ("ReviewKD", FEATURES_RUNS, "mirror", "mirror"),
     ("ReviewKD, border", FEATURES_RUNS, "framed", "framed"),
-    ("method=features", FEATURES_RUNS, "features_both", "mirror"),
+    ("method=features", FEATURES_RUNS, "features_both_4096", "mirror"),
 )
 
 

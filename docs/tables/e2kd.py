@@ -245,6 +245,13 @@ SEARCHED = {
     ),
     "e2KD, maps of all classes": Searched(
         EQUAL_TERMS,
+        "e2kd_logits_all searched tau=8",
+        "e2kd_logits_all",
+        "tau = 8, weight 640",
+        "10 maps",
+    ),
+    "the same, second of the search": Searched(
+        EQUAL_TERMS,
         "e2kd_logits_all searched",
         "e2kd_logits_all",
         "tau = 4, weight 160",

@@ -48,8 +48,9 @@ def cifar10_features() -> str:
 
 
 _METHODS = {
-    "`method=features`, frozen, its weight searched": (FEATURES, "features_both"),
-    "ReviewKD, frozen, its weight searched": (FEATURES, "review_both"),
+    "`method=features`, frozen, its weight searched (4,096)": (FEATURES, "features_both_4096"),
+    "the same, weight 256": (FEATURES, "features_both"),
+    "ReviewKD, frozen, its weight searched (80)": (FEATURES, "review_both"),
     "ReviewKD, frozen, weight 5": (FEATURES, "mirror"),
     "ReviewKD, live, weight 5": (EQUAL_TERMS, "review_kd_both"),
 }
@@ -57,7 +58,7 @@ _METHODS = {
 
 def cifar10_features_methods() -> str:
     """Methods of whole features with labels and logits, and the weights that were searched."""
-    best = runs_of(FEATURES, "features_both")
+    best = runs_of(FEATURES, "features_both_4096")
     rows: Rows = [
         (label, [*accuracies(runs_of(*arm)), difference(best, runs_of(*arm))])
         for label, arm in _METHODS.items()

@@ -111,7 +111,7 @@ def which_method_few_images() -> str:
     arms = {label: (runs_of(_EQUAL, arm), size) for label, (arm, size) in FEW_IMAGES.items()}
     features = bytes_cell("features")
     arms[_FROZEN_REVIEW] = runs_of("cifar10_features", "mirror"), features
-    arms[_FROZEN_FEATURES] = runs_of("cifar10_features", "features_both"), features
+    arms[_FROZEN_FEATURES] = runs_of("cifar10_features", "features_both_4096"), features
     for label, (runs, size) in arms.items():
         cells = [size, spread(runs, "accuracy"), spread(runs, "agreement"), difference(runs, kd)]
         rows.append((label, cells))
