@@ -214,7 +214,7 @@ def test_a_cluster_without_room_for_the_ranks_is_named_and_waited_for_so_long(fr
         words = ["cluster=existing", f"cluster.address={nodes.address}", "cluster.cpus_per_rank=1"]
         command = distill_command(frozen, "alone", "trainer.ranks=2", *words)
         ended = subprocess.run(
-            [*command, "cluster.max_wait_seconds=60"],
+            [*command, "cluster.max_wait_seconds=28"],
             cwd=tmp_path,
             env=node_environment(PYTHONPATH=PYTHONPATH),
             capture_output=True,
@@ -224,7 +224,7 @@ def test_a_cluster_without_room_for_the_ranks_is_named_and_waited_for_so_long(fr
 
     room = "1 of 2 ranks (each needs 1 CPU; hosts that are up: 1, with 1 CPU free)"
     assert f"waiting for room for {room}" in ended.stderr
-    assert f"cluster.max_wait_seconds=60 went by without room for {room}" in ended.stderr
+    assert f"cluster.max_wait_seconds=28 went by without room for {room}" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert ended.returncode == 1
 

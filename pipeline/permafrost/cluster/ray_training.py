@@ -229,15 +229,15 @@ class _Room:
     resources: dict[str, float]
     """Resources of each rank."""
 
-    def is_awaited(self) -> bool:
-        """Return whether Ray holds a group of such ranks back."""
+    def states(self) -> set[str]:
+        """Return the states of Ray's groups of such ranks: PENDING without room, CREATED with it."""
         import ray.util
 
-        return any(
-            group["state"] == "PENDING"
-            and list(group["bundles"].values()) == [self.resources] * self.ranks
+        return {
+            group["state"]
             for group in ray.util.placement_group_table().values()
-        )
+            if list(group["bundles"].values()) == [self.resources] * self.ranks
+        }
 
     def __str__(self) -> str:
         """Describe what the ranks need and what is free."""
@@ -259,19 +259,27 @@ class _Watcher:
         self.news = news
         self.on_epoch = on_epoch
         self.room = room
+        self.waiting_since: float | None = None
+        self.is_said = False
         self.finished = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def _watch(self) -> None:
-        since, is_said = time.monotonic(), False
         while not self.finished.wait(_POLL_SECONDS):
             self._report()
-            if not self.room.is_awaited():
-                since, is_said = time.monotonic(), False
-            elif not is_said and time.monotonic() - since > _PATIENCE_SECONDS:
-                is_said = True
+            self._say_waiting()
+
+    def _say_waiting(self) -> None:
+        """Say once for each wait what the ranks wait for."""
+        states = self.room.states()
+        if "PENDING" in states:
+            self.waiting_since = self.waiting_since or time.monotonic()
+            if not self.is_said and time.monotonic() - self.waiting_since > _PATIENCE_SECONDS:
+                self.is_said = True
                 logger.warning("waiting for room for %s", self.room)
+        elif "CREATED" in states:  # between two attempts there is neither
+            self.waiting_since, self.is_said = None, False
 
     def _report(self) -> None:
         for epoch, line in ask_helper(self.news.take_epochs.remote(), []):
