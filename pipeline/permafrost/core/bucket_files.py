@@ -8,7 +8,7 @@ import os
 import tempfile
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from permafrost.core import buckets
 from permafrost.core.errors import FileError
@@ -29,7 +29,15 @@ def scratch_file_of(path: RootedPath) -> IO[bytes]:
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"{path} cannot be written ({error.strerror or error})") from error
+        raise _write_error(path, error) from error
+
+
+def _write_error(path: RootedPath, error: OSError) -> FileError:
+    """Return the error to raise if this machine has no file for what is to be uploaded to a path."""
+    return FileError(
+        f"{path} cannot be written ({error.strerror or error}, at its copy in the cache of this machine); free some "
+        "space, or choose another folder with store.cache or PERMAFROST_CACHE"
+    )
 
 
 class UploadedFile(io.BufferedRandom):
@@ -40,6 +48,18 @@ class UploadedFile(io.BufferedRandom):
             descriptor = os.dup(scratch.fileno())
         super().__init__(io.FileIO(descriptor, "r+b"))
         self._path = path
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise _write_error(self._path, error) from error
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise _write_error(self._path, error) from error
 
     def close(self) -> None:
         if self.closed:

@@ -85,6 +85,42 @@ def _open(path: AnyPath, flags: int) -> int:
         return os.open(name, flags | links, 0o644, dir_fd=folder)
 
 
+class NamedFile(io.FileIO):
+    """Open file whose errors have its path, as those of the functions that open a path do."""
+
+    def __init__(self, descriptor: int, mode: str, path: AnyPath) -> None:
+        super().__init__(descriptor, mode)
+        self.name = str(path)
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
+    def read(self, size: int | None = -1) -> Any:
+        with _named(self.name):
+            return super().read(-1 if size is None else size)
+
+    def readall(self) -> Any:
+        with _named(self.name):
+            return super().readall()
+
+    def readinto(self, buffer: Any) -> Any:
+        with _named(self.name):
+            return super().readinto(buffer)
+
+
+@contextmanager
+def _named(path: object) -> Iterator[None]:
+    """Give the errors of a block the path of the open file that it reads."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
 class HashingFile:
     """File opened for writing that keeps its length, SHA-256 and CRC-32C up to date and writes in large blocks."""
 
@@ -195,7 +231,9 @@ def _uploaded(path: RootedPath) -> Iterator[HashingFile]:
 
 
 def write_error(path: AnyPath, error: OSError) -> FileError:
-    """Return the error to raise if `path` could not be written."""
+    """Return the error to raise if `path` could not be written, which may be one that says so."""
+    if isinstance(error, FileError):
+        return error
     if error.errno in _NO_SPACE:
         return NoSpaceError(
             f"no room to write {path} ({error.strerror}). Finished files are kept. Free some space and run "
@@ -285,7 +323,7 @@ def create_file(path: AnyPath) -> IO[bytes]:
         raise
     except OSError as error:
         raise write_error(path, error) from error
-    return os.fdopen(descriptor, "wb")
+    return io.BufferedWriter(NamedFile(descriptor, "wb", path))
 
 
 def open_lock(path: AnyPath, *, create: bool) -> io.FileIO:
@@ -383,7 +421,7 @@ def open_regular(path: AnyPath, sha256: str | None = None) -> io.FileIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise FileError(f"{path} is not a regular file. Restore it, or correct the path")
-    return io.FileIO(descriptor, "rb")
+    return NamedFile(descriptor, "rb", path)
 
 
 def open_size(file: io.FileIO | RangedFile) -> int:
@@ -428,12 +466,13 @@ def read_at(file: io.FileIO | RangedFile, size: int, offset: int) -> bytes:
     """
     if isinstance(file, RangedFile):
         return buckets.read_range(file.address, min(size, file.size - offset), offset)
-    data = os.pread(file.fileno(), size, offset)
-    while 0 < len(data) < size:
-        more = os.pread(file.fileno(), size - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
+    with _named(file.name):
+        data = os.pread(file.fileno(), size, offset)
+        while 0 < len(data) < size:
+            more = os.pread(file.fileno(), size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
     return data
 
 

@@ -115,10 +115,7 @@ class ObjectCache:
         except OSError as error:
             if isinstance(error, FileError):
                 raise
-            raise CacheError(
-                f"{address} cannot be copied to the cache {self.folder} ({error.strerror}); free some space, or choose "
-                f"another folder with store.cache or {VARIABLE}"
-            ) from error
+            raise self._no_room(address, error) from error
         if sha256 is not None and digest.hexdigest() != sha256:
             raise FileError(
                 f"{address} is damaged: it has sha256 {digest.hexdigest()[:12]}, but its manifest lists {sha256[:12]}; "
@@ -133,7 +130,7 @@ class ObjectCache:
                 os.ftruncate(descriptor, 0)
                 missing = self._evict(size)
                 if missing <= 0:
-                    os.ftruncate(descriptor, size)
+                    self._set_size(address, descriptor, size)
                     return
             if time.monotonic() > deadline or size > (self.limit or size):
                 raise CacheError(
@@ -141,6 +138,19 @@ class ObjectCache:
                     f"{self.limit} are missing, and all other files in it are in use. Raise the limit"
                 )
             time.sleep(_POLL_SECONDS)
+
+    def _set_size(self, address: str, descriptor: int, size: int) -> None:
+        try:
+            os.ftruncate(descriptor, size)
+        except OSError as error:
+            raise self._no_room(address, error) from error
+
+    def _no_room(self, address: str, error: OSError) -> CacheError:
+        """Return the error to raise if the disk of the cache does not take an object."""
+        return CacheError(
+            f"{address} cannot be copied to the cache {self.folder} ({error.strerror}); free some space, or choose "
+            f"another folder with store.cache or {VARIABLE}"
+        )
 
     def _evict(self, size: int) -> int:
         """Remove the copies used longest ago, none of which is in use; return the bytes that are then missing."""

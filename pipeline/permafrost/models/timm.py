@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.eva import Eva
@@ -27,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from permafrost.config.models import TimmModelConfig, is_published
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, FileError, first_line
+from permafrost.core.files import write_atomically
 from permafrost.models.classifier import (
     Classifier,
     GapLinear,
@@ -153,12 +155,18 @@ def save_for_hub(
     }
     # safetensors takes no weights in channels-last format, in which the run goes on.
     network = deepcopy(model.network).to(memory_format=torch.contiguous_format)
-    timm.models.save_for_hf(
-        network,
-        str(folder),
-        model_config={"num_classes": num_classes, "pretrained_cfg": preprocessing},
-        safe_serialization=True,
-    )
+    try:
+        timm.models.save_for_hf(
+            network,
+            str(folder),
+            model_config={"num_classes": num_classes, "pretrained_cfg": preprocessing},
+            safe_serialization=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise FileError(
+            f"{folder} cannot be written ({first_line(error)}). Finished files are kept. Run the same command again "
+            "once there is room"
+        ) from error
     path = folder / "config.json"
     written = json.loads(path.read_text())
     settings = {key: written["pretrained_cfg"].get(key) for key in _OF_ANY_WEIGHTS}
@@ -171,7 +179,7 @@ def save_for_hub(
         written["label_names"] = list(classes)
     if config.weights is not None:
         written["started_from"] = config.weights if is_published(config.weights) else "a file"
-    path.write_text(json.dumps(written, indent=2) + "\n")
+    write_atomically(path, (json.dumps(written, indent=2) + "\n").encode())
 
 
 def _create(name: str, **options: Any) -> Any:

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from permafrost.core.errors import UserError
-from permafrost.core.files import read_regular, write_atomically
+from permafrost.core.files import read_regular, write_atomically, write_error
 from permafrost.core.progress import SECONDS_PER_LINE
 from permafrost.core.signed_files import DigestError, damaged
 from permafrost.losses.base import LossTerms
+from permafrost.training.event_log import EventLog
 from permafrost.training.state import Training
 
 logger = logging.getLogger("permafrost.training")
@@ -125,8 +126,6 @@ class MetricWriter:
 
     def __init__(self, folder: Path, global_step: int) -> None:
         """Continue the folder's file. Raises DamagedFileError if its lines up to `global_step` are not all there."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = folder / METRICS_NAME
         kept, self._digest = b"", ""
         if self.path.exists():
@@ -147,7 +146,7 @@ class MetricWriter:
                 write_atomically(self.path, kept)
             else:
                 self.path.unlink()
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=global_step + 1)
+        self.events = EventLog(folder / "tensorboard", global_step + 1)
 
     def __enter__(self) -> MetricWriter:
         return self
@@ -159,17 +158,22 @@ class MetricWriter:
         """Append a line to the file and its numbers to the events."""
         body = json.dumps(line)[:-1]
         self._digest = _chain(self._digest, body.encode())
-        with self.path.open("a") as file:
-            file.write(f'{body}{_DIGEST_START}{self._digest}"}}\n')
-        for name, value in line.items():
-            if name not in ("step", "epoch"):
-                self.events.add_scalar(name, value, int(line["step"]))
+        try:
+            with self.path.open("a") as file:
+                file.write(f'{body}{_DIGEST_START}{self._digest}"}}\n')
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        self.events.add(line)
 
     def sync(self) -> None:
         """Make the lines durable, before a checkpoint that continues them."""
-        if self.path.exists():
+        if not self.path.exists():
+            return
+        try:
             with self.path.open("ab") as file:
                 os.fsync(file.fileno())
+        except OSError as error:
+            raise write_error(self.path, error) from error
 
 
 def read_metrics(folder: Path, steps: int | None = None) -> Iterator[dict[str, float]]:

@@ -1,0 +1,40 @@
+"""Errors of the disk while an open file is written or read: each names the file."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from permafrost.core import files
+from permafrost.core.files import NoSpaceError, create_file, open_regular, read_at
+
+UNREADABLE = Path("/proc/self/mem")
+"""Regular file whose first bytes are an EIO."""
+
+
+@pytest.mark.parametrize("size", [10, 2**17])  # written when the file is closed, and at once
+def test_a_file_without_room_that_is_written_in_place_is_named(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(files, "_open", lambda *_: os.open("/dev/full", os.O_WRONLY))
+
+    def write():
+        with create_file(tmp_path / "counted") as file:
+            file.write(b"1" * size)
+
+    with pytest.raises(NoSpaceError, match=r"no room to write .*/counted \(No space left"):
+        write()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda file: read_at(file, 8, 0),
+        lambda file: file.read(8),
+        lambda file: file.readall(),
+        lambda file: file.readinto(bytearray(8)),
+    ],
+)
+def test_a_file_that_a_disk_does_not_return_is_named(read):
+    with open_regular(UNREADABLE) as file, pytest.raises(OSError) as error:  # noqa: PT011
+        read(file)
+    assert (error.value.errno, error.value.filename) == (errno.EIO, str(UNREADABLE))
