@@ -300,7 +300,8 @@ def test_a_translation_after_a_turn_moves_the_view_along_the_originals_sides(asp
 
 def of_earlier_versions(operation, aspects):
     """Views whose shifts are shares of the height in both directions."""
-    (step,) = large_schedule(operation)._block(0, 0)
+    schedule = large_schedule(operation)
+    (step,) = schedule._block(0, 0)
     true = diagonal(aspects)
     return (torch.linalg.inv(true) @ step[: len(aspects)] @ true).float()
 

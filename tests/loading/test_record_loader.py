@@ -1,9 +1,13 @@
 """RecordLoader: the public DataLoader has the batches and the views of a training, with any arguments of PyTorch."""
 
 import copy
+import gc
+import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +16,14 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 from permafrost import RecordLoader, UserError, augmentation, open_store
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.fetch_ahead import FetchAhead
 from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.record_loader import ViewBatch, _Message
 from stages import precompute
 from tests.support.processes import environment, fork_server
+from tests.support.stores import precompute_config
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +84,44 @@ def test_a_loop_over_images_goes_on_when_the_store_gets_a_second_pass(own):
     assert torch.equal(named.logits, before.logits)
     with pytest.raises(UserError, match="several"):
         RecordLoader(records, payload="attention")
+
+
+def open_files():
+    return sorted(os.path.realpath(file) for file in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+def test_a_loader_that_is_dropped_closes_its_files_without_the_garbage_collector(
+    tmp_path, tiny_teacher, backend
+):
+    precompute.run(precompute_config(tmp_path / "store", tiny_teacher, backend=backend))
+    records = open_store(tmp_path / "store").select("train")
+    gc.collect()
+    gc.disable()
+    try:
+        opened = []
+        for _ in range(3):
+            loader = RecordLoader(records, augment=augmentation("pad_crop_flip"), batch_size=8)
+            batch = next(iter(loader))
+            assert len(batch.images) == len(batch.logits)
+            assert any(name.endswith(".tar") for name in open_files())
+            del loader, batch
+            opened.append(open_files())
+    finally:
+        gc.enable()
+    assert opened[0] == opened[1] == opened[2]
+    assert not any(name.endswith(".tar") for name in opened[0])
+
+
+def test_threads_that_fetch_shards_end_with_their_loader():
+    before = set(threading.enumerate())
+    fetch = FetchAhead()
+    threads = set(threading.enumerate()) - before
+    del fetch
+    for thread in threads:
+        thread.join(60)
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_maps_without_a_grid_are_on_their_own(store):

@@ -150,6 +150,22 @@ def test_a_new_run_has_to_choose_among_several_passes(one_pass):
         distill.run(distill_config(one_pass))
 
 
+def test_a_missing_manifest_of_one_of_several_passes_is_named(one_pass):
+    distill.run(distill_config(one_pass))
+    one_pass.add_passes()
+    for name in (one_pass.first, one_pass.first.rpartition("-")[2]):
+        (one_pass.store.path / "teachers" / one_pass.first / "manifest.json").unlink(
+            missing_ok=True
+        )
+        missing = rf"teachers/{one_pass.first}/manifest\.json missing: that pass is unfinished\); "
+        with pytest.raises(
+            StoreMismatchError, match=rf"has no teacher pass '{name}' \(.*{missing}"
+        ):
+            distill.run(replace(with_teacher(distill_config(one_pass), name), run="another"))
+    with pytest.raises(StoreMismatchError, match=rf"no longer has \(.*{missing}"):
+        distill.run(distill_config(one_pass))
+
+
 def test_another_pass_makes_another_run(one_pass):
     distill.run(distill_config(one_pass))
     one_pass.add_passes()

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from permafrost.store.frames import decode_mask, resize_frame
 from permafrost.store.image_decoding import (
+    MAX_SCANS,
     ImageError,
     decode_pixels,
     decode_rgb,
@@ -490,3 +491,36 @@ def test_a_damaged_mask_is_an_error_and_not_the_end_of_the_process():
 
     with pytest.raises((OSError, SyntaxError)):
         decode_mask(bytes(data), (HEIGHT, WIDTH))
+
+
+# ---- scans of a JPEG -------------------------------------------------------------------------------
+
+
+def progressive_jpeg():
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 24, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(buffer, format="JPEG", progressive=True)
+    return buffer.getvalue()
+
+
+def with_scans(number):
+    """A progressive JPEG whose last scan comes again until there are so many."""
+    data = progressive_jpeg()
+    start, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    more = number - data.count(b"\xff\xda")
+    return data[:end] + more * data[start:end] + data[end:]
+
+
+@pytest.mark.parametrize("decode", [inspect_image, decode_pixels])
+def test_a_jpeg_has_as_many_scans_as_are_stated_and_no_more(decode):
+    decode(with_scans(MAX_SCANS))
+    with pytest.raises(ImageError, match="more than 100 scans"):
+        decode(with_scans(MAX_SCANS + 1))
+
+
+def test_what_looks_like_scans_in_other_parts_of_a_jpeg_is_none():
+    data, marks = progressive_jpeg(), b"\xff\xda" * (MAX_SCANS + 1)
+    segment = b"\xff\xe1" + (len(marks) + 2).to_bytes(2, "big") + marks  # as of a thumbnail
+    for other in (data[:2] + segment + data[2:], data + marks, data[:2] + b"\xff" * 9 + data[2:]):
+        assert inspect_image(other) == (24, 24)
+        np.testing.assert_array_equal(decode_pixels(other), decode_pixels(data))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from permafrost.core.rooted_paths import is_in_bucket
 from permafrost.loading.decode_threads import DecodeThreads
 from permafrost.loading.fetch_ahead import FetchAhead, ShardFile, require_room
 from permafrost.loading.geometry import center_crop, decode_intermediates
+from permafrost.loading.method_cache import cache_method
 from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.store.entries import StoreMismatchError
@@ -156,15 +156,14 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def _start_caches(self) -> None:
         # Open files stay in the cache of a bucket, whose limit has room for two windows.
         most_open = _OPEN_SHARDS if self.fetch is None else WINDOW_SHARDS
-        self._bytes = lru_cache(maxsize=most_open)(self._open_shard)
+        self._bytes = cache_method(self._open_shard, most_open)
         self._ahead: FetchAhead | None = None
         per_pass = _CACHED_SHARDS
         if sum(map(self._field_bytes, self.passes)) * len(self.rows) <= _KEPT_BYTES:
             per_pass = len(self.store.shards)
-        self._stored_rows = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(
-            self._open_stored_rows
-        )
-        self._values = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(self._open_values)
+        most = per_pass * max(1, len(self.passes))
+        self._stored_rows = cache_method(self._open_stored_rows, most)
+        self._values = cache_method(self._open_values, most)
         is_small = input_bytes(self.store) * len(self) <= self.keep_bytes
         self._kept = InputMemory(self.store, len(self)) if is_small else None
         self._is_kept = np.zeros(len(self) if is_small else 0, bool)

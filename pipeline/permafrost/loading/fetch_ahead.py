@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from permafrost.core.errors import UserError, require
@@ -28,25 +30,40 @@ class ShardFile(NamedTuple):
 
 
 class FetchAhead:
-    """Threads that download files in the order in which they are asked for. Errors are those of their readers."""
+    """Threads that download files in the order in which they are asked for. Errors are those of their readers.
+
+    They refer to the queue only, and end with the object.
+    """
 
     def __init__(self) -> None:
-        self._files: queue.SimpleQueue[ShardFile] = queue.SimpleQueue()
+        self._files: queue.SimpleQueue[ShardFile | None] = queue.SimpleQueue()
         for number in range(_AT_ONCE):
-            threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True).start()
+            name = f"fetch-{number}"
+            threading.Thread(target=_fetch, args=(self._files,), name=name, daemon=True).start()
+        weakref.finalize(self, _end, self._files)
 
     def ask(self, files: Iterable[ShardFile]) -> None:
         """Have files downloaded after those that were asked for before."""
         for file in files:
             self._files.put(file)
 
-    def _work(self) -> None:
+
+def _fetch(files: queue.SimpleQueue[ShardFile | None]) -> None:
+    """Download the files of a queue until it ends."""
+    while (file := files.get()) is not None:
+        try:
+            fetch_file(file.path, file.sha256)
+        except (UserError, FileNotFoundError) as error:
+            logger.debug("%s was not fetched ahead: %s", file.path, error)
+
+
+def _end(files: queue.SimpleQueue[ShardFile | None]) -> None:
+    """Forget the files that nobody reads any more, and end the threads."""
+    with suppress(queue.Empty):
         while True:
-            file = self._files.get()
-            try:
-                fetch_file(file.path, file.sha256)
-            except (UserError, FileNotFoundError) as error:
-                logger.debug("%s was not fetched ahead: %s", file.path, error)
+            files.get_nowait()
+    for _ in range(_AT_ONCE):
+        files.put(None)
 
 
 def require_room(store: Store, passes: Iterable[TeacherPass]) -> None:

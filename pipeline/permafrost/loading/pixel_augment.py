@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch import Tensor
 from permafrost.config.augment import AugmentOptions, PixelOperationConfig
 from permafrost.core.records import PixelAugment, PixelChange
 from permafrost.core.seeds import derive_seed
+from permafrost.loading.method_cache import cache_method
 
 BLOCK_SIZE = 1024
 """Number of consecutive positions of an epoch's order drawn together."""
@@ -44,7 +44,7 @@ class PixelSchedule:
     def __init__(self, operations: Sequence[PixelOperationConfig], seed: int) -> None:
         self.operations = tuple(operations)
         self.seed = seed
-        self._block = lru_cache(maxsize=4)(self._draw_block)
+        self._block = cache_method(self._draw_block, 4)
 
     def draw(self, epoch: int, start: int, count: int) -> tuple[PixelChange, ...]:
         """Draw the changes of `count` positions starting at `start`, in the order in which they are applied."""

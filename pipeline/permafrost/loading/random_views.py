@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import kornia.augmentation as K
@@ -26,6 +25,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import Batch
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.geometry import canonical_from_view
+from permafrost.loading.method_cache import cache_method
 
 BLOCK_SIZE = 1024
 """Number of consecutive positions of an epoch's order drawn together, because Kornia's cost is per call."""
@@ -210,7 +210,7 @@ class ViewSchedule:
         self.size = size
         self.seed = seed
         self.one_aspect = one_aspect
-        self._block = lru_cache(maxsize=4)(self._draw_block)
+        self._block = cache_method(self._draw_block, 4)
 
     def views(self, epoch: int, start: int, aspects: Tensor) -> Tensor | None:
         """Draw `canonical_from_view` of the positions starting at `start`, f32 [n, 3, 3], or None without operations.

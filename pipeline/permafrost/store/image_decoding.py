@@ -48,8 +48,12 @@ MAX_IMAGE_BYTES = 3 * MAX_PIXELS + 2**12
 _TOO_MANY_PIXELS = (
     f"it claims more than {MAX_PIXELS:,} pixels: a decompression bomb, or an image to make smaller"
 )
+MAX_SCANS = 100
+"""Largest number of scans of a JPEG, each of which takes as long as a whole image. Encoders write about ten."""
 _JPEG = b"\xff\xd8\xff"
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD9))
+"""Second bytes of what is no segment: a stuffed FF, and markers that stand alone."""
 _COLOR_SPACES = ("YCbCr", "Gray", "RGB")
 _NPY = b"\x93NUMPY"
 _SIXTEEN_TO_EIGHT_BITS = 257
@@ -129,6 +133,8 @@ def open_image(data: bytes) -> Image.Image:
         if not decodes_heif():
             raise ImageError("it is HEIC, which needs a decoder: pip install pillow-heif")
         formats = ("HEIF",)
+    if data.startswith(_JPEG):
+        _require_few_scans(data)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
@@ -137,6 +143,32 @@ def open_image(data: bytes) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels: {_TOO_MANY_PIXELS}")
     return image
+
+
+def _require_few_scans(data: bytes) -> None:
+    """Raise ImageError if a JPEG has so many scans that decoding it would take minutes."""
+    if data.count(bytes((0xFF, _START_OF_SCAN))) > MAX_SCANS and _count_scans(data) > MAX_SCANS:
+        raise ImageError(
+            f"it has more than {MAX_SCANS} scans, each of which takes as long as a whole image; save it again"
+        )
+
+
+def _count_scans(data: bytes) -> int:
+    """Count the scans of a JPEG, without those of a thumbnail or of what follows its end."""
+    scans, position = 0, data.find(b"\xff", 2)
+    while 0 <= position < len(data) - 1:
+        marker = data[position + 1]
+        if marker == _END_OF_IMAGE:
+            break
+        scans += marker == _START_OF_SCAN
+        if marker == 0xFF:  # padding before a marker
+            position += 1
+            continue
+        length = 0
+        if marker not in _WITHOUT_LENGTH:
+            length = int.from_bytes(data[position + 2 : position + 4], "big")
+        position = data.find(b"\xff", position + 2 + length)
+    return scans
 
 
 def inspect_image(data: bytes) -> tuple[int, int]:
@@ -199,6 +231,7 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
     Returns None for kinds that only Pillow decodes.
     """
     pixels: NDArray[np.uint8]
+    _require_few_scans(data)
     with contextlib.suppress(ValueError):
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
         if color_space not in _COLOR_SPACES:  # CMYK would be converted in another way

@@ -112,15 +112,22 @@ class Store:
         finished = [folder for folder in folders if exists(folder / MANIFEST_NAME)]
         return [f for f in finished if _has_stored_views(f) == stored_views]
 
-    def _unfinished_passes(self) -> list[RootedPath]:
-        """Return the folders of passes without a manifest, sorted by name."""
+    def hint_at_unfinished(self, *names: str) -> str:
+        """Return a hint at the missing manifests of the passes that have these names, or of all; empty without any."""
         folders = list_folder(self.folder / TEACHERS_FOLDER)
-        return [f for f in folders if is_folder(f) and not exists(f / MANIFEST_NAME)]
+        unfinished = [
+            str(folder / MANIFEST_NAME)
+            for folder in folders
+            if (not names or any(_is_named(folder, name) for name in names))
+            and is_folder(folder)
+            and not exists(folder / MANIFEST_NAME)
+        ]
+        return f" ({', '.join(unfinished)} missing: that pass is unfinished)" if unfinished else ""
 
     def passes_named(self, name: str, *, stored_views: bool = False) -> list[RootedPath]:
         """Return the folders of the passes whose name, or its part before or after the last hyphen, is `name`."""
         folders = self.pass_folders(stored_views=stored_views)
-        return [f for f in folders if name in (f.name, *f.name.rsplit("-", 1))]
+        return [folder for folder in folders if _is_named(folder, name)]
 
     def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
         """Open the pass whose folder is `name`, or the only one with that name before or after the last hyphen."""
@@ -129,8 +136,9 @@ class Store:
             folders = self.pass_folders(stored_views=stored_views)
             names = ", ".join(folder.name for folder in folders) or "none"
             raise StoreMismatchError(
-                f"{self.path} has {'several' if found else 'no'} {_kind(stored_views)} {name!r}; set store.teacher "
-                f"(in Python teacher=) to one of: {names}"
+                f"{self.path} has {'several' if found else 'no'} {_kind(stored_views)} {name!r}"
+                f"{'' if found else self.hint_at_unfinished(name)}; set store.teacher (in Python teacher=) to one of: "
+                f"{names}"
             )
         return TeacherPass(self, found[0])
 
@@ -141,12 +149,8 @@ class Store:
         folders = self.pass_folders(stored_views=stored_views)
         if not folders:
             how = "and views=random" if stored_views else ""
-            unfinished = [str(f / MANIFEST_NAME) for f in self._unfinished_passes()]
-            hint = (
-                f" ({', '.join(unfinished)} missing: that pass is unfinished)" if unfinished else ""
-            )
             raise StoreMismatchError(
-                f"{self.path} has no {_kind(stored_views)}{hint}; "
+                f"{self.path} has no {_kind(stored_views)}{self.hint_at_unfinished()}; "
                 f"run permafrost precompute with a teacher {how}".rstrip()
             )
         if not names and len(folders) > 1:
@@ -177,6 +181,11 @@ class Store:
 
 def _has_stored_views(folder: RootedPath) -> bool:
     return bool(read_pass_manifest(folder).views["sampler"] != CANONICAL_VIEW)
+
+
+def _is_named(folder: RootedPath, name: str) -> bool:
+    """Return whether a pass has a name, in full, or before or after the last hyphen."""
+    return name in (folder.name, *folder.name.rsplit("-", 1))
 
 
 def _kind(stored_views: bool, noun: str = "pass") -> str:

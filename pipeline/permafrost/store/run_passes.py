@@ -93,7 +93,8 @@ def recorded_passes(
     missing = [name for name in recorded if name not in present]
     if missing:
         raise StoreMismatchError(
-            f"{_path(run)} says that the run reads {', '.join(missing)}, which {store.path} no longer has; run "
+            f"{_path(run)} says that the run reads {', '.join(missing)}, which {store.path} no longer has"
+            f"{store.hint_at_unfinished(*missing)}; run "
             "precompute with that teacher again, or choose another run= and name a pass with store.teacher="
         )
     return tuple(recorded)

@@ -57,7 +57,8 @@ def _full_name(name: str, store: Store, run: str, stored_views: int | None) -> s
             raise
         known = ", ".join(folder.name for folder in folders) or "none"
         raise StoreMismatchError(
-            f"method.terms: teacher={name} is not one pass of {store.path}; choose among: {known}"
+            f"method.terms: teacher={name} is not one pass of {store.path}{store.hint_at_unfinished(name)}; choose "
+            f"among: {known}"
         ) from error
 
 

@@ -1,0 +1,31 @@
+"""Caches of the results of an object's methods that end with the object, as do the files that they hold open."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakMethod
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+def cache_method(method: Callable[..., T], most: int) -> Callable[..., T]:
+    """Return a method with a cache of its latest results, for an attribute of its object.
+
+    A plain `lru_cache` of a bound method refers to the object that refers to it, so that both stay until the garbage
+    collector finds them.
+
+    most  number of results
+    """
+    reference = WeakMethod(method)
+
+    @lru_cache(maxsize=most)
+    def call(*words: int) -> T:
+        bound = reference()
+        assert bound is not None, "its object calls it"
+        return bound(*words)
+
+    return call
