@@ -99,7 +99,7 @@ def test_the_networks_themselves_need_little_more_than_their_weights(tmp_path, m
 
 def test_a_header_of_very_many_names_is_refused_before_it_is_parsed(folder):
     path = folder / "model.safetensors"
-    path.write_bytes((2**24).to_bytes(8, "little") + b"{" * 2**24)
+    path.write_bytes((2**22 + 1).to_bytes(8, "little") + b"{" * (2**22 + 1))
     config = replace(CONFIG, weights=str(path.rename(folder / "other.safetensors")))
-    with pytest.raises((WeightsError, ConfigError), match="its header has 16,777,216 bytes"):
+    with pytest.raises((WeightsError, ConfigError), match="its header has 4,194,305 bytes"):
         build_model(config, 10)

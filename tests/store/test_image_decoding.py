@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.v2 import functional as tv
 
+from permafrost.store import image_decoding
 from permafrost.store.frames import decode_mask, resize_frame
 from permafrost.store.image_decoding import (
     MAX_SCANS,
@@ -516,6 +517,14 @@ def test_a_jpeg_has_as_many_scans_as_are_stated_and_no_more(decode):
     decode(with_scans(MAX_SCANS))
     with pytest.raises(ImageError, match="more than 100 scans"):
         decode(with_scans(MAX_SCANS + 1))
+
+
+def test_numbers_as_text_are_read_up_to_a_size(monkeypatch):
+    data = b"P3 2 1 255 1 2 3 4 5 6"
+    monkeypatch.setattr(image_decoding, "MAX_TEXT_BYTES", len(data))
+    np.testing.assert_array_equal(decode_pixels(data), [[[1, 2, 3], [4, 5, 6]]])
+    with pytest.raises(ImageError, match="bytes of numbers as text"):
+        inspect_image(data + b"\n")
 
 
 def test_what_looks_like_scans_in_other_parts_of_a_jpeg_is_none():

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LENGTH_BYTES = 8
-_MOST_HEADER_BYTES = 2**23
-"""Bytes of the header of some 70,000 tensors, which are parsed in two seconds."""
+_MOST_HEADER_BYTES = 2**22
+"""Bytes of the header of some 20,000 tensors with long names, which are parsed in seconds."""
 _METADATA = "__metadata__"
 
 

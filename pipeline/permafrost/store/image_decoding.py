@@ -50,7 +50,10 @@ _TOO_MANY_PIXELS = (
 )
 MAX_SCANS = 100
 """Largest number of scans of a JPEG, each of which takes as long as a whole image. Encoders write about ten."""
+MAX_TEXT_BYTES = 2**24
+"""Largest size of a file whose pixels are numbers as text (PPM), which take a quarter of a second a megabyte."""
 _JPEG = b"\xff\xd8\xff"
+_NUMBERS_AS_TEXT = (b"P1", b"P2", b"P3")
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
 _WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD9))
 """Second bytes of what is no segment: a stuffed FF, and markers that stand alone."""
@@ -135,6 +138,10 @@ def open_image(data: bytes) -> Image.Image:
         formats = ("HEIF",)
     if data.startswith(_JPEG):
         _require_few_scans(data)
+    if data.startswith(_NUMBERS_AS_TEXT) and len(data) > MAX_TEXT_BYTES:
+        raise ImageError(
+            f"it has {len(data):,} bytes of numbers as text, more than {MAX_TEXT_BYTES:,}; save it as PNG"
+        )
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
