@@ -75,6 +75,7 @@ class Host:
         self.folder = folder
         self.work = folder / f"work-{name}"
         self._link = f"to-{name}"
+        self._between: subprocess.Popen[bytes] | None = None
         folder.mkdir(exist_ok=True)
         names = folder.with_name(f"hosts-{name}")
         names.write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")
@@ -142,6 +143,12 @@ class Host:
         every = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
         return [pid for pid in every if _space_of(pid) == self._id and word in title(pid)]
 
+    def find(self, pattern: str) -> str:
+        """Return the lines of Ray's logs on the host that have a pattern, in the form of grep."""
+        log = self.folder.with_name(f"find-{self.name}")
+        self.start(["grep", "-rhEi", pattern, str(self.folder / "ray")], log).wait()
+        return log.read_text()
+
     def kill(self) -> None:
         """Kill the host with all of its processes, as a power cut does."""
         self._space.kill()  # the first process of the host dies with it, and with that all others
@@ -152,8 +159,10 @@ class Host:
         _do("ip", "link", "set", self._link, "down")
 
     def mend(self) -> None:
-        """Mend the link."""
-        _do("ip", "link", "set", self._link, "up")
+        """Mend a link that was cut or loses frames."""
+        if self._between is not None:
+            self._between.kill()
+        _do("ip", "link", "set", self._link, "master", BRIDGE, "up")
 
     def lose_frames(self, share: float, seconds: float) -> None:
         """Lose a share of the frames of the link, in either direction, and delay the others."""
@@ -166,7 +175,9 @@ class Host:
         _do(sys.executable, *words, "plain", inner)
         _do("ip", "link", "set", self._link, "nomaster")
         _do("ip", "link", "set", inner, "master", BRIDGE, "up")
-        subprocess.Popen([sys.executable, *words, self._link, outer, str(share), str(seconds)])
+        self._between = subprocess.Popen(
+            [sys.executable, *words, self._link, outer, str(share), str(seconds)]
+        )
 
 
 def connect_hosts() -> None:
