@@ -2,12 +2,14 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
 import random
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from permafrost.config.data import DemoDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import NoSpaceError, canonical_json, sha256_keys
 from permafrost.core.records import Box, Record
-from permafrost.core.rooted_paths import exists
-from permafrost.store import listing, shard_plan
+from permafrost.core.rooted_paths import RootedPath, exists
+from permafrost.store import index_writer, listing, shard_plan
+from permafrost.store.index_writer import IndexWriter
 from permafrost.store.listing import (
     join_listings,
     listing_files,
@@ -224,3 +227,17 @@ def test_a_full_disk_is_named_and_an_error_of_the_source_is_not_mistaken_for_it(
     monkeypatch.setattr(listing.pa.ipc, "new_file", lambda *_: FullFile())
     with pytest.raises(NoSpaceError, match=r"no room to write .*/l \(No space left"):
         write_listing(tmp_path / "l", [Record(key="b", split="train")], 0)
+
+
+def test_a_full_disk_is_named_by_the_index_too(tmp_path, monkeypatch):
+    full = Path("/dev/full")
+    monkeypatch.setattr(
+        index_writer, "scratch_file", lambda _: io.BufferedRandom(io.FileIO(full, "r+"))
+    )
+
+    def write():
+        with IndexWriter(RootedPath(tmp_path), 1) as writer:
+            writer._mapped("labels offsets")
+
+    with pytest.raises(NoSpaceError, match=r"no room to write .*/index\.arrow \(No space left"):
+        write()

@@ -7,7 +7,7 @@ temporary file without a name, and the Arrow file is written from these files, w
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -75,7 +75,8 @@ class IndexWriter:
 
     def __exit__(self, *error: object) -> None:
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # it writes what is left in memory, which nobody reads
+                file.close()
 
     def append(self, name: str, split: str, receipt: pa.Table) -> list[int]:
         """Append a shard's rows and return the CRC-32C of each of CHECKED_COLUMNS."""
