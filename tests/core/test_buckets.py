@@ -285,6 +285,15 @@ def test_an_object_that_was_replaced_is_never_served_from_its_old_copy(store, ca
             assert file.readall() == content
 
 
+def test_a_copy_that_was_cut_is_downloaded_again_where_no_digest_is_known(store, cache):
+    obstore.put(store, "folder/object", b"content")
+    cache.open(ADDRESS).close()
+    (copy,) = object_cache._files(cache.folder)
+    copy.write_bytes(b"cont")
+    with cache.open(ADDRESS) as file:
+        assert file.readall() == b"content"
+
+
 def test_bytes_that_arrive_damaged_are_an_error_and_leave_nothing(store, cache, monkeypatch):
     obstore.put(store, "folder/object", b"contemt")
     addresses = count_downloads(monkeypatch)

@@ -101,6 +101,30 @@ def test_readers_of_a_bucket_have_the_records_of_a_local_store(bucket, local, ke
     )
 
 
+@pytest.mark.parametrize("backend", [pytest.param("zarr", marks=pytest.mark.slow), "webdataset"])
+def test_a_damaged_copy_in_the_cache_is_never_used_and_the_store_is_not_blamed(
+    bucket, tmp_path, tiny_teacher, backend
+):
+    precompute.run(precompute_config(tmp_path / "own", tiny_teacher, backend=backend))
+    upload(bucket, tmp_path / "own")
+    expected = batches_of(Store(ADDRESS), keep_bytes=0)
+    copies = [path for path in (tmp_path / "cache").rglob("??/*") if path.is_file()]
+    refused = 0
+    for copy in copies:
+        whole = copy.read_bytes()
+        middle = len(whole) // 2
+        for damaged in (whole[:middle], whole[:middle] + bytes(len(whole) - middle)):
+            copy.write_bytes(damaged)
+            with contextlib.suppress(FileError):
+                # What a batch does not read, such as padding of a tar, is not compared.
+                assert_equal(batches_of(Store(ADDRESS), keep_bytes=0), expected)
+                copy.write_bytes(whole)
+            refused += not copy.exists()
+            assert_equal(batches_of(Store(ADDRESS), keep_bytes=0), expected)
+            assert copy.read_bytes() == whole
+    assert refused > len(copies)
+
+
 def test_few_records_of_a_shard_are_read_by_ranges_and_many_from_one_download(
     bucket, local, monkeypatch
 ):

@@ -434,6 +434,20 @@ def fetch_file(path: RootedPath, sha256: str) -> None:
     cache_of(bucket_of(path)).fetch(str(path), sha256)
 
 
+def refuse_damaged_copy(path: AnyPath, sha256: str | None) -> None:
+    """Raise FileError if what is damaged is not a file of a bucket but its copy in the cache, which is removed.
+
+    Readers call it before they say that a file is damaged.
+    """
+    if is_in_bucket(path) and sha256 is not None:
+        cache = cache_of(bucket_of(path))
+        if cache.remove_damaged(str(path), sha256):
+            raise FileError(
+                f"the copy of {path} in the cache {cache.folder} was damaged, and is removed; run the same command "
+                "again, which downloads it"
+            )
+
+
 _REQUESTS_AT_ONCE = 16
 
 

@@ -65,23 +65,46 @@ class ObjectCache:
                 one of its present ETag
         Raises FileNotFoundError or FileError, such as CacheError.
         """
-        path = self._path(address, sha256)
-        while (file := _open_in_use(path)) is None:
-            self._download(address, path, sha256)
-        return file
+        path, size = self._copy_of(address, sha256)
+        while True:
+            while (file := _open_in_use(path)) is None:
+                self._download(address, path, sha256)
+            if size is None or os.fstat(file.fileno()).st_size == size:
+                return file
+            file.close()
+            path.unlink(missing_ok=True)
+            logger.warning("the copy of %s in the cache was cut; it is downloaded again", address)
+
+    def remove_damaged(self, address: str, sha256: str) -> bool:
+        """Remove the copy of an object if it is no longer the object; return whether it was removed.
+
+        A copy is compared when it arrives, and readers compare what they read of it. They ask here where that differs,
+        because the object itself may be sound.
+        """
+        path, _ = self._copy_of(address, sha256)
+        try:
+            with path.open("rb") as file:
+                is_damaged = hashlib.file_digest(file, "sha256").hexdigest() != sha256
+        except OSError:
+            return False
+        if is_damaged:
+            path.unlink(missing_ok=True)
+        return is_damaged
 
     def fetch(self, address: str, sha256: str) -> None:
         """Download an object unless there is a copy. Raises the errors of `open`."""
         self.open(address, sha256).close()
 
-    def _path(self, address: str, sha256: str | None) -> Path:
+    def _copy_of(self, address: str, sha256: str | None) -> tuple[Path, int | None]:
+        """Return the path of an object's copy, and its size where nobody knows its digest."""
+        size = None
         if sha256 is None:
             facts = object_facts(address)
             if facts is None:
                 raise MissingObjectError(f"{address} does not exist")
             text = f"{address}\0{facts.e_tag}\0{facts.size}"
-            sha256 = hashlib.sha256(text.encode()).hexdigest()
-        return self.folder / sha256[:2] / sha256
+            sha256, size = hashlib.sha256(text.encode()).hexdigest(), facts.size
+        return self.folder / sha256[:2] / sha256, size
 
     def _download(self, address: str, path: Path, sha256: str | None) -> None:
         """Download an object to its path, or wait until another process has."""

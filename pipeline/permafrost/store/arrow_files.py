@@ -13,7 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from permafrost.core.errors import require
-from permafrost.core.files import SHORT, map_file, open_atomically, read_regular, write_atomically
+from permafrost.core.files import (
+    SHORT,
+    map_file,
+    open_atomically,
+    read_regular,
+    refuse_damaged_copy,
+    write_atomically,
+)
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
@@ -308,6 +315,7 @@ def _leaves(array: pa.Array) -> list[pa.Array]:
 def check_sha256(path: AnyPath, actual: str, expected: str, advice: str = REWRITE) -> None:
     """Raise ManifestError unless a file has the SHA-256 that its manifest lists."""
     if actual != expected:
+        refuse_damaged_copy(path, expected)
         raise ManifestError(
             f"{path} is damaged: it has sha256 {actual[:12]}, but its manifest lists {expected[:12]}; {advice}"
         )

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 
-from permafrost.core.files import open_atomically, open_regular, open_size, read_at
+from permafrost.core.files import (
+    open_atomically,
+    open_regular,
+    open_size,
+    read_at,
+    refuse_damaged_copy,
+)
 from permafrost.store.codecs import decode_npy, encode_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.tars import TarShard
@@ -137,11 +143,13 @@ def read_entry(
     except FileNotFoundError:
         raise ManifestError(f"{path} (shard {shard}) is missing; {REPAIR}") from None
     if len(data) != entry.bytes:
+        refuse_damaged_copy(path, entry.sha256)
         raise ManifestError(
             f"{path} (shard {shard}) has {size} bytes, but its manifest lists {entry.bytes}; {REWRITE}"
         )
     found = google_crc32c.value(data[: len(data) - own_checksum])
     if found != entry.crc32c:
+        refuse_damaged_copy(path, entry.sha256)
         raise ManifestError(
             f"{path} (shard {shard}) is damaged: its crc32c is {found:08x}, but its manifest lists "
             f"{entry.crc32c:08x}; {REWRITE}"

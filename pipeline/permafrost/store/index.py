@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from permafrost.core.errors import UserError
-from permafrost.core.files import open_regular, open_size, sha256_keys
+from permafrost.core.files import open_regular, open_size, refuse_damaged_copy, sha256_keys
 from permafrost.core.records import MAX_KEY_BYTES, NO_LABEL
 from permafrost.store.arrow_files import map_batch, schema_of
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
@@ -80,6 +80,7 @@ def open_batch(path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.Recor
         with open_regular(path, file.sha256) as opened:
             found = open_size(opened)
             if found != file.bytes:
+                refuse_damaged_copy(path, file.sha256)
                 raise ManifestError(
                     f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}"
                 )
@@ -90,6 +91,7 @@ def open_batch(path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.Recor
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError, struct.error, MemoryError) as error:
+        refuse_damaged_copy(path, file.sha256)
         raise ManifestError(
             f"{path} is damaged: it cannot be read as Arrow ({error}); {REWRITE}"
         ) from error
@@ -380,6 +382,10 @@ class RecordIndex:
         return True
 
     def _damaged(self, path: RootedPath, column: str, number: int) -> ManifestError:
+        """Return the error to raise for a damaged column. Raises FileError if only a copy of its file is damaged."""
+        is_keys = path == self._keys_path
+        file = self._manifest.keys if is_keys else self._manifest.index
+        refuse_damaged_copy(path, file.sha256)
         return ManifestError(
             f"{path} is damaged: column {column} of shard {self.shards[number].name} is not what its manifest lists; "
             f"{REWRITE}"

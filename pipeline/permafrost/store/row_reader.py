@@ -15,7 +15,7 @@ import google_crc32c
 import numcodecs
 import numpy as np
 
-from permafrost.core.files import open_regular, open_size, read_at
+from permafrost.core.files import open_regular, open_size, read_at, refuse_damaged_copy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class InnerChunkRows:
         except FileNotFoundError:
             raise ManifestError(f"{path} is missing; {REPAIR}") from None
         if found != entry.bytes:
+            refuse_damaged_copy(path, entry.sha256)
             raise ManifestError(
                 f"{path} has {found} bytes, but its manifest lists {entry.bytes}; {REWRITE}"
             )
@@ -121,7 +122,11 @@ class InnerChunkRows:
         with self._open() as file:
             for chunk in np.unique(chunks):
                 here = chunks == chunk
-                read = self._read_chunk(file, int(chunk), int(expected[here][0]))
+                try:
+                    read = self._read_chunk(file, int(chunk), int(expected[here][0]))
+                except ManifestError:
+                    refuse_damaged_copy(self.path, self._entry.sha256)
+                    raise
                 values[here] = read[rows[here] % self.inner[0], views[here] % self.inner[1]]
         return values
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import google_crc32c
 
 from permafrost.core.bucket_files import RangedFile
-from permafrost.core.files import open_regular, open_size, read_at
+from permafrost.core.files import open_regular, open_size, read_at, refuse_damaged_copy
 from permafrost.core.rooted_paths import is_in_bucket
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
@@ -90,6 +90,7 @@ class ShardBytes:
             raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
         found = open_size(self._file)
         if found != shard.bytes:
+            refuse_damaged_copy(self.path, shard.sha256)
             raise ManifestError(
                 f"{self.path} (shard {shard.name}) has {found} bytes, but its manifest lists {shard.bytes}; "
                 f"{recovery_hint(shard, REWRITE)}"
@@ -118,6 +119,7 @@ class ShardBytes:
                 f"{self.path} cannot be read ({error}); {recovery_hint(self.shard, REWRITE)}"
             ) from error
         if len(data) != size or google_crc32c.value(data) != crc32c:
+            refuse_damaged_copy(self.path, self.shard.sha256)
             raise ManifestError(
                 f"{self.path} (shard {self.shard.name}, record {key}) is damaged: the bytes {offset} to "
                 f"{offset + size} are not the packed bytes; {recovery_hint(self.shard, REWRITE)}"
