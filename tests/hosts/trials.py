@@ -241,6 +241,18 @@ def cut_for_a_time(world: World) -> None:
     _cut(_working(world)[0], 30)
 
 
+def cut_for_a_time_and_restart(world: World) -> None:
+    """Cut the link of a host that works for 30 seconds, and start its Ray again when that has ended itself for it."""
+    host = _working(world)[0]
+    _cut(host, 30)
+    until = time.monotonic() + 60
+    while host.pids("raylet/raylet"):
+        if time.monotonic() > until:  # Ray has not noticed
+            return
+        time.sleep(0.5)
+    start_ray(host, world.head, 1, world.logs)
+
+
 def cut_server(world: World) -> None:
     """Cut the server's link for 40 seconds."""
     _cut(world.server, 40)
@@ -343,7 +355,9 @@ TRIALS = {
         before_repetition=join_workers,
     ),
     "cut-rank": Trial("a rank's link cut for good, with a spare", DISTILL, cut_for_good, workers=3),
-    "cut-rank-30": Trial("a rank's link cut for 30 s", DISTILL, cut_for_a_time),
+    "cut-rank-30": Trial(
+        "a rank's link cut for 30 s, Ray started again", DISTILL, cut_for_a_time_and_restart
+    ),
     "ranks-20": Trial(
         "20 ranks killed, one after the other",
         *(DISTILL, kill_rank_often),
