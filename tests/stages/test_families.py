@@ -90,6 +90,8 @@ KINDS = {
         ]
     },
 }
+UNSUPPORTED = ("levit_128s", "mixer_s32_224", "xcit_nano_12_p16_224")
+"""Networks that no verb reads."""
 FAST = ("cifar", "average")
 
 
@@ -142,8 +144,8 @@ def test_every_payload_is_stored_or_refused_in_one_sentence(workplace, monkeypat
         refused[payload] = refusal_of(
             lambda store=store, words=words: permafrost.precompute(*store, *teacher, *words)
         )
-    assert not refused["logits"]
-    assert not refused["map"]
+    is_unsupported = name in UNSUPPORTED
+    assert [bool(refused["logits"]), bool(refused["map"])] == [is_unsupported] * 2
     for payload, sentence in refused.items():
         assert "\n" not in sentence, payload
     is_additive = kind.words == "additive"
@@ -162,10 +164,16 @@ def test_every_evaluator_and_an_export_of_a_student_work_or_are_refused(
         pytest.importorskip("timm")
     student = [word for word in words_of(kind, "student") if ".input_size=" not in word]
     common = ["store.path=store", f"run={name}", "store.teacher=[targets]"]
-    permafrost.distill(
-        *(*common, *student, "method=kd", "trainer.epochs=1"),
-        *("trainer.batch_size=8", "augment=pad_crop_flip", f"augment.size={kind.side}"),
+    unsupported = refusal_of(
+        lambda: permafrost.distill(
+            *(*common, *student, "method=kd", "trainer.epochs=1"),
+            *("trainer.batch_size=8", "augment=pad_crop_flip", f"augment.size={kind.side}"),
+        )
     )
+    assert bool(unsupported) == (name in UNSUPPORTED)
+    if unsupported:
+        assert "is not supported" in unsupported
+        return
     plugins = [word for word in student if word.startswith("plugins=")]
     refused = {
         evaluator: refusal_of(
