@@ -17,6 +17,7 @@ import pytest
 from permafrost.config.data import DemoDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import NoSpaceError, canonical_json, sha256_keys
+from permafrost.core.lock import LockedError
 from permafrost.core.records import Box, Record
 from permafrost.core.rooted_paths import RootedPath, exists
 from permafrost.store import index_writer, listing, shard_plan
@@ -207,6 +208,16 @@ def test_a_folder_that_is_read_only_is_listed_elsewhere(tmp_path, monkeypatch):
         write_listing(files.records, [Record(key="b", split="train")], 0)
         assert list(tmp_path.iterdir()) == []
     assert not exists(files.folder)
+
+
+def test_a_listing_that_another_writer_has_removed_is_one_line(tmp_path):
+    with listing_files(RootedPath(tmp_path)) as ours:
+        write_listing(ours.records, [Record(key="a", split="train")], 0)
+        (plan,) = shard_plan.plan_shards(listing.Listing(ours.records), 8)
+        with listing_files(RootedPath(tmp_path)):  # of a writer that holds a lock of its own
+            for read in (lambda: listing.Listing(ours.records), lambda: plan.keys):
+                with pytest.raises(LockedError, match="removed by another process that writes to"):
+                    read()
 
 
 def test_a_full_disk_is_named_and_an_error_of_the_source_is_not_mistaken_for_it(

@@ -29,11 +29,13 @@ from permafrost.core.files import (
     scratch_folder,
     write_error,
 )
+from permafrost.core.lock import LockedError
 from permafrost.core.records import MAX_KEY_BYTES, NO_GROUP, NO_LABEL, Box, Record
 from permafrost.core.rooted_paths import RootedPath, is_writable, list_folder
 from permafrost.store.arrow_files import map_arrow
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
@@ -317,6 +319,17 @@ def join_listings(parts: Iterable[RootedPath], path: RootedPath) -> Listing:
 # ---- reading -------------------------------------------------------------------------------------
 
 
+def open_listed(path: RootedPath) -> io.FileIO:
+    """Open a temporary file of a listing. Raises LockedError if another writer has removed it, where no lock holds."""
+    try:
+        return open_regular(path)
+    except FileNotFoundError:
+        raise LockedError(
+            f"{path} was removed by another process that writes to {path.parent}. Finished files are kept. Wait until "
+            "it has finished, and run the same command again"
+        ) from None
+
+
 class Listing:
     """Mapped listing. Rows are int64 [n], numbers of records in the source's order."""
 
@@ -326,7 +339,7 @@ class Listing:
         """Number of records of each part of the source, in their order; empty where it was listed at once."""
         self.counts = RecordCounts()
         """Counts of the records, in the process that had them listed."""
-        with open_regular(path) as file:
+        with open_listed(path) as file:
             reader = map_arrow(file)
         self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._stops = np.cumsum([batch.num_rows for batch in self.batches], dtype=np.int64)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.files import create_file, open_regular, read_at, sha256_keys, write_error
-from permafrost.store.listing import open_listing, order_path
+from permafrost.core.files import create_file, read_at, sha256_keys, write_error
+from permafrost.store.listing import open_listed, open_listing, order_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -90,7 +90,7 @@ class ShardPlan:
     def _rows(self) -> NDArray[np.int64]:
         if self.order is None:
             return np.arange(self.start, self.stop, dtype=np.int64)
-        with open_regular(self.order) as file:
+        with open_listed(self.order) as file:
             size = self.num_records * _ROW.itemsize
             return np.frombuffer(read_at(file, size, self.start * _ROW.itemsize), _ROW)
 
