@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import logging
 import multiprocessing
 import os
 import signal
@@ -139,7 +140,8 @@ def test_a_count_that_cannot_be_removed_is_a_warning_and_no_failure_of_the_shard
 
     monkeypatch.setattr(deaths_module, "remove_file", refuse)
     expected = contextlib.nullcontext() if error is None else pytest.raises(KeyError)
-    with expected, ShardDeaths(tmp_path, SHARD):
+    logged = caplog.at_level(logging.WARNING, "permafrost")
+    with expected, logged, ShardDeaths(tmp_path, SHARD):
         if error is not None:
             raise error
     (warning,) = caplog.messages

@@ -184,15 +184,15 @@ def _watch_raylet() -> None:
     threading.Thread(target=watch, name="raylet-watch", daemon=True).start()
 
 
-def _warn_of_cluster(said: set[str], data: dict[str, Any], ignore_prefix: bool) -> None:
+def _warn_of_cluster(logged: set[str], data: dict[str, Any], ignore_prefix: bool) -> None:
     """Log the first sentence of a message of the cluster, in place of Ray, which prints its log's lines of a lost node.
 
-    said  what was logged, as Ray repeats itself until it notices that a node is lost
+    logged  what was logged, as Ray repeats itself until it notices that a node is lost
     """
     lines = " ".join(data["lines"]).strip().splitlines() or [""]
     sentence = _NODE_ID.sub("", printable(lines[0])).partition(". ")[0][:_MESSAGE_SIZE]
-    if sentence not in said:
-        said.add(sentence)
+    if sentence not in logged:
+        logged.add(sentence)
         logger.warning("Ray: %s", sentence)
 
 

@@ -100,20 +100,20 @@ class NamedFile(io.FileIO):
             raise write_error(self._path, error) from error
 
     def read(self, size: int | None = -1) -> Any:
-        with _named(self.name):
+        with _naming(self.name):
             return super().read(-1 if size is None else size)
 
     def readall(self) -> Any:
-        with _named(self.name):
+        with _naming(self.name):
             return super().readall()
 
     def readinto(self, buffer: Any) -> Any:
-        with _named(self.name):
+        with _naming(self.name):
             return super().readinto(buffer)
 
 
 @contextmanager
-def _named(path: object) -> Iterator[None]:
+def _naming(path: object) -> Iterator[None]:
     """Give the errors of a block the path of the open file that it reads."""
     try:
         yield
@@ -480,7 +480,7 @@ def read_at(file: io.FileIO | RangedFile, size: int, offset: int) -> bytes:
     """
     if isinstance(file, RangedFile):
         return buckets.read_range(file.address, min(size, file.size - offset), offset)
-    with _named(file.name):
+    with _naming(file.name):
         data = os.pread(file.fileno(), size, offset)
         while 0 < len(data) < size:
             more = os.pread(file.fileno(), size - len(data), offset + len(data))
