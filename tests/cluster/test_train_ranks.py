@@ -146,18 +146,19 @@ def test_an_error_of_one_rank_is_one_line_and_is_not_tried_again(frozen):
 
 
 class HelperDeadlyLoss(E2KDLoss):
-    """Loss of which the first rank kills the driver's helper at its 9th step."""
+    """Loss of which the first rank kills an actor of the driver at its 9th step."""
 
-    def __init__(self, config, driver, marker):
+    def __init__(self, config, driver, actor, marker):
         super().__init__(config)
         self.driver = driver
+        self.actor = actor
         self.marker = marker
         self.steps = 0
 
     def forward(self, student, targets, labels):
         self.steps += 1
         if self.steps == 9 and dist.get_rank() == 0:
-            (helper,) = [pid for pid in descendants(self.driver) if "_ProgressActor" in title(pid)]
+            (helper,) = [pid for pid in descendants(self.driver) if self.actor in title(pid)]
             os.kill(helper, signal.SIGKILL)
             self.marker.write_text(str(helper))
         return super().forward(student, targets, labels)
@@ -165,21 +166,28 @@ class HelperDeadlyLoss(E2KDLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class HelperKilled(Distillation):
-    """Distillation during which the actor that receives the progress is killed."""
+    """Distillation during which an actor of the driver is killed."""
 
     driver: int
+    actor: str
     marker: Path
 
     def plan(self, distributed=None):
         plan = super().plan(distributed)
-        return replace(plan, loss=HelperDeadlyLoss(plan.loss.config, self.driver, self.marker))
+        return replace(
+            plan, loss=HelperDeadlyLoss(plan.loss.config, self.driver, self.actor, self.marker)
+        )
+
+
+def job_that_kills(frozen, run, actor, marker):
+    return job(frozen, run, HelperKilled, driver=os.getpid(), actor=actor, marker=marker)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_training_goes_on_without_the_actor_that_receives_its_progress(frozen, tmp_path):
     epochs = []
-    killed = job(frozen, "helper", HelperKilled, driver=os.getpid(), marker=tmp_path / "helper")
+    killed = job_that_kills(frozen, "helper", "_ProgressActor", tmp_path / "helper")
 
     train_on_ranks(killed, TWO_RANKS_CLUSTER, lambda epoch, line: epochs.append(epoch))
     train_on_ranks(job(frozen, "calm"), TWO_RANKS_CLUSTER, lambda *_: None)
@@ -188,6 +196,19 @@ def test_a_training_goes_on_without_the_actor_that_receives_its_progress(frozen,
     assert epochs[-2:] == [2, 3]  # the new actor passes on what follows
     assert_equal_states(weights_of("helper"), weights_of("calm"))
     assert logged_lines("helper") == logged_lines("calm")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_death_of_the_controller_is_one_line_and_loses_nothing(frozen, tmp_path):
+    killed = job_that_kills(frozen, "headless", "TrainController", tmp_path / "controller")
+
+    with pytest.raises(
+        RanksError, match=r"^Ray ended the training \(ActorDiedError: .* same command"
+    ):
+        train_on_ranks(killed, TWO_RANKS_CLUSTER, lambda *_: None)
+
+    assert (RUNS / "headless" / "distill" / "checkpoint.pt").exists()
 
 
 # ---- several hosts ---------------------------------------------------------------------------------

@@ -135,6 +135,7 @@ class Host:
     def _environment(self) -> dict[str, str]:
         inherited = node_environment(PYTHONPATH=PYTHONPATH, **KEYS)
         kept = {n: v for n, v in inherited.items() if not n.lower().endswith("_proxy")}
+        kept["RAY_memory_monitor_refresh_ms"] = "0"  # the memory is that of the whole machine
         own = {"HOME": "home", "TMPDIR": "tmp", "PERMAFROST_CACHE": "cache"}
         return kept | {name: str(self.folder / path) for name, path in own.items()}
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 from permafrost.cluster.session import ask_helper, gpus_each, ray_session, start_helper
 from permafrost.config.runs import run_folder
 from permafrost.core.addresses import is_address
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, first_line
 from permafrost.core.run_mirrors import fetch_folder
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def train_on_ranks(
     job.plan()  # rejects options that do not fit the store before any rank is started
     ranks = job.trainer.ranks
     with ray_session(cluster, ranks * cluster.cpus_per_rank):
+        import ray
         import ray.train
 
         news = start_helper(_ProgressActor)
@@ -122,7 +123,7 @@ def train_on_ranks(
         watcher = _Watcher(news, on_epoch, room)
         try:
             _trainer(job, cluster, news, room.resources).fit()
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             failure = ask_helper(news.get_failure.remote())
             raise RanksError(failure or _reason(error, cluster, room)) from error
         finally:
@@ -203,6 +204,7 @@ def interface_of(address: str) -> str:
 
 def _reason(error: Exception, cluster: ClusterConfig, room: _Room) -> str:
     """Say in a line why the ranks did not finish."""
+    from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     advice = "run the same command again to resume from the last checkpoint"
@@ -211,6 +213,8 @@ def _reason(error: Exception, cluster: ClusterConfig, room: _Room) -> str:
             f"cluster.max_wait_seconds={cluster.max_wait_seconds:g} went by without room for {room}; "
             f"add hosts or lower cluster.cpus_per_rank or trainer.ranks, and {advice}"
         )
+    if isinstance(error, RayError):  # such as its controller, where the memory ran out
+        return f"Ray ended the training ({first_line(error).rstrip('.')}); {advice}"
     return (
         f"ranks died more than cluster.max_restarts={cluster.max_restarts} times, the last time with: "
         f"{_last_line(error)}; {advice}"
