@@ -303,13 +303,15 @@ def _wait_for_rank(world: World) -> int:
 
 
 _RANK = "RayTrainWorker"
-_WORK = ("MapWorker", _RANK, "_run_task")
-"""Words of Ray's titles of processes that work."""
+_WORK = ("MapWorker", _RANK, "ray::kd-")
+"""Words of Ray's titles of processes that work. That of a student is its name."""
 
 
 def _working(world: World) -> list[Host]:
-    """Return the workers that work, once there are any."""
+    """Return the workers that work, once there are any. Fails if there are none for a minute."""
+    until = time.monotonic() + 60
     while True:
+        assert time.monotonic() < until, "no host works"
         busy = [host for host in world.workers if any(host.pids(word) for word in _WORK)]
         if busy:
             return busy
