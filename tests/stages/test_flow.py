@@ -1,6 +1,7 @@
 """All stages on a tiny set: outputs, repetition, resumption and errors."""
 
 import json
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -347,7 +348,8 @@ def test_views_far_above_the_frame_are_a_warning(frozen, caplog, size, warns):
     augment = replace(PAD_CROP, size=size)
     trainer = replace(TRAINER, epochs=1)
 
-    distill.run(distill_config(frozen, method=KDConfig(), augment=augment, trainer=trainer))
+    with caplog.at_level(logging.WARNING, "permafrost"):
+        distill.run(distill_config(frozen, method=KDConfig(), augment=augment, trainer=trainer))
 
     text = "augment.size=40 enlarges frames of 16x16 by a factor of 2.5, and a step costs about 6 times"
     assert (text in caplog.text) == warns
@@ -359,7 +361,8 @@ def test_a_teacher_far_below_the_frame_is_a_warning(tmp_path, tiny_teacher, capl
     teacher = replace(tiny_teacher, input_size=8)
     path = tmp_path / "store"
 
-    precompute.run(precompute_config(path, teacher, annotate=annotate, image_size=side))
+    with caplog.at_level(logging.WARNING, "permafrost"):
+        precompute.run(precompute_config(path, teacher, annotate=annotate, image_size=side))
 
     text = (
         "the teacher receives frames of 18x18 at 8x8, resized bilinearly and without antialiasing"
