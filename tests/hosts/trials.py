@@ -303,7 +303,7 @@ def _wait_for_rank(world: World) -> int:
 
 
 _RANK = "RayTrainWorker"
-_WORK = ("MapWorker", _RANK, "ray::kd-")
+_WORK = ("MapWorker", _RANK, "kd-seed")
 """Words of Ray's titles of processes that work. That of a student is its name."""
 
 
