@@ -20,8 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jinja2
-
 from permafrost.cli import main
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose, section_of, sections
@@ -45,6 +43,8 @@ class RenderResult:
 
 def run(config: RenderConfig) -> RenderResult:
     """Print the manifest, or write it to a file."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("permafrost", "cluster"),
         autoescape=False,

@@ -50,7 +50,7 @@ WORK = ROOT / ".venv-anywhere"
 VARIABLE = "PERMAFROST_TEST_CONDITION"
 """Environment variable that names the condition under which the tests run."""
 NOBODY = 65534
-PACKAGES = ("torch", "ray", "zarr", "kornia", "hydra-core")
+PACKAGES = ("torch", "ray", "zarr", "kornia")
 """Packages whose versions a row states."""
 
 

@@ -405,7 +405,6 @@ def test_a_command_line_is_read_or_refused(examples, verb, count_trials):
 
 @pytest.mark.parametrize("word", ["data=0", "data=\0", "store=0", "cluster=0", "experiment=0"])
 def test_a_member_that_is_no_name_is_refused(word):
-    """Words that ended in an error of Hydra's own."""
     with pytest.raises(ConfigError, match=r"does not exist.*; choose one of"):
         compose("precompute", [word])
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
@@ -297,7 +298,7 @@ def _shown_p(value: float) -> str:
 def header_of(recipe: str) -> str:
     """Comment at the top of a recipe, without the comment marks."""
     text = (EXPERIMENTS / f"{recipe}.yaml").read_text()
-    lines = text[: text.index("defaults:")].splitlines()[1:]
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
 
 

@@ -35,12 +35,16 @@ def main() -> None:
         print(overview())
     elif verb == "--version":
         print(f"permafrost {__version__}")
+    elif verb == "schema":
+        _print_schema(words)
+    elif verb == "completion":
+        _print_completion(words)
     elif verb in VERBS:
         sys.argv = [f"permafrost {verb}", *words]
         with catch_signals() as signals:
             try:
                 with signals.raising():
-                    runpy.run_path(str(TOP / "stages" / f"{verb}.py"), run_name="__main__")
+                    _run(verb, words)
             except KeyboardInterrupt:  # while the stage is imported; later it ends by itself
                 print(signals.describe(verb), file=sys.stderr)
                 sys.exit(signals.exit_code)
@@ -54,9 +58,47 @@ def main() -> None:
         sys.exit(2)
 
 
+def _run(verb: str, words: list[str]) -> None:
+    """Run a stage, which is not imported for its help and options, as that takes longer than they do."""
+    is_help = bool({"-h", "--help"} & set(words))
+    if is_help or ("--cfg" in words and verb != "render"):
+        from permafrost.cli import main as show
+
+        show(verb, lambda config: None, _docstring(verb))
+    else:
+        runpy.run_path(str(TOP / "stages" / f"{verb}.py"), run_name="__main__")
+
+
+def _print_schema(words: list[str]) -> None:
+    """Print the JSON Schema of experiments, with the members of the plug-ins that `plugins=` names."""
+    import json
+
+    from permafrost.config.compose import plugin_names
+    from permafrost.config.plugins import load_plugins
+    from permafrost.config.schema import experiment_schema
+
+    load_plugins(plugin_names(words))
+    print(json.dumps(experiment_schema(), indent=1))
+
+
+def _print_completion(words: list[str]) -> None:
+    """Print the script of a shell, or what may follow the words of a command line."""
+    from permafrost.config.completion import SCRIPTS, candidates
+
+    if words[:1] == ["words"]:
+        print(*candidates(words[1:]), sep="\n")
+    elif words in [[shell] for shell in SCRIPTS]:
+        print(SCRIPTS[words[0]], end="")
+    else:
+        print(
+            "permafrost: error: name a shell: permafrost completion bash|zsh|fish", file=sys.stderr
+        )
+        sys.exit(2)
+
+
 def overview() -> str:
     """Return the help text: each verb with the first line of its module's docstring, without importing it."""
-    lines = [f"  {verb:<11} {_summary(verb)}" for verb in VERBS]
+    lines = [f"  {verb:<11} {_docstring(verb).partition(chr(10))[0]}" for verb in VERBS]
     return "\n".join(
         [
             "Run the teachers once, distill many students.\n",
@@ -67,9 +109,9 @@ def overview() -> str:
     )
 
 
-def _summary(verb: str) -> str:
+def _docstring(verb: str) -> str:
     source = (TOP / "stages" / f"{verb}.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return ast.get_docstring(ast.parse(source)) or ""
 
 
 if __name__ == "__main__":

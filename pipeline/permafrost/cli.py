@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose, plugin_names, section_names, section_of, sections
+from permafrost.config.compose import (
+    complete_words,
+    compose,
+    plugin_names,
+    section_names,
+    section_of,
+    sections,
+)
 from permafrost.config.environment import keep_freed_memory
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.paths import place_paths
@@ -27,11 +34,11 @@ from permafrost.config.runs import (
     run_folder,
     save_options,
     to_plain_dict,
-    to_yaml,
 )
 from permafrost.core.errors import ConfigError, UserError, printable
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.lock import lock_folder
+from permafrost.core.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -109,14 +116,14 @@ def _run_words(
     load_plugins(plugin_names(words))
     if {"-h", "--help"} & set(words):
         asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
-        print(_help(verb, doc, asked))
+        print(_help(verb, doc, asked, is_brief="--help" not in words))
         return
     if "--cfg" in words:
         shown = _without_cfg(words)
         values = (
             to_plain_dict(configure(shown)) if configure else sections(verb, compose(verb, shown))
         )
-        print(to_yaml(values), end="")
+        print(dump_yaml(values), end="")
         return
     started = time.monotonic()
     if configure is not None:
@@ -143,10 +150,11 @@ def run_words(verb: str, run: Callable[[Any], Any], words: Sequence[str]) -> Any
     run  function of the stage, of its config
     """
     load_plugins(plugin_names(words))
-    composed = compose(verb, words) | {"command": [verb, *words]}
-    _check_live_words(verb, words, composed)
+    complete = complete_words(verb, words)
+    composed = compose(verb, complete) | {"command": [verb, *words]}
+    _check_live_words(verb, complete, composed)
     config = place_paths(build_verb_config(verb, composed))
-    _check_evaluate_words(verb, words, composed, config)
+    _check_evaluate_words(verb, complete, composed, config)
     with ExitStack() as stack:
         stack.enter_context(mirrored_run(composed.get("run", "")))
         if "run" in section_names(verb):
@@ -203,11 +211,17 @@ def _check_evaluate_words(
             raise ConfigError(f"evaluate reads {word} with evaluators=[{', '.join(readers)}] only")
 
 
-def _help(verb: str, doc: str, words: Sequence[str] = ()) -> str:
-    """Return the help of a stage; `words` choose members of groups, whose options are then shown."""
-    from permafrost.config.reference import describe_verb
+def _help(verb: str, doc: str, words: Sequence[str] = (), *, is_brief: bool = False) -> str:
+    """Return the help of a stage; `words` choose members of groups, whose options are then shown.
 
-    options = describe_verb(verb, compose(verb, words))
+    is_brief  list the options with their values only
+    """
+    from permafrost.config.reference import describe_verb, list_verb
+
+    composed = compose(verb, words)
+    if is_brief:
+        return f"{doc.strip()}\n\n{list_verb(verb, composed)}\n\n--help says what they mean."
+    options = describe_verb(verb, composed)
     return (
         f"{doc.strip()}\n\n{options}\n\nAnother member of a group has other options: --help method=kd.\n"
         "--cfg job [key=value ...] prints the resolved config and does nothing."

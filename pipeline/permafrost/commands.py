@@ -44,7 +44,7 @@ def teach_command(store: Store, run: str) -> str:
     """Return a command that trains a teacher on a store: its kind of records, labels and splits."""
     words = [f"store.path={store.path}", f"run={run}"]
     if store.is_table:
-        words += [*table_words("teacher"), "augment@teaching.augment=none"]
+        words += [*table_words("teacher"), "teaching.augment=none"]
     if store.manifest.multi_label:
         words.append("teaching.loss=bce")
     split = _training_split(store)

@@ -22,7 +22,7 @@ from permafrost.cli import run_words
 from permafrost.config.builder import build_config
 from permafrost.config.compose import compose
 from permafrost.config.environment import TOP
-from permafrost.config.keywords import words_of_options
+from permafrost.config.points import words_of_options
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError, require
 from permafrost.loading.selected_records import SelectedRecords

@@ -25,11 +25,7 @@ WORDS = {
     ),
     "members within a section": (
         "teach",
-        [
-            "teaching=labels",
-            "augment@teaching.augment=pad_crop_flip",
-            "optimizer@teaching.optimizer=sgd",
-        ],
+        ["teaching=labels", "teaching.augment=pad_crop_flip", "teaching.optimizer=sgd"],
     ),
     "a value before its member": (
         "sweep",
@@ -37,30 +33,36 @@ WORDS = {
     ),
     "lists": (
         "sweep",
-        ["seeds=[4,5]", "evaluate.splits=[test]", "evaluators=[accuracy,shift]"]
-        + ["augment.operations=[{kind: horizontal_flip, p: 0.25}]", "store.teacher=[]"],
+        [
+            *("seeds=[4,5]", "evaluate.splits=[test]", "evaluators=[accuracy,shift]"),
+            *("augment.operations=[{kind: horizontal_flip, p: 0.25}]", "store.teacher=[]"),
+        ],
     ),
     "mappings": (
         "sweep",
         [
             "arms={a: [method=kd, method.tau=2], b_c: [method=labels]}",
             "grid={method.tau: [1, 2.5, 1e-3]}",
-        ]
-        + ["evaluate.group_sets={a: [1], b: [0, 2]}"],
+            "evaluate.group_sets={a: [1], b: [0, 2]}",
+        ],
     ),
     "nulls": (
         "sweep",
         ["subset.shots=null", "select=null", "augment.size=null", "store.cache=null"],
     ),
-    "quoted texts": ("sweep", ["store.path='/a b/c'", 'run="x y"', "select='holdout.accuracy'"]),
-    "odd paths": ("sweep", ["store.path=/a (b)/c,d#e=f", "run=ü/日本", "store.cache=C:\\x\\"]),
+    "quoted texts": (
+        "sweep",
+        ["store.path='/a b/c'", 'run="x y"', "select='holdout.accuracy'"],
+    ),
+    "odd paths": (
+        "sweep",
+        ["store.path=/a (b)/c,d#e=f", "run=ü/日本", "store.cache=C:\\x\\"],
+    ),
     "numbers": (
         "sweep",
         [
-            "optimizer.lr=1e-3",
-            "optimizer.weight_decay=0.5",
-            "trainer.epochs=7",
-            "trainer.clip_norm=2",
+            *("optimizer.lr=1e-3", "optimizer.weight_decay=0.5"),
+            *("trainer.epochs=7", "trainer.clip_norm=2"),
         ],
     ),
     "a date": ("sweep", ["run=2026-11-25"]),
@@ -72,17 +74,9 @@ WORDS = {
     "a new pass": (
         "precompute",
         [
-            "data=image_folder",
-            "data.path=/x",
-            "teacher=timm",
-            "teacher.name=resnet18",
-            "store=webdataset",
-        ]
-        + [
-            "annotate.payloads=[logits,map]",
-            "explainer=gradcam",
-            "cluster=kuberay",
-            "executor=ray",
+            *("data=image_folder", "data.path=/x", "teacher=timm", "teacher.name=resnet18"),
+            *("store=webdataset", "annotate.payloads=[logits,map]", "explainer=gradcam"),
+            *("cluster=kuberay", "executor=ray"),
         ],
     ),
     "options of evaluators": (

@@ -1,104 +1,241 @@
-"""Composition of words and conf/: the same values as Hydra's own, whichever words were composed before."""
+"""Composition of words, experiments and defaults: recorded values, and what each form of a word means."""
+
+import json
+from pathlib import Path
 
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from omegaconf import OmegaConf
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import _sets_a_value, compose, register_defaults
-from permafrost.config.environment import CONF
+from permafrost.config.compose import compose
 from permafrost.core.errors import ConfigError
-from tests.stages.test_recipes import EVERY_RECIPE, commands
+from permafrost.core.yaml_text import YamlError, dump_yaml, parse_yaml, read_values
+from tests.config.compositions import RECORD, digests, experiments
 
-WORDS = {
-    "a value": ["experiment=demo", "method.tau=4"],
-    "the last of two": ["experiment=demo", "trainer.epochs=3", "trainer.epochs=5"],
-    "a value before its group": ["method.tau=4", "method=kd", "experiment=demo"],
-    "a list": ["experiment=e2kd/table1", "seeds=[1,2]", "evaluate.splits=[test]"],
-    "a mapping within a section": ["evaluate.group_sets={a: [1]}", "experiment=demo"],
-    "text with spaces": ["experiment=demo", "report.title='a b'", "store.path='/x y'"],
-    "null": ["experiment=demo", "subset.shots=null"],
-    "a member for the experiment's": [
-        "experiment=cifar10_bcos",
-        "student=torchvision",
-        "method=kd",
-    ],
-    "a member and values of two files": ["experiment=ked/digits_retrained", "student=saved"],
-    "members alone": ["student=timm", "teacher=saved", "method=at", "optimizer=sgd"],
-    "members within a section": [
-        "augment@teaching.augment=pad_crop_flip",
-        "optimizer@teaching.optimizer=sgd",
-        "teaching=ked",
-    ],
-    "a section for the experiment's": ["experiment=ked/cifar10_trunk", "teaching=labels"],
-    "a member that is based on another": ["experiment=demo", "store=webdataset"],
-    "a new key": ["experiment=demo", "+report.columns.f1=test.f1"],
-}
-QUICK = ("a member and values of two files", "a member that is based on another", "a new key")
-"""Words that `make test` compares with Hydra."""
-VERBS = {"report": "report", "teaching": "teach"}
-"""Verbs that read a section, by its name; sweeps read the others."""
+RECORDED = json.loads(RECORD.read_text())
 
 
-def hydras_values(words):
-    register_defaults(words)
-    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-        return OmegaConf.to_container(hydra_compose("config", overrides=words), resolve=True)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [pytest.param(WORDS[name], marks=[] if name in QUICK else pytest.mark.slow) for name in WORDS],
-    ids=WORDS,
-)
-def test_values_are_hydras(words):
-    verb = next((verb for name, verb in VERBS.items() if name in "".join(words)), "sweep")
-
-    assert compose(verb, words) == hydras_values(words)
-
-
-@pytest.mark.slow
-def test_values_of_every_recipe_are_hydras():
-    """Each file of conf/experiment/, alone and with the members that the commands in its header choose."""
-    verbs = {(f"experiment={recipe}",): "sweep" for recipe in EVERY_RECIPE}
-    for recipe in EVERY_RECIPE:
-        for verb, *words in commands(recipe):
-            verbs[tuple(word for word in words if not _sets_a_value(word))] = verb
-    assert len(verbs) > len(EVERY_RECIPE)
-
-    for words, verb in verbs.items():
-        assert compose(verb, words) == hydras_values(list(words)), words
+def test_values_of_every_experiment_are_those_that_were_recorded():
+    assert {name: digests(name) for name in ("", *experiments())} == RECORDED
 
 
 def test_a_composition_is_the_callers_own():
     compose("sweep", ["experiment=demo"])["seeds"].append(99)
+    compose("sweep", ["experiment=demo"])["report"]["columns"]["x"] = "y"
 
     assert 99 not in compose("sweep", ["experiment=demo"])["seeds"]
+    assert "x" not in compose("sweep", ["experiment=demo"])["report"]["columns"]
 
 
 @pytest.mark.parametrize(
     ("word", "message"),
     [
         ("method.tua=4", "unknown option method.tua"),
-        ("method.tau=[", "cannot read 'method.tau=\\['"),
+        ("seeds=[", r"cannot read seeds=\[: did not find expected"),
+        ("arms={a:[method=kd]}", r"write a space after each colon"),
+        ("seeds=&a [*a]", "seeds must be a list"),
+        ("seeds=[&a 1]", r"cannot read seeds=\[&a 1\]: it has an anchor or an alias"),
+        ("+method.tau=4", r"takes no \+method\.tau="),
+        ("~method.tau", "options are written key=value"),
     ],
 )
-def test_errors_are_those_of_the_whole_composition(word, message):
-    compose("sweep", ["experiment=demo"])
+def test_a_word_that_cannot_be_read_is_one_line(word, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_verb_config("sweep", compose("sweep", ["experiment=demo", word]))
 
-    with pytest.raises(ConfigError, match=message):
-        compose("sweep", ["experiment=demo", word])
+    assert "\n" not in str(caught.value)
 
 
-def test_a_mapping_replaces_that_of_the_experiment():
-    words = ["experiment=demo", "report.columns={f1: test.f1}", "report.paired_column=f1"]
+def test_a_mapping_replaces_that_of_the_experiment_and_one_entry_is_added():
+    replaced = ["experiment=demo", "report.columns={f1: test.f1}", "report.paired_column=f1"]
+    added = ["experiment=demo", "report.columns.f1=test.f1"]
 
-    assert compose("report", words)["report"]["columns"] == {"f1": "test.f1"}
+    assert compose("report", replaced)["report"]["columns"] == {"f1": "test.f1"}
+    columns = compose("report", added)["report"]["columns"]
+    assert columns["f1"] == "test.f1"
+    assert "epg" in columns
+
+
+def test_a_mapping_of_a_section_sets_its_options():
+    words = ["subset={shots: 5}", "student={kind: torchvision, name: resnet18}"]
+
+    composed = compose("distill", words)
+
+    assert composed["subset"]["shots"] == 5
+    assert composed["subset"]["holdout"] == compose("distill", [])["subset"]["holdout"]
+    assert (
+        composed["student"]
+        == compose("distill", ["student=torchvision", "student.name=resnet18"])["student"]
+    )
 
 
 def test_an_integer_that_no_float_holds_is_an_error():
-    composed = compose("distill", ["experiment=demo", f"optimizer.lr={10**400}"])
+    composed = compose("distill", ["experiment=demo", f"optimizer.lr={10**399}"])
 
     with pytest.raises(ConfigError, match=r"optimizer\.lr must be a number of at most 1\.8e\+308"):
         build_verb_config("distill", composed)
+
+
+@pytest.mark.parametrize(
+    "text", ["no", "1e5", "010", "2026-11-25", "on", "0x10", "1_000", "~x", "a: b", "[a"]
+)
+def test_a_text_option_keeps_the_characters_as_typed(text, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"data: {{kind: image_folder, only_classes: ['{text}', b]}}\nrun: '{text}'\n")
+
+    assert compose("distill", [f"run={text}"])["run"] == text
+    assert compose("distill", [f"run='{text}'"])["run"] == text
+    assert compose("distill", [f"experiment={path}"])["run"] == text
+    if text[0] != "[" and ": " not in text:  # in a list, these are YAML's own
+        words = ["data=image_folder", f"data.only_classes=[{text}, b]"]
+        assert compose("precompute", words)["data"]["only_classes"] == [text, "b"]
+        path.write_text(f"data: {{kind: image_folder, only_classes: [{text}, b]}}\nrun: {text}\n")
+        assert compose("distill", [f"experiment={path}"])["run"] == text
+        assert compose("precompute", [f"experiment={path}"])["data"]["only_classes"] == [text, "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 0.001), (".5", 0.5), ("3", 3), ("1.0", 1.0), ("+2", 2), ("1E+2", 100.0)],
+)
+def test_a_number_reads_what_yaml_1_2_reads(text, value):
+    assert compose("distill", [f"optimizer.lr={text}"])["optimizer"]["lr"] == value
+
+
+def test_an_option_without_its_section_is_that_of_the_only_section_that_has_it():
+    assert compose("distill", ["lr=0.5", "tau=3"]) == compose(
+        "distill", ["optimizer.lr=0.5", "method.tau=3"]
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"name is an option of student, teacher, cluster; write student\.name= or",
+    ):
+        compose("distill", ["name=resnet8", "cluster=kuberay"])
+    with pytest.raises(
+        ConfigError, match=r"takes no epochs= \(did you mean teaching\.trainer\.epochs="
+    ):
+        compose("teach", ["epochs=5"])
+
+
+def test_a_reference_is_the_value_of_the_words():
+    words = ["experiment=ked/digits_retrained", "student=additive", "student.superfeatures=7"]
+
+    assert compose("distill", words)["store"]["path"] == "stores/digits_m7"
+
+
+def test_an_experiment_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "own.yaml"
+    for text, message in {
+        "- a": "must be a mapping of sections",
+        "metod: kd": r"there is no section metod \(did you mean method\?\)",
+        "defaults: [demo]": r"write bases: \[\.\.\.\]",
+        "bases: demo": r"bases must be a list of at most 8 experiments, as in \[demo\]",
+        "bases: [demoo]": r"experiment=demoo does not exist \(did you mean demo\?\)",
+        "method: kdd": r"method=kdd does not exist \(did you mean kd\?\)",
+        "teaching: {optimizer: sdg}": r"teaching\.optimizer=sdg does not exist \(did you mean sgd\?\)",
+        "run: x\nrun: y": "it has the name 'run' twice",
+        "method: &a {tau: 1}\n": "it has an anchor",
+        "run: !!python/object:os.system x": "it has the tag",
+        "seeds: " + "[" * 3000: "it has more than 24 levels",
+        "run: ${store.pfad}": r"\$\{store\.pfad\} of the experiment names no option",
+        "a: b: c": r"mapping values are not allowed in this context \(line 1, column 5\)",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message) as caught:
+            compose("distill", [f"experiment={path}"])
+        assert "\n" not in str(caught.value)
+
+
+def test_experiments_that_are_based_on_each_other_end(tmp_path):
+    names = [str(tmp_path / f"{letter}.yaml") for letter in "abcdefghij"]
+    for name, base in zip(names, [*names[1:], names[0]], strict=True):
+        Path(name).write_text(f"bases: ['{base}', '{base}']\nrun: {Path(name).stem}\n")
+
+    with pytest.raises(ConfigError, match="is based on itself or on too many others"):
+        compose("distill", [f"experiment={names[0]}"])
+
+    Path(names[2]).write_text("run: end\nseed: 7\n")
+    composed = compose("distill", [f"experiment={names[0]}"])
+    assert (composed["run"], composed["seed"]) == ("a", 7)
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("", "run= is no name"),
+        (".", r"run=\. is no name"),
+        ("../../evil", r"run=\.\./\.\./evil leaves its folder"),
+        ("a/../../b", "leaves its folder"),
+        ("a\0b", r"run=a\\x00b has control characters"),
+        ("a\nb", r"run=a\\nb has control characters"),
+        ("x" * 300, r"run=x+\.\.\. has 300 bytes of at most 200"),
+        ("é" * 150, "has 300 bytes"),
+    ],
+)
+def test_a_name_of_a_run_that_no_folder_may_have_is_refused(run, message):
+    with pytest.raises(ConfigError, match=message):
+        build_verb_config("distill", compose("distill", [f"run={run}"]))
+
+
+@pytest.mark.parametrize("run", ["a", "ked/digits", "/tmp/a b/c", "s3://bucket/a/b", "ü.1", "..a"])
+def test_other_names_are_taken(run):
+    assert build_verb_config("distill", compose("distill", [f"run={run}"])).run == run
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("../../evil", r"arms=\.\./\.\./evil leaves its folder|is a path"),
+        ("a/b", "arms=a/b is a path; write a name without slashes"),
+        ("x" * 300, "has 300 bytes"),
+        ("a\\nb", "has control characters"),
+    ],
+)
+def test_a_name_of_an_arm_is_the_name_of_a_folder(arm, message):
+    with pytest.raises(ConfigError, match=message):
+        build_verb_config("sweep", compose("sweep", [f'arms={{"{arm}": [method=kd]}}']))
+
+
+# ---- YAML of strangers ---------------------------------------------------------------------------
+
+BILLION = "a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BILLION, "anchor or an alias"),
+        ("<<: {a: 1}\n<<: {b: 2}", "twice"),
+        ("x: " + "[" * 5000, "levels"),
+        ("x: " + "{a: " * 5000, "levels"),
+        ("[" * 5000, "levels"),
+        ("a: !!binary aGk=", "tag"),
+        ("{[1]: 2}", "as a name"),
+        ("a: 1\n--- \nb: 2\n", "several documents"),
+        ("a: \x00", "unacceptable character"),
+        ("x" * (2**20 + 1), "bytes, of at most"),
+        ("a:1: {b:2}", "did not find|mapping values|space after the colon"),
+    ],
+)
+def test_yaml_of_a_stranger_is_refused_in_one_line_before_it_grows(text, message):
+    with pytest.raises(YamlError, match=message) as caught:
+        parse_yaml(text)
+
+    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"a": ["no", "010", "1e5", "null", "", "~", "2026-11-25", "a: b", "#", "ü", " x ", "-"]},
+        {"b": [1, 2.5, 1e-7, -3, True, False, None, float("inf")], "c": {}, "d": []},
+        {"e": {"f": "several\nlines\n", "g": "'quoted'", "h": '"', "i": "{a: 1}", "j": "x" * 300}},
+        {"k" * 200: 1, "no": "yes", "l": [["m"], {"n": ["o"]}]},
+    ],
+)
+def test_what_is_dumped_is_read_as_it_was(values):
+    assert read_values(dump_yaml(values)) == values
+    assert read_values(json.dumps(values).replace("Infinity", ".inf")) == values

@@ -308,7 +308,7 @@ def test_a_plugin_that_cannot_be_used_is_named(named, message, tmp_path, monkeyp
 
 def test_plugins_are_named_in_words_and_in_experiments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.yaml").write_text("plugins: [a.py, b.c]\ndefaults: [demo]\n")
+    (tmp_path / "own.yaml").write_text("plugins: [a.py, b.c]\nbases: [demo]\n")
 
     assert plugin_names(["experiment=own.yaml"]) == ["a.py", "b.c"]
     assert plugin_names(["experiment=own.yaml", "plugins=[d.py]"]) == ["d.py"]
@@ -350,11 +350,10 @@ def test_the_loss_of_maps_on_the_page_is_their_distance(plugin, frozen):
 
 # ---- a network without a base class ----------------------------------------------------------------
 
-OWN = "factory=my_networks.py:build {0}.layer=features {0}.arguments={{width:8}}"
-
 
 def own_network(option):
-    return [f"{option}=module", *f"{option}.{OWN.format(option)}".split()]
+    own = {"factory": "my_networks.py:build", "layer": "features", "arguments": "{width: 8}"}
+    return [f"{option}=module", *(f"{option}.{name}={value}" for name, value in own.items())]
 
 
 def test_any_network_is_teacher_and_student(plugin):

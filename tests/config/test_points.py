@@ -17,7 +17,7 @@ def test_points_are_all_combinations_with_the_last_option_fastest():
     assert list(iter_points({})) == [{}]
 
 
-def test_every_kind_of_value_comes_through_hydra_as_it_was():
+def test_every_kind_of_value_comes_through_a_word_as_it_was():
     point = {
         "student.weights": 'a b/"c"=d,{e}.pt',
         "optimizer.lr": 1e-05,

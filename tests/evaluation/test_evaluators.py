@@ -183,7 +183,7 @@ def test_evaluators_and_their_network_make_no_other_run(frozen):
     assert set(to_plain_dict(one.shared)) == {"store", "evaluate", "run", "command"}
 
 
-def test_options_of_evaluators_come_through_hydra():
+def test_options_of_evaluators_come_through_words():
     words = [
         "evaluators=[distance_correlation,unicam]",
         "evaluate.distance_correlation.layers={layer3: layer4}",

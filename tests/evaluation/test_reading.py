@@ -96,7 +96,7 @@ def test_an_evaluation_decodes_on_all_cores_of_its_machine(
     )
 
     evaluate.run(evaluation_of(frozen, ("accuracy",), **options))
-    evaluate_model(RUNS / "one" / "distill", frozen.store, EvaluateOptions(**options))
+    evaluate_model(RUNS / "one" / "distill", frozen.store, EvaluateOptions.from_values(options))
 
     assert set(found) == {threads}
 

@@ -15,7 +15,7 @@ NAME = "gradient_alignment"
 def config_of(**options):
     return EvaluateConfig(
         store=StoreOptions(path="store"),
-        evaluate=EvaluateOptions(gradient_alignment=GradientAlignmentOptions(**options)),
+        evaluate=EvaluateOptions(added={"gradient_alignment": GradientAlignmentOptions(**options)}),
         evaluators=("accuracy", NAME),
     )
 

@@ -37,7 +37,7 @@ PACKAGES = {
     "numcodecs": "numcodecs",
     "google_crc32c": "google-crc32c",
     "safetensors": "safetensors",
-    "annotated_types": "annotated-types",
+    "pydantic": "pydantic",
     "yaml": "pyyaml",
     "tqdm": "tqdm",
     "webdataset": "webdataset",

@@ -161,7 +161,9 @@ def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(ked_store, tmp_pa
         tmp_path / "store",
         ked_store.config.teacher,
         annotate=replace(
-            PASS, payloads=("logits", "map", "superfeature_logits"), superfeature_dtype="int8"
+            PASS,
+            payloads=("logits", "map", "superfeature_logits"),
+            added={"superfeature_dtype": "int8"},
         ),
         explainer=SuperfeaturesConfig(),
     )
@@ -186,7 +188,7 @@ def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(ked_store, tmp_pa
 
 def test_a_pass_names_its_superfeatures_where_it_stores_them(ked_store, frozen):
     def describe(*payloads, network=None, **options):
-        config = PassOptions(payloads=("logits", *payloads), **options)
+        config = PassOptions(payloads=("logits", *payloads), added=options)
         levels = None if network is None else describe_levels(network)
         return describe_pass(
             frozen.store.manifest, {}, frozen.config.explainer, config, "zarr", network=levels

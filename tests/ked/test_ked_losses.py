@@ -266,7 +266,7 @@ def test_levels_that_differ_or_are_not_there_are_refused():
 def test_stored_superfeatures_are_class_centered_and_come_back(dtype, most):
     each = superfeature_values(0, 64, 8, 100, scale=3.0, dtype=torch.float32) + 5
     output = ModelOutput(each.sum(dim=1), each, extras={LOGITS: each})
-    payload = SuperfeaturePayload(PassOptions(superfeature_dtype=dtype), None)
+    payload = SuperfeaturePayload(PassOptions(added={"superfeature_dtype": dtype}), None)
 
     spec, scale = payload.fields(None, output)
     encoded = payload.encode(None, output, None)

@@ -240,7 +240,7 @@ def test_a_training_with_other_words_is_the_same_run_and_keeps_those_of_its_firs
 
 
 def test_a_sweep_and_its_students_have_its_command_with_its_experiment_and_its_quotes(frozen):
-    Path("my own.yaml").write_text("# @package _global_\nrun: quoted\nmode: frozen\n")
+    Path("my own.yaml").write_text("run: quoted\nmode: frozen\n")
     words = [word for word in sweep_words(frozen) if not word.startswith("run=")]
     arms = "arms={tau 4: ['method=kd', 'method.tau=4']}"
 

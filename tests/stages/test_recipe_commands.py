@@ -10,6 +10,7 @@ import re
 import runpy
 import shlex
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,11 @@ UNICAM = ["cats_and_dogs", "plant_disease", "cifar10", "resnet152_to_vgg", "vgg_
 def commands(recipe: str) -> list[list[str]]:
     """Words after `permafrost` of each command in the header of a recipe."""
     text = (CONF / "experiment" / f"{recipe}.yaml").read_text()
-    joined = re.sub(r" \\\n# +", " ", text[: text.index("defaults:")])
+    joined = re.sub(
+        r" \\\n# +",
+        " ",
+        "".join(takewhile(lambda line: line[0] == "#", text.splitlines(keepends=True))),
+    )
     return [shlex.split(line) for line in re.findall(r"^#   permafrost (.*)$", joined, re.M)]
 
 

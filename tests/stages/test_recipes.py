@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ FRAME = 72
 def header(recipe: str) -> str:
     name = recipe if recipe in EVERY_RECIPE else f"e2kd/{recipe}"
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
-    return text[: text.index("defaults:")]
+    return "".join(takewhile(lambda line: line[0] == "#", text.splitlines(keepends=True)))
 
 
 def commands(recipe: str) -> list[list[str]]:

@@ -270,7 +270,7 @@ def test_data_free_transfer_learns_on_other_images_and_is_evaluated_on_the_teach
         return evaluate.run(
             EvaluateConfig(
                 store=StoreOptions(path=str(path)),
-                evaluate=EvaluateOptions(**options),
+                evaluate=EvaluateOptions.from_values(options),
                 run="student",
             )
         )

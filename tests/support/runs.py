@@ -88,7 +88,7 @@ def evaluation_of(frozen, evaluators=None, run="one", **options):
     options = {"splits": ("test", "test_swapped"), "num_pictures": 0, **options}
     return EvaluateConfig(
         store=StoreOptions(path=str(frozen.store.path)),
-        evaluate=EvaluateOptions(**options),
+        evaluate=EvaluateOptions.from_values(options),
         evaluators=evaluators,
         run=run,
         **outer,

@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from stages import distill, evaluate
 from tests.support import run_corruptions, run_files
 from tests.support.kills import killed_at
 from tests.support.run_corruptions import CASES, Runs, attempt, damage_file, trials
-from tests.support.runs import evaluate_config
+from tests.support.runs import distill_config, evaluate_config
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_what_is_signed_is_checked_for_its_form(tmp_path):
         write_json(path, values)
         with pytest.raises(DamagedFileError, match=r"cost\.json is damaged: (seconds|records) is"):
             read_cost(tmp_path)
-    for text in ("- a\n", "1: 2\n", "a: &x [1]\nb: *x\n"):
+    for text in ("- a\n", "a: &x [1]\nb: *x\n"):
         write_yaml(tmp_path / "config.yaml", text)
         with pytest.raises(DamagedFileError, match=r"config\.yaml is damaged"):
             read_config(tmp_path / "config.yaml", TeachConfig)
@@ -190,6 +191,25 @@ def test_a_tail_that_the_checkpoint_does_not_cover_is_dropped(tmp_path):
         writer.write({"step": 6, "total": 2.0})
 
     assert [line["total"] for line in read_metrics(tmp_path, 6)] == [1.0, 1.0, 2.0]
+
+
+def test_the_files_of_another_run_are_not_taken_for_its_own(frozen):
+    other = replace(distill_config(frozen, run="other"), seed=1)
+    for config in (distill_config(frozen, run="one"), other):
+        distill.run(config)
+    one, two = (RUNS / run / "distill" for run in ("one", "other"))
+    steps = len(list(read_metrics(one)))
+    assert steps == len(list(read_metrics(two)))  # nothing else tells them apart
+
+    shutil.copy(two / METRICS_NAME, one)
+    with pytest.raises(DamagedFileError, match=r"metrics\.jsonl is damaged: line 1 .* another run"):
+        list(read_metrics(one))
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(two / name, one)
+    with pytest.raises(
+        DamagedFileError, match=r"model\.json is damaged: it is that of another run"
+    ):
+        evaluate.run(evaluate_config(frozen, splits=("test",)))
 
 
 # ---- sound files ---------------------------------------------------------------------------------

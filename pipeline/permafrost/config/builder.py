@@ -6,15 +6,13 @@ what is allowed.
 
 from __future__ import annotations
 
-import sys
-from contextlib import suppress
 from dataclasses import MISSING
+from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
 
-from permafrost.config.conversion import Conversion
-from permafrost.config.options import Options, check_limits, options_of
+from permafrost.config.options import OptionError, Options, options_of, validated
 from permafrost.config.verbs import FAMILIES, VERBS, section_class
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require_name
 
 C = TypeVar("C", bound=Options)
 
@@ -22,7 +20,10 @@ C = TypeVar("C", bound=Options)
 def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
     """Build the verb's dataclass from a composed dict of all sections, ignoring sections that it does not read."""
     names = {option.name for option in options_of(VERBS[verb])}
-    return build_config(VERBS[verb], {k: v for k, v in composed.items() if k in names})
+    config = build_config(VERBS[verb], {k: v for k, v in composed.items() if k in names})
+    if hasattr(config, "run"):
+        require_name("run", config.run, may_have_folders=True)
+    return config
 
 
 def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
@@ -36,14 +37,14 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
         raise ConfigError(
             f"unknown option {_join(path, unknown[0])}; {path or 'the top level'} has: {', '.join(known)}"
         )
-    built = {}
     for name, option in known.items():
-        if name in values:
-            built[name] = _convert(option.hint, values[name], _join(path, name))
-            check_limits(option, built[name], _join(path, name))
-        elif option.default is MISSING:
+        if name not in values and option.default is MISSING:
             raise ConfigError(f"option {_join(path, name)} is missing")
-    return cls(**built)
+    built = {n: _built(known[n].hint, value, _join(path, n)) for n, value in values.items()}
+    try:
+        return cls.from_values(built)
+    except OptionError as error:
+        raise ConfigError(f"{_join(path, error.name)} {error.reason}") from error
 
 
 def check_values(cls: type[Options], values: dict[str, Any], path: str = "") -> None:
@@ -51,6 +52,7 @@ def check_values(cls: type[Options], values: dict[str, Any], path: str = "") -> 
 
     path  path of the section in the whole config, for messages
     """
+    given = {}
     for option in options_of(cls):
         if option.name not in values:
             continue
@@ -59,7 +61,36 @@ def check_values(cls: type[Options], values: dict[str, Any], path: str = "") -> 
         if section is not None:
             check_values(section, value, where)
         elif not isinstance(value, dict) or option.name not in FAMILIES:  # of an unknown kind
-            check_limits(option, _convert(option.hint, value, where), where)
+            given[option.name] = _built(option.hint, value, where)
+    try:
+        validated(cls, given)
+    except OptionError as error:
+        raise ConfigError(f"{_join(path, error.name)} {error.reason}") from error
+
+
+def _built(hint: Any, value: Any, where: str) -> Any:
+    """Return a value with the sections in it built, and tuples for lists."""
+    members, origin = get_args(hint), get_origin(hint)
+    if origin is dict:
+        if not isinstance(value, (dict, NoneType)):
+            return value
+        return {str(k): _built(members[1], v, f"{where}.{k}") for k, v in (value or {}).items()}
+    if origin is tuple and isinstance(value, str) and members[0] is str:
+        return (value,)  # a single name is a list of one
+    if isinstance(value, (list, tuple)):
+        each = members[0] if origin is tuple else Any
+        return tuple(_built(each, own, f"{where}[{i}]") for i, own in enumerate(value))
+    classes = [c for c in members or (hint,) if isinstance(c, type) and issubclass(c, Options)]
+    if origin is tuple or not classes or value is None:
+        return value
+    family = where if where in FAMILIES else classes[0].section
+    if family in FAMILIES:
+        value = {"kind": value} if isinstance(value, str) else value
+        if isinstance(value, dict):
+            return _build_kind(family, hint, value, where)
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} must be a section of options, got {value!r}")
+    return build_config(classes[0], value, where)
 
 
 def _build_kind(section: str, hint: Any, value: dict[str, Any], path: str) -> Any:
@@ -72,45 +103,6 @@ def _build_kind(section: str, hint: Any, value: dict[str, Any], path: str) -> An
     if kind == "none":
         return members[kind]()  # an experiment may describe the teacher for other stages
     return build_config(members[kind], value, path)
-
-
-class _OptionValues(Conversion):
-    """Conversion of options, lenient to what YAML and a command line make of them."""
-
-    error = ConfigError
-
-    def __call__(self, hint: Any, value: Any, where: str) -> Any:
-        if where in FAMILIES and isinstance(value, dict):
-            return _build_kind(where, hint, value, where)
-        if get_origin(hint) is dict and value is None:
-            value = {}
-        if hint == tuple[str, ...] and isinstance(value, str):
-            value = (value,)  # a single name is a list of one
-        return super().__call__(hint, value, where)
-
-    def build(self, hint: Any, value: Any, where: str) -> Any:
-        if isinstance(hint, type) and issubclass(hint, Options):
-            if (
-                hint.section in FAMILIES
-            ):  # of a family below another section, for which its kind is enough
-                value = {"kind": value} if isinstance(value, str) else value
-                if isinstance(value, dict):
-                    return _build_kind(hint.section, hint, value, where)
-            if not isinstance(value, dict):
-                raise ConfigError(f"{where} must be a section of options, got {value!r}")
-            return build_config(hint, value, where)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if hint is float and type(value) is int and abs(value) > sys.float_info.max:
-            raise ConfigError(f"{where} must be a number of at most {sys.float_info.max:.2g}")
-        if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-            with suppress(ValueError):  # the error below is clearer
-                return float(value)
-        return super().build(
-            hint, hint(value) if is_number and hint in (float, str) else value, where
-        )
-
-
-_convert = _OptionValues()
 
 
 def _join(path: str, name: str) -> str:

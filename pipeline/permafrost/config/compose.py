@@ -1,167 +1,286 @@
-"""Composition of plain values from `key=value` words and conf/, with Hydra's errors reduced to one clear line.
+"""Composition of plain values: defaults, the members that sections choose, an experiment, and the words of a command.
 
-An override may name only sections that the verb reads. An experiment may set any section.
+A section that has members, such as `method`, chooses one by its `kind`: `method=kd` on a command line, `method: kd` or
+`method: {kind: kd, tau: 4}` in an experiment. The options of the member take their defaults, then the values of the
+experiment and those that it is based on (`bases`), then those of the words in their order. A word may set only what
+its verb reads, an experiment any section.
+
+A text option keeps the characters that were typed, so that `run=010` is a run called 010. All other values are YAML.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
-import hashlib
-import pickle
 import re
 import shlex
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-import yaml
-
+from permafrost.config.augment import AugmentOptions
 from permafrost.config.environment import CONF
-from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.models import SavedModelConfig
-from permafrost.config.options import Options, Role, options_of, plain_defaults, to_plain
+from permafrost.config.options import (
+    Option,
+    Options,
+    Role,
+    options_of,
+    plain_defaults,
+    to_plain,
+    without_null,
+)
 from permafrost.config.plugins import require_named
 from permafrost.config.store import StoreOptions
-from permafrost.config.training import TrainerOptions
-from permafrost.config.verbs import FAMILIES, VERBS
-from permafrost.core.errors import ConfigError
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import FAMILIES, VERBS, class_of
+from permafrost.core.errors import ConfigError, printable
 from permafrost.core.files import read_regular
 from permafrost.core.signed_files import DigestError, check_json
+from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from omegaconf import DictConfig
-
-
-GROUPS = {"store": "zarr", "trainer": "default", "optimizer": "adamw", "augment": "pad_crop"}
-"""Groups whose members all share one class, and the default member of each."""
-_OWN_DEFAULTS: dict[str, type[Options]] = {"store": StoreOptions, "trainer": TrainerOptions}
-"""Groups of which the default member is that of a class, and not a file."""
+GROUPS: dict[str, type[Options]] = {
+    "store": StoreOptions,
+    "trainer": TrainerOptions,
+    "optimizer": OptimizerOptions,
+    "augment": AugmentOptions,
+}
+"""Sections whose members are files of conf/ and share one class."""
+_DEFAULT_MEMBERS = {
+    **{
+        "data": "none",
+        "store": "zarr",
+        "teacher": "cifar",
+        "black_box": "none",
+        "student": "cifar",
+    },
+    **{"explainer": "gradcam", "augment": "pad_crop", "views": "canonical", "teaching": "labels"},
+    **{"method": "e2kd", "optimizer": "adamw", "trainer": "default", "cluster": "local"},
+}
+_OF_CLASS = {"store": "zarr", "trainer": "default"}
+"""Members that are the defaults of their class, and have no file."""
 _NETWORKS = ("teacher", "student", "black_box")
-_LISTED = 40
-"""Number of names that an error lists."""
-FILE_PREFIX = "file-"
-"""Prefix of the names under which an experiment's file outside conf/ is registered."""
+_SWEPT_VERBS = ("distill", "evaluate")
+BASES = "bases"
+"""Entry of an experiment that lists those that it is based on."""
 
 
-def with_registered_file(word: str) -> str:
-    """Register the file of experiment=<path>.yaml with Hydra, and return the word with its registered name."""
-    key, _, value = word.partition("=")
-    if key != "experiment":
-        return word
-    if not value.endswith((".yaml", ".yml")):
-        if Path(value).is_file():
-            raise ConfigError(
-                f"experiment={value} is no .yaml file; a Python file is named with plugins=[{value}]"
-            )
-        return word
-    try:
-        text = Path(value).read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"experiment={value} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"experiment={value}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"experiment={value} must be a mapping of sections to options")
-    from hydra.core.config_store import ConfigStore
-
-    name = FILE_PREFIX + hashlib.sha256(text.encode()).hexdigest()
-    ConfigStore.instance().store(group="experiment", name=name, node=values, package="_global_")
-    return f"experiment={name}"
+def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """Compose all sections as plain values. Raises ConfigError for words that do not fit the verb or their sections."""
+    typed = [_typed(verb, word, words) for word in complete_words(verb, words)]
+    experiment = next((each.text for each in reversed(typed) if each.path == "experiment"), None)
+    files = () if experiment is None else _read_experiment(experiment)
+    values, typed = _with_members(files, [each for each in typed if each.path != "experiment"])
+    for file in files:
+        _merge(values, file.sections)
+    for each in typed:
+        _assign(verb, values, each)
+    hints = {name: option.hint for name, option in top_options().items()}
+    resolved = {name: _resolve(value, hints[name], name) for name, value in values.items()}
+    if any("${" in file.text for file in files):
+        resolved = _interpolated(resolved, resolved)
+    return {name: _options_of_run(name, value) for name, value in resolved.items()}
 
 
-def register_defaults(overrides: Sequence[str]) -> None:
-    """Register with Hydra the defaults of the dataclasses that a composition may name.
+def complete_words(verb: str, words: Sequence[str]) -> list[str]:
+    """Return the words with the section of each option that is named without one, such as `lr=0.1`.
 
-    An experiment may name any member of a family. Without one, only the default members and those of the overrides are
-    registered, as each takes two milliseconds of every command.
+    Raises ConfigError if several sections of the verb and its members have the option.
     """
-    _register_sections(tuple(EVALUATORS))
-    words = dict(word.partition("=")[::2] for word in overrides)
-    for group, members in FAMILIES.items():
-        named = {_default_members()[group], words.get(group)}
-        for kind in members:
-            if "experiment" in words or kind in named:
-                _register_member(group, kind)
-
-
-@cache
-def _default_members() -> dict[str, str]:
-    """Default member of each group, from conf/config.yaml."""
-    entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
-    return {
-        group: name for entry in entries if isinstance(entry, dict) for group, name in entry.items()
+    names = [*section_names(verb), "experiment", "plugins"]
+    short = {word for word in words if "=" in word and word.partition("=")[0].isidentifier()}
+    short = {word for word in short if section_of(word) not in names}
+    if not short:
+        return list(words)
+    composed = compose(verb, [word for word in words if word not in short])
+    places = {
+        name: [s for s in names if isinstance(composed.get(s), dict) and name in composed[s]]
+        for name in map(section_of, short)
     }
+    for name, having in places.items():
+        if len(having) > 1:
+            ways = " or ".join(f"{section}.{name}=" for section in having)
+            raise ConfigError(f"{name} is an option of {', '.join(having)}; write {ways}")
+    return [
+        f"{places[section_of(word)][0]}.{word}"
+        if word in short and places[section_of(word)]
+        else word
+        for word in words
+    ]
+
+
+def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a composed config that the verb reads."""
+    return {name: value for name, value in composed.items() if name in section_names(verb)}
+
+
+def section_names(verb: str) -> list[str]:
+    """Names of the sections and options that a verb reads; for a sweep also those of its students."""
+    verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
+    return list(
+        dict.fromkeys(
+            option.name
+            for name in verbs
+            for option in options_of(VERBS[name])
+            if Role.SET_BY_STAGE not in option.roles
+        )
+    )
+
+
+def section_of(word: str) -> str:
+    """Name of the section that a word changes."""
+    return word.split("=", 1)[0].split(".")[0]
+
+
+def group_members(section: str) -> list[str]:
+    """Members that a section may choose, such as the methods of `method=`; empty if it has none."""
+    if section == "experiment":
+        return experiments()
+    if section not in GROUPS:
+        return sorted(FAMILIES.get(section, ()))
+    own = {_OF_CLASS[section]} if section in _OF_CLASS else set()
+    return sorted({*own, *(path.stem for path in (CONF / section).glob("*.yaml"))})
+
+
+def experiments() -> list[str]:
+    """Names of the experiments of conf/."""
+    folder = CONF / "experiment"
+    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 
 
 @cache
-def _register_member(group: str, kind: str) -> None:
-    """Register a member of a family with Hydra."""
-    from hydra.core.config_store import ConfigStore
-
-    node = _member_defaults(group, kind)
-    nested = [name for name in node if name in GROUPS]  # in a teacher's own training
-    if nested:
-        choices = [{f"/{name}@{name}": GROUPS[name]} for name in nested]
-        own = {name: value for name, value in node.items() if name not in nested}
-        node = {"defaults": [*choices, "_self_"], **own}
-    ConfigStore.instance().store(group=group, name=kind, node=node)
+def top_options() -> dict[str, Option]:
+    """Options of all verbs by name: sections, and options outside sections."""
+    plugins = Option("plugins", tuple[str, ...], (), frozenset(), ())
+    every = (option for cls in VERBS.values() for option in options_of(cls))
+    named = {o.name: o for o in every if Role.SET_BY_STAGE not in o.roles}
+    return {"plugins": plugins, **named}
 
 
-def _member_defaults(group: str, kind: str) -> dict[str, Any]:
-    """Default values of the options of a member of a family."""
-    return plain_defaults(FAMILIES[group][kind]) | {"kind": kind}
+# ---- experiments ---------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _register_sections(evaluators: tuple[str, ...]) -> None:
-    """Register all sections outside families with Hydra, again if a plug-in has added one of an evaluator."""
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    for group, options in _OWN_DEFAULTS.items():
-        store.store(group=group, name=GROUPS[group], node=plain_defaults(options))
-    store.store(name="defaults", node=_section_defaults())
+_MOST_BYTES = 2**20
+"""Size of the largest file of an experiment."""
+_MOST_BASES = 8
+"""Largest number of experiments of which each is based on the next, and of those that one is based on."""
 
 
-def _section_defaults() -> dict[str, Any]:
-    """Default values of the sections and options of all verbs that belong to no group."""
-    values: dict[str, Any] = {"plugins": []}
-    for cls in VERBS.values():
-        for option in options_of(cls):
-            if option.name in FAMILIES or option.name in GROUPS:
-                continue
-            if Role.SET_BY_STAGE in option.roles:
-                continue
-            if isinstance(option.hint, type) and issubclass(option.hint, Options):
-                values[option.name] = plain_defaults(option.hint)
-            else:
-                values[option.name] = to_plain(option.default)
-    return values
+class _File(NamedTuple):
+    """Experiment, or one that it is based on."""
+
+    text: str
+    sections: dict[str, Any]
 
 
-# ---- plug-ins ------------------------------------------------------------------------------------
+@lru_cache(maxsize=256)
+def _parse_experiment(name: str, text: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the bases of an experiment and its sections, of which each member is in the form {kind: ...}."""
+    try:
+        values = parse_yaml(text)
+    except YamlError as error:
+        raise ConfigError(f"experiment={name}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"experiment={name} must be a mapping of sections to options")
+    bases = values.pop(BASES, [])
+    is_list = isinstance(bases, list) and len(bases) <= _MOST_BASES
+    if not is_list or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(
+            f"experiment={name}: {BASES} must be a list of at most {_MOST_BASES} experiments, as in [demo]"
+        )
+    for section, value in values.items():
+        if section not in top_options():
+            hint = (
+                f": write {BASES}: [...] for those that it is based on, and `method: kd` or "
+                "`method: {kind: kd, ...}` for a member"
+                if section == "defaults"
+                else _suggest(section, [*top_options(), BASES])
+            )
+            raise ConfigError(f"experiment={name}: there is no section {section}{hint}")
+        values[section] = _with_kinds(section, value)
+    return tuple(map(str, bases)), values
 
 
-def plugin_names(overrides: Sequence[str]) -> list[str]:
+def _with_kinds(section: str, value: Any) -> Any:
+    """Write the member of a section, and of the sections in it, as {kind: member}."""
+    if isinstance(value, str) and (section in FAMILIES or section in GROUPS):
+        return {"kind": value}
+    if isinstance(value, dict) and section in FAMILIES:
+        return {n: _with_kinds(n, own) if n in GROUPS else own for n, own in value.items()}
+    return value
+
+
+def _read_experiment(name: str) -> tuple[_File, ...]:
+    """Read an experiment of conf/, or the file of experiment=<path>.yaml, after those that it is based on."""
+    files: dict[str, _File] = {}
+    _add_experiment(name, files, ())
+    return tuple(files.values())
+
+
+def _add_experiment(name: str, files: dict[str, _File], based: tuple[str, ...]) -> None:
+    """Add an experiment to those that were read, unless it is among them.
+
+    based  names of those that are based on it
+    """
+    if name in based or len(based) > _MOST_BASES:
+        chain = " <- ".join([*based, name][-4:])
+        raise ConfigError(
+            f"experiment={based[0]} is based on itself or on too many others: {chain}"
+        )
+    if name in files:
+        return
+    text = _experiment_text(name)
+    bases, sections = _parse_experiment(name, text)
+    for base in bases:
+        _add_experiment(base, files, (*based, name))
+    files[name] = _File(text, sections)
+
+
+def _experiment_text(name: str) -> str:
+    if not name.endswith((".yaml", ".yml")):
+        if name not in experiments():
+            if _is_file(name):
+                raise ConfigError(
+                    f"experiment={name} is no .yaml file; a Python file is named with plugins=[{name}]"
+                )
+            raise _no_member("experiment", name)
+        return (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    try:
+        return read_regular(Path(name), _MOST_BYTES).decode()
+    except OSError as error:
+        raise ConfigError(f"experiment={name} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"experiment={name}: {error}") from error
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # no name of a file
+        return False
+
+
+def plugin_names(words: Sequence[str]) -> list[str]:
     """Return the plug-ins that `plugins=` names in these words, or else in their experiment.
 
     They are read before everything else is composed, because a word may name a member of theirs.
     """
+    typed = dict(word.partition("=")[::2] for word in words)
     names: Any = []
-    words = dict(word.partition("=")[::2] for word in overrides)
-    if "experiment" in words:
-        names = _plugins_of_experiment(words["experiment"])
-    if "plugins" in words:
+    if "experiment" in typed:
+        names = _plugins_of_experiment(typed["experiment"])
+    if "plugins" in typed:
         try:
-            names = yaml.safe_load(words["plugins"])
-        except yaml.YAMLError:
+            names = read_values(typed["plugins"])
+        except YamlError:
             names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(
-            f"plugins={words.get('plugins', names)} must be a list of Python files and modules, as in "
+            f"plugins={typed.get('plugins', names)} must be a list of Python files and modules, as in "
             "plugins=[my_losses.py]"
         )
     return names
@@ -169,51 +288,296 @@ def plugin_names(overrides: Sequence[str]) -> list[str]:
 
 def _plugins_of_experiment(name: str) -> Any:
     """Return the entry `plugins` of an experiment's file, or of the last one that it is based on."""
-    own = Path(name) if name.endswith((".yaml", ".yml")) else CONF / "experiment" / f"{name}.yaml"
     try:
-        values = yaml.safe_load(own.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return []  # named by the composition
-    if not isinstance(values, dict):
-        return []
-    names = values.get("plugins")
-    bases = [base for base in values.get("defaults") or () if isinstance(base, str)]
-    for base in reversed(bases):
-        if names is None and base != "_self_":
-            names = _plugins_of_experiment(base)
-    return names or []
-
-
-# ---- compose ---------------------------------------------------------------------------------------
-
-
-_PLAIN = re.compile(r"[\w./:@%+*?|$ \\-]*", re.ASCII)
-"""Values that Hydra's grammar accepts without quotes."""
-_SWEPT_VERBS = ("distill", "evaluate")
-
-
-def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose all sections as plain values: defaults, then the experiment, then `overrides`."""
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    for word in overrides:
-        _check_word(verb, word, overrides)
-    overrides = [_quoted(with_registered_file(word)) for word in overrides]
-    set_values = [word for word in overrides if _sets_a_value(word)]
-    try:
-        of_groups = tuple(word for word in overrides if word not in set_values)
-        composed = pickle.loads(_compose_groups(of_groups, tuple(EVALUATORS)))  # noqa: S301, made below
-        if not _apply(composed, _replacing_mappings(set_values)):
-            composed = _compose(_replacing_mappings(overrides))
-        values = OmegaConf.to_container(composed, resolve=True)
+        files = _read_experiment(name)
     except ConfigError:
-        raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of data=0
-        raise ConfigError(_explain(verb, overrides, error)) from error
-    assert isinstance(values, dict)
-    return {str(key): _options_of_run(str(key), value) for key, value in values.items()}
+        return []  # named by the composition
+    named = [file.sections["plugins"] for file in files if "plugins" in file.sections]
+    return values_of(named[-1]) if named else []
+
+
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+
+
+def _interpolated(value: Any, values: Mapping[str, Any]) -> Any:
+    """Replace `${section.option}` in texts by the value of that option."""
+    if isinstance(value, dict):
+        return {name: _interpolated(member, values) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_interpolated(member, values) for member in value]
+    return (
+        _REFERENCE.sub(lambda m: str(_value_at(values, m[1])), value)
+        if isinstance(value, str)
+        else value
+    )
+
+
+def _value_at(values: Mapping[str, Any], path: str) -> Any:
+    node: Any = values
+    for name in path.split("."):
+        if not isinstance(node, dict) or name not in node:
+            raise ConfigError(f"${{{path}}} of the experiment names no option")
+        node = node[name]
+    return node
+
+
+# ---- members ---------------------------------------------------------------------------------------
+
+
+def _with_members(
+    files: Iterable[_File], typed: list[_Typed]
+) -> tuple[dict[str, Any], list[_Typed]]:
+    """Return the defaults of all sections with the members that files and words choose, and the other words."""
+    chosen: dict[str, str] = {}
+    for file in files:
+        for section, value in file.sections.items():
+            chosen |= _kinds_in(section, value)
+    others = []
+    for each in typed:
+        place = each.path.removesuffix(".kind")
+        if _has_members(place) and each.text[:1] != "{":
+            chosen[place] = each.text
+            continue
+        if _has_members(place):
+            chosen |= _kinds_in(place, _with_kinds(place, _value_of(each, Any)))
+        others.append(each)
+    values: dict[str, Any] = {}
+    for name, option in top_options().items():
+        if name in FAMILIES or name in GROUPS:
+            values[name] = _member(name, chosen.get(name, _DEFAULT_MEMBERS[name]), name)
+        elif _is_section(option):
+            values[name] = plain_defaults(option.hint)
+        else:
+            values[name] = to_plain(option.default)
+    for place, kind in chosen.items():
+        section, _, nested = place.partition(".")
+        if nested:
+            values[section][nested] = _member(nested, kind, place)
+    return values, others
+
+
+def _is_section(option: Option) -> bool:
+    return isinstance(option.hint, type) and issubclass(option.hint, Options)
+
+
+def _has_members(path: str) -> bool:
+    """Return whether a member is chosen at a path, such as `method` or `teaching.optimizer`."""
+    section, _, nested = path.partition(".")
+    if not nested:
+        return section in FAMILIES or section in GROUPS
+    return nested in GROUPS and any(
+        option.name == nested
+        for member in FAMILIES.get(section, {}).values()
+        for option in options_of(member)
+    )
+
+
+def _kinds_in(section: str, value: Any) -> dict[str, str]:
+    """Return the members that a section of an experiment chooses, by place."""
+    if not isinstance(value, dict) or not _has_members(section):
+        return {}
+    kinds = {section: str(value["kind"])} if "kind" in value else {}
+    nested = {f"{section}.{name}": own for name, own in value.items() if name in GROUPS}
+    return kinds | {
+        place: str(own["kind"])
+        for place, own in nested.items()
+        if isinstance(own, dict) and "kind" in own
+    }
+
+
+def _member(group: str, kind: str, path: str) -> dict[str, Any]:
+    """Return the default options of a member."""
+    if kind not in group_members(group):
+        raise _no_member(group, kind, path)
+    if group in FAMILIES:
+        options = plain_defaults(FAMILIES[group][kind]) | {"kind": kind}
+        return options | {
+            name: _member(name, _DEFAULT_MEMBERS[name], f"{path}.{name}")
+            for name in options
+            if name in GROUPS
+        }
+    own = plain_defaults(GROUPS[group]) if group in _OF_CLASS else {}
+    return (
+        own
+        if kind == _OF_CLASS.get(group)
+        else own | _values_of_file(CONF / group / f"{kind}.yaml")
+    )
+
+
+def _values_of_file(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = read_values(path.read_bytes())
+    return values
+
+
+def _no_member(group: str, kind: str, path: str = "") -> ConfigError:
+    allowed = group_members(group)
+    return ConfigError(
+        f"{path or group}={printable(kind)[:_SHOWN]} does not exist{_suggest(kind, allowed)}; {_choices(kind, allowed)}"
+    )
+
+
+def _merge(values: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
+    """Merge the values of an experiment into those of all sections. Lists and scalars are replaced."""
+    for name, change in changes.items():
+        if name == "kind" and (path in FAMILIES or path in GROUPS):
+            continue  # the member is chosen, perhaps by a word
+        value = values.get(name)
+        if isinstance(value, dict) and isinstance(change, dict):
+            _merge(value, change, name)
+        else:
+            values[name] = copy.deepcopy(change)
+
+
+# ---- words -----------------------------------------------------------------------------------------
+
+
+class _Typed(NamedTuple):
+    """Word of a command, section.option=text."""
+
+    path: str
+    text: str
+
+
+def _typed(verb: str, word: str, words: Sequence[str]) -> _Typed:
+    """Divide a word. Raises ConfigError if it sets nothing that the verb reads."""
+    path, equals, text = word.partition("=")
+    names = [*section_names(verb), "experiment", "plugins"]
+    if equals and section_of(word) in names:
+        return _Typed(path, text)
+    if split := _split_by_the_shell(words):
+        raise ConfigError(
+            f"cannot read {word!r}, as the shell divides words at spaces; quote the whole word: {shlex.quote(split)}"
+        )
+    if not equals:
+        raise ConfigError(f"cannot read {word!r}; options are written key=value, see --help")
+    section = section_of(word)
+    hint = _suggest_places(verb, section) or _suggest(section, names)
+    if verb == "teach" and section in GROUPS:
+        hint = f" (did you mean teaching.{section}?)"
+    raise ConfigError(f"{verb} takes no {printable(path)}={hint}; it takes: {', '.join(names)}")
+
+
+def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
+    """Set the value of a word. A mapping replaces that of an option, and is merged with the options of a section."""
+    node, hint_of_node, hint = _locate(values, typed.path)
+    last = typed.path.rpartition(".")[2]
+    if not isinstance(node, dict) or not (last in node or _is_mapping(hint_of_node)):
+        known = sorted(node) if isinstance(node, dict) else []
+        close = _suggest_places(verb, last) or _suggest(last, known)
+        among = f"; available options: {', '.join(known)}" if known else ""
+        raise ConfigError(f"unknown option {printable(typed.path)}{close}{among}")
+    value = _with_kinds(typed.path, _value_of(typed, hint))
+    if isinstance(value, dict) and class_of(hint, last, node[last]) is not None:
+        _merge(node[last], value, last)
+    else:
+        node[last] = value
+
+
+def value_type(verb: str, path: str, words: Sequence[str]) -> Any:
+    """Return the type of an option of a composition, Any if there is none."""
+    return _locate(compose(verb, words), path)[2]
+
+
+def _locate(values: dict[str, Any], path: str) -> tuple[Any, Any, Any]:
+    """Return the section or mapping that has the last name of a path, its type, and that of the entry."""
+    *parents, last = path.split(".")
+    node: Any = values
+    hint: Any = None
+    section = ""
+    for name in parents:
+        hint = _hint_of(hint, section, node, name)
+        node, section = (node.get(name) if isinstance(node, dict) else None), name
+    return node, hint, _hint_of(hint, section, node, last)
+
+
+def _hint_of(hint: Any, section: str, node: Any, name: str) -> Any:
+    """Return the type of an entry of a section or mapping, Any if it is not known.
+
+    hint  type of the section, None of all sections
+    """
+    if hint is None:
+        options: Iterable[Option] = top_options().values()
+    elif _is_mapping(hint):
+        return get_args(hint)[1]
+    else:
+        cls = class_of(hint, section, node)
+        options = () if cls is None else options_of(cls)
+    return next((option.hint for option in options if option.name == name), Any)
+
+
+def _is_mapping(hint: Any) -> bool:
+    return get_origin(hint) is dict
+
+
+_TIGHT_COLON = re.compile(r"\w:[^\s/\\]")
+
+
+def _value_of(typed: _Typed, hint: Any) -> Any:
+    """Read the value of a word: text as it was typed for a text option, YAML for others."""
+    text = typed.text
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if not is_quoted and (_is_text(hint) or text[:1] not in ("[", "{")):
+        return Plain(text)
+    try:
+        value = parse_yaml(text)
+    except YamlError as error:
+        if is_quoted:
+            return text
+        is_tight = _TIGHT_COLON.search(text) and "space" not in str(error)
+        way_out = "; write a space after each colon" if is_tight else ""
+        shown = printable(text)[:_SHOWN]
+        raise ConfigError(f"cannot read {typed.path}={shown}: {error}{way_out}") from error
+    return text if is_quoted and not isinstance(value, str) else value
+
+
+def _resolve(value: Any, hint: Any, name: str = "") -> Any:
+    """Give scalars without quotes the values that the type of their option takes, and copy the others."""
+    if isinstance(value, Plain):
+        return _scalar(value, hint)
+    if isinstance(value, dict):
+        cls = class_of(hint, name, value)
+        if cls is None:
+            member = get_args(hint)[1] if _is_mapping(hint) else Any
+            return {n: _resolve(own, member) for n, own in value.items()}
+        hints = {option.name: option.hint for option in options_of(cls)}
+        return {n: _resolve(own, hints.get(n, Any), n) for n, own in value.items()}
+    if isinstance(value, list):
+        members = get_args(without_null(hint))
+        is_fixed = len(members) > 1 and members[-1] is not Ellipsis
+        each = members if is_fixed else [members[0] if members else Any] * len(value)
+        padded = [*each, *[Any] * max(0, len(value) - len(each))]
+        return [_resolve(own, padded[i]) for i, own in enumerate(value)]
+    return value
+
+
+def _scalar(text: Plain, hint: Any) -> Any:
+    """Return the value of a scalar for an option: its characters for a text."""
+    members = _alternatives(hint)
+    value = text.value
+    if value is None and (text != "" or type(None) in members):
+        return None
+    if Any in members or not _is_text(hint):
+        return value
+    return str(text)
+
+
+def _is_text(hint: Any) -> bool:
+    """Return whether the option takes a text, and no number."""
+    members = _alternatives(hint)
+    return str in members and not {int, float, bool, Any} & set(members)
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """Return the types that a hint allows, str for literal texts."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return [each for member in get_args(hint) for each in _alternatives(member)]
+    if origin is Literal:
+        return [type(member) for member in get_args(hint)]
+    return [hint]
+
+
+# ---- networks of runs ------------------------------------------------------------------------------
 
 
 _DESCRIPTION, _WEIGHTS = "model.json", "model.safetensors"
@@ -247,218 +611,15 @@ def _options_of_run(section: str, values: Any) -> Any:
     return own | {"weights": str(folder / _WEIGHTS), "frame": "auto"} | typed
 
 
-def _quoted(word: str) -> str:
-    """Quote a text such as a path with parentheses, which Hydra's grammar rejects; lists and mappings stay as typed."""
-    key, equals, value = word.partition("=")
-    if not equals or value[:1] in ("[", "{", "'", '"') or "${" in value or _PLAIN.fullmatch(value):
-        return word
-    # A backslash is an escape before a quote only, such as the closing one.
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"{key}='{escaped}'"
+# ---- suggestions -----------------------------------------------------------------------------------
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    """Compose all sections with Hydra, which takes about a tenth of a second."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    register_defaults(overrides)
-    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-        composed: DictConfig = hydra_compose("config", overrides=list(overrides))
-    return composed
-
-
-@lru_cache(maxsize=512)
-def _compose_groups(overrides: tuple[str, ...], evaluators: tuple[str, ...]) -> bytes:
-    """Composition of an experiment and members of groups, shared by all points of a sweep that set values only.
-
-    It is pickled, because OmegaConf takes four times as long to copy a config. Members and the experiment's values take
-    their places in the composition of no words, without Hydra, unless only Hydra can tell what a word means.
-
-    evaluators  those that have sections, to which a plug-in may add
-    """
-    from omegaconf import OmegaConf
-
-    words = dict(word.partition("=")[::2] for word in overrides)
-    is_repeated = len(words) < len(overrides)
-    experiment = _read_experiment(words.pop("experiment", None))
-    if not overrides or experiment is None or is_repeated:
-        return pickle.dumps(_compose(overrides), pickle.HIGHEST_PROTOCOL)
-    chosen = experiment.members | words
-    # A member of a group within a section takes its place after the section.
-    keys = sorted(chosen, key=lambda key: "@" in key)
-    members = [_load_member(key.partition("@")[0], chosen[key]) for key in keys]
-    if None in members:
-        return pickle.dumps(_compose(overrides), pickle.HIGHEST_PROTOCOL)
-    composed = pickle.loads(_compose_groups((), evaluators))  # noqa: S301, as above
-    OmegaConf.set_struct(composed, False)
-    for key, member in zip(keys, members, strict=True):
-        OmegaConf.update(composed, key.rpartition("@")[2], member, merge=False, force_add=True)
-    composed.merge_with(*experiment.files)
-    OmegaConf.set_struct(composed, True)
-    return pickle.dumps(composed, pickle.HIGHEST_PROTOCOL)
-
-
-def _load_member(group: str, kind: str) -> Any:
-    """Return the options of a member of a group, None if only Hydra can tell."""
-    if kind in FAMILIES.get(group, ()):
-        options = _member_defaults(group, kind)
-        return options | {
-            name: _load_member(name, GROUPS[name]) for name in options if name in GROUPS
-        }
-    if group in _OWN_DEFAULTS and kind == GROUPS[group]:
-        return plain_defaults(_OWN_DEFAULTS[group])
-    path = CONF / group / f"{kind}.yaml"
-    own = yaml.safe_load(path.read_text()) if group in GROUPS and path.is_file() else None
-    return own if isinstance(own, dict) and "defaults" not in own else None
-
-
-class _Experiment(NamedTuple):
-    """Contents of an experiment in conf/ and of those that it is based on."""
-
-    members: dict[str, str]
-    """Members of groups by group, or by group and place as in optimizer@teaching.optimizer."""
-    files: tuple[DictConfig, ...]
-    """Their values, in the order in which they apply."""
-
-
-@cache
-def _read_experiment(name: str | None) -> _Experiment | None:
-    """Read an experiment of conf/, None if only Hydra can tell, as of a file elsewhere."""
-    from omegaconf import DictConfig, OmegaConf
-
-    if name is None:
-        return _Experiment({}, ())
-    path = CONF / "experiment" / f"{name}.yaml"
-    own = OmegaConf.load(path) if path.is_file() else None
-    if not isinstance(own, DictConfig):
-        return None
-    entries = own.pop("defaults", [])
-    chosen = [entry for entry in entries if not isinstance(entry, str)]
-    if not all(_chooses_a_member(entry) for entry in chosen):
-        return None
-    members = {
-        key.removeprefix("override /"): kind for entry in chosen for key, kind in entry.items()
-    }
-    bases = [entry for entry in entries if isinstance(entry, str)]
-    files: list[DictConfig] = []
-    for base in bases if "_self_" in bases else [*bases, "_self_"]:
-        based_on = _Experiment({}, (own,)) if base == "_self_" else _read_experiment(base)
-        if based_on is None:
-            return None
-        members = based_on.members | members
-        files += based_on.files
-    return _Experiment(members, tuple(files))
-
-
-def _chooses_a_member(entry: Any) -> bool:
-    """Return whether an entry of an experiment's defaults is `override /group: member`."""
-    return all(
-        key.startswith("override /") and isinstance(kind, str) for key, kind in entry.items()
-    )
-
-
-def _sets_a_value(word: str) -> bool:
-    """Return whether an override sets one value, such as trainer.epochs=3, rather than choose a group's member."""
-    key = word.partition("=")[0]
-    return re.fullmatch(r"[a-z_]+(\.\w+)*", key) is not None and not group_members(key)
-
-
-def _apply(composed: DictConfig, overrides: list[str]) -> bool:
-    """Set values in a composed config as Hydra would, or return False to leave the words, and their errors, to it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    parser = OverridesParser.create()
-    try:
-        for word in overrides:
-            try:
-                override = parser.parse_override(word)
-                key, value = override.key_or_group, override.value()
-            except HydraException:
-                key, value = word.partition("=")[0], _flow_of(word)
-            OmegaConf.update(composed, key, value, merge=True)
-    except (HydraException, OmegaConfBaseException):
-        return False
-    return True
-
-
-def _flow_of(word: str) -> list[Any] | dict[str, Any]:
-    """Read a list or mapping as YAML, with characters outside Hydra's grammar. Raises HydraException otherwise."""
-    from hydra.errors import HydraException
-
-    try:
-        value = yaml.safe_load(word.partition("=")[2])
-    except yaml.YAMLError as error:
-        raise HydraException(str(error)) from error
-    if not isinstance(value, (list, dict)):
-        raise HydraException(f"{word} is neither a list nor a mapping")
-    return value
-
-
-def group_members(group: str) -> list[str]:
-    """Member names of a group, such as the methods of `method=`; empty if there is no such group."""
-    files = CONF / group
-    named = {p.relative_to(files).with_suffix("").as_posix() for p in files.rglob("*.yaml")}
-    own = {GROUPS[group]} if group in GROUPS else set()
-    return sorted({*named, *own, *FAMILIES.get(group, ())}) if group else []
-
-
-def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a composed config that the verb reads."""
-    return {name: value for name, value in composed.items() if name in section_names(verb)}
-
-
-def section_names(verb: str) -> list[str]:
-    """Names of the sections and options that a verb reads; for a sweep also those of its students."""
-    verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
-    return list(
-        dict.fromkeys(
-            option.name
-            for name in verbs
-            for option in options_of(VERBS[name])
-            if Role.SET_BY_STAGE not in option.roles
-        )
-    )
-
-
-def _replacing_mappings(overrides: Sequence[str]) -> list[str]:
-    """Make a mapping such as `arms={...}` replace the experiment's, which Hydra would merge with it or reject."""
-    words = []
-    for word in overrides:
-        name, _, value = word.partition("=")
-        words += (
-            [f"{name}=null", word] if value.startswith("{") and name[:1] not in "+~" else [word]
-        )
-    return words
-
-
-def section_of(word: str) -> str:
-    """Name of the section that an override changes."""
-    key = word.lstrip("+~").split("=", 1)[0]
-    return key.split("@")[-1].split(".")[0].split("/")[0]
-
-
-def _check_word(verb: str, word: str, overrides: Sequence[str]) -> None:
-    section = section_of(word)
-    names = [*section_names(verb), "experiment", "plugins"]
-    is_assignment = "=" in word or word.startswith("~")
-    if is_assignment and section in names:
-        return
-    if split := _split_by_the_shell(overrides):
-        raise ConfigError(
-            f"cannot read {word!r}, as the shell divides words at spaces; quote the whole word: {shlex.quote(split)}"
-        )
-    if not is_assignment:
-        raise ConfigError(f"cannot read {word!r}; options are written key=value, see --help")
-    hint = _suggest_places(verb, section) or _suggest(section, names)
-    if verb == "teach" and section in GROUPS:
-        hint = f" (did you mean teaching.{section}?)"
-    raise ConfigError(f"{verb} takes no {section}={hint}; it takes: {', '.join(names)}")
+_SHOWN = 200
+"""Characters of a value that an error shows."""
+_LISTED = 40
+"""Number of names that an error lists."""
+_MOST_PLACES = 3
+"""Largest number of options that a message suggests."""
 
 
 def _split_by_the_shell(words: Sequence[str]) -> str:
@@ -478,15 +639,14 @@ def _is_open(word: str) -> bool:
 
 
 def _suggest_places(verb: str, name: str) -> str:
-    """Suggest the options of a verb whose last part is `name`, if there are few."""
-    places = [place for place in option_places(verb) if place.rpartition(".")[2] == name]
+    """Suggest the options of a verb whose last part is `name` or resembles it, if there are few."""
+    every = {place: place.rpartition(".")[2] for place in option_places(verb)}
+    names = {name, *difflib.get_close_matches(name, sorted(set(every.values())), n=1, cutoff=0.65)}
+    last = name if name in every.values() else min(names - {name}, default=name)
+    places = [place for place, own in every.items() if own == last]
     if not 0 < len(places) <= _MOST_PLACES:
         return ""
     return f" (did you mean {' or '.join(f'{place}=' for place in places)}?)"
-
-
-_MOST_PLACES = 3
-"""Largest number of options that a message suggests."""
 
 
 def option_places(verb: str) -> list[str]:
@@ -501,49 +661,11 @@ def _places_in(cls: type[Options], prefix: str) -> Iterator[str]:
         if Role.SET_BY_STAGE in option.roles:
             continue
         where = f"{prefix}{option.name}"
-        is_section = isinstance(option.hint, type) and issubclass(option.hint, Options)
         members = () if prefix else FAMILIES.get(option.name, {}).values()
-        for member in members or ([option.hint] if is_section else []):
+        for member in members or ([option.hint] if _is_section(option) else []):
             yield from _places_in(member, f"{where}.")
-        if not members and not is_section:
+        if not members and not _is_section(option):
             yield where
-
-
-def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
-    """Rephrase Hydra's error in terms of what was typed and what is allowed."""
-    from hydra.errors import OverrideParseException
-
-    for word in overrides:
-        key, _, value = word.lstrip("+~").partition("=")
-        options = group_members(key.split("@")[0])
-        if options:
-            if value not in options and not value.startswith(FILE_PREFIX):
-                return f"{key}={value} does not exist{_suggest(value, options)}; {_choices(value, options)}"
-        elif f"Could not override '{key}'" in str(error):
-            known = _known_keys(key, overrides)
-            last = key.split(".")[-1]
-            hint = _suggest_places(verb, last) or _suggest(last, known)
-            return f"unknown option {key}{hint}; available options: {', '.join(known)}"
-    if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: {error.message.split(chr(10))[0]}; quote lists and braces"
-    return " ".join(str(error).split())
-
-
-def _known_keys(key: str, overrides: Sequence[str]) -> list[str]:
-    """Names of the options next to `key`, in the config that the other words produce."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    groups = [w for w in overrides if group_members(w.split("=")[0].split("@")[0])]
-    register_defaults(groups)
-    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-        node: Any = hydra_compose("config", overrides=groups)
-    for part in key.split(".")[:-1]:
-        child = node.get(part) if hasattr(node, "get") else None
-        if child is None:
-            break
-        node = child
-    return sorted(str(name) for name in node) if hasattr(node, "keys") else []
 
 
 def _choices(word: str, allowed: Sequence[str]) -> str:
@@ -554,6 +676,6 @@ def _choices(word: str, allowed: Sequence[str]) -> str:
     return f"choose one of {len(allowed)}, such as: {', '.join(close)}"
 
 
-def _suggest(word: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, allowed, n=1)
+def _suggest(word: str, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(allowed), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

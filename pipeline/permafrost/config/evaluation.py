@@ -188,7 +188,7 @@ class EvaluateOptions(OpenOptions):
     one thread."""
 
     @classmethod
-    def added_sections(cls) -> tuple[tuple[str, type[Options]], ...]:
+    def added_by(cls) -> tuple[tuple[str, type[Options]], ...]:
         return tuple(
             (name, options)
             for name, options in EVALUATORS.items()

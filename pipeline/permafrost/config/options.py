@@ -7,7 +7,8 @@
         weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
 
 Defaults, YAML groups, checks, the list of paths, a run's identity, `--help` and docs/reference/options.md are all
-derived from it. Limits are those of the package annotated_types. null satisfies every limit.
+derived from it. Types and limits (of the package annotated_types, which comes with pydantic) are checked by pydantic,
+strictly: a whole number is a number, and nothing else is taken for another type. null satisfies every limit.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import ast
 import inspect
 import pkgutil
 import sys
-from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from functools import cache
 from itertools import pairwise
+from types import UnionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
     ClassVar,
+    Literal,
     Self,
+    Union,
     cast,
     get_args,
     get_origin,
@@ -37,7 +41,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from permafrost.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
 
 class Role(Enum):
@@ -69,12 +73,12 @@ class Option:
     limits: tuple[Any, ...]
     roles: frozenset[Role]
     default: Any
-    """Default value; MISSING if the option is required."""
+    """Default value; MISSING if the option is required. Of a section its class, whose options have defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base class of all options classes; checks the limits of its fields."""
+    """Base class of all options classes; checks the types and limits of its fields."""
 
     section: ClassVar[str] = ""
     """Section that its fields belong to, for messages; empty if several sections use this class."""
@@ -84,92 +88,73 @@ class Options:
     """Overrides required by a member of a family, such as data.path=folder."""
 
     @classmethod
-    def complete(cls) -> type[Options]:
-        """Return the class with the options that plug-ins have added to it, itself if there are none."""
-        return cls
+    def added_by(cls) -> tuple[tuple[str, type[Options]], ...]:
+        """Return the sections that the members of a family add, by name, and the classes of added options, by ""."""
+        return ()
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Build an instance from the values of its options, also of those that members have added."""
+        return cls(**values)
 
     def __post_init__(self) -> None:
-        prefix = f"{self.section}." if self.section else ""
-        for option in options_of(type(self)):
-            if option.limits:
-                check_limits(option, getattr(self, option.name), prefix + option.name)
+        every = {option.name: getattr(self, option.name) for option in options_of(type(self))}
+        given = {n: tuple(own) if isinstance(own, list) else own for n, own in every.items()}
+        for name, value in validated(type(self), given).items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenOptions(Options):
-    """Base class of a section to which the members of a family add options.
+    """Base class of a section to which the members of a family add options and sections (`added_by`).
 
-    An instance is of a class that has the options of all registered members, which is made when it is first needed.
+    They are attributes like the others. An instance that is made in Python takes them in `added`.
     """
 
-    is_complete: ClassVar[bool] = False
-
-    def __new__(cls, **values: Any) -> Self:
-        return cast("Self", object.__new__(cls.complete()))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The class is made again where the instance is loaded.
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return _restore, (type(self).__bases__[-1], values)
+    added: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Values of added options and sections by name; defaults take the place of those that it lacks."""
 
     @classmethod
-    def complete(cls) -> type[Options]:
-        if cls.is_complete:
-            return cls
-        return _complete(cast("Hashable", cls), cls.added_sections(), cls.added_bases())
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        own = {spec.name for spec in fields(cls)}
+        added = {name: value for name, value in values.items() if name not in own}
+        return cls(**{name: values[name] for name in values if name in own}, added=added)
 
-    @classmethod
-    def added_sections(cls) -> tuple[tuple[str, type[Options]], ...]:
-        """Return the name and the class of each section that a member adds. They do not enter the identity."""
-        return ()
-
-    @classmethod
-    def added_bases(cls) -> tuple[type[Options], ...]:
-        """Return the classes whose options the members add."""
-        return ()
-
-
-@cache
-def _complete(
-    key: Hashable,
-    sections: tuple[tuple[str, type[Options]], ...],
-    bases: tuple[type[Options], ...],
-) -> type[Options]:
-    cls = cast("type[OpenOptions]", key)
-    made = make_dataclass(
-        cls.__name__,
-        [
-            (name, Annotated[options, Role.OUTSIDE_IDENTITY], field(default_factory=options))
-            for name, options in sections
-        ],
-        bases=(*bases, cls),
-        namespace={"__module__": cls.__module__, "__doc__": cls.__doc__, "is_complete": True},
-        frozen=True,
-        kw_only=True,
-    )
-    return cast("type[Options]", made)
-
-
-def _restore(cls: type[OpenOptions], values: dict[str, Any]) -> OpenOptions:
-    return cls(**values)
+    def __post_init__(self) -> None:
+        own = {spec.name for spec in fields(self)}
+        defaults = {o.name: o.default for o in options_of(type(self)) if o.name not in own}
+        for name in self.added:
+            if name not in defaults:
+                raise OptionError(self.section, name, "is no option that a member has added")
+        for name, value in (defaults | self.added).items():
+            is_section = isinstance(value, type)
+            object.__setattr__(self, name, value() if is_section else value)
+        super().__post_init__()
+        object.__setattr__(self, "added", {name: getattr(self, name) for name in defaults})
 
 
 def options_of(cls: type[Any]) -> tuple[Option, ...]:
-    """Return the options of a class in the order of its fields, inherited ones first."""
-    return _options_of(cast("Hashable", cls.complete() if issubclass(cls, Options) else cls))
+    """Return the options of a class in the order of its fields, inherited ones first, and those that were added."""
+    return _options_of(cast("Hashable", cls), cls.added_by() if issubclass(cls, Options) else ())
 
 
 @cache
-def _options_of(key: Hashable) -> tuple[Option, ...]:
-    cls = cast("type[Any]", key)
+def _options_of(cls: Hashable, added: tuple[tuple[str, type[Options]], ...]) -> tuple[Option, ...]:
+    declaring = cast("type[Any]", cls)
     hints = [
         get_type_hints(base, include_extras=True)
-        for base in cls.__mro__
-        if issubclass(base, Options) and base is not Options
+        for base in declaring.__mro__
+        if issubclass(base, Options) and base not in (Options, OpenOptions)
     ]
-    return tuple(
-        _option(spec, [own[spec.name] for own in hints if spec.name in own]) for spec in fields(cls)
-    )
+    own = [
+        _option(spec, [hint[spec.name] for hint in hints if spec.name in hint])
+        for spec in fields(declaring)
+        if spec.name != "added"
+    ]
+    for name, options in added:
+        outside = frozenset({Role.OUTSIDE_IDENTITY})
+        own += [Option(name, options, (), outside, options)] if name else options_of(options)
+    return tuple(own)
 
 
 def _option(spec: Any, hints: list[Any]) -> Option:
@@ -185,7 +170,9 @@ def _option(spec: Any, hints: list[Any]) -> Option:
     hint = get_args(hints[0])[0] if get_origin(hints[0]) is Annotated else hints[0]
     default = spec.default
     if default is MISSING and spec.default_factory is not MISSING:
-        default = spec.default_factory()
+        factory = spec.default_factory
+        is_section = isinstance(factory, type) and issubclass(factory, Options)
+        default = factory if is_section else factory()
     return Option(
         name=spec.name,
         hint=hint,
@@ -202,6 +189,8 @@ def plain_defaults(cls: type[Any]) -> dict[str, Any]:
 
 def to_plain(value: Any) -> Any:
     """Convert a default to a plain YAML value."""
+    if isinstance(value, type):
+        return plain_defaults(value)
     if isinstance(value, Options):
         return plain_defaults(type(value))
     if isinstance(value, (list, tuple)):
@@ -214,12 +203,106 @@ def is_left_out(option: Option, value: Any) -> bool:
     return Role.IF_SET in option.roles and to_plain(value) == to_plain(option.default)
 
 
-def check_limits(option: Option, value: Any, path: str) -> None:
-    """Raise a ConfigError that names the option, its limits and the value if a limit is violated."""
-    if value is None or all(_holds(limit, value) for limit in option.limits):
-        return
-    or_null = " or null" if type(None) in get_args(option.hint) else ""
-    raise ConfigError(f"{path} must be {describe_limits(option.limits)}{or_null}, got {value}")
+class OptionError(ConfigError):
+    """Value that an option does not take."""
+
+    def __init__(self, section: str, name: str, reason: str) -> None:
+        super().__init__(f"{section}.{name} {reason}" if section else f"{name} {reason}")
+        self.name = name
+        self.reason = reason
+
+
+def validated(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of some options in their declared types. Sections must be instances, and lists may be tuples.
+
+    Raises OptionError for the first value of another type or outside of its limits.
+    """
+    validator, validation_error = _validator(cast("Hashable", cls), cls.added_by())
+    try:
+        checked: dict[str, Any] = validator.validate_python(values)
+    except validation_error as error:
+        first = error.errors(include_url=False)[0]
+        name, *inner = first["loc"][:-1] if first["type"] == "missing" else first["loc"]
+        option = next(each for each in options_of(cls) if each.name == name)
+        path = str(name) + "".join(f"[{i}]" if isinstance(i, int) else f".{i}" for i in inner)
+        raise OptionError(cls.section, path, _reason(first, option)) from None
+    return checked
+
+
+@cache
+def _validator(cls: Hashable, _: tuple[tuple[str, type[Options]], ...]) -> tuple[Any, type[Any]]:
+    """Return the validator of the options of a class, each of which may be left out, and the type of its errors."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+    from typing_extensions import TypedDict
+
+    declaring = cast("type[Options]", cls)
+    hints = {o.name: _checked_hint(o) for o in options_of(declaring)}
+    made: Any = TypedDict(declaring.__name__, hints, total=False)  # type: ignore[misc]
+    return TypeAdapter(with_config(ConfigDict(strict=True))(made)), ValidationError
+
+
+def schema_of(option: Option) -> dict[str, Any]:
+    """Return the JSON Schema of an option's values."""
+    from pydantic import TypeAdapter
+
+    schema: dict[str, Any] = TypeAdapter(_checked_hint(option)).json_schema()
+    return schema
+
+
+def _checked_hint(option: Option) -> Any:
+    """Return the type of an option for pydantic. Sections have checked themselves."""
+    hint = _without_sections(option.hint)
+    return Annotated[(hint, *option.limits)] if option.limits else hint
+
+
+def _without_sections(hint: Any) -> Any:
+    if isinstance(hint, type) and issubclass(hint, Options):
+        return Any
+    members = tuple(map(_without_sections, get_args(hint)))
+    if get_origin(hint) is UnionType or get_origin(hint) is Union:
+        return Any if Any in members else hint
+    return (
+        tuple.__class_getitem__(members) if get_origin(hint) is tuple and Any in members else hint
+    )
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "text",
+    "bool": "true or false",
+    "tuple": "a list",
+    "dict": "a mapping",
+}
+
+
+def _reason(error: Mapping[str, Any], option: Option) -> str:
+    """Say what pydantic has found wrong with a value of an option."""
+    value, kind = to_plain(error["input"]), error["type"]
+    shown = f"got {value!r}"
+    if kind == "literal_error":
+        return f"must be one of {', '.join(map(str, _literals(option.hint)))}; {shown}"
+    if kind in ("missing", "too_long", "too_short"):
+        count = len(get_args(without_null(option.hint)))
+        return f"must have {count} values, got {len(error['input'])}: {value!r}"
+    if kind.startswith(("greater_than", "less_than")):
+        or_null = " or null" if type(None) in get_args(option.hint) else ""
+        return f"must be {describe_limits(option.limits)}{or_null}, got {value}"
+    if kind == "float_type" and type(value) is int:
+        return f"must be a number of at most {sys.float_info.max:.2g}"
+    return f"must be {_KINDS.get(kind.partition('_')[0], option.hint)}, {shown}"
+
+
+def without_null(hint: Any) -> Any:
+    """Return the type of an option without null."""
+    is_union = get_origin(hint) in (Union, UnionType)
+    return next(m for m in get_args(hint) if m is not type(None)) if is_union else hint
+
+
+def _literals(hint: Any) -> list[Any]:
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [each for member in get_args(hint) for each in _literals(member)]
 
 
 def describe_limits(limits: tuple[Any, ...]) -> str:
@@ -241,19 +324,6 @@ def describe_limits(limits: tuple[Any, ...]) -> str:
     return ""
 
 
-def _holds(limit: Any, value: Any) -> bool:
-    match limit:
-        case Gt(bound):
-            return bool(value > bound)
-        case Ge(bound):
-            return bool(value >= bound)
-        case Lt(bound):
-            return bool(value < bound)
-        case Le(bound):
-            return bool(value <= bound)
-    raise TypeError(f"{limit} is not a limit that options support")
-
-
 def resolve_implementation(cls: type[Options]) -> Any:
     """Import and return the class or function that implements a member of a family."""
     return pkgutil.resolve_name(cls.implementation)
@@ -262,8 +332,9 @@ def resolve_implementation(cls: type[Options]) -> Any:
 def meanings_of(cls: type[Any]) -> dict[str, str]:
     """Map each option to its docstring in one line, parsed from the source (not used while a stage works)."""
     meanings: dict[str, str] = {}
-    for base in reversed((cls.complete() if issubclass(cls, Options) else cls).__mro__):
-        if issubclass(base, Options) and base is not Options:
+    added = cls.added_by() if issubclass(cls, Options) else ()
+    for base in (*cls.__mro__[::-1], *(options for name, options in added if not name)):
+        if issubclass(base, Options) and base not in (Options, OpenOptions):
             meanings |= _meanings_in(base.__module__).get(base.__name__, {})
     return meanings
 

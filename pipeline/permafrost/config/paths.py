@@ -81,7 +81,9 @@ def _is_unused(config: Options, name: str) -> bool:
 def _replaced(config: C, names: list[str], value: str) -> C:
     first, *below = names
     inner = _replaced(getattr(config, first), below, value) if below else value
-    replaced: C = replace(config, **{first: inner})
+    added = getattr(config, "added", {})
+    change = {"added": added | {first: inner}} if first in added else {first: inner}
+    replaced: C = replace(config, **change)
     return replaced
 
 

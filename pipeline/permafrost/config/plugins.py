@@ -219,8 +219,8 @@ def _modules_of(config: Any) -> Iterator[str]:
     if location:
         _import_own(location, "factory")
         yield module_at(location)
-    for field in fields(config):
-        value = getattr(config, field.name)
+    added = getattr(config, "added", {})
+    for value in (*(getattr(config, field.name) for field in fields(config)), *added.values()):
         for member in value if isinstance(value, tuple) else (value,):
             yield from _modules_of(member)
 

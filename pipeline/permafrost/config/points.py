@@ -1,4 +1,4 @@
-"""Points of a grid of options: their enumeration, overrides and labels."""
+"""Words of a command line from values of Python, and the points of a grid of options with their words and labels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import os
 import re
 from typing import TYPE_CHECKING, Any
+
+from permafrost.config.compose import complete_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,19 +38,39 @@ def knows_option(composed: Any, option: str) -> bool:
     return True
 
 
+def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line: `words` and those of the keyword arguments.
+
+    An argument is named like an option, with a dot or two underscores before its last part (`trainer__epochs=30`). A
+    name without a section is that of the only section that has it (`tau=4` is `method.tau=4`). The member of a family
+    is a text, or a mapping with its kind and options (`student={"kind": "cifar", "name": "resnet8"}`). `store` may be
+    the folder of a store.
+
+    Raises ConfigError for names that several sections have.
+    """
+    chosen = [*words]
+    for argument, value in options.items():
+        name = argument.replace("__", ".")
+        if name == "store" and isinstance(value, (str, os.PathLike)):
+            name = "store.path"
+        chosen.append(f"{name}={option_text(value)}")
+    return complete_words(verb, chosen)
+
+
 def point_words(point: Point) -> list[str]:
     """Return the point as overrides."""
     return [f"{option}={option_text(value)}" for option, value in point.items()]
 
 
 def option_text(value: Any) -> str:
-    """Format a value for Hydra's grammar: JSON, except that keys and plain texts have no quotes."""
+    """Format a value as a word or experiment has it: JSON, except that plain texts have no quotes."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _CONSTANTS:
         return value
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {option_text(own)}" for key, own in value.items()) + "}"
+        entries = (f"{option_text(str(key))}: {option_text(own)}" for key, own in value.items())
+        return "{" + ", ".join(entries) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(option_text, value)) + "]"
     return json.dumps(value, ensure_ascii=False)

@@ -35,6 +35,21 @@ _INDENT = " " * 8
 # ---- help ----------------------------------------------------------------------------------------
 
 
+def list_verb(verb: str, composed: Mapping[str, Any]) -> str:
+    """List the options of a verb with their values in a composed config, a paragraph for each section."""
+    alone, lines = [], []
+    for name in section_names(verb):
+        value = composed.get(name)
+        if isinstance(value, dict) and value:
+            own = [f"{key}={_format_default(each)}" for key, each in value.items()]
+            filled = textwrap.fill(f"{name}.  {'  '.join(own)}", _WIDTH, subsequent_indent=_INDENT)
+            lines.append(textwrap.indent(filled, "  "))
+        else:
+            alone.append(f"{name}={_format_default(value)}")
+    first = textwrap.fill("  ".join(alone), _WIDTH, subsequent_indent=_INDENT)
+    return "\n".join(["Options and their values:\n", textwrap.indent(first, "  "), *lines])
+
+
 def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
     """Describe a verb: its groups, then its options with their values in a composed config and their meanings."""
     names = [*section_names(verb), "experiment"]

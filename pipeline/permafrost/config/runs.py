@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from permafrost.config.builder import check_values
 from permafrost.config.options import Options, Role, is_left_out, options_of
@@ -17,7 +15,7 @@ from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import section_class
 from permafrost.core.addresses import is_address
 from permafrost.core.errors import ConfigError, UserError, require
-from permafrost.core.files import remove_partial_files, write_atomically
+from permafrost.core.files import remove_partial_files, sha256_json, write_atomically
 from permafrost.core.lock import LOCK_NAME, LockedError, lock_folder
 from permafrost.core.rooted_paths import rooted
 from permafrost.core.run_mirrors import fetch_folder, mirror_of, upload_folder, upload_top
@@ -29,6 +27,7 @@ from permafrost.core.signed_files import (
     write_json,
     write_yaml,
 )
+from permafrost.core.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +43,8 @@ CHECKPOINT_NAME = "checkpoint.pt"
 CONTINUED = ", from its checkpoint"
 """Words of the first line of a training that was interrupted."""
 COST_NAME = "cost.json"
+_IDENTITY = "identity"
+"""Entry of a run's config that its other files repeat, so that they are not taken for those of another run."""
 _OUTSIDE_IDENTITY = {Role.OUTSIDE_IDENTITY, Role.BY_FINGERPRINT}
 """Roles of options that an identity leaves out; `inputs` has the fingerprints."""
 
@@ -176,7 +177,18 @@ def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> 
             )
             raise ConfigError(f"{folder} contains a run with {found}; {way_out}")
     else:
-        save_config(path, values)
+        own = identity(values, type(config)) | {"run": None, "verb": verb}
+        save_config(path, values | {_IDENTITY: sha256_json(own)[:32]})
+
+
+def run_identity(folder: Path) -> str | None:
+    """Return what the other files of a run's folder repeat from its config, None if that is missing.
+
+    Raises DamagedFileError.
+    """
+    path = folder / CONFIG_NAME
+    entry = read_yaml(path, _advice(path)).get(_IDENTITY) if path.exists() else None
+    return None if entry is None else str(entry)
 
 
 def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
@@ -197,7 +209,7 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
 
 def save_config(path: Path, values: dict[str, Any]) -> None:
     """Write a resolved config as YAML next to the results."""
-    write_yaml(path, to_yaml(values))
+    write_yaml(path, dump_yaml(values))
 
 
 def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any]:
@@ -207,13 +219,9 @@ def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any
     Options of another version are left as they are. Raises DamagedFileError for a file that this package has not
     written, and for values that no option takes.
     """
-    advice = "delete it; only the command that it describes is then missing in reports"
-    if path.name == CONFIG_NAME:
-        advice = (
-            "restore it, or delete it if you know that the options of this run are those of your command; otherwise "
-            f"delete the folder {path.parent}"
-        )
+    advice = _advice(path)
     values = read_yaml(path, advice)
+    values.pop(_IDENTITY, None)
     inputs = values.get("inputs", {})
     try:
         require(
@@ -232,6 +240,15 @@ def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any
     except ConfigError as error:
         raise damaged(path, error, advice) from error
     return values
+
+
+def _advice(path: Path) -> str:
+    if path.name != CONFIG_NAME:
+        return "delete it; only the command that it describes is then missing in reports"
+    return (
+        "restore it, or delete it if you know that the options of this run are those of your command; otherwise "
+        f"delete the folder {path.parent}"
+    )
 
 
 def save_options(path: Path, values: dict[str, Any], command: list[str]) -> None:
@@ -258,24 +275,20 @@ def _read_options(path: Path) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "command"}
 
 
-def to_yaml(values: dict[str, Any]) -> str:
-    """Format plain values as YAML, in their order."""
-    text: str = yaml.safe_dump(values, sort_keys=False)
-    return text
-
-
 def to_plain_dict(config: Any) -> dict[str, Any]:
     """Convert a config dataclass to plain values."""
-    values: dict[str, Any] = _without_tuples(asdict(config))
-    return values
+    names = [spec.name for spec in fields(config) if spec.name != "added"]
+    return {
+        name: _to_plain(getattr(config, name)) for name in (*names, *getattr(config, "added", ()))
+    }
 
 
-def _without_tuples(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_plain_dict(value)
     if isinstance(value, dict):
-        return {name: _without_tuples(member) for name, member in value.items()}
-    return (
-        [_without_tuples(member) for member in value] if isinstance(value, (list, tuple)) else value
-    )
+        return {name: _to_plain(member) for name, member in value.items()}
+    return [_to_plain(member) for member in value] if isinstance(value, (list, tuple)) else value
 
 
 def _first_difference(existing: Any, requested: Any, path: str = "") -> str:

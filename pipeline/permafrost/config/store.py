@@ -11,7 +11,7 @@ from annotated_types import Ge, Le, Lt
 from permafrost.config.options import OpenOptions, Options, Role, options_of
 from permafrost.config.plugins import Family
 from permafrost.core.addresses import Bucket, is_address, parse_bucket
-from permafrost.core.errors import require
+from permafrost.core.errors import require, require_name
 from permafrost.core.rooted_paths import RootedPath
 
 
@@ -215,8 +215,8 @@ class PassOptions(OpenOptions):
         return "logits" in self.payloads
 
     @classmethod
-    def added_bases(cls) -> tuple[type[Options], ...]:
-        return tuple(payload.adds for payload in PAYLOADS.values() if payload.adds is not None)
+    def added_by(cls) -> tuple[tuple[str, type[Options]], ...]:
+        return tuple(("", each.adds) for each in PAYLOADS.values() if each.adds is not None)
 
     def read_by(self, payload: str) -> tuple[str, ...]:
         """Return the names of the options that a payload reads."""
@@ -227,6 +227,8 @@ class PassOptions(OpenOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.name is not None:
+            require_name("annotate.name", self.name, may_have_folders=True)
         unknown = [name for name in self.payloads if name not in PAYLOADS]
         require(
             not unknown,

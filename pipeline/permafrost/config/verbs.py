@@ -27,7 +27,7 @@ from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.core.errors import require
+from permafrost.core.errors import require, require_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -357,6 +357,8 @@ class SweepConfig(Options):
             len(self.arms) > 0,
             "arms is empty; choose experiment=... or set arms={name: [overrides]}",
         )
+        for arm in self.arms:
+            require_name("arms", arm)
         require(len(self.seeds) > 0, "seeds is empty; set at least one, as in seeds=[0,1,2]")
         require(
             len(set(self.seeds)) == len(self.seeds), f"seeds lists a seed twice: {list(self.seeds)}"
@@ -452,9 +454,14 @@ VERBS: dict[str, type[Any]] = {
 
 def section_class(option: Option, values: Any) -> type[Options] | None:
     """Return the class of a section's plain values, or None if it is not a section or of unknown kind."""
+    return class_of(option.hint, option.name, values)
+
+
+def class_of(hint: Any, name: str, values: Any) -> type[Options] | None:
+    """Return the class of plain values at an option of this type and name, or None, as `section_class` does."""
     if not isinstance(values, dict):
         return None
-    if option.name in FAMILIES:
-        return FAMILIES[option.name].get(str(values.get("kind")))
-    classes = get_args(option.hint) or (option.hint,)
+    if name in FAMILIES:
+        return FAMILIES[name].get(str(values.get("kind")))
+    classes = get_args(hint) or (hint,)
     return next((c for c in classes if isinstance(c, type) and issubclass(c, Options)), None)

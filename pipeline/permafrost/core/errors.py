@@ -64,3 +64,25 @@ def first_line(error: Exception) -> str:
     """Return the type and the first line of an error of another library, for a message of one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+_MOST_BYTES = 200
+"""Bytes of a name, so that with what a run adds to it no file system refuses it (255)."""
+
+
+def require_name(option: str, name: str, *, may_have_folders: bool = False) -> None:
+    """Raise ConfigError unless files and folders may have the name that an option gives.
+
+    may_have_folders  it may be a path of several names, as of a run
+    """
+    parts = name.rstrip("/").split("/") if may_have_folders else [name]
+    shown = f"{option}={printable(name)[:80]}"
+    require(name != "" and name.strip("/.") != "", f"{shown} is no name; write one such as my-run")
+    require(".." not in parts, f"{shown} leaves its folder; write a name without ..")
+    require(printable(name) == name, f"{shown} has control characters; leave them out")
+    require(may_have_folders or "/" not in name, f"{shown} is a path; write a name without slashes")
+    longest = max(len(part.encode(errors="replace")) for part in parts)
+    require(
+        longest <= _MOST_BYTES,
+        f"{shown}... has {longest} bytes of at most {_MOST_BYTES}; shorten it",
+    )

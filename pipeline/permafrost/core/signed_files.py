@@ -15,10 +15,9 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from permafrost.core.errors import UserError
 from permafrost.core.files import read_regular, write_atomically
+from permafrost.core.yaml_text import read_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,9 +99,8 @@ def read_yaml(path: Path, advice: str) -> dict[str, Any]:
         values = _load_yaml(body)
         if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
             raise DigestError("it is not a mapping of names")
-    except (DigestError, yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise damaged(path, reason, advice) from error
+    except ValueError as error:
+        raise damaged(path, error, advice) from error
     return values
 
 
@@ -113,10 +111,7 @@ def _load_yaml(body: bytes) -> Any:
 
 @lru_cache(maxsize=64)
 def _parse_yaml(body: bytes) -> Any:
-    """Parse YAML without aliases, a few of which are enough for a value that fills the memory when it is walked."""
-    if b"*" in body and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(body)):
-        raise DigestError("it has an alias, which no file of permafrost has")
-    return yaml.safe_load(body)
+    return read_values(body)
 
 
 def damaged(path: Path, reason: object, advice: str) -> DamagedFileError:

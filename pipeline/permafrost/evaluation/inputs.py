@@ -62,7 +62,8 @@ def with_baselines(config: EvaluateConfig, runs: Mapping[str, str | None]) -> Ev
         options = getattr(config.evaluate, evaluator)
         if options.baseline in runs:
             changed[evaluator] = replace(options, baseline=runs[options.baseline])
-    return replace(config, evaluate=replace(config.evaluate, **changed))
+    added = config.evaluate.added | changed
+    return replace(config, evaluate=replace(config.evaluate, added=added))
 
 
 def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> EvaluateConfig:

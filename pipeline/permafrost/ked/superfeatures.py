@@ -17,7 +17,6 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
 from permafrost.ked.losses import superfeature_fields
-from permafrost.ked.options import SuperfeaturePayloadOptions
 from permafrost.ked.partition import class_centered
 from permafrost.ked.subnets import HIDDEN, LOGITS, AdditiveClassifier
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, ModelOutput
@@ -34,8 +33,7 @@ class SuperfeaturePayload:
     intermediates = NO_INTERMEDIATES
 
     def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
-        assert isinstance(config, SuperfeaturePayloadOptions)
-        self.dtype = config.superfeature_dtype
+        self.dtype = config.added["superfeature_dtype"]
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         shape = tuple(output.extras[LOGITS].shape[1:])

@@ -124,10 +124,9 @@ def _refuse_views(augment: AugmentOptions, store: Store, section: str) -> None:
     named = " ".join(
         f"{section}.{name}={value}" for name, value in asked.items() if value is not None
     )
-    group = section if section == "augment" else f"augment@{section}"
     require(
         not named,
-        f"{named} changes images, but {_holds(store)}, which have no views; set {group}=none",
+        f"{named} changes images, but {_holds(store)}, which have no views; set {section}=none",
     )
 
 

@@ -13,7 +13,7 @@ from permafrost.config.builder import build_config
 from permafrost.config.models import MODELS, TimmModelConfig
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import require_named
-from permafrost.config.runs import to_plain_dict
+from permafrost.config.runs import run_identity, to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import write_atomically
@@ -102,6 +102,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         "parameters": cost.parameters,
         "macs": cost.macs,
         "weights_sha256": weights_sha256,
+        "run": run_identity(folder),
     }
     write_json(folder / DESCRIPTION_NAME, description)
 

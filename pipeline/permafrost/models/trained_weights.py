@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import is_published
 from permafrost.config.options import Role, options_of
-from permafrost.config.runs import to_plain_dict
+from permafrost.config.runs import run_identity, to_plain_dict
 from permafrost.core.addresses import is_address
 from permafrost.core.errors import ConfigError, shorten
 from permafrost.core.files import read_regular, sha256_file
@@ -72,6 +72,8 @@ class ModelDescription:
     """SHA-256 of model.safetensors."""
     precision: str | None = None
     """Precision of the forward passes of its training, None if it was not trained by a run."""
+    run: str | None = None
+    """Identity of the run that trained it, as its config has it; None if it was not trained by one."""
 
     def __post_init__(self) -> None:
         require_digest(self.weights_sha256)
@@ -88,9 +90,12 @@ def read_entries(folder: Path) -> ModelDescription:
     """Read model.json. Raises DamagedFileError for wrong digests, types and ranges."""
     path = folder / DESCRIPTION_NAME
     try:
-        return from_dict(ModelDescription, check_json(read_regular(path)))
+        described = from_dict(ModelDescription, {"run": None} | check_json(read_regular(path)))
+        run = described.run and run_identity(folder)
+        require_entry(run in (None, described.run), "it is that of another run")
     except (DigestError, EntryError) as error:
         raise damaged(path, error, _ADVICE.format(path=path)) from error
+    return described
 
 
 def check_trained_weights(folder: Path) -> str:

@@ -7,9 +7,9 @@ import sys
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from permafrost.config.conversion import Conversion
 from permafrost.core.errors import UserError
 
 REPAIR = "run permafrost precompute again, which writes missing files"
@@ -78,6 +78,7 @@ class FileEntry:
 T = TypeVar("T")
 
 _SHOWN_CHARACTERS = 80
+_LARGEST = sys.float_info.max
 
 
 class EntryError(ValueError):
@@ -91,7 +92,7 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     Raises EntryError; the dataclass's own __post_init__ may also raise it.
     """
     if not isinstance(values, dict):
-        raise EntryError(f"{where or 'it'} must be a mapping, got {_convert.show(values)}")
+        raise EntryError(f"{where or 'it'} must be a mapping, got {_show(values)}")
     hints = _hints(cls)  # type: ignore[arg-type]
     if set(values) != set(hints):
         names = ", ".join(sorted(map(str, set(values) ^ set(hints))))
@@ -112,23 +113,48 @@ def _hints(cls: type) -> dict[str, Any]:
     return {spec.name: hints[spec.name] for spec in fields(cls)}
 
 
-class _Entries(Conversion):
-    """Conversion of entries, whose messages show no more than a line of a hostile value."""
-
-    error = EntryError
-
-    def build(self, hint: Any, value: Any, where: str) -> Any:
-        if is_dataclass(hint) and isinstance(hint, type):
-            return from_dict(hint, value, where)
-        if hint is float and type(value) in (int, float):
-            if not abs(value) <= sys.float_info.max:
-                raise EntryError(f"{where} must be a number, got {self.show(value)}")
-            value = float(value)
-        return super().build(hint, value, where)
-
-    def show(self, value: Any) -> str:
-        text = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
-        return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
-_convert = _Entries()
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Return a value in the type of a hint. Raises EntryError, which shows no more than a line of a hostile value."""
+    origin, members = get_origin(hint), get_args(hint)
+    if hint is Any or (value is None and NoneType in members):
+        return value
+    if origin in (Union, UnionType):
+        return _convert(next(m for m in members if m is not NoneType), value, where)
+    if origin is Literal:
+        if not any(type(value) is type(member) and value == member for member in members):
+            allowed = ", ".join(map(str, members))
+            raise EntryError(f"{where} must be one of {allowed}; got {_show(value)}")
+        return value
+    if origin in (tuple, list):
+        return origin(_elements(members, value, where))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise EntryError(f"{where} must be a mapping, got {_show(value)}")
+        return {str(k): _convert(members[1], v, f"{where}.{k}") for k, v in value.items()}
+    if is_dataclass(hint) and isinstance(hint, type):
+        return from_dict(hint, value, where)
+    is_number = hint is float and type(value) in (int, float)
+    if (type(value) is not hint and not is_number) or (is_number and not abs(value) <= _LARGEST):
+        raise EntryError(f"{where} must be {_WORDS.get(hint, hint)}, got {_show(value)}")
+    return float(value) if is_number else value
+
+
+def _elements(members: tuple[Any, ...], value: Any, where: str) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise EntryError(f"{where} must be a list, got {_show(value)}")
+    has_any_length = len(members) == 1 or members[-1] is Ellipsis
+    if not has_any_length and len(value) != len(members):
+        raise EntryError(
+            f"{where} must have {len(members)} values, got {len(value)}: {_show(value)}"
+        )
+    hints = [members[0]] * len(value) if has_any_length else members
+    pairs = enumerate(zip(hints, value, strict=True))
+    return [_convert(hint, each, f"{where}[{i}]") for i, (hint, each) in pairs]
+
+
+def _show(value: Any) -> str:
+    text = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -2,8 +2,9 @@
 
     {"total": 1.3, ..., "step": 8, "epoch": 0, "lr": 0.1, "records_per_second": 900.0, "chain": "<16 digits>"}
 
-`chain` is a digest of the line and of the chain before it, so a line that is changed, missing or out of place is
-recognized. The last line is that of the last step, whose number is in the checkpoint and in model.json.
+`chain` is a digest of the line and of the chain before it, and that of the first line also of the run's identity, so
+a line that is changed, missing, out of place or of another run is recognized. The last line is that of the last step,
+whose number is in the checkpoint and in model.json.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from permafrost.config.runs import run_identity
 from permafrost.core.errors import UserError
 from permafrost.core.files import read_regular, write_atomically, write_error
 from permafrost.core.progress import SECONDS_PER_LINE
@@ -127,12 +129,12 @@ class MetricWriter:
     def __init__(self, folder: Path, global_step: int) -> None:
         """Continue the folder's file. Raises DamagedFileError if its lines up to `global_step` are not all there."""
         self.path = folder / METRICS_NAME
-        kept, self._digest = b"", ""
+        kept, self._digest = b"", run_identity(folder) or ""
         if self.path.exists():
             raw = read_regular(self.path)
             last, problem = 0.0, "it is empty"
             try:
-                for line in _iter_lines(raw):
+                for line in _iter_lines(raw, self._digest):
                     if line.values["step"] > global_step:
                         break
                     kept, self._digest, last = raw[: line.end], line.digest, line.values["step"]
@@ -190,7 +192,7 @@ def read_metrics(folder: Path, steps: int | None = None) -> Iterator[dict[str, f
         return
     last, end, raw = None, 0, read_regular(path)
     try:
-        for line in _iter_lines(raw):
+        for line in _iter_lines(raw, run_identity(folder) or ""):
             last, end = line.values["step"], line.end
             yield line.values
     except DigestError as error:
@@ -210,9 +212,12 @@ class _Line(NamedTuple):
     """Position of the byte after it."""
 
 
-def _iter_lines(raw: bytes) -> Iterator[_Line]:
-    """Iterate over the complete lines of a file. Raises DigestError at the first that is not the one written."""
-    end, digest = 0, ""
+def _iter_lines(raw: bytes, digest: str) -> Iterator[_Line]:
+    """Iterate over the complete lines of a file. Raises DigestError at the first that is not the one written.
+
+    digest  of what comes before the first line, the identity of the run
+    """
+    end = 0
     for number, text in enumerate(raw.split(b"\n")[:-1], start=1):
         end += len(text) + 1
         body, start, claimed = text.rpartition(_DIGEST_START.encode())
@@ -220,6 +225,7 @@ def _iter_lines(raw: bytes) -> Iterator[_Line]:
         if not start or claimed != f'{digest}"}}'.encode():
             raise DigestError(
                 f"line {number} does not have the digest of its text and the lines before"
+                + (", so it is damaged or that of another run" if number == 1 else "")
             )
         try:
             values = json.loads(body + b"}")

@@ -1,0 +1,82 @@
+"""Completion of command lines in bash, zsh and fish: `source <(permafrost completion bash)`.
+
+The shells call `permafrost completion words <the words so far>`, which prints what may follow, so that members of
+families, their options and experiments are those of the installed version.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
+
+from permafrost.config.compose import group_members, option_places, section_names, value_type
+from permafrost.config.verbs import VERBS
+from permafrost.core.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SCRIPTS = {
+    "bash": r"""_permafrost() {
+    local line="${COMP_LINE:0:COMP_POINT}" words before="" each
+    read -ra words <<< "$line"
+    [[ $line == *" " ]] && words+=("")
+    local last="${words[-1]}"
+    # Bash divides words at = and :, and replaces only what follows them.
+    [[ $last == *[=:]* ]] && before="${last%"${last##*[=:]}"}"
+    COMPREPLY=()
+    while IFS= read -r each; do
+        [[ -n $each ]] && COMPREPLY+=("${each#"$before"}")
+    done < <(permafrost completion words "${words[@]:1}" 2>/dev/null)
+}
+complete -o default -o nospace -F _permafrost permafrost
+""",
+    "zsh": r"""#compdef permafrost
+_permafrost() {
+    local -a found
+    found=("${(@f)$(permafrost completion words "${(@)words[2,$CURRENT]}" 2>/dev/null)}")
+    compadd -Q -S '' -- $found
+}
+compdef _permafrost permafrost
+""",
+    "fish": r"""complete -c permafrost -f -a \
+    '(permafrost completion words (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
+""",
+}
+
+
+def candidates(words: Sequence[str]) -> list[str]:
+    """Return what the last of the words after `permafrost` may become."""
+    *before, last = [word.strip() for word in words] or [""]
+    if not before:
+        return [verb for verb in VERBS if verb.startswith(last)]
+    verb = before[0]
+    if verb not in VERBS:
+        return []
+    name, equals, value = last.partition("=")
+    if equals:
+        return [f"{name}={each}" for each in _values(verb, name, before) if each.startswith(value)]
+    members = [each for each in (*section_names(verb), "experiment") if group_members(each)]
+    names = [*members, "plugins", *option_places(verb)]
+    return sorted({f"{each}=" for each in names if each.startswith(name)})
+
+
+def _values(verb: str, name: str, before: Sequence[str]) -> list[str]:
+    """Return the values that an option may have, as far as they can be listed."""
+    if members := group_members(name.rpartition(".")[2] if "." in name else name):
+        return members
+    try:
+        hint = value_type(verb, name, [word for word in before[1:] if "=" in word])
+    except UserError:
+        return []
+    return _listed(hint)
+
+
+def _listed(hint: object) -> list[str]:
+    if hint is bool:
+        return ["true", "false"]
+    if hint is type(None):
+        return ["null"]
+    if get_origin(hint) is Literal:
+        return [str(member) for member in get_args(hint)]
+    is_list = get_origin(hint) in (tuple, dict)
+    return [] if is_list else [each for member in get_args(hint) for each in _listed(member)]

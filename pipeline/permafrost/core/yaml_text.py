@@ -1,0 +1,157 @@
+"""YAML that a user or a stranger has written, experiments and values of words, and that of configs of runs.
+
+A text has mappings with unique names, lists and scalars, no aliases, anchors or tags, and is bounded in size and
+depth, so that reading takes time in proportion to its size. What a scalar without quotes means depends on the option
+that it is for: `010` may be a class or a number, `no` a run. Such scalars stay `Plain` texts until their type is known.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import yaml
+
+_MOST_BYTES = 2**20
+"""Size of the largest text; a config of a run has a few kilobytes."""
+_MOST_LEVELS = 24
+"""Largest number of mappings and lists within each other."""
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_CONSTANTS = {
+    **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", "+.inf", "inf"), float("inf")),
+    **dict.fromkeys(("-.inf", "-inf"), -float("inf")),
+    **dict.fromkeys((".nan", "nan"), float("nan")),
+}
+
+
+class YamlError(ValueError):
+    """Text that is no YAML of this kind; the reader of the file or word adds its name."""
+
+
+class Plain(str):
+    """Scalar without quotes, as it was written."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> Any:
+        """Value by YAML 1.2: null, true, false, a number, or else the text. Numbers have no leading zeros."""
+        if self in _CONSTANTS:
+            return _CONSTANTS[self]
+        if _WHOLE.fullmatch(self) and len(self) <= _MOST_DIGITS:
+            return int(self)
+        number = float(self) if _NUMBER.fullmatch(self) else math.inf
+        return number if math.isfinite(number) else str(self)
+
+
+_MOST_DIGITS = 1000
+"""Number of digits of the longest whole number that is read."""
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """Return the mappings, lists and scalars of a text, which are `Plain` or, if quoted, `str`; None of an empty one.
+
+    Raises YamlError with one line.
+    """
+    if len(text) > _MOST_BYTES:
+        raise YamlError(f"it has {len(text):,} bytes, of at most {_MOST_BYTES:,}")
+    try:
+        return _build(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise YamlError(f"{error.problem}{place}") from error
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise YamlError(" ".join(str(error).split())) from error
+
+
+def read_values(text: str | bytes) -> Any:
+    """Return the values of a text by YAML 1.2. Raises YamlError."""
+    return values_of(parse_yaml(text))
+
+
+def values_of(tree: Any) -> Any:
+    """Replace the scalars without quotes by their values."""
+    if isinstance(tree, dict):
+        return {name: values_of(member) for name, member in tree.items()}
+    if isinstance(tree, list):
+        return [values_of(member) for member in tree]
+    return tree.value if isinstance(tree, Plain) else tree
+
+
+def dump_yaml(values: Any) -> str:
+    """Format plain values so that `read_values` returns the same, in the order of mappings."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+    return text
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # yaml has no types
+    """Dumper without aliases, which quotes the texts that YAML 1.2 reads as other values."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    is_other = type(Plain(text).value) is not str
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if is_other else None)
+
+
+_Dumper.add_representer(str, _text_node)
+
+
+def _build(events: Any) -> Any:
+    """Build the tree of a stream of events, without recursion."""
+    root: list[Any] = []
+    open_nodes: list[Any] = [root]
+    names: list[str | None] = [None]
+    for event in events:
+        if isinstance(event, yaml.DocumentStartEvent) and root:
+            raise YamlError("it has several documents")
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise YamlError("it has an anchor or an alias (& or *), which is not supported")
+        if getattr(event, "tag", None) is not None:
+            raise YamlError(f"it has the tag {event.tag}, which is not supported")
+        if isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            open_nodes.pop()
+            names.pop()
+            continue
+        if isinstance(event, yaml.ScalarEvent):
+            node: Any = str(event.value) if event.style else Plain(event.value)
+        elif isinstance(event, yaml.MappingStartEvent):
+            node = {}
+        elif isinstance(event, yaml.SequenceStartEvent):
+            node = []
+        else:
+            continue
+        parent = open_nodes[-1]
+        if isinstance(parent, list):
+            parent.append(node)
+        elif names[-1] is None:
+            names[-1] = _name(node, parent)
+            continue
+        elif node == "" and type(node) is Plain and ":" in names[-1]:
+            raise YamlError(f"write a space after the colon of {names[-1][:80]}")
+        else:
+            parent[names[-1]] = node
+            names[-1] = None
+        if isinstance(node, (dict, list)):
+            if len(open_nodes) > _MOST_LEVELS:
+                raise YamlError(f"it has more than {_MOST_LEVELS} levels")
+            open_nodes.append(node)
+            names.append(None)
+    return root[0] if root else None
+
+
+def _name(node: Any, parent: dict[str, Any]) -> str:
+    """Return the name of an entry of a mapping."""
+    if not isinstance(node, str):
+        raise YamlError("it has a mapping or a list as a name")
+    if node in parent:
+        raise YamlError(f"it has the name {str(node)[:80]!r} twice")
+    return str(node)
