@@ -286,16 +286,20 @@ def join_workers(world: World) -> None:
 
 def kill_rank_often(world: World) -> None:
     """Kill the rank of one host as soon as it has loaded torch, 20 times. No later one may fail to load it."""
-    for _ in range(20):
-        os.kill(_wait_for_rank(world), signal.SIGKILL)
-    _wait_for_rank(world)
+    killed: list[int] = []
+    while len(killed) < 20:
+        killed.append(_wait_for_rank(world, killed))
+        os.kill(killed[-1], signal.SIGKILL)
+    _wait_for_rank(world, killed)
     failed = world.workers[0].find("oneMKL|cannot load|cannot open shared object")
     assert not failed, failed
+    assert world.workers[0].find("core_worker"), "these are no logs"
 
 
-def _wait_for_rank(world: World) -> int:
+def _wait_for_rank(world: World, killed: list[int]) -> int:
+    """Return the process of a rank that has loaded torch and is none of those that were killed."""
     while True:
-        for pid in world.workers[0].pids(_RANK):
+        for pid in set(world.workers[0].pids(_RANK)) - {*killed}:
             with suppress(OSError):
                 if "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text():
                     return pid
