@@ -130,6 +130,7 @@ def test_an_experiment_is_refused_in_one_line(tmp_path):
         "defaults: [demo]": r"write bases: \[\.\.\.\]",
         "bases: demo": r"bases must be a list of at most 8 experiments, as in \[demo\]",
         "bases: [demoo]": r"experiment=demoo does not exist \(did you mean demo\?\)",
+        "teacher: [kd]": r"teacher must be a section of options, got \['kd'\]",
         "method: kdd": r"method=kdd does not exist \(did you mean kd\?\)",
         "teaching: {optimizer: sdg}": r"teaching\.optimizer=sdg does not exist \(did you mean sgd\?\)",
         "run: x\nrun: y": "it has the name 'run' twice",
@@ -141,7 +142,7 @@ def test_an_experiment_is_refused_in_one_line(tmp_path):
     }.items():
         path.write_text(text)
         with pytest.raises(ConfigError, match=message) as caught:
-            compose("distill", [f"experiment={path}"])
+            build_verb_config("distill", compose("distill", [f"experiment={path}"]))
         assert "\n" not in str(caught.value)
 
 

@@ -77,11 +77,12 @@ def _built(hint: Any, value: Any, where: str) -> Any:
         return {str(k): _built(members[1], v, f"{where}.{k}") for k, v in (value or {}).items()}
     if origin is tuple and isinstance(value, str) and members[0] is str:
         return (value,)  # a single name is a list of one
-    if isinstance(value, (list, tuple)):
+    classes = [c for c in members or (hint,) if isinstance(c, type) and issubclass(c, Options)]
+    is_section = origin is not tuple and bool(classes) and value is not None
+    if isinstance(value, (list, tuple)) and not is_section:
         each = members[0] if origin is tuple else Any
         return tuple(_built(each, own, f"{where}[{i}]") for i, own in enumerate(value))
-    classes = [c for c in members or (hint,) if isinstance(c, type) and issubclass(c, Options)]
-    if origin is tuple or not classes or value is None:
+    if not is_section:
         return value
     family = where if where in FAMILIES else classes[0].section
     if family in FAMILIES:

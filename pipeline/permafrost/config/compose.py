@@ -280,8 +280,8 @@ def plugin_names(words: Sequence[str]) -> list[str]:
             names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(
-            f"plugins={typed.get('plugins', names)} must be a list of Python files and modules, as in "
-            "plugins=[my_losses.py]"
+            f"plugins={printable(str(typed.get('plugins', names)))[:_SHOWN]} must be a list of Python files and "
+            "modules, as in plugins=[my_losses.py]"
         )
     return names
 
@@ -585,8 +585,8 @@ _DESCRIPTION, _WEIGHTS = "model.json", "model.safetensors"
 
 def _options_of_run(section: str, values: Any) -> Any:
     """Return the options of a network, those of kind=saved replaced by the options of the run that trained it."""
-    is_saved = section in _NETWORKS and values["kind"] == SavedModelConfig.kind
-    if not is_saved or values["weights"] is None:
+    is_network = section in _NETWORKS and isinstance(values, dict)
+    if not is_network or values["kind"] != SavedModelConfig.kind or values["weights"] is None:
         return values
     typed = {
         name: value
