@@ -413,9 +413,8 @@ def iter_objects(address: str) -> Iterator[tuple[str, int]]:
 
     def next_block() -> Any:
         nonlocal blocks
-        if (
-            blocks is None
-        ):  # the first one, or one after an error, which goes on from the last object
+        # The first one, or one after an error, which goes on from the last object.
+        if blocks is None:
             blocks = iter(obstore.list(client, key or None, offset=last, chunk_size=1000))
         try:
             return next(blocks, [])
