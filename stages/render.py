@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from permafrost.cli import main
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose, section_of, sections
+from permafrost.config.compose import compose
 from permafrost.config.paths import require_shared_paths
+from permafrost.config.sections import section_of, sections_of_verb
 from permafrost.config.verbs import VERBS, RenderConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import write_atomically
@@ -75,7 +76,7 @@ def configure(words: Sequence[str]) -> RenderConfig:
         words = ["cluster=kuberay", *words]  # the only one that a manifest can describe
     shared = [word for word in words if section_of(word) in ("cluster", "experiment")]
     own = [word for word in words if section_of(word) in _OWN_SECTIONS]
-    values = sections("render", compose("render", [*own, *shared]))
+    values = sections_of_verb("render", compose("render", [*own, *shared]))
     config: RenderConfig = build_verb_config("render", values)
     theirs = [
         word

@@ -73,7 +73,7 @@ def _print_schema(words: list[str]) -> None:
     """Print the JSON Schema of experiments, with the members of the plug-ins that `plugins=` names."""
     import json
 
-    from permafrost.config.compose import plugin_names
+    from permafrost.config.experiments import plugin_names
     from permafrost.config.plugins import load_plugins
     from permafrost.config.schema import experiment_schema
 

@@ -16,16 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import (
-    complete_words,
-    compose,
-    plugin_names,
-    section_names,
-    section_of,
-    sections,
-)
+from permafrost.config.compose import complete_words, compose
 from permafrost.config.environment import keep_freed_memory
 from permafrost.config.evaluation import EVALUATORS
+from permafrost.config.experiments import plugin_names
 from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
 from permafrost.config.runs import (
@@ -35,6 +29,7 @@ from permafrost.config.runs import (
     save_options,
     to_plain_dict,
 )
+from permafrost.config.sections import section_names, section_of, sections_of_verb
 from permafrost.core.errors import ConfigError, UserError, printable
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.lock import lock_folder
@@ -121,7 +116,9 @@ def _run_words(
     if "--cfg" in words:
         shown = _without_cfg(words)
         values = (
-            to_plain_dict(configure(shown)) if configure else sections(verb, compose(verb, shown))
+            to_plain_dict(configure(shown))
+            if configure
+            else sections_of_verb(verb, compose(verb, shown))
         )
         print(dump_yaml(values), end="")
         return
@@ -163,7 +160,7 @@ def run_words(verb: str, run: Callable[[Any], Any], words: Sequence[str]) -> Any
             stack.enter_context(lock_folder(run_folder(composed["run"]), "run"))
         if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
             path = run_folder(composed["run"]) / f"{verb}.yaml"
-            save_options(path, sections(verb, composed), composed["command"])
+            save_options(path, sections_of_verb(verb, composed), composed["command"])
         _import_pandas()
         return run(config)
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose, plugin_names
+from permafrost.config.compose import compose
 from permafrost.config.data import SOURCES
 from permafrost.config.evaluation import EVALUATORS
+from permafrost.config.experiments import plugin_names
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS, TimmModelConfig

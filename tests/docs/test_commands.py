@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from permafrost.config.compose import section_names, section_of
 from permafrost.config.models import TorchvisionModelConfig
+from permafrost.config.sections import section_names, section_of
 from permafrost.models.providers import build_model
 from permafrost.unicam.residual_maps import load_class_embeddings
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_words

@@ -15,10 +15,11 @@ from permafrost.__main__ import VERBS as VERB_ORDER
 from permafrost.__main__ import main as console_main
 from permafrost.cli import main, next_command
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose, sections
+from permafrost.config.compose import compose
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.reference import options_page
+from permafrost.config.sections import sections_of_verb
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import ConfigError
 from tests.support.paths import ROOT
@@ -313,7 +314,7 @@ def test_help_shows_the_command_the_groups_and_every_option(verb, permafrost):
 
     assert code == 0
     assert f"permafrost {verb}" in output
-    for section in sections(verb, compose(verb, [])):
+    for section in sections_of_verb(verb, compose(verb, [])):
         assert re.search(rf"\n  {section}[.=]", output)
 
 

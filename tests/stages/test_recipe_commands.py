@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from permafrost.config.compose import section_names
 from permafrost.config.environment import CONF
+from permafrost.config.sections import section_names
 from tests.support.composition import composed_of
 from tests.support.image_sets import image_bytes, write_cifar, write_images, write_mnist
 from tests.support.images import write_tar

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from itertools import product
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import section_names, section_of, sections
 from permafrost.config.paths import place_paths
+from permafrost.config.sections import section_names, section_of, sections_of_verb
 from permafrost.config.verbs import VERBS
 from stages import render
 from tests.support.composition import composed_of
@@ -76,7 +76,7 @@ def resolve(verb: str, words: list[str]) -> object:
         names = (*section_names(verb), "experiment")
         return composed_of(verb, *(word for word in words if section_of(word) in names))
     if words[:1] == ["--cfg"]:
-        return sections(verb, composed_of(verb, *words[2:]))
+        return sections_of_verb(verb, composed_of(verb, *words[2:]))
     if verb == "render":
         return render.configure(words)
     words = without_saved_networks(words)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
-from permafrost.config.compose import group_members, option_places, section_names, value_type
+from permafrost.config.compose import value_type
+from permafrost.config.sections import group_members, option_paths, section_names
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import UserError
 
@@ -56,7 +57,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     if equals:
         return [f"{name}={each}" for each in _values(verb, name, before) if each.startswith(value)]
     members = [each for each in (*section_names(verb), "experiment") if group_members(each)]
-    names = [*members, "plugins", *option_places(verb)]
+    names = [*members, "plugins", *option_paths(verb)]
     return sorted({f"{each}=" for each in names if each.startswith(name)})
 
 

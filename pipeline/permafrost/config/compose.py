@@ -11,69 +11,55 @@ A text option keeps the characters that were typed, so that `run=010` is a run c
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 import shlex
-from functools import cache, lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from permafrost.config.augment import AugmentOptions
 from permafrost.config.environment import CONF
+from permafrost.config.experiments import ExperimentFile, read_experiment
 from permafrost.config.models import SavedModelConfig
 from permafrost.config.options import (
     Option,
-    Options,
-    Role,
     options_of,
     plain_defaults,
     to_plain,
     without_null,
 )
 from permafrost.config.plugins import require_named
-from permafrost.config.store import StoreOptions
-from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import FAMILIES, VERBS, class_of
+from permafrost.config.sections import (
+    DEFAULT_MEMBERS,
+    GROUPS,
+    OF_CLASS,
+    SHOWN,
+    group_members,
+    is_section,
+    no_member,
+    section_names,
+    section_of,
+    suggest,
+    suggest_options,
+    top_options,
+    with_kinds,
+)
+from permafrost.config.verbs import FAMILIES, class_of
 from permafrost.core.errors import ConfigError, printable
 from permafrost.core.files import read_regular
 from permafrost.core.signed_files import DigestError, check_json
-from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values, values_of
+from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-GROUPS: dict[str, type[Options]] = {
-    "store": StoreOptions,
-    "trainer": TrainerOptions,
-    "optimizer": OptimizerOptions,
-    "augment": AugmentOptions,
-}
-"""Sections whose members are files of conf/ and share one class."""
-_DEFAULT_MEMBERS = {
-    **{
-        "data": "none",
-        "store": "zarr",
-        "teacher": "cifar",
-        "black_box": "none",
-        "student": "cifar",
-    },
-    **{"explainer": "gradcam", "augment": "pad_crop", "views": "canonical", "teaching": "labels"},
-    **{"method": "e2kd", "optimizer": "adamw", "trainer": "default", "cluster": "local"},
-}
-_OF_CLASS = {"store": "zarr", "trainer": "default"}
-"""Members that are the defaults of their class, and have no file."""
 _NETWORKS = ("teacher", "student", "black_box")
-_SWEPT_VERBS = ("distill", "evaluate")
-BASES = "bases"
-"""Entry of an experiment that lists those that it is based on."""
 
 
 def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     """Compose all sections as plain values. Raises ConfigError for words that do not fit the verb or their sections."""
     typed = [_typed(verb, word, words) for word in complete_words(verb, words)]
     experiment = next((each.text for each in reversed(typed) if each.path == "experiment"), None)
-    files = () if experiment is None else _read_experiment(experiment)
+    files = () if experiment is None else read_experiment(experiment)
     values, typed = _with_members(files, [each for each in typed if each.path != "experiment"])
     for file in files:
         _merge(values, file.sections)
@@ -113,189 +99,6 @@ def complete_words(verb: str, words: Sequence[str]) -> list[str]:
     ]
 
 
-def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a composed config that the verb reads."""
-    return {name: value for name, value in composed.items() if name in section_names(verb)}
-
-
-def section_names(verb: str) -> list[str]:
-    """Names of the sections and options that a verb reads; for a sweep also those of its students."""
-    verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
-    return list(
-        dict.fromkeys(
-            option.name
-            for name in verbs
-            for option in options_of(VERBS[name])
-            if Role.SET_BY_STAGE not in option.roles
-        )
-    )
-
-
-def section_of(word: str) -> str:
-    """Name of the section that a word changes."""
-    return word.split("=", 1)[0].split(".")[0]
-
-
-def group_members(section: str) -> list[str]:
-    """Members that a section may choose, such as the methods of `method=`; empty if it has none."""
-    if section == "experiment":
-        return experiments()
-    if section not in GROUPS:
-        return sorted(FAMILIES.get(section, ()))
-    own = {_OF_CLASS[section]} if section in _OF_CLASS else set()
-    return sorted({*own, *(path.stem for path in (CONF / section).glob("*.yaml"))})
-
-
-def experiments() -> list[str]:
-    """Names of the experiments of conf/."""
-    folder = CONF / "experiment"
-    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
-
-
-@cache
-def top_options() -> dict[str, Option]:
-    """Options of all verbs by name: sections, and options outside sections."""
-    plugins = Option("plugins", tuple[str, ...], (), frozenset(), ())
-    every = (option for cls in VERBS.values() for option in options_of(cls))
-    named = {o.name: o for o in every if Role.SET_BY_STAGE not in o.roles}
-    return {"plugins": plugins, **named}
-
-
-# ---- experiments ---------------------------------------------------------------------------------
-
-
-_MOST_BYTES = 2**20
-"""Size of the largest file of an experiment."""
-_MOST_BASES = 8
-"""Largest number of experiments of which each is based on the next, and of those that one is based on."""
-
-
-class _File(NamedTuple):
-    """Experiment, or one that it is based on."""
-
-    text: str
-    sections: dict[str, Any]
-
-
-@lru_cache(maxsize=256)
-def _parse_experiment(name: str, text: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Return the bases of an experiment and its sections, of which each member is in the form {kind: ...}."""
-    try:
-        values = parse_yaml(text)
-    except YamlError as error:
-        raise ConfigError(f"experiment={name}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"experiment={name} must be a mapping of sections to options")
-    bases = values.pop(BASES, [])
-    is_list = isinstance(bases, list) and len(bases) <= _MOST_BASES
-    if not is_list or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(
-            f"experiment={name}: {BASES} must be a list of at most {_MOST_BASES} experiments, as in [demo]"
-        )
-    for section, value in values.items():
-        if section not in top_options():
-            hint = (
-                f": write {BASES}: [...] for those that it is based on, and `method: kd` or "
-                "`method: {kind: kd, ...}` for a member"
-                if section == "defaults"
-                else _suggest(section, [*top_options(), BASES])
-            )
-            raise ConfigError(f"experiment={name}: there is no section {section}{hint}")
-        values[section] = _with_kinds(section, value)
-    return tuple(map(str, bases)), values
-
-
-def _with_kinds(section: str, value: Any) -> Any:
-    """Write the member of a section, and of the sections in it, as {kind: member}."""
-    if isinstance(value, str) and (section in FAMILIES or section in GROUPS):
-        return {"kind": value}
-    if isinstance(value, dict) and section in FAMILIES:
-        return {n: _with_kinds(n, own) if n in GROUPS else own for n, own in value.items()}
-    return value
-
-
-def _read_experiment(name: str) -> tuple[_File, ...]:
-    """Read an experiment of conf/, or the file of experiment=<path>.yaml, after those that it is based on."""
-    files: dict[str, _File] = {}
-    _add_experiment(name, files, ())
-    return tuple(files.values())
-
-
-def _add_experiment(name: str, files: dict[str, _File], based: tuple[str, ...]) -> None:
-    """Add an experiment to those that were read, unless it is among them.
-
-    based  names of those that are based on it
-    """
-    if name in based or len(based) > _MOST_BASES:
-        chain = " <- ".join([*based, name][-4:])
-        raise ConfigError(
-            f"experiment={based[0]} is based on itself or on too many others: {chain}"
-        )
-    if name in files:
-        return
-    text = _experiment_text(name)
-    bases, sections = _parse_experiment(name, text)
-    for base in bases:
-        _add_experiment(base, files, (*based, name))
-    files[name] = _File(text, sections)
-
-
-def _experiment_text(name: str) -> str:
-    if not name.endswith((".yaml", ".yml")):
-        if name not in experiments():
-            if _is_file(name):
-                raise ConfigError(
-                    f"experiment={name} is no .yaml file; a Python file is named with plugins=[{name}]"
-                )
-            raise _no_member("experiment", name)
-        return (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
-    try:
-        return read_regular(Path(name), _MOST_BYTES).decode()
-    except OSError as error:
-        raise ConfigError(f"experiment={name} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"experiment={name}: {error}") from error
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):  # no name of a file
-        return False
-
-
-def plugin_names(words: Sequence[str]) -> list[str]:
-    """Return the plug-ins that `plugins=` names in these words, or else in their experiment.
-
-    They are read before everything else is composed, because a word may name a member of theirs.
-    """
-    typed = dict(word.partition("=")[::2] for word in words)
-    names: Any = []
-    if "experiment" in typed:
-        names = _plugins_of_experiment(typed["experiment"])
-    if "plugins" in typed:
-        try:
-            names = read_values(typed["plugins"])
-        except YamlError:
-            names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(
-            f"plugins={printable(str(typed.get('plugins', names)))[:_SHOWN]} must be a list of Python files and "
-            "modules, as in plugins=[my_losses.py]"
-        )
-    return names
-
-
-def _plugins_of_experiment(name: str) -> Any:
-    """Return the entry `plugins` of an experiment's file, or of the last one that it is based on."""
-    try:
-        files = _read_experiment(name)
-    except ConfigError:
-        return []  # named by the composition
-    named = [file.sections["plugins"] for file in files if "plugins" in file.sections]
-    return values_of(named[-1]) if named else []
-
-
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -325,7 +128,7 @@ def _value_at(values: Mapping[str, Any], path: str) -> Any:
 
 
 def _with_members(
-    files: Iterable[_File], typed: list[_Typed]
+    files: Iterable[ExperimentFile], typed: list[_Typed]
 ) -> tuple[dict[str, Any], list[_Typed]]:
     """Return the defaults of all sections with the members that files and words choose, and the other words."""
     chosen: dict[str, str] = {}
@@ -339,13 +142,13 @@ def _with_members(
             chosen[place] = each.text
             continue
         if _has_members(place):
-            chosen |= _kinds_in(place, _with_kinds(place, _value_of(each, Any)))
+            chosen |= _kinds_in(place, with_kinds(place, _value_of(each, Any)))
         others.append(each)
     values: dict[str, Any] = {}
     for name, option in top_options().items():
         if name in FAMILIES or name in GROUPS:
-            values[name] = _member(name, chosen.get(name, _DEFAULT_MEMBERS[name]), name)
-        elif _is_section(option):
+            values[name] = _member(name, chosen.get(name, DEFAULT_MEMBERS[name]), name)
+        elif is_section(option):
             values[name] = plain_defaults(option.hint)
         else:
             values[name] = to_plain(option.default)
@@ -354,10 +157,6 @@ def _with_members(
         if nested:
             values[section][nested] = _member(nested, kind, place)
     return values, others
-
-
-def _is_section(option: Option) -> bool:
-    return isinstance(option.hint, type) and issubclass(option.hint, Options)
 
 
 def _has_members(path: str) -> bool:
@@ -388,32 +187,23 @@ def _kinds_in(section: str, value: Any) -> dict[str, str]:
 def _member(group: str, kind: str, path: str) -> dict[str, Any]:
     """Return the default options of a member."""
     if kind not in group_members(group):
-        raise _no_member(group, kind, path)
+        raise no_member(group, kind, path)
     if group in FAMILIES:
         options = plain_defaults(FAMILIES[group][kind]) | {"kind": kind}
         return options | {
-            name: _member(name, _DEFAULT_MEMBERS[name], f"{path}.{name}")
+            name: _member(name, DEFAULT_MEMBERS[name], f"{path}.{name}")
             for name in options
             if name in GROUPS
         }
-    own = plain_defaults(GROUPS[group]) if group in _OF_CLASS else {}
+    own = plain_defaults(GROUPS[group]) if group in OF_CLASS else {}
     return (
-        own
-        if kind == _OF_CLASS.get(group)
-        else own | _values_of_file(CONF / group / f"{kind}.yaml")
+        own if kind == OF_CLASS.get(group) else own | _values_of_file(CONF / group / f"{kind}.yaml")
     )
 
 
 def _values_of_file(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = read_values(path.read_bytes())
     return values
-
-
-def _no_member(group: str, kind: str, path: str = "") -> ConfigError:
-    allowed = group_members(group)
-    return ConfigError(
-        f"{path or group}={printable(kind)[:_SHOWN]} does not exist{_suggest(kind, allowed)}; {_choices(kind, allowed)}"
-    )
 
 
 def _merge(values: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
@@ -451,7 +241,7 @@ def _typed(verb: str, word: str, words: Sequence[str]) -> _Typed:
     if not equals:
         raise ConfigError(f"cannot read {word!r}; options are written key=value, see --help")
     section = section_of(word)
-    hint = _suggest_places(verb, section) or _suggest(section, names)
+    hint = suggest_options(verb, section) or suggest(section, names)
     if verb == "teach" and section in GROUPS:
         hint = f" (did you mean teaching.{section}?)"
     raise ConfigError(f"{verb} takes no {printable(path)}={hint}; it takes: {', '.join(names)}")
@@ -463,10 +253,10 @@ def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
     last = typed.path.rpartition(".")[2]
     if not isinstance(node, dict) or not (last in node or _is_mapping(hint_of_node)):
         known = sorted(node) if isinstance(node, dict) else []
-        close = _suggest_places(verb, last) or _suggest(last, known)
+        close = suggest_options(verb, last) or suggest(last, known)
         among = f"; available options: {', '.join(known)}" if known else ""
         raise ConfigError(f"unknown option {printable(typed.path)}{close}{among}")
-    value = _with_kinds(typed.path, _value_of(typed, hint))
+    value = with_kinds(typed.path, _value_of(typed, hint))
     if isinstance(value, dict) and class_of(hint, last, node[last]) is not None:
         _merge(node[last], value, last)
     else:
@@ -525,7 +315,7 @@ def _value_of(typed: _Typed, hint: Any) -> Any:
             return text
         is_tight = _TIGHT_COLON.search(text) and "space" not in str(error)
         way_out = "; write a space after each colon" if is_tight else ""
-        shown = printable(text)[:_SHOWN]
+        shown = printable(text)[:SHOWN]
         raise ConfigError(f"cannot read {typed.path}={shown}: {error}{way_out}") from error
     return text if is_quoted and not isinstance(value, str) else value
 
@@ -611,17 +401,6 @@ def _options_of_run(section: str, values: Any) -> Any:
     return own | {"weights": str(folder / _WEIGHTS), "frame": "auto"} | typed
 
 
-# ---- suggestions -----------------------------------------------------------------------------------
-
-
-_SHOWN = 200
-"""Characters of a value that an error shows."""
-_LISTED = 40
-"""Number of names that an error lists."""
-_MOST_PLACES = 3
-"""Largest number of options that a message suggests."""
-
-
 def _split_by_the_shell(words: Sequence[str]) -> str:
     """Return the list or mapping that a shell has divided at its spaces, empty if all words are whole."""
     for start, word in enumerate(words):
@@ -636,46 +415,3 @@ def _split_by_the_shell(words: Sequence[str]) -> str:
 def _is_open(word: str) -> bool:
     """Return whether a bracket or brace of a word is not closed in it."""
     return any(word.count(first) > word.count(last) for first, last in ("[]", "{}"))
-
-
-def _suggest_places(verb: str, name: str) -> str:
-    """Suggest the options of a verb whose last part is `name` or resembles it, if there are few."""
-    every = {place: place.rpartition(".")[2] for place in option_places(verb)}
-    names = {name, *difflib.get_close_matches(name, sorted(set(every.values())), n=1, cutoff=0.65)}
-    last = name if name in every.values() else min(names - {name}, default=name)
-    places = [place for place, own in every.items() if own == last]
-    if not 0 < len(places) <= _MOST_PLACES:
-        return ""
-    return f" (did you mean {' or '.join(f'{place}=' for place in places)}?)"
-
-
-def option_places(verb: str) -> list[str]:
-    """Return the full names of all options of a verb, of every member of its families, and of a sweep's students."""
-    verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
-    classes = [VERBS[name] for name in verbs]
-    return list(dict.fromkeys(place for cls in classes for place in _places_in(cls, "")))
-
-
-def _places_in(cls: type[Options], prefix: str) -> Iterator[str]:
-    for option in options_of(cls):
-        if Role.SET_BY_STAGE in option.roles:
-            continue
-        where = f"{prefix}{option.name}"
-        members = () if prefix else FAMILIES.get(option.name, {}).values()
-        for member in members or ([option.hint] if _is_section(option) else []):
-            yield from _places_in(member, f"{where}.")
-        if not members and not _is_section(option):
-            yield where
-
-
-def _choices(word: str, allowed: Sequence[str]) -> str:
-    """List what is allowed, or what resembles the word if that is more than anyone reads."""
-    if len(allowed) <= _LISTED:
-        return f"choose one of: {', '.join(allowed)}"
-    close = difflib.get_close_matches(word, allowed, n=8, cutoff=0.3) or allowed[:8]
-    return f"choose one of {len(allowed)}, such as: {', '.join(close)}"
-
-
-def _suggest(word: str, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(allowed), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -11,7 +11,6 @@ from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
-from permafrost.config.compose import group_members, section_names
 from permafrost.config.options import (
     Option,
     Options,
@@ -21,6 +20,7 @@ from permafrost.config.options import (
     options_of,
     to_plain,
 )
+from permafrost.config.sections import group_members, section_names
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import FAMILIES, VERBS, section_class

@@ -9,8 +9,9 @@ from dataclasses import MISSING
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from permafrost.config.compose import BASES, GROUPS, group_members, top_options
+from permafrost.config.experiments import BASES
 from permafrost.config.options import Option, Options, meanings_of, options_of, schema_of, to_plain
+from permafrost.config.sections import GROUPS, group_members, top_options
 from permafrost.config.verbs import FAMILIES
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.compose import compose, section_of
+from permafrost.config.compose import compose
 from permafrost.config.paths import place_paths
 from permafrost.config.points import iter_points, knows_option, point_label, point_words
 from permafrost.config.runs import identity, to_plain_dict
+from permafrost.config.sections import section_of
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import sha256_json
 from permafrost.evaluation.inputs import (

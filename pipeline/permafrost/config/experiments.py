@@ -1,0 +1,147 @@
+"""Experiments: the files of conf/experiment, and those of the user, each after those that it is based on."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from permafrost.config.environment import CONF
+from permafrost.config.sections import (
+    SHOWN,
+    experiment_names,
+    no_member,
+    suggest,
+    top_options,
+    with_kinds,
+)
+from permafrost.core.errors import ConfigError, printable
+from permafrost.core.files import read_regular
+from permafrost.core.yaml_text import YamlError, parse_yaml, read_values, values_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BASES = "bases"
+"""Entry of an experiment that lists those that it is based on."""
+_MOST_BYTES = 2**20
+"""Size of the largest file of an experiment."""
+_MOST_BASES = 8
+"""Largest number of experiments of which each is based on the next, and of those that one is based on."""
+
+
+class ExperimentFile(NamedTuple):
+    """Experiment, or one that it is based on."""
+
+    text: str
+    sections: dict[str, Any]
+
+
+@lru_cache(maxsize=256)
+def _parse_experiment(name: str, text: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the bases of an experiment and its sections, of which each member is in the form {kind: ...}."""
+    try:
+        values = parse_yaml(text)
+    except YamlError as error:
+        raise ConfigError(f"experiment={name}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"experiment={name} must be a mapping of sections to options")
+    bases = values.pop(BASES, [])
+    is_list = isinstance(bases, list) and len(bases) <= _MOST_BASES
+    if not is_list or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(
+            f"experiment={name}: {BASES} must be a list of at most {_MOST_BASES} experiments, as in [demo]"
+        )
+    for section, value in values.items():
+        if section not in top_options():
+            hint = (
+                f": write {BASES}: [...] for those that it is based on, and `method: kd` or "
+                "`method: {kind: kd, ...}` for a member"
+                if section == "defaults"
+                else suggest(section, [*top_options(), BASES])
+            )
+            raise ConfigError(f"experiment={name}: there is no section {section}{hint}")
+        values[section] = with_kinds(section, value)
+    return tuple(map(str, bases)), values
+
+
+def read_experiment(name: str) -> tuple[ExperimentFile, ...]:
+    """Read an experiment of conf/, or the file of experiment=<path>.yaml, after those that it is based on."""
+    files: dict[str, ExperimentFile] = {}
+    _add_experiment(name, files, ())
+    return tuple(files.values())
+
+
+def _add_experiment(name: str, files: dict[str, ExperimentFile], based: tuple[str, ...]) -> None:
+    """Add an experiment to those that were read, unless it is among them.
+
+    based  names of those that are based on it
+    """
+    if name in based or len(based) > _MOST_BASES:
+        chain = " <- ".join([*based, name][-4:])
+        raise ConfigError(
+            f"experiment={based[0]} is based on itself or on too many others: {chain}"
+        )
+    if name in files:
+        return
+    text = _experiment_text(name)
+    bases, sections = _parse_experiment(name, text)
+    for base in bases:
+        _add_experiment(base, files, (*based, name))
+    files[name] = ExperimentFile(text, sections)
+
+
+def _experiment_text(name: str) -> str:
+    if not name.endswith((".yaml", ".yml")):
+        if name not in experiment_names():
+            if _is_file(name):
+                raise ConfigError(
+                    f"experiment={name} is no .yaml file; a Python file is named with plugins=[{name}]"
+                )
+            raise no_member("experiment", name)
+        return (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    try:
+        return read_regular(Path(name), _MOST_BYTES).decode()
+    except OSError as error:
+        raise ConfigError(f"experiment={name} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"experiment={name}: {error}") from error
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # no name of a file
+        return False
+
+
+def plugin_names(words: Sequence[str]) -> list[str]:
+    """Return the plug-ins that `plugins=` names in these words, or else in their experiment.
+
+    They are read before everything else is composed, because a word may name a member of theirs.
+    """
+    typed = dict(word.partition("=")[::2] for word in words)
+    names: Any = []
+    if "experiment" in typed:
+        names = _plugins_of_experiment(typed["experiment"])
+    if "plugins" in typed:
+        try:
+            names = read_values(typed["plugins"])
+        except YamlError:
+            names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"plugins={printable(str(typed.get('plugins', names)))[:SHOWN]} must be a list of Python files and "
+            "modules, as in plugins=[my_losses.py]"
+        )
+    return names
+
+
+def _plugins_of_experiment(name: str) -> Any:
+    """Return the entry `plugins` of an experiment's file, or of the last one that it is based on."""
+    try:
+        files = read_experiment(name)
+    except ConfigError:
+        return []  # named by the composition
+    named = [file.sections["plugins"] for file in files if "plugins" in file.sections]
+    return values_of(named[-1]) if named else []

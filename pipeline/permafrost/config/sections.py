@@ -1,0 +1,162 @@
+"""Sections of configs with their members and options, by name, and what resembles a name that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.environment import CONF
+from permafrost.config.options import Option, Options, Role, options_of
+from permafrost.config.store import StoreOptions
+from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.verbs import FAMILIES, VERBS
+from permafrost.core.errors import ConfigError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+GROUPS: dict[str, type[Options]] = {
+    "store": StoreOptions,
+    "trainer": TrainerOptions,
+    "optimizer": OptimizerOptions,
+    "augment": AugmentOptions,
+}
+"""Sections whose members are files of conf/ and share one class."""
+DEFAULT_MEMBERS = {
+    **{
+        "data": "none",
+        "store": "zarr",
+        "teacher": "cifar",
+        "black_box": "none",
+        "student": "cifar",
+    },
+    **{"explainer": "gradcam", "augment": "pad_crop", "views": "canonical", "teaching": "labels"},
+    **{"method": "e2kd", "optimizer": "adamw", "trainer": "default", "cluster": "local"},
+}
+OF_CLASS = {"store": "zarr", "trainer": "default"}
+"""Members that are the defaults of their class, and have no file."""
+_SWEPT_VERBS = ("distill", "evaluate")
+
+
+def section_names(verb: str) -> list[str]:
+    """Names of the sections and options that a verb reads; for a sweep also those of its students."""
+    verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
+    return list(
+        dict.fromkeys(
+            option.name
+            for name in verbs
+            for option in options_of(VERBS[name])
+            if Role.SET_BY_STAGE not in option.roles
+        )
+    )
+
+
+def sections_of_verb(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a composed config that the verb reads."""
+    return {name: value for name, value in composed.items() if name in section_names(verb)}
+
+
+def section_of(word: str) -> str:
+    """Name of the section that a word changes."""
+    return word.split("=", 1)[0].split(".")[0]
+
+
+def group_members(section: str) -> list[str]:
+    """Members that a section may choose, such as the methods of `method=`; empty if it has none."""
+    if section == "experiment":
+        return experiment_names()
+    if section not in GROUPS:
+        return sorted(FAMILIES.get(section, ()))
+    own = {OF_CLASS[section]} if section in OF_CLASS else set()
+    return sorted({*own, *(path.stem for path in (CONF / section).glob("*.yaml"))})
+
+
+def experiment_names() -> list[str]:
+    """Names of the experiments of conf/."""
+    folder = CONF / "experiment"
+    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+
+
+@cache
+def top_options() -> dict[str, Option]:
+    """Options of all verbs by name: sections, and options outside sections."""
+    plugins = Option("plugins", tuple[str, ...], (), frozenset(), ())
+    every = (option for cls in VERBS.values() for option in options_of(cls))
+    named = {o.name: o for o in every if Role.SET_BY_STAGE not in o.roles}
+    return {"plugins": plugins, **named}
+
+
+def is_section(option: Option) -> bool:
+    return isinstance(option.hint, type) and issubclass(option.hint, Options)
+
+
+def with_kinds(section: str, value: Any) -> Any:
+    """Write the member of a section, and of the sections in it, as {kind: member}."""
+    if isinstance(value, str) and (section in FAMILIES or section in GROUPS):
+        return {"kind": value}
+    if isinstance(value, dict) and section in FAMILIES:
+        return {n: with_kinds(n, own) if n in GROUPS else own for n, own in value.items()}
+    return value
+
+
+# ---- unknown names -------------------------------------------------------------------------------
+
+
+SHOWN = 200
+"""Characters of a value that an error shows."""
+_LISTED = 40
+"""Number of names that an error lists."""
+_MOST_PLACES = 3
+"""Largest number of options that a message suggests."""
+
+
+def suggest_options(verb: str, name: str) -> str:
+    """Suggest the options of a verb whose last part is `name` or resembles it, if there are few."""
+    every = {place: place.rpartition(".")[2] for place in option_paths(verb)}
+    names = {name, *difflib.get_close_matches(name, sorted(set(every.values())), n=1, cutoff=0.65)}
+    last = name if name in every.values() else min(names - {name}, default=name)
+    places = [place for place, own in every.items() if own == last]
+    if not 0 < len(places) <= _MOST_PLACES:
+        return ""
+    return f" (did you mean {' or '.join(f'{place}=' for place in places)}?)"
+
+
+def option_paths(verb: str) -> list[str]:
+    """Return the full names of all options of a verb, of every member of its families, and of a sweep's students."""
+    verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
+    classes = [VERBS[name] for name in verbs]
+    return list(dict.fromkeys(place for cls in classes for place in _paths_in(cls, "")))
+
+
+def _paths_in(cls: type[Options], prefix: str) -> Iterator[str]:
+    for option in options_of(cls):
+        if Role.SET_BY_STAGE in option.roles:
+            continue
+        where = f"{prefix}{option.name}"
+        members = () if prefix else FAMILIES.get(option.name, {}).values()
+        for member in members or ([option.hint] if is_section(option) else []):
+            yield from _paths_in(member, f"{where}.")
+        if not members and not is_section(option):
+            yield where
+
+
+def choices(word: str, allowed: Sequence[str]) -> str:
+    """List what is allowed, or what resembles the word if that is more than anyone reads."""
+    if len(allowed) <= _LISTED:
+        return f"choose one of: {', '.join(allowed)}"
+    close = difflib.get_close_matches(word, allowed, n=8, cutoff=0.3) or allowed[:8]
+    return f"choose one of {len(allowed)}, such as: {', '.join(close)}"
+
+
+def suggest(word: str, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(allowed), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def no_member(group: str, kind: str, path: str = "") -> ConfigError:
+    allowed = group_members(group)
+    return ConfigError(
+        f"{path or group}={printable(kind)[:SHOWN]} does not exist{suggest(kind, allowed)}; {choices(kind, allowed)}"
+    )
