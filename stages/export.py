@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from permafrost.cli import main
 from permafrost.config.runs import run_folder
 from permafrost.config.version import __version__
-from permafrost.core.files import write_atomically
+from permafrost.storage.files import write_atomically
 from permafrost.models.saved import EXPORT_FOLDER, load_model
 from permafrost.store.reader import Store
 

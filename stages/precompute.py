@@ -25,9 +25,9 @@ from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.core.lock import lock_folder
+from permafrost.storage.lock import lock_folder
 from permafrost.core.progress import say_if_slow
-from permafrost.core.rooted_paths import exists, is_in_bucket
+from permafrost.storage.rooted_paths import exists, is_in_bucket
 from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.data_preview import preview_source, write_preview
 from permafrost.sources.findings import add_findings, check_findings
@@ -47,7 +47,7 @@ from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
     from permafrost.config.verbs import PrecomputeConfig
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.core.tasks import MapShards
     from permafrost.sources.tally import Tally
     from permafrost.store.listing import Listing, ListingFiles

@@ -27,7 +27,7 @@ from permafrost.config.paths import require_shared_paths
 from permafrost.config.sections import section_of, sections_of_verb
 from permafrost.config.verbs import VERBS, RenderConfig
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import write_atomically
+from permafrost.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from permafrost.cli import main
 from permafrost.config.runs import run_folder
-from permafrost.core.files import write_atomically
+from permafrost.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from permafrost.config.verbs import ReportConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.cli import main
-from permafrost.core.files import write_atomically
+from permafrost.storage.files import write_atomically
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:

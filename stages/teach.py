@@ -26,7 +26,7 @@ from permafrost.config.paths import with_absolute_paths
 from permafrost.config.points import option_text
 from permafrost.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_dict
 from permafrost.core.progress import show_epochs
-from permafrost.core.signed_files import write_json
+from permafrost.storage.signed_files import write_json
 from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
 from permafrost.models.resolve import resolve_teach
 from permafrost.models.saved import is_finished, read_description

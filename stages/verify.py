@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from permafrost.cli import main
 from permafrost.core.errors import UserError
-from permafrost.core.rooted_paths import LinkError, file_size, iter_files, listed_once
+from permafrost.storage.rooted_paths import LinkError, file_size, iter_files, listed_once
 from permafrost.store.reader import Store
 from permafrost.store.verification import unfinished_passes, verify_store
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from permafrost.config.verbs import VerifyConfig
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
 
 logger = logging.getLogger("permafrost.verify")
 

@@ -32,7 +32,7 @@ from permafrost.config.runs import (
 from permafrost.config.sections import section_names, section_of, sections_of_verb
 from permafrost.core.errors import ConfigError, UserError, printable
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
-from permafrost.core.lock import lock_folder
+from permafrost.storage.lock import lock_folder
 from permafrost.core.yaml_text import dump_yaml
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from permafrost.config.models import table_words
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, run_folder
 from permafrost.config.verbs import VERBS, PrecomputeConfig
 from permafrost.core.errors import UserError
-from permafrost.core.signed_files import DamagedFileError
+from permafrost.storage.signed_files import DamagedFileError
 from permafrost.evaluation.inputs import trains_classifier
 from permafrost.loading.subset import HOLDOUT, rows_of_split
 from permafrost.models.resolve import resolve_precompute

@@ -27,8 +27,8 @@ from unittest.mock import patch
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import StoreOptions
-from permafrost.core import buckets
-from permafrost.core.bucket_files import collected_uploads
+from permafrost.storage import buckets
+from permafrost.storage.bucket_files import collected_uploads
 from permafrost.library import run_verb
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader

@@ -20,10 +20,10 @@ from permafrost.cluster.executors import (
 from permafrost.cluster.ray_tasks import _ShardActor
 from permafrost.cluster.session import ClusterError
 from permafrost.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
-from permafrost.core import buckets
+from permafrost.storage import buckets
 from permafrost.core.errors import FileError, RecordError
-from permafrost.core.files import write_atomically
-from permafrost.core.rooted_paths import rooted
+from permafrost.storage.files import write_atomically
+from permafrost.storage.rooted_paths import rooted
 from permafrost.core.tasks import ShardResult
 from permafrost.store.frames import ShardFrames
 from tests.support.buckets import memory_buckets

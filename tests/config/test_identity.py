@@ -4,7 +4,7 @@ from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.runs import RUNS, identity, save_options, to_plain_dict
-from permafrost.core.signed_files import read_yaml
+from permafrost.storage.signed_files import read_yaml
 
 
 def test_an_identity_has_every_option_that_changes_results_also_at_its_default():

@@ -24,8 +24,8 @@ from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import ReportConfig, TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import remove_file
-from permafrost.core.rooted_paths import exists
+from permafrost.storage.files import remove_file
+from permafrost.storage.rooted_paths import exists
 from permafrost.ked import dependency
 from permafrost.ked.network import network_partition
 from permafrost.ked.options import AdditiveModelConfig, KEDTeachingConfig

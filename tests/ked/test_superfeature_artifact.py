@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from permafrost.core.lock import LOCK_NAME
+from permafrost.storage.lock import LOCK_NAME
 from permafrost.ked.dependency import symmetric
 from permafrost.ked.grouping import group_features
 from permafrost.ked.partition_pictures import (

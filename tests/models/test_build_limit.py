@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from permafrost.config.models import BcosModelConfig, CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.core.signed_files import read_json, write_json
+from permafrost.storage.signed_files import read_json, write_json
 from permafrost.models import build_limit
 from permafrost.models.build_limit import limited_construction
 from permafrost.models.classifier import WeightsError

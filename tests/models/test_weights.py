@@ -26,7 +26,7 @@ from permafrost.config.models import (
     TorchvisionModelConfig,
 )
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import sha256_file
+from permafrost.storage.files import sha256_file
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.explanations import gradcam
 from permafrost.models.fingerprint import describe_teacher

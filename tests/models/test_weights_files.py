@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from permafrost.config.models import CifarModelConfig, TimmModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import sha256_file
+from permafrost.storage.files import sha256_file
 from permafrost.models.classifier import WeightsError
 from permafrost.models.fingerprint import describe_teacher, identify_weights
 from permafrost.models.module import ModuleClassifier

@@ -25,7 +25,7 @@ from permafrost.config.data import (
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import sha256_file
+from permafrost.storage.files import sha256_file
 from permafrost.models.classifier import WeightsError
 from permafrost.models.explanations import map_grid, require_places, warn_of_coarse_grid
 from permafrost.models.providers import build_model, name_weights

@@ -15,7 +15,7 @@ from PIL import Image
 
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import sha256_file
+from permafrost.storage.files import sha256_file
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.source import build_source
 from permafrost.sources.torchvision_sets import DownloadError, download

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from permafrost.config.runs import RUNS
-from permafrost.core.lock import LOCK_NAME, lock_folder
+from permafrost.storage.lock import LOCK_NAME, lock_folder
 from tests.support.paths import PYTHONPATH
 
 NETWORK = ("student.name=resnet8", "student.width=4", "trainer.epochs=1", "trainer.batch_size=8")
@@ -80,7 +80,7 @@ def test_a_training_that_fails_after_it_has_begun_keeps_its_folder(permafrost, f
 HOLD = """
     import sys, time
     from pathlib import Path
-    from permafrost.core.lock import lock_folder
+    from permafrost.storage.lock import lock_folder
 
     with lock_folder(Path(sys.argv[1])):
         print("held", flush=True)
@@ -115,7 +115,7 @@ def test_a_failed_command_removes_nothing_of_a_run_on_which_another_process_work
 def test_a_lock_whose_file_another_process_has_removed_is_taken_anew(tmp_path, monkeypatch):
     """A process that has opened the file before it was removed must not hold the lock of no file."""
     folder = tmp_path / "run"
-    from permafrost.core import lock
+    from permafrost.storage import lock
 
     take = lock._take
     removed = []

@@ -23,7 +23,7 @@ from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.verbs import ReportConfig, SweepConfig, TeachConfig
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import remove_file
+from permafrost.storage.files import remove_file
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.models.classifier import WeightsError
 from permafrost.models.providers import build_model

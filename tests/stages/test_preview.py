@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from permafrost.core.files import read_regular
+from permafrost.storage.files import read_regular
 from permafrost.sources.data_preview import read_preview
 from permafrost.sources.findings import FINDINGS
 from permafrost.store.reader import Store

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from obstore.store import from_url
 
-from permafrost.core import buckets, files, lock
+from permafrost.storage import buckets, files, lock
 from permafrost.core.errors import UserError
 from permafrost.library import run_verb
 from tests.support.buckets import (

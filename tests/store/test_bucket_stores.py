@@ -10,9 +10,9 @@ import pytest
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import ImageFolderDataConfig, WebDatasetDataConfig
 from permafrost.config.store import StoreOptions
-from permafrost.core import buckets, lock
+from permafrost.storage import buckets, lock
 from permafrost.core.errors import ConfigError, FileError, UserError
-from permafrost.core.rooted_paths import rooted
+from permafrost.storage.rooted_paths import rooted
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
@@ -167,7 +167,7 @@ def test_an_epoch_fetches_its_shards_ahead_and_a_second_one_sends_no_request_for
             downloads.append(address)
             super().__init__(address)
 
-    monkeypatch.setattr("permafrost.core.object_cache.Download", Counted)
+    monkeypatch.setattr("permafrost.storage.object_cache.Download", Counted)
     fresh = StoreDataset(store, rows_of_split(store, "train"), store.open_passes(), keep_bytes=0)
     loader = TrainLoader(fresh, views, batch_size=8, seed=0)
     assert [batch.keys for batch in loader.epoch(0)] == first

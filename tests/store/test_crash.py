@@ -8,7 +8,7 @@ import pytest
 
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.config.store import PassOptions
-from permafrost.core import files
+from permafrost.storage import files
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store

@@ -13,7 +13,7 @@ import pytest
 
 from permafrost.config.models import CifarModelConfig
 from permafrost.core.errors import FileError, UserError
-from permafrost.core.files import make_folder
+from permafrost.storage.files import make_folder
 from permafrost.store import deaths as deaths_module
 from permafrost.store.deaths import DEATHS_SUFFIX, PoisonRecordError, ShardDeaths, find_fatal
 from permafrost.store.reader import Store

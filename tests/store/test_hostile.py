@@ -19,7 +19,7 @@ import pytest
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import UserError
-from permafrost.core.files import sha256_file
+from permafrost.storage.files import sha256_file
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.store.shards import PassShardTable, ShardTable

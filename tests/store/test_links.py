@@ -11,10 +11,10 @@ import pytest
 
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
-from permafrost.core import files, rooted_paths
+from permafrost.storage import files, rooted_paths
 from permafrost.core.errors import FileError
-from permafrost.core.lock import lock_folder
-from permafrost.core.rooted_paths import LinkError, RootedPath
+from permafrost.storage.lock import lock_folder
+from permafrost.storage.rooted_paths import LinkError, RootedPath
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
@@ -275,7 +275,7 @@ def test_no_module_of_the_store_opens_files_itself():
     ]
 
     assert len(found) == 0, found
-    assert len(list(calls_of_files(ROOT / "pipeline/permafrost/core/files.py"))) > 20  # control
+    assert len(list(calls_of_files(ROOT / "pipeline/permafrost/storage/files.py"))) > 20  # control
 
 
 def test_a_store_is_the_same_with_and_without_links_allowed(store):

@@ -16,10 +16,10 @@ import pytest
 
 from permafrost.config.data import DemoDataConfig
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import NoSpaceError, canonical_json, sha256_keys
-from permafrost.core.lock import LockedError
+from permafrost.storage.files import NoSpaceError, canonical_json, sha256_keys
+from permafrost.storage.lock import LockedError
 from permafrost.core.records import Box, Record
-from permafrost.core.rooted_paths import RootedPath, exists
+from permafrost.storage.rooted_paths import RootedPath, exists
 from permafrost.store import index_writer, listing, shard_plan
 from permafrost.store.index_writer import IndexWriter
 from permafrost.store.listing import (

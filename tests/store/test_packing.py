@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
-from permafrost.core.files import open_atomically
+from permafrost.storage.files import open_atomically
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.findings import DataError
 from permafrost.sources.source import build_source

@@ -29,9 +29,9 @@ from safetensors.torch import save_file
 
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
-from permafrost.core import files
+from permafrost.storage import files
 from permafrost.core.errors import UserError
-from permafrost.core.lock import LockedError, lock_folder
+from permafrost.storage.lock import LockedError, lock_folder
 from permafrost.models.providers import build_model
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store

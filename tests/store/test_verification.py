@@ -8,7 +8,7 @@ import pytest
 
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
-from permafrost.core.files import remove_file
+from permafrost.storage.files import remove_file
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.entries import ManifestError
 from permafrost.store.index_writer import remove_other_tables

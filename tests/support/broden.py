@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.core.files import make_folder
+from permafrost.storage.files import make_folder
 from permafrost.interpretability.concepts import (
     CATEGORIES,
     IMAGES,

@@ -22,7 +22,7 @@ import obstore
 import pytest
 from obstore.store import MemoryStore
 
-from permafrost.core import buckets, files
+from permafrost.storage import buckets, files
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
 

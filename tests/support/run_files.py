@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from permafrost.core.signed_files import SIGNATURE, read_json, write_json, write_yaml
+from permafrost.storage.signed_files import SIGNATURE, read_json, write_json, write_yaml
 from permafrost.training.metric_log import METRICS_NAME, MetricWriter
 
 

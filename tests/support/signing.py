@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from permafrost.core.files import sha256_file
+from permafrost.storage.files import sha256_file
 from permafrost.store.arrow_files import read_table, write_rows
 from permafrost.store.entries import FileEntry
 from permafrost.store.index import CHECKED_COLUMNS, INDEX_NAME, INDEX_SCHEMA, checksum

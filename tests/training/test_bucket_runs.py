@@ -6,9 +6,9 @@ import obstore
 import pytest
 
 from permafrost.config.runs import open_run, run_folder
-from permafrost.core import buckets, lock, run_mirrors
+from permafrost.storage import buckets, lock, run_mirrors
 from permafrost.core.errors import UserError
-from permafrost.core.lock import LockedError
+from permafrost.storage.lock import LockedError
 from permafrost.library import run_verb
 from permafrost.training import loop
 from tests.support.buckets import contents, memory_buckets

@@ -17,7 +17,7 @@ from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import TeachConfig
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import sha256_file
+from permafrost.storage.files import sha256_file
 from permafrost.core.records import NO_CLASS, Guidance
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.decode_threads import resolve_decode_threads

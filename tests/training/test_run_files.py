@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from permafrost.config.runs import RUNS, read_config, read_cost
 from permafrost.config.verbs import TeachConfig
-from permafrost.core.signed_files import (
+from permafrost.storage.signed_files import (
     DamagedFileError,
     DigestError,
     read_json,

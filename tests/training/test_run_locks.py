@@ -9,7 +9,7 @@ import pytest
 
 from permafrost.cli import main
 from permafrost.config.runs import RUNS
-from permafrost.core.lock import LockedError, lock_folder
+from permafrost.storage.lock import LockedError, lock_folder
 from stages import distill, evaluate, teach
 from tests.support.paths import PYTHONPATH
 from tests.support.run_corruptions import Runs
@@ -19,7 +19,7 @@ from tests.support.trees import tree_bytes
 HOLD = """
     import os, sys, time
     from pathlib import Path
-    from permafrost.core.lock import lock_folder
+    from permafrost.storage.lock import lock_folder
 
     with lock_folder(Path(sys.argv[1])):
         child = os.fork()  # as a loader's worker, which may live longer than its parent

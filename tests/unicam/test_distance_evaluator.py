@@ -10,7 +10,7 @@ import torch
 from permafrost import students
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
-from permafrost.core.lock import lock_folder
+from permafrost.storage.lock import lock_folder
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.store.artifacts import Artifact
 from permafrost.store.entries import ManifestError

@@ -20,7 +20,7 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.payloads import FeaturesPayload
 from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.core.records import Batch, FieldSpec, StoredTargets
-from permafrost.core.rooted_paths import RootedPath
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.core.tasks import MapShards
 from permafrost.loading.geometry import center_crop, view_targets
 from permafrost.loading.transfer import move_batch

@@ -23,9 +23,9 @@ from permafrost.config.store import (
 )
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.core.errors import require
-from permafrost.core.files import SHORT, sha256_json
+from permafrost.storage.files import SHORT, sha256_json
 from permafrost.core.records import FEATURES
-from permafrost.core.rooted_paths import RootedPath, exists, list_folder
+from permafrost.storage.rooted_paths import RootedPath, exists, list_folder
 from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model

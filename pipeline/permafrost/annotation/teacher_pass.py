@@ -41,10 +41,10 @@ from permafrost.config.store import (
 )
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
-from permafrost.core.addresses import is_address
-from permafrost.core.files import remove_partial_files
+from permafrost.storage.addresses import is_address
+from permafrost.storage.files import remove_partial_files
 from permafrost.core.records import FEATURES, TOP_CLASS
-from permafrost.core.rooted_paths import exists
+from permafrost.storage.rooted_paths import exists
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from permafrost.models.explanations import pass_precision
 from permafrost.models.providers import count_parameters

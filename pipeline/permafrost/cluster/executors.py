@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from permafrost.config.cluster import SMALL_STORE
 from permafrost.config.runs import read_cost
-from permafrost.core.bucket_files import collected_uploads
+from permafrost.storage.bucket_files import collected_uploads
 from permafrost.core.tasks import run_task
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from permafrost.cluster.ray_tasks import RayDataExecutor, RayTaskRunner
     from permafrost.config.cluster import ClusterConfig, Executor
-    from permafrost.core.bucket_files import Uploads
+    from permafrost.storage.bucket_files import Uploads
     from permafrost.core.tasks import MapShards, RunTasks, ShardResult, ShardTask, Task, TaskOutcome
     from permafrost.training.spec import TrainingJob
 

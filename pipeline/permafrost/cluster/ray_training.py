@@ -18,9 +18,9 @@ from uuid import uuid4
 
 from permafrost.cluster.session import ask_helper, gpus_each, ray_session, start_helper
 from permafrost.config.runs import run_folder
-from permafrost.core.addresses import is_address
+from permafrost.storage.addresses import is_address
 from permafrost.core.errors import UserError, first_line
-from permafrost.core.run_mirrors import fetch_folder
+from permafrost.storage.run_mirrors import fetch_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

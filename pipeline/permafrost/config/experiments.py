@@ -16,7 +16,7 @@ from permafrost.config.sections import (
     with_kinds,
 )
 from permafrost.core.errors import ConfigError, printable
-from permafrost.core.files import read_regular
+from permafrost.storage.files import read_regular
 from permafrost.core.yaml_text import YamlError, parse_yaml, read_values, values_of
 
 if TYPE_CHECKING:

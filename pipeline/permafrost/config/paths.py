@@ -10,7 +10,7 @@ from permafrost.config.cluster import ExistingClusterConfig, KubeRayClusterConfi
 from permafrost.config.environment import in_submitted_job
 from permafrost.config.models import is_published
 from permafrost.config.options import Options, Role, options_of
-from permafrost.core.addresses import is_address
+from permafrost.storage.addresses import is_address
 from permafrost.core.errors import require
 
 if TYPE_CHECKING:

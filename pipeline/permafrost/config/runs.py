@@ -13,13 +13,13 @@ from permafrost.config.builder import check_values
 from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import section_class
-from permafrost.core.addresses import is_address
+from permafrost.storage.addresses import is_address
 from permafrost.core.errors import ConfigError, UserError, require
-from permafrost.core.files import remove_partial_files, sha256_json, write_atomically
-from permafrost.core.lock import LOCK_NAME, LockedError, lock_folder
-from permafrost.core.rooted_paths import rooted
-from permafrost.core.run_mirrors import fetch_folder, mirror_of, upload_folder, upload_top
-from permafrost.core.signed_files import (
+from permafrost.storage.files import remove_partial_files, sha256_json, write_atomically
+from permafrost.storage.lock import LOCK_NAME, LockedError, lock_folder
+from permafrost.storage.rooted_paths import rooted
+from permafrost.storage.run_mirrors import fetch_folder, mirror_of, upload_folder, upload_top
+from permafrost.storage.signed_files import (
     DamagedFileError,
     damaged,
     read_json,

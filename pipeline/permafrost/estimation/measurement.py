@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import UserError
-from permafrost.core.rooted_paths import RootedPath, exists
+from permafrost.storage.rooted_paths import RootedPath, exists
 from permafrost.core.tasks import SAMPLE
 from permafrost.estimation.sample import (
     Sample,

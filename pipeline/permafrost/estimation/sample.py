@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from permafrost.config.data import NoDataConfig
 from permafrost.core.errors import require
-from permafrost.core.files import sha256_file, sha256_keys
+from permafrost.storage.files import sha256_file, sha256_keys
 from permafrost.core.seeds import derive_seed
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from permafrost.config.verbs import EstimateConfig
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.core.tasks import ShardResult, ShardTask
     from permafrost.store.shard_plan import ShardPlan
 

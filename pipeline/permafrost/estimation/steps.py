@@ -21,7 +21,7 @@ from permafrost.config.models import NoModelConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import progress
-from permafrost.core.rooted_paths import local_root
+from permafrost.storage.rooted_paths import local_root
 from permafrost.estimation.sample import Spread, spread_of
 from permafrost.loading.geometry import view_images
 from permafrost.models.explanations import pass_precision

@@ -12,7 +12,7 @@ from torch import Tensor
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import write_atomically
+from permafrost.storage.files import write_atomically
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import Batch
 from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_records

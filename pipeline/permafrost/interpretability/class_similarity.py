@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, require, shorten
-from permafrost.core.files import read_regular, sha256_file
+from permafrost.storage.files import read_regular, sha256_file
 from permafrost.core.records import NO_LABEL, require_all_logits
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity

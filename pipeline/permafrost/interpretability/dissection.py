@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import sha256_file
+from permafrost.storage.files import sha256_file
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import COUNT, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel

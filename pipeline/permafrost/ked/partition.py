@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.rooted_paths import RootedPath
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.core.seeds import derive_seed
 from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.ked.options import PARTITION_NAME, AdditiveModelConfig

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.core.rooted_paths import RootedPath, exists, list_folder
+from permafrost.storage.rooted_paths import RootedPath, exists, list_folder
 from permafrost.ked.dependency import symmetric
 from permafrost.ked.partition import Partition
 from permafrost.ked.search import load_partition

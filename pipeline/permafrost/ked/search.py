@@ -27,8 +27,8 @@ from permafrost.config.runs import to_plain_dict
 from permafrost.config.verbs import TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
-from permafrost.core.files import read_regular, write_atomically
-from permafrost.core.rooted_paths import RootedPath
+from permafrost.storage.files import read_regular, write_atomically
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.ked.curvature import (
     Probes,
     feature_scales,

@@ -27,7 +27,7 @@ from permafrost.core.records import (
     StoredTargets,
     TopLogits,
 )
-from permafrost.core.rooted_paths import is_in_bucket
+from permafrost.storage.rooted_paths import is_in_bucket
 from permafrost.loading.decode_threads import DecodeThreads
 from permafrost.loading.fetch_ahead import FetchAhead, ShardFile, require_room
 from permafrost.loading.geometry import center_crop, decode_intermediates

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from permafrost.core.errors import UserError, require
-from permafrost.core.files import fetch_file
-from permafrost.core.rooted_paths import RootedPath, bucket_of
+from permafrost.storage.files import fetch_file
+from permafrost.storage.rooted_paths import RootedPath, bucket_of
 from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.store.reader import Store, TeacherPass
 

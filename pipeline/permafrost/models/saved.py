@@ -16,8 +16,8 @@ from permafrost.config.plugins import require_named
 from permafrost.config.runs import run_identity, to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import write_atomically
-from permafrost.core.signed_files import write_json
+from permafrost.storage.files import write_atomically
+from permafrost.storage.signed_files import write_json
 from permafrost.models.trained_weights import (
     DESCRIPTION_NAME,
     MODEL_NAME,

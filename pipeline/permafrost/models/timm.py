@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from permafrost.config.models import TimmModelConfig, is_published
 from permafrost.core.errors import ConfigError, FileError, first_line
-from permafrost.core.files import write_atomically
+from permafrost.storage.files import write_atomically
 from permafrost.models.classifier import (
     Classifier,
     GapLinear,

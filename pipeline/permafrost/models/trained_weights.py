@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from permafrost.config.models import is_published
 from permafrost.config.options import Role, options_of
 from permafrost.config.runs import run_identity, to_plain_dict
-from permafrost.core.addresses import is_address
+from permafrost.storage.addresses import is_address
 from permafrost.core.errors import ConfigError, shorten
-from permafrost.core.files import read_regular, sha256_file
-from permafrost.core.object_cache import local_copy
-from permafrost.core.signed_files import SIGNATURE, DigestError, check_json, damaged
+from permafrost.storage.files import read_regular, sha256_file
+from permafrost.storage.object_cache import local_copy
+from permafrost.storage.signed_files import SIGNATURE, DigestError, check_json, damaged
 from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.store.manifest import MAX_FRAME_PIXELS
 

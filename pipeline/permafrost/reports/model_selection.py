@@ -14,7 +14,7 @@ from permafrost.config.points import Point, point_label
 from permafrost.config.runs import CONFIG_NAME, read_config, run_folder
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
-from permafrost.core.rooted_paths import RootedPath
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.evaluation.evaluator import Metric, metric_of
 from permafrost.evaluation.inputs import epoch_metric
 from permafrost.reports.comparison import summarize

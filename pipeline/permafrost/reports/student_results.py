@@ -15,7 +15,7 @@ from permafrost.config.points import Point, point_label
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, run_folder
 from permafrost.config.verbs import EvaluationRun, ReportConfig
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.core.signed_files import damaged, read_json
+from permafrost.storage.signed_files import damaged, read_json
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.inputs import trains_classifier
 from permafrost.evaluation.results import (

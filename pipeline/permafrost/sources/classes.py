@@ -19,10 +19,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.core.addresses import is_address
+from permafrost.storage.addresses import is_address
 from permafrost.core.errors import ConfigError, quote
-from permafrost.core.files import read_regular
-from permafrost.core.rooted_paths import rooted
+from permafrost.storage.files import read_regular
+from permafrost.storage.rooted_paths import rooted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

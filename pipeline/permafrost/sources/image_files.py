@@ -14,11 +14,11 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from permafrost.core import buckets
+from permafrost.storage import buckets
 from permafrost.core.errors import ConfigError, FileError, UserError
-from permafrost.core.files import read_regular
+from permafrost.storage.files import read_regular
 from permafrost.core.records import MAX_KEY_BYTES
-from permafrost.core.rooted_paths import is_in_bucket
+from permafrost.storage.rooted_paths import is_in_bucket
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
     ImageError,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.core.rooted_paths import AnyPath
+    from permafrost.storage.rooted_paths import AnyPath
     from permafrost.sources.tally import Tally
 
 

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.core.addresses import is_address
+from permafrost.storage.addresses import is_address
 from permafrost.core.errors import ConfigError, quote
 from permafrost.core.records import Content, Record
-from permafrost.core.rooted_paths import is_folder, rooted
+from permafrost.storage.rooted_paths import is_folder, rooted
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import (
     LEFT_OUT,

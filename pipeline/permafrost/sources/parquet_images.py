@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import open_atomically, open_regular
+from permafrost.storage.files import open_atomically, open_regular
 from permafrost.sources.image_files import SourceFileError
 from permafrost.store.arrow_files import map_arrow
 from permafrost.store.image_decoding import picture_suffix

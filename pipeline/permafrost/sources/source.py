@@ -23,7 +23,7 @@ import numpy as np
 from permafrost.config.data import FileDataConfig
 from permafrost.config.options import Role, options_of, resolve_implementation
 from permafrost.core.errors import ConfigError, require, shorten
-from permafrost.core.files import PARTIAL_SUFFIX, move_file, sha256_json
+from permafrost.storage.files import PARTIAL_SUFFIX, move_file, sha256_json
 from permafrost.core.tasks import ShardResult, run_shards
 from permafrost.sources.tally import Tally
 from permafrost.store.listing import Listing, RecordCounts, join_listings, write_listing

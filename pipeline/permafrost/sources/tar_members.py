@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from braceexpand import braceexpand
 
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.core.files import open_regular, read_at
-from permafrost.core.rooted_paths import is_file, list_folder, rooted
+from permafrost.storage.files import open_regular, read_at
+from permafrost.storage.rooted_paths import is_file, list_folder, rooted
 from permafrost.sources.splits import TRAIN, known_split
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from permafrost.core.rooted_paths import AnyPath, RootedPath
+    from permafrost.storage.rooted_paths import AnyPath, RootedPath
 
 
 PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")

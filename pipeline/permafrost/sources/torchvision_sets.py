@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from permafrost.core.errors import UserError
-from permafrost.core.files import open_atomically
+from permafrost.storage.files import open_atomically
 from permafrost.core.records import Box, Content, Record
 from permafrost.sources.image_files import escape_key, image_suffix, iter_images, read_file
 from permafrost.sources.splits import split_off_test

@@ -11,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.core.addresses import is_address
-from permafrost.core.buckets import object_facts
+from permafrost.storage.addresses import is_address
+from permafrost.storage.buckets import object_facts
 from permafrost.core.errors import ConfigError, UserError, quote
-from permafrost.core.files import open_regular
+from permafrost.storage.files import open_regular
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
-from permafrost.core.rooted_paths import file_size, is_file, is_in_bucket
+from permafrost.storage.rooted_paths import file_size, is_file, is_in_bucket
 from permafrost.sources.classes import (
     MAX_CLASSES,
     ClassIndex,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from permafrost.config.data import WebDatasetDataConfig
-    from permafrost.core.rooted_paths import AnyPath
+    from permafrost.storage.rooted_paths import AnyPath
     from permafrost.store.listing import Listing
 
 MASK_SUFFIX = "mask.png"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from permafrost.core.errors import require
-from permafrost.core.files import (
+from permafrost.storage.files import (
     SHORT,
     map_file,
     open_atomically,
@@ -26,8 +26,8 @@ from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from permafrost.core.files import HashingFile
-    from permafrost.core.rooted_paths import AnyPath, RootedPath
+    from permafrost.storage.files import HashingFile
+    from permafrost.storage.rooted_paths import AnyPath, RootedPath
 
 
 _PIECE = 2**20

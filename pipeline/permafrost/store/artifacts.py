@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from permafrost.core.files import SHORT, make_folder, read_regular, sha256_json, write_atomically
-from permafrost.core.lock import LockedError, lock_folder
-from permafrost.core.rooted_paths import exists, is_file
+from permafrost.storage.files import SHORT, make_folder, read_regular, sha256_json, write_atomically
+from permafrost.storage.lock import LockedError, lock_folder
+from permafrost.storage.rooted_paths import exists, is_file
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import (
     MANIFEST_NAME,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
 
 ARTIFACTS_FOLDER = "artifacts"
 ARTIFACT_SCHEMA = 1

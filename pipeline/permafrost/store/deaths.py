@@ -16,15 +16,15 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import UserError
-from permafrost.core.files import create_file, make_folder, read_regular, remove_file
-from permafrost.core.rooted_paths import is_file
+from permafrost.storage.files import create_file, make_folder, read_regular, remove_file
+from permafrost.storage.rooted_paths import is_file
 from permafrost.store.receipts import RECEIPTS_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
 
 DEATHS_SUFFIX = ".deaths"
 _MOST_BYTES = 64

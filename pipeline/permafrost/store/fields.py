@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 
-from permafrost.core.files import (
+from permafrost.storage.files import (
     open_atomically,
     open_regular,
     open_size,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from permafrost.core.records import FieldSpec
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.row_reader import (
         Rows,
     )

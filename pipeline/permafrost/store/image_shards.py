@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import google_crc32c
 
-from permafrost.core.addresses import is_address
+from permafrost.storage.addresses import is_address
 from permafrost.core.errors import RecordError
-from permafrost.core.files import open_atomically, sha256_file, sha256_keys
+from permafrost.storage.files import open_atomically, sha256_file, sha256_keys
 from permafrost.core.records import NO_LABEL, NO_SIZE
-from permafrost.core.rooted_paths import file_size, rooted
+from permafrost.storage.rooted_paths import file_size, rooted
 from permafrost.store.codecs import RowError
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from permafrost.core.records import Box, Content, Record, Source
-    from permafrost.core.rooted_paths import AnyPath, RootedPath
+    from permafrost.storage.rooted_paths import AnyPath, RootedPath
     from permafrost.store.shard_plan import ShardPlan
 
 

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from permafrost.core.errors import UserError
-from permafrost.core.files import open_regular, open_size, refuse_damaged_copy, sha256_keys
+from permafrost.storage.files import open_regular, open_size, refuse_damaged_copy, sha256_keys
 from permafrost.core.records import MAX_KEY_BYTES, NO_LABEL
 from permafrost.store.arrow_files import map_batch, schema_of
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
@@ -33,7 +33,7 @@ from permafrost.store.receipts import BOX, RECEIPT_SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.manifest import StoreManifest
 
 INDEX_NAME = "index.arrow"

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from permafrost.core.files import (
+from permafrost.storage.files import (
     make_folder,
     map_file,
     open_atomically,
@@ -23,7 +23,7 @@ from permafrost.core.files import (
     scratch_file,
     write_error,
 )
-from permafrost.core.rooted_paths import list_folder
+from permafrost.storage.rooted_paths import list_folder
 from permafrost.store.arrow_files import RowWriter, arrow_sink, write_rows
 from permafrost.store.entries import FileEntry
 from permafrost.store.index import (
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.manifest import PassManifest, StoreManifest
 
 

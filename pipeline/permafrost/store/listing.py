@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import (
+from permafrost.storage.files import (
     PARTIAL_SUFFIX,
     canonical_json,
     create_file,
@@ -29,9 +29,9 @@ from permafrost.core.files import (
     scratch_folder,
     write_error,
 )
-from permafrost.core.lock import LockedError
+from permafrost.storage.lock import LockedError
 from permafrost.core.records import MAX_KEY_BYTES, NO_GROUP, NO_LABEL, Box, Record
-from permafrost.core.rooted_paths import RootedPath, is_writable, list_folder
+from permafrost.storage.rooted_paths import RootedPath, is_writable, list_folder
 from permafrost.store.arrow_files import map_arrow
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from permafrost.core.files import SHORT, canonical_json, commit_file, read_committed
+from permafrost.storage.files import SHORT, canonical_json, commit_file, read_committed
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
-from permafrost.core.signed_files import DigestError, check_json, sign_json
+from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.entries import (
     NAME,
     REWRITE,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from _typeshed import DataclassInstance
 
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
 
 SCHEMA_VERSION = 2
 """Schema of stores and passes, the only one that is read."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from permafrost.config.data import FileDataConfig, ImageFileDataConfig
 from permafrost.core.errors import require
-from permafrost.core.files import canonical_json, remove_partial_files
+from permafrost.storage.files import canonical_json, remove_partial_files
 from permafrost.core.tasks import ShardResult, run_shards
 from permafrost.store.image_shards import (
     NAMED_REASONS,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from permafrost.config.data import DataConfig
     from permafrost.config.verbs import PrecomputeConfig
     from permafrost.core.records import Source
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.core.tasks import MapShards
     from permafrost.store.listing import Listing
     from permafrost.store.shard_plan import ShardPlan

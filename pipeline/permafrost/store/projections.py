@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from permafrost.core.files import read_regular, write_atomically
-from permafrost.core.rooted_paths import RootedPath, list_folder
+from permafrost.storage.files import read_regular, write_atomically
+from permafrost.storage.rooted_paths import RootedPath, list_folder
 from permafrost.store.codecs import NpyError, parse_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.manifest import PassManifest, ProjectionEntry

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from permafrost.core.errors import FileError, require, shorten
-from permafrost.core.files import (
+from permafrost.storage.files import (
     canonical_json,
     map_ahead,
     read_regular,
@@ -26,7 +26,7 @@ from permafrost.core.files import (
     sha256_keys,
     write_atomically,
 )
-from permafrost.core.rooted_paths import (
+from permafrost.storage.rooted_paths import (
     AnyPath,
     LinkError,
     RootedPath,
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.image_shards import Packing
     from permafrost.store.shard_plan import ShardPlan
 

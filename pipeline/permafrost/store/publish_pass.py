@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import UserError
-from permafrost.core.files import map_ahead, sha256_file, sha256_keys
-from permafrost.core.rooted_paths import exists, is_file, listed_once
+from permafrost.storage.files import map_ahead, sha256_file, sha256_keys
+from permafrost.storage.rooted_paths import exists, is_file, listed_once
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.entries import REWRITE, EntryError, FileEntry, ManifestError, from_dict
 from permafrost.store.index_writer import remove_other_tables
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from permafrost.core.records import FieldSpec
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
 
 
 _FEWEST_THAT_DIFFER = 8

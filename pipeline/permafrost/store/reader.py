@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from permafrost.core.rooted_paths import (
+from permafrost.storage.rooted_paths import (
     RootedPath,
     exists,
     is_file,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from permafrost.core.addresses import Bucket
+    from permafrost.storage.addresses import Bucket
     from permafrost.store.row_reader import Rows
     from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
 

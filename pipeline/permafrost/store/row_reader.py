@@ -15,7 +15,7 @@ import google_crc32c
 import numcodecs
 import numpy as np
 
-from permafrost.core.files import open_regular, open_size, read_at, refuse_damaged_copy
+from permafrost.storage.files import open_regular, open_size, read_at, refuse_damaged_copy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
 
 CHECKSUM_BYTES = 4
 _INDEX_ENTRY_BYTES = 16

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.files import create_file, read_at, sha256_keys, write_error
+from permafrost.storage.files import create_file, read_at, sha256_keys, write_error
 from permafrost.store.listing import open_listed, open_listing, order_path
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from permafrost.core.records import Record
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.listing import Listing
 
 _ROW = np.dtype("<i8")

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from permafrost.core.addresses import Bucket, is_address, parse_bucket
-from permafrost.core.rooted_paths import RootedPath
+from permafrost.storage.addresses import Bucket, is_address, parse_bucket
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import read_table, schema_of
 from permafrost.store.entries import (
     EntryError,
@@ -32,7 +32,7 @@ from permafrost.store.entries import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from permafrost.core.rooted_paths import AnyPath
+    from permafrost.storage.rooted_paths import AnyPath
 
 
 T = TypeVar("T")

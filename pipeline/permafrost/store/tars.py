@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import google_crc32c
 
-from permafrost.core.bucket_files import RangedFile
-from permafrost.core.files import open_regular, open_size, read_at, refuse_damaged_copy
-from permafrost.core.rooted_paths import is_in_bucket
+from permafrost.storage.bucket_files import RangedFile
+from permafrost.storage.files import open_regular, open_size, read_at, refuse_damaged_copy
+from permafrost.storage.rooted_paths import is_in_bucket
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
     import io
 
-    from permafrost.core.files import HashingFile
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.files import HashingFile
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.shards import ShardEntry
 
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from permafrost.core.errors import FileError
-from permafrost.core.files import PARTIAL_SUFFIX, read_regular, sha256_file, sha256_keys
-from permafrost.core.lock import LOCK_NAME
+from permafrost.storage.files import PARTIAL_SUFFIX, read_regular, sha256_file, sha256_keys
+from permafrost.storage.lock import LOCK_NAME
 from permafrost.core.records import NO_CLASS
-from permafrost.core.rooted_paths import (
+from permafrost.storage.rooted_paths import (
     AnyPath,
     LinkError,
     RootedPath,
@@ -26,7 +26,7 @@ from permafrost.core.rooted_paths import (
     list_folder,
     listed_once,
 )
-from permafrost.core.signed_files import DigestError, check_json
+from permafrost.storage.signed_files import DigestError, check_json
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from permafrost.store.codecs import decode_unit
 from permafrost.store.deaths import DEATHS_SUFFIX

@@ -4,7 +4,7 @@ Chunk i is shard i of the manifest, so a short last shard does not shift other r
 padding (NaN, -1 or 65535). Fields with 4 KiB or more per record (a B-cos network's weights) are compressed, and a chunk
 of more than 64 MiB is divided into inner chunks.
 
-Zarr encodes, but commits go through core/files.py, because Zarr's local store never syncs. Zarr never reads here: it
+Zarr encodes, but commits go through storage/files.py, because Zarr's local store never syncs. Zarr never reads here: it
 treats a missing chunk as fill, and metadata of its second format may name codecs that run code. A chunk is read as
 bytes, compared with the size and the checksum in the manifest, and decoded by the layout that the fields imply.
 Standard Zarr reads the same files; verification checks their zarr.json for it.
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import google_crc32c
 import numpy as np
 
-from permafrost.core.files import read_regular, sha256_file, write_atomically
-from permafrost.core.rooted_paths import is_file
+from permafrost.storage.files import read_regular, sha256_file, write_atomically
+from permafrost.storage.rooted_paths import is_file
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.fields import (
     PassFields,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from permafrost.core.records import FieldSpec
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
 
 
 FIELDS_FOLDER = "fields.zarr"

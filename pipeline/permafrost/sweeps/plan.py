@@ -12,7 +12,7 @@ from permafrost.config.points import iter_points, knows_option, point_label, poi
 from permafrost.config.runs import identity, to_plain_dict
 from permafrost.config.sections import section_of
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.files import sha256_json
+from permafrost.storage.files import sha256_json
 from permafrost.evaluation.inputs import (
     named_baselines,
     open_against,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from permafrost.config.runs import CHECKPOINT_NAME
-from permafrost.core.files import open_atomically, open_regular
-from permafrost.core.signed_files import DigestError, damaged
+from permafrost.storage.files import open_atomically, open_regular
+from permafrost.storage.signed_files import DigestError, damaged
 from permafrost.training.state import Training
 
 _COMMENT = b"sha256:"

@@ -18,8 +18,8 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.runs import CHECKPOINT_NAME
 from permafrost.core.errors import ConfigError, first_line, require
-from permafrost.core.files import sha256_file, write_atomically
-from permafrost.core.signed_files import damaged, read_json, write_json
+from permafrost.storage.files import sha256_file, write_atomically
+from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.evaluation.evaluator import METRICS, best_position
 from permafrost.evaluation.forward import EvaluatedModel, metrics_of, open_split, predict_records

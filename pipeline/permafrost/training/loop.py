@@ -27,7 +27,7 @@ from permafrost.config.training import TrainerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import Targets
-from permafrost.core.run_mirrors import upload_mirror
+from permafrost.storage.run_mirrors import upload_mirror
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.loader import TrainLoader
 from permafrost.losses.base import AuxiliaryPretraining

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import sha256_file
+from permafrost.storage.files import sha256_file
 from permafrost.core.seeds import derive_seed
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity

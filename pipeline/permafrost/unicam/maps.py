@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import sha256_keys
+from permafrost.storage.files import sha256_keys
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.evaluation.probe_set import (

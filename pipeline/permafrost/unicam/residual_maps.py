@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError
-from permafrost.core.files import read_regular, sha256_file, sha256_keys
+from permafrost.storage.files import read_regular, sha256_file, sha256_keys
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.probe_set import (

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.errors import first_line
-from permafrost.core.signed_files import damaged
+from permafrost.storage.signed_files import damaged
 from permafrost.core.tensor_files import TensorFileError, load_tensors, read_metadata
 from permafrost.evaluation.forward import EvaluatedModel, open_split
 from permafrost.evaluation.results import check_written

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from permafrost.core.lock import LOCK_NAME, LockedError, lock_folder
+from permafrost.storage.lock import LOCK_NAME, LockedError, lock_folder
 from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.paths import PYTHONPATH
@@ -16,7 +16,7 @@ from tests.support.stores import precompute_config
 HOLD = """
     import sys, time
     from pathlib import Path
-    from permafrost.core.lock import lock_folder
+    from permafrost.storage.lock import lock_folder
 
     with lock_folder(Path(sys.argv[1])):
         print("held", flush=True)

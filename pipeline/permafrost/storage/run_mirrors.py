@@ -16,12 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.core import buckets
-from permafrost.core.addresses import Bucket, is_address, parse_bucket
+from permafrost.storage import buckets
+from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.core.errors import FileError, quote
-from permafrost.core.files import PARTIAL_SUFFIX, sha256_file, write_atomically, write_error
-from permafrost.core.lock import LOCK_NAME
-from permafrost.core.object_cache import scratch_folder_of
+from permafrost.storage.files import PARTIAL_SUFFIX, sha256_file, write_atomically, write_error
+from permafrost.storage.lock import LOCK_NAME
+from permafrost.storage.object_cache import scratch_folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

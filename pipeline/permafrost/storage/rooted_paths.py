@@ -18,8 +18,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
-from permafrost.core import buckets
-from permafrost.core.addresses import Bucket, is_address, parse_bucket
+from permafrost.storage import buckets
+from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.core.errors import FileError
 
 if TYPE_CHECKING:

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import IO, TYPE_CHECKING, Any
 
-from permafrost.core import buckets
+from permafrost.storage import buckets
 from permafrost.core.errors import FileError
-from permafrost.core.object_cache import scratch_folder_of
-from permafrost.core.rooted_paths import bucket_of
+from permafrost.storage.object_cache import scratch_folder_of
+from permafrost.storage.rooted_paths import bucket_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import ExitStack
 
-    from permafrost.core.rooted_paths import RootedPath
+    from permafrost.storage.rooted_paths import RootedPath
 
 
 def scratch_file_of(path: RootedPath) -> IO[bytes]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.core import files
-from permafrost.core.files import NoSpaceError, create_file, open_regular, read_at
+from permafrost.storage import files
+from permafrost.storage.files import NoSpaceError, create_file, open_regular, read_at
 
 UNREADABLE = Path("/proc/self/mem")
 """Regular file whose first bytes are an EIO."""

@@ -22,7 +22,7 @@ from datetime import timedelta
 from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from permafrost.core.addresses import ADDRESS
+from permafrost.storage.addresses import ADDRESS
 from permafrost.core.errors import ConfigError, FileError, UserError, require
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ import obstore
 import pytest
 from obstore.exceptions import GenericError
 
-from permafrost.core import buckets, files, lock, object_cache
-from permafrost.core.addresses import Bucket, parse_bucket
-from permafrost.core.buckets import ReplacedError, create_object
+from permafrost.storage import buckets, files, lock, object_cache
+from permafrost.storage.addresses import Bucket, parse_bucket
+from permafrost.storage.buckets import ReplacedError, create_object
 from permafrost.core.errors import ConfigError, FileError
-from permafrost.core.lock import Lease, LockedError, lock_folder
-from permafrost.core.object_cache import CacheError, ObjectCache
-from permafrost.core.rooted_paths import (
+from permafrost.storage.lock import Lease, LockedError, lock_folder
+from permafrost.storage.object_cache import CacheError, ObjectCache
+from permafrost.storage.rooted_paths import (
     RootedPath,
     exists,
     file_size,

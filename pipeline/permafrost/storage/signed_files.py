@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import UserError
-from permafrost.core.files import read_regular, write_atomically
+from permafrost.storage.files import read_regular, write_atomically
 from permafrost.core.yaml_text import read_values
 
 if TYPE_CHECKING:

@@ -29,16 +29,16 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import google_crc32c
 
-from permafrost.core import buckets
-from permafrost.core.bucket_files import (
+from permafrost.storage import buckets
+from permafrost.storage.bucket_files import (
     RangedFile,
     UploadedFile,
     collecting_uploads,
     scratch_file_of,
 )
 from permafrost.core.errors import FileError, UserError
-from permafrost.core.object_cache import cache_of
-from permafrost.core.rooted_paths import (
+from permafrost.storage.object_cache import cache_of
+from permafrost.storage.rooted_paths import (
     ABSENT,
     AnyPath,
     LinkError,

@@ -26,8 +26,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.core.addresses import Bucket, parse_bucket
-from permafrost.core.buckets import Download, MissingObjectError, object_facts, wait_seconds
+from permafrost.storage.addresses import Bucket, parse_bucket
+from permafrost.storage.buckets import Download, MissingObjectError, object_facts, wait_seconds
 from permafrost.core.errors import FileError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
-from permafrost.core.buckets import (
+from permafrost.storage.buckets import (
     ReplacedError,
     create_object,
     read_object,
@@ -23,14 +23,14 @@ from permafrost.core.buckets import (
     remove_object,
 )
 from permafrost.core.errors import FileError, UserError
-from permafrost.core.files import make_folder, open_lock
-from permafrost.core.rooted_paths import is_in_bucket
+from permafrost.storage.files import make_folder, open_lock
+from permafrost.storage.rooted_paths import is_in_bucket
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Iterator
 
-    from permafrost.core.rooted_paths import AnyPath, RootedPath
+    from permafrost.storage.rooted_paths import AnyPath, RootedPath
 
 logger = logging.getLogger("permafrost.lock")
 

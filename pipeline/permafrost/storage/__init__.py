@@ -1,0 +1,1 @@
+"""Files of this machine and of buckets: paths, atomic writes, checked reads, locks and copies."""
