@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from permafrost.reports.comparison import confidence_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
 
 Run = dict[str, Any]
 """Values of one student in a file of results."""

@@ -7,7 +7,6 @@ overview.svg and files.svg there are drawn by hand, and docs/demo_pictures.py ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -27,6 +26,8 @@ from docs.tables.unicam import DEPTHS, UNICAM, UNICAM_ARMS
 from tests.benchmarks.table import RESULTS, load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from matplotlib.axes import Axes
 
     from docs.cells import Run

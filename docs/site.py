@@ -10,9 +10,12 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from docs.links import FENCE, LINK, ROOT, file_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DOCS = ROOT / "docs"
 TARGET = ROOT / "build" / "docs"

@@ -28,9 +28,8 @@ from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.runs import run_folder
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import write_atomically
-from permafrost.storage.rooted_paths import exists
 from permafrost.estimation.measurement import plain_values, printed_lines
+from permafrost.storage.files import exists, write_atomically
 from permafrost.store.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:

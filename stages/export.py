@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from permafrost.cli import main
 from permafrost.config.runs import run_folder
 from permafrost.config.version import __version__
-from permafrost.storage.files import write_atomically
 from permafrost.models.saved import EXPORT_FOLDER, load_model
+from permafrost.storage.files import write_atomically
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:

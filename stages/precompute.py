@@ -25,9 +25,7 @@ from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.storage.lock import lock_folder
 from permafrost.core.progress import say_if_slow
-from permafrost.storage.rooted_paths import exists, is_in_bucket
 from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.data_preview import preview_source, write_preview
 from permafrost.sources.findings import add_findings, check_findings
@@ -39,6 +37,8 @@ from permafrost.sources.source import (
     list_source,
     plan_source,
 )
+from permafrost.storage.files import exists
+from permafrost.storage.lock import lock_folder
 from permafrost.store.listing import listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
@@ -47,9 +47,9 @@ from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
     from permafrost.config.verbs import PrecomputeConfig
-    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.core.tasks import MapShards
     from permafrost.sources.tally import Tally
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.listing import Listing, ListingFiles
 
 logger = logging.getLogger("permafrost.precompute")
@@ -102,7 +102,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     with lock_folder(path):
         packed = 0
         made = None
-        uploads = is_in_bucket(path)
+        uploads = path.is_remote
         with Executors(config.executor, config.cluster, uploads=uploads) as executors:
             digest = (
                 None

@@ -24,8 +24,6 @@ from permafrost.cli import main
 from permafrost.cluster.executors import Executors
 from permafrost.config.data import NoDataConfig
 from permafrost.core.errors import ConfigError, printable
-from permafrost.storage.files import make_folder, scratch_folder
-from permafrost.storage.rooted_paths import RootedPath
 from permafrost.sources.data_preview import Finding, Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
 from permafrost.sources.source import (
@@ -35,6 +33,8 @@ from permafrost.sources.source import (
     list_source,
     named_repeats,
 )
+from permafrost.storage.files import make_folder, scratch_folder
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.listing import listing_files
 from permafrost.store.shard_plan import check_keys
 

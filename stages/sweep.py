@@ -27,9 +27,9 @@ from permafrost.cli import main
 from permafrost.cluster.executors import choose_task_runner, open_task_runner
 from permafrost.config.runs import run_folder
 from permafrost.core.errors import UserError
-from permafrost.storage.signed_files import write_json
 from permafrost.reports.main_table import summary_table
 from permafrost.reports.student_results import SWEEP_NAME
+from permafrost.storage.signed_files import write_json
 from permafrost.students import StudentTask
 from permafrost.sweeps.plan import baselines_first, plan_students
 from permafrost.sweeps.runner import StudentRunner

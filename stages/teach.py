@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import shlex
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.cli import main
@@ -26,15 +25,17 @@ from permafrost.config.paths import with_absolute_paths
 from permafrost.config.points import option_text
 from permafrost.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_dict
 from permafrost.core.progress import show_epochs
-from permafrost.storage.signed_files import write_json
 from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
 from permafrost.models.resolve import resolve_teach
 from permafrost.models.saved import is_finished, read_description
 from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
+from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
 from permafrost.training.teach_job import Teaching, check_splits, fingerprint_inputs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from permafrost.config.verbs import TeachConfig
 
 

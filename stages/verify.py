@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from permafrost.cli import main
 from permafrost.core.errors import UserError
-from permafrost.storage.rooted_paths import LinkError, file_size, iter_files, listed_once
+from permafrost.storage.files import file_size, iter_files, listing
+from permafrost.storage.rooted_paths import LinkError
 from permafrost.store.reader import Store
 from permafrost.store.verification import unfinished_passes, verify_store
 
@@ -82,7 +83,7 @@ def run(config: VerifyConfig) -> VerifyResult:
 def _size(folder: RootedPath) -> tuple[int, int]:
     """Return the number of files below a folder and their bytes, without links that may not be there."""
     files = total = 0
-    with listed_once(folder):
+    with listing(folder):
         for path in iter_files(folder):
             with suppress(LinkError):
                 size = file_size(path)

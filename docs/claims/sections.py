@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
@@ -22,6 +21,8 @@ from docs.cells import difference, paired_values
 from docs.measured import EXPERIMENTS, mean_of_arms, means_by_arm, path_of, runs_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from docs.cells import Run
 
 

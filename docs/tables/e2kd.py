@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from docs.cells import (
     Cell,
@@ -18,6 +17,9 @@ from docs.cells import (
     with_best,
 )
 from docs.measured import results_of, runs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 AGAINST_KD = "difference from frozen KD"
 SHOTS, EQUAL_TERMS = "cifar10_50shots", "cifar10_equal_terms"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from docs.cells import Cell, Rows, difference, single, spread, table
 from docs.measured import mean_of_arms, measured_arms, results_of, runs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 STUDY_ARMS = {
     "labels": "labels",

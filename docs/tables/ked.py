@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from docs.cells import Cell, Rows, Run, average, difference, spread, table, with_best
 from docs.measured import measured_arms, measured_values, results_of, runs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ACCURACY = "test accuracy, %"
 KD_AND_KED = {"kd": "KD", "ked": "KED"}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
 from statistics import fmean
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from docs.cells import Cell, Rows, Run, average, difference, rounded, spread, table
 from docs.measured import path_of, results_of, runs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Length(NamedTuple):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from docs.cells import Rows, difference, spread, table
 from docs.measured import runs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 UNICAM = "unicam/cifar10_small"
 UNICAM_ARMS = {

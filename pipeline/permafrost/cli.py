@@ -32,8 +32,8 @@ from permafrost.config.runs import (
 from permafrost.config.sections import section_names, section_of, sections_of_verb
 from permafrost.core.errors import ConfigError, UserError, printable
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
-from permafrost.storage.lock import lock_folder
 from permafrost.core.yaml_text import dump_yaml
+from permafrost.storage.lock import lock_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -13,12 +13,12 @@ from permafrost.config.models import table_words
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, run_folder
 from permafrost.config.verbs import VERBS, PrecomputeConfig
 from permafrost.core.errors import UserError
-from permafrost.storage.signed_files import DamagedFileError
 from permafrost.evaluation.inputs import trains_classifier
 from permafrost.loading.subset import HOLDOUT, rows_of_split
 from permafrost.models.resolve import resolve_precompute
 from permafrost.models.saved import is_finished, read_description
 from permafrost.models.trained_weights import read_entries
+from permafrost.storage.signed_files import DamagedFileError
 from permafrost.store.manifest import CANONICAL_VIEW, MANIFEST_NAME
 from permafrost.training.student_passes import served_methods
 

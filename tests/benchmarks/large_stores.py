@@ -20,7 +20,8 @@ from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import PrecomputeConfig
-from permafrost.storage.files import make_folder, sha256_keys
+from permafrost.core.digests import sha256_keys
+from permafrost.storage.files import make_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.backends import BACKENDS

@@ -27,14 +27,14 @@ from unittest.mock import patch
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import StoreOptions
-from permafrost.storage import buckets
-from permafrost.storage.bucket_files import collected_uploads
 from permafrost.library import run_verb
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.subset import rows_of_split
+from permafrost.storage import buckets
+from permafrost.storage.bucket_files import collected_uploads
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.networks import save_tiny_teacher

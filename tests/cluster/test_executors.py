@@ -20,11 +20,11 @@ from permafrost.cluster.executors import (
 from permafrost.cluster.ray_tasks import _ShardActor
 from permafrost.cluster.session import ClusterError
 from permafrost.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
-from permafrost.storage import buckets
 from permafrost.core.errors import FileError, RecordError
+from permafrost.core.tasks import ShardResult
+from permafrost.storage import buckets
 from permafrost.storage.files import write_atomically
 from permafrost.storage.rooted_paths import rooted
-from permafrost.core.tasks import ShardResult
 from permafrost.store.frames import ShardFrames
 from tests.support.buckets import memory_buckets
 from tests.support.stores import frame_batches

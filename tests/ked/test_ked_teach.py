@@ -24,8 +24,6 @@ from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import ReportConfig, TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import remove_file
-from permafrost.storage.rooted_paths import exists
 from permafrost.ked import dependency
 from permafrost.ked.network import network_partition
 from permafrost.ked.options import AdditiveModelConfig, KEDTeachingConfig
@@ -33,6 +31,7 @@ from permafrost.ked.partition import build_partition
 from permafrost.ked.search import PartitionSearch, load_partition
 from permafrost.loading.subset import balanced_order
 from permafrost.models.saved import load_model
+from permafrost.storage.files import exists, remove_file
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from stages import precompute, report, teach

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from permafrost.storage.lock import LOCK_NAME
 from permafrost.ked.dependency import symmetric
 from permafrost.ked.grouping import group_features
 from permafrost.ked.partition_pictures import (
@@ -20,6 +19,7 @@ from permafrost.ked.search import (
     partition_artifact,
     save_partition,
 )
+from permafrost.storage.lock import LOCK_NAME
 from permafrost.store.entries import ManifestError
 from tests.support.html_page import pixels_of_uri
 from tests.support.superfeatures import (

@@ -16,11 +16,11 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 from permafrost import RecordLoader, UserError, augmentation, open_store
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.fetch_ahead import FetchAhead
 from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.record_loader import ViewBatch, _Message
+from permafrost.storage.fetch_ahead import FetchAhead
 from stages import precompute
 from tests.support.processes import environment, fork_server
 from tests.support.stores import precompute_config

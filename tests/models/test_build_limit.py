@@ -9,12 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from permafrost.config.models import BcosModelConfig, CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.storage.signed_files import read_json, write_json
 from permafrost.models import build_limit
 from permafrost.models.build_limit import limited_construction
 from permafrost.models.classifier import WeightsError
 from permafrost.models.providers import build_model
 from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.storage.signed_files import read_json, write_json
 
 CONFIG = CifarModelConfig(name="resnet8", width=4)
 

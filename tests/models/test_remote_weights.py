@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from permafrost.storage import buckets
 from permafrost.core.errors import UserError
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.trained_weights import weights_file
+from permafrost.storage import buckets
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -26,7 +26,6 @@ from permafrost.config.models import (
     TorchvisionModelConfig,
 )
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_file
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.explanations import gradcam
 from permafrost.models.fingerprint import describe_teacher
@@ -38,6 +37,7 @@ from permafrost.models.providers import (
 )
 from permafrost.models.saved import TrainedModel, load_model, save_model
 from permafrost.models.weights import load_weights
+from permafrost.storage.files import sha256_file
 from tests.support.networks import NUM_CLASSES, timm_config, torchvision_config
 from tests.support.paths import SHARED_DATA
 from tests.support.runs import assert_equal_states

@@ -21,12 +21,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from permafrost.config.models import CifarModelConfig, TimmModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_file
 from permafrost.models.classifier import WeightsError
 from permafrost.models.fingerprint import describe_teacher, identify_weights
 from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model
 from permafrost.models.weights import load_weights
+from permafrost.storage.files import sha256_file
 from tests.support.networks import torchvision_config
 from tests.support.runs import assert_equal_states
 

@@ -17,8 +17,8 @@ from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import TeachConfig
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_file
 from permafrost.models.providers import build_model
+from permafrost.storage.files import sha256_file
 from permafrost.store.reader import Store
 from stages import precompute, teach
 from tests.support.run_files import read_signed

@@ -25,7 +25,6 @@ from permafrost.config.data import (
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_file
 from permafrost.models.classifier import WeightsError
 from permafrost.models.explanations import map_grid, require_places, warn_of_coarse_grid
 from permafrost.models.providers import build_model, name_weights
@@ -34,6 +33,7 @@ from permafrost.models.weights import load_weights, read_state_dict
 from permafrost.reports.figures import training_curves
 from permafrost.reports.pictures import PictureRow, picture_grid
 from permafrost.sources.source import build_source
+from permafrost.storage.files import sha256_file
 from permafrost.store.image_decoding import ImageError, inspect_image
 from permafrost.store.publish_pass import ConstantLogitsError
 from stages import distill, precompute

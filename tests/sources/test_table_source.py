@@ -12,8 +12,8 @@ from sklearn.datasets import load_breast_cancer
 
 from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
 from permafrost.config.store import StoreOptions
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_json
 from permafrost.core.records import NO_LABEL
 from permafrost.sources.source import build_source
 from permafrost.sources.splits import split_off_test

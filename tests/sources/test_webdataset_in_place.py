@@ -15,10 +15,10 @@ from PIL import Image
 
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_file
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.source import build_source
 from permafrost.sources.torchvision_sets import DownloadError, download
+from permafrost.storage.files import sha256_file
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import precompute

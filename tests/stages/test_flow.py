@@ -23,11 +23,11 @@ from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.verbs import ReportConfig, SweepConfig, TeachConfig
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import remove_file
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.models.classifier import WeightsError
 from permafrost.models.providers import build_model
 from permafrost.models.weights import load_weights
+from permafrost.storage.files import remove_file
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.training import loop

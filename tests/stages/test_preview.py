@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from permafrost.storage.files import read_regular
 from permafrost.sources.data_preview import read_preview
 from permafrost.sources.findings import FINDINGS
+from permafrost.storage.files import read_regular
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import precompute

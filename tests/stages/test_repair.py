@@ -15,9 +15,9 @@ from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import FileError
+from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.storage.files import make_folder, write_atomically
 from permafrost.storage.lock import LockedError, lock_folder
-from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
@@ -151,7 +151,7 @@ def test_a_store_that_may_only_be_read_is_still_found_complete(frozen, monkeypat
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
         return real(path, flags, *mode, **options)
 
-    monkeypatch.setattr("permafrost.storage.files.os.open", refused)
+    monkeypatch.setattr("permafrost.storage.local_files.os.open", refused)
 
     assert precompute.run(frozen.config).teacher_records == 0
 
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_synced_is_an_error_unless_there_is_no_such_thin
             raise OSError(error, os.strerror(error))
         real(descriptor)
 
-    monkeypatch.setattr("permafrost.storage.files.os.fsync", refused)
+    monkeypatch.setattr("permafrost.storage.local_files.os.fsync", refused)
 
     if error == errno.EINVAL:
         write_atomically(tmp_path / "file", b"data")
@@ -198,7 +198,7 @@ def test_a_folder_that_is_taken_away_while_a_file_is_written_is_one_error(tmp_pa
         shutil.rmtree(tmp_path / "store")
         real(*args, **options)
 
-    monkeypatch.setattr("permafrost.storage.files.os.replace", gone)
+    monkeypatch.setattr("permafrost.storage.local_files.os.replace", gone)
 
     with pytest.raises(FileError, match="Check that the folder exists"):
         write_atomically(tmp_path / "store" / "file", b"data")
@@ -270,6 +270,6 @@ def test_a_lock_that_belongs_to_somebody_else_still_locks(tmp_path, monkeypatch)
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
             return real(path, flags, *mode, **options)
 
-        monkeypatch.setattr("permafrost.storage.files.os.open", refused)
+        monkeypatch.setattr("permafrost.storage.local_files.os.open", refused)
         with pytest.raises(LockedError), lock_folder(tmp_path / "store"):
             pass

@@ -14,22 +14,14 @@ import obstore
 import pytest
 from obstore.exceptions import GenericError
 
+from permafrost.core.errors import ConfigError, FileError
 from permafrost.storage import buckets, files, lock, object_cache
 from permafrost.storage.addresses import Bucket, parse_bucket
 from permafrost.storage.buckets import ReplacedError, create_object
-from permafrost.core.errors import ConfigError, FileError
+from permafrost.storage.files import exists, file_size, is_folder, iter_files, list_folder, listing
 from permafrost.storage.lock import Lease, LockedError, lock_folder
 from permafrost.storage.object_cache import CacheError, ObjectCache
-from permafrost.storage.rooted_paths import (
-    RootedPath,
-    exists,
-    file_size,
-    is_folder,
-    iter_files,
-    list_folder,
-    listed_once,
-    rooted,
-)
+from permafrost.storage.rooted_paths import RootedPath, rooted
 from tests.support.buckets import (
     FaultPlan,
     Network,
@@ -157,7 +149,7 @@ def test_sizes_are_asked_for_once_where_a_block_says_so(store, monkeypatch):
     for name in ("a", "b/c"):
         files.write_atomically(FOLDER / name, b"123")
     monkeypatch.setattr(buckets, "object_facts", None)  # no request for an object
-    with listed_once(FOLDER):
+    with listing(FOLDER):
         assert [file_size(FOLDER / name) for name in ("a", "b/c", "d")] == [3, 3, None]
 
 
@@ -449,7 +441,7 @@ def test_files_of_a_bucket_are_read_at_the_same_time_and_in_order(store, tmp_pat
         together.wait()
         return 10 * number
 
-    assert list(files.map_ahead(read, range(8), folder)) == [10 * number for number in range(8)]
+    assert list(files.read_each(read, range(8), folder)) == [10 * number for number in range(8)]
 
     def fail_at_three(number):
         if number == 3:
@@ -458,10 +450,10 @@ def test_files_of_a_bucket_are_read_at_the_same_time_and_in_order(store, tmp_pat
 
     before = []
     with pytest.raises(FileError, match="the third"):
-        before.extend(files.map_ahead(fail_at_three, range(100), folder))
+        before.extend(files.read_each(fail_at_three, range(100), folder))
     assert before == [0, 1, 2]
     threads = set()
-    local = files.map_ahead(
+    local = files.read_each(
         lambda _: threads.add(threading.get_ident()), range(3), rooted(str(tmp_path))
     )
     assert list(local) == [None] * 3
@@ -470,12 +462,12 @@ def test_files_of_a_bucket_are_read_at_the_same_time_and_in_order(store, tmp_pat
 
 def test_a_range_is_read_without_a_copy(store, tmp_path):
     obstore.put(store, "folder/object", b"0123456789")
-    file = files.RangedFile(FOLDER / "object")
+    file = files.open_ranges(FOLDER / "object")
     assert files.open_size(file) == 10
     assert [files.read_at(file, 3, offset) for offset in (0, 4, 8)] == [b"012", b"456", b"89"]
     assert not (tmp_path / "cache").exists()
     with pytest.raises(FileNotFoundError):
-        files.RangedFile(FOLDER / "none")
+        files.open_ranges(FOLDER / "none")
 
 
 # ---- processes and servers -----------------------------------------------------------------------

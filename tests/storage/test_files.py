@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from permafrost.storage import files
-from permafrost.storage.files import NoSpaceError, create_file, open_regular, read_at
+from permafrost.storage.files import create_file, open_regular, read_at
+from permafrost.storage.local_files import NoSpaceError
 
 UNREADABLE = Path("/proc/self/mem")
 """Regular file whose first bytes are an EIO."""

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from obstore.store import from_url
 
-from permafrost.storage import buckets, files, lock
 from permafrost.core.errors import UserError
 from permafrost.library import run_verb
+from permafrost.storage import buckets, files, lock
 from tests.support.buckets import (
     FAULTS,
     KEYS,

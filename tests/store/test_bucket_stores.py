@@ -10,13 +10,13 @@ import pytest
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import ImageFolderDataConfig, WebDatasetDataConfig
 from permafrost.config.store import StoreOptions
-from permafrost.storage import buckets, lock
 from permafrost.core.errors import ConfigError, FileError, UserError
-from permafrost.storage.rooted_paths import rooted
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
+from permafrost.storage import buckets, lock
+from permafrost.storage.rooted_paths import rooted
 from permafrost.store import deaths
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
@@ -153,7 +153,7 @@ def test_an_epoch_fetches_its_shards_ahead_and_a_second_one_sends_no_request_for
     dataset = StoreDataset(store, rows_of_split(store, "train"), store.open_passes(), keep_bytes=0)
     asked = []
     monkeypatch.setattr(
-        "permafrost.loading.fetch_ahead.FetchAhead.ask", lambda _, files: asked.extend(files)
+        "permafrost.storage.fetch_ahead.FetchAhead.ask", lambda _, files: asked.extend(files)
     )
     views = ViewSchedule(AugmentOptions(), store.size, 0)
     loader = TrainLoader(dataset, views, batch_size=8, seed=0)

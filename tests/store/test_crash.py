@@ -8,7 +8,7 @@ import pytest
 
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.config.store import PassOptions
-from permafrost.storage import files
+from permafrost.storage import files, local_files
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
@@ -28,7 +28,7 @@ def stop_everywhere(monkeypatch, action, check, every=1):
     while True:
         stopping = StoppingOs(points)
         with monkeypatch.context() as patch:
-            patch.setattr(files, "os", stopping)
+            patch.setattr(local_files, "os", stopping)
             with contextlib.suppress(Stopped):
                 action(points)
         if not stopping.stopped:
@@ -137,14 +137,14 @@ def test_leftovers_of_a_stopped_commit_are_swept_by_the_next_run(tmp_path, monke
     store = tmp_path / "store"
     with monkeypatch.context() as patch:
         # Three folders are made with 4 operations each, then a tar is opened, written and synced.
-        patch.setattr(files, "os", StoppingOs(3 * 4 + 3))
+        patch.setattr(local_files, "os", StoppingOs(3 * 4 + 3))
         with pytest.raises(Stopped):
             precompute.run(precompute_config(store))
-    assert any(files.PARTIAL_SUFFIX in path.name for path in store.rglob(".*"))
+    assert any(local_files.PARTIAL_SUFFIX in path.name for path in store.rglob(".*"))
 
     precompute.run(precompute_config(store))
 
-    assert not any(files.PARTIAL_SUFFIX in path.name for path in store.rglob(".*"))
+    assert not any(local_files.PARTIAL_SUFFIX in path.name for path in store.rglob(".*"))
     assert list(verify_store(store)) == []
 
 
@@ -153,7 +153,7 @@ def finished(store: Path):
     return {
         (name, data)
         for name, data in tree_bytes(store).items()
-        if not name.endswith((files.PARTIAL_SUFFIX, DEATHS_SUFFIX))
+        if not name.endswith((local_files.PARTIAL_SUFFIX, DEATHS_SUFFIX))
     }
 
 

@@ -8,8 +8,8 @@ from PIL import Image, features
 
 from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import read_regular
 from permafrost.loading.dataset import StoreDataset
+from permafrost.storage.files import read_regular
 from permafrost.store import image_decoding
 from permafrost.store.image_decoding import (
     ImageError,

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from permafrost.config.data import DemoDataConfig
+from permafrost.core.digests import canonical_json, sha256_keys
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import NoSpaceError, canonical_json, sha256_keys
-from permafrost.storage.lock import LockedError
 from permafrost.core.records import Box, Record
-from permafrost.storage.rooted_paths import RootedPath, exists
+from permafrost.storage.files import exists
+from permafrost.storage.local_files import NoSpaceError
+from permafrost.storage.lock import LockedError
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store import index_writer, listing, shard_plan
 from permafrost.store.index_writer import IndexWriter
 from permafrost.store.listing import (

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
-from permafrost.storage.files import open_atomically
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.findings import DataError
 from permafrost.sources.source import build_source
+from permafrost.storage.files import open_atomically
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.frames import resize_frame
 from permafrost.store.image_decoding import ImageError, decode_rgb

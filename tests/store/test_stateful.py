@@ -29,10 +29,10 @@ from safetensors.torch import save_file
 
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
-from permafrost.storage import files
 from permafrost.core.errors import UserError
-from permafrost.storage.lock import LockedError, lock_folder
 from permafrost.models.providers import build_model
+from permafrost.storage import local_files
+from permafrost.storage.lock import LockedError, lock_folder
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
 from permafrost.store.tars import ShardBytes
@@ -139,7 +139,7 @@ class StoreMachine(RuleBasedStateMachine):
         """End `precompute` after a number of file operations, as a power cut would."""
         self.begun.add(teacher)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(files, "os", StoppingOs(operations))
+            patch.setattr(local_files, "os", StoppingOs(operations))
             try:
                 precompute.run(self.sound.config(self.store, teacher))
             except Stopped:

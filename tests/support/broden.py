@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.storage.files import make_folder
 from permafrost.interpretability.concepts import (
     CATEGORIES,
     IMAGES,
@@ -22,6 +21,7 @@ from permafrost.interpretability.concepts import (
     encode_labels,
 )
 from permafrost.sources.demo import encode_png
+from permafrost.storage.files import make_folder
 
 
 def write_broden(concepts: DrawnConcepts, folder: Path) -> None:

@@ -23,6 +23,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from permafrost.storage import buckets, files
+from permafrost.storage.bucket_files import BucketFiles
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
 
@@ -33,7 +34,7 @@ def memory_buckets(cache: Path) -> Iterator[dict[str, MemoryStore]]:
     stores: dict[str, MemoryStore] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(buckets, "_clients", {})
-        patch.setattr(files, "_versions", {})
+        patch.setattr(files, "_BUCKET", BucketFiles())
         patch.setattr(
             buckets, "connect", lambda container: stores.setdefault(container, MemoryStore())
         )

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from permafrost.storage.files import make_folder, sha256_keys, write_atomically
+from permafrost.core.digests import sha256_keys
+from permafrost.storage.files import make_folder, write_atomically
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.manifest import (

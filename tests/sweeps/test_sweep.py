@@ -15,8 +15,8 @@ from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
-from permafrost.storage.signed_files import write_json
 from permafrost.evaluation.evaluator import METRICS
+from permafrost.storage.signed_files import write_json
 from permafrost.sweeps.plan import plan_students
 from stages import report, sweep
 from tests.support.processes import descendants, environment, status, title, wait_until

@@ -6,10 +6,10 @@ import obstore
 import pytest
 
 from permafrost.config.runs import open_run, run_folder
-from permafrost.storage import buckets, lock, run_mirrors
 from permafrost.core.errors import UserError
-from permafrost.storage.lock import LockedError
 from permafrost.library import run_verb
+from permafrost.storage import buckets, lock, run_mirrors
+from permafrost.storage.lock import LockedError
 from permafrost.training import loop
 from tests.support.buckets import contents, memory_buckets
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from permafrost.storage.files import NoSpaceError
+from permafrost.storage.local_files import NoSpaceError
 from permafrost.training.event_log import EventLog
 from permafrost.training.metric_log import MetricWriter, read_metrics
 from tests.support.run_files import write_lines

@@ -17,13 +17,13 @@ from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import TeachConfig
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_file
 from permafrost.core.records import NO_CLASS, Guidance
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.geometry import regions_of
 from permafrost.losses.guided import LOCALIZATIONS, GuidedLoss
 from permafrost.models.providers import build_model
+from permafrost.storage.files import sha256_file
 from permafrost.store.reader import Store
 from permafrost.training.targets import _draw
 from permafrost.training.teach_job import ParetoFront, pareto_front, weights_name

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from permafrost.config.runs import RUNS, read_config, read_cost
 from permafrost.config.verbs import TeachConfig
+from permafrost.models.weights import read_state_dict
+from permafrost.reports.student_results import read_sweep
 from permafrost.storage.signed_files import (
     DamagedFileError,
     DigestError,
@@ -22,8 +24,6 @@ from permafrost.storage.signed_files import (
     write_json,
     write_yaml,
 )
-from permafrost.models.weights import read_state_dict
-from permafrost.reports.student_results import read_sweep
 from permafrost.training import checkpoint, loop
 from permafrost.training.metric_log import METRICS_NAME, MetricWriter, read_metrics
 from stages import distill, evaluate

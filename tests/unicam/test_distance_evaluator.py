@@ -10,8 +10,8 @@ import torch
 from permafrost import students
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
-from permafrost.storage.lock import lock_folder
 from permafrost.evaluation.evaluator import numbers_of
+from permafrost.storage.lock import lock_folder
 from permafrost.store.artifacts import Artifact
 from permafrost.store.entries import ManifestError
 from permafrost.store.verification import verify_store

@@ -18,9 +18,9 @@ from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PROJECTION_RECORDS, PassOptions
 from permafrost.core.errors import require
-from permafrost.storage.rooted_paths import RootedPath
 from permafrost.core.tasks import MapShards
 from permafrost.models.classifier import Classifier, ModelOutput
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.projections import Projection, read_projections, write_projection
 from permafrost.store.shards import ShardEntry
 

@@ -20,11 +20,11 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.payloads import FeaturesPayload
 from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.core.records import Batch, FieldSpec, StoredTargets
-from permafrost.storage.rooted_paths import RootedPath
 from permafrost.core.tasks import MapShards
 from permafrost.loading.geometry import center_crop, view_targets
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.lost_variance import LostVariance, add_lost_variance
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.frames import FrameBatch
 from permafrost.store.manifest import MovedFeatures
 from permafrost.store.projections import read_projections

@@ -22,15 +22,16 @@ from permafrost.config.store import (
     PassPrecision,
 )
 from permafrost.config.verbs import PrecomputeConfig
+from permafrost.core.digests import SHORT, sha256_json
 from permafrost.core.errors import require
-from permafrost.storage.files import SHORT, sha256_json
 from permafrost.core.records import FEATURES
-from permafrost.storage.rooted_paths import RootedPath, exists, list_folder
 from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model
 from permafrost.models.trained_weights import check_weights
 from permafrost.sources.image_files import escape_key
+from permafrost.storage.files import exists, list_folder
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.manifest import (
     CANONICAL_VIEW,
     MANIFEST_NAME,

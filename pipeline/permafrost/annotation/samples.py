@@ -15,8 +15,8 @@ from permafrost.annotation.shard_tasks import torch_threads
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
-from permafrost.storage.rooted_paths import RootedPath
 from permafrost.core.tasks import SAMPLE, ShardResult
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry

@@ -25,11 +25,11 @@ from permafrost.annotation.stored_views import StoredViews
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
-from permafrost.storage.files import sha256_keys
+from permafrost.core.digests import sha256_keys
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS, TOP_LOGITS
-from permafrost.storage.rooted_paths import RootedPath
 from permafrost.core.tasks import ShardResult
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.fields import PassFields
 from permafrost.store.frames import FrameBatch, ShardFrames

@@ -41,13 +41,12 @@ from permafrost.config.store import (
 )
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
-from permafrost.storage.addresses import is_address
-from permafrost.storage.files import remove_partial_files
 from permafrost.core.records import FEATURES, TOP_CLASS
-from permafrost.storage.rooted_paths import exists
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from permafrost.models.explanations import pass_precision
 from permafrost.models.providers import count_parameters
+from permafrost.storage.addresses import is_address
+from permafrost.storage.files import exists, remove_partial_files
 from permafrost.store.backends import BACKENDS
 from permafrost.store.manifest import (
     MANIFEST_NAME,

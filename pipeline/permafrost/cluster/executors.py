@@ -15,22 +15,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from permafrost.config.cluster import SMALL_STORE
 from permafrost.config.runs import read_cost
-from permafrost.storage.bucket_files import collected_uploads
 from permafrost.core.tasks import run_task
+from permafrost.storage.bucket_files import collected_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
+    from pathlib import Path
 
     from permafrost.cluster.ray_tasks import RayDataExecutor, RayTaskRunner
     from permafrost.config.cluster import ClusterConfig, Executor
-    from permafrost.storage.bucket_files import Uploads
     from permafrost.core.tasks import MapShards, RunTasks, ShardResult, ShardTask, Task, TaskOutcome
+    from permafrost.storage.bucket_files import Uploads
     from permafrost.training.spec import TrainingJob
 
 

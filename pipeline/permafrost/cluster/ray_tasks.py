@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.cluster.session import ask_helper, gpus_each, ray_session, start_helper
-from permafrost.storage.bucket_files import collected_uploads
 from permafrost.core.errors import UserError, require
 from permafrost.core.tasks import ShardError, ShardResult, TaskOutcome, run_task
+from permafrost.storage.bucket_files import collected_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -18,8 +18,8 @@ from uuid import uuid4
 
 from permafrost.cluster.session import ask_helper, gpus_each, ray_session, start_helper
 from permafrost.config.runs import run_folder
-from permafrost.storage.addresses import is_address
 from permafrost.core.errors import UserError, first_line
+from permafrost.storage.addresses import is_address
 from permafrost.storage.run_mirrors import fetch_folder
 
 if TYPE_CHECKING:

@@ -45,9 +45,9 @@ from permafrost.config.sections import (
 )
 from permafrost.config.verbs import FAMILIES, class_of
 from permafrost.core.errors import ConfigError, printable
+from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values
 from permafrost.storage.files import read_regular
 from permafrost.storage.signed_files import DigestError, check_json
-from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -16,8 +16,8 @@ from permafrost.config.sections import (
     with_kinds,
 )
 from permafrost.core.errors import ConfigError, printable
-from permafrost.storage.files import read_regular
 from permafrost.core.yaml_text import YamlError, parse_yaml, read_values, values_of
+from permafrost.storage.files import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,8 +10,8 @@ from permafrost.config.cluster import ExistingClusterConfig, KubeRayClusterConfi
 from permafrost.config.environment import in_submitted_job
 from permafrost.config.models import is_published
 from permafrost.config.options import Options, Role, options_of
-from permafrost.storage.addresses import is_address
 from permafrost.core.errors import require
+from permafrost.storage.addresses import is_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

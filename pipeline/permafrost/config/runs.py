@@ -13,9 +13,11 @@ from permafrost.config.builder import check_values
 from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import section_class
-from permafrost.storage.addresses import is_address
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
-from permafrost.storage.files import remove_partial_files, sha256_json, write_atomically
+from permafrost.core.yaml_text import dump_yaml
+from permafrost.storage.addresses import is_address
+from permafrost.storage.files import remove_partial_files, write_atomically
 from permafrost.storage.lock import LOCK_NAME, LockedError, lock_folder
 from permafrost.storage.rooted_paths import rooted
 from permafrost.storage.run_mirrors import fetch_folder, mirror_of, upload_folder, upload_top
@@ -27,7 +29,6 @@ from permafrost.storage.signed_files import (
     write_json,
     write_yaml,
 )
-from permafrost.core.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -10,8 +10,8 @@ from annotated_types import Ge, Le, Lt
 
 from permafrost.config.options import OpenOptions, Options, Role, options_of
 from permafrost.config.plugins import Family
-from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.core.errors import require, require_name
+from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.storage.rooted_paths import RootedPath
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isinf
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import UserError
-from permafrost.storage.rooted_paths import RootedPath, exists
 from permafrost.core.tasks import SAMPLE
 from permafrost.estimation.sample import (
     Sample,
@@ -23,11 +21,14 @@ from permafrost.estimation.sample import (
 )
 from permafrost.estimation.volume import Part, image_part, index_part, other_forms, pass_parts
 from permafrost.models.resolve import resolve_precompute
+from permafrost.storage.files import exists
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
     from permafrost.estimation.steps import StepTimes

@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from permafrost.config.data import NoDataConfig
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import require
-from permafrost.storage.files import sha256_file, sha256_keys
 from permafrost.core.seeds import derive_seed
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings
 from permafrost.sources.source import build_source, classes_of, list_source, plan_source
+from permafrost.storage.files import sha256_file
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.listing import listing_files
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from permafrost.config.verbs import EstimateConfig
-    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.core.tasks import ShardResult, ShardTask
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.shard_plan import ShardPlan
 
 

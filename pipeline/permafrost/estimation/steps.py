@@ -6,6 +6,7 @@ All sides of a comparison take turns on the same records, so that a busy moment 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ from permafrost.config.models import NoModelConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import progress
-from permafrost.storage.rooted_paths import local_root
 from permafrost.estimation.sample import Spread, spread_of
 from permafrost.loading.geometry import view_images
 from permafrost.models.explanations import pass_precision
@@ -198,7 +198,7 @@ class _Steps:
 
     def __init__(self, config: EstimateConfig, store: Store, mode: Mode) -> None:
         options = _student(config, store, mode)
-        spec = Distillation(config=options, folder=local_root(store.folder) / "student").plan()
+        spec = Distillation(config=options, folder=Path(str(store.folder)) / "student").plan()
         here = DistributedContext()
         self.spec = spec
         self.training = build_training(spec, here)

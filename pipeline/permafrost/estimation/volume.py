@@ -14,8 +14,7 @@ import numpy as np
 
 from permafrost.config.options import options_of
 from permafrost.config.store import PAYLOADS, PassOptions
-from permafrost.storage.files import scratch_folder
-from permafrost.storage.rooted_paths import file_size
+from permafrost.storage.files import file_size, scratch_folder
 from permafrost.store.index_writer import IndexWriter
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.receipts import receipt_path
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from permafrost.core.records import FieldSpec
-    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.estimation.sample import Point, Sample, Whole
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.reader import TeacherPass
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import write_atomically
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import Batch
 from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_records
@@ -21,6 +20,7 @@ from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import evaluation_view
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.saved import TrainedModel
+from permafrost.storage.files import write_atomically
 from permafrost.store.index import Rows
 from permafrost.store.reader import Store, TeacherPass
 

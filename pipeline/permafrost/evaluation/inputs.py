@@ -16,8 +16,8 @@ from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.methods import METHODS
 from permafrost.config.models import NoModelConfig
 from permafrost.config.runs import CONFIG_NAME, read_config, run_folder
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
-from permafrost.storage.files import sha256_json
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import TrainedModel, is_finished, load_model, read_description

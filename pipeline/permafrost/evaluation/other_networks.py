@@ -10,8 +10,8 @@ from typing import Any
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.runs import run_folder
 from permafrost.config.verbs import EvaluateConfig
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_json
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import (

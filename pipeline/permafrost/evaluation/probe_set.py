@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_keys
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_LABEL
 from permafrost.core.seeds import derive_seed

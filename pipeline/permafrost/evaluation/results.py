@@ -25,10 +25,10 @@ from permafrost.config.options import options_of as options_of_class
 from permafrost.config.runs import CONFIG_NAME, read_config, to_plain_dict
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_file
-from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.evaluation.evaluator import METRICS
+from permafrost.storage.files import sha256_file
+from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry
 
 if TYPE_CHECKING:

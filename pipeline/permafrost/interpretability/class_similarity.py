@@ -21,11 +21,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, require, shorten
-from permafrost.storage.files import read_regular, sha256_file
 from permafrost.core.records import NO_LABEL, require_all_logits
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.interpretability.options import ClassSimilarityOptions
+from permafrost.storage.files import read_regular, sha256_file
 from permafrost.store.codecs import NpyError, parse_npy
 
 COARSE = {

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_file
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import COUNT, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
@@ -40,6 +39,7 @@ from permafrost.interpretability.overlap import (
 )
 from permafrost.models.classifier import Normalize
 from permafrost.models.resolve import require_images
+from permafrost.storage.files import sha256_file
 
 NAME = "dissection"
 _DRAWN, _SIDE = 400, 64

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, require
-from permafrost.storage.rooted_paths import RootedPath
 from permafrost.core.seeds import derive_seed
 from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.ked.options import PARTITION_NAME, AdditiveModelConfig
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import load_artifact
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import TeacherPass

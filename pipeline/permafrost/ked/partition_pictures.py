@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.storage.rooted_paths import RootedPath, exists, list_folder
 from permafrost.ked.dependency import symmetric
 from permafrost.ked.partition import Partition
 from permafrost.ked.search import load_partition
 from permafrost.reports.page import SectionPart, StoreSection
 from permafrost.reports.pictures import PictureRow, TileRow, picture_grid
+from permafrost.storage.files import exists, list_folder
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import ARTIFACTS_FOLDER
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store

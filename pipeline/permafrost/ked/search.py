@@ -27,8 +27,6 @@ from permafrost.config.runs import to_plain_dict
 from permafrost.config.verbs import TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
-from permafrost.storage.files import read_regular, write_atomically
-from permafrost.storage.rooted_paths import RootedPath
 from permafrost.ked.curvature import (
     Probes,
     feature_scales,
@@ -47,6 +45,8 @@ from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
+from permafrost.storage.files import read_regular, write_atomically
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import Artifact, load_artifact
 from permafrost.store.entries import from_dict
 from permafrost.store.reader import Store

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from permafrost.core.errors import require
 from permafrost.core.records import (
     REST_LOGITS,
     TOP_CLASS,
@@ -27,13 +28,13 @@ from permafrost.core.records import (
     StoredTargets,
     TopLogits,
 )
-from permafrost.storage.rooted_paths import is_in_bucket
 from permafrost.loading.decode_threads import DecodeThreads
-from permafrost.loading.fetch_ahead import FetchAhead, ShardFile, require_room
 from permafrost.loading.geometry import center_crop, decode_intermediates
 from permafrost.loading.method_cache import cache_method
 from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.selected_records import SelectedRecords
+from permafrost.storage.fetch_ahead import FetchAhead, KnownFile
+from permafrost.storage.rooted_paths import cache_limit
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.fields import Values
 from permafrost.store.frames import InputMemory, ShardFrames, decode_stored_mask, input_bytes
@@ -123,14 +124,13 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         ]
         for teacher in self.passes:
             self._require_covered(teacher)
-        if is_in_bucket(store.folder):
-            require_room(store, self.passes)
+        _check_room(store, self.passes)
         self._start_caches()
 
     @property
     def fetch(self) -> Callable[[NDArray[np.int64]], None] | None:
         """Function that downloads shards by their numbers in the background; None for a local store."""
-        return self._fetch_ahead if is_in_bucket(self.store.folder) else None
+        return self._fetch_ahead if self.store.folder.is_remote else None
 
     def _require_covered(self, teacher: TeacherPass) -> None:
         """Raise StoreMismatchError unless a pass covers every record of the selection."""
@@ -372,19 +372,19 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self._ahead = FetchAhead()
         self._ahead.ask(file for shard in shards.tolist() for file in self._files_of(shard))
 
-    def _files_of(self, shard: int) -> Iterator[ShardFile]:
+    def _files_of(self, shard: int) -> Iterator[KnownFile]:
         """Iterate over the files that records of a shard are read from and that the cache does not have in memory."""
         entry = self.store.shards[shard]
         file = entry.file(self.store.folder)
-        if is_in_bucket(file) and not self._reads_ranges(shard):
-            yield ShardFile(file, entry.sha256)
+        if not self._reads_ranges(shard):
+            yield KnownFile(file, entry.sha256)
         for number, teacher in enumerate(self.passes):
             wanted = self._wanted_fields(number)
             position = teacher.shards.number_of(entry.name)
             files = () if position < 0 else teacher.shards[position].files
             names = teacher.fields.files_of_fields(wanted, position, entry.name)
             yield from (
-                ShardFile(teacher.folder / f.path, f.sha256) for f in files if f.path in names
+                KnownFile(teacher.folder / f.path, f.sha256) for f in files if f.path in names
             )
 
     def _wanted_fields(self, number: int) -> set[str]:
@@ -481,3 +481,24 @@ def column_moments(store: Store, split: str) -> tuple[Tensor, Tensor]:
             mean = mean + (own - mean) * (len(rows) / total)
             count = total
     return mean, (squares / count).sqrt()
+
+
+def _check_room(store: Store, passes: Sequence[TeacherPass]) -> None:
+    """Raise ConfigError if the cache is smaller than the shards of the two windows that an epoch needs at once."""
+    limit = cache_limit(store.folder)
+    if limit is None:
+        return
+    largest = max(store.shards.table["bytes"].to_pylist(), default=0)
+    for teacher in passes:
+        largest += max(
+            (sum(file.bytes for file in shard.files) for shard in teacher.shards), default=0
+        )
+    shards = min(2 * WINDOW_SHARDS + 1, len(store.shards))
+    index = store.manifest.index.bytes + store.manifest.keys.bytes
+    needed = shards * largest + index
+    require(
+        limit >= needed,
+        f"store.cache_bytes={limit} must be >= {needed}: an epoch reads {WINDOW_SHARDS} shards at once and fetches "
+        f"the next {WINDOW_SHARDS}, of up to {largest:,} bytes each, beside the index of {index:,} bytes. Raise it, "
+        "or pack smaller shards (store.shard_size)",
+    )

@@ -16,14 +16,14 @@ from permafrost.config.plugins import require_named
 from permafrost.config.runs import run_identity, to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import write_atomically
-from permafrost.storage.signed_files import write_json
 from permafrost.models.trained_weights import (
     DESCRIPTION_NAME,
     MODEL_NAME,
     check_trained_weights,
     read_entries,
 )
+from permafrost.storage.files import write_atomically
+from permafrost.storage.signed_files import write_json
 
 if TYPE_CHECKING:
     from permafrost.config.models import ModelConfig

@@ -29,7 +29,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from permafrost.config.models import TimmModelConfig, is_published
 from permafrost.core.errors import ConfigError, FileError, first_line
-from permafrost.storage.files import write_atomically
 from permafrost.models.classifier import (
     Classifier,
     GapLinear,
@@ -46,6 +45,7 @@ from permafrost.models.classifier import (
     to_float32,
 )
 from permafrost.models.providers import model_normalization
+from permafrost.storage.files import write_atomically
 
 _SUPPORTED = (
     "explanations need a network whose forward_features returns a grid [B, C, h, w] (convolutional "

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from permafrost.config.models import is_published
 from permafrost.config.options import Role, options_of
 from permafrost.config.runs import run_identity, to_plain_dict
-from permafrost.storage.addresses import is_address
 from permafrost.core.errors import ConfigError, shorten
+from permafrost.storage.addresses import is_address
 from permafrost.storage.files import read_regular, sha256_file
 from permafrost.storage.object_cache import local_copy
 from permafrost.storage.signed_files import SIGNATURE, DigestError, check_json, damaged

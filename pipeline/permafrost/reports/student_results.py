@@ -15,7 +15,6 @@ from permafrost.config.points import Point, point_label
 from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, run_folder
 from permafrost.config.verbs import EvaluationRun, ReportConfig
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.storage.signed_files import damaged, read_json
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.inputs import trains_classifier
 from permafrost.evaluation.results import (
@@ -29,6 +28,7 @@ from permafrost.evaluation.results import (
     without_outputs,
 )
 from permafrost.models.saved import is_finished
+from permafrost.storage.signed_files import damaged, read_json
 from permafrost.store.entries import EntryError, from_dict, require_inside
 
 _OWN_FILES = {f"report.{kind}" for kind in ("yaml", "html", "json", "csv")}

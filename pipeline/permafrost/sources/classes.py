@@ -16,13 +16,11 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.storage.addresses import is_address
 from permafrost.core.errors import ConfigError, quote
 from permafrost.storage.files import read_regular
-from permafrost.storage.rooted_paths import rooted
+from permafrost.storage.rooted_paths import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -155,7 +153,7 @@ def _is_json(text: str) -> bool:
 def load_class_names(path: str) -> tuple[str, ...]:
     """Read the lines of `data.classes`, in label order, without empty lines and a byte-order mark."""
     try:
-        file = rooted(path) if is_address(path) else Path(path)
+        file = user_path(path)
         lines = re.split(r"\r\n|\r|\n", read_regular(file).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(

@@ -20,10 +20,9 @@ from urllib.parse import unquote
 import numpy as np
 
 from permafrost.core.errors import FileError, UserError, printable, shorten
-from permafrost.storage.files import read_regular, write_atomically
-from permafrost.storage.rooted_paths import exists
-from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.core.tasks import ShardResult, run_shards
+from permafrost.storage.files import exists, read_regular, write_atomically
+from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import EntryError, from_dict
 from permafrost.store.image_decoding import read_facts
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
 
     from permafrost.config.data import DataConfig
     from permafrost.core.records import Record, Source
-    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.core.tasks import MapShards
     from permafrost.sources.tally import Tally
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.listing import Listing, RecordCounts
 
 logger = logging.getLogger("permafrost.preview")

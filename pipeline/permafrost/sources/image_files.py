@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import posixpath
 import re
 from pathlib import Path
@@ -14,11 +13,9 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from permafrost.storage import buckets
 from permafrost.core.errors import ConfigError, FileError, UserError
-from permafrost.storage.files import read_regular
 from permafrost.core.records import MAX_KEY_BYTES
-from permafrost.storage.rooted_paths import is_in_bucket
+from permafrost.storage.files import entry_bytes, peek, read_regular, scan_folder
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
     ImageError,
@@ -32,8 +29,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.storage.rooted_paths import AnyPath
     from permafrost.sources.tally import Tally
+    from permafrost.storage.files import FolderEntry
+    from permafrost.storage.rooted_paths import AnyPath
 
 
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]*")
@@ -219,7 +217,7 @@ def tally_passed_over(root: AnyPath, folder: str, tally: Tally) -> None:
         path = join_path(folder, entry.name)
         if entry.is_dir() and _is_passed_over(entry.name):
             tally.add(HIDDEN if entry.name.startswith(".") else LEFTOVERS, entry.name, path)
-        elif _is_broken_link(entry):
+        elif entry.is_symlink() and not Path(str(root / path)).exists():
             tally.add(BROKEN_LINKS, path, path)
 
 
@@ -271,7 +269,7 @@ def iter_images(
         if entry.is_dir():
             _check_no_loop(root, path, entry)
             yield from iter_images(root, path, tally)
-        elif _is_broken_link(entry):
+        elif entry.is_symlink() and not Path(str(root / path)).exists():
             if tally is None:
                 raise ConfigError(
                     f"{root / path} is a link to a file that is missing; restore or remove it"
@@ -281,7 +279,7 @@ def iter_images(
             if tally is not None:
                 tally.add(LEFT_OUT, "no regular file", path)
         elif stem and is_image_suffix(suffix.lower()):
-            size = _entry_bytes(entry)
+            size = entry_bytes(entry)
             if tally is not None:
                 if size == 0:
                     tally.add(EMPTY_FILES, path, path)
@@ -295,18 +293,12 @@ def iter_images(
         _tally_companions(folder, stems, tally)
 
 
-def _is_broken_link(entry: os.DirEntry[str] | buckets.Entry) -> bool:
-    if isinstance(entry, buckets.Entry) or not entry.is_symlink():
-        return False
-    return not Path(entry.path).exists()
-
-
-def _check_no_loop(root: AnyPath, path: str, entry: os.DirEntry[str] | buckets.Entry) -> None:
+def _check_no_loop(root: AnyPath, path: str, entry: FolderEntry) -> None:
     """Raise ConfigError for a link to a folder that leads to the link, which would never end."""
-    if isinstance(entry, buckets.Entry) or not entry.is_symlink():
+    if not entry.is_symlink():
         return
-    target = Path(entry.path).resolve()
-    above = Path(entry.path).parent
+    link = Path(str(root / path))
+    target, above = link.resolve(), link.parent
     leads_back = any(folder.resolve() == target for folder in (above, *above.parents))
     if leads_back or above.resolve().is_relative_to(target):
         raise ConfigError(
@@ -328,14 +320,7 @@ def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:
 
 
 def _begins_as_a_picture(path: AnyPath) -> bool:
-    if is_in_bucket(path):
-        return False
-    try:
-        with Path(str(path)).open("rb") as file:
-            head = file.read(16)
-    except OSError:
-        return False
-    return picture_suffix(head) is not None
+    return picture_suffix(peek(path, 16)) is not None
 
 
 def _tally_companions(folder: str, stems: Mapping[str, str], tally: Tally) -> None:
@@ -378,34 +363,20 @@ def require_image_bytes(size: int) -> None:
         )
 
 
-def stamp_of(folder: AnyPath) -> int:
-    """Return a number that changes if a file is added to a folder or removed from it; of a bucket, or changed in it."""
-    if is_in_bucket(folder):
-        text = repr(buckets.list_entries(str(folder)))
-        return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
-    return Path(str(folder)).stat().st_mtime_ns
-
-
-def _iter_entries(folder: AnyPath) -> Iterator[os.DirEntry[str] | buckets.Entry]:
+def _iter_entries(folder: AnyPath) -> Iterator[FolderEntry]:
     """Yield the entries of a folder as the system lists them, for a reader that may stop early."""
-    if is_in_bucket(folder):
-        yield from buckets.list_entries(str(folder))
-        return
     try:
-        with os.scandir(str(folder)) as entries:
-            yield from entries
+        yield from scan_folder(folder)
+    except UserError:
+        raise
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be read: {error.strerror}; correct data.path or data.root"
         ) from error
 
 
-def _sorted_entries(folder: AnyPath) -> list[os.DirEntry[str] | buckets.Entry]:
+def _sorted_entries(folder: AnyPath) -> list[FolderEntry]:
     return sorted(_iter_entries(folder), key=lambda entry: entry.name)
-
-
-def _entry_bytes(entry: os.DirEntry[str] | buckets.Entry) -> int:
-    return entry.size if isinstance(entry, buckets.Entry) else entry.stat().st_size
 
 
 # ---- masks -----------------------------------------------------------------------------------------

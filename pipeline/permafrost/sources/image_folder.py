@@ -10,13 +10,10 @@ folder and store can be compared name by name.
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.storage.addresses import is_address
 from permafrost.core.errors import ConfigError, quote
 from permafrost.core.records import Content, Record
-from permafrost.storage.rooted_paths import is_folder, rooted
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import (
     LEFT_OUT,
@@ -29,7 +26,6 @@ from permafrost.sources.image_files import (
     iter_images,
     join_path,
     read_file,
-    stamp_of,
     sub_folders,
     tally_passed_over,
 )
@@ -41,6 +37,8 @@ from permafrost.sources.splits import (
     split_off_test,
 )
 from permafrost.sources.tally import Tally
+from permafrost.storage.files import folder_stamp, is_folder
+from permafrost.storage.rooted_paths import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -64,9 +62,7 @@ class ImageFolderSource:
 
     def __init__(self, config: ImageFolderDataConfig) -> None:
         self.config = config
-        self._root = (
-            rooted(config.path) if is_address(config.path) else Path(config.path).absolute()
-        )
+        self._root = user_path(config.path).absolute()
         self.tally = Tally()
         """Counts of what the last listing met."""
 
@@ -116,7 +112,7 @@ class ImageFolderSource:
         number that changes then.
         """
         return {
-            (path := join_path(folder, name)): stamp_of(self._root / path)
+            (path := join_path(folder, name)): folder_stamp(self._root / path)
             for folder in self._split_folders
             for name in self._class_folders(folder)
         }

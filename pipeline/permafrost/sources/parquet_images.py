@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
@@ -17,13 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import open_atomically, open_regular
 from permafrost.sources.image_files import SourceFileError
+from permafrost.storage.files import open_atomically, open_regular
 from permafrost.store.arrow_files import map_arrow
 from permafrost.store.image_decoding import picture_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _BATCH_ROWS = 64
 """Rows that are copied at once, and rows of a batch of the copy."""

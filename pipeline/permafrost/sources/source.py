@@ -22,10 +22,12 @@ import numpy as np
 
 from permafrost.config.data import FileDataConfig
 from permafrost.config.options import Role, options_of, resolve_implementation
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require, shorten
-from permafrost.storage.files import PARTIAL_SUFFIX, move_file, sha256_json
 from permafrost.core.tasks import ShardResult, run_shards
 from permafrost.sources.tally import Tally
+from permafrost.storage.files import move_file
+from permafrost.storage.local_files import PARTIAL_SUFFIX
 from permafrost.store.listing import Listing, RecordCounts, join_listings, write_listing
 from permafrost.store.shard_plan import RepeatedKeyError, check_keys, plan_shards
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from braceexpand import braceexpand
 
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.storage.files import open_regular, read_at
-from permafrost.storage.rooted_paths import is_file, list_folder, rooted
 from permafrost.sources.splits import TRAIN, known_split
+from permafrost.storage.files import is_file, list_folder, open_regular, read_at
+from permafrost.storage.rooted_paths import rooted
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 
 if TYPE_CHECKING:

@@ -11,12 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.storage.addresses import is_address
-from permafrost.storage.buckets import object_facts
 from permafrost.core.errors import ConfigError, UserError, quote
-from permafrost.storage.files import open_regular
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
-from permafrost.storage.rooted_paths import file_size, is_file, is_in_bucket
 from permafrost.sources.classes import (
     MAX_CLASSES,
     ClassIndex,
@@ -41,6 +37,8 @@ from permafrost.sources.tar_members import (
     split_of_tar,
 )
 from permafrost.sources.torchvision_sets import download
+from permafrost.storage.addresses import is_address
+from permafrost.storage.files import file_size, file_stamp, is_file, open_regular
 from permafrost.store.image_decoding import ImageError
 from permafrost.store.shard_plan import ShardPlan, find_unmixed_shard
 
@@ -151,7 +149,7 @@ class WebDatasetSource:
         files = dict(self.tars)
         if is_file(self._beside):
             files[self._beside.name] = self._beside
-        return {name: _stamp(path) for name, path in files.items()}
+        return {name: file_stamp(path) for name, path in files.items()}
 
     def read(self, record: Record) -> Content:
         """Return the sample's image, and its mask if it has one."""
@@ -169,10 +167,6 @@ class WebDatasetSource:
     def _opened(self, name: str) -> Iterator[io.FileIO]:
         """Provide an open tar. One in a bucket stays open for the next record, as its copy is asked for once."""
         path = self.tars[name]
-        if not is_in_bucket(path):
-            with open_regular(path) as file:
-                yield file
-            return
         if self._last is None or self._last[0] != name:
             self._last = name, open_regular(path)
         yield self._last[1]
@@ -467,15 +461,6 @@ class WebDatasetSource:
 
 def _is_downloaded(path: str) -> bool:
     return path.startswith(("http://", "https://"))
-
-
-def _stamp(path: AnyPath) -> tuple[int, int | str]:
-    """Return the bytes of a file and when it was last changed; of an object its ETag, which changes with it."""
-    if is_in_bucket(path):
-        facts = object_facts(str(path))
-        return (0, "") if facts is None else (facts.size, facts.e_tag)
-    found = Path(str(path)).stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def _list_of(values: dict[str, Any], name: str) -> list[Any]:

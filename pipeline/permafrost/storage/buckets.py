@@ -22,8 +22,8 @@ from datetime import timedelta
 from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from permafrost.storage.addresses import ADDRESS
 from permafrost.core.errors import ConfigError, FileError, UserError, require
+from permafrost.storage.addresses import ADDRESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -381,6 +381,10 @@ class Entry(NamedTuple):
     def is_file(self) -> bool:
         """Return whether it is an object."""
         return self.kind == "file"
+
+    def is_symlink(self) -> bool:
+        """Return False, as a bucket has no links."""
+        return False
 
 
 def list_entries(address: str) -> list[Entry]:

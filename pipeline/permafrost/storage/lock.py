@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
+from permafrost.core.errors import FileError, UserError
 from permafrost.storage.buckets import (
     ReplacedError,
     create_object,
@@ -22,15 +23,15 @@ from permafrost.storage.buckets import (
     refuse_unconditional,
     remove_object,
 )
-from permafrost.core.errors import FileError, UserError
-from permafrost.storage.files import make_folder, open_lock
-from permafrost.storage.rooted_paths import is_in_bucket
+from permafrost.storage.files import make_folder
+from permafrost.storage.local_files import open_lock
+from permafrost.storage.rooted_paths import RootedPath
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Iterator
 
-    from permafrost.storage.rooted_paths import AnyPath, RootedPath
+    from permafrost.storage.rooted_paths import AnyPath
 
 logger = logging.getLogger("permafrost.lock")
 
@@ -57,7 +58,7 @@ def lock_folder(folder: AnyPath, option: str = "store.path") -> Iterator[None]:
     this process needs no lock, so a command without work to do can still succeed there. In a bucket the lock is a lease
     (buckets.py).
     """
-    if is_in_bucket(folder):
+    if isinstance(folder, RootedPath) and folder.is_remote:
         with _leased(folder, option):
             yield
         return

@@ -26,9 +26,9 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from permafrost.core.errors import FileError
 from permafrost.storage.addresses import Bucket, parse_bucket
 from permafrost.storage.buckets import Download, MissingObjectError, object_facts, wait_seconds
-from permafrost.core.errors import FileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

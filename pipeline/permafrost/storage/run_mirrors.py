@@ -13,18 +13,19 @@ import logging
 import os
 import secrets
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from permafrost.core.errors import FileError, quote
 from permafrost.storage import buckets
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
-from permafrost.core.errors import FileError, quote
-from permafrost.storage.files import PARTIAL_SUFFIX, sha256_file, write_atomically, write_error
+from permafrost.storage.files import sha256_file, write_atomically
+from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
 from permafrost.storage.lock import LOCK_NAME
 from permafrost.storage.object_cache import scratch_folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 logger = logging.getLogger("permafrost.buckets")
 

@@ -16,8 +16,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import UserError
-from permafrost.storage.files import read_regular, write_atomically
 from permafrost.core.yaml_text import read_values
+from permafrost.storage.files import read_regular, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

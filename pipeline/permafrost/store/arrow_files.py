@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from permafrost.core.digests import SHORT
 from permafrost.core.errors import require
 from permafrost.storage.files import (
-    SHORT,
     map_file,
     open_atomically,
     read_regular,
@@ -26,7 +26,7 @@ from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from permafrost.storage.files import HashingFile
+    from permafrost.storage.local_files import HashingFile
     from permafrost.storage.rooted_paths import AnyPath, RootedPath
 
 

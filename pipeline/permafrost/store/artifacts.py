@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from permafrost.storage.files import SHORT, make_folder, read_regular, sha256_json, write_atomically
+from permafrost.core.digests import SHORT, sha256_json
+from permafrost.storage.files import exists, is_file, make_folder, read_regular, write_atomically
 from permafrost.storage.lock import LockedError, lock_folder
-from permafrost.storage.rooted_paths import exists, is_file
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import (
     MANIFEST_NAME,

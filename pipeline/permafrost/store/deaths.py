@@ -16,8 +16,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import UserError
-from permafrost.storage.files import create_file, make_folder, read_regular, remove_file
-from permafrost.storage.rooted_paths import is_file
+from permafrost.storage.files import create_file, is_file, make_folder, read_regular, remove_file
 from permafrost.store.receipts import RECEIPTS_FOLDER
 
 if TYPE_CHECKING:

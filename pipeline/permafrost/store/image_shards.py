@@ -8,16 +8,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import google_crc32c
 
-from permafrost.storage.addresses import is_address
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import RecordError
-from permafrost.storage.files import open_atomically, sha256_file, sha256_keys
 from permafrost.core.records import NO_LABEL, NO_SIZE
-from permafrost.storage.rooted_paths import file_size, rooted
+from permafrost.storage.files import file_size, open_atomically, sha256_file
+from permafrost.storage.rooted_paths import user_path
 from permafrost.store.codecs import RowError
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
@@ -318,7 +317,7 @@ def _index_in_place(
     store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     assert plan.reference is not None
-    path = rooted(plan.reference) if is_address(plan.reference) else Path(plan.reference)
+    path = user_path(plan.reference)
     rows = [
         _row(plan, row, image, image.content.offset, image.content.mask_offset)
         for row, image in enumerate(images)

@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
-from permafrost.storage.files import open_regular, open_size, refuse_damaged_copy, sha256_keys
 from permafrost.core.records import MAX_KEY_BYTES, NO_LABEL
+from permafrost.storage.files import open_regular, open_size, refuse_damaged_copy
 from permafrost.store.arrow_files import map_batch, schema_of
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.receipts import BOX, RECEIPT_SCHEMA

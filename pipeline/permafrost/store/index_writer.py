@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from permafrost.storage.files import (
+    list_folder,
     make_folder,
     map_file,
     open_atomically,
     remove_file,
     scratch_file,
-    write_error,
 )
-from permafrost.storage.rooted_paths import list_folder
+from permafrost.storage.local_files import write_error
 from permafrost.store.arrow_files import RowWriter, arrow_sink, write_rows
 from permafrost.store.entries import FileEntry
 from permafrost.store.index import (

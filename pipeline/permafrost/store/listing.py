@@ -19,19 +19,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from permafrost.core.digests import canonical_json
 from permafrost.core.errors import ConfigError
+from permafrost.core.records import MAX_KEY_BYTES, NO_GROUP, NO_LABEL, Box, Record
 from permafrost.storage.files import (
-    PARTIAL_SUFFIX,
-    canonical_json,
     create_file,
+    is_writable,
+    list_folder,
     open_regular,
     remove_file,
     scratch_folder,
-    write_error,
 )
+from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
 from permafrost.storage.lock import LockedError
-from permafrost.core.records import MAX_KEY_BYTES, NO_GROUP, NO_LABEL, Box, Record
-from permafrost.storage.rooted_paths import RootedPath, is_writable, list_folder
 from permafrost.store.arrow_files import map_arrow
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
+
+    from permafrost.storage.rooted_paths import RootedPath
 
 BATCH_RECORDS = 65_536
 """Largest number of records in a batch of the file."""

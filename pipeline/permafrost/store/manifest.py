@@ -12,8 +12,9 @@ import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from permafrost.storage.files import SHORT, canonical_json, commit_file, read_committed
+from permafrost.core.digests import SHORT, canonical_json
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
+from permafrost.storage.files import commit_file, read_committed
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.entries import (
     NAME,

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from permafrost.config.data import FileDataConfig, ImageFileDataConfig
+from permafrost.core.digests import canonical_json
 from permafrost.core.errors import require
-from permafrost.storage.files import canonical_json, remove_partial_files
 from permafrost.core.tasks import ShardResult, run_shards
+from permafrost.storage.files import remove_partial_files
 from permafrost.store.image_shards import (
     NAMED_REASONS,
     DamagedRecordsError,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from permafrost.config.data import DataConfig
     from permafrost.config.verbs import PrecomputeConfig
     from permafrost.core.records import Source
-    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.core.tasks import MapShards
+    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.listing import Listing
     from permafrost.store.shard_plan import ShardPlan
 

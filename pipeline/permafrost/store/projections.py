@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from permafrost.storage.files import read_regular, write_atomically
-from permafrost.storage.rooted_paths import RootedPath, list_folder
+from permafrost.storage.files import list_folder, read_regular, write_atomically
 from permafrost.store.codecs import NpyError, parse_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.manifest import PassManifest, ProjectionEntry
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
+
+    from permafrost.storage.rooted_paths import RootedPath
 
 PROJECTIONS_FOLDER = "projections"
 _SUFFIX = ".npy"

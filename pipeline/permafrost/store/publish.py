@@ -16,25 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from permafrost.core.digests import canonical_json, sha256_keys
 from permafrost.core.errors import FileError, require, shorten
 from permafrost.storage.files import (
-    canonical_json,
-    map_ahead,
-    read_regular,
-    remove_partial_files,
-    sha256_file,
-    sha256_keys,
-    write_atomically,
-)
-from permafrost.storage.rooted_paths import (
-    AnyPath,
-    LinkError,
-    RootedPath,
     exists,
     file_size,
     is_file,
-    listed_once,
+    listing,
+    read_each,
+    read_regular,
+    remove_partial_files,
+    sha256_file,
+    write_atomically,
 )
+from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import (
     REWRITE,
@@ -103,7 +98,7 @@ def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
     manifest = published_store(store)
     if manifest is None or _read(store) != _text(digest, manifest.dataset.fingerprint):
         return None
-    with listed_once(store):
+    with listing(store):
         return manifest if all(is_whole(store, shard) for shard in manifest.shards) else None
 
 
@@ -149,15 +144,15 @@ def missing_image_shards(
     if exists(store / MANIFEST_NAME):
         manifest = _check_published(store, plans, dataset, packing, classes, image_size)
         held = {shard.name: shard for shard in manifest.shards}
-        with listed_once(store):
+        with listing(store):
             return [
                 plan
                 for plan in plans
                 if _is_moved(held[plan.name], plan) or not is_whole(store, held[plan.name])
             ]
-    with listed_once(store):
+    with listing(store):
         has_receipt = partial(_has_receipt, store, dataset, packing)
-        kept = map_ahead(has_receipt, plans, store)
+        kept = read_each(has_receipt, plans, store)
         return [plan for plan, is_kept in zip(plans, kept, strict=True) if not is_kept]
 
 
@@ -214,7 +209,7 @@ def publish_store(
         digests = {shard.name: shard.sha256 for shard in published.shards}
     sizes = set[tuple[int, int]]()
     with StoreTablesWriter(store, rows_per_shard) as writer:
-        for rows, entry, lost, digest in map_ahead(partial(_read_planned, store), plans, store):
+        for rows, entry, lost, digest in read_each(partial(_read_planned, store), plans, store):
             require_same_shard(entry.file(store), entry.name, entry.sha256, digests.get(entry.name))
             writer.skip(lost)
             writer.append(entry, rows, digest)

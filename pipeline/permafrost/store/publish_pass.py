@@ -6,9 +6,9 @@ from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
-from permafrost.storage.files import map_ahead, sha256_file, sha256_keys
-from permafrost.storage.rooted_paths import exists, is_file, listed_once
+from permafrost.storage.files import exists, is_file, listing, read_each, sha256_file
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.entries import REWRITE, EntryError, FileEntry, ManifestError, from_dict
 from permafrost.store.index_writer import remove_other_tables
@@ -68,11 +68,11 @@ def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> lis
         held = read_pass_manifest(folder).shards
         if held.names() == [shard.name for shard in shards]:
             pairs = zip(shards, held, strict=True)
-            with listed_once(folder):
+            with listing(folder):
                 return [shard for shard, own in pairs if not _has_files(folder, shard, own.files)]
         return list(shards)
-    with listed_once(folder):
-        done = map_ahead(partial(_is_annotated, folder), shards, folder)
+    with listing(folder):
+        done = read_each(partial(_is_annotated, folder), shards, folder)
         return [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
 
 
@@ -126,7 +126,7 @@ def publish_pass(
     num_rows = 0
     covers_all = description["selection"] is None
     with write_rows(folder / SHARDS_NAME, PassShardTable.schema) as table:
-        receipts = map_ahead(partial(_read_receipt, folder), shards, folder)
+        receipts = read_each(partial(_read_receipt, folder), shards, folder)
         for shard, (rows, metadata, digest) in zip(shards, receipts, strict=True):
             path = receipt_path(folder, shard.name)
             keys = sha256_keys(rows["key"].to_pylist())

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from permafrost.storage.rooted_paths import (
-    RootedPath,
-    exists,
-    is_file,
-    is_folder,
-    is_in_bucket,
-    list_folder,
-    rooted,
-)
+from permafrost.storage.files import exists, is_folder, list_files, list_folder
+from permafrost.storage.rooted_paths import RootedPath, rooted
 from permafrost.store.backends import BACKENDS
 from permafrost.store.entries import REPAIR, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, StoredShard, Values
@@ -41,6 +33,7 @@ from permafrost.store.receipts import (
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
+    from pathlib import Path
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -326,7 +319,7 @@ class TeacherPass:
     def stored_shard(self, shard: ShardEntry) -> StoredShard:
         """Describe where the rows of an image shard are stored in this pass, and their checksums."""
         receipt = receipt_path(self.folder, shard.name)
-        if not self._has_receipt(receipt):
+        if receipt.name not in self._receipts:
             raise ManifestError(f"{receipt} is missing; {REPAIR}")
         position = self.shards.number_of(shard.name)
         entry = self.shards[position]
@@ -356,15 +349,10 @@ class TeacherPass:
         shape = (len(keys), -1) if keys else (0, self.fields.inner_chunks_of_a_row())
         return replace(described, chunk_crc32c=flat.reshape(shape))
 
-    def _has_receipt(self, receipt: RootedPath) -> bool:
-        if not is_in_bucket(receipt):
-            return is_file(receipt)
-        return receipt.name in self._listed_receipts
-
     @cached_property
-    def _listed_receipts(self) -> frozenset[str]:
-        """Names of the receipts in a bucket, listed once in place of a request for each."""
-        return frozenset(path.name for path in list_folder(self.folder / RECEIPTS_FOLDER))
+    def _receipts(self) -> frozenset[str]:
+        """Names of the receipts, listed once in place of a question for each."""
+        return list_files(self.folder / RECEIPTS_FOLDER)
 
     def _receipt(self, shard: ShardEntry) -> pa.Table:
         digest = self.shards.receipt_sha256(self.shards.number_of(shard.name))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from permafrost.storage.files import canonical_json
+from permafrost.core.digests import canonical_json
 from permafrost.store.arrow_files import read_table, require_small, schema_of, write_table
 from permafrost.store.entries import ManifestError
 

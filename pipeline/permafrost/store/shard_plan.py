@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError, require
-from permafrost.storage.files import create_file, read_at, sha256_keys, write_error
+from permafrost.storage.files import create_file, read_at
+from permafrost.storage.local_files import write_error
 from permafrost.store.listing import open_listed, open_listing, order_path
 
 if TYPE_CHECKING:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from permafrost.storage.addresses import Bucket, is_address, parse_bucket
-from permafrost.storage.rooted_paths import RootedPath
+from permafrost.storage.addresses import is_address
+from permafrost.storage.rooted_paths import RootedPath, user_path
 from permafrost.store.arrow_files import read_table, schema_of
 from permafrost.store.entries import (
     EntryError,
@@ -149,10 +149,7 @@ class ShardEntry:
         """Return the path of the file: below the store, or that of the external tar, which may lead through links."""
         if not self.referenced:
             return store / self.path
-        if not is_address(self.path):
-            return Path(self.path)
-        cache = store.root if isinstance(store.root, Bucket) else Bucket("")
-        return RootedPath(replace(cache, address=parse_bucket("the tar", self.path)))
+        return user_path(self.path, store)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING
 
 import google_crc32c
 
-from permafrost.storage.bucket_files import RangedFile
-from permafrost.storage.files import open_regular, open_size, read_at, refuse_damaged_copy
-from permafrost.storage.rooted_paths import is_in_bucket
+from permafrost.storage.files import (
+    open_ranges,
+    open_regular,
+    open_size,
+    read_at,
+    refuse_damaged_copy,
+)
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
     import io
 
-    from permafrost.storage.files import HashingFile
+    from permafrost.storage.bucket_files import RangedFile
+    from permafrost.storage.local_files import HashingFile
     from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.shards import ShardEntry
 
@@ -82,8 +87,8 @@ class ShardBytes:
         self.shard = shard
         self._file: io.FileIO | RangedFile
         try:
-            if reads_ranges and is_in_bucket(self.path):
-                self._file = RangedFile(self.path)
+            if reads_ranges:
+                self._file = open_ranges(self.path)
             else:
                 self._file = open_regular(self.path, shard.sha256)
         except FileNotFoundError:

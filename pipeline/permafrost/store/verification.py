@@ -9,23 +9,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import FileError
-from permafrost.storage.files import PARTIAL_SUFFIX, read_regular, sha256_file, sha256_keys
-from permafrost.storage.lock import LOCK_NAME
 from permafrost.core.records import NO_CLASS
-from permafrost.storage.rooted_paths import (
-    AnyPath,
-    LinkError,
-    RootedPath,
+from permafrost.storage.files import (
     exists,
     file_size,
     find_links,
+    is_file,
     is_folder,
-    is_in_bucket,
     iter_files,
     list_folder,
-    listed_once,
+    listing,
+    read_regular,
+    sha256_file,
 )
+from permafrost.storage.local_files import PARTIAL_SUFFIX
+from permafrost.storage.lock import LOCK_NAME
+from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.storage.signed_files import DigestError, check_json
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from permafrost.store.codecs import decode_unit
@@ -94,9 +95,7 @@ def unknown_files(
             continue
         if name.endswith((PARTIAL_SUFFIX, DEATHS_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
-        elif is_in_bucket(path) or not is_folder(
-            path
-        ):  # a link to a folder, where links are allowed
+        elif is_file(path) or not is_folder(path):  # no link to a folder, where links are allowed
             yield f"{path} is not in any manifest"
 
 
@@ -150,7 +149,7 @@ def verify_store(path: AnyPath) -> Iterator[str]:
     """
     folder = RootedPath.of(path)
     links = [str(LinkError(link)) for link in find_links(folder)]
-    with listed_once(folder):
+    with listing(folder):
         yield from links or _verify_contents(folder)
 
 

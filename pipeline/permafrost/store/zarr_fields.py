@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import google_crc32c
 import numpy as np
 
-from permafrost.storage.files import read_regular, sha256_file, write_atomically
-from permafrost.storage.rooted_paths import is_file
+from permafrost.storage.files import is_file, read_regular, sha256_file, write_atomically
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.fields import (
     PassFields,

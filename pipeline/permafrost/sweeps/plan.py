@@ -11,8 +11,8 @@ from permafrost.config.paths import place_paths
 from permafrost.config.points import iter_points, knows_option, point_label, point_words
 from permafrost.config.runs import identity, to_plain_dict
 from permafrost.config.sections import section_of
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
-from permafrost.storage.files import sha256_json
 from permafrost.evaluation.inputs import (
     named_baselines,
     open_against,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from permafrost.config.models import is_published
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
-from permafrost.storage.files import sha256_json
 from permafrost.models.fingerprint import describe_teacher, identify_weights
 from permafrost.models.trained_weights import weights_file
 from permafrost.store.reader import Store, TeacherPass

@@ -27,13 +27,13 @@ from permafrost.config.training import TrainerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import Targets
-from permafrost.storage.run_mirrors import upload_mirror
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.loader import TrainLoader
 from permafrost.losses.base import AuxiliaryPretraining
 from permafrost.models.classifier import Classifier
 from permafrost.models.providers import measure_cost
 from permafrost.models.saved import save_model
+from permafrost.storage.run_mirrors import upload_mirror
 from permafrost.training.build import build_loader, build_training
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
 from permafrost.training.metric_log import MetricWriter, StepLog

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from permafrost.config.runs import run_identity
 from permafrost.core.errors import UserError
-from permafrost.storage.files import read_regular, write_atomically, write_error
 from permafrost.core.progress import SECONDS_PER_LINE
-from permafrost.storage.signed_files import DigestError, damaged
 from permafrost.losses.base import LossTerms
+from permafrost.storage.files import read_regular, write_atomically
+from permafrost.storage.local_files import write_error
+from permafrost.storage.signed_files import DigestError, damaged
 from permafrost.training.event_log import EventLog
 from permafrost.training.state import Training
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from permafrost.config.models import ModelConfig, NoModelConfig, is_published
 from permafrost.config.teaching import GuidedTeachingConfig
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
-from permafrost.storage.files import sha256_json, write_atomically
-from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.models.fingerprint import describe_teacher, identify_weights
 from permafrost.models.trained_weights import weights_file
+from permafrost.storage.files import write_atomically
+from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.store.entries import EntryError, from_dict
 from permafrost.store.reader import Store
 

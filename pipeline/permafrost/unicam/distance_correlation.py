@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_file
 from permafrost.core.seeds import derive_seed
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
@@ -44,6 +43,7 @@ from permafrost.evaluation.probe_set import (
     pair_layers,
     probe_set,
 )
+from permafrost.storage.files import sha256_file
 from permafrost.store.artifacts import Artifact
 from permafrost.unicam.estimators import (
     MIN_RECORDS,

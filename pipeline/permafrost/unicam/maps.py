@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import sha256_keys
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.evaluation.probe_set import (

@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError
-from permafrost.storage.files import read_regular, sha256_file, sha256_keys
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.probe_set import (
@@ -36,6 +36,7 @@ from permafrost.evaluation.probe_set import (
     class_blocks,
     multi_hot_labels,
 )
+from permafrost.storage.files import read_regular, sha256_file
 from permafrost.store.codecs import NpyError, parse_npy
 from permafrost.unicam.estimators import (
     MIN_RECORDS,

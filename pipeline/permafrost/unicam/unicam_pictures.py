@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.errors import first_line
-from permafrost.storage.signed_files import damaged
 from permafrost.core.tensor_files import TensorFileError, load_tensors, read_metadata
 from permafrost.evaluation.forward import EvaluatedModel, open_split
 from permafrost.evaluation.results import check_written
@@ -35,6 +34,7 @@ from permafrost.reports.pictures import (
     readable_classes,
 )
 from permafrost.reports.student_results import StudentResult, select_first_seed
+from permafrost.storage.signed_files import damaged
 from permafrost.store.reader import Store
 
 EVALUATOR_NAME = "unicam"

@@ -1,0 +1,31 @@
+"""Digests of JSON values and of keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+SHORT = 8
+"""Number of hexadecimal digits of a fingerprint in the name of a folder."""
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the canonical text of a JSON value: sorted keys, no white space."""
+    return _CANONICAL.encode(value).encode()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the SHA-256 of the canonical text of a JSON value."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sha256_keys(keys: Iterator[str] | list[str]) -> str:
+    """Return the SHA-256 of record keys in their order. Equal digests mean equal rows."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()

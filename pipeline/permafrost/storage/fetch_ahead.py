@@ -1,0 +1,68 @@
+"""Downloads of files of a bucket that will be read soon, while those before them are read."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import weakref
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from permafrost.core.errors import UserError
+from permafrost.storage.files import fetch_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from permafrost.storage.rooted_paths import AnyPath
+
+
+logger = logging.getLogger("permafrost.cache")
+
+_AT_ONCE = 16
+"""Downloads in parallel. Most files are small, and take a network's latency and no time."""
+
+
+class KnownFile(NamedTuple):
+    """File whose digest is known from a manifest."""
+
+    path: AnyPath
+    sha256: str
+
+
+class FetchAhead:
+    """Threads that download files in the order in which they are asked for. Errors are those of their readers.
+
+    They refer to the queue only, and end with the object.
+    """
+
+    def __init__(self) -> None:
+        self._files: queue.SimpleQueue[KnownFile | None] = queue.SimpleQueue()
+        for number in range(_AT_ONCE):
+            name = f"fetch-{number}"
+            threading.Thread(target=_fetch, args=(self._files,), name=name, daemon=True).start()
+        weakref.finalize(self, _end, self._files)
+
+    def ask(self, files: Iterable[KnownFile]) -> None:
+        """Have files downloaded after those that were asked for before."""
+        for file in files:
+            self._files.put(file)
+
+
+def _fetch(files: queue.SimpleQueue[KnownFile | None]) -> None:
+    """Download the files of a queue until it ends."""
+    while (file := files.get()) is not None:
+        try:
+            fetch_file(file.path, file.sha256)
+        except (UserError, FileNotFoundError) as error:
+            logger.debug("%s was not fetched ahead: %s", file.path, error)
+
+
+def _end(files: queue.SimpleQueue[KnownFile | None]) -> None:
+    """Forget the files that nobody reads any more, and end the threads."""
+    with suppress(queue.Empty):
+        while True:
+            files.get_nowait()
+    for _ in range(_AT_ONCE):
+        files.put(None)

@@ -1,0 +1,493 @@
+"""Files and folders of this machine: atomic, durable writes, and paths that no link leads out of.
+
+A file is either whole or absent, even if the process that writes it dies. A commit writes to a unique temporary name
+in the same folder, calls fsync, renames the file, and calls fsync on the folder. Every operation that changes something
+goes through this module's `os`, so that a test can simulate a crash after any of them.
+
+Each folder below the root of a RootedPath is opened from the one above it and never through a link, so that nothing
+can change between a check and its use.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import secrets
+import stat
+import tempfile
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeGuard, TypeVar
+
+import google_crc32c
+
+from permafrost.core.errors import FileError, UserError
+from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath, refuses_links
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Iterator
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PARTIAL_SUFFIX = ".partial"
+ABSENT = (FileNotFoundError, NotADirectoryError)
+"""Errors of a path that does not exist."""
+_FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
+_BUFFER_BYTES = 2**20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FOLDERS_WITHOUT_FSYNC = (errno.EINVAL, errno.ENOTSUP)
+"""Errors of file systems that do not support fsync of a folder, such as some network mounts."""
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+"""Flags with which opening a pipe or a terminal has no effect, so that its kind can be looked at."""
+
+
+class NoSpaceError(FileError):
+    """File that exceeds the disk space, the quota or the file size limit. No part of the file is kept."""
+
+
+def write_error(path: AnyPath, error: OSError) -> FileError:
+    """Return the error to raise if `path` could not be written, which may be one that says so."""
+    if isinstance(error, FileError):
+        return error
+    if error.errno in _NO_SPACE:
+        return NoSpaceError(
+            f"no room to write {path} ({error.strerror}). Finished files are kept. Free some space and run "
+            "the same command again"
+        )
+    return FileError(
+        f"{path} cannot be written ({error.strerror or error}). Finished files are kept. Check that the folder "
+        "exists and is writable, and run the same command again"
+    )
+
+
+def read_error(path: AnyPath, error: OSError | ValueError) -> FileError:
+    return FileError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})")
+
+
+# ---- folders -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened_folder(path: AnyPath) -> Iterator[int]:
+    """Provide a descriptor of a folder, for the `dir_fd` of system calls. Raises OSError, or LinkError."""
+    below = path.parts if refuses_links(path) else ()
+    descriptor = os.open(str(path.root if refuses_links(path) else path), _FOLDER)
+    try:
+        for number, name in enumerate(below):
+            above = descriptor
+            try:
+                descriptor = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=above)
+            except OSError as error:
+                assert isinstance(path, RootedPath)
+                raise _error_at(above, replace(path, parts=below[: number + 1]), error) from error
+            os.close(above)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_parent(path: AnyPath) -> Iterator[tuple[int, str]]:
+    """Provide a descriptor of the folder of a path, and the name in it.
+
+    An OSError in the block is raised with the whole path; if its reason is a link, as LinkError.
+    """
+    if isinstance(path, RootedPath) and not path.parts:
+        path = _root_of(path)
+    with opened_folder(path.parent) as folder:
+        try:
+            yield folder, path.name or "."
+        except FileError:
+            raise
+        except OSError as error:
+            raise _error_at(folder, path, error) from error
+
+
+def _error_at(folder: int, path: AnyPath, error: OSError) -> OSError:
+    """Return the error to raise for a path in an open folder: LinkError if it is a link that may not be there."""
+    if is_refused_link(path, folder):
+        return LinkError(path)
+    return type(error)(error.errno, error.strerror, str(path))
+
+
+def is_refused_link(path: AnyPath, folder: int) -> TypeGuard[RootedPath]:
+    if not refuses_links(path):
+        return False
+    try:
+        status = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISLNK(status.st_mode)
+
+
+def _status(path: AnyPath) -> os.stat_result | None:
+    """Return the status of a file or folder, None if there is none. Raises FileError, such as LinkError."""
+    try:
+        with open_parent(path) as (folder, name):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=not refuses_links(path))
+    except (*ABSENT, ValueError):  # a path with a NUL is a ValueError
+        return None
+    except FileError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise read_error(path, error) from error
+    if isinstance(path, RootedPath) and stat.S_ISLNK(status.st_mode):
+        raise LinkError(path)
+    return status
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        return "link"
+    return "folder" if entry.is_dir(follow_symlinks=False) else "file"
+
+
+def _root_of(path: RootedPath) -> Path:
+    """Return the root of a path that is not in a bucket."""
+    assert isinstance(path.root, Path), path
+    return path.root
+
+
+def _fsync_folder(folder: int, path: AnyPath) -> None:
+    try:
+        descriptor = os.open(".", os.O_RDONLY, dir_fd=folder)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _FOLDERS_WITHOUT_FSYNC:
+            raise write_error(path, error) from error
+
+
+def _open(path: AnyPath, flags: int) -> int:
+    """Return a descriptor of a file. Raises OSError, or LinkError."""
+    links = os.O_NOFOLLOW if refuses_links(path) else 0
+    with open_parent(path) as (folder, name):
+        return os.open(name, flags | links, 0o644, dir_fd=folder)
+
+
+# ---- open files ----------------------------------------------------------------------------------
+
+
+class NamedFile(io.FileIO):
+    """Open file whose errors have its path, as those of the functions that open a path do."""
+
+    def __init__(self, descriptor: int, mode: str, path: AnyPath) -> None:
+        super().__init__(descriptor, mode)
+        self.name = str(path)
+        self.path = path
+
+    def describe(self, error: OSError) -> FileError:
+        """Return the error to raise if it cannot be written."""
+        return write_error(self.path, error)
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise self.describe(error) from error
+
+    def read(self, size: int | None = -1) -> Any:
+        with _naming(self.name):
+            return super().read(-1 if size is None else size)
+
+    def readall(self) -> Any:
+        with _naming(self.name):
+            return super().readall()
+
+    def readinto(self, buffer: Any) -> Any:
+        with _naming(self.name):
+            return super().readinto(buffer)
+
+
+@contextmanager
+def _naming(path: object) -> Iterator[None]:
+    """Give the errors of a block the path of the open file that it reads."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+
+
+class HashingFile:
+    """File opened for writing that keeps its length, SHA-256 and CRC-32C up to date and writes in large blocks."""
+
+    def __init__(self, descriptor: int, destination: AnyPath) -> None:
+        self._descriptor: int | None = descriptor
+        self.destination = destination
+        """Path at which the file will appear; a name may depend on the content and be set after it is written."""
+        self._hash = hashlib.sha256()
+        self._buffer = bytearray()
+        self.bytes = 0
+        self.crc32c = 0
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self.crc32c = google_crc32c.extend(self.crc32c, data)
+        self._buffer += data
+        self.bytes += len(data)
+        if len(self._buffer) >= _BUFFER_BYTES:
+            self.flush()
+        return len(data)
+
+    def flush(self) -> None:
+        """Pass the buffered bytes to the operating system. Raise ValueError once the file is closed."""
+        if self._descriptor is None:
+            raise ValueError("cannot write to a closed file")
+        view = memoryview(bytes(self._buffer))
+        while len(view) > 0:
+            view = view[os.write(self._descriptor, view) :]
+        self._buffer.clear()
+
+    def detach(self) -> None:
+        """Forget the descriptor, because its number may be reused for another file."""
+        self._descriptor = None
+
+    def tell(self) -> int:
+        return self.bytes
+
+    @property
+    def closed(self) -> bool:
+        """True once it is closed; pyarrow asks for it."""
+        return self._descriptor is None
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+# ---- operations ----------------------------------------------------------------------------------
+
+
+class LocalFiles:
+    """Files of this machine. What the methods do is said in files.py."""
+
+    def exists(self, path: AnyPath) -> bool:
+        return _status(path) is not None
+
+    def is_folder(self, path: AnyPath) -> bool:
+        status = _status(path)
+        return status is not None and stat.S_ISDIR(status.st_mode)
+
+    def size(self, path: AnyPath) -> int | None:
+        status = _status(path)
+        return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
+
+    def stamp(self, path: AnyPath) -> tuple[int, int | str]:
+        status = Path(str(path)).stat()
+        return status.st_size, status.st_mtime_ns
+
+    def folder_stamp(self, folder: AnyPath) -> int:
+        return Path(str(folder)).stat().st_mtime_ns
+
+    def scan(self, folder: AnyPath) -> Iterator[os.DirEntry[str]]:
+        with os.scandir(str(folder)) as entries:
+            yield from entries
+
+    def peek(self, path: AnyPath, size: int) -> bytes:
+        try:
+            with Path(str(path)).open("rb") as file:
+                return file.read(size)
+        except OSError:
+            return b""
+
+    def is_writable(self, folder: AnyPath) -> bool:
+        try:
+            with opened_folder(folder) as descriptor:
+                return os.access(".", os.W_OK, dir_fd=descriptor)
+        except ABSENT:
+            return False
+
+    @contextmanager
+    def listing(self, folder: RootedPath) -> Iterator[None]:
+        yield
+
+    def entries(self, folder: AnyPath) -> list[tuple[str, str]]:
+        try:
+            with opened_folder(folder) as place:
+                descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)
+                try:
+                    with os.scandir(descriptor) as entries:
+                        return sorted((entry.name, _kind(entry)) for entry in entries)
+                finally:
+                    os.close(descriptor)
+        except ABSENT:
+            return []
+        except FileError:
+            raise
+        except OSError as error:
+            raise read_error(folder, error) from error
+
+    def iter_files(self, folder: RootedPath, ignored: Container[str]) -> Iterator[RootedPath]:
+        return (path for path, _ in self._iter_entries(folder, ignored))
+
+    def links(self, folder: RootedPath) -> Iterator[RootedPath]:
+        if not folder.allow_links:
+            yield from (path for path, kind in self._iter_entries(folder, ()) if kind == "link")
+
+    def _iter_entries(
+        self, folder: RootedPath, ignored: Container[str]
+    ) -> Iterator[tuple[RootedPath, str]]:
+        entries = self.entries(folder)
+        yield from ((folder / name, kind) for name, kind in entries if kind != "folder")
+        for name, kind in entries:
+            if kind == "folder" and name not in ignored:
+                yield from self._iter_entries(folder / name, ())
+
+    def read_each(
+        self, read: Callable[[T], R], items: Iterable[T], folder: RootedPath
+    ) -> Iterator[R]:
+        return map(read, items)
+
+    @contextmanager
+    def open_atomically(self, path: AnyPath) -> Iterator[HashingFile]:
+        self.make_folder(path.parent)
+        partial = f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
+        with opened_folder(path.parent) as folder:
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                descriptor = os.open(partial, flags, 0o644, dir_fd=folder)
+            except OSError as error:
+                raise write_error(path, error) from error
+            try:
+                file = HashingFile(descriptor, path)
+                try:
+                    yield file
+                    file.flush()
+                    os.fsync(descriptor)
+                finally:
+                    file.detach()
+                    os.close(descriptor)
+                if is_refused_link(file.destination, folder):
+                    raise LinkError(file.destination)
+                os.replace(partial, file.destination.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException as error:
+                with suppress(OSError):  # the original error is more informative
+                    os.unlink(partial, dir_fd=folder)
+                if isinstance(error, OSError) and not isinstance(error, UserError):
+                    raise write_error(path, error) from error
+                raise
+            _fsync_folder(folder, path.parent)
+
+    def commit(self, path: AnyPath, data: bytes) -> None:
+        with self.open_atomically(path) as file:
+            file.write(data)
+
+    def make_folder(self, path: AnyPath) -> None:
+        if isinstance(path, RootedPath) and not path.parts:
+            path = _root_of(path)
+        if self.is_folder(path):
+            return
+        if path.parent == path:
+            raise FileError(f"{path} does not exist")
+        self.make_folder(path.parent)
+        try:
+            with open_parent(path) as (folder, name):
+                os.mkdir(name, 0o755, dir_fd=folder)
+                _fsync_folder(folder, path.parent)
+        except FileExistsError:
+            if self.is_folder(path):
+                return
+            raise FileError(
+                f"{path} is not a folder. Choose another path, or move that file away"
+            ) from None
+        except FileError:
+            raise
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def create(self, path: AnyPath) -> IO[bytes]:
+        try:
+            descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        except FileError:
+            raise
+        except OSError as error:
+            raise write_error(path, error) from error
+        return io.BufferedWriter(NamedFile(descriptor, "wb", path))
+
+    def move(self, path: AnyPath, destination: AnyPath) -> None:
+        with open_parent(path) as (folder, name):
+            os.replace(name, destination.name, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def remove(self, path: AnyPath) -> None:
+        with suppress(*ABSENT), open_parent(path) as (folder, name):
+            os.unlink(name, dir_fd=folder)
+
+    def scratch(self, folder: RootedPath) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=_root_of(folder))
+
+    def open_regular(self, path: AnyPath, sha256: str | None = None) -> io.FileIO:
+        try:
+            descriptor = _open(path, _READ)
+        except (FileNotFoundError, FileError):
+            raise
+        except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+            raise read_error(path, error) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileError(f"{path} is not a regular file. Restore it, or correct the path")
+        return NamedFile(descriptor, "rb", path)
+
+    open_ranges = open_regular
+
+    def read(self, path: AnyPath, most: int | None, sha256: str | None = None) -> bytes:
+        with self.open_regular(path, sha256) as file:
+            return read_whole(file, path, most)
+
+    read_committed = read
+
+    def fetch(self, path: AnyPath, sha256: str) -> None:
+        """Do nothing, as the file is here."""
+
+    def refuse_damaged_copy(self, path: AnyPath, sha256: str) -> None:
+        """Do nothing, as there is no copy."""
+
+    def sha256(self, path: AnyPath) -> str:
+        with self.open_regular(path) as file:
+            try:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise read_error(path, error) from error
+
+
+def read_whole(file: io.FileIO, path: AnyPath, most: int | None) -> bytes:
+    """Return the bytes of an open file. Arguments and errors are those of `files.read_regular`."""
+    size = os.fstat(file.fileno()).st_size
+    if most is not None and size > most:
+        raise FileError(
+            f"{path} has {size:,} bytes, more than the {most:,} that such a file can have. Restore it, or delete it"
+        )
+    try:
+        return file.readall() if most is None else read_at(file, size, 0)
+    except OSError as error:
+        raise read_error(path, error) from error
+
+
+def read_at(file: io.FileIO, size: int, offset: int) -> bytes:
+    """Read `size` bytes from an offset of an open file, fewer only at its end. Raises OSError.
+
+    The caller has compared the size with a limit. One call of the system returns at most 2 GiB.
+    """
+    with _naming(file.name):
+        data = os.pread(file.fileno(), size, offset)
+        while 0 < len(data) < size:
+            more = os.pread(file.fileno(), size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+    return data
+
+
+def open_lock(path: AnyPath, *, create: bool) -> io.FileIO:
+    """Open a file for locking. Raises OSError, such as LinkError.
+
+    create  create it if it is missing, which needs the permission to write
+    """
+    return io.FileIO(_open(path, os.O_RDWR | os.O_CREAT if create else _READ), "rb")
