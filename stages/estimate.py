@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING
 from permafrost.cli import main
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.runs import run_folder
 from permafrost.core.errors import ConfigError
 from permafrost.estimation.measurement import plain_values, printed_lines
+from permafrost.runs.folder import run_folder
 from permafrost.storage.files import exists, write_atomically
 from permafrost.store.manifest import MANIFEST_NAME
 

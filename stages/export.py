@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from permafrost.cli import main
-from permafrost.config.runs import run_folder
 from permafrost.config.version import __version__
 from permafrost.models.saved import EXPORT_FOLDER, load_model
+from permafrost.runs.folder import run_folder
 from permafrost.storage.files import write_atomically
 from permafrost.store.reader import Store
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from permafrost.cli import main
-from permafrost.config.runs import run_folder
+from permafrost.runs.folder import run_folder
 from permafrost.storage.files import write_atomically
 
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.cli import main
 from permafrost.cluster.executors import choose_task_runner, open_task_runner
-from permafrost.config.runs import run_folder
 from permafrost.core.errors import UserError
 from permafrost.reports.main_table import summary_table
 from permafrost.reports.student_results import SWEEP_NAME
+from permafrost.runs.folder import run_folder
 from permafrost.storage.signed_files import write_json
 from permafrost.students import StudentTask
 from permafrost.sweeps.plan import baselines_first, plan_students

@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.cli import main
 from permafrost.cluster.executors import TrainingProgress, run_training
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import is_published
 from permafrost.config.options import plain_defaults
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.points import option_text
-from permafrost.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_dict
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
 from permafrost.models.resolve import resolve_teach
 from permafrost.models.saved import is_finished, read_description
 from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
+from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
 from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
 from permafrost.training.teach_job import Teaching, check_splits, fingerprint_inputs

@@ -67,6 +67,7 @@ ORDER = (
     {"storage"},
     {"config"},
     {"store"},
+    {"runs"},
     {"sources", "models", "loading"},
     {"losses"},
     {"annotation", "evaluation"},

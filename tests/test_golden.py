@@ -31,12 +31,12 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.records import FieldSpec
 from permafrost.models.providers import build_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.codecs import encode_maxabs
 from permafrost.store.fields import WebDatasetFields
 from permafrost.store.reader import Store

@@ -15,10 +15,10 @@ import permafrost
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.points import words_of_options
-from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import write_json
 from tests.support.processes import environment
 from tests.support.runs import save_student

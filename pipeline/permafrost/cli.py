@@ -15,24 +15,18 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.builder import build_verb_config
+from permafrost.config.builder import build_verb_config, to_plain_dict
 from permafrost.config.compose import complete_words, compose
 from permafrost.config.environment import keep_freed_memory
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.experiments import plugin_names
 from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
-from permafrost.config.runs import (
-    leaving_no_preparation,
-    mirrored_run,
-    run_folder,
-    save_options,
-    to_plain_dict,
-)
 from permafrost.config.sections import section_names, section_of, sections_of_verb
 from permafrost.core.errors import ConfigError, UserError, printable
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.yaml_text import dump_yaml
+from permafrost.runs.folder import leaving_no_preparation, mirrored_run, run_folder, save_options
 from permafrost.storage.lock import lock_folder
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import build_verb_config
 from permafrost.config.models import table_words
-from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, run_folder
 from permafrost.config.verbs import VERBS, PrecomputeConfig
 from permafrost.core.errors import UserError
 from permafrost.evaluation.inputs import trains_classifier
@@ -18,6 +17,8 @@ from permafrost.loading.subset import HOLDOUT, rows_of_split
 from permafrost.models.resolve import resolve_precompute
 from permafrost.models.saved import is_finished, read_description
 from permafrost.models.trained_weights import read_entries
+from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import DamagedFileError
 from permafrost.store.manifest import CANONICAL_VIEW, MANIFEST_NAME
 from permafrost.training.student_passes import served_methods

@@ -387,8 +387,9 @@ def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
     torch.Size([4, 10])
     """
     from permafrost.config.plugins import load_plugins
-    from permafrost.config.runs import RUNS, run_folder
     from permafrost.models.saved import is_finished, load_model
+    from permafrost.runs.folder import run_folder
+    from permafrost.runs.mirrors import RUNS
 
     load_plugins(plugins)
     candidates = [Path(run), *(run_folder(str(run)) / verb for verb in ("distill", "teach"))]

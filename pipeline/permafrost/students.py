@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.cluster.executors import run_training
 from permafrost.commands import evaluate_command
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.paths import with_absolute_paths
-from permafrost.config.runs import (
-    CHECKPOINT_NAME,
-    CONTINUED,
-    mirrored_run,
-    open_run,
-    run_folder,
-    to_plain_dict,
-)
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.evaluator import align_columns
 from permafrost.evaluation.inputs import (
@@ -45,6 +38,7 @@ from permafrost.evaluation.results import (
 from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import is_finished, load_model
 from permafrost.models.trained_weights import check_trained_weights
+from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, mirrored_run, open_run, run_folder
 from permafrost.store.reader import Store
 from permafrost.training.distill_job import Distillation, fingerprint_inputs
 from permafrost.training.student_passes import (

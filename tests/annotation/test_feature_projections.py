@@ -21,7 +21,6 @@ from permafrost.config.methods import (
     SeveralConfig,
     TeacherTermOptions,
 )
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.interpretability.options import FTConfig
@@ -36,6 +35,7 @@ from permafrost.losses.restored_features import (
 )
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.codecs import encode_npy
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store

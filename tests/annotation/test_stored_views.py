@@ -19,7 +19,6 @@ from permafrost.config.augment import (
     RotationsViewsConfig,
 )
 from permafrost.config.methods import E2KDConfig, LabelsConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
@@ -29,6 +28,7 @@ from permafrost.loading.random_views import rotations
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.subset import rows_of_split, select_training_rows
 from permafrost.models.saved import load_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store

@@ -10,9 +10,9 @@ import pytest
 
 from permafrost.cluster.ray_tasks import RayDataExecutor, RayTaskRunner
 from permafrost.config.cluster import LocalClusterConfig
-from permafrost.config.runs import RUNS
 from permafrost.core.tasks import ShardError, ShardResult
 from permafrost.models.saved import load_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from stages import distill, precompute, sweep
 from tests.support.images import write_tar

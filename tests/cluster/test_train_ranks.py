@@ -21,10 +21,10 @@ from permafrost.cluster.ray_training import (
     interface_of,
     train_on_ranks,
 )
-from permafrost.config.runs import RUNS
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import UserError
 from permafrost.losses.e2kd import E2KDLoss
+from permafrost.runs.mirrors import RUNS
 from permafrost.training.distill_job import Distillation
 from permafrost.training.metric_log import read_metrics
 from tests.support.paths import PYTHONPATH

@@ -1,9 +1,10 @@
 """Identity of a run: every option but those that change no result, and those that `inputs` has a fingerprint of."""
 
-from permafrost.config.builder import build_verb_config
+from permafrost.config.builder import build_verb_config, to_plain_dict
 from permafrost.config.compose import compose
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.runs import RUNS, identity, save_options, to_plain_dict
+from permafrost.runs.folder import identity, save_options
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import read_yaml
 
 

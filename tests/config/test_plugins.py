@@ -21,7 +21,6 @@ from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS, TimmModelConfig
 from permafrost.config.plugins import load_plugins
 from permafrost.config.reference import describe_verb
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PAYLOADS
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
@@ -30,6 +29,7 @@ from permafrost.models.explanations import gradcam
 from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import build_model, published
 from permafrost.models.saved import load_model, read_description
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach

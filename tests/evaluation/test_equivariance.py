@@ -8,15 +8,16 @@ from safetensors.torch import save_file
 
 from permafrost.cli import main
 from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.evaluation import EquivarianceOptions
 from permafrost.config.explainers import BcosWeightsConfig
-from permafrost.config.runs import identity, to_plain_dict
 from permafrost.config.store import PassOptions
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.reports.evaluator_sections import evaluator_sections
 from permafrost.reports.student_results import load_teacher
+from permafrost.runs.folder import identity
 from permafrost.store.reader import Store
 from stages import evaluate, precompute
 from tests.support.bcos import RESNET

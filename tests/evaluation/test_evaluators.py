@@ -11,10 +11,9 @@ import torch
 
 from permafrost import students
 from permafrost.cli import main
-from permafrost.config.builder import build_verb_config
+from permafrost.config.builder import build_verb_config, to_plain_dict
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions, ShiftOptions
-from permafrost.config.runs import RUNS, identity, to_plain_dict
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
@@ -32,6 +31,8 @@ from permafrost.evaluation.inputs import without_unknown_arms
 from permafrost.models.providers import build_model
 from permafrost.reports.main_table import columns_of
 from permafrost.reports.student_results import load_results
+from permafrost.runs.folder import identity
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from stages import evaluate, precompute

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import build_verb_config
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.unicam.options import DistanceCorrelationOptions, UnicamOptions
 from stages import distill, evaluate, report

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from permafrost.config.evaluation import EvaluateOptions, ShiftOptions
-from permafrost.config.runs import RUNS
 from permafrost.evaluation.forward import evaluate_model
 from permafrost.loading import dataset as dataset_module
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import iter_on_device, move_batch, read_ahead
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.frames import InputMemory
 from stages import evaluate
 from tests.support.runs import evaluation_of, save_student

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from permafrost import students
-from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
 from permafrost.interpretability import class_similarity as cifar100_coarse
 from permafrost.interpretability import dissection as dissection
@@ -25,6 +24,7 @@ from permafrost.interpretability.options import (
 from permafrost.interpretability.study_pictures import gradient_figures, gradient_images
 from permafrost.models.saved import load_model
 from permafrost.reports.student_results import StudentResult
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.broden import write_broden

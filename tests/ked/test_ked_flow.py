@@ -16,7 +16,6 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions
@@ -40,6 +39,7 @@ from permafrost.losses.base import build_loss
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store

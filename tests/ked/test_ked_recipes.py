@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from permafrost.config.builder import build_verb_config
 from permafrost.config.environment import CONF
 from permafrost.config.points import iter_points, knows_option, point_words
-from permafrost.config.runs import RUNS
 from permafrost.ked.options import KEDConfig
 from permafrost.ked.partition import (
     PARTITION_NAME,
@@ -22,6 +21,7 @@ from permafrost.ked.partition import (
     random_partition,
 )
 from permafrost.models.providers import build_model, count_parameters
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute

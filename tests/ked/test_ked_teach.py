@@ -17,7 +17,6 @@ from permafrost.config.data import DigitsDataConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.models import CifarModelConfig, NoModelConfig, whole_frame
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
@@ -31,6 +30,7 @@ from permafrost.ked.partition import build_partition
 from permafrost.ked.search import PartitionSearch, load_partition
 from permafrost.loading.subset import balanced_order
 from permafrost.models.saved import load_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.files import exists, remove_file
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics

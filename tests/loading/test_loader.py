@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
-from permafrost.config.builder import build_config
-from permafrost.config.runs import identity, to_plain_dict
+from permafrost.config.builder import build_config, to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading import dataset as dataset_module
@@ -25,6 +24,7 @@ from permafrost.loading.subset import (
     select_holdout_rows,
     select_training_rows,
 )
+from permafrost.runs.folder import identity
 from permafrost.store.reader import Store, TeacherPass
 from stages import precompute
 from tests.support.stores import frame_batches, keys_of_shard, precompute_config

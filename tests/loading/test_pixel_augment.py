@@ -11,7 +11,6 @@ from torchvision.transforms.v2 import RandAugment
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.verbs import TeachConfig
@@ -28,6 +27,7 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import move_batch
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
+from permafrost.runs.mirrors import RUNS
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher

@@ -9,7 +9,6 @@ import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.methods import ReviewKDConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
@@ -31,6 +30,7 @@ from permafrost.losses.feature_kd import (
 )
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store

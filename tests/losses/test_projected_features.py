@@ -19,7 +19,6 @@ from permafrost.config.methods import (
     TeacherTermOptions,
 )
 from permafrost.config.models import BcosModelConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.config.training import TrainerOptions
 from permafrost.core.distributed import DistributedContext
@@ -35,6 +34,7 @@ from permafrost.losses.projected_features import (
     distance_relations,
 )
 from permafrost.models.classifier import NO_INTERMEDIATES, Stage
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.manifest import MovedFeatures
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics

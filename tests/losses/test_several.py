@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
-from permafrost.config.builder import build_config
+from permafrost.config.builder import build_config, to_plain_dict
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import (
     ATConfig,
@@ -24,12 +24,12 @@ from permafrost.config.methods import (
 )
 from permafrost.config.models import CifarModelConfig, NoModelConfig
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS, to_plain_dict
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig, ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import build_loss
 from permafrost.models.saved import read_description
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.training.build import build_training

@@ -15,7 +15,6 @@ from permafrost import open_store
 from permafrost.annotation.payloads import split_logits
 from permafrost.config.methods import ATConfig, E2KDConfig, KDConfig
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
@@ -24,6 +23,7 @@ from permafrost.evaluation.metrics import agreement, kl_to_teacher
 from permafrost.loading.record_loader import RecordLoader
 from permafrost.loading.transfer import move_batch, pack_batch, unpack_batch
 from permafrost.losses.kd import kd_loss, top_logits_divergence
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import EntryError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store

@@ -10,7 +10,6 @@ import torch
 
 from permafrost.config.methods import FeaturesConfig
 from permafrost.config.models import TimmModelConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.losses.feature_kd import stage_fields
@@ -18,6 +17,7 @@ from permafrost.models.classifier import Intermediates, Normalize
 from permafrost.models.explanations import explainer_named, forward_to_explain
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.timm import TimmEva, TimmVit
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from stages import distill, precompute

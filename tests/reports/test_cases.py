@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.saved_records import RECORDS_NAME
 from permafrost.reports import case_pictures
 from permafrost.reports.pictures import DISPLAYED_PIXELS
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.manifest import read_store_manifest
 from stages import report
 from tests.reports.conftest import SPLITS

@@ -16,10 +16,10 @@ from urllib.parse import unquote
 import pytest
 
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
+from permafrost.runs.mirrors import RUNS
 from stages import report
 from tests.support import run_files
 from tests.support.html_page import Page

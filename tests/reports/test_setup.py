@@ -13,8 +13,8 @@ import pytest
 
 from permafrost.cli import main
 from permafrost.commands import commands_of
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS, to_plain_dict
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
@@ -23,6 +23,7 @@ from permafrost.reports.passes import UsedPass
 from permafrost.reports.provenance import bytes_by_arm, bytes_plot, describe_teachers
 from permafrost.reports.student_results import UnknownRunError, load_results
 from permafrost.reports.training_facts import describe_augmentation, describe_data, training_facts
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config

@@ -14,10 +14,10 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import EmbeddingConfig, KDConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig, ReportConfig
 from permafrost.reports.student_results import load_results
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, report
 from tests.support import run_files

@@ -10,10 +10,11 @@ import pytest
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.runs import PASSES_NAME, RUNS
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.models.saved import read_description
+from permafrost.runs.folder import PASSES_NAME
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.training import loop

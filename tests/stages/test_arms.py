@@ -15,7 +15,6 @@ from permafrost.config.augment import (
     RotationsViewsConfig,
 )
 from permafrost.config.methods import KDConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.errors import ConfigError
@@ -30,6 +29,7 @@ from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store

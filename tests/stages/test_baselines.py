@@ -19,7 +19,6 @@ from permafrost.config.methods import (
     LabelsConfig,
     ReviewKDConfig,
 )
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
@@ -32,6 +31,7 @@ from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store

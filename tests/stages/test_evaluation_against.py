@@ -15,13 +15,13 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import KDConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig, ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.reports.student_results import load_results, split_by_evaluation
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.sweeps.plan import plan_students

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.config.runs import RUNS
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.lock import LOCK_NAME, lock_folder
 from tests.support.paths import PYTHONPATH
 

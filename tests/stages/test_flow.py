@@ -18,7 +18,6 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS, read_cost
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.verbs import ReportConfig, SweepConfig, TeachConfig
@@ -27,6 +26,8 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.models.classifier import WeightsError
 from permafrost.models.providers import build_model
 from permafrost.models.weights import load_weights
+from permafrost.runs.folder import read_cost
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.files import remove_file
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store

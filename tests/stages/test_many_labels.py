@@ -24,7 +24,6 @@ from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
@@ -36,6 +35,7 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import TrainedModel, save_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.targets import LiveTeacher

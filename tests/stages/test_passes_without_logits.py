@@ -14,7 +14,6 @@ from permafrost.annotation.precision import PrecisionError, describe_agreement
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.methods import ATConfig, EmbeddingConfig, KDConfig
 from permafrost.config.models import TimmModelConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.losses.feature_kd import pooled_fields
@@ -22,6 +21,7 @@ from permafrost.models.classifier import Intermediates, WeightsError
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model, freeze
 from permafrost.reports.store_sheet import draw_store
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store

@@ -15,7 +15,6 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig
@@ -25,6 +24,7 @@ from permafrost.loading.subset import rows_of_split, select_holdout_rows
 from permafrost.losses.base import build_loss
 from permafrost.models.providers import build_model
 from permafrost.models.saved import read_description
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.training.optim import build_optimizer

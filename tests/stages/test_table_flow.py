@@ -26,7 +26,6 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions, ShiftOptions
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions
@@ -50,6 +49,7 @@ from permafrost.losses.base import StepInputs
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.resolve import resolve_distill, resolve_network
 from permafrost.models.saved import load_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.distill_job import Distillation

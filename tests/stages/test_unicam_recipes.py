@@ -21,11 +21,11 @@ from torchvision.models.vgg import make_layers
 from permafrost import students
 from permafrost.config.builder import build_verb_config
 from permafrost.config.environment import CONF
-from permafrost.config.runs import RUNS
 from permafrost.evaluation.inputs import without_unknown_arms
 from permafrost.evaluation.results import evaluation_folder
 from permafrost.models import torchvision as networks
 from permafrost.models.providers import build_model
+from permafrost.runs.mirrors import RUNS
 from stages import precompute
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA

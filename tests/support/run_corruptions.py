@@ -24,12 +24,12 @@ import numpy as np
 from permafrost.config.distillation import CurveOptions
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.config.verbs import ReportConfig, TeachConfig
 from permafrost.core.errors import UserError
+from permafrost.runs.mirrors import RUNS
 from permafrost.training import loop
 from stages import distill, evaluate, precompute, report, teach
 from tests.support.kills import killed_at

@@ -11,7 +11,6 @@ from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import (
@@ -19,6 +18,7 @@ from permafrost.config.verbs import (
 )
 from permafrost.models.providers import build_model
 from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.training.metric_log import read_metrics
 
 PAD_CROP = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),))

@@ -6,7 +6,7 @@ import json
 
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
-from permafrost.config.runs import RUNS
+from permafrost.runs.mirrors import RUNS
 from stages import sweep
 
 TINY = (

@@ -11,11 +11,11 @@ import pytest
 
 from permafrost import students
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import METRICS
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import write_json
 from permafrost.sweeps.plan import plan_students
 from stages import report, sweep

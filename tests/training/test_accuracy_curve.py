@@ -6,7 +6,7 @@ import pytest
 
 from permafrost.config.distillation import CurveOptions
 from permafrost.config.methods import LabelsConfig
-from permafrost.config.runs import RUNS
+from permafrost.runs.mirrors import RUNS
 from permafrost.training import loop
 from permafrost.training.epoch_selection import read_curve
 from stages import distill, evaluate

@@ -5,10 +5,11 @@ from pathlib import Path
 import obstore
 import pytest
 
-from permafrost.config.runs import open_run, run_folder
 from permafrost.core.errors import UserError
 from permafrost.library import run_verb
-from permafrost.storage import buckets, lock, run_mirrors
+from permafrost.runs import mirrors
+from permafrost.runs.folder import open_run, run_folder
+from permafrost.storage import buckets, lock
 from permafrost.storage.lock import LockedError
 from permafrost.training import loop
 from tests.support.buckets import contents, memory_buckets
@@ -67,7 +68,7 @@ def test_another_machine_resumes_from_the_last_checkpoint_to_the_same_student(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "save_checkpoint", end_in_the_third)
         patch.setattr(
-            "permafrost.config.runs.upload_folder", lambda address: None
+            "permafrost.runs.folder.upload_folder", lambda address: None
         )  # nothing is uploaded after the end
         with pytest.raises(Ended):
             run_verb("distill", *words(frozen, RUN))
@@ -77,7 +78,7 @@ def test_another_machine_resumes_from_the_last_checkpoint_to_the_same_student(
     with (
         monkeypatch.context() as patch
     ):  # the first rank, which may be elsewhere, uploads the network itself
-        patch.setattr("permafrost.config.runs.upload_folder", lambda address: None)
+        patch.setattr("permafrost.runs.folder.upload_folder", lambda address: None)
         result = run_verb("distill", *words(frozen, RUN))
     assert result.trained_epochs == 2
     assert "distill/model.json" in contents(bucket, "runs/one")
@@ -110,30 +111,30 @@ def test_what_marks_work_as_done_is_uploaded_last(bucket, monkeypatch):
         "put_object",
         lambda address, *rest: uploaded.append(address.rpartition("/")[2]) or put(address, *rest),
     )
-    run_mirrors.upload_folder(f"{RUN}/distill")
+    mirrors.upload_folder(f"{RUN}/distill")
     assert uploaded == ["a", "z", "checkpoint.pt", "metrics.json", "model.json"]
     uploaded.clear()
     (mirror / "a").write_text("changed")
-    run_mirrors.upload_mirror(mirror)
+    mirrors.upload_mirror(mirror)
     assert uploaded == ["a"]
-    run_mirrors.upload_mirror(Path("runs/local"))  # a run of this machine
+    mirrors.upload_mirror(Path("runs/local"))  # a run of this machine
     assert uploaded == ["a"]
 
 
 def test_a_folder_is_fetched_as_it_is_in_the_bucket_and_work_in_progress_stays(bucket, move):
     for name in ("one", "deep/two"):
         obstore.put(bucket, f"runs/one/{name}", name.encode())
-    run_mirrors.fetch_folder(RUN)
+    mirrors.fetch_folder(RUN)
     mirror = run_folder(RUN)
     assert (mirror / "deep/two").read_text() == "deep/two"
     (mirror / "one").write_text("changed here")
     (mirror / "new").write_text("made here")
     obstore.put(bucket, "runs/one/deep/two", b"changed there")
-    run_mirrors.fetch_folder(RUN)
+    mirrors.fetch_folder(RUN)
     assert (mirror / "one").read_text() == "changed here"
     assert (mirror / "new").exists()
     assert (mirror / "deep/two").read_text() == "changed there"
-    run_mirrors.fetch_folder(RUN, exactly=True)
+    mirrors.fetch_folder(RUN, exactly=True)
     assert (mirror / "one").read_text() == "one"
     assert not (mirror / "new").exists()
 

@@ -14,7 +14,6 @@ from permafrost.config.models import (
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from permafrost.config.runs import RUNS
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
@@ -24,6 +23,7 @@ from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.training.build import build_training
 from permafrost.training.distill_job import Distillation
 from permafrost.training.metric_log import StepLog

@@ -12,12 +12,12 @@ from permafrost import students
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Classifier
+from permafrost.runs.mirrors import RUNS
 from permafrost.training.epoch_selection import EPOCHS_NAME, EpochSelection
 from permafrost.training.metric_log import read_metrics
 from stages import distill, report

@@ -12,7 +12,6 @@ from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import BcosModelConfig, CifarModelConfig
-from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
@@ -26,6 +25,7 @@ from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training

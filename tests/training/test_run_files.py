@@ -12,10 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from permafrost.config.runs import RUNS, read_config, read_cost
 from permafrost.config.verbs import TeachConfig
 from permafrost.models.weights import read_state_dict
 from permafrost.reports.student_results import read_sweep
+from permafrost.runs.folder import read_config, read_cost
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import (
     DamagedFileError,
     DigestError,

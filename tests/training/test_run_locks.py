@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from permafrost.cli import main
-from permafrost.config.runs import RUNS
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.lock import LockedError, lock_folder
 from stages import distill, evaluate, teach
 from tests.support.paths import PYTHONPATH

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from permafrost import students
-from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import numbers_of
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.lock import lock_folder
 from permafrost.store.artifacts import Artifact
 from permafrost.store.entries import ManifestError

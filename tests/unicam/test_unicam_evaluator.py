@@ -11,11 +11,11 @@ from safetensors import safe_open
 
 from permafrost import students
 from permafrost.config.models import BcosModelConfig
-from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
 from permafrost.ked.options import AdditiveModelConfig
 from permafrost.models.providers import build_model
 from permafrost.models.saved import TrainedModel, save_model
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.verification import verify_store
 from permafrost.unicam.options import UnicamOptions
 from permafrost.unicam.residual_maps import load_class_embeddings

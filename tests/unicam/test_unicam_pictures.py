@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from permafrost.config.runs import RUNS
 from permafrost.reports.student_results import load_results
+from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.unicam.options import UnicamOptions
 from permafrost.unicam.unicam_pictures import unicam_figures

@@ -35,7 +35,6 @@ from permafrost.annotation.teacher_check import (
     needs_float32,
     require_sound,
 )
-from permafrost.config.runs import run_folder, save_cost
 from permafrost.config.store import (
     PassPrecision,
 )
@@ -45,8 +44,9 @@ from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from permafrost.models.explanations import pass_precision
 from permafrost.models.providers import count_parameters
-from permafrost.storage.addresses import is_address
+from permafrost.runs.folder import run_folder, save_cost
 from permafrost.storage.files import exists, remove_partial_files
+from permafrost.storage.rooted_paths import is_absolute
 from permafrost.store.backends import BACKENDS
 from permafrost.store.manifest import (
     MANIFEST_NAME,
@@ -343,8 +343,7 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
 def _made_with(plan: PassPlan, annotator: TeacherAnnotator, *, compiled: bool) -> dict[str, str]:
     """Versions, device, size and weights: a relative path as it was typed, or the name of a file elsewhere."""
     path = Path(str(plan.teacher.weights))
-    is_elsewhere = path.is_absolute() or is_address(str(plan.teacher.weights))
-    weights = path.name if is_elsewhere else path.as_posix()
+    weights = path.name if is_absolute(str(plan.teacher.weights)) else path.as_posix()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "permafrost": __version__,

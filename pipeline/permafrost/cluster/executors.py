@@ -18,8 +18,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from permafrost.config.cluster import SMALL_STORE
-from permafrost.config.runs import read_cost
 from permafrost.core.tasks import run_task
+from permafrost.runs.folder import read_cost
 from permafrost.storage.bucket_files import collected_uploads
 
 if TYPE_CHECKING:

@@ -17,10 +17,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from permafrost.cluster.session import ask_helper, gpus_each, ray_session, start_helper
-from permafrost.config.runs import run_folder
 from permafrost.core.errors import UserError, first_line
-from permafrost.storage.addresses import is_address
-from permafrost.storage.run_mirrors import fetch_folder
+from permafrost.runs.mirrors import files_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,11 +99,9 @@ class _RankLoop:
 
 def _at_home(job: TrainingJob) -> TrainingJob:
     """Return a job whose folder is that of its node, with the last checkpoint, if its run is in a bucket."""
-    if not is_address(job.run):
-        return job
-    verb = job.folder.name
-    fetch_folder(f"{job.run}/{verb}", exactly=True)
-    return job.moved_to(run_folder(job.run) / verb)
+    files, verb = files_of_run(job.run), job.folder.name
+    files.fetch(verb, exactly=True)
+    return job.moved_to(files.folder / verb) if files.is_mirrored else job
 
 
 def train_on_ranks(
@@ -128,8 +124,7 @@ def train_on_ranks(
             raise RanksError(failure or _reason(error, cluster, room)) from error
         finally:
             watcher.stop()
-            if is_address(job.run):
-                fetch_folder(f"{job.run}/{job.folder.name}", exactly=True)
+            files_of_run(job.run).fetch(job.folder.name, exactly=True)
             shutil.rmtree(job.folder / _STATE_FOLDER, ignore_errors=True)
 
 

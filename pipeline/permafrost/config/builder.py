@@ -1,4 +1,4 @@
-"""Construction of the config dataclasses from plain values, checked key by key.
+"""Construction of the config dataclasses from plain values, checked key by key, and the way back.
 
 An unknown key, a value of the wrong type or a value out of range raises a ConfigError that names the option and states
 what is allowed.
@@ -6,7 +6,7 @@ what is allowed.
 
 from __future__ import annotations
 
-from dataclasses import MISSING
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -108,3 +108,19 @@ def _build_kind(section: str, hint: Any, value: dict[str, Any], path: str) -> An
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+def to_plain_dict(config: Any) -> dict[str, Any]:
+    """Convert a config dataclass to plain values."""
+    names = [spec.name for spec in fields(config) if spec.name != "added"]
+    return {
+        name: _to_plain(getattr(config, name)) for name in (*names, *getattr(config, "added", ()))
+    }
+
+
+def _to_plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_plain_dict(value)
+    if isinstance(value, dict):
+        return {name: _to_plain(member) for name, member in value.items()}
+    return [_to_plain(member) for member in value] if isinstance(value, (list, tuple)) else value

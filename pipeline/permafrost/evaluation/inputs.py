@@ -15,16 +15,16 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.methods import METHODS
 from permafrost.config.models import NoModelConfig
-from permafrost.config.runs import CONFIG_NAME, read_config, run_folder
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import TrainedModel, is_finished, load_model, read_description
 from permafrost.models.trained_weights import check_trained_weights
+from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder
+from permafrost.runs.run_passes import first_made_pass, logits_first, name_passes
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
-from permafrost.store.run_passes import first_made_pass, logits_first, name_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.models import ModelConfig, NoModelConfig
-from permafrost.config.runs import run_folder
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError
@@ -23,9 +22,10 @@ from permafrost.models.providers import (
 )
 from permafrost.models.saved import is_finished, load_model
 from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
+from permafrost.runs.folder import run_folder
+from permafrost.runs.run_passes import first_made_pass
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.store.run_passes import first_made_pass
 
 
 class Networks:

@@ -19,14 +19,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.options import Role, to_plain
 from permafrost.config.options import options_of as options_of_class
-from permafrost.config.runs import CONFIG_NAME, read_config, to_plain_dict
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.evaluation.evaluator import METRICS
+from permafrost.runs.folder import CONFIG_NAME, read_config
 from permafrost.storage.files import sha256_file
 from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry

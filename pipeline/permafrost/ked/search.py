@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import ModelConfig, NoModelConfig
-from permafrost.config.runs import to_plain_dict
 from permafrost.config.verbs import TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.config.builder import build_config
+from permafrost.config.builder import build_config, to_plain_dict
 from permafrost.config.models import MODELS, TimmModelConfig
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import require_named
-from permafrost.config.runs import run_identity, to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.models.trained_weights import (
@@ -22,6 +21,7 @@ from permafrost.models.trained_weights import (
     check_trained_weights,
     read_entries,
 )
+from permafrost.runs.folder import run_identity
 from permafrost.storage.files import write_atomically
 from permafrost.storage.signed_files import write_json
 

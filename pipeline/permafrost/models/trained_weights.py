@@ -14,13 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import is_published
 from permafrost.config.options import Role, options_of
-from permafrost.config.runs import run_identity, to_plain_dict
 from permafrost.core.errors import ConfigError, shorten
-from permafrost.storage.addresses import is_address
+from permafrost.runs.folder import run_identity
 from permafrost.storage.files import read_regular, sha256_file
-from permafrost.storage.object_cache import local_copy
+from permafrost.storage.object_cache import local_file
 from permafrost.storage.signed_files import SIGNATURE, DigestError, check_json, damaged
 from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.store.manifest import MAX_FRAME_PIXELS
@@ -171,7 +171,7 @@ def weights_file(weights: str) -> Path:
         ConfigError: If there are several files in a folder, or none.
         FileError: If there is nothing at an address.
     """
-    path = local_copy(weights, DESCRIPTION_NAME) if is_address(weights) else Path(weights)
+    path = local_file(weights, DESCRIPTION_NAME)
     return _file_in(path) if path.is_dir() else path
 
 

@@ -17,7 +17,6 @@ import jinja2
 
 from permafrost.commands import commands_of
 from permafrost.config.page_options import STORE_SECTIONS
-from permafrost.config.runs import read_cost, run_folder
 from permafrost.config.verbs import ReportConfig
 from permafrost.config.version import __version__
 from permafrost.evaluation.results import load_written
@@ -44,6 +43,7 @@ from permafrost.reports.provenance import (
 )
 from permafrost.reports.student_results import StudentResult, split_by_evaluation
 from permafrost.reports.training_facts import describe_arms, describe_data, training_facts
+from permafrost.runs.folder import read_cost, run_folder
 from permafrost.sources.data_preview import read_preview
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.metric_log import read_metrics

@@ -10,7 +10,6 @@ from typing import Any
 from permafrost.commands import evaluate_command
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.points import point_label
-from permafrost.config.runs import run_folder
 from permafrost.config.verbs import ReportConfig
 from permafrost.evaluation.inputs import UNTRAINED
 from permafrost.reports.case_pictures import SplitCases, show_cases
@@ -43,6 +42,7 @@ from permafrost.reports.student_results import (
     load_teacher,
     split_by_evaluation,
 )
+from permafrost.runs.folder import run_folder
 from permafrost.store.reader import Store
 
 logger = logging.getLogger("permafrost.report")

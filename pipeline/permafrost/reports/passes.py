@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.runs import CONFIG_NAME, read_config
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import VIEW_FIELD
 from permafrost.reports.student_results import TEACHER, StudentResult
+from permafrost.runs.folder import CONFIG_NAME, read_config
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
 

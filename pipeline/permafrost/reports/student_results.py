@@ -12,7 +12,6 @@ from typing import Any
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.points import Point, point_label
-from permafrost.config.runs import CONFIG_NAME, RUNS, read_config, run_folder
 from permafrost.config.verbs import EvaluationRun, ReportConfig
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.evaluation.evaluator import numbers_of
@@ -28,6 +27,8 @@ from permafrost.evaluation.results import (
     without_outputs,
 )
 from permafrost.models.saved import is_finished
+from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder
+from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import damaged, read_json
 from permafrost.store.entries import EntryError, from_dict, require_inside
 

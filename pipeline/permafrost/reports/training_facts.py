@@ -6,16 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from permafrost.config.builder import build_config
+from permafrost.config.builder import build_config, to_plain_dict
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
-from permafrost.config.runs import identity, to_plain_dict
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import UserError
 from permafrost.loading.subset import count_training_rows
 from permafrost.reports.comparison import seeds_in_words
 from permafrost.reports.model_selection import curve_of
 from permafrost.reports.student_results import StudentResult
+from permafrost.runs.folder import identity
 from permafrost.store.reader import Store
 
 _RECORDS = "training records"

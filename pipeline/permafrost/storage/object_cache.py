@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.core.errors import FileError
-from permafrost.storage.addresses import Bucket, parse_bucket
+from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.storage.buckets import Download, MissingObjectError, object_facts, wait_seconds
 
 if TYPE_CHECKING:
@@ -201,6 +201,11 @@ def _folder(option: str | None) -> Path:
         return Path(os.environ[VARIABLE]).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "permafrost"
+
+
+def local_file(text: str, beside: str = "") -> Path:
+    """Return the path of a user's file on this machine, of an address that of its copy. See `local_copy`."""
+    return local_copy(text, beside) if is_address(text) else Path(text)
 
 
 @lru_cache(maxsize=64)

@@ -109,6 +109,11 @@ def user_path(text: str, beside: RootedPath | None = None) -> AnyPath:
     return RootedPath(replace(cache, address=parse_bucket("the path", text)))
 
 
+def is_absolute(text: str) -> bool:
+    """Return whether a path has the same meaning in every folder: from the root of a machine, or an address."""
+    return is_address(text) or PurePosixPath(text).is_absolute()
+
+
 def rooted(text: str) -> RootedPath:
     """Return a folder of this machine, or of a bucket, as a root. Raises ConfigError for an address that is none."""
     return RootedPath.of(user_path(text))

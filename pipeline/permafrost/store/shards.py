@@ -9,15 +9,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from permafrost.storage.addresses import is_address
-from permafrost.storage.rooted_paths import RootedPath, user_path
+from permafrost.storage.rooted_paths import RootedPath, is_absolute, user_path
 from permafrost.store.arrow_files import read_table, schema_of
 from permafrost.store.entries import (
     EntryError,
@@ -139,9 +137,8 @@ class ShardEntry:
         require_digest(self.sha256)
         require_digest(self.keys_sha256)
         if self.referenced:
-            absolute = PurePosixPath(self.path).is_absolute() or is_address(self.path)
-            absolute = absolute and "\0" not in self.path
-            require_entry(absolute, f"the referenced tar {self.path!r} is not an absolute path")
+            is_one = is_absolute(self.path) and "\0" not in self.path
+            require_entry(is_one, f"the referenced tar {self.path!r} is not an absolute path")
         else:
             require_inside(self.path)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.builder import build_verb_config
+from permafrost.config.builder import build_verb_config, to_plain_dict
 from permafrost.config.compose import compose
 from permafrost.config.paths import place_paths
 from permafrost.config.points import iter_points, knows_option, point_label, point_words
-from permafrost.config.runs import identity, to_plain_dict
 from permafrost.config.sections import section_of
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
@@ -21,6 +20,7 @@ from permafrost.evaluation.inputs import (
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
+from permafrost.runs.folder import identity
 from permafrost.store.reader import Store
 from permafrost.sweeps.runner import Student
 from permafrost.sweeps.select import check_reported_epochs, check_selection

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.evaluation import ShiftOptions
-from permafrost.config.runs import fetch_run, run_folder
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
 from permafrost.evaluation.evaluator import evaluators_of
@@ -21,6 +20,8 @@ from permafrost.evaluation.results import (
 )
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.saved import is_finished
+from permafrost.runs.folder import run_folder
+from permafrost.runs.mirrors import files_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,7 +159,7 @@ class StudentRunner:
             tasks = [self.build_task(run) for run in missing.values()]
             for outcome in self.run_tasks(tasks, show):
                 check_interrupted()
-                fetch_run(outcome.name)  # of the machine that ran it
+                files_of_run(outcome.name).fetch()  # of the machine that ran it
                 error = outcome.error or _invisible(missing[outcome.name])
                 if outcome.traceback:
                     logger.error("%s failed:", outcome.name)

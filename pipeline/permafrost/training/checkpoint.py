@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from permafrost.config.runs import CHECKPOINT_NAME
+from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.storage.files import open_atomically, open_regular
 from permafrost.storage.signed_files import DigestError, damaged
 from permafrost.training.state import Training

@@ -16,7 +16,6 @@ from typing import Any
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.runs import CHECKPOINT_NAME
 from permafrost.core.errors import ConfigError, first_line, require
 from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.evaluation.evaluator import METRICS, best_position
@@ -24,6 +23,7 @@ from permafrost.evaluation.forward import EvaluatedModel, metrics_of, open_split
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.models.classifier import Classifier
 from permafrost.models.saved import TrainedModel
+from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.storage.files import sha256_file, write_atomically
 from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.store.entries import EntryError, from_dict, require_entry

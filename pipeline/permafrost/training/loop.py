@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from permafrost.config.runs import CHECKPOINT_NAME, read_cost, save_cost
 from permafrost.config.training import TrainerOptions
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.interrupts import check_interrupted
@@ -33,7 +32,8 @@ from permafrost.losses.base import AuxiliaryPretraining
 from permafrost.models.classifier import Classifier
 from permafrost.models.providers import measure_cost
 from permafrost.models.saved import save_model
-from permafrost.storage.run_mirrors import upload_mirror
+from permafrost.runs.folder import CHECKPOINT_NAME, read_cost, save_cost
+from permafrost.runs.mirrors import upload_mirror
 from permafrost.training.build import build_loader, build_training
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
 from permafrost.training.metric_log import MetricWriter, StepLog

@@ -24,10 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from permafrost.config.runs import run_identity
 from permafrost.core.errors import UserError
 from permafrost.core.progress import SECONDS_PER_LINE
 from permafrost.losses.base import LossTerms
+from permafrost.runs.folder import run_identity
 from permafrost.storage.files import read_regular, write_atomically
 from permafrost.storage.local_files import write_error
 from permafrost.storage.signed_files import DigestError, damaged

@@ -16,9 +16,9 @@ from permafrost.config.methods import (
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FEATURES
+from permafrost.runs.run_passes import logits_first, name_passes, pass_request, record_passes
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.store.run_passes import logits_first, name_passes, pass_request, record_passes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields, is_dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.builder import check_values
+from permafrost.config.builder import check_values, to_plain_dict
 from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.config.verbs import section_class
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.core.yaml_text import dump_yaml
-from permafrost.storage.addresses import is_address
+from permafrost.runs.mirrors import files_of_run
 from permafrost.storage.files import remove_partial_files, write_atomically
 from permafrost.storage.lock import LOCK_NAME, LockedError, lock_folder
-from permafrost.storage.rooted_paths import rooted
-from permafrost.storage.run_mirrors import fetch_folder, mirror_of, upload_folder, upload_top
 from permafrost.storage.signed_files import (
     DamagedFileError,
     damaged,
@@ -33,8 +30,6 @@ from permafrost.storage.signed_files import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-RUNS = Path("runs")
-"""Folder of all runs that are not in a bucket."""
 STUDENTS = "students"
 """Folder of a sweep's students below that of its run."""
 PASSES_NAME = "passes.json"
@@ -59,39 +54,22 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> It
     inputs  fingerprints of the inputs, so that a changed store makes a different run
     Raises ConfigError if the folder holds results of other options, and LockedError if another process writes to it.
     """
-    folder = run_folder(run) / verb
-    with lock_folder(folder, "run"):
-        if not is_address(run):
-            _claim(folder, verb, config, inputs | plugin_digests(config))
-            yield folder
-            return
-        address = f"{run}/{verb}"
-        with lock_folder(rooted(address), "run"):
-            fetch_folder(address, exactly=True)
-            _claim(folder, verb, config, inputs | plugin_digests(config))
-            try:
-                yield folder
-            finally:
-                upload_folder(address)
+    files = files_of_run(run)
+    folder = files.folder / verb
+    with lock_folder(folder, "run"), files.opened(verb):
+        _claim(folder, verb, config, inputs | plugin_digests(config))
+        yield folder
 
 
 @contextmanager
 def mirrored_run(run: str) -> Iterator[None]:
     """Fetch a run in a bucket before the block, and upload afterwards what the block has written beside its verbs."""
-    if not is_address(run):
-        yield
-        return
-    fetch_run(run)
+    files = files_of_run(run)
+    files.fetch()
     try:
         yield
     finally:
-        upload_top(run)
-
-
-def fetch_run(run: str) -> None:
-    """Fetch what other machines have written to a run in a bucket."""
-    if is_address(run):
-        fetch_folder(run)
+        files.upload_top()
 
 
 @contextmanager
@@ -114,7 +92,9 @@ def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
         raise
     except UserError:
         made = [path for path in _files_of(folder) if path not in before]
-        if not is_address(run) and all(_is_preparation(path, folder, command) for path in made):
+        if not files_of_run(run).is_mirrored and all(
+            _is_preparation(path, folder, command) for path in made
+        ):
             _remove_prepared(folder, made, parents)
             if named is not None and passes.read_bytes() != named:
                 write_atomically(passes, named)
@@ -153,7 +133,7 @@ def _remove_prepared(folder: Path, made: Sequence[Path], existing: Sequence[Path
 
 def run_folder(run: str) -> Path:
     """Return the folder of a run; of one in a bucket its mirror on this machine."""
-    return mirror_of(run) if is_address(run) else RUNS / run
+    return files_of_run(run).folder
 
 
 def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> None:
@@ -274,22 +254,6 @@ def _read_options(path: Path) -> dict[str, Any]:
     except DamagedFileError:
         return {}
     return {name: value for name, value in values.items() if name != "command"}
-
-
-def to_plain_dict(config: Any) -> dict[str, Any]:
-    """Convert a config dataclass to plain values."""
-    names = [spec.name for spec in fields(config) if spec.name != "added"]
-    return {
-        name: _to_plain(getattr(config, name)) for name in (*names, *getattr(config, "added", ()))
-    }
-
-
-def _to_plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return to_plain_dict(value)
-    if isinstance(value, dict):
-        return {name: _to_plain(member) for name, member in value.items()}
-    return [_to_plain(member) for member in value] if isinstance(value, (list, tuple)) else value
 
 
 def _first_difference(existing: Any, requested: Any, path: str = "") -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from permafrost.config.runs import PASSES_NAME, run_folder
+from permafrost.runs.folder import PASSES_NAME, run_folder
 from permafrost.storage.files import exists
 from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.store.entries import StoreMismatchError

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import secrets
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.core.errors import FileError, quote
@@ -20,12 +21,12 @@ from permafrost.storage import buckets
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.storage.files import sha256_file, write_atomically
 from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
-from permafrost.storage.lock import LOCK_NAME
+from permafrost.storage.lock import LOCK_NAME, lock_folder
 from permafrost.storage.object_cache import scratch_folder_of
+from permafrost.storage.rooted_paths import rooted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 logger = logging.getLogger("permafrost.buckets")
 
@@ -36,10 +37,66 @@ _MOST_NAME_BYTES = 200
 """Bytes of a name, so that the one of a file in the making has no more than 255."""
 
 
-def mirror_of(address: str) -> Path:
-    """Return the folder of this machine for a run in a bucket."""
-    scheme, _, rest = parse_bucket("run", address).partition("://")
-    return _root() / scheme / rest
+RUNS = Path("runs")
+"""Folder of all runs that are not in a bucket."""
+
+
+class LocalRun:
+    """Folder of a run on this machine."""
+
+    is_mirrored = False
+
+    def __init__(self, run: str) -> None:
+        self.folder = RUNS / run
+
+    def fetch(self, verb: str = "", *, exactly: bool = False) -> None:
+        """Do nothing, as the run is here."""
+
+    @contextmanager
+    def opened(self, verb: str) -> Iterator[None]:
+        """Do nothing before and after the block."""
+        yield
+
+    def upload_top(self) -> None:
+        """Do nothing, as the run is here."""
+
+
+class MirroredRun:
+    """Folder of this machine for a run in a bucket, whose path follows from the address."""
+
+    is_mirrored = True
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        scheme, _, rest = parse_bucket("run", run).partition("://")
+        self.folder = _root() / scheme / rest
+
+    def fetch(self, verb: str = "", *, exactly: bool = False) -> None:
+        """Fetch what other machines have written to the run, or to the folder of a verb. See `fetch_folder`."""
+        fetch_folder(f"{self.run}/{verb}".rstrip("/"), exactly=exactly)
+
+    @contextmanager
+    def opened(self, verb: str) -> Iterator[None]:
+        """Keep other writers out of the folder of a verb, fetch it before the block and upload it afterwards."""
+        address = f"{self.run}/{verb}"
+        with lock_folder(rooted(address), "run"):
+            fetch_folder(address, exactly=True)
+            try:
+                yield
+            finally:
+                upload_folder(address)
+
+    def upload_top(self) -> None:
+        """Upload the files that are not in the folder of a verb, and the cost of a pass."""
+        names = [path.name for path in self.folder.glob("*") if path.is_file() and _is_own(path)]
+        passes = self.folder.glob("precompute/*")
+        names += [f"precompute/{path.name}" for path in passes if _is_own(path)]
+        upload_folder(self.run, names)
+
+
+def files_of_run(run: str) -> LocalRun | MirroredRun:
+    """Return the folder of a run, which is a path below runs/ or the address of a bucket's folder."""
+    return MirroredRun(run) if is_address(run) else LocalRun(run)
 
 
 def _root() -> Path:
@@ -53,7 +110,7 @@ def fetch_folder(address: str, *, exactly: bool = False) -> None:
              files that were changed here stay
     Raises FileError.
     """
-    mirror, state = mirror_of(address), _read_state(address)
+    mirror, state = MirroredRun(address).folder, _read_state(address)
     remote = dict(_entries(address))
     for name, (size, e_tag) in remote.items():
         path = mirror / name
@@ -78,7 +135,7 @@ def upload_folder(address: str, names: Iterable[str] | None = None) -> None:
 
     names  files below the folder; None for all
     """
-    mirror, state = mirror_of(address), _read_state(address)
+    mirror, state = MirroredRun(address).folder, _read_state(address)
     paths = _own_files(mirror) if names is None else (mirror / name for name in names)
     changed = {
         name: stamp
@@ -102,16 +159,6 @@ def upload_mirror(folder: Path) -> None:
     if folder.is_relative_to(root):
         scheme, *rest = folder.relative_to(root).parts
         upload_folder(f"{scheme}://{'/'.join(rest)}")
-
-
-def upload_top(run: str) -> None:
-    """Upload the files of a run in a bucket that are not in the folder of a verb, and the cost of a pass."""
-    if not is_address(run):
-        return
-    mirror = mirror_of(run)
-    names = [path.name for path in mirror.glob("*") if path.is_file() and _is_own(path)]
-    names += [f"precompute/{path.name}" for path in mirror.glob("precompute/*") if _is_own(path)]
-    upload_folder(run, names)
 
 
 def _rank(name: str) -> int:
