@@ -25,11 +25,11 @@ from permafrost.config.options import Role, to_plain
 from permafrost.config.options import options_of as options_of_class
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
-from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.evaluation.evaluator import METRICS
 from permafrost.runs.folder import CONFIG_NAME, read_config
 from permafrost.storage.files import sha256_file
 from permafrost.storage.signed_files import damaged, read_json, write_json
+from permafrost.storage.untrusted import FormatError, load_tensors
 from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def load_written(folder: Path, name: str) -> dict[str, Tensor]:
     path = check_written(folder, name)
     try:
         return load_tensors(path)
-    except TensorFileError as error:
+    except FormatError as error:
         raise damaged(path, error, f"delete {folder} and evaluate again") from error
 
 

@@ -26,7 +26,7 @@ from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.interpretability.options import ClassSimilarityOptions
 from permafrost.storage.files import read_regular, sha256_file
-from permafrost.store.codecs import NpyError, parse_npy
+from permafrost.storage.untrusted import FormatError, parse_npy
 
 COARSE = {
     "aquatic mammals": "beaver dolphin otter seal whale",
@@ -184,7 +184,7 @@ def read_similarity(path: Path, classes: int) -> Tensor:
     if path.suffix == ".npy":
         try:
             matrix = parse_npy(read_regular(path), "biuf", (classes, classes))
-        except NpyError as error:
+        except FormatError as error:
             raise ConfigError(
                 f"{_OPTION}={path} is no matrix of numbers of shape ({classes}, {classes}): {error}; save one with "
                 "numpy.save"

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.seeds import derive_seed
-from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.ked.options import PARTITION_NAME, AdditiveModelConfig
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.storage.untrusted import FormatError, load_tensors
 from permafrost.store.artifacts import load_artifact
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import TeacherPass
@@ -153,7 +153,7 @@ def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
         )
     try:
         assignments = load_tensors(file).get("assignments")
-    except TensorFileError as error:
+    except FormatError as error:
         raise ConfigError(f"{file} cannot be read ({error}); correct partition=") from error
     if assignments is None or assignments.dtype != torch.int64 or assignments.ndim != 2:
         raise ConfigError(

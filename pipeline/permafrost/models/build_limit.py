@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from permafrost.core.errors import first_line
-from permafrost.core.tensor_files import TensorFileError, read_shapes
 from permafrost.models.classifier import WeightsError
+from permafrost.storage.untrusted import FormatError, tensor_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,8 +36,8 @@ def limited_construction(weights: Path) -> Iterator[None]:
     Raises WeightsError, also if the network cannot be built.
     """
     try:
-        shapes = read_shapes(weights)
-    except TensorFileError as error:
+        shapes = tensor_shapes(weights)
+    except FormatError as error:
         raise WeightsError(f"{weights} cannot be read as weights ({error}); restore it") from error
     try:
         with _Limit(weights, shapes):

@@ -19,10 +19,10 @@ from numpy._core import multiarray
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, shorten
-from permafrost.core.tensor_files import load_tensors
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.weights_fit import Fit, passed_over, rank_fits
 from permafrost.storage.files import sha256_file
+from permafrost.storage.untrusted import load_tensors
 
 logger = logging.getLogger("permafrost.models")
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from permafrost.core.digests import SHORT
@@ -21,6 +19,13 @@ from permafrost.storage.files import (
     refuse_damaged_copy,
     write_atomically,
 )
+from permafrost.storage.untrusted import (
+    MAX_TABLE_BYTES,
+    FormatError,
+    open_parquet,
+    plain_batch,
+    table_bytes,
+)
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
@@ -31,8 +36,6 @@ if TYPE_CHECKING:
 
 
 _PIECE = 2**20
-_MARK = b"ARROW1\0\0"
-"""Beginning of an Arrow file; a stream of messages follows."""
 
 
 def map_arrow(file: io.FileIO) -> pa.RecordBatchFileReader:
@@ -48,56 +51,14 @@ def map_arrow(file: io.FileIO) -> pa.RecordBatchFileReader:
 def map_batch(file: io.FileIO, schema: pa.Schema) -> pa.RecordBatch:
     """Map the only batch of an open Arrow file into memory. It lies in the mapped pages and takes no other memory.
 
-    The messages are looked at before they are read, because compressed buffers would be decompressed into memory of any
-    size, and NumPy has no view of a column with nulls. Raises ValueError, with the reason, or pa.ArrowException.
+    Raises ValueError, with the reason, or pa.ArrowException.
     """
-    data = pa.py_buffer(map_file(file))
-    if data.size < len(_MARK) or data.slice(0, len(_MARK)).to_pybytes() != _MARK:
-        raise ValueError("it does not begin as an Arrow file")
-    stream = data.slice(len(_MARK))
-    kinds = []
-    for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(stream)):
-        kinds.append(message.type)
-        if message.type != "schema":
-            _require_plain(message)
-    if kinds.count("record batch") != 1 or kinds[-1] != "record batch":
-        raise ValueError(f"it has {kinds.count('record batch')} batches, not one")
+    stream = plain_batch(pa.py_buffer(map_file(file)))
     options = pa.ipc.IpcReadOptions(use_threads=False)
     reader = pa.ipc.open_stream(pa.BufferReader(stream), options=options)
     if not reader.schema.equals(schema):
-        raise ValueError("it does not have the columns of this version")
+        raise FormatError("it does not have the columns of this version")
     return reader.read_next_batch()
-
-
-def _require_plain(message: pa.ipc.Message) -> None:
-    """Raise ValueError unless the arrays of a message are neither compressed nor have nulls.
-
-    pyarrow does not show either, so both are read from the message (Message.fbs of Arrow's format). It is a flatbuffer,
-    which pyarrow has verified: a table begins with the distance to the positions of its fields.
-    """
-    data = message.metadata.to_pybytes()
-
-    def field(table: int, number: int) -> int:
-        positions = table - int(struct.unpack_from("<i", data, table)[0])
-        (size,) = struct.unpack_from("<H", data, positions)
-        at = 4 + 2 * number
-        offset = struct.unpack_from("<H", data, positions + at)[0] if at < size else 0
-        return table + int(offset) if offset else 0
-
-    def target(index: int) -> int:
-        return index + int(struct.unpack_from("<I", data, index)[0])
-
-    batch = target(field(target(0), 2))  # Message.header
-    if message.type == "dictionary":
-        batch = target(field(batch, 1))  # DictionaryBatch.data
-    if field(batch, 3):  # RecordBatch.compression
-        raise ValueError("its buffers are compressed")
-    nodes = target(field(batch, 1)) if field(batch, 1) else 0
-    count = struct.unpack_from("<I", data, nodes)[0] if nodes else 0
-    for number in range(count):
-        _, null_count = struct.unpack_from("<qq", data, nodes + 4 + 16 * number)
-        if null_count:
-            raise ValueError("it has empty cells")
 
 
 def arrow_sink(file: HashingFile) -> pa.NativeFile:
@@ -130,17 +91,6 @@ class _Pieces:
 
 
 _ROWS_PER_GROUP = 8192
-MAX_TABLE_BYTES = 2**26
-"""Largest size of a table of a store, as a file and in memory. Receipts of 100,000 records and tables of 50,000 shards
-are smaller."""
-_FEW_BYTES = MAX_TABLE_BYTES // 16
-"""Bound of a column of texts up to which it is not looked at more closely."""
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8} | {
-    "FIXED_LEN_BYTE_ARRAY": 32  # digests
-}
-"""Bytes of a value by its type in the file."""
-_MOST_PARTS = 10_000
-"""Largest number of any list in the footer of a table."""
 
 
 def schema_of(**columns: pa.DataType) -> pa.Schema:
@@ -238,10 +188,10 @@ def read_table(
     if sha256 is not None:
         check_sha256(path, hashlib.sha256(data).hexdigest(), sha256, advice[1])
     try:
-        file = _open_parquet(data)
+        file = open_parquet(data)
         if not file.schema_arrow.equals(schema, check_metadata=False):
             raise ManifestError(f"{path} does not have the columns of this version")
-        if most is not None and _memory_bytes(file.metadata, data) > most:
+        if most is not None and table_bytes(file.metadata, data) > most:
             raise ManifestError(
                 f"{path} would have more than {most:,} bytes in memory; {advice[1]}"
             )
@@ -255,61 +205,6 @@ def read_table(
     if any(_null_count(chunk) for name in required for chunk in table[name].chunks):
         raise ManifestError(f"{path} has empty cells")
     return table.combine_chunks()
-
-
-def _open_parquet(data: bytes, texts: list[str] | None = None) -> pq.ParquetFile:
-    """Open a Parquet file in memory, whose columns `texts` are read as they are stored, each different value once."""
-    return pq.ParquetFile(
-        pa.BufferReader(data),
-        pre_buffer=False,
-        read_dictionary=texts,
-        thrift_container_size_limit=_MOST_PARTS,
-    )
-
-
-def _memory_bytes(metadata: pq.FileMetaData, data: bytes) -> int:
-    """Return an upper bound of the bytes of a table's values in memory, from its footer.
-
-    A text that is repeated is stored once, so the bound of texts is their number times the bytes of all different ones.
-    If that is large, their lengths are added up, without the texts.
-    """
-    stored = total = 0
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        stored += row_group.total_byte_size
-        for number in range(row_group.num_columns):
-            column = row_group.column(number)
-            is_text = column.physical_type == "BYTE_ARRAY"
-            size = column.total_uncompressed_size if is_text else _WIDTHS.get(column.physical_type)
-            if size is None:
-                raise ValueError(f"column {column.path_in_schema} has no physical type")
-            most = column.num_values * size
-            if is_text and most > _FEW_BYTES and column.num_values <= MAX_TABLE_BYTES:
-                most = _text_bytes(data, group, column.path_in_schema)
-            total += most
-    return max(stored, total)
-
-
-def _text_bytes(data: bytes, group: int, column: str) -> int:
-    """Return the bytes of all texts of a column in a group of rows."""
-    file = _open_parquet(data, [column])
-    arrays = file.read_row_group(group, columns=[column], use_threads=False).columns[0].chunks
-    leaves = [leaf for array in arrays for leaf in _leaves(array)]
-    total = 0
-    for leaf in leaves:
-        lengths = pc.binary_length(leaf.dictionary)
-        total += pc.sum(lengths.take(leaf.indices).cast(pa.int64())).as_py() or 0
-    return total
-
-
-def _leaves(array: pa.Array) -> list[pa.Array]:
-    """Return the arrays of values in an array of lists and structures."""
-    if not pa.types.is_nested(array.type):
-        return [array]
-    parts = array.flatten()
-    return [
-        leaf for part in (parts if isinstance(parts, list) else [parts]) for leaf in _leaves(part)
-    ]
 
 
 def check_sha256(path: AnyPath, actual: str, expected: str, advice: str = REWRITE) -> None:

@@ -8,14 +8,13 @@ Shape letters: d columns, and those of FieldSpec.
 from __future__ import annotations
 
 import io
-import math
 from functools import lru_cache
-from tokenize import TokenError
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from permafrost.core.errors import RecordError
+from permafrost.storage.untrusted import FormatError, read_npy_header
 from permafrost.store.entries import ManifestError
 
 if TYPE_CHECKING:
@@ -46,94 +45,27 @@ def decode_npy(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> N
     return np.frombuffer(body, expected).reshape(shape)
 
 
-def _other_body(
-    data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], where: str
-) -> memoryview:
-    """Return the bytes after the header, which is checked before memory of the declared size is allocated."""
-    try:
-        header = _read_header(data)
-    except NpyError as error:
-        raise ManifestError(f"{where} cannot be read as npy; run permafrost verify") from error
-    if (header.dtype, header.shape) != (dtype, shape) or (header.is_fortran and len(shape) > 1):
-        raise ManifestError(
-            f"{where} is {header.dtype} {list(header.shape)} instead of {dtype} {list(shape)}; run permafrost verify"
-        )
-    return memoryview(data)[header.end :]
-
-
-class NpyError(ValueError):
-    """Bytes that are no array as it is wanted. The message says why, and the reader of the file adds its name."""
-
-
-class _Header(NamedTuple):
-    """Header of an npy file."""
-
-    shape: tuple[int, ...]
-    is_fortran: bool
-    dtype: np.dtype[Any]
-    end: int
-
-
-def _read_header(data: bytes) -> _Header:
-    """Read the header of an npy file. Raises NpyError."""
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, is_fortran, dtype = read(file)
-    except _HEADER_ERRORS as error:
-        kind = "it holds several arrays" if data.startswith(b"PK") else "it is not an npy file"
-        raise NpyError(kind) from error
-    if any(not 0 <= length <= len(data) for length in shape):
-        raise NpyError(f"its shape is {tuple(shape)}")
-    return _Header(tuple(shape), is_fortran, dtype, file.tell())
-
-
-_HEADER_ERRORS = (
-    *(ValueError, KeyError, TypeError, SyntaxError, TokenError),
-    *(RecursionError, MemoryError, OverflowError),
-)
-
-
-def parse_npy(data: bytes, kinds: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
-    """Return the array of an npy file that someone else may have written, with finite values, read-only.
-
-    Nothing of the size that the header declares is allocated before it is compared with the bytes.
-
-    Args:
-        data: Bytes of the file.
-        kinds: Kinds of values that are accepted, as `numpy.dtype.kind` names them.
-        shape: Length of each axis, None for any.
-
-    Raises:
-        NpyError: For another file, kind or shape, and values that are not finite.
-    """
-    header = _read_header(data)
-    if header.dtype.kind not in kinds:
-        raise NpyError(f"its values are of type {header.dtype}")
-    if len(header.shape) != len(shape) or any(
-        wanted not in (None, length) for wanted, length in zip(shape, header.shape, strict=True)
-    ):
-        raise NpyError(f"its shape is {header.shape}")
-    size, body = header.dtype.itemsize * math.prod(header.shape), memoryview(data)[header.end :]
-    if len(body) != size:
-        raise NpyError(f"it has {len(body):,} bytes of values in place of {size:,}")
-    order: Literal["F", "C"] = "F" if header.is_fortran else "C"
-    values: NDArray[Any] = np.frombuffer(body, header.dtype).reshape(header.shape, order=order)
-    if not np.isfinite(values).all():
-        raise NpyError("some of its values are not finite numbers")
-    return values
-
-
 @lru_cache(maxsize=64)
 def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
     described = {"descr": dtype, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, described)
     return buffer.getvalue()
+
+
+def _other_body(
+    data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], where: str
+) -> memoryview:
+    """Return the bytes after the header, which is checked before memory of the declared size is allocated."""
+    try:
+        header = read_npy_header(data)
+    except FormatError as error:
+        raise ManifestError(f"{where} cannot be read as npy; run permafrost verify") from error
+    if (header.dtype, header.shape) != (dtype, shape) or (header.is_fortran and len(shape) > 1):
+        raise ManifestError(
+            f"{where} is {header.dtype} {list(header.shape)} instead of {dtype} {list(shape)}; run permafrost verify"
+        )
+    return memoryview(data)[header.end :]
 
 
 # ---- table rows ------------------------------------------------------------------------------------

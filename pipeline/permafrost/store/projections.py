@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from permafrost.storage.files import list_folder, read_regular, write_atomically
-from permafrost.store.codecs import NpyError, parse_npy
+from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.manifest import PassManifest, ProjectionEntry
 
@@ -118,7 +118,7 @@ def _parse(path: RootedPath, data: bytes, shape: tuple[int | None, int | None]) 
     """Return the projection of a file of a shape. Raises ManifestError."""
     try:
         values = parse_npy(data, "f", shape).copy()
-    except NpyError as error:
+    except FormatError as error:
         raise ManifestError(f"{path} is no projection of its field: {error}; {REWRITE}") from error
     if values.dtype != np.float32 or min(values.shape) < 2:
         raise ManifestError(

@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import google_crc32c
-import numcodecs
 import numpy as np
 
 from permafrost.storage.files import open_regular, open_size, read_at, refuse_damaged_copy
+from permafrost.storage.untrusted import FormatError, decompress_blosc
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 CHECKSUM_BYTES = 4
 _INDEX_ENTRY_BYTES = 16
-_BLOSC_SIZE = slice(4, 8)
-"""Position in Blosc's header of the number of bytes before compression."""
-_BLOSC_BYTES = slice(12, 16)
-"""Position in Blosc's header of the number of bytes after compression."""
 _COMPRESSION_OVERHEAD = 4096
 REREAD = "run permafrost verify to list every damaged file"
 
@@ -195,16 +191,11 @@ def decode_chunk(
     body = strip_checksum(data, path)
     expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if compressed:
-        # Blosc itself trusts its header, and reads and writes beyond its buffers if the header is wrong.
-        sizes = [int.from_bytes(body[part], "little") for part in (_BLOSC_SIZE, _BLOSC_BYTES)]
-        if sizes != [expected, len(body)]:
-            raise ManifestError(f"{path} is damaged: its chunk has another size; {REREAD}")
-        out = np.empty(expected, np.uint8)
         try:
-            body = numcodecs.Blosc().decode(body, out=out)
-        except (RuntimeError, ValueError) as error:
-            raise ManifestError(f"{path} cannot be decompressed ({error}); {REREAD}") from error
-    elif len(body) != expected:
+            return decompress_blosc(body, expected).view(dtype).reshape(shape)
+        except FormatError as error:
+            raise ManifestError(f"{path} {error}; {REREAD}") from error
+    if len(body) != expected:
         raise ManifestError(
             f"{path} has {len(body)} bytes, which do not match {dtype} {list(shape)}; {REREAD}"
         )

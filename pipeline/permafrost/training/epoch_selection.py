@@ -17,7 +17,6 @@ from typing import Any
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.errors import ConfigError, first_line, require
-from permafrost.core.tensor_files import TensorFileError, load_tensors
 from permafrost.evaluation.evaluator import METRICS, best_position
 from permafrost.evaluation.forward import EvaluatedModel, metrics_of, open_split, predict_records
 from permafrost.loading.decode_threads import resolve_decode_threads
@@ -26,6 +25,7 @@ from permafrost.models.saved import TrainedModel
 from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.storage.files import sha256_file, write_atomically
 from permafrost.storage.signed_files import damaged, read_json, write_json
+from permafrost.storage.untrusted import FormatError, load_tensors
 from permafrost.store.entries import EntryError, from_dict, require_entry
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import compared_passes
@@ -214,7 +214,7 @@ class EpochSelection:
             raise damaged(path, reason, self._advice)
         try:
             model.network.load_state_dict(load_tensors(path))
-        except (TensorFileError, RuntimeError) as error:  # of another network
+        except (FormatError, RuntimeError) as error:  # of another network
             raise damaged(path, first_line(error), self._advice) from error
 
     @property

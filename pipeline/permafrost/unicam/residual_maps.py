@@ -37,7 +37,7 @@ from permafrost.evaluation.probe_set import (
     multi_hot_labels,
 )
 from permafrost.storage.files import read_regular, sha256_file
-from permafrost.store.codecs import NpyError, parse_npy
+from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost.unicam.estimators import (
     MIN_RECORDS,
     label_features,
@@ -73,7 +73,7 @@ def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) ->
         )
     try:
         values = parse_npy(read_regular(Path(path)), "fiu", (num_classes, None))
-    except NpyError as error:
+    except FormatError as error:
         raise ConfigError(
             f"{option} is no matrix of numbers with a row for each of the {num_classes} classes, in order: {error}; "
             "write it with numpy.save"

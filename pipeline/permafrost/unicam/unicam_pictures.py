@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.errors import first_line
-from permafrost.core.tensor_files import TensorFileError, load_tensors, read_metadata
 from permafrost.evaluation.forward import EvaluatedModel, open_split
 from permafrost.evaluation.results import check_written
 from permafrost.evaluation.saved_records import picture_maps
@@ -35,6 +34,7 @@ from permafrost.reports.pictures import (
 )
 from permafrost.reports.student_results import StudentResult, select_first_seed
 from permafrost.storage.signed_files import damaged
+from permafrost.storage.untrusted import FormatError, load_tensors, tensor_metadata
 from permafrost.store.reader import Store
 
 EVALUATOR_NAME = "unicam"
@@ -161,9 +161,9 @@ def _depths(student: _Maps) -> list[str]:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the maps of an evaluation, and the facts about them. Raises DamagedFileError."""
     try:
-        header = {name: json.loads(value) for name, value in read_metadata(path).items()}
+        header = {name: json.loads(value) for name, value in tensor_metadata(path).items()}
         if not {"keys", "frame"} <= header.keys():
-            raise TensorFileError("it does not say which records its maps are of")
+            raise FormatError("it does not say which records its maps are of")
         return load_tensors(path), header
     except ValueError as error:
         raise damaged(path, first_line(error), "evaluate again") from error

@@ -1,0 +1,316 @@
+"""Files of strangers: what their headers claim is compared with limits before anything of that size is allocated.
+
+Arrow, Parquet, Blosc, npy and safetensors. The libraries that read them trust these headers. An error says what is
+wrong, and the reader of the file adds its name.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class FormatError(ValueError):
+    """File that is not what its format, or its reader, allows."""
+
+
+# ---- Arrow ---------------------------------------------------------------------------------------
+
+
+_MARK = b"ARROW1\0\0"
+"""Beginning of an Arrow file; a stream of messages follows."""
+
+
+def plain_batch(data: pa.Buffer) -> pa.Buffer:
+    """Return the stream of an Arrow file with one batch, whose arrays are neither compressed nor have nulls.
+
+    The messages are looked at before they are read, because compressed buffers would be decompressed into memory of any
+    size, and NumPy has no view of a column with nulls. Raises FormatError or pa.ArrowException.
+    """
+    if data.size < len(_MARK) or data.slice(0, len(_MARK)).to_pybytes() != _MARK:
+        raise FormatError("it does not begin as an Arrow file")
+    stream = data.slice(len(_MARK))
+    kinds = []
+    for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(stream)):
+        kinds.append(message.type)
+        if message.type != "schema":
+            _require_plain(message)
+    if kinds.count("record batch") != 1 or kinds[-1] != "record batch":
+        raise FormatError(f"it has {kinds.count('record batch')} batches, not one")
+    return stream
+
+
+def _require_plain(message: pa.ipc.Message) -> None:
+    """Raise FormatError unless the arrays of a message are neither compressed nor have nulls.
+
+    pyarrow does not show either, so both are read from the message (Message.fbs of Arrow's format). It is a flatbuffer,
+    which pyarrow has verified: a table begins with the distance to the positions of its fields.
+    """
+    data = message.metadata.to_pybytes()
+
+    def field(table: int, number: int) -> int:
+        positions = table - int(struct.unpack_from("<i", data, table)[0])
+        (size,) = struct.unpack_from("<H", data, positions)
+        at = 4 + 2 * number
+        offset = struct.unpack_from("<H", data, positions + at)[0] if at < size else 0
+        return table + int(offset) if offset else 0
+
+    def target(index: int) -> int:
+        return index + int(struct.unpack_from("<I", data, index)[0])
+
+    batch = target(field(target(0), 2))  # Message.header
+    if message.type == "dictionary":
+        batch = target(field(batch, 1))  # DictionaryBatch.data
+    if field(batch, 3):  # RecordBatch.compression
+        raise FormatError("its buffers are compressed")
+    nodes = target(field(batch, 1)) if field(batch, 1) else 0
+    count = struct.unpack_from("<I", data, nodes)[0] if nodes else 0
+    for number in range(count):
+        _, null_count = struct.unpack_from("<qq", data, nodes + 4 + 16 * number)
+        if null_count:
+            raise FormatError("it has empty cells")
+
+
+# ---- Parquet -------------------------------------------------------------------------------------
+
+
+MAX_TABLE_BYTES = 2**26
+"""Largest size of a table of a store, as a file and in memory. Receipts of 100,000 records and tables of 50,000 shards
+are smaller."""
+_FEW_BYTES = MAX_TABLE_BYTES // 16
+"""Bound of a column of texts up to which it is not looked at more closely."""
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8} | {
+    "FIXED_LEN_BYTE_ARRAY": 32  # digests
+}
+"""Bytes of a value by its type in the file."""
+_MOST_PARTS = 10_000
+"""Largest number of any list in the footer of a table."""
+
+
+def open_parquet(data: bytes, texts: list[str] | None = None) -> pq.ParquetFile:
+    """Open a Parquet file in memory, whose columns `texts` are read as they are stored, each different value once."""
+    return pq.ParquetFile(
+        pa.BufferReader(data),
+        pre_buffer=False,
+        read_dictionary=texts,
+        thrift_container_size_limit=_MOST_PARTS,
+    )
+
+
+def table_bytes(metadata: pq.FileMetaData, data: bytes) -> int:
+    """Return an upper bound of the bytes of a table's values in memory, from its footer.
+
+    A text that is repeated is stored once, so the bound of texts is their number times the bytes of all different ones.
+    If that is large, their lengths are added up, without the texts.
+    """
+    stored = total = 0
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        stored += row_group.total_byte_size
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            is_text = column.physical_type == "BYTE_ARRAY"
+            size = column.total_uncompressed_size if is_text else _WIDTHS.get(column.physical_type)
+            if size is None:
+                raise FormatError(f"column {column.path_in_schema} has no physical type")
+            most = column.num_values * size
+            if is_text and most > _FEW_BYTES and column.num_values <= MAX_TABLE_BYTES:
+                most = _text_bytes(data, group, column.path_in_schema)
+            total += most
+    return max(stored, total)
+
+
+def _text_bytes(data: bytes, group: int, column: str) -> int:
+    """Return the bytes of all texts of a column in a group of rows."""
+    file = open_parquet(data, [column])
+    arrays = file.read_row_group(group, columns=[column], use_threads=False).columns[0].chunks
+    leaves = [leaf for array in arrays for leaf in _leaves(array)]
+    total = 0
+    for leaf in leaves:
+        lengths = pc.binary_length(leaf.dictionary)
+        total += pc.sum(lengths.take(leaf.indices).cast(pa.int64())).as_py() or 0
+    return total
+
+
+def _leaves(array: pa.Array) -> list[pa.Array]:
+    """Return the arrays of values in an array of lists and structures."""
+    if not pa.types.is_nested(array.type):
+        return [array]
+    parts = array.flatten()
+    return [
+        leaf for part in (parts if isinstance(parts, list) else [parts]) for leaf in _leaves(part)
+    ]
+
+
+# ---- Blosc ---------------------------------------------------------------------------------------
+
+
+_BLOSC_SIZE = slice(4, 8)
+"""Position in Blosc's header of the number of bytes before compression."""
+_BLOSC_BYTES = slice(12, 16)
+"""Position in Blosc's header of the number of bytes after compression."""
+
+
+def decompress_blosc(data: bytes, size: int) -> NDArray[np.uint8]:
+    """Return `size` bytes from Blosc data. Raises FormatError.
+
+    Blosc itself trusts its header, and reads and writes beyond its buffers if the header is wrong.
+    """
+    import numcodecs
+
+    sizes = [int.from_bytes(data[part], "little") for part in (_BLOSC_SIZE, _BLOSC_BYTES)]
+    if sizes != [size, len(data)]:
+        raise FormatError("is damaged: its chunk has another size")
+    out = np.empty(size, np.uint8)
+    try:
+        numcodecs.Blosc().decode(data, out=out)
+    except (RuntimeError, ValueError) as error:
+        raise FormatError(f"cannot be decompressed ({error})") from error
+    return out
+
+
+# ---- npy -----------------------------------------------------------------------------------------
+
+
+class NpyHeader(NamedTuple):
+    """Header of an npy file."""
+
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype[Any]
+    end: int
+
+
+def read_npy_header(data: bytes) -> NpyHeader:
+    """Read the header of an npy file. Raises FormatError."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, is_fortran, dtype = read(file)
+    except _HEADER_ERRORS as error:
+        kind = "it holds several arrays" if data.startswith(b"PK") else "it is not an npy file"
+        raise FormatError(kind) from error
+    if any(not 0 <= length <= len(data) for length in shape):
+        raise FormatError(f"its shape is {tuple(shape)}")
+    return NpyHeader(tuple(shape), is_fortran, dtype, file.tell())
+
+
+_HEADER_ERRORS = (
+    *(ValueError, KeyError, TypeError, SyntaxError, TokenError),
+    *(RecursionError, MemoryError, OverflowError),
+)
+
+
+def parse_npy(data: bytes, kinds: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """Return the array of an npy file that someone else may have written, with finite values, read-only.
+
+    Nothing of the size that the header declares is allocated before it is compared with the bytes.
+
+    Args:
+        data: Bytes of the file.
+        kinds: Kinds of values that are accepted, as `numpy.dtype.kind` names them.
+        shape: Length of each axis, None for any.
+
+    Raises:
+        FormatError: For another file, kind or shape, and values that are not finite.
+    """
+    header = read_npy_header(data)
+    if header.dtype.kind not in kinds:
+        raise FormatError(f"its values are of type {header.dtype}")
+    if len(header.shape) != len(shape) or any(
+        wanted not in (None, length) for wanted, length in zip(shape, header.shape, strict=True)
+    ):
+        raise FormatError(f"its shape is {header.shape}")
+    size, body = header.dtype.itemsize * math.prod(header.shape), memoryview(data)[header.end :]
+    if len(body) != size:
+        raise FormatError(f"it has {len(body):,} bytes of values in place of {size:,}")
+    order: Literal["F", "C"] = "F" if header.is_fortran else "C"
+    values: NDArray[Any] = np.frombuffer(body, header.dtype).reshape(header.shape, order=order)
+    if not np.isfinite(values).all():
+        raise FormatError("some of its values are not finite numbers")
+    return values
+
+
+# ---- safetensors ---------------------------------------------------------------------------------
+
+
+_LENGTH_BYTES = 8
+_MOST_HEADER_BYTES = 2**22
+"""Bytes of the header of some 20,000 tensors with long names, which are parsed in seconds."""
+_METADATA = "__metadata__"
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a file by its name. Raises OSError or FormatError."""
+    header = _parse_tensor_header(path)
+    try:
+        return {
+            name: tuple(int(length) for length in entry["shape"])
+            for name, entry in header.items()
+            if name != _METADATA
+        }
+    except (ValueError, TypeError, KeyError) as error:
+        raise FormatError("its header is not that of safetensors") from error
+
+
+def tensor_metadata(path: Path) -> dict[str, str]:
+    """Return the texts of a file beside its tensors. Raises OSError or FormatError."""
+    texts = _parse_tensor_header(path).get(_METADATA, {})
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise FormatError("its header is not that of safetensors")
+    return texts
+
+
+def _parse_tensor_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(_tensor_header(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError("its header is not that of safetensors") from error
+    if not isinstance(header, dict):
+        raise FormatError("its header is not that of safetensors")
+    return header
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by their names, on the CPU. Raises OSError or FormatError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _tensor_header(path)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise FormatError(str(error)) from error
+    return tensors
+
+
+def _tensor_header(path: Path) -> bytes:
+    """Return the header of a file. Raises OSError or FormatError."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if size > _MOST_HEADER_BYTES:
+            raise FormatError(
+                f"its header has {size:,} bytes, more than the {_MOST_HEADER_BYTES:,} of any network"
+            )
+        return file.read(size)
