@@ -3,7 +3,11 @@
     python -m tests.tree                 this checkout
     python -m tests.tree 6a9defb HEAD    commits, side by side
 
+statements       of pipeline/ and stages/, neither docstrings nor imports; of the core without the papers' folders
 logic lines      of pipeline/ and stages/: neither blank, comment, docstring nor import
+reached          modules of the package that a stage imports, itself or through others, also inside functions, but not
+                 for types alone
+buckets          files outside of storage/ that ask whether a path is in a bucket, or act on it
 shared names     names of modules that several modules have, except __init__
 double classes   public class names that several modules define
 climbs, returns  of the way of `config` through a stage: its functions are followed in the order of their calls, as long
@@ -30,7 +34,12 @@ from tests.support.paths import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WAYS = {"distill": "config", "evaluate": "config"}
+WAYS = {"precompute": "config", "distill": "config", "evaluate": "config"}
+PAPERS = ("ked", "unicam", "interpretability")
+_OF_BUCKETS = {
+    *("is_address", "is_in_bucket", "is_remote", "bucket_of", "cache_of", "fetch_file"),
+    *("map_ahead", "listed_once", "collected_uploads"),
+}
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -178,12 +187,60 @@ def _parameter_given(function: ast.AST, call: ast.Call, carriers: set[str]) -> s
     return next((k.arg for k in call.keywords if k.arg and is_part(k.value)), None)
 
 
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imported_modules(tree: ast.AST, known: set[str]) -> Iterator[str]:
+    """Yield the modules of a source tree that a module imports when it runs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+            yield from (name for name in names if name in known)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif not _is_for_types(node):
+            yield from imported_modules(node, known)
+
+
+def reached(tree: Tree, start: str) -> set[str]:
+    """Return the modules that a module imports, itself or through others, without packages."""
+    known, waiting, met = set(tree.trees), [start], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name not in met:
+            met.add(name)
+            waiting += imported_modules(tree.trees[name], known)
+    return {name for name in met - {start} if tree.paths[name].stem != "__init__"}
+
+
 # ---- figures -------------------------------------------------------------------------------------
+
+
+def statements_of(tree: ast.AST) -> int:
+    """Count the statements that are neither docstrings nor imports."""
+    return sum(
+        isinstance(node, ast.stmt)
+        and not isinstance(node, ast.Import | ast.ImportFrom)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in ast.walk(tree)
+    )
+
+
+def asks_for_buckets(tree: ast.AST) -> bool:
+    """Return whether a module uses a name that is about buckets."""
+    return any(
+        getattr(node, "id", getattr(node, "attr", "")) in _OF_BUCKETS for node in ast.walk(tree)
+    )
 
 
 def figures(root: Path) -> dict[str, int]:
     """Count a source tree."""
     tree = Tree(root)
+    of_papers = {
+        name for name in tree.trees if name.split(".")[1:2] and name.split(".")[1] in PAPERS
+    }
+    counts = {name: statements_of(module) for name, module in tree.trees.items()}
     logic, imports, longest = 0, 0, 0
     for name, path in tree.paths.items():
         text = path.read_text()
@@ -200,6 +257,9 @@ def figures(root: Path) -> dict[str, int]:
     tests = list((root / "tests").rglob("*.py"))
     values = {
         "files in pipeline/ and stages/": len(tree.paths),
+        "files of the core": len(tree.paths) - len(of_papers),
+        "statements": sum(counts.values()),
+        "statements of the core": sum(n for name, n in counts.items() if name not in of_papers),
         "logic lines": logic,
         "import lines": imports,
         "lines of the longest file": longest,
@@ -207,7 +267,13 @@ def figures(root: Path) -> dict[str, int]:
         "double classes": sum(len(modules) > 1 for modules in classes.values()),
         "lines of tests": sum(path.read_text().count("\n") for path in tests),
     }
+    values["files that ask for buckets"] = sum(
+        asks_for_buckets(module)
+        for name, module in tree.trees.items()
+        if not name.startswith(("permafrost.storage", "permafrost.core"))
+    )
     for stage in WAYS:
+        values[f"{stage}: reached"] = len(reached(tree, f"stages.{stage}"))
         for kind, count in zip(
             ("stops", "files", "climbs", "returns"), tree.way(stage), strict=True
         ):
