@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.storage import files
+from permafrost.storage import local_files
 from permafrost.storage.files import create_file, open_regular, read_at
 from permafrost.storage.local_files import NoSpaceError
 
@@ -16,7 +16,7 @@ UNREADABLE = Path("/proc/self/mem")
 
 @pytest.mark.parametrize("size", [10, 2**17])  # written when the file is closed, and at once
 def test_a_file_without_room_that_is_written_in_place_is_named(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(files, "_open", lambda *_: os.open("/dev/full", os.O_WRONLY))
+    monkeypatch.setattr(local_files, "_open", lambda *_: os.open("/dev/full", os.O_WRONLY))
 
     def write():
         with create_file(tmp_path / "counted") as file:

@@ -1,5 +1,6 @@
 """Runs in a bucket: worked on in a folder of the machine, resumed on another one from the last checkpoint."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import obstore
@@ -53,6 +54,13 @@ class Ended(BaseException):
     """Simulated end of the machine."""
 
 
+@contextmanager
+def fetched(run, verb):
+    """Fetch the folder of a verb, which is not uploaded afterwards."""
+    run.fetch(verb, exactly=True)
+    yield
+
+
 def test_another_machine_resumes_from_the_last_checkpoint_to_the_same_student(
     bucket, move, frozen, monkeypatch
 ):
@@ -67,9 +75,7 @@ def test_another_machine_resumes_from_the_last_checkpoint_to_the_same_student(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "save_checkpoint", end_in_the_third)
-        patch.setattr(
-            "permafrost.runs.folder.upload_folder", lambda address: None
-        )  # nothing is uploaded after the end
+        patch.setattr(mirrors.MirroredRun, "opened", fetched)  # nothing is uploaded after the end
         with pytest.raises(Ended):
             run_verb("distill", *words(frozen, RUN))
     assert "distill/checkpoint.pt" in contents(bucket, "runs/one")
@@ -78,7 +84,7 @@ def test_another_machine_resumes_from_the_last_checkpoint_to_the_same_student(
     with (
         monkeypatch.context() as patch
     ):  # the first rank, which may be elsewhere, uploads the network itself
-        patch.setattr("permafrost.runs.folder.upload_folder", lambda address: None)
+        patch.setattr(mirrors.MirroredRun, "opened", fetched)
         result = run_verb("distill", *words(frozen, RUN))
     assert result.trained_epochs == 2
     assert "distill/model.json" in contents(bucket, "runs/one")
