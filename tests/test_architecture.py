@@ -68,12 +68,11 @@ ORDER = (
     {"store"},
     {"sources", "models", "loading"},
     {"losses"},
-    {"annotation", "evaluation"},
+    {"annotation", "evaluation", "cluster"},
     {"training"},
     {"commands"},
-    {"estimation", "cluster", "sweeps", "reports"},
+    {"estimation", "sweeps", "reports"},
     set(PAPERS),
-    {"students"},
     {"library"},
     {"stages"},
 )
@@ -119,14 +118,13 @@ def test_rooms_import_only_what_stands_to_their_left():
         and room not in allowed[room_of(name_of(path))]
     ]
 
-    assert rooms | {"commands", "students", "library", "stages"} == set(level)
+    assert rooms | {"commands", "library", "stages"} == set(level)
     assert {p.name for p in ROOT.glob("pipeline/permafrost/*.py")} == {
         "__init__.py",
         "__main__.py",
         "cli.py",
         "commands.py",
         "library.py",
-        "students.py",
     }
     assert not wrong
 

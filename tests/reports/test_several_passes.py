@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.commands import commands_of
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import EmbeddingConfig, KDConfig
 from permafrost.config.models import CifarModelConfig
@@ -17,6 +16,7 @@ from permafrost.config.page_options import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig, ReportConfig
+from permafrost.reports.run_commands import commands_of
 from permafrost.reports.student_results import load_results
 from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, report

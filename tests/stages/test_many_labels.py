@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from permafrost import students
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
@@ -30,6 +29,7 @@ from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
 from permafrost.core.errors import ConfigError
+from permafrost.evaluation.evaluate import evaluate
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_targets
 from permafrost.loading.subset import rows_of_split
@@ -171,9 +171,7 @@ def evaluated_on_test(many_label_store: ManyLabelStore, choice: str = "", **opti
     config = EvaluateConfig(
         store=many_label_store.store_config(choice), evaluate=shown, run="student"
     )
-    return students.evaluate(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits[
-        "test"
-    ]
+    return evaluate(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits["test"]
 
 
 def be_a_student(many_label_store: ManyLabelStore) -> torch.nn.Module:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from permafrost import students
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
 from permafrost.core.lock import lock_folder
+from permafrost.evaluation.evaluate import evaluate
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.store.artifacts import Artifact
 from permafrost.store.entries import ManifestError
@@ -32,7 +32,7 @@ def distance_results(own, run="one", name="evaluate", teacher=True, **options):
         **({"teacher": own.config.teacher} if teacher else {}),
         **outer,
     )
-    splits = students.evaluate(config, name).splits
+    splits = evaluate(config, name).splits
     return splits[config.evaluate.splits[0]][EVALUATOR_NAME]
 
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from permafrost.cluster.ray_tasks import RayDataExecutor, RayTaskRunner
+    from permafrost.cluster.ray_training import RankedJob
     from permafrost.config.cluster import ClusterConfig, Executor
     from permafrost.core.bucket_files import Uploads
     from permafrost.core.tasks import MapShards, RunTasks, ShardResult, ShardTask, Task, TaskOutcome
-    from permafrost.training.spec import TrainingJob
 
 
 def map_shards_serially(task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
@@ -196,7 +196,7 @@ class TrainingProgress:
 
 
 def run_training(
-    job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
+    job: RankedJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
 ) -> TrainingProgress:
     """Finish a training in this process or on `trainer.ranks` of Ray Train, and return the progress of this call."""
     progress = TrainingProgress()
@@ -207,9 +207,7 @@ def run_training(
         on_epoch(epoch, line)
 
     if job.trainer.ranks == 1:
-        from permafrost.training.loop import run_job
-
-        run_job(job, count)
+        job.train(count)
     else:
         from permafrost.cluster.ray_training import train_on_ranks
 

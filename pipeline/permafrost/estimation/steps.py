@@ -14,7 +14,6 @@ import torch
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.pass_plan import plan_pass
-from permafrost.annotation.shard_tasks import torch_threads
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import SeveralConfig
 from permafrost.config.models import NoModelConfig
@@ -24,11 +23,12 @@ from permafrost.core.progress import progress
 from permafrost.core.rooted_paths import local_root
 from permafrost.estimation.sample import Spread, spread_of
 from permafrost.loading.geometry import view_images
+from permafrost.models.compute import torch_threads
 from permafrost.models.explanations import pass_precision
 from permafrost.models.resolve import resolve_distill
 from permafrost.store.frames import ShardFrames
 from permafrost.training.build import build_loader, build_training
-from permafrost.training.distill_job import Distillation
+from permafrost.training.distill import Distillation
 from permafrost.training.step import train_step
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class _Steps:
 
     def __init__(self, config: EstimateConfig, store: Store, mode: Mode) -> None:
         options = _student(config, store, mode)
-        spec = Distillation(config=options, folder=local_root(store.folder) / "student").plan()
+        spec = Distillation(config=options, folder=local_root(store.folder) / "student").spec()
         here = DistributedContext()
         self.spec = spec
         self.training = build_training(spec, here)

@@ -17,7 +17,6 @@ from permafrost.config.verbs import EvaluationRun, ReportConfig
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.signed_files import damaged, read_json
 from permafrost.evaluation.evaluator import numbers_of
-from permafrost.evaluation.inputs import trains_classifier
 from permafrost.evaluation.results import (
     METRICS_NAME,
     NETWORK_EVALUATION,
@@ -28,6 +27,7 @@ from permafrost.evaluation.results import (
     read_results,
     without_outputs,
 )
+from permafrost.evaluation.trained_student import trains_classifier
 from permafrost.models.saved import is_finished
 from permafrost.store.entries import EntryError, from_dict, require_inside
 

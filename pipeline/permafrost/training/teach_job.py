@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import ModelConfig, NoModelConfig, is_published
 from permafrost.config.teaching import GuidedTeachingConfig
@@ -21,6 +21,7 @@ from permafrost.models.fingerprint import describe_teacher, identify_weights
 from permafrost.models.trained_weights import weights_file
 from permafrost.store.entries import EntryError, from_dict
 from permafrost.store.reader import Store
+from permafrost.training.job import TrainingJob
 
 if TYPE_CHECKING:
     from permafrost.config.training import TrainerOptions
@@ -142,39 +143,21 @@ def weights_name(epoch: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teaching:
-    """The TrainingJob of one teacher."""
+class Teaching(TrainingJob):
+    """The training of one teacher."""
 
     config: TeachConfig
-    folder: Path
-
-    @property
-    def run(self) -> str:
-        """Name of the run, or its address in a bucket."""
-        return self.config.run
-
-    def moved_to(self, folder: Path) -> Self:
-        """Return the same job with the run's folder on another machine."""
-        return replace(self, folder=folder)
 
     @property
     def trainer(self) -> TrainerOptions:
-        """Trainer options, such as epochs and number of ranks."""
         return self.config.teaching.trainer
 
     def prepare(self, distributed: DistributedContext) -> None:
-        """Write the files that the teaching computes before the training."""
         teaching = self.config.teaching
         if teaching.needs_preparation(self.config.teacher):
             pkgutil.resolve_name(teaching.preparation)(self.config, self.folder, distributed)
 
-    def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
-        """Build the specification of the training.
-
-        Raises ConfigError or StoreMismatchError if the options do not fit the store.
-
-        distributed  ranks that share the cores of this machine, None if this process trains alone
-        """
+    def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         from permafrost.loading.decode_threads import decode_threads_of
         from permafrost.losses.base import build_loss
         from permafrost.training.spec import TrainingSpec
@@ -245,15 +228,14 @@ class Teaching:
 
         return ParetoFront(self.folder, evaluate)
 
-    def describe(self, plan: TrainingSpec) -> TrainedModel:
-        """Return the content of model.json for the result."""
+    def describe(self, spec: TrainingSpec) -> TrainedModel:
         from permafrost.models.saved import TrainedModel
 
         return TrainedModel(
             config=self.config.teacher,
-            num_classes=plan.num_classes,
-            classes=plan.class_names,
-            input_size=plan.input_size,
+            num_classes=spec.num_classes,
+            classes=spec.class_names,
+            input_size=spec.input_size,
             split=self.config.teaching.split,
         )
 
