@@ -11,6 +11,9 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.training.student_passes import served_methods
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from permafrost.core.addresses import Bucket
     from permafrost.store.reader import Store, TeacherPass
 
 _METHODS = ("e2kd", "cat_kd", "at", "features", "embedding", "kd")
@@ -19,9 +22,12 @@ _STUDENT_STAGES = 3
 """Number of stages of the default student."""
 
 
-def teach_command(store: Store, run: str) -> str:
-    """Return a command that trains a teacher on a store: its kind of records, labels and splits."""
-    words = [f"store.path={store.path}", f"run={run}"]
+def teach_command(store: Store, path: Path | Bucket, run: str) -> str:
+    """Return a command that trains a teacher on a store: its kind of records, labels and splits.
+
+    path  of the store, as its user named it
+    """
+    words = [f"store.path={path}", f"run={run}"]
     if store.is_table:
         words += [*table_words("teacher"), "teaching.augment=none"]
     if store.manifest.multi_label:
@@ -32,9 +38,12 @@ def teach_command(store: Store, run: str) -> str:
     return " ".join(["permafrost teach", *map(shlex.quote, words)])
 
 
-def distill_command(store: Store, run: str, teacher: TeacherPass) -> str:
-    """Return a command that trains a student on a pass of a store, by a method that the pass can serve."""
-    words = [f"store.path={store.path}", f"run={run}"]
+def distill_command(store: Store, path: Path | Bucket, run: str, teacher: TeacherPass) -> str:
+    """Return a command that trains a student on a pass of a store, by a method that the pass can serve.
+
+    path  of the store, as its user named it
+    """
+    words = [f"store.path={path}", f"run={run}"]
     split = _training_split(store)
     words += [] if split == "train" else [f"split={split}"]
     if store.is_table:

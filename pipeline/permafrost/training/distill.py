@@ -20,7 +20,7 @@ from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import is_finished, load_model
 from permafrost.models.trained_weights import check_trained_weights, weights_file
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.training.job import TrainingJob
+from permafrost.training.job import OpenedInputs, TrainingJob
 from permafrost.training.student_passes import (
     check_passes,
     doubt_moved_features,
@@ -33,7 +33,7 @@ from permafrost.training.student_passes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from permafrost.config.distillation import DistillConfig
     from permafrost.config.training import TrainerOptions
@@ -68,48 +68,39 @@ def distill(
     """Train and export the student. `on_epoch` replaces the progress bar."""
     store = Store(config.store.folder)
     config = with_named_passes(resolve_distill(config, store), store, config.run)
-    inputs = fingerprint_inputs(config, store, open_passes(config, store))
+    opened = OpenedInputs(store, open_passes(config, store))
+    inputs = fingerprint_inputs(config, *opened)
     with open_run("distill", config.run, config, inputs) as folder:
-        return _train(config, store, folder, on_epoch)
-
-
-def _train(
-    config: DistillConfig,
-    store: Store,
-    folder: Path,
-    on_epoch: Callable[[int, str], None] | None,
-) -> DistillResult:
-    """Train the student into its folder, unless it is finished."""
-    if not is_finished(folder):
+        if is_finished(folder):
+            check_trained_weights(folder)
+            logger.info("%s is finished", folder)
+            command = evaluate_command(config.run, store, folder)
+            return DistillResult(student=str(folder), trained_epochs=0, next=command)
         record_named_passes(config, store)
-    else:
-        check_trained_weights(folder)
-        logger.info("%s is finished", folder)
-        command = evaluate_command(config.run, store, folder)
-        return DistillResult(student=str(folder), trained_epochs=0, next=command)
-    job = Distillation(config=with_absolute_paths(config), folder=folder.absolute())
-    if on_epoch is not None:  # a student of a sweep, which has its own progress
-        epochs = run_training(job, config.cluster, on_epoch).epochs
-        return DistillResult(student=str(folder), trained_epochs=epochs)
-    _announce(config, store, folder)
-    with show_epochs("distill", config.trainer.epochs) as show:
-        progress = run_training(job, config.cluster, show)
-    return DistillResult(
-        student=str(folder),
-        trained_epochs=progress.epochs,
-        last_epoch=progress.last_line,
-        records_per_second=progress.rate(folder),
-        next=evaluate_command(config.run, store, folder),
-    )
+        job = Distillation(
+            config=with_absolute_paths(config), folder=folder.absolute(), opened=opened
+        )
+        if on_epoch is not None:  # a student of a sweep, which has its own progress
+            epochs = run_training(job, config.cluster, on_epoch).epochs
+            return DistillResult(student=str(folder), trained_epochs=epochs)
+        _announce(config, opened, folder)
+        with show_epochs("distill", config.trainer.epochs) as show:
+            progress = run_training(job, config.cluster, show)
+        return DistillResult(
+            student=str(folder),
+            trained_epochs=progress.epochs,
+            last_epoch=progress.last_line,
+            records_per_second=progress.rate(folder),
+            next=evaluate_command(config.run, store, folder),
+        )
 
 
-def _announce(config: DistillConfig, store: Store, folder: Path) -> None:
+def _announce(config: DistillConfig, opened: OpenedInputs, folder: Path) -> None:
     """Log what this call will train, and on what."""
-    passes = open_passes(config, store)
     if config.mode == "live":
         teacher = f"live teacher {config.teacher.name}"
     else:
-        teacher = f"{config.mode} targets of {', '.join(p.name for p in passes)}"
+        teacher = f"{config.mode} targets of {', '.join(p.name for p in opened.passes)}"
     default = to_plain_dict(type(config.subset)())
     subset = {
         k: v for k, v in to_plain_dict(config.subset).items() if v != default[k] and k != "seed"
@@ -120,7 +111,7 @@ def _announce(config: DistillConfig, store: Store, folder: Path) -> None:
         config.student.name,
         config.method.kind,
         teacher if config.method.needs_teacher else "no teacher",
-        f"{store.num_records(config.split):,}",
+        f"{opened.store.num_records(config.split):,}",
         config.split + "".join(f", subset.{name}={value}" for name, value in subset.items()),
         config.store.path,
         config.trainer.epochs,
@@ -130,7 +121,7 @@ def _announce(config: DistillConfig, store: Store, folder: Path) -> None:
 
 
 def fingerprint_inputs(
-    config: DistillConfig, store: Store, passes: list[TeacherPass]
+    config: DistillConfig, store: Store, passes: Sequence[TeacherPass]
 ) -> dict[str, str]:
     """Fingerprints of all inputs of a student in addition to its config."""
     inputs = {"store": store.manifest.fingerprint}
@@ -185,8 +176,7 @@ class Distillation(TrainingJob):
         from permafrost.training.spec import TrainingSpec
 
         config = self.config
-        store = Store(config.store.folder)
-        passes = open_passes(config, store)
+        store, passes = self.opened or _open_inputs(config)
         rows = select_training_rows(store.index, config.split, config.subset)
         loss = build_loss(config.method)
         if passes:
@@ -243,6 +233,11 @@ class Distillation(TrainingJob):
             split=self.config.split,
             subset=self.config.subset,
         )
+
+
+def _open_inputs(config: DistillConfig) -> OpenedInputs:
+    store = Store(config.store.folder)
+    return OpenedInputs(store, open_passes(config, store))
 
 
 def _evaluation_pass(spec: TrainingSpec, teacher: TeacherPass) -> TeacherPass:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from permafrost.config.runs import read_cost, save_cost
 from permafrost.core.run_mirrors import upload_mirror
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from permafrost.config.distillation import DistillConfig
@@ -20,9 +20,17 @@ if TYPE_CHECKING:
     from permafrost.config.verbs import TeachConfig
     from permafrost.core.distributed import DistributedContext
     from permafrost.models.saved import TrainedModel
+    from permafrost.store.reader import Store, TeacherPass
     from permafrost.training.spec import TrainingSpec
 
 logger = logging.getLogger("permafrost.training")
+
+
+class OpenedInputs(NamedTuple):
+    """The store and the passes of a training, as one process has opened them."""
+
+    store: Store
+    passes: Sequence[TeacherPass] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,12 @@ class TrainingJob(ABC):
     config: DistillConfig | TeachConfig
     folder: Path
     """Absolute path of the run's folder, for the checkpoint and the network."""
+    opened: OpenedInputs | None = field(default=None, compare=False, repr=False)
+    """Inputs that this process has opened, None to open them when they are needed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process opens the inputs itself.
+        return self.__dict__ | {"opened": None}
 
     @property
     def run(self) -> str:
