@@ -25,7 +25,7 @@ from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.interpretability.options import FTConfig
-from permafrost.loading.geometry import view_images, view_targets, warp_covered
+from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp_covered
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import build_loss
 from permafrost.losses.feature_kd import stage_fields
@@ -233,7 +233,9 @@ def test_restored_features_are_moved_alike(projected):
     view[:, 0, 2] = 0.25
     restored = RestoredFeatures(projected.store.open_passes())
     still, moved = (
-        view_targets(replace(batch, canonical_from_view=each), (1, 1), with_maps=False)[0]
+        view_targets(
+            replace(batch, canonical_from_view=each), TargetRequest((1, 1), with_maps=False)
+        )[0]
         for each in (None, view)
     )
 

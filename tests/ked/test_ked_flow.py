@@ -33,7 +33,12 @@ from permafrost.ked.options import (
 from permafrost.ked.partition import PARTITION_NAME, build_partition, class_centered, pass_hierarchy
 from permafrost.ked.subnets import HIDDEN, LOGITS
 from permafrost.ked.superfeature_agreement import FidelitySums
-from permafrost.loading.geometry import decode_intermediates, decode_maps, view_targets
+from permafrost.loading.geometry import (
+    TargetRequest,
+    decode_intermediates,
+    decode_maps,
+    view_targets,
+)
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.losses.base import build_loss
@@ -176,7 +181,7 @@ def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(ked_store, tmp_pa
         )
     )
 
-    (viewed,) = view_targets(batch, (4, 4))
+    (viewed,) = view_targets(batch, TargetRequest((4, 4)))
 
     stored = batch.targets[0]
     assert torch.equal(
@@ -289,7 +294,7 @@ def test_a_stored_hint_is_that_of_a_live_teacher(ked_store):
     values = []
 
     for targets in (view_targets, live):
-        asked = spec.loss.convert_targets(targets(batch, (4, 4), with_maps=False))[0]
+        asked = spec.loss.convert_targets(targets(batch, TargetRequest((4, 4), with_maps=False)))[0]
         if not values:
             spec.loss.build(student, asked)
         values.append(spec.loss(student, asked, torch.arange(8)).terms["hint"].item())
@@ -312,7 +317,9 @@ def test_levels_are_those_of_the_teachers_own_partition(ked_store):
     spec = job.spec()
     batch = spec.dataset.__getitems__([0, 1])
 
-    (targets,) = spec.loss.convert_targets(view_targets(batch, (4, 4), with_maps=False))
+    (targets,) = spec.loss.convert_targets(
+        view_targets(batch, TargetRequest((4, 4), with_maps=False))
+    )
 
     assert isinstance(targets, Targets)
     fine = ask(ked_store, batch.inputs / 255)

@@ -23,7 +23,7 @@ from permafrost.config.models import BcosModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import StoredTargets, Targets
-from permafrost.loading.geometry import view_targets
+from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.losses.base import StudentOutput, build_loss
 from permafrost.losses.feature_kd import (
     attention_fields,
@@ -151,7 +151,7 @@ def test_labels_logits_and_the_own_term_are_weighed_by_their_options(method):
     labels = torch.arange(4) % NUM_CLASSES
     own = batch_terms(method(lambda_ce=0.0, lambda_kd=1.0)).terms[term]
     student = seeded_model(STUDENT, 0).eval()(random_frames(0).float() / 255)
-    (taught,) = live_teacher()(live_batch(0), (4, 4), with_maps=False)
+    (taught,) = live_teacher()(live_batch(0), TargetRequest((4, 4), with_maps=False))
 
     terms = batch_terms(method(lambda_ce=0.5, lambda_kd=3.0, tau=2.0, **{f"lambda_{term}": 7.0}))
 

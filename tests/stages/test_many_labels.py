@@ -31,7 +31,7 @@ from permafrost.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConf
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_targets
+from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
@@ -379,7 +379,10 @@ def test_on_the_whole_frame_live_targets_are_the_stored_ones(many_label_store):
         explainer = replace(CHOICES[choice], max_classes=2 if choice == "all_gt" else None)
         live = LiveTeacher("live", teacher, gradcam, (SIDE, SIDE), explainer=explainer)
 
-        (asked,), (stored,) = live(batch, (6, 6)), view_targets(batch, (6, 6))
+        (asked,), (stored,) = (
+            live(batch, TargetRequest((6, 6))),
+            view_targets(batch, TargetRequest((6, 6))),
+        )
 
         assert torch.equal(asked.explained_class, stored.explained_class)
         assert torch.equal(asked.map_valid, stored.map_valid)

@@ -44,7 +44,12 @@ from permafrost.ked.partition import (
 )
 from permafrost.ked.subnets import LOGITS
 from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.geometry import decode_intermediates, view_images, view_targets
+from permafrost.loading.geometry import (
+    TargetRequest,
+    decode_intermediates,
+    view_images,
+    view_targets,
+)
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import StepInputs
 from permafrost.models.providers import build_model, freeze
@@ -216,7 +221,9 @@ def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught_table):
     for transform in spec.loss.transforms:
         inputs = transform(inputs, batch)
     mixed, (change,) = inputs.images, inputs.on_targets
-    (targets,) = spec.loss.convert_targets(view_targets(batch, (1, 30), with_maps=False))
+    (targets,) = spec.loss.convert_targets(
+        view_targets(batch, TargetRequest((1, 30), with_maps=False))
+    )
     promised = change(targets)
     torch.manual_seed(0)
     donors = draw_donors(32, 64, M, torch.device("cpu"))

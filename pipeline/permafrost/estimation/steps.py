@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from permafrost.config.training import TrainerOptions
     from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
     from permafrost.core.records import Batch, Guidance, Targets
+    from permafrost.loading.geometry import TargetRequest
     from permafrost.store.reader import Store
     from permafrost.training.targets import TargetSource
 
@@ -256,16 +257,9 @@ class SharedTargets:
         self.keys: tuple[str, ...] | None = None
         self.targets: tuple[Targets | Guidance, ...] = ()
 
-    def __call__(
-        self,
-        batch: Batch,
-        grid: tuple[int, int],
-        map_control: str = "none",
-        *,
-        with_maps: bool = True,
-    ) -> tuple[Targets | Guidance, ...]:
+    def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets | Guidance, ...]:
         if batch.keys is not self.keys:  # views of one batch share this tuple
-            self.targets = self.source(batch, grid, map_control, with_maps=with_maps)
+            self.targets = self.source(batch, request)
             self.keys = batch.keys
         return self.targets
 

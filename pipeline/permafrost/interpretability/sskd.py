@@ -18,8 +18,7 @@ from permafrost.config.augment import NUM_ROTATIONS
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import Guidance, Targets, require_all_logits
 from permafrost.interpretability.options import SSKDConfig
-from permafrost.loading.dataset import StoreDataset
-from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term
+from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term, TrainingRecords
 from permafrost.losses.feature_kd import FeatureKDLoss, pooled_fields
 from permafrost.models.classifier import Intermediates
 
@@ -95,18 +94,18 @@ class SSKDLoss(FeatureKDLoss):
         self.student_head = _head(student.output.pooled.shape[1])
         self.teacher_head = _head(targets.intermediates["pooled"].shape[1])
 
-    def on_train_start(self, dataset: StoreDataset) -> None:
+    def on_train_start(self, records: TrainingRecords) -> None:
         """Raise ConfigError unless there is exactly one pass, with rotations, or a live teacher."""
-        if not dataset.passes:
+        if not records.passes:
             return
         require(
-            len(dataset.passes) == 1,
-            f"method=sskd supports one teacher, but store.teacher names {len(dataset.passes)}; name one",
+            len(records.passes) == 1,
+            f"method=sskd supports one teacher, but store.teacher names {len(records.passes)}; name one",
         )
-        sampler = dataset.passes[0].views["sampler"]
+        sampler = records.passes[0].views["sampler"]
         if sampler != "rotations":
             raise ConfigError(
-                f"{dataset.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
+                f"{records.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
                 "permafrost precompute with views=rotations annotate.payloads=[logits,pooled] and name its pass with "
                 "store.teacher=, or run the teacher in the loop with mode=live"
             )

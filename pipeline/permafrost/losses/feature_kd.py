@@ -20,13 +20,19 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, ReviewKDConfig
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, Guidance, Logits, Targets, require_logits
-from permafrost.loading.dataset import StoreDataset
-from permafrost.losses.base import AnyTargets, DistillationLoss, Needs, StudentOutput, Term
+from permafrost.losses.base import (
+    AnyTargets,
+    DistillationLoss,
+    Needs,
+    StoredTeacher,
+    StudentOutput,
+    Term,
+    TrainingRecords,
+)
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import label_term, off_label_bce_loss
 from permafrost.losses.restored_features import RestoredFeatures
 from permafrost.models.classifier import Intermediates, ModelOutput, Stage, to_float32
-from permafrost.store.reader import TeacherPass
 
 
 def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
@@ -54,7 +60,9 @@ class FeatureKDLoss(DistillationLoss):
         self.config = config
         self.restored: RestoredFeatures | None = None
 
-    def plan(self, config: DistillConfig, passes: Sequence[TeacherPass], num_classes: int) -> None:
+    def plan(
+        self, config: DistillConfig, passes: Sequence[StoredTeacher], num_classes: int
+    ) -> None:
         if self.restores_features and self.weight > 0:
             self.restored = RestoredFeatures(passes)
 
@@ -72,11 +80,11 @@ class FeatureKDLoss(DistillationLoss):
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         """Compute the specific term."""
 
-    def require_one_teacher(self, dataset: StoreDataset) -> None:
+    def require_one_teacher(self, records: TrainingRecords) -> None:
         """Raise ConfigError if the student has several teachers, whose features have nothing in common."""
         require(
-            len(dataset.passes) <= 1,
-            f"method={self.config.kind} supports one teacher, but store.teacher names {len(dataset.passes)}; name one",
+            len(records.passes) <= 1,
+            f"method={self.config.kind} supports one teacher, but store.teacher names {len(records.passes)}; name one",
         )
 
     @property

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from permafrost.config.methods import EmbeddingConfig, FeaturesConfig
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, Guidance, Targets
-from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import covered_share
-from permafrost.losses.base import Needs, StudentOutput, Term
+from permafrost.losses.base import Needs, StudentOutput, Term, TrainingRecords
 from permafrost.losses.feature_kd import (
     FeatureKDLoss,
     covered_mse,
@@ -94,9 +93,9 @@ class FeaturesLoss(FeatureKDLoss):
             for index, name in self.pairs
         )
 
-    def on_train_start(self, dataset: StoreDataset) -> None:
+    def on_train_start(self, records: TrainingRecords) -> None:
         if self.weight > 0:
-            self.require_one_teacher(dataset)
+            self.require_one_teacher(records)
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         distance = covered_cosine if self.config.distance == "cosine" else covered_mse
@@ -203,9 +202,9 @@ class EmbeddingLoss(FeatureKDLoss):
         own, teacher = _embeddings(student, targets)
         self.map = nn.Linear(own.shape[1], teacher.shape[1])
 
-    def on_train_start(self, dataset: StoreDataset) -> None:
+    def on_train_start(self, records: TrainingRecords) -> None:
         if self.weight > 0:
-            self.require_one_teacher(dataset)
+            self.require_one_teacher(records)
 
     def terms(
         self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor

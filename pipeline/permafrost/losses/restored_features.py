@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from permafrost.core.records import Targets
+from permafrost.losses.base import StoredTeacher
 from permafrost.store.projections import Projection
-from permafrost.store.reader import TeacherPass
 
 
 def project_features(features: Tensor, projection: Projection) -> Tensor:
@@ -30,7 +30,7 @@ class RestoredFeatures(nn.Module):
     The projections are read from the passes, and are no part of a checkpoint.
     """
 
-    def __init__(self, passes: Sequence[TeacherPass]) -> None:
+    def __init__(self, passes: Sequence[StoredTeacher]) -> None:
         super().__init__()
         self.fields: dict[str, Mapping[str, int]] = {}
         """Number of the projection of each field, by the name of its pass."""

@@ -16,7 +16,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.dataset import StoreDataset, column_moments
-from permafrost.loading.geometry import downscale, view_images, view_targets
+from permafrost.loading.geometry import TargetRequest, downscale, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.random_views import ViewSchedule
@@ -164,7 +164,7 @@ def _build_loss_parameters(
     batch = move_batch(spec.dataset.__getitems__([(0, 0) if spec.replays else 0]), device)
     output = model.eval()(view_images(batch, spec.input_size), spec.loss.needs.intermediates)
     grid = (output.features.shape[-2], output.features.shape[-1])
-    taught = spec.loss.convert_targets(targets(batch, grid, with_maps=False))
+    taught = spec.loss.convert_targets(targets(batch, TargetRequest(grid, with_maps=False)))
     torch.manual_seed(derive_seed(spec.seed, "initialisation of the loss"))
     for example in taught:
         if isinstance(example, Targets):

@@ -27,6 +27,7 @@ from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import Targets
 from permafrost.core.run_mirrors import upload_mirror
 from permafrost.core.seeds import derive_seed
+from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
 from permafrost.losses.base import AuxiliaryPretraining
 from permafrost.models.classifier import Classifier
@@ -101,7 +102,7 @@ def _train_epoch(
             derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank),
             device,
         )
-        read = training.targets(batch, (1, 1), with_maps=False)
+        read = training.targets(batch, TargetRequest((1, 1), with_maps=False))
         (targets,) = training.loss.convert_targets(read)
         assert isinstance(targets, Targets)
         term = phase.loss(targets, batch.view_index)
