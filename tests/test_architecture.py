@@ -68,7 +68,8 @@ ORDER = (
     {"store"},
     {"sources", "models", "loading"},
     {"losses"},
-    {"annotation", "evaluation", "cluster"},
+    {"annotation", "cluster"},
+    {"evaluation"},
     {"training"},
     {"commands"},
     {"estimation", "sweeps", "reports"},
@@ -127,6 +128,17 @@ def test_rooms_import_only_what_stands_to_their_left():
         "library.py",
     }
     assert not wrong
+
+
+def test_a_loss_knows_no_store_and_a_pass_no_loss():
+    known = {
+        room: {m for path in MODULES if room_of(name_of(path)) == room for m in imports_of(path)}
+        for room in ("losses", "annotation")
+    }
+
+    stores = ("permafrost.store.", "permafrost.loading.dataset")
+    assert not [module for module in known["losses"] if module.startswith(stores)]
+    assert not [module for module in known["annotation"] if room_of(module) == "losses"]
 
 
 def test_core_holds_what_three_rooms_need():

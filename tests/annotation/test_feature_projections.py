@@ -13,6 +13,7 @@ import zarr
 
 from permafrost.annotation.feature_projections import ChannelMoments
 from permafrost.annotation.pass_plan import plan_pass
+from permafrost.annotation.teacher_fields import project_features, stage_fields
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.evaluation import EquivarianceOptions
 from permafrost.config.methods import (
@@ -28,10 +29,8 @@ from permafrost.interpretability.options import FTConfig
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp_covered
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import build_loss
-from permafrost.losses.feature_kd import stage_fields
 from permafrost.losses.restored_features import (
     RestoredFeatures,
-    project_features,
     restore_features,
 )
 from permafrost.models.classifier import Intermediates

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from permafrost.annotation.pass_plan import describe_pass
+from permafrost.annotation.pass_identity import describe_pass
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions

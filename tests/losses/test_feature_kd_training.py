@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from permafrost.annotation.teacher_fields import attention_fields
 from permafrost.config.methods import (
     ATConfig,
     CatKDConfig,
@@ -26,15 +27,14 @@ from permafrost.core.records import StoredTargets, Targets
 from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.losses.base import StudentOutput, build_loss
 from permafrost.losses.feature_kd import (
-    attention_fields,
     attention_loss,
-    attention_map,
     review_levels,
 )
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
 from permafrost.models.classifier import NO_INTERMEDIATES
 from permafrost.models.compute import ComputeSettings
+from permafrost.models.stages import attention_map
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step

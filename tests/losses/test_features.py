@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from permafrost.annotation.teacher_fields import stage_fields
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.methods import ReviewKDConfig
 from permafrost.config.runs import RUNS
@@ -28,7 +29,6 @@ from permafrost.losses.feature_kd import (
     covered_mse,
     covered_pool,
     hierarchical_context_loss,
-    stage_fields,
 )
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from permafrost.annotation.pass_plan import describe_pass
+from permafrost.annotation.pass_identity import describe_pass
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.methods import (
     ATConfig,

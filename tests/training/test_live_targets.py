@@ -21,7 +21,8 @@ from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
-from permafrost.losses.base import build_loss
+from permafrost.losses.base import Needs, build_loss
+from permafrost.models.classifier import Intermediates
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
@@ -131,6 +132,24 @@ def test_the_shuffled_control_gives_a_neighbors_map(frozen, live):
 
     assert torch.equal(wrong.maps, right.maps.roll(1, dims=0))
     assert torch.equal(wrong.logits, right.logits)
+
+
+def test_a_live_teacher_has_the_fields_of_the_payloads_unless_the_loss_computes_its_own(
+    frozen, live
+):
+    batch, request = live_batch_of(frozen), TargetRequest((4, 4), with_maps=False)
+    needs = Needs(
+        intermediates=Intermediates(stages=True, pooled=True), payloads=("attention", "pooled")
+    )
+
+    live.needs = needs
+    (fields,) = live(batch, request)
+    live.needs = replace(needs, target_fields=lambda output: {"own": output.pooled})
+    (own,) = live(batch, request)
+
+    assert set(fields.intermediates) == {"attention_1", "attention_2", "attention_3", "pooled"}
+    assert own.intermediates.keys() == {"own"}
+    assert torch.equal(own.intermediates["own"], fields.intermediates["pooled"])
 
 
 def test_no_map_is_computed_where_the_loss_needs_none(frozen, live, monkeypatch):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.annotation.payloads import FeaturesPayload
 from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.core.records import Batch, FieldSpec, StoredTargets
@@ -24,7 +25,6 @@ from permafrost.core.rooted_paths import RootedPath
 from permafrost.core.tasks import MapShards
 from permafrost.loading.geometry import TargetRequest, center_crop, view_targets
 from permafrost.loading.transfer import move_batch
-from permafrost.losses.lost_variance import LostVariance, add_lost_variance
 from permafrost.store.frames import FrameBatch
 from permafrost.store.manifest import MovedFeatures
 from permafrost.store.projections import read_projections

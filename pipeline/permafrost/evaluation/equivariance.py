@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.evaluation import EquivarianceOptions
 from permafrost.core.errors import require
@@ -27,7 +28,6 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import copy_to
 from permafrost.losses.e2kd import map_cosine
 from permafrost.losses.kd import outcome_log_probs
-from permafrost.losses.lost_variance import LostVariance, add_lost_variance
 from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import Explainer, explainer_named, forward_to_explain
 from permafrost.models.resolve import require_images

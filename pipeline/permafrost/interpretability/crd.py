@@ -16,7 +16,7 @@ from permafrost.core.errors import require
 from permafrost.core.records import NO_LABEL, Targets
 from permafrost.interpretability.options import CRDConfig
 from permafrost.losses.base import Needs, StudentOutput, TrainingRecords
-from permafrost.losses.feature_kd import FeatureKDLoss, pooled_fields
+from permafrost.losses.feature_kd import FeatureKDLoss
 from permafrost.models.classifier import Intermediates
 
 _EPS = 1e-7
@@ -83,9 +83,7 @@ class CRDLoss(FeatureKDLoss):
     """NCE of the student's embedding against the teacher's bank and the reverse, in addition to labels and logits."""
 
     term = "crd"
-    term_needs = Needs(
-        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payloads=("pooled",)
-    )
+    term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
     config: CRDConfig
     student_bank: Tensor
     """Unit-norm embeddings [N, embedding_size]."""

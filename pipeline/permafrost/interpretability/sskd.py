@@ -19,7 +19,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import Guidance, Targets, require_all_logits
 from permafrost.interpretability.options import SSKDConfig
 from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term, TrainingRecords
-from permafrost.losses.feature_kd import FeatureKDLoss, pooled_fields
+from permafrost.losses.feature_kd import FeatureKDLoss
 from permafrost.models.classifier import Intermediates
 
 _WEIGHT_DECAY = 5e-4
@@ -67,9 +67,7 @@ class SSKDLoss(FeatureKDLoss):
     """Loss lambda_ce * ce + lambda_kd * kd of upright images + lambda_ss * ss + lambda_tf * tf of rotated ones."""
 
     term = "ss"
-    term_needs = Needs(
-        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payloads=("pooled",)
-    )
+    term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
     config: SSKDConfig
 
     @property

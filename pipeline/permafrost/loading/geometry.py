@@ -194,7 +194,7 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class TargetRequest:
-    """What a step asks of the teachers' targets of its batch."""
+    """Request of a step for the teachers' targets of its batch."""
 
     grid: tuple[int, int]
     """(h, w) of the maps, which is that of the student's."""

@@ -132,9 +132,10 @@ class Needs:
     intermediates: Intermediates = NO_INTERMEDIATES
     """Intermediates of both networks' forward passes."""
     target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None
-    """Function from the teacher's output to the fields of `Targets.intermediates`, f32 and without a graph."""
+    """Function from a live teacher's output to the fields of `Targets.intermediates`, f32 and without a graph; None for
+    the fields that its payloads would store."""
     payloads: tuple[str, ...] = ()
-    """Payloads that store these fields."""
+    """Payloads that store the fields of `Targets.intermediates`."""
 
     def maps_in(self, step: int) -> bool:
         """Return whether maps are needed in this step."""

@@ -22,8 +22,6 @@ from permafrost.losses.feature_kd import (
     FeatureKDLoss,
     covered_mse,
     covered_pool,
-    pooled_fields,
-    stage_fields,
     stored_stages,
     weighted_mean,
 )
@@ -51,9 +49,7 @@ class FeaturesLoss(FeatureKDLoss):
     """
 
     term = "features"
-    term_needs = Needs(
-        intermediates=Intermediates(stages=True), target_fields=stage_fields, payloads=(FEATURES,)
-    )
+    term_needs = Needs(intermediates=Intermediates(stages=True), payloads=(FEATURES,))
     config: FeaturesConfig
 
     def __init__(self, config: FeaturesConfig) -> None:
@@ -180,9 +176,7 @@ class EmbeddingLoss(FeatureKDLoss):
     """
 
     term = "embedding"
-    term_needs = Needs(
-        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payloads=("pooled",)
-    )
+    term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
     config: EmbeddingConfig
 
     @property

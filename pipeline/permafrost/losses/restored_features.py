@@ -1,4 +1,4 @@
-"""Features of a pass with annotate.features_channels: their projection, and the teacher's channels again."""
+"""The teacher's channels of a pass with annotate.features_channels, computed from their projection."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ from torch import Tensor, nn
 
 from permafrost.core.records import Targets
 from permafrost.losses.base import StoredTeacher
-from permafrost.store.projections import Projection
-
-
-def project_features(features: Tensor, projection: Projection) -> Tensor:
-    """Compute components (x - mean) at each position, f32 [B, C, h, w] -> [B, C', h, w]."""
-    mean, components = (torch.from_numpy(part).to(features) for part in projection[:2])
-    return torch.einsum("kc,bchw->bkhw", components, features - mean[:, None, None])
 
 
 def restore_features(projected: Tensor, mean: Tensor, components: Tensor) -> Tensor:

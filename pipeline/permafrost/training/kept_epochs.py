@@ -56,21 +56,21 @@ class KeptEpochs:
         model: Classifier,
         epoch: int,
         entries: Sequence[dict[str, Any]],
-        kept: Collection[int],
+        kept_numbers: Collection[int],
     ) -> None:
         """Write the list after an epoch and, if this epoch is kept, its weights; delete those that are not kept.
 
-        entries  entries of the list; that of a kept epoch gets the digest of its weights
-        kept     numbers of the epochs whose weights are kept
+        entries       entries of the list; that of a kept epoch gets the digest of its weights
+        kept_numbers  numbers of the epochs whose weights are kept
         """
         from safetensors.torch import save
 
-        if epoch in kept:
+        if epoch in kept_numbers:
             (entry,) = (each for each in entries if each["epoch"] == epoch)
             state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
             entry["sha256"] = write_atomically(self.weights(epoch), save(state))
         write_json(self.path, {self.section: entries})
-        wanted = {self.weights(number) for number in kept}
+        wanted = {self.weights(number) for number in kept_numbers}
         for path in self.path.parent.glob(f"{self.prefix}*.safetensors"):
             if path not in wanted:
                 path.unlink()

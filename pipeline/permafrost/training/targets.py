@@ -9,11 +9,13 @@ A guided teacher has one class per record, drawn uniformly, and the regions of t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from permafrost.annotation.teacher_fields import fields_of_payloads
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_CLASS, Batch, Guidance, Targets
@@ -86,8 +88,8 @@ class LiveTeacher:
         output = self._forward(images, with_maps=request.with_maps)
         logits = output.logits.detach().float()
         classes = explained_classes(self.explainer, logits, batch.labels, batch.keys)
-        fields = self.needs.target_fields
-        intermediates = {} if fields is None else fields(output)
+        fields = self.needs.target_fields or partial(fields_of_payloads, self.needs.payloads)
+        intermediates = fields(output)
         if request.map_control == "shuffled":
             intermediates = neighbor_features(intermediates)
         if not request.with_maps:
