@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.runs import open_run, run_folder
-from permafrost.evaluation.evaluator import align_columns
+from permafrost.evaluation.evaluator import align_columns, numbers_of
 from permafrost.evaluation.inputs import (
     named_baselines,
     open_network,
@@ -34,8 +34,6 @@ from permafrost.evaluation.trained_student import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from permafrost.config.verbs import EvaluateConfig
     from permafrost.evaluation.inputs import EvaluationInputs
 
@@ -60,7 +58,7 @@ class EvaluateResult:
         shown = list(self.splits.values())
         if self.classifier:
             shown = [without_outputs(metrics) for metrics in shown]
-        numbers = [dict(_numbers_of(metrics)) for metrics in shown]
+        numbers = [numbers_of(metrics, most=_MOST_PRINTED) for metrics in shown]
         names = dict.fromkeys(chain.from_iterable(numbers))
         rows = [
             ["", *self.splits],
@@ -76,15 +74,6 @@ class EvaluateResult:
 
 _MOST_PRINTED = 8
 """Largest number of entries of a mapping that is printed, such as the accuracies of k neighbors, and not a curve."""
-
-
-def _numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Iterate over the numbers of nested metrics by their names, such as knn.accuracy.20."""
-    for name, value in metrics.items():
-        if isinstance(value, (int, float)):
-            yield f"{prefix}{name}", value
-        elif isinstance(value, dict) and len(value) <= _MOST_PRINTED:
-            yield from _numbers_of(value, f"{prefix}{name}.")
 
 
 def _format_value(value: float | None) -> str:
