@@ -15,7 +15,7 @@ Rerun   the same command resumes from the last checkpoint, with any trainer.rank
 from __future__ import annotations
 
 from permafrost.cli import main
-from permafrost.students import distill as run
+from permafrost.training.distill import distill as run
 
 if __name__ == "__main__":
     main("distill", run, __doc__)

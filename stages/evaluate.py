@@ -23,8 +23,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from permafrost.cli import main
+from permafrost.evaluation.evaluate import EvaluateResult, evaluate
 from permafrost.evaluation.inputs import without_unknown_arms
-from permafrost.students import EvaluateResult, evaluate
 
 if TYPE_CHECKING:
     from permafrost.config.verbs import EvaluateConfig

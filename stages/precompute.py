@@ -110,37 +110,38 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
                 else digest_origin(config.data, config.store)
             )
             if digest is None or _is_finished(config, path, digest):
-                records = Store(path).num_records()
+                store = Store(path)
+                records = store.num_records()
                 _announce(config, f"{records:,} records, finished", executors.choose(records))
             else:
                 packed, records = _pack(config, path, digest, executors)
+                store = Store(path)
             if not isinstance(config.teacher, NoModelConfig):
                 from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
-                store = Store(path)
                 resolved = resolve_precompute(config, store)
                 _warn_of_aliasing(resolved, store)
                 made = annotate_passes(resolved, store, executors.open(records))
     annotated = 0 if made is None else made.forward_passes
     done = packed + annotated
-    finished = Store(config.store.folder)  # with its path as it was typed
     if packed:
-        _suggest_frames(finished)
+        _suggest_frames(store)
+    typed = config.store.folder.root
     return PrecomputeResult(
         store=config.store.path,
-        frame=_frame(finished),
-        records=_records(finished),
+        frame=_frame(store),
+        records=_records(store),
         packed_records=packed,
         teacher_records=annotated,
         passes="" if made is None else ", ".join(made.passes),
         teacher_accuracy={} if made is None else made.accuracy,
         teacher_frame=""
-        if made is None or finished.is_table
-        else str(finished.open_pass(made.canonical).manifest.teacher["frame"]),
+        if made is None or store.is_table
+        else str(store.open_pass(made.canonical).manifest.teacher["frame"]),
         records_per_second=f"{done / (time.monotonic() - started):,.0f}" if done else "",
-        next=teach_command(finished, "my-teacher")
+        next=teach_command(store, typed, "my-teacher")
         if made is None
-        else distill_command(finished, "my-student", finished.open_pass(made.canonical)),
+        else distill_command(store, typed, "my-student", store.open_pass(made.canonical)),
     )
 
 

@@ -30,10 +30,10 @@ from permafrost.reports.main_table import summary_table
 from permafrost.reports.student_results import SWEEP_NAME
 from permafrost.runs.folder import run_folder
 from permafrost.storage.signed_files import write_json
-from permafrost.students import StudentTask
 from permafrost.sweeps.plan import baselines_first, plan_students
 from permafrost.sweeps.runner import StudentRunner
 from permafrost.sweeps.select import choose, split_and_metric
+from permafrost.sweeps.student_task import StudentTask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

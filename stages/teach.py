@@ -32,6 +32,7 @@ from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
 from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
 from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
+from permafrost.training.job import OpenedInputs
 from permafrost.training.teach_job import Teaching, check_splits, fingerprint_inputs
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
         read_metrics_file(metrics_path, advice)
     if not is_finished(folder):
         _announce(config, store, folder)
-        job = Teaching(config=with_absolute_paths(config), folder=folder.absolute())
+        job = Teaching(
+            config=with_absolute_paths(config), folder=folder.absolute(), opened=OpenedInputs(store)
+        )
         with show_epochs("teach", config.teaching.trainer.epochs) as show:
             progress = run_training(job, config.cluster, show)
     else:
@@ -116,7 +119,7 @@ def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
         frame=_evaluated_frame(config, store, folder),
         last_epoch=progress.last_line,
         records_per_second=progress.rate(folder),
-        next=_next_command(config, weights),
+        next=_next_command(config, store, weights),
     )
 
 
@@ -145,7 +148,7 @@ def _announce(config: TeachConfig, store: Store, folder: Path) -> None:
     )
 
 
-def _next_command(config: TeachConfig, weights: str) -> str:
+def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
     chosen = replace(config.teacher, weights=weights, frame="auto")  # full for a network of a run
     if config.teaching.augment.size is not None and chosen.input_size is None:
         chosen = replace(chosen, input_size=config.teaching.augment.size)
@@ -155,7 +158,7 @@ def _next_command(config: TeachConfig, weights: str) -> str:
         for name, value in to_plain_dict(chosen).items()
         if name != "kind" and (name == "name" or value != defaults[name])
     ]
-    if Store(config.store.folder).is_table:
+    if store.is_table:
         words.append(f"annotate.payloads=[{','.join(chosen.table_payloads)}]")
     return " ".join(
         [f"permafrost precompute store.path={config.store.path} teacher={chosen.kind}", *words]

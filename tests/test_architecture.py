@@ -70,12 +70,12 @@ ORDER = (
     {"runs"},
     {"sources", "models", "loading"},
     {"losses"},
-    {"annotation", "evaluation"},
+    {"annotation", "cluster"},
+    {"evaluation"},
     {"training"},
     {"commands"},
-    {"estimation", "cluster", "sweeps", "reports"},
+    {"estimation", "sweeps", "reports"},
     set(PAPERS),
-    {"students"},
     {"library"},
     {"stages"},
 )
@@ -121,16 +121,26 @@ def test_rooms_import_only_what_stands_to_their_left():
         and room not in allowed[room_of(name_of(path))]
     ]
 
-    assert rooms | {"commands", "students", "library", "stages"} == set(level)
+    assert rooms | {"commands", "library", "stages"} == set(level)
     assert {p.name for p in ROOT.glob("pipeline/permafrost/*.py")} == {
         "__init__.py",
         "__main__.py",
         "cli.py",
         "commands.py",
         "library.py",
-        "students.py",
     }
     assert not wrong
+
+
+def test_a_loss_knows_no_store_and_a_pass_no_loss():
+    known = {
+        room: {m for path in MODULES if room_of(name_of(path)) == room for m in imports_of(path)}
+        for room in ("losses", "annotation")
+    }
+
+    stores = ("permafrost.store.", "permafrost.loading.dataset")
+    assert not [module for module in known["losses"] if module.startswith(stores)]
+    assert not [module for module in known["annotation"] if room_of(module) == "losses"]
 
 
 def test_core_holds_what_three_rooms_need():

@@ -15,7 +15,7 @@ import zarr
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.store import PassOptions
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_targets
+from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.losses.restored_features import RestoredFeatures
 from permafrost.store.index import INDEX_SCHEMA
 from permafrost.store.reader import Store
@@ -126,7 +126,7 @@ def test_the_second_example_rebuilds_projected_features(tmp_path, tiny_teacher):
     exec(REBUILDING, names)
 
     batch = StoreDataset(store, np.array([5]), [made], payload="features").__getitems__([0])
-    (targets,) = view_targets(batch, (1, 1), with_maps=False)
+    (targets,) = view_targets(batch, TargetRequest((1, 1), with_maps=False))
     expected = RestoredFeatures([made])(targets).intermediates["features_3"][0]
     assert names["features"].shape == (2, 16, 4, 4)
     torch.testing.assert_close(

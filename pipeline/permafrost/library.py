@@ -43,12 +43,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from permafrost.config.augment import AugmentOptions
+    from permafrost.evaluation.evaluate import EvaluateResult
     from permafrost.models.classifier import Classifier
     from permafrost.reports.store_sheet import StoreSheet
     from permafrost.sources.data_preview import Preview
     from permafrost.store.index import Rows
     from permafrost.store.reader import TeacherPass
-    from permafrost.students import DistillResult, EvaluateResult
+    from permafrost.training.distill import DistillResult
 
 # ---- a store -------------------------------------------------------------------------------------
 

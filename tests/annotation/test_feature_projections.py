@@ -13,6 +13,7 @@ import zarr
 
 from permafrost.annotation.feature_projections import ChannelMoments
 from permafrost.annotation.pass_plan import plan_pass
+from permafrost.annotation.teacher_fields import project_features, stage_fields
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.evaluation import EquivarianceOptions
 from permafrost.config.methods import (
@@ -24,13 +25,11 @@ from permafrost.config.methods import (
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.interpretability.options import FTConfig
-from permafrost.loading.geometry import view_images, view_targets, warp_covered
+from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp_covered
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import build_loss
-from permafrost.losses.feature_kd import stage_fields
 from permafrost.losses.restored_features import (
     RestoredFeatures,
-    project_features,
     restore_features,
 )
 from permafrost.models.classifier import Intermediates
@@ -41,7 +40,7 @@ from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.build import build_training
-from permafrost.training.distill_job import Distillation
+from permafrost.training.distill import Distillation
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import with_named_passes
 from stages import distill, evaluate, precompute
@@ -233,7 +232,9 @@ def test_restored_features_are_moved_alike(projected):
     view[:, 0, 2] = 0.25
     restored = RestoredFeatures(projected.store.open_passes())
     still, moved = (
-        view_targets(replace(batch, canonical_from_view=each), (1, 1), with_maps=False)[0]
+        view_targets(
+            replace(batch, canonical_from_view=each), TargetRequest((1, 1), with_maps=False)
+        )[0]
         for each in (None, view)
     )
 
@@ -258,8 +259,8 @@ def test_restored_features_are_moved_alike(projected):
 )
 def test_students_learn_from_components_or_from_restored_channels(projected, method, channels):
     config = with_named_passes(distill_config(projected, method=method), projected.store, "one")
-    plan = Distillation(config=config, folder=RUNS / "one" / "distill").plan()
-    loss = build_training(plan, plan.loss.distributed).loss
+    spec = Distillation(config=config, folder=RUNS / "one" / "distill").spec()
+    loss = build_training(spec, spec.loss.distributed).loss
     distill.run(distill_config(projected, method=method))
 
     losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from permafrost.annotation.lost_variance import LostVariance
 from permafrost.annotation.moved_features import sample_views
-from permafrost.annotation.pass_plan import fingerprint_pass, plan_pass
+from permafrost.annotation.pass_identity import fingerprint_pass
+from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.samples import select_sample
+from permafrost.annotation.teacher_fields import stage_fields
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.store import PassOptions
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images, view_targets, warp
-from permafrost.losses.feature_kd import stage_fields
-from permafrost.losses.lost_variance import LostVariance
+from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
 from permafrost.reports.passes import UsedPass
@@ -57,7 +58,7 @@ def recomputed(store, made, teacher):
     lost: dict[str, dict[str, float]] = {}
     for name, view in sample_views(len(rows), store.size).items():
         seen = replace(batch, canonical_from_view=view)
-        (targets,) = view_targets(seen, (1, 1), with_maps=False)
+        (targets,) = view_targets(seen, TargetRequest((1, 1), with_maps=False))
         output = network(view_images(seen, store.size), Intermediates(stages=True))
         for field, values in stage_fields(output).items():
             if values.dim() == 4:

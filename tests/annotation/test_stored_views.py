@@ -22,7 +22,7 @@ from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images, view_targets, warp
+from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import rotations
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
@@ -176,7 +176,7 @@ def test_a_replayed_batch_is_what_the_teacher_saw_and_said_bit_for_bit(replayed)
         config.teacher, 10, config.explainer, config.annotate, replayed.store.size
     )
     for batch in replay_loader(replayed).epoch(0):
-        (targets,) = view_targets(batch, (4, 4))
+        (targets,) = view_targets(batch, TargetRequest((4, 4)))
         images = view_images(batch, replayed.store.size)
         for index in range(len(images)):
             one = slice(index, index + 1)
@@ -192,11 +192,11 @@ def test_a_replayed_batch_is_what_the_teacher_saw_and_said_bit_for_bit(replayed)
 
 def test_a_stored_map_of_a_view_is_not_warped_again(replayed):
     batch = next(iter(replay_loader(replayed).epoch(0)))
-    (targets,) = view_targets(batch, (4, 4))
+    (targets,) = view_targets(batch, TargetRequest((4, 4)))
 
     assert batch.targets[0].map_from_canonical is None
     assert torch.equal(targets.maps, batch.targets[0].maps)
-    coarse = view_targets(batch, (2, 2))[0].maps
+    coarse = view_targets(batch, TargetRequest((2, 2)))[0].maps
     assert torch.allclose(
         coarse, torch.nn.functional.avg_pool2d(targets.maps[:, 0], 2)[:, None], atol=1e-6
     )

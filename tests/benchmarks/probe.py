@@ -96,12 +96,12 @@ def _children() -> list[int]:
 def _run_bare() -> None:
     import torch
 
-    import permafrost.training.distill_job
+    import permafrost.training.distill
     import permafrost.training.loop
     from permafrost.config.models import CifarModelConfig
     from permafrost.models.providers import build_model
 
-    _ = permafrost.training.loop, permafrost.training.distill_job
+    _ = permafrost.training.loop, permafrost.training.distill
     network = build_model(CifarModelConfig(name="resnet8", width=4), 10)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     network(torch.rand(256, 3, 8, 8)).logits.sum().backward()

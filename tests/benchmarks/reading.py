@@ -59,7 +59,7 @@ def _stream_figure(name: str, folder: Path, records: int, side: int, aim: str) -
 def public_loader_figures(folder: Path) -> list[Figure]:
     """Measure epochs of permafrost.RecordLoader against those of the loader of a training, with rendered views."""
     import permafrost
-    from permafrost.loading.geometry import view_images, view_targets
+    from permafrost.loading.geometry import TargetRequest, view_images, view_targets
     from permafrost.loading.loader import TrainLoader
     from permafrost.loading.random_views import ViewSchedule
 
@@ -94,7 +94,7 @@ def public_loader_figures(folder: Path) -> list[Figure]:
         def read_training(loader: TrainLoader = training) -> None:
             counted = 0
             for batch in loader.epoch(0):
-                (targets,) = view_targets(batch, grid)
+                (targets,) = view_targets(batch, TargetRequest(grid))
                 counted += _rendered(view_images(batch, (side, side)), targets.maps, side)
             assert counted == records
 

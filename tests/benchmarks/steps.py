@@ -24,7 +24,7 @@ from permafrost.config.models import CifarModelConfig, ModelConfig, TorchvisionM
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.records import Batch, Targets
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images
+from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
@@ -241,7 +241,7 @@ class Steps:
         size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
         output = training.model.eval()(view_images(batch, size), training.loss.needs.intermediates)
         grid = (output.features.shape[-2], output.features.shape[-1])
-        (targets,) = training.targets(batch, grid, with_maps=False)
+        (targets,) = training.targets(batch, TargetRequest(grid, with_maps=False))
         assert isinstance(targets, Targets)
         training.loss.build(StudentOutput(output=output), targets)
         parameters = [*training.model.parameters(), *training.loss.parameters()]

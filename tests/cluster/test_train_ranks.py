@@ -25,7 +25,7 @@ from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import UserError
 from permafrost.losses.e2kd import E2KDLoss
 from permafrost.runs.mirrors import RUNS
-from permafrost.training.distill_job import Distillation
+from permafrost.training.distill import Distillation
 from permafrost.training.metric_log import read_metrics
 from tests.support.paths import PYTHONPATH
 from tests.support.processes import alive, descendants, title, wait_until
@@ -62,9 +62,9 @@ class KilledOnce(Distillation):
 
     marker: Path
 
-    def plan(self, distributed=None):
-        plan = super().plan(distributed)
-        return replace(plan, loss=DeadlyLoss(plan.loss.config, self.marker))
+    def spec(self, distributed=None):
+        spec = super().spec(distributed)
+        return replace(spec, loss=DeadlyLoss(spec.loss.config, self.marker))
 
 
 def test_a_rank_knows_how_many_ranks_share_its_machine(frozen, monkeypatch):
@@ -75,9 +75,7 @@ def test_a_rank_knows_how_many_ranks_share_its_machine(frozen, monkeypatch):
     found = []
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
     monkeypatch.setattr(ray, "get", lambda asked: "")
-    monkeypatch.setattr(
-        "permafrost.training.loop.run_job", lambda job, on_epoch, ranks: found.append(ranks)
-    )
+    monkeypatch.setattr(Distillation, "train", lambda job, on_epoch, ranks: found.append(ranks))
     job = Distillation(
         config=distill_config(frozen, trainer=replace(TWO_RANKS, device="cpu")), folder=Path()
     )
@@ -101,9 +99,9 @@ class RefusingLoss(E2KDLoss):
 class Refused(Distillation):
     """Distillation in which one rank fails."""
 
-    def plan(self, distributed=None):
-        plan = super().plan(distributed)
-        return replace(plan, loss=RefusingLoss(plan.loss.config))
+    def spec(self, distributed=None):
+        spec = super().spec(distributed)
+        return replace(spec, loss=RefusingLoss(spec.loss.config))
 
 
 def job(frozen, run, kind=Distillation, **options):
@@ -172,10 +170,10 @@ class HelperKilled(Distillation):
     actor: str
     marker: Path
 
-    def plan(self, distributed=None):
-        plan = super().plan(distributed)
+    def spec(self, distributed=None):
+        spec = super().spec(distributed)
         return replace(
-            plan, loss=HelperDeadlyLoss(plan.loss.config, self.driver, self.actor, self.marker)
+            spec, loss=HelperDeadlyLoss(spec.loss.config, self.driver, self.actor, self.marker)
         )
 
 

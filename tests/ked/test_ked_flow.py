@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from permafrost.annotation.pass_plan import describe_pass
+from permafrost.annotation.pass_identity import describe_pass
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
@@ -32,7 +32,12 @@ from permafrost.ked.options import (
 from permafrost.ked.partition import PARTITION_NAME, build_partition, class_centered, pass_hierarchy
 from permafrost.ked.subnets import HIDDEN, LOGITS
 from permafrost.ked.superfeature_agreement import FidelitySums
-from permafrost.loading.geometry import decode_intermediates, decode_maps, view_targets
+from permafrost.loading.geometry import (
+    TargetRequest,
+    decode_intermediates,
+    decode_maps,
+    view_targets,
+)
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.losses.base import build_loss
@@ -43,7 +48,7 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from permafrost.training.distill_job import Distillation, fingerprint_inputs
+from permafrost.training.distill import Distillation, fingerprint_inputs
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import open_passes
 from permafrost.training.targets import LiveTeacher
@@ -176,7 +181,7 @@ def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(ked_store, tmp_pa
         )
     )
 
-    (viewed,) = view_targets(batch, (4, 4))
+    (viewed,) = view_targets(batch, TargetRequest((4, 4)))
 
     stored = batch.targets[0]
     assert torch.equal(
@@ -278,21 +283,21 @@ def test_students_of_every_kind_train(ked_store, name, options):
 
 def test_a_stored_hint_is_that_of_a_live_teacher(ked_store):
     config = still(ked_store, method=KEDConfig(lambda_hint=1.0))
-    plan = Distillation(config=config, folder=Path()).plan()
-    batch = plan.dataset.__getitems__(range(8))
+    spec = Distillation(config=config, folder=Path()).spec()
+    batch = spec.dataset.__getitems__(range(8))
     images = batch.inputs / 255
     teacher = freeze(build_model(ked_store.config.teacher, 10))
-    live = LiveTeacher("live", teacher, gradcam, images.shape[-2:], needs=plan.loss.needs)
+    live = LiveTeacher("live", teacher, gradcam, images.shape[-2:], needs=spec.loss.needs)
     torch.manual_seed(0)
     output = build_model(config.student, 10)(images)
     student = student_output(logits=output.logits, extras=output.extras)
     values = []
 
     for targets in (view_targets, live):
-        asked = plan.loss.convert_targets(targets(batch, (4, 4), with_maps=False))[0]
+        asked = spec.loss.convert_targets(targets(batch, TargetRequest((4, 4), with_maps=False)))[0]
         if not values:
-            plan.loss.build(student, asked)
-        values.append(plan.loss(student, asked, torch.arange(8)).terms["hint"].item())
+            spec.loss.build(student, asked)
+        values.append(spec.loss(student, asked, torch.arange(8)).terms["hint"].item())
 
     assert values[0] == pytest.approx(values[1], rel=1e-3)
     assert values[0] > 0
@@ -309,17 +314,19 @@ def test_a_hint_of_several_teachers_is_refused(ked_store):
 
 def test_levels_are_those_of_the_teachers_own_partition(ked_store):
     job = Distillation(config=still(ked_store, method=KEDConfig(superfeatures=2)), folder=Path())
-    plan = job.plan()
-    batch = plan.dataset.__getitems__([0, 1])
+    spec = job.spec()
+    batch = spec.dataset.__getitems__([0, 1])
 
-    (targets,) = plan.loss.convert_targets(view_targets(batch, (4, 4), with_maps=False))
+    (targets,) = spec.loss.convert_targets(
+        view_targets(batch, TargetRequest((4, 4), with_maps=False))
+    )
 
     assert isinstance(targets, Targets)
     fine = ask(ked_store, batch.inputs / 255)
     coarsening = network_partition(build_model(ked_store.config.teacher, 10)).coarsening(2)
     expected = torch.stack([fine[:, coarsening == m].sum(dim=1) for m in range(2)], dim=1)
     assert torch.allclose(targets.intermediates["superfeature_logits"], expected, atol=2e-3)
-    assert torch.equal(plan.loss.student_coarsening, coarsening)
+    assert torch.equal(spec.loss.student_coarsening, coarsening)
 
 
 def test_what_a_partition_says_is_an_input_of_a_run_and_where_it_lies_is_not(ked_store, tmp_path):

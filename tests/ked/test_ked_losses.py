@@ -33,6 +33,7 @@ from permafrost.ked.partition import (
 )
 from permafrost.ked.subnets import HIDDEN, LOGITS
 from permafrost.ked.superfeatures import SuperfeaturePayload
+from permafrost.loading.geometry import TargetRequest
 from permafrost.losses.base import StepInputs, build_loss
 from permafrost.models.classifier import ModelOutput
 from permafrost.models.explanations import gradcam
@@ -328,7 +329,7 @@ def ked_training(method):
     batch = live_batch(0)
     output = model(batch.inputs / 255)
     student = student_output(logits=output.logits, extras=output.extras)
-    loss.build(student, targets(batch, (4, 4), with_maps=False)[0])
+    loss.build(student, targets(batch, TargetRequest((4, 4), with_maps=False))[0])
     parameters = [*model.parameters(), *loss.parameters()]
     optimizer = build_optimizer(OptimizerOptions(), parameters)
     training = Training(
@@ -363,7 +364,7 @@ def test_chimeras_in_a_step_are_what_the_teacher_would_have_said():
     training, batch, _ = ked_training(METHODS["chimeras"])
     torch.manual_seed(3)
     images = batch.inputs / 255
-    (targets,) = training.targets(batch, (4, 4), with_maps=False)
+    (targets,) = training.targets(batch, TargetRequest((4, 4), with_maps=False))
 
     inputs = StepInputs(images=images, labels=((1.0, batch.labels),))
     (chimeras,) = training.loss.transforms

@@ -23,7 +23,7 @@ from permafrost.loading.decode_threads import (
 from permafrost.store.entries import ManifestError
 from permafrost.store.frames import InputMemory
 from permafrost.store.reader import Store
-from permafrost.training.distill_job import Distillation
+from permafrost.training.distill import Distillation
 from tests.support.runs import TWO_RANKS, distill_config
 from tests.support.stores import keys_of_shard, table_of_shard
 
@@ -220,6 +220,6 @@ def test_a_students_plan_has_the_threads_of_its_rank(frozen, monkeypatch, proces
     job = Distillation(config=distill_config(frozen, trainer=trainer), folder=Path())
     alone, other = DistributedContext(1, 2, local_world_size=1), DistributedContext(1, 2)
 
-    threads = [job.plan(ranks).dataset.decode_threads.count for ranks in (alone, other)]
+    threads = [job.spec(ranks).dataset.decode_threads.count for ranks in (alone, other)]
 
     assert threads == [8 // max(processes, 1), 4 // max(processes, 1)]

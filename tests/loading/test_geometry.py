@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from permafrost.config.augment import OperationConfig
 from permafrost.core.records import StoredTargets
 from permafrost.loading.geometry import (
+    TargetRequest,
     canonical_from_view,
     fetch_points,
     view_images,
@@ -80,7 +81,7 @@ def test_a_flip_turns_the_image_and_its_maps_together(kind, axis):
     view = draw(OperationConfig(kind=kind, p=1.0), count=4, size=(32, 32))
     batch = make_batch(frames, view, (stored_targets(maps),))
 
-    images, (targets,) = view_images(batch, (32, 32)), view_targets(batch, (8, 8))
+    images, (targets,) = view_images(batch, (32, 32)), view_targets(batch, TargetRequest((8, 8)))
 
     assert torch.equal(images, frames.flip(axis).float() / 255)
     assert torch.equal(targets.maps, maps.flip(axis))
@@ -93,7 +94,7 @@ def test_an_image_and_its_map_of_the_same_coordinates_stay_equal_under_1000_crop
     view = draw(CROP, FLIP, count=1000, size=(16, 16))
     batch = make_batch(frames, view, (stored_targets(frames[:, None] / 255),))
 
-    images, (targets,) = view_images(batch, (16, 16)), view_targets(batch, (16, 16))
+    images, (targets,) = view_images(batch, (16, 16)), view_targets(batch, TargetRequest((16, 16)))
 
     assert targets.maps.shape == (1000, 1, 3, 16, 16)
     torch.testing.assert_close(targets.maps[:, 0], images, rtol=0, atol=1e-6)
@@ -109,8 +110,12 @@ def test_a_map_does_not_depend_on_the_pixels():
     frames = frames_of_size(8)
     darker = (frames.float() * 0.5).to(torch.uint8)
 
-    (original,) = view_targets(make_batch(frames, view, (stored_targets(maps),)), (7, 7))
-    (jittered,) = view_targets(make_batch(darker, view, (stored_targets(maps),)), (7, 7))
+    (original,) = view_targets(
+        make_batch(frames, view, (stored_targets(maps),)), TargetRequest((7, 7))
+    )
+    (jittered,) = view_targets(
+        make_batch(darker, view, (stored_targets(maps),)), TargetRequest((7, 7))
+    )
 
     assert torch.equal(original.maps, jittered.maps)
     assert torch.equal(original.map_valid, jittered.map_valid)
@@ -120,7 +125,9 @@ def test_the_map_of_a_center_crop_is_zero_outside_what_its_teacher_saw():
     maps = torch.ones(2, 1, 1, 7, 7)
     stored = stored_targets(maps, map_from_canonical=matrix(256 / 224, 256 / 224)[0])
 
-    (targets,) = view_targets(make_batch(frames_of_size(2), targets=(stored,)), (16, 16))
+    (targets,) = view_targets(
+        make_batch(frames_of_size(2), targets=(stored,)), TargetRequest((16, 16))
+    )
 
     expected = torch.zeros(2, 1, 1, 16, 16)
     # 16 cells over 256 pixels: the crop cuts off 16 pixels, or one cell, on each side.
@@ -134,7 +141,7 @@ def test_a_view_is_applied_in_the_frame_and_not_in_the_center_crop_of_the_teache
     left_half = matrix(0.5, 0.5, -0.5, 0.0)
 
     batch = make_batch(frames_of_size(1), left_half, (stored,))
-    (targets,) = view_targets(batch, (4, 4))
+    (targets,) = view_targets(batch, TargetRequest((4, 4)))
 
     expected = torch.tensor([0.0, 0.0, 1.0, 2.0]).expand(1, 1, 1, 4, 4)  # map x = view x - 1
     torch.testing.assert_close(targets.maps, expected, rtol=0, atol=1e-6)
@@ -147,7 +154,7 @@ def test_a_center_crop_map_follows_its_image_under_crop_and_flip():
     view = draw(CROP, FLIP, count=64, size=(32, 32))
     batch = make_batch(frames, view, (stored,))
 
-    images, (targets,) = view_images(batch, (64, 64)), view_targets(batch, (64, 64))
+    images, (targets,) = view_images(batch, (64, 64)), view_targets(batch, TargetRequest((64, 64)))
 
     map_from_view = matrix(2.0, 2.0) @ view
     x, y = fetch_points(map_from_view, (64, 64))
@@ -170,7 +177,7 @@ def test_a_map_is_invalid_where_it_is_zero_or_explains_no_class():
     view = torch.cat([matrix(), matrix(), matrix(), right_half])
     batch = make_batch(frames_of_size(4), view, (stored_targets(maps, explained_class=classes),))
 
-    (targets,) = view_targets(batch, (4, 4))
+    (targets,) = view_targets(batch, TargetRequest((4, 4)))
 
     assert targets.map_valid.tolist() == [[True], [False], [False], [False]]
 
@@ -182,7 +189,7 @@ def test_validity_is_told_apart_for_each_explained_class():
     classes = torch.tensor([[4, 2, -1]])
     batch = make_batch(frames_of_size(1), targets=(stored_targets(maps, explained_class=classes),))
 
-    (targets,) = view_targets(batch, (4, 4))
+    (targets,) = view_targets(batch, TargetRequest((4, 4)))
 
     assert targets.map_valid.tolist() == [[True, False, False]]
 
@@ -192,7 +199,9 @@ def test_logits_and_classes_pass_through_and_a_teacher_without_maps_has_none():
     without = StoredTargets(teacher="second", logits=float_noise(2, 5))
     view = draw(CROP, count=2, size=(32, 32))
 
-    first, second = view_targets(make_batch(frames_of_size(2), view, (with_maps, without)), (7, 7))
+    first, second = view_targets(
+        make_batch(frames_of_size(2), view, (with_maps, without)), TargetRequest((7, 7))
+    )
 
     assert (first.teacher, second.teacher) == ("first", "second")
     assert torch.equal(first.logits, with_maps.logits)
@@ -207,7 +216,7 @@ def test_targets_without_maps_keep_their_logits_and_classes():
     stored = stored_targets(float_noise(2, 1, 1, 7, 7))
 
     (targets,) = view_targets(
-        make_batch(frames_of_size(2), targets=(stored,)), (7, 7), with_maps=False
+        make_batch(frames_of_size(2), targets=(stored,)), TargetRequest((7, 7), with_maps=False)
     )
 
     assert targets.maps is None
@@ -222,11 +231,13 @@ def test_the_targets_of_a_record_do_not_depend_on_the_rest_of_its_batch():
     view = draw(CROP, FLIP, AFFINE, count=16, size=(32, 32))
     whole = make_batch(frames, view, (stored_targets(maps, center_crop),))
 
-    (together,) = view_targets(whole, (7, 7))
+    (together,) = view_targets(whole, TargetRequest((7, 7)))
     one_by_one = []
     for row in range(16):
         stored = stored_targets(maps[[row]], center_crop)
-        one_by_one += view_targets(make_batch(frames[[row]], view[[row]], (stored,)), (7, 7))
+        one_by_one += view_targets(
+            make_batch(frames[[row]], view[[row]], (stored,)), TargetRequest((7, 7))
+        )
 
     assert torch.equal(torch.cat([targets.maps for targets in one_by_one]), together.maps)
 
@@ -237,8 +248,8 @@ def test_the_shuffled_control_gives_each_record_the_map_of_its_neighbor():
     view = draw(CROP, FLIP, count=4, size=(32, 32))
     batch = make_batch(frames_of_size(4), view, (stored_targets(maps),))
 
-    (own,) = view_targets(batch, (7, 7))
-    (shuffled,) = view_targets(batch, (7, 7), map_control="shuffled")
+    (own,) = view_targets(batch, TargetRequest((7, 7)))
+    (shuffled,) = view_targets(batch, TargetRequest((7, 7), map_control="shuffled"))
 
     assert torch.equal(shuffled.maps, own.maps[[3, 0, 1, 2]])
     assert own.map_valid.tolist() == [[True], [False], [True], [True]]
@@ -254,9 +265,9 @@ def test_the_unaugmented_control_leaves_the_map_where_it_was_while_the_image_mov
     frames = frames_of_size(4)
     still, moving = make_batch(frames, targets=(stored,)), make_batch(frames, flip, (stored,))
 
-    (unaugmented,) = view_targets(moving, (7, 7), map_control="unaugmented")
+    (unaugmented,) = view_targets(moving, TargetRequest((7, 7), map_control="unaugmented"))
 
-    (expected,) = view_targets(still, (7, 7))
-    (augmented,) = view_targets(moving, (7, 7))
+    (expected,) = view_targets(still, TargetRequest((7, 7)))
+    (augmented,) = view_targets(moving, TargetRequest((7, 7)))
     assert torch.equal(unaugmented.maps, expected.maps)
     assert not torch.equal(unaugmented.maps, augmented.maps)

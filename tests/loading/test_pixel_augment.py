@@ -19,7 +19,7 @@ from permafrost.core.records import NO_LABEL, PixelAugment
 from permafrost.loading import pixel_augment as pixels
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images
+from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.pixel_augment import PixelAugmentSchedule, change_pixels, mix, randaugment
 from permafrost.loading.random_views import ViewSchedule
@@ -316,7 +316,7 @@ def test_a_live_teacher_speaks_of_the_very_mixtures_that_its_student_sees():
 
     images = view_images(random_batch(0), FRAME)
     mixed = 0.3 * images + 0.7 * images.roll(1, dims=0)
-    (targets,) = training.targets(batch, (4, 4), with_maps=False)
+    (targets,) = training.targets(batch, TargetRequest((4, 4), with_maps=False))
     taught = training.targets.model(mixed).logits
     assert torch.allclose(targets.logits, taught, atol=1e-5)
     learned = mixed_logits(training, 0.3)

@@ -25,7 +25,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import PixelAugment
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.pixel_augment import (
     BLOCK_SIZE,
@@ -298,7 +298,7 @@ def test_an_operation_changes_images_and_leaves_maps_logits_and_boxes(operation)
     batch = replace(plain, pixel_augment=schedule.draw(0, 0, 0, 4))
 
     assert not torch.equal(view_images(batch, FRAME), view_images(plain, FRAME))
-    (found,), (wanted,) = (view_targets(b, (4, 4)) for b in (batch, plain))
+    (found,), (wanted,) = (view_targets(b, TargetRequest((4, 4))) for b in (batch, plain))
     assert torch.equal(found.maps, wanted.maps)
     assert torch.equal(found.logits, wanted.logits)
     unchanged = [f.name for f in fields(batch) if f.name not in ("pixel_augment",)]
@@ -391,7 +391,7 @@ def test_replayed_views_are_disturbed_one_by_one(tmp_path, tiny_teacher):
     ranks = [images_by_key(loader(8, rank=r, world_size=2).epoch(1)) for r in range(2)]
     assert_same_images(ranks[0] | ranks[1], wanted)
     (batch,) = [next(iter(loader(8).epoch(1)))]
-    (targets,) = view_targets(batch, (4, 4))
+    (targets,) = view_targets(batch, TargetRequest((4, 4)))
     assert torch.equal(targets.logits, batch.targets[0].logits)
 
     student = distill_config(

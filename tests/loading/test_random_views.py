@@ -20,7 +20,7 @@ from permafrost.loading.geometry import center_crop, decode_maps, evaluation_vie
 from permafrost.loading.random_views import BLOCK_SIZE, ViewSchedule
 from permafrost.store.frames import resize_frame
 from permafrost.store.reader import Store
-from permafrost.training.distill_job import fingerprint_inputs
+from permafrost.training.distill import fingerprint_inputs
 from stages import precompute
 from tests.support.runs import distill_config
 from tests.support.stores import Frozen, precompute_config

@@ -16,7 +16,7 @@ from torch.utils.data import DistributedSampler, SequentialSampler
 from permafrost import RecordLoader, UserError, augmentation, open_store
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.record_loader import ViewBatch, _Message
@@ -43,7 +43,7 @@ def test_batches_and_views_are_those_of_a_training(store):
 
         assert len(batches) == len(loader) == len(records) // 8
         for batch, other in zip(batches, expected, strict=True):
-            (targets,) = view_targets(other, (2, 2))
+            (targets,) = view_targets(other, TargetRequest((2, 2)))
             assert batch.keys == other.keys
             assert torch.equal(batch.images, view_images(other, store.size))
             assert torch.equal(batch.targets((2, 2))[0].maps, targets.maps)

@@ -9,7 +9,12 @@ import torch
 from permafrost.config.store import PassOptions
 from permafrost.core.records import StoredTargets
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import decode_intermediates, decode_maps, view_targets
+from permafrost.loading.geometry import (
+    TargetRequest,
+    decode_intermediates,
+    decode_maps,
+    view_targets,
+)
 from permafrost.loading.transfer import move_batch
 from permafrost.store.codecs import decode_unit, encode_maxabs
 from permafrost.store.reader import Store
@@ -82,6 +87,6 @@ def test_what_leaves_the_loader_and_moves_to_the_device_has_the_stored_dtype(
         (held,) = on_device.targets
         assert held.maps.dtype == getattr(torch, dtype)
         assert {name: values.dtype for name, values in held.intermediates.items()} == dtypes
-        (viewed,) = view_targets(on_device, (4, 4))
+        (viewed,) = view_targets(on_device, TargetRequest((4, 4)))
         assert viewed.maps.dtype == torch.float32
         assert {values.dtype for values in viewed.intermediates.values()} == {torch.float32}

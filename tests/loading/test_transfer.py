@@ -12,7 +12,7 @@ from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.core.records import NO_CLASS
 from permafrost.loading import loader, transfer
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import regions_of
+from permafrost.loading.geometry import TargetRequest, regions_of
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
@@ -59,9 +59,9 @@ def test_the_regions_of_a_guided_step_are_made_without_reading_from_the_device(
     source = GuidanceSource(kind, 10, (16, 16))
 
     torch.manual_seed(0)
-    (on_host,) = source(batch, (4, 4))
+    (on_host,) = source(batch, TargetRequest((4, 4)))
     torch.manual_seed(0)
-    (on_device,) = source(move_batch(batch, META), (4, 4))
+    (on_device,) = source(move_batch(batch, META), TargetRequest((4, 4)))
 
     assert on_host.regions.any()
     assert on_device.regions.device == on_device.explained_class.device == META

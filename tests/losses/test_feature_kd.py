@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from permafrost.annotation.teacher_fields import stage_fields
 from permafrost.config.methods import (
     ATConfig,
     ReviewKDConfig,
@@ -16,13 +17,12 @@ from permafrost.losses.base import build_loss
 from permafrost.losses.feature_kd import (
     Fusion,
     attention_loss,
-    attention_map,
     class_map_loss,
     hierarchical_context_loss,
     review_levels,
-    stage_fields,
 )
 from permafrost.models.classifier import Stage
+from permafrost.models.stages import attention_map
 from tests.support.live_trainings import (
     gaussian_maps,
     training_with_live_teacher,

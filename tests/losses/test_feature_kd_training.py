@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from permafrost.annotation.teacher_fields import attention_fields
 from permafrost.config.methods import (
     ATConfig,
     CatKDConfig,
@@ -23,18 +24,17 @@ from permafrost.config.models import BcosModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import StoredTargets, Targets
-from permafrost.loading.geometry import view_targets
+from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.losses.base import StudentOutput, build_loss
 from permafrost.losses.feature_kd import (
-    attention_fields,
     attention_loss,
-    attention_map,
     review_levels,
 )
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
 from permafrost.models.classifier import NO_INTERMEDIATES
 from permafrost.models.compute import ComputeSettings
+from permafrost.models.stages import attention_map
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
@@ -151,7 +151,7 @@ def test_labels_logits_and_the_own_term_are_weighed_by_their_options(method):
     labels = torch.arange(4) % NUM_CLASSES
     own = batch_terms(method(lambda_ce=0.0, lambda_kd=1.0)).terms[term]
     student = seeded_model(STUDENT, 0).eval()(random_frames(0).float() / 255)
-    (taught,) = live_teacher()(live_batch(0), (4, 4), with_maps=False)
+    (taught,) = live_teacher()(live_batch(0), TargetRequest((4, 4), with_maps=False))
 
     terms = batch_terms(method(lambda_ce=0.5, lambda_kd=3.0, tau=2.0, **{f"lambda_{term}": 7.0}))
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from permafrost.annotation.teacher_fields import stage_fields
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.methods import ReviewKDConfig
 from permafrost.config.store import PassOptions
@@ -15,6 +16,7 @@ from permafrost.core.records import Targets
 from permafrost.interpretability.ft import factor_loss, last_stage, last_stage_fields
 from permafrost.interpretability.options import FTConfig
 from permafrost.loading.geometry import (
+    TargetRequest,
     decode_intermediates,
     shows_mirror_image,
     view_images,
@@ -26,7 +28,6 @@ from permafrost.losses.feature_kd import (
     covered_mse,
     covered_pool,
     hierarchical_context_loss,
-    stage_fields,
 )
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
@@ -89,7 +90,7 @@ def live_fields(frozen, batch):
 
 
 def features_of(frozen, view=None, control="none"):
-    (targets,) = view_targets(batch_of(frozen, view), (4, 4), control)
+    (targets,) = view_targets(batch_of(frozen, view), TargetRequest((4, 4), control))
     return targets
 
 
@@ -289,7 +290,7 @@ def test_features_of_stored_views_are_those_of_a_live_teacher(tmp_path, tiny_tea
     dataset = train_dataset(store, "features", stored_views=True)
     batch = next(TrainLoader(dataset, None, batch_size=16, seed=0).epoch(0))
 
-    (targets,) = view_targets(batch, (4, 4))
+    (targets,) = view_targets(batch, TargetRequest((4, 4)))
 
     assert targets.coverage == {}
     for name, live in live_fields(store, batch).items():

@@ -6,10 +6,12 @@ that depend on the slice, see core/distributed.py). A sum that ignores the numbe
 """
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from permafrost.annotation.teacher_fields import fields_of_payloads
 from permafrost.config.methods import (
     METHODS,
     ATConfig,
@@ -202,9 +204,10 @@ NEEDS_TERMS = {
 def test_every_term_of_every_method_is_that_of_the_whole_batch(kind):
     loss = build_loss(NEEDS_TERMS.get(kind) or METHODS[kind]())
     student, targets, labels = reduction_batch()
-    fields, teacher = loss.needs.target_fields, student.output._replace(stages=stages(40))
+    fields = loss.needs.target_fields or partial(fields_of_payloads, loss.needs.payloads)
     if kind not in NEEDS_TERMS:
-        targets = replace(targets, intermediates={} if fields is None else fields(teacher))
+        teacher = student.output._replace(stages=stages(40))
+        targets = replace(targets, intermediates=fields(teacher))
     loss.build(student, targets)
     loss = loss.double().eval()  # for the batch norms of review_kd
 

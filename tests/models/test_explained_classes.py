@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from permafrost.annotation.pass_plan import describe_explainer
+from permafrost.annotation.pass_identity import describe_explainer
 from permafrost.config.explainers import BcosWeightsConfig, ExplainerConfig, GradCamConfig
 from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import neighbor_maps

@@ -16,7 +16,7 @@ from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.records import NO_CLASS, Batch, StoredTargets
-from permafrost.loading.geometry import view_targets
+from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.losses.e2kd import E2KDLoss
 from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Classifier, GapLinear, Normalize
@@ -98,7 +98,9 @@ def map_term_of_class(student: CifarResNet, batch: Batch, loss: E2KDLoss, explai
     output = student(batch.inputs.float() / 255)
     explained_class = torch.full((len(batch.inputs), 1), explained)
     maps = gradcam_from_head(output.features, student.linear.weight, explained_class)
-    (targets,) = view_targets(batch, (output.features.shape[-2], output.features.shape[-1]))
+    (targets,) = view_targets(
+        batch, TargetRequest((output.features.shape[-2], output.features.shape[-1]))
+    )
     student = student_output(logits=output.logits, maps=maps, input_size=FRAME)
     return loss(student, targets, batch.labels).terms["map"]
 

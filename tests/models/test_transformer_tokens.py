@@ -8,11 +8,11 @@ import pytest
 import timm
 import torch
 
+from permafrost.annotation.teacher_fields import stage_fields
 from permafrost.config.methods import FeaturesConfig
 from permafrost.config.models import TimmModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
-from permafrost.losses.feature_kd import stage_fields
 from permafrost.models.classifier import Intermediates, Normalize
 from permafrost.models.explanations import explainer_named, forward_to_explain
 from permafrost.models.providers import build_model, freeze

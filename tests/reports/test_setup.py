@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from permafrost.cli import main
-from permafrost.commands import commands_of
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
@@ -21,6 +20,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model, count_parameters
 from permafrost.reports.passes import UsedPass
 from permafrost.reports.provenance import bytes_by_arm, bytes_plot, describe_teachers
+from permafrost.reports.run_commands import commands_of
 from permafrost.reports.student_results import UnknownRunError, load_results
 from permafrost.reports.training_facts import describe_augmentation, describe_data, training_facts
 from permafrost.runs.mirrors import RUNS

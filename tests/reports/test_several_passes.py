@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.commands import commands_of
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import EmbeddingConfig, KDConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig, ReportConfig
+from permafrost.reports.run_commands import commands_of
 from permafrost.reports.student_results import load_results
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store

@@ -21,7 +21,12 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
 from permafrost.interpretability.options import CRDConfig, FTConfig, SSKDConfig
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import decode_intermediates, view_images, view_targets
+from permafrost.loading.geometry import (
+    TargetRequest,
+    decode_intermediates,
+    view_images,
+    view_targets,
+)
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.losses.base import build_loss
@@ -118,7 +123,7 @@ def test_a_pooled_feature_is_kept_where_the_image_moves(featured):
     views = ViewSchedule(flip, featured.store.size, seed=0)
     batch = next(TrainLoader(train_dataset(featured), views, batch_size=8, seed=0).epoch(0))
 
-    (targets,) = view_targets(batch, (4, 4))
+    (targets,) = view_targets(batch, TargetRequest((4, 4)))
 
     assert batch.canonical_from_view is not None
     assert torch.equal(

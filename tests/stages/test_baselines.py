@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from permafrost.annotation.pass_plan import describe_pass
+from permafrost.annotation.pass_identity import describe_pass
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.methods import (
     ATConfig,
@@ -22,7 +22,7 @@ from permafrost.config.methods import (
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
-from permafrost.loading.geometry import decode_intermediates, view_targets, warp
+from permafrost.loading.geometry import TargetRequest, decode_intermediates, view_targets, warp
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import move_batch
@@ -245,7 +245,9 @@ def test_intermediates_move_with_the_image(inner, payload):
     mirrored = viewed_batch(inner, payload, (OperationConfig(kind="horizontal_flip", p=1.0),))
     moved = viewed_batch(inner, payload, (PAD_CROP,))
 
-    (kept,), (flipped,), (shifted,) = (view_targets(b, (4, 4)) for b in (still, mirrored, moved))
+    (kept,), (flipped,), (shifted,) = (
+        view_targets(b, TargetRequest((4, 4))) for b in (still, mirrored, moved)
+    )
 
     for name, values in decode_intermediates(still.targets[0]).items():
         assert torch.allclose(kept.intermediates[name], values, rtol=1e-5, atol=1e-5)
@@ -263,7 +265,7 @@ def test_intermediates_of_a_stored_view_are_that_views_own(inner):
     dataset = train_dataset(inner, "attention", stored_views=True)
     batch = dataset.__getitems__([(0, 0), (0, 1), (7, 1)])
 
-    (targets,) = view_targets(batch, (4, 4))
+    (targets,) = view_targets(batch, TargetRequest((4, 4)))
     images = warp(batch.inputs, batch.canonical_from_view, SIZE) / 255
     output = teacher_output(inner, images)
 

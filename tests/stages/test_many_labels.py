@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from permafrost import students
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
@@ -29,8 +28,9 @@ from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
 from permafrost.core.errors import ConfigError
+from permafrost.evaluation.evaluate import evaluate
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_targets
+from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
@@ -171,9 +171,7 @@ def evaluated_on_test(many_label_store: ManyLabelStore, choice: str = "", **opti
     config = EvaluateConfig(
         store=many_label_store.store_config(choice), evaluate=shown, run="student"
     )
-    return students.evaluate(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits[
-        "test"
-    ]
+    return evaluate(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits["test"]
 
 
 def be_a_student(many_label_store: ManyLabelStore) -> torch.nn.Module:
@@ -381,7 +379,10 @@ def test_on_the_whole_frame_live_targets_are_the_stored_ones(many_label_store):
         explainer = replace(CHOICES[choice], max_classes=2 if choice == "all_gt" else None)
         live = LiveTeacher("live", teacher, gradcam, (SIDE, SIDE), explainer=explainer)
 
-        (asked,), (stored,) = live(batch, (6, 6)), view_targets(batch, (6, 6))
+        (asked,), (stored,) = (
+            live(batch, TargetRequest((6, 6))),
+            view_targets(batch, TargetRequest((6, 6))),
+        )
 
         assert torch.equal(asked.explained_class, stored.explained_class)
         assert torch.equal(asked.map_valid, stored.map_valid)

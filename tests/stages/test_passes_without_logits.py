@@ -11,12 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from permafrost.annotation.precision import PrecisionError, describe_agreement
+from permafrost.annotation.teacher_fields import pooled_fields
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.methods import ATConfig, EmbeddingConfig, KDConfig
 from permafrost.config.models import TimmModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
-from permafrost.losses.feature_kd import pooled_fields
 from permafrost.models.classifier import Intermediates, WeightsError
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model, freeze

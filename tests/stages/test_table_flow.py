@@ -43,7 +43,12 @@ from permafrost.ked.partition import (
 )
 from permafrost.ked.subnets import LOGITS
 from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.geometry import decode_intermediates, view_images, view_targets
+from permafrost.loading.geometry import (
+    TargetRequest,
+    decode_intermediates,
+    view_images,
+    view_targets,
+)
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import StepInputs
 from permafrost.models.providers import build_model, freeze
@@ -52,7 +57,7 @@ from permafrost.models.saved import load_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from permafrost.training.distill_job import Distillation
+from permafrost.training.distill import Distillation
 from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import TRAINER
@@ -207,16 +212,18 @@ def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught_table):
 
 def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught_table):
     config = student_config(taught_table, method=KEDConfig(chimera_fraction=0.5))
-    plan = Distillation(config=resolve_distill(config, taught_table.store), folder=RUNS).plan()
-    batch = plan.dataset.__getitems__(list(range(64)))
+    spec = Distillation(config=resolve_distill(config, taught_table.store), folder=RUNS).spec()
+    batch = spec.dataset.__getitems__(list(range(64)))
     model = teacher_model(taught_table).double()
     inputs = StepInputs(images=batch.inputs, labels=((1.0, batch.labels),))
 
     torch.manual_seed(0)
-    for transform in plan.loss.transforms:
+    for transform in spec.loss.transforms:
         inputs = transform(inputs, batch)
     mixed, (change,) = inputs.images, inputs.on_targets
-    (targets,) = plan.loss.convert_targets(view_targets(batch, (1, 30), with_maps=False))
+    (targets,) = spec.loss.convert_targets(
+        view_targets(batch, TargetRequest((1, 30), with_maps=False))
+    )
     promised = change(targets)
     torch.manual_seed(0)
     donors = draw_donors(32, 64, M, torch.device("cpu"))

@@ -13,7 +13,7 @@ from permafrost.config.methods import (
 )
 from permafrost.config.models import CifarModelConfig, ModelConfig
 from permafrost.config.training import OptimizerOptions
-from permafrost.loading.geometry import view_images
+from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.losses.base import Needs, StudentOutput, build_loss
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier
 from permafrost.models.explanations import gradcam
@@ -56,7 +56,7 @@ def training_with_live_teacher(
             output = copy.deepcopy(model).eval()(
                 view_images(batch, FRAME), loss.needs.intermediates
             )
-        (example,) = targets(batch, (4, 4), with_maps=False)
+        (example,) = targets(batch, TargetRequest((4, 4), with_maps=False))
         loss.build(StudentOutput(output=output), example)
     parameters = [*model.parameters(), *loss.parameters()]
     return Training(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from permafrost import students
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ReportConfig
@@ -17,6 +16,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import METRICS
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import write_json
+from permafrost.sweeps import student_task
 from permafrost.sweeps.plan import plan_students
 from stages import report, sweep
 from tests.support.processes import descendants, environment, status, title, wait_until
@@ -61,8 +61,8 @@ def evaluations(monkeypatch):
         }
         write_json(path, {"evaluators": done, "splits": metrics})
 
-    monkeypatch.setattr(students, "distill", train)
-    monkeypatch.setattr(students, "evaluate", evaluator)
+    monkeypatch.setattr(student_task, "distill", train)
+    monkeypatch.setattr(student_task, "evaluate", evaluator)
     return evaluated
 
 
@@ -214,7 +214,7 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
     frozen, evaluations, monkeypatch, caplog
 ):
     base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
-    evaluator, left = students.evaluate, [3]
+    evaluator, left = student_task.evaluate, [3]
 
     def interrupted(config, name):
         if not left[0]:
@@ -222,10 +222,10 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
         left[0] -= 1
         evaluator(config, name)
 
-    monkeypatch.setattr(students, "evaluate", interrupted)
+    monkeypatch.setattr(student_task, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(base)
-    monkeypatch.setattr(students, "evaluate", evaluator)
+    monkeypatch.setattr(student_task, "evaluate", evaluator)
     assert len(evaluations) == 3
 
     # Of the three students that were evaluated before, two are chosen and now evaluated on test.
@@ -244,14 +244,14 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
 
 
 def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, monkeypatch):
-    train = students.distill
+    train = student_task.distill
 
     def failing(config, on_epoch):
         if config.method.kind == "e2kd" and config.method.tau == 5 and config.seed == 1:
             raise ValueError("out of luck")
         train(config, on_epoch)
 
-    monkeypatch.setattr(students, "distill", failing)
+    monkeypatch.setattr(student_task, "distill", failing)
     base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
 
     with pytest.raises(sweep.SweepError, match=r"1 of 8 students failed.*e2kd-seed1.*out of luck"):
@@ -259,7 +259,7 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, mo
 
     assert {row["arm"] for row in read_sweep()["runs"]} == {"kd"}
     assert not [run for split, run in evaluations if split == "test" and "e2kd" in run]
-    monkeypatch.setattr(students, "distill", train)
+    monkeypatch.setattr(student_task, "distill", train)
     run_sweep(base)
     assert {row["arm"] for row in read_sweep()["runs"]} == {"kd", "e2kd"}
 

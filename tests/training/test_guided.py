@@ -26,7 +26,7 @@ from permafrost.models.providers import build_model
 from permafrost.storage.files import sha256_file
 from permafrost.store.reader import Store
 from permafrost.training.targets import _draw
-from permafrost.training.teach_job import ParetoFront, pareto_front, weights_name
+from permafrost.training.teach_job import ParetoFront, pareto_front
 from stages import teach
 from tests.support.outputs import student_output
 from tests.support.run_files import read_signed
@@ -126,8 +126,10 @@ def test_weights_are_kept_while_their_epoch_is_on_the_front(tmp_path):
     assert [c["epoch"] for c in front.members()] == [1]
     front(model, 3)
 
-    assert [p.name for p in (tmp_path / "pareto").glob("*.safetensors")] == [weights_name(3)]
-    digest = sha256_file(tmp_path / "pareto" / weights_name(3))
+    assert [p.name for p in (tmp_path / "pareto").glob("*.safetensors")] == [
+        "epoch-0003.safetensors"
+    ]
+    digest = sha256_file(tmp_path / "pareto" / "epoch-0003.safetensors")
     front = read_signed(tmp_path / "pareto" / "front.json")["front"]
     assert front == [{"epoch": 3, "f1": 0.6, "epg": 0.6, "sha256": digest}]
 
@@ -179,7 +181,7 @@ def test_guidance_moves_explanations_onto_the_object(packed, network):
         packed,
         network,
         run="again",
-        start=str(folder / "pareto" / weights_name(kept[0]["epoch"])),
+        start=str(folder / "pareto" / f"epoch-{kept[0]['epoch']:04d}.safetensors"),
         trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=1),
     )
     assert started.is_dir()

@@ -16,11 +16,12 @@ from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
-from permafrost.losses.base import build_loss
+from permafrost.losses.base import Needs, build_loss
+from permafrost.models.classifier import Intermediates
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
@@ -57,8 +58,8 @@ def cosines(one, other):
 def test_on_the_whole_frame_live_targets_are_the_stored_ones(frozen, live):
     batch = live_batch_of(frozen)
 
-    (asked,) = live(batch, (4, 4))
-    (stored,) = view_targets(batch, (4, 4))
+    (asked,) = live(batch, TargetRequest((4, 4)))
+    (stored,) = view_targets(batch, TargetRequest((4, 4)))
 
     assert torch.equal(asked.explained_class, stored.explained_class)
     assert (asked.logits - stored.logits).abs().max() < 1e-2 * asked.logits.abs().max()
@@ -91,14 +92,14 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(frozen, l
 def test_a_live_teacher_sees_the_students_view(frozen, live):
     batch = live_batch_of(frozen, (OperationConfig(kind="horizontal_flip", p=1.0),))
 
-    (asked,) = live(batch, (4, 4))
+    (asked,) = live(batch, TargetRequest((4, 4)))
 
     flipped = batch.inputs.flip(-1).float() / 255
     output = live.model(flipped)
     assert torch.allclose(asked.logits, output.logits, atol=1e-4)
     wanted = gradcam(live.model, output, asked.explained_class)
     assert cosines(asked.maps, wanted)[asked.map_valid[:, 0]].min() > 0.9999
-    (stored,) = view_targets(batch, (4, 4))
+    (stored,) = view_targets(batch, TargetRequest((4, 4)))
     # The stored logits are those of the unflipped image.
     assert (asked.logits - stored.logits).abs().max() > 0.05
 
@@ -110,7 +111,7 @@ def test_a_live_teacher_of_another_size_fetches_its_own_pixels_and_its_map_lands
     teacher = LiveTeacher("big", freeze(build_model(config, 10)), gradcam, (32, 32))
     batch = live_batch_of(frozen, (OperationConfig(kind="pad_crop", padding=3),))
 
-    (asked,) = teacher(batch, (4, 4))
+    (asked,) = teacher(batch, TargetRequest((4, 4)))
 
     output = teacher.model(view_images(batch, (32, 32)))
     assert torch.equal(asked.logits, output.logits)
@@ -124,16 +125,37 @@ def test_a_live_teacher_of_another_size_fetches_its_own_pixels_and_its_map_lands
 def test_the_shuffled_control_gives_a_neighbors_map(frozen, live):
     batch = live_batch_of(frozen)
 
-    (right,), (wrong,) = live(batch, (4, 4)), live(batch, (4, 4), "shuffled")
+    (right,), (wrong,) = (
+        live(batch, TargetRequest((4, 4))),
+        live(batch, TargetRequest((4, 4), "shuffled")),
+    )
 
     assert torch.equal(wrong.maps, right.maps.roll(1, dims=0))
     assert torch.equal(wrong.logits, right.logits)
 
 
+def test_a_live_teacher_has_the_fields_of_the_payloads_unless_the_loss_computes_its_own(
+    frozen, live
+):
+    batch, request = live_batch_of(frozen), TargetRequest((4, 4), with_maps=False)
+    needs = Needs(
+        intermediates=Intermediates(stages=True, pooled=True), payloads=("attention", "pooled")
+    )
+
+    live.needs = needs
+    (fields,) = live(batch, request)
+    live.needs = replace(needs, target_fields=lambda output: {"own": output.pooled})
+    (own,) = live(batch, request)
+
+    assert set(fields.intermediates) == {"attention_1", "attention_2", "attention_3", "pooled"}
+    assert own.intermediates.keys() == {"own"}
+    assert torch.equal(own.intermediates["own"], fields.intermediates["pooled"])
+
+
 def test_no_map_is_computed_where_the_loss_needs_none(frozen, live, monkeypatch):
     monkeypatch.setattr(live, "explain", None)
 
-    (asked,) = live(live_batch_of(frozen), (4, 4), with_maps=False)
+    (asked,) = live(live_batch_of(frozen), TargetRequest((4, 4), with_maps=False))
 
     assert asked.maps is None
 
@@ -151,11 +173,13 @@ def test_a_live_teacher_runs_once_in_any_precision(frozen, network, precision, w
     batch = live_batch_of(frozen)
 
     (asked,) = LiveTeacher("live", model, explain, SIZE, ComputeSettings(precision=precision))(
-        batch, (4, 4), with_maps=with_maps
+        batch, TargetRequest((4, 4), with_maps=with_maps)
     )
 
     assert len(passes) == 1
-    (exact,) = LiveTeacher("live", model, explain, SIZE)(batch, (4, 4), with_maps=with_maps)
+    (exact,) = LiveTeacher("live", model, explain, SIZE)(
+        batch, TargetRequest((4, 4), with_maps=with_maps)
+    )
     if with_maps and network is BcosModelConfig:
         assert torch.equal(asked.logits, exact.logits)
         assert torch.equal(asked.maps, exact.maps)
@@ -208,7 +232,7 @@ def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):
     batch = live_batch_of(frozen)
     output = annotator._forward(view_images(batch, SIZE), annotator.payloads)
 
-    (asked,) = live(batch, (4, 4))
+    (asked,) = live(batch, TargetRequest((4, 4)))
 
     assert torch.equal(asked.logits, output.logits)
     assert torch.equal(asked.maps, gradcam(annotator.model, output, asked.explained_class))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from permafrost import students
 from permafrost.core.errors import ConfigError
+from permafrost.evaluation.evaluate import evaluate
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.lock import lock_folder
@@ -32,7 +32,7 @@ def distance_results(own, run="one", name="evaluate", teacher=True, **options):
         **({"teacher": own.config.teacher} if teacher else {}),
         **outer,
     )
-    splits = students.evaluate(config, name).splits
+    splits = evaluate(config, name).splits
     return splits[config.evaluate.splits[0]][EVALUATOR_NAME]
 
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.annotation.payloads import FeaturesPayload
 from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.core.records import Batch, FieldSpec, StoredTargets
 from permafrost.core.tasks import MapShards
-from permafrost.loading.geometry import center_crop, view_targets
+from permafrost.loading.geometry import TargetRequest, center_crop, view_targets
 from permafrost.loading.transfer import move_batch
-from permafrost.losses.lost_variance import LostVariance, add_lost_variance
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.frames import FrameBatch
 from permafrost.store.manifest import MovedFeatures
@@ -103,7 +103,7 @@ class MeasureMovedFeatures(SampleTask):
             for name, views in sample_views(len(keys), (height, width), done).items():
                 view = views.to(annotator.device)
                 seen = replace(batch, canonical_from_view=view)
-                (targets,) = view_targets(seen, (1, 1), with_maps=False)
+                (targets,) = view_targets(seen, TargetRequest((1, 1), with_maps=False))
                 output = annotator.run_views(frames, view)
                 add_lost_variance(sums.setdefault(name, {}), targets, output, projections)
             done += len(keys)

@@ -1,42 +1,34 @@
-"""The plan of a teacher pass: its identity, its folder, and the shards that are missing.
-
-A fingerprint covers everything that changes the numbers (data, weights, architecture, preprocessing, explainer,
-payloads, views) and excludes everything that does not (library versions, device, actors, batch size).
-"""
+"""The plan of a teacher pass: its folder, and the shards that are missing."""
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from permafrost.annotation.pass_identity import describe_network, describe_pass, fingerprint_pass
 from permafrost.annotation.stored_views import StoredViews
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.store import (
-    PAYLOADS,
     PROJECTION_RECORDS,
     LogitsDtype,
     PassOptions,
     PassPrecision,
 )
 from permafrost.config.verbs import PrecomputeConfig
-from permafrost.core.digests import SHORT, sha256_json
+from permafrost.core.digests import SHORT
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.fingerprint import describe_teacher
-from permafrost.models.providers import build_model
 from permafrost.models.trained_weights import check_weights
 from permafrost.sources.image_files import escape_key
 from permafrost.storage.files import exists, list_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.manifest import (
-    CANONICAL_VIEW,
     MANIFEST_NAME,
     TEACHERS_FOLDER,
-    StoreManifest,
 )
 from permafrost.store.publish import needs_publishing
 from permafrost.store.publish_pass import missing_pass_shards
@@ -44,63 +36,8 @@ from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPTS_FOLDER
 from permafrost.store.shards import ShardEntry
 
-_CANONICAL: tuple[dict[str, Any], None] = (
-    {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0},
-    None,
-)
-
-
 _AUTOMATIC: tuple[PassPrecision, ...] = ("float32", "bfloat16")
 """Precisions of precision=auto; a pass of the first is preferred if the store has both."""
-
-
-def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
-    """Describe the options that determine a pass's maps. Options that are not read are left out."""
-    options = asdict(config)
-    if config.max_classes is None:
-        del options["max_classes"]
-    if config.explained_classes != "sample_gt":
-        del options["seed"]
-    return options
-
-
-def describe_pass(
-    store: StoreManifest,
-    teacher: dict[str, Any],
-    explainer: ExplainerConfig,
-    config: PassOptions,
-    backend: str,
-    views: StoredViews | None = None,
-    network: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Describe everything that a pass's fingerprint covers, in the form of its manifest.
-
-    views    stored views, None for the canonical view of every record
-    network  what payloads say about the teacher (PayloadInfo.describe)
-    """
-    seen, selection = _CANONICAL if views is None else views.describe()
-    only_where_read: dict[str, Any] = {
-        option: getattr(config, option)
-        for name in config.payloads
-        for option in config.read_by(name)
-    }
-    return {
-        "dataset_fingerprint": store.dataset.fingerprint,
-        "store_fingerprint": store.fingerprint,
-        "selection": selection,
-        "teacher": teacher,
-        "views": seen,
-        "explainer": describe_explainer(explainer) if "map" in config.payloads else {},
-        "payloads": sorted(config.payloads),
-        "backend": backend,
-        **only_where_read,
-        **(network or {}),
-    }
-
-
-def fingerprint_pass(description: dict[str, Any]) -> str:
-    """Fingerprint of the result of `describe_pass`."""
-    return sha256_json(description)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +126,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
     check_weights(config.teacher, "teacher", store.manifest.classes)
     teacher = describe_teacher(config.teacher, num_classes, reads_head=config.annotate.reads_head)
-    network = _described_network(config, config.teacher, num_classes)
+    network = describe_network(config.annotate.payloads, config.teacher, num_classes)
     name = escape_key(config.annotate.name or config.teacher.name)
     plans = []
     for options in _alternatives(config.annotate):
@@ -240,17 +177,3 @@ def _alternatives(options: PassOptions) -> Iterator[PassOptions]:
 def _has_shards(folder: RootedPath) -> bool:
     """Return whether a shard of the pass was finished in an earlier call."""
     return exists(folder / MANIFEST_NAME) or bool(list_folder(folder / RECEIPTS_FOLDER))
-
-
-def _described_network(
-    config: PrecomputeConfig, teacher: ModelConfig, num_classes: int
-) -> dict[str, Any]:
-    """Return what the payloads say about the teacher. Raises ConfigError if it cannot produce one of them."""
-    functions = [PAYLOADS[name].describe for name in config.annotate.payloads]
-    if not any(functions):
-        return {}
-    network = build_model(teacher, num_classes)
-    described: dict[str, Any] = {}
-    for function in filter(None, functions):
-        described |= pkgutil.resolve_name(function)(network)
-    return described

@@ -6,7 +6,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from permafrost.annotation.teacher_fields import (
+    attention_fields,
+    class_map_fields,
+    pooled_fields,
+    project_features,
+    stage_fields,
+)
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PAYLOADS, PassOptions
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
-from permafrost.losses.feature_kd import (
-    attention_fields,
-    class_map_fields,
-    stage_fields,
-    stage_number,
-)
-from permafrost.losses.restored_features import project_features
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
     Classifier,
@@ -32,6 +32,7 @@ from permafrost.models.classifier import (
     Stage,
 )
 from permafrost.models.explanations import explained_classes, explainer_named
+from permafrost.models.stages import stage_number
 from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine
 from permafrost.store.projections import Projection
 
@@ -251,18 +252,33 @@ class _SpatialPayload(ABC):
         fidelity = {}
         for name, values in self.values(output).items():
             array = values.cpu().numpy()
-            stored, scale = encode_maxabs(array, "float16", axes=(array.ndim - 2, array.ndim - 1))
+            if array.ndim == 2:  # without positions
+                with np.errstate(over="ignore"):  # the annotator reports overflows
+                    fields[name] = array.astype("float16")
+                continue
+            stored, scale = encode_maxabs(array, self.dtype, axes=(array.ndim - 2, array.ndim - 1))
             fields |= {name: stored, f"{name}_scale": scale.reshape(len(array), -1)}
-            maps = array.reshape(-1, *array.shape[-2:])
-            fidelity[name] = lowest_cosine(maps, stored.reshape(maps.shape))
+            fidelity[name] = self.cosine(array, stored, scale)
         return EncodedFields(fields, fidelity)
+
+    @property
+    def dtype(self) -> Literal["float16", "int8"]:
+        """Storage dtype of the fields with positions."""
+        return "float16"
+
+    def cosine(
+        self, values: NDArray[Any], stored: NDArray[Any], scale: NDArray[np.float32]
+    ) -> float:
+        """Return the lowest cosine between a map and its stored form."""
+        maps = values.reshape(-1, *values.shape[-2:])
+        return lowest_cosine(maps, stored.reshape(maps.shape))
 
     @abstractmethod
     def values(self, output: ModelOutput) -> dict[str, Tensor]:
         """Compute the fields before encoding."""
 
 
-class FeaturesPayload:
+class FeaturesPayload(_SpatialPayload):
     """Fields features_<stage> [C, h, w] before the stage's last ReLU, each with a scale f32 [C], and features_pooled.
 
     Channels are divided by their largest absolute value in the record. The stages are those of
@@ -305,20 +321,15 @@ class FeaturesPayload:
             specs.append(FieldSpec(name=scale, shape=(channels,), dtype="float32", axes=(axis,)))
         return specs
 
-    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        fields: dict[str, NDArray[np.generic]] = {}
-        fidelity = {}
-        for name, values in self.values(output).items():
-            array = values.cpu().numpy()
-            if array.ndim == 2:
-                with np.errstate(over="ignore"):  # the annotator reports overflows
-                    fields[name] = array.astype("float16")
-                continue
-            stored, scale = encode_maxabs(array, self.config.features_dtype, axes=(2, 3))
-            decoded = decode_unit(stored) * scale[:, :, None, None]
-            fields |= {name: stored, f"{name}_scale": scale}
-            fidelity[name] = lowest_cosine(array, decoded)
-        return EncodedFields(fields, fidelity)
+    @property
+    def dtype(self) -> Literal["float16", "int8"]:
+        return self.config.features_dtype
+
+    def cosine(
+        self, values: NDArray[Any], stored: NDArray[Any], scale: NDArray[np.float32]
+    ) -> float:
+        """Return the lowest cosine between a record's channels and their stored form."""
+        return lowest_cosine(values, decode_unit(stored) * scale[:, :, None, None])
 
     def values(self, output: ModelOutput) -> dict[str, Tensor]:
         """Compute the fields before encoding, f32."""
@@ -378,8 +389,7 @@ class PooledPayload:
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        assert output.pooled is not None
-        values = output.pooled.detach().cpu().numpy()
+        values = pooled_fields(output)["pooled"].cpu().numpy()
         with np.errstate(over="ignore", invalid="ignore"):  # the annotator reports overflows
             stored = values.astype("float16")
             fidelity = lowest_cosine(values, stored)

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.shard_tasks import torch_threads
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.tasks import SAMPLE, ShardResult
+from permafrost.models.compute import torch_threads
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.reader import Store

@@ -11,10 +11,9 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +28,7 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS, TOP_LOGITS
 from permafrost.core.tasks import ShardResult
+from permafrost.models.compute import torch_threads
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.fields import PassFields
@@ -37,25 +37,6 @@ from permafrost.store.projections import read_projections
 from permafrost.store.reader import Store
 from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, receipt_path, write_receipt
 from permafrost.store.shards import ShardEntry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Set torch to `count` CPU threads inside the block."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-# ---- shard tasks -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from permafrost.config.cluster import SMALL_STORE
 from permafrost.core.tasks import run_task
 from permafrost.runs.folder import read_cost
-from permafrost.storage.bucket_files import collected_uploads
+from permafrost.storage.bucket_files import Uploads, collected_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from permafrost.cluster.ray_tasks import RayDataExecutor, RayTaskRunner
+    from permafrost.cluster.ray_training import RankedJob
     from permafrost.config.cluster import ClusterConfig, Executor
     from permafrost.core.tasks import MapShards, RunTasks, ShardResult, ShardTask, Task, TaskOutcome
-    from permafrost.storage.bucket_files import Uploads
-    from permafrost.training.spec import TrainingJob
 
 
 def map_shards_serially(task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
@@ -196,7 +195,7 @@ class TrainingProgress:
 
 
 def run_training(
-    job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
+    job: RankedJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
 ) -> TrainingProgress:
     """Finish a training in this process or on `trainer.ranks` of Ray Train, and return the progress of this call."""
     progress = TrainingProgress()
@@ -207,9 +206,7 @@ def run_training(
         on_epoch(epoch, line)
 
     if job.trainer.ranks == 1:
-        from permafrost.training.loop import run_job
-
-        run_job(job, count)
+        job.train(count)
     else:
         from permafrost.cluster.ray_training import train_on_ranks
 

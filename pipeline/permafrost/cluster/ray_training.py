@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import uuid4
 
 from permafrost.cluster.session import ask_helper, gpus_each, ray_session, start_helper
@@ -22,9 +22,11 @@ from permafrost.runs.mirrors import files_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from permafrost.config.cluster import ClusterConfig
-    from permafrost.training.spec import TrainingJob
+    from permafrost.config.training import TrainerOptions
+    from permafrost.core.distributed import DistributedContext
 
 
 _STATE_FOLDER = ".ray_train"
@@ -40,6 +42,33 @@ logger = logging.getLogger("permafrost.ray")
 
 class RanksError(UserError, RuntimeError):
     """Error for a training that its ranks could not finish. Its last checkpoint is kept."""
+
+
+class RankedJob(Protocol):
+    """Picklable training that a process finishes alone, or with other ranks."""
+
+    @property
+    def folder(self) -> Path:
+        """Absolute path of the run's folder."""
+
+    @property
+    def run(self) -> str:
+        """Name of the run, or its address in a bucket."""
+
+    @property
+    def trainer(self) -> TrainerOptions:
+        """Trainer options, such as the number of ranks."""
+
+    def moved_to(self, folder: Path) -> Self:
+        """Return the same job with the run's folder on another machine."""
+
+    def spec(self) -> object:
+        """Raise ConfigError if the options do not fit the store."""
+
+    def train(
+        self, on_epoch: Callable[[int, str], None], distributed: DistributedContext | None = None
+    ) -> None:
+        """Train to the last epoch, starting from the folder's checkpoint if there is one."""
 
 
 class _ProgressActor:
@@ -67,7 +96,7 @@ class _ProgressActor:
 class _RankLoop:
     """Training loop of each rank."""
 
-    job: TrainingJob
+    job: RankedJob
     news: Any
 
     def __call__(self) -> None:
@@ -75,7 +104,6 @@ class _RankLoop:
         import ray.train.torch
 
         from permafrost.core.distributed import DistributedContext
-        from permafrost.training.loop import run_job
 
         if failure := ask_helper(self.news.get_failure.remote()):
             raise RanksError(failure)  # a restart would fail in the same way
@@ -91,13 +119,13 @@ class _RankLoop:
             ask_helper(self.news.add_epoch.remote(epoch, line))
 
         try:
-            run_job(_at_home(self.job), on_epoch, distributed)
+            _at_home(self.job).train(on_epoch, distributed)
         except UserError as error:
             ask_helper(self.news.record_failure.remote(str(error)))
             raise
 
 
-def _at_home(job: TrainingJob) -> TrainingJob:
+def _at_home(job: RankedJob) -> RankedJob:
     """Return a job whose folder is that of its node, with the last checkpoint, if its run is in a bucket."""
     files, verb = files_of_run(job.run), job.folder.name
     files.fetch(verb, exactly=True)
@@ -105,10 +133,10 @@ def _at_home(job: TrainingJob) -> TrainingJob:
 
 
 def train_on_ranks(
-    job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
+    job: RankedJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
 ) -> None:
     """Finish the job on its `trainer.ranks`. Raises RanksError if they cannot finish it."""
-    job.plan()  # rejects options that do not fit the store before any rank is started
+    job.spec()  # rejects options that do not fit the store before any rank is started
     ranks = job.trainer.ranks
     with ray_session(cluster, ranks * cluster.cpus_per_rank):
         import ray
@@ -128,15 +156,13 @@ def train_on_ranks(
             shutil.rmtree(job.folder / _STATE_FOLDER, ignore_errors=True)
 
 
-def _resources(job: TrainingJob, cluster: ClusterConfig) -> dict[str, float]:
+def _resources(job: RankedJob, cluster: ClusterConfig) -> dict[str, float]:
     """Resources of each rank."""
     gpus = gpus_each(cluster.gpus_per_rank) if job.trainer.device == "auto" else 0.0
     return {"CPU": cluster.cpus_per_rank} | ({"GPU": gpus} if gpus else {})
 
 
-def _trainer(
-    job: TrainingJob, cluster: ClusterConfig, news: Any, resources: dict[str, float]
-) -> Any:
+def _trainer(job: RankedJob, cluster: ClusterConfig, news: Any, resources: dict[str, float]) -> Any:
     import ray.train
     import ray.train.torch
 

@@ -15,7 +15,6 @@ import torch
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.pass_plan import plan_pass
-from permafrost.annotation.shard_tasks import torch_threads
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import SeveralConfig
 from permafrost.config.models import NoModelConfig
@@ -24,11 +23,12 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import progress
 from permafrost.estimation.sample import Spread, spread_of
 from permafrost.loading.geometry import view_images
+from permafrost.models.compute import torch_threads
 from permafrost.models.explanations import pass_precision
 from permafrost.models.resolve import resolve_distill
 from permafrost.store.frames import ShardFrames
 from permafrost.training.build import build_loader, build_training
-from permafrost.training.distill_job import Distillation
+from permafrost.training.distill import Distillation
 from permafrost.training.step import train_step
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from permafrost.config.training import TrainerOptions
     from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
     from permafrost.core.records import Batch, Guidance, Targets
+    from permafrost.loading.geometry import TargetRequest
     from permafrost.store.reader import Store
     from permafrost.training.targets import TargetSource
 
@@ -198,7 +199,7 @@ class _Steps:
 
     def __init__(self, config: EstimateConfig, store: Store, mode: Mode) -> None:
         options = _student(config, store, mode)
-        spec = Distillation(config=options, folder=Path(str(store.folder)) / "student").plan()
+        spec = Distillation(config=options, folder=Path(str(store.folder)) / "student").spec()
         here = DistributedContext()
         self.spec = spec
         self.training = build_training(spec, here)
@@ -256,16 +257,9 @@ class SharedTargets:
         self.keys: tuple[str, ...] | None = None
         self.targets: tuple[Targets | Guidance, ...] = ()
 
-    def __call__(
-        self,
-        batch: Batch,
-        grid: tuple[int, int],
-        map_control: str = "none",
-        *,
-        with_maps: bool = True,
-    ) -> tuple[Targets | Guidance, ...]:
+    def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets | Guidance, ...]:
         if batch.keys is not self.keys:  # views of one batch share this tuple
-            self.targets = self.source(batch, grid, map_control, with_maps=with_maps)
+            self.targets = self.source(batch, request)
             self.keys = batch.keys
         return self.targets
 

@@ -1,5 +1,5 @@
-"""Metrics of a frozen network: the shared forward pass, metrics, records and results.
+"""The work of `evaluate`, metrics of a frozen network: the shared forward pass, records and results.
 
 Pages and figures are made in permafrost/reports.
-Read first: results.py, then forward.py and evaluator.py.
+Read first: evaluate.py, then results.py, forward.py and evaluator.py.
 """

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.evaluation import EquivarianceOptions
 from permafrost.core.errors import require
@@ -22,12 +23,11 @@ from permafrost.core.records import FEATURES, Batch, top_class
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator, Metric, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.loading.geometry import view_images, view_maps, view_targets
+from permafrost.loading.geometry import TargetRequest, view_images, view_maps, view_targets
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import copy_to
 from permafrost.losses.e2kd import map_cosine
 from permafrost.losses.kd import outcome_log_probs
-from permafrost.losses.lost_variance import LostVariance, add_lost_variance
 from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import Explainer, explainer_named, forward_to_explain
 from permafrost.models.resolve import require_images
@@ -98,7 +98,7 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
             parts[kind].append(_compare(model, explain, seen))
             if _has_features(context):
                 images = view_images(seen, model.input_size)
-                (targets, *_) = view_targets(seen, (1, 1), with_maps=False)
+                (targets, *_) = view_targets(seen, TargetRequest((1, 1), with_maps=False))
                 output = model.network(images, Intermediates(stages=True))
                 add_lost_variance(errors[kind], targets, output, dataset.passes[0].projections)
         start += len(batch.keys)

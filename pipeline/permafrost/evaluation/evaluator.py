@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,12 +45,17 @@ LESS_PER_CENT = Metric(higher_is_better=False)
 COUNT = Metric(scale=1.0, digits=0)
 
 
-def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flatten a split's metrics to numbers by name: accuracy, group_accuracy.0, <evaluator>.<quantity>.<layer>."""
+def numbers_of(
+    metrics: Mapping[str, Any], prefix: str = "", most: float = math.inf
+) -> dict[str, float]:
+    """Flatten a split's metrics to numbers by name: accuracy, group_accuracy.0, <evaluator>.<quantity>.<layer>.
+
+    most  largest number of entries of a mapping whose numbers are returned
+    """
     numbers: dict[str, float] = {}
     for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            numbers |= numbers_of(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and len(value) <= most:
+            numbers |= numbers_of(value, f"{prefix}{name}.", most)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             numbers[prefix + name] = value
     return numbers

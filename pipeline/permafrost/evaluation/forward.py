@@ -32,6 +32,7 @@ from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.geometry import (
     RegionKind,
+    TargetRequest,
     evaluation_view,
     regions_of,
     view_images,
@@ -295,7 +296,7 @@ def _predict_batch(
             teacher_epg = _teacher_epg(batch, batch.targets[0], options.region, size).cpu()
             explained = batch.targets[0].explained_class
         grid = (output.features.shape[-2], output.features.shape[-1])
-        targets = view_targets(batch, grid, with_maps=localize)[0]
+        targets = view_targets(batch, TargetRequest(grid, with_maps=localize))[0]
         if targets.logits is not None:
             teacher_logits = move_values(targets.logits, torch.device("cpu"))
         cosine = _cosine_to_teacher(model, output, targets)

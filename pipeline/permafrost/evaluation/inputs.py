@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.config.builder import build_config
-from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS
-from permafrost.config.methods import METHODS
 from permafrost.config.models import NoModelConfig
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import ConfigError, UserError, require
+from permafrost.core.errors import ConfigError, require
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import TrainedModel, is_finished, load_model, read_description
 from permafrost.models.trained_weights import check_trained_weights
-from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder
+from permafrost.runs.folder import run_folder
 from permafrost.runs.run_passes import first_made_pass, logits_first, name_passes
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
@@ -101,38 +97,6 @@ class EvaluationInputs:
     build: Callable[[], tuple[EvaluatedModel, TrainedModel]]
     others: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of other networks that the results depend on, by name, besides those of the passes."""
-
-
-def epoch_metric(run: Path, store: str) -> str | None:
-    """Return the metric <split>.<metric> on records of a store by which a student's epoch was chosen, if it was.
-
-    run    folder of the student, with distill/
-    store  fingerprint of the store
-    """
-    path = run / "distill" / CONFIG_NAME
-    values = read_config(path, DistillConfig) if path.exists() else {}
-    chosen: str | None = values.get("select_epoch")
-    return chosen if values.get("inputs", {}).get("store") == store else None
-
-
-UNTRAINED = (
-    "not trained, as the method compares features only, so accuracy and maps mean nothing; what counts is knn and "
-    "linear_probe"
-)
-"""Words about a student whose last layer no term of its method has reached."""
-
-
-def trains_classifier(folder: Path) -> bool:
-    """Return whether the training in a student's folder has reached its last layer, as far as its options are known."""
-    path = folder / CONFIG_NAME
-    method = read_config(path, DistillConfig).get("method") if path.exists() else None
-    try:
-        return (
-            method is None
-            or build_config(METHODS[method["kind"]], method, "method").trains_classifier
-        )
-    except (KeyError, UserError):  # of another version, or of a plug-in that was not named
-        return True
 
 
 def open_student(config: EvaluateConfig) -> EvaluationInputs:

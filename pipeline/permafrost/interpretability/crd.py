@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from permafrost.core.errors import require
 from permafrost.core.records import NO_LABEL, Targets
 from permafrost.interpretability.options import CRDConfig
-from permafrost.loading.dataset import StoreDataset
-from permafrost.losses.base import Needs, StudentOutput
-from permafrost.losses.feature_kd import FeatureKDLoss, pooled_fields
+from permafrost.losses.base import Needs, StudentOutput, TrainingRecords
+from permafrost.losses.feature_kd import FeatureKDLoss
 from permafrost.models.classifier import Intermediates
 
 _EPS = 1e-7
@@ -84,9 +83,7 @@ class CRDLoss(FeatureKDLoss):
     """NCE of the student's embedding against the teacher's bank and the reverse, in addition to labels and logits."""
 
     term = "crd"
-    term_needs = Needs(
-        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payloads=("pooled",)
-    )
+    term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
     config: CRDConfig
     student_bank: Tensor
     """Unit-norm embeddings [N, embedding_size]."""
@@ -109,17 +106,17 @@ class CRDLoss(FeatureKDLoss):
         self.embed_student = nn.Linear(student.output.pooled.shape[1], size)
         self.embed_teacher = nn.Linear(targets.intermediates["pooled"].shape[1], size)
 
-    def on_train_start(self, dataset: StoreDataset) -> None:
+    def on_train_start(self, records: TrainingRecords) -> None:
         """Initialize the banks with random directions, or the teacher's with its stored features if there are any."""
         if self.weight == 0:
             return
-        labels = dataset.labels_at(np.arange(len(dataset)))
+        labels = records.labels_at(np.arange(len(records)))
         require(
-            not dataset.has_many_labels and bool((labels != NO_LABEL).all()),
+            not records.has_many_labels and bool((labels != NO_LABEL).all()),
             "method=crd contrasts a record with those of other classes, but not every record of this selection has one "
             "label among the network's classes; choose labeled records or set method.lambda_crd=0",
         )
-        self.require_one_teacher(dataset)
+        self.require_one_teacher(records)
         self.negatives = Negatives(labels)
         require(
             self.negatives.fewest > 0,
@@ -130,14 +127,14 @@ class CRDLoss(FeatureKDLoss):
             directions = torch.randn(len(labels), self.config.embedding_size)
             self.register_buffer(name, F.normalize(directions, dim=1))
         self.register_buffer("normalizer", torch.zeros(2))
-        if dataset.passes:
-            self._fill_teacher_bank(dataset)
+        if records.passes:
+            self._fill_teacher_bank(records)
 
     @torch.no_grad()
-    def _fill_teacher_bank(self, dataset: StoreDataset) -> None:
-        for start in range(0, len(dataset), _RECORDS_AT_ONCE):
-            at = np.arange(start, min(start + _RECORDS_AT_ONCE, len(dataset)))
-            (intermediates,) = dataset.intermediates_at(at)
+    def _fill_teacher_bank(self, records: TrainingRecords) -> None:
+        for start in range(0, len(records), _RECORDS_AT_ONCE):
+            at = np.arange(start, min(start + _RECORDS_AT_ONCE, len(records)))
+            (intermediates,) = records.intermediates_at(at)
             self.teacher_bank[at] = _embed(self.embed_teacher, intermediates["pooled"])
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:

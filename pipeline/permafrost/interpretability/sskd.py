@@ -18,9 +18,8 @@ from permafrost.config.augment import NUM_ROTATIONS
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import Guidance, Targets, require_all_logits
 from permafrost.interpretability.options import SSKDConfig
-from permafrost.loading.dataset import StoreDataset
-from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term
-from permafrost.losses.feature_kd import FeatureKDLoss, pooled_fields
+from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term, TrainingRecords
+from permafrost.losses.feature_kd import FeatureKDLoss
 from permafrost.models.classifier import Intermediates
 
 _WEIGHT_DECAY = 5e-4
@@ -68,9 +67,7 @@ class SSKDLoss(FeatureKDLoss):
     """Loss lambda_ce * ce + lambda_kd * kd of upright images + lambda_ss * ss + lambda_tf * tf of rotated ones."""
 
     term = "ss"
-    term_needs = Needs(
-        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payloads=("pooled",)
-    )
+    term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
     config: SSKDConfig
 
     @property
@@ -95,18 +92,18 @@ class SSKDLoss(FeatureKDLoss):
         self.student_head = _head(student.output.pooled.shape[1])
         self.teacher_head = _head(targets.intermediates["pooled"].shape[1])
 
-    def on_train_start(self, dataset: StoreDataset) -> None:
+    def on_train_start(self, records: TrainingRecords) -> None:
         """Raise ConfigError unless there is exactly one pass, with rotations, or a live teacher."""
-        if not dataset.passes:
+        if not records.passes:
             return
         require(
-            len(dataset.passes) == 1,
-            f"method=sskd supports one teacher, but store.teacher names {len(dataset.passes)}; name one",
+            len(records.passes) == 1,
+            f"method=sskd supports one teacher, but store.teacher names {len(records.passes)}; name one",
         )
-        sampler = dataset.passes[0].views["sampler"]
+        sampler = records.passes[0].views["sampler"]
         if sampler != "rotations":
             raise ConfigError(
-                f"{dataset.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
+                f"{records.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
                 "permafrost precompute with views=rotations annotate.payloads=[logits,pooled] and name its pass with "
                 "store.teacher=, or run the teacher in the loop with mode=live"
             )

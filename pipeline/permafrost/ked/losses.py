@@ -39,7 +39,14 @@ from permafrost.ked.partition import (
     require_same_level,
 )
 from permafrost.ked.subnets import HIDDEN, LOGITS
-from permafrost.losses.base import AnyTargets, DistillationLoss, Needs, StudentOutput, Term
+from permafrost.losses.base import (
+    AnyTargets,
+    DistillationLoss,
+    Needs,
+    StoredTeacher,
+    StudentOutput,
+    Term,
+)
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import LabelsLoss, label_term
 from permafrost.models.classifier import ModelOutput
@@ -111,7 +118,9 @@ class KEDLoss(DistillationLoss):
         self.teacher_coarsenings: list[Tensor] = []
         """Superfeature of the compared level for each of a teacher's finest ones, one i64 [finest M] per teacher."""
 
-    def plan(self, config: DistillConfig, passes: Sequence[TeacherPass], num_classes: int) -> None:
+    def plan(
+        self, config: DistillConfig, passes: Sequence[StoredTeacher], num_classes: int
+    ) -> None:
         """Find the level that `method.superfeatures` names in the hierarchies of the student and of its teachers."""
         method = self.config
         if not method.needs_superfeatures:
@@ -126,8 +135,9 @@ class KEDLoss(DistillationLoss):
         )
         student = hierarchy_of(partition)
         number = method.superfeatures or student.most
-        teachers = {teacher.name: pass_hierarchy(teacher) for teacher in passes}
-        in_input_mode = {teacher.name: _is_input_mode(teacher) for teacher in passes}
+        stored = [teacher for teacher in passes if isinstance(teacher, TeacherPass)]
+        teachers = {teacher.name: pass_hierarchy(teacher) for teacher in stored}
+        in_input_mode = {teacher.name: _is_input_mode(teacher) for teacher in stored}
         if (live := live_teacher(config)) is not None:
             teachers[live.name] = hierarchy_of(network_partition(build_model(live, num_classes)))
             in_input_mode[live.name] = isinstance(live, AdditiveModelConfig) and live.is_input_mode

@@ -15,7 +15,7 @@ add_inverse) comes last, because it does not commute with the zeros outside the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -192,21 +192,29 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
     return images if batch.pixel_augment is None else change_pixels(images, batch.pixel_augment)
 
 
-def view_targets(
-    batch: Batch, grid: tuple[int, int], map_control: str = "none", *, with_maps: bool = True
-) -> tuple[Targets, ...]:
-    """Return every teacher's stored targets, with maps warped directly to the student's (h, w) `grid`.
+@dataclass(frozen=True)
+class TargetRequest:
+    """Request of a step for the teachers' targets of its batch."""
+
+    grid: tuple[int, int]
+    """(h, w) of the maps, which is that of the student's."""
+    map_control: str = "none"
+    """Negative control: "shuffled" assigns to each record the map of its neighbor in the batch, "unaugmented" does not
+    transform a stored map with the image. Features are treated alike, and class maps and attention are not changed."""
+    with_maps: bool = True
+    """False omits the maps if the loss does not need them."""
+
+
+def view_targets(batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
+    """Return every teacher's stored targets, with maps warped directly to the grid that is requested.
 
     Intermediates are warped on their own grids, because the loss pools the finer side of each pair.
-
-    map_control  negative control: "shuffled" assigns to each record the map of its neighbor in the batch,
-                 "unaugmented" does not transform the map with the image. The payload features is treated alike, and
-                 class maps and attention are not changed
-    with_maps    False omits the maps if the loss does not need them
     """
     found = []
     for stored in batch.targets:
-        intermediates, coverage, placements = _view_intermediates(batch, stored, map_control)
+        intermediates, coverage, placements = _view_intermediates(
+            batch, stored, request.map_control
+        )
         targets = Targets(
             teacher=stored.teacher,
             logits=stored.logits,
@@ -216,18 +224,18 @@ def view_targets(
             placements=placements,
             specs=stored.specs,
         )
-        if with_maps and stored.maps is not None:
-            targets = _with_maps(targets, batch, stored, grid, map_control)
+        if request.with_maps and stored.maps is not None:
+            targets = _with_maps(targets, batch, stored, request)
         found.append(targets)
     return tuple(found)
 
 
 def _with_maps(
-    targets: Targets, batch: Batch, stored: StoredTargets, grid: tuple[int, int], map_control: str
+    targets: Targets, batch: Batch, stored: StoredTargets, request: TargetRequest
 ) -> Targets:
     assert stored.explained_class is not None
-    maps = view_maps(batch, stored, grid, is_warped=map_control != "unaugmented")
-    if map_control == "shuffled":
+    maps = view_maps(batch, stored, request.grid, is_warped=request.map_control != "unaugmented")
+    if request.map_control == "shuffled":
         maps = neighbor_maps(maps, stored.explained_class)
     valid = maps.flatten(2).any(dim=2) & (stored.explained_class >= 0)
     return replace(targets, maps=maps, map_valid=valid)

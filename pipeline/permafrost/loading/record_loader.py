@@ -14,7 +14,7 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import Batch, Targets, require_all_logits
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import view_images, view_targets
+from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.sampler import EpochOrder, ReplayBatchSampler
@@ -87,10 +87,12 @@ class ViewBatch:
                 + ", ".join(self.unread)
             )
         if grid is not None:
-            return view_targets(self.stored, grid)
+            return view_targets(self.stored, TargetRequest(grid))
         own = [t.maps.shape[-2:] if t.maps is not None else (1, 1) for t in self.stored.targets]
         return tuple(
-            view_targets(replace(self.stored, targets=(target,)), (size[0], size[1]))[0]
+            view_targets(
+                replace(self.stored, targets=(target,)), TargetRequest((size[0], size[1]))
+            )[0]
             for target, size in zip(self.stored.targets, own, strict=True)
         )
 

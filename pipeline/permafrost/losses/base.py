@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,66 @@ from torch import Tensor, nn
 from permafrost.config.options import resolve_implementation
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.records import Batch, Guidance, Targets
-from permafrost.loading.dataset import StoreDataset
 from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from permafrost.config.distillation import DistillConfig
     from permafrost.config.methods import MethodConfig
     from permafrost.config.teaching import LabelTeachingConfig
-    from permafrost.store.reader import TeacherPass
 
 
 AnyTargets = Targets | Guidance
+
+
+class ProjectedField(Protocol):
+    """Affine map from the C channels of a teacher's features to C' components."""
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """[C]."""
+
+    @property
+    def components(self) -> NDArray[np.float32]:
+        """Orthonormal rows [C', C]."""
+
+
+class StoredTeacher(Protocol):
+    """Facts that a loss may read of a teacher whose outputs are stored."""
+
+    @property
+    def name(self) -> str:
+        """Unique name among the teachers of a student."""
+
+    @property
+    def views(self) -> Mapping[str, Any]:
+        """Views of which outputs are stored, and the way they were drawn."""
+
+    @property
+    def projections(self) -> Mapping[str, ProjectedField]:
+        """Projection of each field that stores components of the teacher's channels."""
+
+
+class TrainingRecords(Protocol):
+    """Facts that a loss may read of the records of a training."""
+
+    @property
+    def passes(self) -> Sequence[StoredTeacher]:
+        """Teachers whose outputs are stored, none for a live teacher."""
+
+    @property
+    def has_many_labels(self) -> bool:
+        """True if a record may have several labels."""
+
+    def __len__(self) -> int: ...
+
+    def labels_at(self, at: NDArray[np.int64], /) -> Tensor:
+        """Read the labels of these positions: i64 [n], or f32 [n, K] for many labels."""
+
+    def intermediates_at(self, at: NDArray[np.int64], /) -> list[dict[str, Tensor]]:
+        """Read the intermediates of every teacher for these positions, f32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +132,10 @@ class Needs:
     intermediates: Intermediates = NO_INTERMEDIATES
     """Intermediates of both networks' forward passes."""
     target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None
-    """Function from the teacher's output to the fields of `Targets.intermediates`, f32 and without a graph."""
+    """Function from a live teacher's output to the fields of `Targets.intermediates`, f32 and without a graph; None for
+    the fields that its payloads would store."""
     payloads: tuple[str, ...] = ()
-    """Payloads that store these fields."""
+    """Payloads that store the fields of `Targets.intermediates`."""
 
     def maps_in(self, step: int) -> bool:
         """Return whether maps are needed in this step."""
@@ -172,7 +222,9 @@ class LossCallbacks:
     transforms: tuple[BatchTransform, ...] = ()
     """Changes to the records of each step, applied in this order before the forward pass."""
 
-    def plan(self, config: DistillConfig, passes: Sequence[TeacherPass], num_classes: int) -> None:
+    def plan(
+        self, config: DistillConfig, passes: Sequence[StoredTeacher], num_classes: int
+    ) -> None:
         """Read what the loss needs of a student's options and passes, before all other calls.
 
         Raises ConfigError if student and teachers do not fit.
@@ -189,7 +241,7 @@ class LossCallbacks:
         networks do not fit.
         """
 
-    def on_train_start(self, dataset: StoreDataset) -> None:
+    def on_train_start(self, records: TrainingRecords) -> None:
         """Create the state that the loss keeps per record. Always called, after `build`.
 
         Raises ConfigError if the records do not fit the loss.

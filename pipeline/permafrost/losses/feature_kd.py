@@ -20,19 +20,20 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, ReviewKDConfig
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, Guidance, Logits, Targets, require_logits
-from permafrost.loading.dataset import StoreDataset
-from permafrost.losses.base import AnyTargets, DistillationLoss, Needs, StudentOutput, Term
+from permafrost.losses.base import (
+    AnyTargets,
+    DistillationLoss,
+    Needs,
+    StoredTeacher,
+    StudentOutput,
+    Term,
+    TrainingRecords,
+)
 from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import label_term, off_label_bce_loss
 from permafrost.losses.restored_features import RestoredFeatures
-from permafrost.models.classifier import Intermediates, ModelOutput, Stage, to_float32
-from permafrost.store.reader import TeacherPass
-
-
-def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Field pooled [B, d]: the pooled feature before the classifier."""
-    assert output.pooled is not None
-    return {"pooled": output.pooled.detach()}
+from permafrost.models.classifier import Intermediates, Stage, to_float32
+from permafrost.models.stages import POOLED_STAGE, attention_map, stage_index, stage_number
 
 
 class FeatureKDLoss(DistillationLoss):
@@ -54,7 +55,9 @@ class FeatureKDLoss(DistillationLoss):
         self.config = config
         self.restored: RestoredFeatures | None = None
 
-    def plan(self, config: DistillConfig, passes: Sequence[TeacherPass], num_classes: int) -> None:
+    def plan(
+        self, config: DistillConfig, passes: Sequence[StoredTeacher], num_classes: int
+    ) -> None:
         if self.restores_features and self.weight > 0:
             self.restored = RestoredFeatures(passes)
 
@@ -72,11 +75,11 @@ class FeatureKDLoss(DistillationLoss):
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         """Compute the specific term."""
 
-    def require_one_teacher(self, dataset: StoreDataset) -> None:
+    def require_one_teacher(self, records: TrainingRecords) -> None:
         """Raise ConfigError if the student has several teachers, whose features have nothing in common."""
         require(
-            len(dataset.passes) <= 1,
-            f"method={self.config.kind} supports one teacher, but store.teacher names {len(dataset.passes)}; name one",
+            len(records.passes) <= 1,
+            f"method={self.config.kind} supports one teacher, but store.teacher names {len(records.passes)}; name one",
         )
 
     @property
@@ -117,11 +120,6 @@ class FeatureKDLoss(DistillationLoss):
 # ---- at --------------------------------------------------------------------------------------------
 
 
-def attention_map(features: Tensor) -> Tensor:
-    """Compute Q = mean over channels of A^2, float32 or wider: [B, C, h, w] -> [B, h, w] (section 3.1)."""
-    return to_float32(features).square().mean(dim=1)
-
-
 def attention_loss(
     student_attention: Tensor, teacher_attention: Tensor, norm: Literal["mse", "l2"] = "mse"
 ) -> Tensor:
@@ -146,21 +144,12 @@ def attention_loss(
     return F.mse_loss(student, teacher)
 
 
-def attention_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Fields attention_1, ... [B, h, w]: Q of each stage."""
-    return {
-        f"attention_{number}": attention_map(stage.output.detach())
-        for number, stage in enumerate(output.stages, start=1)
-    }
-
-
 class ATLoss(FeatureKDLoss):
     """Sum over stages of `attention_loss`, in addition to labels and logits (e2KD, section 5)."""
 
     term = "at"
     term_needs = Needs(
         intermediates=Intermediates(stages=True),
-        target_fields=attention_fields,
         payloads=("attention",),
     )
     config: ATConfig
@@ -189,18 +178,13 @@ class ATLoss(FeatureKDLoss):
         numbers = self.config.stages or range(1, own + 1)
         losses = [
             attention_loss(
-                attention_map(student.output.stages[_stage_index(number, own)].output),
-                targets.intermediates[f"attention_{_stage_index(number, taught) + 1}"],
+                attention_map(student.output.stages[stage_index(number, own)].output),
+                targets.intermediates[f"attention_{stage_index(number, taught) + 1}"],
                 self.config.norm,
             )
             for number in numbers
         ]
         return torch.stack(losses).sum()
-
-
-def _stage_index(number: int, count: int) -> int:
-    """Convert the number of a stage, from 1 at the finest or -1 at the deepest, to its place among `count`."""
-    return number - 1 if number > 0 else count + number
 
 
 # ---- cat kd ----------------------------------------------------------------------------------------
@@ -224,15 +208,8 @@ def class_map_loss(
     return F.mse_loss(student, teacher)
 
 
-def class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Field class_maps [B, K, h, w], on the features' grid."""
-    assert output.class_maps is not None
-    return {"class_maps": output.class_maps.detach()}
-
-
 CLASS_MAP_NEEDS = Needs(
     intermediates=Intermediates(class_maps=True),
-    target_fields=class_map_fields,
     payloads=("class_maps",),
 )
 """Needs of `class_map_loss`."""
@@ -282,7 +259,7 @@ _MAX_FUSED_CHANNELS = 512
 def review_levels(stages: Sequence[Stage]) -> list[Tensor]:
     """Levels of a student to compare, float32 or wider: each stage [B, C, h, w], then the average [B, C, 1, 1].
 
-    Those of a teacher are `stage_fields`.
+    Those of a teacher are in annotation/teacher_fields.py.
     """
     grids = [to_float32(stage.output) for stage in stages]
     return [*grids, to_float32(stages[-1].output).mean(dim=(2, 3), keepdim=True)]
@@ -368,43 +345,12 @@ def _conv_norm(in_channels: int, channels: int, kernel_size: int) -> nn.Sequenti
     return nn.Sequential(conv, nn.BatchNorm2d(channels))
 
 
-POOLED_STAGE = f"{FEATURES}_pooled"
-"""Field of the average of the last stage's output."""
-
-
-def stage_fields(
-    output: ModelOutput, stages: Sequence[int] = (), margin: float = 0.0
-) -> dict[str, Tensor]:
-    """Fields features_<stage> [B, C, h, w] before the stage's last ReLU, then features_pooled [B, C], f32 or wider.
-
-    stages  counted from 1 at the finest or from -1 at the deepest; empty takes all
-    margin  width of a border around the image in units of its side, which features_pooled does not average over
-    Raises ConfigError if the network has fewer.
-    """
-    count = len(output.stages)
-    require(
-        max(map(abs, stages), default=0) <= count,
-        f"annotate.features_stages={list(stages)}: the teacher has {count} stages",
-    )
-    places = sorted(_stage_index(number, count) for number in stages) or range(count)
-    fields = {
-        f"{FEATURES}_{place + 1}": to_float32(output.stages[place].preactivation.detach())
-        for place in places
-    }
-    deepest = to_float32(output.stages[-1].output.detach())
-    top, left = (round(side * margin / (1 + 2 * margin)) for side in deepest.shape[-2:])
-    inner = deepest[..., top : deepest.shape[-2] - top, left : deepest.shape[-1] - left]
-    return {**fields, POOLED_STAGE: inner.mean(dim=(2, 3))}
-
-
 class ReviewKDLoss(FeatureKDLoss):
     """Sum over levels of `hierarchical_context_loss`, in addition to labels and logits (e2KD, section 5)."""
 
     term = "review"
     restores_features = True
-    term_needs = Needs(
-        intermediates=Intermediates(stages=True), target_fields=stage_fields, payloads=(FEATURES,)
-    )
+    term_needs = Needs(intermediates=Intermediates(stages=True), payloads=(FEATURES,))
     config: ReviewKDConfig
 
     def __init__(self, config: ReviewKDConfig) -> None:
@@ -439,7 +385,7 @@ class ReviewKDLoss(FeatureKDLoss):
             max(map(abs, self.config.stages), default=1) <= count,
             f"method.stages={list(self.config.stages)}: {have}; name stages that both have",
         )
-        wanted = sorted(_stage_index(n, count) + 1 for n in self.config.stages) or stages
+        wanted = sorted(stage_index(n, count) + 1 for n in self.config.stages) or stages
         require(
             set(wanted) <= set(stages),
             f"method.stages={list(self.config.stages)}: the targets have stages {', '.join(map(str, stages))}; choose "
@@ -474,11 +420,6 @@ class ReviewKDLoss(FeatureKDLoss):
 def stored_stages(targets: Targets) -> list[int]:
     """Return the numbers of the teacher's stages that the targets have, ascending from 1 at the finest."""
     return sorted(stage_number(name) for name in targets.intermediates if name != POOLED_STAGE)
-
-
-def stage_number(name: str) -> int:
-    """Number of the stage whose field has this name."""
-    return int(name.removeprefix(f"{FEATURES}_"))
 
 
 def _field_of(stage: int) -> str:

@@ -16,15 +16,12 @@ from torch import Tensor, nn
 from permafrost.config.methods import EmbeddingConfig, FeaturesConfig
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, Guidance, Targets
-from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import covered_share
-from permafrost.losses.base import Needs, StudentOutput, Term
+from permafrost.losses.base import Needs, StudentOutput, Term, TrainingRecords
 from permafrost.losses.feature_kd import (
     FeatureKDLoss,
     covered_mse,
     covered_pool,
-    pooled_fields,
-    stage_fields,
     stored_stages,
     weighted_mean,
 )
@@ -52,9 +49,7 @@ class FeaturesLoss(FeatureKDLoss):
     """
 
     term = "features"
-    term_needs = Needs(
-        intermediates=Intermediates(stages=True), target_fields=stage_fields, payloads=(FEATURES,)
-    )
+    term_needs = Needs(intermediates=Intermediates(stages=True), payloads=(FEATURES,))
     config: FeaturesConfig
 
     def __init__(self, config: FeaturesConfig) -> None:
@@ -94,9 +89,9 @@ class FeaturesLoss(FeatureKDLoss):
             for index, name in self.pairs
         )
 
-    def on_train_start(self, dataset: StoreDataset) -> None:
+    def on_train_start(self, records: TrainingRecords) -> None:
         if self.weight > 0:
-            self.require_one_teacher(dataset)
+            self.require_one_teacher(records)
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         distance = covered_cosine if self.config.distance == "cosine" else covered_mse
@@ -181,9 +176,7 @@ class EmbeddingLoss(FeatureKDLoss):
     """
 
     term = "embedding"
-    term_needs = Needs(
-        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payloads=("pooled",)
-    )
+    term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
     config: EmbeddingConfig
 
     @property
@@ -203,9 +196,9 @@ class EmbeddingLoss(FeatureKDLoss):
         own, teacher = _embeddings(student, targets)
         self.map = nn.Linear(own.shape[1], teacher.shape[1])
 
-    def on_train_start(self, dataset: StoreDataset) -> None:
+    def on_train_start(self, records: TrainingRecords) -> None:
         if self.weight > 0:
-            self.require_one_teacher(dataset)
+            self.require_one_teacher(records)
 
     def terms(
         self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor

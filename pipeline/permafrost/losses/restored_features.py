@@ -1,4 +1,4 @@
-"""Features of a pass with annotate.features_channels: their projection, and the teacher's channels again."""
+"""The teacher's channels of a pass with annotate.features_channels, computed from their projection."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from permafrost.core.records import Targets
-from permafrost.store.projections import Projection
-from permafrost.store.reader import TeacherPass
-
-
-def project_features(features: Tensor, projection: Projection) -> Tensor:
-    """Compute components (x - mean) at each position, f32 [B, C, h, w] -> [B, C', h, w]."""
-    mean, components = (torch.from_numpy(part).to(features) for part in projection[:2])
-    return torch.einsum("kc,bchw->bkhw", components, features - mean[:, None, None])
+from permafrost.losses.base import StoredTeacher
 
 
 def restore_features(projected: Tensor, mean: Tensor, components: Tensor) -> Tensor:
@@ -30,7 +23,7 @@ class RestoredFeatures(nn.Module):
     The projections are read from the passes, and are no part of a checkpoint.
     """
 
-    def __init__(self, passes: Sequence[TeacherPass]) -> None:
+    def __init__(self, passes: Sequence[StoredTeacher]) -> None:
         super().__init__()
         self.fields: dict[str, Mapping[str, int]] = {}
         """Number of the projection of each field, by the name of its pass."""

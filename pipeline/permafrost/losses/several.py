@@ -19,13 +19,13 @@ from permafrost.core.records import Guidance, Targets
 from permafrost.losses.base import (
     DistillationLoss,
     Needs,
+    StoredTeacher,
     StudentOutput,
     Term,
     TermValue,
     build_loss,
 )
 from permafrost.models.classifier import Intermediates
-from permafrost.store.reader import TeacherPass
 
 
 class SeveralLoss(DistillationLoss):
@@ -58,7 +58,9 @@ class SeveralLoss(DistillationLoss):
     def needs_of(self, teacher: str) -> tuple[Needs, ...]:
         return tuple(loss.needs for term, loss in self._parts() if term.reads(teacher))
 
-    def plan(self, config: DistillConfig, passes: Sequence[TeacherPass], num_classes: int) -> None:
+    def plan(
+        self, config: DistillConfig, passes: Sequence[StoredTeacher], num_classes: int
+    ) -> None:
         for teacher in passes:
             readers = [needs for needs in self.needs_of(teacher.name) if needs.maps_every]
             require(

@@ -1,7 +1,8 @@
-"""Settings of a forward pass (precision, memory format, compilation), and the precision that suits a device."""
+"""Settings of a forward pass (precision, memory format, compilation, threads), and the precision of a device."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +11,7 @@ import torch
 from permafrost.models.classifier import NO_INTERMEDIATES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
 
@@ -68,3 +69,14 @@ def fastest_precision(device: torch.device) -> Literal["bfloat16", "float32"]:
     # oneDNN knows of ONEDNN_MAX_CPU_ISA, which may forbid what the CPU has.
     has_amx = torch.cpu.get_capabilities().get("amx_bf16", False)
     return "bfloat16" if has_amx and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Set torch to `count` CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

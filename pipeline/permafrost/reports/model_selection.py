@@ -14,7 +14,7 @@ from permafrost.config.points import Point, point_label
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
 from permafrost.evaluation.evaluator import Metric, metric_of
-from permafrost.evaluation.inputs import epoch_metric
+from permafrost.evaluation.trained_student import epoch_metric
 from permafrost.reports.comparison import summarize
 from permafrost.reports.student_results import SWEEP_NAME, TEACHER, StudentResult, read_sweep
 from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from permafrost.commands import commands_of
 from permafrost.config.page_options import STORE_SECTIONS
 from permafrost.config.verbs import ReportConfig
 from permafrost.config.version import __version__
@@ -41,6 +40,7 @@ from permafrost.reports.provenance import (
     bytes_plot,
     describe_teachers,
 )
+from permafrost.reports.run_commands import commands_of
 from permafrost.reports.student_results import StudentResult, split_by_evaluation
 from permafrost.reports.training_facts import describe_arms, describe_data, training_facts
 from permafrost.runs.folder import read_cost, run_folder

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from permafrost.commands import evaluate_command
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.points import point_label
 from permafrost.config.verbs import ReportConfig
-from permafrost.evaluation.inputs import UNTRAINED
+from permafrost.evaluation.trained_student import UNTRAINED, evaluate_command
 from permafrost.reports.case_pictures import SplitCases, show_cases
 from permafrost.reports.cases import open_pair
 from permafrost.reports.comparison import (

@@ -15,7 +15,6 @@ from permafrost.config.points import Point, point_label
 from permafrost.config.verbs import EvaluationRun, ReportConfig
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.evaluation.evaluator import numbers_of
-from permafrost.evaluation.inputs import trains_classifier
 from permafrost.evaluation.results import (
     METRICS_NAME,
     NETWORK_EVALUATION,
@@ -26,6 +25,7 @@ from permafrost.evaluation.results import (
     read_results,
     without_outputs,
 )
+from permafrost.evaluation.trained_student import trains_classifier
 from permafrost.models.saved import is_finished
 from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder
 from permafrost.runs.mirrors import RUNS

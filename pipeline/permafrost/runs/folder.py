@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import check_values, to_plain_dict
@@ -29,6 +28,7 @@ from permafrost.storage.signed_files import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
 STUDENTS = "students"
 """Folder of a sweep's students below that of its run."""

@@ -24,7 +24,7 @@ from permafrost.runs.folder import identity
 from permafrost.store.reader import Store
 from permafrost.sweeps.runner import Student
 from permafrost.sweeps.select import check_reported_epochs, check_selection
-from permafrost.training.distill_job import fingerprint_inputs
+from permafrost.training.distill import fingerprint_inputs
 from permafrost.training.student_passes import open_passes, with_named_passes
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.dataset import StoreDataset, column_moments
-from permafrost.loading.geometry import downscale, view_images, view_targets
+from permafrost.loading.geometry import TargetRequest, downscale, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.random_views import ViewSchedule
@@ -47,94 +47,94 @@ _MEASURED_VIEWS = 256
 """Views that are looked at for the warning of aliasing."""
 
 
-def build_training(plan: TrainingSpec, distributed: DistributedContext) -> Training:
+def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Training:
     """Build the state of a training before its first step. Raises ConfigError if data, loss and network do not fit."""
-    _check_labels(plan)
-    trainer = plan.trainer
+    _check_labels(spec)
+    trainer = spec.trainer
     device = distributed.device or resolve_device("trainer.device", trainer.device)
-    torch.manual_seed(derive_seed(plan.seed, "initialisation"))
-    model = build_model(plan.model, plan.num_classes, may_replace_head=True)
-    if plan.model.weights is None:
-        _learn_columns(model, plan.dataset)
+    torch.manual_seed(derive_seed(spec.seed, "initialisation"))
+    model = build_model(spec.model, spec.num_classes, may_replace_head=True)
+    if spec.model.weights is None:
+        _learn_columns(model, spec.dataset)
     model = model.to(device)
     targets: TargetSource = view_targets
-    if plan.live_teacher is not None:
-        targets = _build_live_teacher(plan, plan.live_teacher, device)
-    if plan.guided_by is not None:
-        targets = GuidanceSource(plan.guided_by, plan.num_classes, plan.input_size)
-    if plan.loss.needs.maps_in(0):
-        _check_map_grids(plan, model, targets)
-    needs = plan.loss.needs
+    if spec.live_teacher is not None:
+        targets = _build_live_teacher(spec, spec.live_teacher, device)
+    if spec.guided_by is not None:
+        targets = GuidanceSource(spec.guided_by, spec.num_classes, spec.input_size)
+    if spec.loss.needs.maps_in(0):
+        _check_map_grids(spec, model, targets)
+    needs = spec.loss.needs
     if needs.intermediates != NO_INTERMEDIATES or needs.target_fields is not None:
-        _build_loss_parameters(plan, model, targets, device)
-    plan.loss.on_train_start(plan.dataset)
-    loss = plan.loss.to(device)
-    compute_settings = _compute_settings(trainer, plan.model, device)
+        _build_loss_parameters(spec, model, targets, device)
+    spec.loss.on_train_start(spec.dataset)
+    loss = spec.loss.to(device)
+    compute_settings = _compute_settings(trainer, spec.model, device)
     return Training(
         model=model,
         loss=loss,
         optimizer=build_optimizer(
-            plan.optimizer,
+            spec.optimizer,
             [*model.parameters(), *loss.parameters()],
             fused=compute_settings.precision == torch.float16,
         ),
-        explain=explainer_named(plan.explainer)
-        if plan.guided_by is None
+        explain=explainer_named(spec.explainer)
+        if spec.guided_by is None
         else attribution_named(model.explainer),
         targets=targets,
-        teacher_weights=plan.teacher_weights,
-        seed=plan.seed,
+        teacher_weights=spec.teacher_weights,
+        seed=spec.seed,
         compute_settings=compute_settings,
         distributed=distributed,
-        has_labels=plan.dataset.has_labels and bool(plan.class_names),
+        has_labels=spec.dataset.has_labels and bool(spec.class_names),
     )
 
 
-def build_loader(plan: TrainingSpec, distributed: DistributedContext) -> TrainLoader:
+def build_loader(spec: TrainingSpec, distributed: DistributedContext) -> TrainLoader:
     """Build the loader of a rank's batches."""
     return TrainLoader(
-        plan.dataset,
-        None if plan.replays else _build_views(plan),
-        PixelAugmentSchedule(plan.augment, plan.seed),
-        batch_size=plan.trainer.batch_size,
-        seed=plan.seed,
-        loader_processes=plan.trainer.loader_processes,
-        views_per_step=plan.views_per_step,
+        spec.dataset,
+        None if spec.replays else _build_views(spec),
+        PixelAugmentSchedule(spec.augment, spec.seed),
+        batch_size=spec.trainer.batch_size,
+        seed=spec.seed,
+        loader_processes=spec.trainer.loader_processes,
+        views_per_step=spec.views_per_step,
         rank=distributed.rank,
         world_size=distributed.world_size,
     )
 
 
-def _check_labels(plan: TrainingSpec) -> None:
+def _check_labels(spec: TrainingSpec) -> None:
     """Raise ConfigError unless the loss and the network support the labels of the data."""
-    if plan.loss.needs.labels and not plan.dataset.has_labels:
+    if spec.loss.needs.labels and not spec.dataset.has_labels:
         raise ConfigError(
             "none of the records has a label of the network's classes, but the loss needs labels; choose a "
             "method without labels (method.lambda_ce=0) or data with labels"
         )
-    many = plan.dataset.has_many_labels
-    plan.loss.check_labels(many=many)
-    if many and plan.model.classes not in (None, plan.num_classes):
+    many = spec.dataset.has_many_labels
+    spec.loss.check_labels(many=many)
+    if many and spec.model.classes not in (None, spec.num_classes):
         raise ConfigError(
-            f"the network's option classes={plan.model.classes} is not the {plan.num_classes} classes of the "
+            f"the network's option classes={spec.model.classes} is not the {spec.num_classes} classes of the "
             "labels; set it to null"
         )
 
 
-def _check_map_grids(plan: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
+def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
     """Raise ConfigError if the explanations of the student or of a teacher have only one cell."""
-    own = map_grid(model, plan.input_size)
+    own = map_grid(model, spec.input_size)
     require_places(
         own,
-        plan.input_size,
-        "the student's explanations" if plan.guided_by is None else "the network's explanations",
+        spec.input_size,
+        "the student's explanations" if spec.guided_by is None else "the network's explanations",
         "raise augment.size or choose a network with a smaller stride",
     )
     taught = [
-        ((spec.shape[-2], spec.shape[-1]), plan.dataset.store.size, f"the maps of {teacher.name}")
-        for teacher in plan.dataset.passes
-        for spec in teacher.manifest.fields
-        if spec.name == "map"
+        ((field.shape[-2], field.shape[-1]), spec.dataset.store.size, f"the maps of {teacher.name}")
+        for teacher in spec.dataset.passes
+        for field in teacher.manifest.fields
+        if field.name == "map"
     ]
     if isinstance(targets, LiveTeacher):
         size = targets.input_size
@@ -155,36 +155,36 @@ def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:
 
 @torch.no_grad()
 def _build_loss_parameters(
-    plan: TrainingSpec, model: Classifier, targets: TargetSource, device: torch.device
+    spec: TrainingSpec, model: Classifier, targets: TargetSource, device: torch.device
 ) -> None:
     """Run both networks on one record so that the loss can create the parameters whose shapes depend on them.
 
     They are drawn from a separate seed, which is the same on every rank.
     """
-    batch = move_batch(plan.dataset.__getitems__([(0, 0) if plan.replays else 0]), device)
-    output = model.eval()(view_images(batch, plan.input_size), plan.loss.needs.intermediates)
+    batch = move_batch(spec.dataset.__getitems__([(0, 0) if spec.replays else 0]), device)
+    output = model.eval()(view_images(batch, spec.input_size), spec.loss.needs.intermediates)
     grid = (output.features.shape[-2], output.features.shape[-1])
-    taught = plan.loss.convert_targets(targets(batch, grid, with_maps=False))
-    torch.manual_seed(derive_seed(plan.seed, "initialisation of the loss"))
+    taught = spec.loss.convert_targets(targets(batch, TargetRequest(grid, with_maps=False)))
+    torch.manual_seed(derive_seed(spec.seed, "initialisation of the loss"))
     for example in taught:
         if isinstance(example, Targets):
-            plan.loss.build(StudentOutput(output=output), example)
+            spec.loss.build(StudentOutput(output=output), example)
 
 
 def _build_live_teacher(
-    plan: TrainingSpec, config: ModelConfig, device: torch.device
+    spec: TrainingSpec, config: ModelConfig, device: torch.device
 ) -> LiveTeacher:
     side = teacher_input_size(config)
-    reads_head = plan.loss.needs.logits
-    model = build_model(config, plan.num_classes, may_replace_head=not reads_head)
+    reads_head = spec.loss.needs.logits
+    model = build_model(config, spec.num_classes, may_replace_head=not reads_head)
     return LiveTeacher(
         config.name,
         freeze(model).to(device),
-        explainer_named(plan.explainer),
-        plan.input_size if side is None else (side, side),
-        replace(_compute_settings(plan.trainer, config, device), compile=False),
-        plan.live_explainer,
-        plan.loss.needs,
+        explainer_named(spec.explainer),
+        spec.input_size if side is None else (side, side),
+        replace(_compute_settings(spec.trainer, config, device), compile=False),
+        spec.live_explainer,
+        spec.loss.needs,
     )
 
 
@@ -203,12 +203,12 @@ def _compute_settings(
     )
 
 
-def _build_views(plan: TrainingSpec) -> ViewSchedule:
-    height, width = plan.dataset.store.size
-    one_aspect = plan.dataset.has_frame_aspect
-    views = ViewSchedule(plan.augment, (height, width), plan.seed, one_aspect=one_aspect)
-    first = plan.dataset.aspects(range(min(_MEASURED_VIEWS, len(plan.dataset))))
-    worst = worst_downscale(views, plan.input_size, first)
+def _build_views(spec: TrainingSpec) -> ViewSchedule:
+    height, width = spec.dataset.store.size
+    one_aspect = spec.dataset.has_frame_aspect
+    views = ViewSchedule(spec.augment, (height, width), spec.seed, one_aspect=one_aspect)
+    first = spec.dataset.aspects(range(min(_MEASURED_VIEWS, len(spec.dataset))))
+    worst = worst_downscale(views, spec.input_size, first)
     if worst > MAX_DOWNSCALE:
         logger.warning(
             "views downscale the canonical frame of %dx%d by a factor of up to %.1f and alias above %.1f; "
@@ -217,14 +217,14 @@ def _build_views(plan: TrainingSpec) -> ViewSchedule:
             worst,
             MAX_DOWNSCALE,
         )
-    if min(plan.input_size) > MAX_UPSCALE * max(views.size):
+    if min(spec.input_size) > MAX_UPSCALE * max(views.size):
         logger.warning(
             "augment.size=%d enlarges frames of %dx%d by a factor of %.1f, and a step costs about %.0f times as much; "
             "leave augment.size at null, unless the network needs images of that size",
-            plan.input_size[0],
+            spec.input_size[0],
             *views.size,
-            min(plan.input_size) / max(views.size),
-            (min(plan.input_size) / max(views.size)) ** 2,
+            min(spec.input_size) / max(views.size),
+            (min(spec.input_size) / max(views.size)) ** 2,
         )
     return views
 

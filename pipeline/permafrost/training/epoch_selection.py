@@ -20,14 +20,15 @@ from permafrost.core.errors import ConfigError, first_line, require
 from permafrost.evaluation.evaluator import METRICS, best_position
 from permafrost.evaluation.forward import EvaluatedModel, metrics_of, open_split, predict_records
 from permafrost.loading.decode_threads import resolve_decode_threads
-from permafrost.models.classifier import Classifier
+from permafrost.models.classifier import Classifier, eval_mode
 from permafrost.models.saved import TrainedModel
 from permafrost.runs.folder import CHECKPOINT_NAME
-from permafrost.storage.files import sha256_file, write_atomically
-from permafrost.storage.signed_files import damaged, read_json, write_json
+from permafrost.storage.files import sha256_file
+from permafrost.storage.signed_files import damaged, write_json
 from permafrost.storage.untrusted import FormatError, load_tensors
-from permafrost.store.entries import EntryError, from_dict, require_entry
+from permafrost.store.entries import from_dict, require_entry
 from permafrost.store.reader import Store, TeacherPass
+from permafrost.training.kept_epochs import KeptEpochs, read_listed
 from permafrost.training.student_passes import compared_passes
 
 CURVE_NAME = "curve.json"
@@ -76,19 +77,14 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
     folder  folder of the training, runs/<run>/distill
     Raises DamagedFileError for wrong digests, types and ranges.
     """
-    path = folder / CURVE_NAME
-    if not path.exists():
-        return []
     advice = "delete it; only the curve of the epochs so far is lost"
-    values = read_json(path, advice)
-    try:
-        for point in from_dict(_CurveFile, values).points:
-            for metrics in point.splits.values():
-                require_entry(all(type(value) is float for value in metrics.values()), "no number")
-    except EntryError as error:
-        raise damaged(path, error, advice) from error
-    points: list[dict[str, Any]] = values["points"]
-    return points
+    return read_listed(folder / CURVE_NAME, "points", _check_curve, advice)
+
+
+def _check_curve(values: dict[str, Any]) -> None:
+    for point in from_dict(_CurveFile, values).points:
+        for metrics in point.splits.values():
+            require_entry(all(type(value) is float for value in metrics.values()), "no number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +151,7 @@ class EpochSelection:
             select.partition(".")[2] in METRICS,
             f"select_epoch={select} names an unknown metric; choose one of {', '.join(METRICS)}",
         )
-        self.folder = folder
+        self.files = KeptEpochs(folder / EPOCHS_NAME, "epochs", "selected-epoch-")
         self.select = select
         self.evaluate = evaluate
         self.epochs()  # a damaged file is an error before the training, not after an epoch
@@ -170,44 +166,26 @@ class EpochSelection:
 
         Returns whether they are kept, after which a checkpoint is to be written.
         """
-        from safetensors.torch import save
-
         value = self._value(self.evaluate(model), epoch)
         earlier = [one for one in self.epochs() if one["epoch"] < epoch]
-        entry: dict[str, Any] = {"epoch": epoch, "value": value, "sha256": None}
-        epochs = [*earlier, entry]
+        epochs = [*earlier, {"epoch": epoch, "value": value, "sha256": None}]
         best = self._best(epochs)
-        if best == epoch:
-            state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
-            entry["sha256"] = write_atomically(self._weights(epoch), save(state))
-        write_json(self.folder / EPOCHS_NAME, {"epochs": epochs})
-        kept = {
-            self._weights(number) for number in (best, self._best(earlier) if earlier else best)
-        }
-        for path in self.folder.glob(self._weights(0).name.replace("0000", "*")):
-            if path not in kept:
-                path.unlink()
+        kept = {best, self._best(earlier) if earlier else best}
+        self.files.write(model, epoch, epochs, kept)
         return best == epoch
 
     def epochs(self) -> list[dict[str, Any]]:
         """Number, value and digest of each epoch so far. Raises DamagedFileError for wrong digests and types."""
-        path = self.folder / EPOCHS_NAME
-        if not path.exists():
-            return []
-        values = read_json(path, self._advice)
-        try:
-            from_dict(_EpochsFile, values)
-        except EntryError as error:
-            raise damaged(path, error, self._advice) from error
-        epochs: list[dict[str, Any]] = values["epochs"]
-        return epochs
+        return read_listed(
+            self.files.path, "epochs", lambda values: from_dict(_EpochsFile, values), self._advice
+        )
 
     def restore(self, model: Classifier) -> None:
         """Load the weights of the selected epoch into the network. Raises DamagedFileError for other weights."""
         epochs = self.epochs()
         best = self._best(epochs)
         (listed,) = (one["sha256"] for one in epochs if one["epoch"] == best)
-        path = self._weights(best)
+        path = self.files.weights(best)
         actual = sha256_file(path)
         if actual != listed:
             reason = f"it has sha256 {actual[:12]}, but {EPOCHS_NAME} lists {str(listed)[:12]}"
@@ -219,11 +197,7 @@ class EpochSelection:
 
     @property
     def _advice(self) -> str:
-        return f"delete {self.folder / CHECKPOINT_NAME}, and the training starts again at epoch 0"
-
-    def _weights(self, epoch: int) -> Path:
-        """File of an epoch's weights."""
-        return self.folder / f"selected-epoch-{epoch:04d}.safetensors"
+        return f"delete {self.files.path.with_name(CHECKPOINT_NAME)}, and the training starts again at epoch 0"
 
     def _best(self, epochs: Sequence[Mapping[str, Any]]) -> int:
         """Number of the best epoch, the first of equal ones."""
@@ -329,10 +303,9 @@ def split_evaluator(
     options = EvaluateOptions(frame=config.select_frame)
 
     def evaluate(model: Classifier) -> dict[str, Any]:
-        was_training = model.training
-        subject = EvaluatedModel(network=model.eval(), input_size=size)
-        found = predict_records(subject, dataset, options, localize=localize)
-        model.train(was_training)
+        with eval_mode(model):
+            subject = EvaluatedModel(network=model, input_size=size)
+            found = predict_records(subject, dataset, options, localize=localize)
         return metrics_of(found, options.group_sets)
 
     return evaluate

@@ -1,4 +1,4 @@
-"""A whole training, from its specification to the exported network: phases, epochs, steps and checkpoints.
+"""A whole training, from its specification to the last epoch: phases, epochs, steps and checkpoints.
 
 The same code runs in the process of the stage and in each rank of a cluster.
 
@@ -14,10 +14,8 @@ run that is killed in this phase starts it again with the same result. A run tha
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,18 +25,18 @@ from permafrost.core.distributed import DistributedContext
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import Targets
 from permafrost.core.seeds import derive_seed
+from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
 from permafrost.losses.base import AuxiliaryPretraining
 from permafrost.models.classifier import Classifier
 from permafrost.models.providers import measure_cost
-from permafrost.models.saved import save_model
-from permafrost.runs.folder import CHECKPOINT_NAME, read_cost, save_cost
+from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.runs.mirrors import upload_mirror
 from permafrost.training.build import build_loader, build_training
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
 from permafrost.training.metric_log import MetricWriter, StepLog
 from permafrost.training.optim import check_warmup, learning_rate
-from permafrost.training.spec import TrainingJob, TrainingSpec
+from permafrost.training.spec import TrainingSpec
 from permafrost.training.state import Training, seed_generators
 from permafrost.training.step import train_step
 from permafrost.training.targets import LiveTeacher
@@ -104,7 +102,7 @@ def _train_epoch(
             derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank),
             device,
         )
-        read = training.targets(batch, (1, 1), with_maps=False)
+        read = training.targets(batch, TargetRequest((1, 1), with_maps=False))
         (targets,) = training.loss.convert_targets(read)
         assert isinstance(targets, Targets)
         term = phase.loss(targets, batch.view_index)
@@ -114,9 +112,6 @@ def _train_epoch(
         optimizer.step()
         values.append(term.detach())
     return float(torch.stack(values).mean())
-
-
-# ---- loop ------------------------------------------------------------------------------------------
 
 
 # ---- epochs --------------------------------------------------------------------------------------
@@ -203,42 +198,8 @@ def _discard(line: dict[str, float]) -> None:
 # ---- run -------------------------------------------------------------------------------------------
 
 
-def run_job(
-    job: TrainingJob,
-    on_epoch: Callable[[int, str], None],
-    distributed: DistributedContext | None = None,
-) -> None:
-    """Train to the last epoch, starting from the folder's checkpoint if there is one, and export the network."""
-    distributed = distributed or DistributedContext()
-    job.prepare(distributed)
-    plan = job.plan(distributed)
-    if plan.doubt and distributed.is_first:
-        logger.warning("%s", plan.doubt)
-    at_once = plan.trainer.batch_size // plan.views_per_step
-    records = len(plan.dataset) // at_once * plan.trainer.batch_size
-    started = time.monotonic()
-
-    def count_cost(epoch: int, line: str) -> None:
-        nonlocal started
-        now = time.monotonic()
-        save_cost(job.folder, now - started, records)
-        started = now
-        on_epoch(epoch, line)
-
-    read_cost(job.folder)  # a damaged file is an error before the training, not after an epoch
-    training = train_to_end(plan, job.folder, count_cost, distributed)
-    if distributed.is_first:
-        trained = replace(
-            job.describe(plan),
-            steps=training.global_step,
-            precision=training.compute_settings.precision_name,
-        )
-        save_model(job.folder, training.model, trained)
-        upload_mirror(job.folder)  # this process may be on another machine than the command
-
-
 def train_to_end(
-    plan: TrainingSpec,
+    spec: TrainingSpec,
     folder: Path,
     on_epoch: Callable[[int, str], None],
     distributed: DistributedContext,
@@ -248,39 +209,39 @@ def train_to_end(
     Separate seeds are derived from the seed for initialization, record order, views, pixel augmentation and the random
     draws of a step.
     """
-    if plan.trainer.num_threads is not None:
-        torch.set_num_threads(plan.trainer.num_threads)
-    training = build_training(plan, distributed)
-    torch.set_num_threads(_choose_threads(plan, training, distributed))
-    stream = build_loader(plan, distributed)
+    if spec.trainer.num_threads is not None:
+        torch.set_num_threads(spec.trainer.num_threads)
+    training = build_training(spec, distributed)
+    torch.set_num_threads(_choose_threads(spec, training, distributed))
+    stream = build_loader(spec, distributed)
     fit(
         training,
         stream,
-        trainer=plan.trainer,
-        lr=plan.optimizer.lr,
-        input_size=plan.input_size,
+        trainer=spec.trainer,
+        lr=spec.optimizer.lr,
+        input_size=spec.input_size,
         folder=folder,
         on_epoch=on_epoch,
         after_epoch=[
             callback
-            for callback in (plan.after_epoch, plan.epoch_selection)
+            for callback in (spec.after_epoch, spec.epoch_selection)
             if callback is not None
         ],
     )
-    if plan.epoch_selection is not None and distributed.is_first:
-        plan.epoch_selection.restore(training.model)
+    if spec.epoch_selection is not None and distributed.is_first:
+        spec.epoch_selection.restore(training.model)
     return training
 
 
-def _choose_threads(plan: TrainingSpec, training: Training, distributed: DistributedContext) -> int:
+def _choose_threads(spec: TrainingSpec, training: Training, distributed: DistributedContext) -> int:
     """Return the number of torch threads of this process: the option's, or one by the work of a step on the CPU."""
-    available = plan.trainer.num_threads or torch.get_num_threads()
+    available = spec.trainer.num_threads or torch.get_num_threads()
     device = next(training.model.parameters()).device
-    if plan.trainer.num_threads is not None or device.type != "cpu":
+    if spec.trainer.num_threads is not None or device.type != "cpu":
         return available
-    networks = [(training.model, plan.input_size)]
+    networks = [(training.model, spec.input_size)]
     if isinstance(training.targets, LiveTeacher):
         networks.append((training.targets.model, training.targets.input_size))
-    of_table = plan.dataset.store.is_table
+    of_table = spec.dataset.store.is_table
     inputs = [(net, size[1:] if of_table else (3, *size)) for net, size in networks]
-    return step_threads(inputs, plan.trainer.batch_size // distributed.world_size, available)
+    return step_threads(inputs, spec.trainer.batch_size // distributed.world_size, available)

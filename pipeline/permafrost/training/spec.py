@@ -1,23 +1,19 @@
-"""Specification of a training, and of the job that builds one on any machine."""
+"""Specification of a training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol, Self
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.core.distributed import DistributedContext
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import RegionKind
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
 from permafrost.models.explanations import DEFAULT_EXPLAINER
-from permafrost.models.saved import TrainedModel
 from permafrost.training.epoch_selection import EpochSelection
 
 
@@ -65,34 +61,3 @@ class TrainingSpec:
         """(height, width) of the student's view."""
         size = self.augment.size
         return self.dataset.store.size if size is None else (size, size)
-
-
-class TrainingJob(Protocol):
-    """The training that a stage requests. It is picklable, so any process can run it."""
-
-    @property
-    def folder(self) -> Path:
-        """Absolute path of the run's folder, for the checkpoint and the network."""
-
-    @property
-    def run(self) -> str:
-        """Name of the run, or its address in a bucket."""
-
-    def moved_to(self, folder: Path) -> Self:
-        """Return the same job with the run's folder on another machine."""
-
-    @property
-    def trainer(self) -> TrainerOptions:
-        """Trainer options, such as epochs and number of ranks."""
-
-    def prepare(self, distributed: DistributedContext) -> None:
-        """Create the files that the training reads in addition to the store, on all ranks, unless they exist."""
-
-    def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
-        """Build the specification of the training. Raises ConfigError if the options do not fit the store.
-
-        distributed  ranks that share the cores of this machine, None if this process trains alone
-        """
-
-    def describe(self, plan: TrainingSpec) -> TrainedModel:
-        """Return the content of model.json for the result."""

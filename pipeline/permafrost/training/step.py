@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from permafrost.core.records import NO_LABEL, Batch, Guidance, Targets, first_explained
-from permafrost.loading.geometry import view_images
+from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.losses.base import (
     DistillationLoss,
     LossTerms,
@@ -77,7 +77,7 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = needs.maps_in(training.global_step)
     terms = []
-    found = training.targets(batch, grid, needs.map_control, with_maps=needs_maps)
+    found = training.targets(batch, TargetRequest(grid, needs.map_control, with_maps=needs_maps))
     for targets in training.loss.convert_targets(found):
         for change in inputs.on_targets:
             targets = change(targets)

@@ -103,7 +103,9 @@ def live_teacher(config: DistillConfig) -> ModelConfig | None:
     return None if isinstance(config.teacher, NoModelConfig) else config.teacher
 
 
-def check_passes(config: DistillConfig, passes: list[TeacherPass], loss: DistillationLoss) -> None:
+def check_passes(
+    config: DistillConfig, passes: Sequence[TeacherPass], loss: DistillationLoss
+) -> None:
     """Raise StoreMismatchError unless one student can be trained on all of the passes."""
     for teacher in passes:
         readers = _methods_of(config.method, teacher)

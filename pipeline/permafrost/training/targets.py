@@ -9,16 +9,19 @@ A guided teacher has one class per record, drawn uniformly, and the regions of t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from permafrost.annotation.teacher_fields import fields_of_payloads
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_CLASS, Batch, Guidance, Targets
 from permafrost.loading.geometry import (
     RegionKind,
+    TargetRequest,
     neighbor_features,
     neighbor_maps,
     place_on_grid,
@@ -39,15 +42,8 @@ from permafrost.models.explanations import (
 class TargetSource(Protocol):
     """Source of the teachers' targets for a batch under its views, stored or computed live."""
 
-    def __call__(
-        self,
-        batch: Batch,
-        grid: tuple[int, int],
-        map_control: str = "none",
-        *,
-        with_maps: bool = True,
-    ) -> tuple[Targets | Guidance, ...]:
-        """Return one set of targets per teacher, with maps on the student's (h, w) `grid`."""
+    def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets | Guidance, ...]:
+        """Return one set of targets per teacher."""
 
 
 # ---- live targets ----------------------------------------------------------------------------------
@@ -86,27 +82,17 @@ class LiveTeacher:
         self.needs = needs
 
     @torch.no_grad()
-    def __call__(
-        self,
-        batch: Batch,
-        grid: tuple[int, int],
-        map_control: str = "none",
-        *,
-        with_maps: bool = True,
-    ) -> tuple[Targets, ...]:
-        """Compute one Targets with maps [B, E, A, h, w] on the student's (h, w) `grid`.
-
-        map_control  "shuffled" assigns to each record the map of its neighbor in the batch
-        """
+    def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
+        """Compute one Targets with maps [B, E, A, h, w]."""
         images = view_images(batch, self.input_size)
-        output = self._forward(images, with_maps=with_maps)
+        output = self._forward(images, with_maps=request.with_maps)
         logits = output.logits.detach().float()
         classes = explained_classes(self.explainer, logits, batch.labels, batch.keys)
-        fields = self.needs.target_fields
-        intermediates = {} if fields is None else fields(output)
-        if map_control == "shuffled":
+        fields = self.needs.target_fields or partial(fields_of_payloads, self.needs.payloads)
+        intermediates = fields(output)
+        if request.map_control == "shuffled":
             intermediates = neighbor_features(intermediates)
-        if not with_maps:
+        if not request.with_maps:
             return (
                 Targets(
                     teacher=self.name,
@@ -115,8 +101,8 @@ class LiveTeacher:
                     intermediates=intermediates,
                 ),
             )
-        maps = place_on_grid(self.explain(self.model, output, classes), grid)
-        if map_control == "shuffled":
+        maps = place_on_grid(self.explain(self.model, output, classes), request.grid)
+        if request.map_control == "shuffled":
             maps = neighbor_maps(maps, classes)
         valid = maps.flatten(2).any(dim=2) & (classes >= 0)
         return (
@@ -152,14 +138,7 @@ class GuidanceSource:
         self.num_classes = num_classes
         self.input_size = input_size
 
-    def __call__(
-        self,
-        batch: Batch,
-        grid: tuple[int, int],
-        map_control: str = "none",
-        *,
-        with_maps: bool = True,
-    ) -> tuple[Guidance, ...]:
+    def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Guidance, ...]:
         """Draw one Guidance with torch's global generator of the host, where boxes are."""
         classes = _draw(multi_hot(batch.labels_on_host, self.num_classes))
         regions = regions_of(batch, classes, self.kind, self.input_size)

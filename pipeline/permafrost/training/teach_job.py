@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import ModelConfig, NoModelConfig, is_published
 from permafrost.config.teaching import GuidedTeachingConfig
@@ -18,10 +18,10 @@ from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
 from permafrost.models.fingerprint import describe_teacher, identify_weights
 from permafrost.models.trained_weights import weights_file
-from permafrost.storage.files import write_atomically
-from permafrost.storage.signed_files import damaged, read_json, write_json
-from permafrost.store.entries import EntryError, from_dict
+from permafrost.store.entries import from_dict
 from permafrost.store.reader import Store
+from permafrost.training.job import TrainingJob
+from permafrost.training.kept_epochs import KeptEpochs, read_listed
 
 if TYPE_CHECKING:
     from permafrost.config.training import TrainerOptions
@@ -68,51 +68,33 @@ class ParetoFront:
 
         evaluator  function that returns a network's metrics on the split by which epochs are compared
         """
-        self.folder = folder / FOLDER
+        self.files = KeptEpochs(folder / FOLDER / FRONT_NAME, "front", "epoch-")
         self.evaluator = evaluator
         self.members()  # a damaged file is an error before the training, not after an epoch
 
     def __call__(self, model: Classifier, epoch: int) -> None:
         """Evaluate the network after an epoch, keep it if it is on the front, and delete epochs that left the front."""
-        from safetensors.torch import save
-
         metrics = self.evaluator(model)
         right = next(name for name in _RIGHT if name in metrics)
         point = {name: float(metrics[name]) for name in (right, *_REASONS) if name in metrics}
-        candidates = [c for c in self.members() if c["epoch"] != epoch]
-        own: dict[str, Any] = {"epoch": epoch, **point}
-        candidates.append(own)
-        kept = pareto_front([[c[name] for name in point] for c in candidates])
-        if len(candidates) - 1 in kept:
-            state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
-            own["sha256"] = write_atomically(self.folder / weights_name(epoch), save(state))
-        front = [candidates[position] for position in kept]
-        write_json(self.folder / FRONT_NAME, {"front": front})
-        wanted = {weights_name(c["epoch"]) for c in front}
-        for path in self.folder.glob("*.safetensors"):
-            if path.name not in wanted:
-                path.unlink()
+        others = [c for c in self.members() if c["epoch"] != epoch]
+        candidates: list[dict[str, Any]] = [*others, {"epoch": epoch, **point}]
+        best = pareto_front([[c[name] for name in point] for c in candidates])
+        front = [candidates[position] for position in best]
+        self.files.write(model, epoch, front, {c["epoch"] for c in front})
 
     def members(self) -> list[dict[str, Any]]:
         """Members of the front so far, with epoch, metrics and the digest of their weights.
 
         Raises DamagedFileError for wrong digests and types.
         """
-        path = self.folder / FRONT_NAME
-        if not path.exists():
-            return []
         advice = "delete it; the epochs before the next one are then not on the front"
-        values = read_json(path, advice)
-        try:
-            from_dict(_FrontFile, values)
-            for member in values["front"]:
-                from_dict(
-                    _Member, {"epg": None, "iou": None, "f1": None, "accuracy": None} | member
-                )
-        except EntryError as error:
-            raise damaged(path, error, advice) from error
-        front: list[dict[str, Any]] = values["front"]
-        return front
+        return read_listed(self.files.path, "front", _check_front, advice)
+
+
+def _check_front(values: dict[str, Any]) -> None:
+    for member in from_dict(_FrontFile, values).front:
+        from_dict(_Member, {"epg": None, "iou": None, "f1": None, "accuracy": None} | member)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,54 +116,31 @@ class _FrontFile:
     front: tuple[dict[str, Any], ...]
 
 
-def weights_name(epoch: int) -> str:
-    """Name of the file of an epoch's weights."""
-    return f"epoch-{epoch:04d}.safetensors"
-
-
 # ---- teach job -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teaching:
-    """The TrainingJob of one teacher."""
+class Teaching(TrainingJob):
+    """The training of one teacher."""
 
     config: TeachConfig
-    folder: Path
-
-    @property
-    def run(self) -> str:
-        """Name of the run, or its address in a bucket."""
-        return self.config.run
-
-    def moved_to(self, folder: Path) -> Self:
-        """Return the same job with the run's folder on another machine."""
-        return replace(self, folder=folder)
 
     @property
     def trainer(self) -> TrainerOptions:
-        """Trainer options, such as epochs and number of ranks."""
         return self.config.teaching.trainer
 
     def prepare(self, distributed: DistributedContext) -> None:
-        """Write the files that the teaching computes before the training."""
         teaching = self.config.teaching
         if teaching.needs_preparation(self.config.teacher):
             pkgutil.resolve_name(teaching.preparation)(self.config, self.folder, distributed)
 
-    def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
-        """Build the specification of the training.
-
-        Raises ConfigError or StoreMismatchError if the options do not fit the store.
-
-        distributed  ranks that share the cores of this machine, None if this process trains alone
-        """
+    def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         from permafrost.loading.decode_threads import decode_threads_of
         from permafrost.losses.base import build_loss
         from permafrost.training.spec import TrainingSpec
 
         teaching = self.config.teaching
-        store = Store(self.config.store.folder)
+        store = Store(self.config.store.folder) if self.opened is None else self.opened.store
         guided = isinstance(teaching, GuidedTeachingConfig)
         threads = decode_threads_of(teaching.trainer, distributed)
         return TrainingSpec(
@@ -229,32 +188,29 @@ class Teaching:
         if not isinstance(teaching, GuidedTeachingConfig) or teaching.pareto_split is None:
             return None
         from permafrost.evaluation.forward import EvaluatedModel, evaluate_split
+        from permafrost.models.classifier import eval_mode
 
         dataset = self._dataset(store, teaching.pareto_split, decode_threads, with_regions=True)
         size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2
         options = replace(self.config.evaluate, region=teaching.region)
 
         def evaluate(model: Classifier) -> dict[str, Any]:
-            training = model.training
-            metrics: dict[str, Any] = evaluate_split(
-                EvaluatedModel(network=model.eval(), input_size=(size[0], size[1])),
-                dataset,
-                options,
-            )
-            model.train(training)
+            with eval_mode(model):
+                metrics: dict[str, Any] = evaluate_split(
+                    EvaluatedModel(network=model, input_size=(size[0], size[1])), dataset, options
+                )
             return metrics
 
         return ParetoFront(self.folder, evaluate)
 
-    def describe(self, plan: TrainingSpec) -> TrainedModel:
-        """Return the content of model.json for the result."""
+    def describe(self, spec: TrainingSpec) -> TrainedModel:
         from permafrost.models.saved import TrainedModel
 
         return TrainedModel(
             config=self.config.teacher,
-            num_classes=plan.num_classes,
-            classes=plan.class_names,
-            input_size=plan.input_size,
+            num_classes=spec.num_classes,
+            classes=spec.class_names,
+            input_size=spec.input_size,
             split=self.config.teaching.split,
         )
 

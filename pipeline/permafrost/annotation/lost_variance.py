@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from permafrost.annotation.teacher_fields import project_features, stage_fields
 from permafrost.core.records import Targets
-from permafrost.losses.feature_kd import stage_fields
-from permafrost.losses.restored_features import project_features
 from permafrost.models.classifier import ModelOutput
 from permafrost.store.projections import Projection
 

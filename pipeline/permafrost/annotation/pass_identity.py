@@ -1,0 +1,88 @@
+"""The identity of a teacher pass.
+
+A fingerprint covers everything that changes the numbers (data, weights, architecture, preprocessing, explainer,
+payloads, views) and excludes everything that does not (library versions, device, actors, batch size).
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from permafrost.annotation.stored_views import StoredViews
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.models import ModelConfig
+from permafrost.config.store import PAYLOADS, PassOptions
+from permafrost.core.digests import sha256_json
+from permafrost.models.providers import build_model
+from permafrost.store.manifest import CANONICAL_VIEW, StoreManifest
+
+_CANONICAL: tuple[dict[str, Any], None] = (
+    {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0},
+    None,
+)
+
+
+def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
+    """Describe the options that determine a pass's maps. Options that are not read are left out."""
+    options = asdict(config)
+    if config.max_classes is None:
+        del options["max_classes"]
+    if config.explained_classes != "sample_gt":
+        del options["seed"]
+    return options
+
+
+def describe_pass(
+    store: StoreManifest,
+    teacher: dict[str, Any],
+    explainer: ExplainerConfig,
+    config: PassOptions,
+    backend: str,
+    views: StoredViews | None = None,
+    network: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe everything that a pass's fingerprint covers, in the form of its manifest.
+
+    views    stored views, None for the canonical view of every record
+    network  what payloads say about the teacher (PayloadInfo.describe)
+    """
+    seen, selection = _CANONICAL if views is None else views.describe()
+    only_where_read: dict[str, Any] = {
+        option: getattr(config, option)
+        for name in config.payloads
+        for option in config.read_by(name)
+    }
+    return {
+        "dataset_fingerprint": store.dataset.fingerprint,
+        "store_fingerprint": store.fingerprint,
+        "selection": selection,
+        "teacher": teacher,
+        "views": seen,
+        "explainer": describe_explainer(explainer) if "map" in config.payloads else {},
+        "payloads": sorted(config.payloads),
+        "backend": backend,
+        **only_where_read,
+        **(network or {}),
+    }
+
+
+def fingerprint_pass(description: dict[str, Any]) -> str:
+    """Fingerprint of the result of `describe_pass`."""
+    return sha256_json(description)
+
+
+def describe_network(
+    payloads: Sequence[str], teacher: ModelConfig, num_classes: int
+) -> dict[str, Any]:
+    """Return what payloads say about the teacher. Raises ConfigError if it cannot produce one of them."""
+    functions = [PAYLOADS[name].describe for name in payloads]
+    if not any(functions):
+        return {}
+    network = build_model(teacher, num_classes)
+    described: dict[str, Any] = {}
+    for function in filter(None, functions):
+        described |= pkgutil.resolve_name(function)(network)
+    return described

@@ -1,0 +1,84 @@
+"""Fields that a pass stores of a teacher's intermediates, as they are before encoding, and of a live teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from permafrost.core.errors import require
+from permafrost.core.records import FEATURES
+from permafrost.models.classifier import ModelOutput, to_float32
+from permafrost.models.stages import POOLED_STAGE, attention_map, stage_index
+from permafrost.store.projections import Projection
+
+
+def attention_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """Fields attention_1, ... [B, h, w]: Q of each stage."""
+    return {
+        f"attention_{number}": attention_map(stage.output.detach())
+        for number, stage in enumerate(output.stages, start=1)
+    }
+
+
+def class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """Field class_maps [B, K, h, w], on the features' grid."""
+    assert output.class_maps is not None
+    return {"class_maps": output.class_maps.detach()}
+
+
+def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """Field pooled [B, d]: the pooled feature before the classifier."""
+    assert output.pooled is not None
+    return {"pooled": output.pooled.detach()}
+
+
+def stage_fields(
+    output: ModelOutput, stages: Sequence[int] = (), margin: float = 0.0
+) -> dict[str, Tensor]:
+    """Fields features_<stage> [B, C, h, w] before the stage's last ReLU, then features_pooled [B, C], f32 or wider.
+
+    stages  counted from 1 at the finest or from -1 at the deepest; empty takes all
+    margin  width of a border around the image in units of its side, which features_pooled does not average over
+    Raises ConfigError if the network has fewer.
+    """
+    count = len(output.stages)
+    require(
+        max(map(abs, stages), default=0) <= count,
+        f"annotate.features_stages={list(stages)}: the teacher has {count} stages",
+    )
+    places = sorted(stage_index(number, count) for number in stages) or range(count)
+    fields = {
+        f"{FEATURES}_{place + 1}": to_float32(output.stages[place].preactivation.detach())
+        for place in places
+    }
+    deepest = to_float32(output.stages[-1].output.detach())
+    top, left = (round(side * margin / (1 + 2 * margin)) for side in deepest.shape[-2:])
+    inner = deepest[..., top : deepest.shape[-2] - top, left : deepest.shape[-1] - left]
+    return {**fields, POOLED_STAGE: inner.mean(dim=(2, 3))}
+
+
+_FIELDS: dict[str, Callable[[ModelOutput], dict[str, Tensor]]] = {
+    "attention": attention_fields,
+    "class_maps": class_map_fields,
+    FEATURES: stage_fields,
+    "pooled": pooled_fields,
+}
+"""Fields of each payload of intermediates, with the default options of a pass."""
+
+
+def fields_of_payloads(payloads: Iterable[str], output: ModelOutput) -> dict[str, Tensor]:
+    """Compute the fields of payloads of intermediates, f32 and without a graph."""
+    return {
+        name: values
+        for payload in payloads
+        if payload in _FIELDS
+        for name, values in _FIELDS[payload](output).items()
+    }
+
+
+def project_features(features: Tensor, projection: Projection) -> Tensor:
+    """Compute components (x - mean) at each position, f32 [B, C, h, w] -> [B, C', h, w]."""
+    mean, components = (torch.from_numpy(part).to(features) for part in projection[:2])
+    return torch.einsum("kc,bchw->bkhw", components, features - mean[:, None, None])

@@ -1,0 +1,148 @@
+"""The work of `evaluate`: one network, and the evaluators that are missing in its folder."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from permafrost.evaluation.evaluator import align_columns, numbers_of
+from permafrost.evaluation.inputs import (
+    named_baselines,
+    open_network,
+    open_student,
+    open_teacher,
+    with_baselines,
+)
+from permafrost.evaluation.results import (
+    METRICS_NAME,
+    NETWORK_EVALUATION,
+    TEACHER_EVALUATION,
+    evaluation_folder,
+    folder_of_evaluation,
+    missing_evaluators,
+    read_results,
+    without_outputs,
+)
+from permafrost.evaluation.trained_student import (
+    UNTRAINED,
+    epoch_metric,
+    evaluate_command,
+    trains_classifier,
+)
+from permafrost.runs.folder import open_run, run_folder
+
+if TYPE_CHECKING:
+    from permafrost.config.verbs import EvaluateConfig
+    from permafrost.evaluation.inputs import EvaluationInputs
+
+logger = logging.getLogger("permafrost.evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """Metrics by split, as fractions in [0, 1]."""
+
+    metrics: str
+    splits: dict[str, dict[str, Any]]
+    classifier: str = ""
+    """Fault of the last layer of a student, whose logits and maps mean nothing then."""
+    next: str = ""
+
+    def printed(self) -> dict[str, str]:
+        """Values for the terminal: the file, and a table of the numbers, a column per split, without long lists.
+
+        Numbers of a last layer that was not trained are left out.
+        """
+        shown = list(self.splits.values())
+        if self.classifier:
+            shown = [without_outputs(metrics) for metrics in shown]
+        numbers = [numbers_of(metrics, most=_MOST_PRINTED) for metrics in shown]
+        names = dict.fromkeys(chain.from_iterable(numbers))
+        rows = [
+            ["", *self.splits],
+            *([name, *(_format_value(each.get(name)) for each in numbers)] for name in names),
+        ]
+        return {
+            "metrics": self.metrics,
+            "classifier": self.classifier,
+            "results": "\n" + align_columns(rows),
+            "next": self.next,
+        }
+
+
+_MOST_PRINTED = 8
+"""Largest number of entries of a mapping that is printed, such as the accuracies of k neighbors, and not a curve."""
+
+
+def _format_value(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def evaluate(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
+    """Run the missing evaluators for the student, its teacher or the given network, on each split.
+
+    name  folder to write within the run's folder, if it is not the one that the options determine
+    """
+    if config.model == "teacher":  # a teacher is not compared with another student
+        config = with_baselines(config, dict.fromkeys(named_baselines(config)))
+        inputs, own = open_teacher(config), TEACHER_EVALUATION
+    elif config.model == "network":
+        inputs, own = open_network(config), NETWORK_EVALUATION
+    else:
+        inputs, own = open_student(config), evaluation_folder(config.evaluate.against)
+    fingerprints = {
+        config.model: inputs.fingerprint,
+        "store": inputs.store.manifest.fingerprint,
+        **inputs.others,
+        **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in inputs.passes},
+    }
+    if config.evaluate.against is None:
+        own = folder_of_evaluation(run_folder(config.run), own, config.evaluate, fingerprints)
+    with open_run(name or own, config.run, config.shared, fingerprints) as folder:
+        missing = missing_evaluators(folder, config)
+        if name in (None, own):  # not one of a sweep's selections
+            logger.info(
+                "%s of run %s on split %s of %s: %s; %s",
+                config.model,
+                config.run,
+                ", ".join(config.evaluate.splits),
+                config.evaluate.store or config.store.path,
+                f"runs {', '.join(missing)}" if missing else "nothing to run",
+                f"into {folder}",
+            )
+            if config.model == "student":
+                _warn_of_chosen_epoch(config, inputs)
+        if missing:
+            from permafrost.evaluation.run import run_evaluators  # imports torch
+
+            run_evaluators(config, inputs, folder, missing)
+        found = read_results(folder)
+    student = run_folder(config.run) / "distill"
+    is_untrained = config.model == "student" and not trains_classifier(student)
+    after = f"permafrost report store.path={config.store.path} run={config.run}"
+    is_probed = bool({"knn", "linear_probe"} & found["evaluators"].keys())
+    if is_untrained and not is_probed and inputs.store.manifest.classes:
+        after = evaluate_command(config.run, inputs.store, student, config.evaluate.splits)
+    return EvaluateResult(
+        metrics=str(folder / METRICS_NAME),
+        splits=found["splits"],
+        classifier=UNTRAINED if is_untrained else "",
+        next=after,
+    )
+
+
+def _warn_of_chosen_epoch(config: EvaluateConfig, inputs: EvaluationInputs) -> None:
+    """Warn of results on the split by which the student's epoch was chosen."""
+    metric = epoch_metric(run_folder(config.run), inputs.store.manifest.fingerprint)
+    split = (metric or "").partition(".")[0]
+    if split in config.evaluate.splits:
+        logger.warning(
+            "the epoch of this student was chosen by %s (select_epoch), so its results on %s look better than they "
+            "are; report another split",
+            metric,
+            split,
+        )

@@ -1,0 +1,101 @@
+"""Facts that the folder of a trained student says, and the command that evaluates it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+from permafrost.config.builder import build_config
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.methods import METHODS
+from permafrost.core.errors import UserError
+from permafrost.loading.subset import HOLDOUT
+from permafrost.models.saved import read_description
+from permafrost.runs.folder import CONFIG_NAME, read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from permafrost.store.reader import Store
+
+_EVALUATED_SPLITS = ("test", "val", "validation", "valid", "holdout", "train")
+"""Splits on which a student may be evaluated, in order of preference."""
+_PROBES = "evaluators=[knn,linear_probe]"
+
+
+def epoch_metric(run: Path, store: str) -> str | None:
+    """Return the metric <split>.<metric> on records of a store by which a student's epoch was chosen, if it was.
+
+    run    folder of the student, with distill/
+    store  fingerprint of the store
+    """
+    path = run / "distill" / CONFIG_NAME
+    values = read_config(path, DistillConfig) if path.exists() else {}
+    chosen: str | None = values.get("select_epoch")
+    return chosen if values.get("inputs", {}).get("store") == store else None
+
+
+UNTRAINED = (
+    "not trained, as the method compares features only, so accuracy and maps mean nothing; what counts is knn and "
+    "linear_probe"
+)
+"""Words about a student whose last layer no term of its method has reached."""
+
+
+def trains_classifier(folder: Path) -> bool:
+    """Return whether the training in a student's folder has reached its last layer, as far as its options are known."""
+    path = folder / CONFIG_NAME
+    method = read_config(path, DistillConfig).get("method") if path.exists() else None
+    try:
+        return (
+            method is None
+            or build_config(METHODS[method["kind"]], method, "method").trains_classifier
+        )
+    except (KeyError, UserError):  # of another version, or of a plug-in that was not named
+        return True
+
+
+def evaluate_command(run: str, store: Store, folder: Path, splits: Sequence[str] = ()) -> str:
+    """Return the command that evaluates a student.
+
+    A student whose last layer was not trained is evaluated by its features, if their records have labels.
+
+    folder  folder of the trained student
+    splits  splits to evaluate; empty chooses one
+    """
+    known = set(store.manifest.records)
+    trained = read_description(folder)
+    if trained.subset.holdout:
+        known.add(HOLDOUT)
+    chosen = _words_of_splits(splits) if splits else split_words(known)
+    words = [f"store.path={store.path}", f"run={run}", *chosen]
+    if store.manifest.classes and not trains_classifier(folder):
+        words.append(_PROBES)
+        if trained.split != "train":
+            words += [
+                f"evaluate.{probe}.train_split={trained.split}" for probe in ("knn", "linear_probe")
+            ]
+    return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
+
+
+def split_words(splits: set[str]) -> list[str]:
+    """Words that choose a split to evaluate, none for the default."""
+    return _words_of_splits([named_like(splits, _EVALUATED_SPLITS)])
+
+
+def _words_of_splits(splits: Sequence[str]) -> list[str]:
+    return [] if list(splits) == ["test"] else [f"evaluate.splits=[{','.join(splits)}]"]
+
+
+def named_like(splits: Iterable[str], names: Sequence[str]) -> str:
+    """Return the split that has one of the names, alone or as a part (imagenet1k-train), or else the first."""
+    known = sorted(splits)
+    for name in names:
+        if name in known:
+            return name
+        parts = [split for split in known if name in re.split(r"[^a-z0-9]+", split.lower())]
+        if parts:
+            return parts[0]
+    return known[0]

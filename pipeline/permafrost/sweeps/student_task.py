@@ -1,0 +1,45 @@
+"""The training and the evaluation of one student as a task of a sweep."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from permafrost.evaluation.evaluate import evaluate
+from permafrost.runs.folder import mirrored_run
+from permafrost.training.distill import distill
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from permafrost.sweeps.runner import StudentRun
+
+
+@dataclass(frozen=True)
+class StudentTask:
+    """Task that distills and evaluates one student, in any process of the task runner."""
+
+    run: StudentRun
+
+    @property
+    def name(self) -> str:
+        """Name of the student's run."""
+        return self.run.name
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Runs with which the student is compared."""
+        return self.run.baselines
+
+    def __call__(self, report: Callable[[str], None]) -> None:
+        from permafrost.models.compute import torch_threads  # imports torch
+
+        with (
+            ExitStack() as stack,
+            torch_threads(1),  # the same order of sums in parallel and serial execution
+        ):
+            for run in (*self.after, self.name):
+                stack.enter_context(mirrored_run(run))
+            distill(self.run.distill, lambda epoch, line: report(line))
+            evaluate(self.run.evaluate, self.run.metrics_folder)

@@ -1,0 +1,246 @@
+"""The work of `distill`: the inputs of one student, its training job, and the job's run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from permafrost.cluster.executors import run_training
+from permafrost.config.builder import to_plain_dict
+from permafrost.config.models import is_published
+from permafrost.config.paths import with_absolute_paths
+from permafrost.core.digests import sha256_json
+from permafrost.core.errors import require
+from permafrost.core.progress import show_epochs
+from permafrost.evaluation.trained_student import evaluate_command
+from permafrost.models.fingerprint import describe_teacher, identify_weights
+from permafrost.models.resolve import resolve_distill
+from permafrost.models.saved import is_finished, load_model
+from permafrost.models.trained_weights import check_trained_weights, weights_file
+from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.training.job import OpenedInputs, TrainingJob
+from permafrost.training.student_passes import (
+    check_passes,
+    doubt_moved_features,
+    explainer_of,
+    live_teacher,
+    open_passes,
+    record_named_passes,
+    teacher_weights_of,
+    with_named_passes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from permafrost.config.distillation import DistillConfig
+    from permafrost.config.training import TrainerOptions
+    from permafrost.core.distributed import DistributedContext
+    from permafrost.models.classifier import Classifier
+    from permafrost.models.saved import TrainedModel
+    from permafrost.training.spec import TrainingSpec
+
+logger = logging.getLogger("permafrost.distill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillResult:
+    """Folder of the student, and the number of epochs trained by this call, 0 if it was already finished."""
+
+    student: str
+    trained_epochs: int
+    last_epoch: str = ""
+    """Mean loss and, on labeled records, mean training accuracy of the last epoch."""
+    records_per_second: str = ""
+    next: str = ""
+
+    @property
+    def model(self) -> Classifier:
+        """The student's frozen network, loaded from its folder, from images in [0, 1] to `ModelOutput`."""
+        return load_model(Path(self.student))[0]
+
+
+def distill(
+    config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None
+) -> DistillResult:
+    """Train and export the student. `on_epoch` replaces the progress bar."""
+    store = Store(config.store.folder)
+    config = with_named_passes(resolve_distill(config, store), store, config.run)
+    opened = OpenedInputs(store, open_passes(config, store))
+    inputs = fingerprint_inputs(config, *opened)
+    with open_run("distill", config.run, config, inputs) as folder:
+        if is_finished(folder):
+            check_trained_weights(folder)
+            logger.info("%s is finished", folder)
+            command = evaluate_command(config.run, store, folder)
+            return DistillResult(student=str(folder), trained_epochs=0, next=command)
+        record_named_passes(config, store)
+        job = Distillation(
+            config=with_absolute_paths(config), folder=folder.absolute(), opened=opened
+        )
+        if on_epoch is not None:  # a student of a sweep, which has its own progress
+            epochs = run_training(job, config.cluster, on_epoch).epochs
+            return DistillResult(student=str(folder), trained_epochs=epochs)
+        _announce(config, opened, folder)
+        with show_epochs("distill", config.trainer.epochs) as show:
+            progress = run_training(job, config.cluster, show)
+        return DistillResult(
+            student=str(folder),
+            trained_epochs=progress.epochs,
+            last_epoch=progress.last_line,
+            records_per_second=progress.rate(folder),
+            next=evaluate_command(config.run, store, folder),
+        )
+
+
+def _announce(config: DistillConfig, opened: OpenedInputs, folder: Path) -> None:
+    """Log what this call will train, and on what."""
+    if config.mode == "live":
+        teacher = f"live teacher {config.teacher.name}"
+    else:
+        teacher = f"{config.mode} targets of {', '.join(p.name for p in opened.passes)}"
+    default = to_plain_dict(type(config.subset)())
+    subset = {
+        k: v for k, v in to_plain_dict(config.subset).items() if v != default[k] and k != "seed"
+    }
+    logger.info(
+        "student %s %s, method=%s, %s: %s records of split %s in %s, trainer.epochs=%d, into %s%s",
+        config.student.kind,
+        config.student.name,
+        config.method.kind,
+        teacher if config.method.needs_teacher else "no teacher",
+        f"{opened.store.num_records(config.split):,}",
+        config.split + "".join(f", subset.{name}={value}" for name, value in subset.items()),
+        config.store.path,
+        config.trainer.epochs,
+        folder,
+        CONTINUED if (folder / CHECKPOINT_NAME).exists() else "",
+    )
+
+
+def fingerprint_inputs(
+    config: DistillConfig, store: Store, passes: Sequence[TeacherPass]
+) -> dict[str, str]:
+    """Fingerprints of all inputs of a student in addition to its config."""
+    inputs = {"store": store.manifest.fingerprint}
+    inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
+    if config.mode != "replay" and config.augment.shifts_of_originals:
+        from permafrost.loading.selected_records import SelectedRecords
+        from permafrost.loading.subset import select_training_rows
+
+        rows = select_training_rows(store.index, config.split, config.subset)
+        shifts = SelectedRecords(store, rows).identify_shifts(config.augment)
+        inputs |= {"shifts": shifts} if shifts is not None else {}
+    if (live := live_teacher(config)) is not None:
+        from permafrost.losses.base import build_loss
+
+        described = describe_teacher(
+            live, len(store.manifest.classes), reads_head=build_loss(config.method).needs.logits
+        )
+        inputs["live teacher"] = sha256_json(described)
+    files = config.student.fingerprint_files()
+    inputs |= {f"student.{option}": sha256 for option, sha256 in files.items()}
+    weights = config.student.weights
+    if weights is not None and is_published(weights):
+        inputs["student.weights"] = weights  # the exact name identifies published weights
+    elif weights is not None:
+        path = weights_file(weights)
+        require(path.is_file(), f"student.weights={weights} does not exist; correct the path")
+        classes = len(store.manifest.classes)
+        inputs["student.weights"] = identify_weights(config.student, classes)
+    return inputs
+
+
+# ---- job -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(TrainingJob):
+    """The training of one student."""
+
+    config: DistillConfig
+
+    @property
+    def trainer(self) -> TrainerOptions:
+        return self.config.trainer
+
+    def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
+        from permafrost.loading.dataset import StoreDataset
+        from permafrost.loading.decode_threads import decode_threads_of
+        from permafrost.loading.subset import select_training_rows
+        from permafrost.losses.base import build_loss
+        from permafrost.models.explanations import DEFAULT_EXPLAINER, resolve_explainer
+        from permafrost.training.epoch_selection import plan_curve, select_epochs
+        from permafrost.training.spec import TrainingSpec
+
+        config = self.config
+        store, passes = self.opened or _open_inputs(config)
+        rows = select_training_rows(store.index, config.split, config.subset)
+        loss = build_loss(config.method)
+        if passes:
+            check_passes(config, passes, loss)
+        # Without logits and labels the last layer is not trained, and has one output.
+        num_classes = max(1, len(store.manifest.classes))
+        with_logits = [teacher for teacher in passes if teacher.manifest.has_logits]
+        if with_logits:
+            num_classes = with_logits[0].num_classes
+        explainer = explainer_of(passes, loss)
+        live = live_teacher(config)
+        live_explainer = config.explainer
+        if live is not None:
+            num_classes = live.classes or num_classes
+            live_explainer = resolve_explainer(config.explainer, store, num_classes)
+            explainer = live_explainer.kind
+        loss.plan(config, passes, num_classes)
+        return TrainingSpec(
+            dataset=StoreDataset(
+                store,
+                rows,
+                passes,
+                num_classes=num_classes,
+                payload=[loss.payloads_of(teacher.name) for teacher in passes],
+                decode_threads=decode_threads_of(config.trainer, distributed),
+            ),
+            model=config.student,
+            num_classes=num_classes,
+            loss=loss,
+            augment=config.augment,
+            optimizer=config.optimizer,
+            trainer=config.trainer,
+            seed=config.seed,
+            explainer=explainer or DEFAULT_EXPLAINER,
+            teacher_weights=teacher_weights_of(config, passes),
+            replays=config.mode == "replay",
+            views_per_step=config.views.per_step,
+            live_teacher=live,
+            live_explainer=live_explainer,
+            after_epoch=plan_curve(config, self.folder, store, passes, num_classes),
+            epoch_selection=select_epochs(config, self.folder, store, passes, num_classes),
+            doubt=doubt_moved_features(config, passes, loss),
+        )
+
+    def describe(self, spec: TrainingSpec) -> TrainedModel:
+        from permafrost.models.saved import TrainedModel
+
+        return TrainedModel(
+            config=self.config.student,
+            num_classes=spec.num_classes,
+            classes=spec.class_names,
+            input_size=spec.input_size,
+            teachers=tuple(_evaluation_pass(spec, teacher).name for teacher in spec.dataset.passes),
+            split=self.config.split,
+            subset=self.config.subset,
+        )
+
+
+def _open_inputs(config: DistillConfig) -> OpenedInputs:
+    store = Store(config.store.folder)
+    return OpenedInputs(store, open_passes(config, store))
+
+
+def _evaluation_pass(spec: TrainingSpec, teacher: TeacherPass) -> TeacherPass:
+    """Return the pass that an evaluation compares a student of `teacher` with."""
+    return spec.dataset.store.canonical_of(teacher) if spec.replays else teacher

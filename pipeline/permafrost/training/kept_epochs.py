@@ -1,0 +1,76 @@
+"""Epochs that a run lists in a file, and the weights of some of them beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from permafrost.storage.files import write_atomically
+from permafrost.storage.signed_files import damaged, read_json, write_json
+from permafrost.store.entries import EntryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from pathlib import Path
+
+    from permafrost.models.classifier import Classifier
+
+
+def read_listed(
+    path: Path, section: str, check: Callable[[dict[str, Any]], object], advice: str
+) -> list[dict[str, Any]]:
+    """Read the entries of a file, none if it does not exist.
+
+    check   function that raises EntryError for wrong types and ranges
+    advice  way out for the message of an error
+    Raises DamagedFileError for wrong digests, types and ranges.
+    """
+    if not path.exists():
+        return []
+    values = read_json(path, advice)
+    try:
+        check(values)
+    except EntryError as error:
+        raise damaged(path, error, advice) from error
+    entries: list[dict[str, Any]] = values[section]
+    return entries
+
+
+@dataclass(frozen=True)
+class KeptEpochs:
+    """Writer of the list of epochs, and of the weights of those that are kept."""
+
+    path: Path
+    """File of the list."""
+    section: str
+    """Name of the list in the file."""
+    prefix: str
+    """First part of the names of the files of weights."""
+
+    def weights(self, epoch: int) -> Path:
+        """File of an epoch's weights."""
+        return self.path.with_name(f"{self.prefix}{epoch:04d}.safetensors")
+
+    def write(
+        self,
+        model: Classifier,
+        epoch: int,
+        entries: Sequence[dict[str, Any]],
+        kept_numbers: Collection[int],
+    ) -> None:
+        """Write the list after an epoch and, if this epoch is kept, its weights; delete those that are not kept.
+
+        entries       entries of the list; that of a kept epoch gets the digest of its weights
+        kept_numbers  numbers of the epochs whose weights are kept
+        """
+        from safetensors.torch import save
+
+        if epoch in kept_numbers:
+            (entry,) = (each for each in entries if each["epoch"] == epoch)
+            state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
+            entry["sha256"] = write_atomically(self.weights(epoch), save(state))
+        write_json(self.path, {self.section: entries})
+        wanted = {self.weights(number) for number in kept_numbers}
+        for path in self.path.parent.glob(f"{self.prefix}*.safetensors"):
+            if path not in wanted:
+                path.unlink()

@@ -1,0 +1,80 @@
+"""Training jobs: what a command opens once, and what it sends to other processes."""
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.verbs import TeachConfig
+from permafrost.store import reader
+from permafrost.training.distill import Distillation
+from permafrost.training.job import OpenedInputs
+from permafrost.training.teach_job import Teaching
+from stages import distill, precompute, teach
+from tests.support.runs import TRAINER, distill_config
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Names of what was opened, in order: store, or the folder of a pass."""
+    names = []
+    read_store, read_pass = reader.read_store_manifest, reader.TeacherPass.__init__
+
+    def store_read(folder):
+        names.append("store")
+        return read_store(folder)
+
+    def pass_read(self, store, folder):
+        names.append(folder.name)
+        read_pass(self, store, folder)
+
+    monkeypatch.setattr(reader, "read_store_manifest", store_read)
+    monkeypatch.setattr(reader.TeacherPass, "__init__", pass_read)
+    return names
+
+
+def test_a_student_is_trained_from_a_store_and_passes_that_are_opened_once(frozen, opened):
+    (teacher,) = [folder.name for folder in frozen.store.pass_folders()]
+    config = distill_config(frozen, trainer=replace(TRAINER, epochs=1))
+
+    distill.run(config)
+
+    # Once to find out the name of the only pass.
+    assert opened == ["store", teacher, teacher]
+
+
+def test_a_teacher_is_trained_from_a_store_that_is_opened_once(frozen, opened):
+    teaching = LabelTeachingConfig(split="train", trainer=replace(TRAINER, epochs=1))
+    network = replace(frozen.config.teacher, weights=None)
+
+    teach.run(
+        TeachConfig(
+            store=frozen.config.store,
+            teacher=network,
+            teaching=teaching,
+            evaluate=EvaluateOptions(splits=("test",)),
+            run="one-teacher",
+        )
+    )
+
+    assert opened == ["store"]
+
+
+def test_a_finished_store_is_opened_once_to_find_its_passes_finished(own, opened):
+    precompute.run(own.config)
+
+    assert opened.count("store") == 1
+
+
+@pytest.mark.parametrize("kind", [Distillation, Teaching])
+def test_another_process_opens_the_inputs_of_a_job_itself(frozen, kind):
+    job = kind(config=distill_config(frozen), folder=Path("one"), opened=OpenedInputs(frozen.store))
+
+    sent = pickle.loads(pickle.dumps(job))  # noqa: S301
+
+    assert job.moved_to(Path("two")).opened is job.opened is not None
+    assert sent == job
+    assert sent.opened is None
