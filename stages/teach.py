@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.cli import main
-from permafrost.cluster.executors import TrainingProgress, run_training
+from permafrost.cluster.ray_training import train_on_ranks
 from permafrost.config.models import is_published
 from permafrost.config.options import plain_defaults
 from permafrost.config.paths import with_absolute_paths
@@ -32,6 +32,7 @@ from permafrost.models.resolve import resolve_teach
 from permafrost.models.saved import is_finished, read_description
 from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
 from permafrost.store.reader import Store
+from permafrost.training.launch import TrainingProgress, run_training
 from permafrost.training.teach_job import Teaching, check_splits, fingerprint_inputs
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
         _announce(config, store, folder)
         job = Teaching(config=with_absolute_paths(config), folder=folder.absolute())
         with show_epochs("teach", config.teaching.trainer.epochs) as show:
-            progress = run_training(job, config.cluster, show)
+            progress = run_training(job, config.cluster, show, train_on_ranks)
     else:
         check_trained_weights(folder)
         logger.info("%s is finished", folder)

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.cluster.executors import run_training
+from permafrost.cluster.ray_training import train_on_ranks
 from permafrost.commands import evaluate_command
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.runs import (
@@ -48,6 +48,7 @@ from permafrost.models.saved import is_finished, load_model
 from permafrost.models.trained_weights import check_trained_weights
 from permafrost.store.reader import Store
 from permafrost.training.distill_job import Distillation, fingerprint_inputs
+from permafrost.training.launch import run_training
 from permafrost.training.student_passes import (
     open_passes,
     record_named_passes,
@@ -114,11 +115,11 @@ def _train(
         return DistillResult(student=str(folder), trained_epochs=0, next=command)
     job = Distillation(config=with_absolute_paths(config), folder=folder.absolute())
     if on_epoch is not None:  # a student of a sweep, which has its own progress
-        epochs = run_training(job, config.cluster, on_epoch).epochs
+        epochs = run_training(job, config.cluster, on_epoch, train_on_ranks).epochs
         return DistillResult(student=str(folder), trained_epochs=epochs)
     _announce(config, store, folder)
     with show_epochs("distill", config.trainer.epochs) as show:
-        progress = run_training(job, config.cluster, show)
+        progress = run_training(job, config.cluster, show, train_on_ranks)
     return DistillResult(
         student=str(folder),
         trained_epochs=progress.epochs,

@@ -143,7 +143,7 @@ def _uploads(server: str) -> dict[str, list[float]]:
         for number in range(ROUNDS):
             for how, measured in seconds.items():
                 collect = nullcontext if how == "after" else collected_uploads
-                with patch("permafrost.cluster.executors.collected_uploads", collect):
+                with patch("permafrost.core.tasks.collected_uploads", collect):
                     started = time.perf_counter()
                     run_verb("precompute", *_PASS, f"store.path=s3://bucket/{how}{number}")
                     measured.append(time.perf_counter() - started)

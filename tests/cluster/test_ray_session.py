@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.cluster.ray_tasks import RayDataExecutor, RayTaskRunner
+from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.runs import RUNS
 from permafrost.core.tasks import ShardError, ShardResult
@@ -76,7 +76,8 @@ class FailOnOdd:
 
 @pytest.mark.slow
 def test_a_failing_shard_lets_the_others_finish_and_is_reported():
-    results = RayDataExecutor(LocalClusterConfig(cpus_per_actor=0.5))(FailOnOdd(), range(5))
+    executor = RayExecutor(LocalClusterConfig(cpus_per_actor=0.5))
+    results = executor.map_shards(FailOnOdd(), range(5))
 
     finished = [next(results).name for _ in range(3)]
 
@@ -153,8 +154,8 @@ def test_a_task_waits_for_those_it_names(tmp_path):
         Turn("d", tmp_path, after=("b", "c")),
     ]
 
-    with RayTaskRunner(LocalClusterConfig(cpus_per_student=0.5), at_once=2) as run_tasks:
-        outcomes = list(run_tasks(tasks, print))
+    executor = RayExecutor(LocalClusterConfig(cpus_per_student=0.5))
+    outcomes = list(executor.run_tasks(tasks, print, at_once=2))
 
     assert {outcome.name: outcome.error for outcome in outcomes} == dict.fromkeys("abcd", "")
 
@@ -163,8 +164,8 @@ def test_a_task_waits_for_those_it_names(tmp_path):
 def test_tasks_that_wait_for_each_other_all_run(tmp_path):
     tasks = [Turn("a", tmp_path, after=("b",)), Turn("b", tmp_path, after=("a",))]
 
-    with RayTaskRunner(LocalClusterConfig(cpus_per_student=0.5), at_once=2) as run_tasks:
-        outcomes = list(run_tasks(tasks, print))
+    executor = RayExecutor(LocalClusterConfig(cpus_per_student=0.5))
+    outcomes = list(executor.run_tasks(tasks, print, at_once=2))
 
     assert "a was early" in outcomes[0].error
     assert outcomes[1].name == "b"

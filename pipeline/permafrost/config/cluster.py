@@ -200,7 +200,7 @@ class KubeRayClusterConfig(WorkConfig):
 
 
 ClusterConfig = LocalClusterConfig | ExistingClusterConfig | KubeRayClusterConfig
-Executor = Literal["auto", "ray", "serial"]
+ExecutorName = Literal["auto", "ray", "serial"]
 SMALL_STORE = 10_000
 """Number of records up to which executor=auto does not start Ray for a pass, as Ray takes 10 to 60 s to start."""
 
