@@ -166,7 +166,7 @@ def test_a_shard_is_given_to_so_many_new_actors_and_the_others_finish(tmp_path):
     }
 
     # An actor that cannot be started is an error at once, not at each of the shards.
-    with pytest.raises(ClusterError, match=r"^an actor could not be started: ImportError: no mod"):
+    with pytest.raises(ClusterError, match=r"^no actor can do the work: ImportError: no mod"):
         list(executor.map_shards(Unknown(tmp_path), range(5)))
 
     # A caller that stopped before the end starts no Ray anew.

@@ -211,16 +211,16 @@ def _gpus_per_actor(config: ClusterConfig) -> float:
 
 
 def _answer(ref: Any) -> ShardResult | str | None:
-    """Return the answer of an actor, None if it died. Raises ClusterError if it could not be started."""
+    """Return the answer of an actor, None if it died. Raises ClusterError if it cannot be started or load the shard."""
     import ray
+    from ray.exceptions import RayTaskError, RuntimeEnvSetupError
 
     try:
         answer: ShardResult | str = ray.get(ref)
-    except (ray.exceptions.RayTaskError, ray.exceptions.RuntimeEnvSetupError) as error:
-        raise ClusterError(f"a process of Ray cannot run the work: {last_line(error)}") from error
     except ray.exceptions.RayError as error:
-        if getattr(error, "actor_init_failed", False):
-            raise ClusterError(f"an actor could not be started: {last_line(error)}") from error
+        is_raised = isinstance(error, (RayTaskError, RuntimeEnvSetupError))
+        if is_raised or getattr(error, "actor_init_failed", False):
+            raise ClusterError(f"no actor can do the work: {last_line(error)}") from error
         return None
     return answer
 
