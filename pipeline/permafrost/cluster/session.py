@@ -166,7 +166,10 @@ def _init(config: LocalClusterConfig, cpus: float) -> None:
 
 
 def _watch_raylet() -> None:
-    """Say that Ray's raylet has ended, in a thread, because Ray then ends this process without an exception."""
+    """End this process with a message when Ray's raylet ends, in a thread.
+
+    Ray itself ends it without an exception or, where it only waits for actors, lets it wait forever.
+    """
     import ray._private.worker as ray_worker
 
     node = ray_worker.global_worker.node
@@ -185,6 +188,7 @@ def _watch_raylet() -> None:
                 file=sys.stderr,
                 flush=True,
             )
+            os._exit(1)
 
     threading.Thread(target=watch, name="raylet-watch", daemon=True).start()
 
