@@ -138,16 +138,20 @@ class DieAtOdd:
         return ShardResult(name=str(shard), records=1, seconds=0.0)
 
 
-class Unknown(DieAtOdd):
-    """Task that no other process can load."""
+@dataclass
+class Unloadable(DieAtOdd):
+    """Task that no other process can load, and which may end it."""
+
+    is_deadly: bool = False
 
     def __reduce__(self):
-        return require_process, (os.getpid(),)
+        return load_task, (self.is_deadly,)
 
 
-def require_process(pid):
-    if os.getpid() != pid:
-        raise ImportError("no module named mine")
+def load_task(is_deadly):
+    if is_deadly:
+        os._exit(1)
+    raise ImportError("no module named mine")
 
 
 @pytest.mark.ray
@@ -167,7 +171,9 @@ def test_a_shard_is_given_to_so_many_new_actors_and_the_others_finish(tmp_path):
 
     # An actor that cannot be started is an error at once, not at each of the shards.
     with pytest.raises(ClusterError, match=r"^no actor can do the work: ImportError: no mod"):
-        list(executor.map_shards(Unknown(tmp_path), range(5)))
+        list(executor.map_shards(Unloadable(tmp_path), range(5)))
+    with pytest.raises(ClusterError, match=r"^3 actors died while they were started"):
+        list(executor.map_shards(Unloadable(tmp_path, is_deadly=True), range(5)))
 
     # A caller that stopped before the end starts no Ray anew.
     results = executor.map_shards(DieAtOdd(tmp_path), [0, 2])

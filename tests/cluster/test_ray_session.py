@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import LocalClusterConfig
@@ -84,6 +85,27 @@ def test_a_failing_shard_lets_the_others_finish_and_is_reported():
     assert sorted(finished) == ["0", "2", "4"]
     with pytest.raises(ShardError, match="2 of 5 shards failed"):
         next(results)
+
+
+@dataclass
+class Count:
+    """Task that succeeds."""
+
+    needs_gpu = False
+
+    def __call__(self, shard):
+        return ShardResult(name=str(shard), records=shard, seconds=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uploads", [False, True])
+def test_no_shard_waits_for_an_actor_without_room(uploads):
+    """One of two actors takes all CPUs, and the other one is never started."""
+    config = LocalClusterConfig(actors=2, cpus_per_actor=ray.cluster_resources()["CPU"])
+
+    results = list(RayExecutor(config, uploads=uploads).map_shards(Count(), range(5)))
+
+    assert sorted(result.name for result in results) == ["0", "1", "2", "3", "4"]
 
 
 def student_bytes(run):

@@ -12,7 +12,7 @@ import os
 import threading
 import traceback
 from collections import Counter, deque
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -111,41 +111,34 @@ class RayExecutor:
 
     def _results(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult | str]:
         """Iterate over results and errors, without those of shards at which too many actors died."""
-        import ray
-
-        start_actor = partial(_shard_actor(self._config, task, self._calls).remote, task)
-        actors = [start_actor() for _ in range(min(self._config.actors, len(shards)))]
-        waiting = deque(range(len(shards)))
-        deaths: Counter[int] = Counter()
-        running: dict[Any, tuple[int, Any, int]] = {}
-
-        def give_shard(slot: int) -> None:
-            if waiting:
-                number = waiting.popleft()
-                ref = actors[slot].run.remote(shards[number])
-                running[ref] = slot, actors[slot], number
-
-        try:
-            for slot in [*range(len(actors))] * self._calls:
-                give_shard(slot)
-            while running:
-                (ref,), _ = ray.wait(list(running))
-                slot, actor, number = running.pop(ref)
-                result = _answer(ref)
-                if result is None:
+        waiting, unfinished = deque(range(len(shards))), len(shards)
+        deaths: Counter[int | None] = Counter()
+        with closing(_ActorPool(self._config, task, self._calls, shards)) as pool:
+            while unfinished:
+                number, answer = pool.wait()
+                if answer is None:
                     deaths[number] += 1
-                    if deaths[number] <= self._config.max_restarts:
+                    if number is None:
+                        self._check_starts(deaths[None])
+                    elif deaths[number] <= self._config.max_restarts:
                         waiting.appendleft(number)
-                    if actors[slot] is actor:  # also once for the two calls of an actor
-                        ray.kill(actor)  # of a host that is not reached, it may still work
-                        actors[slot] = start_actor()
-                give_shard(slot)
-                if result is not None:
-                    yield result
-        finally:
-            if ray.is_initialized():  # a caller that stopped early may have closed this executor
-                for actor in actors:
-                    ray.kill(actor)
+                    else:
+                        unfinished -= 1
+                elif number is None:
+                    deaths[None] = 0
+                while waiting and pool.free:
+                    pool.give(waiting.popleft())
+                if number is not None and answer is not None:
+                    unfinished -= 1
+                    yield answer
+
+    def _check_starts(self, deaths: int) -> None:
+        """Raise ClusterError if too many actors have died at their start, without one that did not."""
+        if deaths > self._config.max_restarts * self._config.actors:
+            raise ClusterError(
+                f"{deaths} actors died while they were started, and none was started; see Ray's logs of their hosts, "
+                "and run the same command again"
+            )
 
     # ---- tasks ---------------------------------------------------------------------------------------
 
@@ -187,17 +180,65 @@ class _ShardActor:
         return result
 
 
-def _shard_actor(config: ClusterConfig, task: ShardTask, calls: int) -> Any:
-    """Return the class of actors for a task, which are not restarted, as their shards are given to new ones."""
-    import ray
+class _ActorPool:
+    """Actors for one task, of which a new one is started where one dies. No shard waits for an actor to be started."""
 
-    return ray.remote(_ShardActor).options(
-        num_cpus=config.cpus_per_actor,
-        num_gpus=_gpus_per_actor(config) if task.needs_gpu else 0,
-        max_concurrency=calls,
-        max_restarts=0,
-        scheduling_strategy="SPREAD",
-    )
+    def __init__(
+        self, config: ClusterConfig, task: ShardTask, calls: int, shards: Sequence[Any]
+    ) -> None:
+        import ray
+
+        kind = ray.remote(_ShardActor).options(
+            num_cpus=config.cpus_per_actor,
+            num_gpus=_gpus_per_actor(config) if task.needs_gpu else 0,
+            max_concurrency=calls,
+            max_restarts=0,  # of the actor itself, as a new one gets its shard
+            scheduling_strategy="SPREAD",
+        )
+        self._start_actor = partial(kind.remote, task)
+        self._calls = calls
+        self._shards = shards
+        self._actors: list[Any] = []
+        self._running: dict[Any, tuple[Any, int | None]] = {}
+        self.free: deque[Any] = deque()
+        """Actors that were started, each once for every shard that it can take."""
+        for _ in range(min(config.actors, len(shards))):
+            self._add_actor()
+
+    def _add_actor(self) -> None:
+        self._actors.append(self._start_actor())
+        self._running[self._actors[-1].__ray_ready__.remote()] = self._actors[-1], None
+
+    def give(self, number: int) -> None:
+        """Give the shard with a number to a free actor."""
+        actor = self.free.popleft()
+        self._running[actor.run.remote(self._shards[number])] = actor, number
+
+    def wait(self) -> tuple[int | None, Any]:
+        """Return the number of a shard and its answer, None if its actor died. An actor's start has no number."""
+        import ray
+
+        (ref,), _ = ray.wait(list(self._running))
+        actor, number = self._running.pop(ref)
+        answer = _answer(ref)
+        if actor not in self._actors:  # it died at another call
+            pass
+        elif answer is not None:
+            self.free.extend([actor] * (self._calls if number is None else 1))
+        else:
+            ray.kill(actor)  # on a host that is not reached, it may still work
+            self._actors.remove(actor)
+            self.free = deque(each for each in self.free if each != actor)
+            self._add_actor()
+        return number, answer
+
+    def close(self) -> None:
+        """End all actors."""
+        import ray
+
+        if ray.is_initialized():  # a caller that stopped early may have closed the executor
+            for actor in self._actors:
+                ray.kill(actor)
 
 
 def _gpus_per_actor(config: ClusterConfig) -> float:
@@ -210,19 +251,18 @@ def _gpus_per_actor(config: ClusterConfig) -> float:
     return min(1.0, share)
 
 
-def _answer(ref: Any) -> ShardResult | str | None:
+def _answer(ref: Any) -> Any:
     """Return the answer of an actor, None if it died. Raises ClusterError if it cannot be started or load the shard."""
     import ray
     from ray.exceptions import RayTaskError, RuntimeEnvSetupError
 
     try:
-        answer: ShardResult | str = ray.get(ref)
+        return ray.get(ref)
     except ray.exceptions.RayError as error:
         is_raised = isinstance(error, (RayTaskError, RuntimeEnvSetupError))
         if is_raised or getattr(error, "actor_init_failed", False):
             raise ClusterError(f"no actor can do the work: {last_line(error)}") from error
         return None
-    return answer
 
 
 # ---- tasks -----------------------------------------------------------------------------------------
