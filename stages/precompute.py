@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from permafrost.cli import main
-from permafrost.cluster.executors import Executors
+from permafrost.cluster.executors import ExecutorChoice
 from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
@@ -47,7 +47,7 @@ from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
     from permafrost.config.verbs import PrecomputeConfig
-    from permafrost.core.tasks import MapShards
+    from permafrost.core.tasks import Executor
     from permafrost.sources.tally import Tally
     from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.listing import Listing, ListingFiles
@@ -103,7 +103,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         packed = 0
         made = None
         uploads = path.is_remote
-        with Executors(config.executor, config.cluster, uploads=uploads) as executors:
+        with ExecutorChoice(config.executor, config.cluster, uploads=uploads) as choice:
             digest = (
                 None
                 if isinstance(config.data, NoDataConfig)
@@ -112,16 +112,16 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
             if digest is None or _is_finished(config, path, digest):
                 store = Store(path)
                 records = store.num_records()
-                _announce(config, f"{records:,} records, finished", executors.choose(records))
+                _announce(config, f"{records:,} records, finished", choice.for_records(records))
             else:
-                packed, records = _pack(config, path, digest, executors)
+                packed, records = _pack(config, path, digest, choice)
                 store = Store(path)
             if not isinstance(config.teacher, NoModelConfig):
                 from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
                 resolved = resolve_precompute(config, store)
                 _warn_of_aliasing(resolved, store)
-                made = annotate_passes(resolved, store, executors.open(records))
+                made = annotate_passes(resolved, store, choice.for_records(records))
     annotated = 0 if made is None else made.forward_passes
     done = packed + annotated
     if packed:
@@ -213,23 +213,23 @@ def _is_finished(config: PrecomputeConfig, path: RootedPath, digest: str) -> boo
 
 
 def _pack(
-    config: PrecomputeConfig, path: RootedPath, digest: str, executors: Executors
+    config: PrecomputeConfig, path: RootedPath, digest: str, choice: ExecutorChoice
 ) -> tuple[int, int]:
     """List the data, pack the missing shards and publish; return the numbers of packed and of all records."""
     with listing_files(path) as files:
         with say_if_slow(logger, f"listing the records of data={config.data.kind} ..."):
-            plan, listing, tally = _plan_pack(config, path, files, executors)
-        _announce(config, plan.describe(), executors.choose(plan.num_records))
-        map_shards = executors.open(plan.num_records)
+            plan, listing, tally = _plan_pack(config, path, files, choice)
+        executor = choice.for_records(plan.num_records)
+        _announce(config, plan.describe(), executor)
         if plan.missing:
-            _preview(config, plan, listing, tally, map_shards)
-        packed = pack(plan, config, map_shards)
+            _preview(config, plan, listing, tally, executor)
+        packed = pack(plan, config, executor)
     write_origin(path, digest, plan.dataset.fingerprint)
     return packed, plan.num_records
 
 
 def _preview(
-    config: PrecomputeConfig, plan: PackPlan, listing: Listing, tally: Tally, map_shards: MapShards
+    config: PrecomputeConfig, plan: PackPlan, listing: Listing, tally: Tally, executor: Executor
 ) -> None:
     """Look at the data that are about to be packed. Raises DataError if they were probably misunderstood."""
     preview = preview_source(
@@ -238,7 +238,7 @@ def _preview(
         plan.classes,
         listing,
         tally,
-        map_shards,
+        executor,
         plan.path,
         files=config.preview.limit,
     )
@@ -248,17 +248,17 @@ def _preview(
 
 
 def _plan_pack(
-    config: PrecomputeConfig, path: RootedPath, files: ListingFiles, executors: Executors
+    config: PrecomputeConfig, path: RootedPath, files: ListingFiles, choice: ExecutorChoice
 ) -> tuple[PackPlan, Listing, Tally]:
     source = build_source(config.data)
     guess = guess_records(source)
-    listing, tally = list_source(source, files, config.store.seed, executors.open(guess))
+    listing, tally = list_source(source, files, config.store.seed, choice.for_records(guess))
     plans = plan_source(source, listing, config.store)
     plan = plan_pack(config, path, source, classes_of(source, listing), listing, plans)
     return plan, listing, tally
 
 
-def _announce(config: PrecomputeConfig, records: str, executor: str) -> None:
+def _announce(config: PrecomputeConfig, records: str, executor: Executor) -> None:
     """Log what this call will do, and on what."""
     teacher = "no teacher"
     if not isinstance(config.teacher, NoModelConfig):
@@ -266,9 +266,14 @@ def _announce(config: PrecomputeConfig, records: str, executor: str) -> None:
         teacher = f"teacher {config.teacher.kind} {config.teacher.name} ({payloads})"
     reason = ""
     if config.executor == "auto":
-        reason = " (a small store needs no Ray)" if executor == "serial" else " (on Ray)"
+        reason = " (a small store needs no Ray)" if executor.name == "serial" else " (on Ray)"
     logger.info(
-        "store %s: %s; %s; executor=%s%s", config.store.path, records, teacher, executor, reason
+        "store %s: %s; %s; executor=%s%s",
+        config.store.path,
+        records,
+        teacher,
+        executor.name,
+        reason,
     )
 
 

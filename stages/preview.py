@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.cli import main
-from permafrost.cluster.executors import Executors
+from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig
 from permafrost.core.errors import ConfigError, printable
 from permafrost.sources.data_preview import Finding, Preview, preview_source
@@ -66,16 +66,16 @@ def run(config: PreviewConfig) -> PreviewResult:
     with (
         _scratch(config.scratch) as folder,
         listing_files(folder) as files,
-        Executors(config.executor, config.cluster) as executors,
+        ExecutorChoice(config.executor, config.cluster) as choice,
     ):
-        listing, tally = list_source(source, files, 0, executors.open(guess_records(source)))
+        listing, tally = list_source(source, files, 0, choice.for_records(guess_records(source)))
         preview = preview_source(
             config.data,
             source,
             classes_of(source, listing),
             listing,
             tally,
-            executors.open(listing.num_records if config.preview.all else 0),
+            choice.for_records(listing.num_records if config.preview.all else 0),
             files.folder,
             files=config.preview.limit,
         )

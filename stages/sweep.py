@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from permafrost.cli import main
-from permafrost.cluster.executors import choose_task_runner, open_task_runner
+from permafrost.cluster.executors import ExecutorChoice
 from permafrost.core.errors import UserError
 from permafrost.reports.main_table import summary_table
 from permafrost.reports.student_results import SWEEP_NAME
@@ -67,23 +67,21 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     if config.select is not None:
         first = [student.selection_run(*split_and_metric(config.select)) for student in students]
     missing = sum(not run.is_done for run in first)
-    executor = choose_task_runner(config.executor, config.cluster, missing, config.parallel)
-    logger.info(
-        "%d students (arms: %d, seeds: %d) from %s, of which %d are finished; executor=%s%s",
-        len(students),
-        len(config.arms),
-        len(config.seeds),
-        students[0].distill.store.path,
-        len(students) - missing,
-        executor,
-        _reason(config.executor, executor),
-    )
     values: dict[str, Any] = {}
     reported = students
-    with open_task_runner(
-        executor, config.cluster, config.parallel, falls_back=config.executor == "auto"
-    ) as run_tasks:
-        runner = StudentRunner(run_tasks, StudentTask)
+    with ExecutorChoice(config.executor, config.cluster) as choice:
+        executor = choice.for_tasks(missing, config.parallel)
+        logger.info(
+            "%d students (arms: %d, seeds: %d) from %s, of which %d are finished; executor=%s%s",
+            len(students),
+            len(config.arms),
+            len(config.seeds),
+            students[0].distill.store.path,
+            len(students) - missing,
+            executor.name,
+            _reason(config.executor, executor.name),
+        )
+        runner = StudentRunner(executor, StudentTask, config.parallel)
         if config.select is not None:
             split, metric = split_and_metric(config.select)
             runner.finish(

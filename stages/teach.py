@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from permafrost.cli import main
-from permafrost.cluster.executors import TrainingProgress, run_training
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import is_published
 from permafrost.config.options import plain_defaults
@@ -33,6 +32,7 @@ from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
 from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
 from permafrost.training.job import OpenedInputs
+from permafrost.training.launch import TrainingProgress, run_training
 from permafrost.training.teach_job import Teaching, check_splits, fingerprint_inputs
 
 if TYPE_CHECKING:

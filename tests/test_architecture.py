@@ -311,11 +311,10 @@ def test_importing_any_module_does_nothing_and_the_serial_executor_imports_no_ra
         "assert 'ray' not in sys.modules\n"
         "assert not torch.cuda.is_initialized()\n"
         "assert (set(os.listdir('.')), list(logging.getLogger().handlers)) == before\n"
-        "from permafrost.cluster.executors import open_executor, open_task_runner\n"
+        "from permafrost.cluster.executors import ExecutorChoice\n"
         "from permafrost.config.cluster import LocalClusterConfig\n"
-        "open_executor('serial', LocalClusterConfig()).__enter__()\n"
-        "runner = open_task_runner('serial', LocalClusterConfig()).__enter__()\n"
-        "list(runner([], print))"
+        "executor = ExecutorChoice('serial', LocalClusterConfig()).for_records(10**6)\n"
+        "list(executor.run_tasks([], print))"
     )
 
     loaded = modules_loaded_by(code)

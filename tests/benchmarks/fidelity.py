@@ -21,10 +21,10 @@ import torch
 
 from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.precision import ComparePrecision, compare_precision
-from permafrost.cluster.executors import map_shards_serially
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.paths import with_absolute_paths
+from permafrost.core.tasks import SerialExecutor
 from permafrost.models.resolve import resolve_precompute
 from permafrost.store.manifest import Agreement
 from permafrost.store.reader import Store
@@ -93,7 +93,7 @@ def _measure(name: str, network: Sequence[str], run: str) -> Fidelity:
         config=config.annotate,
         num_threads=1,
     )
-    _, agreement = compare_precision(map_shards_serially, task, plan.shards)
+    _, agreement = compare_precision(SerialExecutor(), task, plan.shards)
     assert agreement is not None
     return Fidelity(network=name, accuracy=trained.accuracy["test"], agreement=agreement)
 

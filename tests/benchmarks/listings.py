@@ -10,6 +10,7 @@ from pathlib import Path
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core.records import Content, Record
+from permafrost.core.tasks import SerialExecutor
 from permafrost.sources.source import list_source, plan_source
 from permafrost.store.listing import listing_files
 from permafrost.store.pack import fingerprint_dataset
@@ -58,7 +59,7 @@ def plan_records(folder: Path, count: int) -> None:
     peak, started = PeakMemory(), time.perf_counter()
     options, source = StoreOptions(path=str(folder)), NamedImages(count)
     with listing_files(folder) as files:
-        listing, _ = list_source(source, files, 0, lambda task, shards: map(task, shards))
+        listing, _ = list_source(source, files, 0, SerialExecutor())
         plans = plan_source(source, listing, options)
         fingerprint_dataset(DemoDataConfig(), 1, listing)
         for plan in plans:

@@ -27,6 +27,7 @@ from unittest.mock import patch
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import StoreOptions
+from permafrost.core.uploads import collected_uploads
 from permafrost.library import run_verb
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
@@ -34,7 +35,6 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.subset import rows_of_split
 from permafrost.storage import buckets
-from permafrost.storage.bucket_files import collected_uploads
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.networks import save_tiny_teacher
@@ -143,7 +143,7 @@ def _uploads(server: str) -> dict[str, list[float]]:
         for number in range(ROUNDS):
             for how, measured in seconds.items():
                 collect = nullcontext if how == "after" else collected_uploads
-                with patch("permafrost.cluster.executors.collected_uploads", collect):
+                with patch("permafrost.core.tasks.collected_uploads", collect):
                     started = time.perf_counter()
                     run_verb("precompute", *_PASS, f"store.path=s3://bucket/{how}{number}")
                     measured.append(time.perf_counter() - started)

@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,14 +17,13 @@ from statistics import mean
 from typing import Any, ClassVar
 from unittest import mock
 
-from permafrost.cluster import executors
-from permafrost.cluster.executors import map_shards_serially
-from permafrost.cluster.ray_tasks import RayDataExecutor
+from permafrost.cluster.executors import ExecutorChoice
+from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.cluster.session import ray_session
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.models import CifarModelConfig, ModelConfig
 from permafrost.config.verbs import PrecomputeConfig
-from permafrost.core.tasks import SAMPLE, MapShards, ShardResult
+from permafrost.core.tasks import SAMPLE, Executor, SerialExecutor, ShardResult
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure
@@ -80,18 +78,22 @@ class TimedPass:
     def __init__(self, store: Path, config: PrecomputeConfig) -> None:
         self.store, self.config = store, config
 
-    def run(self, map_shards: MapShards, processes: int = 1) -> list[list[tuple[float, float]]]:
+    def run(self, executor: Executor, processes: int = 1) -> list[list[tuple[float, float]]]:
         """Run the whole pass, and return start and end of each process's shards."""
         shutil.rmtree(self.store / "teachers", ignore_errors=True)
         folder = self.store.parent / "times"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
 
-        @contextmanager
-        def timed(*options: Any, **others: Any) -> Iterator[Any]:
-            yield lambda task, shards: map_shards(TimedTask(task, folder, processes), shards)
+        map_shards = executor.map_shards
 
-        with mock.patch.object(executors, "open_executor", timed):
+        def timed(task: Any, shards: Any) -> Iterator[ShardResult]:
+            return map_shards(TimedTask(task, folder, processes), shards)
+
+        with (
+            mock.patch.object(executor, "map_shards", timed),
+            mock.patch.object(ExecutorChoice, "for_records", return_value=executor),
+        ):
             precompute.run(self.config)
         lines = [path.read_text().splitlines() for path in folder.glob("*.log")]
         times = [[tuple(map(float, line.split())) for line in own] for own in lines]
@@ -118,8 +120,8 @@ def twin_figures(folder: Path) -> list[Figure]:
     timed = timed_pass(folder, TEACHER, TWIN_SHARDS)
     pairs, shares = [], []
     with ray_session(LocalClusterConfig(), cpus=1):
-        ray = RayDataExecutor(LocalClusterConfig())
-        sides: dict[str, MapShards] = {"ray": ray, "serial": map_shards_serially}
+        ray = RayExecutor(LocalClusterConfig())
+        sides: dict[str, Executor] = {"ray": ray, "serial": SerialExecutor()}
         for number in range(TWIN_ROUNDS):
             seconds = {}
             for name in sorted(sides, reverse=number % 2 > 0):
@@ -154,8 +156,8 @@ def actors_figures(folder: Path) -> list[Figure]:
     with ray_session(LocalClusterConfig(), cpus=max(ACTORS)):
         for number in range(ACTORS_ROUNDS):
             for actors in ACTORS[:: -1 if number % 2 else 1]:
-                map_shards = RayDataExecutor(LocalClusterConfig(actors=actors))
-                turns[actors].append(mean_turns(passes[actors].run(map_shards, actors)))
+                executor = RayExecutor(LocalClusterConfig(actors=actors))
+                turns[actors].append(mean_turns(passes[actors].run(executor, actors)))
     return [
         figure(
             actors_name(actors),

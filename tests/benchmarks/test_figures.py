@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from permafrost.cluster.executors import map_shards_serially
+from permafrost.core.tasks import SerialExecutor
 from tests.benchmarks import __main__ as bench
 from tests.benchmarks import scale
 from tests.benchmarks.figures import against_best, exact, figure, in_rounds, in_turn, interval
@@ -163,7 +163,7 @@ def test_what_was_measured_before_an_error_is_kept(monkeypatch, tmp_path):
 
 
 def test_a_pass_is_timed_by_the_executor_that_is_given(tmp_path):
-    (shards,) = timed_pass(tmp_path, TINY, shards=1).run(map_shards_serially)
+    (shards,) = timed_pass(tmp_path, TINY, shards=1).run(SerialExecutor())
 
     ((start, end),) = shards
     assert end - start > 0

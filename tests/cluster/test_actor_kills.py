@@ -1,7 +1,7 @@
-"""Actors that are killed at random moments, many times in one Ray session: the store has the same bytes.
+"""Actors that die: a shard is given to new ones, a limited number of times, and the store has the same bytes.
 
-A session with two actors makes one store after the other until 60 actors have been killed for each backend. A store
-that differs from an undisturbed one is kept, and the files that differ are listed.
+For the second, a session with two actors makes one store after the other until 60 actors have been killed at random
+moments for each backend. A store that differs from an undisturbed one is kept, and the files that differ are listed.
 """
 
 import os
@@ -9,16 +9,19 @@ import random
 import signal
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
+import ray
 
-from permafrost.cluster.session import ray_session
+from permafrost.cluster.ray_executor import RayExecutor
+from permafrost.cluster.session import ClusterError, ray_session
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.store import PassOptions
-from permafrost.core.tasks import ShardError
+from permafrost.core.tasks import ShardError, ShardResult
 from permafrost.store.deaths import DEATHS_SUFFIX
 from stages import precompute
 from tests.support.processes import descendants, title
@@ -55,7 +58,7 @@ class Killer(threading.Thread):
             receipts = len(list(self.store.rglob("receipts/*.parquet")))
             if receipts == finished or not list(self.store.rglob(f".*{DEATHS_SUFFIX}")):
                 continue
-            actors = [pid for pid in descendants(os.getpid()) if "MapWorker" in title(pid)]
+            actors = [pid for pid in descendants(os.getpid()) if "_ShardActor" in title(pid)]
             if not actors or self.stopping.wait(self.random.uniform(0, 0.2)):
                 continue
             finished = receipts
@@ -118,3 +121,63 @@ def test_a_store_whose_actors_are_killed_is_the_same_bytes(
     count_trials(f"an actor of Ray, {backend}", {"the same bytes": kills})
     minutes = (time.monotonic() - started) / 60
     print(f"{backend}: {kills} kills, {stores} stores, {failed} commands again, {minutes:.1f} min")
+
+
+@dataclass
+class DieAtOdd:
+    """Task that ends its process at odd shards, and leaves a line for each."""
+
+    folder: Path
+    needs_gpu = False
+
+    def __call__(self, shard):
+        if shard % 2:
+            with (self.folder / str(shard)).open("a") as file:
+                file.write("died\n")
+            os._exit(1)
+        return ShardResult(name=str(shard), records=1, seconds=0.0)
+
+
+@dataclass
+class Unloadable(DieAtOdd):
+    """Task that no other process can load, and which may end it."""
+
+    is_deadly: bool = False
+
+    def __reduce__(self):
+        return load_task, (self.is_deadly,)
+
+
+def load_task(is_deadly):
+    if is_deadly:
+        os._exit(1)
+    raise ImportError("no module named mine")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_shard_is_given_to_so_many_new_actors_and_the_others_finish(tmp_path):
+    config = LocalClusterConfig(max_restarts=2, cpus_per_actor=0.5)
+    executor = RayExecutor(config)
+    results, finished = executor.map_shards(DieAtOdd(tmp_path), range(5)), []
+    with pytest.raises(ShardError, match="2 of 5 shards were lost with their actors; run the same"):
+        finished.extend(result.name for result in results)
+
+    assert finished == ["0", "2", "4"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "1": 3 * "died\n",
+        "3": 3 * "died\n",
+    }
+
+    # An actor that cannot be started is an error at once, not at each of the shards.
+    with pytest.raises(ClusterError, match=r"^no actor can do the work: ImportError: no mod"):
+        list(executor.map_shards(Unloadable(tmp_path), range(5)))
+    with pytest.raises(ClusterError, match=r"^3 actors died while they were started"):
+        list(executor.map_shards(Unloadable(tmp_path, is_deadly=True), range(5)))
+
+    # A caller that stopped before the end starts no Ray anew.
+    results = executor.map_shards(DieAtOdd(tmp_path), [0, 2])
+    next(results)
+    executor.close()
+    results.close()
+    assert not ray.is_initialized()

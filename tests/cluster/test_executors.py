@@ -7,21 +7,14 @@ from dataclasses import dataclass, replace
 import pytest
 import ray
 import torch
-from ray import cloudpickle
 
 from permafrost.annotation.shard_tasks import AnnotateShard
-from permafrost.cluster.executors import (
-    Executors,
-    choose_executor,
-    choose_task_runner,
-    map_shards_serially,
-    open_task_runner,
-)
-from permafrost.cluster.ray_tasks import _ShardActor
+from permafrost.cluster.executors import ExecutorChoice
+from permafrost.cluster.ray_executor import _ShardActor
 from permafrost.cluster.session import ClusterError
 from permafrost.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
 from permafrost.core.errors import FileError, RecordError
-from permafrost.core.tasks import ShardResult
+from permafrost.core.tasks import SerialExecutor, ShardResult
 from permafrost.storage import buckets
 from permafrost.storage.files import write_atomically
 from permafrost.storage.rooted_paths import rooted
@@ -44,7 +37,7 @@ NAMED = ExistingClusterConfig()
     ],
 )
 def test_a_small_pass_without_a_named_cluster_is_serial(executor, cluster, records, chosen):
-    assert choose_executor(executor, cluster, records) == chosen
+    assert ExecutorChoice(executor, cluster).for_records(records).name == chosen
 
 
 @pytest.mark.parametrize(
@@ -59,7 +52,7 @@ def test_a_small_pass_without_a_named_cluster_is_serial(executor, cluster, recor
 def test_one_task_without_a_named_cluster_is_serial(monkeypatch, cluster, tasks, parallel, chosen):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
-    assert choose_task_runner("auto", cluster, tasks, parallel) == chosen
+    assert ExecutorChoice("auto", cluster).for_tasks(tasks, parallel).name == chosen
 
 
 # ---- a Ray that does not start --------------------------------------------------------------------
@@ -103,16 +96,20 @@ class Note:
         report("done")
 
 
-def test_auto_goes_on_in_this_process_if_a_local_ray_does_not_start(broken_ray, caplog):
-    with Executors("auto", LocalClusterConfig(actors=2)) as executors:
-        map_shards = executors.open(1)
-        assert list(map_shards(double, [])) == []
+def test_auto_goes_on_in_this_process_if_a_local_ray_does_not_start(
+    broken_ray, caplog, monkeypatch
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    with ExecutorChoice("auto", LocalClusterConfig(actors=2)) as choice:
+        executor = choice.for_records(1)
+        assert list(executor.map_shards(double, [])) == []
         assert broken_ray == []
-        assert list(map_shards(double, [1, 2, 3])) == [2, 4, 6]
-        assert list(map_shards(double, [4])) == [8]
-    with open_task_runner("ray", LocalClusterConfig(), 2, falls_back=True) as run_tasks:
+        assert list(executor.map_shards(double, [1, 2, 3])) == [2, 4, 6]
+        assert list(choice.for_records(2).map_shards(double, [4])) == [8]
+    with ExecutorChoice("auto", LocalClusterConfig()) as choice:
         lines = []
-        found = [*run_tasks([Note("a"), Note("b")], lambda *line: lines.append(line))]
+        tasks = [Note("a"), Note("b")]
+        found = [*choice.for_tasks(2, 2).run_tasks(tasks, lambda *line: lines.append(line), 2)]
 
     assert [outcome.name for outcome in found] == ["a", "b"]
     assert lines == [("a", "done"), ("b", "done")]
@@ -123,9 +120,9 @@ def test_auto_goes_on_in_this_process_if_a_local_ray_does_not_start(broken_ray, 
 
 
 def test_ray_is_not_replaced_where_it_is_named(broken_ray):
-    with Executors("ray", LocalClusterConfig()) as executors:
+    with ExecutorChoice("ray", LocalClusterConfig()) as choice:
         with pytest.raises(ClusterError, match="without Ray: executor=serial") as error:
-            list(executors.open(1)(double, [1]))
+            list(choice.for_records(1).map_shards(double, [1]))
         assert "\n" not in str(error.value)
 
 
@@ -226,18 +223,17 @@ def sent(monkeypatch):
 
 
 def serially(task, shards):
-    yield from map_shards_serially(task, shards)
+    yield from SerialExecutor().map_shards(task, shards)
 
 
 def in_an_actor(task, shards):
-    """Yield results of an actor that takes two calls at once, as Ray Data makes them."""
+    """Yield results of an actor that takes two calls at once, as Ray makes them."""
     actor = _ShardActor(task)
-    rows = [{"shard": cloudpickle.dumps(shard)} for shard in shards]
     with ThreadPoolExecutor(2) as calls:
-        for row in calls.map(actor, rows):
-            if row.pop("error"):
-                raise FileError("the first upload fails")
-            yield ShardResult(**row)
+        for result in calls.map(actor.run, shards):
+            if isinstance(result, str):
+                raise FileError(result)
+            yield result
 
 
 @pytest.mark.parametrize("run", [serially, in_an_actor])
@@ -288,5 +284,5 @@ def test_a_task_that_fails_uploads_nothing_of_its_shard_and_what_came_before_it(
         return ShardResult(name=str(shard), records=1, seconds=0.0)
 
     with pytest.raises(RecordError):
-        list(map_shards_serially(task, [1, 2]))
+        list(SerialExecutor().map_shards(task, [1, 2]))
     assert sent == ["data-1"]

@@ -227,7 +227,7 @@ def test_a_second_writer_is_turned_away_and_harms_nothing(world):
 
 def actor_of(driver):
     """Process id of the only actor below a driver or node."""
-    (actor,) = [pid for pid in descendants(driver.pid) if "MapWorker" in title(pid)]
+    (actor,) = [pid for pid in descendants(driver.pid) if "_ShardActor" in title(pid)]
     return actor
 
 

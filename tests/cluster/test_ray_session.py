@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import ray
 
-from permafrost.cluster.ray_tasks import RayDataExecutor, RayTaskRunner
+from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.core.tasks import ShardError, ShardResult
 from permafrost.models.saved import load_model
@@ -76,13 +77,35 @@ class FailOnOdd:
 
 @pytest.mark.slow
 def test_a_failing_shard_lets_the_others_finish_and_is_reported():
-    results = RayDataExecutor(LocalClusterConfig(cpus_per_actor=0.5))(FailOnOdd(), range(5))
+    executor = RayExecutor(LocalClusterConfig(cpus_per_actor=0.5))
+    results = executor.map_shards(FailOnOdd(), range(5))
 
     finished = [next(results).name for _ in range(3)]
 
     assert sorted(finished) == ["0", "2", "4"]
     with pytest.raises(ShardError, match="2 of 5 shards failed"):
         next(results)
+
+
+@dataclass
+class Count:
+    """Task that succeeds."""
+
+    needs_gpu = False
+
+    def __call__(self, shard):
+        return ShardResult(name=str(shard), records=shard, seconds=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uploads", [False, True])
+def test_no_shard_waits_for_an_actor_without_room(uploads):
+    """One of two actors takes all CPUs, and the other one is never started."""
+    config = LocalClusterConfig(actors=2, cpus_per_actor=ray.cluster_resources()["CPU"])
+
+    results = list(RayExecutor(config, uploads=uploads).map_shards(Count(), range(5)))
+
+    assert sorted(result.name for result in results) == ["0", "1", "2", "3", "4"]
 
 
 def student_bytes(run):
@@ -153,8 +176,8 @@ def test_a_task_waits_for_those_it_names(tmp_path):
         Turn("d", tmp_path, after=("b", "c")),
     ]
 
-    with RayTaskRunner(LocalClusterConfig(cpus_per_student=0.5), at_once=2) as run_tasks:
-        outcomes = list(run_tasks(tasks, print))
+    executor = RayExecutor(LocalClusterConfig(cpus_per_student=0.5))
+    outcomes = list(executor.run_tasks(tasks, print, at_once=2))
 
     assert {outcome.name: outcome.error for outcome in outcomes} == dict.fromkeys("abcd", "")
 
@@ -163,8 +186,8 @@ def test_a_task_waits_for_those_it_names(tmp_path):
 def test_tasks_that_wait_for_each_other_all_run(tmp_path):
     tasks = [Turn("a", tmp_path, after=("b",)), Turn("b", tmp_path, after=("a",))]
 
-    with RayTaskRunner(LocalClusterConfig(cpus_per_student=0.5), at_once=2) as run_tasks:
-        outcomes = list(run_tasks(tasks, print))
+    executor = RayExecutor(LocalClusterConfig(cpus_per_student=0.5))
+    outcomes = list(executor.run_tasks(tasks, print, at_once=2))
 
     assert "a was early" in outcomes[0].error
     assert outcomes[1].name == "b"

@@ -307,7 +307,7 @@ def _wait_for_rank(world: World, killed: list[int]) -> int:
 
 
 _RANK = "RayTrainWorker"
-_WORK = ("MapWorker", _RANK, "kd-seed")
+_WORK = ("_ShardActor", _RANK, "kd-seed")
 """Words of Ray's titles of processes that work. That of a student is its name."""
 
 

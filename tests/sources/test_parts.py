@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from permafrost.cluster.executors import map_shards_serially
 from permafrost.config.store import StoreOptions
+from permafrost.core.tasks import SerialExecutor
 from permafrost.sources.source import PartedSource, build_source, classes_of, list_source
 from permafrost.sources.webdataset import WebDatasetSource
 from permafrost.store.reader import Store
@@ -30,12 +30,13 @@ def tars(tmp_path):
 def test_each_tar_is_one_task(tars):
     asked = []
 
-    def map_shards(task, shards):
-        asked.extend(shards)
-        return map_shards_serially(task, reversed(shards))  # they may finish in any order
+    class Backwards(SerialExecutor):
+        def map_shards(self, task, shards):
+            asked.extend(shards)
+            return super().map_shards(task, reversed(shards))  # they may finish in any order
 
     source = build_source(tars)
-    listing, _ = list_source(source, listing_paths(), 0, map_shards)
+    listing, _ = list_source(source, listing_paths(), 0, Backwards())
 
     assert [name for _, name in asked] == list(source.tars)
     assert listing.part_sizes == (7, 5, 9, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from permafrost.cluster.executors import map_shards_serially
+from permafrost.core.tasks import SerialExecutor
 from permafrost.sources.source import list_source, plan_source
 from permafrost.store.listing import Listing, ListingFiles, write_listing
 from permafrost.store.pack import fingerprint_dataset
@@ -27,7 +27,7 @@ def plan_records(records, shard_size, seed):
 
 
 def list_parts(source, store_options) -> Listing:
-    return list_source(source, listing_paths(), store_options.seed, map_shards_serially)[0]
+    return list_source(source, listing_paths(), store_options.seed, SerialExecutor())[0]
 
 
 def plan_whole(source, store_options):

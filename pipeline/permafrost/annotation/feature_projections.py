@@ -18,7 +18,7 @@ from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PROJECTION_RECORDS, PassOptions
 from permafrost.core.errors import require
-from permafrost.core.tasks import MapShards
+from permafrost.core.tasks import Executor
 from permafrost.models.classifier import Classifier, ModelOutput
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.projections import Projection, read_projections, write_projection
@@ -26,7 +26,7 @@ from permafrost.store.shards import ShardEntry
 
 
 def fit_projections(
-    map_shards: MapShards, task: FitProjections, shards: Sequence[ShardEntry], split: str
+    executor: Executor, task: FitProjections, shards: Sequence[ShardEntry], split: str
 ) -> None:
     """Write the projections of a pass, unless they exist.
 
@@ -39,7 +39,7 @@ def fit_projections(
         f"annotate.features_channels is fitted on records of split={split}, of which the store has none; set split= "
         "to the split that students are trained on",
     )
-    list(map_shards(task, [sample]))
+    list(executor.map_shards(task, [sample]))
 
 
 class ChannelMoments:

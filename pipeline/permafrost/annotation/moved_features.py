@@ -21,7 +21,7 @@ from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.annotation.payloads import FeaturesPayload
 from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.core.records import Batch, FieldSpec, StoredTargets
-from permafrost.core.tasks import MapShards
+from permafrost.core.tasks import Executor
 from permafrost.loading.geometry import TargetRequest, center_crop, view_targets
 from permafrost.loading.transfer import move_batch
 from permafrost.storage.rooted_paths import RootedPath
@@ -40,7 +40,7 @@ _DIGITS = 6
 
 
 def measure_moved_features(
-    map_shards: MapShards, task: MeasureMovedFeatures, shards: Sequence[ShardEntry]
+    executor: Executor, task: MeasureMovedFeatures, shards: Sequence[ShardEntry]
 ) -> MovedFeatures | None:
     """Run the task on the executor. Returns None for a pass without records.
 
@@ -49,7 +49,7 @@ def measure_moved_features(
     sample = select_sample(shards, SAMPLE_RECORDS)
     if not sample:
         return None
-    (result,) = map_shards(task, [sample])
+    (result,) = executor.map_shards(task, [sample])
     return MovedFeatures(**json.loads(result.report))
 
 

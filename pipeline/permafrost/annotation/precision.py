@@ -20,7 +20,7 @@ from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.config.store import PassPrecision
 from permafrost.core.errors import UserError
 from permafrost.core.records import FieldSpec
-from permafrost.core.tasks import MapShards
+from permafrost.core.tasks import Executor
 from permafrost.models.compute import fastest_precision
 from permafrost.models.providers import resolve_device
 from permafrost.store.codecs import cosines, decode_unit
@@ -68,13 +68,13 @@ def describe_agreement(agreement: Agreement) -> str:
 
 
 def compare_precision(
-    map_shards: MapShards, task: ComparePrecision, shards: Sequence[ShardEntry]
+    executor: Executor, task: ComparePrecision, shards: Sequence[ShardEntry]
 ) -> tuple[PassPrecision, Agreement | None]:
     """Run the task on the executor, and return the precision and its agreement with float32, None for float32 itself.
 
     shards  of the pass, from which the sample is taken
     """
-    (result,) = map_shards(task, [select_sample(shards, SAMPLE_RECORDS)])
+    (result,) = executor.map_shards(task, [select_sample(shards, SAMPLE_RECORDS)])
     values = json.loads(result.report)
     agreement = values["agreement"]
     return values["precision"], None if agreement is None else Agreement(**agreement)

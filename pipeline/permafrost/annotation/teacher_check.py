@@ -24,7 +24,7 @@ from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.core.errors import UserError
 from permafrost.core.label_forms import has_many
 from permafrost.core.records import NO_LABEL
-from permafrost.core.tasks import MapShards
+from permafrost.core.tasks import Executor
 from permafrost.models.classifier import has_proportions
 from permafrost.store.codecs import decode_unit
 from permafrost.store.publish_pass import CONSTANT_LOGITS, ConstantLogitsError
@@ -84,7 +84,7 @@ class TeacherCheck:
 
 
 def check_teacher(
-    map_shards: MapShards, task: CheckTeacher, shards: Sequence[ShardEntry]
+    executor: Executor, task: CheckTeacher, shards: Sequence[ShardEntry]
 ) -> TeacherCheck | None:
     """Run the task on the executor. Returns None for a pass without records.
 
@@ -95,7 +95,7 @@ def check_teacher(
     sample = select_sample(shards, min(max(count, fewest), most))
     if not sample:
         return None
-    (result,) = map_shards(task, [sample])
+    (result,) = executor.map_shards(task, [sample])
     values = json.loads(result.report)
     pairs = {name: tuple(values[name]) for name in ("grid", "input_size") if values[name]}
     return TeacherCheck(**values | pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -41,7 +41,7 @@ from permafrost.config.store import (
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.records import FEATURES, TOP_CLASS
-from permafrost.core.tasks import MapShards, ShardResult, ShardTask, run_shards
+from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.models.explanations import pass_precision
 from permafrost.models.providers import count_parameters
 from permafrost.runs.folder import run_folder, save_cost
@@ -61,7 +61,6 @@ from permafrost.store.projections import (
 )
 from permafrost.store.publish_pass import publish_pass
 from permafrost.store.reader import Store
-from permafrost.store.shards import ShardEntry
 
 _SampleTask = TypeVar("_SampleTask", bound=SampleTask)
 
@@ -83,7 +82,7 @@ class Annotation(NamedTuple):
     labels or none, and if the teacher's classes are not those of the store."""
 
 
-def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShards) -> Annotation:
+def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) -> Annotation:
     """Finish and publish the canonical pass and, if `views=` requests one, the pass of stored views."""
     requested: list[StoredViews | None] = [None]
     if config.views.kind != "canonical":
@@ -93,13 +92,13 @@ def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShard
     plans = [plan_pass(config, store, views) for views in requested]
     agreement, is_auto = None, config.annotate.precision == "auto"
     if any(plan.is_unfinished for plan in plans):
-        config = _settle_logits(config, plans[0], map_shards)
-        config, agreement = _settle_precision(config, plans[0], map_shards)
+        config = _settle_logits(config, plans[0], executor)
+        config, agreement = _settle_precision(config, plans[0], executor)
         if config.annotate.logits_dtype != plans[0].logits_dtype or (
             is_auto and config.annotate.precision != plans[0].precision
         ):
             plans = [plan_pass(config, store, views) for views in requested]
-    made = [annotate_pass(plan, config, map_shards, agreement) for plan in plans]
+    made = [annotate_pass(plan, config, executor, agreement) for plan in plans]
     return Annotation(
         forward_passes=sum(annotated for annotated, _ in made),
         canonical=plans[0].folder.name,
@@ -109,7 +108,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShard
 
 
 def _settle_logits(
-    config: PrecomputeConfig, plan: PassPlan, map_shards: MapShards
+    config: PrecomputeConfig, plan: PassPlan, executor: Executor
 ) -> PrecomputeConfig:
     """Look at the teacher before a new pass, and return the options with the dtype of its logits.
 
@@ -120,7 +119,7 @@ def _settle_logits(
     if plan.is_begun:
         dtype = plan.logits_dtype if dtype == "auto" else dtype
     elif config.annotate.reads_head:
-        check = check_teacher(map_shards, _sample_task(CheckTeacher, plan, config), plan.shards)
+        check = check_teacher(executor, _sample_task(CheckTeacher, plan, config), plan.shards)
         if check is not None:
             require_sound(check, plan.store.manifest.classes)
         reason = "" if check is None else needs_float32(check)
@@ -136,7 +135,7 @@ def _settle_logits(
 
 
 def _settle_precision(
-    config: PrecomputeConfig, plan: PassPlan, map_shards: MapShards
+    config: PrecomputeConfig, plan: PassPlan, executor: Executor
 ) -> tuple[PrecomputeConfig, Agreement | None]:
     """Return the options with the precision of a pass that is not finished, and its agreement with float32.
 
@@ -154,7 +153,7 @@ def _settle_precision(
         precision = "float32" if precision == "auto" else precision
         return _with_precision(config, precision), None
     task = _sample_task(ComparePrecision, plan, _with_precision(config, precision))
-    found, agreement = compare_precision(map_shards, task, plan.shards)
+    found, agreement = compare_precision(executor, task, plan.shards)
     if agreement is None:
         return _with_precision(config, found), None
     shortfall = describe_shortfall(agreement)
@@ -194,7 +193,7 @@ def _sample_task(
 def annotate_pass(
     plan: PassPlan,
     config: PrecomputeConfig,
-    map_shards: MapShards,
+    executor: Executor,
     agreement: Agreement | None = None,
 ) -> tuple[int, dict[str, float]]:
     """Write the missing shards of a pass, and publish it.
@@ -220,7 +219,7 @@ def annotate_pass(
         )
     # The driver builds the network once for the names and shapes of its fields. Each actor builds its own.
     eager = replace(config.annotate, compile=False)
-    _fit_projections(plan, config, map_shards)
+    _fit_projections(plan, config, executor)
     annotator = TeacherAnnotator(
         plan.teacher, plan.num_classes, plan.explainer, eager, plan.store.size
     ).with_projections(read_projections(plan.folder))
@@ -253,14 +252,12 @@ def annotate_pass(
     )
     counts: dict[str, Correct] = {}
 
-    def map_and_count(task: ShardTask, shards: Sequence[ShardEntry]) -> Iterator[ShardResult]:
-        for result in map_shards(task, shards):
-            counts[result.name] = Correct(result.labeled, result.correct)
-            yield result
+    def count(result: ShardResult) -> None:
+        counts[result.name] = Correct(result.labeled, result.correct)
 
-    annotated, seconds = run_shards("teacher", map_and_count, task, plan.missing)
+    annotated, seconds = run_shards("teacher", executor, task, plan.missing, count)
     save_cost(run_folder(config.run) / "precompute", seconds, annotated)
-    moved_features = _measure_moved_features(plan, config, map_shards)
+    moved_features = _measure_moved_features(plan, config, executor)
     publish_pass(
         plan.folder,
         plan.shards,
@@ -275,7 +272,7 @@ def annotate_pass(
     return annotated * plan.num_views, _accuracy(plan, counts)
 
 
-def _fit_projections(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards) -> None:
+def _fit_projections(plan: PassPlan, config: PrecomputeConfig, executor: Executor) -> None:
     """Write the projections of the features, if the options ask for any that do not exist.
 
     Raises ManifestError if they are not those of a published pass.
@@ -289,7 +286,7 @@ def _fit_projections(plan: PassPlan, config: PrecomputeConfig, map_shards: MapSh
     if is_begun and read_projections(plan.folder).keys() >= listed.keys():
         return
     task = _sample_task(FitProjections, plan, config, folder=plan.folder)
-    fit_projections(map_shards, task, plan.store.shards, config.split)
+    fit_projections(executor, task, plan.store.shards, config.split)
     check_projections(plan.folder, listed)
     for field, entry in describe_projections(plan.folder).items():
         logger.info(
@@ -302,13 +299,13 @@ def _fit_projections(plan: PassPlan, config: PrecomputeConfig, map_shards: MapSh
 
 
 def _measure_moved_features(
-    plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards
+    plan: PassPlan, config: PrecomputeConfig, executor: Executor
 ) -> MovedFeatures | None:
     """Measure the error of moved features, None if the pass has none that are moved."""
     if FEATURES not in config.annotate.payloads or plan.views is not None:
         return None
     task = _sample_task(MeasureMovedFeatures, plan, config, folder=plan.folder)
-    moved = measure_moved_features(map_shards, task, plan.shards)
+    moved = measure_moved_features(executor, task, plan.shards)
     if moved is not None:
         logger.info(
             "moved with a view, features miss of the teacher's variance: %s",

@@ -1,5 +1,5 @@
-"""All code that imports Ray, and serial executors that do not.
+"""All code that imports Ray, and the choice between it and one process.
 
 Tasks are defined in the packages that use these executors.
-Read first: executors.py, then session.py.
+Read first: executors.py, then ray_executor.py and session.py.
 """

@@ -16,13 +16,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import uuid4
 
-from permafrost.cluster.session import ask_helper, gpus_each, ray_session, start_helper
+from permafrost.cluster.session import (
+    gpus_each,
+    last_line,
+    open_queue,
+    put_item,
+    ray_session,
+    take_items,
+)
 from permafrost.core.errors import UserError, first_line
 from permafrost.runs.mirrors import files_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from ray.util.queue import Queue
 
     from permafrost.config.cluster import ClusterConfig
     from permafrost.config.training import TrainerOptions
@@ -71,33 +80,15 @@ class RankedJob(Protocol):
         """Train to the last epoch, starting from the folder's checkpoint if there is one."""
 
 
-class _ProgressActor:
-    """Actor that stores the first rank's progress and the first failure of any rank."""
-
-    def __init__(self) -> None:
-        self.epochs: list[tuple[int, str]] = []
-        self.failure = ""
-
-    def add_epoch(self, epoch: int, line: str) -> None:
-        self.epochs.append((epoch, line))
-
-    def take_epochs(self) -> list[tuple[int, str]]:
-        taken, self.epochs = self.epochs, []
-        return taken
-
-    def record_failure(self, message: str) -> None:
-        self.failure = self.failure or message
-
-    def get_failure(self) -> str:
-        return self.failure
-
-
 @dataclass(frozen=True)
 class _RankLoop:
     """Training loop of each rank."""
 
     job: RankedJob
-    news: Any
+    epochs: Queue
+    """Progress of the first rank."""
+    failure: Queue
+    """The first failure of any rank, for which alone it has room."""
 
     def __call__(self) -> None:
         import ray.train
@@ -105,8 +96,8 @@ class _RankLoop:
 
         from permafrost.core.distributed import DistributedContext
 
-        if failure := ask_helper(self.news.get_failure.remote()):
-            raise RanksError(failure)  # a restart would fail in the same way
+        if self.failure.full():
+            raise RanksError("a rank failed")  # a restart would fail in the same way
         context = ray.train.get_context()
         distributed = DistributedContext(
             context.get_world_rank(),
@@ -116,12 +107,12 @@ class _RankLoop:
         )
 
         def on_epoch(epoch: int, line: str) -> None:
-            ask_helper(self.news.add_epoch.remote(epoch, line))
+            put_item(self.epochs, (epoch, line))
 
         try:
             _at_home(self.job).train(on_epoch, distributed)
         except UserError as error:
-            ask_helper(self.news.record_failure.remote(str(error)))
+            put_item(self.failure, str(error))
             raise
 
 
@@ -142,14 +133,14 @@ def train_on_ranks(
         import ray
         import ray.train
 
-        news = start_helper(_ProgressActor)
+        epochs, failure = open_queue(), open_queue(maxsize=1)
         room = _Room(ranks, _resources(job, cluster))
-        watcher = _Watcher(news, on_epoch, room)
+        watcher = _Watcher(epochs, on_epoch, room)
         try:
-            _trainer(job, cluster, news, room.resources).fit()
+            _trainer(_RankLoop(job, epochs, failure), cluster, room.resources).fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            failure = ask_helper(news.get_failure.remote())
-            raise RanksError(failure or _reason(error, cluster, room)) from error
+            (reason,) = take_items(failure) or [_reason(error, cluster, room)]
+            raise RanksError(reason) from error
         finally:
             watcher.stop()
             files_of_run(job.run).fetch(job.folder.name, exactly=True)
@@ -162,24 +153,24 @@ def _resources(job: RankedJob, cluster: ClusterConfig) -> dict[str, float]:
     return {"CPU": cluster.cpus_per_rank} | ({"GPU": gpus} if gpus else {})
 
 
-def _trainer(job: RankedJob, cluster: ClusterConfig, news: Any, resources: dict[str, float]) -> Any:
+def _trainer(loop: _RankLoop, cluster: ClusterConfig, resources: dict[str, float]) -> Any:
     import ray.train
     import ray.train.torch
 
     # Ray Train tries to start the ranks this many times, each of which waits for room.
     os.environ[_START_TIMEOUT] = str(cluster.max_wait_seconds / (cluster.max_restarts + 1))
     return ray.train.torch.TorchTrainer(
-        _RankLoop(job, news),
+        loop,
         torch_config=_process_group("nccl" if "GPU" in resources else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.trainer.ranks,
+            num_workers=loop.job.trainer.ranks,
             use_gpu="GPU" in resources,
             resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             # A new name each time keeps Ray from restoring, because the state is in checkpoint.pt.
             name=uuid4().hex,
-            storage_path=str(job.folder / _STATE_FOLDER),
+            storage_path=str(loop.job.folder / _STATE_FOLDER),
             failure_config=ray.train.FailureConfig(
                 max_failures=cluster.max_restarts, controller_failure_limit=cluster.max_restarts
             ),
@@ -238,12 +229,8 @@ def _reason(error: Exception, cluster: ClusterConfig, room: _Room) -> str:
         return f"Ray ended the training ({first_line(error).rstrip('.')}); {advice}"
     return (
         f"ranks died more than cluster.max_restarts={cluster.max_restarts} times, the last time with: "
-        f"{_last_line(error)}; {advice}"
+        f"{last_line(error)}; {advice}"
     )
-
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1]
 
 
 @dataclass(frozen=True)
@@ -280,8 +267,8 @@ class _Room:
 class _Watcher:
     """Thread that reports the ranks' progress to the driver while `fit` blocks the main thread."""
 
-    def __init__(self, news: Any, on_epoch: Callable[[int, str], None], room: _Room) -> None:
-        self.news = news
+    def __init__(self, epochs: Queue, on_epoch: Callable[[int, str], None], room: _Room) -> None:
+        self.epochs = epochs
         self.on_epoch = on_epoch
         self.room = room
         self.waiting_since: float | None = None
@@ -307,7 +294,7 @@ class _Watcher:
             self.waiting_since, self.is_said = None, False
 
     def _report(self) -> None:
-        for epoch, line in ask_helper(self.news.take_epochs.remote(), []):
+        for epoch, line in take_items(self.epochs):
             self.on_epoch(epoch, line)
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,12 @@ from permafrost.core.errors import UserError, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ray.util.queue import Queue
+
     from permafrost.config.cluster import ClusterConfig
 
 # Read by Ray when it is imported or started. Variables set by the user take precedence.
 _ENVIRONMENT = {
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "900",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's log files contain the rest
     # Ray's own 15 leaves workers a thirtieth of a core that another process uses, and a run seems to hang.
     "RAY_worker_niceness": "0",
@@ -59,7 +59,12 @@ logger = logging.getLogger("permafrost.ray")
 
 
 class ClusterError(UserError, RuntimeError):
-    """Error for a cluster that cannot be started or reached."""
+    """Error for a cluster that cannot be started or reached, or cannot run the work."""
+
+
+def last_line(error: Exception) -> str:
+    """Return the last line of an error of Ray, which names its cause."""
+    return str(error).strip().splitlines()[-1]
 
 
 @contextmanager
@@ -139,7 +144,7 @@ def _init(config: LocalClusterConfig, cpus: float) -> None:
     modules = [str(place) for place in plugin_places().values()]
     ray.init(
         address="local",
-        # The driver and Ray's own tasks need an additional slot, or a dataset never starts.
+        # A whole number, with a slot for what Ray itself runs.
         num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
         include_dashboard=config.dashboard,
         logging_level=logging.WARNING,
@@ -161,7 +166,10 @@ def _init(config: LocalClusterConfig, cpus: float) -> None:
 
 
 def _watch_raylet() -> None:
-    """Say that Ray's raylet has ended, in a thread, because Ray then ends this process without an exception."""
+    """End this process with a message when Ray's raylet ends, in a thread.
+
+    Ray itself ends it without an exception or, where it only waits for actors, lets it wait forever.
+    """
     import ray._private.worker as ray_worker
 
     node = ray_worker.global_worker.node
@@ -180,6 +188,7 @@ def _watch_raylet() -> None:
                 file=sys.stderr,
                 flush=True,
             )
+            os._exit(1)
 
     threading.Thread(target=watch, name="raylet-watch", daemon=True).start()
 
@@ -256,24 +265,35 @@ def gpus_each(option: float | None) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
-def start_helper(kind: type) -> Any:
-    """Start an actor of the driver on the driver's own node, so that it is lost with no other one.
+def open_queue(maxsize: int = 0) -> Queue:
+    """Start a queue on the driver's own node, so that it is lost with no other one.
 
-    Ray restarts it, empty, if its process dies.
+    Ray restarts its actor, empty, if the process dies.
     """
     import ray
+    from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(kind).options(scheduling_strategy=here, **options).remote()
+    return Queue(maxsize, actor_options={"scheduling_strategy": here, **options})
 
 
-def ask_helper(call: Any, default: Any = None) -> Any:
-    """Return the answer to a call of a helper, or the default if it is lost, as no work depends on it."""
+def put_item(queue: Queue, item: Any) -> None:
+    """Put an item into a queue, unless it is full or lost, as no work depends on it."""
+    import ray
+    from ray.util.queue import Full
+
+    with suppress(Full, ray.exceptions.RayError):
+        queue.put_nowait(item)
+
+
+def take_items(queue: Queue) -> list[Any]:
+    """Take all items out of a queue that no other process reads. There are none if it is lost."""
     import ray
 
     try:
-        return ray.get(call)
-    except ray.exceptions.RayError:
-        return default
+        items: list[Any] = queue.get_nowait_batch(queue.qsize())
+    except ray.exceptions.RayError:  # also if it was restarted in between, and has fewer
+        return []
+    return items

@@ -44,7 +44,7 @@ class WorkConfig(Options):
     gpus_per_student: Annotated[float | None, Ge(0)] = None
     """GPUs per student of a sweep, possibly a fraction; null takes one whole GPU if the cluster has any."""
     max_restarts: Annotated[int, Ge(0)] = 3
-    """Restarts of an actor, a rank or a student's process that dies."""
+    """Times that a shard, the ranks of a training or a student are started again after a process died."""
     max_wait_seconds: Annotated[float, Gt(0)] = 3600.0
     """Seconds for which ranks (trainer.ranks) may wait, in all, for hosts with room for all of them."""
 
@@ -200,7 +200,7 @@ class KubeRayClusterConfig(WorkConfig):
 
 
 ClusterConfig = LocalClusterConfig | ExistingClusterConfig | KubeRayClusterConfig
-Executor = Literal["auto", "ray", "serial"]
+ExecutorName = Literal["auto", "ray", "serial"]
 SMALL_STORE = 10_000
 """Number of records up to which executor=auto does not start Ray for a pass, as Ray takes 10 to 60 s to start."""
 

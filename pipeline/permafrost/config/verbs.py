@@ -12,7 +12,7 @@ from permafrost.config.augment import VIEWS, AnyViewsConfig, AugmentOptions, Can
 from permafrost.config.cluster import (
     CLUSTERS,
     ClusterConfig,
-    Executor,
+    ExecutorName,
     KubeRayClusterConfig,
     LocalClusterConfig,
 )
@@ -59,7 +59,7 @@ class PreviewConfig(Options):
     data: DataConfig
     preview: PreviewOptions
     cluster: ClusterConfig
-    executor: Executor = "auto"
+    executor: ExecutorName = "auto"
     """Executor of the listing, as in precompute."""
     scratch: Annotated[str | None, Role.FILE] = None
     """Folder for a temporary listing, which all hosts of a cluster must see; null takes one of this machine."""
@@ -85,7 +85,7 @@ class PrecomputeConfig(Options):
     subset: SubsetOptions = field(default_factory=SubsetOptions)
     split: str = "train"
     """Split that a pass of stored views covers."""
-    executor: Executor = "auto"
+    executor: ExecutorName = "auto"
     """Executor of the work: Ray, or this process alone (serial). auto: serial for at most 10,000 records with
     cluster=local and cluster.actors=1, Ray otherwise."""
     run: str = "untitled"
@@ -342,7 +342,7 @@ class SweepConfig(Options):
     another of the store."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; every arm is trained once per seed."""
-    executor: Executor = "auto"
+    executor: ExecutorName = "auto"
     """Executor of the work: Ray, or this process alone (serial). auto: serial with cluster=local if only one
     student is missing, if parallel=1 or if this machine has one CPU; Ray otherwise."""
     parallel: Annotated[int | None, Ge(1)] = None

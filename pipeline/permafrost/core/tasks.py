@@ -1,20 +1,28 @@
-"""Protocols of units of work and their executors, for tasks per shard and for independent tasks.
+"""Units of work, tasks per shard and independent tasks, and the executor that runs either.
 
-The executors themselves are implemented in permafrost/cluster.
+An executor maps a picklable task over shards and yields results as they finish, in any order. It runs independent
+tasks, each of which ends in an outcome, which may be an error. The one here works in this process. The one on Ray is in
+permafrost/cluster, and has the same results.
 """
 
 from __future__ import annotations
 
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from permafrost.core.errors import UserError
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
+from permafrost.core.uploads import collected_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
+
+    from permafrost.core.uploads import Uploads
 
 
 class ShardTask(Protocol):
@@ -25,13 +33,6 @@ class ShardTask(Protocol):
 
     def __call__(self, shard: Any, /) -> ShardResult:
         """Process one shard and commit its result to disk."""
-
-
-class MapShards(Protocol):
-    """Executor that runs `task` on each of `shards`."""
-
-    def __call__(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
-        """Yield results as shards finish. Raise ShardError after the last one if any shard failed."""
 
 
 SAMPLE = "sample"
@@ -51,29 +52,6 @@ class ShardResult:
     """Labeled records whose largest logit is that of their label."""
     report: str = ""
     """Other values as JSON, for a task that reports any."""
-
-
-def run_shards(
-    title: str,
-    map_shards: MapShards,
-    task: Any,
-    shards: Sequence[Any],
-    on_result: Callable[[ShardResult], None] | None = None,
-) -> tuple[int, float]:
-    """Run `task` on all shards and return the number of finished records and the summed seconds of their shards.
-
-    on_result  receives each result as its shard finishes
-    """
-    records, seconds = 0, 0.0
-    with progress(title, total=len(shards), unit="shard") as bar:
-        for result in map_shards(task, shards):
-            records += result.records
-            seconds += result.seconds
-            if on_result is not None:
-                on_result(result)
-            bar.update(1)
-            check_interrupted()
-    return records, seconds
 
 
 class Task(Protocol):
@@ -102,15 +80,6 @@ class TaskOutcome:
     """Traceback of an error that is not a UserError; empty otherwise."""
 
 
-class RunTasks(Protocol):
-    """Executor that runs all of `tasks`, in which every task comes after those that it waits for."""
-
-    def __call__(
-        self, tasks: Sequence[Task], on_report: Callable[[str, str], None]
-    ) -> Iterator[TaskOutcome]:
-        """Yield outcomes as tasks end. `on_report` receives the name of a task and its line of progress."""
-
-
 class ShardError(UserError, RuntimeError):
     """Shards that could not be processed. Finished shards are kept."""
 
@@ -124,3 +93,96 @@ def run_task(task: Task, report: Callable[[str], None]) -> TaskOutcome:
     except Exception as error:
         return TaskOutcome(name=task.name, error=repr(error), traceback=traceback.format_exc())
     return TaskOutcome(name=task.name)
+
+
+# ---- executors -------------------------------------------------------------------------------------
+
+
+class Executor(Protocol):
+    """Executor of tasks."""
+
+    name: ClassVar[str]
+    """Value of `executor=` that names it."""
+
+    def map_shards(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
+        """Iterate over the results of the task on each shard, as they finish.
+
+        Raises:
+            ShardError: After the last result, if shards failed. In this process, the first error itself.
+        """
+
+    def run_tasks(
+        self,
+        tasks: Sequence[Task],
+        on_report: Callable[[str, str], None],
+        at_once: int | None = None,
+    ) -> Iterator[TaskOutcome]:
+        """Iterate over the outcomes of the tasks, as they end.
+
+        Args:
+            tasks: Tasks, of which each comes after those that it waits for.
+            on_report: Receives the name of a task and its line of progress.
+            at_once: Maximum number of parallel tasks, None to limit it only by their resources.
+        """
+
+
+class SerialExecutor:
+    """Executor in this process, which stops at the first error of a shard, for debugging."""
+
+    name: ClassVar[str] = "serial"
+
+    def map_shards(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
+        """Iterate over results in the order of `shards`. An error stops immediately, with its traceback.
+
+        What a shard writes into a bucket is uploaded beside the work on the next one, and its result follows.
+        """
+        with ThreadPoolExecutor(1) as uploader:
+            uploading: Future[ShardResult] | None = None
+            for shard in shards:
+                with collected_uploads() as uploads:
+                    result = task(shard)
+                if uploading is not None:
+                    yield uploading.result()
+                uploading = uploader.submit(_send, uploads, result) if uploads else None
+                if uploading is None:
+                    yield result
+            if uploading is not None:
+                yield uploading.result()
+
+    def run_tasks(
+        self,
+        tasks: Sequence[Task],
+        on_report: Callable[[str, str], None],
+        at_once: int | None = None,
+    ) -> Iterator[TaskOutcome]:
+        """Iterate over outcomes in the order of `tasks`, one at a time."""
+        for task in tasks:
+            yield run_task(task, partial(on_report, task.name))
+
+
+def _send(uploads: Uploads, result: ShardResult) -> ShardResult:
+    uploads.send()
+    return result
+
+
+def run_shards(
+    title: str,
+    executor: Executor,
+    task: Any,
+    shards: Sequence[Any],
+    on_result: Callable[[ShardResult], None] | None = None,
+) -> tuple[int, float]:
+    """Run `task` on all shards and return the number of finished records and the summed seconds of their shards.
+
+    on_result  receives each result as its shard finishes
+    """
+    records, seconds = 0, 0.0
+    with progress(title, total=len(shards), unit="shard") as bar:
+        for result in executor.map_shards(task, shards):
+            records += result.records
+            seconds += result.seconds
+            if on_result is not None:
+                on_result(result)
+            bar.update(1)
+            check_interrupted()
+    return records, seconds

@@ -11,7 +11,7 @@ from math import ceil
 from pathlib import Path
 from statistics import median
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from permafrost.config.data import NoDataConfig
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import require
 from permafrost.core.seeds import derive_seed
+from permafrost.core.tasks import SerialExecutor
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings
 from permafrost.sources.source import build_source, classes_of, list_source, plan_source
@@ -65,17 +66,17 @@ def spread_of(values: Sequence[float]) -> Spread:
     return Spread(median(values), min(values), max(values))
 
 
-class ShardTimes:
+class ShardTimes(SerialExecutor):
     """Executor in this process that keeps the results of each of its calls, shard by shard."""
 
     def __init__(self) -> None:
         self.results: list[list[ShardResult]] = []
 
-    def __call__(self, task: ShardTask, shards: Sequence[object]) -> Iterator[ShardResult]:
+    def map_shards(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
         self.results.append([])
-        for shard in shards:
-            self.results[-1].append(task(shard))
-            yield self.results[-1][-1]
+        for result in super().map_shards(task, shards):
+            self.results[-1].append(result)
+            yield result
 
 
 # ---- sample ----------------------------------------------------------------------------------------

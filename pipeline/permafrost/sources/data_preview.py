@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from permafrost.config.data import DataConfig
     from permafrost.core.records import Record, Source
-    from permafrost.core.tasks import MapShards
+    from permafrost.core.tasks import Executor
     from permafrost.sources.tally import Tally
     from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.listing import Listing, RecordCounts
@@ -356,7 +356,7 @@ def preview_source(
     classes: tuple[str, ...],
     listing: Listing,
     tally: Tally,
-    map_shards: MapShards,
+    executor: Executor,
     folder: RootedPath,
     *,
     files: int | None,
@@ -369,7 +369,7 @@ def preview_source(
         classes: Class names in label order.
         listing: All records, with their counts.
         tally: What the source met beside them.
-        map_shards: Executor of the tasks that read headers.
+        executor: Executor of the tasks that read headers.
         folder: Folder of the store, or another one for the tasks.
         files: Number of files whose headers are read, drawn at random; None reads all.
 
@@ -390,7 +390,7 @@ def preview_source(
         def collect(result: ShardResult) -> None:
             reports[result.name] = result.report
 
-        run_shards("preview", map_shards, task, parts, collect)
+        run_shards("preview", executor, task, parts, collect)
         # in the order of the records, whichever ended first
         for _, report in sorted(reports.items()):
             sample.merge(json.loads(report))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from permafrost.config.data import DataConfig
     from permafrost.config.store import StoreOptions
     from permafrost.core.records import Content, Record, Source
-    from permafrost.core.tasks import MapShards
+    from permafrost.core.tasks import Executor
     from permafrost.store.listing import ListingFiles
     from permafrost.store.shard_plan import ShardPlan
 
@@ -255,15 +255,15 @@ def guess_records(source: Source) -> int:
 
 
 def list_source(
-    source: Source, files: ListingFiles, seed: int, map_shards: MapShards
+    source: Source, files: ListingFiles, seed: int, executor: Executor
 ) -> tuple[Listing, Tally]:
-    """Write all records of the source to a listing, in this process or part by part where `map_shards` runs.
+    """Write all records of the source to a listing, in this process or part by part where the executor runs.
 
     Args:
         source: The records.
         files: Paths of the listing.
         seed: store.seed, which determines the order of the records in shards.
-        map_shards: Executor of a source in parts.
+        executor: Executor of a source in parts.
 
     Returns:
         The listing with its counts, and what the source met beside its records.
@@ -282,7 +282,7 @@ def list_source(
     def collect(result: ShardResult) -> None:
         reports[result.name] = result.report
 
-    run_shards("list", map_shards, task, parts, collect)
+    run_shards("list", executor, task, parts, collect)
     tally, counts = Tally(), RecordCounts()
     for _, name in parts:  # in their order, whichever ended first
         values = json.loads(reports[name])

@@ -14,11 +14,11 @@ import tempfile
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from functools import partial
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from permafrost.core.errors import FileError, UserError
+from permafrost.core.uploads import collecting_uploads
 from permafrost.storage import buckets
 from permafrost.storage.local_files import HashingFile, NamedFile, read_whole, write_error
 from permafrost.storage.object_cache import ObjectCache, cache_of, scratch_folder_of
@@ -67,55 +67,6 @@ class UploadedFile(io.BufferedRandom):
             buckets.put_object(str(self._path), self, size, digest)
         finally:
             super().close()
-
-
-class Uploads:
-    """Files of this machine that are still to be uploaded, in the order in which they were written."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Callable[[], None], ExitStack]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def add(self, put: Callable[[], None], opened: ExitStack) -> None:
-        """Add the upload of a file, which is closed afterwards."""
-        self._waiting.append((put, opened))
-
-    def send(self) -> None:
-        """Upload the files one after the other, in any thread. Raises FileError at the first that fails."""
-        try:
-            for put, opened in self._waiting:
-                put()
-                opened.close()
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Close all files."""
-        for _, opened in self._waiting:
-            opened.close()
-
-
-_collected: ContextVar[Uploads | None] = ContextVar("collected", default=None)
-"""Uploads that a block of this thread collects."""
-
-
-@contextmanager
-def collected_uploads() -> Iterator[Uploads]:
-    """Collect the files that this thread writes atomically into a bucket in the block, instead of uploading them.
-
-    Files that make others valid (`commit_file`), and removals, are not put off.
-    """
-    uploads = Uploads()
-    token = _collected.set(uploads)
-    try:
-        yield uploads
-    except BaseException:
-        uploads.close()
-        raise
-    finally:
-        _collected.reset(token)
 
 
 class RangedFile:
@@ -226,7 +177,7 @@ class BucketFiles:
                 file.detach()
             address = str(file.destination)
             put = partial(buckets.put_object, address, scratch, file.bytes, file.sha256)
-            uploads = _collected.get()
+            uploads = collecting_uploads()
             if uploads is None:
                 put()
             else:

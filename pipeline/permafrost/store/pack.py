@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from permafrost.config.data import DataConfig
     from permafrost.config.verbs import PrecomputeConfig
     from permafrost.core.records import Source
-    from permafrost.core.tasks import MapShards
+    from permafrost.core.tasks import Executor
     from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.listing import Listing
     from permafrost.store.shard_plan import ShardPlan
@@ -158,7 +158,7 @@ def plan_pack(
     )
 
 
-def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int:
+def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     """Write the shards that the store lacks and publish it; return the number of records packed now."""
     path = plan.path
     if not plan.missing and not needs_publishing(path):
@@ -179,7 +179,7 @@ def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int
         if result.report:
             damages.append(json.loads(result.report))
 
-    packed, _ = run_shards("pack", map_shards, task, plan.missing, collect)
+    packed, _ = run_shards("pack", executor, task, plan.missing, collect)
     _check_damages(plan, damages)
     in_place = any(shard.reference for shard in plan.shards)
     manifest = publish_store(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from permafrost.config.distillation import DistillConfig
     from permafrost.config.points import Point
     from permafrost.config.verbs import EvaluateConfig
-    from permafrost.core.tasks import RunTasks, Task
+    from permafrost.core.tasks import Executor, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +124,12 @@ logger = logging.getLogger("permafrost.sweep")
 class StudentRunner:
     """Runner of students in parallel. A failed student does not stop the others."""
 
-    def __init__(self, run_tasks: RunTasks, build_task: Callable[[StudentRun], Task]) -> None:
-        self.run_tasks = run_tasks
+    def __init__(
+        self, executor: Executor, build_task: Callable[[StudentRun], Task], at_once: int | None
+    ) -> None:
+        self.executor = executor
         self.build_task = build_task
+        self.at_once = at_once
         self.done: set[str] = set()
         """Names of the students that were trained or evaluated by this runner."""
         self.trained: set[str] = set()
@@ -157,7 +160,7 @@ class StudentRunner:
                 bar.update(1)
 
             tasks = [self.build_task(run) for run in missing.values()]
-            for outcome in self.run_tasks(tasks, show):
+            for outcome in self.executor.run_tasks(tasks, show, self.at_once):
                 check_interrupted()
                 files_of_run(outcome.name).fetch()  # of the machine that ran it
                 error = outcome.error or _invisible(missing[outcome.name])

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.cluster.executors import run_training
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import is_published
 from permafrost.config.paths import with_absolute_paths
@@ -22,6 +21,7 @@ from permafrost.models.trained_weights import check_trained_weights, weights_fil
 from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.job import OpenedInputs, TrainingJob
+from permafrost.training.launch import run_training
 from permafrost.training.student_passes import (
     check_passes,
     doubt_moved_features,

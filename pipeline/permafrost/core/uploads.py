@@ -1,0 +1,64 @@
+"""Uploads that are put off, so that they are sent beside the work on what comes next."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import ExitStack
+
+
+class Uploads:
+    """Files of this machine that are still to be uploaded, in the order in which they were written."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Callable[[], None], ExitStack]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, put: Callable[[], None], opened: ExitStack) -> None:
+        """Add the upload of a file, which is closed afterwards."""
+        self._waiting.append((put, opened))
+
+    def send(self) -> None:
+        """Upload the files one after the other, in any thread. Raises FileError at the first that fails."""
+        try:
+            for put, opened in self._waiting:
+                put()
+                opened.close()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        for _, opened in self._waiting:
+            opened.close()
+
+
+_collected: ContextVar[Uploads | None] = ContextVar("collected", default=None)
+
+
+def collecting_uploads() -> Uploads | None:
+    """Return the uploads that a block of this thread collects, None outside of such a block."""
+    return _collected.get()
+
+
+@contextmanager
+def collected_uploads() -> Iterator[Uploads]:
+    """Collect the files that this thread writes atomically into a bucket in the block, instead of uploading them.
+
+    Files that make others valid (`commit_file`), and removals, are not put off.
+    """
+    uploads = Uploads()
+    token = _collected.set(uploads)
+    try:
+        yield uploads
+    except BaseException:
+        uploads.close()
+        raise
+    finally:
+        _collected.reset(token)
