@@ -14,8 +14,8 @@ Rerun   the same command resumes from the last checkpoint, with any trainer.rank
 
 from __future__ import annotations
 
-from permafrost.cli import main
-from permafrost.training.distill import distill as run
+from permafrost.cli import stage_main
+from permafrost.training.distill import distill_student as run
 
 if __name__ == "__main__":
-    main("distill", run, __doc__)
+    stage_main("distill", run, __doc__)

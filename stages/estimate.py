@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import ConfigError
@@ -105,4 +105,4 @@ def _announce(config: EstimateConfig, finished: bool) -> None:
 
 
 if __name__ == "__main__":
-    main("estimate", run, __doc__)
+    stage_main("estimate", run, __doc__)

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from permafrost.cli import main
-from permafrost.evaluation.evaluate import EvaluateResult, evaluate
+from permafrost.cli import stage_main
+from permafrost.evaluation.evaluate import EvaluateResult, evaluate_student
 from permafrost.evaluation.inputs import without_unknown_arms
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def run(config: EvaluateConfig) -> EvaluateResult:
     """Run the missing evaluators, without comparing a single student with an arm that only its experiment names."""
     config = without_unknown_arms(config, config.command)
-    return evaluate(config)
+    return evaluate_student(config)
 
 
 if __name__ == "__main__":
-    main("evaluate", run, __doc__)
+    stage_main("evaluate", run, __doc__)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.config.version import __version__
 from permafrost.models.saved import EXPORT_FOLDER, load_model
 from permafrost.runs.folder import run_folder
@@ -69,7 +69,7 @@ def run(config: ExportConfig) -> ExportResult:
     files: dict[str, str] = {}
     differences = []
     for file_format in config.export.formats:
-        data = portable.encode(
+        data = portable.encode_model(
             traced, file_format, portable.input_name(program), facts, config.export.output
         )
         differences.append(portable.check_program(data, file_format, program, inputs))
@@ -87,4 +87,4 @@ def _frame(config: ExportConfig, store: Store, size: tuple[int, int]) -> Evaluat
 
 
 if __name__ == "__main__":
-    main("export", run, __doc__)
+    stage_main("export", run, __doc__)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import NoDataConfig
@@ -31,7 +31,7 @@ from permafrost.sources.data_preview import preview_source, write_preview
 from permafrost.sources.findings import add_findings, check_findings
 from permafrost.sources.source import (
     build_source,
-    classes_of,
+    classes_of_source,
     digest_origin,
     guess_records,
     list_source,
@@ -39,10 +39,10 @@ from permafrost.sources.source import (
 )
 from permafrost.storage.files import exists
 from permafrost.storage.lock import lock_folder
+from permafrost.store.commit import find_finished, write_origin
 from permafrost.store.listing import listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
-from permafrost.store.publish import find_finished, write_origin
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class PrecomputeResult:
 
 
 def run(config: PrecomputeConfig) -> PrecomputeResult:
-    """Pack missing shards, run the teacher on missing shards, and publish."""
+    """Pack missing shards, run the teacher on missing shards, and commit."""
     path = config.store.folder.absolute()
     _check_has_records(config, path)
     started = time.monotonic()
@@ -215,7 +215,7 @@ def _is_finished(config: PrecomputeConfig, path: RootedPath, digest: str) -> boo
 def _pack(
     config: PrecomputeConfig, path: RootedPath, digest: str, choice: ExecutorChoice
 ) -> tuple[int, int]:
-    """List the data, pack the missing shards and publish; return the numbers of packed and of all records."""
+    """List the data, pack the missing shards and commit; return the numbers of packed and of all records."""
     with listing_files(path) as files:
         with say_if_slow(logger, f"listing the records of data={config.data.kind} ..."):
             plan, listing, tally = _plan_pack(config, path, files, choice)
@@ -254,7 +254,7 @@ def _plan_pack(
     guess = guess_records(source)
     listing, tally = list_source(source, files, config.store.seed, choice.for_records(guess))
     plans = plan_source(source, listing, config.store)
-    plan = plan_pack(config, path, source, classes_of(source, listing), listing, plans)
+    plan = plan_pack(config, path, source, classes_of_source(source, listing), listing, plans)
     return plan, listing, tally
 
 
@@ -278,4 +278,4 @@ def _announce(config: PrecomputeConfig, records: str, executor: Executor) -> Non
 
 
 if __name__ == "__main__":
-    main("precompute", run, __doc__)
+    stage_main("precompute", run, __doc__)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig
 from permafrost.core.errors import ConfigError, printable
@@ -28,7 +28,7 @@ from permafrost.sources.data_preview import Finding, Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
 from permafrost.sources.source import (
     build_source,
-    classes_of,
+    classes_of_source,
     guess_records,
     list_source,
     named_repeats,
@@ -72,7 +72,7 @@ def run(config: PreviewConfig) -> PreviewResult:
         preview = preview_source(
             config.data,
             source,
-            classes_of(source, listing),
+            classes_of_source(source, listing),
             listing,
             tally,
             choice.for_records(listing.num_records if config.preview.all else 0),
@@ -124,4 +124,4 @@ def _describe(preview: Preview) -> str:
 
 
 if __name__ == "__main__":
-    main("preview", run, __doc__)
+    stage_main("preview", run, __doc__)

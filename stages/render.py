@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.paths import require_shared_paths
@@ -95,4 +95,4 @@ def _reads_cluster(verb: str) -> bool:
 
 
 if __name__ == "__main__":
-    main("render", run, __doc__, configure)
+    stage_main("render", run, __doc__, configure)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.runs.folder import run_folder
 from permafrost.storage.files import write_atomically
 
@@ -71,4 +71,4 @@ def run(config: ReportConfig) -> ReportResult:
 
 
 if __name__ == "__main__":
-    main("report", run, __doc__)
+    stage_main("report", run, __doc__)

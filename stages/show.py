@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.storage.files import write_atomically
 from permafrost.store.reader import Store
 
@@ -48,4 +48,4 @@ def run(config: ShowConfig) -> ShowResult:
 
 
 if __name__ == "__main__":
-    main("show", run, __doc__)
+    stage_main("show", run, __doc__)

@@ -23,7 +23,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.core.errors import UserError
 from permafrost.reports.main_table import summary_table
@@ -117,4 +117,4 @@ def _reason(option: str, executor: str) -> str:
 
 
 if __name__ == "__main__":
-    main("sweep", lambda config: run(config, sys.argv[1:]), __doc__)
+    stage_main("sweep", lambda config: run(config, sys.argv[1:]), __doc__)

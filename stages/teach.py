@@ -17,7 +17,7 @@ import shlex
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import is_published
 from permafrost.config.options import plain_defaults
@@ -33,7 +33,7 @@ from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
 from permafrost.training.job import OpenedInputs
 from permafrost.training.launch import TrainingProgress, run_training
-from permafrost.training.teach_job import Teaching, check_splits, fingerprint_inputs
+from permafrost.training.teach_job import Teaching, check_splits, teacher_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +78,7 @@ def run(config: TeachConfig) -> TeachResult:
     if not is_published(config.teacher.weights):
         config = replace(config, teacher=replace(config.teacher, weights=None))
     config = resolve_teach(config, store)
-    inputs = fingerprint_inputs(config, store)
+    inputs = teacher_inputs(config, store)
     with open_run("teach", config.run, config, inputs) as folder:
         return _train(config, store, folder)
 
@@ -166,4 +166,4 @@ def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
 
 
 if __name__ == "__main__":
-    main("teach", run, __doc__)
+    stage_main("teach", run, __doc__)

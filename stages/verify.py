@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.core.errors import UserError
 from permafrost.storage.files import file_size, iter_files, listing
 from permafrost.storage.rooted_paths import LinkError
@@ -101,4 +101,4 @@ def _format_bytes(count: float) -> str:
 
 
 if __name__ == "__main__":
-    main("verify", run, __doc__)
+    stage_main("verify", run, __doc__)

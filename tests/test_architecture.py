@@ -173,6 +173,68 @@ def test_no_two_modules_import_each_other():
     assert not waiting
 
 
+CONVENTIONS = {"EVALUATOR", "PROVIDER", "NAME", "logger"}
+"""Names that every member of a family has in its own module."""
+
+
+def top_names(path):
+    """Iterate over the public names that a module defines, without those of types."""
+    for node in ast.parse(path.read_text()).body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        names = [node.name] if hasattr(node, "name") else [getattr(t, "id", "") for t in targets]
+        is_type = isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("TypeVar(")
+        yield from (name for name in names if name[:1] not in ("", "_") and not is_type)
+
+
+def test_a_public_name_is_defined_by_one_module():
+    defined = {}
+    for path in ROOT.glob("pipeline/permafrost/**/*.py"):
+        for name in set(top_names(path)) - CONVENTIONS:
+            defined.setdefault(name, []).append(name_of(path))
+
+    of_papers = {name for name, modules in defined.items() if name == "register"}
+    assert len(defined) > 1000  # control
+    assert {n: m for n, m in defined.items() if len(m) > 1 and n not in of_papers} == {}
+
+
+def test_a_logger_stands_at_the_top_and_a_heading_has_content():
+    wrong = []
+    for path in MODULES:
+        text = path.read_text()
+        body = ast.parse(text).body
+        definitions = (ast.FunctionDef, ast.ClassDef)
+        first = next((n.lineno for n in body if isinstance(n, definitions)), len(text))
+        late = re.search(r"^logger = ", text, re.MULTILINE)
+        if late and text.count("\n", 0, late.start()) >= first:
+            wrong.append(f"{path.name}: logger")
+        wrong += [
+            f"{path.name}: {heading[1]}"
+            for heading in re.finditer(r"^# ---- (.+?) -+\n\s*(?=# ----|\Z)", text, re.MULTILINE)
+        ]
+
+    assert wrong == []
+
+
+OUTSIDE = {"zero_to_fp32.py", "drawn.py"} | {"my_losses.py", "my_networks.py", "losses.py"}
+"""Python files of other projects, and those of users in examples."""
+
+
+def test_a_file_that_a_comment_names_exists():
+    files = [p.relative_to(ROOT).as_posix() for p in [*MODULES, *ROOT.glob("[td]*/**/*.py")]]
+    named = [
+        (path.name, match[0])
+        for path in MODULES
+        for match in re.finditer(r"[\w/]+\.py\b", path.read_text())
+    ]
+
+    assert len(named) > 50  # control
+    assert [
+        each
+        for each in named
+        if each[1] not in OUTSIDE and not any(f"/{file}".endswith(f"/{each[1]}") for file in files)
+    ] == []
+
+
 def test_an_init_holds_the_docstring_of_its_room_alone():
     for path in ROOT.glob("pipeline/permafrost/*/**/__init__.py"):
         tree = ast.parse(path.read_text())

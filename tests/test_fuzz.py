@@ -25,7 +25,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.sources.image_table import ImageTableSource
 from permafrost.sources.table import TableSource
 from permafrost.sources.webdataset import WebDatasetSource
-from permafrost.store.arrow_files import read_table, schema_of
+from permafrost.store.arrow_files import read_table, table_schema
 from permafrost.store.codecs import decode_npy, encode_npy
 from permafrost.store.entries import ManifestError
 from permafrost.store.index import BOX_FIELDS, CHECKED_COLUMNS, LIST_COLUMNS
@@ -415,7 +415,7 @@ def test_a_member_that_is_no_name_is_refused(word):
 def test_a_table_with_a_text_that_is_not_utf_8_is_refused(tmp_path):
     offsets, data = np.array([0, 2], np.int32).tobytes(), b"a\x80"
     text = pa.Array.from_buffers(pa.string(), 1, [None, *map(pa.py_buffer, (offsets, data))])
-    schema = schema_of(name=pa.string())
+    schema = table_schema(name=pa.string())
     pq.write_table(pa.Table.from_arrays([text], schema=schema), tmp_path / "t.parquet")
 
     with pytest.raises(ManifestError, match=r"t\.parquet cannot be read as Parquet .*UTF8"):

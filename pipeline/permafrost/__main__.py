@@ -11,7 +11,7 @@ from permafrost.config.environment import TOP
 from permafrost.config.version import __version__
 from permafrost.core.interrupts import catch_signals
 
-VERBS = (
+VERB_ORDER = (
     "preview",
     "estimate",
     "precompute",
@@ -39,7 +39,7 @@ def main() -> None:
         _print_schema(words)
     elif verb == "completion":
         _print_completion(words)
-    elif verb in VERBS:
+    elif verb in VERB_ORDER:
         sys.argv = [f"permafrost {verb}", *words]
         with catch_signals() as signals:
             try:
@@ -49,10 +49,10 @@ def main() -> None:
                 print(signals.describe(verb), file=sys.stderr)
                 sys.exit(signals.exit_code)
     else:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
+        close = difflib.get_close_matches(verb, VERB_ORDER, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         print(
-            f"permafrost: error: there is no verb {verb}{hint}; choose one of: {', '.join(VERBS)}",
+            f"permafrost: error: there is no verb {verb}{hint}; choose one of: {', '.join(VERB_ORDER)}",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -62,7 +62,7 @@ def _run(verb: str, words: list[str]) -> None:
     """Run a stage, which is not imported for its help and options, as that takes longer than they do."""
     is_help = bool({"-h", "--help"} & set(words))
     if is_help or ("--cfg" in words and verb != "render"):
-        from permafrost.cli import main as show
+        from permafrost.cli import stage_main as show
 
         show(verb, lambda config: None, _docstring(verb))
     else:
@@ -98,7 +98,7 @@ def _print_completion(words: list[str]) -> None:
 
 def overview() -> str:
     """Return the help text: each verb with the first line of its module's docstring, without importing it."""
-    lines = [f"  {verb:<11} {_docstring(verb).partition(chr(10))[0]}" for verb in VERBS]
+    lines = [f"  {verb:<11} {_docstring(verb).partition(chr(10))[0]}" for verb in VERB_ORDER]
     return "\n".join(
         [
             "Run the teachers once, distill many students.\n",

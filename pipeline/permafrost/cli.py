@@ -41,7 +41,7 @@ class _OneLineFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-def main(
+def stage_main(
     verb: str,
     run: Callable[[Any], Any],
     doc: str | None,

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from permafrost.models.classifier import Classifier
     from permafrost.reports.store_sheet import StoreSheet
     from permafrost.sources.data_preview import Preview
-    from permafrost.store.index import Rows
+    from permafrost.store.index import RowNumbers
     from permafrost.store.reader import TeacherPass
     from permafrost.training.distill import DistillResult
 
@@ -87,7 +87,7 @@ class OpenStore(Store):
                 "select('holdout') needs the number of records of each class that are held out, as in "
                 "select('holdout', holdout=10)",
             )
-            rows: Rows = select_holdout_rows(self.index, "train", subset)
+            rows: RowNumbers = select_holdout_rows(self.index, "train", subset)
         else:
             rows = select_training_rows(self.index, split, subset)
         if classes:
@@ -225,7 +225,7 @@ def _in_units(stored: NDArray[Any], scale: NDArray[Any] | None) -> NDArray[Any]:
     return values.reshape(len(values), -1)
 
 
-def _rows_of_classes(store: Store, rows: Rows, classes: Sequence[str]) -> NDArray[np.int64]:
+def _rows_of_classes(store: Store, rows: RowNumbers, classes: Sequence[str]) -> NDArray[np.int64]:
     """Return those of these rows that have one of the named classes."""
     names = list(store.manifest.classes)
     absent = [name for name in classes if name not in names]
@@ -242,7 +242,9 @@ def _rows_of_classes(store: Store, rows: Rows, classes: Sequence[str]) -> NDArra
     return own[np.isin(store.index.values("label", rows), chosen)]
 
 
-def _rows_of_keys(store: Store, rows: Rows, keys: Iterable[str], split: str) -> NDArray[np.int64]:
+def _rows_of_keys(
+    store: Store, rows: RowNumbers, keys: Iterable[str], split: str
+) -> NDArray[np.int64]:
     """Return those of these rows that have one of the keys, all of which must be there."""
     wanted = set(keys)
     places = SelectedRecords(store, rows).positions_of(wanted)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.precision import (
-    SAMPLE_RECORDS,
+    PRECISION_RECORDS,
     ComparePrecision,
     PrecisionError,
     compare_values,
@@ -284,7 +284,7 @@ def test_a_pass_of_lower_precision_states_its_agreement_with_float32(tmp_path):
     assert made["float32"].manifest.agreement is None
     agreement = made["bfloat16"].manifest.agreement
     assert agreement.precision == "bfloat16"
-    assert agreement.records == min(SAMPLE_RECORDS, store.num_records())
+    assert agreement.records == min(PRECISION_RECORDS, store.num_records())
     # The store is smaller than the sample, so the passes themselves have the same numbers.
     values = [
         {

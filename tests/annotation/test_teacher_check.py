@@ -24,7 +24,7 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL
 from permafrost.models.module import ModuleClassifier
-from permafrost.store.publish_pass import ConstantLogitsError
+from permafrost.store.commit_pass import ConstantLogitsError
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.stores import precompute_config

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.core.errors import ConfigError
 from stages import render
 from tests.support.slow import slow
@@ -178,7 +178,7 @@ def test_the_command_line_prints_nothing_but_yaml(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["render", *PRECOMPUTE])
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
-    main("render", render.run, render.__doc__, render.configure)
+    stage_main("render", render.run, render.__doc__, render.configure)
 
     assert yaml.safe_load(capsys.readouterr().out)["kind"] == "RayJob"
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.core import interrupts
 from permafrost.core.errors import ConfigError
 from permafrost.core.interrupts import Interrupted, catch_signals, check_interrupted, keep_signals
@@ -34,7 +34,7 @@ def own_handler():
 def swallow(number):
     """Send a signal to this process where no exception can leave, as in functions of pyarrow."""
     os.kill(os.getpid(), number)
-    for _ in range(1000):  # the handler runs between two instructions of the main thread
+    for _ in range(1000):  # the handler runs between two instructions of the stage_main thread
         pass
 
 
@@ -42,7 +42,7 @@ def end_of(run, capsys, monkeypatch):
     """Exit code and standard error of a command that calls `run`."""
     monkeypatch.setattr(sys, "argv", ["permafrost render"])
     with pytest.raises(SystemExit) as end:
-        main("render", lambda config: run(), "Doc.", configure=lambda words: None)
+        stage_main("render", lambda config: run(), "Doc.", configure=lambda words: None)
     return end.value.code, capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.evaluation import EquivarianceOptions
@@ -142,7 +142,7 @@ def test_an_augmentation_that_is_typed_for_other_evaluators_is_refused(monkeypat
     monkeypatch.setattr("sys.argv", ["evaluate", "evaluators=[accuracy]", "augment=pad_crop_flip"])
 
     with pytest.raises(SystemExit):
-        main("evaluate", evaluate.run, evaluate.__doc__)
+        stage_main("evaluate", evaluate.run, evaluate.__doc__)
 
     assert "reads augment=pad_crop_flip with evaluators=[equivariance] only" in (
         capsys.readouterr().err

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.config.builder import build_verb_config, to_plain_dict
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions, ShiftOptions
@@ -219,7 +219,7 @@ def test_a_teacher_that_is_typed_for_evaluators_who_do_not_ask_it_is_refused(mon
     monkeypatch.setattr("sys.argv", ["evaluate", "evaluators=[accuracy]", "teacher.weights=w.pth"])
 
     with pytest.raises(SystemExit) as ended:
-        main("evaluate", evaluate.run, evaluate.__doc__)
+        stage_main("evaluate", evaluate.run, evaluate.__doc__)
 
     assert ended.value.code == 2
     assert "reads teacher.weights=w.pth with model=teacher and for the evaluators distance" in (
@@ -231,7 +231,7 @@ def test_a_network_that_is_typed_without_model_network_is_refused(monkeypatch, c
     monkeypatch.setattr("sys.argv", ["evaluate", "student.weights=w.pth"])
 
     with pytest.raises(SystemExit):
-        main("evaluate", evaluate.run, evaluate.__doc__)
+        stage_main("evaluate", evaluate.run, evaluate.__doc__)
 
     assert "reads student.weights=w.pth with model=network only" in capsys.readouterr().err
 

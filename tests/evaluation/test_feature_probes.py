@@ -12,7 +12,7 @@ from permafrost.config.evaluation import KNNOptions, LinearProbeOptions
 from permafrost.config.models import BcosModelConfig
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluate import evaluate
+from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.evaluation.feature_probes import fit_linear, linear_logits, neighbor_votes
 from permafrost.evaluation.results import read_results
 from permafrost.loading.subset import select_training_rows
@@ -29,7 +29,7 @@ def student(frozen):
 
 def measured(frozen, name, folder=None, **options):
     config = evaluation_of(frozen, (name,), **{"splits": ("test",), **options})
-    return evaluate(config, folder).splits["test"][name]
+    return evaluate_student(config, folder).splits["test"][name]
 
 
 # ---- nearest neighbors -----------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_both_evaluators_share_the_features(frozen, student, monkeypatch):
 
     monkeypatch.setattr(feature_probes, "_compute_features", counted)
     config = evaluation_of(frozen, ("knn", "linear_probe"), splits=("test",))
-    result = evaluate(config, None)
+    result = evaluate_student(config, None)
     both = result.splits["test"]
 
     printed = dict(line.split() for line in result.printed()["results"].splitlines()[2:])
@@ -183,7 +183,7 @@ def test_a_subset_of_other_records_than_the_students_is_refused(frozen, student)
     with pytest.raises(
         ConfigError, match=r"knn\.train_subset=student .* model=teacher is not a st"
     ):
-        evaluate(replace(config, model="teacher", teacher=frozen.config.teacher))
+        evaluate_student(replace(config, model="teacher", teacher=frozen.config.teacher))
 
 
 def test_results_without_the_option_are_those_of_the_whole_split(frozen, student):
@@ -194,17 +194,17 @@ def test_results_without_the_option_are_those_of_the_whole_split(frozen, student
     )
     trained_on(student)
 
-    evaluate(plain)
+    evaluate_student(plain)
     assert read_results(student.parent / "evaluate")["evaluators"]["knn"]["options"].keys() == {
         "k", "tau", "train_split", "train_records",
     }  # fmt: skip
-    assert evaluate(plain).splits["test"]["knn"]["train_records"] == 40
+    assert evaluate_student(plain).splits["test"]["knn"]["train_records"] == 40
     with pytest.raises(ConfigError, match=r"knn\.train_subset=all, but this one has student"):
-        evaluate(own)
+        evaluate_student(own)
 
-    evaluate(own, "of-the-student")
+    evaluate_student(own, "of-the-student")
     with pytest.raises(ConfigError, match=r"knn\.train_subset=student, but this one has all"):
-        evaluate(plain, "of-the-student")
+        evaluate_student(plain, "of-the-student")
 
 
 def test_evaluated_records_are_never_learned_from(frozen, student):

@@ -6,7 +6,7 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.results import add_result, missing_evaluators, options_of
+from permafrost.evaluation.results import add_result, evaluator_options, missing_evaluators
 from permafrost.interpretability.options import GradientAlignmentOptions
 
 NAME = "gradient_alignment"
@@ -27,7 +27,7 @@ def write_results(folder, options):
 
 
 def test_results_of_other_options_are_refused(tmp_path):
-    write_results(tmp_path, options_of(NAME, config_of(records=16)))
+    write_results(tmp_path, evaluator_options(NAME, config_of(records=16)))
 
     with pytest.raises(ConfigError, match=r"records=16, but this one has .*delete .* again"):
         missing_evaluators(tmp_path, config_of())

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluate import evaluate
+from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.interpretability import class_similarity as cifar100_coarse
 from permafrost.interpretability import dissection as dissection
 from permafrost.interpretability.concepts import DrawnConcepts
@@ -40,7 +40,7 @@ def untrained_student(frozen):
 
 def evaluator(frozen, name, folder=None, **options):
     config = evaluation_of(frozen, (name,), **{"splits": ("test",), **options})
-    return evaluate(config, folder).splits["test"][name]
+    return evaluate_student(config, folder).splits["test"][name]
 
 
 # ---- gradient_alignment --------------------------------------------------------------------------

@@ -48,7 +48,7 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from permafrost.training.distill import Distillation, fingerprint_inputs
+from permafrost.training.distill import Distillation, student_inputs
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import open_passes
 from permafrost.training.targets import LiveTeacher
@@ -341,7 +341,7 @@ def test_what_a_partition_says_is_an_input_of_a_run_and_where_it_lies_is_not(ked
         config, student=replace(config.student, partition_control="random", partition_seed=5)
     )
 
-    inputs = [fingerprint_inputs(c, ked_store.store, passes) for c in (config, moved, changed)]
+    inputs = [student_inputs(c, ked_store.store, passes) for c in (config, moved, changed)]
 
     assert inputs[0] == inputs[1] != inputs[2]
 

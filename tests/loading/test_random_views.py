@@ -17,10 +17,10 @@ from permafrost.config.models import NoModelConfig
 from permafrost.config.store import SubsetOptions
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import center_crop, decode_maps, evaluation_view, view_maps, warp
-from permafrost.loading.random_views import BLOCK_SIZE, ViewSchedule
+from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule
 from permafrost.store.frames import resize_frame
 from permafrost.store.reader import Store
-from permafrost.training.distill import fingerprint_inputs
+from permafrost.training.distill import student_inputs
 from stages import precompute
 from tests.support.runs import distill_config
 from tests.support.stores import Frozen, precompute_config
@@ -363,12 +363,12 @@ def test_an_identity_says_so_where_shifts_are_others_than_before(
     plan = plan_stored_views(store, RandomViewsConfig(), augment, "train", SubsetOptions())
     frozen = Frozen(store, replace(made, teacher=tiny_teacher))
     config = distill_config(frozen, method=LabelsConfig(), augment=augment)
-    inputs = fingerprint_inputs(config, store, [])
+    inputs = student_inputs(config, store, [])
 
     views, selection = plan.describe()
     assert ("shifts" in views) == ("shifts" in inputs) == is_new
     assert selection["subset"] == {"shots": None, "seed": 0, "holdout": 0}
-    assert "shifts" not in fingerprint_inputs(replace(config, augment=AugmentOptions()), store, [])
+    assert "shifts" not in student_inputs(replace(config, augment=AugmentOptions()), store, [])
     assert inputs.keys() - {"shifts"} == {"store"}
 
 
@@ -377,10 +377,10 @@ def test_an_identity_says_so_where_shifts_are_others_than_before(
 
 def test_a_view_depends_on_seed_epoch_position_and_its_own_aspect_alone():
     operations = (ROTATION, CROP, FLIP)
-    aspects = mixed_aspects(2 * BLOCK_SIZE + 100)
+    aspects = mixed_aspects(2 * VIEW_BLOCK + 100)
     whole = large_schedule(*operations).views(2, 0, aspects)
 
-    for start, stop in ((0, 1), (5, 70), (1000, 1100), (BLOCK_SIZE - 1, 2 * BLOCK_SIZE + 1)):
+    for start, stop in ((0, 1), (5, 70), (1000, 1100), (VIEW_BLOCK - 1, 2 * VIEW_BLOCK + 1)):
         part = large_schedule(*operations).views(2, start, aspects[start:stop])
         assert torch.equal(part, whole[start:stop])
     neighbors = aspects.clone()

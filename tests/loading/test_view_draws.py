@@ -7,7 +7,7 @@ import torch
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.seeds import derive_seed
-from permafrost.loading.random_views import BLOCK_SIZE, ViewSchedule, build_operations, draw_views
+from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule, build_operations, draw_views
 from tests.support.geometry import AFFINE, CROP, FLIP, PAD_CROP, ROTATION, draw
 
 
@@ -165,10 +165,10 @@ def test_a_schedule_gives_a_position_the_same_view_whatever_the_batch():
     assert torch.equal(views.views(3, 1000, torch.ones(100)), whole[1000:1100])
     assert torch.equal(views.views(3, 0, torch.ones(1)), whole[:1])
     assert torch.equal(
-        views.views(3, BLOCK_SIZE, torch.ones(64)), whole[BLOCK_SIZE : BLOCK_SIZE + 64]
+        views.views(3, VIEW_BLOCK, torch.ones(64)), whole[VIEW_BLOCK : VIEW_BLOCK + 64]
     )
     assert torch.equal(
-        views.views(3, BLOCK_SIZE - 1, torch.ones(1)), whole[BLOCK_SIZE - 1 : BLOCK_SIZE]
+        views.views(3, VIEW_BLOCK - 1, torch.ones(1)), whole[VIEW_BLOCK - 1 : VIEW_BLOCK]
     )
     assert torch.equal(views.views(3, 100, torch.ones(1948)), whole[100:])
 
@@ -184,11 +184,11 @@ def test_a_schedule_returns_to_a_view_after_many_other_blocks():
 
 
 def test_a_schedule_draws_anew_for_each_epoch_seed_and_block():
-    base = small_schedule(CROP).views(0, 0, torch.ones(BLOCK_SIZE))
+    base = small_schedule(CROP).views(0, 0, torch.ones(VIEW_BLOCK))
 
-    next_epoch = small_schedule(CROP).views(1, 0, torch.ones(BLOCK_SIZE))
-    other_seed = small_schedule(CROP, seed=1).views(0, 0, torch.ones(BLOCK_SIZE))
-    next_block = small_schedule(CROP).views(0, BLOCK_SIZE, torch.ones(BLOCK_SIZE))
+    next_epoch = small_schedule(CROP).views(1, 0, torch.ones(VIEW_BLOCK))
+    other_seed = small_schedule(CROP, seed=1).views(0, 0, torch.ones(VIEW_BLOCK))
+    next_block = small_schedule(CROP).views(0, VIEW_BLOCK, torch.ones(VIEW_BLOCK))
 
     for other in (next_epoch, other_seed, next_block):
         assert (other != base).any(dim=2).any(dim=1).float().mean() > 0.99

@@ -27,7 +27,13 @@ from torch import nn
 from permafrost.core.errors import UserError
 from permafrost.models.explanations import gradcam
 from permafrost.models.module import ModuleClassifier
-from permafrost.models.portable import EvaluatedFrame, ImageProgram, check_program, encode, trace
+from permafrost.models.portable import (
+    EvaluatedFrame,
+    ImageProgram,
+    check_program,
+    encode_model,
+    trace,
+)
 from tests.support.gradcam import gradcam_of_layer
 
 RESULTS = Path(__file__).with_name("network_layers.results.json")
@@ -188,7 +194,7 @@ def check_export(network, layer):
         return {"trace": str(error)[:300]}
     for file_format in ("torch", "onnx"):
         try:
-            data = encode(traced, file_format, "images", {})
+            data = encode_model(traced, file_format, "images", {})
             found[file_format] = check_program(data, file_format, program, images)
         except UserError as error:
             found[file_format] = str(error)[:300]

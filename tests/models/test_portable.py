@@ -23,7 +23,7 @@ from permafrost.models.portable import (
     RowProgram,
     WrongProgramError,
     check_program,
-    encode,
+    encode_model,
     run_program,
     trace,
 )
@@ -234,7 +234,7 @@ class Columns(torch.nn.Module):
 def test_a_program_of_rows_takes_any_number_of_them():
     program = RowProgram(freeze(Columns()))
 
-    data = encode(trace(program, torch.rand(2, 5)), "torch", "rows", {})
+    data = encode_model(trace(program, torch.rand(2, 5)), "torch", "rows", {})
 
     rows = torch.rand(7, 5)
     torch.testing.assert_close(run_program(data, "torch", "rows", rows), program(rows))
@@ -246,7 +246,7 @@ def test_a_program_of_rows_takes_any_number_of_them():
 def test_a_program_of_another_network_is_not_written():
     frame, images = EvaluatedFrame((16, 16), (16, 16), False), noise(2, 3, 16, 16)
     other, network = (ImageProgram(small_resnet(seed), frame) for seed in (0, 1))
-    data = encode(trace(other, images), "torch", "images", {})
+    data = encode_model(trace(other, images), "torch", "images", {})
 
     assert check_program(data, "torch", other, images) < 1e-5
     with pytest.raises(WrongProgramError, match="the output of the torch program differs by"):
@@ -271,7 +271,7 @@ def test_a_network_of_ones_own_is_examined_before_it_is_traced(file_format):
     program = ImageProgram(network, EvaluatedFrame((16, 16), (16, 16), False))
     images = noise(2, 3, 16, 16)
 
-    data = encode(trace(program, images), file_format, "images", {})
+    data = encode_model(trace(program, images), file_format, "images", {})
 
     assert check_program(data, file_format, program, images) < 1e-5
 
@@ -283,7 +283,7 @@ def check_programs(config, size):
     program = ImageProgram(network, EvaluatedFrame(size, size, False))
     images = noise(5, 3, *size)
     for file_format in ("onnx", "torch"):
-        data = encode(trace(program, images[:2]), file_format, "images", {})
+        data = encode_model(trace(program, images[:2]), file_format, "images", {})
         difference = check_program(data, file_format, program, images)
         assert difference < 1e-4 * max(1.0, float(program(images).detach().abs().max()))
 

@@ -9,7 +9,7 @@ from permafrost.reports.pictures import (
     composite_on_white,
     contributions,
     draw_outline,
-    map_grid,
+    map_rows,
     overlays,
     readable_classes,
 )
@@ -79,7 +79,7 @@ def test_a_b_cos_network_has_a_row_of_colors_more(colored, monkeypatch):
     if colored:
         arm["colors"] = torch.zeros(2, 8, 8, 4, dtype=torch.uint8)
 
-    map_grid({"kd": arm}, ["cat", "dog"])
+    map_rows({"kd": arm}, ["cat", "dog"])
 
     assert [row.title for row in shown] == ["image", "teacher", "kd"] + ["colors"] * colored
     assert shown[1].captions == ["7", "0"]
@@ -109,7 +109,7 @@ def test_a_prediction_of_many_labels_is_wrong_where_one_of_them_is(monkeypatch):
         "maps": torch.rand(2, 8, 8),
     }
 
-    map_grid({"kd": arm}, ["cat", "dog"])
+    map_rows({"kd": arm}, ["cat", "dog"])
 
     assert shown[0].captions == ["cat\ndog", "dog"]
     assert (shown[1].captions, shown[1].wrong) == (["cat", "dog"], [True, False])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
@@ -135,7 +135,7 @@ def run_command(verb, *words):
     run = (lambda config: sweep.run(config, words)) if verb == "sweep" else STAGES[verb].run
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", [f"permafrost {verb}", *words])
-        main(verb, run, "")
+        stage_main(verb, run, "")
     return shlex.join(["permafrost", verb, *words])
 
 

@@ -34,8 +34,8 @@ from permafrost.reports.figures import training_curves
 from permafrost.reports.pictures import PictureRow, picture_grid
 from permafrost.sources.source import build_source
 from permafrost.storage.files import sha256_file
+from permafrost.store.commit_pass import ConstantLogitsError
 from permafrost.store.image_decoding import ImageError, inspect_image
-from permafrost.store.publish_pass import ConstantLogitsError
 from stages import distill, precompute
 from tests.support.images import write_tar
 from tests.support.processes import bare_environment

@@ -7,7 +7,7 @@ import pytest
 
 from permafrost.config.store import StoreOptions
 from permafrost.core.tasks import SerialExecutor
-from permafrost.sources.source import PartedSource, build_source, classes_of, list_source
+from permafrost.sources.source import PartedSource, build_source, classes_of_source, list_source
 from permafrost.sources.webdataset import WebDatasetSource
 from permafrost.store.reader import Store
 from stages import precompute
@@ -41,7 +41,7 @@ def test_each_tar_is_one_task(tars):
     assert [name for _, name in asked] == list(source.tars)
     assert listing.part_sizes == (7, 5, 9, 0)
     assert listing.records(np.arange(21)) == tuple(source.records())
-    assert classes_of(source, listing) == source.classes == ("0", "1", "2")
+    assert classes_of_source(source, listing) == source.classes == ("0", "1", "2")
 
 
 def test_shards_in_place_are_the_tars_with_records(tars):
@@ -82,4 +82,4 @@ def test_a_subset_of_parts_has_the_same_parts(tars):
     assert isinstance(subset, PartedSource)
     listing = list_parts(subset, StoreOptions())
     assert listing.records(np.arange(listing.num_records)) == tuple(subset.records())
-    assert classes_of(subset, listing) == ("2", "0")
+    assert classes_of_source(subset, listing) == ("2", "0")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from permafrost.__main__ import VERBS as VERB_ORDER
+from permafrost.__main__ import VERB_ORDER
 from permafrost.__main__ import main as console_main
-from permafrost.cli import main, next_command
+from permafrost.cli import next_command, stage_main
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.methods import E2KDConfig, LabelsConfig
@@ -60,7 +60,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
     def error_message(*words):
         monkeypatch.setattr("sys.argv", ["distill", *words])
         with pytest.raises(SystemExit):
-            main("distill", lambda config: None, "")
+            stage_main("distill", lambda config: None, "")
         return capsys.readouterr().err
 
     assert "distill reads teacher.name=resnet56 with mode=live only" in error_message(

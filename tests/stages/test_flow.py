@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from permafrost.cli import _print_result, main
+from permafrost.cli import _print_result, stage_main
 from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EvaluateOptions
@@ -508,7 +508,7 @@ def test_a_stage_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):
 
     monkeypatch.setattr("sys.argv", ["distill"])
     with pytest.raises(SystemExit) as exit_:
-        main("distill", interrupted, "doc")
+        stage_main("distill", interrupted, "doc")
 
     assert exit_.value.code == 130
     assert "the same command resumes" in capsys.readouterr().err

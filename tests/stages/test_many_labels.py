@@ -28,7 +28,7 @@ from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluate import evaluate
+from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.loading.subset import rows_of_split
@@ -171,7 +171,9 @@ def evaluated_on_test(many_label_store: ManyLabelStore, choice: str = "", **opti
     config = EvaluateConfig(
         store=many_label_store.store_config(choice), evaluate=shown, run="student"
     )
-    return evaluate(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits["test"]
+    return evaluate_student(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits[
+        "test"
+    ]
 
 
 def be_a_student(many_label_store: ManyLabelStore) -> torch.nn.Module:

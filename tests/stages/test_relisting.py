@@ -10,8 +10,8 @@ from permafrost.sources.demo import DemoSource, DigitsSource
 from permafrost.sources.image_folder import ImageFolderSource
 from permafrost.sources.image_table import ImageTableSource
 from permafrost.sources.webdataset import WebDatasetSource
+from permafrost.store.commit import ORIGIN_NAME
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.publish import ORIGIN_NAME
 from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.image_sets import folder_config, write_images

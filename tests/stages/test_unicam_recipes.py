@@ -20,7 +20,7 @@ from torchvision.models.vgg import make_layers
 
 from permafrost.config.builder import build_verb_config
 from permafrost.config.environment import CONF
-from permafrost.evaluation.evaluate import evaluate
+from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.evaluation.inputs import without_unknown_arms
 from permafrost.evaluation.results import evaluation_folder
 from permafrost.models import torchvision as networks
@@ -218,7 +218,7 @@ def test_the_released_pair_of_networks_is_compared_without_a_run_or_pass(
     for network, path in files.items():
         write_weights(getattr(config, network), path)
 
-    result = evaluate(without_unknown_arms(config, words))
+    result = evaluate_student(without_unknown_arms(config, words))
 
     found = result.splits["test"]
     assert config.run in result.metrics

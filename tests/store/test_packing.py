@@ -21,10 +21,10 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.findings import DataError
 from permafrost.sources.source import build_source
 from permafrost.storage.files import open_atomically
+from permafrost.store.commit import DEFAULT_FRAME_SIZE
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.frames import resize_frame
 from permafrost.store.image_decoding import ImageError, decode_rgb
-from permafrost.store.publish import DEFAULT_FRAME_SIZE
 from permafrost.store.reader import Store
 from permafrost.store.tars import TarShard
 from permafrost.store.verification import verify_store

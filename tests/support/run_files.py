@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.storage.signed_files import SIGNATURE, read_json, write_json, write_yaml
-from permafrost.training.metric_log import METRICS_NAME, MetricWriter
+from permafrost.training.metric_log import METRIC_LOG_NAME, MetricWriter
 
 
 def write_config(path: Path, text: str) -> None:
@@ -22,7 +22,7 @@ def write_metrics(folder: Path, splits: Mapping[str, Any]) -> None:
 
 def write_lines(folder: Path, lines: Iterable[Mapping[str, float]]) -> None:
     """Write the metrics.jsonl of a training."""
-    (folder / METRICS_NAME).unlink(missing_ok=True)
+    (folder / METRIC_LOG_NAME).unlink(missing_ok=True)
     with MetricWriter(folder, 0) as writer:
         for line in lines:
             writer.write(dict(line))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from permafrost.store.publish import ORIGIN_NAME, PREVIEW_NAME
+from permafrost.store.commit import ORIGIN_NAME, PREVIEW_NAME
 
 
 def tree_bytes(folder: Path) -> dict[str, bytes]:

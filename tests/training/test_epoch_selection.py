@@ -14,7 +14,7 @@ from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluate import evaluate
+from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Classifier
 from permafrost.runs.mirrors import RUNS
@@ -121,7 +121,7 @@ def test_the_student_is_that_of_its_best_epoch_and_the_others_train_as_before(fr
     assert all(torch.equal(selected[name], shorter[name]) for name in selected)
     assert (best["epoch"] == 4) == all(torch.equal(selected[n], last[n]) for n in selected)
     assert losses_of("selected") == losses_of("last")
-    evaluated = evaluate(
+    evaluated = evaluate_student(
         replace(
             evaluate_config(frozen),
             run="selected",
@@ -175,7 +175,7 @@ def test_an_epoch_is_judged_on_the_frame_of_the_evaluation(frozen, frame):
     values = {}
     for shown in ("full", "center_crop"):
         again = replace(options, splits=("holdout",), frame=shown)
-        found = evaluate(replace(evaluate_config(frozen), run=frame, evaluate=again), shown)
+        found = evaluate_student(replace(evaluate_config(frozen), run=frame, evaluate=again), shown)
         values[shown] = found.splits["holdout"]["kl_to_teacher"]
     assert values["full"] != pytest.approx(values["center_crop"], rel=1e-3)
     assert judged["value"] == pytest.approx(values[frame])
@@ -186,7 +186,7 @@ def test_results_on_the_split_that_chose_the_epoch_are_named_as_optimistic(froze
     distill.run(config, on_epoch=lambda epoch, line: None)
 
     with caplog.at_level("WARNING"):
-        evaluate(evaluate_config(frozen, run="optimistic", splits=("test", "test_swapped")))
+        evaluate_student(evaluate_config(frozen, run="optimistic", splits=("test", "test_swapped")))
     html = report_page(frozen, "optimistic")
 
     (warning,) = [
@@ -206,7 +206,7 @@ def test_results_on_other_splits_than_the_one_that_chose_the_epoch_need_no_warni
     distill.run(config, on_epoch=lambda epoch, line: None)
 
     with caplog.at_level("WARNING"):
-        evaluate(evaluate_config(frozen, run="sound", splits=("test_swapped",)))
+        evaluate_student(evaluate_config(frozen, run="sound", splits=("test_swapped",)))
 
     assert "chosen by" not in caplog.text
     assert "chosen by" not in report_page(frozen, "sound")

@@ -26,7 +26,7 @@ from permafrost.storage.signed_files import (
     write_yaml,
 )
 from permafrost.training import checkpoint, loop
-from permafrost.training.metric_log import METRICS_NAME, MetricWriter, read_metrics
+from permafrost.training.metric_log import METRIC_LOG_NAME, MetricWriter, read_metrics
 from stages import distill, evaluate
 from tests.support import run_corruptions, run_files
 from tests.support.kills import killed_at
@@ -154,7 +154,7 @@ def test_damage_anywhere_in_the_metrics_is_seen(kind, tmp_path):
     random = np.random.default_rng(9)
     lines = [{"step": step, "total": 1 / step, "epoch": 0} for step in range(1, 9)]
     run_files.write_lines(tmp_path, lines)
-    sound = (tmp_path / METRICS_NAME).read_bytes()
+    sound = (tmp_path / METRIC_LOG_NAME).read_bytes()
 
     def open_again():
         with MetricWriter(tmp_path, 8):
@@ -162,30 +162,30 @@ def test_damage_anywhere_in_the_metrics_is_seen(kind, tmp_path):
 
     assert list(read_metrics(tmp_path, 8)) == lines
     for _ in range(50):
-        (tmp_path / METRICS_NAME).write_bytes(sound)
-        damage_file(tmp_path / METRICS_NAME, random, kind)
-        outcome, message = attempt(lambda: list(read_metrics(tmp_path, 8)), METRICS_NAME)
+        (tmp_path / METRIC_LOG_NAME).write_bytes(sound)
+        damage_file(tmp_path / METRIC_LOG_NAME, random, kind)
+        outcome, message = attempt(lambda: list(read_metrics(tmp_path, 8)), METRIC_LOG_NAME)
         assert outcome == "named", message
-        outcome, message = attempt(open_again, METRICS_NAME)
+        outcome, message = attempt(open_again, METRIC_LOG_NAME)
         if outcome == "silent":  # what follows the last line is dropped when a training goes on
-            assert (tmp_path / METRICS_NAME).read_bytes().startswith(sound), kind
+            assert (tmp_path / METRIC_LOG_NAME).read_bytes().startswith(sound), kind
         else:
             assert outcome == "named", message
 
 
 def test_lines_are_not_taken_from_another_place(tmp_path):
     run_files.write_lines(tmp_path, [{"step": n, "total": 1.0} for n in (1, 2, 3, 4)])
-    first, second, *rest = (tmp_path / METRICS_NAME).read_text().splitlines(keepends=True)
+    first, second, *rest = (tmp_path / METRIC_LOG_NAME).read_text().splitlines(keepends=True)
 
     for changed in ([second, first, *rest], [first, *rest], [first, second, second, *rest]):
-        (tmp_path / METRICS_NAME).write_text("".join(changed))
+        (tmp_path / METRIC_LOG_NAME).write_text("".join(changed))
         with pytest.raises(DamagedFileError, match=r"metrics\.jsonl is damaged: line"):
             list(read_metrics(tmp_path))
 
 
 def test_a_tail_that_the_checkpoint_does_not_cover_is_dropped(tmp_path):
     run_files.write_lines(tmp_path, [{"step": n, "total": 1.0} for n in (2, 4, 6)])
-    with (tmp_path / METRICS_NAME).open("ab") as file:
+    with (tmp_path / METRIC_LOG_NAME).open("ab") as file:
         file.write(bytes(500) + b"\n")  # as after a power failure
 
     with MetricWriter(tmp_path, 4) as writer:
@@ -202,7 +202,7 @@ def test_the_files_of_another_run_are_not_taken_for_its_own(frozen):
     steps = len(list(read_metrics(one)))
     assert steps == len(list(read_metrics(two)))  # nothing else tells them apart
 
-    shutil.copy(two / METRICS_NAME, one)
+    shutil.copy(two / METRIC_LOG_NAME, one)
     with pytest.raises(DamagedFileError, match=r"metrics\.jsonl is damaged: line 1 .* another run"):
         list(read_metrics(one))
     for name in ("model.json", "model.safetensors"):

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from permafrost.cli import main
+from permafrost.cli import stage_main
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.lock import LockedError, lock_folder
 from stages import distill, evaluate, teach
@@ -80,7 +80,7 @@ def test_a_sweep_that_is_refused_leaves_the_config_of_the_running_one(monkeypatc
     monkeypatch.setattr(sys, "argv", ["permafrost sweep", "experiment=demo", "seeds=[7]"])
     (RUNS / "demo").mkdir(parents=True)
     with lock_folder(RUNS / "demo"), pytest.raises(SystemExit) as end:
-        main("sweep", lambda config: pytest.fail("it ran"), "Doc.")
+        stage_main("sweep", lambda config: pytest.fail("it ran"), "Doc.")
 
     assert end.value.code == 1
     assert "another process is writing to runs/demo; wait" in capsys.readouterr().err

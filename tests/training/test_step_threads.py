@@ -79,8 +79,8 @@ def test_openmp_is_told_to_wait_passively_unless_the_user_says_otherwise(theirs,
         environment["OMP_WAIT_POLICY"] = theirs
     code = (
         "import sys; sys.argv = ['x', 'nonsense=1']\n"
-        "from permafrost.cli import main\n"
-        "try: main('verify', print, '')\n"
+        "from permafrost.cli import stage_main\n"
+        "try: stage_main('verify', print, '')\n"
         f"finally: {LOAD_OPENMP}"
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluate import evaluate
+from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.lock import lock_folder
@@ -32,7 +32,7 @@ def distance_results(own, run="one", name="evaluate", teacher=True, **options):
         **({"teacher": own.config.teacher} if teacher else {}),
         **outer,
     )
-    splits = evaluate(config, name).splits
+    splits = evaluate_student(config, name).splits
     return splits[config.evaluate.splits[0]][EVALUATOR_NAME]
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from permafrost.config.models import BcosModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluate import evaluate
+from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.ked.options import AdditiveModelConfig
 from permafrost.models.providers import build_model
 from permafrost.models.saved import TrainedModel, save_model
@@ -34,7 +34,7 @@ def unicam_maps(own, run="one", name="evaluate", teacher=True, model="student", 
         model=model,
         **({"teacher": own.config.teacher} if teacher else {}),
     )
-    found = evaluate(config, name)
+    found = evaluate_student(config, name)
     with safe_open(Path(found.metrics).parent / "unicam-train.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         header = {key: json.loads(value) for key, value in file.metadata().items()}

@@ -1,4 +1,4 @@
-"""Distance of moved features from the teacher's, measured on a sample of a pass's records before it is published.
+"""Distance of moved features from the teacher's, measured on a sample of a pass's records before it is committed.
 
 Students read stored features that are moved with their view. What these miss of the variance of the teacher's features
 of that view (1 - R^2) depends on the network, so it stands in the manifest for shifts and flips. The evaluator
@@ -30,7 +30,7 @@ from permafrost.store.manifest import MovedFeatures
 from permafrost.store.projections import read_projections
 from permafrost.store.shards import ShardEntry
 
-SAMPLE_RECORDS = 128
+MOVED_RECORDS = 128
 """Number of records that are measured, or all if there are fewer."""
 LARGEST_SHIFT = 1 / 8
 """Largest shift in units of the frame's shorter side, rounded down to whole pixels. That of augment=pad_crop_flip is 4
@@ -46,7 +46,7 @@ def measure_moved_features(
 
     shards  of the pass, from which the sample is taken
     """
-    sample = select_sample(shards, SAMPLE_RECORDS)
+    sample = select_sample(shards, MOVED_RECORDS)
     if not sample:
         return None
     (result,) = executor.map_shards(task, [sample])

@@ -26,12 +26,12 @@ from permafrost.models.trained_weights import check_weights
 from permafrost.sources.image_files import escape_key
 from permafrost.storage.files import exists, list_folder
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.commit import needs_commit
+from permafrost.store.commit_pass import missing_pass_shards
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     TEACHERS_FOLDER,
 )
-from permafrost.store.publish import needs_publishing
-from permafrost.store.publish_pass import missing_pass_shards
 from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPTS_FOLDER
 from permafrost.store.shards import ShardEntry
@@ -69,12 +69,12 @@ class PassPlan:
     @property
     def is_begun(self) -> bool:
         """True if a shard was finished in an earlier call."""
-        return len(self.missing) < len(self.shards) or not needs_publishing(self.folder)
+        return len(self.missing) < len(self.shards) or not needs_commit(self.folder)
 
     @property
     def is_unfinished(self) -> bool:
         """True if shards or the manifest are missing."""
-        return bool(self.missing) or needs_publishing(self.folder)
+        return bool(self.missing) or needs_commit(self.folder)
 
     @property
     def num_classes(self) -> int:

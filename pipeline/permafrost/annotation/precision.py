@@ -27,7 +27,7 @@ from permafrost.store.codecs import cosines, decode_unit
 from permafrost.store.manifest import Agreement
 from permafrost.store.shards import ShardEntry
 
-SAMPLE_RECORDS = 256
+PRECISION_RECORDS = 256
 """Number of records that are compared, or all if there are fewer."""
 LOWEST_TOP1 = 0.97
 """Lowest share of records with the same largest logit."""
@@ -74,7 +74,7 @@ def compare_precision(
 
     shards  of the pass, from which the sample is taken
     """
-    (result,) = executor.map_shards(task, [select_sample(shards, SAMPLE_RECORDS)])
+    (result,) = executor.map_shards(task, [select_sample(shards, PRECISION_RECORDS)])
     values = json.loads(result.report)
     agreement = values["agreement"]
     return values["precision"], None if agreement is None else Agreement(**agreement)

@@ -22,7 +22,7 @@ from permafrost.core.seeds import derive_seed
 from permafrost.loading.random_views import ViewSchedule, rotations
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import select_training_rows
-from permafrost.store.index import Rows
+from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
@@ -35,7 +35,7 @@ class StoredViews:
     augment: AugmentOptions
     split: str
     subset: SubsetOptions
-    rows: Rows
+    rows: RowNumbers
     """Covered rows of the index, ascending."""
     shards: NDArray[np.int64]
     """Numbers of the shards with covered rows, ascending."""

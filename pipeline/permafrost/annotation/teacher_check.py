@@ -27,12 +27,12 @@ from permafrost.core.records import NO_LABEL
 from permafrost.core.tasks import Executor
 from permafrost.models.classifier import has_proportions
 from permafrost.store.codecs import decode_unit
-from permafrost.store.publish_pass import CONSTANT_LOGITS, ConstantLogitsError
+from permafrost.store.commit_pass import CONSTANT_LOGITS, ConstantLogitsError
 from permafrost.store.shards import ShardEntry
 
 logger = logging.getLogger("permafrost.precompute")
 
-SAMPLE_RECORDS = (64, 256)
+CHECKED_RECORDS = (64, 256)
 """Fewest and most records that are looked at, or all if there are fewer; in between a twentieth of the records."""
 _SAMPLE_SHARE = 20
 COARSEST_SPACING = 0.02
@@ -90,7 +90,7 @@ def check_teacher(
 
     shards  of the pass, from which the sample is taken
     """
-    fewest, most = SAMPLE_RECORDS
+    fewest, most = CHECKED_RECORDS
     count = sum(shard.records for shard in shards) // _SAMPLE_SHARE
     sample = select_sample(shards, min(max(count, fewest), most))
     if not sample:

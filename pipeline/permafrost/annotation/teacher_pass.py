@@ -48,6 +48,7 @@ from permafrost.runs.folder import run_folder, save_cost
 from permafrost.storage.files import exists, remove_partial_files
 from permafrost.storage.rooted_paths import is_absolute
 from permafrost.store.backends import BACKENDS
+from permafrost.store.commit_pass import commit_pass
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     Agreement,
@@ -59,7 +60,6 @@ from permafrost.store.projections import (
     describe_projections,
     read_projections,
 )
-from permafrost.store.publish_pass import publish_pass
 from permafrost.store.reader import Store
 
 _SampleTask = TypeVar("_SampleTask", bound=SampleTask)
@@ -83,7 +83,7 @@ class Annotation(NamedTuple):
 
 
 def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) -> Annotation:
-    """Finish and publish the canonical pass and, if `views=` requests one, the pass of stored views."""
+    """Finish and commit the canonical pass and, if `views=` requests one, the pass of stored views."""
     requested: list[StoredViews | None] = [None]
     if config.views.kind != "canonical":
         requested.append(
@@ -196,7 +196,7 @@ def annotate_pass(
     executor: Executor,
     agreement: Agreement | None = None,
 ) -> tuple[int, dict[str, float]]:
-    """Write the missing shards of a pass, and publish it.
+    """Write the missing shards of a pass, and commit it.
 
     config     with the precision of the pass
     agreement  of that precision with float32
@@ -258,7 +258,7 @@ def annotate_pass(
     annotated, seconds = run_shards("teacher", executor, task, plan.missing, count)
     save_cost(run_folder(config.run) / "precompute", seconds, annotated)
     moved_features = _measure_moved_features(plan, config, executor)
-    publish_pass(
+    commit_pass(
         plan.folder,
         plan.shards,
         plan.description,
@@ -275,14 +275,14 @@ def annotate_pass(
 def _fit_projections(plan: PassPlan, config: PrecomputeConfig, executor: Executor) -> None:
     """Write the projections of the features, if the options ask for any that do not exist.
 
-    Raises ManifestError if they are not those of a published pass.
+    Raises ManifestError if they are not those of a committed pass.
     """
     if "projection" not in plan.description:
         return
-    published = exists(plan.folder / MANIFEST_NAME)
-    listed = read_pass_manifest(plan.folder).projections if published else {}
+    committed = exists(plan.folder / MANIFEST_NAME)
+    listed = read_pass_manifest(plan.folder).projections if committed else {}
     # All of them are written before the first shard.
-    is_begun = published or len(plan.missing) < len(plan.shards)
+    is_begun = committed or len(plan.missing) < len(plan.shards)
     if is_begun and read_projections(plan.folder).keys() >= listed.keys():
         return
     task = _sample_task(FitProjections, plan, config, folder=plan.folder)

@@ -168,9 +168,6 @@ class SklearnTableDataConfig(DataConfig):
     """Fraction of the records that forms split test, chosen by a hash of the key."""
 
 
-# ---- data ------------------------------------------------------------------------------------------
-
-
 # ---- one dataclass per source --------------------------------------------------------------------
 
 

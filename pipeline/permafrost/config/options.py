@@ -241,7 +241,7 @@ def _validator(cls: Hashable, _: tuple[tuple[str, type[Options]], ...]) -> tuple
     return TypeAdapter(with_config(ConfigDict(strict=True))(made)), ValidationError
 
 
-def schema_of(option: Option) -> dict[str, Any]:
+def option_schema(option: Option) -> dict[str, Any]:
     """Return the JSON Schema of an option's values."""
     from pydantic import TypeAdapter
 

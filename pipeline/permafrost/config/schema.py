@@ -10,7 +10,14 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from permafrost.config.experiments import BASES
-from permafrost.config.options import Option, Options, meanings_of, options_of, schema_of, to_plain
+from permafrost.config.options import (
+    Option,
+    Options,
+    meanings_of,
+    option_schema,
+    options_of,
+    to_plain,
+)
 from permafrost.config.sections import GROUPS, group_members, top_options
 from permafrost.config.verbs import FAMILIES
 
@@ -51,7 +58,7 @@ def _option_schema(option: Option) -> dict[str, Any]:
     inner: Any = get_args(hint)[0] if get_origin(hint) is tuple else None
     if _is_section(inner):
         return {"type": "array", "items": _section_schema(inner)}
-    schema = schema_of(option)
+    schema = option_schema(option)
     return {"anyOf": [schema, {"type": "string"}]} if hint == tuple[str, ...] else schema
 
 

@@ -232,7 +232,7 @@ class PixelChange:
     rows: Tensor
     """Records that it changes, i64 [n]."""
     values: Tensor
-    """Parameters per record, f32 [n, d], see pixel_operations.py."""
+    """Parameters per record, f32 [n, d], see pixel_augment.py."""
     largest: float = 0.0
     """Largest standard deviation that blur may draw, which decides the size of its kernel."""
 
@@ -275,7 +275,7 @@ class Batch:
     NO_SIZE for tables."""
     labels: Tensor
     """Ground-truth labels: i64 [B], NO_LABEL where unknown. In a multi-label store f32 [B, K], with 1 for each class
-    of a record and a row of zeros where unknown (labels.py)."""
+    of a record and a row of zeros where unknown (label_forms.py)."""
     groups: Tensor
     """Groups, i64 [B]; NO_GROUP where unknown."""
     masks: Tensor | None = None

@@ -11,7 +11,7 @@ from permafrost.config.models import NoModelConfig
 from permafrost.core.errors import UserError
 from permafrost.core.tasks import SAMPLE
 from permafrost.estimation.sample import (
-    Sample,
+    RecordSample,
     ShardTimes,
     Spread,
     Whole,
@@ -19,7 +19,7 @@ from permafrost.estimation.sample import (
     sample_source,
     spread_of,
 )
-from permafrost.estimation.volume import Part, image_part, index_part, other_forms, pass_parts
+from permafrost.estimation.volume import VolumePart, image_part, index_part, other_forms, pass_parts
 from permafrost.models.resolve import resolve_precompute
 from permafrost.storage.files import exists
 from permafrost.storage.rooted_paths import RootedPath
@@ -111,7 +111,7 @@ class Estimate:
     sample_shards: int
     sample_records: int
     device: str
-    parts: tuple[Part, ...]
+    parts: tuple[VolumePart, ...]
     bytes: int
     """Bytes in total, without images that stay where they are."""
     other_forms: dict[str, float] = field(default_factory=dict)
@@ -199,7 +199,7 @@ def _work(seconds: Spread, config: EstimateConfig, numbers: Whole) -> Work:
     )
 
 
-def _with_others(annotation: Work, config: EstimateConfig, sample: Sample) -> Work:
+def _with_others(annotation: Work, config: EstimateConfig, sample: RecordSample) -> Work:
     """Return the work of annotation with that of other options."""
     from permafrost.estimation.steps import measure_annotation  # imports torch
 
@@ -218,7 +218,7 @@ def _with_others(annotation: Work, config: EstimateConfig, sample: Sample) -> Wo
 
 
 def _compare(
-    config: EstimateConfig, sample: Sample, annotation: Spread
+    config: EstimateConfig, sample: RecordSample, annotation: Spread
 ) -> tuple[StudentCost | None, str]:
     """Compare a student with stored targets and one with a live teacher, or return the reason why it cannot be."""
     from permafrost.estimation.steps import measure_steps  # imports torch
@@ -316,7 +316,7 @@ def format_bytes(count: float) -> str:
     return f"{_number(count)} {_UNITS[unit]}"
 
 
-def _part(part: Part) -> str:
+def _part(part: VolumePart) -> str:
     each = _number(part.bytes_per_record)
     low, high = _number(part.lowest), _number(part.highest)
     spread = "" if low == high else f" ({low} to {high})"

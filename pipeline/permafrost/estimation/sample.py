@@ -23,7 +23,7 @@ from permafrost.core.seeds import derive_seed
 from permafrost.core.tasks import SerialExecutor
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings
-from permafrost.sources.source import build_source, classes_of, list_source, plan_source
+from permafrost.sources.source import build_source, classes_of_source, list_source, plan_source
 from permafrost.storage.files import sha256_file
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.index_writer import StoreTablesWriter
@@ -86,7 +86,7 @@ _FEW = 8
 """Largest number of records of the first shard of a sample."""
 
 
-Point = tuple[float, float]
+CurvePoint = tuple[float, float]
 """Records and bytes of one file, or of several."""
 
 
@@ -103,13 +103,13 @@ class Whole:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class RecordSample:
     """Temporary store of some records, and what was known or measured when it was made."""
 
     store: Store
     """Temporary store, whose first shard has a few records only."""
     whole: Whole
-    images: tuple[Point, ...]
+    images: tuple[CurvePoint, ...]
     """Records and bytes of the measured shards of images, or of all shards where their files exist already."""
     finished: Store | None = None
     """The finished store whose records these are; None for records of a source."""
@@ -119,7 +119,7 @@ class Sample:
     """Seconds a record of packing, by shard; None for a finished store."""
 
 
-def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) -> Sample:
+def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) -> RecordSample:
     """Make a store of some records of a finished one, whose images stay where they are.
 
     Raises StoreMismatchError if `data=` names a source of another kind, whose records are not listed.
@@ -147,7 +147,7 @@ def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) ->
         tables = writer.finish()
     splits = tables.shards.records_of_splits()
     write_manifest(folder, replace(manifest, records=splits, **vars(tables)))
-    return Sample(
+    return RecordSample(
         store=Store(folder),
         whole=_whole_numbers(config, sizes, len(manifest.classes), manifest.rows_per_shard),
         finished=store,
@@ -167,13 +167,13 @@ def _check_same_data(config: EstimateConfig, store: Store) -> None:
         )
 
 
-def sample_source(config: EstimateConfig, folder: RootedPath) -> Sample:
+def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
     """List the source, and pack some of its records as precompute would."""
     source, times = build_source(config.data), ShardTimes()
     with listing_files(folder) as files:
         listing, tally = list_source(source, files, config.store.seed, times)
         plans = plan_source(source, listing, config.store)
-        classes = classes_of(source, listing)
+        classes = classes_of_source(source, listing)
         preview = preview_source(
             config.data,
             source,
@@ -203,7 +203,7 @@ def sample_source(config: EstimateConfig, folder: RootedPath) -> Sample:
     )
     rows = max(size for _, size in sizes) if images else config.store.shard_size
     store = Store(folder)
-    return Sample(
+    return RecordSample(
         store=store,
         whole=_whole_numbers(config, sizes, len(classes), rows),
         in_place=bool(images),

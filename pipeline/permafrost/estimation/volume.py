@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from permafrost.core.records import FieldSpec
-    from permafrost.estimation.sample import Point, Sample, Whole
+    from permafrost.estimation.sample import CurvePoint, RecordSample, Whole
     from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.reader import TeacherPass
 
 
 @dataclass(frozen=True)
-class Part:
+class VolumePart:
     """Bytes of one part of the store."""
 
     name: str
@@ -42,7 +42,7 @@ class Part:
     highest: float
 
 
-def image_part(sample: Sample) -> Part:
+def image_part(sample: RecordSample) -> VolumePart:
     """Return the bytes of the images, those of external tars if they stay where they are, or of a table's rows."""
     frame = sample.store.manifest.canonical
     form: str = "rows of a table" if frame is None else frame.format
@@ -51,7 +51,7 @@ def image_part(sample: Sample) -> Part:
     return _part("rows" if frame is None else "images", form, sample.images, sample.whole.records)
 
 
-def index_part(sample: Sample) -> Part:
+def index_part(sample: RecordSample) -> VolumePart:
     """Return the bytes of the index, the receipts and the manifest of the images."""
     store, whole = sample.finished or sample.store, sample.whole
     manifest = store.manifest
@@ -64,7 +64,7 @@ def index_part(sample: Sample) -> Part:
     return _part("index", "index, receipts, manifest", [index], whole.records, rest + empty)
 
 
-def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[Part]:
+def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[VolumePart]:
     """Return the bytes of a pass: those of its fields, and those of its receipts and manifest."""
     manifest, views = teacher.manifest, teacher.num_views
     records, num_shards, prefix = numbers.records, numbers.shards, ""
@@ -75,7 +75,7 @@ def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[Part]:
     shards = [(shard.name, shard.rows) for shard in manifest.shards]
     parts = []
     for number, spec in enumerate(manifest.fields):
-        files: list[Point] = [(1, views * _values_bytes(spec, spec.dtype))]
+        files: list[CurvePoint] = [(1, views * _values_bytes(spec, spec.dtype))]
         if manifest.backend == "zarr":
             files = [(shard.rows, shard.files[number].bytes) for shard in manifest.shards]
             if len({size for _, size in files}) == 1:  # not compressed, with all rows
@@ -91,7 +91,7 @@ def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[Part]:
     return [*parts, _part(f"{prefix}receipts", "receipts, manifest", [], records, rest)]
 
 
-def other_forms(sample: Sample, passes: Sequence[TeacherPass]) -> dict[str, float]:
+def other_forms(sample: RecordSample, passes: Sequence[TeacherPass]) -> dict[str, float]:
     """Return the bytes a record of other options, as far as the shapes alone determine them, before compression."""
     forms = {}
     canonical = sample.store.manifest.canonical
@@ -110,12 +110,14 @@ def other_forms(sample: Sample, passes: Sequence[TeacherPass]) -> dict[str, floa
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def _part(name: str, form: str, points: Sequence[Point], records: int, fixed: float = 0.0) -> Part:
+def _part(
+    name: str, form: str, points: Sequence[CurvePoint], records: int, fixed: float = 0.0
+) -> VolumePart:
     """Return a part with the bytes a record of some files, and with fixed bytes that do not depend on the sample."""
     own = fixed / max(1, records)
     by_file = [size / count + own for count, size in points if count] or [own]
     each = own + sum(size for _, size in points) / max(1, sum(count for count, _ in points))
-    return Part(name, form, round(each * records), each, min(by_file), max(by_file))
+    return VolumePart(name, form, round(each * records), each, min(by_file), max(by_file))
 
 
 def _rest_bytes(

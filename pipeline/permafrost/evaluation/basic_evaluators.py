@@ -11,6 +11,8 @@ from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator
 from permafrost.evaluation.forward import label_metrics, localization_metrics
 
+logger = logging.getLogger("permafrost.evaluate")
+
 
 def _accuracy(context: EvaluationContext) -> dict[str, Any]:
     return label_metrics(context.predictions, context.options.group_sets)
@@ -20,9 +22,6 @@ ACCURACY = Evaluator(_accuracy)
 
 
 # ---- localization ----------------------------------------------------------------------------------
-
-
-logger = logging.getLogger("permafrost.evaluate")
 
 
 def _localization(context: EvaluationContext) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from permafrost.loading.geometry import evaluation_view
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.saved import TrainedModel
 from permafrost.storage.files import write_atomically
-from permafrost.store.index import Rows
+from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
 
 
@@ -80,7 +80,7 @@ class EvaluationContext:
         self.written[name] = write_atomically(self.folder / name, data)
 
     def open_rows(
-        self, rows: Rows, passes: Sequence[TeacherPass] = (), payload: str | None = None
+        self, rows: RowNumbers, passes: Sequence[TeacherPass] = (), payload: str | None = None
     ) -> StoreDataset:
         """Open rows of the store, to be read as those of the split are."""
         return StoreDataset(

@@ -82,7 +82,7 @@ def _format_value(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def evaluate(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
+def evaluate_student(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
     """Run the missing evaluators for the student, its teacher or the given network, on each split.
 
     name  folder to write within the run's folder, if it is not the one that the options determine

@@ -106,7 +106,7 @@ class Page(NamedTuple):
     """False for an evaluator whose numbers are the same for every split."""
     pictures: str = ""
     """`module:function` that draws its pictures from its files: (results, teacher, store) -> list of PictureFigure
-    (report/evaluator_sections.py)."""
+    (reports/evaluator_sections.py)."""
 
 
 def needs_nothing_else(context: EvaluationContext) -> Mapping[str, str]:
@@ -169,6 +169,6 @@ def evaluators_of(name: str) -> tuple[str, ...] | None:
 
 
 def evaluator_named(name: str) -> Evaluator:
-    """Return the evaluator of that name in config.evaluators.EVALUATORS."""
+    """Return the evaluator of that name in config.evaluation.EVALUATORS."""
     evaluator: Evaluator = resolve_implementation(EVALUATORS[name])
     return evaluator

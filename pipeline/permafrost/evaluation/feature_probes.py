@@ -29,7 +29,7 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.subset import rows_of_split, select_training_rows
 from permafrost.models.classifier import Intermediates, to_float32
 from permafrost.models.resolve import require_images
-from permafrost.store.index import Rows
+from permafrost.store.index import RowNumbers
 
 _HELD_OUT = 0.2
 """Share of the training records on which the regularization of the linear probe is chosen."""
@@ -81,7 +81,7 @@ def _training_records(
 
 def _rows_of_student(
     context: EvaluationContext, options: FeatureProbeOptions, evaluator: str
-) -> Rows:
+) -> RowNumbers:
     """Select the records that the student was trained on."""
     section, trained = f"evaluate.{evaluator}", context.trained
     other = context.options.store

@@ -52,7 +52,7 @@ from permafrost.models.explanations import (
 )
 from permafrost.models.providers import resolve_device
 from permafrost.models.saved import TrainedModel, load_model
-from permafrost.store.index import Rows
+from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
 
 
@@ -70,7 +70,7 @@ class Predictions:
     iou: Tensor
     """IoU, in the same form as `epg`."""
     epg_uniform: Tensor
-    """EPG of a uniform map (localization.uniform_score), in the same form as `epg`."""
+    """EPG of a uniform map (`metrics.uniform_score`), in the same form as `epg`."""
     teacher_logits: Logits | None = None
     explained_class: Tensor | None = None
     """Explained classes i64 [n, P], padded with NO_CLASS. This and the fields below are None without stored maps."""
@@ -204,7 +204,7 @@ def open_split(
     decode_threads: int = 1,
 ) -> StoreDataset:
     """Open the records of one of evaluate.splits for the evaluation of a trained model."""
-    rows: Rows = (
+    rows: RowNumbers = (
         select_holdout_rows(store.index, trained.split, trained.subset)
         if split == HOLDOUT
         else rows_of_split(store.index, split)

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
-from permafrost.config.options import Role, to_plain
-from permafrost.config.options import options_of as options_of_class
+from permafrost.config.options import Role, options_of, to_plain
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import METRICS
@@ -210,11 +209,11 @@ def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
     done = read_results(folder)["evaluators"]
     for evaluator in config.requested_evaluators:
         if evaluator in done:
-            _check_same(folder, evaluator, done[evaluator], options_of(evaluator, config))
+            _check_same(folder, evaluator, done[evaluator], evaluator_options(evaluator, config))
     return tuple(evaluator for evaluator in config.requested_evaluators if evaluator not in done)
 
 
-def options_of(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
+def evaluator_options(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
     """Options of an evaluator as plain values: those of its section, and `augment.operations` if it applies them."""
     own: dict[str, Any] = to_plain_dict(config.evaluate).get(evaluator, {})
     for name, default in _later_options(evaluator).items():
@@ -254,7 +253,7 @@ def _later_options(evaluator: str) -> dict[str, Any]:
     """Return the defaults of an evaluator's options that came after results without them (IF_SET)."""
     return {
         option.name: to_plain(option.default)
-        for option in options_of_class(EVALUATORS[evaluator])
+        for option in options_of(EVALUATORS[evaluator])
         if Role.IF_SET in option.roles
     }
 

@@ -17,7 +17,7 @@ from permafrost.evaluation.evaluator import evaluator_named
 from permafrost.evaluation.forward import open_split
 from permafrost.evaluation.inputs import EvaluationInputs
 from permafrost.evaluation.other_networks import Networks
-from permafrost.evaluation.results import add_result, options_of, read_results
+from permafrost.evaluation.results import add_result, evaluator_options, read_results
 from permafrost.evaluation.saved_records import (
     PICTURES_NAME,
     RECORDS_NAME,
@@ -67,7 +67,7 @@ def run_evaluators(
             folder,
             evaluator,
             {context.split: evaluators[evaluator].run(context) for context in contexts},
-            options=options_of(evaluator, config),
+            options=evaluator_options(evaluator, config),
             files=files[evaluator],
             records={context.split: len(context.dataset) for context in contexts},
             written={n: digest for context in contexts for n, digest in context.written.items()},

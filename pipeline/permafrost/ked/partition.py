@@ -189,7 +189,7 @@ def class_centered(logits: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class PartitionLevel:
     """The level with a given number of superfeatures."""
 
     coarsening: tuple[int, ...]
@@ -202,7 +202,7 @@ class Level:
 class Hierarchy:
     """All levels of a partition, starting with one superfeature."""
 
-    levels: tuple[Level, ...]
+    levels: tuple[PartitionLevel, ...]
 
     @property
     def most(self) -> int:
@@ -219,7 +219,7 @@ def hierarchy_of(partition: Partition) -> Hierarchy:
     numbers = range(1, partition.most + 1)
     return Hierarchy(
         tuple(
-            Level(
+            PartitionLevel(
                 coarsening=tuple(partition.coarsening(number).tolist()),
                 sha256=_sha256(partition, number),
             )
@@ -246,7 +246,7 @@ def pass_hierarchy(teacher: TeacherPass) -> Hierarchy | None:
         return None
     return Hierarchy(
         tuple(
-            Level(coarsening=tuple(level["coarsening"]), sha256=level["sha256"])
+            PartitionLevel(coarsening=tuple(level["coarsening"]), sha256=level["sha256"])
             for level in described
         )
     )

@@ -51,6 +51,8 @@ from permafrost.store.artifacts import Artifact, load_artifact
 from permafrost.store.entries import from_dict
 from permafrost.store.reader import Store
 
+logger = logging.getLogger("permafrost.superfeatures")
+
 _MADE_BY = "permafrost teach with teaching=ked"
 
 
@@ -133,8 +135,6 @@ def _sha256(matrix: Tensor) -> str:
     """SHA-256 of the matrix values, row by row."""
     return hashlib.sha256(matrix.to(torch.float64).contiguous().numpy().tobytes()).hexdigest()
 
-
-logger = logging.getLogger("permafrost.superfeatures")
 
 _BATCH_SIZE = 64
 """Number of records read together. Each is measured separately."""

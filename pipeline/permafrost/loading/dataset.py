@@ -38,7 +38,7 @@ from permafrost.storage.rooted_paths import cache_limit
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.fields import Values
 from permafrost.store.frames import InputMemory, ShardFrames, decode_stored_mask, input_bytes
-from permafrost.store.index import Rows as IndexRows
+from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.row_reader import Rows, SelectedRows
 from permafrost.store.tars import ShardBytes
@@ -91,7 +91,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def __init__(
         self,
         store: Store,
-        rows: IndexRows,
+        rows: RowNumbers,
         passes: Sequence[TeacherPass] = (),
         *,
         with_regions: bool = False,

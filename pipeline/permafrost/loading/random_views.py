@@ -27,7 +27,7 @@ from permafrost.core.seeds import derive_seed
 from permafrost.loading.geometry import canonical_from_view
 from permafrost.loading.method_cache import cache_method
 
-BLOCK_SIZE = 1024
+VIEW_BLOCK = 1024
 """Number of consecutive positions of an epoch's order drawn together, because Kornia's cost is per call."""
 
 _CROP_TRIES = 10
@@ -195,7 +195,7 @@ def _shift_by_sides(operation: OperationConfig, step: Tensor, aspects: Tensor) -
 class ViewSchedule:
     """Random views of the positions in an epoch's order, as a pure function of (seed, epoch, position).
 
-    Each block of BLOCK_SIZE consecutive positions is drawn at once, so a view does not depend on batch size, rank or
+    Each block of VIEW_BLOCK consecutive positions is drawn at once, so a view does not depend on batch size, rank or
     process.
     """
 
@@ -219,9 +219,9 @@ class ViewSchedule:
         """
         if not self.config.operations:
             return None
-        first, last = start // BLOCK_SIZE, (start + len(aspects) - 1) // BLOCK_SIZE
+        first, last = start // VIEW_BLOCK, (start + len(aspects) - 1) // VIEW_BLOCK
         drawn = [self._block(epoch, block) for block in range(first, last + 1)]
-        begin = start - first * BLOCK_SIZE
+        begin = start - first * VIEW_BLOCK
         steps = [torch.cat(parts)[begin:][: len(aspects)] for parts in zip(*drawn, strict=True)]
         if self.one_aspect:
             return steps[0].float()
@@ -232,18 +232,18 @@ class ViewSchedule:
         seed = derive_seed(self.seed, "views", epoch, block)
         if self.one_aspect:
             operations = build_operations(self.config, self.size)
-            return [draw_views(operations, BLOCK_SIZE, self.size, seed)]
+            return [draw_views(operations, VIEW_BLOCK, self.size, seed)]
         generator = torch.Generator().manual_seed(seed)
         side = min(self.size)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return [
-                draw_crop_numbers(operation, BLOCK_SIZE, generator)
+                draw_crop_numbers(operation, VIEW_BLOCK, generator)
                 if operation.kind == "resized_crop"
                 else torch.linalg.inv(
                     _draw_step(
                         _OPERATIONS[operation.kind](operation, (side, side)),
-                        BLOCK_SIZE,
+                        VIEW_BLOCK,
                         (side, side),
                     )[0]
                 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from permafrost.config.augment import AugmentOptions
 from permafrost.core.records import NO_LABEL
 from permafrost.store.frames import labels_of_rows
-from permafrost.store.index import Rows
+from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store
 
 _BLOCK = 2**18
@@ -30,7 +30,7 @@ _SHIFTS = "pad_crop by the shorter side, affine by each side"
 class SelectedRecords:
     """Rows of a store's index, in any order. A position is a place among them."""
 
-    def __init__(self, store: Store, rows: Rows, *, labels_apply: bool = True) -> None:
+    def __init__(self, store: Store, rows: RowNumbers, *, labels_apply: bool = True) -> None:
         """Select rows: a range where possible, which needs no memory, or any row numbers.
 
         labels_apply  False if the classes of the data are not those of the network that uses the labels, which then
@@ -82,7 +82,7 @@ class SelectedRecords:
         rows = self.rows if positions is None else self.rows_at(np.asarray(positions, np.int64))
         return torch.from_numpy(self._aspects(rows))
 
-    def _aspects(self, rows: Rows) -> NDArray[np.float64]:
+    def _aspects(self, rows: RowNumbers) -> NDArray[np.float64]:
         sizes = self.store.index.take(("width", "height"), rows)
         aspects: NDArray[np.float64] = sizes["width"] / sizes["height"]
         return aspects
@@ -123,7 +123,7 @@ class SelectedRecords:
             return any(index.list_lengths("labels", rows).any() for rows in self._blocks())
         return any((index.values("label", rows) != NO_LABEL).any() for rows in self._blocks())
 
-    def _blocks(self) -> Iterator[Rows]:
+    def _blocks(self) -> Iterator[RowNumbers]:
         """Iterate over the rows of the selection in blocks of limited size."""
         for start in range(0, len(self), _BLOCK):
             yield self.rows[start : start + _BLOCK]

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from permafrost.config.store import SubsetOptions
-    from permafrost.store.index import RecordIndex, Rows
+    from permafrost.store.index import RecordIndex, RowNumbers
 
 _BLOCK = 2**20
 HOLDOUT = "holdout"
 """Name of the split of records that subset.holdout excluded from training."""
 
 
-def rows_of_split(index: RecordIndex, split: str) -> Rows:
+def rows_of_split(index: RecordIndex, split: str) -> RowNumbers:
     """Return the rows of the index that belong to `split`, a range if its shards follow each other."""
     numbers = index.shards.splits.get(split, np.empty(0, np.int64))
     starts = index.shards.starts
@@ -38,7 +38,7 @@ def rows_of_split(index: RecordIndex, split: str) -> Rows:
     return np.concatenate([np.arange(starts[n], starts[n + 1]) for n in numbers])
 
 
-def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> Rows:
+def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> RowNumbers:
     """Select the rows of a split that `subset` describes, ascending.
 
     Each class is ordered by subset.rule. The first `holdout` records are held out, and the next `shots` are selected.
@@ -159,7 +159,7 @@ def _ordered_classes(
         yield label, _at(rows, members)
 
 
-def _classes_of(index: RecordIndex, rows: Rows, split: str) -> dict[int, NDArray[np.int64]]:
+def _classes_of(index: RecordIndex, rows: RowNumbers, split: str) -> dict[int, NDArray[np.int64]]:
     """Group the positions of these rows by class. Raises ConfigError if one of them has no label."""
     if index.has_many_labels:
         labels, lengths = index.label_lists(rows)
@@ -184,5 +184,5 @@ def _without(rows: NDArray[np.int64], excluded: NDArray[np.int64]) -> NDArray[np
     return remaining
 
 
-def _at(rows: Rows, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+def _at(rows: RowNumbers, positions: NDArray[np.int64]) -> NDArray[np.int64]:
     return positions + rows.start if isinstance(rows, range) else rows[positions]

@@ -54,6 +54,8 @@ from permafrost.models.classifier import (
 from permafrost.models.compute import ComputeSettings
 from permafrost.store.reader import Store
 
+logger = logging.getLogger("permafrost.explainers")
+
 ClassChoice = Callable[[Any, Tensor, Tensor, Sequence[str]], Tensor]
 """(explainer config, logits [B, K], labels in the form of Batch, keys) -> i64 [B, E], NO_CLASS after the last one."""
 
@@ -134,8 +136,6 @@ def resolve_explainer(config: ExplainerConfig, store: Store, num_classes: int) -
 
 # ---- grids -----------------------------------------------------------------------------------------
 
-
-logger = logging.getLogger("permafrost.explainers")
 
 Grid = tuple[int, int]
 """(rows, columns)."""

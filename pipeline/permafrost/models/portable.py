@@ -156,7 +156,7 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
         ) from error
 
 
-def encode(
+def encode_model(
     traced: torch.export.ExportedProgram,
     file_format: Format,
     name: str,

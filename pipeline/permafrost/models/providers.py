@@ -22,7 +22,7 @@ from permafrost.models.trained_weights import (
     trained_here,
     weights_file,
 )
-from permafrost.models.weights import load_weights, require_digest
+from permafrost.models.weights import load_weights, require_sha256
 
 
 def resolve_device(option: str, name: str) -> torch.device:
@@ -113,7 +113,7 @@ def build_model(
         model = build(config, outputs)
     if path is not None:
         if config.sha256 is not None:
-            require_digest(path, config.sha256)
+            require_sha256(path, config.sha256)
         if path.is_file():
             sha256_weights(path)
         load_weights(

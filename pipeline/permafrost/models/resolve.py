@@ -7,7 +7,7 @@ explanation maps do not apply to them.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 from permafrost.config.methods import METHODS
 from permafrost.config.models import NoModelConfig, is_published, rows_of_table
@@ -19,11 +19,9 @@ from permafrost.models.trained_weights import check_weights
 if TYPE_CHECKING:
     from permafrost.config.augment import AugmentOptions
     from permafrost.config.distillation import DistillConfig
-    from permafrost.config.models import ModelConfig
+    from permafrost.config.models import AnyModelConfig
     from permafrost.config.verbs import PrecomputeConfig, TeachConfig
     from permafrost.store.reader import Store
-
-AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")
 
 
 def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConfig:

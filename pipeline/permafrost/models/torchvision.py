@@ -155,7 +155,7 @@ class TorchvisionClassifier(Classifier):
         assert config.std is not None
         self.normalize = Normalize(config.mean, config.std)
         self.inner = network
-        self.split = SPLITS[type(network)]
+        self.split = NETWORK_SPLITS[type(network)]
 
     @property
     def network(self) -> nn.Module:
@@ -343,7 +343,7 @@ def _pooled(*names: str) -> Callable[[Any], list[nn.Module]]:
 
 _features = _in_turn("features")
 
-SPLITS: dict[type[nn.Module], Split] = {
+NETWORK_SPLITS: dict[type[nn.Module], Split] = {
     models.AlexNet: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
     models.ConvNeXt: Split(_features, lambda net: [net.avgpool, *net.classifier], _convnext_stages),
     models.DenseNet: Split(_densenet_trunk, _pooled("classifier"), _densenet_stages),

@@ -38,7 +38,7 @@ _OPTIONS: list[Any] = [
 """Plain values that trainings write beside tensors, whose construction runs nothing else."""
 
 
-def require_digest(path: Path, expected: str) -> None:
+def require_sha256(path: Path, expected: str) -> None:
     found = sha256_file(path) if path.is_file() else None  # load_weights reports a missing file
     if found not in (None, expected.lower()):
         raise WeightsError(

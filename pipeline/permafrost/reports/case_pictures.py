@@ -22,7 +22,7 @@ from permafrost.reports.cases import (
     Case,
     CaseKind,
     CasePair,
-    Row,
+    RecordRow,
     choose_cases,
     value_of,
 )
@@ -251,7 +251,7 @@ def _teacher_notes(
     ]
 
 
-def _note(row: Row, label: int) -> str:
+def _note(row: RecordRow, label: int) -> str:
     """Scores of a student's map of a class, from its table."""
     where = [_worth(word, value_of(row, word.lower(), label)) for word in ("EPG", "IoU")]
     cosine = _worth("cosine", value_of(row, "map_cosine", label))

@@ -22,8 +22,10 @@ from permafrost.reports.pictures import readable_classes
 from permafrost.reports.student_results import StudentResult
 from permafrost.store.arrow_files import read_table
 
+logger = logging.getLogger("permafrost.report")
+
 Measure = Literal["map_cosine", "epg"]
-Row = dict[str, Any]
+RecordRow = dict[str, Any]
 """Row of record_table.RECORDS_SCHEMA."""
 
 MEASURE_WORDS: Mapping[Measure, str] = {
@@ -38,8 +40,8 @@ class Case:
 
     label: int
     """Explained class: the label of the record, or one of its labels if it has many."""
-    baseline: Row
-    candidate: Row
+    baseline: RecordRow
+    candidate: RecordRow
 
     @property
     def key(self) -> str:
@@ -71,7 +73,7 @@ class CaseChoice(NamedTuple):
     kinds: list[CaseKind]
 
 
-def value_of(row: Row, name: str, label: int) -> float | None:
+def value_of(row: RecordRow, name: str, label: int) -> float | None:
     """Return the row's epg, iou, teacher_epg or map_cosine of one class, None if it has none."""
     places = row["labels" if name in ("epg", "iou") else "explained"]
     value: float | None = row[name][places.index(label)] if label in places else None
@@ -79,8 +81,8 @@ def value_of(row: Row, name: str, label: int) -> float | None:
 
 
 def choose_cases(
-    baseline: Sequence[Row],
-    candidate: Sequence[Row],
+    baseline: Sequence[RecordRow],
+    candidate: Sequence[RecordRow],
     names: tuple[str, str],
     num_cases: int,
     *,
@@ -167,8 +169,6 @@ def _kind(
 _EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold")
 """Options of evaluate that must be the same for both students."""
 
-logger = logging.getLogger("permafrost.report")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -177,7 +177,7 @@ class Arm:
     name: str
     seed: int
     model: EvaluatedModel
-    rows: dict[str, list[Row]]
+    rows: dict[str, list[RecordRow]]
     """Rows by split, as written by evaluate."""
 
 
@@ -273,7 +273,7 @@ def _open(result: StudentResult) -> Arm:
     assert result.seed is not None  # cases are of students
     network, trained = load_model(result.training_folder)
     table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[RecordRow]] = {}
     for row in table.to_pylist():
         rows.setdefault(row["split"], []).append(row)
     model = EvaluatedModel(network=network, input_size=trained.input_size)

@@ -16,7 +16,7 @@ from typing import Any
 
 from permafrost.core.errors import ConfigError
 
-Row = Mapping[str, Any]
+StudentRow = Mapping[str, Any]
 """Row of a student: method, seed and the value of each column."""
 ONE_SEED = "1 seed: no spread known"
 _CONFIDENCE = 0.95
@@ -56,7 +56,7 @@ def has_width(interval: Sequence[float]) -> bool:
 
 
 def paired_difference(
-    rows: Sequence[Row], candidate: str, baseline: str, column: str
+    rows: Sequence[StudentRow], candidate: str, baseline: str, column: str
 ) -> dict[str, Any]:
     """Compute candidate - baseline in `column` for each seed that both have.
 
@@ -84,7 +84,7 @@ def paired_difference(
 
 
 def differences(
-    rows: Sequence[Row], candidate: str, baseline: str, column: str
+    rows: Sequence[StudentRow], candidate: str, baseline: str, column: str
 ) -> dict[str, float]:
     """Compute candidate - baseline by seed, for the seeds for which both have a value."""
     values = {(row["method"], row["seed"]): row[column] for row in rows if row[column] is not None}
@@ -97,7 +97,7 @@ def differences(
 
 
 def _compared_arms(
-    rows: Sequence[Row], baseline: str, baselines: Mapping[str, str], column: str
+    rows: Sequence[StudentRow], baseline: str, baselines: Mapping[str, str], column: str
 ) -> dict[str, dict[str, Any]]:
     arms = list(dict.fromkeys(str(row["method"]) for row in rows))
     pairs = {arm: baselines.get(arm, baseline) for arm in arms}
@@ -109,7 +109,7 @@ def _compared_arms(
 
 
 def differences_by_column(
-    rows: Sequence[Row], baseline: str, baselines: Mapping[str, str], columns: Sequence[str]
+    rows: Sequence[StudentRow], baseline: str, baselines: Mapping[str, str], columns: Sequence[str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Compare every arm with its baseline in every column: column -> arm -> mean, sd, interval, per_seed.
 
@@ -128,7 +128,7 @@ def differences_by_column(
     return {column: arms for column, arms in found.items() if arms}
 
 
-def leading_arms(rows: Sequence[Row], column: str, *, higher_is_better: bool) -> set[str]:
+def leading_arms(rows: Sequence[StudentRow], column: str, *, higher_is_better: bool) -> set[str]:
     """Return the arms that no other arm beats conclusively, or none if there is no conclusive difference."""
     arms = list(dict.fromkeys(str(row["method"]) for row in rows if row[column] is not None))
     sign = 1 if higher_is_better else -1
@@ -145,7 +145,7 @@ def seeds_in_words(number: int) -> str:
     return f"{number} seed{'s' if number > 1 else ''}"
 
 
-def means_by_arm(rows: Sequence[Row], column: str) -> dict[str, float]:
+def means_by_arm(rows: Sequence[StudentRow], column: str) -> dict[str, float]:
     """Compute the mean of each arm of which every student has a value."""
     values: dict[str, list[float | None]] = {}
     for row in rows:

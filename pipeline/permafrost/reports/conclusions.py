@@ -7,7 +7,7 @@ from statistics import mean
 
 from permafrost.reports.comparison import (
     ONE_SEED,
-    Row,
+    StudentRow,
     confidence_interval,
     differences,
     excludes_zero,
@@ -19,7 +19,7 @@ from permafrost.reports.main_table import Column
 
 
 def conclusions(
-    rows: Sequence[Row],
+    rows: Sequence[StudentRow],
     column: Column,
     pair: tuple[str, str],
     *,
@@ -47,7 +47,7 @@ def conclusions(
     return [*sentences, *_levels(column, teachers, chance), *_below_chance(column, means, chance)]
 
 
-def _alone(rows: Sequence[Row], column: Column, means: Mapping[str, float]) -> str:
+def _alone(rows: Sequence[StudentRow], column: Column, means: Mapping[str, float]) -> str:
     (arm,) = means
     number = sum(row["method"] == arm for row in rows)
     seeds = ONE_SEED if number == 1 else seeds_in_words(number)
@@ -56,7 +56,7 @@ def _alone(rows: Sequence[Row], column: Column, means: Mapping[str, float]) -> s
 
 
 def _best(
-    rows: Sequence[Row], column: Column, means: Mapping[str, float], ranked: Sequence[str]
+    rows: Sequence[StudentRow], column: Column, means: Mapping[str, float], ranked: Sequence[str]
 ) -> str:
     """Compare the arm with the best mean with the second best.
 
@@ -95,7 +95,7 @@ def _is_behind(column: Column, difference: float) -> bool:
     return difference < 0 if column.metric.higher_is_better else difference > 0
 
 
-def _pair(rows: Sequence[Row], column: Column, pair: tuple[str, str]) -> str:
+def _pair(rows: Sequence[StudentRow], column: Column, pair: tuple[str, str]) -> str:
     candidate, baseline = pair
     found = list(differences(rows, candidate, baseline, column.name).values())
     opening = f"{candidate} - {baseline} in {_name_column(column)}"

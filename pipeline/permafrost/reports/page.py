@@ -31,7 +31,7 @@ from permafrost.reports.page_content import PageContent
 from permafrost.reports.pictures import (
     TileRow,
     contact_sheet,
-    map_grid,
+    map_rows,
     readable_classes,
     shown_name,
 )
@@ -198,7 +198,7 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         "unevaluated": values.get("unevaluated"),
         "conclusions": values.get("summary", []),
         "networks": values["networks"],
-        "maps": map_grid(pictures, readable_classes(page.store.manifest.classes))
+        "maps": map_rows(pictures, readable_classes(page.store.manifest.classes))
         if pictures
         else None,
         "in_colors": any("colors" in tensors for tensors in pictures.values()),

@@ -96,7 +96,7 @@ def picture_grid(rows: Sequence[PictureRow]) -> list[TileRow]:
 
 def _tile(row: PictureRow, column: int, names: Sequence[str]) -> Tile:
     image = _image(row.pictures[column], row.aspects[column] if row.aspects else None)
-    source, (width, height) = encode(image)
+    source, (width, height) = encode_picture(image)
     caption = row.captions[column] if row.captions else ""
     is_wrong = bool(row.wrong and row.wrong[column])
     return Tile(
@@ -136,7 +136,7 @@ def _image(picture: NDArray[Any], aspect: float | None) -> Image.Image:
     return image
 
 
-def encode(image: Image.Image) -> tuple[str, tuple[int, int]]:
+def encode_picture(image: Image.Image) -> tuple[str, tuple[int, int]]:
     """Encode a picture as WebP in a data URI, and return its size in pixels (width, height).
 
     Small pictures keep every pixel; of larger ones the smaller of both encodings is taken.
@@ -176,7 +176,7 @@ _WORDNET = re.compile(r"n\d{8}")
 _EDGE = np.array([0.0, 0.65, 0.2])
 
 
-def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> list[TileRow]:
+def map_rows(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> list[TileRow]:
     """Show images, the teacher's maps and those of one student per arm, with predictions above.
 
     pictures  arm -> tensors written by evaluate: frames, labels, predictions, maps, optionally colors, and those of the

@@ -21,7 +21,7 @@ from permafrost.reports.figures import Measured, Plot, measured_plot
 from permafrost.reports.main_table import Column
 from permafrost.reports.passes import UsedPass
 from permafrost.reports.student_results import StudentResult
-from permafrost.reports.training_facts import describe_network
+from permafrost.reports.training_facts import network_text
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.zarr_fields import FIELDS_FOLDER
 
@@ -148,7 +148,7 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
     facts = {
         "Pass": teacher.name,
         "Students": ", ".join(learners) or "none learned from it, they are compared with it",
-        "Network": describe_network(described.get("architecture", {})),
+        "Network": network_text(described.get("architecture", {})),
     }
     made_with = dict(teacher.manifest.made_with)
     if parameters := made_with.pop("parameters", ""):

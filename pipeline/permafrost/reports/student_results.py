@@ -32,6 +32,8 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import damaged, read_json
 from permafrost.store.entries import EntryError, from_dict, require_inside
 
+logger = logging.getLogger("permafrost.report")
+
 _OWN_FILES = {f"report.{kind}" for kind in ("yaml", "html", "json", "csv")}
 """Files of a run that the report itself writes."""
 _NAMED = 20
@@ -75,8 +77,6 @@ TEACHER = "teacher "
 """Beginning of the name of a pass among the recorded inputs of a run."""
 ALL_SPLITS = "all"
 """Split name in a column's source for the mean over all splits, weighted by their records."""
-
-logger = logging.getLogger("permafrost.report")
 
 
 @dataclass(frozen=True, kw_only=True)

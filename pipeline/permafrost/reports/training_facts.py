@@ -181,8 +181,8 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
     if values.get("mode") != "live":  # unread
         values = {n: v for n, v in values.items() if n not in ("teacher", "explainer")}
     for section, describe in (
-        ("student", describe_network),
-        ("teacher", describe_network),
+        ("student", network_text),
+        ("teacher", network_text),
         ("augment", describe_augmentation),
     ):
         if section in values:
@@ -205,7 +205,7 @@ def _training_records(store: Store, split: str, subset: Mapping[str, Any]) -> st
     return f"{chosen:,} of {whole:,} of split {split}{shots}{held_out}"
 
 
-def describe_network(config: Mapping[str, Any]) -> str:
+def network_text(config: Mapping[str, Any]) -> str:
     """Name a network in words: provider, name, and its other options if they are not empty."""
     shown = {
         name: value

@@ -180,7 +180,7 @@ def find_files_left_out(preview: Preview) -> Iterator[Doubt]:
     """Find files that are no images, are hidden, or were left by a program."""
     for topic in (
         image_files.LEFT_OUT,
-        image_files.HIDDEN,
+        image_files.HIDDEN_FILES,
         image_files.LEFTOVERS,
         webdataset.OTHER_MEMBERS,
     ):

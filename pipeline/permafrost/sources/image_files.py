@@ -170,7 +170,7 @@ _SNIFFED = 3
 
 # Topics of a tally of files.
 LEFT_OUT = "files left out: no picture"
-HIDDEN = "files and folders left out: hidden"
+HIDDEN_FILES = "files and folders left out: hidden"
 LEFTOVERS = "folders left out: of archives, file servers and programs"
 OTHER_PICTURES = "pictures left out: not read"
 EMPTY_FILES = "files without any byte"
@@ -216,7 +216,7 @@ def tally_passed_over(root: AnyPath, folder: str, tally: Tally) -> None:
     for entry in _sorted_entries(root / folder):
         path = join_path(folder, entry.name)
         if entry.is_dir() and _is_passed_over(entry.name):
-            tally.add(HIDDEN if entry.name.startswith(".") else LEFTOVERS, entry.name, path)
+            tally.add(HIDDEN_FILES if entry.name.startswith(".") else LEFTOVERS, entry.name, path)
         elif entry.is_symlink() and not Path(str(root / path)).exists():
             tally.add(BROKEN_LINKS, path, path)
 
@@ -263,7 +263,7 @@ def iter_images(
         if _is_passed_over(name):
             if tally is not None:
                 is_leftover = not name.startswith(".") and entry.is_dir()
-                tally.add(LEFTOVERS if is_leftover else HIDDEN, name, path)
+                tally.add(LEFTOVERS if is_leftover else HIDDEN_FILES, name, path)
             continue
         stem, _, suffix = name.rpartition(".")
         if entry.is_dir():

@@ -56,7 +56,7 @@ from permafrost.sources.parquet_images import ParquetImages, class_names_of, hol
 from permafrost.sources.splits import SPELLED_SPLITS, TRAIN, known_split, split_of, split_off_test
 from permafrost.sources.table import TableFiles
 from permafrost.sources.table_files import (
-    Row,
+    ListedRow,
     is_all_digits,
     iter_distinct,
     read_rows,
@@ -162,7 +162,7 @@ class ImageTableSource:
         if is_empty:
             raise ConfigError(f"data.path={self._table} has no rows")
 
-    def _read_rows(self, path: Path, columns: dict[str, str]) -> Iterator[Row]:
+    def _read_rows(self, path: Path, columns: dict[str, str]) -> Iterator[ListedRow]:
         """Yield the rows of one file, without the images that it contains."""
         images = self._images.get(path.name)
         if images is None:
@@ -172,9 +172,9 @@ class ImageTableSource:
         if cells:
             yield from read_rows(path, cells)
         else:
-            yield from (Row(path, number + 1, {}) for number in range(images.num_rows))
+            yield from (ListedRow(path, number + 1, {}) for number in range(images.num_rows))
 
-    def _all_rows(self, columns: dict[str, str]) -> Iterator[Row]:
+    def _all_rows(self, columns: dict[str, str]) -> Iterator[ListedRow]:
         for path in self._files:
             yield from read_rows(path, columns)
 
@@ -316,7 +316,7 @@ class ImageTableSource:
             )
         return groups
 
-    def _class_texts(self, row: Row) -> list[str]:
+    def _class_texts(self, row: ListedRow) -> list[str]:
         if self.config.labels is not None:
             texts, column = self._many_texts(row, self.config.labels), self.config.labels
         else:
@@ -326,7 +326,7 @@ class ImageTableSource:
             _check_class_text(row, column, text, is_named=self.config.classes is not None)
         return texts
 
-    def _label_text(self, row: Row) -> str | None:
+    def _label_text(self, row: ListedRow) -> str | None:
         """Return the label's text, or None for an unlabeled row: a cell that means unknown, or -1."""
         if self.config.label is None:
             return None
@@ -339,7 +339,7 @@ class ImageTableSource:
         text = to_label(row.cells[self.config.label], self._class_list)
         return None if text is None or to_number(text) == NO_LABEL else text
 
-    def _many_texts(self, row: Row, column: str) -> list[str]:
+    def _many_texts(self, row: ListedRow, column: str) -> list[str]:
         value = row.cells[column]
         if isinstance(value, str):
             text = value.strip()
@@ -369,7 +369,7 @@ class ImageTableSource:
 
     def _record(
         self,
-        row: Row,
+        row: ListedRow,
         groups: list[GroupColumn],
         files: TableFiles,
         images: ParquetImages | None,
@@ -402,7 +402,7 @@ class ImageTableSource:
             content=(*image, *mask),
         )
 
-    def _split(self, row: Row) -> str:
+    def _split(self, row: ListedRow) -> str:
         column, names = self.config.split, self.config.split_names
         if column is None:
             name = row.table.stem
@@ -418,18 +418,18 @@ class ImageTableSource:
             row.required(column), names, lambda error_message: row.error(column, error_message)
         )
 
-    def _label(self, row: Row) -> int:
+    def _label(self, row: ListedRow) -> int:
         text = self._label_text(row)
         if text is None or self.config.label is None:
             self._tally_unknown(row, self.config.label)
             return NO_LABEL
         return self._class(row, self.config.label, text)
 
-    def _tally_unknown(self, row: Row, column: str | None) -> None:
+    def _tally_unknown(self, row: ListedRow, column: str | None) -> None:
         if column is not None:
             tally_unknown(self.tally, row.cells[column], row.number, column)
 
-    def _labels(self, row: Row) -> tuple[int, ...]:
+    def _labels(self, row: ListedRow) -> tuple[int, ...]:
         column = self.config.labels
         if column is None:
             return ()
@@ -438,7 +438,7 @@ class ImageTableSource:
             self._tally_unknown(row, column)
         return tuple(sorted({self._class(row, column, text) for text in texts}))
 
-    def _class(self, row: Row, column: str, text: str) -> int:
+    def _class(self, row: ListedRow, column: str, text: str) -> int:
         label = self._classes.label(text)
         if label is None:
             raise row.error(
@@ -447,7 +447,7 @@ class ImageTableSource:
             )
         return label
 
-    def _boxes(self, row: Row, label: int) -> tuple[Box, ...]:
+    def _boxes(self, row: ListedRow, label: int) -> tuple[Box, ...]:
         column = self.config.boxes
         if column is None or to_text(row.cells[column]) is None:
             return ()
@@ -463,7 +463,7 @@ class ImageTableSource:
         return tuple(self._box(row, column, corners, text, label) for corners, text in parsed)
 
     def _box(
-        self, row: Row, column: str, corners: list[float], text: str | None, label: int
+        self, row: ListedRow, column: str, corners: list[float], text: str | None, label: int
     ) -> Box:
         x0, y0, x1, y1 = corners
         self.tally.add(
@@ -483,7 +483,7 @@ def _parse_box(box: dict[str, Any]) -> tuple[list[float], str | None]:
     return [float(box[corner]) for corner in ("x0", "y0", "x1", "y1")], to_text(box.get("label"))
 
 
-def _check_class_text(row: Row, column: str, text: str, *, is_named: bool) -> None:
+def _check_class_text(row: ListedRow, column: str, text: str, *, is_named: bool) -> None:
     """Raise ConfigError for text that can be neither the number nor the name of a class.
 
     is_named  True if a file lists the classes, so that numbers do not determine the number of classes
@@ -499,7 +499,7 @@ def _check_class_text(row: Row, column: str, text: str, *, is_named: bool) -> No
         )
 
 
-def _group_column(column: str, rows: Iterable[Row]) -> GroupColumn:
+def _group_column(column: str, rows: Iterable[ListedRow]) -> GroupColumn:
     """Number a column's values: whole numbers from 0 as they are, others by their position in sorted order."""
     texts = {text for row in rows if (text := row.text(column)) is not None}
     numbers = {text: number for text in texts if (number := to_number(text)) is not None}
@@ -508,7 +508,7 @@ def _group_column(column: str, rows: Iterable[Row]) -> GroupColumn:
     return GroupColumn(column, {t: i for i, t in enumerate(sorted(texts))}, len(texts))
 
 
-def _group(row: Row, groups: list[GroupColumn]) -> int:
+def _group(row: ListedRow, groups: list[GroupColumn]) -> int:
     """Combine the columns' positions to one number, with the first column as its highest digit."""
     value = 0 if groups else NO_GROUP
     for group in groups:

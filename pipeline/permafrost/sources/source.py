@@ -299,7 +299,7 @@ def tally_of(source: Source | PartedSource) -> Tally:
     return tally if isinstance(tally, Tally) else Tally()
 
 
-def classes_of(source: Source, listing: Listing) -> tuple[str, ...]:
+def classes_of_source(source: Source, listing: Listing) -> tuple[str, ...]:
     """Return the class names in label order, without listing the parts of a source again."""
     if isinstance(source, PartedSource):
         return source.classes_up_to(listing.largest_label)

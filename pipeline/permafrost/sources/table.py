@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from permafrost.config.data import ImageTableDataConfig, SklearnTableDataConfig, TableDataConfig
-    from permafrost.sources.table_files import Row
+    from permafrost.sources.table_files import ListedRow
+
+logger = logging.getLogger("permafrost.precompute")
 
 
 ROW_KEY = "row-{:09d}"
@@ -72,8 +74,6 @@ def read_row(record: Record) -> Content:
 # ---- table files -----------------------------------------------------------------------------------
 
 
-logger = logging.getLogger("permafrost.precompute")
-
 NAMED_MISSING_FILES = 5
 """Number of missing files that an error names; the others are only counted."""
 
@@ -90,7 +90,7 @@ class TableFiles:
         self._last_missing_row = 0
         self._named_missing: list[str] = []
 
-    def add(self, row: Row, column: str) -> tuple[str, int]:
+    def add(self, row: ListedRow, column: str) -> tuple[str, int]:
         """Return (path below the root, bytes); a missing file is counted for `check_missing`."""
         path = self._relative(row, column)
         for each in dict.fromkeys((path, path.strip())):
@@ -130,7 +130,7 @@ class TableFiles:
             )
         logger.warning("%s; their rows are left out", found)
 
-    def _relative(self, row: Row, column: str) -> str:
+    def _relative(self, row: ListedRow, column: str) -> str:
         text = row.path(column)
         path = posixpath.normpath(text)
         if posixpath.isabs(path):

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from permafrost.config.data import TableDataConfig
     from permafrost.sources.tally import Tally
 
+logger = logging.getLogger("permafrost.sources")
+
 
 _WORDS = {"true": 1.0, "false": 0.0}
 _CELLS = 65_536
@@ -162,7 +164,7 @@ def _iter_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch
         )
         return
     with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(columns=columns, use_threads=False)  # see store/index.py
+        yield from file.iter_batches(columns=columns, use_threads=False)  # see arrow_files.py
 
 
 def to_name(value: Any) -> str | None:
@@ -184,7 +186,7 @@ def _number(text: str | None) -> float:
 
 
 @dataclass(frozen=True)
-class Row:
+class ListedRow:
     """Row of the table."""
 
     table: Path
@@ -260,7 +262,7 @@ def is_all_digits(text: str) -> bool:
     return re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) is not None
 
 
-def read_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
+def read_rows(path: Path, columns: dict[str, str]) -> Iterator[ListedRow]:
     """Yield the rows of a CSV or Parquet file with the wanted columns only.
 
     columns  option -> the column that it names
@@ -271,7 +273,7 @@ def read_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
         for batch in _iter_batches(path, sorted(set(columns.values()))):
             for cells in batch.to_pylist():
                 number += 1
-                yield Row(path, number, cells)
+                yield ListedRow(path, number, cells)
 
 
 def iter_distinct(path: Path, column: str) -> Iterator[list[str]]:
@@ -306,8 +308,6 @@ def require_columns(path: Path, columns: dict[str, str], existing: list[str]) ->
 
 # ---- features --------------------------------------------------------------------------------------
 
-
-logger = logging.getLogger("permafrost.sources")
 
 MAX_CATEGORIES = 1000
 """Largest number of values of a categorical column; a column with more is probably an identifier."""

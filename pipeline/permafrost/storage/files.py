@@ -245,7 +245,7 @@ def read_at(file: io.FileIO | RangedFile, size: int, offset: int) -> bytes:
     """
     if isinstance(file, RangedFile):
         return buckets.read_range(file.address, min(size, file.size - offset), offset)
-    return local_files.read_at(file, size, offset)
+    return local_files.read_fully(file, size, offset)
 
 
 def read_regular(path: AnyPath, most: int | None = None, sha256: str | None = None) -> bytes:

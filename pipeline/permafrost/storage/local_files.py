@@ -465,12 +465,12 @@ def read_whole(file: io.FileIO, path: AnyPath, most: int | None) -> bytes:
             f"{path} has {size:,} bytes, more than the {most:,} that such a file can have. Restore it, or delete it"
         )
     try:
-        return file.readall() if most is None else read_at(file, size, 0)
+        return file.readall() if most is None else read_fully(file, size, 0)
     except OSError as error:
         raise read_error(path, error) from error
 
 
-def read_at(file: io.FileIO, size: int, offset: int) -> bytes:
+def read_fully(file: io.FileIO, size: int, offset: int) -> bytes:
     """Read `size` bytes from an offset of an open file, fewer only at its end. Raises OSError.
 
     The caller has compared the size with a limit. One call of the system returns at most 2 GiB.

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias, TypeGuard
 
 from permafrost.core.errors import FileError
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
-
-_FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
-ABSENT = (FileNotFoundError, NotADirectoryError)
-"""Errors of a path that does not exist."""
 
 
 class LinkError(FileError):

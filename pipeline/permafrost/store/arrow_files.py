@@ -41,7 +41,7 @@ _PIECE = 2**20
 def map_arrow(file: io.FileIO) -> pa.RecordBatchFileReader:
     """Map an open Arrow file into memory. Its batches lie in the mapped pages, which outlive the file's descriptor.
 
-    Arrow's own memory map would start threads (see parquet.read_table). Raises ValueError or pa.ArrowException if it
+    Arrow's own memory map would start threads (see `read_table`). Raises ValueError or pa.ArrowException if it
     is not an Arrow file.
     """
     options = pa.ipc.IpcReadOptions(use_threads=False)
@@ -93,7 +93,7 @@ class _Pieces:
 _ROWS_PER_GROUP = 8192
 
 
-def schema_of(**columns: pa.DataType) -> pa.Schema:
+def table_schema(**columns: pa.DataType) -> pa.Schema:
     """Return the schema of these columns, none of which has empty cells."""
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 

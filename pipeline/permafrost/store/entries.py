@@ -16,7 +16,7 @@ REPAIR = "run permafrost precompute again, which writes missing files"
 """Advice for a missing file of the store."""
 REWRITE = "delete it and run permafrost precompute again, which writes missing files"
 """Advice for a damaged file of the store."""
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Pattern of the names of shards and fields."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -51,7 +51,7 @@ def require_digest(digest: str) -> None:
 
 def require_shard_name(name: str) -> None:
     """Raise EntryError unless files may be named after the shard."""
-    require_entry(NAME.fullmatch(name) is not None, f"{name[:80]!r} is not a shard name")
+    require_entry(NAME_PATTERN.fullmatch(name) is not None, f"{name[:80]!r} is not a shard name")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class WrittenShard:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredShard:
-    """Shard of a published pass, as its manifest and its receipt describe it."""
+    """Shard of a committed pass, as its manifest and its receipt describe it."""
 
     position: int
     """Position among the shards of the pass."""

@@ -18,7 +18,7 @@ from permafrost.store.tars import ShardBytes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from permafrost.store.index import Rows
+    from permafrost.store.index import RowNumbers
     from permafrost.store.reader import Store
     from permafrost.store.shards import ShardEntry
 
@@ -176,7 +176,7 @@ class ShardFrames:
         return FrameBatch(inputs.tensor(), heights, widths, labels)
 
 
-def labels_of_rows(store: Store, rows: Rows) -> Tensor:
+def labels_of_rows(store: Store, rows: RowNumbers) -> Tensor:
     """Read the labels of rows of the index: i64 [n], or f32 [n, K] in a store with several labels per record."""
     if store.manifest.multi_label:
         labels, lengths = store.index.label_lists(rows)

@@ -112,11 +112,11 @@ def write_image_shard(
     source: Source,
     packing: Packing,
     dataset_fingerprint: str,
-    published: str | None = None,
+    committed: str | None = None,
 ) -> ShardEntry:
     """Write one shard's tar and then, as its commit, its receipt; for a referenced tar only the receipt.
 
-    published  SHA-256 of the shard's file in the published store, if any. StoreMismatchError is raised if it would
+    committed  SHA-256 of the shard's file in the committed store, if any. StoreMismatchError is raised if it would
                change, before anything is replaced
     """
     skipped: list[dict[str, str]] = []
@@ -126,7 +126,7 @@ def write_image_shard(
         deaths.find_cause(list(by_key), partial(_pack_alone, source, by_key, packing))
         images = _packed_images(records, source, packing, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
-        rows, file = index(store, plan, images, published)
+        rows, file = index(store, plan, images, committed)
         entry = ShardEntry(
             name=plan.name,
             split=plan.split,
@@ -281,20 +281,20 @@ def _normalize(box: Box, height: int, width: int) -> Box:
     return replace(box, x0=x0, y0=y0, x1=x1, y1=y1)
 
 
-def require_same_shard(path: AnyPath, shard: str, actual: str, published: str | None) -> None:
-    """Raise StoreMismatchError if a shard's file is not the one that the store was published with.
+def require_same_shard(path: AnyPath, shard: str, actual: str, committed: str | None) -> None:
+    """Raise StoreMismatchError if a shard's file is not the one that the store was committed with.
 
-    published  its SHA-256 at that time; None for a store that was never published
+    committed  its SHA-256 at that time; None for a store that was never committed
     """
-    if published not in (None, actual):
+    if committed not in (None, actual):
         raise StoreMismatchError(
-            f"{path} (shard {shard}) would have other bytes than in the published store, on which teacher "
+            f"{path} (shard {shard}) would have other bytes than in the committed store, on which teacher "
             "passes depend: restore that file or the data, or choose another store.path"
         )
 
 
 def _write_tar(
-    store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
+    store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], committed: str | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     path = f"{IMAGES_FOLDER}/{plan.name}.tar"
     rows = []
@@ -309,12 +309,12 @@ def _write_tar(
                 mask_offset = tar.add(key, "mask.png", content.mask)
             rows.append(_row(plan, row, image, offset, mask_offset))
         tar.close()
-        require_same_shard(store / path, plan.name, file.sha256, published)
+        require_same_shard(store / path, plan.name, file.sha256, committed)
     return rows, {"path": path, "bytes": file.bytes, "sha256": file.sha256}
 
 
 def _index_in_place(
-    store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
+    store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], committed: str | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     assert plan.reference is not None
     path = user_path(plan.reference)
@@ -323,7 +323,7 @@ def _index_in_place(
         for row, image in enumerate(images)
     ]
     digest = sha256_file(path)
-    require_same_shard(path, plan.name, digest, published)
+    require_same_shard(path, plan.name, digest, committed)
     return rows, {"path": plan.reference, "bytes": file_size(path), "sha256": digest}
 
 

@@ -27,7 +27,7 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
 from permafrost.core.records import MAX_KEY_BYTES, NO_LABEL
 from permafrost.storage.files import open_regular, open_size, refuse_damaged_copy
-from permafrost.store.arrow_files import map_batch, schema_of
+from permafrost.store.arrow_files import map_batch, table_schema
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.receipts import BOX, RECEIPT_SCHEMA
 
@@ -46,24 +46,24 @@ _BOXES_UNIT = "normalized canonical coordinates: the outer edges of the frame ar
 _FNV_PRIME = np.uint64(0x100000001B3)
 _MIX_FACTORS = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
 
-Rows = range | NDArray[np.int64]
+RowNumbers = range | NDArray[np.int64]
 """Rows of the index: a range, or any array of row numbers."""
 
 INDEX_SCHEMA = pa.unify_schemas(
     [
-        schema_of(
+        table_schema(
             split=pa.dictionary(pa.int16(), pa.string()),
             shard=pa.dictionary(pa.int32(), pa.string()),
             row=RECEIPT_SCHEMA.field("row").type,
             array_row=pa.int64(),
         ),
         pa.schema([column for column in RECEIPT_SCHEMA if pa.types.is_integer(column.type)]),
-        schema_of(labels=pa.large_list(pa.int32())),
+        table_schema(labels=pa.large_list(pa.int32())),
     ]
 ).append(pa.field("boxes", pa.large_list(BOX), nullable=False, metadata={"unit": _BOXES_UNIT}))
 """Columns of index.arrow, as described in docs/reference/store-format.md."""
 
-KEYS_SCHEMA = schema_of(key=pa.large_string(), image_sha256=pa.binary(32))
+KEYS_SCHEMA = table_schema(key=pa.large_string(), image_sha256=pa.binary(32))
 """Columns of keys.arrow."""
 
 CHECKED_COLUMNS = tuple(INDEX_SCHEMA.names[2:])
@@ -183,12 +183,12 @@ class RecordIndex:
 
     # ---- reading -------------------------------------------------------------------------------------
 
-    def shard_numbers(self, rows: Rows) -> NDArray[np.int64]:
+    def shard_numbers(self, rows: RowNumbers) -> NDArray[np.int64]:
         """Return the number of each row's shard."""
         numbers: NDArray[np.int64] = np.searchsorted(self.shards.starts, rows, side="right") - 1
         return numbers
 
-    def shards_of(self, rows: Rows) -> NDArray[np.int64]:
+    def shards_of(self, rows: RowNumbers) -> NDArray[np.int64]:
         """Return the numbers of the shards that contain the rows, ascending."""
         if isinstance(rows, range):
             if not rows:
@@ -197,27 +197,27 @@ class RecordIndex:
             return np.arange(first, last + 1)
         return np.unique(self.shard_numbers(rows))
 
-    def values(self, name: str, rows: Rows) -> NDArray[Any]:
+    def values(self, name: str, rows: RowNumbers) -> NDArray[Any]:
         """Return a column of numbers for these rows; of a range a view of the mapped file, which is read-only."""
         return self.take((name,), rows)[name]
 
-    def take(self, names: tuple[str, ...], rows: Rows) -> dict[str, NDArray[Any]]:
+    def take(self, names: tuple[str, ...], rows: RowNumbers) -> dict[str, NDArray[Any]]:
         """Return several columns of numbers for these rows."""
         self.require_sound(self.shards_of(rows), names)
         where: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
         return {name: self._numbers[name][where] for name in names}
 
-    def label_lists(self, rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def label_lists(self, rows: RowNumbers) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the labels of these rows, one after another, and the number of labels of each row."""
         (values,), lengths = self._take_lists("labels", rows)
         return values, lengths
 
-    def boxes(self, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def boxes(self, rows: RowNumbers) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return boxes, f32 [n, 5] with label, x0, y0, x1, y1, one row after another, and their number per row."""
         values, lengths = self._take_lists("boxes", rows)
         return np.stack([value.astype(np.float32) for value in values], axis=1), lengths
 
-    def list_lengths(self, name: str, rows: Rows) -> NDArray[np.int64]:
+    def list_lengths(self, name: str, rows: RowNumbers) -> NDArray[np.int64]:
         """Return the lengths of the lists of a column, `labels` or `boxes`."""
         self.require_sound(self.shards_of(rows), (name,))
         offsets, _ = self._lists[name]
@@ -234,7 +234,7 @@ class RecordIndex:
         return int((self.values("label", rows) != NO_LABEL).any())
 
     def _take_lists(
-        self, name: str, rows: Rows
+        self, name: str, rows: RowNumbers
     ) -> tuple[tuple[NDArray[Any], ...], NDArray[np.int64]]:
         lengths = self.list_lengths(name, rows)
         offsets, values = self._lists[name]
@@ -246,7 +246,7 @@ class RecordIndex:
         at = np.repeat(offsets[rows] - (ends - lengths), lengths) + np.arange(total)
         return tuple(value[at] for value in values), lengths
 
-    def keys(self, rows: Rows) -> list[str]:
+    def keys(self, rows: RowNumbers) -> list[str]:
         """Return the keys of these rows."""
         self._require_sound_keys(self.shards_of(rows))
         offsets, text = self._keys

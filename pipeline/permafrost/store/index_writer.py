@@ -1,4 +1,4 @@
-"""Writing of the tables of a store that is published: its index, its shards and the records that were left out.
+"""Writing of the tables of a store that is committed: its index, its shards and the records that were left out.
 
 They are written while one receipt after another is read, so memory does not grow with the number of records. A column
 of the finished index is contiguous, but the rows arrive shard by shard. Each column is therefore collected in a

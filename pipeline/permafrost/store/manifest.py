@@ -17,7 +17,7 @@ from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpe
 from permafrost.storage.files import commit_file, read_committed
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.entries import (
-    NAME,
+    NAME_PATTERN,
     REWRITE,
     EntryError,
     FileEntry,
@@ -219,7 +219,8 @@ class PassManifest:
         require_entry(len(set(names)) == len(names), "two fields have the same name")
         for spec in self.fields:
             require_entry(
-                NAME.fullmatch(spec.name) is not None, f"{spec.name[:80]!r} is not a field name"
+                NAME_PATTERN.fullmatch(spec.name) is not None,
+                f"{spec.name[:80]!r} is not a field name",
             )
             require_entry(
                 min(spec.shape, default=1) >= 0, f"field {spec.name} has shape {spec.shape}"

@@ -1,4 +1,4 @@
-"""Packing of a source into a store: compare with existing shards, write the missing ones, publish."""
+"""Packing of a source into a store: compare with existing shards, write the missing ones, commit."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from permafrost.core.digests import canonical_json
 from permafrost.core.errors import require
 from permafrost.core.tasks import ShardResult, run_shards
 from permafrost.storage.files import remove_partial_files
+from permafrost.store.commit import (
+    DEFAULT_FRAME_SIZE,
+    commit_store,
+    committed_store,
+    missing_image_shards,
+    needs_commit,
+)
 from permafrost.store.image_shards import (
     NAMED_REASONS,
     DamagedRecordsError,
@@ -22,13 +29,6 @@ from permafrost.store.image_shards import (
     write_image_shard,
 )
 from permafrost.store.manifest import DatasetIdentity
-from permafrost.store.publish import (
-    DEFAULT_FRAME_SIZE,
-    missing_image_shards,
-    needs_publishing,
-    publish_store,
-    published_store,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,8 +56,8 @@ class PackShard:
     source: Source
     packing: Packing
     dataset_fingerprint: str
-    published: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each shard's file if the store was published before; the shard must have it again."""
+    committed: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each shard's file if the store was committed before; the shard must have it again."""
 
     def __call__(self, plan: ShardPlan) -> ShardResult:
         started = time.monotonic()
@@ -68,7 +68,7 @@ class PackShard:
                 self.source,
                 self.packing,
                 self.dataset_fingerprint,
-                self.published.get(plan.name),
+                self.committed.get(plan.name),
             )
         except DamagedRecordsError as error:  # the driver names those of all shards at once
             return ShardResult(
@@ -159,19 +159,19 @@ def plan_pack(
 
 
 def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
-    """Write the shards that the store lacks and publish it; return the number of records packed now."""
+    """Write the shards that the store lacks and commit it; return the number of records packed now."""
     path = plan.path
-    if not plan.missing and not needs_publishing(path):
+    if not plan.missing and not needs_commit(path):
         return 0
     in_use = {file for shard in plan.shards for file in (shard.listing, shard.order) if file}
     remove_partial_files(path, keep=in_use)
-    published = published_store(path)
+    committed = committed_store(path)
     task = PackShard(
         store=path,
         source=plan.source,
         packing=plan.packing,
         dataset_fingerprint=plan.dataset.fingerprint,
-        published={} if published is None else {s.name: s.sha256 for s in published.shards},
+        committed={} if committed is None else {s.name: s.sha256 for s in committed.shards},
     )
     damages: list[dict[str, Any]] = []
 
@@ -182,7 +182,7 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     packed, _ = run_shards("pack", executor, task, plan.missing, collect)
     _check_damages(plan, damages)
     in_place = any(shard.reference for shard in plan.shards)
-    manifest = publish_store(
+    manifest = commit_store(
         path,
         plan.shards,
         plan.dataset,

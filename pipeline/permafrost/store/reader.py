@@ -97,7 +97,7 @@ class Store:
         return sum(records.values()) if split is None else records.get(split, 0)
 
     def pass_folders(self, *, stored_views: bool = False) -> list[RootedPath]:
-        """Return the folders of the published teacher passes, sorted by name.
+        """Return the folders of the committed teacher passes, sorted by name.
 
         stored_views  select passes of stored views, for replay, instead of passes of the canonical view
         """

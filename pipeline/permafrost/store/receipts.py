@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from permafrost.core.digests import canonical_json
-from permafrost.store.arrow_files import read_table, require_small, schema_of, write_table
+from permafrost.store.arrow_files import read_table, require_small, table_schema, write_table
 from permafrost.store.entries import ManifestError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ BOX = pa.struct(
     [("label", pa.int32())] + [(corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")]
 )
 
-RECEIPT_SCHEMA = schema_of(
+RECEIPT_SCHEMA = table_schema(
     key=pa.string(),
     split=pa.string(),
     shard=pa.string(),
@@ -50,7 +50,7 @@ RECEIPT_SCHEMA = schema_of(
 """Columns of an image shard's receipt: where the bytes of a record are, and its description. Those of the index follow
 from them (docs/reference/store-format.md)."""
 
-PASS_RECEIPT_SCHEMA = schema_of(
+PASS_RECEIPT_SCHEMA = table_schema(
     key=pa.string(),
     row=pa.int32(),
     array_row=pa.int64(),

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from permafrost.storage.rooted_paths import RootedPath, is_absolute, user_path
-from permafrost.store.arrow_files import read_table, schema_of
+from permafrost.store.arrow_files import read_table, table_schema
 from permafrost.store.entries import (
     EntryError,
     FileEntry,
@@ -199,7 +199,7 @@ class NamedShards(TableFile[T]):
 class ShardTable(NamedShards[ShardEntry]):
     """Image shards of a store, in the order of the index."""
 
-    schema = schema_of(
+    schema = table_schema(
         name=pa.string(),
         split=pa.string(),
         records=pa.int64(),
@@ -267,7 +267,7 @@ class ShardTable(NamedShards[ShardEntry]):
 
 _FILES = pa.list_(
     pa.struct(
-        list(schema_of(path=pa.string(), bytes=pa.int64(), sha256=_SHA256, crc32c=pa.uint32()))
+        list(table_schema(path=pa.string(), bytes=pa.int64(), sha256=_SHA256, crc32c=pa.uint32()))
     )
 )
 
@@ -275,7 +275,7 @@ _FILES = pa.list_(
 class PassShardTable(NamedShards[PassShard]):
     """Shards of a teacher pass, in the order of its arrays."""
 
-    schema = schema_of(
+    schema = table_schema(
         name=pa.string(),
         rows=pa.int64(),
         keys_sha256=_SHA256,
@@ -329,7 +329,7 @@ class PassShardTable(NamedShards[PassShard]):
 class SkippedTable(TableFile[dict[str, str]]):
     """Records that were left out of a store, with the reasons."""
 
-    schema = schema_of(key=pa.string(), reason=pa.string())
+    schema = table_schema(key=pa.string(), reason=pa.string())
 
     def _entry(self, row: dict[str, Any]) -> dict[str, str]:
         return row

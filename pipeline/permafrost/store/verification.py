@@ -30,6 +30,7 @@ from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.storage.signed_files import DigestError, check_json
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from permafrost.store.codecs import decode_unit
+from permafrost.store.commit import MAX_PREVIEW_BYTES, ORIGIN_NAME, PREVIEW_NAME
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import EntryError, ManifestError, StoreMismatchError, from_dict
 from permafrost.store.index import CHECKED_COLUMNS
@@ -44,7 +45,6 @@ from permafrost.store.manifest import (
     read_pass_manifest,
 )
 from permafrost.store.projections import open_projection
-from permafrost.store.publish import MAX_PREVIEW_BYTES, ORIGIN_NAME, PREVIEW_NAME
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.receipts import (
     RECEIPT_SCHEMA,
@@ -187,7 +187,7 @@ def _verify_contents(path: RootedPath) -> Iterator[str]:
 
 
 def unfinished_passes(store: RootedPath) -> list[RootedPath]:
-    """Return the folders of passes that were begun and never published. A published one has a table of shards."""
+    """Return the folders of passes that were begun and never committed. A committed one has a table of shards."""
     return [
         folder
         for folder in _folders(store / TEACHERS_FOLDER)

@@ -24,7 +24,7 @@ from permafrost.runs.folder import identity
 from permafrost.store.reader import Store
 from permafrost.sweeps.runner import Student
 from permafrost.sweeps.select import check_reported_epochs, check_selection
-from permafrost.training.distill import fingerprint_inputs
+from permafrost.training.distill import student_inputs
 from permafrost.training.student_passes import open_passes, with_named_passes
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _with_inputs(
         _, passes = open_against(evaluate, against, sweep)
     if against is None or other is None:
         _, passes = open_evaluation_store(evaluate, evaluate.store.teacher, sweep)
-    inputs = fingerprint_inputs(resolved, store, passes)
+    inputs = student_inputs(resolved, store, passes)
     return trained, [*inputs.values(), *(teacher.manifest.fingerprint for teacher in passes)]
 
 

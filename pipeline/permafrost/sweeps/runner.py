@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from permafrost.config.verbs import EvaluateConfig
     from permafrost.core.tasks import Executor, Task
 
+logger = logging.getLogger("permafrost.sweep")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudentRun:
@@ -116,9 +118,6 @@ class Student:
 
 
 # ---- runner ----------------------------------------------------------------------------------------
-
-
-logger = logging.getLogger("permafrost.sweep")
 
 
 class StudentRunner:

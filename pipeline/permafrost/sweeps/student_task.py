@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from permafrost.evaluation.evaluate import evaluate
+from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.runs.folder import mirrored_run
-from permafrost.training.distill import distill
+from permafrost.training.distill import distill_student
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,5 +41,5 @@ class StudentTask:
         ):
             for run in (*self.after, self.name):
                 stack.enter_context(mirrored_run(run))
-            distill(self.run.distill, lambda epoch, line: report(line))
-            evaluate(self.run.evaluate, self.run.metrics_folder)
+            distill_student(self.run.distill, lambda epoch, line: report(line))
+            evaluate_student(self.run.evaluate, self.run.metrics_folder)

@@ -63,14 +63,14 @@ class DistillResult:
         return load_model(Path(self.student))[0]
 
 
-def distill(
+def distill_student(
     config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None
 ) -> DistillResult:
     """Train and export the student. `on_epoch` replaces the progress bar."""
     store = Store(config.store.folder)
     config = with_named_passes(resolve_distill(config, store), store, config.run)
     opened = OpenedInputs(store, open_passes(config, store))
-    inputs = fingerprint_inputs(config, *opened)
+    inputs = student_inputs(config, *opened)
     with open_run("distill", config.run, config, inputs) as folder:
         if is_finished(folder):
             check_trained_weights(folder)
@@ -121,7 +121,7 @@ def _announce(config: DistillConfig, opened: OpenedInputs, folder: Path) -> None
     )
 
 
-def fingerprint_inputs(
+def student_inputs(
     config: DistillConfig, store: Store, passes: Sequence[TeacherPass]
 ) -> dict[str, str]:
     """Fingerprints of all inputs of a student in addition to its config."""

@@ -41,6 +41,8 @@ from permafrost.training.state import Training, seed_generators
 from permafrost.training.step import train_step
 from permafrost.training.targets import LiveTeacher
 
+logger = logging.getLogger("permafrost.training")
+
 _MACS_PER_THREAD = 250 * 10**6
 """Multiply-accumulates of a step's forward passes for each of which a thread is used (docs/results/benchmarks.md)."""
 
@@ -61,8 +63,6 @@ def step_threads(
 
 # ---- auxiliary phase -------------------------------------------------------------------------------
 
-
-logger = logging.getLogger("permafrost.training")
 
 _MOMENTUM = 0.9
 _DECAY = 0.1

@@ -36,7 +36,7 @@ from permafrost.training.state import Training
 
 logger = logging.getLogger("permafrost.training")
 
-METRICS_NAME = "metrics.jsonl"
+METRIC_LOG_NAME = "metrics.jsonl"
 _DIGEST_START = ', "chain": "'
 _ADVICE = "delete it; only the curves of the steps so far are lost"
 
@@ -129,7 +129,7 @@ class MetricWriter:
 
     def __init__(self, folder: Path, global_step: int) -> None:
         """Continue the folder's file. Raises DamagedFileError if its lines up to `global_step` are not all there."""
-        self.path = folder / METRICS_NAME
+        self.path = folder / METRIC_LOG_NAME
         kept, self._digest = b"", run_identity(folder) or ""
         if self.path.exists():
             raw = read_regular(self.path)
@@ -188,7 +188,7 @@ def read_metrics(folder: Path, steps: int | None = None) -> Iterator[dict[str, f
            checked
     Raises DamagedFileError for lines that were not written like this.
     """
-    path = folder / METRICS_NAME
+    path = folder / METRIC_LOG_NAME
     if not path.exists():
         return
     last, end, raw = None, 0, read_regular(path)

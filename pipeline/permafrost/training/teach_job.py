@@ -235,7 +235,7 @@ def check_splits(config: TeachConfig, store: Store) -> None:
         )
 
 
-def fingerprint_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
+def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
     """Fingerprints of all inputs of a teacher in addition to its config."""
     inputs = {"store": store.manifest.fingerprint}
     augment, split = config.teaching.augment, config.teaching.split

@@ -1,6 +1,6 @@
 """Missing shards of a store, its manifest once none is missing, and the origin of its records.
 
-A file that a published store or pass has lost also counts as missing. It is written again, and published if its
+A file that a committed store or pass has lost also counts as missing. It is written again, and committed if its
 bytes are the same.
 
 The origin is a digest of all that determined the records. With the same digest and every file in place, a repeated
@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from permafrost.store.image_shards import Packing
     from permafrost.store.shard_plan import ShardPlan
 
+logger = logging.getLogger("permafrost.store")
+
 
 ORIGIN_NAME = ".origin.json"
 MAX_PREVIEW_BYTES = 2**26
@@ -93,9 +95,9 @@ def write_origin(store: RootedPath, digest: str, fingerprint: str) -> None:
 
 def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
     """Return the manifest of a store of that origin if every shard has its file and its receipt, else None."""
-    if needs_publishing(store):
+    if needs_commit(store):
         return None
-    manifest = published_store(store)
+    manifest = committed_store(store)
     if manifest is None or _read(store) != _text(digest, manifest.dataset.fingerprint):
         return None
     with listing(store):
@@ -115,10 +117,8 @@ def _read(store: RootedPath) -> bytes | None:
         return None
 
 
-# ---- publish ---------------------------------------------------------------------------------------
+# ---- commit ---------------------------------------------------------------------------------------
 
-
-logger = logging.getLogger("permafrost.store")
 
 DEFAULT_FRAME_SIZE = (256, 256)
 """Default (height, width) for photographs of various sizes; standard crops of 224 pixels are taken from it
@@ -136,13 +136,13 @@ def missing_image_shards(
     classes: tuple[str, ...],
     image_size: int | None = None,
 ) -> list[ShardPlan]:
-    """Return the planned shards that have no receipt yet; for a published store those without their file or receipt.
+    """Return the planned shards that have no receipt yet; for a committed store those without their file or receipt.
 
     image_size  requested by the config, if any
     Raises StoreMismatchError if the store contains another data set, or another plan of this one.
     """
     if exists(store / MANIFEST_NAME):
-        manifest = _check_published(store, plans, dataset, packing, classes, image_size)
+        manifest = _check_committed(store, plans, dataset, packing, classes, image_size)
         held = {shard.name: shard for shard in manifest.shards}
         with listing(store):
             return [
@@ -156,7 +156,7 @@ def missing_image_shards(
         return [plan for plan, is_kept in zip(plans, kept, strict=True) if not is_kept]
 
 
-def needs_publishing(folder: RootedPath) -> bool:
+def needs_commit(folder: RootedPath) -> bool:
     """Return whether a store or a pass has no manifest, or lost one of the small files that its manifest lists."""
     if not exists(folder / MANIFEST_NAME):
         return True
@@ -175,7 +175,7 @@ def _is_moved(shard: ShardEntry, plan: ShardPlan) -> bool:
 
 
 def is_whole(store: RootedPath, shard: ShardEntry) -> bool:
-    """Return whether a published shard's receipt and its tar exist."""
+    """Return whether a committed shard's receipt and its tar exist."""
     return is_file(receipt_path(store, shard.name)) and has_size(shard.file(store), shard.bytes)
 
 
@@ -183,7 +183,7 @@ def has_size(path: AnyPath, size: int) -> bool:
     return file_size(path) == size
 
 
-def publish_store(
+def commit_store(
     store: RootedPath,
     plans: Sequence[ShardPlan],
     dataset: DatasetIdentity,
@@ -198,15 +198,15 @@ def publish_store(
 
     image_size      side of the canonical frame; None takes the images' common size if they have one, else 256
     rows_per_shard  rows of each shard in the arrays of passes
-    If the store was published before, both are taken from its manifest, because its passes depend on them.
+    If the store was committed before, both are taken from its manifest, because its passes depend on them.
     max_skipped     largest number of records that could not be packed; more raise ImageError, or RowError
-    Raises StoreMismatchError if the store was published before and a shard has other bytes now.
+    Raises StoreMismatchError if the store was committed before and a shard has other bytes now.
     """
-    published = published_store(store)
+    committed = committed_store(store)
     digests: dict[str, str] = {}
-    if published is not None:
-        rows_per_shard = published.rows_per_shard
-        digests = {shard.name: shard.sha256 for shard in published.shards}
+    if committed is not None:
+        rows_per_shard = committed.rows_per_shard
+        digests = {shard.name: shard.sha256 for shard in committed.shards}
     sizes = set[tuple[int, int]]()
     with StoreTablesWriter(store, rows_per_shard) as writer:
         for rows, entry, lost, digest in read_each(partial(_read_planned, store), plans, store):
@@ -218,7 +218,7 @@ def publish_store(
         tables = writer.finish()
     frame = None
     if packing.columns is None:
-        frame = published.canonical if published else _frame(packing, sizes, image_size)
+        frame = committed.canonical if committed else _frame(packing, sizes, image_size)
     for name in (IMAGES_FOLDER, RECEIPTS_FOLDER):
         remove_leftovers(store / name)
     manifest = StoreManifest(
@@ -304,8 +304,8 @@ def remove_leftovers(folder: RootedPath) -> None:
     remove_partial_files(folder, DEATHS_SUFFIX)
 
 
-def published_store(store: RootedPath) -> StoreManifest | None:
-    """Return the manifest of a store that was published before, or None for a new or unfinished one."""
+def committed_store(store: RootedPath) -> StoreManifest | None:
+    """Return the manifest of a store that was committed before, or None for a new or unfinished one."""
     return read_store_manifest(store) if exists(store / MANIFEST_NAME) else None
 
 
@@ -340,7 +340,7 @@ _OTHER_DATA = (
 )
 
 
-def _check_published(
+def _check_committed(
     store: RootedPath,
     plans: Sequence[ShardPlan],
     dataset: DatasetIdentity,

@@ -10,6 +10,11 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
 from permafrost.storage.files import exists, is_file, listing, read_each, sha256_file
 from permafrost.store.arrow_files import write_rows
+from permafrost.store.commit import (
+    has_size,
+    read_metadata,
+    remove_leftovers,
+)
 from permafrost.store.entries import REWRITE, EntryError, FileEntry, ManifestError, from_dict
 from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import (
@@ -21,11 +26,6 @@ from permafrost.store.manifest import (
     write_manifest,
 )
 from permafrost.store.projections import describe_projections
-from permafrost.store.publish import (
-    has_size,
-    read_metadata,
-    remove_leftovers,
-)
 from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, read_receipt, receipt_path
 from permafrost.store.shards import (
     SHARDS_NAME,
@@ -59,7 +59,7 @@ class ConstantLogitsError(UserError, ValueError):
 
 
 def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
-    """Return the store's shards that this pass has no receipt for; for a published pass those that lost a file.
+    """Return the store's shards that this pass has no receipt for; for a committed pass those that lost a file.
 
     The folder is named by a fingerprint that covers the store's shards, so a receipt in it belongs to this pass. A
     receipt counts if the files that it lists exist.
@@ -105,7 +105,7 @@ def _files_of(receipt: RootedPath, metadata: dict[str, Any]) -> tuple[FileEntry,
         ) from error
 
 
-def publish_pass(
+def commit_pass(
     folder: RootedPath,
     shards: Sequence[ShardEntry],
     description: dict[str, Any],
