@@ -222,8 +222,8 @@ class _ActorPool:
         actor, number = self._running.pop(ref)
         answer = _answer(ref)
         if actor not in self._actors:  # it died at another call
-            pass
-        elif answer is not None:
+            return number, answer
+        if answer is not None:
             self.free.extend([actor] * (self._calls if number is None else 1))
         else:
             ray.kill(actor)  # on a host that is not reached, it may still work
