@@ -17,13 +17,13 @@ from permafrost.annotation.samples import select_sample
 from permafrost.annotation.teacher_fields import stage_fields
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.store import PassOptions
+from permafrost.core.json_entries import EntryError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp
 from permafrost.models.classifier import Intermediates
 from permafrost.models.providers import build_model, freeze
 from permafrost.reports.passes import UsedPass
 from permafrost.reports.provenance import describe_teachers
-from permafrost.store.entries import EntryError
 from permafrost.store.manifest import MovedFeatures
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry

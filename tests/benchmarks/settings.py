@@ -16,7 +16,7 @@ from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import ModelConfig, TorchvisionModelConfig
 from permafrost.config.store import PassOptions
-from permafrost.core.records import Batch
+from permafrost.core.batches import Batch
 from permafrost.models.compute import ComputeSettings, fastest_precision
 from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store

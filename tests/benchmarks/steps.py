@@ -22,7 +22,7 @@ from permafrost.config.methods import (
 )
 from permafrost.config.models import CifarModelConfig, ModelConfig, TorchvisionModelConfig
 from permafrost.config.training import OptimizerOptions
-from permafrost.core.records import Batch, Targets
+from permafrost.core.batches import Batch, Targets
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.loader import TrainLoader

@@ -22,8 +22,8 @@ from permafrost.config.models import MODELS, TimmModelConfig
 from permafrost.config.plugins import load_plugins
 from permafrost.config.reference import describe_verb
 from permafrost.config.store import PAYLOADS
+from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Targets
 from permafrost.models.classifier import GapNormLinear
 from permafrost.models.explanations import gradcam
 from permafrost.models.module import ModuleClassifier

@@ -26,7 +26,8 @@ from permafrost.evaluation.metrics import (
     upsample,
 )
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import box_regions, view_images
+from permafrost.loading.geometry import view_images
+from permafrost.loading.regions import box_regions
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 

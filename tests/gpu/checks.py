@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from permafrost.config.augment import AugmentOptions, PixelOperationConfig
-from permafrost.core.records import Batch
+from permafrost.core.batches import Batch
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.models.compute import ComputeSettings

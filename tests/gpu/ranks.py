@@ -13,8 +13,8 @@ from torch import Tensor
 
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.training import OptimizerOptions
+from permafrost.core.batches import Batch
 from permafrost.core.distributed import DistributedContext
-from permafrost.core.records import Batch
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import build_loss
 from permafrost.models.compute import ComputeSettings

@@ -9,7 +9,7 @@ import torch
 
 from permafrost.config.models import ModelConfig
 from permafrost.config.training import OptimizerOptions
-from permafrost.core.records import Batch
+from permafrost.core.batches import Batch
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import build_loss
 from permafrost.models.compute import ComputeSettings

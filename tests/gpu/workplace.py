@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.models import ModelConfig
-from permafrost.core.records import Batch
+from permafrost.core.batches import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule

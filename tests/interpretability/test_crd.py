@@ -11,9 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
 
+from permafrost.core.batches import Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Targets
 from permafrost.interpretability.crd import Negatives, contrast_scores, nce_loss
 from permafrost.interpretability.options import CRDConfig
 from permafrost.losses.base import build_loss

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from permafrost.core.batches import Batch
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Batch
 from permafrost.interpretability.cells import BODY, CLASSES, PART, CellsSource
 from permafrost.interpretability.five_band import (
     BandCounts,

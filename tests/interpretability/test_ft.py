@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Targets
 from permafrost.interpretability.ft import factor_loss
 from permafrost.interpretability.options import FTConfig
 from permafrost.losses.base import build_loss

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Targets
 from permafrost.interpretability.options import SSKDConfig
 from permafrost.interpretability.sskd import (
     kept_kd_loss,

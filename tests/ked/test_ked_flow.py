@@ -20,8 +20,8 @@ from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import EvaluateConfig, TeachConfig
+from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Targets
 from permafrost.ked.network import describe_levels, network_partition
 from permafrost.ked.options import (
     AdditiveModelConfig,

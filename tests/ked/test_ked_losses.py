@@ -15,8 +15,9 @@ from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import NO_LABEL, Targets
+from permafrost.core.records import NO_LABEL
 from permafrost.ked.losses import (
     coarsen_targets,
     control_explanations,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from permafrost.config.augment import OperationConfig
-from permafrost.core.records import StoredTargets
+from permafrost.core.batches import StoredTargets
 from permafrost.loading.geometry import (
     TargetRequest,
     canonical_from_view,

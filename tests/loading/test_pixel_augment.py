@@ -14,8 +14,9 @@ from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.config.verbs import TeachConfig
+from permafrost.core.batches import PixelAugment
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import NO_LABEL, PixelAugment
+from permafrost.core.records import NO_LABEL
 from permafrost.loading import pixel_augment as pixels
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset

@@ -21,8 +21,8 @@ from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
 from permafrost.config.verbs import TeachConfig
+from permafrost.core.batches import PixelAugment
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import PixelAugment
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from permafrost.config.store import PassOptions
-from permafrost.core.records import StoredTargets
+from permafrost.core.batches import StoredTargets
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import (
     TargetRequest,

@@ -12,9 +12,10 @@ from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.core.records import NO_CLASS
 from permafrost.loading import loader, transfer
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import TargetRequest, regions_of
+from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.regions import regions_of
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import move_batch, read_ahead
 from permafrost.store.entries import ManifestError

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from permafrost.core.records import Batch, StoredTargets
+from permafrost.core.batches import Batch, StoredTargets
 from permafrost.loading import transfer as worker_batches
 from permafrost.loading.transfer import pack_batch, unpack_batch
 

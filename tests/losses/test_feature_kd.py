@@ -12,7 +12,7 @@ from permafrost.config.methods import (
     ATConfig,
     ReviewKDConfig,
 )
-from permafrost.core.records import Targets
+from permafrost.core.batches import Targets
 from permafrost.losses.base import build_loss
 from permafrost.losses.feature_kd import (
     Fusion,

@@ -22,8 +22,8 @@ from permafrost.config.methods import (
 )
 from permafrost.config.models import BcosModelConfig
 from permafrost.config.training import OptimizerOptions
+from permafrost.core.batches import StoredTargets, Targets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import StoredTargets, Targets
 from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.losses.base import StudentOutput, build_loss
 from permafrost.losses.feature_kd import (

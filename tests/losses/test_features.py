@@ -11,8 +11,8 @@ from permafrost.annotation.teacher_fields import stage_fields
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.methods import ReviewKDConfig
 from permafrost.config.store import PassOptions
+from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Targets
 from permafrost.interpretability.ft import factor_loss, last_stage, last_stage_fields
 from permafrost.interpretability.options import FTConfig
 from permafrost.loading.geometry import (

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from permafrost.config.methods import ATConfig, KDConfig, LabelsConfig
-from permafrost.core.records import Targets
+from permafrost.core.batches import Targets
 from permafrost.losses.base import build_loss
 from permafrost.losses.feature_kd import attention_loss
 from permafrost.losses.kd import kd_loss

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import NO_LABEL, Targets
+from permafrost.core.records import NO_LABEL
 from permafrost.losses.base import build_loss
 from permafrost.losses.kd import KDLoss, kd_loss, mld_loss, softmax_mse_loss
 from permafrost.losses.labels import LabelsLoss, bce_loss, cross_entropy_loss, off_label_bce_loss

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.training import OptimizerOptions
+from permafrost.core.batches import Batch, StoredTargets, Targets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Batch, StoredTargets, Targets
 from permafrost.losses.base import DistillationLoss, LossTerms, build_loss
 from permafrost.losses.e2kd import E2KDLoss, map_cosine, upsampling_gram
 from permafrost.models.cifar import CifarResNet

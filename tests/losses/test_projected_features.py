@@ -21,9 +21,9 @@ from permafrost.config.methods import (
 from permafrost.config.models import BcosModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import TrainerOptions
+from permafrost.core.batches import Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Targets
 from permafrost.loading.geometry import covered_share
 from permafrost.losses.base import StudentOutput, build_loss
 from permafrost.losses.projected_features import (

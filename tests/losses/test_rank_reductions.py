@@ -24,8 +24,9 @@ from permafrost.config.methods import (
     TeacherTermOptions,
 )
 from permafrost.config.teaching import GuidedTeachingConfig
+from permafrost.core.batches import Guidance, Targets
 from permafrost.core.distributed import DistributedContext
-from permafrost.core.records import NO_LABEL, Guidance, Targets
+from permafrost.core.records import NO_LABEL
 from permafrost.ked.options import KEDConfig
 from permafrost.ked.subnets import HIDDEN, LOGITS
 from permafrost.losses.base import build_loss

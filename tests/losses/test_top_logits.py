@@ -17,14 +17,15 @@ from permafrost.config.methods import ATConfig, E2KDConfig, KDConfig
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import ReportConfig
+from permafrost.core.batches import TopLogits, top_class
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import TopLogits, top_class
+from permafrost.core.json_entries import EntryError
 from permafrost.evaluation.metrics import agreement, kl_to_teacher
 from permafrost.loading.record_loader import RecordLoader
 from permafrost.loading.transfer import move_batch, pack_batch, unpack_batch
 from permafrost.losses.kd import kd_loss, top_logits_divergence
 from permafrost.runs.mirrors import RUNS
-from permafrost.store.entries import EntryError, StoreMismatchError
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.metric_log import read_metrics

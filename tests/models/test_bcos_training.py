@@ -17,8 +17,8 @@ from permafrost.config.methods import E2KDConfig, KDConfig, MethodConfig
 from permafrost.config.models import BcosModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
+from permafrost.core.batches import Batch, StoredTargets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Batch, StoredTargets
 from permafrost.losses.base import build_loss
 from permafrost.models.bcos.layers import (
     add_inverse,

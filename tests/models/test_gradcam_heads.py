@@ -15,7 +15,8 @@ from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
-from permafrost.core.records import NO_CLASS, Batch, StoredTargets
+from permafrost.core.batches import Batch, StoredTargets
+from permafrost.core.records import NO_CLASS
 from permafrost.loading.geometry import TargetRequest, view_targets
 from permafrost.losses.e2kd import E2KDLoss
 from permafrost.models.cifar import CifarResNet

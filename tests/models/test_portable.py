@@ -10,8 +10,8 @@ from PIL import ExifTags, Image
 
 import permafrost
 from permafrost.config.models import BcosModelConfig, CifarModelConfig, TorchvisionModelConfig
+from permafrost.core.batches import Batch
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Batch
 from permafrost.ked.options import AdditiveModelConfig
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.models.cifar import CifarResNet

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 import pytest
 
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.core.records import MAX_KEY_BYTES
-from permafrost.sources.image_files import BROKEN_LINKS, LEFT_OUT, LEFTOVERS, escape_key
+from permafrost.core.records import MAX_KEY_BYTES, escape_key
+from permafrost.sources.image_files import BROKEN_LINKS, LEFT_OUT, LEFTOVERS
 from permafrost.sources.source import build_source
 from tests.support.image_sets import (
     by_key,

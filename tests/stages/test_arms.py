@@ -17,8 +17,8 @@ from permafrost.config.augment import (
 from permafrost.config.methods import KDConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Targets
 from permafrost.interpretability.options import CRDConfig, FTConfig, SSKDConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import (

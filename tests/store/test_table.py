@@ -15,7 +15,7 @@ from sklearn.datasets import load_wine
 
 from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
 from permafrost.core.errors import ConfigError
-from permafrost.loading.dataset import StoreDataset, column_moments
+from permafrost.loading.dataset import StoreDataset
 from permafrost.models.classifier import Standardize
 from permafrost.store.codecs import RowError, decode_row, encode_row
 from permafrost.store.entries import ManifestError, StoreMismatchError
@@ -23,6 +23,7 @@ from permafrost.store.frames import ShardFrames
 from permafrost.store.manifest import fingerprint_store
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from permafrost.training.build import column_moments
 from stages import precompute
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes

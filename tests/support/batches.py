@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from permafrost.config.models import CifarModelConfig
-from permafrost.core.records import Batch, StoredTargets
+from permafrost.core.batches import Batch, StoredTargets
 from permafrost.models.providers import build_model
 
 FRAME = (16, 16)

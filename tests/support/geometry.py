@@ -3,7 +3,7 @@
 import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
-from permafrost.core.records import Batch
+from permafrost.core.batches import Batch
 from permafrost.loading.random_views import build_operations, draw_views
 
 CROP = OperationConfig(kind="resized_crop", scale=(0.08, 1.0))

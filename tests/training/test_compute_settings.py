@@ -15,9 +15,9 @@ from permafrost.config.models import (
     TorchvisionModelConfig,
 )
 from permafrost.config.training import OptimizerOptions
+from permafrost.core.batches import PixelAugment
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import PixelAugment
 from permafrost.losses.base import build_loss
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import explainer_named, gradcam

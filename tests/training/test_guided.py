@@ -16,11 +16,12 @@ from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import TeachConfig
+from permafrost.core.batches import Guidance
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import NO_CLASS, Guidance
+from permafrost.core.records import NO_CLASS
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.decode_threads import resolve_decode_threads
-from permafrost.loading.geometry import regions_of
+from permafrost.loading.regions import regions_of
 from permafrost.losses.guided import LOCALIZATIONS, GuidedLoss
 from permafrost.models.providers import build_model
 from permafrost.storage.files import sha256_file

@@ -18,8 +18,8 @@ from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
+from permafrost.core.batches import StoredTargets
 from permafrost.core.distributed import DistributedContext
-from permafrost.core.records import StoredTargets
 from permafrost.losses.base import LossTerms, build_loss
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze

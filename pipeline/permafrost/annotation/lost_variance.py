@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.annotation.teacher_fields import project_features, stage_fields
-from permafrost.core.records import Targets
+from permafrost.core.batches import Targets
 from permafrost.models.classifier import ModelOutput
 from permafrost.store.projections import Projection
 

@@ -20,7 +20,8 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.annotation.payloads import FeaturesPayload
 from permafrost.annotation.samples import Sample, SampleTask, select_sample
-from permafrost.core.records import Batch, FieldSpec, StoredTargets
+from permafrost.core.batches import Batch, StoredTargets
+from permafrost.core.records import FieldSpec
 from permafrost.core.tasks import Executor
 from permafrost.loading.geometry import TargetRequest, center_crop, view_targets
 from permafrost.loading.transfer import move_batch

@@ -19,11 +19,10 @@ from permafrost.config.store import (
 from permafrost.config.verbs import PrecomputeConfig
 from permafrost.core.digests import SHORT
 from permafrost.core.errors import require
-from permafrost.core.records import FEATURES
+from permafrost.core.records import FEATURES, escape_key
 from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.trained_weights import check_weights
-from permafrost.sources.image_files import escape_key
 from permafrost.storage.files import exists, list_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import needs_commit

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from permafrost.core.records import NO_CLASS, NO_LABEL, Logits, require_all_logits, top_class
+from permafrost.core.batches import Logits, require_all_logits, top_class
+from permafrost.core.records import NO_CLASS, NO_LABEL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from permafrost.config.store import PassPrecision
     from permafrost.config.training import TrainerOptions
     from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
-    from permafrost.core.records import Batch, Guidance, Targets
+    from permafrost.core.batches import Batch, Guidance, Targets
     from permafrost.loading.geometry import TargetRequest
     from permafrost.store.reader import Store
     from permafrost.training.targets import TargetSource

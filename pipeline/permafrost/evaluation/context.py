@@ -11,9 +11,9 @@ from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.verbs import EvaluateConfig
+from permafrost.core.batches import Batch
 from permafrost.core.errors import ConfigError
 from permafrost.core.interrupts import check_interrupted
-from permafrost.core.records import Batch
 from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_records
 from permafrost.evaluation.other_networks import Networks
 from permafrost.loading.dataset import StoreDataset, iter_batches

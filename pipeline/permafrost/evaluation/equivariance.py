@@ -18,8 +18,9 @@ from torch import Tensor
 from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.evaluation import EquivarianceOptions
+from permafrost.core.batches import Batch, top_class
 from permafrost.core.errors import require
-from permafrost.core.records import FEATURES, Batch, top_class
+from permafrost.core.records import FEATURES
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator, Metric, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
+from permafrost.core.batches import Batch, Logits, StoredTargets, Targets, TopLogits
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.label_forms import classes_of, has_many
-from permafrost.core.records import NO_CLASS, Batch, Logits, StoredTargets, Targets, TopLogits
+from permafrost.core.records import NO_CLASS
 from permafrost.evaluation.metrics import (
     energy_pointing_game,
     label_scores,
@@ -31,14 +32,13 @@ from permafrost.evaluation.metrics import (
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.geometry import (
-    RegionKind,
     TargetRequest,
     evaluation_view,
-    regions_of,
     view_images,
     view_maps,
     view_targets,
 )
+from permafrost.loading.regions import RegionKind, regions_of
 from permafrost.loading.subset import HOLDOUT, rows_of_split, select_holdout_rows
 from permafrost.loading.transfer import iter_on_device, move_values
 from permafrost.losses.e2kd import map_cosine

@@ -24,12 +24,12 @@ from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.options import Role, options_of, to_plain
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError
+from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.evaluation.evaluator import METRICS
 from permafrost.runs.folder import CONFIG_NAME, read_config
 from permafrost.storage.files import sha256_file
 from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.storage.untrusted import FormatError, load_tensors
-from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,12 +15,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from permafrost.core.batches import Batch, StoredTargets, require_logits
 from permafrost.core.label_forms import classes_of, has_many, known_mask, predict_labels
-from permafrost.core.records import (
-    Batch,
-    StoredTargets,
-    require_logits,
-)
 from permafrost.evaluation.forward import (
     EvaluatedModel,
     Predictions,

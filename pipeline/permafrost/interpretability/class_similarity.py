@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from permafrost.core.batches import require_all_logits
 from permafrost.core.errors import ConfigError, require, shorten
-from permafrost.core.records import NO_LABEL, require_all_logits
+from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.interpretability.options import ClassSimilarityOptions

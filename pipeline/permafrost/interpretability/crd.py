@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from permafrost.core.batches import Targets
 from permafrost.core.errors import require
-from permafrost.core.records import NO_LABEL, Targets
+from permafrost.core.records import NO_LABEL
 from permafrost.interpretability.options import CRDConfig
 from permafrost.losses.base import Needs, StudentOutput, TrainingRecords
 from permafrost.losses.feature_kd import FeatureKDLoss

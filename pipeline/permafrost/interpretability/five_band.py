@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from permafrost.core.batches import Batch
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import NO_CLASS, Batch
+from permafrost.core.records import NO_CLASS
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS_PER_CENT, PER_CENT, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import attribution_of, maps_of

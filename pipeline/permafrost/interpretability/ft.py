@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.core.records import FEATURES, Targets
+from permafrost.core.batches import Targets
+from permafrost.core.records import FEATURES
 from permafrost.interpretability.options import FTConfig
 from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput
 from permafrost.losses.feature_kd import FeatureKDLoss, covered_mse, stored_stages

@@ -22,14 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from permafrost.core.batches import Batch
 from permafrost.core.label_forms import known_mask
-from permafrost.core.records import NO_LABEL, Batch
+from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import attribution_of
 from permafrost.evaluation.probe_set import balanced_positions
 from permafrost.interpretability.options import GradientAlignmentOptions
-from permafrost.loading.geometry import regions_of, view_images, view_maps
+from permafrost.loading.geometry import view_images, view_maps
+from permafrost.loading.regions import regions_of
 from permafrost.models.resolve import require_images
 
 NAME = "gradient_alignment"

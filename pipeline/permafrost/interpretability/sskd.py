@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.augment import NUM_ROTATIONS
+from permafrost.core.batches import Guidance, Targets, require_all_logits
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import Guidance, Targets, require_all_logits
 from permafrost.interpretability.options import SSKDConfig
 from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term, TrainingRecords
 from permafrost.losses.feature_kd import FeatureKDLoss

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from permafrost.core.records import NO_LABEL, Batch, Targets, require_all_logits
+from permafrost.core.batches import Batch, Targets, require_all_logits
+from permafrost.core.records import NO_LABEL
 from permafrost.ked.subnets import LOGITS
 from permafrost.losses.base import AnyTargets, StepInputs
 

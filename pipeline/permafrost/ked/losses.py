@@ -16,12 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
+from permafrost.core.batches import Guidance, Targets, require_logits
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import (
-    Guidance,
-    Targets,
-    require_logits,
-)
 from permafrost.ked.chimeras import Chimeras
 from permafrost.ked.network import network_partition
 from permafrost.ked.options import (

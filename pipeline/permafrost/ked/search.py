@@ -27,6 +27,7 @@ from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.verbs import TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
+from permafrost.core.json_entries import from_dict
 from permafrost.ked.curvature import (
     Probes,
     feature_scales,
@@ -48,7 +49,6 @@ from permafrost.models.providers import build_model, freeze, resolve_device, tea
 from permafrost.storage.files import read_regular, write_atomically
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import Artifact, load_artifact
-from permafrost.store.entries import from_dict
 from permafrost.store.reader import Store
 
 logger = logging.getLogger("permafrost.superfeatures")

@@ -13,21 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from permafrost.core.batches import Batch, Logits, StoredTargets, TopLogits
 from permafrost.core.errors import require
-from permafrost.core.records import (
-    REST_LOGITS,
-    TOP_CLASS,
-    TOP_LOGITS,
-    VIEW_FIELD,
-    Batch,
-    FieldSpec,
-    Logits,
-    StoredTargets,
-    TopLogits,
-)
+from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, VIEW_FIELD, FieldSpec
 from permafrost.loading.decode_threads import DecodeThreads
 from permafrost.loading.geometry import center_crop, decode_intermediates
 from permafrost.loading.method_cache import cache_method
@@ -37,7 +27,7 @@ from permafrost.storage.fetch_ahead import FetchAhead, KnownFile
 from permafrost.storage.rooted_paths import cache_limit
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.fields import Values
-from permafrost.store.frames import InputMemory, ShardFrames, decode_stored_mask, input_bytes
+from permafrost.store.frames import InputMemory, decode_stored_mask, input_bytes
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.row_reader import Rows, SelectedRows
@@ -452,35 +442,6 @@ def _logits_of(teacher: TeacherPass, values: Values) -> Logits | None:
         temperatures=teacher.manifest.temperatures,
         num_classes=teacher.num_classes,
     )
-
-
-# ---- column moments --------------------------------------------------------------------------------
-
-
-_BATCH = 4096
-
-
-def column_moments(store: Store, split: str) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over all records of a split, f64 [d] each.
-
-    Moments of batches are merged (Chan et al. 1979), which is accurate for columns with a large mean and small spread.
-    """
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for number in store.shards.splits[split].tolist():
-        shard = store.shards[number]
-        frames = ShardFrames(store, shard)
-        for start in range(0, shard.records, _BATCH):
-            rows = frames.read(start, min(start + _BATCH, shard.records)).frames.double()  # [n, d]
-            own = rows.mean(dim=0)
-            total = count + len(rows)
-            squares = (
-                squares
-                + (rows - own).square().sum(dim=0)
-                + (own - mean).square() * (count * len(rows) / total)
-            )
-            mean = mean + (own - mean) * (len(rows) / total)
-            count = total
-    return mean, (squares / count).sqrt()
 
 
 def _check_room(store: Store, passes: Sequence[TeacherPass]) -> None:

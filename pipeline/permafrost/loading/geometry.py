@@ -14,7 +14,6 @@ add_inverse) comes last, because it does not commute with the zeros outside the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,10 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.models import CENTER_CROP_FRACTION
-from permafrost.core.label_forms import has_many
-from permafrost.core.records import FEATURES, Batch, FieldSpec, StoredTargets, Targets
+from permafrost.core.batches import Batch, StoredTargets, Targets
+from permafrost.core.records import FEATURES, FieldSpec
 from permafrost.loading.pixel_augment import change_pixels
-from permafrost.loading.transfer import copy_to
 from permafrost.store.codecs import INT8_STEPS
 
 
@@ -356,55 +354,3 @@ def canonical_from_view(batch: Batch) -> Tensor:
         return batch.canonical_from_view
     identity = torch.eye(3, device=batch.inputs.device)
     return identity.expand(len(batch.inputs), 3, 3)
-
-
-# ---- regions ---------------------------------------------------------------------------------------
-
-
-RegionKind = Literal["boxes", "masks"]
-
-
-def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int, int]) -> Tensor:
-    """Regions of the objects of the given classes [n] in the batch's view at (height, width) `size`.
-
-    The result is bool [n, height, width], all False for a record without a region. If a record has one label, its mask
-    is that of the label's object. If it has many, mask values are class + 1.
-
-    classes  i64 [n]; for boxes on the host, where they are read, or the device is waited for
-    """
-    many = has_many(batch.labels)
-    frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
-    if kind == "boxes" and batch.canonical_from_view is None:
-        frame = size  # without a transform, box corners are rounded down to pixels of the evaluated size
-    if kind == "masks":
-        assert batch.masks is not None
-        masks, classes = batch.masks[:, 0], copy_to(classes, batch.inputs.device)
-        regions = masks == classes[:, None, None] + 1 if many else masks > 0
-    else:
-        classes = classes.cpu()
-        regions = box_regions(batch.boxes, classes, frame)
-    if many:
-        regions = regions & (classes >= 0)[:, None, None]
-    regions = copy_to(regions, batch.inputs.device)
-    if batch.canonical_from_view is not None or size != frame:
-        regions = warp(regions[:, None].float(), canonical_from_view(batch), size)[:, 0] > 0.5
-    return regions
-
-
-def box_regions(boxes: Sequence[Tensor], labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Union of each record's boxes with its label, bool [n, H, W].
-
-    Corners are rounded down to whole pixels, and a box is half-open.
-
-    boxes   f32 [m, 5] for each record: label and corners x0, y0, x1, y1 in [-1, 1]
-    labels  i64 [n]
-    """
-    regions = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    extent = torch.tensor([size[1], size[0], size[1], size[0]])
-    for region, record_boxes, label in zip(regions, boxes, labels.tolist(), strict=True):
-        own = record_boxes[record_boxes[:, 0] == label, 1:]
-        # The small constant compensates the rounding error of corners at whole pixels.
-        pixels = ((own + 1) / 2 * extent + 1e-3).floor().clamp(min=0).long()
-        for x0, y0, x1, y1 in pixels.tolist():
-            region[y0:y1, x0:x1] = True
-    return regions

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from permafrost.config.augment import AugmentOptions, PixelOperationConfig
-from permafrost.core.records import PixelAugment, PixelChange
+from permafrost.core.batches import PixelAugment, PixelChange
 from permafrost.core.seeds import derive_seed
 from permafrost.loading.method_cache import cache_method
 

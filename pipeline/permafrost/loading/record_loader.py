@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from permafrost.config.augment import AugmentOptions
+from permafrost.core.batches import Batch, Targets, require_all_logits
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import Batch, Targets, require_all_logits
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.pixel_augment import PixelAugmentSchedule

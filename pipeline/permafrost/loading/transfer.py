@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from permafrost.core.batches import Batch, PixelAugment, PixelChange, StoredTargets, TopLogits
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.core.records import Batch, PixelAugment, PixelChange, StoredTargets, TopLogits
 from permafrost.loading.decode_threads import start_pool
 
 _SMALL = 64 * 2**10

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from permafrost.config.options import resolve_implementation
+from permafrost.core.batches import Batch, Guidance, Targets
 from permafrost.core.distributed import DistributedContext
-from permafrost.core.records import Batch, Guidance, Targets
 from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.methods import E2KDConfig
-from permafrost.core.records import Guidance, Targets
+from permafrost.core.batches import Guidance, Targets
 from permafrost.losses.base import Needs, StudentOutput, Term, TermValue
 from permafrost.losses.feature_kd import CLASS_MAP_NEEDS, check_resolution, class_map_loss
 from permafrost.losses.kd import KDLoss

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, ReviewKDConfig
+from permafrost.core.batches import Guidance, Logits, Targets, require_logits
 from permafrost.core.errors import require
-from permafrost.core.records import FEATURES, Guidance, Logits, Targets, require_logits
+from permafrost.core.records import FEATURES
 from permafrost.losses.base import (
     AnyTargets,
     DistillationLoss,

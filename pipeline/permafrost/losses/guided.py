@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.teaching import GuidedTeachingConfig
-from permafrost.core.records import Guidance, Targets
+from permafrost.core.batches import Guidance, Targets
 from permafrost.losses.base import Needs, StudentOutput, Term, TermValue
 from permafrost.losses.labels import LabelsLoss
 

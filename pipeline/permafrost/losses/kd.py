@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.methods import KDConfig
-from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import (
+from permafrost.core.batches import (
     Guidance,
     Logits,
     Targets,
@@ -18,6 +17,7 @@ from permafrost.core.records import (
     require_all_logits,
     require_logits,
 )
+from permafrost.core.errors import ConfigError, require
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.labels import label_term
 

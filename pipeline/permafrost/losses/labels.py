@@ -10,9 +10,10 @@ from torch import Tensor
 
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.core.batches import Guidance, Targets
 from permafrost.core.errors import require
 from permafrost.core.label_forms import has_many, known_mask, multi_hot
-from permafrost.core.records import NO_LABEL, Guidance, Targets
+from permafrost.core.records import NO_LABEL
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.methods import EmbeddingConfig, FeaturesConfig
+from permafrost.core.batches import Guidance, Targets
 from permafrost.core.errors import require
-from permafrost.core.records import FEATURES, Guidance, Targets
+from permafrost.core.records import FEATURES
 from permafrost.loading.geometry import covered_share
 from permafrost.losses.base import Needs, StudentOutput, Term, TrainingRecords
 from permafrost.losses.feature_kd import (

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from permafrost.core.records import Targets
+from permafrost.core.batches import Targets
 from permafrost.losses.base import StoredTeacher
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import SeveralConfig, TeacherTermOptions
+from permafrost.core.batches import Guidance, Targets
 from permafrost.core.errors import require
-from permafrost.core.records import Guidance, Targets
 from permafrost.losses.base import (
     DistillationLoss,
     Needs,

@@ -18,11 +18,11 @@ from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import is_published
 from permafrost.config.options import Role, options_of
 from permafrost.core.errors import ConfigError, shorten
+from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.runs.folder import run_identity
 from permafrost.storage.files import read_regular, sha256_file
 from permafrost.storage.object_cache import local_file
 from permafrost.storage.signed_files import SIGNATURE, DigestError, check_json, damaged
-from permafrost.store.entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.store.manifest import MAX_FRAME_PIXELS
 
 if TYPE_CHECKING:

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.page_options import ReportOptions
-from permafrost.core.records import NO_GROUP, Batch
+from permafrost.core.batches import Batch
+from permafrost.core.records import NO_GROUP
 from permafrost.evaluation.saved_records import explained_pictures
 from permafrost.evaluation.shift import check_shift, shifted_maps, window_view
-from permafrost.loading.geometry import evaluation_view, regions_of
+from permafrost.loading.geometry import evaluation_view
+from permafrost.loading.regions import regions_of
 from permafrost.reports.cases import (
     MEASURE_WORDS,
     Arm,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.core.records import Batch
+from permafrost.core.batches import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from permafrost.core.batches import Logits, TopLogits, top_class
 from permafrost.core.label_forms import has_many
-from permafrost.core.records import NO_LABEL, Logits, TopLogits, top_class
+from permafrost.core.records import NO_LABEL
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps, view_images, view_maps
 from permafrost.losses.kd import outcome_log_probs

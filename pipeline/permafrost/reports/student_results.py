@@ -14,6 +14,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.points import Point, point_label
 from permafrost.config.verbs import EvaluationRun, ReportConfig
 from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.json_entries import EntryError, from_dict, require_inside
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import (
     METRICS_NAME,
@@ -30,7 +31,6 @@ from permafrost.models.saved import is_finished
 from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import damaged, read_json
-from permafrost.store.entries import EntryError, from_dict, require_inside
 
 logger = logging.getLogger("permafrost.report")
 

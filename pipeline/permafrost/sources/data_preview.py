@@ -20,12 +20,12 @@ from urllib.parse import unquote
 import numpy as np
 
 from permafrost.core.errors import FileError, UserError, printable, shorten
+from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.core.tasks import ShardResult, run_shards
 from permafrost.storage.files import exists, read_regular, write_atomically
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.commit import MAX_PREVIEW_BYTES, PREVIEW_NAME
 from permafrost.store.deaths import ShardDeaths
-from permafrost.store.entries import EntryError, from_dict
 from permafrost.store.image_decoding import read_facts
 from permafrost.store.listing import open_listing
 

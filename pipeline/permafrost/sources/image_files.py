@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
+import logging
+import os
 import posixpath
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
-from permafrost.core.errors import ConfigError, FileError, UserError
-from permafrost.core.records import MAX_KEY_BYTES
+from permafrost.core.errors import ConfigError, FileError, UserError, quote
 from permafrost.storage.files import entry_bytes, peek, read_regular, scan_folder
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
@@ -29,38 +28,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from permafrost.config.data import ImageTableDataConfig
+    from permafrost.sources.table_files import ListedRow
     from permafrost.sources.tally import Tally
     from permafrost.storage.files import FolderEntry
     from permafrost.storage.rooted_paths import AnyPath
 
-
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]*")
-LONG_KEY_HEAD = 150
-"""Number of leading bytes that are kept of a key that is too long."""
-
-
-def escape_key(path: str) -> str:
-    """Escape a relative path to a record's key: ASCII letters, digits, - and _, the rest percent-escaped UTF-8.
-
-    `urllib.parse.unquote` restores the path, except for a key above the limit, which ends in a hash.
-    """
-    if _PLAIN_PATH.fullmatch(path) and len(path) <= LONG_KEY_HEAD // 3:
-        return path.replace("/", "%2F").replace(".", "%2E")  # as below, in a fifth of the time
-    try:
-        escaped = quote(path, safe="", errors="strict")
-    except UnicodeEncodeError:
-        raise ConfigError(f"the file name {path!r} is not UTF-8; rename the file") from None
-    # quote() does not escape these two.
-    escaped = escaped.replace(".", "%2E").replace("~", "%7E")
-    return escaped if len(escaped) <= MAX_KEY_BYTES else _shorten(escaped)
-
-
-def _shorten(escaped: str) -> str:
-    head = escaped[:LONG_KEY_HEAD]
-    last_escape = head.rfind("%")
-    if last_escape > LONG_KEY_HEAD - len("%2E"):
-        head = head[:last_escape]
-    return f"{head}-{hashlib.blake2b(escaped.encode(), digest_size=16).hexdigest()}"
+logger = logging.getLogger("permafrost.sources")
 
 
 # ---- files -----------------------------------------------------------------------------------------
@@ -420,3 +394,72 @@ def _mask_values(image: Image.Image) -> NDArray[np.uint8]:
     if pixels.ndim != 2 or (values != pixels).any():
         raise ValueError(f"its values ({image.mode}) do not fit into one byte per pixel")
     return values
+
+
+NAMED_MISSING_FILES = 5
+"""Number of missing files that an error names; the others are only counted."""
+
+
+class TableFiles:
+    """Files named by rows: their paths below the root and their sizes."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self._prefix = f"{posixpath.normpath(root)}/"
+        self.num_missing = 0
+        """Number of missing files so far."""
+        self._missing_rows = 0
+        self._last_missing_row = 0
+        self._named_missing: list[str] = []
+
+    def add(self, row: ListedRow, column: str) -> tuple[str, int]:
+        """Return (path below the root, bytes); a missing file is counted for `check_missing`."""
+        path = self._relative(row, column)
+        for each in dict.fromkeys((path, path.strip())):
+            try:
+                return each, os.stat(f"{self._root}/{each}").st_size  # noqa: PTH116, once per image
+            except (OSError, ValueError):  # a path with a NUL is a ValueError
+                continue
+        self._count_missing(row.number, path)
+        return path, 0
+
+    def _count_missing(self, row: int, path: str) -> None:
+        self.num_missing += 1
+        self._missing_rows += row != self._last_missing_row
+        self._last_missing_row = row
+        if len(self._named_missing) < NAMED_MISSING_FILES:
+            self._named_missing.append(f"row {row}: {path}")
+
+    def check_missing(self, config: ImageTableDataConfig) -> None:
+        """Log a warning about missing files, whose rows data.on_error=skip leaves out.
+
+        Raises ConfigError if files are missing otherwise, or if they are more than data.max_skipped.
+        """
+        if not self.num_missing:
+            return
+        named = "; ".join(self._named_missing)
+        more = self.num_missing - NAMED_MISSING_FILES
+        named += f"; and {more} more" if more > 0 else ""
+        found = f"{self.num_missing} files in the table are not in {self._root}: {named}"
+        if config.on_error == "stop":
+            raise ConfigError(
+                f"{found}; correct data.root or the table, or leave such rows out with data.on_error=skip"
+            )
+        if self._missing_rows > config.max_skipped:
+            raise ConfigError(
+                f"{found}; these are more rows than data.max_skipped={config.max_skipped}, so correct data.root or the "
+                "table"
+            )
+        logger.warning("%s; their rows are left out", found)
+
+    def _relative(self, row: ListedRow, column: str) -> str:
+        text = row.path(column)
+        path = posixpath.normpath(text)
+        if posixpath.isabs(path):
+            path = path.removeprefix(self._prefix)
+        if posixpath.isabs(path):
+            raise row.error(
+                column,
+                f"{quote(text, 200)[1:-1]} is not in data.root={self._root}; set data.root to the folder of all images",
+            )
+        return path

@@ -13,13 +13,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from permafrost.core.errors import ConfigError, quote
-from permafrost.core.records import Content, Record
+from permafrost.core.records import Content, Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import (
     LEFT_OUT,
     OTHER_PICTURES,
     SourceFileError,
-    escape_key,
     first_image,
     has_image,
     image_suffix,

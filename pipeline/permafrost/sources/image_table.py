@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import ConfigError, quote
-from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
+from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record, escape_key
 from permafrost.sources.classes import (
     MAX_CLASSES,
     ClassIndex,
@@ -37,7 +37,7 @@ from permafrost.sources.classes import (
 )
 from permafrost.sources.image_files import (
     IMAGE_SUFFIXES,
-    escape_key,
+    TableFiles,
     image_suffix,
     is_image_name,
     read_file,
@@ -54,7 +54,6 @@ from permafrost.sources.label_cells import (
 )
 from permafrost.sources.parquet_images import ParquetImages, class_names_of, holds_images
 from permafrost.sources.splits import SPELLED_SPLITS, TRAIN, known_split, split_of, split_off_test
-from permafrost.sources.table import TableFiles
 from permafrost.sources.table_files import (
     ListedRow,
     is_all_digits,

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import os
-import posixpath
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import repeat
@@ -20,10 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from permafrost.core.errors import ConfigError, quote
-from permafrost.core.records import NO_LABEL, Content, Record
+from permafrost.core.errors import quote
+from permafrost.core.records import NO_LABEL, Content, Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes, is_unknown, load_class_list
-from permafrost.sources.image_files import escape_key
 from permafrost.sources.splits import SPELLED_SPLITS, TRAIN, split_of, split_off_test
 from permafrost.sources.table_files import (
     Features,
@@ -42,8 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.config.data import ImageTableDataConfig, SklearnTableDataConfig, TableDataConfig
-    from permafrost.sources.table_files import ListedRow
+    from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -69,78 +65,6 @@ def read_row(record: Record) -> Content:
         raise RowError(complaints[0])
     values = np.frombuffer(base64.b64decode(encoded), "<f4")
     return Content(image=encode_row(values), suffix=SUFFIX)
-
-
-# ---- table files -----------------------------------------------------------------------------------
-
-
-NAMED_MISSING_FILES = 5
-"""Number of missing files that an error names; the others are only counted."""
-
-
-class TableFiles:
-    """Files named by rows: their paths below the root and their sizes."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = str(root)
-        self._prefix = f"{posixpath.normpath(root)}/"
-        self.num_missing = 0
-        """Number of missing files so far."""
-        self._missing_rows = 0
-        self._last_missing_row = 0
-        self._named_missing: list[str] = []
-
-    def add(self, row: ListedRow, column: str) -> tuple[str, int]:
-        """Return (path below the root, bytes); a missing file is counted for `check_missing`."""
-        path = self._relative(row, column)
-        for each in dict.fromkeys((path, path.strip())):
-            try:
-                return each, os.stat(f"{self._root}/{each}").st_size  # noqa: PTH116, once per image
-            except (OSError, ValueError):  # a path with a NUL is a ValueError
-                continue
-        self._count_missing(row.number, path)
-        return path, 0
-
-    def _count_missing(self, row: int, path: str) -> None:
-        self.num_missing += 1
-        self._missing_rows += row != self._last_missing_row
-        self._last_missing_row = row
-        if len(self._named_missing) < NAMED_MISSING_FILES:
-            self._named_missing.append(f"row {row}: {path}")
-
-    def check_missing(self, config: ImageTableDataConfig) -> None:
-        """Log a warning about missing files, whose rows data.on_error=skip leaves out.
-
-        Raises ConfigError if files are missing otherwise, or if they are more than data.max_skipped.
-        """
-        if not self.num_missing:
-            return
-        named = "; ".join(self._named_missing)
-        more = self.num_missing - NAMED_MISSING_FILES
-        named += f"; and {more} more" if more > 0 else ""
-        found = f"{self.num_missing} files in the table are not in {self._root}: {named}"
-        if config.on_error == "stop":
-            raise ConfigError(
-                f"{found}; correct data.root or the table, or leave such rows out with data.on_error=skip"
-            )
-        if self._missing_rows > config.max_skipped:
-            raise ConfigError(
-                f"{found}; these are more rows than data.max_skipped={config.max_skipped}, so correct data.root or the "
-                "table"
-            )
-        logger.warning("%s; their rows are left out", found)
-
-    def _relative(self, row: ListedRow, column: str) -> str:
-        text = row.path(column)
-        path = posixpath.normpath(text)
-        if posixpath.isabs(path):
-            path = path.removeprefix(self._prefix)
-        if posixpath.isabs(path):
-            raise row.error(
-                column,
-                f"{quote(text, 200)[1:-1]} is not in data.root={self._root}; set data.root to the folder of all images",
-            )
-        return path
 
 
 # ---- table -----------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import NO_LABEL, Box, Content, Record
-from permafrost.sources.image_files import escape_key, image_suffix, iter_images, read_file
+from permafrost.core.records import NO_LABEL, Box, Content, Record, escape_key
+from permafrost.sources.image_files import image_suffix, iter_images, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -30,8 +30,8 @@ import numpy as np
 from PIL import Image
 
 from permafrost.core.errors import UserError
-from permafrost.core.records import Box, Content, Record
-from permafrost.sources.image_files import escape_key, image_suffix, iter_images, read_file
+from permafrost.core.records import Box, Content, Record, escape_key
+from permafrost.sources.image_files import image_suffix, iter_images, read_file
 from permafrost.sources.splits import split_off_test
 from permafrost.storage.files import open_atomically
 

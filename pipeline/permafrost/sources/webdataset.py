@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.errors import ConfigError, UserError, quote
-from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
+from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record, escape_key
 from permafrost.sources.classes import (
     MAX_CLASSES,
     ClassIndex,
@@ -21,7 +21,7 @@ from permafrost.sources.classes import (
     load_class_names,
     to_number,
 )
-from permafrost.sources.image_files import escape_key, image_suffix, is_image_suffix
+from permafrost.sources.image_files import image_suffix, is_image_suffix
 from permafrost.sources.label_cells import LABEL_LISTS, is_one_hot
 from permafrost.sources.splits import SPELLED_SPLITS, is_split_name
 from permafrost.sources.tally import BOXES, Tally

@@ -18,6 +18,7 @@ import numpy as np
 
 from permafrost.core.digests import canonical_json, sha256_keys
 from permafrost.core.errors import FileError, require, shorten
+from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.storage.files import (
     exists,
     file_size,
@@ -31,13 +32,7 @@ from permafrost.storage.files import (
 )
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.store.deaths import DEATHS_SUFFIX
-from permafrost.store.entries import (
-    REWRITE,
-    EntryError,
-    ManifestError,
-    StoreMismatchError,
-    from_dict,
-)
+from permafrost.store.entries import REWRITE, ManifestError, StoreMismatchError
 from permafrost.store.image_shards import IMAGES_FOLDER, require_same_shard
 from permafrost.store.index_writer import StoreTablesWriter, remove_other_tables
 from permafrost.store.manifest import (

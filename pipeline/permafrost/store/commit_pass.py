@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
+from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.storage.files import exists, is_file, listing, read_each, sha256_file
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.commit import (
@@ -15,7 +16,7 @@ from permafrost.store.commit import (
     read_metadata,
     remove_leftovers,
 )
-from permafrost.store.entries import REWRITE, EntryError, FileEntry, ManifestError, from_dict
+from permafrost.store.entries import REWRITE, FileEntry, ManifestError
 from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import (
     MANIFEST_NAME,

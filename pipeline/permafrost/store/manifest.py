@@ -13,20 +13,17 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from permafrost.core.digests import SHORT, canonical_json
-from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
-from permafrost.storage.files import commit_file, read_committed
-from permafrost.storage.signed_files import DigestError, check_json, sign_json
-from permafrost.store.entries import (
-    NAME_PATTERN,
-    REWRITE,
+from permafrost.core.json_entries import (
     EntryError,
-    FileEntry,
-    ManifestError,
     from_dict,
     require_digest,
     require_entry,
     require_inside,
 )
+from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
+from permafrost.storage.files import commit_file, read_committed
+from permafrost.storage.signed_files import DigestError, check_json, sign_json
+from permafrost.store.entries import NAME_PATTERN, REWRITE, FileEntry, ManifestError
 from permafrost.store.shards import PassShardTable, ShardTable, SkippedTable, TableFile
 
 if TYPE_CHECKING:

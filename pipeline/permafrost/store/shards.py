@@ -15,17 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from permafrost.core.json_entries import EntryError, require_digest, require_entry, require_inside
 from permafrost.storage.rooted_paths import RootedPath, is_absolute, user_path
 from permafrost.store.arrow_files import read_table, table_schema
-from permafrost.store.entries import (
-    EntryError,
-    FileEntry,
-    ManifestError,
-    require_digest,
-    require_entry,
-    require_inside,
-    require_shard_name,
-)
+from permafrost.store.entries import FileEntry, ManifestError, require_shard_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import FileError
+from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.core.records import NO_CLASS
 from permafrost.storage.files import (
     exists,
@@ -32,7 +33,7 @@ from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from permafrost.store.codecs import decode_unit
 from permafrost.store.commit import MAX_PREVIEW_BYTES, ORIGIN_NAME, PREVIEW_NAME
 from permafrost.store.deaths import DEATHS_SUFFIX
-from permafrost.store.entries import EntryError, ManifestError, StoreMismatchError, from_dict
+from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.index import CHECKED_COLUMNS
 from permafrost.store.index_writer import checksums_of
 from permafrost.store.manifest import (

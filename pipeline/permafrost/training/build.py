@@ -11,11 +11,11 @@ from torch import Tensor
 
 from permafrost.config.models import ModelConfig
 from permafrost.config.training import TrainerOptions
+from permafrost.core.batches import Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import Targets
 from permafrost.core.seeds import derive_seed
-from permafrost.loading.dataset import StoreDataset, column_moments
+from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, downscale, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
@@ -32,6 +32,8 @@ from permafrost.models.explanations import (
     warn_of_coarse_grid,
 )
 from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
+from permafrost.store.frames import ShardFrames
+from permafrost.store.reader import Store
 from permafrost.training.optim import build_optimizer
 from permafrost.training.spec import TrainingSpec
 from permafrost.training.state import Training
@@ -238,3 +240,29 @@ def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: T
     if matrices is None:
         matrices = torch.eye(3)[None]
     return float(downscale(matrices, views.size, input_size).max())
+
+
+_BATCH = 4096
+
+
+def column_moments(store: Store, split: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over all records of a split, f64 [d] each.
+
+    Moments of batches are merged (Chan et al. 1979), which is accurate for columns with a large mean and small spread.
+    """
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for number in store.shards.splits[split].tolist():
+        shard = store.shards[number]
+        frames = ShardFrames(store, shard)
+        for start in range(0, shard.records, _BATCH):
+            rows = frames.read(start, min(start + _BATCH, shard.records)).frames.double()  # [n, d]
+            own = rows.mean(dim=0)
+            total = count + len(rows)
+            squares = (
+                squares
+                + (rows - own).square().sum(dim=0)
+                + (own - mean).square() * (count * len(rows) / total)
+            )
+            mean = mean + (own - mean) * (len(rows) / total)
+            count = total
+    return mean, (squares / count).sqrt()

@@ -17,6 +17,7 @@ from typing import Any
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.errors import ConfigError, first_line, require
+from permafrost.core.json_entries import from_dict, require_entry
 from permafrost.evaluation.evaluator import METRICS, best_position
 from permafrost.evaluation.forward import EvaluatedModel, metrics_of, open_split, predict_records
 from permafrost.loading.decode_threads import resolve_decode_threads
@@ -26,7 +27,6 @@ from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.storage.files import sha256_file
 from permafrost.storage.signed_files import damaged, write_json
 from permafrost.storage.untrusted import FormatError, load_tensors
-from permafrost.store.entries import from_dict, require_entry
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.kept_epochs import KeptEpochs, read_listed
 from permafrost.training.student_passes import compared_passes

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from permafrost.core.json_entries import EntryError
 from permafrost.storage.files import write_atomically
 from permafrost.storage.signed_files import damaged, read_json, write_json
-from permafrost.store.entries import EntryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

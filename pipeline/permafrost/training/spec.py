@@ -10,7 +10,7 @@ from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.geometry import RegionKind
+from permafrost.loading.regions import RegionKind
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
 from permafrost.models.explanations import DEFAULT_EXPLAINER

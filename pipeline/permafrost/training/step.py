@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from permafrost.core.records import NO_LABEL, Batch, Guidance, Targets, first_explained
+from permafrost.core.batches import Batch, Guidance, Targets, first_explained
+from permafrost.core.records import NO_LABEL
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.losses.base import (
     DistillationLoss,

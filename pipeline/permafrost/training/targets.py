@@ -17,17 +17,17 @@ from torch import Tensor
 
 from permafrost.annotation.teacher_fields import fields_of_payloads
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
+from permafrost.core.batches import Batch, Guidance, Targets
 from permafrost.core.label_forms import multi_hot
-from permafrost.core.records import NO_CLASS, Batch, Guidance, Targets
+from permafrost.core.records import NO_CLASS
 from permafrost.loading.geometry import (
-    RegionKind,
     TargetRequest,
     neighbor_features,
     neighbor_maps,
     place_on_grid,
-    regions_of,
     view_images,
 )
+from permafrost.loading.regions import RegionKind, regions_of
 from permafrost.loading.transfer import copy_to
 from permafrost.losses.base import Needs
 from permafrost.models.classifier import Classifier, ModelOutput

@@ -16,9 +16,9 @@ from permafrost.config.models import ModelConfig, NoModelConfig, is_published
 from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
+from permafrost.core.json_entries import from_dict
 from permafrost.models.fingerprint import describe_teacher, identify_weights
 from permafrost.models.trained_weights import weights_file
-from permafrost.store.entries import from_dict
 from permafrost.store.reader import Store
 from permafrost.training.job import TrainingJob
 from permafrost.training.kept_epochs import KeptEpochs, read_listed

@@ -1,0 +1,228 @@
+"""Batches: what a loader hands to a network and a loss, with the targets of the teacher passes.
+
+Shape letters: B batch, K classes, V stored views, E explained classes, A map channels, h w map grid, H W canonical
+frame, d columns of a table, n boxes of one record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from permafrost.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from permafrost.core.records import FieldSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopLogits:
+    """The k largest logits of each record, and the sum of all others at some temperatures."""
+
+    values: Tensor
+    """The largest logits in descending order, f32 [B, k]."""
+    classes: Tensor
+    """Their classes, i64 [B, k]."""
+    rest: Tensor
+    """log sum exp(logit / tau) over the other K - k classes at each temperature, f32 [B, T]; of no meaning if k = K."""
+    temperatures: tuple[float, ...]
+    """The T temperatures."""
+    num_classes: int
+    """Number K of classes."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTargets:
+    """Targets of one teacher pass as read from disk for the records of a batch, before any warp."""
+
+    teacher: str
+    logits: Logits | None
+    """Raw logits, None if the pass has none."""
+    explained_class: Tensor | None = None
+    """Explained classes, i64 [B, E], padded with NO_CLASS."""
+    maps: Tensor | None = None
+    """Explanation maps as stored, f16, f32 or int8 in steps of 1/127, [B, E, A, h, w] on the teacher's grid, with
+    max-abs 1 (or all zero). `geometry.decode_maps` decodes them on their device."""
+    intermediates: dict[str, Tensor] = field(default_factory=dict)
+    """Requested fields of other payloads as stored, which `geometry.decode_intermediates` decodes. Spatial fields on
+    the teacher's grids: attention_<stage> [B, h, w], class_maps [B, K, r, r], features_<stage> [B, C, h, w]. Fields
+    without spatial axes: pooled [B, d]. Mirrored ones have an axis of two after the first."""
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    """Scales of the intermediates that are stored relative to their max-abs, f32, with the first dimensions of the
+    values."""
+    specs: dict[str, FieldSpec] = field(default_factory=dict)
+    """Description of each of the intermediates, which says how it moves with a view."""
+    map_from_canonical: Tensor | None = None
+    """Matrices f32 [B, 3, 3] that place all these grids in the canonical frame. None where the grids are those of
+    the batch's own view, because the teacher was run on that view (replay)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Targets of one teacher pass in the form that the loss requires: in the student's view and on its grid."""
+
+    teacher: str
+    logits: Logits | None
+    """Logits f32 [B, K], the largest ones, or None for a pass without logits."""
+    explained_class: Tensor | None = None
+    """Explained classes, i64 [B, E]."""
+    maps: Tensor | None = None
+    """Explanation maps, f32 [B, E, A, h, w], after the warp."""
+    map_valid: Tensor | None = None
+    """Validity of the maps, bool [B, E]: False where the warped map is zero or no class is explained."""
+    intermediates: dict[str, Tensor] = field(default_factory=dict)
+    """Other fields that the loss reads, f32. Spatial fields on the teacher's own grids, after the warp:
+    attention_<stage> [B, h, w], class_maps [B, K, h, w], features_<stage> [B, C, h, w]. Fields without spatial axes:
+    pooled [B, d]."""
+    coverage: dict[str, Tensor] = field(default_factory=dict)
+    """Share of each cell that is inside of what the teacher received, f32 [B, 1, h, w], of each of the intermediates
+    that were moved and whose cells outside are left out of the loss."""
+    placements: dict[str, Tensor] = field(default_factory=dict)
+    """Matrices source_from_view f32 [B, 3, 3] of the same fields, from which `geometry.covered_share` computes the
+    coverage on any other grid."""
+    specs: dict[str, FieldSpec] = field(default_factory=dict)
+    """Description of the intermediates that come from a pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelChange:
+    """One operation on the pixels of some records of a batch. Lengths are relative to the side of the image."""
+
+    name: Literal["brightness", "contrast", "saturation", "hue", "grayscale", "blur", "erase"]
+    rows: Tensor
+    """Records that it changes, i64 [n]."""
+    values: Tensor
+    """Parameters per record, f32 [n, d], see pixel_augment.py."""
+    largest: float = 0.0
+    """Largest standard deviation that blur may draw, which decides the size of its kernel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelAugment:
+    """Pixel augmentation of a batch after the warp, for all networks that read the batch."""
+
+    magnitude: int | None = None
+    """Magnitude of RandAugment; None disables RandAugment."""
+    seeds: tuple[int, ...] = ()
+    """Seed of RandAugment per record."""
+    changes: tuple[PixelChange, ...] = ()
+    """Drawn operations of `augment.pixels`, in the order in which they are applied."""
+    mixup_lambda: float | None = None
+    """Mixup coefficient in [0, 1]: the weight of a record's own image and label. The remainder is the weight of the
+    preceding record in the batch. None disables mixup."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Records of one step.
+
+    Inputs are whole canonical frames, which are warped on the training device, or rows of a table, which have no
+    views.
+    """
+
+    keys: tuple[str, ...]
+    record_index: Tensor
+    """Row of each record in the run's selection, i64 [B]."""
+    inputs: Tensor
+    """Canonical frames, u8 [B, 3, H, W] with channels last in memory, or rows of a table, f32 [B, d]."""
+    canonical_from_view: Tensor | None
+    """Matrices of the views, f32 [B, 3, 3]. None for tables, and where the view is the whole frame at its own
+    size."""
+    view_index: Tensor
+    """Index of the replayed stored view, i64 [B]; -1 for a fresh view."""
+    original_size: Tensor
+    """Height and width of the original images, f32 [B, 2], because the frame does not preserve their aspect ratio.
+    NO_SIZE for tables."""
+    labels: Tensor
+    """Ground-truth labels: i64 [B], NO_LABEL where unknown. In a multi-label store f32 [B, K], with 1 for each class
+    of a record and a row of zeros where unknown (label_forms.py)."""
+    groups: Tensor
+    """Groups, i64 [B]; NO_GROUP where unknown."""
+    masks: Tensor | None = None
+    """Masks in the canonical frame, u8 [B, 1, H, W]."""
+    boxes: tuple[Tensor, ...] = ()
+    """Boxes per record, f32 [n, 5]: label, x0, y0, x1, y1 in canonical coordinates. They stay in the host's memory."""
+    host_labels: Tensor | None = None
+    """The labels in the host's memory, if `labels` are on a device."""
+    targets: tuple[StoredTargets, ...] = field(default=())
+    pixel_augment: PixelAugment | None = None
+    """Pixel augmentation after the warp. None applies none, as in every evaluation."""
+    rendered: Tensor | None = None
+    """Images of the view with its pixel augmentation, f32 [B, 3, h, w] at any size, so that networks of that size do
+    not render it again. None where it was not rendered."""
+
+    @property
+    def aspects(self) -> Tensor:
+        """Width / height of the original images, f64 [B]; 1 for rows of a table."""
+        height, width = self.original_size.double().unbind(dim=1)
+        return width / height
+
+    @property
+    def labels_on_host(self) -> Tensor:
+        """The labels, without waiting for the device if the batch was moved there by `move_batch`."""
+        return self.labels if self.host_labels is None else self.host_labels
+
+    @property
+    def is_table(self) -> bool:
+        """True if the inputs are the rows of a table."""
+        return self.inputs.ndim == 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Object region of one class per record, used in place of a teacher's targets."""
+
+    explained_class: Tensor
+    """Class of the region, i64 [B, 1]; NO_CLASS where a record has no label."""
+    regions: Tensor
+    """Object region in the record's view, bool [B, H, W]; all False where the region is unknown."""
+
+
+Logits: TypeAlias = "Tensor | TopLogits"
+"""Logits of a teacher: f32 [B, K], or the largest ones."""
+
+
+def require_logits(logits: Logits | None) -> Logits:
+    """Return logits. Raises ConfigError if the pass stores none."""
+    if logits is None:
+        raise ConfigError(
+            "the pass stores no logits; make one with logits among annotate.payloads, or choose a method without them"
+        )
+    return logits
+
+
+def top_class(logits: Logits) -> Tensor:
+    """Return the class of each record's largest logit, i64 [B]."""
+    return logits.classes[:, 0] if isinstance(logits, TopLogits) else logits.argmax(dim=1)
+
+
+def require_all_logits(logits: Logits | None, what: str) -> Tensor:
+    """Return logits f32 [B, K]. Raises ConfigError if only the largest ones are stored, or none.
+
+    what  what needs all, for the message
+    """
+    logits = require_logits(logits)
+    if isinstance(logits, TopLogits):
+        raise ConfigError(
+            f"{what} needs the logits of all {logits.num_classes} classes, but the pass stores the "
+            f"{logits.values.shape[1]} largest ones; make one with annotate.logits=all"
+        )
+    return logits
+
+
+def first_explained(targets: Targets, count: int) -> Targets:
+    """Return a teacher's targets with the maps of the first `count` explained classes of each record only."""
+    assert targets.explained_class is not None
+    assert targets.maps is not None
+    assert targets.map_valid is not None
+    return replace(
+        targets,
+        explained_class=targets.explained_class[:, :count],
+        maps=targets.maps[:, :count],
+        map_valid=targets.map_valid[:, :count],
+    )
