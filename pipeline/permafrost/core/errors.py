@@ -66,7 +66,7 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-_MOST_BYTES = 200
+MOST_NAME_BYTES = 200
 """Bytes of a name, so that with what a run adds to it no file system refuses it (255)."""
 
 
@@ -83,6 +83,6 @@ def require_name(option: str, name: str, *, may_have_folders: bool = False) -> N
     require(may_have_folders or "/" not in name, f"{shown} is a path; write a name without slashes")
     longest = max(len(part.encode(errors="replace")) for part in parts)
     require(
-        longest <= _MOST_BYTES,
-        f"{shown}... has {longest} bytes of at most {_MOST_BYTES}; shorten it",
+        longest <= MOST_NAME_BYTES,
+        f"{shown}... has {longest} bytes of at most {MOST_NAME_BYTES}; shorten it",
     )

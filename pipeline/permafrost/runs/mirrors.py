@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from permafrost.core.errors import FileError, quote
+from permafrost.core.errors import MOST_NAME_BYTES, FileError, quote
 from permafrost.storage import buckets
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.storage.files import sha256_file, write_atomically
@@ -33,8 +33,6 @@ logger = logging.getLogger("permafrost.buckets")
 _STATES = ".states"
 _LAST = ("checkpoint.pt", "metrics.json", "model.json")
 """Files that are uploaded after all others, in this order: those that others of the folder must agree with."""
-_MOST_NAME_BYTES = 200
-"""Bytes of a name, so that the one of a file in the making has no more than 255."""
 
 
 RUNS = Path("runs")
@@ -176,7 +174,7 @@ def _entries(address: str) -> Iterator[tuple[str, tuple[int, str]]]:
         folder = folders.pop()
         for entry in buckets.list_entries(f"{address}/{folder}".rstrip("/")):
             name = f"{folder}{entry.name}"
-            if len(os.fsencode(entry.name)) > _MOST_NAME_BYTES:
+            if len(os.fsencode(entry.name)) > MOST_NAME_BYTES:
                 logger.warning(
                     "%s has an object %s whose name is too long for a file of a run; it is left out",
                     address,
