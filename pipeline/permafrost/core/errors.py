@@ -55,11 +55,6 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_fraction(option: str, value: float) -> None:
-    """Raise ConfigError unless the value is in [0, 1)."""
-    require(0 <= value < 1, f"{option} must be in [0, 1), got {value}")
-
-
 def first_line(error: Exception) -> str:
     """Return the type and the first line of an error of another library, for a message of one line."""
     lines = str(error).strip().splitlines()
