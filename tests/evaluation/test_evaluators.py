@@ -68,9 +68,11 @@ def test_an_unknown_evaluator_is_refused_with_those_that_there_are():
 
 
 def test_the_two_first_evaluators_part_what_one_pass_finds(frozen, student):
-    both = evaluation.evaluate(evaluation_of(frozen)).splits
+    both = evaluation.evaluate_student(evaluation_of(frozen)).splits
     parts = [
-        evaluation.evaluate(evaluation_of(frozen, evaluators=(name,)), f"only-{name}").splits
+        evaluation.evaluate_student(
+            evaluation_of(frozen, evaluators=(name,)), f"only-{name}"
+        ).splits
         for name in ("accuracy", "localization")
     ]
 
@@ -85,7 +87,7 @@ def test_accuracy_alone_computes_no_map(frozen, student, monkeypatch):
         evaluator.EvaluatedModel, "maps", lambda *_: pytest.fail("a map was computed")
     )
 
-    evaluation.evaluate(evaluation_of(frozen, evaluators=("accuracy",)))
+    evaluation.evaluate_student(evaluation_of(frozen, evaluators=("accuracy",)))
 
     table = pd.read_parquet(RUNS / "one" / "evaluate" / "records.parquet")
     assert table.correct.notna().all()
@@ -94,7 +96,7 @@ def test_accuracy_alone_computes_no_map(frozen, student, monkeypatch):
 
 def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, student, monkeypatch):
     options = {"shift": ShiftOptions(pixels=2, records=4)}
-    first = evaluation.evaluate(evaluation_of(frozen, ("accuracy",), **options)).splits
+    first = evaluation.evaluate_student(evaluation_of(frozen, ("accuracy",), **options)).splits
     assert set(first["test"]["shift"]) == {"map"}
     path = RUNS / "one" / "evaluate" / "metrics.json"
     assert list(json.loads(path.read_text())["evaluators"]) == ["accuracy", "shift"]
@@ -103,7 +105,9 @@ def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, studen
         "permafrost.evaluation.shift.shift_curves",
         lambda *_, **__: pytest.fail("evaluated again"),
     )
-    second = evaluation.evaluate(evaluation_of(frozen, ("localization", "shift"), **options)).splits
+    second = evaluation.evaluate_student(
+        evaluation_of(frozen, ("localization", "shift"), **options)
+    ).splits
 
     for split, metrics in second.items():
         assert metrics.items() >= first[split].items()
@@ -115,7 +119,7 @@ def test_an_evaluator_that_lacks_something_says_so_before_any_evaluator_begins(
 ):
     monkeypatch.setattr(evaluator, "_predict_batch", lambda *_, **__: pytest.fail("it began"))
     with pytest.raises(ConfigError, match=r"evaluators=shift needs evaluate\.shift\.pixels"):
-        evaluation.evaluate(evaluation_of(frozen, ("accuracy", "shift")))
+        evaluation.evaluate_student(evaluation_of(frozen, ("accuracy", "shift")))
 
 
 def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_default(
@@ -127,14 +131,16 @@ def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_d
     bare = replace(frozen, store=Store(store))
     save_student(bare, "one")
     # The boxes suffice.
-    assert "epg" in evaluation.evaluate(evaluation_of(bare, ("localization",))).splits["test"]
+    assert (
+        "epg" in evaluation.evaluate_student(evaluation_of(bare, ("localization",))).splits["test"]
+    )
     with monkeypatch.context() as patch:
         patch.setattr(EvaluationContext, "has_regions", False)
         with pytest.raises(
             ConfigError, match=r"evaluators=localization, but test has no boxes and no teacher maps"
         ):
-            evaluation.evaluate(evaluation_of(bare, ("localization",)), "again")
-        metrics = evaluation.evaluate(evaluation_of(bare), "again").splits["test"]
+            evaluation.evaluate_student(evaluation_of(bare, ("localization",)), "again")
+        metrics = evaluation.evaluate_student(evaluation_of(bare), "again").splits["test"]
     assert "accuracy" in metrics
 
 
@@ -142,8 +148,8 @@ def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_d
 
 
 def test_the_teacher_evaluated_agrees_with_its_own_pass_beside_any_student(frozen, student):
-    evaluation.evaluate(evaluation_of(frozen))
-    result = evaluation.evaluate(
+    evaluation.evaluate_student(evaluation_of(frozen))
+    result = evaluation.evaluate_student(
         evaluation_of(frozen, model="teacher", teacher=frozen.config.teacher)
     )
 
@@ -166,9 +172,9 @@ def test_a_teacher_that_did_not_make_the_pass_is_refused(frozen, student, tmp_pa
     with pytest.raises(
         StoreMismatchError, match=r"not the network that made resnet8-.*weights_sha256"
     ):
-        evaluation.evaluate(evaluation_of(frozen, model="teacher", teacher=teacher))
+        evaluation.evaluate_student(evaluation_of(frozen, model="teacher", teacher=teacher))
     with pytest.raises(ConfigError, match=r"model=teacher needs the network.*teacher\.weights="):
-        evaluation.evaluate(evaluation_of(frozen, model="teacher"))
+        evaluation.evaluate_student(evaluation_of(frozen, model="teacher"))
 
 
 # ---- names and identities ------------------------------------------------------------------------
@@ -202,15 +208,15 @@ def test_options_of_evaluators_come_through_words():
 
 
 def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student):
-    evaluation.evaluate(evaluation_of(frozen, splits=("test",)))
+    evaluation.evaluate_student(evaluation_of(frozen, splits=("test",)))
     shifted = {"splits": ("test",), "shift": ShiftOptions(pixels=2, records=4)}
 
-    found = evaluation.evaluate(evaluation_of(frozen, **shifted)).splits["test"]
+    found = evaluation.evaluate_student(evaluation_of(frozen, **shifted)).splits["test"]
 
     assert len(found["shift"]["map"]) == 3
     assert "accuracy" in found
     with pytest.raises(ConfigError, match=r"shift\.pixels=2, but this one has 3"):
-        evaluation.evaluate(
+        evaluation.evaluate_student(
             evaluation_of(frozen, **{**shifted, "shift": ShiftOptions(pixels=3, records=4)})
         )
 

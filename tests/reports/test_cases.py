@@ -33,7 +33,7 @@ from tests.support.sweeps import read_sweep
 def no_other_pictures(monkeypatch):
     """Omit the pictures of the page that other tests cover."""
     monkeypatch.setattr("permafrost.reports.page.training_curves", lambda lines, colors: [])
-    monkeypatch.setattr("permafrost.reports.page.map_grid", lambda pictures, classes: [])
+    monkeypatch.setattr("permafrost.reports.page.map_rows", lambda pictures, classes: [])
 
 
 @pytest.fixture

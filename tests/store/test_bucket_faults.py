@@ -8,6 +8,7 @@ from obstore.store import from_url
 from permafrost.core.errors import UserError
 from permafrost.library import run_verb
 from permafrost.storage import buckets, files, lock
+from permafrost.storage.bucket_files import BucketFiles
 from tests.support.buckets import (
     FAULTS,
     KEYS,
@@ -88,7 +89,7 @@ def connect(monkeypatch, tmp_path):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setenv("PERMAFROST_CACHE", str(tmp_path / cache))
         monkeypatch.setattr(buckets, "_clients", {})
-        monkeypatch.setattr(files, "_versions", {})
+        monkeypatch.setattr(files, "_BUCKET", BucketFiles())
 
     retry_quickly(monkeypatch)
     monkeypatch.setattr(lock, "EXPIRY_SECONDS", 0.2)  # of a lease that could not be removed

@@ -285,15 +285,15 @@ def test_three_preemptions_at_one_shard_are_no_poison(bucket, local, tiny_teache
 
 
 def test_a_manifest_of_another_writer_is_never_replaced(bucket, tiny_teacher, monkeypatch):
-    from permafrost.store import publish
+    from permafrost.store import commit
 
-    write = publish.write_manifest
+    write = commit.write_manifest
 
     def meanwhile(folder, manifest):
         obstore.put(bucket, "store/manifest.json", b"another writer's")
         write(folder, manifest)
 
-    monkeypatch.setattr(publish, "write_manifest", meanwhile)
+    monkeypatch.setattr(commit, "write_manifest", meanwhile)
     with pytest.raises(FileError, match=r"s3://bucket/store/manifest\.json was written by another"):
         precompute.run(precompute_config(ADDRESS))
     assert bytes(obstore.get(bucket, "store/manifest.json").bytes()) == b"another writer's"

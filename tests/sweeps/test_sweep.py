@@ -61,8 +61,8 @@ def evaluations(monkeypatch):
         }
         write_json(path, {"evaluators": done, "splits": metrics})
 
-    monkeypatch.setattr(student_task, "distill", train)
-    monkeypatch.setattr(student_task, "evaluate", evaluator)
+    monkeypatch.setattr(student_task, "distill_student", train)
+    monkeypatch.setattr(student_task, "evaluate_student", evaluator)
     return evaluated
 
 
@@ -222,10 +222,10 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
         left[0] -= 1
         evaluator(config, name)
 
-    monkeypatch.setattr(student_task, "evaluate", interrupted)
+    monkeypatch.setattr(student_task, "evaluate_student", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(base)
-    monkeypatch.setattr(student_task, "evaluate", evaluator)
+    monkeypatch.setattr(student_task, "evaluate_student", evaluator)
     assert len(evaluations) == 3
 
     # Of the three students that were evaluated before, two are chosen and now evaluated on test.
@@ -251,7 +251,7 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, mo
             raise ValueError("out of luck")
         train(config, on_epoch)
 
-    monkeypatch.setattr(student_task, "distill", failing)
+    monkeypatch.setattr(student_task, "distill_student", failing)
     base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
 
     with pytest.raises(sweep.SweepError, match=r"1 of 8 students failed.*e2kd-seed1.*out of luck"):
@@ -259,7 +259,7 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, mo
 
     assert {row["arm"] for row in read_sweep()["runs"]} == {"kd"}
     assert not [run for split, run in evaluations if split == "test" and "e2kd" in run]
-    monkeypatch.setattr(student_task, "distill", train)
+    monkeypatch.setattr(student_task, "distill_student", train)
     run_sweep(base)
     assert {row["arm"] for row in read_sweep()["runs"]} == {"kd", "e2kd"}
 
