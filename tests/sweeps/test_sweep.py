@@ -214,7 +214,7 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
     frozen, evaluations, monkeypatch, caplog
 ):
     base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
-    evaluator, left = student_task.evaluate, [3]
+    evaluator, left = student_task.evaluate_student, [3]
 
     def interrupted(config, name):
         if not left[0]:
@@ -244,7 +244,7 @@ def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
 
 
 def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, monkeypatch):
-    train = student_task.distill
+    train = student_task.distill_student
 
     def failing(config, on_epoch):
         if config.method.kind == "e2kd" and config.method.tau == 5 and config.seed == 1:
