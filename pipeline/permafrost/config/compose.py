@@ -32,17 +32,14 @@ from permafrost.config.sections import (
     DEFAULT_MEMBERS,
     GROUPS,
     OF_CLASS,
-    SHOWN,
     group_members,
     is_section,
-    no_member,
     section_names,
     section_of,
-    suggest,
-    suggest_options,
     top_options,
     with_kinds,
 )
+from permafrost.config.suggestions import SHOWN, no_member, suggest, suggest_options
 from permafrost.config.verbs import FAMILIES, class_of
 from permafrost.core.errors import ConfigError, printable
 from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values

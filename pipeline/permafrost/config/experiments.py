@@ -7,14 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from permafrost.config.environment import CONF
-from permafrost.config.sections import (
-    SHOWN,
-    experiment_names,
-    no_member,
-    suggest,
-    top_options,
-    with_kinds,
-)
+from permafrost.config.sections import experiment_names, top_options, with_kinds
+from permafrost.config.suggestions import SHOWN, no_member, suggest
 from permafrost.core.errors import ConfigError, printable
 from permafrost.core.yaml_text import YamlError, parse_yaml, read_values, values_of
 from permafrost.storage.files import read_regular

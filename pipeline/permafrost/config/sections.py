@@ -1,8 +1,7 @@
-"""Sections of configs with their members and options, by name, and what resembles a name that does not exist."""
+"""Sections of configs with their members and options, by name."""
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,9 @@ from permafrost.config.options import Option, Options, Role, options_of
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import FAMILIES, VERBS
-from permafrost.core.errors import ConfigError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator
 
 GROUPS: dict[str, type[Options]] = {
     "store": StoreOptions,
@@ -101,28 +99,6 @@ def with_kinds(section: str, value: Any) -> Any:
     return value
 
 
-# ---- unknown names -------------------------------------------------------------------------------
-
-
-SHOWN = 200
-"""Characters of a value that an error shows."""
-_LISTED = 40
-"""Number of names that an error lists."""
-_MOST_PLACES = 3
-"""Largest number of options that a message suggests."""
-
-
-def suggest_options(verb: str, name: str) -> str:
-    """Suggest the options of a verb whose last part is `name` or resembles it, if there are few."""
-    every = {place: place.rpartition(".")[2] for place in option_paths(verb)}
-    names = {name, *difflib.get_close_matches(name, sorted(set(every.values())), n=1, cutoff=0.65)}
-    last = name if name in every.values() else min(names - {name}, default=name)
-    places = [place for place, own in every.items() if own == last]
-    if not 0 < len(places) <= _MOST_PLACES:
-        return ""
-    return f" (did you mean {' or '.join(f'{place}=' for place in places)}?)"
-
-
 def option_paths(verb: str) -> list[str]:
     """Return the full names of all options of a verb, of every member of its families, and of a sweep's students."""
     verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
@@ -140,23 +116,3 @@ def _paths_in(cls: type[Options], prefix: str) -> Iterator[str]:
             yield from _paths_in(member, f"{where}.")
         if not members and not is_section(option):
             yield where
-
-
-def choices(word: str, allowed: Sequence[str]) -> str:
-    """List what is allowed, or what resembles the word if that is more than anyone reads."""
-    if len(allowed) <= _LISTED:
-        return f"choose one of: {', '.join(allowed)}"
-    close = difflib.get_close_matches(word, allowed, n=8, cutoff=0.3) or allowed[:8]
-    return f"choose one of {len(allowed)}, such as: {', '.join(close)}"
-
-
-def suggest(word: str, allowed: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(allowed), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def no_member(group: str, kind: str, path: str = "") -> ConfigError:
-    allowed = group_members(group)
-    return ConfigError(
-        f"{path or group}={printable(kind)[:SHOWN]} does not exist{suggest(kind, allowed)}; {choices(kind, allowed)}"
-    )
