@@ -320,6 +320,15 @@ def test_a_compressed_tar_is_refused_with_a_way_out(tmp_path):
         list(build_source(tar_config(tmp_path)).records())
 
 
+def test_a_cut_tar_is_named_also_where_a_sample_before_the_cut_has_no_image(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"one.json": {}, "two.png": png(), "two.cls": "1"})
+    path.write_bytes(path.read_bytes()[: 3 * 512 + 10])  # in the bytes of two.png
+
+    with pytest.raises(ConfigError, match=r"a\.tar cannot be read as an uncompressed tar") as error:
+        list(build_source(tar_config(path)).records())
+    assert "\n" not in str(error.value)
+
+
 def test_a_cut_tar_never_loses_samples_in_silence(tmp_path):
     whole = write_tar(tmp_path / "whole.tar", samples(3)).read_bytes()
     with tarfile.open(tmp_path / "whole.tar") as tar:

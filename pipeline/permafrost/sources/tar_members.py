@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -151,8 +152,6 @@ def list_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:
             yield sample["__key__"], members
     except UserError:
         raise
-    except (tarfile.TarError, OSError, OverflowError) as error:
-        raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
     except ValueError as error:
         name, _, rest = str(error.args[0]).partition(": duplicate file name")
         if rest:
@@ -178,7 +177,7 @@ def _list_members(path: AnyPath) -> Iterator[dict[str, Any]]:
     """Yield the files of a tar in the form of webdataset's functions, with positions in place of data."""
     from webdataset.tariterators import base_plus_ext  # imports torch
 
-    with open_regular(path) as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+    with _opened_tar(path) as tar:
         for member in tar:
             if member.issparse():
                 raise ConfigError(
@@ -198,6 +197,18 @@ def _list_members(path: AnyPath) -> Iterator[dict[str, Any]]:
             place = Member(member.offset_data, member.size)
             yield {"fname": member.name, "data": place, "__url__": str(path)}
         _check_end(path, tar.offset)
+
+
+@contextmanager
+def _opened_tar(path: AnyPath) -> Iterator[tarfile.TarFile]:
+    """Provide a tar whose members are listed in the block. Raises ConfigError if it cannot be read."""
+    try:
+        with open_regular(path) as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+            yield tar
+    except UserError:
+        raise
+    except (tarfile.TarError, OSError, OverflowError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
 
 
 class _Headers(io.RawIOBase):
