@@ -18,6 +18,7 @@ import atexit
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,8 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False
+# Also a signal to end removes the temporary folders and ends the tests.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 # Interpreters of pyenv that are not enabled, the newest first.
 PYENV = sorted(Path("~/.pyenv/versions").expanduser().glob("3.*/bin"), reverse=True)
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, PYENV)])
