@@ -74,11 +74,11 @@ test: install ## run the tests in JOBS=3 processes: about 4 minutes on 2 cores
 test-all: install ## run the tests, including the slow ones
 	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
-test-anywhere: install ## run the tests under conditions of other machines; ARGS="--whole umask" selects
-	@$(PY) -m tests.anywhere $(ARGS)
+test-anywhere: install ## run the tests under conditions of other machines; ARGS="-s umask -- --whole" selects
+	@$(PY) -m nox $(ARGS)
 
 test-versions: install ## run the tests with the lowest and the highest versions of the packages
-	@$(PY) -m tests.anywhere lowest highest $(ARGS)
+	@$(PY) -m nox -s lowest highest $(ARGS)
 
 test-hosts: install ## lose hosts, links and a server of a cluster on this machine; ARGS="lost-worker cut" selects
 	@$(PY) -m tests.hosts $(ARGS)
@@ -117,5 +117,5 @@ lock: ## update the pinned packages from pyproject.toml
 	cp requirements.lock tests/benchmarks/requirements.lock  # versions that are kept where the extra allows it
 	$(LOCK) --extra bench pyproject.toml -o tests/benchmarks/requirements.lock
 
-clean: ## remove runs, stores and the site (not .venv, .venv-bench and .venv-anywhere)
+clean: ## remove runs, stores and the site (not .venv, .venv-bench and .nox)
 	rm -rf runs stores build site
