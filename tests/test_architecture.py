@@ -220,7 +220,11 @@ OUTSIDE = {"zero_to_fp32.py", "drawn.py"}
 
 
 def test_a_file_that_a_comment_or_a_page_names_exists():
-    files = [f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("[a-z]*/**/*.py")]
+    files = [
+        f"/{path.relative_to(ROOT).as_posix()}"
+        for pattern in ("*.py", "[a-z]*/**/*.py")
+        for path in ROOT.glob(pattern)
+    ]
     texts = [*MODULES, *ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     named = [
         (path.name, match[0])
