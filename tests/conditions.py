@@ -25,7 +25,7 @@ VARIABLE = "PERMAFROST_TEST_CONDITION"
 RESOLVED = "resolved.txt"
 """File in an environment with the versions it was made from, if they are not the pinned ones."""
 SELECTION = (
-    *("tests/core", "tests/config", "tests/store", "tests/sources", "tests/docs"),
+    *("tests/core", "tests/storage", "tests/config", "tests/store", "tests/sources", "tests/docs"),
     *("tests/stages/test_flow.py", "tests/stages/test_commandline.py"),
     *("tests/test_golden.py", "tests/test_isolation.py", "tests/test_store_format.py"),
 )
