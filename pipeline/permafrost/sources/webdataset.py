@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -154,22 +153,20 @@ class WebDatasetSource:
     def read(self, record: Record) -> Content:
         """Return the sample's image, and its mask if it has one."""
         name, suffix, image, mask = record.content
-        with self._opened(name) as file:
-            return Content(
-                image=read_member(file, Member(*image), f"{name}: the image"),
-                suffix=suffix,
-                mask=read_member(file, Member(*mask), f"{name}: the mask") if mask else None,
-                offset=image[0],
-                mask_offset=mask[0] if mask else -1,
-            )
+        file = self._open(name)
+        return Content(
+            image=read_member(file, Member(*image), f"{name}: the image"),
+            suffix=suffix,
+            mask=read_member(file, Member(*mask), f"{name}: the mask") if mask else None,
+            offset=image[0],
+            mask_offset=mask[0] if mask else -1,
+        )
 
-    @contextmanager
-    def _opened(self, name: str) -> Iterator[io.FileIO]:
-        """Provide an open tar. One in a bucket stays open for the next record, as its copy is asked for once."""
-        path = self.tars[name]
+    def _open(self, name: str) -> io.FileIO:
+        """Return an open tar, which stays open for the next record: the copy of one in a bucket is asked for once."""
         if self._last is None or self._last[0] != name:
-            self._last = name, open_regular(path)
-        yield self._last[1]
+            self._last = name, open_regular(self.tars[name])
+        return self._last[1]
 
     def where(self, record: Record) -> str:
         """Return the tar and the position in it."""
@@ -199,29 +196,29 @@ class WebDatasetSource:
             "split": f"{self.config.split or stem or split}-",
             "shard": f"{Path(name).stem}-",
         }
-        with self._opened(name) as file:
-            for sample, members in list_samples(self.tars[name]):
-                images = [s for s in members if is_image_suffix(s)]
-                if len(images) != 1:
-                    raise ConfigError(self._describe_sample(name, sample, members, len(images)))
-                mask = members.get(MASK_SUFFIX)
-                image = members[images[0]]
-                record = Record(
-                    key=escape_key(prefix[self.config.key_prefix] + sample),
-                    split=split,
-                    content=(
-                        name,
-                        image_suffix(f"image.{images[0]}"),
-                        (image.offset, image.size),
-                        (mask.offset, mask.size) if mask else (),
-                    ),
-                )
-                for suffix in members.keys() - {images[0], MASK_SUFFIX, "cls", "json"}:
-                    self.tally.add(OTHER_MEMBERS, f".{suffix}", f"{sample}.{suffix}")
-                labeled = self._labeled(record, members, file, f"{self.tars[name]}: {sample}")
-                if labeled.label == NO_LABEL and not labeled.labels:
-                    self._tally_unlabeled(sample, members, images[0])
-                yield labeled
+        file = self._open(name)
+        for sample, members in list_samples(self.tars[name]):
+            images = [s for s in members if is_image_suffix(s)]
+            if len(images) != 1:
+                raise ConfigError(self._describe_sample(name, sample, members, len(images)))
+            mask = members.get(MASK_SUFFIX)
+            image = members[images[0]]
+            record = Record(
+                key=escape_key(prefix[self.config.key_prefix] + sample),
+                split=split,
+                content=(
+                    name,
+                    image_suffix(f"image.{images[0]}"),
+                    (image.offset, image.size),
+                    (mask.offset, mask.size) if mask else (),
+                ),
+            )
+            for suffix in members.keys() - {images[0], MASK_SUFFIX, "cls", "json"}:
+                self.tally.add(OTHER_MEMBERS, f".{suffix}", f"{sample}.{suffix}")
+            labeled = self._labeled(record, members, file, f"{self.tars[name]}: {sample}")
+            if labeled.label == NO_LABEL and not labeled.labels:
+                self._tally_unlabeled(sample, members, images[0])
+            yield labeled
 
     def _describe_sample(
         self, name: str, sample: str, members: dict[str, Member], images: int
