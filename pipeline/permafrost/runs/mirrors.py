@@ -30,13 +30,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.buckets")
 
+RUNS = Path("runs")
+"""Folder of all runs that are not in a bucket."""
 _STATES = ".states"
 _LAST = ("checkpoint.pt", "metrics.json", "model.json")
 """Files that are uploaded after all others, in this order: those that others of the folder must agree with."""
-
-
-RUNS = Path("runs")
-"""Folder of all runs that are not in a bucket."""
 
 
 class LocalRun:
@@ -66,8 +64,7 @@ class MirroredRun:
 
     def __init__(self, run: str) -> None:
         self.run = run
-        scheme, _, rest = parse_bucket("run", run).partition("://")
-        self.folder = _root() / scheme / rest
+        self.folder = _mirror_of(run)
 
     def fetch(self, verb: str = "", *, exactly: bool = False) -> None:
         """Fetch what other machines have written to the run, or to the folder of a verb. See `fetch_folder`."""
@@ -97,6 +94,12 @@ def files_of_run(run: str) -> LocalRun | MirroredRun:
     return MirroredRun(run) if is_address(run) else LocalRun(run)
 
 
+def _mirror_of(address: str) -> Path:
+    """Return the folder of this machine for a folder of a run in a bucket."""
+    scheme, _, rest = parse_bucket("run", address).partition("://")
+    return _root() / scheme / rest
+
+
 def _root() -> Path:
     return scratch_folder_of(Bucket("")) / "runs"
 
@@ -108,7 +111,7 @@ def fetch_folder(address: str, *, exactly: bool = False) -> None:
              files that were changed here stay
     Raises FileError.
     """
-    mirror, state = MirroredRun(address).folder, _read_state(address)
+    mirror, state = _mirror_of(address), _read_state(address)
     remote = dict(_entries(address))
     for name, (size, e_tag) in remote.items():
         path = mirror / name
@@ -133,7 +136,7 @@ def upload_folder(address: str, names: Iterable[str] | None = None) -> None:
 
     names  files below the folder; None for all
     """
-    mirror, state = MirroredRun(address).folder, _read_state(address)
+    mirror, state = _mirror_of(address), _read_state(address)
     paths = _own_files(mirror) if names is None else (mirror / name for name in names)
     changed = {
         name: stamp
