@@ -1,6 +1,7 @@
 """Metrics of a training on a disk that is full: events are left out, and any other file is named."""
 
 import errno
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from permafrost.storage.local_files import NoSpaceError
+from permafrost.training import event_log
 from permafrost.training.event_log import EventLog
 from permafrost.training.metric_log import MetricWriter, read_metrics
 from tests.support.run_files import write_lines
@@ -29,7 +31,12 @@ def test_tensorboard_reads_the_numbers_of_each_line_at_its_step(tmp_path):
     assert scalars(tmp_path / "tensorboard") == {"total": [(4, 1.5), (8, 0.5)], "lr": [(4, 0.1)]}
 
 
-def test_events_of_a_killed_run_are_replaced_from_the_step_at_which_it_goes_on(tmp_path):
+@pytest.mark.parametrize("before", [0, 8])
+def test_events_of_a_killed_run_are_replaced_from_the_step_at_which_it_goes_on(
+    tmp_path, monkeypatch, before
+):
+    """Also by the tenth file of a process, whose number has a digit more."""
+    monkeypatch.setattr(event_log, "_numbers", itertools.count(before))
     for first_step, line in ((1, LINES[0]), (5, LINES[1]), (5, {"total": 9.0, "step": 8})):
         log = EventLog(tmp_path, first_step)
         log.add(line)

@@ -26,7 +26,9 @@ class EventLog:
         """Begin a file. Events of other files from `first_step` on, of a killed run, are not shown."""
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
-        words = (int(time.time()), socket.gethostname(), os.getpid(), next(_numbers))
+        # TensorBoard reads the files in the order of their names.
+        number = f"{next(_numbers):06d}"
+        words = (int(time.time()), socket.gethostname(), os.getpid(), number)
         self.path = folder / ("events.out.tfevents." + ".".join(map(str, words)))
         self._file: IO[bytes] | None = None
         try:
