@@ -18,25 +18,20 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from permafrost.cli import stage_main
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
+from permafrost.config.verbs import EstimateConfig
 from permafrost.core.errors import ConfigError
-from permafrost.estimation.measurement import plain_values, printed_lines
+from permafrost.estimation.measurement import Estimate, plain_values, printed_lines
 from permafrost.runs.folder import run_folder
 from permafrost.storage.files import exists, write_atomically
 from permafrost.store.manifest import MANIFEST_NAME
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from permafrost.config.verbs import EstimateConfig
-    from permafrost.estimation.measurement import Estimate
 
 logger = logging.getLogger("permafrost.estimate")
 

@@ -20,14 +20,10 @@ Rerun   each evaluator is a unit of work, and finished evaluators are skipped
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from permafrost.cli import stage_main
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.evaluation.evaluate import EvaluateResult, evaluate_student
 from permafrost.evaluation.inputs import without_unknown_arms
-
-if TYPE_CHECKING:
-    from permafrost.config.verbs import EvaluateConfig
 
 
 def run(config: EvaluateConfig) -> EvaluateResult:

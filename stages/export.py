@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from permafrost.cli import stage_main
+from permafrost.config.verbs import ExportConfig
 from permafrost.config.version import __version__
 from permafrost.models.saved import EXPORT_FOLDER, load_model
 from permafrost.runs.folder import run_folder
@@ -25,7 +26,6 @@ from permafrost.storage.files import write_atomically
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
-    from permafrost.config.verbs import ExportConfig
     from permafrost.models.portable import EvaluatedFrame
 
 

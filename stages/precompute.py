@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +24,10 @@ from permafrost.cluster.executors import ExecutorChoice
 from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
+from permafrost.config.verbs import PrecomputeConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.progress import say_if_slow
+from permafrost.core.tasks import Executor
 from permafrost.models.resolve import resolve_precompute
 from permafrost.sources.data_preview import preview_source, write_preview
 from permafrost.sources.findings import add_findings, check_findings
@@ -37,20 +39,15 @@ from permafrost.sources.source import (
     list_source,
     plan_source,
 )
+from permafrost.sources.tally import Tally
 from permafrost.storage.files import exists
 from permafrost.storage.lock import lock_folder
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import find_finished, write_origin
-from permafrost.store.listing import listing_files
+from permafrost.store.listing import Listing, ListingFiles, listing_files
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.pack import PackPlan, pack, plan_pack
 from permafrost.store.reader import Store
-
-if TYPE_CHECKING:
-    from permafrost.config.verbs import PrecomputeConfig
-    from permafrost.core.tasks import Executor
-    from permafrost.sources.tally import Tally
-    from permafrost.storage.rooted_paths import RootedPath
-    from permafrost.store.listing import Listing, ListingFiles
 
 logger = logging.getLogger("permafrost.precompute")
 

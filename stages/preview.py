@@ -15,15 +15,17 @@ Rerun   the same command says the same
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from permafrost.cli import stage_main
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig
+from permafrost.config.verbs import PreviewConfig
 from permafrost.core.errors import ConfigError, printable
+from permafrost.core.records import Source
 from permafrost.sources.data_preview import Finding, Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
 from permafrost.sources.source import (
@@ -35,15 +37,8 @@ from permafrost.sources.source import (
 )
 from permafrost.storage.files import make_folder, scratch_folder
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.listing import listing_files
+from permafrost.store.listing import Listing, listing_files
 from permafrost.store.shard_plan import check_keys
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from permafrost.config.verbs import PreviewConfig
-    from permafrost.core.records import Source
-    from permafrost.store.listing import Listing
 
 
 @dataclass(frozen=True, kw_only=True)

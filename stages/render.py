@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from permafrost.cli import stage_main
 from permafrost.config.builder import build_verb_config
@@ -28,9 +28,6 @@ from permafrost.config.sections import section_of, sections_of_verb
 from permafrost.config.verbs import VERBS, RenderConfig
 from permafrost.core.errors import ConfigError
 from permafrost.storage.files import write_atomically
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _OWN_SECTIONS = ("verb", "output")
 

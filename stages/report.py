@@ -17,14 +17,11 @@ import json
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from permafrost.cli import stage_main
+from permafrost.config.verbs import ReportConfig
 from permafrost.runs.folder import run_folder
 from permafrost.storage.files import write_atomically
-
-if TYPE_CHECKING:
-    from permafrost.config.verbs import ReportConfig
 
 logger = logging.getLogger("permafrost.report")
 

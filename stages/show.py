@@ -13,14 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from permafrost.cli import stage_main
+from permafrost.config.verbs import ShowConfig
 from permafrost.storage.files import write_atomically
 from permafrost.store.reader import Store
-
-if TYPE_CHECKING:
-    from permafrost.config.verbs import ShowConfig
 
 
 @dataclass(frozen=True, kw_only=True)

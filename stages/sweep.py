@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from permafrost.cli import stage_main
 from permafrost.cluster.executors import ExecutorChoice
+from permafrost.config.verbs import SweepConfig
 from permafrost.core.errors import UserError
 from permafrost.reports.main_table import summary_table
 from permafrost.reports.student_results import SWEEP_NAME
@@ -34,11 +36,6 @@ from permafrost.sweeps.plan import baselines_first, plan_students
 from permafrost.sweeps.runner import StudentRunner
 from permafrost.sweeps.select import choose, split_and_metric
 from permafrost.sweeps.student_task import StudentTask
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from permafrost.config.verbs import SweepConfig
 
 logger = logging.getLogger("permafrost.sweep")
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import shlex
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from permafrost.cli import stage_main
 from permafrost.config.builder import to_plain_dict
@@ -23,6 +24,7 @@ from permafrost.config.models import is_published
 from permafrost.config.options import plain_defaults
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.points import option_text
+from permafrost.config.verbs import TeachConfig
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
 from permafrost.models.resolve import resolve_teach
@@ -34,12 +36,6 @@ from permafrost.store.reader import Store
 from permafrost.training.job import OpenedInputs
 from permafrost.training.launch import TrainingProgress, run_training
 from permafrost.training.teach_job import Teaching, check_splits, teacher_inputs
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from permafrost.config.verbs import TeachConfig
-
 
 logger = logging.getLogger("permafrost.teach")
 

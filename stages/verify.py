@@ -10,22 +10,17 @@ Writes  nothing; prints a line for each problem, with exit code 1 if there is an
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from permafrost.cli import stage_main
+from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import UserError
 from permafrost.storage.files import file_size, iter_files, listing
-from permafrost.storage.rooted_paths import LinkError
+from permafrost.storage.rooted_paths import LinkError, RootedPath
 from permafrost.store.reader import Store
 from permafrost.store.verification import unfinished_passes, verify_store
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from permafrost.config.verbs import VerifyConfig
-    from permafrost.storage.rooted_paths import RootedPath
 
 logger = logging.getLogger("permafrost.verify")
 

@@ -10,10 +10,11 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from permafrost.config.builder import build_verb_config, to_plain_dict
 from permafrost.config.compose import complete_words, compose
@@ -28,9 +29,6 @@ from permafrost.core.interrupts import catch_signals, check_interrupted, keep_si
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.folder import leaving_no_preparation, mirrored_run, run_folder, save_options
 from permafrost.storage.lock import lock_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 
 class _OneLineFormatter(logging.Formatter):

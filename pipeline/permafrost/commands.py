@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from permafrost.config.models import table_words
 from permafrost.evaluation.trained_student import named_like, split_words
 from permafrost.loading.subset import rows_of_split
+from permafrost.storage.addresses import Bucket
+from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import served_methods
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from permafrost.storage.addresses import Bucket
-    from permafrost.store.reader import Store, TeacherPass
 
 _METHODS = ("e2kd", "cat_kd", "at", "features", "embedding", "kd")
 """Methods that are suggested for a pass, in order of preference: those that read most of what it stores first."""

@@ -11,20 +11,26 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from permafrost.cli import run_words
+from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import build_config
 from permafrost.config.compose import compose
 from permafrost.config.environment import TOP
 from permafrost.config.points import words_of_options
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError, require
+from permafrost.evaluation.evaluate import EvaluateResult
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import (
     HOLDOUT,
@@ -32,23 +38,14 @@ from permafrost.loading.subset import (
     select_holdout_rows,
     select_training_rows,
 )
+from permafrost.models.classifier import Classifier
 from permafrost.store.codecs import decode_unit
-from permafrost.store.reader import Store
+from permafrost.store.index import RowNumbers
+from permafrost.store.reader import Store, TeacherPass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from types import ModuleType
-
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
-
-    from permafrost.config.augment import AugmentOptions
-    from permafrost.evaluation.evaluate import EvaluateResult
-    from permafrost.models.classifier import Classifier
     from permafrost.reports.store_sheet import StoreSheet
     from permafrost.sources.data_preview import Preview
-    from permafrost.store.index import RowNumbers
-    from permafrost.store.reader import TeacherPass
     from permafrost.training.distill import DistillResult
 
 # ---- a store -------------------------------------------------------------------------------------

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from permafrost.cluster.ray_executor import RayExecutor
-from permafrost.config.cluster import SMALL_STORE
-from permafrost.core.tasks import SerialExecutor
-
-if TYPE_CHECKING:
-    from permafrost.config.cluster import ClusterConfig, ExecutorName
-    from permafrost.core.tasks import Executor
+from permafrost.config.cluster import SMALL_STORE, ClusterConfig, ExecutorName
+from permafrost.core.tasks import Executor, SerialExecutor
 
 
 class ExecutorChoice:

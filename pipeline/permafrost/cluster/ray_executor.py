@@ -12,10 +12,11 @@ import os
 import threading
 import traceback
 from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from permafrost.cluster.session import (
     ClusterError,
@@ -26,15 +27,18 @@ from permafrost.cluster.session import (
     ray_session,
     take_items,
 )
+from permafrost.config.cluster import ClusterConfig
 from permafrost.core.errors import UserError, require
-from permafrost.core.tasks import ShardError, TaskOutcome, run_task
+from permafrost.core.tasks import (
+    Executor,
+    ShardError,
+    ShardResult,
+    ShardTask,
+    Task,
+    TaskOutcome,
+    run_task,
+)
 from permafrost.core.uploads import collected_uploads
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from permafrost.config.cluster import ClusterConfig
-    from permafrost.core.tasks import Executor, ShardResult, ShardTask, Task
 
 _POLL_SECONDS = 0.5
 

@@ -12,7 +12,9 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import uuid4
 
@@ -24,17 +26,14 @@ from permafrost.cluster.session import (
     ray_session,
     take_items,
 )
+from permafrost.config.cluster import ClusterConfig
+from permafrost.config.training import TrainerOptions
 from permafrost.core.errors import UserError, first_line
 from permafrost.runs.mirrors import files_of_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from ray.util.queue import Queue
 
-    from permafrost.config.cluster import ClusterConfig
-    from permafrost.config.training import TrainerOptions
     from permafrost.core.distributed import DistributedContext
 
 

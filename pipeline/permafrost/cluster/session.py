@@ -14,11 +14,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.cluster import ExistingClusterConfig, LocalClusterConfig
+from permafrost.config.cluster import ClusterConfig, ExistingClusterConfig, LocalClusterConfig
 from permafrost.config.environment import (
     _JOB_VARIABLE,
     ALLOCATOR_ENVIRONMENT,
@@ -29,11 +30,8 @@ from permafrost.config.plugins import SHIPPED, plugin_places
 from permafrost.core.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ray.util.queue import Queue
 
-    from permafrost.config.cluster import ClusterConfig
 
 # Read by Ray when it is imported or started. Variables set by the user take precedence.
 _ENVIRONMENT = {

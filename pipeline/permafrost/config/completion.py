@@ -6,15 +6,13 @@ families, their options and experiments are those of the installed version.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args, get_origin
+from collections.abc import Sequence
+from typing import Literal, get_args, get_origin
 
 from permafrost.config.compose import value_type
 from permafrost.config.sections import group_members, option_paths, section_names
 from permafrost.config.verbs import VERBS
 from permafrost.core.errors import UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SCRIPTS = {
     "bash": r"""_permafrost() {

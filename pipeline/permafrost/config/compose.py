@@ -13,9 +13,10 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from permafrost.config.environment import CONF
 from permafrost.config.experiments import ExperimentFile, read_experiment
@@ -45,9 +46,6 @@ from permafrost.core.errors import ConfigError, printable
 from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values
 from permafrost.storage.files import read_regular
 from permafrost.storage.signed_files import DigestError, check_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 _NETWORKS = ("teacher", "student", "black_box")
 

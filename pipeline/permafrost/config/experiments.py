@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from permafrost.config.environment import CONF
 from permafrost.config.sections import experiment_names, top_options, with_kinds
@@ -12,9 +13,6 @@ from permafrost.config.suggestions import SHOWN, no_member, suggest
 from permafrost.core.errors import ConfigError, printable
 from permafrost.core.yaml_text import YamlError, parse_yaml, read_values, values_of
 from permafrost.storage.files import read_regular
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 BASES = "bases"
 """Entry of an experiment that lists those that it is based on."""

@@ -17,13 +17,13 @@ import ast
 import inspect
 import pkgutil
 import sys
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from functools import cache
 from itertools import pairwise
 from types import UnionType
 from typing import (
-    TYPE_CHECKING,
     Annotated,
     Any,
     ClassVar,
@@ -39,9 +39,6 @@ from typing import (
 from annotated_types import Ge, Gt, Le, Lt
 
 from permafrost.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
 
 
 class Role(Enum):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from permafrost.config.cluster import ExistingClusterConfig, KubeRayClusterConfig
 from permafrost.config.environment import in_submitted_job
@@ -12,9 +13,6 @@ from permafrost.config.models import is_published
 from permafrost.config.options import Options, Role, options_of
 from permafrost.core.errors import require
 from permafrost.storage.addresses import is_address
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 C = TypeVar("C", bound=Options)
 

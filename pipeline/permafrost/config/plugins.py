@@ -14,18 +14,15 @@ import hashlib
 import importlib
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from permafrost.core.errors import ConfigError, require
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PAPERS = ("unicam", "interpretability", "ked")
 """Folders of the package that are plug-ins themselves: one for each paper beside e2KD."""

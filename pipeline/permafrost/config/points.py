@@ -6,13 +6,10 @@ import itertools
 import json
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from permafrost.config.compose import complete_words
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
 
 _PLAIN = re.compile(r"[A-Za-z_./][\w./:@%+-]*", re.ASCII)
 """Texts that need no quotes as the value of a word, unless they are a constant."""

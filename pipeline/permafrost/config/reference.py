@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
 from permafrost.config.options import (
@@ -24,9 +25,6 @@ from permafrost.config.sections import group_members, section_names
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import FAMILIES, VERBS, section_class
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 _WIDTH = 100
 _INDENT = " " * 8

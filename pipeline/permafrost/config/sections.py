@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.environment import CONF
@@ -11,9 +12,6 @@ from permafrost.config.options import Option, Options, Role, options_of
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import FAMILIES, VERBS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 GROUPS: dict[str, type[Options]] = {
     "store": StoreOptions,

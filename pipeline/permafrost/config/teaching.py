@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
@@ -13,9 +14,6 @@ from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.options import Options, Role
 from permafrost.config.plugins import Family
 from permafrost.config.training import OptimizerOptions, TrainerOptions, check_mixup_partners
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)

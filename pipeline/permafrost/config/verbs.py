@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from annotated_types import Ge, Le
 
@@ -28,9 +29,6 @@ from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.errors import require, require_name
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DEFAULT_EVALUATORS = ("accuracy", "localization")
 

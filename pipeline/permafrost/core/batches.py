@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from permafrost.core.errors import ConfigError
+from permafrost.core.records import FieldSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from permafrost.core.records import FieldSpec
 
 
 @dataclass(frozen=True, kw_only=True)

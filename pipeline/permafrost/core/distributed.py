@@ -10,18 +10,15 @@ those of the whole batch (`gather_with_gradient`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from permafrost.core.errors import UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from torch import Tensor, nn
 
 
 class RanksDisagreeError(UserError, RuntimeError):

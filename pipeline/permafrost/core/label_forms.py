@@ -9,17 +9,15 @@ E largest number of classes of one record.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from permafrost.core.batches import Logits, require_all_logits, top_class
 from permafrost.core.records import NO_CLASS, NO_LABEL
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
 
 
 def has_many(labels: Tensor) -> bool:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
 from permafrost.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 MAX_KEY_BYTES = 200
 """Largest length of a record's key in UTF-8."""

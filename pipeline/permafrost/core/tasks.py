@@ -8,21 +8,16 @@ permafrost/cluster, and has the same results.
 from __future__ import annotations
 
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from permafrost.core.errors import UserError
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
-from permafrost.core.uploads import collected_uploads
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Future
-
-    from permafrost.core.uploads import Uploads
+from permafrost.core.uploads import Uploads, collected_uploads
 
 
 class ShardTask(Protocol):

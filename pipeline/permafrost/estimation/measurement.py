@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isinf
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import NoModelConfig
+from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
 from permafrost.core.errors import UserError
 from permafrost.core.tasks import SAMPLE
 from permafrost.estimation.sample import (
@@ -27,10 +30,6 @@ from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
     from permafrost.estimation.steps import StepTimes
 
 

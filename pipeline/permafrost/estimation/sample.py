@@ -5,26 +5,29 @@ The first shard of the sample has a few records only. It warms up the code that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from math import ceil
 from pathlib import Path
 from statistics import median
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from permafrost.config.data import NoDataConfig
+from permafrost.config.verbs import EstimateConfig
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import require
 from permafrost.core.seeds import derive_seed
-from permafrost.core.tasks import SerialExecutor
+from permafrost.core.tasks import SerialExecutor, ShardResult, ShardTask
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings
 from permafrost.sources.source import build_source, classes_of_source, list_source, plan_source
 from permafrost.storage.files import sha256_file
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.listing import listing_files
@@ -32,14 +35,7 @@ from permafrost.store.manifest import write_manifest
 from permafrost.store.pack import pack, plan_pack
 from permafrost.store.reader import Store
 from permafrost.store.receipts import RECEIPT_SCHEMA, read_receipt, receipt_path
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from permafrost.config.verbs import EstimateConfig
-    from permafrost.core.tasks import ShardResult, ShardTask
-    from permafrost.storage.rooted_paths import RootedPath
-    from permafrost.store.shard_plan import ShardPlan
+from permafrost.store.shard_plan import ShardPlan
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ All sides of a comparison take turns on the same records, so that a busy moment 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,33 +16,26 @@ import torch
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.pass_plan import plan_pass
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.methods import SeveralConfig
+from permafrost.config.methods import Mode, SeveralConfig
 from permafrost.config.models import NoModelConfig
+from permafrost.config.store import PassPrecision
+from permafrost.config.training import TrainerOptions
+from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
+from permafrost.core.batches import Batch, Guidance, Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import progress
 from permafrost.estimation.sample import Spread, spread_of
-from permafrost.loading.geometry import view_images
+from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.models.compute import torch_threads
 from permafrost.models.explanations import pass_precision
 from permafrost.models.resolve import resolve_distill
 from permafrost.store.frames import ShardFrames
+from permafrost.store.reader import Store
 from permafrost.training.build import build_loader, build_training
 from permafrost.training.distill import Distillation
 from permafrost.training.step import train_step
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from permafrost.config.methods import Mode
-    from permafrost.config.store import PassPrecision
-    from permafrost.config.training import TrainerOptions
-    from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
-    from permafrost.core.batches import Batch, Guidance, Targets
-    from permafrost.loading.geometry import TargetRequest
-    from permafrost.store.reader import Store
-    from permafrost.training.targets import TargetSource
-
+from permafrost.training.targets import TargetSource
 
 _STEPS_ON_GPU = 4
 """Steps that are counted together on a GPU."""

@@ -6,6 +6,7 @@ they are counted apart. The tables of shards and the manifests are taken as they
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, get_args
@@ -14,17 +15,15 @@ import numpy as np
 
 from permafrost.config.options import options_of
 from permafrost.config.store import PAYLOADS, PassOptions
+from permafrost.core.records import FieldSpec
 from permafrost.storage.files import file_size, scratch_folder
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.index_writer import IndexWriter
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.receipts import receipt_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from permafrost.core.records import FieldSpec
     from permafrost.estimation.sample import CurvePoint, RecordSample, Whole
-    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.reader import TeacherPass
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.evaluation.evaluator import align_columns, numbers_of
 from permafrost.evaluation.inputs import (
+    EvaluationInputs,
     named_baselines,
     open_network,
     open_student,
@@ -32,10 +34,6 @@ from permafrost.evaluation.trained_student import (
     trains_classifier,
 )
 from permafrost.runs.folder import open_run, run_folder
-
-if TYPE_CHECKING:
-    from permafrost.config.verbs import EvaluateConfig
-    from permafrost.evaluation.inputs import EvaluationInputs
 
 logger = logging.getLogger("permafrost.evaluate")
 

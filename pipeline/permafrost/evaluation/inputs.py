@@ -6,11 +6,13 @@ The network is built when it is first needed, so a repeated command whose result
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from permafrost.config.evaluation import EVALUATORS
-from permafrost.config.models import NoModelConfig
+from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 from permafrost.loading.subset import HOLDOUT
@@ -20,15 +22,10 @@ from permafrost.models.trained_weights import check_trained_weights
 from permafrost.runs.folder import run_folder
 from permafrost.runs.run_passes import first_made_pass, logits_first, name_passes
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.reader import Store
+from permafrost.store.reader import Store, TeacherPass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from permafrost.config.models import ModelConfig
-    from permafrost.config.verbs import EvaluateConfig
     from permafrost.evaluation.forward import EvaluatedModel
-    from permafrost.store.reader import TeacherPass
 
 
 logger = logging.getLogger("permafrost.evaluate")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.config.builder import build_config
@@ -15,9 +17,6 @@ from permafrost.models.saved import read_description
 from permafrost.runs.folder import CONFIG_NAME, read_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
     from permafrost.store.reader import Store
 
 _EVALUATED_SPLITS = ("test", "val", "validation", "valid", "holdout", "train")

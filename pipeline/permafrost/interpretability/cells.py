@@ -12,19 +12,17 @@ other classes have all of its parts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from permafrost.core.records import Box, Content, Record
 from permafrost.sources.demo import encode_png
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
     from permafrost.interpretability.options import CellsDataConfig
 
 CLASSES = (

@@ -6,13 +6,12 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from permafrost.config.training import TrainerOptions
-    from permafrost.core.distributed import DistributedContext
+from permafrost.config.training import TrainerOptions
+from permafrost.core.distributed import DistributedContext
 
 _MOST = 8
 """Maximum number of threads that are started without being asked for."""

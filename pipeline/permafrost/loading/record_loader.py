@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from permafrost.config.augment import AugmentOptions
@@ -27,12 +29,6 @@ from permafrost.loading.transfer import (
     pack_batch,
     unpack_batch,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import Tensor
-
 
 _OWN_ARGUMENTS = {
     "dataset": "pass the records instead",

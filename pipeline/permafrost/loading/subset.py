@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL
 from permafrost.core.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from permafrost.config.store import SubsetOptions
     from permafrost.store.index import RecordIndex, RowNumbers
 
 _BLOCK = 2**20

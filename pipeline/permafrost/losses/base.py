@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.methods import MethodConfig
 from permafrost.config.options import resolve_implementation
+from permafrost.config.teaching import LabelTeachingConfig
 from permafrost.core.batches import Batch, Guidance, Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from permafrost.config.distillation import DistillConfig
-    from permafrost.config.methods import MethodConfig
-    from permafrost.config.teaching import LabelTeachingConfig
-
 
 AnyTargets = Targets | Guidance
 

@@ -7,8 +7,10 @@ sizes that the weights do not have is refused before it fills the memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,10 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from permafrost.core.errors import first_line
 from permafrost.models.classifier import WeightsError
 from permafrost.storage.untrusted import FormatError, tensor_shapes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 _TIMES = 4
 """Numbers that a construction may allocate for each one of the weights, as it may replace layers."""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
-from permafrost.models.classifier import NO_INTERMEDIATES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch import Tensor, nn
-
-    from permafrost.models.classifier import Intermediates, ModelOutput
+from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 _AMPERE = (8, 0)
 """Compute capability from which a GPU of NVIDIA multiplies matrices of bfloat16 in tensor cores."""

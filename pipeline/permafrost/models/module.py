@@ -13,13 +13,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from permafrost.config.models import is_published
+from permafrost.config.models import ModelOutputs, ModuleConfig, is_published
 from permafrost.config.plugins import resolve_factory
 from permafrost.core.errors import ConfigError, UserError, first_line, require
 from permafrost.models.classifier import (
@@ -38,11 +39,6 @@ from permafrost.models.classifier import (
     nearly_equal,
     to_float32,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from permafrost.config.models import ModelOutputs, ModuleConfig
 
 logger = logging.getLogger("permafrost.models")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,7 @@ from torch import Tensor, nn
 
 from permafrost.config.models import CENTER_CROP_FRACTION
 from permafrost.core.errors import ConfigError, UserError, first_line
-from permafrost.models.classifier import Intermediates
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from permafrost.models.classifier import Classifier
+from permafrost.models.classifier import Classifier, Intermediates
 
 Format = Literal["onnx", "torch"]
 ProgramOutput = Literal["logits", "pooled"]

@@ -9,18 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
-from permafrost.config.models import NoModelConfig, is_published, rows_of_table
+from permafrost.config.models import AnyModelConfig, NoModelConfig, is_published, rows_of_table
 from permafrost.config.store import PAYLOADS
 from permafrost.config.teaching import GuidedTeachingConfig
+from permafrost.config.verbs import PrecomputeConfig, TeachConfig
 from permafrost.core.errors import require
 from permafrost.models.trained_weights import check_weights
 
 if TYPE_CHECKING:
-    from permafrost.config.augment import AugmentOptions
-    from permafrost.config.distillation import DistillConfig
-    from permafrost.config.models import AnyModelConfig
-    from permafrost.config.verbs import PrecomputeConfig, TeachConfig
     from permafrost.store.reader import Store
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.config.builder import build_config, to_plain_dict
-from permafrost.config.models import MODELS, TimmModelConfig
+from permafrost.config.models import MODELS, ModelConfig, TimmModelConfig
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import require_named
 from permafrost.config.store import SubsetOptions
@@ -26,7 +26,6 @@ from permafrost.storage.files import write_atomically
 from permafrost.storage.signed_files import write_json
 
 if TYPE_CHECKING:
-    from permafrost.config.models import ModelConfig
     from permafrost.models.classifier import Classifier
 
 EXPORT_FOLDER = "export"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from permafrost.config.builder import to_plain_dict
-from permafrost.config.models import is_published
+from permafrost.config.models import ModelConfig, is_published
 from permafrost.config.options import Role, options_of
 from permafrost.core.errors import ConfigError, shorten
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
@@ -24,11 +25,6 @@ from permafrost.storage.files import read_regular, sha256_file
 from permafrost.storage.object_cache import local_file
 from permafrost.storage.signed_files import SIGNATURE, DigestError, check_json, damaged
 from permafrost.store.manifest import MAX_FRAME_PIXELS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from permafrost.config.models import ModelConfig
 
 logger = logging.getLogger("permafrost.models")
 

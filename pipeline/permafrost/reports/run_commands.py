@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,6 @@ from permafrost.storage.signed_files import DamagedFileError
 from permafrost.store.manifest import CANONICAL_VIEW, MANIFEST_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from permafrost.store.reader import Store, TeacherPass
 
 logger = logging.getLogger("permafrost.commands")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from permafrost.config.builder import check_values, to_plain_dict
 from permafrost.config.options import Options, Role, is_left_out, options_of
@@ -25,10 +27,6 @@ from permafrost.storage.signed_files import (
     write_json,
     write_yaml,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
 STUDENTS = "students"
 """Folder of a sweep's students below that of its run."""

@@ -12,9 +12,9 @@ import json
 import logging
 import os
 import secrets
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from permafrost.core.errors import MOST_NAME_BYTES, FileError, quote
 from permafrost.storage import buckets
@@ -24,9 +24,6 @@ from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
 from permafrost.storage.lock import LOCK_NAME, lock_folder
 from permafrost.storage.object_cache import scratch_folder_of
 from permafrost.storage.rooted_paths import rooted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 logger = logging.getLogger("permafrost.buckets")
 

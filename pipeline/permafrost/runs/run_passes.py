@@ -8,6 +8,8 @@ when the run first reads the store, and stays so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.runs.folder import PASSES_NAME, run_folder
@@ -16,9 +18,6 @@ from permafrost.storage.signed_files import damaged, read_json, write_json
 from permafrost.store.entries import StoreMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from permafrost.store.reader import Store, TeacherPass
 
 

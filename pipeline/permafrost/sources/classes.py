@@ -14,16 +14,13 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from permafrost.core.errors import ConfigError, quote
 from permafrost.storage.files import read_regular
 from permafrost.storage.rooted_paths import user_path
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 MAX_CLASSES = 1_000_000
 """Limit for labels that are numbers. A larger label is a mistake, and would require a list of that many class

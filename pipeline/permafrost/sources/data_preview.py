@@ -11,33 +11,28 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
 
+from permafrost.config.data import DataConfig
 from permafrost.core.errors import FileError, UserError, printable, shorten
 from permafrost.core.json_entries import EntryError, from_dict
-from permafrost.core.tasks import ShardResult, run_shards
+from permafrost.core.records import Record, Source
+from permafrost.core.tasks import Executor, ShardResult, run_shards
+from permafrost.sources.tally import Tally
 from permafrost.storage.files import exists, read_regular, write_atomically
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.commit import MAX_PREVIEW_BYTES, PREVIEW_NAME
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.image_decoding import read_facts
-from permafrost.store.listing import open_listing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from permafrost.config.data import DataConfig
-    from permafrost.core.records import Record, Source
-    from permafrost.core.tasks import Executor
-    from permafrost.sources.tally import Tally
-    from permafrost.storage.rooted_paths import RootedPath
-    from permafrost.store.listing import Listing, RecordCounts
+from permafrost.store.listing import Listing, RecordCounts, open_listing
 
 logger = logging.getLogger("permafrost.preview")
 

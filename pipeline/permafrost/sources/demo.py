@@ -19,23 +19,18 @@ enough that the digit has to be found.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from permafrost.config.data import DemoDataConfig, DigitsDataConfig
 from permafrost.core.records import Box, Content, Record
 from permafrost.sources.splits import TRAIN, split_off_test
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from permafrost.config.data import DemoDataConfig, DigitsDataConfig
-
 
 _SIDE = 8
 _LEVELS = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from permafrost.config.data import FileDataConfig
@@ -12,8 +13,6 @@ from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST, describe_items
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from permafrost.sources.data_preview import Doubt, Preview
 
 _OTHER_THINGS = re.compile(

@@ -7,14 +7,19 @@ import logging
 import os
 import posixpath
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import ConfigError, FileError, UserError, quote
-from permafrost.storage.files import entry_bytes, peek, read_regular, scan_folder
+from permafrost.sources.tally import Tally
+from permafrost.storage.files import FolderEntry, entry_bytes, peek, read_regular, scan_folder
+from permafrost.storage.rooted_paths import AnyPath
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
     ImageError,
@@ -24,15 +29,7 @@ from permafrost.store.image_decoding import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from permafrost.config.data import ImageTableDataConfig
     from permafrost.sources.table_files import ListedRow
-    from permafrost.sources.tally import Tally
-    from permafrost.storage.files import FolderEntry
-    from permafrost.storage.rooted_paths import AnyPath
 
 logger = logging.getLogger("permafrost.sources")
 

@@ -9,9 +9,10 @@ folder and store can be compared name by name.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from permafrost.config.data import ImageFolderDataConfig
 from permafrost.core.errors import ConfigError, quote
 from permafrost.core.records import Content, Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes
@@ -38,11 +39,6 @@ from permafrost.sources.splits import (
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import folder_stamp, is_folder
 from permafrost.storage.rooted_paths import user_path
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from permafrost.config.data import ImageFolderDataConfig
 
 # Topics of the tally of a folder. A topic of one split's folder has its path after a colon.
 EMPTY_FOLDERS = "class folders without images"

@@ -20,11 +20,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import ConfigError, quote
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record, escape_key
 from permafrost.sources.classes import (
@@ -65,11 +67,6 @@ from permafrost.sources.table_files import (
 )
 from permafrost.sources.tally import BOXES, Tally
 from permafrost.sources.tar_members import find_files, split_in_name
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from permafrost.config.data import ImageTableDataConfig
 
 _MAX_CLASS_CHARACTERS = 200
 _MAX_DISTINCT = 100_000

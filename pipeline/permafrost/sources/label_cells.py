@@ -6,12 +6,10 @@ import ast
 import json
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence, Set
+from typing import Any
 
 from permafrost.sources.classes import composed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence, Set
 
 SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
 """Separators that are recognized; a blank stands for any white space."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from permafrost.config.data import ImageFileDataConfig
@@ -16,8 +17,6 @@ from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.tally import BOXES, REST, describe_items
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from permafrost.sources.data_preview import Doubt, Level, Preview
 
 _UNKNOWN_CLASSES = re.compile(

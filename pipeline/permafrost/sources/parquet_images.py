@@ -7,9 +7,11 @@ file are therefore copied once, in one pass, to an uncompressed Arrow file in da
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,10 +22,6 @@ from permafrost.sources.image_files import SourceFileError
 from permafrost.storage.files import open_atomically, open_regular
 from permafrost.store.arrow_files import map_arrow
 from permafrost.store.image_decoding import picture_suffix
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 _BATCH_ROWS = 64
 """Rows that are copied at once, and rows of a batch of the copy."""

@@ -13,34 +13,32 @@ import difflib
 import json
 import secrets
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from permafrost.config.data import FileDataConfig
+from permafrost.config.data import DataConfig, FileDataConfig
 from permafrost.config.options import Role, options_of, resolve_implementation
+from permafrost.config.store import StoreOptions
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require, shorten
-from permafrost.core.tasks import ShardResult, run_shards
+from permafrost.core.records import Content, Record, Source
+from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import move_file
 from permafrost.storage.local_files import PARTIAL_SUFFIX
-from permafrost.store.listing import Listing, RecordCounts, join_listings, write_listing
-from permafrost.store.shard_plan import RepeatedKeyError, check_keys, plan_shards
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from permafrost.config.data import DataConfig
-    from permafrost.config.store import StoreOptions
-    from permafrost.core.records import Content, Record, Source
-    from permafrost.core.tasks import Executor
-    from permafrost.store.listing import ListingFiles
-    from permafrost.store.shard_plan import ShardPlan
-
+from permafrost.store.listing import (
+    Listing,
+    ListingFiles,
+    RecordCounts,
+    join_listings,
+    write_listing,
+)
+from permafrost.store.shard_plan import RepeatedKeyError, ShardPlan, check_keys, plan_shards
 
 BYTES_PER_RECORD = 100_000
 """Assumed size of a record, which decides whether listing is worth starting Ray: that of a photograph."""

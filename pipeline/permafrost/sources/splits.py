@@ -5,16 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from permafrost.core.errors import ConfigError, quote
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from permafrost.core.records import Record
+from permafrost.core.records import Record
 
 SPELLED_SPLITS = "names taken for splits"
 """Topic of a tally: folders, cells and names of tars that spell a split in another way."""

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import base64
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
 from permafrost.core.errors import quote
 from permafrost.core.records import NO_LABEL, Content, Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes, is_unknown, load_class_list
@@ -33,13 +36,6 @@ from permafrost.sources.table_files import (
 )
 from permafrost.sources.tally import Tally
 from permafrost.store.codecs import SUFFIX, RowError, encode_row
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
 
 logger = logging.getLogger("permafrost.precompute")
 

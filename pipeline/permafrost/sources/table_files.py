@@ -9,29 +9,24 @@ import csv
 import logging
 import math
 import re
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from permafrost.config.data import ALL_COLUMNS
+from permafrost.config.data import ALL_COLUMNS, TableDataConfig
 from permafrost.core.errors import ConfigError, quote, require
 from permafrost.sources.classes import composed, is_nan, is_unknown, sorted_names
 from permafrost.sources.splits import TRAIN
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence, Set
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from permafrost.config.data import TableDataConfig
-    from permafrost.sources.tally import Tally
+from permafrost.sources.tally import Tally
 
 logger = logging.getLogger("permafrost.sources")
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from permafrost.core.errors import quote
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MAX_ITEMS = 1000
 """Largest number of items of a topic that are counted apart."""

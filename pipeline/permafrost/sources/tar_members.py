@@ -5,25 +5,20 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from braceexpand import braceexpand
 
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.sources.splits import TRAIN, known_split
 from permafrost.storage.files import is_file, list_folder, open_regular, read_at
-from permafrost.storage.rooted_paths import rooted
+from permafrost.storage.rooted_paths import AnyPath, RootedPath, rooted
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from permafrost.storage.rooted_paths import AnyPath, RootedPath
-
 
 PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
 """Suffixes that the `.decode()` of a standard reader would unpickle, and pickle runs any code in the file."""

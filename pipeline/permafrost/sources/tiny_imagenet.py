@@ -8,19 +8,14 @@ x1 and y1 are exclusive and therefore larger by one.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from permafrost.config.data import TinyImageNetDataConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import NO_LABEL, Box, Content, Record, escape_key
 from permafrost.sources.image_files import image_suffix, iter_images, read_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from permafrost.config.data import TinyImageNetDataConfig
-
 
 logger = logging.getLogger("permafrost.sources")
 

@@ -19,27 +19,23 @@ import http.client
 import io
 import shutil
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
+from permafrost.config.data import TorchvisionDataConfig
 from permafrost.core.errors import UserError
 from permafrost.core.records import Box, Content, Record, escape_key
 from permafrost.sources.image_files import image_suffix, iter_images, read_file
 from permafrost.sources.splits import split_off_test
 from permafrost.storage.files import open_atomically
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from permafrost.config.data import TorchvisionDataConfig
-
 
 _TIMEOUT_SECONDS = 60
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from permafrost.config.data import WebDatasetDataConfig
 from permafrost.core.errors import ConfigError, UserError, quote
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record, escape_key
 from permafrost.sources.classes import (
@@ -38,16 +41,10 @@ from permafrost.sources.tar_members import (
 from permafrost.sources.torchvision_sets import download
 from permafrost.storage.addresses import is_address
 from permafrost.storage.files import file_size, file_stamp, is_file, open_regular
+from permafrost.storage.rooted_paths import AnyPath
 from permafrost.store.image_decoding import ImageError
+from permafrost.store.listing import Listing
 from permafrost.store.shard_plan import ShardPlan, find_unmixed_shard
-
-if TYPE_CHECKING:
-    import io
-    from collections.abc import Iterator, Sequence
-
-    from permafrost.config.data import WebDatasetDataConfig
-    from permafrost.storage.rooted_paths import AnyPath
-    from permafrost.store.listing import Listing
 
 MASK_SUFFIX = "mask.png"
 _MAX_LABEL_BYTES = 2**22

@@ -12,10 +12,11 @@ import io
 import os
 import tempfile
 from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TypeVar
 
 from permafrost.core.errors import FileError, UserError
 from permafrost.core.uploads import collecting_uploads
@@ -23,9 +24,6 @@ from permafrost.storage import buckets
 from permafrost.storage.local_files import HashingFile, NamedFile, read_whole, write_error
 from permafrost.storage.object_cache import ObjectCache, cache_of, scratch_folder_of
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, bucket_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator
 
 T = TypeVar("T")
 R = TypeVar("R")

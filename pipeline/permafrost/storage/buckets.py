@@ -16,17 +16,15 @@ import logging
 import os
 import re
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache, partial
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from permafrost.core.errors import ConfigError, FileError, UserError, require
 from permafrost.storage.addresses import ADDRESS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T")
 logger = logging.getLogger("permafrost.buckets")

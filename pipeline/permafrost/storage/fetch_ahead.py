@@ -6,17 +6,13 @@ import logging
 import queue
 import threading
 import weakref
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from permafrost.core.errors import UserError
 from permafrost.storage.files import fetch_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from permafrost.storage.rooted_paths import AnyPath
-
+from permafrost.storage.rooted_paths import AnyPath
 
 logger = logging.getLogger("permafrost.cache")
 

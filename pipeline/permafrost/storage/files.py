@@ -7,22 +7,20 @@ function here takes all of these, and nothing else opens a RootedPath.
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import tempfile
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar
+from typing import IO, TypeAlias, TypeVar
 
 from permafrost.storage import buckets, local_files
 from permafrost.storage.bucket_files import BucketFiles, RangedFile
 from permafrost.storage.local_files import PARTIAL_SUFFIX, HashingFile, LocalFiles
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
-
-if TYPE_CHECKING:
-    import io
-    from collections.abc import Callable, Container, Iterable, Iterator
 
 T = TypeVar("T")
 R = TypeVar("R")

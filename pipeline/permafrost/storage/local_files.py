@@ -17,18 +17,16 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import IO, Any, TypeGuard, TypeVar
 
 import google_crc32c
 
 from permafrost.core.errors import FileError, UserError
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath, refuses_links
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import logging
 import os
@@ -11,9 +12,9 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
 
 from permafrost.core.errors import FileError, UserError
 from permafrost.storage.buckets import (
@@ -25,13 +26,7 @@ from permafrost.storage.buckets import (
 )
 from permafrost.storage.files import make_folder
 from permafrost.storage.local_files import open_lock
-from permafrost.storage.rooted_paths import RootedPath
-
-if TYPE_CHECKING:
-    import io
-    from collections.abc import Iterator
-
-    from permafrost.storage.rooted_paths import AnyPath
+from permafrost.storage.rooted_paths import AnyPath, RootedPath
 
 logger = logging.getLogger("permafrost.lock")
 

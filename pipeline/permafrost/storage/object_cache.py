@@ -20,18 +20,15 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from permafrost.core.errors import FileError
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.storage.buckets import Download, MissingObjectError, object_facts, wait_seconds
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 logger = logging.getLogger("permafrost.cache")
 

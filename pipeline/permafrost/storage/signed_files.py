@@ -12,16 +12,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from permafrost.core.errors import UserError
 from permafrost.core.yaml_text import read_values
 from permafrost.storage.files import read_regular, write_atomically
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 _JSON_START, _JSON_END = b' "self_sha256": "', b'",'
 _YAML_START = b"# sha256: "

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import struct
+from pathlib import Path
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,11 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
     from torch import Tensor
 
 

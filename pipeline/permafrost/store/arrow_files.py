@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,8 @@ from permafrost.storage.files import (
     refuse_damaged_copy,
     write_atomically,
 )
+from permafrost.storage.local_files import HashingFile
+from permafrost.storage.rooted_paths import AnyPath, RootedPath
 from permafrost.storage.untrusted import (
     MAX_TABLE_BYTES,
     FormatError,
@@ -27,13 +30,6 @@ from permafrost.storage.untrusted import (
     table_bytes,
 )
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from permafrost.storage.local_files import HashingFile
-    from permafrost.storage.rooted_paths import AnyPath, RootedPath
-
 
 _PIECE = 2**20
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.digests import SHORT, sha256_json
 from permafrost.storage.files import exists, is_file, make_folder, read_regular, write_atomically
 from permafrost.storage.lock import LockedError, lock_folder
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import (
     MANIFEST_NAME,
@@ -22,11 +24,8 @@ from permafrost.store.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
-    from permafrost.storage.rooted_paths import RootedPath
 
 ARTIFACTS_FOLDER = "artifacts"
 ARTIFACT_SCHEMA = 1

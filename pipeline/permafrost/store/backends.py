@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from permafrost.store.fields import WebDatasetFields
+from permafrost.store.fields import PassFields, WebDatasetFields
 from permafrost.store.zarr_fields import ZarrFields
-
-if TYPE_CHECKING:
-    from permafrost.store.fields import PassFields
-
 
 BACKENDS: dict[str, type[PassFields]] = {"zarr": ZarrFields, "webdataset": WebDatasetFields}

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from permafrost.core.errors import RecordError
 from permafrost.storage.untrusted import FormatError, read_npy_header
 from permafrost.store.entries import ManifestError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:

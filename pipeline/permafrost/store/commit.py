@@ -10,11 +10,13 @@ command need not list the data. The file is no part of the store: without it, th
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from permafrost.core.digests import canonical_json, sha256_keys
 from permafrost.core.errors import FileError, require, shorten
@@ -33,7 +35,7 @@ from permafrost.storage.files import (
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import REWRITE, ManifestError, StoreMismatchError
-from permafrost.store.image_shards import IMAGES_FOLDER, require_same_shard
+from permafrost.store.image_shards import IMAGES_FOLDER, Packing, require_same_shard
 from permafrost.store.index_writer import StoreTablesWriter, remove_other_tables
 from permafrost.store.manifest import (
     MANIFEST_NAME,
@@ -52,18 +54,10 @@ from permafrost.store.receipts import (
     read_receipt,
     receipt_path,
 )
+from permafrost.store.shard_plan import ShardPlan
 from permafrost.store.shards import (
     ShardEntry,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pyarrow as pa
-
-    from permafrost.storage.rooted_paths import RootedPath
-    from permafrost.store.image_shards import Packing
-    from permafrost.store.shard_plan import ShardPlan
 
 logger = logging.getLogger("permafrost.store")
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
 from permafrost.core.json_entries import EntryError, from_dict
+from permafrost.core.records import FieldSpec
 from permafrost.storage.files import exists, is_file, listing, read_each, sha256_file
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import write_rows
 from permafrost.store.commit import (
     has_size,
@@ -35,15 +40,6 @@ from permafrost.store.shards import (
     ShardEntry,
     pass_shard_row,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pyarrow as pa
-
-    from permafrost.core.records import FieldSpec
-    from permafrost.storage.rooted_paths import RootedPath
-
 
 _FEWEST_THAT_DIFFER = 8
 """Number of records from which equal logits are an error; fewer may be copies of one picture."""

@@ -13,17 +13,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
 
 from permafrost.core.errors import UserError
 from permafrost.storage.files import create_file, is_file, make_folder, read_regular, remove_file
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.receipts import RECEIPTS_FOLDER
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from types import TracebackType
-
-    from permafrost.storage.rooted_paths import RootedPath
 
 DEATHS_SUFFIX = ".deaths"
 _MOST_BYTES = 64

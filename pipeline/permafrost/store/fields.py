@@ -10,12 +10,15 @@ import io
 import math
 import tarfile
 from abc import ABC, abstractmethod
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
+from permafrost.core.records import FieldSpec
 from permafrost.storage.files import (
     open_atomically,
     open_regular,
@@ -23,21 +26,13 @@ from permafrost.storage.files import (
     read_at,
     refuse_damaged_copy,
 )
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import decode_npy, encode_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
+from permafrost.store.row_reader import (
+    Rows,
+)
 from permafrost.store.tars import TarShard
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from permafrost.core.records import FieldSpec
-    from permafrost.storage.rooted_paths import RootedPath
-    from permafrost.store.row_reader import (
-        Rows,
-    )
-
 
 Values = dict[str, "NDArray[Any]"]
 """Values of one shard: field -> [rows, V, *shape]."""

@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.label_forms import multi_hot_of_lists
 from permafrost.store.codecs import decode_npy, decode_row
 from permafrost.store.entries import ManifestError
 from permafrost.store.image_decoding import decode_pixels, decode_rgb, open_image
+from permafrost.store.index import RowNumbers
+from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import ShardBytes
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from permafrost.store.index import RowNumbers
     from permafrost.store.reader import Store
-    from permafrost.store.shards import ShardEntry
 
 
 def input_bytes(store: Store) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 
 # Pillow opens a format requested by name only if its plugin has been imported.
 from PIL import (  # noqa: F401
@@ -36,7 +37,6 @@ from PIL import (  # noqa: F401
 from permafrost.core.errors import RecordError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
 
 MAX_PIXELS = 89_478_485

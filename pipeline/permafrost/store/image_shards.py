@@ -6,17 +6,18 @@ A shard is a tar of the store's own, or an external tar that is indexed in place
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import google_crc32c
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import RecordError
-from permafrost.core.records import NO_LABEL, NO_SIZE
+from permafrost.core.records import NO_LABEL, NO_SIZE, Box, Content, Record, Source
 from permafrost.storage.files import file_size, open_atomically, sha256_file
-from permafrost.storage.rooted_paths import user_path
+from permafrost.storage.rooted_paths import AnyPath, RootedPath, user_path
 from permafrost.store.codecs import RowError
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
@@ -31,16 +32,9 @@ from permafrost.store.image_decoding import (
     turn_mask,
 )
 from permafrost.store.receipts import receipt_path, receipt_table, write_receipt
+from permafrost.store.shard_plan import ShardPlan
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import TarShard
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from permafrost.core.records import Box, Content, Record, Source
-    from permafrost.storage.rooted_paths import AnyPath, RootedPath
-    from permafrost.store.shard_plan import ShardPlan
-
 
 IMAGES_FOLDER = "images"
 _MAX_MASK_DISTORTION = 0.02

@@ -13,6 +13,7 @@ first read. `permafrost verify` compares the digests of both files as well.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -27,14 +28,12 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
 from permafrost.core.records import MAX_KEY_BYTES, NO_LABEL
 from permafrost.storage.files import open_regular, open_size, refuse_damaged_copy
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import map_batch, table_schema
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.receipts import BOX, RECEIPT_SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.manifest import StoreManifest
 
 INDEX_NAME = "index.arrow"

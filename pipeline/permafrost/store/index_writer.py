@@ -7,6 +7,7 @@ temporary file without a name, and the Arrow file is written from these files, w
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from permafrost.storage.files import (
     list_folder,
@@ -24,6 +26,7 @@ from permafrost.storage.files import (
     scratch_file,
 )
 from permafrost.storage.local_files import write_error
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import RowWriter, arrow_sink, write_rows
 from permafrost.store.entries import FileEntry
 from permafrost.store.index import (
@@ -47,11 +50,6 @@ from permafrost.store.shards import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from numpy.typing import NDArray
-
-    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.manifest import PassManifest, StoreManifest
 
 

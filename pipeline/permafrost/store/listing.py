@@ -7,17 +7,20 @@ numbers, and load the records of one shard when they need them. Its name marks i
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import secrets
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from permafrost.core.digests import canonical_json
 from permafrost.core.errors import ConfigError
@@ -32,15 +35,8 @@ from permafrost.storage.files import (
 )
 from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
 from permafrost.storage.lock import LockedError
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import map_arrow
-
-if TYPE_CHECKING:
-    import io
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from permafrost.storage.rooted_paths import RootedPath
 
 BATCH_RECORDS = 65_536
 """Largest number of records in a batch of the file."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -22,16 +23,14 @@ from permafrost.core.json_entries import (
 )
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.storage.files import commit_file, read_committed
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.entries import NAME_PATTERN, REWRITE, FileEntry, ManifestError
 from permafrost.store.shards import PassShardTable, ShardTable, SkippedTable, TableFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from _typeshed import DataclassInstance
 
-    from permafrost.storage.rooted_paths import RootedPath
 
 SCHEMA_VERSION = 2
 """Schema of stores and passes, the only one that is read."""

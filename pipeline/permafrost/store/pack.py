@@ -7,14 +7,18 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from permafrost.config.data import FileDataConfig, ImageFileDataConfig
+from permafrost.config.data import DataConfig, FileDataConfig, ImageFileDataConfig
+from permafrost.config.verbs import PrecomputeConfig
 from permafrost.core.digests import canonical_json
 from permafrost.core.errors import require
-from permafrost.core.tasks import ShardResult, run_shards
+from permafrost.core.records import Source
+from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.storage.files import remove_partial_files
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import (
     DEFAULT_FRAME_SIZE,
     commit_store,
@@ -28,18 +32,9 @@ from permafrost.store.image_shards import (
     Packing,
     write_image_shard,
 )
+from permafrost.store.listing import Listing
 from permafrost.store.manifest import DatasetIdentity
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from permafrost.config.data import DataConfig
-    from permafrost.config.verbs import PrecomputeConfig
-    from permafrost.core.records import Source
-    from permafrost.core.tasks import Executor
-    from permafrost.storage.rooted_paths import RootedPath
-    from permafrost.store.listing import Listing
-    from permafrost.store.shard_plan import ShardPlan
+from permafrost.store.shard_plan import ShardPlan
 
 logger = logging.getLogger("permafrost.precompute")
 

@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from permafrost.storage.files import list_folder, read_regular, write_atomically
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.manifest import PassManifest, ProjectionEntry
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from permafrost.storage.rooted_paths import RootedPath
 
 PROJECTIONS_FOLDER = "projections"
 _SUFFIX = ".npy"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
+from permafrost.storage.addresses import Bucket
 from permafrost.storage.files import exists, is_folder, list_files, list_folder
 from permafrost.storage.rooted_paths import RootedPath, rooted
 from permafrost.store.backends import BACKENDS
@@ -30,17 +35,8 @@ from permafrost.store.receipts import (
     read_receipt,
     receipt_path,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
-    from pathlib import Path
-
-    import pyarrow as pa
-    from numpy.typing import NDArray
-
-    from permafrost.storage.addresses import Bucket
-    from permafrost.store.row_reader import Rows
-    from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
+from permafrost.store.row_reader import Rows
+from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
 
 
 class Store:

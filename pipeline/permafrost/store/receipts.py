@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from permafrost.core.digests import canonical_json
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import read_table, require_small, table_schema, write_table
 from permafrost.store.entries import ManifestError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from permafrost.storage.rooted_paths import RootedPath
 
 BOX = pa.struct(
     [("label", pa.int32())] + [(corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")]

@@ -7,23 +7,19 @@ itself reads whole shards well, but is many times slower than this for a single 
 
 from __future__ import annotations
 
+import io
 import math
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from permafrost.storage.files import open_regular, open_size, read_at, refuse_damaged_copy
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError, decompress_blosc
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
-
-if TYPE_CHECKING:
-    import io
-
-    from numpy.typing import NDArray
-
-    from permafrost.storage.rooted_paths import RootedPath
 
 CHECKSUM_BYTES = 4
 _INDEX_ENTRY_BYTES = 16

@@ -6,25 +6,19 @@ A plan names rows of a listing, so it is small however many records its shard ha
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError, require
+from permafrost.core.records import Record
 from permafrost.storage.files import create_file, read_at
 from permafrost.storage.local_files import write_error
-from permafrost.store.listing import open_listed, open_listing, order_path
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from permafrost.core.records import Record
-    from permafrost.storage.rooted_paths import RootedPath
-    from permafrost.store.listing import Listing
+from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.listing import Listing, open_listed, open_listing, order_path
 
 _ROW = np.dtype("<i8")
 _BLOCK = 2**18

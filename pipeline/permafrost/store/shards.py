@@ -9,22 +9,17 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from typing import Any, ClassVar, Generic, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from permafrost.core.json_entries import EntryError, require_digest, require_entry, require_inside
-from permafrost.storage.rooted_paths import RootedPath, is_absolute, user_path
+from permafrost.storage.rooted_paths import AnyPath, RootedPath, is_absolute, user_path
 from permafrost.store.arrow_files import read_table, table_schema
 from permafrost.store.entries import FileEntry, ManifestError, require_shard_name
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from permafrost.storage.rooted_paths import AnyPath
-
 
 T = TypeVar("T")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import google_crc32c
 
+from permafrost.storage.bucket_files import RangedFile
 from permafrost.storage.files import (
     open_ranges,
     open_regular,
@@ -15,15 +17,12 @@ from permafrost.storage.files import (
     read_at,
     refuse_damaged_copy,
 )
+from permafrost.storage.local_files import HashingFile
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
-    import io
-
-    from permafrost.storage.bucket_files import RangedFile
-    from permafrost.storage.local_files import HashingFile
-    from permafrost.storage.rooted_paths import RootedPath
     from permafrost.store.shards import ShardEntry
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import FileError
 from permafrost.core.json_entries import EntryError, from_dict
-from permafrost.core.records import NO_CLASS
+from permafrost.core.records import NO_CLASS, FieldSpec
 from permafrost.storage.files import (
     exists,
     file_size,
@@ -34,6 +36,7 @@ from permafrost.store.codecs import decode_unit
 from permafrost.store.commit import MAX_PREVIEW_BYTES, ORIGIN_NAME, PREVIEW_NAME
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError, StoreMismatchError
+from permafrost.store.fields import Values
 from permafrost.store.index import CHECKED_COLUMNS
 from permafrost.store.index_writer import checksums_of
 from permafrost.store.manifest import (
@@ -56,14 +59,6 @@ from permafrost.store.receipts import (
 )
 from permafrost.store.shards import SHARDS_NAME, ShardEntry
 from permafrost.store.tars import recovery_hint
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from permafrost.core.records import FieldSpec
-    from permafrost.store.fields import Values
 
 
 def verify_file(

@@ -13,14 +13,18 @@ Standard Zarr reads the same files; verification checks their zarr.json for it.
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
+from permafrost.core.records import FieldSpec
 from permafrost.storage.files import is_file, read_regular, sha256_file, write_atomically
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.fields import (
     PassFields,
@@ -38,15 +42,6 @@ from permafrost.store.row_reader import (
     most_chunk_bytes,
     read_chunk_checksums,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
-
-    from numpy.typing import NDArray
-
-    from permafrost.core.records import FieldSpec
-    from permafrost.storage.rooted_paths import RootedPath
-
 
 FIELDS_FOLDER = "fields.zarr"
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from permafrost.config.builder import build_verb_config, to_plain_dict
 from permafrost.config.compose import compose
+from permafrost.config.distillation import DistillConfig
 from permafrost.config.paths import place_paths
-from permafrost.config.points import iter_points, knows_option, point_label, point_words
+from permafrost.config.points import Point, iter_points, knows_option, point_label, point_words
 from permafrost.config.sections import section_of
+from permafrost.config.verbs import EvaluateConfig, SweepConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.inputs import (
@@ -26,14 +29,6 @@ from permafrost.sweeps.runner import Student
 from permafrost.sweeps.select import check_reported_epochs, check_selection
 from permafrost.training.distill import student_inputs
 from permafrost.training.student_passes import open_passes, with_named_passes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from permafrost.config.distillation import DistillConfig
-    from permafrost.config.points import Point
-    from permafrost.config.verbs import EvaluateConfig, SweepConfig
-
 
 _OWN_SECTIONS = ("arms", "grid", "select", "seeds", "parallel", "run")
 

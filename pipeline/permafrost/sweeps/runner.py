@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import ShiftOptions
+from permafrost.config.points import Point
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
+from permafrost.core.tasks import Executor, Task
 from permafrost.evaluation.evaluator import evaluators_of
 from permafrost.evaluation.inputs import named_baselines
 from permafrost.evaluation.results import (
@@ -22,14 +27,6 @@ from permafrost.loading.subset import HOLDOUT
 from permafrost.models.saved import is_finished
 from permafrost.runs.folder import run_folder
 from permafrost.runs.mirrors import files_of_run
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from permafrost.config.distillation import DistillConfig
-    from permafrost.config.points import Point
-    from permafrost.config.verbs import EvaluateConfig
-    from permafrost.core.tasks import Executor, Task
 
 logger = logging.getLogger("permafrost.sweep")
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from permafrost.config.distillation import DistillConfig
 from permafrost.config.points import point_label
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.evaluator import best_position, comparable_metrics, metric_of, numbers_of
 from permafrost.evaluation.inputs import open_record_store
 from permafrost.evaluation.results import read_results
 from permafrost.loading.subset import HOLDOUT, rows_of_split
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from permafrost.config.distillation import DistillConfig
-    from permafrost.config.verbs import EvaluateConfig
-    from permafrost.sweeps.runner import Student
+from permafrost.sweeps.runner import Student
 
 
 def split_and_metric(select: str) -> tuple[str, str]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.runs.folder import mirrored_run
+from permafrost.sweeps.runner import StudentRun
 from permafrost.training.distill import distill_student
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from permafrost.sweeps.runner import StudentRun
 
 
 @dataclass(frozen=True)

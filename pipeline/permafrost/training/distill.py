@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.config.builder import to_plain_dict
+from permafrost.config.distillation import DistillConfig
 from permafrost.config.models import is_published
 from permafrost.config.paths import with_absolute_paths
+from permafrost.config.training import TrainerOptions
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.trained_student import evaluate_command
 from permafrost.models.fingerprint import describe_teacher, identify_weights
 from permafrost.models.resolve import resolve_distill
-from permafrost.models.saved import is_finished, load_model
+from permafrost.models.saved import TrainedModel, is_finished, load_model
 from permafrost.models.trained_weights import check_trained_weights, weights_file
 from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
 from permafrost.store.reader import Store, TeacherPass
@@ -34,13 +37,8 @@ from permafrost.training.student_passes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from permafrost.config.distillation import DistillConfig
-    from permafrost.config.training import TrainerOptions
     from permafrost.core.distributed import DistributedContext
     from permafrost.models.classifier import Classifier
-    from permafrost.models.saved import TrainedModel
     from permafrost.training.spec import TrainingSpec
 
 logger = logging.getLogger("permafrost.distill")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from permafrost.config.distillation import DistillConfig
+from permafrost.config.training import TrainerOptions
+from permafrost.config.verbs import TeachConfig
 from permafrost.runs.folder import read_cost, save_cost
 from permafrost.runs.mirrors import upload_mirror
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from permafrost.config.distillation import DistillConfig
-    from permafrost.config.training import TrainerOptions
-    from permafrost.config.verbs import TeachConfig
     from permafrost.core.distributed import DistributedContext
     from permafrost.models.saved import TrainedModel
     from permafrost.store.reader import Store, TeacherPass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.core.json_entries import EntryError
@@ -10,9 +12,6 @@ from permafrost.storage.files import write_atomically
 from permafrost.storage.signed_files import damaged, read_json, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
-    from pathlib import Path
-
     from permafrost.models.classifier import Classifier
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from permafrost.config.cluster import ClusterConfig
 from permafrost.runs.folder import read_cost
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from permafrost.config.cluster import ClusterConfig
-    from permafrost.training.job import TrainingJob
+from permafrost.training.job import TrainingJob
 
 
 @dataclass(kw_only=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import (
     METHODS,
     KDConfig,
@@ -21,10 +24,6 @@ from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from permafrost.config.augment import AugmentOptions
-    from permafrost.config.distillation import DistillConfig
     from permafrost.losses.base import DistillationLoss, Needs
 
 

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import ModelConfig, NoModelConfig, is_published
 from permafrost.config.teaching import GuidedTeachingConfig
+from permafrost.config.training import TrainerOptions
+from permafrost.config.verbs import TeachConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
 from permafrost.core.json_entries import from_dict
 from permafrost.models.fingerprint import describe_teacher, identify_weights
+from permafrost.models.saved import TrainedModel
 from permafrost.models.trained_weights import weights_file
 from permafrost.store.reader import Store
 from permafrost.training.job import TrainingJob
 from permafrost.training.kept_epochs import KeptEpochs, read_listed
 
 if TYPE_CHECKING:
-    from permafrost.config.training import TrainerOptions
-    from permafrost.config.verbs import TeachConfig
     from permafrost.core.distributed import DistributedContext
     from permafrost.loading.dataset import StoreDataset
     from permafrost.models.classifier import Classifier
-    from permafrost.models.saved import TrainedModel
     from permafrost.training.spec import TrainingSpec
 
 
