@@ -29,8 +29,8 @@ if TYPE_CHECKING:
         teach,
     )
     from permafrost.loading.record_loader import RecordLoader
-    from permafrost.losses.e2kd import map_cosine
-    from permafrost.losses.kd import kd_loss
+    from permafrost.losses.logit_distances import kd_loss
+    from permafrost.losses.map_distances import map_cosine
 
 
 def _let_threads_sleep() -> None:
@@ -54,8 +54,8 @@ _let_threads_sleep()
 _MODULES = {
     "RecordLoader": "permafrost.loading.record_loader",
     "UserError": "permafrost.core.errors",
-    "kd_loss": "permafrost.losses.kd",
-    "map_cosine": "permafrost.losses.e2kd",
+    "kd_loss": "permafrost.losses.logit_distances",
+    "map_cosine": "permafrost.losses.map_distances",
 }
 
 __all__ = [

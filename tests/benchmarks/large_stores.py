@@ -24,10 +24,9 @@ from permafrost.core.digests import sha256_keys
 from permafrost.storage.files import make_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import write_rows
-from permafrost.store.backends import BACKENDS
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.manifest import fingerprint_store, write_manifest
-from permafrost.store.reader import Store
+from permafrost.store.reader import BACKENDS, Store
 from permafrost.store.receipts import (
     PASS_RECEIPT_SCHEMA,
     RECEIPT_SCHEMA,

@@ -16,7 +16,7 @@ from permafrost.interpretability.sskd import (
     views_in_order,
 )
 from permafrost.losses.base import build_loss
-from permafrost.losses.kd import kd_loss
+from permafrost.losses.logit_distances import kd_loss
 from permafrost.models.classifier import NO_INTERMEDIATES
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian

@@ -30,8 +30,8 @@ from permafrost.losses.feature_kd import (
     attention_loss,
     review_levels,
 )
-from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
+from permafrost.losses.logit_distances import kd_loss
 from permafrost.models.classifier import NO_INTERMEDIATES
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.stages import attention_map

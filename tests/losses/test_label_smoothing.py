@@ -10,8 +10,8 @@ from permafrost.config.methods import ATConfig, KDConfig, LabelsConfig
 from permafrost.core.batches import Targets
 from permafrost.losses.base import build_loss
 from permafrost.losses.feature_kd import attention_loss
-from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import cross_entropy_loss
+from permafrost.losses.logit_distances import kd_loss
 from permafrost.models.classifier import Stage
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian

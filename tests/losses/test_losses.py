@@ -15,8 +15,9 @@ from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL
 from permafrost.losses.base import build_loss
-from permafrost.losses.kd import KDLoss, kd_loss, mld_loss, softmax_mse_loss
+from permafrost.losses.kd import KDLoss
 from permafrost.losses.labels import LabelsLoss, bce_loss, cross_entropy_loss, off_label_bce_loss
+from permafrost.losses.logit_distances import kd_loss, mld_loss, softmax_mse_loss
 from tests.support.outputs import student_output
 
 

@@ -17,7 +17,8 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.batches import Batch, StoredTargets, Targets
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import DistillationLoss, LossTerms, build_loss
-from permafrost.losses.e2kd import E2KDLoss, map_cosine, upsampling_gram
+from permafrost.losses.e2kd import E2KDLoss
+from permafrost.losses.map_distances import map_cosine, upsampling_gram
 from permafrost.models.cifar import CifarResNet
 from permafrost.models.explanations import gradcam
 from permafrost.training.optim import build_optimizer

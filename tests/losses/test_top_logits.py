@@ -23,7 +23,7 @@ from permafrost.core.json_entries import EntryError
 from permafrost.evaluation.metrics import agreement, kl_to_teacher
 from permafrost.loading.record_loader import RecordLoader
 from permafrost.loading.transfer import move_batch, pack_batch, unpack_batch
-from permafrost.losses.kd import kd_loss, top_logits_divergence
+from permafrost.losses.logit_distances import kd_loss, top_logits_divergence
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store

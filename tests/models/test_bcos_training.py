@@ -170,7 +170,8 @@ def test_a_live_teacher_in_the_mode_leaves_the_student_out_of_it(config):
     training.targets = LiveTeacher("teacher", teacher, bcos_weights, FRAME)
     seen = []
     training.targets.explain = lambda *given: (
-        seen.append((teacher.mode.is_on, training.model.mode.is_on)) or bcos_weights(*given)
+        seen.append((teacher.explanation_mode.is_on, training.model.explanation_mode.is_on))
+        or bcos_weights(*given)
     )
     before = copy.deepcopy(training.model.state_dict())
 
@@ -179,9 +180,9 @@ def test_a_live_teacher_in_the_mode_leaves_the_student_out_of_it(config):
     assert seen == [(False, False)]
     assert terms.total.isfinite()
     assert terms.terms["map"] > 0.1
-    assert teacher.mode is not training.model.mode
-    with teacher.mode():
-        assert not training.model.mode.is_on
+    assert teacher.explanation_mode is not training.model.explanation_mode
+    with teacher.explanation_mode():
+        assert not training.model.explanation_mode.is_on
     assert any(not torch.equal(before[n], t) for n, t in training.model.state_dict().items())
 
 

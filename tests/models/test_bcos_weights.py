@@ -105,7 +105,7 @@ def test_weights_of_a_vit_lack_what_the_position_embedding_adds(config):
     positions = inner.positions(features).requires_grad_()
 
     raw = inner.classify(inner.to_patch_embedding(features) + positions)
-    with model.mode():
+    with model.explanation_mode():
         of_input, of_positions = torch.autograd.grad(raw[:, 1].sum(), (features, positions))
     maps = bcos_weights(model, model(double_images(48)), torch.tensor([[1], [1]]))[:, 0]
 
@@ -144,7 +144,7 @@ def test_the_mode_changes_no_logit(config):
     model = network(config)
     outside = model(double_images(48)).logits
 
-    with model.mode():
+    with model.explanation_mode():
         inside = model(double_images(48)).logits
 
     assert torch.equal(inside, outside)
@@ -175,7 +175,7 @@ def test_weights_in_training_mode_are_those_of_a_record_with_the_batchs_variance
             )
     output = model(images)
     maps = bcos_weights(model, output, classes)
-    with model.mode():
+    with model.explanation_mode():
         (of_one,) = torch.autograd.grad(output.logits[0, 0], output.features, retain_graph=True)
     leaking = torch.autograd.grad(output.logits[0, 0], output.features)[0]
 
@@ -270,11 +270,11 @@ def test_a_loss_that_is_differentiated_in_the_mode_is_refused():
     model = network(RESNET)
     loss = map_loss(model, double_images())
 
-    with model.mode(), pytest.raises(RuntimeError, match="inside explanation mode"):
+    with model.explanation_mode(), pytest.raises(RuntimeError, match="inside explanation mode"):
         loss.backward()
 
     map_loss(model, double_images()).backward()
-    assert not model.mode.is_on
+    assert not model.explanation_mode.is_on
 
 
 def test_the_mode_is_off_after_weights_that_could_not_be_had():
@@ -285,7 +285,7 @@ def test_the_mode_is_off_after_weights_that_could_not_be_had():
     with pytest.raises(RuntimeError):
         bcos_weights(model, broken, torch.zeros(2, 1, dtype=torch.long))
 
-    assert not model.mode.is_on
+    assert not model.explanation_mode.is_on
 
 
 # ---- without gradients ---------------------------------------------------------------------------

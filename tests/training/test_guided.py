@@ -22,7 +22,8 @@ from permafrost.core.records import NO_CLASS
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.regions import regions_of
-from permafrost.losses.guided import LOCALIZATIONS, GuidedLoss
+from permafrost.losses.guided import GuidedLoss
+from permafrost.losses.map_distances import LOCALIZATIONS
 from permafrost.models.providers import build_model
 from permafrost.storage.files import sha256_file
 from permafrost.store.reader import Store

@@ -47,7 +47,6 @@ from permafrost.models.providers import count_parameters
 from permafrost.runs.folder import run_folder, save_cost
 from permafrost.storage.files import exists, remove_partial_files
 from permafrost.storage.rooted_paths import is_absolute
-from permafrost.store.backends import BACKENDS
 from permafrost.store.commit_pass import commit_pass
 from permafrost.store.manifest import (
     MANIFEST_NAME,
@@ -60,7 +59,7 @@ from permafrost.store.projections import (
     describe_projections,
     read_projections,
 )
-from permafrost.store.reader import Store
+from permafrost.store.reader import BACKENDS, Store
 
 _SampleTask = TypeVar("_SampleTask", bound=SampleTask)
 

@@ -27,8 +27,8 @@ from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.geometry import TargetRequest, view_images, view_maps, view_targets
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import copy_to
-from permafrost.losses.e2kd import map_cosine
-from permafrost.losses.kd import outcome_log_probs
+from permafrost.losses.logit_distances import outcome_log_probs
+from permafrost.losses.map_distances import map_cosine
 from permafrost.models.classifier import Intermediates
 from permafrost.models.explanations import Explainer, explainer_named, forward_to_explain
 from permafrost.models.resolve import require_images

@@ -41,7 +41,7 @@ from permafrost.loading.geometry import (
 from permafrost.loading.regions import RegionKind, regions_of
 from permafrost.loading.subset import HOLDOUT, rows_of_split, select_holdout_rows
 from permafrost.loading.transfer import iter_on_device, move_values
-from permafrost.losses.e2kd import map_cosine
+from permafrost.losses.map_distances import map_cosine
 from permafrost.models.bcos.layers import add_inverse
 from permafrost.models.classifier import Classifier, ModelOutput
 from permafrost.models.explanations import (

@@ -21,8 +21,8 @@ from torch import Tensor
 from permafrost.core.batches import Logits, TopLogits, require_all_logits, top_class
 from permafrost.core.label_forms import has_many, known_mask, predict_labels
 from permafrost.core.records import NO_GROUP, NO_LABEL
-from permafrost.losses.guided import MIN_ENERGY
-from permafrost.losses.kd import kd_loss, mld_loss
+from permafrost.losses.logit_distances import kd_loss, mld_loss
+from permafrost.losses.map_distances import MIN_ENERGY
 
 
 def group_scores(

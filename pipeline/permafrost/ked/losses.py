@@ -43,8 +43,8 @@ from permafrost.losses.base import (
     StudentOutput,
     Term,
 )
-from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import LabelsLoss, label_term
+from permafrost.losses.logit_distances import kd_loss
 from permafrost.models.classifier import ModelOutput
 from permafrost.models.providers import build_model
 from permafrost.store.reader import TeacherPass

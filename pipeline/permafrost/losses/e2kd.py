@@ -1,17 +1,11 @@
-"""e2KD: soft targets, and the cosine of the student's explanations with the teacher's.
-
-e2KD compares bilinearly upsampled maps (eq. 3). Upsampling is linear, u(a) = U_h a U_w', so the inner product of two
-upsampled maps is <a, G_h b G_w> with the small Gram matrices G = U' U. No tensor of the input's size is created.
-"""
+"""e2KD: soft targets, and the cosine of the student's explanations with the teacher's (map_distances.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.methods import E2KDConfig
@@ -19,71 +13,7 @@ from permafrost.core.batches import Guidance, Targets
 from permafrost.losses.base import Needs, StudentOutput, Term, TermValue
 from permafrost.losses.feature_kd import CLASS_MAP_NEEDS, check_resolution, class_map_loss
 from permafrost.losses.kd import KDLoss
-
-_TINY = torch.finfo(torch.float32).tiny
-
-
-def map_cosine(
-    student_maps: Tensor, teacher_maps: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Compute the cosine of each pair of maps at (height, width) `size`, and its validity.
-
-    A pair is valid if neither map is zero.
-
-    student_maps, teacher_maps  [B, E, A, h, w], on the same grid, of any positive scale
-    returns                     [B, E] (0 where invalid, without a gradient) and bool [B, E]
-
-    >>> import torch
-    >>> maps = torch.eye(4).reshape(1, 1, 1, 4, 4)
-    >>> cosine, valid = map_cosine(3 * maps, maps, size=(32, 32))
-    >>> round(cosine.item(), 5), valid.item(), map_cosine(0 * maps, maps, size=(32, 32))[1].item()
-    (1.0, True, False)
-    """
-    student = _unit_scale(student_maps)
-    teacher = _unit_scale(teacher_maps.detach()).to(student.dtype)
-    h, w = student.shape[-2:]
-    grams = []
-    if (h, w) != size:  # maps at the input's resolution are compared as they are
-        grams = [
-            _gram_on_device(n, full, student.device, student.dtype)
-            for n, full in ((h, size[0]), (w, size[1]))
-        ]
-    product = _inner(student, teacher, grams)
-    squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)
-    valid = squared_norms != 0  # nan counts as valid, so that it appears in the loss
-    # The double `where` keeps an invalid pair from back-propagating 0 * infinity through the root.
-    norms = torch.where(valid, squared_norms, 1.0).sqrt()
-    return torch.where(valid, product / norms, 0.0), valid
-
-
-@lru_cache(maxsize=64)
-def upsampling_gram(n: int, full: int) -> Tensor:
-    """Compute U' U, [n, n] float64, of the bilinear upsampling U [full, n] (half-pixel centers)."""
-    upsampled = F.interpolate(
-        torch.eye(n, dtype=torch.float64)[None], size=full, mode="linear", align_corners=False
-    )[0].T
-    return upsampled.T @ upsampled
-
-
-@lru_cache(maxsize=64)
-def _gram_on_device(n: int, full: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Cached copy of `upsampling_gram` on the device, because a copy in every step would synchronize with it."""
-    return upsampling_gram(n, full).to(device, dtype)
-
-
-def _unit_scale(maps: Tensor) -> Tensor:
-    """Divide each map by its maximum absolute value, a constant, in float32 or wider so that norms stay in range."""
-    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    scale = maps.detach().abs().amax(dim=(2, 3, 4), keepdim=True)
-    return maps / scale.clamp(min=_TINY)
-
-
-def _inner(a: Tensor, b: Tensor, grams: list[Tensor]) -> Tensor:
-    weighted = grams[0] @ b @ grams[1] if grams else b
-    return (a * weighted).sum(dim=(2, 3, 4))
-
-
-# ---- e2kd ------------------------------------------------------------------------------------------
+from permafrost.losses.map_distances import map_cosine
 
 
 class E2KDLoss(KDLoss):

@@ -30,8 +30,8 @@ from permafrost.losses.base import (
     Term,
     TrainingRecords,
 )
-from permafrost.losses.kd import kd_loss
 from permafrost.losses.labels import label_term, off_label_bce_loss
+from permafrost.losses.logit_distances import kd_loss
 from permafrost.losses.restored_features import RestoredFeatures
 from permafrost.models.classifier import Intermediates, Stage, to_float32
 from permafrost.models.stages import POOLED_STAGE, attention_map, stage_index, stage_number

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -17,6 +18,11 @@ from torch import Tensor, nn
 
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelOutputs
 from permafrost.core.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from permafrost.models.saved import TrainedModel
 
 
 class Intermediates(NamedTuple):
@@ -237,6 +243,8 @@ class Classifier(nn.Module, ABC):
     """Name of the explainer of the network."""
     outputs: ModelOutputs = "logits"
     """Outputs of the network itself. Others than logits are converted, and have no explanations."""
+    explanation_mode: Callable[[], AbstractContextManager[None]] | None = None
+    """Context in which a gradient to the input is an explanation, of a network that explains itself (B-cos)."""
 
     if TYPE_CHECKING:
 
@@ -345,3 +353,5 @@ class Provider:
     """Function from config and number of outputs to the network, published or newly initialized."""
     published: Callable[[Any], PretrainedInfo | None]
     """Function from a config to the facts about published weights, or None if nothing is published."""
+    export: Callable[[Path, Classifier, TrainedModel], None] | None = None
+    """Function that writes a trained network to a folder in the provider's own format, None if it has none."""

@@ -41,7 +41,6 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_CLASS
 from permafrost.core.seeds import derive_seed
-from permafrost.models.bcos.provider import BcosClassifier
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
     Classifier,
@@ -351,7 +350,7 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
     explained_class  i64 [B, E], where a negative entry results in a zero map
     returns          [B, E, 6, H, W], signed
     """
-    if not isinstance(model, BcosClassifier):
+    if model.explanation_mode is None:
         raise ConfigError(
             f"explainer=bcos_weights explains B-cos networks (teacher=bcos, student=bcos), not "
             f"{type(model.network).__name__}; set explainer={model.explainer}, or choose B-cos networks for both"
@@ -371,7 +370,7 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
         weights = []
         for classes in explained_class.clamp(min=0).T:
             score = _LIFT * logits.gather(1, classes[:, None]).sum()
-            with model.mode():
+            with model.explanation_mode():
                 (weight,) = torch.autograd.grad(
                     score, features, create_graph=trained, retain_graph=True
                 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from permafrost.config.builder import build_config, to_plain_dict
-from permafrost.config.models import MODELS, ModelConfig, TimmModelConfig
+from permafrost.config.models import MODELS, ModelConfig
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import require_named
 from permafrost.config.store import SubsetOptions
@@ -60,31 +60,22 @@ def is_finished(folder: Path) -> bool:
 def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     """Write the weights, then the description that marks the run as finished.
 
-    The weights have the names of their provider. A timm network is also exported to export/ in the format of timm's
-    hub, and loads from there with timm.create_model("local-dir:<folder>").
+    The weights have the names of their provider, whose own format, if it has one, is also written, to export/. A timm
+    network loads from there with timm.create_model("local-dir:<folder>").
     """
     import torch
     from safetensors.torch import save
 
-    from permafrost.models.providers import measure_cost
+    from permafrost.models.providers import measure_cost, provider_of
 
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.network.state_dict().items()
     }
     weights_sha256 = write_atomically(folder / MODEL_NAME, save(state))
-    if isinstance(trained.config, TimmModelConfig):
-        from permafrost.models.timm import save_for_hub
-
-        save_for_hub(
-            model,
-            folder / EXPORT_FOLDER,
-            trained.config,
-            name=folder.parent.name or folder.name,
-            classes=trained.classes,
-            num_classes=trained.config.classes or trained.num_classes,
-            size=trained.input_size,
-        )
+    export = provider_of(trained.config).export
+    if export is not None:
+        export(folder / EXPORT_FOLDER, model, trained)
     size = trained.input_size
     record = torch.zeros(1, *(size[1:] if trained.config.takes_rows else (3, *size)))
     cost = measure_cost(model, record.to(next(model.parameters()).device))

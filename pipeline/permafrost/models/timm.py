@@ -45,6 +45,7 @@ from permafrost.models.classifier import (
     to_float32,
 )
 from permafrost.models.providers import model_normalization
+from permafrost.models.saved import TrainedModel
 from permafrost.storage.files import write_atomically
 
 _SUPPORTED = (
@@ -128,28 +129,18 @@ _OF_ANY_WEIGHTS = (
 """Keys of timm's config.json about the input and the network, independent of the origin of the weights."""
 
 
-def save_for_hub(
-    model: Classifier,
-    folder: Path,
-    config: TimmModelConfig,
-    *,
-    name: str,
-    classes: Sequence[str],
-    num_classes: int,
-    size: tuple[int, int],
-) -> None:
+def save_for_hub(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     """Write model.safetensors and config.json, for timm.create_model("local-dir:<folder>", pretrained=True).
 
     The weights are those of the run, so the tag, the license and the origin of timm's published weights are removed.
-
-    name     name of the run
-    classes  class names by output, empty if unknown
-    size     (height, width) of the training images
     """
     assert isinstance(model, _TimmNetwork)
+    config, run = trained.config, folder.parent
+    assert isinstance(config, TimmModelConfig)
+    num_classes = config.classes or trained.num_classes
     preprocessing = {
         "num_classes": num_classes,
-        "input_size": (3, *size),
+        "input_size": (3, *trained.input_size),
         "mean": tuple(model.normalize.mean.flatten().tolist()),
         "std": tuple(model.normalize.std.flatten().tolist()),
     }
@@ -171,12 +162,12 @@ def save_for_hub(
     written = json.loads(path.read_text())
     settings = {key: written["pretrained_cfg"].get(key) for key in _OF_ANY_WEIGHTS}
     settings = {key: value for key, value in settings.items() if value is not None}
-    settings["tag"] = name
+    settings["tag"] = run.parent.name or run.name
     if config.license is not None:
         settings["license"] = config.license
     written["pretrained_cfg"] = settings
-    if len(classes) == num_classes:
-        written["label_names"] = list(classes)
+    if len(trained.classes) == num_classes:
+        written["label_names"] = list(trained.classes)
     if config.weights is not None:
         written["started_from"] = config.weights if is_published(config.weights) else "a file"
     write_atomically(path, (json.dumps(written, indent=2) + "\n").encode())
@@ -502,4 +493,4 @@ class TimmEva(TimmVit):
         return net.norm_pre(tokens), blocks
 
 
-PROVIDER = Provider(build_timm, published_timm)
+PROVIDER = Provider(build_timm, published_timm, save_for_hub)

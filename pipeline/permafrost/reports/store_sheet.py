@@ -18,7 +18,7 @@ from permafrost.core.label_forms import has_many
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps, view_images, view_maps
-from permafrost.losses.kd import outcome_log_probs
+from permafrost.losses.logit_distances import outcome_log_probs
 from permafrost.models.explanations import is_bcos_weights
 from permafrost.reports.figures import styled
 from permafrost.reports.passes import describe_passes

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from permafrost.storage.addresses import Bucket
 from permafrost.storage.files import exists, is_folder, list_files, list_folder
 from permafrost.storage.rooted_paths import RootedPath, rooted
-from permafrost.store.backends import BACKENDS
 from permafrost.store.entries import REPAIR, ManifestError, StoreMismatchError
-from permafrost.store.fields import PassFields, StoredShard, Values
+from permafrost.store.fields import PassFields, StoredShard, Values, WebDatasetFields
 from permafrost.store.index import RecordIndex
 from permafrost.store.manifest import (
     CANONICAL_VIEW,
@@ -37,6 +36,10 @@ from permafrost.store.receipts import (
 )
 from permafrost.store.row_reader import Rows
 from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
+from permafrost.store.zarr_fields import ZarrFields
+
+BACKENDS: dict[str, type[PassFields]] = {"zarr": ZarrFields, "webdataset": WebDatasetFields}
+"""Formats of the shards of a pass, by their name in `store.backend`."""
 
 
 class Store:

@@ -59,7 +59,7 @@ class BcosClassifier(Classifier):
         """
         super().__init__()
         self.inner = network
-        self.mode = mode
+        self.explanation_mode: ExplanationMode = mode
         mode.guard(network)
 
     @property

@@ -1,0 +1,128 @@
+"""Distances of explanations as functions of tensors: of two maps, and of a map and the region of the object.
+
+e2KD compares bilinearly upsampled maps (eq. 3). Upsampling is linear, u(a) = U_h a U_w', so the inner product of two
+upsampled maps is <a, G_h b G_w> with the small Gram matrices G = U' U. No tensor of the input's size is created.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+# ---- two maps --------------------------------------------------------------------------------------
+
+
+def map_cosine(
+    student_maps: Tensor, teacher_maps: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Compute the cosine of each pair of maps at (height, width) `size`, and its validity.
+
+    A pair is valid if neither map is zero.
+
+    student_maps, teacher_maps  [B, E, A, h, w], on the same grid, of any positive scale
+    returns                     [B, E] (0 where invalid, without a gradient) and bool [B, E]
+
+    >>> import torch
+    >>> maps = torch.eye(4).reshape(1, 1, 1, 4, 4)
+    >>> cosine, valid = map_cosine(3 * maps, maps, size=(32, 32))
+    >>> round(cosine.item(), 5), valid.item(), map_cosine(0 * maps, maps, size=(32, 32))[1].item()
+    (1.0, True, False)
+    """
+    student = _unit_scale(student_maps)
+    teacher = _unit_scale(teacher_maps.detach()).to(student.dtype)
+    h, w = student.shape[-2:]
+    grams = []
+    if (h, w) != size:  # maps at the input's resolution are compared as they are
+        grams = [
+            _gram_on_device(n, full, student.device, student.dtype)
+            for n, full in ((h, size[0]), (w, size[1]))
+        ]
+    product = _inner(student, teacher, grams)
+    squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)
+    valid = squared_norms != 0  # nan counts as valid, so that it appears in the loss
+    # The double `where` keeps an invalid pair from back-propagating 0 * infinity through the root.
+    norms = torch.where(valid, squared_norms, 1.0).sqrt()
+    return torch.where(valid, product / norms, 0.0), valid
+
+
+@lru_cache(maxsize=64)
+def upsampling_gram(n: int, full: int) -> Tensor:
+    """Compute U' U, [n, n] float64, of the bilinear upsampling U [full, n] (half-pixel centers)."""
+    upsampled = F.interpolate(
+        torch.eye(n, dtype=torch.float64)[None], size=full, mode="linear", align_corners=False
+    )[0].T
+    return upsampled.T @ upsampled
+
+
+@lru_cache(maxsize=64)
+def _gram_on_device(n: int, full: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Cached copy of `upsampling_gram` on the device, because a copy in every step would synchronize with it."""
+    return upsampling_gram(n, full).to(device, dtype)
+
+
+def _unit_scale(maps: Tensor) -> Tensor:
+    """Divide each map by its maximum absolute value, a constant, in float32 or wider so that norms stay in range."""
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    scale = maps.detach().abs().amax(dim=(2, 3, 4), keepdim=True)
+    return maps / scale.clamp(min=_TINY)
+
+
+def _inner(a: Tensor, b: Tensor, grams: list[Tensor]) -> Tensor:
+    weighted = grams[0] @ b @ grams[1] if grams else b
+    return (a * weighted).sum(dim=(2, 3, 4))
+
+
+# ---- a map and a region -----------------------------------------------------------------------------
+
+
+MIN_ENERGY = 1e-7
+"""Minimum positive mass of a map. The EPG of a map with less is 0."""
+
+
+def energy_loss(attributions: Tensor, regions: Tensor) -> Tensor:
+    """1 - the share of positive attributions inside the region, [n], or 1 - their sum inside if their total is ~0.
+
+    attributions  f32 [n, H, W], signed
+    regions       bool [n, H, W]
+    """
+    positive = attributions.clamp(min=0)
+    total, inside = positive.sum(dim=(1, 2)), (positive * regions).sum(dim=(1, 2))
+    weak = total < MIN_ENERGY
+    return 1 - torch.where(weak, inside, inside / torch.where(weak, 1.0, total))
+
+
+def l1_loss(attributions: Tensor, regions: Tensor) -> Tensor:
+    """Mean absolute difference of the positive attributions, scaled to a maximum of 1, from the region's mask, [n]."""
+    return (_unit(attributions.clamp(min=0)) - regions.float()).abs().mean(dim=(1, 2))
+
+
+def rrr_loss(attributions: Tensor, regions: Tensor) -> Tensor:
+    """Sum of the squared, scaled attributions outside the region (RRR, Ross et al. 2017), [n]."""
+    return ((_unit(attributions) * ~regions) ** 2).sum(dim=(1, 2))
+
+
+def ppce_loss(attributions: Tensor, regions: Tensor) -> Tensor:
+    """Mean cross-entropy to 1 of the positive attributions inside the region, scaled to a maximum of 1, [n]."""
+    positive = _unit(attributions.clamp(min=0))
+    per_pixel = F.binary_cross_entropy(positive, torch.ones_like(positive), reduction="none")
+    return (per_pixel * regions).sum(dim=(1, 2)) / regions.sum(dim=(1, 2)).clamp(min=1)
+
+
+def _unit(attributions: Tensor) -> Tensor:
+    """Divide attributions by their largest absolute value."""
+    return attributions / attributions.abs().amax(dim=(1, 2), keepdim=True).clamp(min=_TINY)
+
+
+LOCALIZATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "energy": energy_loss,
+    "l1": l1_loss,
+    "rrr": rrr_loss,
+    "ppce": ppce_loss,
+}
