@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from docs.figures import FIGURES
 from permafrost.config.augment import AugmentOptions, OperationConfig
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
+from permafrost.config.verbs import build_verb_config
 from permafrost.evaluation.saved_records import explained_pictures
 from permafrost.loading.geometry import evaluation_view, view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule

@@ -24,7 +24,7 @@ from permafrost.cluster.executors import ExecutorChoice
 from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.verbs import PrecomputeConfig
+from permafrost.config.store import PrecomputeConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor

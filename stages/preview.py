@@ -22,8 +22,7 @@ from pathlib import Path
 
 from permafrost.cli import stage_main
 from permafrost.cluster.executors import ExecutorChoice
-from permafrost.config.data import NoDataConfig
-from permafrost.config.verbs import PreviewConfig
+from permafrost.config.data import NoDataConfig, PreviewConfig
 from permafrost.core.errors import ConfigError, printable
 from permafrost.core.records import Source
 from permafrost.sources.data_preview import Finding, Preview, preview_source

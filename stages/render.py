@@ -21,11 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from permafrost.cli import stage_main
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.paths import require_shared_paths
 from permafrost.config.sections import section_of, sections_of_verb
-from permafrost.config.verbs import VERBS, RenderConfig
+from permafrost.config.verbs import VERBS, RenderConfig, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.storage.files import write_atomically
 

@@ -24,7 +24,7 @@ from permafrost.config.models import is_published
 from permafrost.config.options import plain_defaults
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.points import option_text
-from permafrost.config.verbs import TeachConfig
+from permafrost.config.teaching import TeachConfig
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
 from permafrost.models.resolve import resolve_teach
@@ -33,8 +33,7 @@ from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
 from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
 from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
-from permafrost.training.job import OpenedInputs
-from permafrost.training.launch import TrainingProgress, run_training
+from permafrost.training.job import OpenedInputs, TrainingProgress, run_training
 from permafrost.training.teach_job import Teaching, check_splits, teacher_inputs
 
 logger = logging.getLogger("permafrost.teach")

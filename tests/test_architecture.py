@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.environment import CONF
+from permafrost.config.families import FAMILIES
 from permafrost.config.options import options_of, resolve_implementation
 from permafrost.config.plugins import PAPERS
 from permafrost.config.sections import group_members
 from permafrost.config.store import PAYLOADS
-from permafrost.config.verbs import FAMILIES, VERBS
+from permafrost.config.verbs import VERBS, build_verb_config
 from tests.support.composition import composed_of
 from tests.support.paths import ROOT
 

@@ -5,9 +5,9 @@ from dataclasses import fields
 
 import pytest
 
+from permafrost.config.families import FAMILIES
 from permafrost.config.points import knows_option
 from permafrost.config.teaching import LabelTeachingConfig
-from permafrost.config.verbs import FAMILIES
 from tests.support.composition import composed_of
 from tests.support.paths import ROOT
 

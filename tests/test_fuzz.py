@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.data import ImageTableDataConfig, TableDataConfig, WebDatasetDataConfig
 from permafrost.config.options import options_of
-from permafrost.config.verbs import VERBS
+from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.sources.image_table import ImageTableSource
 from permafrost.sources.table import TableSource

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import permafrost
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.points import words_of_options
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze

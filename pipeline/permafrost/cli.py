@@ -16,7 +16,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from permafrost.config.builder import build_verb_config, to_plain_dict
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import complete_words, compose
 from permafrost.config.environment import keep_freed_memory
 from permafrost.config.evaluation import EVALUATORS
@@ -24,6 +24,7 @@ from permafrost.config.experiments import plugin_names
 from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
 from permafrost.config.sections import section_names, section_of, sections_of_verb
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError, UserError, printable
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.yaml_text import dump_yaml

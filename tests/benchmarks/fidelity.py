@@ -21,9 +21,9 @@ import torch
 
 from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.precision import ComparePrecision, compare_precision
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.paths import with_absolute_paths
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.tasks import SerialExecutor
 from permafrost.models.resolve import resolve_precompute
 from permafrost.store.manifest import Agreement

@@ -15,8 +15,7 @@ from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.data import WebDatasetDataConfig
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import CifarModelConfig, NoModelConfig
-from permafrost.config.store import PassOptions, StoreOptions
-from permafrost.config.verbs import PrecomputeConfig
+from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
 from permafrost.store.reader import Store
 from stages import precompute
 

@@ -18,8 +18,7 @@ from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.data import DigitsDataConfig
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.store import PassOptions, StoreOptions
-from permafrost.config.verbs import PrecomputeConfig
+from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
 from permafrost.core.digests import sha256_keys
 from permafrost.storage.files import make_folder
 from permafrost.storage.rooted_paths import RootedPath

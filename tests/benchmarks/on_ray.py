@@ -22,7 +22,7 @@ from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.cluster.session import ray_session
 from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.models import CifarModelConfig, ModelConfig
-from permafrost.config.verbs import PrecomputeConfig
+from permafrost.config.store import PrecomputeConfig
 from permafrost.core.tasks import SAMPLE, Executor, SerialExecutor, ShardResult
 from permafrost.store.reader import Store
 from stages import precompute

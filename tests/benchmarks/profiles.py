@@ -23,9 +23,9 @@ from unittest import mock
 
 import torch
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.paths import place_paths
+from permafrost.config.verbs import build_verb_config
 from stages import distill, precompute, report, sweep, teach
 from tests.benchmarks.inputs import write_tars
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from obstore.store import from_url
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
+from permafrost.config.verbs import build_verb_config
 from permafrost.models.saved import load_model
 from stages import precompute
 from tests.support.buckets import KEYS, contents, files_below, moto_server, names_of

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from permafrost.cluster.session import ClusterError, _warn_of_cluster, ray_session
-from permafrost.config.builder import build_verb_config
 from permafrost.config.cluster import (
     ExistingClusterConfig,
     KubeRayClusterConfig,
@@ -19,6 +18,7 @@ from permafrost.config.cluster import (
 )
 from permafrost.config.compose import compose
 from permafrost.config.paths import place_paths, with_absolute_paths
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from tests.support.paths import ROOT
 

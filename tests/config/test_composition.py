@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.core.yaml_text import YamlError, dump_yaml, parse_yaml, read_values
 from tests.config.compositions import RECORD, digests, experiments

@@ -1,8 +1,9 @@
 """Identity of a run: every option but those that change no result, and those that `inputs` has a fingerprint of."""
 
-from permafrost.config.builder import build_verb_config, to_plain_dict
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
 from permafrost.config.distillation import DistillConfig
+from permafrost.config.verbs import build_verb_config
 from permafrost.runs.folder import identity, save_options
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import read_yaml

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.data import SOURCES
 from permafrost.config.evaluation import EVALUATORS
@@ -22,6 +21,7 @@ from permafrost.config.models import MODELS, TimmModelConfig
 from permafrost.config.plugins import load_plugins
 from permafrost.config.reference import describe_verb
 from permafrost.config.store import PAYLOADS
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import GapNormLinear

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from permafrost.config.augment import RandomViewsConfig
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.data import DemoDataConfig, NoDataConfig
 from permafrost.config.methods import E2KDConfig, LabelsConfig
@@ -19,7 +18,7 @@ from permafrost.config.models import NoModelConfig
 from permafrost.config.sections import section_names
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import EstimateConfig, EstimateOptions
+from permafrost.config.verbs import EstimateConfig, EstimateOptions, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.estimation import steps
 from permafrost.interpretability.options import CellsDataConfig

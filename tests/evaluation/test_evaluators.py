@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from permafrost.cli import stage_main
-from permafrost.config.builder import build_verb_config, to_plain_dict
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions, ShiftOptions
 from permafrost.config.store import PassOptions, StoreOptions
-from permafrost.config.verbs import EvaluateConfig, EvaluationRun
+from permafrost.config.verbs import EvaluateConfig, EvaluationRun, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation import evaluate as evaluation
 from permafrost.evaluation import forward as evaluator

@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.config.builder import build_verb_config
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
-from permafrost.config.verbs import ReportConfig
+from permafrost.config.verbs import ReportConfig, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS

@@ -17,9 +17,9 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
-from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions
-from permafrost.config.verbs import EvaluateConfig, TeachConfig
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
 from permafrost.ked.network import describe_levels, network_partition

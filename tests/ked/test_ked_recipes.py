@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.environment import CONF
 from permafrost.config.points import iter_points, knows_option, point_words
+from permafrost.config.verbs import build_verb_config
 from permafrost.ked.options import KEDConfig
 from permafrost.ked.partition import (
     PARTITION_NAME,

@@ -18,9 +18,9 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.models import CifarModelConfig, NoModelConfig, whole_frame
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
-from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import ReportConfig, TeachConfig
+from permafrost.config.verbs import ReportConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.ked import dependency

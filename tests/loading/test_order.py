@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from permafrost.core.seeds import derive_seed
+from permafrost.core.digests import derive_seed
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.subset import rows_of_split

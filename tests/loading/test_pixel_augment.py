@@ -12,8 +12,7 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
-from permafrost.config.teaching import LabelTeachingConfig
-from permafrost.config.verbs import TeachConfig
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.core.batches import PixelAugment
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL

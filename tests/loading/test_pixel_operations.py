@@ -14,13 +14,12 @@ from permafrost.config.augment import (
     PixelOperationConfig,
     RandomViewsConfig,
 )
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
-from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
-from permafrost.config.verbs import TeachConfig
+from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig, TeachConfig
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.batches import PixelAugment
 from permafrost.core.errors import ConfigError
 from permafrost.loading import transfer

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
-from permafrost.core.seeds import derive_seed
 from permafrost.loading.random_views import VIEW_BLOCK, ViewSchedule, build_operations, draw_views
 from tests.support.geometry import AFFINE, CROP, FLIP, PAD_CROP, ROTATION, draw
 

@@ -21,8 +21,7 @@ from permafrost.losses.feature_kd import (
     hierarchical_context_loss,
     review_levels,
 )
-from permafrost.models.classifier import Stage
-from permafrost.models.stages import attention_map
+from permafrost.models.classifier import Stage, attention_map
 from tests.support.live_trainings import (
     gaussian_maps,
     training_with_live_teacher,

@@ -32,9 +32,8 @@ from permafrost.losses.feature_kd import (
 )
 from permafrost.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
 from permafrost.losses.logit_distances import kd_loss
-from permafrost.models.classifier import NO_INTERMEDIATES
+from permafrost.models.classifier import NO_INTERMEDIATES, attention_map
 from permafrost.models.compute import ComputeSettings
-from permafrost.models.stages import attention_map
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step

@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import TeachConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.storage.files import sha256_file

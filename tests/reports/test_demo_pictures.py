@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from docs.demo_pictures import demo_maps, one_geometry
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
+from permafrost.config.verbs import build_verb_config
 from permafrost.reports.cases import open_pair
 from permafrost.reports.student_results import load_results
 

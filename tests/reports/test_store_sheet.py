@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from permafrost import open_store
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.reports.store_sheet import _measure
 from stages import show

@@ -19,10 +19,10 @@ from permafrost.config.explainers import BcosWeightsConfig
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import BcosModelConfig, CifarModelConfig
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.store import StoreOptions, SubsetOptions
-from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.store import PrecomputeConfig, StoreOptions, SubsetOptions
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
+from permafrost.config.verbs import EvaluateConfig, ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.forward import EvaluatedModel, attribution_of, maps_of
 from permafrost.loading.dataset import StoreDataset

@@ -14,13 +14,12 @@ import yaml
 from permafrost.__main__ import VERB_ORDER
 from permafrost.__main__ import main as console_main
 from permafrost.cli import next_command, stage_main
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.reference import options_page
 from permafrost.config.sections import sections_of_verb
-from permafrost.config.verbs import VERBS
+from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import ConfigError
 from tests.support.paths import ROOT
 from tests.support.processes import bare_environment

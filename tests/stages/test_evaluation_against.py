@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.config.builder import build_verb_config
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import KDConfig
@@ -17,7 +16,7 @@ from permafrost.config.models import CifarModelConfig
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import EvaluateConfig, ReportConfig
+from permafrost.config.verbs import EvaluateConfig, ReportConfig, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.reports.student_results import load_results, split_by_evaluation

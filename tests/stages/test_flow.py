@@ -12,15 +12,14 @@ import pytest
 import torch
 
 from permafrost.cli import _print_result, stage_main
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions
-from permafrost.config.teaching import LabelTeachingConfig
-from permafrost.config.verbs import ReportConfig, SweepConfig, TeachConfig
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
+from permafrost.config.verbs import ReportConfig, SweepConfig, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.models.classifier import WeightsError

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.config.distillation import DistillConfig
@@ -23,10 +22,10 @@ from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
-from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions, SubsetOptions
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
+from permafrost.config.verbs import EvaluateConfig, ReportConfig, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.loading.dataset import StoreDataset

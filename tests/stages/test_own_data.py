@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from permafrost.config.builder import build_verb_config
+from permafrost.config.verbs import build_verb_config
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from stages import precompute, report, sweep, teach

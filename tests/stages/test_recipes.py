@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.cluster import KubeRayClusterConfig
 from permafrost.config.data import (
     DataConfig,
@@ -30,7 +29,7 @@ from permafrost.config.data import (
 from permafrost.config.environment import CONF
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.points import iter_points, knows_option, point_words
-from permafrost.config.verbs import VERBS
+from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.interpretability.concepts import DrawnConcepts
 from permafrost.interpretability.options import CellsDataConfig, SSKDConfig
 from permafrost.models.providers import build_model

@@ -19,7 +19,6 @@ from permafrost.config.augment import (
     PixelOperationConfig,
     RandomViewsConfig,
 )
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.data import SklearnTableDataConfig
 from permafrost.config.distillation import DistillConfig
@@ -27,9 +26,9 @@ from permafrost.config.evaluation import EvaluateOptions, ShiftOptions
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
-from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
+from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions
-from permafrost.config.verbs import EvaluateConfig, TeachConfig
+from permafrost.config.verbs import EvaluateConfig, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.ked.chimeras import draw_donors
 from permafrost.ked.network import network_partition

@@ -18,8 +18,8 @@ from torchvision.models import VGG, ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.vgg import make_layers
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.environment import CONF
+from permafrost.config.verbs import build_verb_config
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.evaluation.inputs import without_unknown_arms
 from permafrost.evaluation.results import evaluation_folder

@@ -7,10 +7,9 @@ import shlex
 from collections.abc import Iterator
 from itertools import product
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.paths import place_paths
 from permafrost.config.sections import section_names, section_of, sections_of_verb
-from permafrost.config.verbs import VERBS
+from permafrost.config.verbs import VERBS, build_verb_config
 from stages import render
 from tests.support.composition import composed_of
 from tests.support.paths import ROOT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from permafrost.config.cluster import LocalClusterConfig
-from permafrost.config.verbs import PreviewConfig, PreviewOptions
+from permafrost.config.data import PreviewConfig, PreviewOptions
 from stages import preview
 
 

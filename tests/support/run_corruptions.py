@@ -25,9 +25,9 @@ from permafrost.config.distillation import CurveOptions
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import StoreOptions
-from permafrost.config.teaching import LabelTeachingConfig
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.config.verbs import ReportConfig, TeachConfig
+from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import UserError
 from permafrost.runs.mirrors import RUNS
 from permafrost.training import loop

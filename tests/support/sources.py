@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
+from permafrost.config.verbs import build_verb_config
 from permafrost.sources.source import build_source
 from tests.support.listings import fingerprint_records
 from tests.support.paths import ROOT

@@ -11,8 +11,7 @@ from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.store import PassOptions, StoreOptions
-from permafrost.config.verbs import PrecomputeConfig
+from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.subset import rows_of_split
 from permafrost.store.fields import StoredShard

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
+from permafrost.config.verbs import build_verb_config
 from permafrost.runs.mirrors import RUNS
 from stages import sweep
 

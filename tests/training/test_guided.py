@@ -13,9 +13,8 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.models import BcosModelConfig, CifarModelConfig
 from permafrost.config.store import StoreOptions
-from permafrost.config.teaching import GuidedTeachingConfig
+from permafrost.config.teaching import GuidedTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import TeachConfig
 from permafrost.core.batches import Guidance
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_CLASS

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.teaching import LabelTeachingConfig
-from permafrost.config.verbs import TeachConfig
+from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.store import reader
 from permafrost.training.distill import Distillation
 from permafrost.training.job import OpenedInputs

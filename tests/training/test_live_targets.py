@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.augment import AugmentOptions, OperationConfig
-from permafrost.config.builder import build_verb_config
 from permafrost.config.compose import compose
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import BcosModelConfig, CifarModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets

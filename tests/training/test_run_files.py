@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from permafrost.config.verbs import TeachConfig
+from permafrost.config.teaching import TeachConfig
 from permafrost.models.weights import read_state_dict
 from permafrost.reports.student_results import read_sweep
 from permafrost.runs.folder import read_config, read_cost

@@ -15,8 +15,8 @@ from permafrost.config.store import (
     LogitsDtype,
     PassOptions,
     PassPrecision,
+    PrecomputeConfig,
 )
-from permafrost.config.verbs import PrecomputeConfig
 from permafrost.core.digests import SHORT
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, escape_key

@@ -30,9 +30,9 @@ from permafrost.models.classifier import (
     Intermediates,
     ModelOutput,
     Stage,
+    stage_number,
 )
 from permafrost.models.explanations import explained_classes, explainer_named
-from permafrost.models.stages import stage_number
 from permafrost.store.codecs import decode_unit, encode_maxabs, lowest_cosine
 from permafrost.store.projections import Projection
 

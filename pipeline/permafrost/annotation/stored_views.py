@@ -18,7 +18,7 @@ from torch import Tensor
 from permafrost.config.augment import AnyViewsConfig, AugmentOptions, RotationsViewsConfig
 from permafrost.config.options import is_left_out, options_of
 from permafrost.config.store import SubsetOptions
-from permafrost.core.seeds import derive_seed
+from permafrost.core.digests import derive_seed
 from permafrost.loading.random_views import ViewSchedule, rotations
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import select_training_rows

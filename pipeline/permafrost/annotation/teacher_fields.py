@@ -9,8 +9,13 @@ from torch import Tensor
 
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
-from permafrost.models.classifier import ModelOutput, to_float32
-from permafrost.models.stages import POOLED_STAGE, attention_map, stage_index
+from permafrost.models.classifier import (
+    POOLED_STAGE,
+    ModelOutput,
+    attention_map,
+    stage_index,
+    to_float32,
+)
 from permafrost.store.projections import Projection
 
 

@@ -37,8 +37,8 @@ from permafrost.annotation.teacher_check import (
 )
 from permafrost.config.store import (
     PassPrecision,
+    PrecomputeConfig,
 )
-from permafrost.config.verbs import PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards

@@ -10,20 +10,11 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
 
+from permafrost.config.families import FAMILIES, section_class
 from permafrost.config.options import OptionError, Options, options_of, validated
-from permafrost.config.verbs import FAMILIES, VERBS, section_class
-from permafrost.core.errors import ConfigError, require_name
+from permafrost.core.errors import ConfigError
 
 C = TypeVar("C", bound=Options)
-
-
-def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
-    """Build the verb's dataclass from a composed dict of all sections, ignoring sections that it does not read."""
-    names = {option.name for option in options_of(VERBS[verb])}
-    config = build_config(VERBS[verb], {k: v for k, v in composed.items() if k in names})
-    if hasattr(config, "run"):
-        require_name("run", config.run, may_have_folders=True)
-    return config
 
 
 def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:

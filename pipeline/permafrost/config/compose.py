@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from permafrost.config.environment import CONF
 from permafrost.config.experiments import ExperimentFile, read_experiment
+from permafrost.config.families import FAMILIES, class_of
 from permafrost.config.models import SavedModelConfig
 from permafrost.config.options import (
     Option,
@@ -41,7 +42,6 @@ from permafrost.config.sections import (
     with_kinds,
 )
 from permafrost.config.suggestions import SHOWN, no_member, suggest, suggest_options
-from permafrost.config.verbs import FAMILIES, class_of
 from permafrost.core.errors import ConfigError, printable
 from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values
 from permafrost.storage.files import read_regular

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
+from permafrost.config.cluster import ClusterConfig, ExecutorName
 from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require
@@ -393,3 +394,33 @@ SOURCES: Family[type[DataConfig]] = Family(
         )
     }
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewOptions(Options):
+    """Number of files that a preview reads."""
+
+    section: ClassVar[str] = "preview"
+
+    files: Annotated[int, Ge(1)] = 500
+    """Number of files whose headers are read, drawn at random."""
+    all: bool = False
+    """Read the headers of all files."""
+
+    @property
+    def limit(self) -> int | None:
+        """Number of files to read, None for all."""
+        return None if self.all else self.files
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig(Options):
+    """Sections that `preview` reads."""
+
+    data: DataConfig
+    preview: PreviewOptions
+    cluster: ClusterConfig
+    executor: ExecutorName = "auto"
+    """Executor of the listing, as in precompute."""
+    scratch: Annotated[str | None, Role.FILE] = None
+    """Folder for a temporary listing, which all hosts of a cluster must see; null takes one of this machine."""

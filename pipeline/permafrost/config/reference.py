@@ -12,6 +12,7 @@ from dataclasses import MISSING
 from typing import Any, Literal, Union, get_args, get_origin
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
+from permafrost.config.families import FAMILIES, section_class
 from permafrost.config.options import (
     Option,
     Options,
@@ -24,7 +25,7 @@ from permafrost.config.options import (
 from permafrost.config.sections import group_members, section_names
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import FAMILIES, VERBS, section_class
+from permafrost.config.verbs import VERBS
 
 _WIDTH = 100
 _INDENT = " " * 8

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from permafrost.config.experiments import BASES
+from permafrost.config.families import FAMILIES
 from permafrost.config.options import (
     Option,
     Options,
@@ -19,7 +20,6 @@ from permafrost.config.options import (
     to_plain,
 )
 from permafrost.config.sections import GROUPS, group_members, top_options
-from permafrost.config.verbs import FAMILIES
 
 
 def experiment_schema() -> dict[str, Any]:

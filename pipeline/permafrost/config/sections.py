@@ -8,10 +8,11 @@ from typing import Any
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.environment import CONF
+from permafrost.config.families import FAMILIES
 from permafrost.config.options import Option, Options, Role, options_of
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.config.verbs import FAMILIES, VERBS
+from permafrost.config.verbs import VERBS
 
 GROUPS: dict[str, type[Options]] = {
     "store": StoreOptions,

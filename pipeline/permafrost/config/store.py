@@ -1,13 +1,18 @@
-"""Options of a store, of a teacher pass, and of the records that a run reads."""
+"""Options of a store, of a teacher pass, and of the records that a run reads; what precompute reads."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Le, Lt
 
+from permafrost.config.augment import AnyViewsConfig, AugmentOptions, CanonicalViewsConfig
+from permafrost.config.cluster import ClusterConfig, ExecutorName
+from permafrost.config.data import DataConfig, PreviewOptions
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import OpenOptions, Options, Role, options_of
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require, require_name
@@ -272,3 +277,47 @@ class SubsetOptions(Options):
     """Order in which the records of a class are selected. permutation: one permutation of each class, which is another
     one if the split of the store has other records of the class or other classes. by_key: by a digest of subset.seed
     and the key of each record, so that two records have the same order in any store that has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig(Options):
+    """Sections that `precompute` reads.
+
+    `augment`, `split` and `subset` determine the views and records of a pass of stored views. The
+    canonical pass always covers all records.
+    """
+
+    data: DataConfig
+    store: StoreOptions
+    teacher: ModelConfig | NoModelConfig
+    explainer: ExplainerConfig
+    annotate: PassOptions
+    cluster: ClusterConfig
+    preview: PreviewOptions = field(default_factory=PreviewOptions)
+    views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    subset: SubsetOptions = field(default_factory=SubsetOptions)
+    split: str = "train"
+    """Split that a pass of stored views covers."""
+    executor: ExecutorName = "auto"
+    """Executor of the work: Ray, or this process alone (serial). auto: serial for at most 10,000 records with
+    cluster=local and cluster.actors=1, Ray otherwise."""
+    run: str = "untitled"
+    """Folder below runs/, shared by all stages; an absolute path is taken as it is (required on a cluster)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.views.kind == "canonical" or self.teacher.frame != "center_crop",
+            f"views={self.views.kind} are views of the whole frame: set teacher.frame=full",
+        )
+        if self.views.kind != "canonical":
+            object.__setattr__(self, "teacher", whole_frame(self.teacher))
+        require(
+            self.views.kind != "random" or len(self.augment.operations) > 0,
+            "views=random draws from augment.operations, which is empty: set augment=",
+        )
+        if self.views.kind == "random":
+            self.augment.refuse_replacing_options(
+                "a stored view consists of a matrix only; set views=canonical and distill with mode=live"
+            )

@@ -9,10 +9,13 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Lt
 
 from permafrost.config.augment import AugmentOptions
+from permafrost.config.cluster import ClusterConfig, LocalClusterConfig
+from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import LabelLoss, check_label_loss
-from permafrost.config.models import ModelConfig, NoModelConfig
-from permafrost.config.options import Options, Role
+from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
+from permafrost.config.options import Command, Options, Role
 from permafrost.config.plugins import Family
+from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions, check_mixup_partners
 
 
@@ -97,3 +100,36 @@ class GuidedTeachingConfig(LabelTeachingConfig):
 TEACHINGS: Family[type[LabelTeachingConfig]] = Family(
     {cls.kind: cls for cls in (LabelTeachingConfig, GuidedTeachingConfig)}
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachConfig(Options):
+    """Sections that `teach` reads; `teacher` is the network to train on a store's labels."""
+
+    store: StoreOptions
+    teacher: ModelConfig
+    teaching: LabelTeachingConfig
+    evaluate: EvaluateOptions
+    black_box: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    """Trained network that some kinds of teaching read."""
+    cluster: Annotated[ClusterConfig, Role.OUTSIDE_IDENTITY] = field(
+        default_factory=LocalClusterConfig
+    )
+    """Cluster that the training processes run on."""
+    seed: int = 0
+    """Seed of the training, as in distill."""
+    run: str = "untitled"
+    """Folder below runs/, as in precompute."""
+    command: Command = ()
+    """Command that trained the teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "teacher", whole_frame(self.teacher))
+        object.__setattr__(self, "black_box", whole_frame(self.black_box))
+        self.teaching.check(self.teacher, self.black_box)
+
+    @property
+    def uses_black_box(self) -> bool:
+        """True if `black_box` is read."""
+        return self.teaching.uses_black_box(self.teacher)

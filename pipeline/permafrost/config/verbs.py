@@ -1,110 +1,32 @@
-"""Sections that each verb reads, and the families whose member is chosen by `kind`."""
+"""Sections that each verb reads."""
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, ClassVar, Literal, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from permafrost.config.augment import VIEWS, AnyViewsConfig, AugmentOptions, CanonicalViewsConfig
+from permafrost.config.augment import AugmentOptions
+from permafrost.config.builder import build_config
 from permafrost.config.cluster import (
-    CLUSTERS,
     ClusterConfig,
     ExecutorName,
     KubeRayClusterConfig,
-    LocalClusterConfig,
 )
-from permafrost.config.data import SOURCES, DataConfig, NoDataConfig
+from permafrost.config.data import PreviewConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions, Frame
-from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
-from permafrost.config.methods import METHODS, MethodConfig, Mode
-from permafrost.config.models import MODELS, ModelConfig, NoModelConfig, whole_frame
-from permafrost.config.options import Command, Option, Options, Role
+from permafrost.config.methods import MethodConfig, Mode
+from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
+from permafrost.config.options import Command, Options, Role, options_of
 from permafrost.config.page_options import ReportOptions
-from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
-from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
+from permafrost.config.store import PrecomputeConfig, StoreOptions
+from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.errors import require, require_name
 
 DEFAULT_EVALUATORS = ("accuracy", "localization")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreviewOptions(Options):
-    """Number of files that a preview reads."""
-
-    section: ClassVar[str] = "preview"
-
-    files: Annotated[int, Ge(1)] = 500
-    """Number of files whose headers are read, drawn at random."""
-    all: bool = False
-    """Read the headers of all files."""
-
-    @property
-    def limit(self) -> int | None:
-        """Number of files to read, None for all."""
-        return None if self.all else self.files
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreviewConfig(Options):
-    """Sections that `preview` reads."""
-
-    data: DataConfig
-    preview: PreviewOptions
-    cluster: ClusterConfig
-    executor: ExecutorName = "auto"
-    """Executor of the listing, as in precompute."""
-    scratch: Annotated[str | None, Role.FILE] = None
-    """Folder for a temporary listing, which all hosts of a cluster must see; null takes one of this machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecomputeConfig(Options):
-    """Sections that `precompute` reads.
-
-    `augment`, `split` and `subset` determine the views and records of a pass of stored views. The
-    canonical pass always covers all records.
-    """
-
-    data: DataConfig
-    store: StoreOptions
-    teacher: ModelConfig | NoModelConfig
-    explainer: ExplainerConfig
-    annotate: PassOptions
-    cluster: ClusterConfig
-    preview: PreviewOptions = field(default_factory=PreviewOptions)
-    views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
-    augment: AugmentOptions = field(default_factory=AugmentOptions)
-    subset: SubsetOptions = field(default_factory=SubsetOptions)
-    split: str = "train"
-    """Split that a pass of stored views covers."""
-    executor: ExecutorName = "auto"
-    """Executor of the work: Ray, or this process alone (serial). auto: serial for at most 10,000 records with
-    cluster=local and cluster.actors=1, Ray otherwise."""
-    run: str = "untitled"
-    """Folder below runs/, shared by all stages; an absolute path is taken as it is (required on a cluster)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.views.kind == "canonical" or self.teacher.frame != "center_crop",
-            f"views={self.views.kind} are views of the whole frame: set teacher.frame=full",
-        )
-        if self.views.kind != "canonical":
-            object.__setattr__(self, "teacher", whole_frame(self.teacher))
-        require(
-            self.views.kind != "random" or len(self.augment.operations) > 0,
-            "views=random draws from augment.operations, which is empty: set augment=",
-        )
-        if self.views.kind == "random":
-            self.augment.refuse_replacing_options(
-                "a stored view consists of a matrix only; set views=canonical and distill with mode=live"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,39 +70,6 @@ class EstimateConfig(PrecomputeConfig):
     trainer: TrainerOptions
     mode: Mode = "frozen"
     """Origin of the student's targets, as in distill: frozen or replay. It is compared with mode=live."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeachConfig(Options):
-    """Sections that `teach` reads; `teacher` is the network to train on a store's labels."""
-
-    store: StoreOptions
-    teacher: ModelConfig
-    teaching: LabelTeachingConfig
-    evaluate: EvaluateOptions
-    black_box: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
-    """Trained network that some kinds of teaching read."""
-    cluster: Annotated[ClusterConfig, Role.OUTSIDE_IDENTITY] = field(
-        default_factory=LocalClusterConfig
-    )
-    """Cluster that the training processes run on."""
-    seed: int = 0
-    """Seed of the training, as in distill."""
-    run: str = "untitled"
-    """Folder below runs/, as in precompute."""
-    command: Command = ()
-    """Command that trained the teacher."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "teacher", whole_frame(self.teacher))
-        object.__setattr__(self, "black_box", whole_frame(self.black_box))
-        self.teaching.check(self.teacher, self.black_box)
-
-    @property
-    def uses_black_box(self) -> bool:
-        """True if `black_box` is read."""
-        return self.teaching.uses_black_box(self.teacher)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,24 +305,6 @@ class RenderConfig(Options):
     """File to write; null prints the manifest."""
 
 
-def _or_none(members: Mapping[str, Any], none: type[Options]) -> Mapping[str, type[Options]]:
-    """Return a view of a family with the member `none`. It is not a copy, because plug-ins add members later."""
-    return ChainMap(cast("dict[str, type[Options]]", members), {"none": none})
-
-
-FAMILIES: dict[str, Mapping[str, type[Options]]] = {
-    "data": _or_none(SOURCES, NoDataConfig),
-    "teacher": _or_none(MODELS, NoModelConfig),
-    "black_box": _or_none(MODELS, NoModelConfig),
-    "student": MODELS,
-    "explainer": EXPLAINERS,
-    "views": VIEWS,
-    "teaching": TEACHINGS,
-    "method": METHODS,
-    "cluster": CLUSTERS,
-}
-"""Sections whose class is chosen by `kind`: section -> kind -> class."""
-
 VERBS: dict[str, type[Any]] = {
     "preview": PreviewConfig,
     "estimate": EstimateConfig,
@@ -450,16 +321,10 @@ VERBS: dict[str, type[Any]] = {
 }
 
 
-def section_class(option: Option, values: Any) -> type[Options] | None:
-    """Return the class of a section's plain values, or None if it is not a section or of unknown kind."""
-    return class_of(option.hint, option.name, values)
-
-
-def class_of(hint: Any, name: str, values: Any) -> type[Options] | None:
-    """Return the class of plain values at an option of this type and name, or None, as `section_class` does."""
-    if not isinstance(values, dict):
-        return None
-    if name in FAMILIES:
-        return FAMILIES[name].get(str(values.get("kind")))
-    classes = get_args(hint) or (hint,)
-    return next((c for c in classes if isinstance(c, type) and issubclass(c, Options)), None)
+def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
+    """Build the verb's dataclass from a composed dict of all sections, ignoring sections that it does not read."""
+    names = {option.name for option in options_of(VERBS[verb])}
+    config = build_config(VERBS[verb], {k: v for k, v in composed.items() if k in names})
+    if hasattr(config, "run"):
+        require_name("run", config.run, may_have_folders=True)
+    return config

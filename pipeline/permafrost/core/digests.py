@@ -1,4 +1,4 @@
-"""Digests of JSON values and of keys."""
+"""Digests of JSON values and of keys, and seeds, which are digests of what they are for."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def sha256_json(value: Any) -> str:
 def sha256_keys(keys: Iterator[str] | list[str]) -> str:
     """Return the SHA-256 of record keys in their order. Equal digests mean equal rows."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a 32-bit seed for each purpose from any parts, the first of which is usually the seed of the run.
+
+    The CPU generator of torch ignores the bits above 32.
+    """
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import NoModelConfig
-from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
+from permafrost.config.store import PrecomputeConfig
+from permafrost.config.verbs import EstimateConfig
 from permafrost.core.errors import UserError
 from permafrost.core.tasks import SAMPLE
 from permafrost.estimation.sample import (

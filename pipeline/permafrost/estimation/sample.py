@@ -19,9 +19,8 @@ import pyarrow as pa
 
 from permafrost.config.data import NoDataConfig
 from permafrost.config.verbs import EstimateConfig
-from permafrost.core.digests import sha256_keys
+from permafrost.core.digests import derive_seed, sha256_keys
 from permafrost.core.errors import require
-from permafrost.core.seeds import derive_seed
 from permafrost.core.tasks import SerialExecutor, ShardResult, ShardTask
 from permafrost.sources.data_preview import preview_source
 from permafrost.sources.findings import add_findings, check_findings

@@ -18,9 +18,9 @@ from permafrost.annotation.pass_plan import plan_pass
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import Mode, SeveralConfig
 from permafrost.config.models import NoModelConfig
-from permafrost.config.store import PassPrecision
+from permafrost.config.store import PassPrecision, PrecomputeConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.config.verbs import EstimateConfig, PrecomputeConfig
+from permafrost.config.verbs import EstimateConfig
 from permafrost.core.batches import Batch, Guidance, Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError, require

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.evaluation import FeatureProbeOptions, KNNOptions, LinearProbeOptions
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL
-from permafrost.core.seeds import derive_seed
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import PLAIN, Evaluator, Metric, Page, Quantity
 from permafrost.evaluation.probe_set import iter_views

@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.core.digests import sha256_keys
+from permafrost.core.digests import derive_seed, sha256_keys
 from permafrost.core.errors import ConfigError
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_LABEL
-from permafrost.core.seeds import derive_seed
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import evaluation_view, view_images

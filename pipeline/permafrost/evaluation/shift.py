@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
-from permafrost.core.seeds import derive_seed
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator
 from permafrost.evaluation.forward import EvaluatedModel

@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL
-from permafrost.core.seeds import derive_seed
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.interpretability.gradient_alignment import input_gradient

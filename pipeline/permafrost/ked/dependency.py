@@ -17,8 +17,8 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
-from permafrost.core.seeds import derive_seed
 from permafrost.ked.curvature import (
     Network,
     Probes,

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
-from permafrost.core.seeds import derive_seed
 from permafrost.ked.dependency import symmetric
 from permafrost.ked.partition import Partition
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.seeds import derive_seed
 from permafrost.ked.options import PARTITION_NAME, AdditiveModelConfig
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError, load_tensors

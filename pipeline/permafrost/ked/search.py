@@ -24,7 +24,7 @@ from torch import Tensor
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import ModelConfig, NoModelConfig
-from permafrost.config.verbs import TeachConfig
+from permafrost.config.teaching import TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
 from permafrost.core.json_entries import from_dict

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from permafrost.config.augment import AugmentOptions, PixelOperationConfig
 from permafrost.core.batches import PixelAugment, PixelChange
-from permafrost.core.seeds import derive_seed
+from permafrost.core.digests import derive_seed
 from permafrost.loading.method_cache import cache_method
 
 BLOCK_SIZE = 1024

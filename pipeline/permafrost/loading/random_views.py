@@ -22,8 +22,8 @@ from torch import Tensor
 
 from permafrost.config.augment import NUM_ROTATIONS, AugmentOptions, OperationConfig
 from permafrost.core.batches import Batch
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
-from permafrost.core.seeds import derive_seed
 from permafrost.loading.geometry import canonical_from_view
 from permafrost.loading.method_cache import cache_method
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.config.store import SubsetOptions
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL
-from permafrost.core.seeds import derive_seed
 
 if TYPE_CHECKING:
     from permafrost.store.index import RecordIndex, RowNumbers

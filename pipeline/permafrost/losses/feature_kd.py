@@ -33,8 +33,15 @@ from permafrost.losses.base import (
 from permafrost.losses.labels import label_term, off_label_bce_loss
 from permafrost.losses.logit_distances import kd_loss
 from permafrost.losses.restored_features import RestoredFeatures
-from permafrost.models.classifier import Intermediates, Stage, to_float32
-from permafrost.models.stages import POOLED_STAGE, attention_map, stage_index, stage_number
+from permafrost.models.classifier import (
+    POOLED_STAGE,
+    Intermediates,
+    Stage,
+    attention_map,
+    stage_index,
+    stage_number,
+    to_float32,
+)
 
 
 class FeatureKDLoss(DistillationLoss):

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -18,11 +19,7 @@ from torch import Tensor, nn
 
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelOutputs
 from permafrost.core.errors import ConfigError, UserError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from permafrost.models.saved import TrainedModel
+from permafrost.core.records import FEATURES
 
 
 class Intermediates(NamedTuple):
@@ -44,6 +41,25 @@ class Stage(NamedTuple):
     preactivation: Tensor
     """Values [B, C, h, w] before the stage's last ReLU if it is known to end with one (after a residual sum or a
     convolution), otherwise the output."""
+
+
+POOLED_STAGE = f"{FEATURES}_pooled"
+"""Field of the average of the last stage's output."""
+
+
+def stage_index(number: int, count: int) -> int:
+    """Convert the number of a stage, from 1 at the finest or -1 at the deepest, to its place among `count`."""
+    return number - 1 if number > 0 else count + number
+
+
+def stage_number(name: str) -> int:
+    """Number of the stage whose field has this name."""
+    return int(name.removeprefix(f"{FEATURES}_"))
+
+
+def attention_map(features: Tensor) -> Tensor:
+    """Compute Q = mean over channels of A^2, float32 or wider: [B, C, h, w] -> [B, h, w] (section 3.1)."""
+    return to_float32(features).square().mean(dim=1)
 
 
 _NONE: Mapping[str, Tensor] = {}
@@ -353,5 +369,6 @@ class Provider:
     """Function from config and number of outputs to the network, published or newly initialized."""
     published: Callable[[Any], PretrainedInfo | None]
     """Function from a config to the facts about published weights, or None if nothing is published."""
-    export: Callable[[Path, Classifier, TrainedModel], None] | None = None
-    """Function that writes a trained network to a folder in the provider's own format, None if it has none."""
+    export: Callable[[Path, Classifier, Any], None] | None = None
+    """Function from a folder, a network and its TrainedModel that writes it in the provider's own format, None if it
+    has none."""

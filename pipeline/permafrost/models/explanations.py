@@ -37,10 +37,10 @@ from torch import Tensor, nn
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
 from permafrost.config.options import resolve_implementation
 from permafrost.config.store import PassOptions
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_CLASS
-from permafrost.core.seeds import derive_seed
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
     Classifier,

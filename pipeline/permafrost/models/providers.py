@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from permafrost.config.models import PRETRAINED, ModelConfig, is_published
 from permafrost.config.options import resolve_implementation
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.seeds import derive_seed
 from permafrost.models.build_limit import limited_construction
 from permafrost.models.classifier import Classifier, PretrainedInfo, Provider
 from permafrost.models.trained_weights import (

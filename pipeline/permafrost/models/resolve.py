@@ -13,9 +13,8 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
 from permafrost.config.models import AnyModelConfig, NoModelConfig, is_published, rows_of_table
-from permafrost.config.store import PAYLOADS
-from permafrost.config.teaching import GuidedTeachingConfig
-from permafrost.config.verbs import PrecomputeConfig, TeachConfig
+from permafrost.config.store import PAYLOADS, PrecomputeConfig
+from permafrost.config.teaching import GuidedTeachingConfig, TeachConfig
 from permafrost.core.errors import require
 from permafrost.models.trained_weights import check_weights
 

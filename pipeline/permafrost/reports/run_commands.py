@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.builder import build_verb_config
-from permafrost.config.verbs import VERBS, PrecomputeConfig
+from permafrost.config.store import PrecomputeConfig
+from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import UserError
 from permafrost.models.resolve import resolve_precompute
 from permafrost.models.saved import is_finished

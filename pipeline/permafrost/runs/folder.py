@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.builder import check_values, to_plain_dict
+from permafrost.config.families import section_class
 from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
-from permafrost.config.verbs import section_class
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.core.yaml_text import dump_yaml

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from permafrost.config.data import DataConfig, FileDataConfig, ImageFileDataConfig
-from permafrost.config.verbs import PrecomputeConfig
+from permafrost.config.store import PrecomputeConfig
 from permafrost.core.digests import canonical_json
 from permafrost.core.errors import require
 from permafrost.core.records import Source

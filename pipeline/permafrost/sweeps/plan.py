@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from permafrost.config.builder import build_verb_config, to_plain_dict
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.paths import place_paths
 from permafrost.config.points import Point, iter_points, knows_option, point_label, point_words
 from permafrost.config.sections import section_of
-from permafrost.config.verbs import EvaluateConfig, SweepConfig
+from permafrost.config.verbs import EvaluateConfig, SweepConfig, build_verb_config
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.inputs import (

@@ -12,9 +12,9 @@ from torch import Tensor
 from permafrost.config.models import ModelConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.core.batches import Targets
+from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.core.seeds import derive_seed
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, downscale, view_images, view_targets
 from permafrost.loading.loader import TrainLoader

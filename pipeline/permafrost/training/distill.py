@@ -23,8 +23,7 @@ from permafrost.models.saved import TrainedModel, is_finished, load_model
 from permafrost.models.trained_weights import check_trained_weights, weights_file
 from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.training.job import OpenedInputs, TrainingJob
-from permafrost.training.launch import run_training
+from permafrost.training.job import OpenedInputs, TrainingJob, run_training
 from permafrost.training.student_passes import (
     check_passes,
     doubt_moved_features,

@@ -22,9 +22,9 @@ import torch
 
 from permafrost.config.training import TrainerOptions
 from permafrost.core.batches import Targets
+from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.interrupts import check_interrupted
-from permafrost.core.seeds import derive_seed
 from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
 from permafrost.losses.base import AuxiliaryPretraining

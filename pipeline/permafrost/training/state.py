@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.core.seeds import derive_seed
 from permafrost.loading.geometry import view_targets
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier

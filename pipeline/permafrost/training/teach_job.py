@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permafrost.config.models import ModelConfig, NoModelConfig, is_published
-from permafrost.config.teaching import GuidedTeachingConfig
+from permafrost.config.teaching import GuidedTeachingConfig, TeachConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.config.verbs import TeachConfig
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
 from permafrost.core.json_entries import from_dict

@@ -26,8 +26,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
-from permafrost.core.seeds import derive_seed
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel

@@ -1,0 +1,50 @@
+"""Families of options, whose member is chosen by `kind`: section -> kind -> class."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+from permafrost.config.augment import VIEWS
+from permafrost.config.cluster import CLUSTERS
+from permafrost.config.data import SOURCES, NoDataConfig
+from permafrost.config.explainers import EXPLAINERS
+from permafrost.config.methods import METHODS
+from permafrost.config.models import MODELS, NoModelConfig
+from permafrost.config.options import Option, Options
+from permafrost.config.teaching import TEACHINGS
+
+
+def _or_none(members: Mapping[str, Any], none: type[Options]) -> Mapping[str, type[Options]]:
+    """Return a view of a family with the member `none`. It is not a copy, because plug-ins add members later."""
+    return ChainMap(cast("dict[str, type[Options]]", members), {"none": none})
+
+
+FAMILIES: dict[str, Mapping[str, type[Options]]] = {
+    "data": _or_none(SOURCES, NoDataConfig),
+    "teacher": _or_none(MODELS, NoModelConfig),
+    "black_box": _or_none(MODELS, NoModelConfig),
+    "student": MODELS,
+    "explainer": EXPLAINERS,
+    "views": VIEWS,
+    "teaching": TEACHINGS,
+    "method": METHODS,
+    "cluster": CLUSTERS,
+}
+"""Sections whose class is chosen by `kind`: section -> kind -> class."""
+
+
+def section_class(option: Option, values: Any) -> type[Options] | None:
+    """Return the class of a section's plain values, or None if it is not a section or of unknown kind."""
+    return class_of(option.hint, option.name, values)
+
+
+def class_of(hint: Any, name: str, values: Any) -> type[Options] | None:
+    """Return the class of plain values at an option of this type and name, or None, as `section_class` does."""
+    if not isinstance(values, dict):
+        return None
+    if name in FAMILIES:
+        return FAMILIES[name].get(str(values.get("kind")))
+    classes = get_args(hint) or (hint,)
+    return next((c for c in classes if isinstance(c, type) and issubclass(c, Options)), None)
