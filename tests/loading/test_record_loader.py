@@ -116,6 +116,7 @@ def test_a_loader_that_is_dropped_closes_its_files_without_the_garbage_collector
 def test_threads_that_fetch_shards_end_with_their_loader():
     before = set(threading.enumerate())
     fetch = FetchAhead()
+    fetch.ask([])
     threads = set(threading.enumerate()) - before
     del fetch
     for thread in threads:

@@ -120,7 +120,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     @property
     def fetch(self) -> Callable[[NDArray[np.int64]], None] | None:
         """Function that downloads shards by their numbers in the background; None for a local store."""
-        return self._fetch_ahead if self.store.folder.is_remote else None
+        return None if self._ahead is None else self._fetch_shards
 
     def _require_covered(self, teacher: TeacherPass) -> None:
         """Raise StoreMismatchError unless a pass covers every record of the selection."""
@@ -145,9 +145,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
 
     def _start_caches(self) -> None:
         # Open files stay in the cache of a bucket, whose limit has room for two windows.
-        most_open = _OPEN_SHARDS if self.fetch is None else WINDOW_SHARDS
+        self._ahead = FetchAhead.of(self.store.folder)
+        most_open = _OPEN_SHARDS if self._ahead is None else WINDOW_SHARDS
         self._bytes = cache_method(self._open_shard, most_open)
-        self._ahead: FetchAhead | None = None
         per_pass = _CACHED_SHARDS
         if sum(map(self._field_bytes, self.passes)) * len(self.rows) <= _KEPT_BYTES:
             per_pass = len(self.store.shards)
@@ -351,15 +351,14 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
 
     def _reads_ranges(self, shard: int) -> bool:
         """Return whether few of a shard's records are read, each once, so that it is not worth a download."""
-        if self._kept is None or self.fetch is None:
+        if self._kept is None or self._ahead is None:
             return False
         records = self.store.rows_of_shard(shard)
         return len(self.rows_in_shard(shard)) <= _FEW_RECORDS * len(records)
 
-    def _fetch_ahead(self, shards: NDArray[np.int64]) -> None:
+    def _fetch_shards(self, shards: NDArray[np.int64]) -> None:
         """Have the files of shards downloaded to the node's cache in the background."""
-        if self._ahead is None:
-            self._ahead = FetchAhead()
+        assert self._ahead is not None
         self._ahead.ask(file for shard in shards.tolist() for file in self._files_of(shard))
 
     def _files_of(self, shard: int) -> Iterator[KnownFile]:

@@ -8,11 +8,11 @@ import threading
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from permafrost.core.errors import UserError
 from permafrost.storage.files import fetch_file
-from permafrost.storage.rooted_paths import AnyPath
+from permafrost.storage.rooted_paths import AnyPath, RootedPath
 
 logger = logging.getLogger("permafrost.cache")
 
@@ -35,6 +35,15 @@ class FetchAhead:
 
     def __init__(self) -> None:
         self._files: queue.SimpleQueue[KnownFile | None] = queue.SimpleQueue()
+        self._has_begun = False
+
+    @classmethod
+    def of(cls, folder: RootedPath) -> Self | None:
+        """Return the threads for the files of a folder, which begin when they are asked; None for a local folder."""
+        return cls() if folder.is_remote else None
+
+    def _begin(self) -> None:
+        self._has_begun = True
         for number in range(_AT_ONCE):
             name = f"fetch-{number}"
             threading.Thread(target=_fetch, args=(self._files,), name=name, daemon=True).start()
@@ -42,6 +51,8 @@ class FetchAhead:
 
     def ask(self, files: Iterable[KnownFile]) -> None:
         """Have files downloaded after those that were asked for before."""
+        if not self._has_begun:
+            self._begin()
         for file in files:
             self._files.put(file)
 
