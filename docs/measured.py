@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+from permafrost.config.plugins import experiment_folders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,9 +18,23 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "conf" / "experiment"
 
 
-def path_of(experiment: str) -> Path:
-    """File with the results of an experiment."""
-    return EXPERIMENTS / f"{experiment}.results.json"
+def path_of(experiment: str, ending: str = "results.json") -> Path:
+    """File with the results of an experiment, or with another ending its own."""
+    paper, _, name = experiment.partition("/")
+    folder = experiment_folders().get(paper)
+    if folder is not None:
+        return folder / f"{name}.{ending}"
+    return EXPERIMENTS / f"{experiment}.{ending}"
+
+
+def committed_results() -> dict[str, Path]:
+    """Files with the results of all experiments, by the experiments' names."""
+    folders = {"": EXPERIMENTS, **experiment_folders()}
+    return {
+        (PurePath(paper) / path.relative_to(folder)).as_posix().removesuffix(".results.json"): path
+        for paper, folder in folders.items()
+        for path in sorted(folder.rglob("*.results.json"))
+    }
 
 
 def results_of(experiment: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from permafrost.config.compose import compose
 from permafrost.config.environment import CONF
 from permafrost.config.families import FAMILIES
 from permafrost.config.options import options_of, resolve_implementation
-from permafrost.config.plugins import PAPERS
 from permafrost.config.sections import group_members
 from permafrost.config.store import PAYLOADS
 from permafrost.config.verbs import VERBS, build_verb_config
@@ -62,6 +61,7 @@ def imports_of(path):
     return source_of(path).imports
 
 
+PAPERS = {path.parent.name for path in ROOT.glob("pipeline/permafrost_papers/*/__init__.py")}
 ORDER = (
     {"core"},
     {"storage"},
@@ -75,7 +75,7 @@ ORDER = (
     {"training"},
     {"commands"},
     {"estimation", "sweeps", "reports"},
-    set(PAPERS),
+    PAPERS,
     {"library"},
     {"stages"},
 )
@@ -93,24 +93,21 @@ def name_of(path):
 
 
 def room_of(module):
-    """Room of a module: <room> of permafrost.<room>, "stages", or None for other packages."""
+    """Room of a module: <room> of permafrost.<room> or permafrost_papers.<room>, "stages", or None for others."""
     package, _, rest = module.partition(".")
-    return (
-        package if package == "stages" else rest.split(".")[0] if package == "permafrost" else None
-    )
+    if package in ("permafrost", "permafrost_papers"):
+        return rest.split(".")[0]
+    return package if package == "stages" else None
 
 
 def test_rooms_import_only_what_stands_to_their_left():
     level = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
     allowed = {room: {o for o in level if level[o] < level[room]} | {room} for room in level}
-    allowed = {room: names - (set(PAPERS) - {room}) for room, names in allowed.items()}
+    allowed = {room: names - (PAPERS - {room}) for room, names in allowed.items()}
     allowed |= {name: {"core", "storage", "config", "runs"} for name in ("cli", "__main__")}
     for name in ("stages", "library", "__main__"):
         allowed[name] |= {"cli"}
-    rooms = {
-        p.relative_to(ROOT / "pipeline/permafrost").parts[0]
-        for p in ROOT.glob("pipeline/permafrost/*/__init__.py")
-    }
+    rooms = {path.parent.name for path in ROOT.glob("pipeline/permafrost*/*/__init__.py")}
 
     wrong = [
         f"{path.relative_to(ROOT)} imports {module}"

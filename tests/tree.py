@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WAYS = {"precompute": "config", "distill": "config", "evaluate": "config"}
-PAPERS = ("ked", "unicam", "interpretability")
+PAPERS = {"permafrost_papers", "ked", "unicam", "interpretability"}
 _OF_BUCKETS = {
     *("is_address", "is_in_bucket", "is_remote", "bucket_of", "cache_of", "fetch_file"),
     *("map_ahead", "listed_once", "collected_uploads"),
@@ -237,9 +237,7 @@ def asks_for_buckets(tree: ast.AST) -> bool:
 def figures(root: Path) -> dict[str, int]:
     """Count a source tree."""
     tree = Tree(root)
-    of_papers = {
-        name for name in tree.trees if name.split(".")[1:2] and name.split(".")[1] in PAPERS
-    }
+    of_papers = {name for name in tree.trees if PAPERS & {*name.split(".")[:2]}}
     counts = {name: statements_of(module) for name, module in tree.trees.items()}
     logic, imports, longest = 0, 0, 0
     for name, path in tree.paths.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from docs.claims.sections import ACCURACY, Claim, Difference, Quantity
 
-_ARMS, _EVALUATORS = "interpretability/cifar10_arms", "cifar10_evaluators"
-_CELLS, _CELLS_ARMS = "cells", "interpretability/cells_arms"
+_ARMS, _EVALUATORS = "interpretability/cifar10_arms", "interpretability/cifar10_evaluators"
+_CELLS, _CELLS_ARMS = "interpretability/cells", "interpretability/cells_arms"
 _IMAGENET = "training on ImageNet takes days on a GPU, and the images of ImageNet and Broden cannot be downloaded here."
 _DETECTORS = Quantity("detectors", 1, 1, " units")
 _SIMILARITY = Quantity("class_similarity", 1, 2)

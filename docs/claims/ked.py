@@ -73,8 +73,8 @@ CLAIMS = (
                     ("KED with chimeras minus KD with chimeras", "ked_chimeras", "kd_chimeras"),
                 )
             ),
-            "the arms are `kd_chimeras` and `ked_chimeras` of [ked/digits](../../conf/experiment/ked/digits.yaml) and "
-            "[ked/cifar10](../../conf/experiment/ked/cifar10.yaml), whose commands are above",
+            "the arms are `kd_chimeras` and `ked_chimeras` of `ked/digits` and "
+            "`ked/cifar10`, whose commands are above",
         ),
     ),
     Claim(
@@ -109,8 +109,8 @@ CLAIMS = (
                 "ked shots=100",
             ),
             "the commands are the last two of ked/digits above, and those of ked/cifar10; "
-            "arms `kd_fitnet` and `ked_fitnet` of [ked/digits](../../conf/experiment/ked/digits.yaml), "
-            "[ked/cifar10](../../conf/experiment/ked/cifar10.yaml) and the recipes at full size",
+            "arms `kd_fitnet` and `ked_fitnet` of `ked/digits`, "
+            "`ked/cifar10` and the recipes at full size",
         ),
     ),
     Claim(

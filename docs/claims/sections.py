@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from scipy.stats import ttest_1samp
 
 from docs.cells import difference, paired_values
-from docs.measured import EXPERIMENTS, mean_of_arms, means_by_arm, path_of, runs_of
+from docs.measured import ROOT, mean_of_arms, means_by_arm, path_of, runs_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -298,7 +298,7 @@ def _shown_p(value: float) -> str:
 
 def header_of(recipe: str) -> str:
     """Comment at the top of a recipe, without the comment marks."""
-    text = (EXPERIMENTS / f"{recipe}.yaml").read_text()
+    text = path_of(recipe, "yaml").read_text()
     lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
 
@@ -345,4 +345,4 @@ def wrapped(command: str) -> str:
 
 
 def _link(experiment: str, ending: str = "yaml") -> str:
-    return f"[{experiment}](../../conf/experiment/{experiment}.{ending})"
+    return f"[{experiment}](../../{path_of(experiment, ending).relative_to(ROOT).as_posix()})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from docs.claims.sections import AGREEMENT, Claim, Difference, Quantity
 
-_SMALL, _ASSISTANT = "unicam/cifar10_small", "cifar10_assistant"
+_SMALL, _ASSISTANT = "unicam/cifar10_small", "unicam/cifar10_assistant"
 _DATA = "the images and the ImageNet weights cannot be downloaded here."
 _FSS = Quantity("fss_depth1")
 _RELEVANCE = Quantity("relevance_depth1")

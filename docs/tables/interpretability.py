@@ -47,7 +47,7 @@ def _by_arm(experiment: str, metrics: Sequence[Metric], title: str) -> str:
 
 def cifar10_evaluators() -> str:
     """Students of CIFAR-10 with every evaluator."""
-    teacher = results_of("cifar10_evaluators")["teacher"]
+    teacher = results_of("interpretability/cifar10_evaluators")["teacher"]
     accuracy = single(teacher["accuracy"], 100, 1).text
     whole = {name: f"{value:.0f}" for name, value in teacher.items() if name != "accuracy"}
     left, similarity = "left_of_teacher", "class_similarity"
@@ -61,13 +61,14 @@ def cifar10_evaluators() -> str:
         Metric("map_cosine", "cosine of maps with the teacher's", 1, 2, "1"),
         Metric("detectors", units, 1, 1, whole["detectors"], None),
     )
-    return _by_arm("cifar10_evaluators", metrics, "")
+    return _by_arm("interpretability/cifar10_evaluators", metrics, "")
 
 
 def cells() -> str:
     """Students of drawn cells."""
     teacher = {
-        name: single(value, 100, 1).text for name, value in results_of("cells")["teacher"].items()
+        name: single(value, 100, 1).text
+        for name, value in results_of("interpretability/cells")["teacher"].items()
     }
     recall, rate, energy = "five_band_recall", "five_band_fpr", "mask_energy"
     metrics = (
@@ -76,7 +77,7 @@ def cells() -> str:
         Metric(rate, "five bands: false positive rate", 100, 1, teacher[rate], min),
         Metric(energy, "gradient's energy on the cell, above its area", 100, 1, teacher[energy]),
     )
-    return _by_arm("cells", metrics, "%")
+    return _by_arm("interpretability/cells", metrics, "%")
 
 
 ARMS = "interpretability/cifar10_arms"

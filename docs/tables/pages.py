@@ -39,7 +39,7 @@ PAPERS = {
 }
 _STUDY = "interpretability"
 VERDICTS: dict[str, tuple[str, ...]] = {
-    "cells": ("cells", f"{_STUDY}/cells_arms"),
+    "cells": (f"{_STUDY}/cells", f"{_STUDY}/cells_arms"),
     "shots": ("cifar10_50shots",),
     "other_claims": ("cifar10_equal_terms", "cifar10_vit", "cifar10_datafree"),
     "modes": ("cifar10_live", "cifar10_replay", "cifar10_bcos"),

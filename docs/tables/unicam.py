@@ -76,10 +76,12 @@ def cifar10_assistant() -> str:
     }
     rows: Rows = []
     for arm, label in arms.items():
-        runs = runs_of("cifar10_assistant", arm)
+        runs = runs_of("unicam/cifar10_assistant", arm)
         own = [spread(runs, "accuracy"), spread(runs, "agreement")]
         own += [spread(runs, name, 1, 3) for name in ("fss", "left_of_teacher")]
-        rows.append((label, [*own, difference(runs, runs_of("cifar10_assistant", "by_teacher"))]))
+        rows.append(
+            (label, [*own, difference(runs, runs_of("unicam/cifar10_assistant", "by_teacher"))])
+        )
     header = ("compared with the ResNet-56", "test accuracy, %", "agreement, %", "FSS")
     return table((*header, "RS, teacher only", "accuracy, difference from the second row"), rows)
 

@@ -24,7 +24,6 @@ from permafrost.config.methods import (
 )
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
-from permafrost.interpretability.options import FTConfig
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp_covered
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import build_loss
@@ -43,6 +42,7 @@ from permafrost.training.build import build_training
 from permafrost.training.distill import Distillation
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.student_passes import with_named_passes
+from permafrost_papers.interpretability.options import FTConfig
 from stages import distill, evaluate, precompute
 from tests.support.runs import distill_config, evaluation_of
 from tests.support.signing import file_entry, load, pass_folder, sign

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from permafrost.config.compose import compose
-from permafrost.config.environment import CONF
+from permafrost.config.sections import experiment_files
 from permafrost.core.errors import ConfigError
 
 RECORD = Path(__file__).with_suffix(".json")
@@ -88,10 +88,7 @@ WORDS = {
 
 def experiments() -> list[str]:
     """Return the names of all experiments."""
-    folder = CONF / "experiment"
-    return sorted(
-        path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")
-    )
+    return sorted(experiment_files())
 
 
 def digest(verb: str, words: list[str]) -> str:

@@ -194,7 +194,10 @@ def test_an_existing_cluster_is_joined_without_resources_and_is_sent_the_package
     assert set(joined) == {"address", "logging_level", "log_to_driver", "runtime_env"}
     assert joined["address"] == "auto"
     runtime = joined["runtime_env"]
-    assert runtime["py_modules"] == [str(ROOT / "pipeline" / "permafrost")]
+    assert runtime["py_modules"] == [
+        str(ROOT / "pipeline" / name) for name in ("permafrost", "permafrost_papers")
+    ]
+    assert "permafrost_papers.ked.options" in runtime["env_vars"]["PERMAFROST_ENTRY_POINTS"]
     assert runtime["env_vars"]["OMP_NUM_THREADS"] == "3"
     assert "PYTHONPATH" not in runtime["env_vars"]
 

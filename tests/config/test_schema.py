@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 
 from permafrost.config.completion import SCRIPTS, candidates
-from permafrost.config.environment import CONF
 from permafrost.config.plugins import load_plugins
 from permafrost.config.schema import experiment_schema
+from permafrost.config.sections import experiment_files
 from permafrost.core.yaml_text import read_values
 from tests.support.paths import ROOT
 
@@ -30,7 +30,7 @@ def problems(validator, text):
 
 
 def test_every_experiment_fits_the_schema(validator):
-    for path in sorted((CONF / "experiment").rglob("*.yaml")):
+    for path in experiment_files().values():
         assert problems(validator, path.read_bytes()) == [], path
 
 

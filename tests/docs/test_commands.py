@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from permafrost.config.models import TorchvisionModelConfig
 from permafrost.config.sections import section_names, section_of
 from permafrost.models.providers import build_model
-from permafrost.unicam.residual_maps import load_class_embeddings
+from permafrost_papers.unicam.residual_maps import load_class_embeddings
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_words
 from tests.support.image_sets import write_images
 from tests.support.pages import PAGES, blocks_of

@@ -7,8 +7,9 @@ import pytest
 
 from docs.cells import rounded
 from docs.claims.sections import commands_of, header_of, wrapped
-from docs.measured import EXPERIMENTS
+from docs.measured import committed_results
 from docs.tables.pages import MARK, TABLES, pages, with_tables
+from permafrost.config.sections import experiment_files
 from tests.support.paths import ROOT
 
 NAMED = [page for page in pages() if MARK.search(page.read_text())]
@@ -38,10 +39,7 @@ def test_a_printed_command_has_the_words_of_the_header(recipe):
     assert [shlex.split(text) for text in printed] == [shlex.split(command) for command in typed]
 
 
-RECIPES = [
-    path.relative_to(EXPERIMENTS).as_posix().removesuffix(".yaml")
-    for path in sorted(EXPERIMENTS.rglob("*.yaml"))
-]
+RECIPES = sorted(experiment_files())
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -71,6 +69,5 @@ def test_a_five_is_rounded_up():
 
 def test_every_committed_result_has_a_table():
     source = "".join(path.read_text() for path in (ROOT / "docs" / "tables").glob("*.py"))
-    for path in (ROOT / "conf" / "experiment").rglob("*.results.json"):
-        name = path.relative_to(ROOT / "conf/experiment").as_posix().removesuffix(".results.json")
+    for name in committed_results():
         assert re.search(rf'"{name}[" ]', source), name

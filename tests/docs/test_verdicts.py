@@ -22,7 +22,7 @@ from docs.claims.sections import (
     verdicts_of,
 )
 from docs.figures import write_figures
-from docs.measured import EXPERIMENTS, ROOT
+from docs.measured import ROOT, path_of
 from docs.tables.pages import PAPERS, TABLES, VERDICTS
 
 MODULES = (e2kd, ked, unicam, interpretability)
@@ -30,7 +30,7 @@ MODULES = (e2kd, ked, unicam, interpretability)
 
 def seed_values(experiment, arms, metric, over_teachers):
     """Metric of each seed, averaged over arms, or of each teacher's arm, read without docs.measured."""
-    runs = json.loads((EXPERIMENTS / f"{experiment}.results.json").read_text())["runs"]
+    runs = json.loads(path_of(experiment).read_text())["runs"]
     arms = (arms,) if isinstance(arms, str) else arms
     if over_teachers:
         of_arm = [[run[metric] for run in runs if run["method"] == arm] for arm in arms]
@@ -156,7 +156,7 @@ def test_every_figure_is_drawn_from_the_committed_results(tmp_path, monkeypatch)
 
     write_figures()
 
-    committed = {path.name for path in EXPERIMENTS.parents[1].glob("docs/figures/*.svg")}
+    committed = {path.name for path in ROOT.glob("docs/figures/*.svg")}
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == committed - {"overview.svg", "files.svg"}
     assert all(path.read_text().count("<path") > 5 for path in tmp_path.iterdir())

@@ -21,9 +21,9 @@ from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EstimateConfig, EstimateOptions, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.estimation import steps
-from permafrost.interpretability.options import CellsDataConfig
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
+from permafrost_papers.interpretability.options import CellsDataConfig
 from stages import estimate, precompute
 from tests.support.images import write_tar
 from tests.support.runs import PAD_CROP

@@ -19,7 +19,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
-from permafrost.unicam.options import DistanceCorrelationOptions, UnicamOptions
+from permafrost_papers.unicam.options import DistanceCorrelationOptions, UnicamOptions
 from stages import distill, evaluate, report
 from tests.support.composition import composed_of
 from tests.support.runs import distill_config, evaluation_of

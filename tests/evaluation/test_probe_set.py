@@ -24,11 +24,11 @@ from permafrost.evaluation.probe_set import (
     pair_layers,
     probe_set,
 )
-from permafrost.ked.options import AdditiveModelConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model, freeze
-from permafrost.unicam.estimators import (
+from permafrost_papers.ked.options import AdditiveModelConfig
+from permafrost_papers.unicam.estimators import (
     InnerProducts,
     feature_distances,
 )

@@ -7,7 +7,7 @@ from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.results import add_result, evaluator_options, missing_evaluators
-from permafrost.interpretability.options import GradientAlignmentOptions
+from permafrost_papers.interpretability.options import GradientAlignmentOptions
 
 NAME = "gradient_alignment"
 

@@ -13,8 +13,6 @@ from permafrost.config.methods import ReviewKDConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
-from permafrost.interpretability.ft import factor_loss, last_stage, last_stage_fields
-from permafrost.interpretability.options import FTConfig
 from permafrost.loading.geometry import (
     TargetRequest,
     decode_intermediates,
@@ -36,6 +34,8 @@ from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.metric_log import read_metrics
+from permafrost_papers.interpretability.ft import factor_loss, last_stage, last_stage_fields
+from permafrost_papers.interpretability.options import FTConfig
 from stages import distill, precompute
 from tests.support.batches import FLIP
 from tests.support.runs import distill_config

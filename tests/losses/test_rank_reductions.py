@@ -27,10 +27,10 @@ from permafrost.config.teaching import GuidedTeachingConfig
 from permafrost.core.batches import Guidance, Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.records import NO_LABEL
-from permafrost.ked.options import KEDConfig
-from permafrost.ked.subnets import HIDDEN, LOGITS
 from permafrost.losses.base import build_loss
 from permafrost.models.classifier import ModelOutput, Stage
+from permafrost_papers.ked.options import KEDConfig
+from permafrost_papers.ked.subnets import HIDDEN, LOGITS
 from tests.support.outputs import student_output
 
 B, K, M, RANKS = 8, 5, 3, 2

@@ -12,7 +12,6 @@ import permafrost
 from permafrost.config.models import BcosModelConfig, CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.batches import Batch
 from permafrost.core.errors import ConfigError
-from permafrost.ked.options import AdditiveModelConfig
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Intermediates, ModelOutput
@@ -30,6 +29,7 @@ from permafrost.models.portable import (
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.frames import resize_frame
 from permafrost.store.image_decoding import decode_rgb
+from permafrost_papers.ked.options import AdditiveModelConfig
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 from tests.support.runs import save_student

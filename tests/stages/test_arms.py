@@ -19,7 +19,6 @@ from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
-from permafrost.interpretability.options import CRDConfig, FTConfig, SSKDConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import (
     TargetRequest,
@@ -46,6 +45,7 @@ from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher
+from permafrost_papers.interpretability.options import CRDConfig, FTConfig, SSKDConfig
 from stages import distill, precompute
 from tests.support.kills import killed_at
 from tests.support.outputs import student_output

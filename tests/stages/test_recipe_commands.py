@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from permafrost.config.environment import CONF
-from permafrost.config.sections import section_names
+from permafrost.config.sections import experiment_files, section_names
 from tests.support.composition import composed_of
 from tests.support.image_sets import image_bytes, write_cifar, write_images, write_mnist
 from tests.support.images import write_tar
@@ -35,7 +34,7 @@ UNICAM = ["cats_and_dogs", "plant_disease", "cifar10", "resnet152_to_vgg", "vgg_
 
 def commands(recipe: str) -> list[list[str]]:
     """Words after `permafrost` of each command in the header of a recipe."""
-    text = (CONF / "experiment" / f"{recipe}.yaml").read_text()
+    text = experiment_files()[recipe].read_text()
     joined = re.sub(
         r" \\\n# +",
         " ",

@@ -26,31 +26,21 @@ from permafrost.config.data import (
     ImageFolderDataConfig,
     ImageTableDataConfig,
 )
-from permafrost.config.environment import CONF
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.points import iter_points, knows_option, point_words
+from permafrost.config.sections import experiment_files
 from permafrost.config.verbs import VERBS, build_verb_config
-from permafrost.interpretability.concepts import DrawnConcepts
-from permafrost.interpretability.options import CellsDataConfig, SSKDConfig
 from permafrost.models.providers import build_model
 from permafrost.sources.torchvision_sets import SETS
 from permafrost.store.reader import Store
+from permafrost_papers.interpretability.concepts import DrawnConcepts
+from permafrost_papers.interpretability.options import CellsDataConfig, SSKDConfig
 from stages import distill, evaluate, precompute, teach
 from tests.support.broden import write_broden
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA
 
-FOLDERS = ("e2kd", "ked", "interpretability", "unicam", "own_data")
-EVERY_RECIPE = sorted(
-    [
-        *(path.stem for path in (CONF / "experiment").glob("*.yaml")),
-        *(
-            f"{folder}/{path.stem}"
-            for folder in FOLDERS
-            for path in (CONF / "experiment" / folder).glob("*.yaml")
-        ),
-    ]
-)
+EVERY_RECIPE = sorted(experiment_files())
 RECIPES = [name.removeprefix("e2kd/") for name in EVERY_RECIPE if name.startswith("e2kd/")]
 TEACHERS = ["table4_teacher", "table5_sun_teacher"]
 """Recipes without students."""
@@ -62,7 +52,7 @@ FRAME = 72
 
 def header(recipe: str) -> str:
     name = recipe if recipe in EVERY_RECIPE else f"e2kd/{recipe}"
-    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    text = experiment_files()[name].read_text()
     return "".join(takewhile(lambda line: line[0] == "#", text.splitlines(keepends=True)))
 
 
@@ -244,7 +234,7 @@ def test_the_fourteen_arms_have_a_common_baseline_and_columns_in_every_recipe_of
     named = {
         recipe.partition("/")[2]: composed_of("report", f"experiment={recipe}")["report"]["columns"]
         for recipe in EVERY_RECIPE
-        if recipe.startswith("interpretability/")
+        if recipe.startswith("interpretability/") and "_arms" in recipe
     }
     for prefix in ("imagenet", "cifar10"):
         of_size = [columns for name, columns in named.items() if name.startswith(prefix)]
@@ -534,7 +524,7 @@ def test_every_arm_of_the_study_trains_on_images_of_its_shape_and_is_dissected(r
         *(
             (recipe, replace(TINY_DATA, image_size=32, max_digit_size=24, train_digits=100))
             for recipe in (
-                "cifar10_assistant",
+                "unicam/cifar10_assistant",
                 "cifar10_equal_terms",
                 "cifar10_features",
                 "interpretability/cifar10_arms",
@@ -556,7 +546,7 @@ def test_every_arm_of_a_small_recipe_trains_for_an_epoch_and_is_evaluated(recipe
         "teacher.name=resnet8",  # the logits of 56 layers with random weights exceed float16
     ]
     small_teacher(words, 10, weights)
-    if recipe == "cifar10_assistant":
+    if recipe == "unicam/cifar10_assistant":
         own = tmp_path / "assistant.safetensors"
         assistant = [*words, f"teacher.weights={own}", "teacher.width=8", "annotate.name=assistant"]
         pack_recipe([*words, "annotate.name=first"], data)

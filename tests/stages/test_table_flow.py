@@ -30,17 +30,6 @@ from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import EvaluateConfig, build_verb_config
 from permafrost.core.errors import ConfigError
-from permafrost.ked.chimeras import draw_donors
-from permafrost.ked.network import network_partition
-from permafrost.ked.options import AdditiveModelConfig, KEDConfig
-from permafrost.ked.partition import (
-    PARTITION_NAME,
-    build_partition,
-    class_centered,
-    coarsen,
-    pass_hierarchy,
-)
-from permafrost.ked.subnets import LOGITS
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import (
     TargetRequest,
@@ -58,6 +47,17 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.distill import Distillation
 from permafrost.training.metric_log import read_metrics
+from permafrost_papers.ked.chimeras import draw_donors
+from permafrost_papers.ked.network import network_partition
+from permafrost_papers.ked.options import AdditiveModelConfig, KEDConfig
+from permafrost_papers.ked.partition import (
+    PARTITION_NAME,
+    build_partition,
+    class_centered,
+    coarsen,
+    pass_hierarchy,
+)
+from permafrost_papers.ked.subnets import LOGITS
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import TRAINER
 from tests.support.slow import slow

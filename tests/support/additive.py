@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from safetensors.torch import save_file
 
-from permafrost.ked.options import AdditiveModelConfig
-from permafrost.ked.partition import PARTITION_NAME, build_partition
 from permafrost.models.providers import build_model, freeze
+from permafrost_papers.ked.options import AdditiveModelConfig
+from permafrost_papers.ked.partition import PARTITION_NAME, build_partition
 
 NUM_CLASSES = 5
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.interpretability.concepts import (
+from permafrost.sources.demo import encode_png
+from permafrost.storage.files import make_folder
+from permafrost_papers.interpretability.concepts import (
     CATEGORIES,
     IMAGES,
     INDEX,
@@ -20,8 +22,6 @@ from permafrost.interpretability.concepts import (
     Labels,
     encode_labels,
 )
-from permafrost.sources.demo import encode_png
-from permafrost.storage.files import make_folder
 
 
 def write_broden(concepts: DrawnConcepts, folder: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.ked.options import AdditiveModelConfig
 from permafrost.models.providers import build_model, measure_cost
 from permafrost.training import loop as module
 from permafrost.training.loop import step_threads
+from permafrost_papers.ked.options import AdditiveModelConfig
 from stages import distill
 from tests.support.paths import ROOT
 from tests.support.runs import distill_config

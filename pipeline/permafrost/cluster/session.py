@@ -26,7 +26,13 @@ from permafrost.config.environment import (
     PACKAGE,
     in_submitted_job,
 )
-from permafrost.config.plugins import SHIPPED, plugin_places
+from permafrost.config.plugins import (
+    ENTRIES,
+    SHIPPED,
+    entry_modules,
+    entry_places,
+    plugin_places,
+)
 from permafrost.core.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -236,7 +242,7 @@ def _check_reachable(address: str) -> None:
 def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
     """Runtime environment of actors on all nodes: variables, and the code."""
     code = {
-        "py_modules": [str(PACKAGE), *map(str, plugin_places().values())],
+        "py_modules": list(map(str, (PACKAGE, *entry_places(), *plugin_places().values()))),
         "excludes": ["__pycache__"],
     }
     ours = _actor_environment(config)
@@ -250,7 +256,7 @@ def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
 
 
 def _actor_environment(config: ClusterConfig) -> dict[str, str]:
-    shipped = {SHIPPED: ",".join(plugin_places())}
+    shipped = {SHIPPED: ",".join(plugin_places()), ENTRIES: json.dumps(entry_modules())}
     return {"OMP_NUM_THREADS": str(config.threads_per_actor), **_ACTOR_ENVIRONMENT, **shipped}
 
 

@@ -1,4 +1,4 @@
-"""Experiments: the files of conf/experiment, and those of the user, each after those that it is based on."""
+"""Experiments: the files of conf/experiment, of packages and of the user, each after those that it is based on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from permafrost.config.environment import CONF
-from permafrost.config.sections import experiment_names, top_options, with_kinds
+from permafrost.config.sections import experiment_files, top_options, with_kinds
 from permafrost.config.suggestions import SHOWN, no_member, suggest
 from permafrost.core.errors import ConfigError, printable
 from permafrost.core.yaml_text import YamlError, parse_yaml, read_values, values_of
@@ -58,7 +57,7 @@ def _parse_experiment(name: str, text: str) -> tuple[tuple[str, ...], dict[str, 
 
 
 def read_experiment(name: str) -> tuple[ExperimentFile, ...]:
-    """Read an experiment of conf/, or the file of experiment=<path>.yaml, after those that it is based on."""
+    """Read an experiment by its name, or the file of experiment=<path>.yaml, after those that it is based on."""
     files: dict[str, ExperimentFile] = {}
     _add_experiment(name, files, ())
     return tuple(files.values())
@@ -85,13 +84,14 @@ def _add_experiment(name: str, files: dict[str, ExperimentFile], based: tuple[st
 
 def _experiment_text(name: str) -> str:
     if not name.endswith((".yaml", ".yml")):
-        if name not in experiment_names():
+        path = experiment_files().get(name)
+        if path is None:
             if _is_file(name):
                 raise ConfigError(
                     f"experiment={name} is no .yaml file; a Python file is named with plugins=[{name}]"
                 )
             raise no_member("experiment", name)
-        return (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     try:
         return read_regular(Path(name), _MOST_BYTES).decode()
     except OSError as error:

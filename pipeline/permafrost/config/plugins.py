@@ -5,33 +5,38 @@ A plug-in adds option classes to the dictionaries of their families when it is i
     METHODS["mine"] = MyConfig        # permafrost.config.methods; MyConfig.implementation = "my_module:MyLoss"
 
 `plugins=[my_losses.py, my_package.module]` names them, on the command line or in an experiment. An installed package
-may name its modules as entry points of the group `permafrost`. Nothing in a store or in a trained network names one.
+names its modules as entry points of the group `permafrost`, as the papers beside e2KD do (permafrost_papers); they are
+imported when a family is first read. Nothing in a store or in a trained network names one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from permafrost.config.environment import TOP
 from permafrost.core.errors import ConfigError, require
 
-PAPERS = ("unicam", "interpretability", "ked")
-"""Folders of the package that are plug-ins themselves: one for each paper beside e2KD."""
+GROUP = "permafrost"
+"""Group of the entry points by which packages name their modules."""
+ENTRIES = "PERMAFROST_ENTRY_POINTS"
+"""Environment variable of Ray's workers: the entry points of the driver, whose packages need not be installed there."""
 
 T = TypeVar("T")
 
 
 class Family(MutableMapping[str, T]):
-    """Members of a family by name, most of them option classes. The papers add theirs when it is first read."""
+    """Members of a family by name, most of them option classes. Installed packages add theirs when it is first read."""
 
     every: ClassVar[list[Family[Any]]] = []
     """All families, in which a plug-in may have members."""
@@ -41,7 +46,7 @@ class Family(MutableMapping[str, T]):
         self.every.append(self)
 
     def __getitem__(self, name: str) -> T:
-        register_papers()
+        load_installed()
         return self._members[name]
 
     def __setitem__(self, name: str, member: T) -> None:
@@ -51,20 +56,66 @@ class Family(MutableMapping[str, T]):
         del self._members[name]
 
     def __iter__(self) -> Iterator[str]:
-        register_papers()
+        load_installed()
         return iter(self._members)
 
     def __len__(self) -> int:
-        register_papers()
+        load_installed()
         return len(self._members)
 
 
+# ---- installed packages ----------------------------------------------------------------------------
+
+
 @cache
-def register_papers() -> None:
-    """Register the members of each paper whose folder is in the package."""
-    for name in PAPERS:
-        if find_spec(f"permafrost.{name}") is not None:
-            importlib.import_module(f"permafrost.{name}.options").register()
+def entry_modules() -> dict[str, str]:
+    """Return the modules that packages name as entry points of the group, by the names of the entry points.
+
+    They are those of installed packages, those of a checkout of this package, which need not be installed, and on a
+    worker of Ray those of the driver. Raises ConfigError if two packages use the same name.
+    """
+    named = [(entry.name, entry.value) for entry in entry_points(group=GROUP)]
+    declared = TOP / "pyproject.toml"
+    if declared.is_file():
+        project = tomllib.loads(declared.read_text(encoding="utf-8"))["project"]
+        named += project["entry-points"][GROUP].items()
+    named += json.loads(os.environ.get(ENTRIES, "{}")).items()
+    modules: dict[str, str] = {}
+    for name, module in named:
+        require(
+            modules.setdefault(name, module) == module,
+            f"the entry point {name} of the group {GROUP} is that of two packages, {modules[name]} and {module}; "
+            "uninstall one of them",
+        )
+    return modules
+
+
+@cache
+def load_installed() -> None:
+    """Import the modules of installed packages. Raises ConfigError if one cannot be imported."""
+    for module in entry_modules().values():
+        _import(module, "installed packages")
+
+
+def entry_places() -> list[Path]:
+    """Return the folders or files of the packages of all entry points, for other machines."""
+    load_installed()
+    return [
+        _place_of(top) for top in sorted({m.partition(".")[0] for m in entry_modules().values()})
+    ]
+
+
+def experiment_folders() -> dict[str, Path]:
+    """Return the folder `experiments` beside the module of each entry point, by the name of the entry point."""
+    load_installed()
+    files = {name: Path(str(sys.modules[m].__file__)) for name, m in entry_modules().items()}
+    return {name: file.parent / "experiments" for name, file in files.items()}
+
+
+def _place_of(top: str) -> Path:
+    """Return the folder of a top-level package that was imported, or the file of a module."""
+    module = sys.modules[top]
+    return Path(module.__path__[0]) if hasattr(module, "__path__") else Path(str(module.__file__))
 
 
 # ---- files and modules ---------------------------------------------------------------------------
@@ -86,10 +137,8 @@ def load_plugins(names: Sequence[str] = ()) -> None:
     """
     for name in names:
         _import_own(name, "plugins")
-    installed = entry_points(group="permafrost")
-    for entry in installed:
-        _import(entry.value, "installed packages")
-    _check_implementations({entry.value.partition(".")[0] for entry in installed})
+    load_installed()
+    _check_implementations({module.partition(".")[0] for module in entry_modules().values()})
 
 
 def _check_implementations(installed: set[str]) -> None:
@@ -177,8 +226,7 @@ def _import_own(location: str, option: str) -> Any:
             f"{option}={location}: another module is called {name} ({origin}); rename the file"
         )
     if origin is not None:
-        source = Path(origin)
-        _PLACES[top] = source.parent if source.name == "__init__.py" else source
+        _PLACES[top] = _place_of(top)
     return module
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path, PurePath
 from typing import Any
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.environment import CONF
 from permafrost.config.families import FAMILIES
 from permafrost.config.options import Option, Options, Role, options_of
+from permafrost.config.plugins import experiment_folders
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import VERBS
@@ -63,17 +65,21 @@ def section_of(word: str) -> str:
 def group_members(section: str) -> list[str]:
     """Members that a section may choose, such as the methods of `method=`; empty if it has none."""
     if section == "experiment":
-        return experiment_names()
+        return sorted(experiment_files())
     if section not in GROUPS:
         return sorted(FAMILIES.get(section, ()))
     own = {OF_CLASS[section]} if section in OF_CLASS else set()
     return sorted({*own, *(path.stem for path in (CONF / section).glob("*.yaml"))})
 
 
-def experiment_names() -> list[str]:
-    """Names of the experiments of conf/."""
-    folder = CONF / "experiment"
-    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+def experiment_files() -> dict[str, Path]:
+    """Return the experiments of conf/ and of installed packages, by name; a package's begin with its entry point's."""
+    folders = {"": CONF / "experiment", **experiment_folders()}
+    return {
+        (PurePath(name) / path.relative_to(folder).with_suffix("")).as_posix(): path
+        for name, folder in folders.items()
+        for path in sorted(folder.rglob("*.yaml"))
+    }
 
 
 @cache

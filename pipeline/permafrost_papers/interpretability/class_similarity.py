@@ -1,0 +1,239 @@
+"""Similarity of classes in a network's outputs, compared with the groups that people see.
+
+P[c, k] = mean over the records of class c of softmax_tau(z)_k. Its off-diagonal entries show which classes a network
+confuses. Their Spearman correlation with those of the teacher, or with a given class similarity, measures how much of
+this structure a student has. Label smoothing erases it. Only logits are needed, and the teacher's are read from its
+stored pass.
+
+Shape letters: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from permafrost.core.batches import require_all_logits
+from permafrost.core.errors import ConfigError, require, shorten
+from permafrost.core.records import NO_LABEL
+from permafrost.evaluation.context import EvaluationContext, require_one_label
+from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
+from permafrost.storage.files import read_regular, sha256_file
+from permafrost.storage.untrusted import FormatError, parse_npy
+from permafrost_papers.interpretability.options import ClassSimilarityOptions
+
+COARSE = {
+    "aquatic mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food containers": "bottle bowl can cup plate",
+    "fruit and vegetables": "apple mushroom orange pear sweet_pepper",
+    "household electrical devices": "clock keyboard lamp telephone television",
+    "household furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large carnivores": "bear leopard lion tiger wolf",
+    "large man-made outdoor things": "bridge castle house road skyscraper",
+    "large natural outdoor scenes": "cloud forest mountain plain sea",
+    "large omnivores and herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium-sized mammals": "fox porcupine possum raccoon skunk",
+    "non-insect invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles 1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles 2": "lawn_mower rocket streetcar tank tractor",
+}
+"""Fine classes of each coarse class, separated by spaces."""
+_COARSE_OF = {fine: coarse for coarse, names in COARSE.items() for fine in names.split()}
+
+
+def coarse_similarity(classes: Sequence[str], option: str) -> Tensor:
+    """Similarity f64 [K, K] of CIFAR-100's classes, by name and in any order: 1 within a coarse class, 0 otherwise.
+
+    Raises ConfigError if a class is none of CIFAR-100.
+
+    option  option and value that asked for it, for the message
+    """
+    names = [name.strip().lower().replace(" ", "_").replace("-", "_") for name in classes]
+    unknown = [own for own, name in zip(classes, names, strict=True) if name not in _COARSE_OF]
+    require(
+        not unknown,
+        f"{option} knows the 100 classes of CIFAR-100 by name, but {len(unknown)} of the store's {len(classes)} are "
+        f"others: {shorten(unknown)}; name a file with evaluate.class_similarity.similarity= instead",
+    )
+    coarse = [_COARSE_OF[name] for name in names]
+    require(
+        len(set(coarse)) < len(coarse) and len(set(coarse)) > 1,
+        f"{option}: the store's {len(classes)} classes belong to {len(set(coarse))} coarse classes, so all pairs are "
+        "equally similar; set it to null, or keep more classes with data.only_classes=",
+    )
+    return torch.tensor([[float(a == b) for b in coarse] for a in coarse], dtype=torch.float64)
+
+
+# ---- class similarity ------------------------------------------------------------------------------
+
+
+NAME = "class_similarity"
+_OPTION = f"evaluate.{NAME}.similarity"
+
+
+def mean_predictions(logits: Tensor, labels: Tensor, tau: float) -> tuple[float, Tensor]:
+    """Compute the mean entropy of softmax_tau in nats, and the matrix P, f64 [K, K].
+
+    The entropy is log K for uniform predictions. A class without records has a row of nan. Records without a label are
+    left out.
+
+    logits  raw, [B, K]
+    labels  i64 [B]
+    """
+    there = labels != NO_LABEL
+    log_p = F.log_softmax(logits[there].double() / tau, dim=1)
+    p, classes = log_p.exp(), labels[there]
+    number = logits.shape[1]
+    sums = p.new_zeros(number, number).index_add_(0, classes, p)
+    records = classes.bincount(minlength=number)
+    return float(-(p * log_p).sum()) / len(classes), sums / records[:, None]
+
+
+def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
+    """Spearman correlation of the off-diagonal entries of two matrices [K, K], where both are defined.
+
+    The result is None if either is constant. Equal values share the mean of their ranks.
+    """
+    wanted = ~torch.eye(len(first), dtype=torch.bool)
+    wanted &= ~(first.isnan() | second.isnan())
+    pair = torch.stack([first[wanted], second[wanted]])
+    if (pair == pair[:, :1]).all(dim=1).any():
+        return None
+    return float(spearmanr(*pair.numpy()).statistic)
+
+
+# ---- the evaluator -----------------------------------------------------------------------------------
+
+
+def check_class_similarity(context: EvaluationContext) -> Mapping[str, str]:
+    """Raise ConfigError unless there are labels and something to compare with, and return the file that is read."""
+    require_one_label(context, NAME)
+    require(
+        _given_similarity(context) is not None or len(context.dataset.passes) > 0,
+        f"evaluators={NAME} compares with the teacher's class means, but there is no teacher pass; run "
+        f"permafrost precompute with a teacher, or name a file with a matrix or superclasses with {_OPTION}=",
+    )
+    path = context.options.of(ClassSimilarityOptions).similarity
+    return {} if path is None else {path: sha256_file(Path(path))}
+
+
+def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
+    """Evaluate the class similarity of the predictions.
+
+    entropy           mean entropy of a record's softmax_tau, in nats
+    spearman.teacher  correlation of the off-diagonal class means with those of the first teacher pass
+    spearman.given    correlation of the off-diagonal class means with evaluate.class_similarity.similarity, or
+                      .reference
+    teacher_entropy, teacher_spearman.given  the same for the teacher
+    """
+    options, predictions = context.options.of(ClassSimilarityOptions), context.predictions
+    entropy, own = mean_predictions(predictions.logits, predictions.labels, options.tau)
+    metrics: dict[str, Any] = {"entropy": entropy}
+    spearman, of_teacher = {}, {}
+    teacher = None
+    if predictions.teacher_logits is not None:
+        metrics["teacher_entropy"], teacher = mean_predictions(
+            require_all_logits(predictions.teacher_logits, f"evaluators={NAME}"),
+            predictions.labels,
+            options.tau,
+        )
+        spearman["teacher"] = off_diagonal_spearman(own, teacher)
+    given = _given_similarity(context)
+    if given is not None:
+        spearman["given"] = off_diagonal_spearman(own, given)
+        if teacher is not None:
+            of_teacher["given"] = off_diagonal_spearman(teacher, given)
+    named = {"spearman": spearman, "teacher_spearman": of_teacher}
+    defined = {
+        name: {key: value for key, value in values.items() if value is not None}
+        for name, values in named.items()
+    }
+    return metrics | {name: values for name, values in defined.items() if values}
+
+
+def _given_similarity(context: EvaluationContext) -> Tensor | None:
+    """Class similarity f64 [K, K] of evaluate.class_similarity.similarity or .reference, None without either."""
+    options, classes = context.options.of(ClassSimilarityOptions), context.store.manifest.classes
+    if options.reference is not None:
+        return coarse_similarity(classes, f"evaluate.{NAME}.reference={options.reference}")
+    if options.similarity is not None:
+        return read_similarity(Path(options.similarity), len(classes))
+    return None
+
+
+def read_similarity(path: Path, classes: int) -> Tensor:
+    """Read a class similarity f64 [K, K] from a matrix (.npy) or from a text file with one superclass per class.
+
+    The text file has one line per class, in label order. The similarity of two classes is 1 if their lines are equal,
+    0 otherwise.
+    """
+    require(path.is_file(), f"{_OPTION}={path} does not exist; correct it, or set it to null")
+    if path.suffix == ".npy":
+        try:
+            matrix = parse_npy(read_regular(path), "biuf", (classes, classes))
+        except FormatError as error:
+            raise ConfigError(
+                f"{_OPTION}={path} is no matrix of numbers of shape ({classes}, {classes}): {error}; save one with "
+                "numpy.save"
+            ) from error
+        return torch.from_numpy(matrix.astype(np.float64))
+    try:
+        names = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{_OPTION}={path} is neither text nor a file that ends in .npy ({error}); name a text file with one "
+            "superclass per class, or a .npy matrix"
+        ) from error
+    lines = [line.strip() for line in (names[:-1] if names[-1] == "" else names)]
+    require(
+        len(lines) == classes and all(lines),
+        f"{_OPTION}={path} has {len(lines)} lines ({lines.count('')} of them empty), but {classes} classes need one "
+        "superclass each, in label order; correct the file, or name a .npy matrix",
+    )
+    return torch.tensor([[float(a == b) for b in lines] for a in lines], dtype=torch.float64)
+
+
+EVALUATOR = Evaluator(
+    evaluate_class_similarity,
+    check_class_similarity,
+    Page(
+        "Classes",
+        "Similarity of classes",
+        "The off-diagonal class means of the softened predictions show which classes a network confuses. Reported are"
+        " their rank correlation with the teacher's and the mean entropy of a prediction, in nats. Label smoothing "
+        "erases this similarity, which soft targets convey.",
+        (
+            Quantity(
+                "spearman",
+                "Rank correlation of the class means",
+                "Rank correlation with the teacher's class means: 1 is the same order, 0 is no relation.",
+                MORE,
+            ),
+            Quantity(
+                "entropy",
+                "Entropy of a prediction",
+                "Mean entropy of a softened prediction in nats; 0 is certainty about one class.",
+            ),
+            Quantity(
+                "teacher_entropy",
+                "Entropy of the teacher's prediction",
+                "The same entropy of the teacher's predictions, to compare with.",
+                is_main=False,
+            ),
+        ),
+    ),
+)

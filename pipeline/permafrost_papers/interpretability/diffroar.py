@@ -1,0 +1,367 @@
+"""DiffROAR: the accuracy of probes trained on the most and on the least important pixels of a network.
+
+    PredPower(A, k)  accuracy of a probe trained from scratch on images of which only a fraction k of the coordinates is
+                     kept, all others set to the mean of the training images, and tested on images masked the same way
+    DiffROAR(A, k) = PredPower(the top k kept) - PredPower(the bottom k kept)
+
+(Shah et al. 2021; Hooker et al. 2019 for retraining.) Values above 0 are good, a random order gives about 0, and for
+k = 0 and k = 1 both terms are equal. The attribution is the input gradient of the logit of the predicted class, on
+both training and test images: with the true class, the positions alone could reveal the label. A probe that receives
+only the positions (mask_only) measures how much they reveal. All evaluated models use the same probe, so only their
+masks differ.
+
+Shape letters: N images, C channels, H W their size, G 1 or C groups of ranked coordinates (a pixel, or each of its
+channels), K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from permafrost.core.digests import derive_seed
+from permafrost.core.errors import require
+from permafrost.core.progress import progress
+from permafrost.core.records import NO_LABEL
+from permafrost.evaluation.context import EvaluationContext, require_one_label
+from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
+from permafrost.loading.geometry import view_images
+from permafrost.loading.subset import balanced_order
+from permafrost.models.resolve import require_images
+from permafrost_papers.interpretability.gradient_alignment import input_gradient
+from permafrost_papers.interpretability.options import DiffroarOptions
+
+Part = Literal["top", "bottom"]
+_LEVELS = 256
+BuildProbe = Callable[[int], nn.Module]
+"""Function from the number of classes to an untrained network."""
+
+
+@dataclass(frozen=True)
+class RankedImages:
+    """Images with the rank of each coordinate by attribution."""
+
+    images: Tensor
+    """Images u8 [N, C, H, W]."""
+    quantiles: Tensor
+    """Rank quantiles u8 [N, G, H, W] of `rank_quantiles`, which need a quarter of the memory of ranks."""
+    labels: Tensor
+    """Labels i64 [N]."""
+
+    def select(self, rows: Tensor, part: Part, fraction: float) -> Tensor:
+        """Select the `fraction` of most ("top") or least ("bottom") important coordinates: bool [rows, G, H, W].
+
+        It is rounded to a multiple of 1 / 256 for more than 256 coordinates, so by up to 0.2 % of them.
+        """
+        quantiles = self.quantiles[rows].short()  # u8 could not be compared with 256
+        levels = min(quantiles[0].numel(), _LEVELS)
+        count = round(fraction * levels)
+        return quantiles < count if part == "top" else quantiles >= levels - count
+
+
+def rank(attributions: Tensor) -> Tensor:
+    """Rank |attributions| [N, G, H, W] within each image, i32, 0 for the highest. Ties follow a fixed random order."""
+    strength = attributions.abs().flatten(1)
+    generator = torch.Generator().manual_seed(derive_seed(0, "ties of ranks"))
+    drawn = torch.randperm(strength.shape[1], generator=generator).to(strength.device)
+    order = drawn[strength[:, drawn].argsort(dim=1, descending=True, stable=True)]
+    places = torch.arange(strength.shape[1], dtype=torch.int32, device=strength.device)
+    ranks = torch.empty_like(order, dtype=torch.int32)
+    return ranks.scatter_(1, order, places.expand_as(ranks)).view_as(attributions)
+
+
+def rank_quantiles(attributions: Tensor) -> Tensor:
+    """Quantiles u8 of the ranks of |attributions| [N, G, H, W] within each image, 0 for the highest.
+
+    For up to 256 coordinates these are the ranks themselves.
+    """
+    ranks = rank(attributions)
+    total = ranks[0].numel()
+    if total > _LEVELS:
+        ranks = ranks.long() * _LEVELS // total
+    return ranks.to(torch.uint8)
+
+
+def keep_part(part: Part, fraction: float, fill: float) -> Callable[[RankedImages, Tensor], Tensor]:
+    """Build a function to images in which all other coordinates are set to `fill`: f32 [rows, C, H, W]."""
+
+    def inputs(ranked: RankedImages, rows: Tensor) -> Tensor:
+        kept = ranked.select(rows, part, fraction)
+        return torch.where(kept, ranked.images[rows].float() / 255, fill)
+
+    return inputs
+
+
+def mask_of_part(part: Part, fraction: float) -> Callable[[RankedImages, Tensor], Tensor]:
+    """Build a function to the positions of that part as 0 and 1, without the image: f32 [rows, C, H, W]."""
+
+    def inputs(ranked: RankedImages, rows: Tensor) -> Tensor:
+        kept = ranked.select(rows, part, fraction).float()
+        return kept.expand(-1, ranked.images.shape[1], -1, -1)
+
+    return inputs
+
+
+def build_probe(width: int) -> BuildProbe:
+    """Three convolutions that each halve the image, and a linear layer on their spatial average."""
+
+    def build(classes: int) -> nn.Module:
+        layers: list[nn.Module] = []
+        channels = 3
+        for factor in (1, 2, 4):
+            layers += [
+                nn.Conv2d(channels, factor * width, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(factor * width),
+                nn.ReLU(),
+            ]
+            channels = factor * width
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+        return nn.Sequential(*layers, *head)
+
+    return build
+
+
+def predictive_power(
+    train: RankedImages,
+    test: RankedImages,
+    inputs: Callable[[RankedImages, Tensor], Tensor],
+    build: BuildProbe,
+    options: DiffroarOptions,
+    *,
+    seed: int,
+    classes: int,
+) -> float:
+    """Accuracy on `test` of a probe trained on `train`, both transformed by `inputs`. Deterministic for a seed."""
+    device = train.images.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(seed, "probe"))
+        probe = build(classes).to(device).train()
+    optimizer = torch.optim.Adam(probe.parameters(), lr=options.lr)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "order of the probe"))
+    for epoch in range(options.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = options.lr * (1 - epoch / options.epochs)
+        order = torch.randperm(len(train.labels), generator=generator).to(device)
+        for rows in _cut(order, options.batch_size):
+            if len(rows) < 2:
+                continue  # batch norm cannot train on one record
+            with torch.enable_grad():
+                loss = F.cross_entropy(probe(inputs(train, rows)), train.labels[rows])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    probe.eval()
+    right = 0
+    with torch.no_grad():
+        for rows in _cut(torch.arange(len(test.labels), device=device), options.batch_size):
+            answers = probe(inputs(test, rows)).argmax(dim=1)
+            right += int((answers == test.labels[rows]).sum())
+    return right / len(test.labels)
+
+
+def _cut(rows: Tensor, size: int) -> list[Tensor]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+# ---- diffroar --------------------------------------------------------------------------------------
+
+
+NAME = "diffroar"
+
+
+def check_diffroar(context: EvaluationContext) -> Mapping[str, str]:
+    """Raise ConfigError unless there are images with one label each to train on besides the evaluated ones."""
+    require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
+    require_one_label(context, NAME)
+    options = context.options.of(DiffroarOptions)
+    split, needed = options.train_split, options.records_per_class
+    rows = _free_rows(context)
+    require(
+        len(rows) > 1,
+        f"evaluate.{NAME}.train_split={split} has no labeled records other than those of {context.split}, and a probe "
+        "must not be tested on its training records; name another split",
+    )
+    classes = len(np.unique(context.store.index.values("label", rows)))
+    asked, held = options.train_records, len(rows)
+    hint = (
+        f"set evaluate.{NAME}.train_records={needed * classes}"
+        if held >= needed * classes
+        else f"{split} has only {held} free records, so leave {NAME} out of evaluators"
+    )
+    require(
+        min(asked, held) >= needed * classes,
+        f"evaluate.{NAME}.train_records={asked} is {min(asked, held) / classes:.3g} for each of the {classes} classes "
+        f"of {split}, and of fewer than {needed} (evaluate.{NAME}.records_per_class) a probe learns nothing with any "
+        f"mask, so that DiffROAR is 0 for every network; {hint}",
+    )
+    return {}
+
+
+def evaluate_diffroar(context: EvaluationContext) -> dict[str, Any]:
+    """Run `compare` for the evaluated model on some of the split's records."""
+    options = context.options.of(DiffroarOptions)
+    train = _ranked(context, _training_rows(context))
+    test = _ranked(context, _test_rows(context))
+    classes = len(context.store.manifest.classes)
+    return compare(train, test, build_probe(options.width), options, classes)
+
+
+def compare(
+    train: RankedImages,
+    test: RankedImages,
+    build: BuildProbe,
+    options: DiffroarOptions,
+    classes: int,
+) -> dict[str, Any]:
+    """Train the probes and compute DiffROAR.
+
+    difference             DiffROAR, by the fraction kept in per cent, as are sd, power and mask_only
+    sd                     standard deviation of DiffROAR over all pairs of runs
+    power.top, .bottom     predictive power of the top and bottom coordinates
+    mean                   mean of DiffROAR over the fractions
+    mask_only              accuracy of a probe that receives only the positions of the top coordinates
+    unmasked               accuracy of a probe that receives the whole images
+    chance                 share of the most frequent class of the test records
+
+    A predictive power that mask_only reaches may come from the positions instead of the pixel values: if the shape of
+    an object determines its class, the outline of the positions is sufficient.
+    """
+    fill = _mean(train.images) / 255
+    parts = ("top", "bottom")
+    runs: dict[str, dict[str, list[float]]] = {part: {} for part in parts}
+    mask_only: dict[str, float] = {}
+
+    def power(inputs: Any, seed: int) -> float:
+        bar.update(1)
+        return predictive_power(train, test, inputs, build, options, seed=seed, classes=classes)
+
+    total = len(options.keep) * (2 * len(options.seeds) + 1) + 1
+    with progress(NAME, total=total, unit="probe") as bar:
+        for fraction in options.keep:
+            name = f"{100 * fraction:g}%"
+            for part in ("top", "bottom"):
+                seen = keep_part(part, fraction, fill)
+                runs[part][name] = [power(seen, seed) for seed in options.seeds]
+            mask_only[name] = power(mask_of_part("top", fraction), options.seeds[0])
+        unmasked = power(keep_part("top", 1.0, fill), options.seeds[0])
+    pairs = {
+        name: np.subtract.outer(top, runs["bottom"][name]) for name, top in runs["top"].items()
+    }
+    difference = {name: float(values.mean()) for name, values in pairs.items()}
+    return {
+        "train_records": len(train.labels),
+        "test_records": len(test.labels),
+        "difference": difference,
+        "sd": {name: float(values.std()) for name, values in pairs.items()},
+        "mean": float(np.mean(list(difference.values()))),
+        "power": {
+            part: {name: float(np.mean(values)) for name, values in runs[part].items()}
+            for part in parts
+        },
+        "mask_only": mask_only,
+        "unmasked": unmasked,
+        "chance": float(test.labels.bincount().max()) / len(test.labels),
+    }
+
+
+def _mean(images: Tensor) -> float:
+    """Mean of images u8 [N, ...], without a copy of all of them in another dtype."""
+    sums = [images[start : start + 256].sum() for start in range(0, len(images), 256)]
+    return int(torch.stack(sums).sum()) / images.numel()
+
+
+def _free_rows(context: EvaluationContext) -> NDArray[np.int64]:
+    """Rows of the index to train on, in balanced order over classes: labeled, and not among the evaluated records."""
+    rows = balanced_order(
+        context.store.index, context.options.of(DiffroarOptions).train_split, seed=0
+    )
+    labels = context.store.index.values("label", rows)
+    free = ~np.isin(rows, np.asarray(context.dataset.rows)) & (labels != NO_LABEL)
+    kept: NDArray[np.int64] = rows[free]
+    return kept
+
+
+def _training_rows(context: EvaluationContext) -> NDArray[np.int64]:
+    return np.sort(_free_rows(context)[: context.options.of(DiffroarOptions).train_records])
+
+
+def _test_rows(context: EvaluationContext) -> NDArray[np.int64]:
+    options, dataset = context.options.of(DiffroarOptions), context.dataset
+    rows = np.asarray(dataset.rows)[dataset.label_numbers != NO_LABEL]
+    drawn = np.random.default_rng(derive_seed(0, NAME)).permutation(len(rows))
+    return np.sort(rows[drawn[: options.test_records]])
+
+
+def _ranked(context: EvaluationContext, rows: NDArray[np.int64]) -> RankedImages:
+    """Load records with the rank quantiles of the model's attributions, on the model's device."""
+    model = context.model
+    images = torch.empty(len(rows), 3, *model.input_size, dtype=torch.uint8, device=model.device)
+    groups = 1 if context.options.of(DiffroarOptions).unit == "pixel" else 3
+    quantiles = images.new_empty(len(rows), groups, *model.input_size)
+    labels = images.new_empty(len(rows), dtype=torch.int64)
+    done = 0
+    for batch in replace(context, dataset=context.open_rows(rows)).iter_batches():
+        seen = view_images(batch, model.input_size)
+        gradient = input_gradient(seen, lambda x: model.network(x).logits.max(dim=1).values)
+        if context.options.of(DiffroarOptions).unit == "pixel":
+            gradient = gradient.abs().sum(dim=1, keepdim=True)
+        here = slice(done, done + len(seen))
+        images[here] = (seen * 255).round().to(torch.uint8)
+        quantiles[here] = rank_quantiles(gradient)
+        labels[here] = batch.labels
+        done += len(seen)
+    return RankedImages(images, quantiles, labels)
+
+
+EVALUATOR = Evaluator(
+    evaluate_diffroar,
+    check_diffroar,
+    Page(
+        "DiffROAR",
+        "Predictive power of the gradients' order",
+        "Predictive power of the pixels with the highest gradients minus that of those with the lowest, by the "
+        "share that is kept (Shah et al. 2021). Above 0, the gradients select pixels that a retrained network can "
+        "use. The mask alone should not predict the class.",
+        (
+            Quantity(
+                "difference",
+                "DiffROAR by the share of pixels that is kept, in per cent",
+                "Accuracy with the top pixels minus accuracy with the bottom pixels; 0 is a random order.",
+                MORE,
+                "line",
+            ),
+            Quantity(
+                "mean",
+                "DiffROAR, mean over the shares",
+                "Mean of these differences over all shares; 0 is a random order.",
+                MORE,
+            ),
+            Quantity(
+                "mask_only",
+                "Accuracy of a probe on the mask alone",
+                "Accuracy of a probe that sees the kept positions only; above chance, they reveal the class.",
+                is_main=False,
+            ),
+            Quantity(
+                "unmasked",
+                "Accuracy of a probe on whole images",
+                "Accuracy of the same probe network without a mask: the most that a masked image can reach.",
+                is_main=False,
+            ),
+            Quantity(
+                "chance",
+                "Share of the most frequent class",
+                "Accuracy of always predicting the most frequent class: the chance level of the probes.",
+                is_main=False,
+            ),
+        ),
+    ),
+)

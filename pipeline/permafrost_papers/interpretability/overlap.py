@@ -1,0 +1,179 @@
+"""Overlap of units and concepts: thresholds of units, and counts of intersections.
+
+    T_k = the smallest activation of unit k with P(a_k > T_k) <= quantile
+
+over all images and positions. It is the (m + 1)-th largest of the N activations, with m = floor(quantile N). The m + 1
+largest activations seen so far are therefore kept, and those of two parts merge into the largest of both.
+
+    IoU[k, c] = inter[k, c] / (act[k, cat(c)] + lab[c] - inter[k, c] + 1e-10)
+
+    inter[k, c]    pixels with label c where unit k is active
+    lab[c]         pixels with label c; an image-level label counts for all pixels of its image
+    act[k, cat]    pixels where unit k is active, over the images in which one of these pixels has a label of the
+                   category (mask), or in which any pixel has one (image), as in the paper's text
+
+A pixel with the same label in several label images counts once. The blog of Han et al. defines an IoU per image and
+interpolates the thresholded map. Their code does neither, and this module follows the code.
+
+Shape letters: B images, U units, h w grid, n activations kept, C labels, G categories, L label images, s t their height
+and width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from permafrost_papers.interpretability.concepts import NO_CONCEPT, Labels
+
+_ROUNDING = 1e-9
+"""Tolerance on quantile N, against rounding errors just below a whole number."""
+
+
+def kept_of(quantile: float, activations: int) -> int:
+    """Number m + 1 of activations per unit that must be kept to determine its threshold."""
+    return math.floor(quantile * activations + _ROUNDING) + 1
+
+
+@dataclass(frozen=True)
+class LargestActivations:
+    """Largest activations of each unit over some images, which can be merged over parts."""
+
+    values: Tensor
+    """Activations [U, n] in descending order, n <= keep."""
+    keep: int
+
+    @classmethod
+    def of(cls, activations: Tensor, keep: int) -> LargestActivations:
+        """Select from activations [B, U, h, w]."""
+        flat = activations.transpose(0, 1).flatten(1)
+        return cls(flat.topk(min(keep, flat.shape[1]), dim=1).values, keep)
+
+    def __add__(self, other: LargestActivations) -> LargestActivations:
+        both = torch.cat([self.values, other.values], dim=1)
+        return LargestActivations(both.topk(min(self.keep, both.shape[1]), dim=1).values, self.keep)
+
+    @property
+    def thresholds(self) -> Tensor:
+        """Thresholds [U]."""
+        return self.values[:, -1]
+
+
+@dataclass(frozen=True)
+class TopImages:
+    """The images with the highest maximal activation of each unit, which can be merged over parts."""
+
+    values: Tensor
+    """Maximal activations [U, n] in descending order."""
+    numbers: Tensor
+    """Numbers of the images, i64 [U, n]."""
+    keep: int
+
+    @classmethod
+    def of(cls, activations: Tensor, numbers: Tensor, keep: int) -> TopImages:
+        """Select from activations [B, U, h, w] of images with numbers i64 [B]."""
+        highest = activations.amax(dim=(2, 3)).T
+        return cls(highest, numbers.expand_as(highest), keep)._cut()
+
+    def __add__(self, other: TopImages) -> TopImages:
+        values = torch.cat([self.values, other.values], dim=1)
+        numbers = torch.cat([self.numbers, other.numbers], dim=1)
+        return TopImages(values, numbers, self.keep)._cut()
+
+    def _cut(self) -> TopImages:
+        values, order = self.values.sort(dim=1, descending=True, stable=True)
+        order, values = order[:, : self.keep], values[:, : self.keep]
+        return TopImages(values, self.numbers.gather(1, order), self.keep)
+
+
+# ---- overlap counts --------------------------------------------------------------------------------
+
+
+_EPS = 1e-10
+
+Presence = Literal["mask", "image"]
+
+
+def firing_mask(activations: Tensor, thresholds: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks of active units, bool [U, s, t] at (height, width) `size`.
+
+    Activations are upsampled bilinearly, and a unit is active where they are strictly above its threshold. A unit that
+    is 0 almost everywhere has the threshold 0, and is not active where it is 0.
+
+    activations  [U, h, w] of one image
+    thresholds   [U]
+    """
+    finer = F.interpolate(activations[None], size, mode="bilinear", align_corners=False)[0]
+    return finer > thresholds[:, None, None]
+
+
+@dataclass(frozen=True)
+class OverlapCounts:
+    """Counts over some images, all i64."""
+
+    inter: Tensor
+    """Pixels [U, C] of each unit and label."""
+    lab: Tensor
+    """Pixels [C] of each label."""
+    act: Tensor
+    """Pixels [U, G] of each unit and category."""
+
+    @classmethod
+    def zeros(cls, units: int, labels: Labels) -> OverlapCounts:
+        """Counts of an empty set."""
+        count, categories = len(labels.names), len(labels.categories)
+        return cls(
+            torch.zeros(units, count, dtype=torch.int64),
+            torch.zeros(count, dtype=torch.int64),
+            torch.zeros(units, categories, dtype=torch.int64),
+        )
+
+    def count(
+        self,
+        masks: Tensor,
+        layers: Tensor,
+        image_labels: tuple[int, ...],
+        labels: Labels,
+        presence: Presence = "mask",
+    ) -> None:
+        """Add one image, in place.
+
+        masks   bool [U, s, t], masks of active units
+        layers  i64 [L, s, t], labels of pixels
+        image_labels   labels of the image
+        """
+        present, there = _labeled(layers, image_labels)
+        fired = masks.flatten(1)
+        # The counts within one image are below 2^24, so they are exact in float32.
+        counts = fired.float() @ there.float().T  # [U, present]
+        categories = [labels.category_of[label] for label in present]
+        of_category = counts.new_zeros(len(present), len(labels.categories))
+        of_category[range(len(present)), categories] = 1
+        seen = counts if presence == "mask" else torch.ones_like(counts)
+        self.inter[:, present] += counts.long().cpu()
+        self.lab[present] += there.sum(dim=1).cpu()
+        self.act.add_((fired.sum(dim=1)[:, None] * (seen @ of_category > 0)).cpu())
+
+    def iou(self, labels: Labels) -> Tensor:
+        """Compute the IoU f64 [U, C], 0 for the label of no concept."""
+        inter = self.inter.double()
+        act = self.act.double()[:, list(labels.category_of)]
+        iou = inter / (act + self.lab.double() - inter + _EPS)
+        iou[:, NO_CONCEPT] = 0
+        return iou
+
+
+def _labeled(layers: Tensor, image_labels: tuple[int, ...]) -> tuple[list[int], Tensor]:
+    """Labels of an image and the mask of each: bool [labels, s t]."""
+    present = sorted({*torch.unique(layers).tolist(), *image_labels} - {NO_CONCEPT})
+    pixels = layers.flatten(1)
+    everywhere = torch.ones(pixels.shape[1], dtype=torch.bool, device=layers.device)
+    there = [
+        everywhere if label in image_labels else (pixels == label).any(dim=0) for label in present
+    ]
+    return present, torch.stack(there) if there else everywhere[None][:0]

@@ -1,0 +1,101 @@
+"""Chimeras: inputs whose superfeatures come from different records, and the teacher's logits for them.
+
+If each subnet receives only its own part of the input, the logits of a superfeature are exactly those of its donor, so
+a chimera needs no forward pass of the teacher. This does not hold for a trunk, whose cells depend on their
+surroundings.
+Shape letters: B batch, n chimeras, M superfeatures, K classes, d features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from permafrost.core.batches import Batch, Targets, require_all_logits
+from permafrost.core.records import NO_LABEL
+from permafrost.losses.base import AnyTargets, StepInputs
+from permafrost_papers.ked.subnets import LOGITS
+
+
+def draw_donors(number: int, records: int, superfeatures: int, device: torch.device) -> Tensor:
+    """Draw the donor record of each superfeature of `number` chimeras, i64 [n, M], with torch's global generator."""
+    return torch.randint(records, (number, superfeatures), device=device)
+
+
+def mix_rows(superfeature_logits: Tensor, donors: Tensor) -> Tensor:
+    """Select the logits of each superfeature from its donor: [B, M, K] and donors i64 [n, M] -> [n, M, K]."""
+    places = torch.arange(donors.shape[1], device=donors.device)
+    return superfeature_logits[donors, places]
+
+
+def mix_inputs(
+    inputs: Tensor, assignment: Tensor, donors: Tensor, grid: tuple[int, int] | None
+) -> Tensor:
+    """Compose inputs [B, ...] -> [n, ...], with each feature taken from the donor of its superfeature.
+
+    inputs      [B, C, H, W] with sides that are multiples of the grid's, or table rows [B, d]
+    assignment  i64 [d]: the superfeature of each cell or column
+    donors      i64 [n, M]: the record of each superfeature
+    grid        (rows, columns) of the cells, None for a table
+    """
+    donor_of_feature = donors[:, assignment.to(donors.device)]  # [n, d]
+    if grid is None:
+        return inputs.gather(0, donor_of_feature)
+    pixels = spread_cells(donor_of_feature.view(-1, *grid), (inputs.shape[2], inputs.shape[3]))
+    index = pixels[:, None].expand(-1, inputs.shape[1], -1, -1)
+    return inputs.gather(0, index)
+
+
+def spread_cells(cells: Tensor, size: tuple[int, int]) -> Tensor:
+    """Expand cells [..., rows, columns] to pixels [..., height, width] with the value of their cell."""
+    rows, columns = cells.shape[-2:]
+    return cells.repeat_interleave(size[0] // rows, dim=-2).repeat_interleave(
+        size[1] // columns, dim=-1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chimeras:
+    """Chimeras: records added to a batch, with each superfeature taken from an independently drawn record (KED).
+
+    Shape letters: B batch, n chimeras, M superfeatures of the compared level, K classes, d features.
+    """
+
+    fraction: float
+    """Number n of chimeras as a fraction of B."""
+    number: int
+    """Number M of superfeatures."""
+    assignment: Tensor
+    """Superfeature of each of the student's features, i64 [d]."""
+    grid: tuple[int, int] | None
+
+    def __call__(self, inputs: StepInputs, batch: Batch) -> StepInputs:
+        images = inputs.images
+        count = round(self.fraction * len(images))
+        donors = draw_donors(count, len(images), self.number, images.device)
+        mixed = mix_inputs(images, self.assignment, donors, self.grid)
+        return replace(
+            inputs,
+            images=torch.cat([images, mixed]),
+            labels=tuple((share, label_chimeras(own, count)) for share, own in inputs.labels),
+            on_targets=(*inputs.on_targets, lambda targets: add_chimeras(targets, donors)),
+        )
+
+
+def add_chimeras(targets: AnyTargets, donors: Tensor) -> Targets:
+    """Append the targets of chimeras to those of a batch. Their logits are the sum of those of their parts."""
+    assert isinstance(targets, Targets)
+    intermediates = {
+        name: torch.cat([values, mix_rows(values, donors)])
+        for name, values in targets.intermediates.items()
+    }
+    logits = require_all_logits(targets.logits, "method.chimera_fraction")
+    mixed = intermediates[LOGITS][len(logits) :].sum(dim=1)
+    return replace(targets, logits=torch.cat([logits, mixed]), intermediates=intermediates)
+
+
+def label_chimeras(labels: Tensor, count: int) -> Tensor:
+    """Append NO_LABEL for each chimera to labels i64 [B], because chimeras have no correct label."""
+    return torch.cat([labels, labels.new_full((count,), NO_LABEL)])

@@ -1,0 +1,132 @@
+"""Pictures of superfeatures: the features of each group, and the dependency matrix ordered by groups.
+
+A store has one partition for every black box and every set of options with which superfeatures were searched.
+Shape letters: d features, H W a picture, h w the features' grid.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from permafrost.reports.page import SectionPart, StoreSection
+from permafrost.reports.pictures import PictureRow, TileRow, picture_grid
+from permafrost.storage.files import exists, list_folder
+from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.artifacts import ARTIFACTS_FOLDER
+from permafrost.store.manifest import MANIFEST_NAME
+from permafrost.store.reader import Store
+from permafrost_papers.ked.dependency import symmetric
+from permafrost_papers.ked.partition import Partition
+from permafrost_papers.ked.search import load_partition
+
+_GOLDEN = 0.618034
+"""Fraction of the color circle between consecutive groups, so that few groups have distinct colors."""
+_OPACITY = 0.6
+_STRONG_QUANTILE = 0.995
+"""Quantile of the dependencies at and above which a pixel is black."""
+_BORDER = (0.85, 0.05, 0.1)
+_MATRIX_PIXELS = 256
+"""Minimum side of the matrix picture in pixels. Features are squares, and lines between groups do not hide any."""
+_SHOWN = (2, 4, 8, 16)
+
+
+def partition_section(store: Store) -> StoreSection | None:
+    """Build the section of a store's partitions, None if it has none."""
+    parts = [
+        _partition_part(folder)
+        for folder in list_folder(store.folder / ARTIFACTS_FOLDER, "partition-*")
+        if exists(folder / MANIFEST_NAME)
+    ]
+    introduction = (
+        "Features of the same color depend on each other in the black box's logits. Below each picture is the "
+        "dependency matrix in the order of the groups, with red lines between groups. Black is strong."
+    )
+    return StoreSection("superfeatures", "Superfeatures", introduction, parts) if parts else None
+
+
+def _partition_part(folder: RootedPath) -> SectionPart:
+    """Describe a search and show its partition."""
+    saved = load_partition(folder)
+    facts, partition = saved.facts, saved.partition
+    halves = f" (rank correlation of two halves {facts.split_half:.3f})" if facts.split_half else ""
+    return SectionPart(
+        folder.name,
+        f"{partition.assignments.shape[1]} features of {saved.made_from['black_box']['architecture']['name']} in "
+        f"{facts.records:,} records{halves}; {facts.communities} communities, modularity {facts.modularity[-1]:.3f} "
+        f"with {partition.most} superfeatures; {len(facts.null_features)} features without dependencies.",
+        superfeature_figure(partition, saved.dependency),
+        f"Groups of {folder.name} and its dependency matrix",
+    )
+
+
+def superfeature_figure(
+    partition: Partition,
+    dependency: Tensor,
+    numbers: Sequence[int] | None = None,
+    image: NDArray[Any] | None = None,
+) -> list[TileRow]:
+    """Show groups, and below them the matrix in their order, for some numbers of superfeatures.
+
+    dependency  [d, d]
+    numbers     numbers of superfeatures, None for 2, 4, 8 and 16 below the finest level, and the finest level
+    image       [H, W, 3], u8 or float in [0, 1], such as the mean of some records
+    """
+    if numbers is None:
+        numbers = sorted({n for n in _SHOWN if n < partition.most} | {partition.most})
+    assignments = [partition.assignment(number).numpy() for number in numbers]
+    groups = [group_picture(a, partition.grid, image) for a in assignments]
+    matrices = [dependency_picture(dependency, a) for a in assignments]
+    captions = [f"{number} superfeature{'s' if number > 1 else ''}" for number in numbers]
+    aspect = 4.0 if partition.grid is None else groups[0].shape[1] / groups[0].shape[0]
+    return picture_grid(
+        [
+            PictureRow("groups", groups, captions, aspects=[aspect] * len(groups)),
+            PictureRow("dependency", matrices),
+        ]
+    )
+
+
+def group_picture(
+    assignment: NDArray[np.int64],
+    grid: tuple[int, int] | None,
+    image: NDArray[Any] | None = None,
+) -> NDArray[np.float64]:
+    """Draw each feature in the color of its group: [h, w, 3], [1, d, 3] for a table, or [H, W, 3] over a gray image."""
+    colors = _palette(int(assignment.max()) + 1)[assignment]
+    rows, columns = grid or (1, len(assignment))
+    colors = colors.reshape(rows, columns, 3)
+    if image is None:
+        return colors
+    height, width = image.shape[:2]
+    over = colors[np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)]
+    gray = (image / 255 if image.dtype == np.uint8 else image).mean(axis=2, keepdims=True)
+    return np.asarray(_OPACITY * over + (1 - _OPACITY) * gray, dtype=np.float64)
+
+
+def dependency_picture(dependency: Tensor, assignment: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Draw the matrix in the order of groups, with lines between them: [side, side, 3], where black is strong."""
+    order = assignment.argsort(kind="stable")
+    weights = symmetric(dependency).numpy()[np.ix_(order, order)]
+    strong = np.quantile(weights, _STRONG_QUANTILE)
+    gray = 1 - (weights / max(float(strong), np.finfo(np.float64).tiny)).clip(0, 1)
+    pixels = -(-_MATRIX_PIXELS // len(order))
+    picture = gray.repeat(pixels, axis=0).repeat(pixels, axis=1)[..., None].repeat(3, axis=2)
+    lines = (np.flatnonzero(np.diff(assignment[order])) + 1) * pixels
+    picture = np.insert(picture, lines, _BORDER, axis=0)
+    return np.insert(picture, lines, _BORDER, axis=1)
+
+
+def _palette(number: int) -> NDArray[np.float64]:
+    """Colors of the groups: [number, 3]."""
+    return np.array(
+        [
+            colorsys.hsv_to_rgb(group * _GOLDEN % 1, 0.75, 0.95 - 0.3 * (group // 2 % 2))
+            for group in range(number)
+        ]
+    )

@@ -1,0 +1,145 @@
+"""Fidelity of a student to its teacher for each superfeature: mean KL(q_m teacher || q_m student) (KED).
+
+q_m = softmax(z_m) is the prediction of superfeature m. The teacher's predictions are read from its stored pass.
+Shape letters: B batch, M superfeatures of the level that is compared, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import LESS, PER_CENT, Evaluator, Page, Quantity
+from permafrost.loading.dataset import iter_batches
+from permafrost.loading.geometry import decode_intermediates, evaluation_view, view_images
+from permafrost.loading.transfer import iter_on_device
+from permafrost_papers.ked.options import PAYLOAD
+from permafrost_papers.ked.partition import (
+    coarsen,
+    hierarchy_of,
+    pass_hierarchy,
+    require_same_level,
+)
+from permafrost_papers.ked.subnets import LOGITS, AdditiveClassifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelitySums:
+    """Sums over some records, which can be added over the parts of a split."""
+
+    kl: Tensor
+    """Sum of the KL divergences, f64 [M], in nats."""
+    agreement: Tensor
+    """Number of records on which both networks' superfeature predicts the same class, f64 [M]."""
+    records: int
+
+    @classmethod
+    def of(cls, teacher: Tensor, student: Tensor) -> FidelitySums:
+        """Compute from superfeature logits [B, M, K], raw or class-centered."""
+        log_p, log_q = (F.log_softmax(logits.double(), dim=2) for logits in (teacher, student))
+        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=2)
+        same = teacher.argmax(dim=2) == student.argmax(dim=2)
+        return cls(kl=kl.sum(dim=0), agreement=same.double().sum(dim=0), records=len(teacher))
+
+    def __add__(self, other: FidelitySums) -> FidelitySums:
+        return FidelitySums(
+            kl=self.kl + other.kl,
+            agreement=self.agreement + other.agreement,
+            records=self.records + other.records,
+        )
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Number of superfeatures, means of kl and agreement over records and superfeatures, and kl by superfeature."""
+        kl, agreement = self.kl / self.records, self.agreement / self.records
+        return {
+            "number": len(kl),
+            "kl": float(kl.mean()),
+            "agreement": float(agreement.mean()),
+            "kl_by_superfeature": {str(m): float(value) for m, value in enumerate(kl)},
+        }
+
+
+def check_superfeatures(context: EvaluationContext) -> Mapping[str, str]:
+    """Raise ConfigError unless student and teacher pass have superfeatures in common."""
+    _levels(context)
+    return {}
+
+
+def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
+    """Compute `FidelitySums.metrics` of the split at the finest level that both networks have."""
+    number, of_student, of_teacher = _levels(context)
+    dataset = context.open_rows(context.dataset.rows, context.dataset.passes[:1], PAYLOAD)
+    total = FidelitySums(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
+    model = context.model
+    on_host = iter_batches(dataset, context.options.batch_size)
+    for batch, moved in iter_on_device(on_host, model.device):
+        taught = coarsen(decode_intermediates(batch.targets[0])[PAYLOAD], of_teacher, number)
+        seen = evaluation_view(moved, context.options.frame, model.input_size)
+        with torch.no_grad():
+            output = model.network(view_images(seen, model.input_size))
+        own = coarsen(output.extras[LOGITS], of_student, number)
+        total = total + FidelitySums.of(taught.cpu(), own.cpu())
+    return total.metrics
+
+
+def _levels(context: EvaluationContext) -> tuple[int, Tensor, Tensor]:
+    """Number of compared superfeatures, and the one to which each of the student's and the teacher's belongs."""
+    network = context.model.network
+    if not isinstance(network, AdditiveClassifier):
+        raise ConfigError(
+            f"evaluators=superfeatures needs a network with superfeatures, but {type(network.network).__name__} "
+            "has none; it evaluates students of student=additive"
+        )
+    passes = context.dataset.passes
+    taught = pass_hierarchy(passes[0]) if passes else None
+    if taught is None:
+        raise ConfigError(
+            "evaluators=superfeatures needs a teacher pass with superfeatures; run permafrost precompute "
+            "teacher=additive annotate.payloads=[logits,superfeature_logits], and name its pass with store.teacher="
+        )
+    student = hierarchy_of(network.partition)
+    number = min(student.most, taught.most)
+    require_same_level(student, taught, number, passes[0].name)
+    return number, student.coarsening(number), taught.coarsening(number)
+
+
+EVALUATOR = Evaluator(
+    evaluate_superfeatures,
+    check_superfeatures,
+    Page(
+        "Superfeatures",
+        "Fidelity of each superfeature",
+        "Mean KL of each superfeature's prediction to the teacher's, in nats, and how often both predict the same "
+        "class.",
+        (
+            Quantity(
+                "kl",
+                "KL, mean over superfeatures",
+                "Divergence from the teacher's prediction by each superfeature, in nats; 0 is equality.",
+                LESS,
+            ),
+            Quantity(
+                "agreement",
+                "Agreement, mean over superfeatures",
+                "Share of records for which a superfeature has the same prediction in both networks.",
+                PER_CENT,
+            ),
+            Quantity(
+                "kl_by_superfeature",
+                "KL by superfeature",
+                "The same divergence for each superfeature, in nats.",
+                LESS,
+                "bar",
+                is_main=False,
+            ),
+        ),
+    ),
+)

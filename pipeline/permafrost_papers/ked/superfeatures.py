@@ -1,0 +1,127 @@
+"""The superfeatures of an additive network, as payloads of a teacher pass and as an explanation.
+
+The payloads are the logits and the last hidden layer of each superfeature at the teacher's finest level. Logits of
+coarser levels are sums. The explanation is the contribution of each superfeature to a class: its logit, class-centered.
+In an additive game this is the exact Shapley value of the superfeature, so no sampling is needed (KED).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from permafrost.annotation.payloads import BatchInfo, EncodedFields
+from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.store import PassOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import FieldSpec
+from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, ModelOutput
+from permafrost.store.codecs import encode_maxabs, lowest_cosine
+from permafrost_papers.ked.losses import superfeature_fields
+from permafrost_papers.ked.partition import class_centered
+from permafrost_papers.ked.subnets import HIDDEN, LOGITS, AdditiveClassifier
+
+
+class SuperfeaturePayload:
+    """Fields superfeature_logits [M, K], class-centered with maximum absolute value 1 over classes, and
+    superfeature_logits_scale f32 [M].
+
+    They have no spatial position, so they cannot be transformed with a view.
+    """
+
+    intermediates = NO_INTERMEDIATES
+
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
+        self.dtype = config.added["superfeature_dtype"]
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        shape = tuple(output.extras[LOGITS].shape[1:])
+        return [
+            FieldSpec(
+                name="superfeature_logits",
+                shape=shape,
+                dtype=self.dtype,
+                codec="maxabs",
+                when_moved="refuse",
+                axes=("superfeature", "class"),
+            ),
+            FieldSpec(
+                name="superfeature_logits_scale",
+                shape=shape[:1],
+                dtype="float32",
+                axes=("superfeature",),
+            ),
+        ]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        values = superfeature_fields(output)[LOGITS].cpu().numpy()
+        stored, scale = encode_maxabs(values, self.dtype, axes=(2,))
+        rows = values.reshape(-1, values.shape[2])
+        return EncodedFields(
+            {"superfeature_logits": stored, "superfeature_logits_scale": scale},
+            {"superfeature_logits": lowest_cosine(rows, stored.reshape(rows.shape))},
+        )
+
+
+class HiddenPayload:
+    """Field superfeature_hidden f16 [M, width]: the last hidden layer of each subnet, for method.lambda_hint.
+
+    It has no spatial position, so it cannot be transformed with a view.
+    """
+
+    intermediates = NO_INTERMEDIATES
+
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
+        pass
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        return [
+            FieldSpec(
+                name=HIDDEN,
+                shape=tuple(output.extras[HIDDEN].shape[1:]),
+                dtype="float16",
+                when_moved="refuse",
+                axes=("superfeature", "unit"),
+            )
+        ]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        values = output.extras[HIDDEN].detach().cpu().numpy()
+        with np.errstate(over="ignore", invalid="ignore"):  # the annotator reports overflows
+            stored = values.astype("float16")
+            rows = values.reshape(-1, values.shape[2])
+            fidelity = lowest_cosine(rows, stored.reshape(rows.shape))
+        return EncodedFields({HIDDEN: stored}, {HIDDEN: fidelity})
+
+
+def superfeature_contributions(
+    model: Classifier, output: ModelOutput, explained_class: Tensor
+) -> Tensor:
+    """Compute signed maps of the given classes on the grid of the model's features, float32 or wider.
+
+    output           output of `model`, whose features are used if it has no superfeatures
+    explained_class  i64 [B, E], where a negative entry results in a zero map
+    returns          [B, E, 1, rows, columns], with a table's columns in one row
+    """
+    if not isinstance(model, AdditiveClassifier):
+        raise ConfigError(
+            f"explainer=superfeatures explains additive networks (teacher=additive, student=additive), not "
+            f"{type(model.network).__name__}; set explainer={model.explainer}, or choose additive networks for both"
+        )
+    if model.of_channels:
+        raise ConfigError(
+            "explainer=superfeatures spreads a contribution over the cells of its superfeature, and groups of channels "
+            "(trunk_features=channels) have none; set explainer=gradcam"
+        )
+    logits = output.extras.get(LOGITS)
+    if logits is None:
+        with torch.autocast(output.features.device.type, enabled=False):
+            dtype = next(model.parameters()).dtype
+            logits = model.forward_superfeatures(output.features.to(dtype)).logits
+    group = model.assignments[-1]
+    index = explained_class.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
+    shares = class_centered(logits).gather(2, index) / group.bincount()[:, None]  # [B, M, E]
+    cells = shares[:, group].transpose(1, 2) * (explained_class >= 0)[:, :, None]  # [B, E, d]
+    rows, columns = model.grid or (1, len(group))
+    return cells.reshape(*explained_class.shape, 1, rows, columns)

@@ -1,0 +1,406 @@
+"""Evaluator `distance_correlation`: shared and residual features of student and teacher (UniCAM's FSS and RS).
+
+For each layer of the student and the paired layer of the teacher, over a fixed set of records:
+
+    fss            R*(teacher, student)
+    relevance      R*(x, labels) of each network
+    rs             RS(x | given; labels), semi-partial, of each pair of networks x_given_y
+    pdcor          the same with `given` also removed from the labels
+    progression    R*(layer, the network's deepest layer)
+    fss_p          p-value of fss under independence, by the t-test for high dimensions
+    relevance_p    p-value of relevance under independence, by permutations of the labels
+    rs_p           p-value of rs if the true value is 0, by permutations and by the jackknife
+    fss_biased     V-statistic of the released code on features of unit norm, for parity only
+
+A teacher's distances are cached in the store and computed once. The tensors in <store>/artifacts/distances-<fp8>/ are
+named "<layer>/<block>", condensed, float64. The form is `plain` (features as they are) or `unit` (features of each
+record divided by their norm), with a separate artifact each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from permafrost.core.digests import derive_seed
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
+from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.evaluation.probe_set import (
+    ProbeSet,
+    activations,
+    check_layers,
+    check_probes,
+    iter_views,
+    layer_features,
+    layer_names,
+    multi_hot_labels,
+    pair_layers,
+    probe_set,
+)
+from permafrost.storage.files import sha256_file
+from permafrost.store.artifacts import Artifact
+from permafrost_papers.unicam.estimators import (
+    MIN_RECORDS,
+    InnerProducts,
+    feature_distances,
+    label_features,
+    merge_blocks,
+)
+from permafrost_papers.unicam.options import DistanceCorrelationOptions, wanted_pairs
+from permafrost_papers.unicam.residual_maps import load_class_embeddings
+from permafrost_papers.unicam.teacher_artifact import teacher_artifact
+
+Form = Literal["plain", "unit"]
+Distances = dict[str, list["Tensor"]]
+"""Layer, from the finest to the deepest -> condensed distances f64 [n (n - 1) / 2] of each block."""
+
+
+@torch.no_grad()
+def network_distances(
+    context: EvaluationContext, model: EvaluatedModel, probes: ProbeSet, forms: Sequence[Form]
+) -> dict[Form, Distances]:
+    """Compute the distances of each form by running the network. All features of a block are held in memory."""
+    found: dict[Form, Distances] = {form: {} for form in forms}
+    for block in probes.blocks:
+        parts: dict[str, list[Tensor]] = {}
+        for images in iter_views(model, context.dataset, block.tolist(), context.options):
+            for layer, values in layer_features(activations(model.network, images)).items():
+                parts.setdefault(layer, []).append(values.cpu())
+        for layer in list(parts):
+            features = torch.cat(parts.pop(layer))
+            for form in forms:
+                distances = feature_distances(features, l2norm=form == "unit")
+                found[form].setdefault(layer, []).append(distances)
+    return found
+
+
+# ---- the teacher's -------------------------------------------------------------------------------
+
+
+def has_teacher_distances(
+    context: EvaluationContext, probes: ProbeSet, forms: Sequence[Form]
+) -> bool:
+    """Return whether the store contains the teacher's distances of these records."""
+    return all(_artifact(context, probes, form).exists for form in forms)
+
+
+def teacher_layers(context: EvaluationContext, probes: ProbeSet, form: Form) -> list[str]:
+    """Names of the teacher's layers, from the artifact in the store or from the network."""
+    artifact = _artifact(context, probes, form)
+    if artifact.exists:
+        return list(artifact.description["layers"])
+    return layer_names(context.networks.teacher)
+
+
+def teacher_distances(
+    context: EvaluationContext, probes: ProbeSet, forms: Sequence[Form]
+) -> dict[Form, Distances]:
+    """Load the distances of each form from the store. Missing ones are computed with the network and stored."""
+    missing = [form for form in forms if not _artifact(context, probes, form).exists]
+    asked: dict[Form, Distances] = {}
+    if missing:
+        asked = network_distances(context, context.networks.teacher, probes, missing)
+    for form, distances in asked.items():
+        tensors = {
+            f"{layer}/{number}": condensed
+            for layer, blocks in distances.items()
+            for number, condensed in enumerate(blocks)
+        }
+        _artifact(context, probes, form).save(tensors, {"layers": list(distances)})
+    return {form: asked.get(form) or _load(context, probes, form) for form in forms}
+
+
+def _artifact(context: EvaluationContext, probes: ProbeSet, form: Form) -> Artifact:
+    return teacher_artifact(
+        context,
+        "distances",
+        records=[len(block) for block in probes.blocks],
+        keys_sha256=probes.keys_sha256,
+        form=form,
+    )
+
+
+def _load(context: EvaluationContext, probes: ProbeSet, form: Form) -> Distances:
+    manifest, tensors = _artifact(context, probes, form).load()
+    return {
+        layer: [tensors[f"{layer}/{number}"] for number in range(len(probes.blocks))]
+        for layer in manifest.description["layers"]
+    }
+
+
+# ---- distance correlation --------------------------------------------------------------------------
+
+
+NAME = "distance_correlation"
+_LABELS = "labels"
+
+
+def check_distances(context: EvaluationContext) -> Mapping[str, str]:
+    """Check labels, the teacher's distances or network, the baseline, the layers and the embeddings."""
+    options = context.options.of(DistanceCorrelationOptions)
+    option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
+    check_probes(NAME, context.dataset, context.split, MIN_RECORDS, option)
+    networks = _networks(options)
+    if "teacher" in networks and not has_teacher_distances(
+        context, _probes(context), _forms(options)
+    ):
+        context.networks.check_teacher(NAME)
+    files: dict[str, str] = {}
+    if options.baseline is not None:
+        files |= context.networks.check_student(f"evaluate.{NAME}.baseline", options.baseline)
+    if options.embeddings is not None:
+        _embeddings(context)
+        files[options.embeddings] = sha256_file(Path(options.embeddings))
+    if options.layers:
+        others = teacher_layers(context, _probes(context), _forms(options)[0])
+        own = layer_names(context.model)
+        check_layers(f"evaluate.{NAME}.layers", options.layers, own, others)
+    return files
+
+
+def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
+    """Compute the numbers in the module's docstring, by layer of the student."""
+    options = context.options.of(DistanceCorrelationOptions)
+    probes = _probes(context)
+    forms = _forms(options)
+    found = {name: _distances_of(name, context, probes, forms) for name in _networks(options)}
+    main = {name: by_form[forms[0]] for name, by_form in found.items()}
+    layers = _paired(main, options.layers)
+    table = _table(main, _label_distances(context, probes), options.permutations, options.seed)
+    numbers: dict[str, Any] = {
+        "records": table.records,
+        "blocks": table.blocks,
+        "probe_sha256": probes.keys_sha256,
+        "classes": probes.classes,
+        "layers": layers,
+    }
+    if "teacher" in main:
+        pairs = {own: (f"teacher.{of['teacher']}", f"student.{own}") for own, of in layers.items()}
+        fss = {own: table.correlation(*pair) for own, pair in pairs.items()}
+        numbers["fss"] = {own: float(value) for own, value in fss.items()}
+        numbers["fss_p"] = {own: table.p_value(value) for own, value in fss.items()}
+        if options.biased:
+            unit = {name: by_form["unit"] for name, by_form in found.items()}
+            biased = _table(unit, [])
+            numbers["fss_biased"] = {o: float(biased.correlation(*p)) for o, p in pairs.items()}
+    for name, distances in main.items():
+        title = "" if name == "student" else f"{name}_"
+        deepest = f"{name}.{list(distances)[-1]}"
+        numbers[f"{title}relevance"] = {
+            layer: float(table.correlation(f"{name}.{layer}", _LABELS)) for layer in distances
+        }
+        numbers[f"{title}relevance_p"] = {
+            layer: table.permutation_p(f"{name}.{layer}") for layer in distances
+        }
+        numbers[f"{title}progression"] = {
+            layer: float(table.correlation(f"{name}.{layer}", deepest)) for layer in distances
+        }
+    return numbers | _residuals(table, layers, options)
+
+
+def _residuals(
+    table: InnerProducts,
+    layers: Mapping[str, Mapping[str, str]],
+    options: DistanceCorrelationOptions,
+) -> dict[str, Any]:
+    """Compute rs, rs_p and pdcor: x_given_y -> layer of the student -> value."""
+    numbers: dict[str, dict[str, dict[str, float]]] = {"rs": {}, "rs_p": {}, "pdcor": {}}
+    for x, given in wanted_pairs(options.pairs, options.baseline):
+        name = f"{x}_given_{given}"
+        names = {
+            own: (f"{x}.{of[x]}", f"{given}.{of[given]}", _LABELS) for own, of in layers.items()
+        }
+        numbers["rs"][name] = {own: float(table.semi_partial(*of)) for own, of in names.items()}
+        numbers["rs_p"][name] = {
+            own: table.residual_p(x_layer, given_layer)
+            for own, (x_layer, given_layer, _) in names.items()
+        }
+        numbers["pdcor"][name] = {own: float(table.partial(*of)) for own, of in names.items()}
+    return numbers
+
+
+# ---- what is compared ----------------------------------------------------------------------------
+
+
+def _networks(options: DistanceCorrelationOptions) -> list[str]:
+    """Networks that the pairs name, always including the student, which comes first."""
+    pairs = wanted_pairs(options.pairs, options.baseline)
+    return list(dict.fromkeys(["student", *(name for pair in pairs for name in pair)]))
+
+
+def _forms(options: DistanceCorrelationOptions) -> list[Form]:
+    """Forms of the features. All numbers except fss_biased use the first."""
+    forms: list[Form] = ["unit" if options.l2norm else "plain"]
+    return [*forms, "unit"] if options.biased and not options.l2norm else forms
+
+
+def _probes(context: EvaluationContext) -> ProbeSet:
+    options = context.options.of(DistanceCorrelationOptions)
+    probes = probe_set(
+        context.dataset,
+        options.probe_records,
+        options.block_records,
+        options.seed,
+        NAME,
+        classes_differ=options.embeddings is not None,
+    )
+    if min(map(len, probes.blocks), default=0) < MIN_RECORDS:
+        raise ConfigError(
+            f"evaluators={NAME} has blocks with fewer than {MIN_RECORDS} records of classes that repeat; raise "
+            f"evaluate.{NAME}.probe_records={options.probe_records}, name another split in evaluate.splits, or set "
+            f"class embeddings with evaluate.{NAME}.embeddings"
+        )
+    return probes
+
+
+def _distances_of(
+    name: str, context: EvaluationContext, probes: ProbeSet, forms: list[Form]
+) -> dict[Form, Distances]:
+    if name == "teacher":
+        return teacher_distances(context, probes, forms)
+    model = context.model
+    if name == "baseline":
+        baseline = context.options.of(DistanceCorrelationOptions).baseline
+        assert baseline is not None
+        model = context.networks.student(baseline)
+    return network_distances(context, model, probes, forms)
+
+
+def _paired(
+    networks: Mapping[str, Distances], explicit: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Layer of the student -> network -> its paired layer."""
+    own = list(networks["student"])
+    layers = {layer: {"student": layer} for layer in own}
+    for name, distances in networks.items():
+        paired = dict(explicit) if name == "teacher" and explicit else None
+        paired = paired or pair_layers(own, list(distances))
+        layers = {
+            layer: of | {name: paired[layer]} for layer, of in layers.items() if layer in paired
+        }
+    return layers
+
+
+def _table(
+    networks: Mapping[str, Distances],
+    labels: list[Tensor],
+    permutations: int = 0,
+    seed: int = 0,
+) -> InnerProducts:
+    """Inner products of every layer of every network, named <network>.<layer>, and of the labels, over all blocks.
+
+    labels  distances of the labels by block, or [] for the biased form without labels
+    """
+    named = {
+        f"{name}.{layer}": blocks
+        for name, distances in networks.items()
+        for layer, blocks in distances.items()
+    }
+    if labels:
+        named[_LABELS] = labels
+    number = len(next(iter(named.values())))
+    return merge_blocks(
+        [
+            InnerProducts.from_distances(
+                {name: blocks[block] for name, blocks in named.items()},
+                biased=not labels,
+                permutations=permutations,
+                seed=derive_seed(seed, "permutations", block),
+            )
+            for block in range(number)
+        ]
+    )
+
+
+def _label_distances(context: EvaluationContext, probes: ProbeSet) -> list[Tensor]:
+    embeddings = _embeddings(context)
+    return [
+        feature_distances(
+            label_features(multi_hot_labels(context.dataset, block.tolist()), embeddings)
+        )
+        for block in probes.blocks
+    ]
+
+
+def _embeddings(context: EvaluationContext) -> Tensor | None:
+    path = context.options.of(DistanceCorrelationOptions).embeddings
+    return load_class_embeddings(NAME, path, len(context.store.manifest.classes))
+
+
+EVALUATOR = Evaluator(
+    evaluate_distances,
+    check_distances,
+    Page(
+        "Distilled",
+        "Distilled and residual features",
+        "Bias-corrected squared distance correlation of features: 1 means equal up to rotation, shift and scale, "
+        "and independent features are around 0. FSS compares the student with its teacher. RS is the relevance of "
+        "one network's features to the labels that remains after removing the other's features (UniCAM, eq. B1).",
+        (
+            Quantity(
+                "fss",
+                "FSS: teacher against student, by layer of the student",
+                "Similarity of the student's features to the teacher's: equal ones have 1, independent ones about 0.",
+                MORE,
+                "line",
+            ),
+            Quantity(
+                "rs.teacher_given_student",
+                "RS: in the teacher, not in the student",
+                "Relevance to the labels of what the teacher's features contain and the student's lack; 0 is nothing.",
+                LESS,
+                "line",
+            ),
+            Quantity(
+                "rs.student_given_baseline",
+                "RS: in the student beyond the baseline (distilled)",
+                "Relevance to the labels of what the student's features contain and the baseline's lack; 0 is nothing.",
+                MORE,
+                "line",
+            ),
+            Quantity(
+                "rs.student_given_teacher",
+                "RS: in the student, not in the teacher",
+                "Relevance to the labels of what the student's features contain and the teacher's lack; 0 is nothing.",
+                is_main=False,
+            ),
+            Quantity(
+                "rs.baseline_given_student",
+                "RS: in the baseline, not in the student",
+                "Relevance to the labels of what the baseline's features contain and the student's lack; 0 is nothing.",
+                is_main=False,
+            ),
+            Quantity(
+                "relevance",
+                "Relevance: features against labels",
+                "Distance correlation of the features with the labels; features that ignore the labels have about 0.",
+                MORE,
+                is_main=False,
+            ),
+            Quantity(
+                "progression",
+                "Progression: each layer against the deepest",
+                "Similarity of each layer's features to those of the same network's deepest layer, which has 1.",
+                is_main=False,
+            ),
+            Quantity(
+                "fss_p",
+                "FSS: p-value under independence",
+                "Probability of an FSS at least this large if the features of both networks were independent.",
+                is_main=False,
+            ),
+            Quantity(
+                "fss_biased",
+                "V-statistic of the released code, which tends to 1 for any two networks",
+                "FSS without bias correction, large for unrelated networks too; for comparison with the paper only.",
+                is_main=False,
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,340 @@
+"""Evaluator `unicam`: maps of the features of one network beyond another, for a few records of a split (maps.py).
+
+unicam-<split>.safetensors in the evaluation's folder contains, for each <x>_given_<y>/depth<d> (and, except for the
+objective, <x>_given_<y>/mean of several depths, with maps on the finest of their grids),
+
+    objective f32 [r]            J, the mean over banks
+    <reduction>/map f16 [r, h, w]  mean over banks on the grid of x, signed, divided by its highest absolute value
+    <reduction>/min, max f32 [r]   extremes of the map before that division
+    <reduction>/empty bool [r]     true if nothing in the map is positive
+    <reduction>/reliability f32 [r]  mean cosine of the maps of two banks, nan with one bank
+
+and in its header the record keys, the banks' hashes and the compared networks. metrics.json contains the means. Class
+embeddings, such as those of the class names by a text encoder, may take the place of one-hot labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from permafrost.core.digests import sha256_keys
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
+from permafrost.evaluation.probe_set import (
+    LEAST_OF_A_CLASS,
+    balanced_positions,
+    check_probes,
+    class_blocks,
+    multi_hot_labels,
+)
+from permafrost.storage.files import read_regular, sha256_file
+from permafrost.storage.untrusted import FormatError, parse_npy
+from permafrost_papers.unicam.estimators import (
+    MIN_RECORDS,
+    label_features,
+)
+from permafrost_papers.unicam.maps import (
+    REDUCTIONS,
+    Bank,
+    NetworkActivations,
+    ProbeSplit,
+    check_depths,
+    collect_activations,
+    explain_record,
+    feature_of,
+    has_teacher_views,
+    mean_of_depths,
+    reliability,
+    teacher_views,
+)
+from permafrost_papers.unicam.options import UnicamOptions, wanted_pairs
+
+
+def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) -> Tensor | None:
+    """Load class embeddings f64 [K, e] from a .npy file, None if there is no path.
+
+    evaluator  name of the evaluator whose option `embeddings` is the path, for messages
+    """
+    if path is None:
+        return None
+    option = f"evaluate.{evaluator}.embeddings={path}"
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"{option} does not exist; correct the path, or set it to null for one-hot"
+        )
+    try:
+        values = parse_npy(read_regular(Path(path)), "fiu", (num_classes, None))
+    except FormatError as error:
+        raise ConfigError(
+            f"{option} is no matrix of numbers with a row for each of the {num_classes} classes, in order: {error}; "
+            "write it with numpy.save"
+        ) from error
+    return torch.from_numpy(values.astype(np.float64))
+
+
+# ---- residual maps ---------------------------------------------------------------------------------
+
+
+NAME = "unicam"
+
+Maps = list[list[Tensor]]
+"""Maps f64 [h, w] of each explained record, one for each bank."""
+
+
+def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
+    """Check labels, the teacher's activations or network, the baseline and the depths."""
+    options = context.options.of(UnicamOptions)
+    option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
+    check_probes(NAME, context.dataset, context.split, MIN_RECORDS * options.banks, option)
+    names = _networks(options)
+    option = f"evaluate.{NAME}.depths"
+    check_depths(option, context.model, options.depths, "the student")
+    probe_split = _probe_split(context)
+    if "teacher" in names and not has_teacher_views(context, probe_split, options.depths):
+        context.networks.check_teacher(NAME)
+        check_depths(option, context.networks.teacher, options.depths, "the teacher")
+    files: dict[str, str] = {}
+    if options.baseline is not None:
+        files |= context.networks.check_student(f"evaluate.{NAME}.baseline", options.baseline)
+        baseline = context.networks.student(options.baseline)
+        check_depths(option, baseline, options.depths, "the baseline")
+    if options.embeddings is not None:
+        _embeddings(context)
+        files[options.embeddings] = sha256_file(Path(options.embeddings))
+    return files
+
+
+def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
+    """Write the maps, and return means over the explained records by pair, depth and reduction."""
+    options = context.options.of(UnicamOptions)
+    probe_split = _probe_split(context)
+    views = {name: _views_of(name, context, probe_split) for name in _networks(options)}
+    labels = label_features(
+        multi_hot_labels(context.dataset, probe_split.positions.tolist()), _embeddings(context)
+    )
+    tensors: dict[str, Tensor] = {}
+    for x, given in wanted_pairs(options.pairs, options.baseline):
+        pair = f"{x}_given_{given}"
+        by_depth: dict[str, list[Maps]] = {name: [] for name in options.reductions}
+        for depth in options.depths:
+            objectives, maps = _explain(probe_split, depth, views[x], views[given], labels, options)
+            tensors[f"{pair}/depth{depth}/objective"] = objectives
+            for name, of_records in maps.items():
+                by_depth[name].append(of_records)
+                tensors |= _pack(f"{pair}/depth{depth}/{name}", of_records)
+        if len(options.depths) > 1:
+            for name, of_depths in by_depth.items():
+                tensors |= _pack(f"{pair}/mean/{name}", mean_of_depths(of_depths))
+    name = f"{NAME}-{context.split}.safetensors"
+    _write(context, probe_split, name, tensors)
+    return {
+        "records": probe_split.explained,
+        "banks": len(probe_split.banks),
+        "bank_records": len(probe_split.banks[0]),
+        "bank_sha256": list(probe_split.bank_sha256),
+        "classes": probe_split.classes,
+        "file": name,
+        **_means(tensors),
+    }
+
+
+def _explain(
+    probe_split: ProbeSplit,
+    depth: int,
+    x: NetworkActivations,
+    given: NetworkActivations,
+    labels: Tensor,
+    options: UnicamOptions,
+) -> tuple[Tensor, dict[str, Maps]]:
+    """Compute the objectives f32 [r] of one pair at one depth, and the maps by reduction."""
+    every = (x.features[depth], given.features[depth], labels)
+    banks = [Bank.of(*(values[bank] for values in every)) for bank in probe_split.banks]
+    objectives: list[float] = []
+    maps: dict[str, Maps] = {name: [] for name in options.reductions}
+    for place, activation in enumerate(x.grids[depth]):
+        explained = [
+            explain_record(
+                activation,
+                lambda grids: feature_of(depth, grids),
+                given.features[depth][place],
+                labels[place],
+                _without_record(bank, members, place),
+            )
+            for bank, members in zip(banks, probe_split.banks, strict=True)
+        ]
+        objectives.append(float(np.mean([of_bank.objective for of_bank in explained])))
+        for name, of_records in maps.items():
+            reduce = REDUCTIONS[name]
+            of_records.append([reduce(activation, of_bank.gradient) for of_bank in explained])
+    return torch.tensor(objectives), maps
+
+
+def _without_record(bank: Bank, members: NDArray[np.int64], position: int) -> Bank:
+    """Return the bank without the explained record, if that is one of its members."""
+    own = np.flatnonzero(members == position)
+    return bank.without(int(own[0])) if len(own) else bank
+
+
+def _pack(prefix: str, maps: Maps) -> dict[str, Tensor]:
+    """Convert the maps to tensors of the file, with names that begin with `prefix`."""
+    means = torch.stack([torch.stack(banks).mean(dim=0) for banks in maps])
+    low, high = means.amin(dim=(1, 2)), means.amax(dim=(1, 2))
+    scale = torch.maximum(low.abs(), high.abs())
+    unit = means / torch.where(scale > 0, scale, 1.0)[:, None, None]
+    return {
+        f"{prefix}/map": unit.half(),
+        f"{prefix}/min": low.float(),
+        f"{prefix}/max": high.float(),
+        f"{prefix}/empty": high <= 0,
+        f"{prefix}/reliability": torch.tensor([reliability(banks) for banks in maps]),
+    }
+
+
+# ---- who and what --------------------------------------------------------------------------------
+
+
+def _networks(options: UnicamOptions) -> list[str]:
+    pairs = wanted_pairs(options.pairs, options.baseline)
+    return list(dict.fromkeys(name for pair in pairs for name in pair))
+
+
+def _probe_split(context: EvaluationContext) -> ProbeSplit:
+    options = context.options.of(UnicamOptions)
+    dataset = context.dataset
+    explained = balanced_positions(dataset, options.seed, NAME, "records")
+    order = balanced_positions(dataset, options.seed, NAME, "bank")
+    size = min(options.bank_records, len(order) // options.banks)
+    least = LEAST_OF_A_CLASS * options.banks
+    blocks = None
+    if options.embeddings is None:  # with embeddings a bank may contain one record of a class
+        drawn_from = [size * options.banks]
+        blocks = class_blocks(dataset, order, drawn_from, options.seed, NAME, least=least)
+    if blocks is not None:  # all banks and the explained records use the same classes
+        labels = dataset.label_numbers
+        drawn_labels = labels[np.concatenate([np.empty(0, np.int64), *blocks])]
+        explained, order = (o[np.isin(labels[o], drawn_labels)] for o in (explained, order))
+        size = min(options.bank_records, len(order) // options.banks)
+    if size < MIN_RECORDS:
+        raise ConfigError(
+            f"evaluators={NAME} has banks of {size} records of classes that repeat, but needs at least {MIN_RECORDS}; "
+            f"lower evaluate.{NAME}.banks, or name another split in evaluate.splits"
+        )
+    explained = explained[: options.records]
+    drawn = [order[number * size : (number + 1) * size] for number in range(options.banks)]
+    others = np.setdiff1d(np.concatenate(drawn), explained)
+    positions = np.concatenate([explained, others])
+    places = {position: place for place, position in enumerate(positions.tolist())}
+    return ProbeSplit(
+        positions=positions,
+        explained=len(explained),
+        banks=tuple(np.array([places[position] for position in bank.tolist()]) for bank in drawn),
+        bank_sha256=tuple(sha256_keys(dataset.keys_at(bank)) for bank in drawn),
+        classes=len(np.unique(dataset.label_numbers[order]))
+        if not dataset.has_many_labels
+        else len(context.store.manifest.classes),
+    )
+
+
+def _embeddings(context: EvaluationContext) -> Tensor | None:
+    path = context.options.of(UnicamOptions).embeddings
+    return load_class_embeddings(NAME, path, len(context.store.manifest.classes))
+
+
+def _views_of(name: str, context: EvaluationContext, probe_split: ProbeSplit) -> NetworkActivations:
+    options = context.options.of(UnicamOptions)
+    if name == "teacher":
+        return teacher_views(context, probe_split, options.depths)
+    model = context.model
+    if name == "baseline":
+        assert options.baseline is not None
+        model = context.networks.student(options.baseline)
+    return collect_activations(context, model, probe_split, options.depths)
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+def _write(
+    context: EvaluationContext, probe_split: ProbeSplit, name: str, tensors: Mapping[str, Tensor]
+) -> None:
+    from safetensors.torch import save
+
+    options = context.options.of(UnicamOptions)
+    compared = {"student": context.fingerprint}
+    teacher = context.networks.described_teacher
+    if "teacher" in _networks(options):
+        compared["teacher"] = teacher["weights_sha256"]
+    if options.baseline is not None:
+        (compared["baseline"],) = context.networks.check_student(
+            "baseline", options.baseline
+        ).values()
+    described = {
+        "keys": context.dataset.keys_at(probe_split.positions[: probe_split.explained]),
+        "bank_sha256": list(probe_split.bank_sha256),
+        "networks": compared,
+        "frame": context.options.frame,
+    }
+    header = {key: json.dumps(value) for key, value in described.items()}
+    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    context.write(name, save(contiguous, metadata=header))
+
+
+def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Means objective, empty_fraction, reliability and reliability_min: pair -> depth -> (reduction ->) value."""
+    means: dict[str, Any] = {}
+    for path, values in tensors.items():
+        pair, depth, *rest = path.split("/")
+        if rest == ["objective"]:
+            means.setdefault("objective", {}).setdefault(pair, {})[depth] = float(values.mean())
+        elif rest[-1] == "empty":
+            place = means.setdefault("empty_fraction", {}).setdefault(pair, {})
+            place.setdefault(depth, {})[rest[0]] = float(values.float().mean())
+        elif rest[-1] == "reliability" and not values.isnan().all():
+            known = values[~values.isnan()]
+            for name, value in (("reliability", known.mean()), ("reliability_min", known.min())):
+                place = means.setdefault(name, {}).setdefault(pair, {})
+                place.setdefault(depth, {})[rest[0]] = float(value)
+    return means
+
+
+EVALUATOR = Evaluator(
+    evaluate_unicam,
+    check_unicam,
+    Page(
+        "UniCAM",
+        "Maps of distilled and residual features",
+        "Maps of the relevance to the labels that one network has and another lacks (UniCAM), each record compared "
+        "with fixed banks of other records. Reliability is the cosine of the maps of two banks.",
+        (
+            Quantity(
+                "objective",
+                "J: relevance of the first network that remains without the second",
+                "Relevance to the labels of the first network's features without the second's; 0 is nothing.",
+                is_main=False,
+            ),
+            Quantity(
+                "reliability",
+                "Reliability: cosine between banks",
+                "Cosine of the maps from two banks of records: 1 if the choice of records does not matter.",
+                MORE,
+            ),
+            Quantity(
+                "empty_fraction",
+                "Share of maps without a positive value",
+                "Share of maps in which no place increases the relevance, between 0 and 1.",
+                LESS,
+                is_main=False,
+            ),
+        ),
+        pictures="permafrost_papers.unicam.unicam_pictures:unicam_figures",
+    ),
+)

@@ -1,0 +1,225 @@
+"""FSS and RS of finished students: known values, a teacher that is computed once, and errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.evaluate import evaluate_student
+from permafrost.evaluation.evaluator import numbers_of
+from permafrost.runs.mirrors import RUNS
+from permafrost.storage.lock import lock_folder
+from permafrost.store.artifacts import Artifact
+from permafrost.store.entries import ManifestError
+from permafrost.store.verification import verify_store
+from permafrost_papers.unicam.options import DistanceCorrelationOptions
+from tests.support.runs import evaluation_of
+
+EVALUATOR_NAME = "distance_correlation"
+
+
+def distance_results(own, run="one", name="evaluate", teacher=True, **options):
+    outer = {key: options.pop(key) for key in ("model",) if key in options}
+    config = evaluation_of(
+        own,
+        (EVALUATOR_NAME,),
+        run=run,
+        splits=options.pop("splits", ("train",)),
+        distance_correlation=DistanceCorrelationOptions(**options),
+        **({"teacher": own.config.teacher} if teacher else {}),
+        **outer,
+    )
+    splits = evaluate_student(config, name).splits
+    return splits[config.evaluate.splits[0]][EVALUATOR_NAME]
+
+
+def artifacts(own):
+    return sorted(path.name for path in (own.store.path / "artifacts").glob("*"))
+
+
+def test_every_layer_has_its_numbers_both_ways(own):
+    found = distance_results(own)
+
+    layers = ["layer1", "layer2", "layer3", "pooled"]
+    assert found["layers"] == {name: {"student": name, "teacher": name} for name in layers}
+    assert (found["records"], found["blocks"]) == (40, 1)
+    assert set(found["rs"]) == {"teacher_given_student", "student_given_teacher"}
+    for values in (
+        found["fss"],
+        found["relevance"],
+        found["teacher_progression"],
+        *found["pdcor"].values(),
+    ):
+        assert list(values) == layers
+        assert all(-1 <= value <= 1 for value in values.values())
+    assert found["progression"]["pooled"] == pytest.approx(1, abs=1e-12)
+    assert all(0 <= p <= 1 for p in found["fss_p"].values())
+    assert "fss_biased" not in found
+    assert (
+        numbers_of({EVALUATOR_NAME: found})[f"{EVALUATOR_NAME}.rs.teacher_given_student.layer3"]
+        == (found["rs"]["teacher_given_student"]["layer3"])
+    )
+
+
+def test_a_teacher_compared_with_itself_is_shared_and_leaves_nothing(own):
+    found = distance_results(own, model="teacher")
+
+    for layer, value in found["fss"].items():
+        assert value == pytest.approx(1, abs=1e-9)
+        assert found["rs"]["teacher_given_student"][layer] == 0
+        assert found["rs"]["student_given_teacher"][layer] == 0
+    assert found["relevance"] == pytest.approx(found["teacher_relevance"], abs=1e-9)
+
+
+def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
+    with pytest.raises(
+        ConfigError, match=r"evaluators=distance_correlation needs the teacher network"
+    ):
+        distance_results(own, teacher=False)
+    with_network = distance_results(own)
+    assert len(artifacts(own)) == 1
+    assert list(verify_store(own.store.path)) == []
+    monkeypatch.setattr(
+        "permafrost.evaluation.other_networks.build_teacher",
+        lambda *_: pytest.fail("the teacher was built"),
+    )
+
+    assert distance_results(own, name="again", teacher=False) == with_network
+    other = distance_results(own, run="two", teacher=False)
+
+    assert other["teacher_relevance"] == with_network["teacher_relevance"]
+    assert other["fss"] != with_network["fss"]
+
+
+def test_a_damaged_or_unfinished_artifact_is_found(own):
+    distance_results(own)
+    (folder,) = (own.store.path / "artifacts").iterdir()
+    path = folder / "distances.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+    assert any(str(path) in problem for problem in verify_store(own.store.path))
+    with pytest.raises(ManifestError, match=r"is damaged.*delete its folder"):
+        distance_results(own, run="two")
+    (folder / "manifest.json").unlink()
+    assert any("has no manifest" in problem for problem in verify_store(own.store.path))
+    assert distance_results(own, run="two")["records"] == 40
+    assert list(verify_store(own.store.path)) == []
+
+
+def test_a_baseline_shows_what_was_distilled(own):
+    found = distance_results(own, baseline="two")
+
+    assert set(found["rs"]) == {
+        "teacher_given_student", "student_given_teacher",
+        "student_given_baseline", "baseline_given_student",
+    }  # fmt: skip
+    metrics = json.loads((RUNS / "one" / "evaluate" / "metrics.json").read_text())
+    weights = Path("runs/two/distill/model.safetensors")
+    assert list(metrics["evaluators"][EVALUATOR_NAME]["files"]) == [str(weights)]
+    weights.write_bytes(weights.read_bytes() + b" ")
+    with pytest.raises(ConfigError, match=r"two/distill/model\.safetensors has changed since"):
+        distance_results(own, baseline="two")
+
+
+def test_a_student_is_its_own_baseline_and_has_nothing_beyond_it(own):
+    pairs = (("student", "baseline"),)
+    # No pair names the teacher, so that none is given.
+    found = distance_results(own, baseline="one", pairs=pairs, teacher=False)
+
+    assert set(found["rs"]["student_given_baseline"].values()) == {0.0}
+    assert "fss" not in found
+
+
+def test_embeddings_of_the_classes_take_the_place_of_one_hot_labels(own, tmp_path):
+    one_hot = distance_results(own, name="a")
+    for name, values in (
+        ("eye", np.eye(10)),
+        ("random", np.random.default_rng(0).normal(size=(10, 6))),
+    ):
+        np.save(tmp_path / f"{name}.npy", values)
+
+    same = distance_results(own, name="b", embeddings=str(tmp_path / "eye.npy"))
+    other = distance_results(own, name="c", embeddings=str(tmp_path / "random.npy"))
+
+    assert numbers_of(same["rs"]) == pytest.approx(numbers_of(one_hot["rs"]), abs=1e-12)
+    assert other["rs"] != one_hot["rs"]
+    assert other["fss"] == one_hot["fss"]
+
+
+def test_parity_numbers_are_named_biased_and_are_high_where_the_others_are_not(own):
+    found = distance_results(own, biased=True)
+
+    assert len(artifacts(own)) == 2  # one for plain features, one for features of unit length
+    unit = distance_results(own, name="unit", biased=True, l2norm=True, teacher=False)
+    assert unit["fss_biased"] == pytest.approx(found["fss_biased"], abs=1e-12)
+    assert all(unit["fss_biased"][layer] > unit["fss"][layer] for layer in unit["fss"])
+
+
+def test_layers_can_be_paired_by_name(own):
+    found = distance_results(own, layers={"layer1": "layer3"})
+
+    assert list(found["fss"]) == ["layer1"]
+    assert found["layers"]["layer1"]["teacher"] == "layer3"
+    with pytest.raises(
+        ConfigError,
+        match=r"layers names layer9, which the teacher does not have; its layers are: layer1",
+    ):
+        distance_results(own, run="two", layers={"layer1": "layer9"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"baseline": "gone"}, r"baseline=gone: runs/gone/distill holds no finished student"),
+        ({"embeddings": "gone.npy"}, r"embeddings=gone\.npy does not exist"),
+        ({"pairs": (("student", "baseline"),)}, r"pairs names baseline.*\.baseline=kd-student"),
+        ({"pairs": (("student", "student"),)}, r"compares student with itself"),
+        ({"probe_records": 3}, r"probe_records must be >= 4"),
+        ({"block_records": 32}, r"block_records must be >= 64"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(own, options, message):
+    with pytest.raises(ConfigError, match=message):
+        distance_results(own, **options)
+
+
+def test_other_options_of_an_evaluator_that_is_done_are_refused_with_the_option(own):
+    distance_results(own)
+
+    with pytest.raises(ConfigError, match=r"distance_correlation\.seed=0, but this one has 1"):
+        distance_results(own, seed=1)
+
+
+def test_another_seed_and_another_number_are_other_records(own):
+    found = [
+        distance_results(own, name=name, **options)
+        for name, options in (
+            ("a", {"probe_records": 20}),
+            ("b", {"probe_records": 20, "seed": 1}),
+            ("c", {"probe_records": 30}),
+        )
+    ]
+
+    assert [numbers["records"] for numbers in found] == [20, 20, 30]
+    assert len({numbers["probe_sha256"] for numbers in found}) == 3
+    assert found[0]["fss"] != found[1]["fss"]
+    assert len(artifacts(own)) == 3
+
+
+def test_an_artifact_that_another_process_writes_is_left_to_it(tmp_path):
+    artifact = Artifact(tmp_path, "distances", {"a": 1}, "a test")
+    with lock_folder(artifact.folder):
+        artifact.save({"layer1/0": torch.ones(3)}, {"layers": ["layer1"]})
+        assert not artifact.exists
+
+    artifact.save({"layer1/0": torch.ones(3)}, {"layers": ["layer1"]})
+
+    manifest, tensors = artifact.load()
+    assert manifest.description == {"layers": ["layer1"]}
+    assert tensors["layer1/0"].tolist() == [1, 1, 1]
+    assert artifact.folder != Artifact(tmp_path, "distances", {"a": 2}, "a test").folder
