@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -194,22 +194,14 @@ def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTe
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuxiliaryPretraining:
-    """Training of a loss's auxiliary modules on the teacher alone, before the student's first step.
+class TeacherBatches(Protocol):
+    """Batches of a training with the teacher's targets, for parts of a loss that are trained before the student."""
 
-    It uses SGD with momentum 0.9. The modules are not updated afterwards.
-    """
+    def epoch(self, number: int) -> Iterator[tuple[Targets, Tensor]]:
+        """Iterate over the targets and the stored views, i64 [B], of the batches of an epoch of the student.
 
-    parameters: list[nn.Parameter]
-    epochs: int
-    """Number of epochs, 0 to leave the parameters at their initial values."""
-    lr: float
-    """Learning rate, divided by 10 after each `decay_every_epochs`."""
-    decay_every_epochs: int
-    weight_decay: float
-    loss: Callable[[Targets, Tensor], Tensor]
-    """(targets, view_index i64 [B]) -> a scalar to minimize, whose gradients reach only these parameters."""
+        Torch's generators are seeded for each batch.
+        """
 
 
 class LossCallbacks:
@@ -246,10 +238,13 @@ class LossCallbacks:
     def on_step_end(self) -> None:
         """Update state after the optimizer's step. Called on every rank."""
 
-    @property
-    def pretraining(self) -> AuxiliaryPretraining | None:
-        """Pretraining of auxiliary modules before the training of the student, if any."""
-        return None
+    def before_first_step(self, batches: TeacherBatches) -> bool:
+        """Train parts of the loss on the teacher alone, and return whether anything was trained.
+
+        Called on every rank after `on_train_start`, but not if a checkpoint exists, which has the result. A run that
+        is killed here starts again. `distributed` averages gradients over ranks.
+        """
+        return False
 
 
 class DistillationLoss(nn.Module, LossCallbacks):

@@ -6,19 +6,21 @@ The operations of small networks take less than a millisecond. Several threads t
 compute, above all next to other processes, and the last digits of the weights depend on the machine's cores. The number
 of torch threads on a CPU is therefore chosen by the work of a step.
 
-Auxiliary modules of a loss, such as a paraphraser or a head, are trained first, on the teacher alone. This phase reads
-the batches of the student's first epochs, uses a separate optimizer, and stores the result in the first checkpoint. A
-run that is killed in this phase starts it again with the same result. A run that resumes from a checkpoint skips it.
+Parts of a loss, such as a paraphraser or a head, may be trained first, on the teacher alone (`before_first_step`). This
+phase reads the batches of the student's first epochs, and its result is in the first checkpoint. A run that is killed
+in this phase starts it again with the same result. A run that resumes from a checkpoint skips it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from permafrost.config.training import TrainerOptions
 from permafrost.core.batches import Targets
@@ -27,7 +29,6 @@ from permafrost.core.distributed import DistributedContext
 from permafrost.core.interrupts import check_interrupted
 from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
-from permafrost.losses.base import AuxiliaryPretraining
 from permafrost.models.classifier import Classifier
 from permafrost.models.providers import measure_cost
 from permafrost.runs.folder import CHECKPOINT_NAME
@@ -61,57 +62,30 @@ def step_threads(
     return min(max(macs * records // _MACS_PER_THREAD, 1), available)
 
 
-# ---- auxiliary phase -------------------------------------------------------------------------------
+# ---- before the first step -------------------------------------------------------------------------
 
 
-_MOMENTUM = 0.9
-_DECAY = 0.1
+@dataclass(frozen=True)
+class _TeacherBatches:
+    """Batches of a training with the teacher's targets (losses.base.TeacherBatches)."""
 
+    training: Training
+    stream: TrainLoader
 
-def pretrain_loss(training: Training, stream: TrainLoader) -> None:
-    """Train the parameters of the loss's `pretraining`, on all ranks together."""
-    phase = training.loss.pretraining
-    assert phase is not None
-    optimizer = torch.optim.SGD(
-        phase.parameters, phase.lr, momentum=_MOMENTUM, weight_decay=phase.weight_decay
-    )
-    for epoch in range(phase.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = phase.lr * _DECAY ** (epoch // phase.decay_every_epochs)
-        value = _train_epoch(training, stream, phase, optimizer, epoch)
-        if training.distributed.is_first:
-            logger.info(
-                "pretraining of the loss, epoch %d/%d: %.4f", epoch + 1, phase.epochs, value
+    def epoch(self, number: int) -> Iterator[tuple[Targets, Tensor]]:
+        training = self.training
+        device = next(training.model.parameters()).device
+        for step, batch in enumerate(self.stream.epoch(number, device=device)):
+            seed_generators(
+                derive_seed(
+                    training.seed, "teacher phase", number, step, training.distributed.rank
+                ),
+                device,
             )
-    for parameter in phase.parameters:
-        parameter.grad = None
-
-
-def _train_epoch(
-    training: Training,
-    stream: TrainLoader,
-    phase: AuxiliaryPretraining,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-) -> float:
-    """Train for one epoch, and return the mean of the term over its steps."""
-    device = phase.parameters[0].device
-    values = []
-    for step, batch in enumerate(stream.epoch(epoch, device=device)):
-        seed_generators(
-            derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank),
-            device,
-        )
-        read = training.targets(batch, TargetRequest((1, 1), with_maps=False))
-        (targets,) = training.loss.convert_targets(read)
-        assert isinstance(targets, Targets)
-        term = phase.loss(targets, batch.view_index)
-        optimizer.zero_grad()
-        term.backward()  # type: ignore[no-untyped-call]
-        training.distributed.average_gradients(phase.parameters)
-        optimizer.step()
-        values.append(term.detach())
-    return float(torch.stack(values).mean())
+            read = training.targets(batch, TargetRequest((1, 1), with_maps=False))
+            (targets,) = training.loss.convert_targets(read)
+            assert isinstance(targets, Targets)
+            yield targets, batch.view_index
 
 
 # ---- epochs --------------------------------------------------------------------------------------
@@ -140,8 +114,7 @@ def fit(
     check_warmup(trainer, stream.num_steps)
     is_new = not (folder / CHECKPOINT_NAME).exists()
     load_checkpoint(training, folder)
-    if is_new and training.loss.pretraining is not None:
-        pretrain_loss(training, stream)
+    if is_new and training.loss.before_first_step(_TeacherBatches(training, stream)):
         save_checkpoint(training, folder)
     with ExitStack() as stack:
         writer = None

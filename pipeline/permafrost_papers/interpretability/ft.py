@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from permafrost.core.batches import Targets
 from permafrost.core.records import FEATURES
-from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput
+from permafrost.losses.base import Needs, StudentOutput, TeacherBatches
 from permafrost.losses.feature_kd import FeatureKDLoss, covered_mse, stored_stages
 from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 from permafrost_papers.interpretability.options import FTConfig
+from permafrost_papers.interpretability.pretraining import AuxiliaryPretraining
 
 _SLOPE = 0.1
 """Negative slope of the leaky ReLUs."""
@@ -87,8 +88,15 @@ class FTLoss(FeatureKDLoss):
         self.paraphraser = _encoder(taught, channels)
         self.reconstruction = _convolutions(channels, channels, taught, taught)
 
+    def before_first_step(self, batches: TeacherBatches) -> bool:
+        phase = self.pretraining
+        if phase is not None:
+            phase.run(batches, self.distributed)
+        return phase is not None
+
     @property
     def pretraining(self) -> AuxiliaryPretraining | None:
+        """Training of the auxiliary modules, None if nothing reads them."""
         if self.weight == 0:
             return None
         epochs = self.config.paraphraser_epochs

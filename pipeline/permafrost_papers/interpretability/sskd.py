@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from permafrost.config.augment import NUM_ROTATIONS
 from permafrost.core.batches import Guidance, Targets, require_all_logits
 from permafrost.core.errors import ConfigError, require
-from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term, TrainingRecords
+from permafrost.losses.base import Needs, StudentOutput, TeacherBatches, Term, TrainingRecords
 from permafrost.losses.feature_kd import FeatureKDLoss
 from permafrost.models.classifier import Intermediates
 from permafrost_papers.interpretability.options import SSKDConfig
+from permafrost_papers.interpretability.pretraining import AuxiliaryPretraining
 
 _WEIGHT_DECAY = 5e-4
 _TURNS = NUM_ROTATIONS - 1
@@ -108,8 +109,15 @@ class SSKDLoss(FeatureKDLoss):
                 "store.teacher=, or run the teacher in the loop with mode=live"
             )
 
+    def before_first_step(self, batches: TeacherBatches) -> bool:
+        phase = self.pretraining
+        if phase is not None:
+            phase.run(batches, self.distributed)
+        return phase is not None
+
     @property
     def pretraining(self) -> AuxiliaryPretraining | None:
+        """Training of the auxiliary modules, None if nothing reads them."""
         if self.weight == 0:
             return None
         epochs = self.config.head_epochs
