@@ -48,6 +48,8 @@ class PassPlan:
     explainer: ExplainerConfig
     description: dict[str, Any]
     """Description in the pass's manifest, covered by the fingerprint."""
+    added: dict[str, Any]
+    """Part of the description that payloads say of the teacher."""
     fingerprint: str
     folder: RootedPath
     shards: Sequence[ShardEntry]
@@ -155,6 +157,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
         teacher=config.teacher,
         explainer=explainer,
         description=description,
+        added=network,
         fingerprint=fingerprint,
         folder=folder,
         shards=shards,

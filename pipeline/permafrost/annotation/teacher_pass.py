@@ -265,6 +265,7 @@ def annotate_pass(
         specs,
         shared_files,
         _made_with(plan, annotator, compiled=config.annotate.compile),
+        plan.added,
         agreement,
         moved_features,
     )

@@ -110,12 +110,13 @@ def commit_pass(
     specs: Sequence[FieldSpec],
     shared_files: dict[str, str],
     made_with: dict[str, str],
+    added: dict[str, Any],
     agreement: Agreement | None = None,
     moved_features: MovedFeatures | None = None,
 ) -> PassManifest:
     """Combine the receipts and write the pass's manifest.
 
-    made_with, agreement, moved_features  entries of the manifest
+    made_with, added, agreement, moved_features  entries of the manifest
     Raises ConstantLogitsError if the teacher produces the same logits for every record.
     """
     fidelity = dict[str, float]()
@@ -155,6 +156,7 @@ def commit_pass(
         files=dict(shared_files),
         fidelity=fidelity,
         made_with=made_with,
+        added=added,
         agreement=agreement,
         moved_features=moved_features,
         projections=describe_projections(folder),

@@ -38,6 +38,8 @@ MANIFEST_NAME = "manifest.json"
 TEACHERS_FOLDER = "teachers"
 CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
+_ADDED_BESIDE = ("hierarchy", "partition_sha256")
+"""Added entries that a manifest of this schema has beside the others, null where no payload adds them."""
 SAMPLERS = (CANONICAL_VIEW, "random", "rotations")
 MAX_FRAME_PIXELS = 4096**2
 """Largest number of pixels of a canonical frame, 50 MB a record."""
@@ -48,6 +50,7 @@ _MOST_BRACKETS = 100_000
 """Largest number of lists and mappings in a manifest; empty ones take the most memory for a byte of text."""
 _DTYPE_BYTES = {"float16": 2, "float32": 4, "int8": 1, "uint16": 2, "int32": 4}
 M = TypeVar("M")
+D = TypeVar("D", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +203,8 @@ class PassManifest:
     temperatures: tuple[float, ...] = ()
     """Temperatures of the field rest_logits; empty for a pass of all logits."""
     selection: dict[str, Any] | None = None
-    partition_sha256: str | None = None
-    hierarchy: list[dict[str, Any]] | None = None
-    """Coarsening and sha256 of each level of a field that has levels, None without one."""
+    added: dict[str, Any] = field(default_factory=dict)
+    """Entries that payloads say of the teacher (PayloadInfo.describe), by name; covered by the fingerprint."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Versions, device, size of the network and name of the weights, for information only; not covered by the
     fingerprint. It has no time, as a pass depends on its inputs alone."""
@@ -246,6 +248,21 @@ class PassManifest:
             explainer is None or isinstance(explainer, str), f"explainer.kind is {explainer!r}"
         )
 
+    def entries(self, cls: type[D]) -> D | None:
+        """Return the entries that a payload has added as a dataclass with their names, None if the pass has none.
+
+        Raises ManifestError if one is missing or has another type than the dataclass says.
+        """
+        names = {spec.name for spec in fields(cls)}
+        values = {name: value for name, value in self.added.items() if name in names}
+        try:
+            return from_dict(cls, values) if values else None
+        except EntryError as error:
+            raise ManifestError(
+                f"the manifest of pass {self.fingerprint[:SHORT]} does not have the entries of a {cls.__name__}: "
+                f"{error}; {REWRITE}"
+            ) from error
+
     @property
     def has_logits(self) -> bool:
         """True if the pass has logits, all or the largest ones."""
@@ -285,6 +302,10 @@ def check_files(files: Any) -> dict[str, str]:
 def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
     """Write the manifest, which makes the folder's contents valid for readers."""
     values = {spec.name: _plain(getattr(manifest, spec.name)) for spec in fields(manifest)}
+    if isinstance(manifest, PassManifest):
+        added = values.pop("added")
+        values |= {name: added.pop(name, None) for name in _ADDED_BESIDE}
+        values |= {"added": added} if added else {}
     commit_file(folder / MANIFEST_NAME, sign_json(values, sort_keys=True, allow_nan=False))
 
 
@@ -323,12 +344,24 @@ def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
         )
 
 
+def _gather_added(values: dict[str, Any]) -> None:
+    """Put all entries of payloads under `added`. Raises EntryError."""
+    beside = {name: values.pop(name, None) for name in _ADDED_BESIDE}
+    added = values.setdefault("added", {})
+    require_entry(isinstance(added, dict), f"added is a {type(added).__name__}")
+    added.update({name: value for name, value in beside.items() if value is not None})
+
+
 def _read_with_tables(
-    cls: type[M], folder: RootedPath, tables: dict[str, type[TableFile[Any]]]
+    cls: type[M],
+    folder: RootedPath,
+    tables: dict[str, type[TableFile[Any]]],
 ) -> M:
     path = folder / MANIFEST_NAME
     values = read_checked(path)
     try:
+        if cls is PassManifest:
+            _gather_added(values)
         for name, table in tables.items():
             file = values.get(name)
             entry = None if file is None else from_dict(FileEntry, file, name)

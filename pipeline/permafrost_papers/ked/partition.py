@@ -239,17 +239,18 @@ def describe_partition(partition: Partition) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _PartitionEntries:
+    """Entries of the manifest of a pass that stores superfeatures."""
+
+    partition_sha256: str
+    hierarchy: tuple[PartitionLevel, ...]
+
+
 def pass_hierarchy(teacher: TeacherPass) -> Hierarchy | None:
     """Return the levels at which a pass's superfeature_logits can be read, or None if it has none."""
-    described = teacher.manifest.hierarchy
-    if described is None:
-        return None
-    return Hierarchy(
-        tuple(
-            PartitionLevel(coarsening=tuple(level["coarsening"]), sha256=level["sha256"])
-            for level in described
-        )
-    )
+    entries = teacher.manifest.entries(_PartitionEntries)
+    return None if entries is None else Hierarchy(entries.hierarchy)
 
 
 def require_same_level(student: Hierarchy, teacher: Hierarchy, number: int, name: str) -> None:

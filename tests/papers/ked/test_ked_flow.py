@@ -141,7 +141,7 @@ def test_a_pass_declares_its_superfeatures_and_verifies(ked_store):
     )
     assert (specs[HIDDEN].shape, specs[HIDDEN].when_moved) == ((M, NETWORK.width), "refuse")
     assert teacher.fields_of("superfeature_logits") == ["superfeature_logits"]
-    assert teacher.manifest.partition_sha256 == partition.sha256
+    assert teacher.manifest.added["partition_sha256"] == partition.sha256
     for number in range(1, M + 1):
         assert torch.equal(pass_hierarchy(teacher).coarsening(number), partition.coarsening(number))
     assert teacher.manifest.fidelity["superfeature_logits"] > 0.99999
