@@ -23,7 +23,7 @@ from torch import Tensor
 from permafrost.config.augment import NUM_ROTATIONS, AugmentOptions, OperationConfig
 from permafrost.core.batches import Batch
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.loading.geometry import canonical_from_view
 from permafrost.loading.method_cache import cache_method
 
@@ -109,10 +109,10 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
 
 def _draw_step(operation: Any, count: int, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
     """Draw one operation's normalized output_from_input, [count, 3, 3] float64, and return it with the output size."""
-    if operation.p_batch != 1 or operation.same_on_batch:
-        raise ConfigError(
-            f"augment.operations: {type(operation).__name__} must draw per record, not per batch"
-        )
+    require(
+        operation.p_batch == 1 and not operation.same_on_batch,
+        f"augment.operations: {type(operation).__name__} must draw per record, not per batch",
+    )
     canvas = torch.empty((), dtype=torch.float64).expand(count, 1, *size)  # needs no memory
     parameters = operation.forward_parameters(canvas.shape)
     pixels: Tensor = operation.generate_transformation_matrix(canvas, parameters, operation.flags)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 
 WINDOW_SHARDS = 16
 _DRAWN_AT_ONCE = 2**18
@@ -81,15 +81,15 @@ class GlobalBatchSampler:
         batch_size  number of records of a global batch, of which each rank takes a contiguous slice
         """
         num_records = order.num_records
-        if batch_size % world_size:
-            raise ConfigError(
-                f"trainer.batch_size={batch_size} must be a multiple of {world_size}, the number of ranks"
-            )
-        if num_records < batch_size:
-            raise ConfigError(
-                f"the selection has {num_records} records, fewer than trainer.batch_size={batch_size}; "
-                "lower trainer.batch_size or select more records"
-            )
+        require(
+            batch_size % world_size == 0,
+            f"trainer.batch_size={batch_size} must be a multiple of {world_size}, the number of ranks",
+        )
+        require(
+            num_records >= batch_size,
+            f"the selection has {num_records} records, fewer than trainer.batch_size={batch_size}; "
+            "lower trainer.batch_size or select more records",
+        )
         self.order = order
         self.batch_size = batch_size
         self.rank, self.world_size = rank, world_size
@@ -133,10 +133,10 @@ class ReplayBatchSampler:
 
         batch_size  number of views of a global batch
         """
-        if num_views % per_step:
-            raise ConfigError(
-                f"views.per_step={per_step} does not divide the {num_views} stored views of a record; choose a divisor"
-            )
+        require(
+            num_views % per_step == 0,
+            f"views.per_step={per_step} does not divide the {num_views} stored views of a record; choose a divisor",
+        )
         self.records = GlobalBatchSampler(order, batch_size // per_step, **ranks)
         self.num_views, self.per_step = num_views, per_step
         generator = np.random.default_rng(derive_seed(order.seed, "replay"))

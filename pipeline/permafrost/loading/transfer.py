@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from permafrost.core.batches import Batch, PixelAugment, PixelChange, StoredTargets, TopLogits
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import UserError, require
 from permafrost.loading.decode_threads import start_pool
 
 _SMALL = 64 * 2**10
@@ -93,12 +93,12 @@ def check_shared_memory(batch_bytes: int, processes: int, option: str) -> None:
         return
     status = os.statvfs(_SHARED_MEMORY)
     free, needed = status.f_bavail * status.f_frsize, batch_bytes * (_PREFETCHED * processes + 1)
-    if needed > free:
-        raise ConfigError(
-            f"{option}={processes} needs {needed / 1e6:,.1f} MB of shared memory for batches of "
-            f"{batch_bytes / 1e6:,.1f} MB, but {_SHARED_MEMORY} has {free / 1e6:,.1f} MB; enlarge it (docker run "
-            f"--shm-size=8g), lower the batch size, or set {option}=0"
-        )
+    require(
+        needed <= free,
+        f"{option}={processes} needs {needed / 1e6:,.1f} MB of shared memory for batches of "
+        f"{batch_bytes / 1e6:,.1f} MB, but {_SHARED_MEMORY} has {free / 1e6:,.1f} MB; enlarge it (docker run "
+        f"--shm-size=8g), lower the batch size, or set {option}=0",
+    )
 
 
 def iter_watched(batches: Iterator[Any], option: str) -> Iterator[Any]:

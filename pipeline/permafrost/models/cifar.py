@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.models import CifarModelConfig, is_published
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.models.classifier import Classifier, GapLinear, Normalize, Provider, Stage
 
 
@@ -102,11 +102,11 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
 
 
 def _build(config: CifarModelConfig, outputs: int) -> Classifier:
-    if is_published(config.weights):
-        raise ConfigError(
-            f"weights={config.weights}: nothing is published for kind cifar; name a file, for example one of "
-            "akamaster/pytorch_resnet_cifar10"
-        )
+    require(
+        not is_published(config.weights),
+        f"weights={config.weights}: nothing is published for kind cifar; name a file, for example one of "
+        "akamaster/pytorch_resnet_cifar10",
+    )
     return CifarResNet(config, outputs)
 
 

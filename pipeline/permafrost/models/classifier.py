@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelOutputs
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.core.records import FEATURES
 
 
@@ -316,12 +316,12 @@ class Classifier(nn.Module, ABC):
 
     def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute the output of `forward_head` and the pooled features [B, d] (`ModelOutput.pooled`) in one pass."""
-        if not self.pools_by_average:
-            raise ConfigError(
-                f"{type(self.network).__name__} has no pooled features, which the payload pooled and methods on "
-                "them need; choose a network whose classifier is applied to the average of its features (a ResNet, "
-                "DenseNet, RegNet or ConvNeXt), or another method or payload"
-            )
+        require(
+            self.pools_by_average,
+            f"{type(self.network).__name__} has no pooled features, which the payload pooled and methods on "
+            "them need; choose a network whose classifier is applied to the average of its features (a ResNet, "
+            "DenseNet, RegNet or ConvNeXt), or another method or payload",
+        )
         return self.forward_head(features, context), to_float32(features).mean(dim=(2, 3))
 
     def forward_extras(
@@ -354,11 +354,11 @@ class Classifier(nn.Module, ABC):
 def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:
     """Raise ConfigError unless the images [B, 3, H, W] have the network's only (height, width)."""
     found = (images.shape[-2], images.shape[-1])
-    if found != size:
-        raise ConfigError(
-            f"{name} takes images of {size[0]}x{size[1]} pixels, got {found[0]}x{found[1]}; set "
-            "teacher.input_size or augment.size to its size, or input_size of the model to build it for another size"
-        )
+    require(
+        found == size,
+        f"{name} takes images of {size[0]}x{size[1]} pixels, got {found[0]}x{found[1]}; set "
+        "teacher.input_size or augment.size to its size, or input_size of the model to build it for another size",
+    )
 
 
 @dataclass(frozen=True)

@@ -162,11 +162,11 @@ def require_places(grid: Grid, input_size: Grid, whose: str, recovery_hint: str)
 
     whose, recovery_hint  parts of the message
     """
-    if max(grid) == 1:
-        raise ConfigError(
-            f"{whose} have a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, and one cell "
-            f"cannot localize anything; {recovery_hint}, or disable explanations with method.lambda_map=0"
-        )
+    require(
+        max(grid) > 1,
+        f"{whose} have a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, and one cell "
+        f"cannot localize anything; {recovery_hint}, or disable explanations with method.lambda_map=0",
+    )
 
 
 def warn_of_coarse_grid(student: Grid, teacher: Grid) -> None:
@@ -250,11 +250,11 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
     explained_class  i64 [B, E], where a negative entry results in a zero map
     returns          [B, E, 1, h, w], >= 0
     """
-    if model.explainer != "gradcam":
-        raise ConfigError(
-            f"explainer=gradcam explains the features of a layer, but those of {type(model.network).__name__} are its "
-            f"input; set explainer={model.explainer}"
-        )
+    require(
+        model.explainer == "gradcam",
+        f"explainer=gradcam explains the features of a layer, but those of {type(model.network).__name__} are its "
+        f"input; set explainer={model.explainer}",
+    )
     require(
         model.outputs == "logits",
         f"the gradient of a logarithm of probabilities is not that of a logit, so {type(model.network).__name__} has "

@@ -14,7 +14,7 @@ from permafrost.config.models import MODELS, ModelConfig
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import require_named
 from permafrost.config.store import SubsetOptions
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.models.trained_weights import (
     DESCRIPTION_NAME,
     MODEL_NAME,
@@ -116,15 +116,17 @@ def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
 
 def read_description(folder: Path) -> TrainedModel:
     """Read model.json of a finished run."""
-    if not is_finished(folder):
-        raise ConfigError(f"{folder} holds no finished model; run its stage first, or correct run=")
+    require(
+        is_finished(folder),
+        f"{folder} holds no finished model; run its stage first, or correct run=",
+    )
     values, path = read_entries(folder), folder / DESCRIPTION_NAME
     kind = values.model["kind"]
-    if kind not in MODELS:
-        raise ConfigError(
-            f"{path} names a network of kind {kind}, which is not among "
-            f"{', '.join(MODELS)}; name the plug-in that adds it, plugins=[my_networks.py]"
-        )
+    require(
+        kind in MODELS,
+        f"{path} names a network of kind {kind}, which is not among "
+        f"{', '.join(MODELS)}; name the plug-in that adds it, plugins=[my_networks.py]",
+    )
     require_named(values.model.get("factory"), path)
     # The weights, with all that is part of them, are next to the description, so the original files are not needed.
     files = {

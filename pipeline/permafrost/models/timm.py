@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from permafrost.config.models import TimmModelConfig, is_published
-from permafrost.core.errors import ConfigError, FileError, first_line
+from permafrost.core.errors import ConfigError, FileError, first_line, require
 from permafrost.models.classifier import (
     Classifier,
     GapLinear,
@@ -66,11 +66,11 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
     If the published head has another number of outputs, timm keeps the trunk and initializes a new head.
     """
     published = published_timm(config)
-    if published is None and is_published(config.weights):
-        raise ConfigError(
-            f"weights={config.weights}: timm has no weights of {config.name}, which was registered without a "
-            "default_cfg; name a file, or register one"
-        )
+    require(
+        published is not None or not is_published(config.weights),
+        f"weights={config.weights}: timm has no weights of {config.name}, which was registered without a "
+        "default_cfg; name a file, or register one",
+    )
     resize = published is not None and published.fixed_size and config.input_size is not None
     network = _create(
         _tagged(config),
@@ -115,10 +115,10 @@ def _tagged(config: TimmModelConfig) -> str:
     tag = (config.weights or "").partition(":")[2] if is_published(config.weights) else ""
     if not tag:
         return config.name
-    if ":" in config.name or config.name.partition(".")[2] not in ("", tag):
-        raise ConfigError(
-            f"weights=pretrained:{tag} and name={config.name} name two sets of weights; set weights=pretrained"
-        )
+    require(
+        ":" not in config.name and config.name.partition(".")[2] in ("", tag),
+        f"weights=pretrained:{tag} and name={config.name} name two sets of weights; set weights=pretrained",
+    )
     return f"{config.name.partition('.')[0]}.{tag}"
 
 
@@ -268,8 +268,10 @@ class TimmClassifier(_TimmNetwork):
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
         features = self.inner.forward_features(self.normalize(images))
-        if not isinstance(features, Tensor) or features.ndim != 4:
-            raise ConfigError(f"timm's {self.name} is not supported; {_SUPPORTED}")
+        require(
+            isinstance(features, Tensor) and features.ndim == 4,
+            f"timm's {self.name} is not supported; {_SUPPORTED}",
+        )
         return (features.permute(0, 3, 1, 2) if self.channels_last else features), None
 
     def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
@@ -369,13 +371,15 @@ class TimmVit(_TimmNetwork):
         super().__init__(name, normalize, network)
         self.reads_class_token = network.global_pool == "token" and network.attn_pool is None
         self.num_prefix = network.num_prefix_tokens
-        if type(network).forward_features is not self.kind.forward_features:
-            raise ConfigError(f"timm's {name} is not supported; {_SUPPORTED}")
-        if self.reads_class_token and type(network.blocks[-1]) is not Block:
-            raise ConfigError(
-                f"timm's {name} is not supported, because the attention of its blocks "
-                f"({type(network.blocks[-1]).__name__}) cannot be called after its norm; {_SUPPORTED}"
-            )
+        require(
+            type(network).forward_features is self.kind.forward_features,
+            f"timm's {name} is not supported; {_SUPPORTED}",
+        )
+        require(
+            not self.reads_class_token or type(network.blocks[-1]) is Block,
+            f"timm's {name} is not supported, because the attention of its blocks "
+            f"({type(network.blocks[-1]).__name__}) cannot be called after its norm; {_SUPPORTED}",
+        )
         if network.global_pool == "avg":
             self.closed_form, self.has_dropout = _probe_head(network, self._with_blank_prefix)
 
@@ -476,10 +480,10 @@ class TimmEva(TimmVit):
     kind = Eva
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
-        if network.global_pool == "token" and network.attn_pool is None:
-            raise ConfigError(
-                f"timm's {name} is not supported, as it reads a class token; {_SUPPORTED}"
-            )
+        require(
+            network.global_pool != "token" or network.attn_pool is not None,
+            f"timm's {name} is not supported, as it reads a class token; {_SUPPORTED}",
+        )
         super().__init__(name, normalize, network)
 
     def _enter(self, images: Tensor) -> tuple[Tensor, Sequence[Callable[[Tensor], Tensor]]]:

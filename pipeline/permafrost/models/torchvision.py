@@ -25,7 +25,7 @@ from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from permafrost.config.models import TorchvisionModelConfig, is_published
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.models.classifier import (
     Classifier,
     Head,
@@ -115,11 +115,11 @@ def _published_weights(config: TorchvisionModelConfig) -> Any:
     name = (config.weights or "").partition(":")[2]
     if not is_published(config.weights) or not name:
         return known.DEFAULT
-    if name not in known.__members__:
-        raise ConfigError(
-            f"torchvision has no weights {name} for {config.name}; choose one of: "
-            + ", ".join(f"pretrained:{known_name}" for known_name in known.__members__)
-        )
+    require(
+        name in known.__members__,
+        f"torchvision has no weights {name} for {config.name}; choose one of: "
+        + ", ".join(f"pretrained:{known_name}" for known_name in known.__members__),
+    )
     return known[name]
 
 

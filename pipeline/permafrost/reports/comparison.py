@@ -14,7 +14,7 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 
 StudentRow = Mapping[str, Any]
 """Row of a student: method, seed and the value of each column."""
@@ -66,15 +66,14 @@ def paired_difference(
     arms = {str(row["method"]) for row in rows}
     known = ", ".join(sorted(arms))
     for option, arm in (("candidate", candidate), ("baseline", baseline)):
-        if arm not in arms:
-            raise ConfigError(
-                f"report.{option}={arm} is not an arm of this run; choose one of: {known}"
-            )
-    per_seed = differences(rows, candidate, baseline, column)
-    if not per_seed:
-        raise ConfigError(
-            f"report.candidate={candidate} and report.baseline={baseline} share no seed; choose two of: {known}"
+        require(
+            arm in arms, f"report.{option}={arm} is not an arm of this run; choose one of: {known}"
         )
+    per_seed = differences(rows, candidate, baseline, column)
+    require(
+        bool(per_seed),
+        f"report.candidate={candidate} and report.baseline={baseline} share no seed; choose two of: {known}",
+    )
     values = list(per_seed.values())
     interval = confidence_interval(values)
     return summarize(values) | {
@@ -119,11 +118,11 @@ def differences_by_column(
     """
     arms = {str(row["method"]) for row in rows}
     for arm, other in baselines.items():
-        if arm in arms and other not in arms:
-            raise ConfigError(
-                f"report.baselines={{{arm}: {other}}} names no arm of this run; choose one of: "
-                + ", ".join(sorted(arms))
-            )
+        require(
+            arm not in arms or other in arms,
+            f"report.baselines={{{arm}: {other}}} names no arm of this run; choose one of: "
+            + ", ".join(sorted(arms)),
+        )
     found = {column: _compared_arms(rows, baseline, baselines, column) for column in columns}
     return {column: arms for column, arms in found.items() if arms}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.verbs import EvaluationRun
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.core.records import VIEW_FIELD
 from permafrost.reports.student_results import TEACHER, StudentResult
 from permafrost.runs.folder import CONFIG_NAME, read_config
@@ -53,11 +53,11 @@ def check_named_passes(names: Sequence[str], used: Sequence[UsedPass], store: St
     """Raise ConfigError if store.teacher names a pass that no student of the report used."""
     known = [one.teacher.name for one in used]
     for name in names:
-        if known and store.open_pass(name).name not in known:
-            raise ConfigError(
-                f"store.teacher={name}: no student of this report learned from that pass or was compared with it; "
-                f"leave store.teacher out, or name one that they used: {', '.join(known)}"
-            )
+        require(
+            not known or store.open_pass(name).name in known,
+            f"store.teacher={name}: no student of this report learned from that pass or was compared with it; "
+            f"leave store.teacher out, or name one that they used: {', '.join(known)}",
+        )
 
 
 def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:

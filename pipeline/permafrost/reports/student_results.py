@@ -13,7 +13,7 @@ from typing import Any
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.points import Point, point_label
 from permafrost.config.verbs import EvaluationRun, ReportConfig
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import UserError, require
 from permafrost.core.json_entries import EntryError, from_dict, require_inside
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import (
@@ -323,11 +323,11 @@ class _SweepFile:
 
 def _config_of(run: str) -> Path:
     path = run_folder(run) / "distill" / CONFIG_NAME
-    if not path.exists():
-        raise ConfigError(
-            f"report.runs names {run}, but {run_folder(run)} contains neither a sweep nor a student; correct "
-            "report.runs"
-        )
+    require(
+        path.exists(),
+        f"report.runs names {run}, but {run_folder(run)} contains neither a sweep nor a student; correct "
+        "report.runs",
+    )
     return path
 
 
@@ -337,10 +337,10 @@ def _load_result(
     folder = run_folder(row["run"])
     path = folder / evaluation_folder(None) / METRICS_NAME
     against = {teacher: _metrics(found) for teacher, found in evaluations_against(folder).items()}
-    if must_be_evaluated and not against and not path.exists():
-        raise ConfigError(
-            f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again"
-        )
+    require(
+        not must_be_evaluated or bool(against) or path.exists(),
+        f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again",
+    )
     shown = None if path.exists() else next(iter(against), None)
     return StudentResult(
         arm=row["arm"],

@@ -213,12 +213,12 @@ class EpochSelection:
                 f"select_epoch={self.select}, but the split has no {self.metric}; choose one of {known}, or null for "
                 "the last epoch"
             )
-        if math.isnan(value):
-            raise ConfigError(
-                f"select_epoch={self.select}: {self.metric} is not a number after epoch {epoch}, because the split has "
-                f"none or the training diverged; choose one of {known or 'another split'}, lower optimizer.lr, or set "
-                "select_epoch=null"
-            )
+        require(
+            not math.isnan(value),
+            f"select_epoch={self.select}: {self.metric} is not a number after epoch {epoch}, because the split has "
+            f"none or the training diverged; choose one of {known or 'another split'}, lower optimizer.lr, or set "
+            "select_epoch=null",
+        )
         return float(value)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.loading.geometry import view_targets
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
@@ -71,12 +71,12 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
 
     def _refuse_double_backward(self) -> None:
-        if self.loss.needs.maps_in(0) and self.model.train().head is None:
-            raise ConfigError(
-                "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a "
-                "compiled forward pass cannot be differentiated twice; set trainer.compile=false, or choose a "
-                "student whose head is linear on the average of its features"
-            )
+        require(
+            not self.loss.needs.maps_in(0) or self.model.train().head is not None,
+            "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a "
+            "compiled forward pass cannot be differentiated twice; set trainer.compile=false, or choose a "
+            "student whose head is linear on the average of its features",
+        )
 
     def state(self) -> dict[str, Any]:
         """State for `load_state`. Its tensors are not copied, so save or copy it before the next step."""
