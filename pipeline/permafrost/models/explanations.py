@@ -261,10 +261,10 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
         "no maps; remove the softmax at its end, or store no map (annotate.payloads=[logits])",
     )
     with torch.autocast(output.features.device.type, enabled=False):
-        features = _widen(output.features)
+        features = to_float32(output.features)
         match model.head:
             case GapLinear(linear):
-                return gradcam_from_head(features, _widen(linear.weight), explained_class)
+                return gradcam_from_head(features, to_float32(linear.weight), explained_class)
             case GapNormLinear(norm, linear):
                 class_weight = norm_class_weight(features, norm, linear, explained_class)
                 return _weighted_maps(features, class_weight, explained_class)
@@ -284,9 +284,9 @@ def norm_class_weight(
     average = features.mean(dim=(2, 3))[:, None]  # [B, 1, C]
     scale = (average.var(dim=2, keepdim=True, correction=0) + norm.eps).sqrt()
     normalized = (average - average.mean(dim=2, keepdim=True)) / scale
-    weight = _widen(linear.weight)[explained_class.clamp(min=0)]  # [B, E, C]
+    weight = to_float32(linear.weight)[explained_class.clamp(min=0)]  # [B, E, C]
     if norm.weight is not None:
-        weight = weight * _widen(norm.weight)
+        weight = weight * to_float32(norm.weight)
     along = (weight * normalized).mean(dim=2, keepdim=True)
     return (weight - weight.mean(dim=2, keepdim=True) - normalized * along) / scale
 
@@ -316,7 +316,7 @@ def _autograd_class_weight(
             (gradient,) = torch.autograd.grad(
                 score, features, create_graph=create_graph, retain_graph=True
             )
-            weights.append(_widen(gradient).sum(dim=(2, 3)))
+            weights.append(to_float32(gradient).sum(dim=(2, 3)))
     return torch.stack(weights, dim=1)
 
 
@@ -325,11 +325,6 @@ def _weighted_maps(features: Tensor, class_weight: Tensor, explained_class: Tens
     h, w = features.shape[-2:]
     maps = torch.einsum("bec,bchw->behw", class_weight, features).relu() / (h * w)
     return (maps * (explained_class >= 0)[:, :, None, None]).unsqueeze(2)
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    """Convert half precision to float32. Other tensors are returned as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 # ---- bcos weights ----------------------------------------------------------------------------------
