@@ -48,6 +48,7 @@ from permafrost.models.classifier import (
     GapNormLinear,
     Intermediates,
     ModelOutput,
+    eval_mode,
     to_float32,
 )
 from permafrost.models.compute import ComputeSettings
@@ -150,10 +151,9 @@ def map_grid(model: Classifier, input_size: Grid) -> Grid:
     """
     if model.explainer != "gradcam":
         return input_size
-    was_training = model.training
     device = next(model.parameters()).device
-    features = model.eval()(torch.zeros(1, 3, *input_size, device=device)).features
-    model.train(was_training)
+    with eval_mode(model):
+        features = model(torch.zeros(1, 3, *input_size, device=device)).features
     return features.shape[-2], features.shape[-1]
 
 

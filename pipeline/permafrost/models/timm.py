@@ -40,6 +40,7 @@ from permafrost.models.classifier import (
     Stage,
     WeightsError,
     apply_norm,
+    eval_mode,
     nearly_equal,
     require_size,
     to_float32,
@@ -307,16 +308,14 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, network.num_features, 2, 2, generator=generator)
     average = features.mean(dim=(2, 3))
-    was_training = network.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        network.eval()
+    with eval_mode(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
         last_input = network.forward_head(to_native(features), pre_logits=True)
         logits = network.forward_head(to_native(features))
-        head: Head | None = None
-        norm = _head_norm(network)
         if last_input.ndim != 2 or not nearly_equal(logits, linear(last_input)):
-            head = None
-        elif nearly_equal(last_input, average):
+            return None, False
+        norm = _head_norm(network)
+        head: Head
+        if nearly_equal(last_input, average):
             head = GapLinear(linear)
         elif (
             norm is not None
@@ -324,14 +323,12 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
             and nearly_equal(last_input, apply_norm(norm, average))
         ):
             head = GapNormLinear(norm, linear)
-        if head is None:
-            network.train(was_training)
+        else:
             return None, False
         network.train()
         has_dropout = not nearly_equal(
             last_input, network.forward_head(to_native(features), pre_logits=True)
         )
-        network.train(was_training)
     return head, has_dropout
 
 
