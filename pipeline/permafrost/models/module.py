@@ -39,6 +39,7 @@ from permafrost.models.classifier import (
     nearly_equal,
     to_float32,
 )
+from permafrost.models.providers import model_normalization
 
 logger = logging.getLogger("permafrost.models")
 
@@ -433,10 +434,8 @@ def build_module(config: ModuleConfig, outputs: int) -> Classifier:
         isinstance(network, nn.Module),
         f"{where} returned {type(network).__name__} instead of a torch.nn.Module",
     )
-    assert config.mean is not None
-    assert config.std is not None
     # A pass or a training has its own option for lower precisions.
-    normalize = Normalize(config.mean, config.std)
+    normalize = Normalize(*model_normalization(config))
     return ModuleClassifier(network.float(), config.layer, normalize, config.outputs)
 
 

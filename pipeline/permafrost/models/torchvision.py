@@ -38,6 +38,7 @@ from permafrost.models.classifier import (
     require_size,
     to_float32,
 )
+from permafrost.models.providers import model_normalization
 
 
 class Split(NamedTuple):
@@ -151,9 +152,7 @@ class TorchvisionClassifier(Classifier):
 
     def __init__(self, config: TorchvisionModelConfig, network: nn.Module) -> None:
         super().__init__()
-        assert config.mean is not None
-        assert config.std is not None
-        self.normalize = Normalize(config.mean, config.std)
+        self.normalize = Normalize(*model_normalization(config))
         self.inner = network
         self.split = NETWORK_SPLITS[type(network)]
 
@@ -397,10 +396,8 @@ class TorchvisionVit(Classifier):
 
     def __init__(self, config: TorchvisionModelConfig, network: models.VisionTransformer) -> None:
         super().__init__()
-        assert config.mean is not None
-        assert config.std is not None
         self.name = config.name
-        self.normalize = Normalize(config.mean, config.std)
+        self.normalize = Normalize(*model_normalization(config))
         self.inner: nn.Module = network
 
     @property
