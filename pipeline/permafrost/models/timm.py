@@ -36,6 +36,7 @@ from permafrost.models.classifier import (
     Head,
     Normalize,
     PretrainedInfo,
+    ProbedClassifier,
     Provider,
     Stage,
     WeightsError,
@@ -205,29 +206,16 @@ def _require_known(name: str) -> None:
 # ---- common base of both kinds -------------------------------------------------------------------
 
 
-class _TimmNetwork(Classifier):
-    """A network of timm with its normalization and the probed form of its head."""
+class _TimmNetwork(ProbedClassifier):
+    """A network of timm with its normalization. A head that reads a class token has no closed form."""
 
-    closed_form: Head | None = None
-    """Closed form of the head without dropout, None if it has none (a class token) or was not probed."""
-    has_dropout = False
+    inner: Any
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
         super().__init__()
         self.name = name
         self.normalize = normalize
         self.inner = network
-
-    @property
-    def network(self) -> nn.Module:
-        """Network of timm."""
-        network: nn.Module = self.inner
-        return network
-
-    @property
-    def head(self) -> Head | None:
-        """Probed closed form, None if a dropout is active."""
-        return None if self.training and self.has_dropout else self.closed_form
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Apply timm's filter of published files: names of older and original ones, and position embeddings.
@@ -248,10 +236,6 @@ class _TimmNetwork(Classifier):
             and own.shape[:2] == converted[name].shape[:2]
         }
         return {**converted, **kernels}
-
-    @property
-    def pools_by_average(self) -> bool:
-        return self.closed_form is not None
 
 
 # ---- a grid of features --------------------------------------------------------------------------

@@ -157,11 +157,6 @@ class TorchvisionClassifier(Classifier):
         self.split = NETWORK_SPLITS[type(network)]
 
     @property
-    def network(self) -> nn.Module:
-        """Network of torchvision."""
-        return self.inner
-
-    @property
     def head(self) -> Head | None:
         """Closed form of the head's layers, None if a dropout is active."""
         return match_head(self.split.head_layers(self.inner))
@@ -398,12 +393,7 @@ class TorchvisionVit(Classifier):
         super().__init__()
         self.name = config.name
         self.normalize = Normalize(*model_normalization(config))
-        self.inner: nn.Module = network
-
-    @property
-    def network(self) -> nn.Module:
-        """Network of torchvision."""
-        return self.inner
+        self.inner = network
 
     @property
     def head(self) -> None:
