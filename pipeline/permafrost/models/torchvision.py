@@ -283,15 +283,6 @@ def _vgg_stages(network: Any, x: Tensor) -> list[Stage]:
     return passed
 
 
-def _densenet_trunk(network: Any, x: Tensor) -> Tensor:
-    return F.relu(network.features(x))
-
-
-def _swin_trunk(network: Any, x: Tensor) -> Tensor:
-    features: Tensor = network.permute(network.norm(network.features(x)))
-    return features
-
-
 def _maxvit_trunk(network: Any, x: Tensor) -> Tensor:
     x = network.stem(x)
     for block in network.blocks:
@@ -314,14 +305,6 @@ _inception_layers = _in_turn(
 )
 
 
-def _googlenet_trunk(network: Any, x: Tensor) -> Tensor:
-    return _googlenet_layers(network, network._transform_input(x))
-
-
-def _inception_trunk(network: Any, x: Tensor) -> Tensor:
-    return _inception_layers(network, network._transform_input(x))
-
-
 def _pooled(*names: str) -> Callable[[Any], list[nn.Module]]:
     """Build a head of these submodules on the average of the features."""
 
@@ -340,10 +323,16 @@ _features = _in_turn("features")
 NETWORK_SPLITS: dict[type[nn.Module], Split] = {
     models.AlexNet: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
     models.ConvNeXt: Split(_features, lambda net: [net.avgpool, *net.classifier], _convnext_stages),
-    models.DenseNet: Split(_densenet_trunk, _pooled("classifier"), _densenet_stages),
+    models.DenseNet: Split(
+        lambda net, x: F.relu(net.features(x)), _pooled("classifier"), _densenet_stages
+    ),
     models.EfficientNet: Split(_features, _pooled("classifier")),
-    models.GoogLeNet: Split(_googlenet_trunk, _pooled("dropout", "fc")),
-    models.Inception3: Split(_inception_trunk, _pooled("dropout", "fc")),
+    models.GoogLeNet: Split(
+        lambda net, x: _googlenet_layers(net, net._transform_input(x)), _pooled("dropout", "fc")
+    ),
+    models.Inception3: Split(
+        lambda net, x: _inception_layers(net, net._transform_input(x)), _pooled("dropout", "fc")
+    ),
     models.MaxVit: Split(_maxvit_trunk, lambda net: [*net.classifier]),
     models.MNASNet: Split(_in_turn("layers"), _pooled("classifier")),
     models.MobileNetV2: Split(_features, _pooled("classifier")),
@@ -367,7 +356,7 @@ NETWORK_SPLITS: dict[type[nn.Module], Split] = {
         _in_turn("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"), _pooled("fc")
     ),
     models.SqueezeNet: Split(_features, lambda net: [*net.classifier, nn.Flatten()]),
-    models.SwinTransformer: Split(_swin_trunk, _pooled("head")),
+    models.SwinTransformer: Split(_in_turn("features", "norm", "permute"), _pooled("head")),
     models.VGG: Split(
         _features,
         lambda net: [net.avgpool, nn.Flatten(), *net.classifier],
