@@ -98,6 +98,19 @@ def describe_teacher(
     }
 
 
+def identify_start(config: ModelConfig, option: str, num_classes: int) -> str:
+    """Return what identifies the weights that a training starts from: the exact name of published ones, or their file.
+
+    option  name of the option, for messages
+    Raises ConfigError if the file does not exist.
+    """
+    weights = str(config.weights)
+    if is_published(weights):
+        return weights
+    require(weights_file(weights).is_file(), f"{option}={weights} does not exist; correct the path")
+    return identify_weights(config, num_classes)
+
+
 def identify_weights(config: ModelConfig, num_classes: int) -> str:
     """Return the SHA-256 of a network's file of weights, and the key of its weights if the file has several."""
     digest = sha256_weights(weights_file(str(config.weights)))
