@@ -189,7 +189,7 @@ class EvaluatedModel:
     @property
     def device(self) -> torch.device:
         """Device of the model."""
-        return next(self.network.parameters()).device
+        return self.network.device
 
     def maps(self, output: ModelOutput, explained_class: Tensor) -> Tensor:
         """Compute the explanations [B, E, A, h, w] of its output for classes [B, E], by the network's own explainer."""

@@ -276,6 +276,11 @@ class Classifier(nn.Module, ABC):
         return self.inner
 
     @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    @property
     @abstractmethod
     def head(self) -> Head | None:
         """Closed form of the head in the model's current mode, None if it must be differentiated by autograd."""

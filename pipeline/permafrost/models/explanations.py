@@ -151,9 +151,8 @@ def map_grid(model: Classifier, input_size: Grid) -> Grid:
     """
     if model.explainer != "gradcam":
         return input_size
-    device = next(model.parameters()).device
     with eval_mode(model):
-        features = model(torch.zeros(1, 3, *input_size, device=device)).features
+        features = model(torch.zeros(1, 3, *input_size, device=model.device)).features
     return features.shape[-2], features.shape[-1]
 
 

@@ -78,7 +78,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         export(folder / EXPORT_FOLDER, model, trained)
     size = trained.input_size
     record = torch.zeros(1, *(size[1:] if trained.config.takes_rows else (3, *size)))
-    cost = measure_cost(model, record.to(next(model.parameters()).device))
+    cost = measure_cost(model, record.to(model.device))
     description = {
         "model": to_plain_dict(trained.config),
         "num_classes": trained.num_classes,

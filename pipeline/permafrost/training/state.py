@@ -60,15 +60,14 @@ class Training:
     """Gradient scaler for float16, disabled in other precisions."""
 
     def __post_init__(self) -> None:
-        device = next(self.model.parameters()).device
         self.loss.distributed = self.distributed
         self.compute_settings.set_memory_format(self.model)
-        self.forward = self.distributed.wrap(self.model, device)
+        self.forward = self.distributed.wrap(self.model, self.model.device)
         if self.compute_settings.compile:
             self._refuse_double_backward()
             self.forward = cast("nn.Module", torch.compile(self.forward))
         half = self.compute_settings.precision == torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
 
     def _refuse_double_backward(self) -> None:
         require(
@@ -103,7 +102,7 @@ class Training:
 
     def seed_step(self) -> None:
         """Seed the random draws of the next step from (seed, step, rank), so no generator state has to be stored."""
-        device = next(self.model.parameters()).device
         seed_generators(
-            derive_seed(self.seed, "step", self.global_step, self.distributed.rank), device
+            derive_seed(self.seed, "step", self.global_step, self.distributed.rank),
+            self.model.device,
         )
