@@ -9,6 +9,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,21 +186,12 @@ class Teaching(TrainingJob):
         teaching = self.config.teaching
         if not isinstance(teaching, GuidedTeachingConfig) or teaching.pareto_split is None:
             return None
-        from permafrost.evaluation.forward import EvaluatedModel, evaluate_split
-        from permafrost.models.classifier import eval_mode
+        from permafrost.evaluation.forward import evaluate_training
 
         dataset = self._dataset(store, teaching.pareto_split, decode_threads, with_regions=True)
         size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2
         options = replace(self.config.evaluate, region=teaching.region)
-
-        def evaluate(model: Classifier) -> dict[str, Any]:
-            with eval_mode(model):
-                metrics: dict[str, Any] = evaluate_split(
-                    EvaluatedModel(network=model, input_size=(size[0], size[1])), dataset, options
-                )
-            return metrics
-
-        return ParetoFront(self.folder, evaluate)
+        return ParetoFront(self.folder, partial(evaluate_training, size, dataset, options))
 
     def describe(self, spec: TrainingSpec) -> TrainedModel:
         from permafrost.models.saved import TrainedModel
