@@ -11,7 +11,7 @@ needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,50 +42,26 @@ def build_operations(config: AugmentOptions, size: tuple[int, int]) -> list[Any]
     return [_OPERATIONS[operation.kind](operation, size) for operation in config.operations]
 
 
-def _pad_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomCrop(size, padding=operation.padding)
-
-
-def _resized_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomResizedCrop(
-        size,
-        scale=operation.crop_scale,
-        ratio=operation.ratio,
-        align_corners=False,
-    )
-
-
-def _horizontal_flip(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomHorizontalFlip(p=operation.p)
-
-
-def _vertical_flip(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomVerticalFlip(p=operation.p)
-
-
-def _rotation(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomRotation(operation.degrees, p=operation.p, align_corners=False)
-
-
-def _affine(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomAffine(
+_OPERATIONS: dict[str, Callable[[OperationConfig, tuple[int, int]], Any]] = {
+    "pad_crop": lambda operation, size: K.RandomCrop(size, padding=operation.padding),
+    "resized_crop": lambda operation, size: K.RandomResizedCrop(
+        size, scale=operation.crop_scale, ratio=operation.ratio, align_corners=False
+    ),
+    "horizontal_flip": lambda operation, size: K.RandomHorizontalFlip(p=operation.p),
+    "vertical_flip": lambda operation, size: K.RandomVerticalFlip(p=operation.p),
+    "rotation": lambda operation, size: K.RandomRotation(
+        operation.degrees, p=operation.p, align_corners=False
+    ),
+    "affine": lambda operation, size: K.RandomAffine(
         operation.degrees,
         translate=operation.translate,
         scale=operation.scale,
         shear=operation.shear,
         p=operation.p,
         align_corners=False,
-    )
-
-
-_OPERATIONS = {
-    "pad_crop": _pad_crop,
-    "resized_crop": _resized_crop,
-    "horizontal_flip": _horizontal_flip,
-    "vertical_flip": _vertical_flip,
-    "rotation": _rotation,
-    "affine": _affine,
+    ),
 }
+"""Kornia's generator of an operation for a canonical (height, width), by its kind."""
 
 
 def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], seed: int) -> Tensor:

@@ -224,14 +224,15 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple
         with torch.cuda.stream(copies):
             return move_batch(batch, device), copies.record_event()
 
+    def reserve(leaf: Any) -> Any:
+        """Keep the memory of a copy from being reused before this stream's work on it is done."""
+        if isinstance(leaf, Tensor) and leaf.device.type == "cuda":
+            leaf.record_stream(torch.cuda.current_stream(device))
+        return leaf
+
     for batch, (moved, copied) in read_ahead(batches, copy):
-        current = torch.cuda.current_stream(device)
-        current.wait_event(copied)
-        for tensor in _tensors(
-            moved
-        ):  # their memory is not reused before this stream's work on them is done
-            if tensor.device.type == "cuda":
-                tensor.record_stream(current)
+        torch.cuda.current_stream(device).wait_event(copied)
+        map_leaves(moved, reserve)
         yield batch, moved
 
 
@@ -242,17 +243,6 @@ def iter_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[t
     else:
         for batch in batches:
             yield batch, move_batch(batch, device)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (Batch, StoredTargets, TopLogits)):
-        for name in value.__dataclass_fields__:
-            yield from _tensors(getattr(value, name))
-    elif isinstance(value, (tuple, dict)):
-        for member in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(member)
 
 
 def move_values(value: Any, device: torch.device) -> Any:
