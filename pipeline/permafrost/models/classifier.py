@@ -378,11 +378,11 @@ class ProbedClassifier(Classifier):
 def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:
     """Raise ConfigError unless the images [B, 3, H, W] have the network's only (height, width)."""
     found = (images.shape[-2], images.shape[-1])
-    require(
-        found == size,
-        f"{name} takes images of {size[0]}x{size[1]} pixels, got {found[0]}x{found[1]}; set "
-        "teacher.input_size or augment.size to its size, or input_size of the model to build it for another size",
-    )
+    if found != size:
+        raise ConfigError(
+            f"{name} takes images of {size[0]}x{size[1]} pixels, got {found[0]}x{found[1]}; set "
+            "teacher.input_size or augment.size to its size, or input_size of the model to build it for another size"
+        )
 
 
 @dataclass(frozen=True)
