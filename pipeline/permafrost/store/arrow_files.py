@@ -17,7 +17,6 @@ from permafrost.storage.files import (
     map_file,
     open_atomically,
     read_regular,
-    refuse_damaged_copy,
     write_atomically,
 )
 from permafrost.storage.local_files import HashingFile
@@ -29,7 +28,7 @@ from permafrost.storage.untrusted import (
     plain_batch,
     table_bytes,
 )
-from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
 
 _PIECE = 2**20
 
@@ -206,9 +205,10 @@ def read_table(
 def check_sha256(path: AnyPath, actual: str, expected: str, advice: str = REWRITE) -> None:
     """Raise ManifestError unless a file has the SHA-256 that its manifest lists."""
     if actual != expected:
-        refuse_damaged_copy(path, expected)
-        raise ManifestError(
-            f"{path} is damaged: it has sha256 {actual[:12]}, but its manifest lists {expected[:12]}; {advice}"
+        raise damage_error(
+            path,
+            expected,
+            f"{path} is damaged: it has sha256 {actual[:12]}, but its manifest lists {expected[:12]}; {advice}",
         )
 
 

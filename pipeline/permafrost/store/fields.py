@@ -24,11 +24,10 @@ from permafrost.storage.files import (
     open_regular,
     open_size,
     read_at,
-    refuse_damaged_copy,
 )
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import decode_npy, encode_npy
-from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
 from permafrost.store.row_reader import (
     Rows,
 )
@@ -138,16 +137,18 @@ def read_entry(
     except FileNotFoundError:
         raise ManifestError(f"{path} (shard {shard}) is missing; {REPAIR}") from None
     if len(data) != entry.bytes:
-        refuse_damaged_copy(path, entry.sha256)
-        raise ManifestError(
-            f"{path} (shard {shard}) has {size} bytes, but its manifest lists {entry.bytes}; {REWRITE}"
+        raise damage_error(
+            path,
+            entry.sha256,
+            f"{path} (shard {shard}) has {size} bytes, but its manifest lists {entry.bytes}; {REWRITE}",
         )
     found = google_crc32c.value(data[: len(data) - own_checksum])
     if found != entry.crc32c:
-        refuse_damaged_copy(path, entry.sha256)
-        raise ManifestError(
+        raise damage_error(
+            path,
+            entry.sha256,
             f"{path} (shard {shard}) is damaged: its crc32c is {found:08x}, but its manifest lists "
-            f"{entry.crc32c:08x}; {REWRITE}"
+            f"{entry.crc32c:08x}; {REWRITE}",
         )
     return data
 

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
 from permafrost.core.records import MAX_KEY_BYTES, NO_LABEL
-from permafrost.storage.files import open_regular, open_size, refuse_damaged_copy
+from permafrost.storage.files import open_regular, open_size
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import map_batch, table_schema
-from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
 from permafrost.store.receipts import BOX, RECEIPT_SCHEMA
 
 if TYPE_CHECKING:
@@ -80,9 +80,10 @@ def open_batch(path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.Recor
         with open_regular(path, file.sha256) as opened:
             found = open_size(opened)
             if found != file.bytes:
-                refuse_damaged_copy(path, file.sha256)
-                raise ManifestError(
-                    f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}"
+                raise damage_error(
+                    path,
+                    file.sha256,
+                    f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}",
                 )
             batch = map_batch(opened, schema)
         batch.validate()
@@ -91,9 +92,10 @@ def open_batch(path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.Recor
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError, struct.error, MemoryError) as error:
-        refuse_damaged_copy(path, file.sha256)
-        raise ManifestError(
-            f"{path} is damaged: it cannot be read as Arrow ({error}); {REWRITE}"
+        raise damage_error(
+            path,
+            file.sha256,
+            f"{path} is damaged: it cannot be read as Arrow ({error}); {REWRITE}",
         ) from error
     return batch
 
@@ -385,8 +387,9 @@ class RecordIndex:
         """Return the error to raise for a damaged column. Raises FileError if only a copy of its file is damaged."""
         is_keys = path == self._keys_path
         file = self._manifest.keys if is_keys else self._manifest.index
-        refuse_damaged_copy(path, file.sha256)
-        return ManifestError(
+        return damage_error(
+            path,
+            file.sha256,
             f"{path} is damaged: column {column} of shard {self.shards[number].name} is not what its manifest lists; "
-            f"{REWRITE}"
+            f"{REWRITE}",
         )
