@@ -35,6 +35,7 @@ from PIL import (  # noqa: F401
 )
 
 from permafrost.core.errors import RecordError
+from permafrost.store.codecs import encode_npy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -256,9 +257,7 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
 def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
     """Encode a frame u8 [3, H, W] as `jpeg95` or `raw` (npy, u8 [H, W, 3]); return its bytes and their suffix."""
     if form == "raw":
-        buffer = io.BytesIO()
-        np.save(buffer, frame.permute(1, 2, 0).contiguous().numpy(), allow_pickle=False)
-        return buffer.getvalue(), "npy"
+        return encode_npy(frame.permute(1, 2, 0).contiguous().numpy()), "npy"
     from torchvision.io import encode_jpeg
 
     return encode_jpeg(frame.contiguous(), quality=_JPEG_QUALITY).numpy().tobytes(), "jpg"
