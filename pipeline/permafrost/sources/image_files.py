@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import posixpath
@@ -26,6 +25,7 @@ from permafrost.store.image_decoding import (
     decodes_heif,
     open_image,
     picture_suffix,
+    png_of,
 )
 
 if TYPE_CHECKING:
@@ -372,9 +372,7 @@ def to_mask_png(data: bytes, path: str) -> bytes:
                 )
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"mask {path} cannot be used: {error}") from error
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return png_of(Image.fromarray(values))
 
 
 def _mask_values(image: Image.Image) -> NDArray[np.uint8]:

@@ -263,6 +263,13 @@ def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
     return encode_jpeg(frame.contiguous(), quality=_JPEG_QUALITY).numpy().tobytes(), "jpg"
 
 
+def png_of(image: Image.Image) -> bytes:
+    """Return the PNG file of an image."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def _check_png(data: bytes) -> None:
     """Raise SyntaxError if a checksum is wrong; PIL's decoder would accept a truncated image."""
     with open_image(data) as image:
@@ -438,9 +445,7 @@ def to_8_bits(data: bytes, black: int, white: int) -> bytes | None:
         eight[..., -1] = np.rint(every / _SIXTEEN_TO_EIGHT_BITS).astype(np.uint8)[values[..., -1]]
     pixels = Image.fromarray(eight[..., 0] if eight.shape[-1] == 1 else eight)
     method = _UPRIGHT_BY.get(orientation)
-    buffer = io.BytesIO()
-    (pixels if method is None else pixels.transpose(method)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return png_of(pixels if method is None else pixels.transpose(method))
 
 
 def orientation_of(data: bytes) -> int:
@@ -479,9 +484,7 @@ def turn_box(
 def turn_mask(mask: bytes, orientation: int) -> bytes:
     """Turn a mask of the stored pixels upright: PNG, whose values are unchanged."""
     with open_image(mask) as image:
-        buffer = io.BytesIO()
-        image.transpose(_UPRIGHT_BY[orientation]).save(buffer, format="PNG")
-    return buffer.getvalue()
+        return png_of(image.transpose(_UPRIGHT_BY[orientation]))
 
 
 # ---- decoding --------------------------------------------------------------------------------------
