@@ -238,18 +238,16 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
 
     Returns None for kinds that only Pillow decodes.
     """
-    pixels: NDArray[np.uint8]
     _require_few_scans(data)
     with contextlib.suppress(ValueError):
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-        if color_space not in _COLOR_SPACES:  # CMYK would be converted in another way
-            return None
-        if height * width > MAX_PIXELS:  # open_image says so
+        # CMYK would be converted in another way, and open_image says of one that is too large that it is.
+        if color_space not in _COLOR_SPACES or height * width > MAX_PIXELS:
             return None
         if memory is not None and memory.shape == (height, width, 3):
             simplejpeg.decode_jpeg(data, "RGB", buffer=memory)
             return memory
-        pixels = simplejpeg.decode_jpeg(data, "RGB")
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
         return pixels
     return None
 
@@ -295,8 +293,9 @@ def _may_have_orientation(jpeg: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 for an image that is upright or has none of the known ones."""
     orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation
+    return orientation if orientation in _UPRIGHT_BY else 1
 
 
 # ---- what a file is --------------------------------------------------------------------------------
@@ -347,7 +346,7 @@ def read_facts(data: bytes) -> ImageFacts:
                 bits=bits,
                 channels=_channels_of(image, data),
                 has_alpha=image.has_transparency_data,
-                orientation=orientation if orientation in _UPRIGHT_BY else 1,
+                orientation=orientation,
             )
             if facts.orientation >= 5 and image.format != "TIFF":  # whose size Pillow gives upright
                 facts = replace(facts, height=image.width, width=image.height)
@@ -451,8 +450,7 @@ def to_8_bits(data: bytes, black: int, white: int) -> bytes | None:
 def orientation_of(data: bytes) -> int:
     """Return the EXIF orientation of an image file, 1 if it is upright."""
     with open_image(data) as image:
-        orientation = _orientation(image)
-    return orientation if orientation in _UPRIGHT_BY else 1
+        return _orientation(image)
 
 
 def turn_box(
