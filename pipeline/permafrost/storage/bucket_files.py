@@ -18,10 +18,16 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import IO, TypeVar
 
-from permafrost.core.errors import FileError, UserError
+from permafrost.core.errors import FileError
 from permafrost.core.uploads import collecting_uploads
 from permafrost.storage import buckets
-from permafrost.storage.local_files import HashingFile, NamedFile, read_whole, write_error
+from permafrost.storage.local_files import (
+    HashingFile,
+    NamedFile,
+    described_errors,
+    read_whole,
+    write_error,
+)
 from permafrost.storage.object_cache import ObjectCache, cache_of, scratch_folder_of
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, bucket_of
 
@@ -165,12 +171,9 @@ class BucketFiles:
             scratch = opened.enter_context(self.scratch(path))
             file = HashingFile(scratch.fileno(), path)
             try:
-                yield file
-                file.flush()
-            except OSError as error:
-                if isinstance(error, UserError):
-                    raise
-                raise write_error(path, error) from error
+                with described_errors(write_error, path):
+                    yield file
+                    file.flush()
             finally:
                 file.detach()
             address = str(file.destination)
@@ -211,12 +214,8 @@ class BucketFiles:
         buckets.remove_object(str(path))
 
     def scratch(self, folder: AnyPath) -> IO[bytes]:
-        try:
+        with described_errors(_scratch_error, folder):
             return tempfile.TemporaryFile(dir=scratch_folder_of(bucket_of(folder)))
-        except FileError:
-            raise
-        except OSError as error:
-            raise _scratch_error(folder, error) from error
 
     def open_regular(self, path: AnyPath, sha256: str | None = None) -> io.FileIO:
         return _cache_of(path).open(str(path), sha256)

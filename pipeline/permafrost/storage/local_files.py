@@ -66,6 +66,22 @@ def read_error(path: AnyPath, error: OSError | ValueError) -> FileError:
     return FileError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
+@contextmanager
+def described_errors(
+    describe: Callable[[AnyPath, OSError], FileError], path: AnyPath
+) -> Iterator[None]:
+    """Raise the errors of the system in a block as `describe` names them for a path, such as `write_error`.
+
+    Errors for the user pass through.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise describe(path, error) from error
+
+
 # ---- folders -------------------------------------------------------------------------------------
 
 
@@ -349,11 +365,9 @@ class LocalFiles:
         self.make_folder(path.parent)
         partial = f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
         with opened_folder(path.parent) as folder:
-            try:
+            with described_errors(write_error, path):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 descriptor = os.open(partial, flags, 0o644, dir_fd=folder)
-            except OSError as error:
-                raise write_error(path, error) from error
             try:
                 file = HashingFile(descriptor, path)
                 try:
@@ -402,12 +416,8 @@ class LocalFiles:
             raise write_error(path, error) from error
 
     def create(self, path: AnyPath) -> IO[bytes]:
-        try:
+        with described_errors(write_error, path):
             descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        except FileError:
-            raise
-        except OSError as error:
-            raise write_error(path, error) from error
         return io.BufferedWriter(NamedFile(descriptor, "wb", path))
 
     def move(self, path: AnyPath, destination: AnyPath) -> None:
@@ -448,11 +458,8 @@ class LocalFiles:
         """Do nothing, as there is no copy."""
 
     def sha256(self, path: AnyPath) -> str:
-        with self.open_regular(path) as file:
-            try:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise read_error(path, error) from error
+        with self.open_regular(path) as file, described_errors(read_error, path):
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_whole(file: io.FileIO, path: AnyPath, most: int | None) -> bytes:
@@ -462,10 +469,9 @@ def read_whole(file: io.FileIO, path: AnyPath, most: int | None) -> bytes:
         raise FileError(
             f"{path} has {size:,} bytes, more than the {most:,} that such a file can have. Restore it, or delete it"
         )
-    try:
-        return file.readall() if most is None else read_fully(file, size, 0)
-    except OSError as error:
-        raise read_error(path, error) from error
+    with described_errors(read_error, path):
+        data: bytes = file.readall() if most is None else read_fully(file, size, 0)
+    return data
 
 
 def read_fully(file: io.FileIO, size: int, offset: int) -> bytes:

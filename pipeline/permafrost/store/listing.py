@@ -33,7 +33,7 @@ from permafrost.storage.files import (
     remove_file,
     scratch_folder,
 )
-from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
+from permafrost.storage.local_files import PARTIAL_SUFFIX, described_errors, write_error
 from permafrost.storage.lock import LockedError
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import map_arrow
@@ -175,28 +175,22 @@ class _Writer:
 
     def __enter__(self) -> _Writer:
         self._file = create_file(self._path)
-        try:
+        with described_errors(write_error, self._path):
             self._batches = pa.ipc.new_file(self._file, _SCHEMA)
-        except OSError as error:
-            raise write_error(self._path, error) from error
         return self
 
     def write(self, batch: pa.RecordBatch) -> None:
-        try:
+        with described_errors(write_error, self._path):
             self._batches.write_batch(batch)
-        except OSError as error:
-            raise write_error(self._path, error) from error
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             with suppress(OSError):  # the original error is more informative
                 self._file.close()
             return
-        try:
+        with described_errors(write_error, self._path):
             self._batches.close()
             self._file.close()
-        except OSError as error:
-            raise write_error(self._path, error) from error
 
 
 @dataclass
