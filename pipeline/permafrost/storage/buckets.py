@@ -342,11 +342,9 @@ def _again(read: Callable[[], T]) -> T:
     for _ in range(_TRIES - 1):
         try:
             return read()
-        except FileNotFoundError:
+        except (FileNotFoundError, TooLargeError):
             raise
         except FileError as error:
-            if isinstance(error, TooLargeError):
-                raise
             logger.debug("%s; it is read again", error)
     return read()
 
