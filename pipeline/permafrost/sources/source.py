@@ -273,12 +273,9 @@ def list_source(
         return listing, tally
     task = ListPart(source=source, files=files, seed=seed)
     parts = list(enumerate(source.parts()))
-    reports: dict[str, str] = {}
-
-    def collect(result: ShardResult) -> None:
-        reports[result.name] = result.report
-
-    run_shards("list", executor, task, parts, collect)
+    results: list[ShardResult] = []
+    run_shards("list", executor, task, parts, results.append)
+    reports = {result.name: result.report for result in results}
     tally, counts = Tally(), RecordCounts()
     for _, name in parts:  # in their order, whichever ended first
         values = json.loads(reports[name])
