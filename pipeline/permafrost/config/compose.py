@@ -191,14 +191,9 @@ def _member(group: str, kind: str, path: str) -> dict[str, Any]:
             if name in GROUPS
         }
     own = plain_defaults(GROUPS[group]) if group in OF_CLASS else {}
-    return (
-        own if kind == OF_CLASS.get(group) else own | _values_of_file(CONF / group / f"{kind}.yaml")
-    )
-
-
-def _values_of_file(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = read_values(path.read_bytes())
-    return values
+    if kind != OF_CLASS.get(group):
+        own |= read_values((CONF / group / f"{kind}.yaml").read_bytes())
+    return own
 
 
 def _merge(values: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
