@@ -36,11 +36,6 @@ class Member:
     size: int
 
 
-def find_tars(path: Path) -> list[Path]:
-    """Find the tars of a folder, of a glob or of a {000000..000009} range."""
-    return find_files(path, ".tar")
-
-
 def find_files(path: Path, suffix: str) -> list[Path]:
     """Find the files of a folder with a suffix, or those of a glob or of a {000000..000009} range."""
     if path.is_dir():
@@ -105,11 +100,6 @@ def expand_range(text: str) -> list[str]:
         return [folder + slash + each for each in braceexpand(name, escape=False)]
     except ValueError:
         return [text]
-
-
-def split_of_tar(name: str) -> str:
-    """Return the split of a tar by its name."""
-    return split_in_name(Path(name).stem)
 
 
 def split_before_number(name: str) -> str:

@@ -30,13 +30,13 @@ from permafrost.sources.tally import BOXES, Tally
 from permafrost.sources.tar_members import (
     Member,
     expand_range,
-    find_tars,
+    find_files,
     find_tars_in_bucket,
     has_scattered_samples,
     list_samples,
     read_member,
     split_before_number,
-    split_of_tar,
+    split_in_name,
 )
 from permafrost.sources.torchvision_sets import download
 from permafrost.storage.addresses import is_address
@@ -93,7 +93,7 @@ class WebDatasetSource:
         elif is_address(self.config.path):
             found = find_tars_in_bucket(self.config.path)
         else:
-            found = find_tars(Path(self.config.path))
+            found = find_files(Path(self.config.path), ".tar")
         named = {path.name: path.absolute() for path in found}
         if len(named) < len(found):
             raise ConfigError(
@@ -172,7 +172,7 @@ class WebDatasetSource:
 
     def _split(self, name: str) -> str:
         """Return the split of a tar."""
-        split = self.config.split or split_of_tar(name)
+        split = self.config.split or split_in_name(Path(name).stem)
         if not is_split_name(split):
             raise ConfigError(
                 f"{self.tars[name]} would belong to split {split!r}, which must have only letters, digits, - and _; "
