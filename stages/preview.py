@@ -34,7 +34,7 @@ from permafrost.sources.source import (
     list_source,
     named_repeats,
 )
-from permafrost.storage.files import make_folder, scratch_folder
+from permafrost.storage.files import make_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.listing import Listing, listing_files
 from permafrost.store.shard_plan import check_keys
@@ -97,11 +97,8 @@ def _find_repeated_keys(source: Source, listing: Listing) -> list[Finding]:
 
 @contextmanager
 def _scratch(folder: str | None) -> Iterator[RootedPath]:
-    if folder is None:
-        with scratch_folder() as created:
-            yield created
-        return
-    make_folder(Path(folder).absolute())
+    if folder is not None:
+        make_folder(Path(folder).absolute())
     with tempfile.TemporaryDirectory(prefix="permafrost-preview-", dir=folder) as created:
         yield RootedPath.of(Path(created))
 

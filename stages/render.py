@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -82,8 +82,7 @@ def configure(words: Sequence[str]) -> RenderConfig:
     ]
     theirs_built = build_verb_config(config.verb, compose(config.verb, theirs))
     require_shared_paths(theirs_built, config.cluster.shared_folder)
-    built: RenderConfig = build_verb_config("render", values | {"words": theirs})
-    return built
+    return replace(config, words=tuple(theirs))
 
 
 def _reads_cluster(verb: str) -> bool:
