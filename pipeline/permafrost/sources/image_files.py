@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from permafrost.config.data import ImageTableDataConfig
-from permafrost.core.errors import ConfigError, FileError, UserError, quote
+from permafrost.core.errors import ConfigError, FileError, UserError, quote, require
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import FolderEntry, entry_bytes, peek, read_regular, scan_folder
 from permafrost.storage.rooted_paths import AnyPath
@@ -271,10 +271,10 @@ def _check_no_loop(root: AnyPath, path: str, entry: FolderEntry) -> None:
     link = Path(str(root / path))
     target, above = link.resolve(), link.parent
     leads_back = any(folder.resolve() == target for folder in (above, *above.parents))
-    if leads_back or above.resolve().is_relative_to(target):
-        raise ConfigError(
-            f"{root / path} is a link to a folder that leads back to it; remove the link"
-        )
+    require(
+        not leads_back and not above.resolve().is_relative_to(target),
+        f"{root / path} is a link to a folder that leads back to it; remove the link",
+    )
 
 
 def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:
@@ -436,15 +436,15 @@ class TableFiles:
         more = self.num_missing - NAMED_MISSING_FILES
         named += f"; and {more} more" if more > 0 else ""
         found = f"{self.num_missing} files in the table are not in {self._root}: {named}"
-        if config.on_error == "stop":
-            raise ConfigError(
-                f"{found}; correct data.root or the table, or leave such rows out with data.on_error=skip"
-            )
-        if self._missing_rows > config.max_skipped:
-            raise ConfigError(
-                f"{found}; these are more rows than data.max_skipped={config.max_skipped}, so correct data.root or the "
-                "table"
-            )
+        require(
+            config.on_error != "stop",
+            f"{found}; correct data.root or the table, or leave such rows out with data.on_error=skip",
+        )
+        require(
+            self._missing_rows <= config.max_skipped,
+            f"{found}; these are more rows than data.max_skipped={config.max_skipped}, so correct data.root or the "
+            "table",
+        )
         logger.warning("%s; their rows are left out", found)
 
     def _relative(self, row: ListedRow, column: str) -> str:

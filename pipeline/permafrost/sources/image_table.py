@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.data import ImageTableDataConfig
-from permafrost.core.errors import ConfigError, quote
+from permafrost.core.errors import ConfigError, quote, require
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record, escape_key
 from permafrost.sources.classes import (
     MAX_CLASSES,
@@ -154,8 +154,7 @@ class ImageTableSource:
                     is_empty = False
                     yield record
         files.check_missing(self.config)
-        if is_empty:
-            raise ConfigError(f"data.path={self._table} has no rows")
+        require(not is_empty, f"data.path={self._table} has no rows")
 
     def _read_rows(self, path: Path, columns: dict[str, str]) -> Iterator[ListedRow]:
         """Yield the rows of one file, without the images that it contains."""
@@ -303,11 +302,11 @@ class ImageTableSource:
         groups = [
             _group_column(column, self._all_rows({"group": column})) for column in self.config.group
         ]
-        if math.prod(group.radix for group in groups) > MAX_GROUP:
-            raise ConfigError(
-                f"data.group={list(self.config.group)} results in more than {MAX_GROUP} groups; "
-                "choose columns with fewer values"
-            )
+        require(
+            math.prod(group.radix for group in groups) <= MAX_GROUP,
+            f"data.group={list(self.config.group)} results in more than {MAX_GROUP} groups; "
+            "choose columns with fewer values",
+        )
         return groups
 
     def _class_texts(self, row: ListedRow) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.data import WebDatasetDataConfig
-from permafrost.core.errors import ConfigError, UserError, quote
+from permafrost.core.errors import ConfigError, UserError, quote, require
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record, escape_key
 from permafrost.sources.classes import (
     MAX_CLASSES,
@@ -95,10 +95,10 @@ class WebDatasetSource:
         else:
             found = find_files(Path(self.config.path), ".tar")
         named = {path.name: path.absolute() for path in found}
-        if len(named) < len(found):
-            raise ConfigError(
-                f"data.path={self.config.path} names two tars with the same file name; rename one of them"
-            )
+        require(
+            len(named) == len(found),
+            f"data.path={self.config.path} names two tars with the same file name; rename one of them",
+        )
         return dict(sorted(named.items()))
 
     @cached_property
@@ -173,11 +173,11 @@ class WebDatasetSource:
     def _split(self, name: str) -> str:
         """Return the split of a tar."""
         split = self.config.split or split_in_name(Path(name).stem)
-        if not is_split_name(split):
-            raise ConfigError(
-                f"{self.tars[name]} would belong to split {split!r}, which must have only letters, digits, - and _; "
-                "set data.split, or rename the tar"
-            )
+        require(
+            is_split_name(split),
+            f"{self.tars[name]} would belong to split {split!r}, which must have only letters, digits, - and _; "
+            "set data.split, or rename the tar",
+        )
         return split
 
     def part_records(self, part: str) -> Iterator[Record]:
@@ -414,15 +414,15 @@ class WebDatasetSource:
         listing  all records, with the tars as its parts
         """
         wanted = self.config.reference
-        if wanted == "always" and form != "original":
-            raise ConfigError(
-                f"data.reference=always keeps the images' bytes; store.format={form} does not"
-            )
+        require(
+            wanted != "always" or form == "original",
+            f"data.reference=always keeps the images' bytes; store.format={form} does not",
+        )
         if self.config.repacks:
-            if wanted == "always":
-                raise ConfigError(
-                    "data.reference=always keeps the images' bytes; data.bit_range and data.boxes_of=stored do not"
-                )
+            require(
+                wanted != "always",
+                "data.reference=always keeps the images' bytes; data.bit_range and data.boxes_of=stored do not",
+            )
             return None
         downloaded = _is_downloaded(self.config.path)
         if wanted == "never" or form != "original" or (wanted == "auto" and downloaded):
@@ -445,11 +445,11 @@ class WebDatasetSource:
         unmixed = find_unmixed_shard(plans)
         if unmixed is None:
             return plans
-        if wanted == "always":
-            raise ConfigError(
-                f"{unmixed.reference} contains few of the classes of split {unmixed.split}, and so would a "
-                "student's batches: pack it again with data.reference=never"
-            )
+        require(
+            wanted != "always",
+            f"{unmixed.reference} contains few of the classes of split {unmixed.split}, and so would a "
+            "student's batches: pack it again with data.reference=never",
+        )
         return None
 
 
