@@ -42,7 +42,7 @@ from permafrost.config.sections import (
     with_kinds,
 )
 from permafrost.config.suggestions import SHOWN, no_member, suggest, suggest_options
-from permafrost.core.errors import ConfigError, printable
+from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values
 from permafrost.storage.files import read_regular
 from permafrost.storage.signed_files import DigestError, check_json
@@ -228,8 +228,7 @@ def _typed(verb: str, word: str, words: Sequence[str]) -> _Typed:
         raise ConfigError(
             f"cannot read {word!r}, as the shell divides words at spaces; quote the whole word: {shlex.quote(split)}"
         )
-    if not equals:
-        raise ConfigError(f"cannot read {word!r}; options are written key=value, see --help")
+    require(equals != "", f"cannot read {word!r}; options are written key=value, see --help")
     section = section_of(word)
     hint = suggest_options(verb, section) or suggest(section, names)
     if verb == "teach" and section in GROUPS:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from permafrost.config.environment import CONF
 from permafrost.config.sections import experiment_names, top_options, with_kinds
 from permafrost.config.suggestions import SHOWN, no_member, suggest
-from permafrost.core.errors import ConfigError, printable
+from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.yaml_text import YamlError, parse_yaml, read_values, values_of
 from permafrost.storage.files import read_regular
 
@@ -36,14 +36,13 @@ def _parse_experiment(name: str, text: str) -> tuple[tuple[str, ...], dict[str, 
         values = parse_yaml(text)
     except YamlError as error:
         raise ConfigError(f"experiment={name}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"experiment={name} must be a mapping of sections to options")
+    require(isinstance(values, dict), f"experiment={name} must be a mapping of sections to options")
     bases = values.pop(BASES, [])
     is_list = isinstance(bases, list) and len(bases) <= _MOST_BASES
-    if not is_list or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(
-            f"experiment={name}: {BASES} must be a list of at most {_MOST_BASES} experiments, as in [demo]"
-        )
+    require(
+        is_list and all(isinstance(base, str) for base in bases),
+        f"experiment={name}: {BASES} must be a list of at most {_MOST_BASES} experiments, as in [demo]",
+    )
     for section, value in values.items():
         if section not in top_options():
             hint = (
@@ -86,10 +85,10 @@ def _add_experiment(name: str, files: dict[str, ExperimentFile], based: tuple[st
 def _experiment_text(name: str) -> str:
     if not name.endswith((".yaml", ".yml")):
         if name not in experiment_names():
-            if _is_file(name):
-                raise ConfigError(
-                    f"experiment={name} is no .yaml file; a Python file is named with plugins=[{name}]"
-                )
+            require(
+                not _is_file(name),
+                f"experiment={name} is no .yaml file; a Python file is named with plugins=[{name}]",
+            )
             raise no_member("experiment", name)
         return (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     try:
