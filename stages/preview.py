@@ -23,7 +23,7 @@ from pathlib import Path
 from permafrost.cli import stage_main
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig, PreviewConfig
-from permafrost.core.errors import ConfigError, printable
+from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.records import Source
 from permafrost.sources.data_preview import Finding, Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
@@ -54,8 +54,10 @@ class PreviewResult:
 
 def run(config: PreviewConfig) -> PreviewResult:
     """List the records in a temporary folder, read headers, and find doubts."""
-    if isinstance(config.data, NoDataConfig):
-        raise ConfigError("preview needs data=, as in data=image_folder data.path=photos")
+    require(
+        not isinstance(config.data, NoDataConfig),
+        "preview needs data=, as in data=image_folder data.path=photos",
+    )
     source = build_source(config.data)
     with (
         _scratch(config.scratch) as folder,
