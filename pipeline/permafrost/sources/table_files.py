@@ -265,11 +265,9 @@ def read_rows(path: Path, columns: dict[str, str]) -> Iterator[ListedRow]:
     """
     with _readable(path):
         require_columns(path, columns, _column_names(path))
-        number = 0
-        for batch in _iter_batches(path, sorted(set(columns.values()))):
-            for cells in batch.to_pylist():
-                number += 1
-                yield ListedRow(path, number, cells)
+        batches = _iter_batches(path, sorted(set(columns.values())))
+        rows = (cells for batch in batches for cells in batch.to_pylist())
+        yield from (ListedRow(path, number, cells) for number, cells in enumerate(rows, start=1))
 
 
 def iter_distinct(path: Path, column: str) -> Iterator[list[str]]:

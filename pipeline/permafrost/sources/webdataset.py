@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -427,12 +428,12 @@ class WebDatasetSource:
         downloaded = _is_downloaded(self.config.path)
         if wanted == "never" or form != "original" or (wanted == "auto" and downloaded):
             return None
-        stop = 0
-        rows: list[tuple[str, str, int, int]] = []
-        for name, size in zip(self.tars, listing.part_sizes, strict=True):
-            stop += size
-            if size:
-                rows.append((self._split(name), name, stop - size, stop))
+        sizes = listing.part_sizes
+        rows = [
+            (self._split(name), name, stop - size, stop)
+            for name, size, stop in zip(self.tars, sizes, accumulate(sizes), strict=True)
+            if size
+        ]
         numbers = Counter[str]()
         plans: list[ShardPlan] = []
         for split, name, start, end in sorted(rows):

@@ -234,8 +234,7 @@ class RecordCounts:
     def merge(self, values: Mapping[str, Any]) -> None:
         """Add the JSON values of other counts."""
         self.records.update(values["records"])
-        for split, label, count in values["labeled"]:
-            self.labeled[split, label] += count
+        self.labeled.update({(split, label): count for split, label, count in values["labeled"]})
         self.unlabeled.update(values["unlabeled"])
         self.others.update(values["others"])
 
