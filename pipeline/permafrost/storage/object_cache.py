@@ -132,9 +132,9 @@ class ObjectCache:
                     digest.update(block)
                 offset += os.pwrite(descriptor, block, offset)
             os.fsync(descriptor)
+        except FileError:
+            raise
         except OSError as error:
-            if isinstance(error, FileError):
-                raise
             raise self._no_room(address, error) from error
         if sha256 is not None and digest.hexdigest() != sha256:
             raise FileError(
