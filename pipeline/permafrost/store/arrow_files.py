@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,9 +108,11 @@ class RowWriter:
 
     file: FileEntry
 
-    def __init__(self, write: Callable[[list[dict[str, object]]], None]) -> None:
-        self._write = write
+    def __init__(self, path: RootedPath, parquet: pq.ParquetWriter) -> None:
+        self._path = path
+        self._parquet = parquet
         self._rows: list[dict[str, object]] = []
+        self._size = 0
 
     def append(self, **row: object) -> None:
         """Append one row."""
@@ -121,7 +123,10 @@ class RowWriter:
     def flush(self) -> None:
         """Write the rows that are still in memory."""
         if self._rows:
-            self._write(self._rows)
+            table = pa.Table.from_pylist(self._rows, schema=self._parquet.schema)
+            self._size += table.nbytes
+            require_small(self._path, self._size)
+            self._parquet.write_table(table)
             self._rows = []
 
 
@@ -133,16 +138,7 @@ def write_rows(path: RootedPath, schema: pa.Schema) -> Iterator[RowWriter]:
     """
     with open_atomically(path) as file:
         parquet = pq.ParquetWriter(arrow_sink(file), schema, compression="zstd")
-        size = 0
-
-        def write(rows: list[dict[str, object]]) -> None:
-            nonlocal size
-            table = pa.Table.from_pylist(rows, schema=schema)
-            size += table.nbytes
-            require_small(path, size)
-            parquet.write_table(table)
-
-        writer = RowWriter(write)
+        writer = RowWriter(path, parquet)
         yield writer
         writer.flush()
         parquet.close()
