@@ -79,10 +79,7 @@ class RangedFile:
     def __init__(self, path: AnyPath) -> None:
         """Raises FileNotFoundError or FileError."""
         self.address = str(path)
-        facts = buckets.object_facts(self.address)
-        if facts is None:
-            raise buckets.MissingObjectError(f"{path} does not exist")
-        self.size = facts.size
+        self.size = buckets.existing_facts(self.address).size
 
 
 # ---- operations ----------------------------------------------------------------------------------

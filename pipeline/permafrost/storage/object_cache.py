@@ -28,7 +28,7 @@ from pathlib import Path
 
 from permafrost.core.errors import FileError
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
-from permafrost.storage.buckets import Download, MissingObjectError, object_facts, wait_seconds
+from permafrost.storage.buckets import Download, MissingObjectError, existing_facts, wait_seconds
 
 logger = logging.getLogger("permafrost.cache")
 
@@ -96,9 +96,7 @@ class ObjectCache:
         """Return the path of an object's copy, and its size where nobody knows its digest."""
         size = None
         if sha256 is None:
-            facts = object_facts(address)
-            if facts is None:
-                raise MissingObjectError(f"{address} does not exist")
+            facts = existing_facts(address)
             text = f"{address}\0{facts.e_tag}\0{facts.size}"
             sha256, size = hashlib.sha256(text.encode()).hexdigest(), facts.size
         return self.folder / sha256[:2] / sha256, size
