@@ -73,21 +73,21 @@ class PassFields(ABC):
     """Rows of each shard in the arrays, including unused ones."""
     num_views: int
 
-    @abstractmethod
     def create(self) -> dict[str, str]:
         """Write the files that all shards share, once, before any shard; return path in the pass -> sha256."""
+        return {}
 
-    @abstractmethod
     def shared_files(self) -> list[str]:
         """Return the paths of the files that `create` writes."""
+        return []
 
     @abstractmethod
     def shard_files(self, position: int, name: str) -> list[str]:
         """Return the paths of the files of one shard."""
 
-    @abstractmethod
     def inner_chunks_of_a_row(self) -> int:
         """Return the number of inner chunks per row, over all fields that are divided into inner chunks."""
+        return 0
 
     @abstractmethod
     def check_shared_files(self) -> None:
@@ -170,17 +170,8 @@ _END_BYTES = 2 * tarfile.RECORDSIZE
 class WebDatasetFields(PassFields):
     """Fields in one tar per shard, for tools that read WebDataset and combine it with the images."""
 
-    def create(self) -> dict[str, str]:
-        return {}
-
-    def shared_files(self) -> list[str]:
-        return []
-
     def shard_files(self, position: int, name: str) -> list[str]:
         return [f"{name}.tar"]
-
-    def inner_chunks_of_a_row(self) -> int:
-        return 0
 
     def check_shared_files(self) -> None:
         pass
