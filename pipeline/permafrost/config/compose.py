@@ -73,8 +73,11 @@ def complete_words(verb: str, words: Sequence[str]) -> list[str]:
     Raises ConfigError if several sections of the verb and its members have the option.
     """
     names = [*section_names(verb), "experiment", "plugins"]
-    short = {word for word in words if "=" in word and word.partition("=")[0].isidentifier()}
-    short = {word for word in short if section_of(word) not in names}
+    short = {
+        word
+        for word in words
+        if "=" in word and word.partition("=")[0].isidentifier() and section_of(word) not in names
+    }
     if not short:
         return list(words)
     composed = compose(verb, [word for word in words if word not in short])
@@ -392,13 +395,10 @@ def _options_of_run(section: str, values: Any) -> Any:
 
 def _split_by_the_shell(words: Sequence[str]) -> str:
     """Return the list or mapping that a shell has divided at its spaces, empty if all words are whole."""
-    for start, word in enumerate(words):
-        if not _is_open(word):
-            continue
-        ends = range(start + 2, len(words) + 1)
-        joined = (" ".join(words[start:end]) for end in ends)
-        return next((text for text in joined if not _is_open(text)), "")
-    return ""
+    start = next((place for place, word in enumerate(words) if _is_open(word)), len(words))
+    ends = range(start + 2, len(words) + 1)
+    joined = (" ".join(words[start:end]) for end in ends)
+    return next((text for text in joined if not _is_open(text)), "")
 
 
 def _is_open(word: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -86,7 +87,7 @@ def _experiment_text(name: str) -> str:
     if not name.endswith((".yaml", ".yml")):
         if name not in experiment_names():
             require(
-                not _is_file(name),
+                not os.path.isfile(name),  # noqa: PTH113, as the name may be none of a file
                 f"experiment={name} is no .yaml file; a Python file is named with plugins=[{name}]",
             )
             raise no_member("experiment", name)
@@ -97,13 +98,6 @@ def _experiment_text(name: str) -> str:
         raise ConfigError(f"experiment={name} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"experiment={name}: {error}") from error
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):  # no name of a file
-        return False
 
 
 def plugin_names(words: Sequence[str]) -> list[str]:
