@@ -68,21 +68,19 @@ class WebDatasetSource:
     frame_size: tuple[int, int] | None = None
     columns = None
     unique_keys_option = "data.key_prefix=shard"
+    _last: tuple[str, io.FileIO] | None = None
 
     def __init__(self, config: WebDatasetDataConfig) -> None:
         self.config = config
-        self.tally = Tally()
-        """Counts of what the last listing met."""
-        self._last: tuple[str, io.FileIO] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Found once, by the driver: another process needs neither the folder nor the file of the class names.
         return {"config": self.config, "tars": self.tars, "_names": self._names}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.tally = Tally()
-        self._last = None
+    @cached_property
+    def tally(self) -> Tally:
+        """Counts of what the last listing met."""
+        return Tally()
 
     @cached_property
     def tars(self) -> dict[str, AnyPath]:
