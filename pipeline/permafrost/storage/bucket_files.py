@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 from permafrost.core.errors import FileError
 from permafrost.core.uploads import collecting_uploads
@@ -73,13 +73,11 @@ class UploadedFile(io.BufferedRandom):
             super().close()
 
 
-class RangedFile:
+class RangedFile(NamedTuple):
     """File of a bucket of which ranges are read as they are asked for, without a copy in the cache."""
 
-    def __init__(self, path: AnyPath) -> None:
-        """Raises FileNotFoundError or FileError."""
-        self.address = str(path)
-        self.size = buckets.existing_facts(self.address).size
+    address: str
+    size: int
 
 
 # ---- operations ----------------------------------------------------------------------------------
@@ -218,7 +216,7 @@ class BucketFiles:
         return _cache_of(path).open(str(path), sha256)
 
     def open_ranges(self, path: AnyPath, sha256: str | None = None) -> RangedFile:
-        return RangedFile(path)
+        return RangedFile(str(path), buckets.existing_facts(str(path)).size)
 
     def read(self, path: AnyPath, most: int | None, sha256: str | None = None) -> bytes:
         if sha256 is None:
