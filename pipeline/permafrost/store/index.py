@@ -139,8 +139,7 @@ class RecordIndex:
 
     @cached_property
     def _columns(self) -> dict[str, pa.Array]:
-        batch = open_batch(self._path, self._manifest.index, INDEX_SCHEMA)
-        self._require_rows(self._path, batch)
+        batch = self._open(self._path, self._manifest.index, INDEX_SCHEMA)
         return dict(zip(batch.schema.names, batch.columns, strict=True))
 
     @cached_property
@@ -165,9 +164,7 @@ class RecordIndex:
 
     @cached_property
     def _keys_batch(self) -> pa.RecordBatch:
-        batch = open_batch(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
-        self._require_rows(self._keys_path, batch)
-        return batch
+        return self._open(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
 
     @cached_property
     def _keys(self) -> tuple[NDArray[np.int64], pa.Buffer]:
@@ -175,12 +172,15 @@ class RecordIndex:
         whole = np.frombuffer(offsets, np.int64, self.num_rows + 1) if self.num_rows else [0]
         return np.asarray(whole), text if text is not None else pa.py_buffer(b"")
 
-    def _require_rows(self, path: RootedPath, batch: pa.RecordBatch) -> None:
+    def _open(self, path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch:
+        """Map a file of the index. Raises ManifestError unless it has a row for each record."""
+        batch = open_batch(path, file, schema)
         if batch.num_rows != self.num_rows:
             raise ManifestError(
                 f"{path} has {batch.num_rows} rows, but the manifest lists {self.num_rows} records; "
                 "run permafrost verify"
             )
+        return batch
 
     # ---- reading -------------------------------------------------------------------------------------
 
