@@ -16,6 +16,7 @@ from PIL import Image
 
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import ConfigError, FileError, UserError, quote, require
+from permafrost.core.records import Content, Record
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import FolderEntry, entry_bytes, peek, read_regular, scan_folder
 from permafrost.storage.rooted_paths import AnyPath
@@ -324,6 +325,21 @@ def read_file(root: AnyPath, path: str, size: int) -> bytes:
             "run the command again once the data no longer change"
         )
     return data
+
+
+class FilesBelowRoot:
+    """Reading of records whose content is a file below a root: its path and its size."""
+
+    _root: AnyPath
+
+    def read(self, record: Record) -> Content:
+        """Return the file unchanged."""
+        path, size = record.content
+        return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
+
+    def where(self, record: Record) -> str:
+        """Return the image's file."""
+        return str(self._root / record.content[0])
 
 
 def require_image_bytes(size: int) -> None:

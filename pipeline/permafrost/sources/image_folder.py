@@ -14,18 +14,17 @@ from functools import cached_property
 
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.core.errors import ConfigError, quote, require
-from permafrost.core.records import Content, Record, escape_key
+from permafrost.core.records import Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import (
     LEFT_OUT,
     OTHER_PICTURES,
+    FilesBelowRoot,
     SourceFileError,
     first_image,
     has_image,
-    image_suffix,
     iter_images,
     join_path,
-    read_file,
     sub_folders,
     tally_passed_over,
 )
@@ -47,7 +46,7 @@ FOLDERS_ONLY = "class folders whose images are all in folders"
 NESTED_FOLDERS = "folders in class folders"
 
 
-class ImageFolderSource:
+class ImageFolderSource(FilesBelowRoot):
     """Source of the images of a folder, with the files' own bytes."""
 
     name = "image_folder"
@@ -142,15 +141,6 @@ class ImageFolderSource:
         self.tally.add(CLASS_FOLDERS, folder, class_folder)
         if not direct:
             self.tally.add(FOLDERS_ONLY, folder, class_folder)
-
-    def read(self, record: Record) -> Content:
-        """Return the file unchanged."""
-        path, size = record.content
-        return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
-
-    def where(self, record: Record) -> str:
-        """Return the image's file."""
-        return str(self._root / record.content[0])
 
     @cached_property
     def _split_folders(self) -> dict[str, str]:
