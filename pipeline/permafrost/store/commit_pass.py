@@ -112,7 +112,7 @@ def commit_pass(
     made_with: dict[str, str],
     agreement: Agreement | None = None,
     moved_features: MovedFeatures | None = None,
-) -> PassManifest:
+) -> None:
     """Combine the receipts and write the pass's manifest.
 
     made_with, agreement, moved_features  entries of the manifest
@@ -161,4 +161,3 @@ def commit_pass(
     )
     write_manifest(folder, manifest)
     remove_other_tables(folder, manifest)
-    return manifest
