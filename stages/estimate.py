@@ -27,7 +27,7 @@ from permafrost.cli import stage_main
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.verbs import EstimateConfig
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.estimation.measurement import Estimate, plain_values, printed_lines
 from permafrost.runs.folder import run_folder
 from permafrost.storage.files import exists, write_atomically
@@ -52,11 +52,11 @@ class EstimateResult:
 def run(config: EstimateConfig) -> EstimateResult:
     """Measure a sample in a temporary folder, which is removed, and write the estimate."""
     finished = exists(config.store.folder / MANIFEST_NAME)
-    if isinstance(config.data, NoDataConfig) and not finished:
-        raise ConfigError(
-            f"store.path={config.store.path} holds no finished store; name the data to estimate with data=, as in "
-            "data=image_folder data.path=photos, or correct store.path"
-        )
+    require(
+        finished or not isinstance(config.data, NoDataConfig),
+        f"store.path={config.store.path} holds no finished store; name the data to estimate with data=, as in "
+        "data=image_folder data.path=photos, or correct store.path",
+    )
     _announce(config, finished)
     from permafrost.estimation.measurement import measure  # imports torch
 

@@ -25,7 +25,7 @@ from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import NoDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PrecomputeConfig
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
 from permafrost.models.resolve import resolve_precompute
@@ -191,11 +191,11 @@ def _warn_of_aliasing(config: PrecomputeConfig, store: Store) -> None:
 
 def _check_has_records(config: PrecomputeConfig, path: RootedPath) -> None:
     """Raise ConfigError if neither the options nor a finished store provide records."""
-    if isinstance(config.data, NoDataConfig) and not exists(path / MANIFEST_NAME):
-        raise ConfigError(
-            f"store.path={config.store.path} holds no finished store; name the data to pack with data=, as in "
-            "data=image_folder data.path=photos, or correct store.path"
-        )
+    require(
+        not isinstance(config.data, NoDataConfig) or exists(path / MANIFEST_NAME),
+        f"store.path={config.store.path} holds no finished store; name the data to pack with data=, as in "
+        "data=image_folder data.path=photos, or correct store.path",
+    )
 
 
 def _is_finished(config: PrecomputeConfig, path: RootedPath, digest: str) -> bool:

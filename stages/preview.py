@@ -23,7 +23,7 @@ from pathlib import Path
 from permafrost.cli import stage_main
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.config.data import NoDataConfig, PreviewConfig
-from permafrost.core.errors import ConfigError, printable
+from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.records import Source
 from permafrost.sources.data_preview import Finding, Preview, preview_source
 from permafrost.sources.findings import accept_hint, add_findings
@@ -34,7 +34,7 @@ from permafrost.sources.source import (
     list_source,
     named_repeats,
 )
-from permafrost.storage.files import make_folder, scratch_folder
+from permafrost.storage.files import make_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.listing import Listing, listing_files
 from permafrost.store.shard_plan import check_keys
@@ -54,8 +54,10 @@ class PreviewResult:
 
 def run(config: PreviewConfig) -> PreviewResult:
     """List the records in a temporary folder, read headers, and find doubts."""
-    if isinstance(config.data, NoDataConfig):
-        raise ConfigError("preview needs data=, as in data=image_folder data.path=photos")
+    require(
+        not isinstance(config.data, NoDataConfig),
+        "preview needs data=, as in data=image_folder data.path=photos",
+    )
     source = build_source(config.data)
     with (
         _scratch(config.scratch) as folder,
@@ -97,11 +99,8 @@ def _find_repeated_keys(source: Source, listing: Listing) -> list[Finding]:
 
 @contextmanager
 def _scratch(folder: str | None) -> Iterator[RootedPath]:
-    if folder is None:
-        with scratch_folder() as created:
-            yield created
-        return
-    make_folder(Path(folder).absolute())
+    if folder is not None:
+        make_folder(Path(folder).absolute())
     with tempfile.TemporaryDirectory(prefix="permafrost-preview-", dir=folder) as created:
         yield RootedPath.of(Path(created))
 

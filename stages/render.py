@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from permafrost.config.compose import compose
 from permafrost.config.paths import require_shared_paths
 from permafrost.config.sections import section_of, sections_of_verb
 from permafrost.config.verbs import VERBS, RenderConfig, build_verb_config
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.storage.files import write_atomically
 
 _OWN_SECTIONS = ("verb", "output")
@@ -66,8 +66,10 @@ def configure(words: Sequence[str]) -> RenderConfig:
     verbs = [verb for verb in VERBS if verb != "render"]
     for word in words:
         name, _, value = word.partition("=")
-        if name == "verb" and value not in verbs:
-            raise ConfigError(f"verb={value} does not exist; choose one of: {', '.join(verbs)}")
+        require(
+            name != "verb" or value in verbs,
+            f"verb={value} does not exist; choose one of: {', '.join(verbs)}",
+        )
     if not any(word.startswith("cluster=") for word in words):
         words = ["cluster=kuberay", *words]  # the only one that a manifest can describe
     shared = [word for word in words if section_of(word) in ("cluster", "experiment")]
@@ -82,8 +84,7 @@ def configure(words: Sequence[str]) -> RenderConfig:
     ]
     theirs_built = build_verb_config(config.verb, compose(config.verb, theirs))
     require_shared_paths(theirs_built, config.cluster.shared_folder)
-    built: RenderConfig = build_verb_config("render", values | {"words": theirs})
-    return built
+    return replace(config, words=tuple(theirs))
 
 
 def _reads_cluster(verb: str) -> bool:

@@ -25,7 +25,7 @@ from permafrost.config.paths import place_paths
 from permafrost.config.plugins import load_plugins
 from permafrost.config.sections import section_names, section_of, sections_of_verb
 from permafrost.config.verbs import build_verb_config
-from permafrost.core.errors import ConfigError, UserError, printable
+from permafrost.core.errors import ConfigError, UserError, printable, require
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.folder import leaving_no_preparation, mirrored_run, run_folder, save_options
@@ -129,8 +129,10 @@ def _run_words(
 def _without_cfg(words: Sequence[str]) -> list[str]:
     """Return the words besides --cfg job, which may be anywhere on the line."""
     place = words.index("--cfg")
-    if words[place + 1 : place + 2] != ["job"]:
-        raise ConfigError("--cfg prints the options of the job; write --cfg job")
+    require(
+        words[place + 1 : place + 2] == ["job"],
+        "--cfg prints the options of the job; write --cfg job",
+    )
     return [*words[:place], *words[place + 2 :]]
 
 
@@ -171,11 +173,11 @@ def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any])
     if verb != "distill" or composed["mode"] == "live":
         return
     for word in words:
-        if section_of(word) in ("teacher", "explainer"):
-            raise ConfigError(
-                f"distill reads {word} with mode=live only; frozen targets come from the store: "
-                "choose the pass with store.teacher="
-            )
+        require(
+            section_of(word) not in ("teacher", "explainer"),
+            f"distill reads {word} with mode=live only; frozen targets come from the store: "
+            "choose the pass with store.teacher=",
+        )
 
 
 def _check_evaluate_words(
@@ -188,17 +190,19 @@ def _check_evaluate_words(
     asking = [name for name, options in EVALUATORS.items() if options.uses_teacher]
     readers = [name for name, options in EVALUATORS.items() if options.reads_augment]
     for word in words:
-        if section_of(word) == "student" and config.model != "network":
-            raise ConfigError(
-                f"evaluate reads {word} with model=network only; the student of a run is named by run="
-            )
-        if section_of(word) == "teacher" and not reads_teacher:
-            raise ConfigError(
-                f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
-                "the teacher's stored targets are chosen by store.teacher="
-            )
-        if section_of(word) == "augment" and not set(readers) & set(config.requested_evaluators):
-            raise ConfigError(f"evaluate reads {word} with evaluators=[{', '.join(readers)}] only")
+        require(
+            section_of(word) != "student" or config.model == "network",
+            f"evaluate reads {word} with model=network only; the student of a run is named by run=",
+        )
+        require(
+            section_of(word) != "teacher" or reads_teacher,
+            f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
+            "the teacher's stored targets are chosen by store.teacher=",
+        )
+        require(
+            section_of(word) != "augment" or bool(set(readers) & set(config.requested_evaluators)),
+            f"evaluate reads {word} with evaluators=[{', '.join(readers)}] only",
+        )
 
 
 def _help(verb: str, doc: str, words: Sequence[str] = (), *, is_brief: bool = False) -> str:

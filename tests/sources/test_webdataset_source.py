@@ -14,7 +14,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL, Box
 from permafrost.loading.dataset import StoreDataset
 from permafrost.sources.source import build_source
-from permafrost.sources.tar_members import expand_range, split_of_tar
+from permafrost.sources.tar_members import expand_range, split_in_name
 from permafrost.sources.webdataset import PASSED_OVER_JSON
 from permafrost.store.image_decoding import ImageError
 from permafrost.store.reader import Store
@@ -83,7 +83,7 @@ def test_every_sample_of_every_tar_is_a_record_with_its_bytes(tmp_path):
     ],
 )
 def test_a_split_is_what_stands_before_the_number(name, split):
-    assert split_of_tar(name) == split
+    assert split_in_name(name.removesuffix(".tar")) == split
 
 
 def test_a_split_may_be_given(tmp_path):

@@ -174,13 +174,10 @@ class TeacherAnnotator:
                 self.annotate_inputs(warp(frames, view, self.input_size) / 255, records)
                 for view in views.to(self.device).unbind(dim=1)
             ]
-        values = {
-            name: np.stack([view.values[name] for view in seen], axis=1) for name in seen[0].values
-        }
+        stacked = _stack_fields(seen)
         if views is not None:
-            values[VIEW_FIELD.name] = views.numpy()
-        fidelity = {name: min(view.fidelity[name] for view in seen) for name in seen[0].fidelity}
-        return type(seen[0])(values, fidelity)
+            stacked.values[VIEW_FIELD.name] = views.numpy()
+        return stacked
 
     def _annotate_frames(self, batch: FrameBatch, records: BatchInfo) -> EncodedFields:
         """Compute fields [n, *shape] of the canonical view, with one forward pass for each form of the images."""
@@ -200,7 +197,7 @@ class TeacherAnnotator:
                     parts = self._annotate_inputs(images, records, payloads)
                     for number, part in zip(own, parts, strict=True):
                         encoded[number].append(part)
-        return _joined([_sides(each) if len(each) > 1 else each[0] for each in encoded])
+        return _joined([_stack_fields(each) if len(each) > 1 else each[0] for each in encoded])
 
     def run_frames(self, batch: FrameBatch) -> ModelOutput:
         """Run the teacher on the canonical view of each record."""
@@ -337,11 +334,11 @@ def _joined(parts: Sequence[EncodedFields]) -> EncodedFields:
     )
 
 
-def _sides(sides: Sequence[EncodedFields]) -> EncodedFields:
-    """Join the fields of the images and of their mirror images along a new axis, [n, 2, ...]."""
+def _stack_fields(parts: Sequence[EncodedFields]) -> EncodedFields:
+    """Stack the fields of several views, or of the images and their mirror images, along a new axis, [n, V, ...]."""
     return EncodedFields(
-        {name: np.stack([side.values[name] for side in sides], axis=1) for name in sides[0].values},
-        {name: min(side.fidelity[name] for side in sides) for name in sides[0].fidelity},
+        {name: np.stack([part.values[name] for part in parts], axis=1) for name in parts[0].values},
+        {name: min(part.fidelity[name] for part in parts) for name in parts[0].fidelity},
     )
 
 

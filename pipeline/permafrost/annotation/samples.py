@@ -37,19 +37,6 @@ def select_sample(shards: Sequence[ShardEntry], records: int) -> Sample:
     return [(shard, min(shard.records, each)) for shard in chosen]
 
 
-def iter_sample(
-    store_path: RootedPath, sample: Sample, batch_size: int
-) -> Iterator[tuple[FrameBatch, list[str]]]:
-    """Iterate over the frames of a sample and their keys, a batch in memory at a time."""
-    store = Store(store_path)
-    for shard, count in sample:
-        keys = store.index.shard_keys(store.shards.number_of(shard.name))
-        frames = ShardFrames(store, shard, np.arange(count))
-        for start in range(0, count, batch_size):
-            stop = min(start + batch_size, count)
-            yield frames.read(start, stop), list(keys[start:stop])
-
-
 @dataclass(frozen=True, kw_only=True)
 class SampleTask(ABC):
     """Base of tasks that measure something with the teacher of a pass on a sample of its records."""
@@ -83,5 +70,11 @@ class SampleTask(ABC):
         return TeacherAnnotator(self.teacher, self.num_classes, self.explainer, options, size)
 
     def iter_batches(self, sample: Sample) -> Iterator[tuple[FrameBatch, list[str]]]:
-        """Iterate over the frames of the sample and their keys, in batches of the pass."""
-        return iter_sample(self.store_path, sample, self.config.batch_size)
+        """Iterate over the frames of the sample and their keys, a batch of the pass in memory at a time."""
+        store = Store(self.store_path)
+        for shard, count in sample:
+            keys = store.index.shard_keys(store.shards.number_of(shard.name))
+            frames = ShardFrames(store, shard, np.arange(count))
+            for start in range(0, count, self.config.batch_size):
+                stop = min(start + self.config.batch_size, count)
+                yield frames.read(start, stop), list(keys[start:stop])

@@ -207,10 +207,10 @@ def interface_of(address: str) -> str:
     """Return the name of this machine's network interface that has the address, or "" if none has it."""
     import psutil  # type: ignore[import-untyped]  # comes with Ray
 
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(each.address == address for each in addresses):
-            return str(name)
-    return ""
+    interfaces = psutil.net_if_addrs().items()
+    return next(
+        (str(name) for name, own in interfaces if any(each.address == address for each in own)), ""
+    )
 
 
 def _reason(error: Exception, cluster: ClusterConfig, room: _Room) -> str:

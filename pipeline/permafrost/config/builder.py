@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from permafrost.config.families import FAMILIES, section_class
 from permafrost.config.options import OptionError, Options, options_of, validated
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 
 C = TypeVar("C", bound=Options)
 
@@ -29,8 +29,10 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
             f"unknown option {_join(path, unknown[0])}; {path or 'the top level'} has: {', '.join(known)}"
         )
     for name, option in known.items():
-        if name not in values and option.default is MISSING:
-            raise ConfigError(f"option {_join(path, name)} is missing")
+        require(
+            name in values or option.default is not MISSING,
+            f"option {_join(path, name)} is missing",
+        )
     built = {n: _built(known[n].hint, value, _join(path, n)) for n, value in values.items()}
     try:
         return cls.from_values(built)

@@ -42,7 +42,7 @@ from permafrost.config.sections import (
     with_kinds,
 )
 from permafrost.config.suggestions import SHOWN, no_member, suggest, suggest_options
-from permafrost.core.errors import ConfigError, printable
+from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.yaml_text import Plain, YamlError, parse_yaml, read_values
 from permafrost.storage.files import read_regular
 from permafrost.storage.signed_files import DigestError, check_json
@@ -73,8 +73,11 @@ def complete_words(verb: str, words: Sequence[str]) -> list[str]:
     Raises ConfigError if several sections of the verb and its members have the option.
     """
     names = [*section_names(verb), "experiment", "plugins"]
-    short = {word for word in words if "=" in word and word.partition("=")[0].isidentifier()}
-    short = {word for word in short if section_of(word) not in names}
+    short = {
+        word
+        for word in words
+        if "=" in word and word.partition("=")[0].isidentifier() and section_of(word) not in names
+    }
     if not short:
         return list(words)
     composed = compose(verb, [word for word in words if word not in short])
@@ -191,14 +194,9 @@ def _member(group: str, kind: str, path: str) -> dict[str, Any]:
             if name in GROUPS
         }
     own = plain_defaults(GROUPS[group]) if group in OF_CLASS else {}
-    return (
-        own if kind == OF_CLASS.get(group) else own | _values_of_file(CONF / group / f"{kind}.yaml")
-    )
-
-
-def _values_of_file(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = read_values(path.read_bytes())
-    return values
+    if kind != OF_CLASS.get(group):
+        own |= read_values((CONF / group / f"{kind}.yaml").read_bytes())
+    return own
 
 
 def _merge(values: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
@@ -233,8 +231,7 @@ def _typed(verb: str, word: str, words: Sequence[str]) -> _Typed:
         raise ConfigError(
             f"cannot read {word!r}, as the shell divides words at spaces; quote the whole word: {shlex.quote(split)}"
         )
-    if not equals:
-        raise ConfigError(f"cannot read {word!r}; options are written key=value, see --help")
+    require(equals != "", f"cannot read {word!r}; options are written key=value, see --help")
     section = section_of(word)
     hint = suggest_options(verb, section) or suggest(section, names)
     if verb == "teach" and section in GROUPS:
@@ -398,13 +395,10 @@ def _options_of_run(section: str, values: Any) -> Any:
 
 def _split_by_the_shell(words: Sequence[str]) -> str:
     """Return the list or mapping that a shell has divided at its spaces, empty if all words are whole."""
-    for start, word in enumerate(words):
-        if not _is_open(word):
-            continue
-        ends = range(start + 2, len(words) + 1)
-        joined = (" ".join(words[start:end]) for end in ends)
-        return next((text for text in joined if not _is_open(text)), "")
-    return ""
+    start = next((place for place, word in enumerate(words) if _is_open(word)), len(words))
+    ends = range(start + 2, len(words) + 1)
+    joined = (" ".join(words[start:end]) for end in ends)
+    return next((text for text in joined if not _is_open(text)), "")
 
 
 def _is_open(word: str) -> bool:

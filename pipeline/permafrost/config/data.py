@@ -24,12 +24,12 @@ class DataConfig(Options):
     @property
     def description(self) -> dict[str, Any]:
         """Options that determine the records' content, for the data's fingerprint."""
-        description = {}
-        for option in options_of(type(self)):
-            value = getattr(self, option.name)
-            if Role.OUTSIDE_DATASET not in option.roles and not is_left_out(option, value):
-                description[option.name] = value
-        return description
+        return {
+            option.name: getattr(self, option.name)
+            for option in options_of(type(self))
+            if Role.OUTSIDE_DATASET not in option.roles
+            and not is_left_out(option, getattr(self, option.name))
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from permafrost.config.sections import experiment_files, top_options, with_kinds
 from permafrost.config.suggestions import SHOWN, no_member, suggest
-from permafrost.core.errors import ConfigError, printable
+from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.yaml_text import YamlError, parse_yaml, read_values, values_of
 from permafrost.storage.files import read_regular
 
@@ -35,14 +36,13 @@ def _parse_experiment(name: str, text: str) -> tuple[tuple[str, ...], dict[str, 
         values = parse_yaml(text)
     except YamlError as error:
         raise ConfigError(f"experiment={name}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"experiment={name} must be a mapping of sections to options")
+    require(isinstance(values, dict), f"experiment={name} must be a mapping of sections to options")
     bases = values.pop(BASES, [])
     is_list = isinstance(bases, list) and len(bases) <= _MOST_BASES
-    if not is_list or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(
-            f"experiment={name}: {BASES} must be a list of at most {_MOST_BASES} experiments, as in [demo]"
-        )
+    require(
+        is_list and all(isinstance(base, str) for base in bases),
+        f"experiment={name}: {BASES} must be a list of at most {_MOST_BASES} experiments, as in [demo]",
+    )
     for section, value in values.items():
         if section not in top_options():
             hint = (
@@ -86,10 +86,10 @@ def _experiment_text(name: str) -> str:
     if not name.endswith((".yaml", ".yml")):
         path = experiment_files().get(name)
         if path is None:
-            if _is_file(name):
-                raise ConfigError(
-                    f"experiment={name} is no .yaml file; a Python file is named with plugins=[{name}]"
-                )
+            require(
+                not os.path.isfile(name),  # noqa: PTH113, as the name may be none of a file
+                f"experiment={name} is no .yaml file; a Python file is named with plugins=[{name}]",
+            )
             raise no_member("experiment", name)
         return path.read_text(encoding="utf-8")
     try:
@@ -98,13 +98,6 @@ def _experiment_text(name: str) -> str:
         raise ConfigError(f"experiment={name} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"experiment={name}: {error}") from error
-
-
-def _is_file(name: str) -> bool:
-    try:
-        return Path(name).is_file()
-    except (OSError, ValueError):  # no name of a file
-        return False
 
 
 def plugin_names(words: Sequence[str]) -> list[str]:

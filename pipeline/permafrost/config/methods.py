@@ -213,6 +213,7 @@ class FeatureKDConfig(SoftTargetsConfig):
             any(getattr(self, name) > 0 for name in self.trained_by),
             f"method={self.kind} compares features before the logits: set {options} above 0, or {without} trained",
         )
+        require_stages("method.stages", getattr(self, "stages", ()))  # of those that choose stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,10 +233,6 @@ class ATConfig(FeatureKDConfig):
     norm: Literal["mse", "l2"] = "mse"
     """Norm of the difference of two maps. mse: the mean square over positions, as in public code. l2: the norm
     in the paper, which is much larger and requires a smaller lambda_at."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_stages("method.stages", self.stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,10 +270,6 @@ class ReviewKDConfig(FeatureKDConfig):
     map_control: MapControl = "none"
     """Negative control: the features of another record of the batch (shuffled), or those of the canonical view
     without the view's warp (unaugmented)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_stages("method.stages", self.stages)
 
     def check(self, setting: MethodSetting) -> None:
         if self.lambda_review == 0:
@@ -320,7 +313,6 @@ class FeaturesConfig(FeatureKDConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_stages("method.stages", self.stages)
         require(len(self.stages) > 0, "method.stages=[] names no stage; name at least one")
         require(
             0 not in self.teacher_stages and len(self.teacher_stages) in (0, len(self.stages)),

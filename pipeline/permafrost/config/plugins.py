@@ -192,10 +192,10 @@ def require_named(factory: str | None, path: Path) -> None:
     """
     location = str(factory or "").rpartition(":")[0]
     top = module_at(location).partition(".")[0]
-    if factory and top not in _PLACES and top not in _shipped():
-        raise ConfigError(
-            f"{path} names a network that {factory} builds; name its file or module, plugins=[{location}]"
-        )
+    require(
+        not factory or top in _PLACES or top in _shipped(),
+        f"{path} names a network that {factory} builds; name its file or module, plugins=[{location}]",
+    )
 
 
 def _shipped() -> list[str]:
@@ -221,10 +221,10 @@ def _import_own(location: str, option: str) -> Any:
     importlib.invalidate_caches()
     module = _import(name, f"{option}={location}")
     origin = sys.modules[top].__file__
-    if path is not None and (origin is None or not path.samefile(origin)):
-        raise ConfigError(
-            f"{option}={location}: another module is called {name} ({origin}); rename the file"
-        )
+    require(
+        path is None or (origin is not None and path.samefile(origin)),
+        f"{option}={location}: another module is called {name} ({origin}); rename the file",
+    )
     if origin is not None:
         _PLACES[top] = _place_of(top)
     return module

@@ -27,12 +27,9 @@ def iter_points(grid: Mapping[str, Sequence[Any]]) -> Iterator[Point]:
 
 def knows_option(composed: Any, option: str) -> bool:
     """Return whether a composed config has the option with this dotted name."""
-    node = composed
-    for name in option.split("."):
-        if not isinstance(node, dict) or name not in node:
-            return False
-        node = node[name]
-    return True
+    name, _, inner = option.partition(".")
+    is_known = isinstance(composed, dict) and name in composed
+    return is_known and (not inner or knows_option(composed[name], inner))
 
 
 def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]) -> list[str]:

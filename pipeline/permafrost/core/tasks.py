@@ -165,7 +165,7 @@ def run_shards(
     executor: Executor,
     task: Any,
     shards: Sequence[Any],
-    on_result: Callable[[ShardResult], None] | None = None,
+    on_result: Callable[[ShardResult], None],
 ) -> tuple[int, float]:
     """Run `task` on all shards and return the number of finished records and the summed seconds of their shards.
 
@@ -176,8 +176,7 @@ def run_shards(
         for result in executor.map_shards(task, shards):
             records += result.records
             seconds += result.seconds
-            if on_result is not None:
-                on_result(result)
+            on_result(result)
             bar.update(1)
             check_interrupted()
     return records, seconds

@@ -23,7 +23,7 @@ from permafrost.config.training import TrainerOptions
 from permafrost.config.verbs import EstimateConfig
 from permafrost.core.batches import Batch, Guidance, Targets
 from permafrost.core.distributed import DistributedContext
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import require
 from permafrost.core.progress import progress
 from permafrost.estimation.sample import Spread, spread_of
 from permafrost.loading.geometry import TargetRequest, view_images
@@ -79,11 +79,11 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
     )
     wanted = config.trainer.batch_size // config.views.per_step
     held = store.num_records(config.split)
-    if held < wanted:
-        raise ConfigError(
-            f"the sample has {held} records of split {config.split}, fewer than trainer.batch_size={wanted}; raise "
-            "estimate.shards or estimate.shard_records, or lower trainer.batch_size"
-        )
+    require(
+        held >= wanted,
+        f"the sample has {held} records of split {config.split}, fewer than trainer.batch_size={wanted}; raise "
+        "estimate.shards or estimate.shard_records, or lower trainer.batch_size",
+    )
     with torch_threads(config.cluster.threads_per_actor):
         stored, live = _Steps(config, store, config.mode), _Steps(config, store, "live")
         otherwise = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.batches import Batch
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_records
 from permafrost.evaluation.other_networks import Networks
@@ -107,13 +107,13 @@ class EvaluationContext:
 
 def require_one_label(context: EvaluationContext, evaluator: str) -> None:
     """Raise ConfigError unless the records of the split have one label each, among the evaluated model's classes."""
-    if context.dataset.has_many_labels:
-        raise ConfigError(
-            f"evaluators={evaluator} needs one label per record, but records of {context.store.path} have many; "
-            "remove it from evaluators"
-        )
-    if not context.dataset.has_labels:
-        raise ConfigError(
-            f"evaluators={evaluator} needs labels, but no record of {context.split} is labeled with a class of the "
-            "evaluated model; choose another evaluate.splits or evaluate.store"
-        )
+    require(
+        not context.dataset.has_many_labels,
+        f"evaluators={evaluator} needs one label per record, but records of {context.store.path} have many; "
+        "remove it from evaluators",
+    )
+    require(
+        context.dataset.has_labels,
+        f"evaluators={evaluator} needs labels, but no record of {context.split} is labeled with a class of the "
+        "evaluated model; choose another evaluate.splits or evaluate.store",
+    )

@@ -43,7 +43,7 @@ from permafrost.loading.subset import HOLDOUT, rows_of_split, select_holdout_row
 from permafrost.loading.transfer import iter_on_device, move_values
 from permafrost.losses.map_distances import map_cosine
 from permafrost.models.bcos.layers import add_inverse
-from permafrost.models.classifier import Classifier, ModelOutput
+from permafrost.models.classifier import Classifier, ModelOutput, eval_mode
 from permafrost.models.explanations import (
     contribution_map,
     explainer_named,
@@ -189,7 +189,7 @@ class EvaluatedModel:
     @property
     def device(self) -> torch.device:
         """Device of the model."""
-        return next(self.network.parameters()).device
+        return self.network.device
 
     def maps(self, output: ModelOutput, explained_class: Tensor) -> Tensor:
         """Compute the explanations [B, E, A, h, w] of its output for classes [B, E], by the network's own explainer."""
@@ -220,10 +220,28 @@ def open_split(
 
 
 def evaluate_split(
-    model: EvaluatedModel, dataset: StoreDataset, options: EvaluateOptions
+    model: EvaluatedModel, dataset: StoreDataset, options: EvaluateOptions, *, localize: bool = True
 ) -> dict[str, Any]:
-    """Evaluate a model on a selection that includes its regions. Metrics are fractions in [0, 1]."""
-    return metrics_of(predict_records(model, dataset, options), options.group_sets)
+    """Evaluate a model on a selection that includes its regions. Metrics are fractions in [0, 1].
+
+    localize  False skips maps and regions
+    """
+    predictions = predict_records(model, dataset, options, localize=localize)
+    return metrics_of(predictions, options.group_sets)
+
+
+def evaluate_training(
+    input_size: tuple[int, int],
+    dataset: StoreDataset,
+    options: EvaluateOptions,
+    model: Classifier,
+    *,
+    localize: bool = True,
+) -> dict[str, Any]:
+    """Run `evaluate_split` for a network in training, and leave the network as it was."""
+    with eval_mode(model):
+        subject = EvaluatedModel(network=model, input_size=input_size)
+        return evaluate_split(subject, dataset, options, localize=localize)
 
 
 def evaluate_model(

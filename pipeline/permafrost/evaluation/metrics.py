@@ -147,9 +147,7 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Logits, *, many: bool 
         return float(mld_loss(student_logits.double(), every.double(), tau=1.0))
     if isinstance(teacher_logits, TopLogits):
         return float(kd_loss(student_logits.double(), teacher_logits, tau=1.0))
-    student = F.log_softmax(student_logits.double(), dim=1)
-    teacher = F.log_softmax(teacher_logits.double(), dim=1)
-    return float(F.kl_div(student, teacher, reduction="batchmean", log_target=True))
+    return float(kd_loss(student_logits.double(), teacher_logits.double(), tau=1.0))
 
 
 # ---- localization ----------------------------------------------------------------------------------

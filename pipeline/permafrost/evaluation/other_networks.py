@@ -10,7 +10,7 @@ from typing import Any
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import (
@@ -73,11 +73,11 @@ class Networks:
         option  name of the option that names the run, for the message
         """
         folder = _student_folder(run)
-        if not is_finished(folder):
-            raise ConfigError(
-                f"{option}={run}: {folder} holds no finished student; run permafrost distill run={run}, "
-                "or name another run"
-            )
+        require(
+            is_finished(folder),
+            f"{option}={run}: {folder} holds no finished student; run permafrost distill run={run}, "
+            "or name another run",
+        )
         return {str(folder / MODEL_NAME): check_trained_weights(folder)}
 
     def student(self, run: str) -> EvaluatedModel:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.digests import derive_seed, sha256_keys
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.forward import EvaluatedModel
@@ -93,10 +93,10 @@ def check_layers(
         ("the teacher", pairs.values(), teacher_layers),
     ):
         for name in names:
-            if name not in known:
-                raise ConfigError(
-                    f"{option} names {name}, which {title} does not have; its layers are: {', '.join(known)}"
-                )
+            require(
+                name in known,
+                f"{option} names {name}, which {title} does not have; its layers are: {', '.join(known)}",
+            )
 
 
 # ---- probe set -------------------------------------------------------------------------------------
@@ -228,18 +228,18 @@ def check_probes(
     """
     classes = _group_by_class(dataset)
     labeled = len(np.unique(np.concatenate(list(classes.values())))) if classes else 0
-    if len(classes) < 2 or labeled < least:
-        raise ConfigError(
-            f"evaluators={evaluator} compares with labels, but {split} has {labeled} labeled records in {len(classes)} "
-            f"class(es), and at least {least} in 2 classes are needed; name another split in evaluate.splits"
-        )
+    require(
+        len(classes) >= 2 and labeled >= least,
+        f"evaluators={evaluator} compares with labels, but {split} has {labeled} labeled records in {len(classes)} "
+        f"class(es), and at least {least} in 2 classes are needed; name another split in evaluate.splits",
+    )
     repeated = sum(len(members) > 1 for members in classes.values())
-    if embeddings is not None and not dataset.has_many_labels and repeated < 2:
-        raise ConfigError(
-            f"evaluators={evaluator} compares with labels, but {repeated} of the {len(classes)} classes of {split} "
-            "have more than one record, and at least 2 must; name another split in evaluate.splits, or set class "
-            f"embeddings with {embeddings}"
-        )
+    require(
+        embeddings is None or dataset.has_many_labels or repeated >= 2,
+        f"evaluators={evaluator} compares with labels, but {repeated} of the {len(classes)} classes of {split} "
+        "have more than one record, and at least 2 must; name another split in evaluate.splits, or set class "
+        f"embeddings with {embeddings}",
+    )
 
 
 def iter_views(

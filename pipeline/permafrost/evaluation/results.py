@@ -23,7 +23,7 @@ from permafrost.config.builder import to_plain_dict
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.options import Role, options_of, to_plain
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.evaluation.evaluator import METRICS
 from permafrost.runs.folder import CONFIG_NAME, read_config
@@ -271,7 +271,7 @@ def _check_same(
                 f"{folder / METRICS_NAME} has {evaluator} with {option}={before}, but this one has {value}; {again}"
             )
     for path, digest in done["files"].items():
-        if Path(path).is_file() and sha256_file(Path(path)) != digest:
-            raise ConfigError(
-                f"{path} has changed since {evaluator} read it for {folder / METRICS_NAME}; {again}"
-            )
+        require(
+            not Path(path).is_file() or sha256_file(Path(path)) == digest,
+            f"{path} has changed since {evaluator} read it for {folder / METRICS_NAME}; {again}",
+        )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator
 from permafrost.evaluation.forward import EvaluatedModel
@@ -147,11 +147,11 @@ def overlap_cosine(unmoved: Tensor, shifted: Tensor, shift: int) -> tuple[Tensor
 
 def check_shift(option: str, shift: int, size: tuple[int, int]) -> None:
     """Raise ConfigError if the shift moves an input of (height, width) `size` completely out of view."""
-    if shift >= min(size):
-        raise ConfigError(
-            f"{option}={shift} moves all of the student's input of {size[0]}x{size[1]} pixels out of view; "
-            "choose a shift smaller than its sides"
-        )
+    require(
+        shift < min(size),
+        f"{option}={shift} moves all of the student's input of {size[0]}x{size[1]} pixels out of view; "
+        "choose a shift smaller than its sides",
+    )
 
 
 def _select_records(count: int, records: int) -> list[int]:

@@ -161,22 +161,18 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     @staticmethod
     def _field_bytes(teacher: TeacherPass) -> int:
         """Size of the fields of one record in bytes, over all views."""
-        fields = teacher.manifest.fields
-        values = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in fields)
-        return values * teacher.num_views
+        return sum(map(_bytes_of, teacher.manifest.fields)) * teacher.num_views
 
     @property
     def record_bytes(self) -> int:
         """Size of one record of a batch in bytes: its decoded input and the stored values that are read."""
-        total = input_bytes(self.store)
-        for teacher, names in zip(self.passes, self.intermediate_fields, strict=True):
-            read = {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in names)}
-            total += sum(
-                math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
-                for spec in teacher.manifest.fields
-                if spec.name in read
-            )
-        return total
+        read = [
+            spec
+            for number, teacher in enumerate(self.passes)
+            for spec in teacher.manifest.fields
+            if spec.name in self._wanted_fields(number)
+        ]
+        return input_bytes(self.store) + sum(map(_bytes_of, read))
 
     def __getitem__(self, position: int) -> Batch:
         return self.__getitems__([position])
@@ -418,6 +414,11 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_caches()
+
+
+def _bytes_of(spec: FieldSpec) -> int:
+    """Size of a field of one record and view in bytes."""
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
 
 
 def iter_batches(

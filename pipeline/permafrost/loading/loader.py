@@ -49,7 +49,7 @@ class TrainLoader:
         """
         order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
         ranks = {"rank": rank, "world_size": world_size}
-        self.batches: GlobalBatchSampler | ReplayBatchSampler = (
+        self.batches = (
             GlobalBatchSampler(order, batch_size // views_per_step, **ranks)
             if views is not None
             else ReplayBatchSampler(

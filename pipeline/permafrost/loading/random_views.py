@@ -11,7 +11,7 @@ needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from permafrost.config.augment import NUM_ROTATIONS, AugmentOptions, OperationConfig
 from permafrost.core.batches import Batch
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.loading.geometry import canonical_from_view
 from permafrost.loading.method_cache import cache_method
 
@@ -42,50 +42,26 @@ def build_operations(config: AugmentOptions, size: tuple[int, int]) -> list[Any]
     return [_OPERATIONS[operation.kind](operation, size) for operation in config.operations]
 
 
-def _pad_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomCrop(size, padding=operation.padding)
-
-
-def _resized_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomResizedCrop(
-        size,
-        scale=operation.crop_scale,
-        ratio=operation.ratio,
-        align_corners=False,
-    )
-
-
-def _horizontal_flip(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomHorizontalFlip(p=operation.p)
-
-
-def _vertical_flip(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomVerticalFlip(p=operation.p)
-
-
-def _rotation(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomRotation(operation.degrees, p=operation.p, align_corners=False)
-
-
-def _affine(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomAffine(
+_OPERATIONS: dict[str, Callable[[OperationConfig, tuple[int, int]], Any]] = {
+    "pad_crop": lambda operation, size: K.RandomCrop(size, padding=operation.padding),
+    "resized_crop": lambda operation, size: K.RandomResizedCrop(
+        size, scale=operation.crop_scale, ratio=operation.ratio, align_corners=False
+    ),
+    "horizontal_flip": lambda operation, size: K.RandomHorizontalFlip(p=operation.p),
+    "vertical_flip": lambda operation, size: K.RandomVerticalFlip(p=operation.p),
+    "rotation": lambda operation, size: K.RandomRotation(
+        operation.degrees, p=operation.p, align_corners=False
+    ),
+    "affine": lambda operation, size: K.RandomAffine(
         operation.degrees,
         translate=operation.translate,
         scale=operation.scale,
         shear=operation.shear,
         p=operation.p,
         align_corners=False,
-    )
-
-
-_OPERATIONS = {
-    "pad_crop": _pad_crop,
-    "resized_crop": _resized_crop,
-    "horizontal_flip": _horizontal_flip,
-    "vertical_flip": _vertical_flip,
-    "rotation": _rotation,
-    "affine": _affine,
+    ),
 }
+"""Kornia's generator of an operation for a canonical (height, width), by its kind."""
 
 
 def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], seed: int) -> Tensor:
@@ -109,10 +85,10 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
 
 def _draw_step(operation: Any, count: int, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
     """Draw one operation's normalized output_from_input, [count, 3, 3] float64, and return it with the output size."""
-    if operation.p_batch != 1 or operation.same_on_batch:
-        raise ConfigError(
-            f"augment.operations: {type(operation).__name__} must draw per record, not per batch"
-        )
+    require(
+        operation.p_batch == 1 and not operation.same_on_batch,
+        f"augment.operations: {type(operation).__name__} must draw per record, not per batch",
+    )
     canvas = torch.empty((), dtype=torch.float64).expand(count, 1, *size)  # needs no memory
     parameters = operation.forward_parameters(canvas.shape)
     pixels: Tensor = operation.generate_transformation_matrix(canvas, parameters, operation.flags)

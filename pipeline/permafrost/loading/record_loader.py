@@ -77,11 +77,11 @@ class ViewBatch:
 
         Raises ConfigError if the store has several passes, and the loader was told none.
         """
-        if self.unread:
-            raise ConfigError(
-                "the store has several teacher passes; name one or more of them with teacher=, of: "
-                + ", ".join(self.unread)
-            )
+        require(
+            not self.unread,
+            "the store has several teacher passes; name one or more of them with teacher=, of: "
+            + ", ".join(self.unread),
+        )
         if grid is not None:
             return view_targets(self.stored, TargetRequest(grid))
         own = [t.maps.shape[-2:] if t.maps is not None else (1, 1) for t in self.stored.targets]
@@ -94,8 +94,10 @@ class ViewBatch:
 
     @cached_property
     def _first(self) -> Targets:
-        if not self.stored.targets and not self.unread:
-            raise ConfigError("the batch has no targets; name a pass of the store with teacher=")
+        require(
+            bool(self.stored.targets or self.unread),
+            "the batch has no targets; name a pass of the store with teacher=",
+        )
         return self.targets()[0]
 
     @property

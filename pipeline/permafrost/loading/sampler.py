@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 
 WINDOW_SHARDS = 16
 _DRAWN_AT_ONCE = 2**18
@@ -81,15 +81,15 @@ class GlobalBatchSampler:
         batch_size  number of records of a global batch, of which each rank takes a contiguous slice
         """
         num_records = order.num_records
-        if batch_size % world_size:
-            raise ConfigError(
-                f"trainer.batch_size={batch_size} must be a multiple of {world_size}, the number of ranks"
-            )
-        if num_records < batch_size:
-            raise ConfigError(
-                f"the selection has {num_records} records, fewer than trainer.batch_size={batch_size}; "
-                "lower trainer.batch_size or select more records"
-            )
+        require(
+            batch_size % world_size == 0,
+            f"trainer.batch_size={batch_size} must be a multiple of {world_size}, the number of ranks",
+        )
+        require(
+            num_records >= batch_size,
+            f"the selection has {num_records} records, fewer than trainer.batch_size={batch_size}; "
+            "lower trainer.batch_size or select more records",
+        )
         self.order = order
         self.batch_size = batch_size
         self.rank, self.world_size = rank, world_size
@@ -120,7 +120,7 @@ class GlobalBatchSampler:
         return step * self.batch_size + self.rank * (self.batch_size // self.world_size)
 
 
-class ReplayBatchSampler:
+class ReplayBatchSampler(GlobalBatchSampler):
     """Batch sampler of stored views: (position, view) pairs with `per_step` views of each record in a batch.
 
     The views of a record are used in cyclic order from a random start, all V of them within V / per_step epochs.
@@ -131,13 +131,13 @@ class ReplayBatchSampler:
     ) -> None:
         """Draw the first view of each record.
 
-        batch_size  number of views of a global batch
+        batch_size  number of views of a global batch, which is that of batch_size / per_step records
         """
-        if num_views % per_step:
-            raise ConfigError(
-                f"views.per_step={per_step} does not divide the {num_views} stored views of a record; choose a divisor"
-            )
-        self.records = GlobalBatchSampler(order, batch_size // per_step, **ranks)
+        require(
+            num_views % per_step == 0,
+            f"views.per_step={per_step} does not divide the {num_views} stored views of a record; choose a divisor",
+        )
+        super().__init__(order, batch_size // per_step, **ranks)
         self.num_views, self.per_step = num_views, per_step
         generator = np.random.default_rng(derive_seed(order.seed, "replay"))
         # One byte a record for up to 256 views. Drawing in blocks gives the numbers of a single draw.
@@ -146,25 +146,9 @@ class ReplayBatchSampler:
             block = self.starts[start : start + _DRAWN_AT_ONCE]
             block[:] = generator.integers(num_views, size=len(block))
 
-    @property
-    def num_steps(self) -> int:
-        """Number of steps of an epoch."""
-        return self.records.num_steps
-
-    def set_position(self, epoch: int, first_step: int) -> None:
-        """Set the start of the next iteration."""
-        self.records.set_position(epoch, first_step)
-
-    def first_position(self, step: int) -> int:
-        """Start of this rank's slice of a step in the epoch's order."""
-        return self.records.first_position(step)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        turn = self.records.epoch * self.per_step
-        for positions in self.records:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
+        turn = self.epoch * self.per_step
+        for positions in super().__iter__():
             yield [
                 (position, (int(self.starts[position]) + turn + number) % self.num_views)
                 for position in positions

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from permafrost.config.store import SubsetOptions
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import NO_LABEL
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
     chosen = []
     for label, members in _ordered_classes(index, split, subset):
         members = _without(members, held_out)
-        if len(members) < subset.shots:
-            raise ConfigError(
-                f"subset.shots={subset.shots}, but class {label} of split {split!r} has "
-                f"{len(members)} records after the holdout"
-            )
+        require(
+            len(members) >= subset.shots,
+            f"subset.shots={subset.shots}, but class {label} of split {split!r} has "
+            f"{len(members)} records after the holdout",
+        )
         chosen.append(members[: subset.shots])
     return np.unique(np.concatenate(chosen))
 
@@ -101,8 +101,9 @@ def balanced_order(index: RecordIndex, split: str, seed: int) -> NDArray[np.int6
 
 def select_holdout_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
     """Select the rows that `select_training_rows` holds out, independent of the shots, in the order of the index."""
-    if subset.holdout == 0:
-        raise ConfigError("subset.holdout=0 holds out no records; set it to a number per class")
+    require(
+        subset.holdout != 0, "subset.holdout=0 holds out no records; set it to a number per class"
+    )
     return _held_out(index, split, subset)
 
 
@@ -145,11 +146,11 @@ def _ordered_classes(
         digests = index.key_digests(np.asarray(rows, np.int64), seed)
     for label, members in _classes_of(index, rows, split).items():
         members = members[index.key_order(_at(rows, members))]
-        if len(members) < subset.holdout:
-            raise ConfigError(
-                f"subset.holdout={subset.holdout}, but class {label} of split {split!r} has "
-                f"{len(members)} records"
-            )
+        require(
+            len(members) >= subset.holdout,
+            f"subset.holdout={subset.holdout}, but class {label} of split {split!r} has "
+            f"{len(members)} records",
+        )
         if digests is None:
             seed = derive_seed(subset.seed, "subset", label)
             members = np.random.default_rng(seed).permutation(members)
@@ -167,10 +168,10 @@ def _classes_of(index: RecordIndex, rows: RowNumbers, split: str) -> dict[int, N
     else:
         labels, owners = index.values("label", rows), None
         all_labeled = bool((labels != NO_LABEL).all())
-    if not all_labeled:
-        raise ConfigError(
-            f"subset.shots and subset.holdout need labels, but split {split!r} has unlabeled records"
-        )
+    require(
+        all_labeled,
+        f"subset.shots and subset.holdout need labels, but split {split!r} has unlabeled records",
+    )
     return members_of_classes(labels, owners)
 
 

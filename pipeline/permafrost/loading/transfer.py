@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from permafrost.core.batches import Batch, PixelAugment, PixelChange, StoredTargets, TopLogits
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import UserError, require
 from permafrost.loading.decode_threads import start_pool
 
 _SMALL = 64 * 2**10
@@ -93,12 +93,12 @@ def check_shared_memory(batch_bytes: int, processes: int, option: str) -> None:
         return
     status = os.statvfs(_SHARED_MEMORY)
     free, needed = status.f_bavail * status.f_frsize, batch_bytes * (_PREFETCHED * processes + 1)
-    if needed > free:
-        raise ConfigError(
-            f"{option}={processes} needs {needed / 1e6:,.1f} MB of shared memory for batches of "
-            f"{batch_bytes / 1e6:,.1f} MB, but {_SHARED_MEMORY} has {free / 1e6:,.1f} MB; enlarge it (docker run "
-            f"--shm-size=8g), lower the batch size, or set {option}=0"
-        )
+    require(
+        needed <= free,
+        f"{option}={processes} needs {needed / 1e6:,.1f} MB of shared memory for batches of "
+        f"{batch_bytes / 1e6:,.1f} MB, but {_SHARED_MEMORY} has {free / 1e6:,.1f} MB; enlarge it (docker run "
+        f"--shm-size=8g), lower the batch size, or set {option}=0",
+    )
 
 
 def iter_watched(batches: Iterator[Any], option: str) -> Iterator[Any]:
@@ -224,14 +224,15 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple
         with torch.cuda.stream(copies):
             return move_batch(batch, device), copies.record_event()
 
+    def reserve(leaf: Any) -> Any:
+        """Keep the memory of a copy from being reused before this stream's work on it is done."""
+        if isinstance(leaf, Tensor) and leaf.device.type == "cuda":
+            leaf.record_stream(torch.cuda.current_stream(device))
+        return leaf
+
     for batch, (moved, copied) in read_ahead(batches, copy):
-        current = torch.cuda.current_stream(device)
-        current.wait_event(copied)
-        for tensor in _tensors(
-            moved
-        ):  # their memory is not reused before this stream's work on them is done
-            if tensor.device.type == "cuda":
-                tensor.record_stream(current)
+        torch.cuda.current_stream(device).wait_event(copied)
+        map_leaves(moved, reserve)
         yield batch, moved
 
 
@@ -242,17 +243,6 @@ def iter_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[t
     else:
         for batch in batches:
             yield batch, move_batch(batch, device)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (Batch, StoredTargets, TopLogits)):
-        for name in value.__dataclass_fields__:
-            yield from _tensors(getattr(value, name))
-    elif isinstance(value, (tuple, dict)):
-        for member in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(member)
 
 
 def move_values(value: Any, device: torch.device) -> Any:

@@ -52,7 +52,7 @@ class FeatureKDLoss(DistillationLoss):
     """
 
     term: ClassVar[str]
-    """Name of the specific term."""
+    """Name of the specific term, whose weight is the option lambda_<term>."""
     term_needs: ClassVar[Needs]
     """Needs of the specific term."""
     restores_features: ClassVar[bool] = False
@@ -75,9 +75,10 @@ class FeatureKDLoss(DistillationLoss):
         return tuple(self.restored(each) if isinstance(each, Targets) else each for each in targets)
 
     @property
-    @abstractmethod
     def weight(self) -> float:
         """Weight of the specific term."""
+        weight: float = getattr(self.config, f"lambda_{self.term}")
+        return weight
 
     @abstractmethod
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
@@ -162,10 +163,6 @@ class ATLoss(FeatureKDLoss):
     )
     config: ATConfig
 
-    @property
-    def weight(self) -> float:
-        return self.config.lambda_at
-
     def build(self, student: StudentOutput, targets: Targets) -> None:
         own, taught = len(student.output.stages), len(targets.intermediates)
         have = f"the student has {own} stages, the teacher {taught}"
@@ -239,10 +236,6 @@ class CatKDLoss(FeatureKDLoss):
     term = "cat"
     term_needs = CLASS_MAP_NEEDS
     config: CatKDConfig
-
-    @property
-    def weight(self) -> float:
-        return self.config.lambda_cat
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
         check_resolution(self.config.resolution, targets)
@@ -371,10 +364,6 @@ class ReviewKDLoss(FeatureKDLoss):
     @property
     def needs(self) -> Needs:
         return replace(super().needs, map_control=self.config.map_control)
-
-    @property
-    def weight(self) -> float:
-        return self.config.lambda_review
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
         levels = review_levels(student.output.stages)

@@ -64,10 +64,6 @@ class FeaturesLoss(FeatureKDLoss):
     def needs(self) -> Needs:
         return replace(super().needs, map_control=self.config.map_control)
 
-    @property
-    def weight(self) -> float:
-        return self.config.lambda_features
-
     def build(self, student: StudentOutput, targets: Targets) -> None:
         if self.weight == 0:
             return
@@ -179,10 +175,6 @@ class EmbeddingLoss(FeatureKDLoss):
     term = "embedding"
     term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
     config: EmbeddingConfig
-
-    @property
-    def weight(self) -> float:
-        return self.config.lambda_embedding
 
     @property
     def needs(self) -> Needs:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.models import CifarModelConfig, is_published
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.models.classifier import Classifier, GapLinear, Normalize, Provider, Stage
+from permafrost.models.providers import model_normalization
 
 
 class BasicBlock(nn.Module):
@@ -49,9 +50,7 @@ class CifarResNet(Classifier):
         super().__init__()
         blocks = (int(config.name.removeprefix("resnet")) - 2) // 6
         widths = [config.width * factor for factor in (1, 2, 4)]
-        assert config.mean is not None
-        assert config.std is not None
-        self.normalize = Normalize(config.mean, config.std)
+        self.normalize = Normalize(*model_normalization(config))
         self.conv1 = nn.Conv2d(3, config.width, 3, config.stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(config.width)
         self.layer1 = _stage(widths[0], widths[0], blocks, stride=1)
@@ -102,11 +101,11 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
 
 
 def _build(config: CifarModelConfig, outputs: int) -> Classifier:
-    if is_published(config.weights):
-        raise ConfigError(
-            f"weights={config.weights}: nothing is published for kind cifar; name a file, for example one of "
-            "akamaster/pytorch_resnet_cifar10"
-        )
+    require(
+        not is_published(config.weights),
+        f"weights={config.weights}: nothing is published for kind cifar; name a file, for example one of "
+        "akamaster/pytorch_resnet_cifar10",
+    )
     return CifarResNet(config, outputs)
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelOutputs
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.core.records import FEATURES
 
 
@@ -259,6 +259,8 @@ class Classifier(nn.Module, ABC):
     """Name of the explainer of the network."""
     outputs: ModelOutputs = "logits"
     """Outputs of the network itself. Others than logits are converted, and have no explanations."""
+    inner: nn.Module
+    """Network that this module wraps; one that is a network itself overrides `network`."""
     explanation_mode: Callable[[], AbstractContextManager[None]] | None = None
     """Context in which a gradient to the input is an explanation, of a network that explains itself (B-cos)."""
 
@@ -269,9 +271,14 @@ class Classifier(nn.Module, ABC):
         ) -> ModelOutput: ...
 
     @property
-    @abstractmethod
     def network(self) -> nn.Module:
         """Network of the provider, whose state dict has the published names."""
+        return self.inner
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
 
     @property
     @abstractmethod
@@ -316,12 +323,12 @@ class Classifier(nn.Module, ABC):
 
     def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute the output of `forward_head` and the pooled features [B, d] (`ModelOutput.pooled`) in one pass."""
-        if not self.pools_by_average:
-            raise ConfigError(
-                f"{type(self.network).__name__} has no pooled features, which the payload pooled and methods on "
-                "them need; choose a network whose classifier is applied to the average of its features (a ResNet, "
-                "DenseNet, RegNet or ConvNeXt), or another method or payload"
-            )
+        require(
+            self.pools_by_average,
+            f"{type(self.network).__name__} has no pooled features, which the payload pooled and methods on "
+            "them need; choose a network whose classifier is applied to the average of its features (a ResNet, "
+            "DenseNet, RegNet or ConvNeXt), or another method or payload",
+        )
         return self.forward_head(features, context), to_float32(features).mean(dim=(2, 3))
 
     def forward_extras(
@@ -349,6 +356,23 @@ class Classifier(nn.Module, ABC):
             return ModelOutput(logits, features, context, stages, class_maps, pooled)
         logits, extras = self.forward_extras(features, context)
         return ModelOutput(logits, features, context, stages, class_maps, extras=extras)
+
+
+class ProbedClassifier(Classifier):
+    """Network whose head is run on random features to find its closed form."""
+
+    closed_form: Head | None = None
+    """Closed form of the head without dropout, None if it has none or was not probed."""
+    has_dropout = False
+
+    @property
+    def head(self) -> Head | None:
+        """Probed closed form, None if a dropout is active."""
+        return None if self.training and self.has_dropout else self.closed_form
+
+    @property
+    def pools_by_average(self) -> bool:
+        return self.closed_form is not None
 
 
 def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:

@@ -48,6 +48,7 @@ from permafrost.models.classifier import (
     GapNormLinear,
     Intermediates,
     ModelOutput,
+    eval_mode,
     to_float32,
 )
 from permafrost.models.compute import ComputeSettings
@@ -150,10 +151,8 @@ def map_grid(model: Classifier, input_size: Grid) -> Grid:
     """
     if model.explainer != "gradcam":
         return input_size
-    was_training = model.training
-    device = next(model.parameters()).device
-    features = model.eval()(torch.zeros(1, 3, *input_size, device=device)).features
-    model.train(was_training)
+    with eval_mode(model):
+        features = model(torch.zeros(1, 3, *input_size, device=model.device)).features
     return features.shape[-2], features.shape[-1]
 
 
@@ -162,11 +161,11 @@ def require_places(grid: Grid, input_size: Grid, whose: str, recovery_hint: str)
 
     whose, recovery_hint  parts of the message
     """
-    if max(grid) == 1:
-        raise ConfigError(
-            f"{whose} have a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, and one cell "
-            f"cannot localize anything; {recovery_hint}, or disable explanations with method.lambda_map=0"
-        )
+    require(
+        max(grid) > 1,
+        f"{whose} have a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, and one cell "
+        f"cannot localize anything; {recovery_hint}, or disable explanations with method.lambda_map=0",
+    )
 
 
 def warn_of_coarse_grid(student: Grid, teacher: Grid) -> None:
@@ -250,21 +249,21 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
     explained_class  i64 [B, E], where a negative entry results in a zero map
     returns          [B, E, 1, h, w], >= 0
     """
-    if model.explainer != "gradcam":
-        raise ConfigError(
-            f"explainer=gradcam explains the features of a layer, but those of {type(model.network).__name__} are its "
-            f"input; set explainer={model.explainer}"
-        )
+    require(
+        model.explainer == "gradcam",
+        f"explainer=gradcam explains the features of a layer, but those of {type(model.network).__name__} are its "
+        f"input; set explainer={model.explainer}",
+    )
     require(
         model.outputs == "logits",
         f"the gradient of a logarithm of probabilities is not that of a logit, so {type(model.network).__name__} has "
         "no maps; remove the softmax at its end, or store no map (annotate.payloads=[logits])",
     )
     with torch.autocast(output.features.device.type, enabled=False):
-        features = _widen(output.features)
+        features = to_float32(output.features)
         match model.head:
             case GapLinear(linear):
-                return gradcam_from_head(features, _widen(linear.weight), explained_class)
+                return gradcam_from_head(features, to_float32(linear.weight), explained_class)
             case GapNormLinear(norm, linear):
                 class_weight = norm_class_weight(features, norm, linear, explained_class)
                 return _weighted_maps(features, class_weight, explained_class)
@@ -284,9 +283,9 @@ def norm_class_weight(
     average = features.mean(dim=(2, 3))[:, None]  # [B, 1, C]
     scale = (average.var(dim=2, keepdim=True, correction=0) + norm.eps).sqrt()
     normalized = (average - average.mean(dim=2, keepdim=True)) / scale
-    weight = _widen(linear.weight)[explained_class.clamp(min=0)]  # [B, E, C]
+    weight = to_float32(linear.weight)[explained_class.clamp(min=0)]  # [B, E, C]
     if norm.weight is not None:
-        weight = weight * _widen(norm.weight)
+        weight = weight * to_float32(norm.weight)
     along = (weight * normalized).mean(dim=2, keepdim=True)
     return (weight - weight.mean(dim=2, keepdim=True) - normalized * along) / scale
 
@@ -316,7 +315,7 @@ def _autograd_class_weight(
             (gradient,) = torch.autograd.grad(
                 score, features, create_graph=create_graph, retain_graph=True
             )
-            weights.append(_widen(gradient).sum(dim=(2, 3)))
+            weights.append(to_float32(gradient).sum(dim=(2, 3)))
     return torch.stack(weights, dim=1)
 
 
@@ -325,11 +324,6 @@ def _weighted_maps(features: Tensor, class_weight: Tensor, explained_class: Tens
     h, w = features.shape[-2:]
     maps = torch.einsum("bec,bchw->behw", class_weight, features).relu() / (h * w)
     return (maps * (explained_class >= 0)[:, :, None, None]).unsqueeze(2)
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    """Convert half precision to float32. Other tensors are returned as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 # ---- bcos weights ----------------------------------------------------------------------------------

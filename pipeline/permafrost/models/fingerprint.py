@@ -9,7 +9,7 @@ from typing import Any
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
 from permafrost.config.options import Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.models.trained_weights import (
     check_weights,
     is_of_a_run,
@@ -44,11 +44,11 @@ def describe_teacher(
         with_preprocessing,
     )
 
-    if config.weights is None:
-        raise ConfigError(
-            f"{section}.weights is not set, so the network is untrained; train one with permafrost teach and name its "
-            f"model.safetensors, or set {section}.weights=random to use an untrained network on purpose"
-        )
+    require(
+        config.weights is not None,
+        f"{section}.weights is not set, so the network is untrained; train one with permafrost teach and name its "
+        f"model.safetensors, or set {section}.weights=random to use an untrained network on purpose",
+    )
     config = name_weights(config)
     assert config.weights is not None
     classes = config.classes or num_classes
@@ -64,10 +64,10 @@ def describe_teacher(
         weights_sha256 = _sha256_weights(config, num_classes)
     else:
         path = weights_file(config.weights)
-        if not path.is_file():
-            raise ConfigError(
-                f"{section}.weights={path} does not exist; train the network with permafrost teach, or correct the path"
-            )
+        require(
+            path.is_file(),
+            f"{section}.weights={path} does not exist; train the network with permafrost teach, or correct the path",
+        )
         weights_sha256 = sha256_weights(path)
     check_weights(config, section)
     key = _weights_key(config, num_classes, weights_sha256)
@@ -96,6 +96,19 @@ def describe_teacher(
         "dtype": precision,
         **plugin_digests(config),
     }
+
+
+def identify_start(config: ModelConfig, option: str, num_classes: int) -> str:
+    """Return what identifies the weights that a training starts from: the exact name of published ones, or their file.
+
+    option  name of the option, for messages
+    Raises ConfigError if the file does not exist.
+    """
+    weights = str(config.weights)
+    if is_published(weights):
+        return weights
+    require(weights_file(weights).is_file(), f"{option}={weights} does not exist; correct the path")
+    return identify_weights(config, num_classes)
 
 
 def identify_weights(config: ModelConfig, num_classes: int) -> str:

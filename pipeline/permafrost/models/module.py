@@ -32,6 +32,7 @@ from permafrost.models.classifier import (
     Intermediates,
     ModelOutput,
     Normalize,
+    ProbedClassifier,
     Provider,
     apply_norm,
     eval_mode,
@@ -39,6 +40,7 @@ from permafrost.models.classifier import (
     nearly_equal,
     to_float32,
 )
+from permafrost.models.providers import model_normalization
 
 logger = logging.getLogger("permafrost.models")
 
@@ -52,7 +54,7 @@ class _LayerRead(BaseException):
     """Signal that ends a forward pass at the layer, past what handles errors in the network."""
 
 
-class ModuleClassifier(Classifier):
+class ModuleClassifier(ProbedClassifier):
     """Any module from images to logits [B, K], whose features are the output of one of its layers.
 
     The output of the layer is a grid, with the channels first or last. The maps of a network whose logits are a linear
@@ -91,24 +93,8 @@ class ModuleClassifier(Classifier):
         self.layer = layer
         self.normalize = normalize or nn.Identity()
         self.outputs = outputs
-        self._closed_form: Head | None = None
-        self._has_dropout = False
         self._is_probed = False
         self._is_channels_last = False
-
-    @property
-    def network(self) -> nn.Module:
-        """The module itself, whose state dict has its own names."""
-        return self.inner
-
-    @property
-    def head(self) -> Head | None:
-        """Closed form of what follows the layer, None until the first forward pass or if it has none."""
-        return None if self.training and self._has_dropout else self._closed_form
-
-    @property
-    def pools_by_average(self) -> bool:
-        return self._closed_form is not None
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run the whole network, and return the features and the images, from which the head is run."""
@@ -226,7 +212,7 @@ class ModuleClassifier(Classifier):
                 "correct the network, or the size and the channels of the images"
             ) from error
         self._is_probed = True
-        self._has_dropout = any(
+        self.has_dropout = any(
             isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
             for module in self.inner.modules()
         )
@@ -287,8 +273,8 @@ class ModuleClassifier(Classifier):
         features, _ = self._run(images)
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(features.shape, generator=generator).to(features)
-        self._closed_form = self._match(drawn.mean(dim=(2, 3)), self.forward_head(drawn, images))
-        if self._closed_form is not None:
+        self.closed_form = self._match(drawn.mean(dim=(2, 3)), self.forward_head(drawn, images))
+        if self.closed_form is not None:
             return
         with torch.enable_grad():
             leaf = features.clone().requires_grad_()
@@ -433,10 +419,8 @@ def build_module(config: ModuleConfig, outputs: int) -> Classifier:
         isinstance(network, nn.Module),
         f"{where} returned {type(network).__name__} instead of a torch.nn.Module",
     )
-    assert config.mean is not None
-    assert config.std is not None
     # A pass or a training has its own option for lower precisions.
-    normalize = Normalize(config.mean, config.std)
+    normalize = Normalize(*model_normalization(config))
     return ModuleClassifier(network.float(), config.layer, normalize, config.outputs)
 
 

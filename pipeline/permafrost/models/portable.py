@@ -54,7 +54,7 @@ def file_name(file_format: Format, output: ProgramOutput) -> str:
 class _Program(nn.Module):
     """A network and the output that a program returns."""
 
-    def __init__(self, network: Classifier, output: ProgramOutput) -> None:
+    def __init__(self, network: Classifier, output: ProgramOutput = "logits") -> None:
         super().__init__()
         self.network = network
         self.output: ProgramOutput = output
@@ -104,9 +104,6 @@ class ImageProgram(_Program):
 
 class RowProgram(_Program):
     """Program from rows f32 [B, d], as they are stored, to logits f32 [B, K]."""
-
-    def __init__(self, network: Classifier, output: ProgramOutput = "logits") -> None:
-        super().__init__(network, output)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the output."""

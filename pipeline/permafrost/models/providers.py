@@ -15,7 +15,7 @@ from permafrost.config.options import resolve_implementation
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
 from permafrost.models.build_limit import limited_construction
-from permafrost.models.classifier import Classifier, PretrainedInfo, Provider
+from permafrost.models.classifier import Classifier, PretrainedInfo, Provider, eval_mode
 from permafrost.models.trained_weights import (
     is_of_a_run,
     sha256_weights,
@@ -62,11 +62,8 @@ def measure_cost(model: Classifier, record: Tensor) -> Cost:
 
     The mode of the model is restored afterwards.
     """
-    training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter:
+    with eval_mode(model), FlopCounterMode(display=False) as counter:
         model(record)
-    model.train(training)
     return Cost(count_parameters(model), counter.get_total_flops() // 2)
 
 

@@ -14,7 +14,7 @@ from permafrost.config.models import MODELS, ModelConfig
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import require_named
 from permafrost.config.store import SubsetOptions
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.models.trained_weights import (
     DESCRIPTION_NAME,
     MODEL_NAME,
@@ -78,7 +78,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         export(folder / EXPORT_FOLDER, model, trained)
     size = trained.input_size
     record = torch.zeros(1, *(size[1:] if trained.config.takes_rows else (3, *size)))
-    cost = measure_cost(model, record.to(next(model.parameters()).device))
+    cost = measure_cost(model, record.to(model.device))
     description = {
         "model": to_plain_dict(trained.config),
         "num_classes": trained.num_classes,
@@ -116,15 +116,17 @@ def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
 
 def read_description(folder: Path) -> TrainedModel:
     """Read model.json of a finished run."""
-    if not is_finished(folder):
-        raise ConfigError(f"{folder} holds no finished model; run its stage first, or correct run=")
+    require(
+        is_finished(folder),
+        f"{folder} holds no finished model; run its stage first, or correct run=",
+    )
     values, path = read_entries(folder), folder / DESCRIPTION_NAME
     kind = values.model["kind"]
-    if kind not in MODELS:
-        raise ConfigError(
-            f"{path} names a network of kind {kind}, which is not among "
-            f"{', '.join(MODELS)}; name the plug-in that adds it, plugins=[my_networks.py]"
-        )
+    require(
+        kind in MODELS,
+        f"{path} names a network of kind {kind}, which is not among "
+        f"{', '.join(MODELS)}; name the plug-in that adds it, plugins=[my_networks.py]",
+    )
     require_named(values.model.get("factory"), path)
     # The weights, with all that is part of them, are next to the description, so the original files are not needed.
     files = {

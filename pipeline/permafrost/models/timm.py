@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from permafrost.config.models import TimmModelConfig, is_published
-from permafrost.core.errors import ConfigError, FileError, first_line
+from permafrost.core.errors import ConfigError, FileError, first_line, require
 from permafrost.models.classifier import (
     Classifier,
     GapLinear,
@@ -36,10 +36,12 @@ from permafrost.models.classifier import (
     Head,
     Normalize,
     PretrainedInfo,
+    ProbedClassifier,
     Provider,
     Stage,
     WeightsError,
     apply_norm,
+    eval_mode,
     nearly_equal,
     require_size,
     to_float32,
@@ -66,11 +68,11 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
     If the published head has another number of outputs, timm keeps the trunk and initializes a new head.
     """
     published = published_timm(config)
-    if published is None and is_published(config.weights):
-        raise ConfigError(
-            f"weights={config.weights}: timm has no weights of {config.name}, which was registered without a "
-            "default_cfg; name a file, or register one"
-        )
+    require(
+        published is not None or not is_published(config.weights),
+        f"weights={config.weights}: timm has no weights of {config.name}, which was registered without a "
+        "default_cfg; name a file, or register one",
+    )
     resize = published is not None and published.fixed_size and config.input_size is not None
     network = _create(
         _tagged(config),
@@ -115,10 +117,10 @@ def _tagged(config: TimmModelConfig) -> str:
     tag = (config.weights or "").partition(":")[2] if is_published(config.weights) else ""
     if not tag:
         return config.name
-    if ":" in config.name or config.name.partition(".")[2] not in ("", tag):
-        raise ConfigError(
-            f"weights=pretrained:{tag} and name={config.name} name two sets of weights; set weights=pretrained"
-        )
+    require(
+        ":" not in config.name and config.name.partition(".")[2] in ("", tag),
+        f"weights=pretrained:{tag} and name={config.name} name two sets of weights; set weights=pretrained",
+    )
     return f"{config.name.partition('.')[0]}.{tag}"
 
 
@@ -204,29 +206,16 @@ def _require_known(name: str) -> None:
 # ---- common base of both kinds -------------------------------------------------------------------
 
 
-class _TimmNetwork(Classifier):
-    """A network of timm with its normalization and the probed form of its head."""
+class _TimmNetwork(ProbedClassifier):
+    """A network of timm with its normalization. A head that reads a class token has no closed form."""
 
-    closed_form: Head | None = None
-    """Closed form of the head without dropout, None if it has none (a class token) or was not probed."""
-    has_dropout = False
+    inner: Any
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
         super().__init__()
         self.name = name
         self.normalize = normalize
         self.inner = network
-
-    @property
-    def network(self) -> nn.Module:
-        """Network of timm."""
-        network: nn.Module = self.inner
-        return network
-
-    @property
-    def head(self) -> Head | None:
-        """Probed closed form, None if a dropout is active."""
-        return None if self.training and self.has_dropout else self.closed_form
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Apply timm's filter of published files: names of older and original ones, and position embeddings.
@@ -248,10 +237,6 @@ class _TimmNetwork(Classifier):
         }
         return {**converted, **kernels}
 
-    @property
-    def pools_by_average(self) -> bool:
-        return self.closed_form is not None
-
 
 # ---- a grid of features --------------------------------------------------------------------------
 
@@ -268,8 +253,10 @@ class TimmClassifier(_TimmNetwork):
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
         features = self.inner.forward_features(self.normalize(images))
-        if not isinstance(features, Tensor) or features.ndim != 4:
-            raise ConfigError(f"timm's {self.name} is not supported; {_SUPPORTED}")
+        require(
+            isinstance(features, Tensor) and features.ndim == 4,
+            f"timm's {self.name} is not supported; {_SUPPORTED}",
+        )
         return (features.permute(0, 3, 1, 2) if self.channels_last else features), None
 
     def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
@@ -305,16 +292,14 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, network.num_features, 2, 2, generator=generator)
     average = features.mean(dim=(2, 3))
-    was_training = network.training
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        network.eval()
+    with eval_mode(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
         last_input = network.forward_head(to_native(features), pre_logits=True)
         logits = network.forward_head(to_native(features))
-        head: Head | None = None
-        norm = _head_norm(network)
         if last_input.ndim != 2 or not nearly_equal(logits, linear(last_input)):
-            head = None
-        elif nearly_equal(last_input, average):
+            return None, False
+        norm = _head_norm(network)
+        head: Head
+        if nearly_equal(last_input, average):
             head = GapLinear(linear)
         elif (
             norm is not None
@@ -322,14 +307,12 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
             and nearly_equal(last_input, apply_norm(norm, average))
         ):
             head = GapNormLinear(norm, linear)
-        if head is None:
-            network.train(was_training)
+        else:
             return None, False
         network.train()
         has_dropout = not nearly_equal(
             last_input, network.forward_head(to_native(features), pre_logits=True)
         )
-        network.train(was_training)
     return head, has_dropout
 
 
@@ -369,13 +352,15 @@ class TimmVit(_TimmNetwork):
         super().__init__(name, normalize, network)
         self.reads_class_token = network.global_pool == "token" and network.attn_pool is None
         self.num_prefix = network.num_prefix_tokens
-        if type(network).forward_features is not self.kind.forward_features:
-            raise ConfigError(f"timm's {name} is not supported; {_SUPPORTED}")
-        if self.reads_class_token and type(network.blocks[-1]) is not Block:
-            raise ConfigError(
-                f"timm's {name} is not supported, because the attention of its blocks "
-                f"({type(network.blocks[-1]).__name__}) cannot be called after its norm; {_SUPPORTED}"
-            )
+        require(
+            type(network).forward_features is self.kind.forward_features,
+            f"timm's {name} is not supported; {_SUPPORTED}",
+        )
+        require(
+            not self.reads_class_token or type(network.blocks[-1]) is Block,
+            f"timm's {name} is not supported, because the attention of its blocks "
+            f"({type(network.blocks[-1]).__name__}) cannot be called after its norm; {_SUPPORTED}",
+        )
         if network.global_pool == "avg":
             self.closed_form, self.has_dropout = _probe_head(network, self._with_blank_prefix)
 
@@ -476,10 +461,10 @@ class TimmEva(TimmVit):
     kind = Eva
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
-        if network.global_pool == "token" and network.attn_pool is None:
-            raise ConfigError(
-                f"timm's {name} is not supported, as it reads a class token; {_SUPPORTED}"
-            )
+        require(
+            network.global_pool != "token" or network.attn_pool is not None,
+            f"timm's {name} is not supported, as it reads a class token; {_SUPPORTED}",
+        )
         super().__init__(name, normalize, network)
 
     def _enter(self, images: Tensor) -> tuple[Tensor, Sequence[Callable[[Tensor], Tensor]]]:

@@ -25,7 +25,7 @@ from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from permafrost.config.models import TorchvisionModelConfig, is_published
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 from permafrost.models.classifier import (
     Classifier,
     Head,
@@ -38,6 +38,7 @@ from permafrost.models.classifier import (
     require_size,
     to_float32,
 )
+from permafrost.models.providers import model_normalization
 
 
 class Split(NamedTuple):
@@ -115,11 +116,11 @@ def _published_weights(config: TorchvisionModelConfig) -> Any:
     name = (config.weights or "").partition(":")[2]
     if not is_published(config.weights) or not name:
         return known.DEFAULT
-    if name not in known.__members__:
-        raise ConfigError(
-            f"torchvision has no weights {name} for {config.name}; choose one of: "
-            + ", ".join(f"pretrained:{known_name}" for known_name in known.__members__)
-        )
+    require(
+        name in known.__members__,
+        f"torchvision has no weights {name} for {config.name}; choose one of: "
+        + ", ".join(f"pretrained:{known_name}" for known_name in known.__members__),
+    )
     return known[name]
 
 
@@ -151,16 +152,9 @@ class TorchvisionClassifier(Classifier):
 
     def __init__(self, config: TorchvisionModelConfig, network: nn.Module) -> None:
         super().__init__()
-        assert config.mean is not None
-        assert config.std is not None
-        self.normalize = Normalize(config.mean, config.std)
+        self.normalize = Normalize(*model_normalization(config))
         self.inner = network
         self.split = NETWORK_SPLITS[type(network)]
-
-    @property
-    def network(self) -> nn.Module:
-        """Network of torchvision."""
-        return self.inner
 
     @property
     def head(self) -> Head | None:
@@ -289,15 +283,6 @@ def _vgg_stages(network: Any, x: Tensor) -> list[Stage]:
     return passed
 
 
-def _densenet_trunk(network: Any, x: Tensor) -> Tensor:
-    return F.relu(network.features(x))
-
-
-def _swin_trunk(network: Any, x: Tensor) -> Tensor:
-    features: Tensor = network.permute(network.norm(network.features(x)))
-    return features
-
-
 def _maxvit_trunk(network: Any, x: Tensor) -> Tensor:
     x = network.stem(x)
     for block in network.blocks:
@@ -320,14 +305,6 @@ _inception_layers = _in_turn(
 )
 
 
-def _googlenet_trunk(network: Any, x: Tensor) -> Tensor:
-    return _googlenet_layers(network, network._transform_input(x))
-
-
-def _inception_trunk(network: Any, x: Tensor) -> Tensor:
-    return _inception_layers(network, network._transform_input(x))
-
-
 def _pooled(*names: str) -> Callable[[Any], list[nn.Module]]:
     """Build a head of these submodules on the average of the features."""
 
@@ -346,10 +323,16 @@ _features = _in_turn("features")
 NETWORK_SPLITS: dict[type[nn.Module], Split] = {
     models.AlexNet: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
     models.ConvNeXt: Split(_features, lambda net: [net.avgpool, *net.classifier], _convnext_stages),
-    models.DenseNet: Split(_densenet_trunk, _pooled("classifier"), _densenet_stages),
+    models.DenseNet: Split(
+        lambda net, x: F.relu(net.features(x)), _pooled("classifier"), _densenet_stages
+    ),
     models.EfficientNet: Split(_features, _pooled("classifier")),
-    models.GoogLeNet: Split(_googlenet_trunk, _pooled("dropout", "fc")),
-    models.Inception3: Split(_inception_trunk, _pooled("dropout", "fc")),
+    models.GoogLeNet: Split(
+        lambda net, x: _googlenet_layers(net, net._transform_input(x)), _pooled("dropout", "fc")
+    ),
+    models.Inception3: Split(
+        lambda net, x: _inception_layers(net, net._transform_input(x)), _pooled("dropout", "fc")
+    ),
     models.MaxVit: Split(_maxvit_trunk, lambda net: [*net.classifier]),
     models.MNASNet: Split(_in_turn("layers"), _pooled("classifier")),
     models.MobileNetV2: Split(_features, _pooled("classifier")),
@@ -373,7 +356,7 @@ NETWORK_SPLITS: dict[type[nn.Module], Split] = {
         _in_turn("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"), _pooled("fc")
     ),
     models.SqueezeNet: Split(_features, lambda net: [*net.classifier, nn.Flatten()]),
-    models.SwinTransformer: Split(_swin_trunk, _pooled("head")),
+    models.SwinTransformer: Split(_in_turn("features", "norm", "permute"), _pooled("head")),
     models.VGG: Split(
         _features,
         lambda net: [net.avgpool, nn.Flatten(), *net.classifier],
@@ -397,16 +380,9 @@ class TorchvisionVit(Classifier):
 
     def __init__(self, config: TorchvisionModelConfig, network: models.VisionTransformer) -> None:
         super().__init__()
-        assert config.mean is not None
-        assert config.std is not None
         self.name = config.name
-        self.normalize = Normalize(config.mean, config.std)
-        self.inner: nn.Module = network
-
-    @property
-    def network(self) -> nn.Module:
-        """Network of torchvision."""
-        return self.inner
+        self.normalize = Normalize(*model_normalization(config))
+        self.inner = network
 
     @property
     def head(self) -> None:

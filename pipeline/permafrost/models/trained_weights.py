@@ -18,7 +18,7 @@ from typing import Any
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import ModelConfig, is_published
 from permafrost.config.options import Role, options_of
-from permafrost.core.errors import ConfigError, shorten
+from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.runs.folder import run_identity
 from permafrost.storage.files import read_regular, sha256_file
@@ -122,11 +122,11 @@ def check_weights(config: ModelConfig, section: str, classes: Sequence[str] = ()
     if described is None:
         return
     trained = described.model
-    if trained["kind"] != config.kind:
-        raise ConfigError(
-            f"{section}.weights={config.weights} are those of a network of kind {trained['kind']}; set "
-            f"{section}={trained['kind']} {section}.name={trained['name']}"
-        )
+    require(
+        trained["kind"] == config.kind,
+        f"{section}.weights={config.weights} are those of a network of kind {trained['kind']}; set "
+        f"{section}={trained['kind']} {section}.name={trained['name']}",
+    )
     own = to_plain_dict(config)
     other = {
         option.name: trained[option.name]

@@ -18,7 +18,7 @@ import torch
 from numpy._core import multiarray
 from torch import Tensor
 
-from permafrost.core.errors import ConfigError, shorten
+from permafrost.core.errors import require, shorten
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.weights_fit import Fit, passed_over, rank_fits
 from permafrost.storage.files import sha256_file
@@ -273,10 +273,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ConfigError: If there is no such file.
         WeightsError: If it cannot be read, or has no tensors.
     """
-    if not path.is_file():
-        raise ConfigError(
-            f"weights file {path} does not exist; train a network with permafrost teach or correct the path"
-        )
+    require(
+        path.is_file(),
+        f"weights file {path} does not exist; train a network with permafrost teach or correct the path",
+    )
     try:
         loaded = load_tensors(path) if path.suffix == ".safetensors" else _load_torch_file(path)
     except pickle.UnpicklingError as error:

@@ -17,6 +17,7 @@ from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
 from permafrost.loading.dataset import StoreDataset
 from permafrost.models.saved import load_model, read_description
 from permafrost.models.trained_weights import MODEL_NAME
+from permafrost.reports.comparison import group_pairs
 from permafrost.reports.model_selection import read_evaluation
 from permafrost.reports.pictures import readable_classes
 from permafrost.reports.student_results import StudentResult
@@ -273,8 +274,6 @@ def _open(result: StudentResult) -> Arm:
     assert result.seed is not None  # cases are of students
     network, trained = load_model(result.training_folder)
     table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
-    rows: dict[str, list[RecordRow]] = {}
-    for row in table.to_pylist():
-        rows.setdefault(row["split"], []).append(row)
+    rows = group_pairs((row["split"], row) for row in table.to_pylist())
     model = EvaluatedModel(network=network, input_size=trained.input_size)
     return Arm(name=result.label, seed=result.seed, model=model, rows=rows)

@@ -7,21 +7,31 @@ spread either: a metric of N records is a multiple of 1/N, so equal values happe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import combinations
 from math import sqrt
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 
 StudentRow = Mapping[str, Any]
 """Row of a student: method, seed and the value of each column."""
 ONE_SEED = "1 seed: no spread known"
+K = TypeVar("K")
+V = TypeVar("V")
 _CONFIDENCE = 0.95
 _ROUNDING = 1e-9
 """Width of an interval relative to its bounds, up to which it is a rounding error."""
+
+
+def group_pairs(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """Collect the second entries of pairs by the first ones, both in their order."""
+    groups: dict[K, list[V]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
@@ -66,15 +76,14 @@ def paired_difference(
     arms = {str(row["method"]) for row in rows}
     known = ", ".join(sorted(arms))
     for option, arm in (("candidate", candidate), ("baseline", baseline)):
-        if arm not in arms:
-            raise ConfigError(
-                f"report.{option}={arm} is not an arm of this run; choose one of: {known}"
-            )
-    per_seed = differences(rows, candidate, baseline, column)
-    if not per_seed:
-        raise ConfigError(
-            f"report.candidate={candidate} and report.baseline={baseline} share no seed; choose two of: {known}"
+        require(
+            arm in arms, f"report.{option}={arm} is not an arm of this run; choose one of: {known}"
         )
+    per_seed = differences(rows, candidate, baseline, column)
+    require(
+        bool(per_seed),
+        f"report.candidate={candidate} and report.baseline={baseline} share no seed; choose two of: {known}",
+    )
     values = list(per_seed.values())
     interval = confidence_interval(values)
     return summarize(values) | {
@@ -119,11 +128,11 @@ def differences_by_column(
     """
     arms = {str(row["method"]) for row in rows}
     for arm, other in baselines.items():
-        if arm in arms and other not in arms:
-            raise ConfigError(
-                f"report.baselines={{{arm}: {other}}} names no arm of this run; choose one of: "
-                + ", ".join(sorted(arms))
-            )
+        require(
+            arm not in arms or other in arms,
+            f"report.baselines={{{arm}: {other}}} names no arm of this run; choose one of: "
+            + ", ".join(sorted(arms)),
+        )
     found = {column: _compared_arms(rows, baseline, baselines, column) for column in columns}
     return {column: arms for column, arms in found.items() if arms}
 
@@ -147,9 +156,9 @@ def seeds_in_words(number: int) -> str:
 
 def means_by_arm(rows: Sequence[StudentRow], column: str) -> dict[str, float]:
     """Compute the mean of each arm of which every student has a value."""
-    values: dict[str, list[float | None]] = {}
-    for row in rows:
-        values.setdefault(row["method"], []).append(row[column])
+    values: dict[str, list[float | None]] = group_pairs(
+        (row["method"], row[column]) for row in rows
+    )
     return {
         arm: mean(v for v in of if v is not None) for arm, of in values.items() if None not in of
     }

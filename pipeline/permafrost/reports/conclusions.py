@@ -51,7 +51,7 @@ def _alone(rows: Sequence[StudentRow], column: Column, means: Mapping[str, float
     (arm,) = means
     number = sum(row["method"] == arm for row in rows)
     seeds = ONE_SEED if number == 1 else seeds_in_words(number)
-    value = f"{_name_column(column)} {column.value(means[arm])}"
+    value = f"{column.words} {column.value(means[arm])}"
     return f"{arm}: {value} ({seeds}), without another arm to compare it with."
 
 
@@ -65,10 +65,12 @@ def _best(
     """
     best, second = ranked[:2]
     if means[best] == means[second]:
-        return f"{best} and {second} have the same mean {_name_column(column)}, {column.value(means[best])}."
+        return (
+            f"{best} and {second} have the same mean {column.words}, {column.value(means[best])}."
+        )
     found = list(differences(rows, best, second, column.name).values())
     rank = "highest" if column.metric.higher_is_better else "lowest"
-    opening = f"{best} has the {rank} mean {_name_column(column)}, {column.value(means[best])}"
+    opening = f"{best} has the {rank} mean {column.words}, {column.value(means[best])}"
     for rival in ranked[1:]:
         shared = list(differences(rows, best, rival, column.name).values())
         if shared and _is_behind(column, mean(shared)):
@@ -98,7 +100,7 @@ def _is_behind(column: Column, difference: float) -> bool:
 def _pair(rows: Sequence[StudentRow], column: Column, pair: tuple[str, str]) -> str:
     candidate, baseline = pair
     found = list(differences(rows, candidate, baseline, column.name).values())
-    opening = f"{candidate} - {baseline} in {_name_column(column)}"
+    opening = f"{candidate} - {baseline} in {column.words}"
     if len(found) == 1:
         return f"{opening}: {column.difference(found[0])} ({ONE_SEED})."
     verdict = "" if excludes_zero(confidence_interval(found)) else ", which is not conclusive"
@@ -151,9 +153,4 @@ def _below_chance(
 
 def _chance_of(column: Column) -> str:
     """Words for the chance level; that of a map's measure is no lower limit of maps that mark a part of an object."""
-    metric = column.source.partition(".")[2].partition("@")[0]
-    return "a uniform map has" if metric in ("epg", "iou") else "chance is"
-
-
-def _name_column(column: Column) -> str:
-    return column.name.replace("_", " ")
+    return "a uniform map has" if column.measure in ("epg", "iou") else "chance is"

@@ -106,8 +106,7 @@ def _loss_curve(
                 marker="o" if len(kept) == 1 else None,
                 ms=4,
             )
-    axis.set_xlabel("step")
-    axis.set_title(name)
+    axis.set(xlabel="step", title=name)
     return Plot(
         finish(figure, axis), f"Loss term {name} over the training steps, one curve per arm"
     )
@@ -140,9 +139,7 @@ def _epoch_plot(
         if len(students) > 1:
             low, high = values.min(axis=0), values.max(axis=0)
             axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, lw=0)
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("%")
-    axis.set_title(name)
+    axis.set(xlabel="epoch", ylabel="%", title=name)
     return Plot(
         finish(figure, axis),
         f"{name} over the epochs of the training, one curve per arm with the range of its seeds",
@@ -177,9 +174,7 @@ def _shift_plot(
             marker=".",
             ms=4,
         )
-    axis.set_title(kind)
-    axis.set_xlabel("shift in pixels")
-    axis.set_ylabel("cosine")
+    axis.set(xlabel="shift in pixels", ylabel="cosine", title=kind)
     return Plot(
         finish(figure, axis),
         f"Cosine of {kind} over the shift in pixels, one curve per arm, on split {split}",
@@ -244,8 +239,7 @@ def measured_plot(
             ms=5,
             capsize=3,
         )
-    axis.set_xlabel(xlabel)
-    axis.set_ylabel(ylabel)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.margins(x=0.1)
     return finish(figure, axis)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 
 from permafrost.config.points import point_label
+from permafrost.reports.comparison import group_pairs
 from permafrost.reports.figures import HEIGHT, WIDTH, Plot, finish, legend_name, new_axes, styled
 from permafrost.reports.main_table import Column
 from permafrost.reports.model_selection import Candidate, ModelSelection, over_the_grid
@@ -32,7 +33,7 @@ def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> l
             plots.append(
                 Plot(
                     selection_plot(grid),
-                    f"{_name_axis(column)} over the points of the grid, one curve per arm",
+                    f"{column.words} over the points of the grid, one curve per arm",
                     f"{column.title} over the points of the grid, mean and standard deviation over seeds",
                 )
             )
@@ -41,10 +42,7 @@ def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> l
 
 def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
     """Options of the grid that have several values, all of which are numbers."""
-    values: dict[str, list[object]] = {}
-    for candidate in candidates:
-        for option, value in candidate.point.items():
-            values.setdefault(option, []).append(value)
+    values = group_pairs(pair for candidate in candidates for pair in candidate.point.items())
     return [
         option
         for option, of in values.items()
@@ -56,13 +54,9 @@ def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
 def _plot_over(option: str, grid: ModelSelection, column: Column) -> Plot:
     return Plot(
         option_plot(grid, option, column.title),
-        f"{_name_axis(column)} over {option}, one curve per arm",
+        f"{column.words} over {option}, one curve per arm",
         f"{column.title} over {option}, mean and standard deviation over seeds",
     )
-
-
-def _name_axis(column: Column) -> str:
-    return column.name.replace("_", " ")
 
 
 @styled

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,7 +13,7 @@ from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.points import point_label
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluator import Metric, align_columns, evaluator_named, metric_of
-from permafrost.reports.comparison import ONE_SEED, leading_arms, summarize
+from permafrost.reports.comparison import ONE_SEED, group_pairs, leading_arms, summarize
 from permafrost.reports.model_selection import load_selection
 from permafrost.reports.student_results import StudentResult, load_results
 
@@ -42,14 +41,20 @@ class Column:
         return self.known or metric_of(self.source.partition(".")[2]) or Metric()
 
     @property
+    def measure(self) -> str:
+        """Name of what is measured, without the split and the pass."""
+        return self.source.partition(".")[2].partition("@")[0]
+
+    @property
+    def words(self) -> str:
+        """Name in words."""
+        return self.name.replace("_", " ")
+
+    @property
     def title(self) -> str:
         """Name with unit, and with an arrow if lower is better."""
         unit = ", %" if self.metric.scale == 100 else ""
-        return (
-            self.name.replace("_", " ")
-            + unit
-            + (" ↓" if self.metric.higher_is_better is False else "")
-        )
+        return self.words + unit + (" ↓" if self.metric.higher_is_better is False else "")
 
     def text(self, value: float | None) -> str:
         """Format a value, with a dash for None."""
@@ -149,11 +154,12 @@ def student_rows(
 
 def passes_of_arms(results: Sequence[StudentResult]) -> dict[str, list[str]]:
     """Return the arms by the pass that their students are compared with, without those that are compared with none."""
-    arms: dict[str, dict[str, None]] = {}
-    for result in results:
-        if result.compared_pass is not None:
-            arms.setdefault(result.compared_pass, {})[result.label] = None
-    return {name: list(labels) for name, labels in arms.items()}
+    arms = group_pairs(
+        (result.compared_pass, result.label)
+        for result in results
+        if result.compared_pass is not None
+    )
+    return {name: list(dict.fromkeys(labels)) for name, labels in arms.items()}
 
 
 def teacher_rows(
@@ -192,9 +198,9 @@ def teacher_row(
     """
     row = {}
     for column in columns:
-        split, _, metric = column.source.partition(".")
-        if metric.partition("@")[0] == "agreement":
+        if column.measure == "agreement":
             continue
+        split, _, metric = column.source.partition(".")
         value = None if teacher_result is None else teacher_result.find(column.source)
         if value is None:
             found = (result.find(f"{split}.teacher_{metric}") for result in results)
@@ -229,9 +235,7 @@ def arm_summary(
     The entry is None if a student of the arm has no value. The best arms of a column are those that no other arm beats
     conclusively; without any conclusive difference, or while an arm has one seed only, there are none.
     """
-    by_arm = defaultdict(list)
-    for row in rows:
-        by_arm[row["method"]].append(row)
+    by_arm = group_pairs((row["method"], row) for row in rows)
     summary: list[dict[str, Any]] = [
         {"method": arm, "seeds": len(members)} for arm, members in by_arm.items()
     ]
@@ -285,10 +289,7 @@ def meanings(
     chance  level of each column that has one
     passes  arms by the pass that they are compared with
     """
-    by_metric: dict[str, list[Column]] = {}
-    for column in columns:
-        metric = column.source.partition(".")[2].partition("@")[0]
-        by_metric.setdefault(metric, []).append(column)
+    by_metric = group_pairs((column.measure, column) for column in columns)
     return [
         sentence
         for metric, same in by_metric.items()
@@ -320,7 +321,7 @@ def _evaluator_sentence(metric: str, column: Column) -> str:
     page = evaluator_named(evaluator).page if evaluator in EVALUATORS else None
     for quantity in page.quantities if page else ():
         if f"{name}.".startswith(f"{quantity.name}."):
-            return f"Column {column.name.replace('_', ' ')}: {quantity.meaning}"
+            return f"Column {column.words}: {quantity.meaning}"
     return ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
 from permafrost.evaluation.evaluator import Metric, metric_of
 from permafrost.evaluation.trained_student import epoch_metric
-from permafrost.reports.comparison import summarize
+from permafrost.reports.comparison import group_pairs, summarize
 from permafrost.reports.student_results import SWEEP_NAME, TEACHER, StudentResult, read_sweep
 from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder
 from permafrost.storage.rooted_paths import RootedPath
@@ -58,11 +57,12 @@ def load_selection(run: str) -> ModelSelection | None:
     if "candidates" not in sweep:
         return None
     rows = sweep["candidates"]
-    members = defaultdict(list)
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        for row in rows:
-            if row["arm"] == arm:
-                members[arm, point_label(row["point"])].append(row)
+    members = group_pairs(
+        ((arm, point_label(row["point"])), row)
+        for arm in dict.fromkeys(row["arm"] for row in rows)
+        for row in rows
+        if row["arm"] == arm
+    )
     candidates = [
         Candidate(
             arm=arm,
@@ -85,9 +85,7 @@ def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelecti
 
     A point of which a student has no value is left out. The result is None if no arm has several points.
     """
-    members = defaultdict(list)
-    for result in results:
-        members[curve_of(result), result.label].append(result)
+    members = group_pairs(((curve_of(result), result.label), result) for result in results)
     candidates = []
     for (arm, _), same in members.items():
         values = [value for result in same if (value := result.find(source)) is not None]

@@ -10,8 +10,9 @@ import numpy as np
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.verbs import EvaluationRun
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.core.records import VIEW_FIELD
+from permafrost.reports.comparison import group_pairs
 from permafrost.reports.student_results import TEACHER, StudentResult
 from permafrost.runs.folder import CONFIG_NAME, read_config
 from permafrost.store.reader import Store, TeacherPass
@@ -31,20 +32,24 @@ def used_passes(results: Sequence[StudentResult], store: Store) -> list[UsedPass
 
     Passes of other stores, and those that the store no longer has, are left out.
     """
-    learners: dict[tuple[str, str], dict[str, None]] = {}
-    for result in results:
-        for entry in _recorded_passes(result.training_folder):
-            learners.setdefault(entry, {})[result.label] = None
-    for result in results:
-        for name in result.evaluations:
-            for entry in _recorded_passes(result.folder / name):
-                learners.setdefault(entry, {})
+    learners = group_pairs(
+        (entry, result.label)
+        for result in results
+        for entry in _recorded_passes(result.training_folder)
+    )
+    compared = {
+        entry
+        for result in results
+        for name in result.evaluations
+        for entry in _recorded_passes(result.folder / name)
+    }
+    used = {*learners, *compared}
     found = [
-        UsedPass(teacher, tuple(learners[entry]))
+        UsedPass(teacher, tuple(dict.fromkeys(learners.get(entry, ()))))
         for stored_views in (False, True)
         for folder in store.pass_folders(stored_views=stored_views)
         if (teacher := store.open_pass(folder.name, stored_views=stored_views))
-        and (entry := (teacher.name, teacher.manifest.fingerprint)) in learners
+        and (entry := (teacher.name, teacher.manifest.fingerprint)) in used
     ]
     return sorted(found, key=lambda used: not used.learners)
 
@@ -53,11 +58,11 @@ def check_named_passes(names: Sequence[str], used: Sequence[UsedPass], store: St
     """Raise ConfigError if store.teacher names a pass that no student of the report used."""
     known = [one.teacher.name for one in used]
     for name in names:
-        if known and store.open_pass(name).name not in known:
-            raise ConfigError(
-                f"store.teacher={name}: no student of this report learned from that pass or was compared with it; "
-                f"leave store.teacher out, or name one that they used: {', '.join(known)}"
-            )
+        require(
+            not known or store.open_pass(name).name in known,
+            f"store.teacher={name}: no student of this report learned from that pass or was compared with it; "
+            f"leave store.teacher out, or name one that they used: {', '.join(known)}",
+        )
 
 
 def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:

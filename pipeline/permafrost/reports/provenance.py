@@ -88,10 +88,9 @@ def bytes_plot(
     if len({round(found.x, 3) for found in arms.values()}) < 2:
         return None
     source = measured_plot(arms, "stored targets, bytes per record", column.title, colors)
-    name = column.name.replace("_", " ")
     return Plot(
         source,
-        f"{name} over the bytes of stored targets per record, one point per arm",
+        f"{column.words} over the bytes of stored targets per record, one point per arm",
         f"{column.title} against the bytes per record of the stored targets that an arm's loss uses",
     )
 

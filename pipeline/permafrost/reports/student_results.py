@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.points import Point, point_label
 from permafrost.config.verbs import EvaluationRun, ReportConfig
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import UserError, require
 from permafrost.core.json_entries import EntryError, from_dict, require_inside
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import (
@@ -28,6 +27,7 @@ from permafrost.evaluation.results import (
 )
 from permafrost.evaluation.trained_student import trains_classifier
 from permafrost.models.saved import is_finished
+from permafrost.reports.comparison import group_pairs
 from permafrost.runs.folder import CONFIG_NAME, read_config, run_folder
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import damaged, read_json
@@ -198,13 +198,12 @@ def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult
             run_folder(run),
         )
     by_run = {run: results} | {other: _read_run(other) for other in other_runs}
-    runs_of = defaultdict(set)
-    for name, members in by_run.items():
-        for result in members:
-            runs_of[result.label].add(name)
+    runs_of = group_pairs(
+        (result.label, name) for name, members in by_run.items() for result in members
+    )
     return [
         replace(result, label=f"{name}: {result.label}")
-        if len(runs_of[result.label]) > 1
+        if len(set(runs_of[result.label])) > 1
         else result
         for name, members in by_run.items()
         for result in members
@@ -274,10 +273,8 @@ def _read_run(run: str) -> list[StudentResult]:
     if not path.exists():
         return [_load_student(run, must_be_evaluated=True)]
     rows = read_sweep(run)["runs"]
-    points = defaultdict(set)
-    for row in rows:
-        points[row["arm"]].add(point_label(row["point"]))
-    return [_load_result(row, several=len(points[row["arm"]]) > 1) for row in rows]
+    points = group_pairs((row["arm"], point_label(row["point"])) for row in rows)
+    return [_load_result(row, several=len(set(points[row["arm"]])) > 1) for row in rows]
 
 
 def read_sweep(run: str) -> dict[str, Any]:
@@ -323,11 +320,11 @@ class _SweepFile:
 
 def _config_of(run: str) -> Path:
     path = run_folder(run) / "distill" / CONFIG_NAME
-    if not path.exists():
-        raise ConfigError(
-            f"report.runs names {run}, but {run_folder(run)} contains neither a sweep nor a student; correct "
-            "report.runs"
-        )
+    require(
+        path.exists(),
+        f"report.runs names {run}, but {run_folder(run)} contains neither a sweep nor a student; correct "
+        "report.runs",
+    )
     return path
 
 
@@ -337,10 +334,10 @@ def _load_result(
     folder = run_folder(row["run"])
     path = folder / evaluation_folder(None) / METRICS_NAME
     against = {teacher: _metrics(found) for teacher, found in evaluations_against(folder).items()}
-    if must_be_evaluated and not against and not path.exists():
-        raise ConfigError(
-            f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again"
-        )
+    require(
+        not must_be_evaluated or bool(against) or path.exists(),
+        f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again",
+    )
     shown = None if path.exists() else next(iter(against), None)
     return StudentResult(
         arm=row["arm"],

@@ -12,7 +12,7 @@ from permafrost.config.methods import METHODS
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import UserError
 from permafrost.loading.subset import count_training_rows
-from permafrost.reports.comparison import seeds_in_words
+from permafrost.reports.comparison import group_pairs, seeds_in_words
 from permafrost.reports.model_selection import curve_of
 from permafrost.reports.student_results import StudentResult
 from permafrost.runs.folder import identity
@@ -114,11 +114,11 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
 
 def describe_arms(results: Sequence[StudentResult]) -> list[DescribedArm]:
     """Describe the method of every arm, whose points of a grid are one. Arms without a recorded method are left out."""
-    methods: dict[str, list[Mapping[str, Any]]] = {}
-    for result in results:
-        method = result.training.get("method")
-        if isinstance(method, Mapping):
-            methods.setdefault(curve_of(result), []).append(method)
+    methods = group_pairs(
+        (curve_of(result), result.training["method"])
+        for result in results
+        if isinstance(result.training.get("method"), Mapping)
+    )
     return [_describe_arm(name, of_arm) for name, of_arm in methods.items()]
 
 

@@ -212,9 +212,9 @@ def _download(address: str, path: Path, size: int) -> None:
         partial.replace(path)
     except FileNotFoundError:
         logger.debug("%s was removed while the folder was fetched", address)
+    except FileError:
+        raise
     except OSError as error:
-        if isinstance(error, FileError):
-            raise
         raise write_error(path, error) from error
     finally:
         with suppress(OSError):  # the original error is more informative

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from permafrost.core.errors import ConfigError, quote
+from permafrost.core.errors import ConfigError, quote, require
 from permafrost.storage.files import read_regular
 from permafrost.storage.rooted_paths import user_path
 
@@ -158,22 +158,25 @@ def load_class_names(path: str) -> tuple[str, ...]:
         ) from error
     except OSError as error:
         raise ConfigError(f"data.classes={path} cannot be read: {error}") from error
-    if lines[0].strip()[:1] in ("[", "{") and _is_json("\n".join(lines)):
-        raise ConfigError(f"data.classes={path} is JSON; write one class name per line")
+    require(
+        lines[0].strip()[:1] not in ("[", "{") or not _is_json("\n".join(lines)),
+        f"data.classes={path} is JSON; write one class name per line",
+    )
     names = tuple(line.strip() for line in lines if line.strip())
-    if not names:
-        raise ConfigError(f"data.classes={path} is empty; write one class name per line")
+    require(len(names) > 0, f"data.classes={path} is empty; write one class name per line")
     indices = [match[1] for name in names if (match := _INDEXED.fullmatch(name))]
-    if len(names) > 1 and sorted(indices, key=int) == list(map(str, range(len(names)))):
-        raise ConfigError(
-            f"data.classes={path} has a number beside each name, such as {quote(names[0])}; write the names alone, in "
-            "the order of their numbers"
-        )
-    if len(names) > 1 and all(name.startswith("- ") for name in names):
-        raise ConfigError(f"data.classes={path} is YAML; write one class name per line")
+    require(
+        len(names) == 1 or sorted(indices, key=int) != list(map(str, range(len(names)))),
+        f"data.classes={path} has a number beside each name, such as {quote(names[0])}; write the names alone, in "
+        "the order of their numbers",
+    )
+    require(
+        len(names) == 1 or not all(name.startswith("- ") for name in names),
+        f"data.classes={path} is YAML; write one class name per line",
+    )
     name, times = Counter(map(composed, names)).most_common(1)[0]
-    if times > 1:
-        raise ConfigError(
-            f"data.classes={path} lists the class {quote(name)} {times} times; keep one of them"
-        )
+    require(
+        times == 1,
+        f"data.classes={path} lists the class {quote(name)} {times} times; keep one of them",
+    )
     return names

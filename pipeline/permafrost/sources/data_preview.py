@@ -213,8 +213,10 @@ class Preview:
 
     def lines(self) -> dict[str, str]:
         """Return lines for the terminal and the report by their names."""
-        lines = {"records": _counts_in_words(self.counts.records)}
-        lines["classes"] = _describe_classes(self)
+        lines = {
+            "records": _counts_in_words(self.counts.records),
+            "classes": _describe_classes(self),
+        }
         labels = "several per record" if self.counts.others["labels"] else "one per record"
         unlabeled = _counts_in_words(self.counts.unlabeled)
         numbers = self.classes == tuple(map(str, range(len(self.classes))))
@@ -380,15 +382,11 @@ def preview_source(
             for number, start in enumerate(range(0, len(rows), _TASK_RECORDS))
         ]
         task = ReadHeaders(source=source, listing=listing.path, folder=folder)
-        reports: dict[str, str] = {}
-
-        def collect(result: ShardResult) -> None:
-            reports[result.name] = result.report
-
-        run_shards("preview", executor, task, parts, collect)
+        results: list[ShardResult] = []
+        run_shards("preview", executor, task, parts, results.append)
         # in the order of the records, whichever ended first
-        for _, report in sorted(reports.items()):
-            sample.merge(json.loads(report))
+        for result in sorted(results, key=lambda result: result.name):
+            sample.merge(json.loads(result.report))
     return Preview(
         source=data.kind,
         classes=classes,

@@ -18,7 +18,6 @@ enough that the digit has to be found.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +30,7 @@ from PIL import Image
 from permafrost.config.data import DemoDataConfig, DigitsDataConfig
 from permafrost.core.records import Box, Content, Record
 from permafrost.sources.splits import TRAIN, split_off_test
+from permafrost.store.image_decoding import png_of
 
 _SIDE = 8
 _LEVELS = 16
@@ -81,9 +81,7 @@ def load_digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def encode_png(pixels: NDArray[Any]) -> bytes:
     """Encode u8 [H, W] or [H, W, 3] as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return png_of(Image.fromarray(pixels))
 
 
 # ---- demo ------------------------------------------------------------------------------------------

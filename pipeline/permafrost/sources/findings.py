@@ -8,7 +8,6 @@ names the finding. Messages are kept beside stores, so they name no absolute pat
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import TypeAlias
 
 from permafrost.config.data import FileDataConfig
 from permafrost.config.plugins import Family
+from permafrost.config.suggestions import suggest
 from permafrost.core.errors import ConfigError, UserError, quote
 from permafrost.sources import folder_rules, label_rules
 from permafrost.sources.data_preview import Doubt, Finding, Preview
@@ -74,10 +74,9 @@ def add_findings(preview: Preview) -> Preview:
     accepted = preview.data.accept if isinstance(preview.data, FileDataConfig) else ()
     for name in accepted:
         if name not in FINDINGS:
-            close = difflib.get_close_matches(name, FINDINGS, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
             raise ConfigError(
-                f"data.accept: there is no finding {quote(name)}{hint}; findings are: {', '.join(FINDINGS)}"
+                f"data.accept: there is no finding {quote(name)}{suggest(name, FINDINGS)}; findings are: "
+                f"{', '.join(FINDINGS)}"
             )
     findings = [
         Finding(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import posixpath
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from permafrost.config.data import ImageTableDataConfig
-from permafrost.core.errors import ConfigError, FileError, UserError, quote
+from permafrost.core.errors import ConfigError, FileError, UserError, quote, require
+from permafrost.core.records import Content, Record
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import FolderEntry, entry_bytes, peek, read_regular, scan_folder
 from permafrost.storage.rooted_paths import AnyPath
@@ -26,6 +26,7 @@ from permafrost.store.image_decoding import (
     decodes_heif,
     open_image,
     picture_suffix,
+    png_of,
 )
 
 if TYPE_CHECKING:
@@ -271,10 +272,10 @@ def _check_no_loop(root: AnyPath, path: str, entry: FolderEntry) -> None:
     link = Path(str(root / path))
     target, above = link.resolve(), link.parent
     leads_back = any(folder.resolve() == target for folder in (above, *above.parents))
-    if leads_back or above.resolve().is_relative_to(target):
-        raise ConfigError(
-            f"{root / path} is a link to a folder that leads back to it; remove the link"
-        )
+    require(
+        not leads_back and not above.resolve().is_relative_to(target),
+        f"{root / path} is a link to a folder that leads back to it; remove the link",
+    )
 
 
 def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:
@@ -326,6 +327,21 @@ def read_file(root: AnyPath, path: str, size: int) -> bytes:
     return data
 
 
+class FilesBelowRoot:
+    """Reading of records whose content is a file below a root: its path and its size."""
+
+    _root: AnyPath
+
+    def read(self, record: Record) -> Content:
+        """Return the file unchanged."""
+        path, size = record.content
+        return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
+
+    def where(self, record: Record) -> str:
+        """Return the image's file."""
+        return str(self._root / record.content[0])
+
+
 def require_image_bytes(size: int) -> None:
     """Raise ImageError if an image's file is larger than any image."""
     if size > MAX_IMAGE_BYTES:
@@ -372,9 +388,7 @@ def to_mask_png(data: bytes, path: str) -> bytes:
                 )
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"mask {path} cannot be used: {error}") from error
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return png_of(Image.fromarray(values))
 
 
 def _mask_values(image: Image.Image) -> NDArray[np.uint8]:
@@ -438,15 +452,15 @@ class TableFiles:
         more = self.num_missing - NAMED_MISSING_FILES
         named += f"; and {more} more" if more > 0 else ""
         found = f"{self.num_missing} files in the table are not in {self._root}: {named}"
-        if config.on_error == "stop":
-            raise ConfigError(
-                f"{found}; correct data.root or the table, or leave such rows out with data.on_error=skip"
-            )
-        if self._missing_rows > config.max_skipped:
-            raise ConfigError(
-                f"{found}; these are more rows than data.max_skipped={config.max_skipped}, so correct data.root or the "
-                "table"
-            )
+        require(
+            config.on_error != "stop",
+            f"{found}; correct data.root or the table, or leave such rows out with data.on_error=skip",
+        )
+        require(
+            self._missing_rows <= config.max_skipped,
+            f"{found}; these are more rows than data.max_skipped={config.max_skipped}, so correct data.root or the "
+            "table",
+        )
         logger.warning("%s; their rows are left out", found)
 
     def _relative(self, row: ListedRow, column: str) -> str:

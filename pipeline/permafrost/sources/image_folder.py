@@ -13,19 +13,18 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from permafrost.config.data import ImageFolderDataConfig
-from permafrost.core.errors import ConfigError, quote
-from permafrost.core.records import Content, Record, escape_key
+from permafrost.core.errors import ConfigError, quote, require
+from permafrost.core.records import Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import (
     LEFT_OUT,
     OTHER_PICTURES,
+    FilesBelowRoot,
     SourceFileError,
     first_image,
     has_image,
-    image_suffix,
     iter_images,
     join_path,
-    read_file,
     sub_folders,
     tally_passed_over,
 )
@@ -47,7 +46,7 @@ FOLDERS_ONLY = "class folders whose images are all in folders"
 NESTED_FOLDERS = "folders in class folders"
 
 
-class ImageFolderSource:
+class ImageFolderSource(FilesBelowRoot):
     """Source of the images of a folder, with the files' own bytes."""
 
     name = "image_folder"
@@ -143,15 +142,6 @@ class ImageFolderSource:
         if not direct:
             self.tally.add(FOLDERS_ONLY, folder, class_folder)
 
-    def read(self, record: Record) -> Content:
-        """Return the file unchanged."""
-        path, size = record.content
-        return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
-
-    def where(self, record: Record) -> str:
-        """Return the image's file."""
-        return str(self._root / record.content[0])
-
     @cached_property
     def _split_folders(self) -> dict[str, str]:
         """Map each folder of class folders to its split; the empty name is data.path itself."""
@@ -170,11 +160,11 @@ class ImageFolderSource:
         self._refuse_loose_images("")
         for split in splits.values():
             names = [name for name in top if splits.get(name) == split]
-            if len(names) > 1:
-                raise ConfigError(
-                    f"data.path={self.config.path}: the folders {' and '.join(names)} both spell split {split}; name "
-                    f"the splits: 'data.splits={{{names[0]}: {split}, ...}}'"
-                )
+            require(
+                len(names) == 1,
+                f"data.path={self.config.path}: the folders {' and '.join(names)} both spell split {split}; name "
+                f"the splits: 'data.splits={{{names[0]}: {split}, ...}}'",
+            )
         return splits
 
     def _are_folders_of_classes(self, names: Iterable[str]) -> bool:
@@ -208,19 +198,19 @@ class ImageFolderSource:
                     f"data.splits names the folder {folder!r}, but data.path={self.config.path} "
                     f"contains: {there}"
                 )
-            if not is_split_name(split):
-                raise ConfigError(
-                    f"data.splits.{folder}={split!r} must have only letters, digits, - and _"
-                )
+            require(
+                is_split_name(split),
+                f"data.splits.{folder}={split!r} must have only letters, digits, - and _",
+            )
 
     def _class_folders(self, folder: str) -> list[str]:
         self._refuse_loose_images(folder)
         names = sub_folders(self._root / folder)
-        if not names:
-            raise ConfigError(
-                f"data.path={self.config.path} has no class folders in {folder or 'it'}; expected "
-                "<path>/<class>/<image> or <path>/<split>/<class>/<image>"
-            )
+        require(
+            len(names) > 0,
+            f"data.path={self.config.path} has no class folders in {folder or 'it'}; expected "
+            "<path>/<class>/<image> or <path>/<split>/<class>/<image>",
+        )
         return names
 
     def _refuse_loose_images(self, folder: str) -> None:

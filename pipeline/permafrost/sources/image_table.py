@@ -22,18 +22,17 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from permafrost.config.data import ImageTableDataConfig
-from permafrost.core.errors import ConfigError, quote
+from permafrost.core.errors import ConfigError, quote, require
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record, escape_key
 from permafrost.sources.classes import (
     MAX_CLASSES,
     ClassIndex,
     index_classes,
-    is_unknown,
     load_class_list,
     to_number,
 )
@@ -55,7 +54,7 @@ from permafrost.sources.label_cells import (
     separate,
 )
 from permafrost.sources.parquet_images import ParquetImages, class_names_of, holds_images
-from permafrost.sources.splits import SPELLED_SPLITS, TRAIN, known_split, split_of, split_off_test
+from permafrost.sources.splits import TRAIN, known_split, split_of, split_off_test
 from permafrost.sources.table_files import (
     ListedRow,
     is_all_digits,
@@ -67,6 +66,7 @@ from permafrost.sources.table_files import (
 )
 from permafrost.sources.tally import BOXES, Tally
 from permafrost.sources.tar_members import find_files, split_in_name
+from permafrost.storage.files import file_stamp
 
 _MAX_CLASS_CHARACTERS = 200
 _MAX_DISTINCT = 100_000
@@ -126,10 +126,9 @@ class ImageTableSource:
             if path.suffix.lower() == ".parquet" and holds_images(path, column)
         }
 
-    def stamps(self) -> dict[str, list[int]]:
+    def stamps(self) -> dict[str, tuple[int, int | str]]:
         """Return the bytes of every file and when it was last changed."""
-        stats = {path.name: path.stat() for path in self._files if path.is_file()}
-        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+        return {path.name: file_stamp(path) for path in self._files if path.is_file()}
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -155,8 +154,7 @@ class ImageTableSource:
                     is_empty = False
                     yield record
         files.check_missing(self.config)
-        if is_empty:
-            raise ConfigError(f"data.path={self._table} has no rows")
+        require(not is_empty, f"data.path={self._table} has no rows")
 
     def _read_rows(self, path: Path, columns: dict[str, str]) -> Iterator[ListedRow]:
         """Yield the rows of one file, without the images that it contains."""
@@ -171,8 +169,7 @@ class ImageTableSource:
             yield from (ListedRow(path, number + 1, {}) for number in range(images.num_rows))
 
     def _all_rows(self, columns: dict[str, str]) -> Iterator[ListedRow]:
-        for path in self._files:
-            yield from read_rows(path, columns)
+        return (row for path in self._files for row in read_rows(path, columns))
 
     def read(self, record: Record) -> Content:
         """Return the image's file unchanged, and the mask's values as PNG."""
@@ -305,11 +302,11 @@ class ImageTableSource:
         groups = [
             _group_column(column, self._all_rows({"group": column})) for column in self.config.group
         ]
-        if math.prod(group.radix for group in groups) > MAX_GROUP:
-            raise ConfigError(
-                f"data.group={list(self.config.group)} results in more than {MAX_GROUP} groups; "
-                "choose columns with fewer values"
-            )
+        require(
+            math.prod(group.radix for group in groups) <= MAX_GROUP,
+            f"data.group={list(self.config.group)} results in more than {MAX_GROUP} groups; "
+            "choose columns with fewer values",
+        )
         return groups
 
     def _class_texts(self, row: ListedRow) -> list[str]:
@@ -405,14 +402,7 @@ class ImageTableSource:
             is_part = len(self._files) > 1 or _OF_SEVERAL.search(name)
             split = split_in_name(name) if is_part else TRAIN
             return split if known_split(split) else TRAIN
-        value = row.required(column)
-        if value not in names and is_unknown(value):
-            raise row.error(column, f"{quote(value)} is no split")
-        if not names and (split := known_split(value) or value) != value:
-            self.tally.add(SPELLED_SPLITS, value, split)
-        return split_of(
-            row.required(column), names, lambda error_message: row.error(column, error_message)
-        )
+        return split_of(row.required(column), names, partial(row.error, column), self.tally)
 
     def _label(self, row: ListedRow) -> int:
         text = self._label_text(row)

@@ -9,7 +9,6 @@ change, such as an image that is overwritten; store.relist=true then compares th
 
 from __future__ import annotations
 
-import difflib
 import json
 import secrets
 import time
@@ -24,6 +23,7 @@ import numpy as np
 from permafrost.config.data import DataConfig, FileDataConfig
 from permafrost.config.options import Role, options_of, resolve_implementation
 from permafrost.config.store import StoreOptions
+from permafrost.config.suggestions import suggest
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.records import Content, Record, Source
@@ -119,11 +119,9 @@ class ClassSubset:
     def __init__(self, source: Source, classes: tuple[str, ...]) -> None:
         for name in classes:
             if name not in source.classes:
-                close = difflib.get_close_matches(name, source.classes, n=1)
-                hint = f" (did you mean {close[0]}?)" if close else ""
                 raise ConfigError(
-                    f"data.only_classes: there is no class {name!r}{hint} among the {len(source.classes)} of the "
-                    f"data: {shorten(source.classes)}"
+                    f"data.only_classes: there is no class {name!r}{suggest(name, source.classes)} among the "
+                    f"{len(source.classes)} of the data: {shorten(source.classes)}"
                 )
         self.source = source
         self.classes = classes
@@ -275,12 +273,9 @@ def list_source(
         return listing, tally
     task = ListPart(source=source, files=files, seed=seed)
     parts = list(enumerate(source.parts()))
-    reports: dict[str, str] = {}
-
-    def collect(result: ShardResult) -> None:
-        reports[result.name] = result.report
-
-    run_shards("list", executor, task, parts, collect)
+    results: list[ShardResult] = []
+    run_shards("list", executor, task, parts, results.append)
+    reports = {result.name: result.report for result in results}
     tally, counts = Tally(), RecordCounts()
     for _, name in parts:  # in their order, whichever ended first
         values = json.loads(reports[name])

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 from permafrost.core.errors import ConfigError, quote
 from permafrost.core.records import Record
+from permafrost.sources.classes import is_unknown
+from permafrost.sources.tally import Tally
 
 SPELLED_SPLITS = "names taken for splits"
 """Topic of a tally: folders, cells and names of tars that spell a split in another way."""
@@ -52,12 +54,17 @@ def known_split(name: str) -> str | None:
     return _SPLIT_OF.get(word) or _SPLIT_OF.get(re.sub(r"(?<=.)(data|images|set)$", "", word))
 
 
-def split_of(value: str, names: Mapping[str, str], error: Callable[[str], ConfigError]) -> str:
+def split_of(
+    value: str, names: Mapping[str, str], error: Callable[[str], ConfigError], tally: Tally
+) -> str:
     """Return the split that a table's cell denotes.
 
     names  data.split_names; empty takes the values as they are, and the usual spellings as their split (known_split)
     error  builds the exception for an invalid cell
+    tally  receives other spellings of a split
     """
+    if value not in names and is_unknown(value):
+        raise error(f"{quote(value)} is no split")
     if names and value not in names:
         raise error(f"data.split_names has no {quote(value)}; it has: {', '.join(names)}")
     split = names[value] if names else known_split(value) or value
@@ -65,6 +72,8 @@ def split_of(value: str, names: Mapping[str, str], error: Callable[[str], Config
         raise error(
             f"the split {quote(split)} must have only letters, digits, - and _; rename it with data.split_names"
         )
+    if split != value and not names:
+        tally.add(SPELLED_SPLITS, value, split)
     return split
 
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
 from permafrost.core.errors import quote
 from permafrost.core.records import NO_LABEL, Content, Record, escape_key
-from permafrost.sources.classes import ClassIndex, index_classes, is_unknown, load_class_list
-from permafrost.sources.splits import SPELLED_SPLITS, TRAIN, split_of, split_off_test
+from permafrost.sources.classes import ClassIndex, index_classes, load_class_list
+from permafrost.sources.splits import TRAIN, split_of, split_off_test
 from permafrost.sources.table_files import (
     Features,
     TableColumns,
@@ -175,12 +175,7 @@ class TableSource:
             complain = partial(table.error, row, column)
             if text is None:
                 raise complain("is empty")
-            if text not in self.config.split_names and is_unknown(text):
-                raise complain(f"{quote(text)} is no split")
-            split = split_of(text, self.config.split_names, complain)
-            if split != text and not self.config.split_names:
-                self.tally.add(SPELLED_SPLITS, text, split)
-            yield split
+            yield split_of(text, self.config.split_names, complain, self.tally)
 
     def _label_texts(self, table: TableColumns) -> Iterator[str | None]:
         """Yield the label of each row as text; None for an unlabeled row."""

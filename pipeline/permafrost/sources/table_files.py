@@ -116,16 +116,17 @@ def read_columns(path: Path) -> TableColumns:
                 f"data.path={path} has two columns named {twice[0]}; rename one of them"
             )
         batches = list(_iter_batches(path, names))
-    if not any(len(batch) for batch in batches):
-        raise ConfigError(f"data.path={path} has no rows")
+    require(any(len(batch) for batch in batches), f"data.path={path} has no rows")
     return TableColumns(path, pa.Table.from_batches(batches))
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Raise ConfigError for a file of another kind, or if the block cannot read it."""
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise ConfigError(f"data.path={path} must end in .csv or .parquet")
+    require(
+        path.suffix.lower() in (".csv", ".parquet"),
+        f"data.path={path} must end in .csv or .parquet",
+    )
     try:
         yield
     except UnicodeDecodeError as error:
@@ -264,11 +265,9 @@ def read_rows(path: Path, columns: dict[str, str]) -> Iterator[ListedRow]:
     """
     with _readable(path):
         require_columns(path, columns, _column_names(path))
-        number = 0
-        for batch in _iter_batches(path, sorted(set(columns.values()))):
-            for cells in batch.to_pylist():
-                number += 1
-                yield ListedRow(path, number, cells)
+        batches = _iter_batches(path, sorted(set(columns.values())))
+        rows = (cells for batch in batches for cells in batch.to_pylist())
+        yield from (ListedRow(path, number, cells) for number, cells in enumerate(rows, start=1))
 
 
 def iter_distinct(path: Path, column: str) -> Iterator[list[str]]:
@@ -290,10 +289,10 @@ def require_columns(path: Path, columns: dict[str, str], existing: list[str]) ->
         "",
     )
     for option, column in columns.items():
-        if existing.count(column) > 1:
-            raise ConfigError(
-                f"data.{option}={column} is the name of two columns of {path}; rename one of them"
-            )
+        require(
+            existing.count(column) < 2,
+            f"data.{option}={column} is the name of two columns of {path}; rename one of them",
+        )
         if column not in existing:
             raise ConfigError(
                 f"data.{option}={column} is not a column of {path}; it has: "
@@ -363,11 +362,11 @@ def _numeric_columns(
             columns[name] = _narrow(numbers)
     if left_out:
         logger.info("%s: left out columns without numbers: %s", table.path, ", ".join(left_out))
-    if not columns and not config.categorical:
-        raise ConfigError(
-            f"data.path={table.path} has no column of numbers in addition to those that options name; name the "
-            "columns to store with data.features or data.categorical"
-        )
+    require(
+        len(columns) + len(config.categorical) > 0,
+        f"data.path={table.path} has no column of numbers in addition to those that options name; name the "
+        "columns to store with data.features or data.categorical",
+    )
     return columns
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from braceexpand import braceexpand
 
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.sources.splits import TRAIN, known_split
 from permafrost.storage.files import is_file, list_folder, open_regular, read_at
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, rooted
@@ -34,11 +34,6 @@ class Member:
 
     offset: int
     size: int
-
-
-def find_tars(path: Path) -> list[Path]:
-    """Find the tars of a folder, of a glob or of a {000000..000009} range."""
-    return find_files(path, ".tar")
 
 
 def find_files(path: Path, suffix: str) -> list[Path]:
@@ -84,11 +79,11 @@ def find_tars_in_bucket(address: str) -> list[RootedPath]:
             matches = [path for path in (rooted(folder) / name,) if is_file(path)]
         else:
             matches = list_folder(rooted(each), "*.tar")
-        if not matches:
-            raise ConfigError(
-                f"data.path={address} names no .tar ({each}); set it to a folder, a glob or a {{000000..000009}} range "
-                "of a bucket"
-            )
+        require(
+            len(matches) > 0,
+            f"data.path={address} names no .tar ({each}); set it to a folder, a glob or a {{000000..000009}} range "
+            "of a bucket",
+        )
         found += matches
     return found
 
@@ -105,11 +100,6 @@ def expand_range(text: str) -> list[str]:
         return [folder + slash + each for each in braceexpand(name, escape=False)]
     except ValueError:
         return [text]
-
-
-def split_of_tar(name: str) -> str:
-    """Return the split of a tar by its name."""
-    return split_in_name(Path(name).stem)
 
 
 def split_before_number(name: str) -> str:
@@ -228,11 +218,11 @@ def _check_end(path: AnyPath, offset: int) -> None:
     """Raise ConfigError unless only zeros follow; tarfile treats any unreadable header as the end."""
     with open_regular(path) as file:
         rest = read_at(file, tarfile.RECORDSIZE, offset)
-    if len(rest) < tarfile.BLOCKSIZE or any(rest):
-        raise ConfigError(
-            f"{path} has no end mark at byte {offset}, where its last readable member ends: it was "
-            "truncated, damaged, or concatenated from several tars; download or write it again"
-        )
+    require(
+        len(rest) >= tarfile.BLOCKSIZE and not any(rest),
+        f"{path} has no end mark at byte {offset}, where its last readable member ends: it was "
+        "truncated, damaged, or concatenated from several tars; download or write it again",
+    )
 
 
 def _has_packed_tars(path: Path) -> bool:

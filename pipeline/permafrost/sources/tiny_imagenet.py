@@ -14,21 +14,22 @@ from pathlib import Path
 
 from permafrost.config.data import TinyImageNetDataConfig
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import NO_LABEL, Box, Content, Record, escape_key
-from permafrost.sources.image_files import image_suffix, iter_images, read_file
+from permafrost.core.records import NO_LABEL, Box, Record, escape_key
+from permafrost.sources.image_files import FilesBelowRoot, iter_images
 
 logger = logging.getLogger("permafrost.sources")
 
 _WITHOUT_BOXES = "restore it, or accept such images without boxes with data.on_error=skip"
 
 
-class TinyImageNetSource:
+class TinyImageNetSource(FilesBelowRoot):
     """Source of splits train and val, and of unlabeled_test if the folder test/ exists."""
 
     name = "tiny_imagenet"
     revision = 1
     frame_size = (64, 64)
     columns = None
+    _root: Path
 
     def __init__(self, config: TinyImageNetDataConfig) -> None:
         self.config = config
@@ -59,15 +60,6 @@ class TinyImageNetSource:
         yield from self._train_records()
         yield from self._val_records()
         yield from self._test_records()
-
-    def read(self, record: Record) -> Content:
-        """Return the file unchanged."""
-        path, size = record.content
-        return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
-
-    def where(self, record: Record) -> str:
-        """Return the image's file."""
-        return str(self._root / record.content[0])
 
     def _train_records(self) -> Iterator[Record]:
         for label, wnid in enumerate(self.classes):

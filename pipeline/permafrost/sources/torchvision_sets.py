@@ -36,6 +36,7 @@ from permafrost.core.records import Box, Content, Record, escape_key
 from permafrost.sources.image_files import image_suffix, iter_images, read_file
 from permafrost.sources.splits import split_off_test
 from permafrost.storage.files import open_atomically
+from permafrost.store.image_decoding import png_of
 
 _TIMEOUT_SECONDS = 60
 
@@ -162,9 +163,7 @@ class TorchvisionSource:
             return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
         split, row = record.content
         pixels = np.asarray(load_dataset(self.name, self._root, split).data[row])
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG")
-        return Content(image=buffer.getvalue(), suffix="png")
+        return Content(image=png_of(Image.fromarray(pixels)), suffix="png")
 
     def where(self, record: Record) -> str:
         """Return the image's file, or its row in an array."""

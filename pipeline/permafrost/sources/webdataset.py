@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from permafrost.config.data import WebDatasetDataConfig
-from permafrost.core.errors import ConfigError, UserError, quote
+from permafrost.core.errors import ConfigError, UserError, quote, require
 from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record, escape_key
 from permafrost.sources.classes import (
     MAX_CLASSES,
@@ -30,13 +31,13 @@ from permafrost.sources.tally import BOXES, Tally
 from permafrost.sources.tar_members import (
     Member,
     expand_range,
-    find_tars,
+    find_files,
     find_tars_in_bucket,
     has_scattered_samples,
     list_samples,
     read_member,
     split_before_number,
-    split_of_tar,
+    split_in_name,
 )
 from permafrost.sources.torchvision_sets import download
 from permafrost.storage.addresses import is_address
@@ -67,21 +68,19 @@ class WebDatasetSource:
     frame_size: tuple[int, int] | None = None
     columns = None
     unique_keys_option = "data.key_prefix=shard"
+    _last: tuple[str, io.FileIO] | None = None
 
     def __init__(self, config: WebDatasetDataConfig) -> None:
         self.config = config
-        self.tally = Tally()
-        """Counts of what the last listing met."""
-        self._last: tuple[str, io.FileIO] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Found once, by the driver: another process needs neither the folder nor the file of the class names.
         return {"config": self.config, "tars": self.tars, "_names": self._names}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.tally = Tally()
-        self._last = None
+    @cached_property
+    def tally(self) -> Tally:
+        """Counts of what the last listing met."""
+        return Tally()
 
     @cached_property
     def tars(self) -> dict[str, AnyPath]:
@@ -93,12 +92,12 @@ class WebDatasetSource:
         elif is_address(self.config.path):
             found = find_tars_in_bucket(self.config.path)
         else:
-            found = find_tars(Path(self.config.path))
+            found = find_files(Path(self.config.path), ".tar")
         named = {path.name: path.absolute() for path in found}
-        if len(named) < len(found):
-            raise ConfigError(
-                f"data.path={self.config.path} names two tars with the same file name; rename one of them"
-            )
+        require(
+            len(named) == len(found),
+            f"data.path={self.config.path} names two tars with the same file name; rename one of them",
+        )
         return dict(sorted(named.items()))
 
     @cached_property
@@ -172,12 +171,12 @@ class WebDatasetSource:
 
     def _split(self, name: str) -> str:
         """Return the split of a tar."""
-        split = self.config.split or split_of_tar(name)
-        if not is_split_name(split):
-            raise ConfigError(
-                f"{self.tars[name]} would belong to split {split!r}, which must have only letters, digits, - and _; "
-                "set data.split, or rename the tar"
-            )
+        split = self.config.split or split_in_name(Path(name).stem)
+        require(
+            is_split_name(split),
+            f"{self.tars[name]} would belong to split {split!r}, which must have only letters, digits, - and _; "
+            "set data.split, or rename the tar",
+        )
         return split
 
     def part_records(self, part: str) -> Iterator[Record]:
@@ -414,25 +413,25 @@ class WebDatasetSource:
         listing  all records, with the tars as its parts
         """
         wanted = self.config.reference
-        if wanted == "always" and form != "original":
-            raise ConfigError(
-                f"data.reference=always keeps the images' bytes; store.format={form} does not"
-            )
+        require(
+            wanted != "always" or form == "original",
+            f"data.reference=always keeps the images' bytes; store.format={form} does not",
+        )
         if self.config.repacks:
-            if wanted == "always":
-                raise ConfigError(
-                    "data.reference=always keeps the images' bytes; data.bit_range and data.boxes_of=stored do not"
-                )
+            require(
+                wanted != "always",
+                "data.reference=always keeps the images' bytes; data.bit_range and data.boxes_of=stored do not",
+            )
             return None
         downloaded = _is_downloaded(self.config.path)
         if wanted == "never" or form != "original" or (wanted == "auto" and downloaded):
             return None
-        stop = 0
-        rows: list[tuple[str, str, int, int]] = []
-        for name, size in zip(self.tars, listing.part_sizes, strict=True):
-            stop += size
-            if size:
-                rows.append((self._split(name), name, stop - size, stop))
+        sizes = listing.part_sizes
+        rows = [
+            (self._split(name), name, stop - size, stop)
+            for name, size, stop in zip(self.tars, sizes, accumulate(sizes), strict=True)
+            if size
+        ]
         numbers = Counter[str]()
         plans: list[ShardPlan] = []
         for split, name, start, end in sorted(rows):
@@ -445,11 +444,11 @@ class WebDatasetSource:
         unmixed = find_unmixed_shard(plans)
         if unmixed is None:
             return plans
-        if wanted == "always":
-            raise ConfigError(
-                f"{unmixed.reference} contains few of the classes of split {unmixed.split}, and so would a "
-                "student's batches: pack it again with data.reference=never"
-            )
+        require(
+            wanted != "always",
+            f"{unmixed.reference} contains few of the classes of split {unmixed.split}, and so would a "
+            "student's batches: pack it again with data.reference=never",
+        )
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
 
 SCHEMES = ("s3", "gs", "az")
 """Schemes of buckets that can be written to. Only s3 has been tried."""
@@ -59,13 +59,13 @@ def parse_bucket(option: str, text: str, *, writable: bool = True) -> str:
             f"{option}={text} is no address of a bucket; write {', '.join(f'{s}://' for s in schemes)} and its name, "
             "or a local folder"
         )
-    if "@" in match[2]:
-        raise ConfigError(
-            f"{option} contains credentials; set them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        )
+    require(
+        "@" not in match[2],
+        f"{option} contains credentials; set them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)",
+    )
     parts = (match[3] or "").rstrip("/").split("/")
-    if parts != [""] and any(part in ("", ".", "..") for part in parts):
-        raise ConfigError(
-            f"{option}={text} has an empty name, . or .. in it; write the address without"
-        )
+    require(
+        parts == [""] or not {"", ".", ".."} & set(parts),
+        f"{option}={text} has an empty name, . or .. in it; write the address without",
+    )
     return text.rstrip("/")

@@ -16,12 +16,18 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
-from permafrost.core.errors import FileError, UserError
+from permafrost.core.errors import FileError
 from permafrost.core.uploads import collecting_uploads
 from permafrost.storage import buckets
-from permafrost.storage.local_files import HashingFile, NamedFile, read_whole, write_error
+from permafrost.storage.local_files import (
+    HashingFile,
+    NamedFile,
+    described_errors,
+    read_whole,
+    write_error,
+)
 from permafrost.storage.object_cache import ObjectCache, cache_of, scratch_folder_of
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, bucket_of
 
@@ -67,16 +73,11 @@ class UploadedFile(io.BufferedRandom):
             super().close()
 
 
-class RangedFile:
+class RangedFile(NamedTuple):
     """File of a bucket of which ranges are read as they are asked for, without a copy in the cache."""
 
-    def __init__(self, path: AnyPath) -> None:
-        """Raises FileNotFoundError or FileError."""
-        self.address = str(path)
-        facts = buckets.object_facts(self.address)
-        if facts is None:
-            raise buckets.MissingObjectError(f"{path} does not exist")
-        self.size = facts.size
+    address: str
+    size: int
 
 
 # ---- operations ----------------------------------------------------------------------------------
@@ -165,12 +166,9 @@ class BucketFiles:
             scratch = opened.enter_context(self.scratch(path))
             file = HashingFile(scratch.fileno(), path)
             try:
-                yield file
-                file.flush()
-            except OSError as error:
-                if isinstance(error, UserError):
-                    raise
-                raise write_error(path, error) from error
+                with described_errors(write_error, path):
+                    yield file
+                    file.flush()
             finally:
                 file.detach()
             address = str(file.destination)
@@ -211,18 +209,14 @@ class BucketFiles:
         buckets.remove_object(str(path))
 
     def scratch(self, folder: AnyPath) -> IO[bytes]:
-        try:
+        with described_errors(_scratch_error, folder):
             return tempfile.TemporaryFile(dir=scratch_folder_of(bucket_of(folder)))
-        except FileError:
-            raise
-        except OSError as error:
-            raise _scratch_error(folder, error) from error
 
     def open_regular(self, path: AnyPath, sha256: str | None = None) -> io.FileIO:
         return _cache_of(path).open(str(path), sha256)
 
     def open_ranges(self, path: AnyPath, sha256: str | None = None) -> RangedFile:
-        return RangedFile(path)
+        return RangedFile(str(path), buckets.existing_facts(str(path)).size)
 
     def read(self, path: AnyPath, most: int | None, sha256: str | None = None) -> bytes:
         if sha256 is None:

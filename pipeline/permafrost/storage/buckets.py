@@ -270,17 +270,21 @@ def _reason(error: BaseException) -> str:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def object_facts(address: str) -> ObjectFacts | None:
-    """Return the size and the ETag of an object, None if there is none. Raises FileError."""
+def existing_facts(address: str) -> ObjectFacts:
+    """Return the size and the ETag of an object. Raises FileError, such as MissingObjectError."""
     import obstore
 
     client, key = _split(address)
     if not key:
-        return None
-    try:
-        return _facts(_ask(address, "read", lambda: obstore.head(client, key)))
-    except FileNotFoundError:
-        return None
+        raise MissingObjectError(f"{address} does not exist")
+    return _facts(_ask(address, "read", lambda: obstore.head(client, key)))
+
+
+def object_facts(address: str) -> ObjectFacts | None:
+    """Return the size and the ETag of an object, None if there is none. Raises FileError."""
+    with suppress(FileNotFoundError):
+        return existing_facts(address)
+    return None
 
 
 def _facts(meta: Any) -> ObjectFacts:
@@ -342,11 +346,9 @@ def _again(read: Callable[[], T]) -> T:
     for _ in range(_TRIES - 1):
         try:
             return read()
-        except FileNotFoundError:
+        except (FileNotFoundError, TooLargeError):
             raise
         except FileError as error:
-            if isinstance(error, TooLargeError):
-                raise
             logger.debug("%s; it is read again", error)
     return read()
 

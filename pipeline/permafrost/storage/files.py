@@ -182,23 +182,20 @@ def remove_file(path: AnyPath) -> None:
 
 def remove_partial_files(
     folder: AnyPath, suffix: str = PARTIAL_SUFFIX, keep: Container[AnyPath] = ()
-) -> int:
-    """Remove the hidden files that interrupted processes left below `folder`, and return their number.
+) -> None:
+    """Remove the hidden files that interrupted processes left below `folder`.
 
     suffix  ending of their names
     keep    files of this process, which are still in use
     """
-    number = 0
     for path in iter_files(folder):
         if path.name.startswith(".") and path.name.endswith(suffix) and path not in keep:
             remove_file(path)
-            number += 1
-    return number
 
 
-def scratch_file(folder: RootedPath | None = None) -> IO[bytes]:
-    """Return a temporary file without a name, in a root or in the machine's temporary folder."""
-    return tempfile.TemporaryFile() if folder is None else _kind(folder).scratch(folder)
+def scratch_file(folder: RootedPath) -> IO[bytes]:
+    """Return a temporary file without a name in a root."""
+    return _kind(folder).scratch(folder)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeGuard, TypeVar
 
@@ -66,6 +67,25 @@ def read_error(path: AnyPath, error: OSError | ValueError) -> FileError:
     return FileError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
+def _error_with_path(path: object, error: OSError) -> OSError:
+    """Return the same error with a path."""
+    return type(error)(error.errno, error.strerror, str(path))
+
+
+@contextmanager
+def described_errors(describe: Callable[[Any, OSError], OSError], path: object) -> Iterator[None]:
+    """Raise the errors of the system in a block as `describe` names them for a path or an address.
+
+    Such as `write_error`. Errors for the user pass through.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise describe(path, error) from error
+
+
 # ---- folders -------------------------------------------------------------------------------------
 
 
@@ -96,20 +116,15 @@ def open_parent(path: AnyPath) -> Iterator[tuple[int, str]]:
     """
     if isinstance(path, RootedPath) and not path.parts:
         path = _root_of(path)
-    with opened_folder(path.parent) as folder:
-        try:
-            yield folder, path.name or "."
-        except FileError:
-            raise
-        except OSError as error:
-            raise _error_at(folder, path, error) from error
+    with opened_folder(path.parent) as folder, described_errors(partial(_error_at, folder), path):
+        yield folder, path.name or "."
 
 
 def _error_at(folder: int, path: AnyPath, error: OSError) -> OSError:
     """Return the error to raise for a path in an open folder: LinkError if it is a link that may not be there."""
     if is_refused_link(path, folder):
         return LinkError(path)
-    return type(error)(error.errno, error.strerror, str(path))
+    return _error_with_path(path, error)
 
 
 def is_refused_link(path: AnyPath, folder: int) -> TypeGuard[RootedPath]:
@@ -193,25 +208,16 @@ class NamedFile(io.FileIO):
             raise self.describe(error) from error
 
     def read(self, size: int | None = -1) -> Any:
-        with _naming(self.name):
+        with described_errors(_error_with_path, self.path):
             return super().read(-1 if size is None else size)
 
     def readall(self) -> Any:
-        with _naming(self.name):
+        with described_errors(_error_with_path, self.path):
             return super().readall()
 
     def readinto(self, buffer: Any) -> Any:
-        with _naming(self.name):
+        with described_errors(_error_with_path, self.path):
             return super().readinto(buffer)
-
-
-@contextmanager
-def _naming(path: object) -> Iterator[None]:
-    """Give the errors of a block the path of the open file that it reads."""
-    try:
-        yield
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from error
 
 
 class HashingFile:
@@ -347,13 +353,11 @@ class LocalFiles:
     @contextmanager
     def open_atomically(self, path: AnyPath) -> Iterator[HashingFile]:
         self.make_folder(path.parent)
-        partial = f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
+        partial_name = f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
         with opened_folder(path.parent) as folder:
-            try:
+            with described_errors(write_error, path):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-                descriptor = os.open(partial, flags, 0o644, dir_fd=folder)
-            except OSError as error:
-                raise write_error(path, error) from error
+                descriptor = os.open(partial_name, flags, 0o644, dir_fd=folder)
             try:
                 file = HashingFile(descriptor, path)
                 try:
@@ -365,10 +369,12 @@ class LocalFiles:
                     os.close(descriptor)
                 if is_refused_link(file.destination, folder):
                     raise LinkError(file.destination)
-                os.replace(partial, file.destination.name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.replace(
+                    partial_name, file.destination.name, src_dir_fd=folder, dst_dir_fd=folder
+                )
             except BaseException as error:
                 with suppress(OSError):  # the original error is more informative
-                    os.unlink(partial, dir_fd=folder)
+                    os.unlink(partial_name, dir_fd=folder)
                 if isinstance(error, OSError) and not isinstance(error, UserError):
                     raise write_error(path, error) from error
                 raise
@@ -402,12 +408,8 @@ class LocalFiles:
             raise write_error(path, error) from error
 
     def create(self, path: AnyPath) -> IO[bytes]:
-        try:
+        with described_errors(write_error, path):
             descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        except FileError:
-            raise
-        except OSError as error:
-            raise write_error(path, error) from error
         return io.BufferedWriter(NamedFile(descriptor, "wb", path))
 
     def move(self, path: AnyPath, destination: AnyPath) -> None:
@@ -448,11 +450,8 @@ class LocalFiles:
         """Do nothing, as there is no copy."""
 
     def sha256(self, path: AnyPath) -> str:
-        with self.open_regular(path) as file:
-            try:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise read_error(path, error) from error
+        with self.open_regular(path) as file, described_errors(read_error, path):
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_whole(file: io.FileIO, path: AnyPath, most: int | None) -> bytes:
@@ -462,10 +461,9 @@ def read_whole(file: io.FileIO, path: AnyPath, most: int | None) -> bytes:
         raise FileError(
             f"{path} has {size:,} bytes, more than the {most:,} that such a file can have. Restore it, or delete it"
         )
-    try:
-        return file.readall() if most is None else read_fully(file, size, 0)
-    except OSError as error:
-        raise read_error(path, error) from error
+    with described_errors(read_error, path):
+        data: bytes = file.readall() if most is None else read_fully(file, size, 0)
+    return data
 
 
 def read_fully(file: io.FileIO, size: int, offset: int) -> bytes:
@@ -473,7 +471,7 @@ def read_fully(file: io.FileIO, size: int, offset: int) -> bytes:
 
     The caller has compared the size with a limit. One call of the system returns at most 2 GiB.
     """
-    with _naming(file.name):
+    with described_errors(_error_with_path, file.name):
         data = os.pread(file.fileno(), size, offset)
         while 0 < len(data) < size:
             more = os.pread(file.fileno(), size - len(data), offset + len(data))

@@ -28,7 +28,8 @@ from pathlib import Path
 
 from permafrost.core.errors import FileError
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
-from permafrost.storage.buckets import Download, MissingObjectError, object_facts, wait_seconds
+from permafrost.storage.buckets import Download, MissingObjectError, existing_facts, wait_seconds
+from permafrost.storage.local_files import described_errors
 
 logger = logging.getLogger("permafrost.cache")
 
@@ -96,9 +97,7 @@ class ObjectCache:
         """Return the path of an object's copy, and its size where nobody knows its digest."""
         size = None
         if sha256 is None:
-            facts = object_facts(address)
-            if facts is None:
-                raise MissingObjectError(f"{address} does not exist")
+            facts = existing_facts(address)
             text = f"{address}\0{facts.e_tag}\0{facts.size}"
             sha256, size = hashlib.sha256(text.encode()).hexdigest(), facts.size
         return self.folder / sha256[:2] / sha256, size
@@ -126,16 +125,12 @@ class ObjectCache:
         address, size = download.address, download.facts.size
         self._reserve(address, descriptor, size)
         digest, offset = hashlib.sha256(), 0
-        try:
+        with described_errors(self._no_room, address):
             for block in download.blocks():
                 if sha256 is not None:
                     digest.update(block)
                 offset += os.pwrite(descriptor, block, offset)
             os.fsync(descriptor)
-        except OSError as error:
-            if isinstance(error, FileError):
-                raise
-            raise self._no_room(address, error) from error
         if sha256 is not None and digest.hexdigest() != sha256:
             raise FileError(
                 f"{address} is damaged: it has sha256 {digest.hexdigest()[:12]}, but its manifest lists {sha256[:12]}; "
@@ -150,7 +145,8 @@ class ObjectCache:
                 os.ftruncate(descriptor, 0)
                 missing = self._evict(size)
                 if missing <= 0:
-                    self._set_size(address, descriptor, size)
+                    with described_errors(self._no_room, address):
+                        os.ftruncate(descriptor, size)
                     return
             if time.monotonic() > deadline or size > (self.limit or size):
                 raise CacheError(
@@ -158,12 +154,6 @@ class ObjectCache:
                     f"{self.limit} are missing, and all other files in it are in use. Raise the limit"
                 )
             time.sleep(_POLL_SECONDS)
-
-    def _set_size(self, address: str, descriptor: int, size: int) -> None:
-        try:
-            os.ftruncate(descriptor, size)
-        except OSError as error:
-            raise self._no_room(address, error) from error
 
     def _no_room(self, address: str, error: OSError) -> CacheError:
         """Return the error to raise if the disk of the cache does not take an object."""

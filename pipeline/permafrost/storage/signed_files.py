@@ -94,7 +94,7 @@ def read_yaml(path: Path, advice: str) -> dict[str, Any]:
     body, start, claim = raw.rpartition(_YAML_START)
     try:
         _compare(body, claim[:-1] if start and claim.endswith(b"\n") else None)
-        values = _load_yaml(body)
+        values = copy.deepcopy(_parse_yaml(body))
         if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
             raise DigestError("it is not a mapping of names")
     except ValueError as error:
@@ -102,14 +102,8 @@ def read_yaml(path: Path, advice: str) -> dict[str, Any]:
     return values
 
 
-def _load_yaml(body: bytes) -> Any:
-    """Return the value of a YAML text, which is parsed once, as commands read the same options several times."""
-    return copy.deepcopy(_parse_yaml(body))
-
-
-@lru_cache(maxsize=64)
-def _parse_yaml(body: bytes) -> Any:
-    return read_values(body)
+_parse_yaml = lru_cache(maxsize=64)(read_values)
+"""Value of a YAML text, which is parsed once, as commands read the same options several times."""
 
 
 def damaged(path: Path, reason: object, advice: str) -> DamagedFileError:

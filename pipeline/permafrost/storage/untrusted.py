@@ -139,11 +139,8 @@ def _text_bytes(data: bytes, group: int, column: str) -> int:
     file = open_parquet(data, [column])
     arrays = file.read_row_group(group, columns=[column], use_threads=False).columns[0].chunks
     leaves = [leaf for array in arrays for leaf in _leaves(array)]
-    total = 0
-    for leaf in leaves:
-        lengths = pc.binary_length(leaf.dictionary)
-        total += pc.sum(lengths.take(leaf.indices).cast(pa.int64())).as_py() or 0
-    return total
+    lengths = (pc.binary_length(leaf.dictionary).take(leaf.indices) for leaf in leaves)
+    return sum(pc.sum(each.cast(pa.int64())).as_py() or 0 for each in lengths)
 
 
 def _leaves(array: pa.Array) -> list[pa.Array]:
@@ -280,11 +277,10 @@ def tensor_metadata(path: Path) -> dict[str, str]:
 
 
 def _parse_tensor_header(path: Path) -> dict[str, Any]:
+    text = _tensor_header(path)
     try:
-        header = json.loads(_tensor_header(path))
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, FormatError):
-            raise
         raise FormatError("its header is not that of safetensors") from error
     if not isinstance(header, dict):
         raise FormatError("its header is not that of safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from permafrost.storage.files import (
     map_file,
     open_atomically,
     read_regular,
-    refuse_damaged_copy,
     write_atomically,
 )
 from permafrost.storage.local_files import HashingFile
@@ -29,7 +28,7 @@ from permafrost.storage.untrusted import (
     plain_batch,
     table_bytes,
 )
-from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
 
 _PIECE = 2**20
 
@@ -109,9 +108,11 @@ class RowWriter:
 
     file: FileEntry
 
-    def __init__(self, write: Callable[[list[dict[str, object]]], None]) -> None:
-        self._write = write
+    def __init__(self, path: RootedPath, parquet: pq.ParquetWriter) -> None:
+        self._path = path
+        self._parquet = parquet
         self._rows: list[dict[str, object]] = []
+        self._size = 0
 
     def append(self, **row: object) -> None:
         """Append one row."""
@@ -122,7 +123,10 @@ class RowWriter:
     def flush(self) -> None:
         """Write the rows that are still in memory."""
         if self._rows:
-            self._write(self._rows)
+            table = pa.Table.from_pylist(self._rows, schema=self._parquet.schema)
+            self._size += table.nbytes
+            require_small(self._path, self._size)
+            self._parquet.write_table(table)
             self._rows = []
 
 
@@ -134,16 +138,7 @@ def write_rows(path: RootedPath, schema: pa.Schema) -> Iterator[RowWriter]:
     """
     with open_atomically(path) as file:
         parquet = pq.ParquetWriter(arrow_sink(file), schema, compression="zstd")
-        size = 0
-
-        def write(rows: list[dict[str, object]]) -> None:
-            nonlocal size
-            table = pa.Table.from_pylist(rows, schema=schema)
-            size += table.nbytes
-            require_small(path, size)
-            parquet.write_table(table)
-
-        writer = RowWriter(write)
+        writer = RowWriter(path, parquet)
         yield writer
         writer.flush()
         parquet.close()
@@ -206,9 +201,10 @@ def read_table(
 def check_sha256(path: AnyPath, actual: str, expected: str, advice: str = REWRITE) -> None:
     """Raise ManifestError unless a file has the SHA-256 that its manifest lists."""
     if actual != expected:
-        refuse_damaged_copy(path, expected)
-        raise ManifestError(
-            f"{path} is damaged: it has sha256 {actual[:12]}, but its manifest lists {expected[:12]}; {advice}"
+        raise damage_error(
+            path,
+            expected,
+            f"{path} is damaged: it has sha256 {actual[:12]}, but its manifest lists {expected[:12]}; {advice}",
         )
 
 

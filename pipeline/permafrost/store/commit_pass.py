@@ -113,7 +113,7 @@ def commit_pass(
     added: dict[str, Any],
     agreement: Agreement | None = None,
     moved_features: MovedFeatures | None = None,
-) -> PassManifest:
+) -> None:
     """Combine the receipts and write the pass's manifest.
 
     made_with, added, agreement, moved_features  entries of the manifest
@@ -163,4 +163,3 @@ def commit_pass(
     )
     write_manifest(folder, manifest)
     remove_other_tables(folder, manifest)
-    return manifest

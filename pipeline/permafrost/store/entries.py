@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from permafrost.core.errors import UserError
 from permafrost.core.json_entries import require_digest, require_entry, require_inside
+from permafrost.storage.files import refuse_damaged_copy
+from permafrost.storage.rooted_paths import AnyPath
 
 REPAIR = "run permafrost precompute again, which writes missing files"
 """Advice for a missing file of the store."""
@@ -18,6 +20,15 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 class ManifestError(UserError, ValueError):
     """Store, or a part of it, that is damaged, incomplete or of another version."""
+
+
+def damage_error(path: AnyPath, sha256: str | None, message: str) -> ManifestError:
+    """Return the error to raise for a damaged file. Raises FileError if not the file is damaged but a copy of it.
+
+    sha256  of the file in its manifest
+    """
+    refuse_damaged_copy(path, sha256)
+    return ManifestError(message)
 
 
 class StoreMismatchError(UserError, ValueError):

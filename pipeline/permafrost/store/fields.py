@@ -24,11 +24,10 @@ from permafrost.storage.files import (
     open_regular,
     open_size,
     read_at,
-    refuse_damaged_copy,
 )
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import decode_npy, encode_npy
-from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
 from permafrost.store.row_reader import (
     Rows,
 )
@@ -74,21 +73,21 @@ class PassFields(ABC):
     """Rows of each shard in the arrays, including unused ones."""
     num_views: int
 
-    @abstractmethod
     def create(self) -> dict[str, str]:
         """Write the files that all shards share, once, before any shard; return path in the pass -> sha256."""
+        return {}
 
-    @abstractmethod
     def shared_files(self) -> list[str]:
         """Return the paths of the files that `create` writes."""
+        return []
 
     @abstractmethod
     def shard_files(self, position: int, name: str) -> list[str]:
         """Return the paths of the files of one shard."""
 
-    @abstractmethod
     def inner_chunks_of_a_row(self) -> int:
         """Return the number of inner chunks per row, over all fields that are divided into inner chunks."""
+        return 0
 
     @abstractmethod
     def check_shared_files(self) -> None:
@@ -138,16 +137,18 @@ def read_entry(
     except FileNotFoundError:
         raise ManifestError(f"{path} (shard {shard}) is missing; {REPAIR}") from None
     if len(data) != entry.bytes:
-        refuse_damaged_copy(path, entry.sha256)
-        raise ManifestError(
-            f"{path} (shard {shard}) has {size} bytes, but its manifest lists {entry.bytes}; {REWRITE}"
+        raise damage_error(
+            path,
+            entry.sha256,
+            f"{path} (shard {shard}) has {size} bytes, but its manifest lists {entry.bytes}; {REWRITE}",
         )
     found = google_crc32c.value(data[: len(data) - own_checksum])
     if found != entry.crc32c:
-        refuse_damaged_copy(path, entry.sha256)
-        raise ManifestError(
+        raise damage_error(
+            path,
+            entry.sha256,
             f"{path} (shard {shard}) is damaged: its crc32c is {found:08x}, but its manifest lists "
-            f"{entry.crc32c:08x}; {REWRITE}"
+            f"{entry.crc32c:08x}; {REWRITE}",
         )
     return data
 
@@ -169,17 +170,8 @@ _END_BYTES = 2 * tarfile.RECORDSIZE
 class WebDatasetFields(PassFields):
     """Fields in one tar per shard, for tools that read WebDataset and combine it with the images."""
 
-    def create(self) -> dict[str, str]:
-        return {}
-
-    def shared_files(self) -> list[str]:
-        return []
-
     def shard_files(self, position: int, name: str) -> list[str]:
         return [f"{name}.tar"]
-
-    def inner_chunks_of_a_row(self) -> int:
-        return 0
 
     def check_shared_files(self) -> None:
         pass

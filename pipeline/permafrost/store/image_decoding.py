@@ -35,6 +35,7 @@ from PIL import (  # noqa: F401
 )
 
 from permafrost.core.errors import RecordError
+from permafrost.store.codecs import encode_npy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -237,18 +238,16 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
 
     Returns None for kinds that only Pillow decodes.
     """
-    pixels: NDArray[np.uint8]
     _require_few_scans(data)
     with contextlib.suppress(ValueError):
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-        if color_space not in _COLOR_SPACES:  # CMYK would be converted in another way
-            return None
-        if height * width > MAX_PIXELS:  # open_image says so
+        # CMYK would be converted in another way, and open_image says of one that is too large that it is.
+        if color_space not in _COLOR_SPACES or height * width > MAX_PIXELS:
             return None
         if memory is not None and memory.shape == (height, width, 3):
             simplejpeg.decode_jpeg(data, "RGB", buffer=memory)
             return memory
-        pixels = simplejpeg.decode_jpeg(data, "RGB")
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
         return pixels
     return None
 
@@ -256,12 +255,17 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
 def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
     """Encode a frame u8 [3, H, W] as `jpeg95` or `raw` (npy, u8 [H, W, 3]); return its bytes and their suffix."""
     if form == "raw":
-        buffer = io.BytesIO()
-        np.save(buffer, frame.permute(1, 2, 0).contiguous().numpy(), allow_pickle=False)
-        return buffer.getvalue(), "npy"
+        return encode_npy(frame.permute(1, 2, 0).contiguous().numpy()), "npy"
     from torchvision.io import encode_jpeg
 
     return encode_jpeg(frame.contiguous(), quality=_JPEG_QUALITY).numpy().tobytes(), "jpg"
+
+
+def png_of(image: Image.Image) -> bytes:
+    """Return the PNG file of an image."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def _check_png(data: bytes) -> None:
@@ -289,8 +293,9 @@ def _may_have_orientation(jpeg: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 for an image that is upright or has none of the known ones."""
     orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation
+    return orientation if orientation in _UPRIGHT_BY else 1
 
 
 # ---- what a file is --------------------------------------------------------------------------------
@@ -341,7 +346,7 @@ def read_facts(data: bytes) -> ImageFacts:
                 bits=bits,
                 channels=_channels_of(image, data),
                 has_alpha=image.has_transparency_data,
-                orientation=orientation if orientation in _UPRIGHT_BY else 1,
+                orientation=orientation,
             )
             if facts.orientation >= 5 and image.format != "TIFF":  # whose size Pillow gives upright
                 facts = replace(facts, height=image.width, width=image.height)
@@ -439,16 +444,13 @@ def to_8_bits(data: bytes, black: int, white: int) -> bytes | None:
         eight[..., -1] = np.rint(every / _SIXTEEN_TO_EIGHT_BITS).astype(np.uint8)[values[..., -1]]
     pixels = Image.fromarray(eight[..., 0] if eight.shape[-1] == 1 else eight)
     method = _UPRIGHT_BY.get(orientation)
-    buffer = io.BytesIO()
-    (pixels if method is None else pixels.transpose(method)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return png_of(pixels if method is None else pixels.transpose(method))
 
 
 def orientation_of(data: bytes) -> int:
     """Return the EXIF orientation of an image file, 1 if it is upright."""
     with open_image(data) as image:
-        orientation = _orientation(image)
-    return orientation if orientation in _UPRIGHT_BY else 1
+        return _orientation(image)
 
 
 def turn_box(
@@ -480,9 +482,7 @@ def turn_box(
 def turn_mask(mask: bytes, orientation: int) -> bytes:
     """Turn a mask of the stored pixels upright: PNG, whose values are unchanged."""
     with open_image(mask) as image:
-        buffer = io.BytesIO()
-        image.transpose(_UPRIGHT_BY[orientation]).save(buffer, format="PNG")
-    return buffer.getvalue()
+        return png_of(image.transpose(_UPRIGHT_BY[orientation]))
 
 
 # ---- decoding --------------------------------------------------------------------------------------

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
 from permafrost.core.records import MAX_KEY_BYTES, NO_LABEL
-from permafrost.storage.files import open_regular, open_size, refuse_damaged_copy
+from permafrost.storage.files import open_regular, open_size
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import map_batch, table_schema
-from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
 from permafrost.store.receipts import BOX, RECEIPT_SCHEMA
 
 if TYPE_CHECKING:
@@ -80,9 +80,10 @@ def open_batch(path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.Recor
         with open_regular(path, file.sha256) as opened:
             found = open_size(opened)
             if found != file.bytes:
-                refuse_damaged_copy(path, file.sha256)
-                raise ManifestError(
-                    f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}"
+                raise damage_error(
+                    path,
+                    file.sha256,
+                    f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}",
                 )
             batch = map_batch(opened, schema)
         batch.validate()
@@ -91,9 +92,10 @@ def open_batch(path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.Recor
     except UserError:
         raise
     except (pa.ArrowException, OSError, ValueError, struct.error, MemoryError) as error:
-        refuse_damaged_copy(path, file.sha256)
-        raise ManifestError(
-            f"{path} is damaged: it cannot be read as Arrow ({error}); {REWRITE}"
+        raise damage_error(
+            path,
+            file.sha256,
+            f"{path} is damaged: it cannot be read as Arrow ({error}); {REWRITE}",
         ) from error
     return batch
 
@@ -137,8 +139,7 @@ class RecordIndex:
 
     @cached_property
     def _columns(self) -> dict[str, pa.Array]:
-        batch = open_batch(self._path, self._manifest.index, INDEX_SCHEMA)
-        self._require_rows(self._path, batch)
+        batch = self._open(self._path, self._manifest.index, INDEX_SCHEMA)
         return dict(zip(batch.schema.names, batch.columns, strict=True))
 
     @cached_property
@@ -163,9 +164,7 @@ class RecordIndex:
 
     @cached_property
     def _keys_batch(self) -> pa.RecordBatch:
-        batch = open_batch(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
-        self._require_rows(self._keys_path, batch)
-        return batch
+        return self._open(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
 
     @cached_property
     def _keys(self) -> tuple[NDArray[np.int64], pa.Buffer]:
@@ -173,12 +172,15 @@ class RecordIndex:
         whole = np.frombuffer(offsets, np.int64, self.num_rows + 1) if self.num_rows else [0]
         return np.asarray(whole), text if text is not None else pa.py_buffer(b"")
 
-    def _require_rows(self, path: RootedPath, batch: pa.RecordBatch) -> None:
+    def _open(self, path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch:
+        """Map a file of the index. Raises ManifestError unless it has a row for each record."""
+        batch = open_batch(path, file, schema)
         if batch.num_rows != self.num_rows:
             raise ManifestError(
                 f"{path} has {batch.num_rows} rows, but the manifest lists {self.num_rows} records; "
                 "run permafrost verify"
             )
+        return batch
 
     # ---- reading -------------------------------------------------------------------------------------
 
@@ -385,8 +387,9 @@ class RecordIndex:
         """Return the error to raise for a damaged column. Raises FileError if only a copy of its file is damaged."""
         is_keys = path == self._keys_path
         file = self._manifest.keys if is_keys else self._manifest.index
-        refuse_damaged_copy(path, file.sha256)
-        return ManifestError(
+        return damage_error(
+            path,
+            file.sha256,
             f"{path} is damaged: column {column} of shard {self.shards[number].name} is not what its manifest lists; "
-            f"{REWRITE}"
+            f"{REWRITE}",
         )

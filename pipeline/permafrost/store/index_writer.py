@@ -25,7 +25,7 @@ from permafrost.storage.files import (
     remove_file,
     scratch_file,
 )
-from permafrost.storage.local_files import write_error
+from permafrost.storage.local_files import described_errors, write_error
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import RowWriter, arrow_sink, write_rows
 from permafrost.store.entries import FileEntry
@@ -146,21 +146,17 @@ class IndexWriter:
         self._append(f"{name} offsets", ends)
 
     def _append(self, name: str, values: NDArray[Any]) -> None:
-        try:
+        with described_errors(write_error, self._store / INDEX_NAME):
             if name not in self._files:
                 self._files[name] = scratch_file(self._store)
             self._files[name].write(values.tobytes())
-        except OSError as error:
-            raise write_error(self._store / INDEX_NAME, error) from error
 
     def _mapped(self, name: str) -> pa.Buffer:
         file = self._files.get(name)
         if file is None or file.tell() == 0:
             return pa.py_buffer(b"")
-        try:
+        with described_errors(write_error, self._store / INDEX_NAME):
             file.flush()
-        except OSError as error:
-            raise write_error(self._store / INDEX_NAME, error) from error
         return pa.py_buffer(map_file(file))
 
     def _array(self, name: str, kind: pa.DataType) -> pa.Array:

@@ -11,7 +11,7 @@ import io
 import json
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,7 +33,7 @@ from permafrost.storage.files import (
     remove_file,
     scratch_folder,
 )
-from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
+from permafrost.storage.local_files import PARTIAL_SUFFIX, described_errors, write_error
 from permafrost.storage.lock import LockedError
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import map_arrow
@@ -165,38 +165,29 @@ def _check_key(key: str) -> None:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-class _Writer:
-    """Arrow file that is being written; errors of the disk name the file, and those of the source pass through."""
+@contextmanager
+def _batch_writer(path: RootedPath) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    """Provide a function that writes batches to an Arrow file, which is whole when the block ends.
 
-    def __init__(self, path: RootedPath) -> None:
-        self._path = path
-        self._file: Any = None
-        self._batches: Any = None
+    Errors of the disk name the file, and those of the source pass through.
+    """
+    file: Any = create_file(path)
+    try:
+        with described_errors(write_error, path):
+            batches = pa.ipc.new_file(file, _SCHEMA)
 
-    def __enter__(self) -> _Writer:
-        self._file = create_file(self._path)
-        try:
-            self._batches = pa.ipc.new_file(self._file, _SCHEMA)
-        except OSError as error:
-            raise write_error(self._path, error) from error
-        return self
+        def write(batch: pa.RecordBatch) -> None:
+            with described_errors(write_error, path):
+                batches.write_batch(batch)
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        try:
-            self._batches.write_batch(batch)
-        except OSError as error:
-            raise write_error(self._path, error) from error
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            with suppress(OSError):  # the original error is more informative
-                self._file.close()
-            return
-        try:
-            self._batches.close()
-            self._file.close()
-        except OSError as error:
-            raise write_error(self._path, error) from error
+        yield write
+        with described_errors(write_error, path):
+            batches.close()
+            file.close()
+    except BaseException:
+        with suppress(OSError):  # the original error is more informative
+            file.close()
+        raise
 
 
 @dataclass
@@ -240,8 +231,7 @@ class RecordCounts:
     def merge(self, values: Mapping[str, Any]) -> None:
         """Add the JSON values of other counts."""
         self.records.update(values["records"])
-        for split, label, count in values["labeled"]:
-            self.labeled[split, label] += count
+        self.labeled.update({(split, label): count for split, label, count in values["labeled"]})
         self.unlabeled.update(values["unlabeled"])
         self.others.update(values["others"])
 
@@ -252,9 +242,9 @@ def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> Rec
     seed  store.seed, which determines the ranks
     """
     counts = RecordCounts()
-    with _Writer(path) as writer:
+    with _batch_writer(path) as write:
         for batch in _batches(records, seed, counts):
-            writer.write(batch)
+            write(batch)
     pa.default_memory_pool().release_unused()
     return counts
 
@@ -291,11 +281,11 @@ def join_listings(parts: Iterable[RootedPath], path: RootedPath) -> Listing:
     """Join the listings of a source's parts to one file, in their order, and remove them."""
     sizes: list[int] = []
     waiting: list[pa.RecordBatch] = []
-    with _Writer(path) as writer:
+    with _batch_writer(path) as write:
 
         def flush() -> None:
             for batch in pa.Table.from_batches(waiting, _SCHEMA).combine_chunks().to_batches():
-                writer.write(batch)
+                write(batch)
             waiting.clear()
 
         for part in parts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -271,10 +271,8 @@ class PassManifest:
     def _check_logits(self, shapes: dict[str, tuple[int, ...]]) -> None:
         classes = self.teacher["classes"]
         if not self.temperatures:
-            if not self.has_logits:
-                return
             require_entry(
-                shapes.get("logits") == (classes,),
+                not self.has_logits or shapes.get("logits") == (classes,),
                 f"logits have shape {shapes.get('logits')} for {classes} classes",
             )
             return
@@ -322,12 +320,14 @@ def _plain(value: Any) -> Any:
 
 def read_store_manifest(folder: RootedPath) -> StoreManifest:
     """Read a store's manifest, checked against its own digest. The table of shards is read when it is needed."""
-    return _read_with_tables(StoreManifest, folder, {"shards": ShardTable, "skipped": SkippedTable})
+    return read_manifest(
+        StoreManifest, folder, tables={"shards": ShardTable, "skipped": SkippedTable}
+    )
 
 
 def read_pass_manifest(folder: RootedPath) -> PassManifest:
     """Read a teacher pass's manifest, checked against its own digest. The table of shards is read when it is needed."""
-    manifest = _read_with_tables(PassManifest, folder, {"shards": PassShardTable})
+    manifest = read_manifest(PassManifest, folder, tables={"shards": PassShardTable})
     _require_own_folder(folder, manifest.fingerprint)
     return manifest
 
@@ -352,44 +352,34 @@ def _gather_added(values: dict[str, Any]) -> None:
     added.update({name: value for name, value in beside.items() if value is not None})
 
 
-def _read_with_tables(
+def read_manifest(
     cls: type[M],
     folder: RootedPath,
-    tables: dict[str, type[TableFile[Any]]],
+    made_by: str = "permafrost precompute",
+    schema: int = SCHEMA_VERSION,
+    tables: Mapping[str, type[TableFile[Any]]] | None = None,
 ) -> M:
+    """Read the manifest of a folder as its dataclass; raise ManifestError for wrong digests, types and ranges.
+
+    made_by  the command that creates such a folder, for messages
+    tables   class of each table whose file is an entry
+    """
     path = folder / MANIFEST_NAME
-    values = read_checked(path)
+    values = read_checked(path, made_by, schema)
     try:
         if cls is PassManifest:
             _gather_added(values)
-        for name, table in tables.items():
+        for name, table in (tables or {}).items():
             file = values.get(name)
             entry = None if file is None else from_dict(FileEntry, file, name)
             require_entry(entry is not None or table is SkippedTable, f"{name} is missing")
             values[name] = table(folder, entry)
         return from_dict(cls, values)
     except EntryError as error:
-        raise _other_version(path, error) from error
-
-
-def read_manifest(cls: type[M], folder: RootedPath, made_by: str, schema: int) -> M:
-    """Read the manifest of a folder as its dataclass; raise ManifestError for wrong digests, types and ranges.
-
-    made_by  the command that creates such a folder, for messages
-    """
-    path = folder / MANIFEST_NAME
-    values = read_checked(path, made_by, schema)
-    try:
-        return from_dict(cls, values)
-    except EntryError as error:
-        raise _other_version(path, error) from error
-
-
-def _other_version(path: RootedPath, error: EntryError) -> ManifestError:
-    return ManifestError(
-        f"{path} is not a manifest of this version: {error}; use the permafrost version that wrote it, "
-        "or create the store again"
-    )
+        raise ManifestError(
+            f"{path} is not a manifest of this version: {error}; use the permafrost version that wrote it, "
+            "or create the store again"
+        ) from error
 
 
 def read_checked(

@@ -168,14 +168,9 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
         dataset_fingerprint=plan.dataset.fingerprint,
         committed={} if committed is None else {s.name: s.sha256 for s in committed.shards},
     )
-    damages: list[dict[str, Any]] = []
-
-    def collect(result: ShardResult) -> None:
-        if result.report:
-            damages.append(json.loads(result.report))
-
-    packed, _ = run_shards("pack", executor, task, plan.missing, collect)
-    _check_damages(plan, damages)
+    results: list[ShardResult] = []
+    packed, _ = run_shards("pack", executor, task, plan.missing, results.append)
+    _check_damages(plan, [json.loads(result.report) for result in results if result.report])
     in_place = any(shard.reference for shard in plan.shards)
     manifest = commit_store(
         path,

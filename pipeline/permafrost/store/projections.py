@@ -10,7 +10,6 @@ rebuilt as mean + components' z. The files are written before the first shard of
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from permafrost.storage.files import list_folder, read_regular, write_atomically
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError, parse_npy
+from permafrost.store.codecs import encode_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
 from permafrost.store.manifest import PassManifest, ProjectionEntry
 
@@ -51,9 +51,8 @@ def write_projection(folder: RootedPath, field: str, projection: Projection) -> 
     """Write the projection of a field of a pass."""
     rows = np.concatenate([projection.mean[None], projection.components])
     ends = np.concatenate([[projection.total], projection.variances])
-    buffer = io.BytesIO()
-    np.save(buffer, np.concatenate([rows, ends[:, None]], axis=1).astype("<f4"), allow_pickle=False)
-    write_atomically(folder / PROJECTIONS_FOLDER / f"{field}{_SUFFIX}", buffer.getvalue())
+    data = encode_npy(np.concatenate([rows, ends[:, None]], axis=1).astype("<f4"))
+    write_atomically(folder / PROJECTIONS_FOLDER / f"{field}{_SUFFIX}", data)
 
 
 def read_projections(folder: RootedPath) -> dict[str, Projection]:

@@ -74,9 +74,6 @@ class Store:
         # Another process maps the files itself, so it receives no rows.
         return {"folder": self.folder, "manifest": self.manifest}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
     @property
     def is_table(self) -> bool:
         """True if its records are rows of a table."""
@@ -360,6 +357,3 @@ class TeacherPass:
     def __getstate__(self) -> dict[str, Any]:
         # Another process reads the table of shards itself.
         return {"store": self.store, "folder": self.folder, "manifest": self.manifest}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)

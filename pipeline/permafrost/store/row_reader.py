@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from permafrost.storage.files import open_regular, open_size, read_at, refuse_damaged_copy
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError, decompress_blosc
-from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
 
 CHECKSUM_BYTES = 4
 _INDEX_ENTRY_BYTES = 16
@@ -96,9 +96,10 @@ class InnerChunkRows:
         except FileNotFoundError:
             raise ManifestError(f"{path} is missing; {REPAIR}") from None
         if found != entry.bytes:
-            refuse_damaged_copy(path, entry.sha256)
-            raise ManifestError(
-                f"{path} has {found} bytes, but its manifest lists {entry.bytes}; {REWRITE}"
+            raise damage_error(
+                path,
+                entry.sha256,
+                f"{path} has {found} bytes, but its manifest lists {entry.bytes}; {REWRITE}",
             )
         self.shape = shape
         self.dtype = np.dtype(dtype)

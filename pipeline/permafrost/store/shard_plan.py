@@ -16,7 +16,7 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import Record
 from permafrost.storage.files import create_file, read_at
-from permafrost.storage.local_files import write_error
+from permafrost.storage.local_files import described_errors, write_error
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.listing import Listing, open_listed, open_listing, order_path
 
@@ -178,15 +178,12 @@ def _write_by_split(
 ) -> None:
     """Write the row numbers split by split, each in this order."""
     places = np.cumsum(sizes) - sizes
-    try:
-        with create_file(path) as file:
-            for start in range(0, len(order), _BLOCK):
-                rows = order[start : start + _BLOCK]
-                of_rows = codes[rows]
-                for code in np.unique(of_rows).tolist():
-                    own = rows[of_rows == code]
-                    file.seek(int(places[code]) * _ROW.itemsize)
-                    file.write(own.astype(_ROW).tobytes())
-                    places[code] += len(own)
-    except OSError as error:
-        raise write_error(path, error) from error
+    with described_errors(write_error, path), create_file(path) as file:
+        for start in range(0, len(order), _BLOCK):
+            rows = order[start : start + _BLOCK]
+            of_rows = codes[rows]
+            for code in np.unique(of_rows).tolist():
+                own = rows[of_rows == code]
+                file.seek(int(places[code]) * _ROW.itemsize)
+                file.write(own.astype(_ROW).tobytes())
+                places[code] += len(own)

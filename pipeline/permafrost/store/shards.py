@@ -93,9 +93,6 @@ class TableFile(Sequence[T], Generic[T]):
         # Another process reads the file itself.
         return {"folder": self.folder, "file": self.file}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
 
 # ---- shards ----------------------------------------------------------------------------------------
 

@@ -15,11 +15,10 @@ from permafrost.storage.files import (
     open_regular,
     open_size,
     read_at,
-    refuse_damaged_copy,
 )
 from permafrost.storage.local_files import HashingFile
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.entries import REPAIR, REWRITE, ManifestError
+from permafrost.store.entries import REPAIR, REWRITE, ManifestError, damage_error
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
@@ -94,10 +93,11 @@ class ShardBytes:
             raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
         found = open_size(self._file)
         if found != shard.bytes:
-            refuse_damaged_copy(self.path, shard.sha256)
-            raise ManifestError(
+            raise damage_error(
+                self.path,
+                shard.sha256,
                 f"{self.path} (shard {shard.name}) has {found} bytes, but its manifest lists {shard.bytes}; "
-                f"{recovery_hint(shard, REWRITE)}"
+                f"{recovery_hint(shard, REWRITE)}",
             )
 
     def read(self, offset: int, size: int, crc32c: int, key: str) -> bytes:
@@ -123,9 +123,10 @@ class ShardBytes:
                 f"{self.path} cannot be read ({error}); {recovery_hint(self.shard, REWRITE)}"
             ) from error
         if len(data) != size or google_crc32c.value(data) != crc32c:
-            refuse_damaged_copy(self.path, self.shard.sha256)
-            raise ManifestError(
+            raise damage_error(
+                self.path,
+                self.shard.sha256,
                 f"{self.path} (shard {self.shard.name}, record {key}) is damaged: the bytes {offset} to "
-                f"{offset + size} are not the packed bytes; {recovery_hint(self.shard, REWRITE)}"
+                f"{offset + size} are not the packed bytes; {recovery_hint(self.shard, REWRITE)}",
             )
         return data

@@ -197,8 +197,7 @@ def _folders(parent: RootedPath) -> list[RootedPath]:
 
 def _verify_own_files(store: Store) -> Iterator[str]:
     """Check the files of a store without its passes and artifacts."""
-    manifest, known = store.manifest, set[str]()
-    known.add(MANIFEST_NAME)
+    manifest, known = store.manifest, {MANIFEST_NAME}
     tables = (manifest.shards.file, manifest.index, manifest.keys, manifest.skipped.file)
     for file in tables:
         if file is not None:
@@ -261,8 +260,7 @@ def _check_projection(folder: RootedPath, manifest: PassManifest, field: str) ->
 
 
 def _verify_files_of_pass(folder: RootedPath, manifest: PassManifest) -> Iterator[str]:
-    known = set[str]()
-    known.add(MANIFEST_NAME)
+    known = {MANIFEST_NAME}
     shards = manifest.shards
     assert shards.file is not None
     yield from verify_file(folder, shards.file.path, shards.file.sha256, known, shards.file.bytes)
@@ -294,8 +292,7 @@ def _verify_artifact(folder: RootedPath) -> Iterator[str]:
     except (ManifestError, EntryError, FileError) as error:
         yield str(error) if str(folder) in str(error) else f"{folder / MANIFEST_NAME}: {error}"
         return
-    known = set[str]()
-    known.add(MANIFEST_NAME)
+    known = {MANIFEST_NAME}
     for name, digest in files.items():
         yield from verify_file(folder, name, digest, known)
     yield from unknown_files(folder, known)

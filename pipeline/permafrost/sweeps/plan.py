@@ -14,7 +14,7 @@ from permafrost.config.points import Point, iter_points, knows_option, point_lab
 from permafrost.config.sections import section_of
 from permafrost.config.verbs import EvaluateConfig, SweepConfig, build_verb_config
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import require
 from permafrost.evaluation.inputs import (
     named_baselines,
     open_against,
@@ -191,9 +191,9 @@ def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str
         for run, other in candidates.items()
         if all(point.get(option, value) == value for option, value in other.items())
     ]
-    if len(found) != 1:
-        raise ConfigError(
-            f"baseline={arm} names an arm with {len(found)} students that match one point of another arm; choose an "
-            "arm without separate options in grid, or name a run"
-        )
+    require(
+        len(found) == 1,
+        f"baseline={arm} names an arm with {len(found)} students that match one point of another arm; choose an "
+        "arm without separate options in grid, or name a run",
+    )
     return found[0]

@@ -14,7 +14,7 @@ from permafrost.config.training import TrainerOptions
 from permafrost.core.batches import Targets
 from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, downscale, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
@@ -109,18 +109,18 @@ def build_loader(spec: TrainingSpec, distributed: DistributedContext) -> TrainLo
 
 def _check_labels(spec: TrainingSpec) -> None:
     """Raise ConfigError unless the loss and the network support the labels of the data."""
-    if spec.loss.needs.labels and not spec.dataset.has_labels:
-        raise ConfigError(
-            "none of the records has a label of the network's classes, but the loss needs labels; choose a "
-            "method without labels (method.lambda_ce=0) or data with labels"
-        )
+    require(
+        not spec.loss.needs.labels or spec.dataset.has_labels,
+        "none of the records has a label of the network's classes, but the loss needs labels; choose a "
+        "method without labels (method.lambda_ce=0) or data with labels",
+    )
     many = spec.dataset.has_many_labels
     spec.loss.check_labels(many=many)
-    if many and spec.model.classes not in (None, spec.num_classes):
-        raise ConfigError(
-            f"the network's option classes={spec.model.classes} is not the {spec.num_classes} classes of the "
-            "labels; set it to null"
-        )
+    require(
+        not many or spec.model.classes in (None, spec.num_classes),
+        f"the network's option classes={spec.model.classes} is not the {spec.num_classes} classes of the "
+        "labels; set it to null",
+    )
 
 
 def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSource) -> None:

@@ -50,10 +50,9 @@ def load_checkpoint(training: Training, folder: Path) -> None:
     """
     path = folder / CHECKPOINT_NAME
     if path.exists():
-        device = next(training.model.parameters()).device
         try:
             _check_digest(path)
-            _restore(training, path, device)
+            _restore(training, path)
         except DigestError as error:
             raise damaged(
                 path, error, "delete it, and the training starts again at epoch 0"
@@ -86,10 +85,12 @@ def _check_digest(path: Path) -> None:
         )
 
 
-def _restore(training: Training, path: Path, device: torch.device) -> None:
+def _restore(training: Training, path: Path) -> None:
     """Load a whole checkpoint. Raises DigestError if it is not of this training."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(
+            path, map_location=training.model.device, weights_only=True
+        )
         position = state["position"]
         if [type(count) for count in position] != [int] * 3 or min(position) < 0:
             raise ValueError(f"its position is {position}")

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.models import is_published
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.training import TrainerOptions
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import require
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.trained_student import evaluate_command
-from permafrost.models.fingerprint import describe_teacher, identify_weights
+from permafrost.models.fingerprint import describe_teacher, identify_start
 from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import TrainedModel, is_finished, load_model
-from permafrost.models.trained_weights import check_trained_weights, weights_file
+from permafrost.models.trained_weights import check_trained_weights
 from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.job import OpenedInputs, TrainingJob, run_training
@@ -140,14 +138,10 @@ def student_inputs(
         inputs["live teacher"] = sha256_json(described)
     files = config.student.fingerprint_files()
     inputs |= {f"student.{option}": sha256 for option, sha256 in files.items()}
-    weights = config.student.weights
-    if weights is not None and is_published(weights):
-        inputs["student.weights"] = weights  # the exact name identifies published weights
-    elif weights is not None:
-        path = weights_file(weights)
-        require(path.is_file(), f"student.weights={weights} does not exist; correct the path")
-        classes = len(store.manifest.classes)
-        inputs["student.weights"] = identify_weights(config.student, classes)
+    if config.student.weights is not None:
+        inputs["student.weights"] = identify_start(
+            config.student, "student.weights", len(store.manifest.classes)
+        )
     return inputs
 
 

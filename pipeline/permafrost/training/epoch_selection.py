@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.errors import ConfigError, first_line, require
 from permafrost.core.json_entries import from_dict, require_entry
 from permafrost.evaluation.evaluator import METRICS, best_position
-from permafrost.evaluation.forward import EvaluatedModel, metrics_of, open_split, predict_records
+from permafrost.evaluation.forward import evaluate_training, open_split
 from permafrost.loading.decode_threads import resolve_decode_threads
-from permafrost.models.classifier import Classifier, eval_mode
+from permafrost.models.classifier import Classifier
 from permafrost.models.saved import TrainedModel
 from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.storage.files import sha256_file
@@ -36,27 +37,18 @@ _ON_CURVE = ("accuracy", "agreement")
 """Metrics of a curve, as far as a split has them."""
 
 
+@dataclass(frozen=True)
 class AccuracyCurve:
     """Writer of a student's metrics after every nth epoch and after the last one, in the folder of the run.
 
     A training that continues from an earlier checkpoint replaces the entries of the epochs that it repeats.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        evaluators: Mapping[str, Callable[[Classifier], Mapping[str, Any]]],
-        every_epochs: int,
-        last_epoch: int,
-    ) -> None:
-        """Set the folder of the run, and what is computed when.
-
-        evaluators  split -> function that returns a network's metrics on it
-        """
-        self.folder = folder
-        self.evaluators = evaluators
-        self.every_epochs = every_epochs
-        self.last_epoch = last_epoch
+    folder: Path
+    evaluators: Mapping[str, Callable[[Classifier], Mapping[str, Any]]]
+    """Function that returns a network's metrics on a split, by split."""
+    every_epochs: int
+    last_epoch: int
 
     def __call__(self, model: Classifier, epoch: int) -> None:
         """Evaluate the network after an epoch, if it is one of the curve's."""
@@ -147,19 +139,15 @@ class EpochSelection:
         select    option select_epoch, <split>.<metric>
         evaluate  function that returns a network's metrics on that split
         """
+        self.metric = select.partition(".")[2]
         require(
-            select.partition(".")[2] in METRICS,
+            self.metric in METRICS,
             f"select_epoch={select} names an unknown metric; choose one of {', '.join(METRICS)}",
         )
         self.files = KeptEpochs(folder / EPOCHS_NAME, "epochs", "selected-epoch-")
         self.select = select
         self.evaluate = evaluate
         self.epochs()  # a damaged file is an error before the training, not after an epoch
-
-    @property
-    def metric(self) -> str:
-        """Name of the metric."""
-        return self.select.partition(".")[2]
 
     def __call__(self, model: Classifier, epoch: int) -> bool:
         """Evaluate the network after an epoch, and keep its weights if no earlier epoch is as good.
@@ -213,12 +201,12 @@ class EpochSelection:
                 f"select_epoch={self.select}, but the split has no {self.metric}; choose one of {known}, or null for "
                 "the last epoch"
             )
-        if math.isnan(value):
-            raise ConfigError(
-                f"select_epoch={self.select}: {self.metric} is not a number after epoch {epoch}, because the split has "
-                f"none or the training diverged; choose one of {known or 'another split'}, lower optimizer.lr, or set "
-                "select_epoch=null"
-            )
+        require(
+            not math.isnan(value),
+            f"select_epoch={self.select}: {self.metric} is not a number after epoch {epoch}, because the split has "
+            f"none or the training diverged; choose one of {known or 'another split'}, lower optimizer.lr, or set "
+            "select_epoch=null",
+        )
         return float(value)
 
 
@@ -301,11 +289,4 @@ def split_evaluator(
         resolve_decode_threads(config.trainer.decode_threads),
     )
     options = EvaluateOptions(frame=config.select_frame)
-
-    def evaluate(model: Classifier) -> dict[str, Any]:
-        with eval_mode(model):
-            subject = EvaluatedModel(network=model, input_size=size)
-            found = predict_records(subject, dataset, options, localize=localize)
-        return metrics_of(found, options.group_sets)
-
-    return evaluate
+    return partial(evaluate_training, size, dataset, options, localize=localize)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,16 +110,14 @@ def fit(
     after_epoch  functions that the first rank calls before an epoch's checkpoint with the network and the number of
                  epochs done; if one of them returns True, a checkpoint is written in any case
     """
-    device = next(training.model.parameters()).device
     check_warmup(trainer, stream.num_steps)
     is_new = not (folder / CHECKPOINT_NAME).exists()
     load_checkpoint(training, folder)
     if is_new and training.loss.before_first_step(_TeacherBatches(training, stream)):
         save_checkpoint(training, folder)
-    with ExitStack() as stack:
-        writer = None
-        if training.distributed.is_first:
-            writer = stack.enter_context(MetricWriter(folder, training.global_step))
+    is_first = training.distributed.is_first
+    metric_file = MetricWriter(folder, training.global_step) if is_first else nullcontext()
+    with metric_file as writer:
         log = StepLog(
             write=_discard if writer is None else writer.write, every_steps=trainer.log_every_steps
         )
@@ -129,11 +127,11 @@ def fit(
             if writer is not None:
                 writer.sync()
             save_checkpoint(training, folder)
-            if training.distributed.is_first:
+            if is_first:
                 upload_mirror(folder)
 
         while training.epoch < trainer.epochs:
-            for batch in stream.epoch(training.epoch, training.step, device):
+            for batch in stream.epoch(training.epoch, training.step, training.model.device):
                 check_interrupted()
                 training.seed_step()
                 rate = learning_rate(trainer, lr, training.epoch, training.step, stream.num_steps)
@@ -150,13 +148,13 @@ def fit(
             log.flush(training)
             training.epoch, training.step = training.epoch + 1, 0
             is_wanted = False
-            if training.distributed.is_first:
+            if is_first:
                 answers = [callback(training.model, training.epoch) for callback in after_epoch]
                 is_wanted = any(answers)
             is_due = _is_nth(training.epoch, trainer.checkpoint_every_epochs)
             if is_wanted or is_due or training.epoch == trainer.epochs:
                 save()
-            if training.distributed.is_first:
+            if is_first:
                 on_epoch(training.epoch, log.describe_last())
 
 
@@ -209,8 +207,7 @@ def train_to_end(
 def _choose_threads(spec: TrainingSpec, training: Training, distributed: DistributedContext) -> int:
     """Return the number of torch threads of this process: the option's, or one by the work of a step on the CPU."""
     available = spec.trainer.num_threads or torch.get_num_threads()
-    device = next(training.model.parameters()).device
-    if spec.trainer.num_threads is not None or device.type != "cpu":
+    if spec.trainer.num_threads is not None or training.model.device.type != "cpu":
         return available
     networks = [(training.model, spec.input_size)]
     if isinstance(training.targets, LiveTeacher):

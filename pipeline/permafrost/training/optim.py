@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from permafrost.config.training import OptimizerOptions, TrainerOptions
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 
 _WARMUP_START = 0.01
 
@@ -56,8 +56,8 @@ def check_warmup(config: TrainerOptions, num_steps: int) -> None:
     num_steps  number of steps per epoch
     """
     steps = config.epochs * num_steps
-    if config.warmup_steps is not None and config.warmup_steps >= steps:
-        raise ConfigError(
-            f"trainer.warmup_steps={config.warmup_steps} does not end within the {steps} steps of "
-            f"trainer.epochs={config.epochs}; lower it or raise trainer.epochs"
-        )
+    require(
+        config.warmup_steps is None or config.warmup_steps < steps,
+        f"trainer.warmup_steps={config.warmup_steps} does not end within the {steps} steps of "
+        f"trainer.epochs={config.epochs}; lower it or raise trainer.epochs",
+    )

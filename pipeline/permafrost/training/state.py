@@ -10,7 +10,7 @@ from torch import nn
 
 from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.loading.geometry import view_targets
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
@@ -60,23 +60,22 @@ class Training:
     """Gradient scaler for float16, disabled in other precisions."""
 
     def __post_init__(self) -> None:
-        device = next(self.model.parameters()).device
         self.loss.distributed = self.distributed
         self.compute_settings.set_memory_format(self.model)
-        self.forward = self.distributed.wrap(self.model, device)
+        self.forward = self.distributed.wrap(self.model, self.model.device)
         if self.compute_settings.compile:
             self._refuse_double_backward()
             self.forward = cast("nn.Module", torch.compile(self.forward))
         half = self.compute_settings.precision == torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
 
     def _refuse_double_backward(self) -> None:
-        if self.loss.needs.maps_in(0) and self.model.train().head is None:
-            raise ConfigError(
-                "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a "
-                "compiled forward pass cannot be differentiated twice; set trainer.compile=false, or choose a "
-                "student whose head is linear on the average of its features"
-            )
+        require(
+            not self.loss.needs.maps_in(0) or self.model.train().head is not None,
+            "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a "
+            "compiled forward pass cannot be differentiated twice; set trainer.compile=false, or choose a "
+            "student whose head is linear on the average of its features",
+        )
 
     def state(self) -> dict[str, Any]:
         """State for `load_state`. Its tensors are not copied, so save or copy it before the next step."""
@@ -103,7 +102,7 @@ class Training:
 
     def seed_step(self) -> None:
         """Seed the random draws of the next step from (seed, step, rank), so no generator state has to be stored."""
-        device = next(self.model.parameters()).device
         seed_generators(
-            derive_seed(self.seed, "step", self.global_step, self.distributed.rank), device
+            derive_seed(self.seed, "step", self.global_step, self.distributed.rank),
+            self.model.device,
         )

@@ -66,13 +66,13 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     inputs = mix_labels(inputs, batch)
     output = _forward(training, inputs.images, needs.intermediates)
     accuracy = _training_accuracy(training, output, inputs)
+    student = StudentOutput(
+        output=output,
+        input_size=input_size,
+        record_index=batch.record_index,
+        view_index=batch.view_index,
+    )
     if not needs.targets:
-        student = StudentOutput(
-            output=output,
-            input_size=input_size,
-            record_index=batch.record_index,
-            view_index=batch.view_index,
-        )
         supervised = _loss_of(training.loss, student, None, inputs)
         return replace(supervised, statistics=supervised.statistics | accuracy)
     grid = (output.features.shape[-2], output.features.shape[-1])
@@ -92,14 +92,8 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
                 targets = first_explained(targets, own.max_classes)
             assert targets.explained_class is not None
             maps = training.explain(training.model, output, targets.explained_class)
-        student = StudentOutput(
-            output=output,
-            maps=maps,
-            input_size=input_size,
-            record_index=batch.record_index,
-            view_index=batch.view_index,
-        )
-        terms.append(_loss_of(training.loss, student, targets, inputs))
+        explained = replace(student, maps=maps)
+        terms.append(_loss_of(training.loss, explained, targets, inputs))
     total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
     return replace(total, statistics=total.statistics | accuracy)
 

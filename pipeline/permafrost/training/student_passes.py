@@ -17,7 +17,7 @@ from permafrost.config.methods import (
     SoftTargetsConfig,
 )
 from permafrost.config.models import ModelConfig, NoModelConfig
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.runs.run_passes import logits_first, name_passes, pass_request, record_passes
 from permafrost.store.entries import StoreMismatchError
@@ -115,11 +115,11 @@ def check_passes(
     _check_alike("num_classes", [teacher for teacher in passes if teacher.manifest.has_logits])
     _check_alike("explainer", _with_maps(passes, loss))
     weights = teacher_weights_of(config, passes)
-    if len(weights) not in (0, len(passes)):
-        raise ConfigError(
-            f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
-            f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
-        )
+    require(
+        len(weights) in (0, len(passes)),
+        f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
+        f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}",
+    )
 
 
 def served_methods(teacher: TeacherPass) -> list[str]:

@@ -9,6 +9,7 @@ A guided teacher has one class per record, drawn uniformly, and the regions of t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -126,17 +127,14 @@ class LiveTeacher:
 # ---- guidance targets ------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class GuidanceSource:
     """Target source with one uniformly drawn class per record and its regions, used instead of `view_targets`."""
 
-    def __init__(self, kind: RegionKind, num_classes: int, input_size: tuple[int, int]) -> None:
-        """Configure the source.
-
-        input_size  (height, width) of the network's view
-        """
-        self.kind = kind
-        self.num_classes = num_classes
-        self.input_size = input_size
+    kind: RegionKind
+    num_classes: int
+    input_size: tuple[int, int]
+    """(height, width) of the network's view."""
 
     def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Guidance, ...]:
         """Draw one Guidance with torch's global generator of the host, where boxes are."""

@@ -9,18 +9,18 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.config.models import ModelConfig, NoModelConfig, is_published
+from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.teaching import GuidedTeachingConfig, TeachConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
 from permafrost.core.json_entries import from_dict
-from permafrost.models.fingerprint import describe_teacher, identify_weights
+from permafrost.models.fingerprint import describe_teacher, identify_start
 from permafrost.models.saved import TrainedModel
-from permafrost.models.trained_weights import weights_file
 from permafrost.store.reader import Store
 from permafrost.training.job import TrainingJob
 from permafrost.training.kept_epochs import KeptEpochs, read_listed
@@ -186,21 +186,12 @@ class Teaching(TrainingJob):
         teaching = self.config.teaching
         if not isinstance(teaching, GuidedTeachingConfig) or teaching.pareto_split is None:
             return None
-        from permafrost.evaluation.forward import EvaluatedModel, evaluate_split
-        from permafrost.models.classifier import eval_mode
+        from permafrost.evaluation.forward import evaluate_training
 
         dataset = self._dataset(store, teaching.pareto_split, decode_threads, with_regions=True)
         size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2
         options = replace(self.config.evaluate, region=teaching.region)
-
-        def evaluate(model: Classifier) -> dict[str, Any]:
-            with eval_mode(model):
-                metrics: dict[str, Any] = evaluate_split(
-                    EvaluatedModel(network=model, input_size=(size[0], size[1])), dataset, options
-                )
-            return metrics
-
-        return ParetoFront(self.folder, evaluate)
+        return ParetoFront(self.folder, partial(evaluate_training, size, dataset, options))
 
     def describe(self, spec: TrainingSpec) -> TrainedModel:
         from permafrost.models.saved import TrainedModel
@@ -212,13 +203,6 @@ class Teaching(TrainingJob):
             input_size=spec.input_size,
             split=self.config.teaching.split,
         )
-
-
-def _exact_name(teacher: ModelConfig, start: str) -> str:
-    """Return the exact name of published weights at their provider."""
-    from permafrost.models.providers import name_weights
-
-    return name_weights(replace(teacher, weights=start)).weights or start
 
 
 def check_splits(config: TeachConfig, store: Store) -> None:
@@ -244,14 +228,11 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
 
         shifts = SelectedRecords(store, rows_of_split(store.index, split)).identify_shifts(augment)
         inputs |= {"shifts": shifts} if shifts is not None else {}
-    start = config.teaching.start
-    if start is not None and is_published(start):
-        inputs["start"] = _exact_name(config.teacher, start)
-    elif start is not None:
-        path = weights_file(start)
-        require(path.is_file(), f"teaching.start={start} does not exist; correct the path")
-        network = replace(config.teacher, weights=start)
-        inputs["start"] = identify_weights(network, len(store.manifest.classes))
+    if config.teaching.start is not None:
+        from permafrost.models.providers import name_weights
+
+        network = name_weights(replace(config.teacher, weights=config.teaching.start))
+        inputs["start"] = identify_start(network, "teaching.start", len(store.manifest.classes))
     files = config.teacher.fingerprint_files()
     inputs |= {f"teacher.{option}": sha256 for option, sha256 in files.items()}
     if config.uses_black_box and not isinstance(config.black_box, NoModelConfig):

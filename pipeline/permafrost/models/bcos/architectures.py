@@ -9,6 +9,7 @@ Shape letters: B batch, n tokens, d their width, p side of a patch.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -76,6 +77,11 @@ def _shortcut(shared: BcosSettings, in_channels: int, out_channels: int, stride:
         BcosConv2d(shared, in_channels, out_channels, 1, stride),
         UncenteredBatchNorm2d(shared, out_channels),
     )
+
+
+def _named_layers(**layers: nn.Module) -> nn.Sequential:
+    """Build a sequence of layers with these names."""
+    return nn.Sequential(OrderedDict(layers))
 
 
 class ResNetShape(NamedTuple):
@@ -183,10 +189,11 @@ class BcosDenseNet(nn.Module):
     ) -> None:
         super().__init__()
         channels = 2 * shape.growth
-        features = nn.Sequential()
-        features.add_module("conv0", stem_conv(shared, channels, small=shape.small_stem))
-        features.add_module("norm0", UncenteredBatchNorm2d(shared, channels))
-        features.add_module("pool0", stem_pool(small=shape.small_stem))
+        features = _named_layers(
+            conv0=stem_conv(shared, channels, small=shape.small_stem),
+            norm0=UncenteredBatchNorm2d(shared, channels),
+            pool0=stem_pool(small=shape.small_stem),
+        )
         for index, layers in enumerate(shape.layers, start=1):
             block = nn.Sequential()
             for number in range(1, layers + 1):
@@ -219,11 +226,11 @@ class BcosDenseNet(nn.Module):
 
 def _transition(shared: BcosSettings, channels: int) -> nn.Sequential:
     """Build a transition to half the channels at half the resolution."""
-    transition = nn.Sequential()
-    transition.add_module("norm", UncenteredBatchNorm2d(shared, channels))
-    transition.add_module("conv", BcosConv2d(shared, channels, channels // 2, 1))
-    transition.add_module("pool", nn.AvgPool2d(2))
-    return transition
+    return _named_layers(
+        norm=UncenteredBatchNorm2d(shared, channels),
+        conv=BcosConv2d(shared, channels, channels // 2, 1),
+        pool=nn.AvgPool2d(2),
+    )
 
 
 # ---- vit -------------------------------------------------------------------------------------------
@@ -274,10 +281,11 @@ class Encoder(nn.Module):
     def __init__(self, shared: BcosSettings, width: int) -> None:
         super().__init__()
         self.attn = Attention(shared, width)
-        net = nn.Sequential()
-        net.add_module("norm", CenteredNorm(shared, width))
-        net.add_module("linear1", BcosLinear(shared, width, _MLP_WIDTH * width))
-        net.add_module("linear2", BcosLinear(shared, _MLP_WIDTH * width, width))
+        net = _named_layers(
+            norm=CenteredNorm(shared, width),
+            linear1=BcosLinear(shared, width, _MLP_WIDTH * width),
+            linear2=BcosLinear(shared, _MLP_WIDTH * width, width),
+        )
         self.ff = nn.ModuleDict({"net": net})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -295,11 +303,14 @@ class PatchEmbedding(nn.Module):
         channels = 6
         self.conv_stem = nn.Sequential()
         for width in shape.stem:
-            self.conv_stem.append(BcosConv2d(shared, channels, width, 3, stride=2, padding=1))
-            self.conv_stem.append(CenteredNorm(shared, width, is_spatial=True))
-            self.conv_stem.append(
-                nn.Identity()
-            )  # placeholder for the ReLU of other networks, counted in the published names
+            self.conv_stem.extend(
+                [
+                    BcosConv2d(shared, channels, width, 3, stride=2, padding=1),
+                    CenteredNorm(shared, width, is_spatial=True),
+                    # A placeholder for the ReLU of other networks, counted in the published names.
+                    nn.Identity(),
+                ]
+            )
             channels = width
         self.linear = BcosLinear(shared, channels * self.patch**2, shape.width)
 
@@ -338,12 +349,13 @@ class BcosSimpleVit(nn.Module):
     def __init__(self, shared: BcosSettings, shape: VitShape, num_classes: int) -> None:
         super().__init__()
         self.to_patch_embedding = PatchEmbedding(shared, shape)
-        self.transformer = nn.Sequential()
-        for index in range(shape.depth):
-            self.transformer.add_module(f"encoder_{index}", Encoder(shared, shape.width))
-        self.linear_head = nn.Sequential()
-        self.linear_head.add_module("norm", CenteredNorm(shared, shape.width))
-        self.linear_head.add_module("linear", BcosLinear(shared, shape.width, num_classes))
+        self.transformer = _named_layers(
+            **{f"encoder_{index}": Encoder(shared, shape.width) for index in range(shape.depth)}
+        )
+        self.linear_head = _named_layers(
+            norm=CenteredNorm(shared, shape.width),
+            linear=BcosLinear(shared, shape.width, num_classes),
+        )
         self.width = shape.width
 
     def forward(self, x: Tensor) -> Tensor:

@@ -47,7 +47,10 @@ _WIDTH, _SMALL_WIDTH = 64, 16
 
 
 class BcosClassifier(Classifier):
-    """A B-cos network, whose features [B, 6, H, W] are the pixels and their inverse and whose head is all of it."""
+    """A B-cos network, whose features [B, 6, H, W] are the pixels and their inverse and whose head is all of it.
+
+    The state dict of its network has the names of the published B-cos v2 checkpoints.
+    """
 
     explainer = "bcos_weights"
 
@@ -61,11 +64,6 @@ class BcosClassifier(Classifier):
         self.inner = network
         self.explanation_mode: ExplanationMode = mode
         mode.guard(network)
-
-    @property
-    def network(self) -> nn.Module:
-        """Network whose state dict has the names of the published B-cos v2 checkpoints."""
-        return self.inner
 
     @property
     def head(self) -> None:
