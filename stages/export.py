@@ -51,11 +51,11 @@ def run(config: ExportConfig) -> ExportResult:
     if "onnx" in config.export.formats:
         portable.require_onnx()
     program = (
-        portable.RowProgram(network, config.export.output)
-        if store.is_table
-        else portable.ImageProgram(
+        portable.ImageProgram(
             network, _frame(config, store, trained.input_size), config.export.output
         )
+        if store.form.has_places
+        else portable.RowProgram(network, config.export.output)
     )
     inputs = portable.sample_inputs(program, store.size[1])
     traced = portable.trace(program, inputs)
@@ -63,7 +63,7 @@ def run(config: ExportConfig) -> ExportResult:
     facts = {
         "classes": list(trained.classes),
         "run": config.run,
-        "input": "rows f32 [B, d]" if store.is_table else "decoded RGB images u8 [B, 3, H, W]",
+        "input": program.inputs,
         "made_by": f"permafrost {__version__}",
     } | ({"license": license_of_weights} if license_of_weights else {})
     files: dict[str, str] = {}

@@ -126,25 +126,20 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     typed = config.store.folder.root
     return PrecomputeResult(
         store=config.store.path,
-        frame=_frame(store),
+        frame=store.form.describe(),
         records=_records(store),
         packed_records=packed,
         teacher_records=annotated,
         passes="" if made is None else ", ".join(made.passes),
         teacher_accuracy={} if made is None else made.accuracy,
         teacher_frame=""
-        if made is None or store.is_table
+        if made is None or not store.form.has_places
         else str(store.open_pass(made.canonical).manifest.teacher["frame"]),
         records_per_second=f"{done / (time.monotonic() - started):,.0f}" if done else "",
         next=teach_command(store, typed, "my-teacher")
         if made is None
         else distill_command(store, typed, "my-student", store.open_pass(made.canonical)),
     )
-
-
-def _frame(store: Store) -> str:
-    height, width = store.size
-    return f"{width} columns" if store.is_table else f"{width}x{height} (store.image_size)"
 
 
 def _records(store: Store) -> str:
@@ -177,7 +172,7 @@ def _warn_of_aliasing(config: PrecomputeConfig, store: Store) -> None:
     from permafrost.models.providers import teacher_input_size  # imports torch
 
     side = None if isinstance(config.teacher, NoModelConfig) else teacher_input_size(config.teacher)
-    if store.is_table or side is None or max(store.size) <= _MANY_TIMES * side:
+    if not store.form.has_places or side is None or max(store.size) <= _MANY_TIMES * side:
         return
     logger.warning(
         "the teacher receives frames of %dx%d at %dx%d, resized bilinearly and without antialiasing; if its accuracy "

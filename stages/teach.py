@@ -120,8 +120,10 @@ def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
 
 def _evaluated_frame(config: TeachConfig, store: Store, folder: Path) -> str:
     """Return what evaluate.frame means for the trained network."""
-    if store.is_table or config.evaluate.frame != "auto":
-        return "" if store.is_table else config.evaluate.frame
+    if not store.form.has_places:
+        return ""
+    if config.evaluate.frame != "auto":
+        return config.evaluate.frame
     return "full" if read_description(folder).input_size == store.size else "center_crop"
 
 
@@ -153,7 +155,7 @@ def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
         for name, value in to_plain_dict(chosen).items()
         if name != "kind" and (name == "name" or value != defaults[name])
     ]
-    if store.is_table:
+    if not store.form.has_places:
         words.append(f"annotate.payloads=[{','.join(chosen.table_payloads)}]")
     return " ".join(
         [f"permafrost precompute store.path={config.store.path} teacher={chosen.kind}", *words]

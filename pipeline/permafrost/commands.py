@@ -24,7 +24,7 @@ def teach_command(store: Store, path: Path | Bucket, run: str) -> str:
     path  of the store, as its user named it
     """
     words = [f"store.path={path}", f"run={run}"]
-    if store.is_table:
+    if not store.form.has_places:
         words += [*table_words("teacher"), "teaching.augment=none"]
     if store.manifest.multi_label:
         words.append("teaching.loss=bce")
@@ -42,10 +42,10 @@ def distill_command(store: Store, path: Path | Bucket, run: str, teacher: Teache
     words = [f"store.path={path}", f"run={run}"]
     split = _training_split(store)
     words += [] if split == "train" else [f"split={split}"]
-    if store.is_table:
-        words += ["method=kd", *table_words("student"), "augment=none"]
-    else:
+    if store.form.has_places:
         words += _method_words(store, teacher, split)
+    else:
+        words += ["method=kd", *table_words("student"), "augment=none"]
     if len(store.pass_folders()) > 1:
         words.append(f"store.teacher={teacher.name}")
     return " ".join(["permafrost distill", *map(shlex.quote, words)])

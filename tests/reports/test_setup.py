@@ -68,7 +68,10 @@ def test_the_data_and_the_teacher_are_described(frozen):
     data = describe_data(frozen.store)
     (teacher,) = describe_teachers([UsedPass(*frozen.store.open_passes(), ("kd", "e2kd"))])
 
-    assert "72 records, 10 classes, frame of 16x16 pixels" in data["Data"]
+    assert (
+        "72 records, 10 classes, images of 16x16 (store.image_size, store.format=original)"
+        in data["Data"]
+    )
     assert data["Splits"] == "teacher 12, test 10, test_swapped 10, train 40"
     assert teacher["Students"] == "kd, e2kd"
     assert teacher["Network"] == "resnet8 (cifar, stem stride 1, width 4)"

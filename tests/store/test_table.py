@@ -61,7 +61,7 @@ def test_every_row_comes_back_exactly(wine):
     assert sorted(numbers) == list(range(178))
     assert torch.equal(batch.inputs, torch.from_numpy(loaded.data[numbers].astype(np.float32)))
     assert batch.labels.tolist() == loaded.target[numbers].tolist()
-    assert batch.is_table
+    assert not batch.has_places
     assert batch.canonical_from_view is None
     assert batch.masks is None
     frames = ShardFrames(wine, wine.manifest.shards[0]).read(2, 5)
@@ -80,7 +80,7 @@ def test_a_store_says_whether_it_holds_rows_or_images(wine, frozen):
         == {-1}
     )
     assert set(wine.index.table()["mask_offset"].to_pylist()) == {-1}
-    assert (frozen.store.manifest.kind, frozen.store.is_table) == ("image", False)
+    assert (frozen.store.manifest.kind, frozen.store.form.has_places) == ("image", True)
     assert frozen.store.manifest.columns is None
 
 

@@ -63,12 +63,9 @@ class TeacherAnnotator:
         self.settings = ComputeSettings(
             precision=getattr(torch, pass_precision(config, explainer)),
             compile=config.compile,
-            channels_last=not teacher.takes_rows
-            and (
-                teacher.suits_channels_last
-                if config.channels_last is None
-                else config.channels_last
-            ),
+            channels_last=teacher.suits_channels_last
+            if config.channels_last is None
+            else config.channels_last,
         )
         teacher = with_preprocessing(teacher, num_classes)
         self.crop_fraction = None
@@ -77,7 +74,7 @@ class TeacherAnnotator:
         self.interpolation = teacher.interpolation or "bilinear"
         side = teacher_input_size(teacher)
         self.input_size = frame_size if side is None else (side, side)
-        self.is_table = teacher.takes_rows
+        self.input_shape = teacher.input_shape
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = freeze(
             build_model(teacher, num_classes, may_replace_head=not config.reads_head)
@@ -241,7 +238,7 @@ class TeacherAnnotator:
         margin  width of the black border in units of the side
         """
         frames = self._frames(batch)
-        if self.is_table:
+        if frames.ndim == 2:  # rows have no views
             return frames
         if self.crop_fraction is None and frames.shape[-2:] == self.input_size and not margin:
             return frames.float() / 255
@@ -271,8 +268,7 @@ class TeacherAnnotator:
 
     def _example(self, margin: float = 0.0) -> Tensor:
         """Return an input f32 [1, ...] of zeros."""
-        size = self._size_with(margin)
-        return torch.zeros(1, *((size[1],) if self.is_table else (3, *size)))
+        return torch.zeros(1, *self.input_shape(self._size_with(margin)))
 
     def _size_with(self, margin: float) -> tuple[int, int]:
         """Return the (height, width) of the teacher's input with a border."""

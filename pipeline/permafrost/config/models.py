@@ -106,9 +106,13 @@ class ModelConfig(Options):
             f"mean and std belong together; got {self.mean} and {self.std}",
         )
 
+    def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Return the shape of one record's input, for a network whose input size is (height, width) `size`."""
+        return 3, *size
+
     @property
-    def takes_rows(self) -> bool:
-        """True if the inputs are rows of a table."""
+    def learns_moments(self) -> bool:
+        """True if the moments of its inputs are learned from the data, and stored with its weights."""
         return False
 
     def resolve(self, option: str, store: str, columns: int | None) -> ModelConfig:

@@ -167,9 +167,9 @@ class Batch:
         return self.labels if self.host_labels is None else self.host_labels
 
     @property
-    def is_table(self) -> bool:
-        """True if the inputs are the rows of a table."""
-        return self.inputs.ndim == 2
+    def has_places(self) -> bool:
+        """True if the inputs have positions in a plane, which rows of numbers have not."""
+        return self.inputs.ndim == 4
 
 
 @dataclass(frozen=True, kw_only=True)

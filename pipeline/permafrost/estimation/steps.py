@@ -138,7 +138,7 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
         annotators = {"": own}
         if pass_precision(replace(options, precision=other), plan.explainer) == other:
             annotators[f"annotate.precision={other}"] = own.with_precision(getattr(torch, other))
-        if not own.is_table:
+        if store.form.has_places:
             turned = not own.settings.channels_last
             annotators[f"annotate.channels_last={str(turned).lower()}"] = build(turned)
 
@@ -180,7 +180,7 @@ def _other_trainers(trainer: TrainerOptions, steps: _Steps) -> dict[str, Trainer
     settings = steps.training.compute_settings
     precision: PassPrecision = "float32" if settings.is_mixed else "bfloat16"
     others = {f"trainer.precision={precision}": replace(trainer, precision=precision)}
-    if not steps.spec.dataset.store.is_table:
+    if steps.spec.dataset.store.form.has_places:
         turned = not settings.channels_last
         word = f"trainer.channels_last={str(turned).lower()}"
         others[word] = replace(trainer, channels_last=turned)

@@ -299,7 +299,7 @@ def _predict_batch(
     for classes in classes_of(batch.labels).T:
         nowhere = output.logits.new_full((len(classes),), float("nan"))
         scores.append((nowhere, nowhere, nowhere))
-        if not localize or batch.is_table:
+        if not (localize and batch.has_places):
             continue
         regions = regions_of(batch, classes, options.region, size)
         no_region = ~regions.flatten(1).any(dim=1)

@@ -27,7 +27,7 @@ from permafrost.storage.fetch_ahead import FetchAhead, KnownFile
 from permafrost.storage.rooted_paths import cache_limit
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.fields import Values
-from permafrost.store.frames import InputMemory, decode_stored_mask, input_bytes
+from permafrost.store.frames import InputMemory, decode_stored_mask
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.row_reader import Rows, SelectedRows
@@ -103,7 +103,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         classes |= {num_classes} if num_classes else set()
         super().__init__(store, rows, labels_apply=not classes - {len(store.manifest.classes)})
         self.passes = tuple(passes)
-        self.with_regions = with_regions
+        self.with_regions = with_regions and store.form.has_places
         self.decode_threads = DecodeThreads(decode_threads)
         self.keep_bytes = keep_bytes
         if payload is None or isinstance(payload, str):
@@ -154,8 +154,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         most = per_pass * max(1, len(self.passes))
         self._stored_rows = cache_method(self._open_stored_rows, most)
         self._values = cache_method(self._open_values, most)
-        is_small = input_bytes(self.store) * len(self) <= self.keep_bytes
-        self._kept = InputMemory(self.store, len(self)) if is_small else None
+        is_small = self.store.form.record_bytes * len(self) <= self.keep_bytes
+        self._kept = InputMemory(self.store.form, len(self)) if is_small else None
         self._is_kept = np.zeros(len(self) if is_small else 0, bool)
 
     @staticmethod
@@ -172,7 +172,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             for spec in teacher.manifest.fields
             if spec.name in self._wanted_fields(number)
         ]
-        return input_bytes(self.store) + sum(map(_bytes_of, read))
+        return self.store.form.record_bytes + sum(map(_bytes_of, read))
 
     def __getitem__(self, position: int) -> Batch:
         return self.__getitems__([position])
@@ -205,9 +205,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             ).float(),
             labels=self.labels_at(at),
             groups=torch.from_numpy(columns["group"].astype(np.int64)),
-            masks=self._masks(columns, keys)
-            if self.with_regions and not self.store.is_table
-            else None,
+            masks=self._masks(columns, keys) if self.with_regions else None,
             boxes=self._boxes(rows) if self.with_regions else (),
             targets=tuple(
                 self._targets(number, of_teacher, columns, replayed=views is not None)
@@ -238,7 +236,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self._decode(self._kept, at[first], first, columns, keys)
             self._is_kept[at[first]] = True
             return self._kept.take(at)
-        inputs = InputMemory(self.store, len(at))
+        inputs = InputMemory(self.store.form, len(at))
         self._decode(inputs, first, first, columns, keys)
         if len(first) < len(at):
             again = np.setdiff1d(np.arange(len(at)), first)

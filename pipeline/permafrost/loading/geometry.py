@@ -167,7 +167,11 @@ def evaluation_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
     frame  evaluate.frame: "full", "center_crop", or "auto", which means full if the frame already has that size and
            center_crop otherwise. It is ignored for a table
     """
-    if batch.is_table or frame == "full" or (frame == "auto" and batch.inputs.shape[-2:] == size):
+    if (
+        not batch.has_places
+        or frame == "full"
+        or (frame == "auto" and batch.inputs.shape[-2:] == size)
+    ):
         return batch
     heights, widths = batch.original_size.unbind(dim=1)
     return replace(batch, canonical_from_view=center_crop(heights, widths, CENTER_CROP_FRACTION))
@@ -178,7 +182,7 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
 
     The batch's `pixel_augment` is applied, so networks with different input sizes receive the same images.
     """
-    if batch.is_table:
+    if not batch.has_places:
         return batch.inputs
     if batch.rendered is not None and batch.rendered.shape[-2:] == size:
         return batch.rendered

@@ -83,8 +83,7 @@ def describe_teacher(
         and option.name not in elsewhere
         and not is_left_out(option, getattr(config, option.name))
     }
-    # The moments of a table are part of the weights.
-    preprocessing = {} if config.takes_rows else _describe_input(config)
+    preprocessing = {} if config.learns_moments else _describe_input(config)
     return {
         "architecture": options,
         "weights_sha256": weights_sha256,

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,9 @@ def file_name(file_format: Format, output: ProgramOutput) -> str:
 class _Program(nn.Module):
     """A network and the output that a program returns."""
 
+    inputs: ClassVar[str]
+    """Type and shape of the inputs, in words."""
+
     def __init__(self, network: Classifier, output: ProgramOutput = "logits") -> None:
         super().__init__()
         self.network = network
@@ -71,6 +74,8 @@ class _Program(nn.Module):
 
 class ImageProgram(_Program):
     """Program from images u8 [B, 3, H, W] of one size to logits f32 [B, K], or pooled features f32 [B, d]."""
+
+    inputs = "decoded RGB images u8 [B, 3, H, W]"
 
     def __init__(
         self, network: Classifier, frame: EvaluatedFrame, output: ProgramOutput = "logits"
@@ -104,6 +109,8 @@ class ImageProgram(_Program):
 
 class RowProgram(_Program):
     """Program from rows f32 [B, d], as they are stored, to logits f32 [B, K]."""
+
+    inputs = "rows f32 [B, d]"
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the output."""

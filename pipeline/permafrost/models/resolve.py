@@ -6,6 +6,7 @@ explanation maps do not apply to them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +16,7 @@ from permafrost.config.methods import METHODS
 from permafrost.config.models import AnyModelConfig, NoModelConfig, is_published, rows_of_table
 from permafrost.config.store import PAYLOADS, PrecomputeConfig
 from permafrost.config.teaching import GuidedTeachingConfig, TeachConfig
-from permafrost.core.errors import require
+from permafrost.core.errors import ConfigError, require
 from permafrost.models.trained_weights import check_weights
 
 if TYPE_CHECKING:
@@ -24,18 +25,7 @@ if TYPE_CHECKING:
 
 def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConfig:
     """Return the options resolved for this store. Raises ConfigError if they do not fit it."""
-    if store.is_table:
-        spatial = [name for name in config.annotate.payloads if not PAYLOADS[name].fits_tables]
-        require(
-            not spatial,
-            f"annotate.payloads names {', '.join(spatial)}, which need images, but {_holds(store)}; set "
-            f"annotate.payloads=[{','.join(_table_payloads(config))}]",
-        )
-        require(
-            config.views.kind == "canonical",
-            f"views={config.views.kind} transforms images, but {_holds(store)}; set views=canonical",
-        )
-        _refuse_layout(config.annotate.channels_last is True, store, "annotate")
+    _check_form(store, _need_images_in_precompute(config))
     require(
         config.annotate.logits == "all" or not store.index.has_many_labels,
         "annotate.logits=topk keeps what a softmax needs, but records of this store have many labels; set "
@@ -52,13 +42,7 @@ def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConf
 
 def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
     """Return the options resolved for this store. Raises ConfigError if they do not fit it."""
-    if store.is_table:
-        require(
-            not isinstance(config.teaching, GuidedTeachingConfig),
-            f"teaching=guided needs objects in images, but {_holds(store)}; set teaching=labels",
-        )
-        _refuse_views(config.teaching.augment, store, "teaching.augment")
-        _refuse_layout(config.teaching.trainer.channels_last is True, store, "teaching.trainer")
+    _check_form(store, _need_images_in_teach(config))
     return replace(
         config,
         teacher=resolve_network(config.teacher, store, "teacher"),
@@ -70,18 +54,7 @@ def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
 
 def resolve_distill(config: DistillConfig, store: Store) -> DistillConfig:
     """Return the options resolved for this store. Raises ConfigError if they do not fit it."""
-    if store.is_table:
-        require(
-            not config.method.needs_places,
-            f"method={config.method.kind} needs images, but {_holds(store)}; choose one of "
-            f"method={', '.join(k for k, c in METHODS.items() if not c.needs_places)}",
-        )
-        require(
-            config.mode != "replay",
-            f"mode=replay trains on stored views of images, but {_holds(store)}; set mode=frozen or mode=live",
-        )
-        _refuse_views(config.augment, store, "augment")
-        _refuse_layout(config.trainer.channels_last is True, store, "trainer")
+    _check_form(store, _need_images_in_distill(config))
     return replace(
         config,
         student=resolve_network(config.student, store, "student"),
@@ -101,43 +74,69 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
         from permafrost.models.providers import name_weights
 
         config = name_weights(config)
-    columns = store.size[1] if store.is_table else None
+    columns = store.form.num_columns
     return cast("AnyModelConfig", config.resolve(option, str(store.path), columns))
 
 
+# ---- options that need images --------------------------------------------------------------------
+
+
 def require_images(store: Store, option: str, recovery_hint: str) -> None:
-    """Raise ConfigError for an option that needs images if the store contains a table."""
-    require(not store.is_table, f"{option} needs images, but {_holds(store)}; {recovery_hint}")
+    """Raise ConfigError for an option that needs images if the store has rows of numbers."""
+    _check_form(store, [(f"{option} needs images", f"; {recovery_hint}")])
 
 
-def _refuse_views(augment: AugmentOptions, store: Store, section: str) -> None:
-    """Raise ConfigError unless the inputs are not augmented."""
-    asked: dict[str, object] = {"size": augment.size, **augment.replacing_options}
+def _check_form(store: Store, need_images: Iterable[tuple[str, str]]) -> None:
+    """Raise ConfigError for the first option that needs images, with the way out, if the store has rows of numbers."""
+    columns = store.form.num_columns
+    if columns is None:
+        return
+    for need, way_out in need_images:
+        raise ConfigError(f"{need}, but {rows_of_table(str(store.path), columns)}{way_out}")
+
+
+def _need_images_in_precompute(config: PrecomputeConfig) -> Iterator[tuple[str, str]]:
+    spatial = [name for name in config.annotate.payloads if not PAYLOADS[name].fits_tables]
+    if spatial:
+        teacher = config.teacher
+        others = ("logits",) if isinstance(teacher, NoModelConfig) else teacher.table_payloads
+        yield (
+            f"annotate.payloads names {', '.join(spatial)}, which need images",
+            f"; set annotate.payloads=[{','.join(others)}]",
+        )
+    if config.views.kind != "canonical":
+        yield f"views={config.views.kind} transforms images", "; set views=canonical"
+    yield from _channels_last(config.annotate.channels_last, "annotate")
+
+
+def _need_images_in_teach(config: TeachConfig) -> Iterator[tuple[str, str]]:
+    if isinstance(config.teaching, GuidedTeachingConfig):
+        yield "teaching=guided needs objects in images", "; set teaching=labels"
+    yield from _views(config.teaching.augment, "teaching.augment")
+    yield from _channels_last(config.teaching.trainer.channels_last, "teaching.trainer")
+
+
+def _need_images_in_distill(config: DistillConfig) -> Iterator[tuple[str, str]]:
+    if config.method.needs_places:
+        others = ", ".join(kind for kind, cls in METHODS.items() if not cls.needs_places)
+        yield f"method={config.method.kind} needs images", f"; choose one of method={others}"
+    if config.mode == "replay":
+        yield "mode=replay trains on stored views of images", "; set mode=frozen or mode=live"
+    yield from _views(config.augment, "augment")
+    yield from _channels_last(config.trainer.channels_last, "trainer")
+
+
+def _views(augment: AugmentOptions, section: str) -> Iterator[tuple[str, str]]:
+    options: dict[str, object] = {"size": augment.size, **augment.replacing_options}
     if augment.operations:
-        asked["operations"] = [operation.kind for operation in augment.operations]
+        options["operations"] = [operation.kind for operation in augment.operations]
     if augment.pixels:
-        asked["pixels"] = [operation.kind for operation in augment.pixels]
-    named = " ".join(
-        f"{section}.{name}={value}" for name, value in asked.items() if value is not None
-    )
-    require(
-        not named,
-        f"{named} changes images, but {_holds(store)}, which have no views; set {section}=none",
-    )
+        options["pixels"] = [operation.kind for operation in augment.pixels]
+    named = [f"{section}.{name}={value}" for name, value in options.items() if value is not None]
+    if named:
+        yield f"{' '.join(named)} changes images", f", which have no views; set {section}=none"
 
 
-def _refuse_layout(channels_last: bool, store: Store, section: str) -> None:
-    require(
-        not channels_last,
-        f"{section}.channels_last=true is a layout of images, but {_holds(store)}; set it to false",
-    )
-
-
-def _table_payloads(config: PrecomputeConfig) -> tuple[str, ...]:
-    """Payloads of a table that the teacher can produce."""
-    teacher = config.teacher
-    return ("logits",) if isinstance(teacher, NoModelConfig) else teacher.table_payloads
-
-
-def _holds(store: Store) -> str:
-    return rows_of_table(str(store.path), store.size[1])
+def _channels_last(value: bool | None, section: str) -> Iterator[tuple[str, str]]:
+    if value:
+        yield f"{section}.channels_last=true is a layout of images", "; set it to false"

@@ -76,8 +76,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     export = provider_of(trained.config).export
     if export is not None:
         export(folder / EXPORT_FOLDER, model, trained)
-    size = trained.input_size
-    record = torch.zeros(1, *(size[1:] if trained.config.takes_rows else (3, *size)))
+    record = torch.zeros(1, *trained.config.input_shape(trained.input_size))
     cost = measure_cost(model, record.to(model.device))
     description = {
         "model": to_plain_dict(trained.config),

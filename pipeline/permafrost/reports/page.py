@@ -135,7 +135,7 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
     passes = _open_passes(config, store)
     used = [one.teacher for one in page.used_passes]
     sheet = None
-    if page.options.contact_records and not store.is_table:
+    if page.options.contact_records and store.form.has_places:
         sheet = contact_sheet(
             store,
             passes,
@@ -330,7 +330,7 @@ def _ledger(
     inputs = store.shards.total_bytes
     folders = [result.training_folder for result in results]
     costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
-    noun, failed = ("rows", "stored") if store.is_table else ("images", "decoded")
+    noun, failed = store.form.noun, store.form.failed
     ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} per record)"}
     if store.manifest.skipped:
         ledger[f"{noun.capitalize()} that could not be {failed}"] = (

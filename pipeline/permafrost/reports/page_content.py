@@ -124,7 +124,7 @@ def gather_page(config: ReportConfig) -> PageContent:
     if evaluated:
         options.check_names([column.name for column in columns])
     paired = paired_column(options.paired_column, columns)
-    shows_cases = students and options.cases and not store.is_table
+    shows_cases = students and options.cases and store.form.has_places
     pair = open_pair(config, students) if shows_cases else None
     cases = show_cases(pair, options) if pair else []
     values: dict[str, Any] = {"passes": describe_passes(store)}

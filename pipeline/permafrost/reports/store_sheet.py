@@ -62,14 +62,11 @@ def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
     """Return what a store contains, and who made a pass of it, as text by name."""
     manifest = store.manifest
     records = ", ".join(f"{split} {count:,}" for split, count in manifest.records.items())
-    height, width = store.size
     facts = {
         "store": str(store.path),
         "data": f"{manifest.dataset.name}, {len(manifest.classes)} classes",
         "records": records,
-        "inputs": f"{width} columns"
-        if store.is_table
-        else f"frames of {width}x{height}, store.format={manifest.canonical.format if manifest.canonical else ''}",
+        "inputs": f"{store.form.noun} of {store.form.describe()}",
     }
     if teacher is None:
         return facts
@@ -106,7 +103,7 @@ def draw_store(
     rows = _spread(store, chosen, records)
     facts["shown"] = f"{chosen}, {len(rows)} of {splits[chosen]:,} records"
     passes = [] if teacher is None else [teacher]
-    lines = -(-len(rows) // _COLUMNS) if not store.is_table else 0
+    lines = -(-len(rows) // _COLUMNS) if store.form.has_places else 0
     # Inches: the facts, each line of records below its titles, and the histograms below theirs.
     heights = [0.17 * len(facts) + 0.1, *[0.95] * lines, 0.45, 1.4 if teacher is not None else 0.01]
     height = sum(heights) + 0.5

@@ -140,10 +140,9 @@ def describe_data(store: Store) -> dict[str, str]:
     manifest = store.manifest
     splits = manifest.records
     records = store.num_records()
-    size = "x".join(map(str, reversed(store.size)))
-    kind = f"{store.size[1]} columns" if store.is_table else f"frame of {size} pixels"
     return {
-        "Data": f"{manifest.dataset.name}: {records:,} records, {len(manifest.classes):,} classes, {kind}",
+        "Data": f"{manifest.dataset.name}: {records:,} records, {len(manifest.classes):,} classes, "
+        f"{store.form.noun} of {store.form.describe()}",
         "Splits": ", ".join(f"{split} {number:,}" for split, number in sorted(splits.items())),
     }
 

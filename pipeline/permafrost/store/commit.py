@@ -214,7 +214,7 @@ def commit_store(
         dataset=dataset,
         classes=classes,
         canonical=frame,
-        kind="image" if packing.columns is None else "table",
+        kind=packing.record_form.kind,
         columns=packing.columns,
         multi_label=tables.multi_label,
         records=tables.shards.records_of_splits(),
@@ -236,21 +236,21 @@ def _check_skipped(
     writer: StoreTablesWriter, packing: Packing, max_skipped: int, store: RootedPath
 ) -> None:
     """Raise ImageError, or RowError for a table, if records were left out against the options, or all of them."""
-    skipped, names = writer.num_skipped, packing.content_name
+    skipped, names = writer.num_skipped, packing.record_form.noun
     if skipped and packing.on_error == "stop":
-        raise packing.failure(
+        raise packing.record_form.failure(
             f"an earlier run skipped {skipped} {names}; the first: {writer.first_reason}. Run "
             f"again with data.on_error=skip, or repair them and delete {store}"
         )
     if skipped > max_skipped:
-        raise packing.failure(
-            f"{skipped} {names} cannot {packing.failed}, more than data.max_skipped={max_skipped}; "
+        raise packing.record_form.failure(
+            f"{skipped} {names} cannot be {packing.record_form.failed}, more than data.max_skipped={max_skipped}; "
             f"the first: {writer.first_reason}. Repair them and delete {store}, or raise data.max_skipped"
         )
     if writer.num_records == 0:
         singular = names.removesuffix("s")
-        raise packing.failure(
-            f"no {singular} can {packing.failed}; the first: {writer.first_reason}"
+        raise packing.record_form.failure(
+            f"no {singular} can be {packing.record_form.failed}; the first: {writer.first_reason}"
         )
 
 

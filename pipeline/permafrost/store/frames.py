@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.core.label_forms import multi_hot_of_lists
-from permafrost.store.codecs import decode_npy, decode_row
 from permafrost.store.entries import ManifestError
-from permafrost.store.image_decoding import decode_pixels, decode_rgb, open_image
+from permafrost.store.image_decoding import decode_rgb, open_image
 from permafrost.store.index import RowNumbers
+from permafrost.store.record_form import RecordForm, resize_frame
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import ShardBytes
 
@@ -22,51 +22,16 @@ if TYPE_CHECKING:
     from permafrost.store.reader import Store
 
 
-def input_bytes(store: Store) -> int:
-    """Return the size of a record's decoded input in bytes."""
-    height, width = store.size
-    return 4 * width if store.is_table else 3 * height * width
-
-
 class InputMemory:
-    """Memory of inputs, into which records are decoded one by one, from any thread.
+    """Memory of inputs, into which records are decoded one by one, from any thread."""
 
-    Frames have channels last in memory, as decoders write them. Their transposition takes a fifth of the time of
-    decoding, so it is left to the device, on the way to float32.
-    """
-
-    def __init__(self, store: Store, records: int) -> None:
-        self._store = store
-        height, width = store.size
-        shape = (records, width) if store.is_table else (records, height, width, 3)
-        self._values = np.empty(shape, np.float32 if store.is_table else np.uint8)
+    def __init__(self, form: RecordForm, records: int) -> None:
+        self._form = form
+        self._values = form.memory(records)
 
     def decode(self, slot: int, data: bytes, where: str) -> None:
-        """Decode a record's image or its row of a table into a place of the memory.
-
-        where  the file and the record, for messages
-        Raises ManifestError for bytes that do not match the store's manifest.
-        """
-        memory = self._values[slot]
-        if self._store.is_table:
-            memory[:] = decode_row(data, len(memory), where)
-            return
-        canonical = self._store.manifest.canonical
-        assert canonical is not None
-        if canonical.format == "raw":
-            memory[:] = decode_npy(data, "uint8", memory.shape, where)
-            return
-        try:
-            pixels = decode_pixels(data, memory)
-            if pixels is not memory:
-                frame = resize_frame(torch.from_numpy(pixels).permute(2, 0, 1), self._store.size)
-                memory[:] = frame.permute(1, 2, 0).numpy()
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders raise many types of exceptions for damaged bytes
-            raise ManifestError(
-                f"{where} cannot be decoded ({error}); run permafrost verify"
-            ) from error
+        """Decode a record's content into a place of the memory, as `RecordForm.decode` does."""
+        self._form.decode(data, self._values[slot], where)
 
     def repeat(self, slots: NDArray[np.int64], decoded: NDArray[np.int64]) -> None:
         """Copy decoded records to other places."""
@@ -74,27 +39,18 @@ class InputMemory:
 
     def take(self, slots: NDArray[np.int64]) -> InputMemory:
         """Copy the records at these places."""
-        taken = InputMemory(self._store, 0)
+        taken = InputMemory(self._form, 0)
         taken._values = self._values[slots]
         return taken
 
     def tensor(self) -> Tensor:
         """Return the records without a copy: frames u8 [n, 3, H, W], or rows f32 [n, d]."""
-        values = torch.from_numpy(self._values)
-        return values if self._store.is_table else values.permute(0, 3, 1, 2)
+        return self._form.tensor(self._values)
 
 
 def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
     """Decode the whole image in the canonical frame of (height, width) `size`: u8 [3, H, W]."""
     return resize_frame(decode_rgb(data), size)
-
-
-def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize pixels u8 [3, H, W] to another (height, width): bilinear with antialiasing, rounded."""
-    if image.shape[-2:] == size:
-        return image
-    resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def decode_stored_mask(data: bytes, size: tuple[int, int], where: str) -> Tensor:
@@ -165,7 +121,7 @@ class ShardFrames:
             self._keys[start:stop],
             strict=True,
         )
-        inputs = InputMemory(self._store, stop - start)
+        inputs = InputMemory(self._store.form, stop - start)
         for number, place in enumerate(places):
             inputs.decode(number, self._bytes.read(*place), f"{self._bytes.path}: {place[-1]}")
         heights, widths = (

@@ -18,7 +18,6 @@ from permafrost.core.errors import RecordError
 from permafrost.core.records import NO_LABEL, NO_SIZE, Box, Content, Record, Source
 from permafrost.storage.files import file_size, open_atomically, sha256_file
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, user_path
-from permafrost.store.codecs import RowError
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.image_decoding import (
@@ -32,6 +31,7 @@ from permafrost.store.image_decoding import (
     turn_mask,
 )
 from permafrost.store.receipts import receipt_path, receipt_table, write_receipt
+from permafrost.store.record_form import ImageForm, RecordForm, RowForm, resize_frame
 from permafrost.store.shard_plan import ShardPlan
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import TarShard
@@ -72,19 +72,9 @@ class Packing:
         return described
 
     @property
-    def failure(self) -> type[RecordError]:
-        """Exception class for a record that cannot be packed."""
-        return ImageError if self.columns is None else RowError
-
-    @property
-    def content_name(self) -> str:
-        """Name of the packed contents, for messages."""
-        return "images" if self.columns is None else "rows"
-
-    @property
-    def failed(self) -> str:
-        """Verb phrase for contents that cannot be packed, for messages."""
-        return "be decoded" if self.columns is None else "be stored"
+    def record_form(self) -> type[RecordForm]:
+        """Form of the packed records."""
+        return ImageForm if self.columns is None else RowForm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +161,9 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
             boxes = tuple(_normalize(box, height, width) for box in record.boxes)
             record = replace(record, boxes=boxes, boxes_in_pixels=False)
     except (RecordError, OSError) as error:
-        raise packing.failure(f"record {record.key} ({source.where(record)}): {error}") from error
+        raise packing.record_form.failure(
+            f"record {record.key} ({source.where(record)}): {error}"
+        ) from error
     if packing.form != "original":
         content = _reencode(content, packing)
     return PackedImage(record=record, content=content, height=height, width=width)
@@ -245,7 +237,7 @@ def _packed_images(
 
 
 def _reencode(content: Content, packing: Packing) -> Content:
-    from permafrost.store.frames import decode_mask, resize_frame
+    from permafrost.store.frames import decode_mask
 
     assert packing.size is not None
     frame = resize_frame(decode_rgb(content.image), packing.size)

@@ -196,8 +196,8 @@ def _check_damages(plan: PackPlan, damages: list[dict[str, Any]]) -> None:
     count = sum(damage["count"] for damage in damages)
     first = sorted(reason for damage in damages for reason in damage["reasons"])[:NAMED_REASONS]
     more = f"; and {count - len(first):,} more" if count > len(first) else ""
-    raise plan.packing.failure(
-        f"{count:,} {plan.packing.content_name} cannot {plan.packing.failed}: "
+    raise plan.packing.record_form.failure(
+        f"{count:,} {plan.packing.record_form.noun} cannot be {plan.packing.record_form.failed}: "
         f"{'; '.join(first)}{more}. Skip such records "
         f"with data.on_error=skip, which goes on with the shards that are packed; or repair or remove them and delete "
         f"{plan.path}, or choose another store.path, as other data make other shards"

@@ -34,6 +34,7 @@ from permafrost.store.receipts import (
     read_receipt,
     receipt_path,
 )
+from permafrost.store.record_form import RecordForm, form_of
 from permafrost.store.row_reader import Rows
 from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
 from permafrost.store.zarr_fields import ZarrFields
@@ -74,18 +75,15 @@ class Store:
         # Another process maps the files itself, so it receives no rows.
         return {"folder": self.folder, "manifest": self.manifest}
 
-    @property
-    def is_table(self) -> bool:
-        """True if its records are rows of a table."""
-        return self.manifest.columns is not None
+    @cached_property
+    def form(self) -> RecordForm:
+        """Form of the records: images or rows of numbers."""
+        return form_of(self.manifest)
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the canonical frame, or (1, columns) for a table."""
-        canonical = self.manifest.canonical
-        if canonical is None:
-            return 1, len(self.manifest.columns or ())
-        return canonical.height, canonical.width
+        return self.form.size
 
     def num_records(self, split: str | None = None) -> int:
         """Number of records of a split, or of all, from the manifest alone."""

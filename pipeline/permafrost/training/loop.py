@@ -212,6 +212,6 @@ def _choose_threads(spec: TrainingSpec, training: Training, distributed: Distrib
     networks = [(training.model, spec.input_size)]
     if isinstance(training.targets, LiveTeacher):
         networks.append((training.targets.model, training.targets.input_size))
-    of_table = spec.dataset.store.is_table
-    inputs = [(net, size[1:] if of_table else (3, *size)) for net, size in networks]
+    form = spec.dataset.store.form
+    inputs = [(network, form.input_shape(size)) for network, size in networks]
     return step_threads(inputs, spec.trainer.batch_size // distributed.world_size, available)

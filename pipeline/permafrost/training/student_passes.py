@@ -131,7 +131,7 @@ def served_methods(teacher: TeacherPass) -> list[str]:
 
     served = []
     for kind, options in METHODS.items():
-        is_own = options.implementation.startswith("permafrost.")
+        is_own = options.implementation.partition(".")[0] not in plugin_places()
         is_single = options.needs_teacher and not issubclass(options, SeveralConfig)
         if not (is_own and is_single) or options.turns_views:
             continue

@@ -160,8 +160,11 @@ class AdditiveModelConfig(ModelConfig):
         """True if the number of features is known only from a table ."""
         return self.name == "mlp" and self.columns is None and self.input_size is None
 
+    def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        return super().input_shape(size) if self.columns is None else (self.columns,)
+
     @property
-    def takes_rows(self) -> bool:
+    def learns_moments(self) -> bool:
         return self.columns is not None
 
     def resolve(self, option: str, store: str, columns: int | None) -> AdditiveModelConfig:

@@ -75,8 +75,8 @@ def pack(recipe, *words):
 
 def write_partition(folder, config, store):
     """Write random groups of the network's features, as a search would find them."""
-    grid = None if store.is_table else config.grid
-    features = store.size[1] if store.is_table else config.features
+    grid = None if not store.form.has_places else config.grid
+    features = store.size[1] if not store.form.has_places else config.features
     found = contiguous_partition(min(LEVELS, features), features, grid)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"assignments": random_partition(found).assignments}, folder / PARTITION_NAME)
@@ -119,7 +119,7 @@ def test_every_arm_of_a_ked_recipe_trains_and_is_evaluated(recipe):
         trainer = replace(
             student.trainer, epochs=1, batch_size=10, loader_processes=0, log_every_steps=1
         )
-        shots = replace(student.subset, shots=None if store.is_table else 2)
+        shots = replace(student.subset, shots=None if not store.form.has_places else 2)
         run = f"{number}-{arm}"
         distill.run(replace(student, trainer=trainer, subset=shots, run=run))
         config = build_verb_config("evaluate", composed)

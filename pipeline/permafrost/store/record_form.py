@@ -1,0 +1,186 @@
+"""Forms of records, images and rows of numbers, and all in which the two differ when they are read.
+
+A record with places has positions in a plane: it is seen in views, explained by maps, and shown as a picture.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from permafrost.core.errors import RecordError
+from permafrost.store.codecs import RowError, decode_npy, decode_row
+from permafrost.store.entries import ManifestError
+from permafrost.store.image_decoding import ImageError, decode_pixels
+from permafrost.store.manifest import CanonicalFrame, StoreManifest
+
+if TYPE_CHECKING:  # packing needs no torch
+    from torch import Tensor
+
+
+def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize pixels u8 [3, H, W] to another (height, width): bilinear with antialiasing, rounded."""
+    import torch
+    import torch.nn.functional as F
+
+    if image.shape[-2:] == size:
+        return image
+    resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+class RecordForm(ABC):
+    """Form of the records of a store."""
+
+    kind: ClassVar[Literal["image", "table"]]
+    """Kind of the store in its manifest."""
+    noun: ClassVar[str]
+    """Name of several records' contents, for messages."""
+    failure: ClassVar[type[RecordError]]
+    """Exception class for a record that cannot be packed."""
+    failed: ClassVar[str]
+    """Participle of what could not be done to it, for messages."""
+    has_places: ClassVar[bool]
+    """True if records have positions in a plane."""
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the canonical frame, or (1, columns) of a row."""
+
+    @property
+    def num_columns(self) -> int | None:
+        """Number of columns of a row, None for images."""
+        return None
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Describe the size in words."""
+
+    @abstractmethod
+    def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Return the shape of one record's input to a network of this input size."""
+
+    @abstractmethod
+    def memory(self, records: int) -> NDArray[Any]:
+        """Return memory for decoded records."""
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of a decoded record."""
+        return self.memory(1).nbytes
+
+    @abstractmethod
+    def decode(self, data: bytes, memory: NDArray[Any], where: str) -> None:
+        """Decode a record's content into its part of the memory.
+
+        where  the file and the record, for messages
+        Raises ManifestError for bytes that do not match the store's manifest.
+        """
+
+    @abstractmethod
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        """Return decoded records as a tensor, without a copy."""
+
+
+@dataclass(frozen=True)
+class ImageForm(RecordForm):
+    """Images in a canonical frame: u8 [n, 3, H, W].
+
+    Frames have channels last in memory, as decoders write them. Their transposition takes a fifth of the time of
+    decoding, so it is left to the device, on the way to float32.
+    """
+
+    frame: CanonicalFrame
+
+    kind = "image"
+    noun = "images"
+    failure = ImageError
+    failed = "decoded"
+    has_places = True
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.frame.height, self.frame.width
+
+    def describe(self) -> str:
+        size = f"{self.frame.width}x{self.frame.height}"
+        return f"{size} (store.image_size, store.format={self.frame.format})"
+
+    def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        return 3, *size
+
+    def memory(self, records: int) -> NDArray[Any]:
+        return np.empty((records, *self.size, 3), np.uint8)
+
+    def decode(self, data: bytes, memory: NDArray[Any], where: str) -> None:
+        if self.frame.format == "raw":
+            memory[:] = decode_npy(data, "uint8", memory.shape, where)
+            return
+        import torch
+
+        try:
+            pixels = decode_pixels(data, memory)
+            if pixels is not memory:
+                frame = resize_frame(torch.from_numpy(pixels).permute(2, 0, 1), self.size)
+                memory[:] = frame.permute(1, 2, 0).numpy()
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise many types of exceptions for damaged bytes
+            raise ManifestError(
+                f"{where} cannot be decoded ({error}); run permafrost verify"
+            ) from error
+
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        import torch
+
+        return torch.from_numpy(values).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class RowForm(RecordForm):
+    """Rows of numbers: f32 [n, d]."""
+
+    columns: tuple[str, ...]
+
+    kind = "table"
+    noun = "rows"
+    failure = RowError
+    failed = "stored"
+    has_places = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return 1, self.num_columns
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.columns)
+
+    def describe(self) -> str:
+        return f"{self.num_columns} columns"
+
+    def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        return size[1:]
+
+    def memory(self, records: int) -> NDArray[Any]:
+        return np.empty((records, self.num_columns), np.float32)
+
+    def decode(self, data: bytes, memory: NDArray[Any], where: str) -> None:
+        memory[:] = decode_row(data, len(memory), where)
+
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        import torch
+
+        return torch.from_numpy(values)
+
+
+def form_of(manifest: StoreManifest) -> RecordForm:
+    """Return the form of a store's records."""
+    if manifest.canonical is None:
+        return RowForm(manifest.columns or ())
+    return ImageForm(manifest.canonical)
