@@ -92,83 +92,6 @@ class ImageFileDataConfig(FileDataConfig):
         return bool(self.bit_range) or self.boxes_of == "stored"
 
 
-# ---- table data ------------------------------------------------------------------------------------
-
-
-ALL_COLUMNS = ("all",)
-"""Value of data.log1p that selects every numeric column."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableDataConfig(FileDataConfig):
-    """CSV or Parquet file with one record per row; options name its columns."""
-
-    implementation: ClassVar[str] = "permafrost.sources.table:TableSource"
-    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
-
-    kind: Literal["table"] = "table"
-    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
-    """CSV or Parquet file."""
-    label: Annotated[str | None, Role.OUTSIDE_DATASET] = "label"
-    """Column of the class; null: no labels. An empty cell is an unknown label."""
-    features: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
-    """Numeric columns to store, in this order; empty takes every column with a number in it that no other
-    option names."""
-    exclude: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
-    """Columns to leave out, such as identifiers or another form of the label."""
-    categorical: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
-    """Columns stored as one column per value, 1 where the row has that value. The values are those of split
-    train; a row with another value, or with an empty cell, is 0 in all of them."""
-    log1p: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
-    """Numeric columns stored as sign(x) log(1 + |x|), for bytes, durations and other heavy tails; `all` selects
-    every one."""
-    key: Annotated[str | None, Role.OUTSIDE_DATASET] = None
-    """Column with a permanent key of each record; null numbers the rows."""
-    split: Annotated[str | None, Role.OUTSIDE_DATASET] = None
-    """Column of the split; null puts all records into split train."""
-    split_names: Annotated[dict[str, str], Role.OUTSIDE_DATASET] = field(default_factory=dict)
-    """Mapping from values of that column to splits; empty takes the values as they are."""
-    classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
-    """File with one class name per line, in label order; null takes the sorted values of the label column."""
-    test_fraction: Annotated[float, Ge(0), Lt(1), Role.OUTSIDE_DATASET] = 0.0
-    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_path(self.path, "the CSV or Parquet file")
-        answers = {"label": self.label, "split": self.split, "key": self.key}
-        for option, column in answers.items():
-            require(
-                column is None or column not in (*self.features, *self.categorical),
-                f"data.features and data.categorical must not name {column}, which is data.{option}; leave it out",
-            )
-        for option in ("features", "categorical"):
-            names = getattr(self, option)
-            require(
-                len(set(names)) == len(names), f"data.{option} lists a column twice: {list(names)}"
-            )
-        require(
-            not (self.features and self.exclude),
-            f"data.exclude={list(self.exclude)} excludes columns from the default, but data.features lists all columns "
-            "that are stored; leave one of them empty",
-        )
-        both = set(self.features) & set(self.categorical)
-        require(not both, f"data.features and data.categorical both name {', '.join(sorted(both))}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SklearnTableDataConfig(DataConfig):
-    """Table that is part of scikit-learn, without a download."""
-
-    implementation: ClassVar[str] = "permafrost.sources.table:SklearnTableSource"
-
-    kind: Literal["sklearn_table"] = "sklearn_table"
-    name: Literal["wine", "breast_cancer", "iris", "digits"] = "wine"
-    """Name of the table; `digits` has the 8x8 pixels as 64 columns."""
-    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.2
-    """Fraction of the records that forms split test, chosen by a hash of the key."""
-
-
 # ---- one dataclass per source --------------------------------------------------------------------
 
 
@@ -389,8 +312,6 @@ SOURCES: Family[type[DataConfig]] = Family(
             WebDatasetDataConfig,
             TorchvisionDataConfig,
             TinyImageNetDataConfig,
-            TableDataConfig,
-            SklearnTableDataConfig,
         )
     }
 )

@@ -200,34 +200,6 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
-_ROUNDING = 1e-12
-"""Rounding error of a float64 standard deviation in units of the mean, below that of any values distinct in float32."""
-
-
-class Standardize(nn.Module):
-    """Standardization (rows - mean) / std by column of a table, whose moments are stored with the weights.
-
-    Until `set_moments` is called, and in an untrained network, rows are not changed.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, columns: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(columns))
-        self.register_buffer("std", torch.ones(columns))
-
-    def set_moments(self, mean: Tensor, std: Tensor) -> None:
-        """Set the moments [d] of a training split. A constant column is only shifted."""
-        varies = std > _ROUNDING * mean.abs()
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(varies, std, 1.0))
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return (rows - self.mean) / self.std
-
-
 # ---- classifier ------------------------------------------------------------------------------------
 
 
@@ -315,6 +287,12 @@ class Classifier(nn.Module, ABC):
             "because its classifier is not linear on the average of its features (or has an active dropout in "
             "training); choose a ResNet, DenseNet or RegNet, or another method"
         )
+
+    def learn_moments(self, frames: Callable[[], Iterator[Tensor]]) -> None:
+        """Learn the moments of the inputs before a training, if the network stores any (ModelConfig.learns_moments).
+
+        frames  function that reads the training split: u8 [n, 3, H, W], or rows of numbers f32 [n, d]
+        """
 
     @property
     def pools_by_average(self) -> bool:

@@ -1,7 +1,4 @@
-"""Columns of a table of numbers: features, labels and rows of each split.
-
-Shape letters: N rows, d columns of the store.
-"""
+"""Tables in CSV and Parquet files: their rows and cells, as text and as labels."""
 
 from __future__ import annotations
 
@@ -13,115 +10,25 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from permafrost.config.data import ALL_COLUMNS, TableDataConfig
 from permafrost.core.errors import ConfigError, quote, require
-from permafrost.sources.classes import composed, is_nan, is_unknown, sorted_names
-from permafrost.sources.splits import TRAIN
+from permafrost.sources.classes import composed, is_nan, is_unknown
 from permafrost.sources.tally import Tally
 
 logger = logging.getLogger("permafrost.sources")
 
 
-_WORDS = {"true": 1.0, "false": 0.0}
-_CELLS = 65_536
-"""Number of cells that are converted at once."""
 _BLOCK_BYTES = 2**23
 """Bytes of a CSV that are parsed at once, and the most bytes of a row."""
 
 
-@dataclass(frozen=True)
-class TableColumns:
-    """Table in memory."""
-
-    path: Path
-    table: pa.Table
-    """Cells of the table; those of a CSV are all text."""
-
-    @property
-    def names(self) -> list[str]:
-        """Column names in the file's order."""
-        names: list[str] = self.table.column_names
-        return names
-
-    def require(self, columns: dict[str, str]) -> None:
-        """Raise ConfigError unless the columns exist; `columns` maps each option to the column that it names."""
-        require_columns(self.path, columns, self.names)
-
-    def texts(self, column: str) -> Iterator[str | None]:
-        """Yield every cell as text, a whole number without its decimal point; None for an empty cell."""
-        yield from map(to_name, self.cells(column))
-
-    def cells(self, column: str) -> Iterator[Any]:
-        """Yield every cell as it is."""
-        for batch in self.table.select([column]).to_batches(max_chunksize=_CELLS):
-            yield from batch.column(0).to_pylist()
-
-    def numbers(self, column: str) -> NDArray[np.float64]:
-        """Return every cell as a number, [N]; nan for an empty cell or one that is not a number."""
-        values = self.table[column]
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        kind = values.type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            texts = pc.utf8_trim_whitespace(values)
-            texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, kind), texts)
-            try:
-                values = texts.cast(pa.float64())
-            except pa.ArrowInvalid:  # at least one is not a number
-                return np.array([_number(text) for text in texts.to_pylist()], np.float64)
-        elif not (
-            pa.types.is_integer(kind)
-            or pa.types.is_floating(kind)
-            or pa.types.is_decimal(kind)
-            or pa.types.is_boolean(kind)
-        ):
-            return np.full(len(values), np.nan)
-        numbers: NDArray[np.float64] = values.cast(pa.float64(), safe=False).to_numpy()
-        return numbers
-
-    def error_message(self, row: int, column: str) -> str:
-        """Describe why a cell is not a finite float32; `row` counts from 0, the message counts from 1."""
-        cell: Any = self.table[column][row].as_py()
-        number = _number(str(cell)) if cell is not None else np.nan
-        what = f"{quote(cell)} is not a number"
-        if to_text(cell) is None:
-            what = "is empty or NaN"
-        elif np.isinf(number):
-            what = "is infinite"
-        elif np.isfinite(number):
-            what = f"{number:g} is beyond the range of float32"
-        return f"row {row + 1}, column {column}: {what}"
-
-    def error(self, row: int, column: str, error_message: str) -> ConfigError:
-        """Return the exception to raise for an invalid cell, with its position in the table."""
-        return ConfigError(f"{self.path}, row {row + 1}, column {column}: {error_message}")
-
-
-def read_columns(path: Path) -> TableColumns:
-    """Read a whole .csv or .parquet file."""
-    with _readable(path):
-        names = _column_names(path)
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ConfigError(
-                f"data.path={path} has two columns named {twice[0]}; rename one of them"
-            )
-        batches = list(_iter_batches(path, names))
-    require(any(len(batch) for batch in batches), f"data.path={path} has no rows")
-    return TableColumns(path, pa.Table.from_batches(batches))
-
-
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Raise ConfigError for a file of another kind, or if the block cannot read it."""
     require(
         path.suffix.lower() in (".csv", ".parquet"),
@@ -135,7 +42,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise ConfigError(f"data.path={path} cannot be read: {error}") from error
 
 
-def _column_names(path: Path) -> list[str]:
+def column_names(path: Path) -> list[str]:
     if path.suffix.lower() == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as text:
             return next((line for line in csv.reader(text) if line), [])
@@ -144,7 +51,7 @@ def _column_names(path: Path) -> list[str]:
     return names
 
 
-def _iter_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def iter_parts(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Iterate over a table in parts of these columns. The cells of a CSV are text."""
     if path.suffix.lower() == ".csv":
         yield from pyarrow.csv.open_csv(
@@ -161,21 +68,6 @@ def _iter_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch
         return
     with pq.ParquetFile(path) as file:
         yield from file.iter_batches(columns=columns, use_threads=False)  # see arrow_files.py
-
-
-def to_name(value: Any) -> str | None:
-    """Convert a cell to a class, category or split: 3, 3.0 and "3.0" are equal; None for an empty cell."""
-    text = to_text(value)
-    return None if text is None else re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", text)
-
-
-def _number(text: str | None) -> float:
-    if text is None or "_" in text:
-        return np.nan
-    try:
-        return float(text)
-    except ValueError:
-        return _WORDS.get(text.strip().lower(), np.nan)
 
 
 # ---- rows ------------------------------------------------------------------------------------------
@@ -233,7 +125,7 @@ def to_label(
     """Convert a cell to the text of a label; None for a cell that is empty, or a word for an unknown label.
 
     class_list  names of data.classes, composed: such a word is a class if it is among them
-    convert     to_text, or to_name, which takes 3.0 for 3
+    convert     function from a cell to its text, or None
     """
     text = convert(value)
     word = value.strip() if text is None and isinstance(value, str) else text
@@ -263,17 +155,17 @@ def read_rows(path: Path, columns: dict[str, str]) -> Iterator[ListedRow]:
 
     columns  option -> the column that it names
     """
-    with _readable(path):
-        require_columns(path, columns, _column_names(path))
-        batches = _iter_batches(path, sorted(set(columns.values())))
+    with readable(path):
+        require_columns(path, columns, column_names(path))
+        batches = iter_parts(path, sorted(set(columns.values())))
         rows = (cells for batch in batches for cells in batch.to_pylist())
         yield from (ListedRow(path, number, cells) for number, cells in enumerate(rows, start=1))
 
 
 def iter_distinct(path: Path, column: str) -> Iterator[list[str]]:
     """Yield the different cells of each part of a column that are text; none for a column of another type."""
-    with _readable(path):
-        for batch in _iter_batches(path, [column]):
+    with readable(path):
+        for batch in iter_parts(path, [column]):
             cells = batch.column(0)
             if pa.types.is_dictionary(cells.type):
                 cells = cells.dictionary_decode()
@@ -298,101 +190,3 @@ def require_columns(path: Path, columns: dict[str, str], existing: list[str]) ->
                 f"data.{option}={column} is not a column of {path}; it has: "
                 f"{quote(', '.join(existing), 1000)[1:-1]}{hint}"
             )
-
-
-# ---- features --------------------------------------------------------------------------------------
-
-
-MAX_CATEGORIES = 1000
-"""Largest number of values of a categorical column; a column with more is probably an identifier."""
-
-
-class Features(NamedTuple):
-    """Stored columns and values."""
-
-    columns: tuple[str, ...]
-    """Names of the numeric columns, then <column>=<value> for each category."""
-    values: NDArray[np.float32]
-    """[N, d]."""
-    complaints: dict[int, str]
-    """First invalid cell of each row that cannot be stored, by row number from 0."""
-
-
-def table_features(
-    table: TableColumns, config: TableDataConfig, in_training: NDArray[np.bool_]
-) -> Features:
-    """Select and convert the columns that the options choose.
-
-    in_training  [N]: the rows whose categories are used
-    """
-    numbers = _numeric_columns(table, config)
-    if config.log1p != ALL_COLUMNS:
-        for column in config.log1p:
-            require(
-                column in numbers,
-                f"data.log1p names {column}, which is not one of the numeric columns: {', '.join(numbers)}",
-            )
-    names, columns, complaints = list(numbers), [], dict[int, str]()
-    for name, numeric in numbers.items():
-        for row in np.flatnonzero(~np.isfinite(numeric)).tolist():
-            complaints.setdefault(row, table.error_message(row, name))
-        columns.append(_log1p(numeric) if _is_logged(name, config) else numeric)
-    for name in config.categorical:
-        categories = _categories(table, name, in_training)
-        names += [f"{name}={category}" for category in categories]
-        columns += categories.values()
-    return Features(tuple(names), np.stack(columns, axis=1), complaints)
-
-
-def _numeric_columns(
-    table: TableColumns, config: TableDataConfig
-) -> dict[str, NDArray[np.float32]]:
-    """Return the numeric columns by name, [N] each."""
-    if config.features:
-        return {name: _narrow(table.numbers(name)) for name in config.features}
-    named = {config.label, config.split, config.key, *config.exclude, *config.categorical}
-    columns, left_out = {}, []
-    for name in table.names:
-        if name in named:
-            continue
-        numbers = table.numbers(name)
-        if np.isnan(numbers).all():
-            left_out.append(name)
-        else:
-            columns[name] = _narrow(numbers)
-    if left_out:
-        logger.info("%s: left out columns without numbers: %s", table.path, ", ".join(left_out))
-    require(
-        len(columns) + len(config.categorical) > 0,
-        f"data.path={table.path} has no column of numbers in addition to those that options name; name the "
-        "columns to store with data.features or data.categorical",
-    )
-    return columns
-
-
-def _narrow(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are reported
-        return numbers.astype(np.float32)
-
-
-def _is_logged(name: str, config: TableDataConfig) -> bool:
-    return config.log1p == ALL_COLUMNS or name in config.log1p
-
-
-def _log1p(column: NDArray[np.float32]) -> NDArray[np.float32]:
-    wide = column.astype(np.float64)
-    return np.asarray(np.sign(wide) * np.log1p(np.abs(wide)), np.float32)
-
-
-def _categories(
-    table: TableColumns, name: str, in_training: NDArray[np.bool_]
-) -> dict[str, NDArray[np.float32]]:
-    """Map each value of a categorical column to 0 or 1 per row, [N]."""
-    texts = np.array(list(table.texts(name)), dtype=object)
-    known = sorted_names(text for text in texts[in_training] if text is not None)
-    require(
-        0 < len(known) <= MAX_CATEGORIES,
-        f"data.categorical names {name}, which has {len(known)} values in split {TRAIN} of {table.path} but "
-        f"must have 1 to {MAX_CATEGORIES}: leave the column out with data.exclude, or check the split",
-    )
-    return {category: (texts == category).astype(np.float32) for category in known}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import StudentOutput
-from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, Standardize
+from permafrost.models.classifier import NO_INTERMEDIATES, Classifier
 from permafrost.models.compute import ComputeSettings, fastest_precision
 from permafrost.models.explanations import (
     attribution_named,
@@ -33,7 +35,6 @@ from permafrost.models.explanations import (
 )
 from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
 from permafrost.store.frames import ShardFrames
-from permafrost.store.reader import Store
 from permafrost.training.optim import build_optimizer
 from permafrost.training.spec import TrainingSpec
 from permafrost.training.state import Training
@@ -57,7 +58,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
     torch.manual_seed(derive_seed(spec.seed, "initialisation"))
     model = build_model(spec.model, spec.num_classes, may_replace_head=True)
     if spec.model.weights is None:
-        _learn_columns(model, spec.dataset)
+        model.learn_moments(partial(_iter_frames, spec.dataset))
     model = model.to(device)
     targets: TargetSource = view_targets
     if spec.live_teacher is not None:
@@ -146,13 +147,18 @@ def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSourc
         warn_of_coarse_grid(own, grid)
 
 
-def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:
-    """Set mean and spread of the columns, over the whole training split, in a network on a table."""
-    for module in model.modules():
-        if isinstance(module, Standardize):
-            (first,) = dataset.store.index.shard_numbers(dataset.rows_at(np.zeros(1, np.int64)))
-            split = dataset.store.shards[int(first)].split
-            module.set_moments(*column_moments(dataset.store, split))
+_BATCH = 4096
+
+
+def _iter_frames(dataset: StoreDataset) -> Iterator[Tensor]:
+    """Read the frames or rows of the whole split that a training reads, in parts."""
+    (first,) = dataset.store.index.shard_numbers(dataset.rows_at(np.zeros(1, np.int64)))
+    split = dataset.store.shards[int(first)].split
+    for number in dataset.store.shards.splits[split].tolist():
+        shard = dataset.store.shards[number]
+        frames = ShardFrames(dataset.store, shard)
+        for start in range(0, shard.records, _BATCH):
+            yield frames.read(start, min(start + _BATCH, shard.records)).frames
 
 
 @torch.no_grad()
@@ -240,29 +246,3 @@ def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: T
     if matrices is None:
         matrices = torch.eye(3)[None]
     return float(downscale(matrices, views.size, input_size).max())
-
-
-_BATCH = 4096
-
-
-def column_moments(store: Store, split: str) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over all records of a split, f64 [d] each.
-
-    Moments of batches are merged (Chan et al. 1979), which is accurate for columns with a large mean and small spread.
-    """
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for number in store.shards.splits[split].tolist():
-        shard = store.shards[number]
-        frames = ShardFrames(store, shard)
-        for start in range(0, shard.records, _BATCH):
-            rows = frames.read(start, min(start + _BATCH, shard.records)).frames.double()  # [n, d]
-            own = rows.mean(dim=0)
-            total = count + len(rows)
-            squares = (
-                squares
-                + (rows - own).square().sum(dim=0)
-                + (own - mean).square() * (count * len(rows) / total)
-            )
-            mean = mean + (own - mean) * (len(rows) / total)
-            count = total
-    return mean, (squares / count).sqrt()

@@ -17,6 +17,7 @@ from permafrost.config.methods import (
     SoftTargetsConfig,
 )
 from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.plugins import plugin_places
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.runs.run_passes import logits_first, name_passes, pass_request, record_passes

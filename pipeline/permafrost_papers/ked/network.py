@@ -13,7 +13,7 @@ a table, or channels), C values of a feature, or channels of a trunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,11 +27,11 @@ from permafrost.models.classifier import (
     Normalize,
     Provider,
     Stage,
-    Standardize,
     require_size,
 )
 from permafrost.models.providers import provider_of, published
 from permafrost_papers.ked.chimeras import spread_cells
+from permafrost_papers.ked.moments import Standardize, column_moments
 from permafrost_papers.ked.options import AdditiveModelConfig
 from permafrost_papers.ked.partition import Partition, describe_partition
 from permafrost_papers.ked.subnets import (
@@ -59,6 +59,10 @@ class _InputClassifier(AdditiveClassifier):
         assert config.mean is not None
         assert config.std is not None
         self.normalize = Normalize(config.mean, config.std)
+
+    def learn_moments(self, frames: Callable[[], Iterator[Tensor]]) -> None:
+        if isinstance(self.normalize, Standardize):
+            self.normalize.set_moments(*column_moments(frames()))
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
         return self.normalize(images), None

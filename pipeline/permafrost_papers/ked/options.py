@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from permafrost.config.data import SOURCES
 from permafrost.config.evaluation import EVALUATORS, EvaluatorOptions
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
 from permafrost.config.methods import METHODS, MethodSetting, SoftTargetsConfig
@@ -26,6 +27,7 @@ from permafrost.config.page_options import STORE_SECTIONS
 from permafrost.config.store import PAYLOADS, PayloadInfo
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.core.errors import ConfigError, require
+from permafrost_papers.ked.table_options import SklearnTableDataConfig, TableDataConfig
 
 PAYLOAD = "superfeature_logits"
 HIDDEN_PAYLOAD = "superfeature_hidden"
@@ -426,6 +428,8 @@ class SuperfeaturesOptions(EvaluatorOptions):
 
 
 MODELS["additive"] = AdditiveModelConfig
+SOURCES["table"] = TableDataConfig
+SOURCES["sklearn_table"] = SklearnTableDataConfig
 METHODS["ked"] = KEDConfig
 TEACHINGS["ked"] = KEDTeachingConfig
 EXPLAINERS["superfeatures"] = SuperfeaturesConfig

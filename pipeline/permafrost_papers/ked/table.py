@@ -20,22 +20,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
 from permafrost.core.errors import quote
 from permafrost.core.records import NO_LABEL, Content, Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes, load_class_list
 from permafrost.sources.splits import TRAIN, split_of, split_off_test
-from permafrost.sources.table_files import (
+from permafrost.sources.table_files import tally_unknown, to_label
+from permafrost.sources.tally import Tally
+from permafrost.store.codecs import SUFFIX, RowError, encode_row
+from permafrost_papers.ked.table_columns import (
     Features,
     TableColumns,
     read_columns,
     table_features,
-    tally_unknown,
-    to_label,
     to_name,
 )
-from permafrost.sources.tally import Tally
-from permafrost.store.codecs import SUFFIX, RowError, encode_row
+from permafrost_papers.ked.table_options import SklearnTableDataConfig, TableDataConfig
 
 logger = logging.getLogger("permafrost.precompute")
 

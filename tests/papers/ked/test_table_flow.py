@@ -20,7 +20,6 @@ from permafrost.config.augment import (
     RandomViewsConfig,
 )
 from permafrost.config.compose import compose
-from permafrost.config.data import SklearnTableDataConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions, ShiftOptions
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
@@ -58,6 +57,7 @@ from permafrost_papers.ked.partition import (
     pass_hierarchy,
 )
 from permafrost_papers.ked.subnets import LOGITS
+from permafrost_papers.ked.table_options import SklearnTableDataConfig
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import TRAINER
 from tests.support.slow import slow

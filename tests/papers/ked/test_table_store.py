@@ -13,17 +13,16 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
-from permafrost.config.data import SklearnTableDataConfig, TableDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
-from permafrost.models.classifier import Standardize
 from permafrost.store.codecs import RowError, decode_row, encode_row
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.frames import ShardFrames
 from permafrost.store.manifest import fingerprint_store
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
-from permafrost.training.build import column_moments
+from permafrost_papers.ked.moments import Standardize, column_moments
+from permafrost_papers.ked.table_options import SklearnTableDataConfig, TableDataConfig
 from stages import precompute
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
@@ -41,6 +40,13 @@ def every_record(store):
     return StoreDataset(store, np.arange(store.index.num_rows), with_regions=True).__getitems__(
         list(range(store.index.num_rows))
     )
+
+
+def parts_of(store, split):
+    """Rows of a split, a tensor for each shard."""
+    for number in store.shards.splits[split].tolist():
+        shard = store.shards[number]
+        yield ShardFrames(store, shard).read(0, shard.records).frames
 
 
 @pytest.fixture(scope="module")
@@ -267,11 +273,11 @@ def test_moments_are_those_of_the_whole_split_and_of_no_other(wine):
     in_training = np.array([split == "train" for split in wine.index.table()["split"].to_pylist()])
     rows = batch.inputs.numpy().astype(np.float64)[in_training]
 
-    mean, std = column_moments(wine, "train")
+    mean, std = column_moments(parts_of(wine, "train"))
 
     np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(std, rows.std(axis=0), rtol=1e-10)
-    assert not np.allclose(column_moments(wine, "test")[0], mean)
+    assert not np.allclose(column_moments(parts_of(wine, "test"))[0], mean)
 
 
 def test_a_small_spread_on_a_large_mean_is_kept_and_no_spread_is_left(tmp_path):
@@ -283,7 +289,7 @@ def test_a_small_spread_on_a_large_mean_is_kept_and_no_spread_is_left(tmp_path):
     rows = every_record(store).inputs
 
     assert torch.equal(layer(rows), rows)  # the identity before moments are set
-    mean, std = column_moments(store, "train")
+    mean, std = column_moments(parts_of(store, "train"))
     layer.set_moments(mean, std)
 
     assert mean.tolist() == [2**23 + 0.5, 1e9, 0]
