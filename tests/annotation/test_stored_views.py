@@ -16,7 +16,6 @@ from permafrost.config.augment import (
     CanonicalViewsConfig,
     OperationConfig,
     RandomViewsConfig,
-    RotationsViewsConfig,
 )
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.store import SubsetOptions
@@ -24,7 +23,6 @@ from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets, warp
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.random_views import rotations
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.subset import rows_of_split, select_training_rows
 from permafrost.models.saved import load_model
@@ -32,6 +30,8 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from permafrost_papers.interpretability.options import RotationsViewsConfig
+from permafrost_papers.interpretability.rotations import rotations
 from stages import distill, evaluate, precompute
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config

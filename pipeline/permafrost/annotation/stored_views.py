@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.config.augment import AnyViewsConfig, AugmentOptions, RotationsViewsConfig
-from permafrost.config.options import is_left_out, options_of
+from permafrost.config.augment import AugmentOptions, ViewsConfig
+from permafrost.config.options import is_left_out, options_of, resolve_implementation
 from permafrost.config.store import SubsetOptions
 from permafrost.core.digests import derive_seed
-from permafrost.loading.random_views import ViewSchedule, rotations
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import select_training_rows
 from permafrost.store.index import RowNumbers
@@ -31,7 +31,7 @@ from permafrost.store.shards import ShardEntry
 class StoredViews:
     """The records that a pass covers, and their views."""
 
-    config: AnyViewsConfig
+    config: ViewsConfig
     augment: AugmentOptions
     split: str
     subset: SubsetOptions
@@ -83,27 +83,33 @@ class StoredViews:
 
         Views are drawn for all records of the shard, so those of a record do not depend on the selection.
         """
-        rows = torch.from_numpy(self.rows_of(store, shard))
-        if isinstance(self.config, RotationsViewsConfig):
-            return rotations().expand(len(rows), -1, -1, -1).float()
-        here = store.rows_of_shard(store.shards.number_of(shard.name))
-        sizes = store.index.take(("height", "width"), here)
-        heights, widths = (torch.tensor(sizes[n].tolist()) for n in ("height", "width"))
-        aspects = widths / heights
-        height, width = store.size
-        schedule = ViewSchedule(
-            self.augment,
-            store.size,
-            derive_seed(self.config.seed, "stored views", shard.name),
-            one_aspect=bool((aspects == width / height).all()),
-        )
-        drawn = [schedule.views(view, 0, aspects) for view in range(self.count)]
-        whole = torch.eye(3).expand(len(aspects), 3, 3)
-        return torch.stack([whole if v is None else v for v in drawn], dim=1)[rows]
+        draw = resolve_implementation(type(self.config))
+        drawn: Tensor = draw(self.config, self.augment, store, shard)
+        return drawn[torch.from_numpy(self.rows_of(store, shard))]
+
+
+def draw_random(
+    config: ViewsConfig, augment: AugmentOptions, store: Store, shard: ShardEntry
+) -> Tensor:
+    """Draw canonical_from_view of all records of a shard from `augment.operations`, f32 [n, V, 3, 3]."""
+    here = store.rows_of_shard(store.shards.number_of(shard.name))
+    sizes = store.index.take(("height", "width"), here)
+    heights, widths = (torch.tensor(sizes[n].tolist()) for n in ("height", "width"))
+    aspects = widths / heights
+    height, width = store.size
+    schedule = ViewSchedule(
+        augment,
+        store.size,
+        derive_seed(config.seed, "stored views", shard.name),
+        one_aspect=bool((aspects == width / height).all()),
+    )
+    drawn = [schedule.views(view, 0, aspects) for view in range(config.count)]
+    whole = torch.eye(3).expand(len(aspects), 3, 3)
+    return torch.stack([whole if v is None else v for v in drawn], dim=1)
 
 
 def plan_stored_views(
-    store: Store, config: AnyViewsConfig, augment: AugmentOptions, split: str, subset: SubsetOptions
+    store: Store, config: ViewsConfig, augment: AugmentOptions, split: str, subset: SubsetOptions
 ) -> StoredViews:
     """Plan the stored views of a split's selection."""
     selected = select_training_rows(store.index, split, subset)

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from permafrost.config.options import Options
+from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 
 
@@ -166,15 +167,20 @@ class AugmentOptions(Options):
 # ---- views -----------------------------------------------------------------------------------------
 
 
-NUM_ROTATIONS = 4
-
-
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig(Options):
-    """Stored views of a teacher pass, in addition to the canonical view, which always exists."""
+    """Stored views of a teacher pass, in addition to the canonical view, which always exists.
+
+    The implementation of a kind is a function (its options, `augment`, store, shard) -> canonical_from_view of all
+    records of a shard, f32 [n, V, 3, 3].
+    """
 
     section: ClassVar[str] = "views"
+    expansion: ClassVar[str] = ""
+    """`module:name` of a function (batch without targets) -> batch with `per_step` views of each record, made of the
+    student's view, for methods that name this kind as their `live_views`."""
 
+    kind: str = ""
     count: Annotated[int, Ge(1)] = 1
     """Stored views per record."""
     seed: int = 0
@@ -194,7 +200,8 @@ class CanonicalViewsConfig(ViewsConfig):
         super().__post_init__()
         require(
             self.count == 1,
-            f"views.count={self.count} requires drawn views: choose views=random or views=rotations",
+            f"views.count={self.count} requires other views than the canonical one; choose "
+            f"{' or '.join(f'views={kind}' for kind in VIEWS if kind != self.kind)}",
         )
 
 
@@ -202,27 +209,12 @@ class CanonicalViewsConfig(ViewsConfig):
 class RandomViewsConfig(ViewsConfig):
     """Random views drawn from `augment.operations`."""
 
+    implementation: ClassVar[str] = "permafrost.annotation.stored_views:draw_random"
+
     kind: Literal["random"] = "random"
     count: int = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class RotationsViewsConfig(ViewsConfig):
-    """Frame rotated by 0, 90, 180 and 270 degrees."""
-
-    kind: Literal["rotations"] = "rotations"
-    count: int = NUM_ROTATIONS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.count == NUM_ROTATIONS,
-            f"views.count={self.count}: views=rotations has exactly {NUM_ROTATIONS}",
-        )
-
-
-AnyViewsConfig = CanonicalViewsConfig | RandomViewsConfig | RotationsViewsConfig
-
-VIEWS: dict[str, type[ViewsConfig]] = {
-    cls.kind: cls for cls in (CanonicalViewsConfig, RandomViewsConfig, RotationsViewsConfig)
-}
+VIEWS: Family[type[ViewsConfig]] = Family(
+    {"canonical": CanonicalViewsConfig, "random": RandomViewsConfig}
+)

@@ -8,11 +8,10 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge
 
 from permafrost.config.augment import (
-    NUM_ROTATIONS,
-    AnyViewsConfig,
+    VIEWS,
     AugmentOptions,
     CanonicalViewsConfig,
-    RotationsViewsConfig,
+    ViewsConfig,
 )
 from permafrost.config.cluster import (
     ClusterConfig,
@@ -86,7 +85,7 @@ class DistillConfig(Options):
     """Origin of the teacher's targets. frozen: stored targets of the whole frame on a new random view, with the
     map warped to that view. replay: stored views with their own targets. live: the teacher's forward pass on
     every view, in every step."""
-    views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
+    views: ViewsConfig = field(default_factory=CanonicalViewsConfig)
     """Stored views, read with mode=replay: `per_step`, and `count` if the store holds several passes of stored
     views."""
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
@@ -117,11 +116,9 @@ class DistillConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mode != "replay":
-            turns = self.mode == "live" and self.method.turns_views
-            views = (
-                RotationsViewsConfig(per_step=NUM_ROTATIONS) if turns else CanonicalViewsConfig()
-            )
-            object.__setattr__(self, "views", views)
+            kind = self.method.live_views if self.mode == "live" else ""
+            views = VIEWS[kind]() if kind else CanonicalViewsConfig()
+            object.__setattr__(self, "views", replace(views, per_step=views.count))
         require(
             self.mode != "replay" or self.method.needs_teacher,
             "mode=replay reads stored views of a teacher pass, and method=labels uses no teacher; drop one of them",

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from permafrost.config.augment import AnyViewsConfig, AugmentOptions
+from permafrost.config.augment import AugmentOptions, ViewsConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.options import Options
 from permafrost.config.plugins import Family
@@ -34,7 +34,7 @@ class MethodSetting:
     """Other options of a student that a method has to agree with."""
 
     mode: Mode
-    views: AnyViewsConfig
+    views: ViewsConfig
     augment: AugmentOptions
     trainer: TrainerOptions
     student: ModelConfig
@@ -49,8 +49,9 @@ class MethodConfig(Options):
     """True if the method uses a teacher."""
     needs_places: ClassVar[bool] = True
     """True if the method compares positions of an image, which rows of a table do not have."""
-    turns_views: ClassVar[bool] = False
-    """True if a batch of mode=live has each view of the student in its four rotations."""
+    live_views: ClassVar[str] = ""
+    """Kind of `views` that a step of mode=live makes of each view of the student (ViewsConfig.expansion), empty if it
+    has that view alone."""
     is_term: ClassVar[bool] = False
     """True if method=several may combine it with others: its loss keeps no state besides its parameters."""
 

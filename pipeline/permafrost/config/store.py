@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Le, Lt
 
-from permafrost.config.augment import AnyViewsConfig, AugmentOptions, CanonicalViewsConfig
+from permafrost.config.augment import AugmentOptions, CanonicalViewsConfig, ViewsConfig
 from permafrost.config.cluster import ClusterConfig, ExecutorName
 from permafrost.config.data import DataConfig, PreviewOptions
 from permafrost.config.explainers import ExplainerConfig
@@ -294,7 +294,7 @@ class PrecomputeConfig(Options):
     annotate: PassOptions
     cluster: ClusterConfig
     preview: PreviewOptions = field(default_factory=PreviewOptions)
-    views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
+    views: ViewsConfig = field(default_factory=CanonicalViewsConfig)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     subset: SubsetOptions = field(default_factory=SubsetOptions)
     split: str = "train"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from permafrost.core.batches import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.pixel_augment import PixelAugmentSchedule
-from permafrost.loading.random_views import ViewSchedule, turn_views
+from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.transfer import (
     check_shared_memory,
@@ -38,6 +38,7 @@ class TrainLoader:
         seed: int,
         loader_processes: int = 0,
         views_per_step: int = 1,
+        expand: Callable[[Batch], Batch] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -45,7 +46,8 @@ class TrainLoader:
 
         views           schedule of new views, None to replay the views stored in the dataset's passes
         pixel_augment   schedule of pixel augmentation, None for none
-        views_per_step  number of views of one record per step: stored ones, or the four rotations of each new view
+        views_per_step  number of views of one record per step: stored ones, or those that `expand` makes
+        expand          function that makes so many views of each new one, None to have that one alone
         """
         order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
         ranks = {"rank": rank, "world_size": world_size}
@@ -58,6 +60,7 @@ class TrainLoader:
         )
         self.views = views
         self.views_per_step = views_per_step
+        self.expand = expand
         self.pixel_augment = pixel_augment
         rank_batch = -(-batch_size // world_size)
         check_shared_memory(
@@ -95,8 +98,8 @@ class TrainLoader:
                 if drawn_views is not None:
                     drawn_views = copy_to(drawn_views, batch.inputs.device)
                 batch = replace(batch, canonical_from_view=drawn_views)
-                if self.views_per_step > 1:
-                    batch = turn_views(batch)
+                if self.expand is not None:
+                    batch = self.expand(batch)
             if self.pixel_augment is not None:
                 first = start * self.views_per_step
                 drawn = self.pixel_augment.draw(epoch, step, first, len(batch.keys))

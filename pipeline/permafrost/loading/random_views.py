@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import kornia.augmentation as K
@@ -20,11 +19,9 @@ import torch
 from kornia.geometry.conversions import normalize_homography
 from torch import Tensor
 
-from permafrost.config.augment import NUM_ROTATIONS, AugmentOptions, OperationConfig
-from permafrost.core.batches import Batch
+from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
-from permafrost.loading.geometry import canonical_from_view
 from permafrost.loading.method_cache import cache_method
 
 VIEW_BLOCK = 1024
@@ -242,45 +239,3 @@ class ViewSchedule:
                 true = torch.diag_embed(torch.stack([aspects, ones, ones], dim=-1))
                 canonical_from_view = canonical_from_view @ torch.linalg.inv(true) @ step @ true
         return canonical_from_view
-
-
-# ---- turns -----------------------------------------------------------------------------------------
-
-
-def rotations() -> Tensor:
-    """Exact canonical_from_view of the four rotations by multiples of 90 degrees, f64 [4, 3, 3]."""
-    turns = []
-    for quarter in range(NUM_ROTATIONS):
-        cosine, sine = (
-            round(math.cos(quarter * math.pi / 2)),
-            round(math.sin(quarter * math.pi / 2)),
-        )
-        turns.append([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
-    return torch.tensor(turns, dtype=torch.float64)
-
-
-def turn_views(batch: Batch) -> Batch:
-    """Repeat each record of a batch without targets in the four rotations of its view, upright first: 4 B records.
-
-    Only crops and flips are rotated. Pixel augmentation is drawn afterwards, for each rotation.
-    """
-    assert not batch.targets
-    turns = rotations().float().to(batch.inputs.device)
-    turned = canonical_from_view(batch)[:, None] @ turns
-    rows = torch.arange(len(batch.keys)).repeat_interleave(NUM_ROTATIONS)
-    own = rows.to(batch.inputs.device)
-    host_labels = batch.host_labels
-    return replace(
-        batch,
-        keys=tuple(batch.keys[row] for row in rows.tolist()),
-        record_index=batch.record_index[own],
-        inputs=batch.inputs[own],
-        canonical_from_view=turned.flatten(0, 1),
-        view_index=torch.arange(NUM_ROTATIONS, device=own.device).repeat(len(batch.keys)),
-        original_size=batch.original_size[own],
-        labels=batch.labels[own],
-        groups=batch.groups[own],
-        masks=None if batch.masks is None else batch.masks[own],
-        boxes=tuple(batch.boxes[row] for row in rows.tolist()) if batch.boxes else (),
-        host_labels=None if host_labels is None else host_labels[rows],
-    )

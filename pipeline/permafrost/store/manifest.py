@@ -40,7 +40,6 @@ CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
 _ADDED_BESIDE = ("hierarchy", "partition_sha256")
 """Added entries that a manifest of this schema has beside the others, null where no payload adds them."""
-SAMPLERS = (CANONICAL_VIEW, "random", "rotations")
 MAX_FRAME_PIXELS = 4096**2
 """Largest number of pixels of a canonical frame, 50 MB a record."""
 MAX_FIELD_BYTES = 2**26
@@ -233,7 +232,9 @@ class PassManifest:
             require_entry(type(section.get(name)) is kind, f"{name} is {section.get(name)!r}")
         count, sampler = self.views["count"], self.views["sampler"]
         require_entry(count >= 1, f"views.count is {count}")
-        require_entry(sampler in SAMPLERS, f"views.sampler is {sampler[:80]!r}")
+        require_entry(
+            NAME_PATTERN.fullmatch(sampler) is not None, f"views.sampler is {sampler[:80]!r}"
+        )
         require_entry(
             sampler != CANONICAL_VIEW or count == 1, f"{count} canonical views are not possible"
         )

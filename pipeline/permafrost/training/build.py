@@ -103,6 +103,7 @@ def build_loader(spec: TrainingSpec, distributed: DistributedContext) -> TrainLo
         seed=spec.seed,
         loader_processes=spec.trainer.loader_processes,
         views_per_step=spec.views_per_step,
+        expand=spec.expand_views,
         rank=distributed.rank,
         world_size=distributed.world_size,
     )

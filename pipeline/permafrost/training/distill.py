@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,7 @@ class Distillation(TrainingJob):
             live_explainer = resolve_explainer(config.explainer, store, num_classes)
             explainer = live_explainer.kind
         loss.plan(config, passes, num_classes)
+        expansion = config.views.expansion if config.mode == "live" else ""
         return TrainingSpec(
             dataset=StoreDataset(
                 store,
@@ -206,6 +208,7 @@ class Distillation(TrainingJob):
             teacher_weights=teacher_weights_of(config, passes),
             replays=config.mode == "replay",
             views_per_step=config.views.per_step,
+            expand_views=pkgutil.resolve_name(expansion) if expansion else None,
             live_teacher=live,
             live_explainer=live_explainer,
             after_epoch=plan_curve(config, self.folder, store, passes, num_classes),

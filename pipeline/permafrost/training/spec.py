@@ -9,6 +9,7 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.core.batches import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.regions import RegionKind
 from permafrost.losses.base import DistillationLoss
@@ -35,7 +36,9 @@ class TrainingSpec:
     replays: bool = False
     """True to train on the views stored in the dataset's passes, which ignores `augment.operations`."""
     views_per_step: int = 1
-    """Number of views of one record in a step: stored ones, or the four rotations of each new view."""
+    """Number of views of one record in a step: stored ones, or those that `expand_views` makes."""
+    expand_views: Callable[[Batch], Batch] | None = None
+    """Function that makes so many views of each new one, None to have that one alone."""
     guided_by: RegionKind | None = None
     """Kind of object regions that guide the training instead of a teacher."""
     after_epoch: Callable[[Classifier, int], bool | None] | None = None

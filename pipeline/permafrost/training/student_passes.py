@@ -126,7 +126,7 @@ def check_passes(
 def served_methods(teacher: TeacherPass) -> list[str]:
     """Return the methods whose default options a pass can serve, without those of plug-ins.
 
-    Methods of turned views are left out, because they read stored views of their own.
+    Methods with views of their own are left out, because they read stored views, too.
     """
     from permafrost.losses.base import build_loss  # imports torch
 
@@ -134,7 +134,7 @@ def served_methods(teacher: TeacherPass) -> list[str]:
     for kind, options in METHODS.items():
         is_own = options.implementation.partition(".")[0] not in plugin_places()
         is_single = options.needs_teacher and not issubclass(options, SeveralConfig)
-        if not (is_own and is_single) or options.turns_views:
+        if not (is_own and is_single) or options.live_views:
             continue
         method = options()
         if all(

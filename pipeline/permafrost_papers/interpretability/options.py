@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from permafrost.config.augment import NUM_ROTATIONS, RotationsViewsConfig
+from permafrost.config.augment import VIEWS, ViewsConfig
 from permafrost.config.data import SOURCES, DataConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluatorOptions
 from permafrost.config.methods import METHODS, FeatureKDConfig, MethodSetting
@@ -15,6 +15,27 @@ from permafrost.config.options import Role
 from permafrost.core.errors import require
 
 # ---- arms ----------------------------------------------------------------------------------------
+
+
+NUM_ROTATIONS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotationsViewsConfig(ViewsConfig):
+    """Frame rotated by 0, 90, 180 and 270 degrees."""
+
+    implementation: ClassVar[str] = "permafrost_papers.interpretability.rotations:draw_rotations"
+    expansion: ClassVar[str] = "permafrost_papers.interpretability.rotations:turn_views"
+
+    kind: Literal["rotations"] = "rotations"
+    count: int = NUM_ROTATIONS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.count == NUM_ROTATIONS,
+            f"views.count={self.count}: views=rotations has exactly {NUM_ROTATIONS}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +70,7 @@ class SSKDConfig(FeatureKDConfig):
 
     implementation: ClassVar[str] = "permafrost_papers.interpretability.sskd:SSKDLoss"
     minimal: ClassVar[tuple[str, ...]] = ("mode=replay", "views=rotations", "views.per_step=4")
-    turns_views: ClassVar[bool] = True
+    live_views: ClassVar[str] = "rotations"
 
     kind: Literal["sskd"] = "sskd"
     tau: float = 4.0
@@ -290,6 +311,7 @@ class DiffroarOptions(EvaluatorOptions):
 
 METHODS.update({"ft": FTConfig, "crd": CRDConfig, "sskd": SSKDConfig})
 SOURCES["cells"] = CellsDataConfig
+VIEWS["rotations"] = RotationsViewsConfig
 EVALUATORS.update(
     {
         "gradient_alignment": GradientAlignmentOptions,

@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.augment import NUM_ROTATIONS
 from permafrost.core.batches import Guidance, Targets, require_all_logits
 from permafrost.core.errors import ConfigError, require
 from permafrost.losses.base import Needs, StudentOutput, TeacherBatches, Term, TrainingRecords
 from permafrost.losses.feature_kd import FeatureKDLoss
 from permafrost.models.classifier import Intermediates
-from permafrost_papers.interpretability.options import SSKDConfig
+from permafrost_papers.interpretability.options import NUM_ROTATIONS, SSKDConfig
 from permafrost_papers.interpretability.pretraining import AuxiliaryPretraining
 
 _WEIGHT_DECAY = 5e-4

@@ -12,7 +12,6 @@ from permafrost.config.augment import (
     AugmentOptions,
     OperationConfig,
     RandomViewsConfig,
-    RotationsViewsConfig,
 )
 from permafrost.config.methods import KDConfig
 from permafrost.config.store import PassOptions
@@ -45,7 +44,13 @@ from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher
-from permafrost_papers.interpretability.options import CRDConfig, FTConfig, SSKDConfig
+from permafrost_papers.interpretability.options import (
+    CRDConfig,
+    FTConfig,
+    RotationsViewsConfig,
+    SSKDConfig,
+)
+from permafrost_papers.interpretability.rotations import turn_views
 from stages import distill, precompute
 from tests.support.kills import killed_at
 from tests.support.outputs import student_output
@@ -230,7 +235,8 @@ def rotated_batches(rotated, augment=AugmentOptions()):  # noqa: B008, frozen
     stored = train_dataset(rotated, stored_views=True)
     alone = StoreDataset(store, stored.rows, num_classes=10)
     options = {"batch_size": 16, "seed": 0, "views_per_step": 4}
-    loaders = (TrainLoader(stored, None, **options), TrainLoader(alone, views, **options))
+    live = TrainLoader(alone, views, expand=turn_views, **options)
+    loaders = (TrainLoader(stored, None, **options), live)
     return tuple(next(loader.epoch(0)) for loader in loaders)
 
 

@@ -1,0 +1,62 @@
+"""The four rotations of a view by multiples of 90 degrees: stored views of a pass, and those of a step of mode=live."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from permafrost.config.augment import AugmentOptions, ViewsConfig
+from permafrost.core.batches import Batch
+from permafrost.loading.geometry import canonical_from_view
+from permafrost.store.reader import Store
+from permafrost.store.shards import ShardEntry
+from permafrost_papers.interpretability.options import NUM_ROTATIONS
+
+
+def rotations() -> Tensor:
+    """Exact canonical_from_view of the four rotations by multiples of 90 degrees, f64 [4, 3, 3]."""
+    turns = []
+    for quarter in range(NUM_ROTATIONS):
+        cosine, sine = (
+            round(math.cos(quarter * math.pi / 2)),
+            round(math.sin(quarter * math.pi / 2)),
+        )
+        turns.append([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+    return torch.tensor(turns, dtype=torch.float64)
+
+
+def turn_views(batch: Batch) -> Batch:
+    """Repeat each record of a batch without targets in the four rotations of its view, upright first: 4 B records.
+
+    Only crops and flips are rotated. Pixel augmentation is drawn afterwards, for each rotation.
+    """
+    assert not batch.targets
+    turns = rotations().float().to(batch.inputs.device)
+    turned = canonical_from_view(batch)[:, None] @ turns
+    rows = torch.arange(len(batch.keys)).repeat_interleave(NUM_ROTATIONS)
+    own = rows.to(batch.inputs.device)
+    host_labels = batch.host_labels
+    return replace(
+        batch,
+        keys=tuple(batch.keys[row] for row in rows.tolist()),
+        record_index=batch.record_index[own],
+        inputs=batch.inputs[own],
+        canonical_from_view=turned.flatten(0, 1),
+        view_index=torch.arange(NUM_ROTATIONS, device=own.device).repeat(len(batch.keys)),
+        original_size=batch.original_size[own],
+        labels=batch.labels[own],
+        groups=batch.groups[own],
+        masks=None if batch.masks is None else batch.masks[own],
+        boxes=tuple(batch.boxes[row] for row in rows.tolist()) if batch.boxes else (),
+        host_labels=None if host_labels is None else host_labels[rows],
+    )
+
+
+def draw_rotations(
+    config: ViewsConfig, augment: AugmentOptions, store: Store, shard: ShardEntry
+) -> Tensor:
+    """Return canonical_from_view of the rotations of the whole frame for all records of a shard, f32 [n, 4, 3, 3]."""
+    return rotations().expand(shard.records, -1, -1, -1).float()
