@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.models import table_words
 from permafrost.evaluation.trained_student import named_like, split_words
 from permafrost.loading.subset import rows_of_split
@@ -77,8 +78,8 @@ def _method_words(store: Store, teacher: TeacherPass, split: str) -> list[str]:
             words.append("method.lambda_ce=1")
         elif has_logits and not many:
             words.append("method.lambda_kd=1")
-    if method == "e2kd" and teacher.explainer == "bcos_weights":
-        words += ["student=bcos", "student.name=resnet8"]
+    if method == "e2kd" and teacher.explainer is not None:
+        words += EXPLAINERS[teacher.explainer].student_words
     return words
 
 

@@ -21,9 +21,8 @@ from permafrost.annotation.precision import (
     compare_values,
     describe_shortfall,
 )
-from permafrost.config.explainers import BcosWeightsConfig, GradCamConfig
+from permafrost.config.explainers import GradCamConfig
 from permafrost.config.models import (
-    BcosModelConfig,
     CifarModelConfig,
     ModuleConfig,
     TimmModelConfig,
@@ -32,13 +31,14 @@ from permafrost.config.models import (
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
-from permafrost.models.bcos.provider import BcosClassifier
 from permafrost.models.compute import fastest_precision
 from permafrost.models.explanations import pass_precision
 from permafrost.models.providers import build_model
 from permafrost.store.frames import FrameBatch
 from permafrost.store.manifest import Agreement
 from permafrost.store.reader import Store
+from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
+from permafrost_papers.bcos.provider import BcosClassifier
 from stages import precompute
 from tests.support.slow import slow
 from tests.support.stores import precompute_config

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from permafrost.config.explainers import BcosWeightsConfig
 from permafrost.config.methods import E2KDConfig, LabelsConfig
-from permafrost.config.models import BcosModelConfig
+from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, pack, write_tars
 from tests.benchmarks.precomputing import annotator, bare_loop

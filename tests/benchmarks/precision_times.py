@@ -18,7 +18,6 @@ from time import perf_counter
 import torch
 
 from permafrost.config.models import (
-    BcosModelConfig,
     CifarModelConfig,
     ModelConfig,
     TimmModelConfig,
@@ -26,6 +25,7 @@ from permafrost.config.models import (
 )
 from permafrost.models.compute import ComputeSettings, fastest_precision
 from permafrost.models.providers import build_model, freeze
+from permafrost_papers.bcos.options import BcosModelConfig
 from tests.benchmarks.figures import in_rounds
 
 RESULTS = Path(__file__).with_name("precision_times.json")

@@ -12,9 +12,10 @@ import torch
 
 from permafrost.config.models import CifarModelConfig, ModelConfig
 from permafrost.models.compute import ComputeSettings
-from permafrost.models.explanations import bcos_weights, forward_to_explain, needs_graph
+from permafrost.models.explanations import forward_to_explain, needs_graph
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.frames import decode_frame
+from permafrost_papers.bcos.weights import bcos_weights
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars

@@ -10,7 +10,6 @@ from permafrost.cli import stage_main
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.evaluation import EquivarianceOptions
-from permafrost.config.explainers import BcosWeightsConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import ConfigError
@@ -19,6 +18,7 @@ from permafrost.reports.evaluator_sections import evaluator_sections
 from permafrost.reports.student_results import load_teacher
 from permafrost.runs.folder import identity
 from permafrost.store.reader import Store
+from permafrost_papers.bcos.options import BcosWeightsConfig
 from stages import evaluate, precompute
 from tests.support.bcos import RESNET
 from tests.support.runs import PAD_CROP, evaluation_of, save_student

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from permafrost.config.evaluation import KNNOptions, LinearProbeOptions
-from permafrost.config.models import BcosModelConfig
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
@@ -18,6 +17,7 @@ from permafrost.evaluation.results import read_results
 from permafrost.loading.subset import select_training_rows
 from permafrost.models.providers import build_model
 from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost_papers.bcos.options import BcosModelConfig
 from tests.support.runs import evaluation_of, save_student
 from tests.support.tensors import gaussian
 

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from permafrost.config.models import (
-    BcosModelConfig,
-    CifarModelConfig,
-    TimmModelConfig,
-    TorchvisionModelConfig,
-)
+from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.evaluation.probe_set import (
@@ -27,6 +22,7 @@ from permafrost.evaluation.probe_set import (
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model, freeze
+from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.ked.options import AdditiveModelConfig
 from permafrost_papers.unicam.estimators import (
     InnerProducts,

@@ -15,7 +15,7 @@ import torch
 
 from permafrost.annotation import teacher_pass
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.config.explainers import BcosWeightsConfig, GradCamConfig
+from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import ModelConfig
 from permafrost.models.compute import ComputeSettings
@@ -24,6 +24,7 @@ from permafrost.models.providers import build_model, freeze
 from permafrost.store import frames
 from permafrost.store.reader import Store
 from permafrost.training.targets import LiveTeacher
+from permafrost_papers.bcos.options import BcosWeightsConfig
 from tests.benchmarks.figures import in_turn
 from tests.gpu.budget import Budget, SkippedError
 from tests.gpu.outcomes import Row

@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 
 from permafrost.config.models import (
-    BcosModelConfig,
     CifarModelConfig,
     ModelConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
+from permafrost_papers.bcos.options import BcosModelConfig
 
 CLASSES = 10
 

@@ -20,7 +20,6 @@ from permafrost.config.methods import (
     LabelsConfig,
     ReviewKDConfig,
 )
-from permafrost.config.models import BcosModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.batches import StoredTargets, Targets
 from permafrost.core.errors import ConfigError
@@ -37,6 +36,7 @@ from permafrost.models.compute import ComputeSettings
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
+from permafrost_papers.bcos.options import BcosModelConfig
 from tests.support.batches import FRAME, NUM_CLASSES, live_batch, random_frames
 from tests.support.live_trainings import (
     STUDENT,

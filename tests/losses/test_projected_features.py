@@ -18,7 +18,6 @@ from permafrost.config.methods import (
     SeveralConfig,
     TeacherTermOptions,
 )
-from permafrost.config.models import BcosModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import TrainerOptions
 from permafrost.core.batches import Targets
@@ -40,6 +39,7 @@ from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
 from permafrost.training.student_passes import doubt_moved_features
+from permafrost_papers.bcos.options import BcosModelConfig
 from stages import distill, precompute
 from tests.support.batches import FRAME, live_batch
 from tests.support.live_trainings import training_with_live_teacher

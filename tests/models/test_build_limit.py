@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from permafrost.config.models import BcosModelConfig, CifarModelConfig, TorchvisionModelConfig
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.models import build_limit
 from permafrost.models.build_limit import limited_construction
@@ -15,6 +15,7 @@ from permafrost.models.classifier import WeightsError
 from permafrost.models.providers import build_model
 from permafrost.models.saved import TrainedModel, load_model, save_model
 from permafrost.storage.signed_files import read_json, write_json
+from permafrost_papers.bcos.options import BcosModelConfig
 
 CONFIG = CifarModelConfig(name="resnet8", width=4)
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from permafrost.annotation.pass_identity import describe_explainer
-from permafrost.config.explainers import BcosWeightsConfig, ExplainerConfig, GradCamConfig
+from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import neighbor_maps
 from permafrost.models.explanations import CLASS_CHOICES, explained_classes, resolve_explainer
+from permafrost_papers.bcos.options import BcosWeightsConfig
 
 LOGITS = torch.tensor([[0.0, 3.0, 2.0, 1.0], [5.0, -1.0, -2.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
 MANY = torch.tensor([[1.0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]])

@@ -9,7 +9,7 @@ import torch
 from PIL import ExifTags, Image
 
 import permafrost
-from permafrost.config.models import BcosModelConfig, CifarModelConfig, TorchvisionModelConfig
+from permafrost.config.models import CifarModelConfig, TorchvisionModelConfig
 from permafrost.core.batches import Batch
 from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import evaluation_view, view_images
@@ -29,6 +29,7 @@ from permafrost.models.portable import (
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.frames import resize_frame
 from permafrost.store.image_decoding import decode_rgb
+from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.ked.options import AdditiveModelConfig
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT

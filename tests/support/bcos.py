@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from permafrost.config.models import BcosModelConfig
-from permafrost.models.bcos.provider import BcosClassifier
 from permafrost.models.providers import build_model
+from permafrost_papers.bcos.options import BcosModelConfig
+from permafrost_papers.bcos.provider import BcosClassifier
 
 NUM_CLASSES = 3
 

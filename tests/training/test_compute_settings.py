@@ -8,12 +8,7 @@ import torch
 
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig, KDConfig
-from permafrost.config.models import (
-    BcosModelConfig,
-    CifarModelConfig,
-    TimmModelConfig,
-    TorchvisionModelConfig,
-)
+from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.batches import PixelAugment
 from permafrost.core.distributed import DistributedContext
@@ -31,6 +26,7 @@ from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
+from permafrost_papers.bcos.options import BcosModelConfig
 from stages import distill
 from tests.support.batches import (
     FRAME,

@@ -11,7 +11,7 @@ import torch
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.models import BcosModelConfig, CifarModelConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import GuidedTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
@@ -28,6 +28,7 @@ from permafrost.storage.files import sha256_file
 from permafrost.store.reader import Store
 from permafrost.training.targets import _draw
 from permafrost.training.teach_job import ParetoFront, pareto_front
+from permafrost_papers.bcos.options import BcosModelConfig
 from stages import teach
 from tests.support.outputs import student_output
 from tests.support.run_files import read_signed

@@ -10,7 +10,7 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.compose import compose
 from permafrost.config.methods import E2KDConfig
-from permafrost.config.models import BcosModelConfig, CifarModelConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import build_verb_config
@@ -32,6 +32,7 @@ from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost.training.targets import LiveTeacher
+from permafrost_papers.bcos.options import BcosModelConfig
 from stages import distill, evaluate
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 

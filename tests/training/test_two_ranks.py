@@ -7,9 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from permafrost.config.explainers import BcosWeightsConfig
 from permafrost.config.methods import E2KDConfig
-from permafrost.config.models import BcosModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.distributed import DistributedContext, RanksDisagreeError
 from permafrost.loading.dataset import StoreDataset
@@ -25,6 +23,7 @@ from permafrost.training.metric_log import StepLog
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
+from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
 from stages import precompute
 from tests.support.ranks import leave_group, run_on_ranks
 from tests.support.runs import PAD_CROP

@@ -17,6 +17,16 @@ class ExplainerConfig(Options):
     section: ClassVar[str] = "explainer"
     attribution: ClassVar[str] = ""
     """`module:name` of maps that are contributions for or against a class; empty if those of `implementation` are."""
+    contribution: ClassVar[str] = ""
+    """`module:name` of a function (maps [B, E, A, h, w], function that renders the images [B, 3, h, w] in [0, 1]) ->
+    signed contributions of the positions to the class, [B, E, 1, h, w]; empty if they are the sum over channels."""
+    picture: ClassVar[str] = ""
+    """`module:name` of a function of the same arguments -> pictures RGBA in [0, 1], [B, E, h, w, 4]; empty for a
+    heat map."""
+    channels: ClassVar[int] = 1
+    """Number A of channels of its maps, by which stored ones are told from those of others."""
+    student_words: ClassVar[tuple[str, ...]] = ()
+    """Words that choose a student with such maps, if the default one has none."""
     needs_graph: ClassVar[bool] = False
     """True if its maps are gradients through the whole network, which need the graph of its pass."""
 
@@ -53,17 +63,4 @@ class GradCamConfig(ExplainerConfig):
     kind: Literal["gradcam"] = "gradcam"
 
 
-@dataclass(frozen=True, kw_only=True)
-class BcosWeightsConfig(ExplainerConfig):
-    """B-cos network's own explanation, the weights W of its input: six channels at the input's resolution."""
-
-    implementation: ClassVar[str] = "permafrost.models.explanations:bcos_weights"
-    attribution: ClassVar[str] = "permafrost.models.explanations:bcos_contributions"
-    needs_graph: ClassVar[bool] = True
-
-    kind: Literal["bcos_weights"] = "bcos_weights"
-
-
-EXPLAINERS: Family[type[ExplainerConfig]] = Family(
-    {cls.kind: cls for cls in (GradCamConfig, BcosWeightsConfig)}
-)
+EXPLAINERS: Family[type[ExplainerConfig]] = Family({"gradcam": GradCamConfig})

@@ -5,8 +5,9 @@ Shape letters: n records, K classes, E classes of the record that has most, P cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,13 +43,11 @@ from permafrost.loading.regions import RegionKind, regions_of
 from permafrost.loading.subset import HOLDOUT, rows_of_split, select_holdout_rows
 from permafrost.loading.transfer import iter_on_device, move_values
 from permafrost.losses.map_distances import map_cosine
-from permafrost.models.bcos.layers import add_inverse
 from permafrost.models.classifier import Classifier, ModelOutput, eval_mode
 from permafrost.models.explanations import (
-    contribution_map,
+    contributions_of,
     explainer_named,
     forward_to_explain,
-    is_bcos_weights,
 )
 from permafrost.models.providers import resolve_device
 from permafrost.models.saved import TrainedModel, load_model
@@ -380,18 +379,13 @@ def maps_of(model: EvaluatedModel, output: ModelOutput, classes: Tensor) -> Tens
 
 
 def attribution_of(maps: Tensor, batch: Batch) -> Tensor:
-    """Attribution map [B, h, w] of the first class of maps [B, E, A, h, w].
-
-    The six channels of a B-cos network's weights are first multiplied with the input that they weight.
-    """
-    if is_bcos_weights(maps):
-        maps = contribution_map(maps, bcos_input(batch, maps))
-    return maps[:, 0].sum(dim=1)
+    """Compute the signed attribution [B, h, w] of the first class of maps [B, E, A, h, w]."""
+    return contributions_of(maps, images_at(maps, batch))[:, 0, 0]
 
 
-def bcos_input(batch: Batch, maps: Tensor) -> Tensor:
-    """Input of a B-cos network for the batch, on the grid of its map: [B, 6, h, w]."""
-    return add_inverse(view_images(batch, (maps.shape[-2], maps.shape[-1])))
+def images_at(maps: Tensor, batch: Batch) -> Callable[[], Tensor]:
+    """Return the function that renders a batch on the grid of maps [..., h, w], f32 [B, 3, h, w] in [0, 1]."""
+    return partial(view_images, batch, (maps.shape[-2], maps.shape[-1]))
 
 
 def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> Tensor | None:

@@ -21,13 +21,13 @@ from permafrost.evaluation.forward import (
     EvaluatedModel,
     Predictions,
     attribution_of,
-    bcos_input,
+    images_at,
     maps_of,
 )
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import evaluation_view, view_images, view_maps
 from permafrost.loading.transfer import move_batch
-from permafrost.models.explanations import color_picture, forward_to_explain, is_bcos_weights
+from permafrost.models.explanations import forward_to_explain, picture_of
 
 RECORDS_NAME = "records.parquet"
 
@@ -180,10 +180,8 @@ def stored_maps(batch: Batch, stored: StoredTargets) -> Tensor:
 
 def _picture_maps(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
     shown = {"maps": attribution_of(maps, batch)}
-    if is_bcos_weights(maps):
-        colors = color_picture(maps, bcos_input(batch, maps))[:, 0]
-        shown["colors"] = (colors * 255).round().to(torch.uint8)
-    return shown
+    colors = picture_of(maps, images_at(maps, batch))
+    return shown if colors is None else shown | {"colors": colors}
 
 
 def _pictured_classes(batch: Batch) -> Tensor:

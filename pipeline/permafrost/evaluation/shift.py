@@ -25,7 +25,7 @@ from permafrost.evaluation.metrics import upsample
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import ModelOutput
-from permafrost.models.explanations import contribution_map, forward_to_explain, is_bcos_weights
+from permafrost.models.explanations import contributions_of, explainer_of_maps, forward_to_explain
 from permafrost.models.resolve import require_images
 
 _BATCH = 64
@@ -63,7 +63,7 @@ class ShiftedPair(NamedTuple):
     images: Tensor
     """Images f32 [2, B, 3, h, w]: unmoved and moved, like `maps`."""
     maps: Tensor
-    """Maps [2, B, h, w] at the input's resolution, for a B-cos network its contributions."""
+    """Maps [2, B, h, w] at the input's resolution, or contributions, if the explainer has any."""
     cosine: Tensor
     """Cosine [B] on the overlap of both windows, nan if either map is zero."""
 
@@ -76,7 +76,7 @@ def shifted_maps(
     images = [window(frames, model.input_size, moved, shift) for moved in (0, shift)]
     shown = []
     for seen in images:
-        kinds = _maps(model, forward_to_explain(model.network, seen), explained[:, None])
+        kinds = _maps(model, forward_to_explain(model.network, seen), explained[:, None], seen)
         shown.append(kinds.get("contribution", kinds["map"]))
     cosine, valid = overlap_cosine(shown[0], shown[1], shift)
     return ShiftedPair(
@@ -86,13 +86,14 @@ def shifted_maps(
 
 def _batch_curves(model: EvaluatedModel, frames: Tensor, max_shift: int) -> dict[str, Tensor]:
     """Cosines [max_shift + 1, B] by kind of map, nan where a map is zero."""
-    output = forward_to_explain(model.network, window(frames, model.input_size, 0, max_shift))
+    images = window(frames, model.input_size, 0, max_shift)
+    output = forward_to_explain(model.network, images)
     explained = output.logits.argmax(dim=1, keepdim=True)
-    unmoved = _maps(model, output, explained)
+    unmoved = _maps(model, output, explained, images)
     curves: dict[str, list[Tensor]] = {kind: [] for kind in unmoved}
     for shift in range(max_shift + 1):
         images = window(frames, model.input_size, shift, max_shift)
-        moved = _maps(model, forward_to_explain(model.network, images), explained)
+        moved = _maps(model, forward_to_explain(model.network, images), explained, images)
         for kind, maps in moved.items():
             cosine, valid = overlap_cosine(unmoved[kind], maps, shift)
             curves[kind].append(cosine.masked_fill(~valid, float("nan")))
@@ -159,12 +160,14 @@ def _select_records(count: int, records: int) -> list[int]:
     return sorted(generator.sample(range(count), min(count, records)))
 
 
-def _maps(model: EvaluatedModel, output: ModelOutput, explained: Tensor) -> dict[str, Tensor]:
+def _maps(
+    model: EvaluatedModel, output: ModelOutput, explained: Tensor, images: Tensor
+) -> dict[str, Tensor]:
     """Maps [B, A, h, w] by kind, at the input's resolution."""
     maps = model.maps(output, explained)
     shown = {"map": maps[:, 0]}
-    if is_bcos_weights(maps):
-        shown["contribution"] = contribution_map(maps, output.features.detach())[:, 0]
+    if explainer_of_maps(maps).contribution:
+        shown["contribution"] = contributions_of(maps, lambda: images)[:, 0]
     return {kind: _at_size(values, model.input_size) for kind, values in shown.items()}
 
 

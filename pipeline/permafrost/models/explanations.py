@@ -13,13 +13,6 @@ If the head depends on A only through its average g, dz_c / dA is h_c(g) / (h w)
 needs no second backward pass: h is W[c] for a linear head, and a function of g if a layer norm precedes it. Every
 other head is differentiated by autograd. Only the head is differentiated, so the trunk's graph is used only for the
 gradients of a student.
-
-B-cos networks explain themselves:
-
-    W_c(x) = dz_c / dx with every factor of the layers held constant,    sum W_c(x) x = z_c - bias
-
-W decomposes the whole logit over six channels of each pixel (for a ViT, except the contribution of its position
-embedding). e2KD compares W itself. M = sum over channels of W x localizes the contributions to a logit.
 """
 
 from __future__ import annotations
@@ -31,14 +24,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
 from permafrost.config.options import resolve_implementation
 from permafrost.config.store import PassOptions
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import require
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_CLASS
 from permafrost.models.classifier import (
@@ -203,6 +195,43 @@ def attribution_named(kind: str) -> Explainer:
     return attribution
 
 
+def explainer_of_maps(maps: Tensor) -> type[ExplainerConfig]:
+    """Return the options class of the explainer of maps [B, E, A, h, w], by their channels."""
+    channels = maps.shape[2]
+    return next((cls for cls in EXPLAINERS.values() if cls.channels == channels), ExplainerConfig)
+
+
+def contributions_of(maps: Tensor, images: Callable[[], Tensor]) -> Tensor:
+    """Compute the signed contribution of each position to the class, [B, E, 1, h, w].
+
+    Args:
+        maps: Maps of any explainer, [B, E, A, h, w].
+        images: Function that renders the images on the grid of the maps, f32 [B, 3, h, w] in [0, 1].
+
+    Returns:
+        What the explainer's `contribution` says, else the sum over the channels of the maps.
+    """
+    name = explainer_of_maps(maps).contribution
+    contributions: Tensor = (
+        pkgutil.resolve_name(name)(maps, images) if name else maps.sum(dim=2, keepdim=True)
+    )
+    return contributions
+
+
+def picture_of(maps: Tensor, images: Callable[[], Tensor]) -> Tensor | None:
+    """Render maps as pictures RGBA u8 [B, h, w, 4] of the first class, None if a heat map shows them.
+
+    Args:
+        maps: Maps of any explainer, [B, E, A, h, w].
+        images: As for `contributions_of`.
+    """
+    name = explainer_of_maps(maps).picture
+    if not name:
+        return None
+    colors: Tensor = pkgutil.resolve_name(name)(maps, images)[:, 0]
+    return (colors * 255).round().to(torch.uint8)
+
+
 def needs_graph(model: Classifier) -> bool:
     """Return whether the model's maps are gradients through the whole network, which need the graph of its pass."""
     return EXPLAINERS[model.explainer].needs_graph
@@ -324,91 +353,3 @@ def _weighted_maps(features: Tensor, class_weight: Tensor, explained_class: Tens
     h, w = features.shape[-2:]
     maps = torch.einsum("bec,bchw->behw", class_weight, features).relu() / (h * w)
     return (maps * (explained_class >= 0)[:, :, None, None]).unsqueeze(2)
-
-
-# ---- bcos weights ----------------------------------------------------------------------------------
-
-
-_LIFT = 2.0**12
-"""Power of two that scales the gradient of a float16 pass above its underflow, and is exact in every other dtype."""
-_CHANNELS = 6
-_TINY = 1e-12
-_OPAQUE_QUANTILE = 0.995
-"""Quantile of the norms of W at and above which a picture is opaque."""
-
-
-def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
-    """Compute W of the given classes, float32 or wider, with a graph to the parameters if they are trained.
-
-    output           output of `model`, with or without its graph, so one forward pass is enough for logits and W
-    explained_class  i64 [B, E], where a negative entry results in a zero map
-    returns          [B, E, 6, H, W], signed
-    """
-    if model.explanation_mode is None:
-        raise ConfigError(
-            f"explainer=bcos_weights explains B-cos networks (teacher=bcos, student=bcos), not "
-            f"{type(model.network).__name__}; set explainer={model.explainer}, or choose B-cos networks for both"
-        )
-    features, logits = output.features, output.logits
-    if torch.is_inference_mode_enabled() or features.is_inference():
-        raise RuntimeError(
-            "explainer=bcos_weights computes a gradient, which inference_mode forbids; use torch.no_grad()"
-        )
-    trained = torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())
-    with torch.enable_grad():
-        if not (features.requires_grad and logits.requires_grad):
-            # No graph was recorded (a frozen teacher, an evaluation), so run again in the parameters' precision.
-            features = features.detach().to(next(model.parameters()).dtype).requires_grad_()
-            with torch.autocast(features.device.type, enabled=False):
-                logits = model.forward_head(features, None)
-        weights = []
-        for classes in explained_class.clamp(min=0).T:
-            score = _LIFT * logits.gather(1, classes[:, None]).sum()
-            with model.explanation_mode():
-                (weight,) = torch.autograd.grad(
-                    score, features, create_graph=trained, retain_graph=True
-                )
-            weights.append(to_float32(weight) / _LIFT)
-    maps = torch.stack(weights, dim=1)
-    return maps * (explained_class >= 0)[:, :, None, None, None]
-
-
-def bcos_contributions(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
-    """Compute `contribution_map` of `bcos_weights`, with a graph to the parameters if they are trained."""
-    maps = bcos_weights(model, output, explained_class)
-    return contribution_map(maps, output.features.detach())
-
-
-def is_bcos_weights(maps: Tensor) -> bool:
-    """Return whether maps [B, E, A, h, w] are B-cos weights W, the only explanation with six channels."""
-    return maps.shape[2] == _CHANNELS
-
-
-def contribution_map(maps: Tensor, features: Tensor) -> Tensor:
-    """Compute M = sum over channels of W x, the signed contribution of each position to the logit.
-
-    maps      W [B, E, 6, H, W]
-    features  x [B, 6, H, W]
-    returns   [B, E, 1, H, W], signed
-    """
-    return (maps * features[:, None]).sum(dim=2, keepdim=True)
-
-
-def color_picture(maps: Tensor, features: Tensor, smooth: int = 0) -> Tensor:
-    """Render W as a picture in [0, 1], RGBA [B, E, H, W, 4], with the colors that W responds to.
-
-    A position is transparent if its contribution is negative, and opaque where W is largest.
-
-    maps      W [B, E, 6, H, W]
-    features  x [B, 6, H, W]
-    smooth    odd side in pixels of the box filter over opacities, 0 to disable
-    """
-    against = contribution_map(maps, features).squeeze(2) < 0  # [B, E, H, W]
-    positive = (maps / (maps.abs().amax(dim=2, keepdim=True) + _TINY)).clamp(min=0)
-    color = positive[:, :, :3] / (positive[:, :, :3] + positive[:, :, 3:] + _TINY)
-    alpha = maps.norm(dim=2).masked_fill(against, 0.0)
-    if smooth:
-        alpha = F.avg_pool2d(alpha, smooth, stride=1, padding=(smooth - 1) // 2)
-    opaque = alpha.flatten(2).quantile(_OPAQUE_QUANTILE, dim=2)[:, :, None, None]
-    alpha = (alpha / opaque.clamp(min=_TINY)).clamp(0, 1)
-    return torch.cat([color, alpha.unsqueeze(2)], dim=2).movedim(2, 4)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.page_options import ReportOptions
 from permafrost.core.batches import Batch
 from permafrost.core.records import NO_GROUP
@@ -186,7 +187,8 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
             ]
             rows += [PictureRow(f"moved by {shift}", list(frames[1]))]
             rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
-        draw = contributions if arm.model.network.explainer == "bcos_weights" else None
+        has_contributions = bool(EXPLAINERS[arm.model.network.explainer].contribution)
+        draw = contributions if has_contributions else None
         for title, images, maps in zip(
             (arm.name, f"{arm.name}, moved"), frames, shifted.maps.numpy(), strict=True
         ):

@@ -25,8 +25,7 @@ from permafrost.core.batches import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule
-from permafrost.models.bcos.layers import add_inverse
-from permafrost.models.explanations import color_picture, is_bcos_weights
+from permafrost.models.explanations import picture_of
 from permafrost.store.reader import Store, TeacherPass
 
 DISPLAYED_PIXELS = 176
@@ -351,14 +350,11 @@ def _rows(batch: Batch, title: str, captions: list[str], aspects: list[float]) -
             continue
         maps = view_maps(batch, stored, VIEW_SIZE)
         name = stored.teacher.rsplit("-", 1)[0]
-        if is_bcos_weights(maps):
-            colors = (color_picture(maps, add_inverse(images))[:, 0] * 255).round()
-            shown.append(
-                PictureRow(
-                    name, composite_on_white(colors.to(torch.uint8).numpy()), aspects=aspects
-                )
-            )
-        else:
-            heat = overlays(pixels, maps[:, 0].sum(dim=1).numpy())
-            shown.append(PictureRow(name, heat, aspects=aspects))
+        colors = picture_of(maps, lambda: images)
+        drawn = (
+            overlays(pixels, maps[:, 0].sum(dim=1).numpy())
+            if colors is None
+            else composite_on_white(colors.numpy())
+        )
+        shown.append(PictureRow(name, drawn, aspects=aspects))
     return shown

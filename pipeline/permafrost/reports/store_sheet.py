@@ -19,7 +19,7 @@ from permafrost.core.records import NO_LABEL
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps, view_images, view_maps
 from permafrost.losses.logit_distances import outcome_log_probs
-from permafrost.models.explanations import is_bcos_weights
+from permafrost.models.explanations import explainer_of_maps
 from permafrost.reports.figures import styled
 from permafrost.reports.passes import describe_passes
 from permafrost.reports.pictures import overlays, readable_classes
@@ -147,7 +147,8 @@ def _draw_pairs(
     heats: Sequence[NDArray[np.float64]] = []
     if passes and batch.targets[0].maps is not None:
         maps = view_maps(batch, batch.targets[0], _SIDE)[:, 0]
-        signed = maps.sum(dim=1) if not is_bcos_weights(maps[:, None]) else maps.abs().sum(dim=1)
+        is_sum = not explainer_of_maps(maps[:, None]).contribution
+        signed = maps.sum(dim=1) if is_sum else maps.abs().sum(dim=1)
         heats = overlays(pixels, signed.numpy())
     classes = readable_classes(store.manifest.classes)
     logits = batch.targets[0].logits if passes else None

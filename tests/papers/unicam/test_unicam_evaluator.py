@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from permafrost.config.models import BcosModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.models.providers import build_model
 from permafrost.models.saved import TrainedModel, save_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.verification import verify_store
+from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.ked.options import AdditiveModelConfig
 from permafrost_papers.unicam.options import UnicamOptions
 from permafrost_papers.unicam.residual_maps import load_class_embeddings

@@ -7,19 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from permafrost.config.models import BcosModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.bcos.architectures import (
-    BcosBasicBlock,
-    BcosDenseNet,
-    BcosResNet,
-    BcosSimpleVit,
-    Bottleneck,
-    DenseNetShape,
-    ResNetShape,
-    VitShape,
-)
-from permafrost.models.bcos.layers import BcosSettings, ExplanationMode, LogitLayer, add_inverse
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
     Classifier,
@@ -30,6 +18,18 @@ from permafrost.models.classifier import (
     Stage,
     to_float32,
 )
+from permafrost_papers.bcos.architectures import (
+    BcosBasicBlock,
+    BcosDenseNet,
+    BcosResNet,
+    BcosSimpleVit,
+    Bottleneck,
+    DenseNetShape,
+    ResNetShape,
+    VitShape,
+)
+from permafrost_papers.bcos.layers import BcosSettings, ExplanationMode, LogitLayer, add_inverse
+from permafrost_papers.bcos.options import BcosModelConfig
 
 _RESNETS: dict[str, tuple[type[BcosBasicBlock | Bottleneck], tuple[int, ...]]] = {
     "resnet18": (BcosBasicBlock, (2, 2, 2, 2)),

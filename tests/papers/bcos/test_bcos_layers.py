@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from permafrost.models.bcos.layers import (
+from permafrost_papers.bcos.layers import (
     BcosConv2d,
     BcosLinear,
     BcosSettings,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from permafrost.core.errors import ConfigError
-from permafrost.models.bcos.layers import (
+from permafrost_papers.bcos.layers import (
     BcosConv2d,
     BcosLinear,
     BcosSettings,

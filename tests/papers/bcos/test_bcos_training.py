@@ -12,25 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.annotation.payloads import BatchInfo, MapPayload
-from permafrost.config.explainers import BcosWeightsConfig
 from permafrost.config.methods import E2KDConfig, KDConfig, MethodConfig
-from permafrost.config.models import BcosModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.batches import Batch, StoredTargets
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import build_loss
-from permafrost.models.bcos.layers import (
-    add_inverse,
-)
-from permafrost.models.bcos.provider import BcosClassifier
 from permafrost.models.compute import ComputeSettings
-from permafrost.models.explanations import bcos_weights, color_picture, contribution_map
 from permafrost.models.providers import build_model, freeze
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
+from permafrost_papers.bcos.layers import (
+    add_inverse,
+)
+from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
+from permafrost_papers.bcos.provider import BcosClassifier
+from permafrost_papers.bcos.weights import bcos_weights, color_picture, contribution_map
 from tests.support.bcos import FRAME, NUM_CLASSES, RESNET, double_images, named, network
 from tests.support.trainings import HostReads
 

@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.explainers import BcosWeightsConfig
 from permafrost.config.methods import E2KDConfig
-from permafrost.config.models import BcosModelConfig, CifarModelConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PrecomputeConfig, StoreOptions, SubsetOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
@@ -30,6 +29,7 @@ from permafrost.loading.geometry import decode_maps, evaluation_view, view_image
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.reader import Store
+from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
 from stages import distill, evaluate, precompute, report, teach
 from tests.support.run_files import write_table
 from tests.support.stores import precompute_config

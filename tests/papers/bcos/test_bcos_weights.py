@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.models import BcosModelConfig, CifarModelConfig
+from permafrost.config.models import CifarModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.bcos import architectures as vit
-from permafrost.models.bcos import layers
-from permafrost.models.bcos.layers import (
+from permafrost.models.explanations import forward_to_explain, gradcam
+from permafrost.models.providers import build_model, freeze
+from permafrost_papers.bcos import architectures as vit
+from permafrost_papers.bcos import layers
+from permafrost_papers.bcos.layers import (
     BcosConv2d,
     BcosSettings,
     ExplanationMode,
@@ -21,14 +23,9 @@ from permafrost.models.bcos.layers import (
     UncenteredBatchNorm2d,
     add_inverse,
 )
-from permafrost.models.bcos.provider import BcosClassifier
-from permafrost.models.explanations import (
-    bcos_weights,
-    contribution_map,
-    forward_to_explain,
-    gradcam,
-)
-from permafrost.models.providers import build_model, freeze
+from permafrost_papers.bcos.options import BcosModelConfig
+from permafrost_papers.bcos.provider import BcosClassifier
+from permafrost_papers.bcos.weights import bcos_weights, contribution_map
 from tests.support.bcos import FRAME, NUM_CLASSES, RESNET, double_images, named, network
 
 FAMILIES = [

@@ -9,14 +9,15 @@ import pytest
 import torch
 import torchvision
 
-from permafrost.config.models import BcosModelConfig, TorchvisionModelConfig
+from permafrost.config.models import TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
-from permafrost.models.bcos.provider import build_bcos
-from permafrost.models.explanations import bcos_weights
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model, freeze, teacher_input_size
 from permafrost.models.saved import TrainedModel, load_model, save_model
 from permafrost.models.weights import load_weights
+from permafrost_papers.bcos.options import BcosModelConfig
+from permafrost_papers.bcos.provider import build_bcos
+from permafrost_papers.bcos.weights import bcos_weights
 
 
 def on_meta(name: str, outputs: int = 1000, **options):
