@@ -31,8 +31,8 @@ from permafrost.store.manifest import read_pass_manifest, read_store_manifest
 from permafrost.store.reader import Store
 from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, RECEIPT_SCHEMA, read_receipt
 from permafrost.store.shards import PassShardTable
+from permafrost_papers.ked.data_options import TableDataConfig
 from permafrost_papers.ked.table import TableSource
-from permafrost_papers.ked.table_options import TableDataConfig
 from tests.support.fuzzing import Edited, edited_bytes, edited_json, fuzz, reads_or_refuses
 from tests.support.photo_table import write_photo_table
 from tests.support.signing import file_entry, load, load_shards, pass_folder, sign, sign_shards

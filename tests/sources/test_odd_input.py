@@ -17,11 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from permafrost.config.data import (
-    ImageTableDataConfig,
-    TinyImageNetDataConfig,
-    WebDatasetDataConfig,
-)
+from permafrost.config.data import ImageTableDataConfig, WebDatasetDataConfig
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
@@ -36,6 +32,7 @@ from permafrost.sources.source import build_source
 from permafrost.storage.files import sha256_file
 from permafrost.store.commit_pass import ConstantLogitsError
 from permafrost.store.image_decoding import ImageError, inspect_image
+from permafrost_papers.ked.data_options import TinyImageNetDataConfig
 from stages import distill, precompute
 from tests.support.images import write_tar
 from tests.support.processes import bare_environment

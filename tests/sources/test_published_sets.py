@@ -9,12 +9,10 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
-from permafrost.config.data import (
-    TinyImageNetDataConfig,
-)
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import NO_LABEL, Box
 from permafrost.sources.source import build_source
+from permafrost_papers.ked.data_options import TinyImageNetDataConfig
 from tests.support.image_sets import (
     by_key,
     downloaded_config,

@@ -285,22 +285,6 @@ class TorchvisionDataConfig(FileDataConfig):
     """Fraction of the records that becomes split test in a set without one, such as SUN397."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TinyImageNetDataConfig(FileDataConfig):
-    """Tiny ImageNet (200 classes, 64x64) with its boxes, as unpacked from tiny-imagenet-200.zip."""
-
-    implementation: ClassVar[str] = "permafrost.sources.tiny_imagenet:TinyImageNetSource"
-    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
-
-    kind: Literal["tiny_imagenet"] = "tiny_imagenet"
-    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
-    """Folder tiny-imagenet-200."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_path(self.path, "the folder tiny-imagenet-200")
-
-
 SOURCES: Family[type[DataConfig]] = Family(
     {
         cls.kind: cls
@@ -311,7 +295,6 @@ SOURCES: Family[type[DataConfig]] = Family(
             ImageTableDataConfig,
             WebDatasetDataConfig,
             TorchvisionDataConfig,
-            TinyImageNetDataConfig,
         )
     }
 )

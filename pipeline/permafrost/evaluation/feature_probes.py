@@ -24,7 +24,7 @@ from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import PLAIN, Evaluator, Metric, Page, Quantity
-from permafrost.evaluation.probe_set import iter_views
+from permafrost.evaluation.forward import iter_views
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.subset import rows_of_split, select_training_rows
 from permafrost.models.classifier import Intermediates, to_float32

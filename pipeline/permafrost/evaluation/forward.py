@@ -5,7 +5,7 @@ Shape letters: n records, K classes, E classes of the record that has most, P cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -398,3 +398,13 @@ def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> 
     cosine, nonzero = map_cosine(maps, targets.maps, model.input_size)
     valid = nonzero & targets.map_valid
     return torch.where(valid, cosine, float("nan")).cpu()
+
+
+def iter_views(
+    model: EvaluatedModel, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
+) -> Iterator[Tensor]:
+    """Iterate over images f32 [b, 3, H, W] of these positions in the model's evaluation view, on its device."""
+    on_host = iter_batches(dataset, options.batch_size, positions)
+    for _, batch in iter_on_device(on_host, model.device):
+        batch = evaluation_view(batch, options.frame, model.input_size)
+        yield view_images(batch, model.input_size)

@@ -84,21 +84,6 @@ def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -
     )
 
 
-def balanced_order(index: RecordIndex, split: str, seed: int) -> NDArray[np.int64]:
-    """Order all rows of a split so that every prefix has nearly the same number of records of each class.
-
-    The order depends only on the keys and the seed. Records without a label, or with many, count as one class.
-    """
-    rows = rows_of_split(index, split)
-    labels = index.values("label", rows)
-    turns = np.empty(len(rows), np.int64)
-    for label, members in members_of_classes(labels).items():
-        members = members[index.key_order(_at(rows, members))]
-        random = np.random.default_rng(derive_seed(seed, "balanced order", label))
-        turns[random.permutation(members)] = np.arange(len(members))
-    return _at(rows, np.lexsort((labels, turns)))
-
-
 def select_holdout_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
     """Select the rows that `select_training_rows` holds out, independent of the shots, in the order of the index."""
     require(
@@ -145,7 +130,7 @@ def _ordered_classes(
         seed = derive_seed(subset.seed, "subset by key")
         digests = index.key_digests(np.asarray(rows, np.int64), seed)
     for label, members in _classes_of(index, rows, split).items():
-        members = members[index.key_order(_at(rows, members))]
+        members = members[index.key_order(rows_at(rows, members))]
         require(
             len(members) >= subset.holdout,
             f"subset.holdout={subset.holdout}, but class {label} of split {split!r} has "
@@ -156,7 +141,7 @@ def _ordered_classes(
             members = np.random.default_rng(seed).permutation(members)
         else:
             members = members[np.argsort(digests[members], kind="stable")]
-        yield label, _at(rows, members)
+        yield label, rows_at(rows, members)
 
 
 def _classes_of(index: RecordIndex, rows: RowNumbers, split: str) -> dict[int, NDArray[np.int64]]:
@@ -184,5 +169,6 @@ def _without(rows: NDArray[np.int64], excluded: NDArray[np.int64]) -> NDArray[np
     return remaining
 
 
-def _at(rows: RowNumbers, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+def rows_at(rows: RowNumbers, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows at these positions of a range or an array of rows."""
     return positions + rows.start if isinstance(rows, range) else rows[positions]

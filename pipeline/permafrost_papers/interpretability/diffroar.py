@@ -33,10 +33,10 @@ from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.loading.geometry import view_images
-from permafrost.loading.subset import balanced_order
 from permafrost.models.resolve import require_images
 from permafrost_papers.interpretability.gradient_alignment import input_gradient
 from permafrost_papers.interpretability.options import DiffroarOptions
+from permafrost_papers.probe_set import balanced_order
 
 Part = Literal["top", "bottom"]
 _LEVELS = 256

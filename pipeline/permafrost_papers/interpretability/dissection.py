@@ -21,7 +21,6 @@ from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import COUNT, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.evaluation.probe_set import activations
 from permafrost.models.classifier import Normalize
 from permafrost.models.resolve import require_images
 from permafrost.storage.files import sha256_file
@@ -40,6 +39,7 @@ from permafrost_papers.interpretability.overlap import (
     firing_mask,
     kept_of,
 )
+from permafrost_papers.probe_set import activations
 
 NAME = "dissection"
 _DRAWN, _SIDE = 400, 64

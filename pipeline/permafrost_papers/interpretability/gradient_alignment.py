@@ -28,11 +28,11 @@ from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import attribution_of
-from permafrost.evaluation.probe_set import balanced_positions
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.regions import regions_of
 from permafrost.models.resolve import require_images
 from permafrost_papers.interpretability.options import GradientAlignmentOptions
+from permafrost_papers.probe_set import balanced_positions
 
 NAME = "gradient_alignment"
 

@@ -27,7 +27,11 @@ from permafrost.config.page_options import STORE_SECTIONS
 from permafrost.config.store import PAYLOADS, PayloadInfo
 from permafrost.config.teaching import TEACHINGS, LabelTeachingConfig
 from permafrost.core.errors import ConfigError, require
-from permafrost_papers.ked.table_options import SklearnTableDataConfig, TableDataConfig
+from permafrost_papers.ked.data_options import (
+    SklearnTableDataConfig,
+    TableDataConfig,
+    TinyImageNetDataConfig,
+)
 
 PAYLOAD = "superfeature_logits"
 HIDDEN_PAYLOAD = "superfeature_hidden"
@@ -428,6 +432,7 @@ class SuperfeaturesOptions(EvaluatorOptions):
 
 
 MODELS["additive"] = AdditiveModelConfig
+SOURCES["tiny_imagenet"] = TinyImageNetDataConfig
 SOURCES["table"] = TableDataConfig
 SOURCES["sklearn_table"] = SklearnTableDataConfig
 METHODS["ked"] = KEDConfig

@@ -31,7 +31,6 @@ from permafrost.core.json_entries import from_dict
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.decode_threads import decode_threads_of
 from permafrost.loading.geometry import evaluation_view, view_images
-from permafrost.loading.subset import balanced_order
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier
 from permafrost.models.fingerprint import describe_teacher
@@ -50,6 +49,7 @@ from permafrost_papers.ked.dependency import DependencySums, measure_dependency
 from permafrost_papers.ked.grouping import Grouping, count_dependent, group_features
 from permafrost_papers.ked.options import PARTITION_NAME, AdditiveModelConfig, KEDTeachingConfig
 from permafrost_papers.ked.partition import Partition
+from permafrost_papers.probe_set import balanced_order
 
 logger = logging.getLogger("permafrost.superfeatures")
 

@@ -27,6 +27,7 @@ from permafrost.sources.splits import TRAIN, split_of, split_off_test
 from permafrost.sources.table_files import tally_unknown, to_label
 from permafrost.sources.tally import Tally
 from permafrost.store.codecs import SUFFIX, RowError, encode_row
+from permafrost_papers.ked.data_options import SklearnTableDataConfig, TableDataConfig
 from permafrost_papers.ked.table_columns import (
     Features,
     TableColumns,
@@ -34,7 +35,6 @@ from permafrost_papers.ked.table_columns import (
     table_features,
     to_name,
 )
-from permafrost_papers.ked.table_options import SklearnTableDataConfig, TableDataConfig
 
 logger = logging.getLogger("permafrost.precompute")
 

@@ -27,7 +27,7 @@ from permafrost.sources.table_files import (
     require_columns,
     to_text,
 )
-from permafrost_papers.ked.table_options import ALL_COLUMNS, TableDataConfig
+from permafrost_papers.ked.data_options import ALL_COLUMNS, TableDataConfig
 
 logger = logging.getLogger("permafrost.sources")
 

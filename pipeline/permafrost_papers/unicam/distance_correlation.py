@@ -30,21 +30,20 @@ from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
-from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.evaluation.probe_set import (
+from permafrost.evaluation.forward import EvaluatedModel, iter_views
+from permafrost.storage.files import sha256_file
+from permafrost.store.artifacts import Artifact
+from permafrost_papers.probe_set import (
     ProbeSet,
     activations,
     check_layers,
     check_probes,
-    iter_views,
     layer_features,
     layer_names,
     multi_hot_labels,
     pair_layers,
     probe_set,
 )
-from permafrost.storage.files import sha256_file
-from permafrost.store.artifacts import Artifact
 from permafrost_papers.unicam.estimators import (
     MIN_RECORDS,
     InnerProducts,

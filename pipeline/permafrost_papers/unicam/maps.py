@@ -32,16 +32,9 @@ from torch import Tensor
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
-from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.evaluation.probe_set import (
-    POOLED,
-    activations,
-    iter_views,
-    layer_features,
-    layer_names,
-    pool,
-)
+from permafrost.evaluation.forward import EvaluatedModel, iter_views
 from permafrost.store.artifacts import Artifact
+from permafrost_papers.probe_set import POOLED, activations, layer_features, layer_names, pool
 from permafrost_papers.unicam.estimators import (
     correlation,
     feature_distances,

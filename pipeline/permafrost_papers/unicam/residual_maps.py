@@ -29,15 +29,15 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
-from permafrost.evaluation.probe_set import (
+from permafrost.storage.files import read_regular, sha256_file
+from permafrost.storage.untrusted import FormatError, parse_npy
+from permafrost_papers.probe_set import (
     LEAST_OF_A_CLASS,
     balanced_positions,
     check_probes,
     class_blocks,
     multi_hot_labels,
 )
-from permafrost.storage.files import read_regular, sha256_file
-from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost_papers.unicam.estimators import (
     MIN_RECORDS,
     label_features,

@@ -23,7 +23,6 @@ from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import ReportConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
-from permafrost.loading.subset import balanced_order
 from permafrost.models.saved import load_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.files import exists, remove_file
@@ -34,6 +33,7 @@ from permafrost_papers.ked.network import network_partition
 from permafrost_papers.ked.options import AdditiveModelConfig, KEDTeachingConfig
 from permafrost_papers.ked.partition import build_partition
 from permafrost_papers.ked.search import PartitionSearch, load_partition
+from permafrost_papers.probe_set import balanced_order
 from stages import precompute, report, teach
 from tests.support.ranks import run_on_ranks
 from tests.support.stores import precompute_config

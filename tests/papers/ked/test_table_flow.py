@@ -47,6 +47,7 @@ from permafrost.store.verification import verify_store
 from permafrost.training.distill import Distillation
 from permafrost.training.metric_log import read_metrics
 from permafrost_papers.ked.chimeras import draw_donors
+from permafrost_papers.ked.data_options import SklearnTableDataConfig
 from permafrost_papers.ked.network import network_partition
 from permafrost_papers.ked.options import AdditiveModelConfig, KEDConfig
 from permafrost_papers.ked.partition import (
@@ -57,7 +58,6 @@ from permafrost_papers.ked.partition import (
     pass_hierarchy,
 )
 from permafrost_papers.ked.subnets import LOGITS
-from permafrost_papers.ked.table_options import SklearnTableDataConfig
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import TRAINER
 from tests.support.slow import slow

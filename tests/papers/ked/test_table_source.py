@@ -17,7 +17,7 @@ from permafrost.core.records import NO_LABEL
 from permafrost.sources.source import build_source
 from permafrost.sources.splits import split_off_test
 from permafrost.store.codecs import RowError
-from permafrost_papers.ked.table_options import SklearnTableDataConfig, TableDataConfig
+from permafrost_papers.ked.data_options import SklearnTableDataConfig, TableDataConfig
 from tests.support.listings import fingerprint_records, plan_records, plan_whole
 from tests.support.sources import documented_config, fingerprint
 from tests.support.unicauca import HEADER, write_unicauca

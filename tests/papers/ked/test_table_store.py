@@ -21,8 +21,8 @@ from permafrost.store.frames import ShardFrames
 from permafrost.store.manifest import fingerprint_store
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from permafrost_papers.ked.data_options import SklearnTableDataConfig, TableDataConfig
 from permafrost_papers.ked.moments import Standardize, column_moments
-from permafrost_papers.ked.table_options import SklearnTableDataConfig, TableDataConfig
 from stages import precompute
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes

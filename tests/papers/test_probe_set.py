@@ -9,7 +9,12 @@ import torch
 from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.evaluation.probe_set import (
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.subset import rows_of_split
+from permafrost.models.providers import build_model, freeze
+from permafrost_papers.bcos.options import BcosModelConfig
+from permafrost_papers.ked.options import AdditiveModelConfig
+from permafrost_papers.probe_set import (
     activations,
     balanced_positions,
     check_layers,
@@ -19,11 +24,6 @@ from permafrost.evaluation.probe_set import (
     pair_layers,
     probe_set,
 )
-from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.subset import rows_of_split
-from permafrost.models.providers import build_model, freeze
-from permafrost_papers.bcos.options import BcosModelConfig
-from permafrost_papers.ked.options import AdditiveModelConfig
 from permafrost_papers.unicam.estimators import (
     InnerProducts,
     feature_distances,

@@ -1,4 +1,4 @@
-"""Options of tables of numbers (`data=table`, `data=sklearn_table`)."""
+"""Options of the data of KED: tables of numbers (`data=table`, `data=sklearn_table`), and Tiny ImageNet."""
 
 from __future__ import annotations
 
@@ -83,3 +83,22 @@ class SklearnTableDataConfig(DataConfig):
     """Name of the table; `digits` has the 8x8 pixels as 64 columns."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.2
     """Fraction of the records that forms split test, chosen by a hash of the key."""
+
+
+# ---- Tiny ImageNet ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyImageNetDataConfig(FileDataConfig):
+    """Tiny ImageNet (200 classes, 64x64) with its boxes, as unpacked from tiny-imagenet-200.zip."""
+
+    implementation: ClassVar[str] = "permafrost_papers.ked.tiny_imagenet:TinyImageNetSource"
+    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+
+    kind: Literal["tiny_imagenet"] = "tiny_imagenet"
+    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
+    """Folder tiny-imagenet-200."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_path(self.path, "the folder tiny-imagenet-200")

@@ -15,7 +15,7 @@ Shape letters: B records, C channels, h w grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,17 +23,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.config.evaluation import EvaluateOptions
 from permafrost.core.digests import derive_seed, sha256_keys
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.forward import EvaluatedModel
-from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.geometry import evaluation_view, view_images
-from permafrost.loading.subset import members_of_classes
-from permafrost.loading.transfer import iter_on_device
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.subset import members_of_classes, rows_at, rows_of_split
 from permafrost.models.classifier import Classifier, Intermediates
+from permafrost.store.index import RecordIndex
 
 POOLED = "pooled"
 _LOGITS = "logits"
@@ -242,17 +240,22 @@ def check_probes(
     )
 
 
-def iter_views(
-    model: EvaluatedModel, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
-) -> Iterator[Tensor]:
-    """Iterate over images f32 [b, 3, H, W] of these positions in the model's evaluation view, on its device."""
-    on_host = iter_batches(dataset, options.batch_size, positions)
-    for _, batch in iter_on_device(on_host, model.device):
-        batch = evaluation_view(batch, options.frame, model.input_size)
-        yield view_images(batch, model.input_size)
-
-
 def multi_hot_labels(dataset: StoreDataset, positions: Sequence[int]) -> Tensor:
     """Multi-hot labels f32 [n, K] of records, without reading images."""
     num_classes = len(dataset.store.manifest.classes)
     return multi_hot(dataset.labels_at(np.asarray(positions, np.int64)), num_classes)
+
+
+def balanced_order(index: RecordIndex, split: str, seed: int) -> NDArray[np.int64]:
+    """Order all rows of a split so that every prefix has nearly the same number of records of each class.
+
+    The order depends only on the keys and the seed. Records without a label, or with many, count as one class.
+    """
+    rows = rows_of_split(index, split)
+    labels = index.values("label", rows)
+    turns = np.empty(len(rows), np.int64)
+    for label, members in members_of_classes(labels).items():
+        members = members[index.key_order(rows_at(rows, members))]
+        random = np.random.default_rng(derive_seed(seed, "balanced order", label))
+        turns[random.permutation(members)] = np.arange(len(members))
+    return rows_at(rows, np.lexsort((labels, turns)))

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from permafrost.config.data import TinyImageNetDataConfig
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import NO_LABEL, Box, Record, escape_key
 from permafrost.sources.image_files import FilesBelowRoot, iter_images
+from permafrost_papers.ked.data_options import TinyImageNetDataConfig
 
 logger = logging.getLogger("permafrost.sources")
 
