@@ -108,8 +108,10 @@ def entry_places() -> list[Path]:
 def experiment_folders() -> dict[str, Path]:
     """Return the folder `experiments` beside the module of each entry point, by the name of the entry point."""
     load_installed()
-    files = {name: Path(str(sys.modules[m].__file__)) for name, m in entry_modules().items()}
-    return {name: file.parent / "experiments" for name, file in files.items()}
+    return {
+        name: Path(str(sys.modules[module].__file__)).parent / "experiments"
+        for name, module in entry_modules().items()
+    }
 
 
 def _place_of(top: str) -> Path:

@@ -128,8 +128,3 @@ class TeachConfig(Options):
         object.__setattr__(self, "teacher", whole_frame(self.teacher))
         object.__setattr__(self, "black_box", whole_frame(self.black_box))
         self.teaching.check(self.teacher, self.black_box)
-
-    @property
-    def uses_black_box(self) -> bool:
-        """True if `black_box` is read."""
-        return self.teaching.uses_black_box(self.teacher)

@@ -47,7 +47,7 @@ def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
         config,
         teacher=resolve_network(config.teacher, store, "teacher"),
         black_box=resolve_network(config.black_box, store, "black_box")
-        if config.uses_black_box
+        if config.teaching.uses_black_box(config.teacher)
         else config.black_box,
     )
 

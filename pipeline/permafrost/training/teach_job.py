@@ -235,7 +235,9 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
         inputs["start"] = identify_start(network, "teaching.start", len(store.manifest.classes))
     files = config.teacher.fingerprint_files()
     inputs |= {f"teacher.{option}": sha256 for option, sha256 in files.items()}
-    if config.uses_black_box and not isinstance(config.black_box, NoModelConfig):
+    if config.teaching.uses_black_box(config.teacher) and not isinstance(
+        config.black_box, NoModelConfig
+    ):
         asked = describe_teacher(config.black_box, len(store.manifest.classes), section="black_box")
         inputs["black_box"] = sha256_json(asked)
     return inputs
