@@ -21,7 +21,7 @@ from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.sources import data_preview
 from permafrost.sources.data_preview import ReadHeaders
 from permafrost.sources.image_folder import ImageFolderSource
-from permafrost.store import frames
+from permafrost.store import record_form
 
 DEADLY_STATUS = 7
 
@@ -81,18 +81,18 @@ class InterruptedAnnotation(AnnotateShard):
         digests = dict(
             zip(store.index.shard_keys(number), store.index.image_sha256(number), strict=True)
         )
-        decode = frames.decode_pixels
+        decode = record_form.decode_pixels
 
         def decode_pixels(data, memory):
             if hashlib.sha256(data).hexdigest() == digests.get(self.key):
                 interrupt(self.file)
             return decode(data, memory)
 
-        frames.decode_pixels = decode_pixels
+        record_form.decode_pixels = decode_pixels
         try:
             yield
         finally:
-            frames.decode_pixels = decode
+            record_form.decode_pixels = decode
 
 
 def run():
