@@ -24,13 +24,14 @@ from tests.support.pages import PAGES, blocks_of
 from tests.support.paths import ROOT
 from tests.support.runs import save_student
 
-PLUG_IN = "a module of your own"
-"""Mark of the blocks whose options exist with a plug-in only; tests/config/test_plugins.py uses that plug-in."""
+PLUG_INS = ("a module of your own", "a package of your own")
+"""Marks of the blocks whose options exist with a plug-in only; tests/config/test_plugins.py and
+tests/papers/test_package.py use these plug-ins."""
 SHELL = [
     block
     for page in PAGES
     for block in blocks_of(page)
-    if block.language in ("bash", "") and block.needs != PLUG_IN
+    if block.language in ("bash", "") and block.needs not in PLUG_INS
 ]
 
 
@@ -45,7 +46,7 @@ COMMANDS = [
     for command in lines_of(block.code)
     if not is_of_a_recipe(block, command)
 ]
-LANGUAGES = {"bash", "python", "text"}
+LANGUAGES = {"bash", "python", "text", "toml", "yaml"}
 
 
 def block_with(page, text):
@@ -89,7 +90,7 @@ def test_no_page_has_an_indented_block():
 
 
 def test_every_python_block_is_executed():
-    """Each is executed: here, in tests/sources, test_plugins, test_portable, test_object_storage, test_store_format,
+    """Each is executed: here, in tests/sources, test_plugins, test_package, test_portable, test_object_storage, test_store_format,
     test_preview_page.
     """
     blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
@@ -102,6 +103,7 @@ def test_every_python_block_is_executed():
             "evaluate.md",
             "object-storage.md",
             *["own-loop.md"] * 6,
+            *["package.md"] * 5,
             *["plug-ins.md"] * 4,
             "preview.md",
             "production.md",

@@ -1,0 +1,85 @@
+"""The package of docs/howto/package.md, installed by pip into a fresh environment, through all verbs and Ray."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.processes import environment
+
+PAGE = (ROOT / "docs/howto/package.md").read_text()
+FILES = dict(re.findall(r"^```(?:python|toml|yaml)\n# (\S+)\n(.*?)^```", PAGE, re.M | re.S))
+(COMMANDS,) = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
+
+
+def run(folder, *words):
+    """Run a program in a folder, with nothing of this checkout on its path. Returns what it has printed."""
+    hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+    known = {name: value for name, value in environment().items() if name not in hidden}
+    done = subprocess.run(words, cwd=folder, env=known, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folder with an environment, in which permafrost and the package are installed, and its bin folder."""
+    top = tmp_path_factory.mktemp("package")
+    for name, text in FILES.items():
+        path = top / "my-paper" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (top / "my-paper/my_paper/__init__.py").touch()
+    run(top, sys.executable, "-m", "venv", "env")
+    tools = top / "env/bin"
+    (site,) = (top / "env/lib").glob("python*/site-packages")
+    # Dependencies are those of this environment; links in a .pth to this checkout are not followed.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = (tools / "python", "-m", "pip", "install", "-q", "--no-deps")
+    try:
+        run(top, *pip, ROOT, "./my-paper")
+    except AssertionError as error:
+        if "No matching distribution" in str(error):
+            pytest.skip("pip cannot download what packages are built with")
+        raise
+    return top, tools
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_installed_package_goes_through_all_verbs_and_ray(world):
+    top, tools = world
+    for command in COMMANDS.replace("\\\n", "").splitlines():
+        program, *words = shlex.split(command)
+        if program == "permafrost":
+            run(top, tools / "permafrost", *words)
+
+    script = "import permafrost, my_paper; print(permafrost.__file__, my_paper.__file__)"
+    for place in run(top, tools / "python", "-c", script).split():
+        assert place.startswith(str(top / "env"))
+    (plain,) = (top / "stores/my_paper/teachers").glob("blocks-*/manifest.json")
+    (mirrored,) = (top / "stores/my_paper/teachers").glob("mirrored-*/manifest.json")
+    assert json.loads(plain.read_text())["added"] == {"tone_channels": 16}
+    assert json.loads(mirrored.read_text())["views"]["sampler"] == "mirrored"
+    (student,) = (top / "runs/my_paper/small/students").glob("code-seed0-*")
+    lines = (student / "distill/metrics.jsonl").read_text().splitlines()
+    assert "code" in json.loads(lines[-1])
+    assert (top / "runs/my_paper/twin/teach/note.txt").read_text() == "blocks"
+    assert len(list((top / "stores/my_paper/artifacts").glob("tone-*/manifest.json"))) == 1
+    page = (top / "runs/my_paper/small/report.html").read_text()
+    assert "16 channels, mean" in page
+    assert "How sure the networks are." in page
+
+
+def test_the_page_has_every_door_of_its_table():
+    doors = re.findall(r"^\|.*\| `([a-z_A-Z.]+)` \|$", PAGE, re.M)
+
+    assert len(doors) == 9
+    assert all(
+        any(door in text or name.endswith(door) for name, text in FILES.items()) for door in doors
+    )
