@@ -90,8 +90,8 @@ def test_no_page_has_an_indented_block():
 
 
 def test_every_python_block_is_executed():
-    """Each is executed: here, in tests/sources, test_plugins, test_package, test_portable, test_object_storage, test_store_format,
-    test_preview_page.
+    """Each is executed: here, in tests/sources, test_plugins, test_package, test_portable, test_object_storage,
+    test_store_format, test_preview_page.
     """
     blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
 

@@ -180,7 +180,6 @@ class ViewsConfig(Options):
     """`module:name` of a function (batch without targets) -> batch with `per_step` views of each record, made of the
     student's view, for methods that name this kind as their `live_views`."""
 
-    kind: str = ""
     count: Annotated[int, Ge(1)] = 1
     """Stored views per record."""
     seed: int = 0
@@ -188,6 +187,7 @@ class ViewsConfig(Options):
     per_step: Annotated[int, Ge(1)] = 1
     """Views of each record in a batch, from one decoded image; read by distill with mode=replay.
     trainer.batch_size counts views."""
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,10 +78,10 @@ def entry_modules() -> dict[str, str]:
     declared = TOP / "pyproject.toml"
     if declared.is_file():
         project = tomllib.loads(declared.read_text(encoding="utf-8"))["project"]
-        named += project["entry-points"][GROUP].items()
+        named += project.get("entry-points", {}).get(GROUP, {}).items()
     named += json.loads(os.environ.get(ENTRIES, "{}")).items()
     modules: dict[str, str] = {}
-    for name, module in named:
+    for name, module in sorted(named):  # the same order wherever they are declared
         require(
             modules.setdefault(name, module) == module,
             f"the entry point {name} of the group {GROUP} is that of two packages, {modules[name]} and {module}; "
