@@ -323,7 +323,7 @@ def _fit_projections(plan: PassPlan, config: PrecomputeConfig, executor: Executo
 def _measure_moved_features(
     plan: PassPlan, config: PrecomputeConfig, executor: Executor
 ) -> MovedFeatures | None:
-    """Measure the error of moved features, None if the pass has none that are moved."""
+    """Measure the error of warped features, None if the pass has none that are warped."""
     if FEATURES not in config.annotate.payloads or plan.views is not None:
         return None
     task = _sample_task(MeasureMovedFeatures, plan, config, folder=plan.folder)

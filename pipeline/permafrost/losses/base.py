@@ -96,7 +96,7 @@ class StudentOutput:
     output: ModelOutput
     """Output of the forward pass, with the intermediates that the loss needs."""
     maps: Tensor | None = None
-    """Maps [B, E, A, h, w] of the teacher's explained classes, if the loss needs them in this step."""
+    """Maps [B, E, A, h, w] of the teacher's target classes, if the loss needs them in this step."""
     input_size: tuple[int, int] = (0, 0)
     """(height, width) of the student's input, the resolution at which maps are compared."""
     record_index: Tensor | None = None
@@ -124,7 +124,7 @@ class Needs:
     map_control: str = "none"
     """Perturbation of the teacher's maps for a negative control."""
     max_classes: int | None = None
-    """Maximum number of explained classes whose maps are compared, None for all of them."""
+    """Maximum number of target classes whose maps are compared, None for all of them."""
     intermediates: Intermediates = NO_INTERMEDIATES
     """Intermediates of both networks' forward passes."""
     target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None

@@ -78,7 +78,7 @@ class LiveTeacher:
                 the student's pixels.
             compute_settings: Settings of the forward pass; explanations are computed in float32 or higher, and if that
                 takes a pass of the whole network (B-cos), logits are taken from the same pass.
-            explainer: Options that select the explained classes, as returned by `resolve_explainer`.
+            explainer: Options that select the target classes, as returned by `resolve_explainer`.
             needs: Needs of the loss, which select the intermediates.
         """
         self.name = name
