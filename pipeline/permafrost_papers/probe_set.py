@@ -38,7 +38,12 @@ _LOGITS = "logits"
 
 
 def activations(model: Classifier, images: Tensor) -> dict[str, Tensor]:
-    """Activations [B, C, h, w] of each layer except `pooled` for images [B, 3, H, W], or logits [B, K]."""
+    """Compute the activations [B, C, h, w] of each layer except `pooled`, or logits [B, K].
+
+    Args:
+        model: Network in eval mode.
+        images: f32 [B, 3, H, W] in [0, 1].
+    """
     try:
         output = model(images, Intermediates(stages=True))
     except ConfigError:  # the stages of this network are not known
@@ -52,7 +57,7 @@ def activations(model: Classifier, images: Tensor) -> dict[str, Tensor]:
 
 
 def layer_features(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Features [B, p] of every layer: the flattened activations, and `pooled`."""
+    """Return the features [B, p] of every layer: the flattened activations, and `pooled`."""
     features = {name: values.flatten(1) for name, values in layers.items()}
     deepest = list(layers.values())[-1]
     return features if deepest.dim() == 2 else features | {POOLED: pool(deepest)}
@@ -65,7 +70,7 @@ def pool(activation: Tensor) -> Tensor:
 
 @torch.no_grad()
 def layer_names(model: EvaluatedModel) -> list[str]:
-    """Names of a network's layers from the finest to the deepest, found by a forward pass of one blank image."""
+    """Return the names of a network's layers from the finest to the deepest, by a forward pass of one blank image."""
     blank = torch.zeros(1, 3, *model.input_size, device=model.device)
     return list(layer_features(activations(model.network, blank)))
 
@@ -74,6 +79,13 @@ def pair_layers(layers: Sequence[str], other_layers: Sequence[str]) -> dict[str,
     """Pair layers of one network with those of another, starting at the deepest.
 
     If one network has more layers, its finest ones are left out.
+
+    Args:
+        layers: Layers of one network, from the finest to the deepest.
+        other_layers: Layers of the other network, from the finest to the deepest.
+
+    Returns:
+        Layer of the other network by that of the first, from the finest to the deepest.
     """
     paired = zip(reversed(layers), reversed(other_layers), strict=False)
     return dict(reversed(list(paired)))
@@ -85,7 +97,17 @@ def check_layers(
     student_layers: Sequence[str],
     teacher_layers: Sequence[str],
 ) -> None:
-    """Raise ConfigError if an option names a layer that a network does not have."""
+    """Check that both networks have the layers that an option names.
+
+    Args:
+        option: Name of the option, for the message.
+        pairs: Layer of the teacher for each layer of the student.
+        student_layers: Layers that the student has.
+        teacher_layers: Layers that the teacher has.
+
+    Raises:
+        ConfigError: If a network does not have a layer.
+    """
     for title, names, known in (
         ("the student", pairs.keys(), student_layers),
         ("the teacher", pairs.values(), teacher_layers),
@@ -129,8 +151,12 @@ def probe_set(
 ) -> ProbeSet:
     """Select the first `records` of a balanced order, in near-equal blocks of at most `block_records`.
 
-    seed            parts of the seed that the order is drawn from
-    classes_differ  classes are compared by embeddings, so a block may contain one record of each
+    Args:
+        dataset: Records of the split.
+        records: Maximum number of records.
+        block_records: Maximum number of records of a block.
+        *seed: Parts of the seed that the order is drawn from.
+        classes_differ: Classes are compared by embeddings, so a block may contain one record of each.
     """
     order = balanced_positions(dataset, *seed)
     count = -(-min(records, len(order)) // block_records)
@@ -150,15 +176,22 @@ def class_blocks(
     *seed: object,
     least: int = LEAST_OF_A_CLASS,
 ) -> list[NDArray[np.int64]] | None:
-    """Blocks of about these sizes with `least` records of each of their classes, or None if none are needed.
-
-    None means that all classes fit into each block, or that records have many labels.
+    """Select blocks of about these sizes with `least` records of each of their classes.
 
     Classes take turns in an order drawn from `seed`, so that consecutive blocks have different classes if possible.
     Classes with one record are left out, and a class with fewer than `least` records contributes all of them. Blocks
     end when less than half of the next one could be filled.
 
-    order  balanced positions; the records of a class are taken in this order
+    Args:
+        dataset: Records of the split.
+        order: Balanced positions; the records of a class are taken in this order.
+        sizes: Sizes of the blocks.
+        *seed: Parts of the seed that the turns are drawn from.
+        least: Number of records of each class in a block.
+
+    Returns:
+        The positions of each block; None if none are needed, because all classes fit into each block, or because
+        records have many labels.
     """
     labels = dataset.label_numbers[order]
     known = np.unique(labels)
@@ -218,11 +251,18 @@ def _group_by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
 def check_probes(
     evaluator: str, dataset: StoreDataset, split: str, least: int, embeddings: str | None = None
 ) -> None:
-    """Raise ConfigError unless the split has labels of two classes and at least `least` records.
+    """Check that the split has labels of two classes and at least `least` records.
 
-    evaluator   name of the evaluator, for the message
-    embeddings  name of the option for class embeddings; if given, two classes need two records each, because without
-                embeddings the labels of records of different classes are all equally far apart
+    Args:
+        evaluator: Name of the evaluator, for the message.
+        dataset: Records of the split.
+        split: Name of the split, for the message.
+        least: Minimum number of labeled records.
+        embeddings: Name of the option for class embeddings; if given, two classes need two records each, because
+            without embeddings the labels of records of different classes are all equally far apart.
+
+    Raises:
+        ConfigError: If there are too few.
     """
     classes = _group_by_class(dataset)
     labeled = len(np.unique(np.concatenate(list(classes.values())))) if classes else 0
@@ -241,7 +281,7 @@ def check_probes(
 
 
 def multi_hot_labels(dataset: StoreDataset, positions: Sequence[int]) -> Tensor:
-    """Multi-hot labels f32 [n, K] of records, without reading images."""
+    """Read the multi-hot labels f32 [n, K] of records, without reading images."""
     num_classes = len(dataset.store.manifest.classes)
     return multi_hot(dataset.labels_at(np.asarray(positions, np.int64)), num_classes)
 

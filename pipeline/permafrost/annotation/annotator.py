@@ -55,9 +55,12 @@ class TeacherAnnotator:
     ) -> None:
         """Build the teacher and its payloads.
 
-        teacher     options returned by `resolve_network`
-        explainer   options returned by `resolve_explainer`
-        frame_size  (height, width) of the canonical frames, or (1, columns) for a table
+        Args:
+            teacher: Options returned by `resolve_network`.
+            num_classes: Number of the store's classes.
+            explainer: Options returned by `resolve_explainer`.
+            config: Options of the pass, with a precision that is not "auto".
+            frame_size: (height, width) of the canonical frames, or (1, columns) for a table.
         """
         self.config = config
         self.settings = ComputeSettings(
@@ -106,7 +109,11 @@ class TeacherAnnotator:
         return other
 
     def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
-        """Fields that the pass stores. The matrices of stored views come last."""
+        """Return the fields that the pass stores. The matrices of stored views come last.
+
+        Raises:
+            ConfigError: If annotate.features_margin is not a whole number of cells of each field's grid.
+        """
         outputs: dict[float, ModelOutput] = {}
         specs = []
         for payload in self.payloads:
@@ -114,10 +121,12 @@ class TeacherAnnotator:
             for margin in (0.0, framing.margin):
                 if margin not in outputs:
                     outputs[margin] = self._forward(self._example(margin), self.payloads)
-            own = payload.fields(self.model, outputs[framing.margin])
+            payload_specs = payload.fields(self.model, outputs[framing.margin])
             if framing.margin:
-                _require_whole_cells(framing.margin, payload.fields(self.model, outputs[0.0]), own)
-            specs += [self._with_images(spec, framing) for spec in own]
+                _require_whole_cells(
+                    framing.margin, payload.fields(self.model, outputs[0.0]), payload_specs
+                )
+            specs += [self._with_images(spec, framing) for spec in payload_specs]
         return [*specs, VIEW_FIELD] if stored_views else specs
 
     def annotate(
@@ -128,16 +137,25 @@ class TeacherAnnotator:
     ) -> tuple[dict[str, NDArray[np.generic]], dict[str, float]]:
         """Compute fields [n, V, *shape] of canonical frames, and their fidelity.
 
-        batches  divided at fixed positions, so that the values do not depend on the process
-        keys     keys of all n records, for messages
-        views    canonical_from_view f32 [n, V, 3, 3], or None for the canonical view only
+        Args:
+            batches: Frames, divided at fixed positions, so that the values do not depend on the process.
+            keys: Keys of all n records, for messages.
+            views: canonical_from_view f32 [n, V, 3, 3], or None for the canonical view only.
+
+        Returns:
+            The values of each field, and the lowest cosine between a record's values and their stored form for each
+            lossy field.
+
+        Raises:
+            NotFiniteError: If an output of the teacher is not finite, or exceeds the range of its stored dtype.
+            FidelityError: If a cosine is below annotate.min_fidelity.
         """
         encoded: list[EncodedFields] = []
         done = 0
         for batch in batches:
             rows = slice(done, done + len(batch.heights))
-            seen = None if views is None else views[rows]
-            encoded.append(self._annotate_batch(batch, keys[rows], seen))
+            batch_views = None if views is None else views[rows]
+            encoded.append(self._annotate_batch(batch, keys[rows], batch_views))
             done += len(batch.heights)
         if not encoded:
             return {
@@ -164,14 +182,14 @@ class TeacherAnnotator:
         """Compute fields [n, V, *shape] with one forward pass per view, over frames that are decoded once."""
         records = BatchInfo(keys, batch.labels)
         if views is None:
-            seen = [self._annotate_frames(batch, records)]
+            view_fields = [self._annotate_frames(batch, records)]
         else:
             frames = self._frames(batch)
-            seen = [
+            view_fields = [
                 self.annotate_inputs(warp(frames, view, self.input_size) / 255, records)
                 for view in views.to(self.device).unbind(dim=1)
             ]
-        stacked = _stack_fields(seen)
+        stacked = _stack_fields(view_fields)
         if views is not None:
             stacked.values[VIEW_FIELD.name] = views.numpy()
         return stacked
@@ -183,16 +201,16 @@ class TeacherAnnotator:
         for margin in dict.fromkeys(framing.margin for framing in framings):
             inputs = self._inputs(batch, margin)
             for is_mirrored in (False, True):
-                own = [
+                numbers = [
                     number
                     for number, framing in enumerate(framings)
                     if framing.margin == margin and (framing.mirrored or not is_mirrored)
                 ]
-                if own:
+                if numbers:
                     images = inputs.flip(-1) if is_mirrored else inputs
-                    payloads = [self.payloads[number] for number in own]
+                    payloads = [self.payloads[number] for number in numbers]
                     parts = self._annotate_inputs(images, records, payloads)
-                    for number, part in zip(own, parts, strict=True):
+                    for number, part in zip(numbers, parts, strict=True):
                         encoded[number].append(part)
         return _joined([_stack_fields(each) if len(each) > 1 else each[0] for each in encoded])
 
@@ -207,7 +225,11 @@ class TeacherAnnotator:
         return self._forward(inputs, self.payloads)
 
     def annotate_inputs(self, inputs: Tensor, records: BatchInfo) -> EncodedFields:
-        """Compute fields [n, *shape] of the teacher's inputs f32 [n, 3, height, width] in [0, 1]."""
+        """Compute fields [n, *shape] of the teacher's inputs f32 [n, 3, height, width] in [0, 1].
+
+        Raises:
+            NotFiniteError: If an output of the teacher is not finite, or exceeds the range of its stored dtype.
+        """
         return _joined(self._annotate_inputs(inputs, records, self.payloads))
 
     def _annotate_inputs(
@@ -235,7 +257,8 @@ class TeacherAnnotator:
     def _inputs(self, batch: FrameBatch, margin: float) -> Tensor:
         """Convert frames to the teacher's input f32 [n, 3, height, width] in [0, 1], or return unchanged table rows.
 
-        margin  width of the black border in units of the side
+        Args:
+            margin: Width of the black border in units of the side.
         """
         frames = self._frames(batch)
         if frames.ndim == 2:  # rows have no views
@@ -331,7 +354,7 @@ def _joined(parts: Sequence[EncodedFields]) -> EncodedFields:
 
 
 def _stack_fields(parts: Sequence[EncodedFields]) -> EncodedFields:
-    """Stack the fields of several views, or of the images and their mirror images, along a new axis, [n, V, ...]."""
+    """Stack the fields of several views, or of the images and their horizontal flips, along a new axis, [n, V, ...]."""
     return EncodedFields(
         {name: np.stack([part.values[name] for part in parts], axis=1) for name in parts[0].values},
         {name: min(part.fidelity[name] for part in parts) for name in parts[0].fidelity},
@@ -347,9 +370,9 @@ def _require_whole_cells(
             continue
         cells = [side * margin for side in inner.shape[-2:]]
         grown = tuple(
-            round(side + 2 * own) for side, own in zip(inner.shape[-2:], cells, strict=True)
+            round(side + 2 * border) for side, border in zip(inner.shape[-2:], cells, strict=True)
         )
-        if any(abs(own - round(own)) > 1e-3 for own in cells) or grown != outer.shape[-2:]:
+        if any(abs(border - round(border)) > 1e-3 for border in cells) or grown != outer.shape[-2:]:
             coarsest = min(min(spec.shape[-2:]) for spec in without if spec.frame is not None)
             raise ConfigError(
                 f"annotate.features_margin={margin:g} is not whole cells of {inner.name}, whose grid is "

@@ -1,7 +1,7 @@
 """Fit of the projections of features (annotate.features_channels): principal components of their channels.
 
 One pass of the teacher over a sample of the training split accumulates the mean and the covariance of the channels of
-each stage over all cells, of the same images that the pass stores (with their mirror images and borders).
+each stage over all cells, of the same images that the pass stores (with their horizontal flips and borders).
 """
 
 from __future__ import annotations
@@ -30,8 +30,14 @@ def fit_projections(
 ) -> None:
     """Write the projections of a pass, unless they exist.
 
-    shards  of the store, of which those of the split are sampled
-    Raises ConfigError if the split has no records.
+    Args:
+        executor: Executor that runs the task.
+        task: Task that fits the projections.
+        shards: Shards of the store, of which those of the split are sampled.
+        split: Split that students are trained on.
+
+    Raises:
+        ConfigError: If the split has no records.
     """
     sample = select_sample([s for s in shards if s.split == split], PROJECTION_RECORDS)
     require(

@@ -1,4 +1,4 @@
-"""Share of the variance of a teacher's features of a view that the stored ones, moved with the view, miss (1 - R^2)."""
+"""Fraction of the variance of a teacher's features of a view that the stored ones, warped to it, miss (1 - R^2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from permafrost.store.projections import Projection
 
 @dataclass
 class LostVariance:
-    """Sums over the covered cells of one stage, from which the share of the variance that is lost is computed."""
+    """Sums over the covered cells of one stage, from which the fraction of the variance that is lost is computed."""
 
     error: float = 0.0
     squares: float = 0.0
@@ -25,7 +25,13 @@ class LostVariance:
     by_channel: Tensor | float = 0.0
 
     def add(self, stored: Tensor, recomputed: Tensor, coverage: Tensor) -> None:
-        """Add features [n, C, h, w] of a view with their coverage [n, 1, h, w]."""
+        """Add the features of a view.
+
+        Args:
+            stored: Stored features, warped to the view, [n, C, h, w].
+            recomputed: Features of the teacher in the view, [n, C, h, w].
+            coverage: [n, 1, h, w] in [0, 1], the weight of each cell.
+        """
         stored, recomputed, coverage = stored.double(), recomputed.double(), coverage.double()
         self.error += float(((stored - recomputed).square() * coverage).sum())
         self.squares += float((recomputed.square() * coverage).sum())
@@ -51,9 +57,11 @@ def add_lost_variance(
 ) -> None:
     """Add a batch to the sums of each stage that the pass stores.
 
-    targets  stored features, moved to a view
-    output   teacher's output of that view, with its stages
-    projections  of the fields of the pass, in whose components these are compared
+    Args:
+        sums: Sums by field, to which those of new fields are added.
+        targets: Stored features, warped to a view.
+        output: Teacher's output of that view, with its stages.
+        projections: Projections of the fields of the pass, in whose components these are compared.
     """
     recomputed = stage_fields(output)
     for name, values in targets.intermediates.items():

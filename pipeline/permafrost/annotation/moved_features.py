@@ -1,6 +1,6 @@
-"""Distance of moved features from the teacher's, measured on a sample of a pass's records before it is committed.
+"""Distance of warped features from the teacher's, measured on a sample of a pass's records before it is committed.
 
-Students read stored features that are moved with their view. What these miss of the variance of the teacher's features
+Students read stored features that are warped to their view. What these miss of the variance of the teacher's features
 of that view (1 - R^2) depends on the network, so it stands in the manifest for shifts and flips. The evaluator
 `equivariance` measures the same for any augmentation.
 """
@@ -43,9 +43,15 @@ _DIGITS = 6
 def measure_moved_features(
     executor: Executor, task: MeasureMovedFeatures, shards: Sequence[ShardEntry]
 ) -> MovedFeatures | None:
-    """Run the task on the executor. Returns None for a pass without records.
+    """Run the task on the executor.
 
-    shards  of the pass, from which the sample is taken
+    Args:
+        executor: Executor that runs the task.
+        task: Task that measures a sample.
+        shards: Shards of the pass, from which the sample is taken.
+
+    Returns:
+        The measurement, None for a pass without records.
     """
     sample = select_sample(shards, MOVED_RECORDS)
     if not sample:
@@ -66,12 +72,14 @@ def describe_moved_features(measured: MovedFeatures) -> str:
 def sample_views(count: int, size: tuple[int, int], first: int = 0) -> dict[str, Tensor]:
     """Return the views canonical_from_view f32 [n, 3, 3] of records of a sample, by name.
 
-    shift  by whole pixels as of pad_crop, whose image is not blurred by interpolation, up to an eighth of the shorter
-           side in x and in y, drawn for each number of a record in the sample
-    flip   from left to right
+    The view "shift" moves the image by whole pixels, as pad_crop does, so that interpolation does not blur it: up to an
+    eighth of the shorter side in x and in y, drawn for each number of a record in the sample. "flip" is a horizontal
+    flip.
 
-    size   (height, width) of the frame
-    first  number of the first of `count` records in the sample
+    Args:
+        count: Number n of records.
+        size: (height, width) of the frame.
+        first: Number of the first of the records in the sample.
     """
     largest = max(1, int(LARGEST_SHIFT * min(size)))
     pixels = np.random.default_rng(0).integers(-largest, largest + 1, (first + count, 2))[first:]
@@ -83,7 +91,7 @@ def sample_views(count: int, size: tuple[int, int], first: int = 0) -> dict[str,
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureMovedFeatures(SampleTask):
-    """Task that annotates a sample, moves its features to each view and compares them with the teacher's there."""
+    """Task that annotates a sample, warps its features to each view and compares them with the teacher's there."""
 
     folder: RootedPath
     """Folder of the pass, with the projections of its features."""
@@ -103,8 +111,8 @@ class MeasureMovedFeatures(SampleTask):
             height, width = frames.frames.shape[-2:]
             for name, views in sample_views(len(keys), (height, width), done).items():
                 view = views.to(annotator.device)
-                seen = replace(batch, canonical_from_view=view)
-                (targets,) = view_targets(seen, TargetRequest((1, 1), with_maps=False))
+                view_batch = replace(batch, canonical_from_view=view)
+                (targets,) = view_targets(view_batch, TargetRequest((1, 1), with_maps=False))
                 output = annotator.run_views(frames, view)
                 add_lost_variance(sums.setdefault(name, {}), targets, output, projections)
             done += len(keys)

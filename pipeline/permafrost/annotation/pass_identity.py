@@ -46,10 +46,16 @@ def describe_pass(
 ) -> dict[str, Any]:
     """Describe everything that a pass's fingerprint covers, in the form of its manifest.
 
-    views    stored views, None for the canonical view of every record
-    network  what payloads say about the teacher (PayloadInfo.describe)
+    Args:
+        store: Manifest of the store.
+        teacher: Description of the network, of `describe_teacher`, with its dtype.
+        explainer: Options returned by `resolve_explainer`.
+        config: Options of the pass, without "auto".
+        backend: Format of the pass's fields.
+        views: Stored views, None for the canonical view of every record.
+        network: What payloads say about the teacher (PayloadInfo.describe).
     """
-    seen, selection = _CANONICAL if views is None else views.describe()
+    views_entry, selection = _CANONICAL if views is None else views.describe()
     only_where_read: dict[str, Any] = {
         option: getattr(config, option)
         for name in config.payloads
@@ -60,7 +66,7 @@ def describe_pass(
         "store_fingerprint": store.fingerprint,
         "selection": selection,
         "teacher": teacher,
-        "views": seen,
+        "views": views_entry,
         "explainer": describe_explainer(explainer) if "map" in config.payloads else {},
         "payloads": sorted(config.payloads),
         "backend": backend,
@@ -70,14 +76,18 @@ def describe_pass(
 
 
 def fingerprint_pass(description: dict[str, Any]) -> str:
-    """Fingerprint of the result of `describe_pass`."""
+    """Compute the fingerprint of the result of `describe_pass`."""
     return sha256_json(description)
 
 
 def describe_network(
     payloads: Sequence[str], teacher: ModelConfig, num_classes: int
 ) -> dict[str, Any]:
-    """Return what payloads say about the teacher. Raises ConfigError if it cannot produce one of them."""
+    """Return what payloads say about the teacher.
+
+    Raises:
+        ConfigError: If the teacher cannot produce one of them.
+    """
     functions = [PAYLOADS[name].describe for name in payloads]
     if not any(functions):
         return {}

@@ -88,7 +88,7 @@ class PassPlan:
         return 1 if self.views is None else self.views.count
 
     def summary(self) -> str:
-        """Name of the finished pass, and its bytes per record."""
+        """Return the name of the finished pass, and its bytes per record."""
         stored = self.store.open_pass(self.folder.name, stored_views=self.views is not None)
         return f"{self.folder.name} ({stored.bytes_per_record:,.0f} bytes a record)"
 
@@ -102,7 +102,7 @@ class PassPlan:
 
 
 def options_for(config: PrecomputeConfig, views: StoredViews | None) -> PrecomputeConfig:
-    """Return the options of the pass of these views. Stored views need no border and no mirror images."""
+    """Return the options of the pass of these views. Stored views need no border and no horizontal flips."""
     if views is None:
         return config
     return replace(
@@ -111,10 +111,18 @@ def options_for(config: PrecomputeConfig, views: StoredViews | None) -> Precompu
 
 
 def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:
-    """Plan the pass that the options describe. Raises ConfigError if teacher or explainer do not fit the store.
+    """Plan the pass that the options describe.
 
     With precision=auto it is the pass of float32 or of bfloat16 that the store has, and that of float32 if it has
     neither; with logits_dtype=auto likewise that of float16 or float32.
+
+    Args:
+        config: Options of the command.
+        store: Store whose records are annotated.
+        views: Stored views, None for the canonical view of every record.
+
+    Raises:
+        ConfigError: If teacher or explainer do not fit the store.
     """
     config = options_for(config, views)
     assert not isinstance(config.teacher, NoModelConfig)

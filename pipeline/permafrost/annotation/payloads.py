@@ -61,7 +61,7 @@ class Framing:
     margin: float = 0.0
     """FieldSpec.margin of the fields."""
     mirrored: bool = False
-    """True if the teacher receives the mirror images, too, for which fields get a first axis of two."""
+    """True if the teacher receives the horizontal flips, too, for which fields get a first axis of two."""
 
 
 class Payload(Protocol):
@@ -79,7 +79,13 @@ class Payload(Protocol):
         """Return the fields that it stores, given an example output."""
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        """Encode the fields of a batch. The values of a record depend on that record only."""
+        """Encode the fields of a batch. The values of a record depend on that record only.
+
+        Args:
+            model: Frozen network of the teacher.
+            output: Output for the batch, with `intermediates`.
+            records: Keys and labels of the batch.
+        """
 
 
 # ---- logits ----------------------------------------------------------------------------------------
@@ -148,9 +154,16 @@ class LogitsPayload:
 def split_logits(
     logits: Tensor, k: int, temperatures: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Split logits [n, K] into the k largest, their classes i64 [n, k], and the sum of all others, f32 [n, T].
+    """Split logits [n, K] into the k largest and the sum of all others.
 
-    The sum is log sum exp(logit / tau) at each temperature, 0 if k is at least K.
+    Args:
+        logits: [n, K].
+        k: Number of logits to keep; K keeps all.
+        temperatures: Temperatures tau at which the others are summed.
+
+    Returns:
+        The largest logits [n, k] in descending order, their classes i64 [n, k], and log sum exp(logit / tau) over all
+        others at each temperature, f32 [n, T], 0 if k is at least K.
     """
     count = min(k, logits.shape[1])
     values, classes = logits.topk(count, dim=1)
@@ -283,7 +296,7 @@ class FeaturesPayload(_SpatialPayload):
 
     Channels are divided by their largest absolute value in the record. The stages are those of
     annotate.features_stages. features_pooled f16 [C] is the average of the last stage's output, which stays the same
-    in every view. 0.1 MB a record for a ResNet-50's last stage at 224 pixels in int8, 1.4 MB for all of its stages.
+    in every view. 0.1 MB per record for a ResNet-50's last stage at 224 pixels in int8, 1.4 MB for all of its stages.
     With annotate.features_channels the fields have the components of a projection in place of the channels.
     """
 

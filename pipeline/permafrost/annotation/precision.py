@@ -30,7 +30,7 @@ from permafrost.store.shards import ShardEntry
 PRECISION_RECORDS = 256
 """Number of records that are compared, or all if there are fewer."""
 LOWEST_TOP1 = 0.97
-"""Lowest share of records with the same largest logit."""
+"""Lowest fraction of records with the same largest logit."""
 HIGHEST_KL = 0.01
 """Highest mean divergence in nats."""
 LOWEST_COSINE = 0.995
@@ -70,9 +70,15 @@ def describe_agreement(agreement: Agreement) -> str:
 def compare_precision(
     executor: Executor, task: ComparePrecision, shards: Sequence[ShardEntry]
 ) -> tuple[PassPrecision, Agreement | None]:
-    """Run the task on the executor, and return the precision and its agreement with float32, None for float32 itself.
+    """Run the task on the executor.
 
-    shards  of the pass, from which the sample is taken
+    Args:
+        executor: Executor that runs the task.
+        task: Task that compares a sample.
+        shards: Shards of the pass, from which the sample is taken.
+
+    Returns:
+        The precision and its agreement with float32, None for float32 itself.
     """
     (result,) = executor.map_shards(task, [select_sample(shards, PRECISION_RECORDS)])
     values = json.loads(result.report)
@@ -100,15 +106,15 @@ class ComparePrecision(SampleTask):
     def _compare(self, precision: str, sample: Sample) -> Agreement:
         exact = self.build_annotator(precision="float32", logits="all")
         lower = exact.with_precision(getattr(torch, precision))
-        found: dict[str, list[NDArray[Any]]] = {}
+        column_parts: dict[str, list[NDArray[Any]]] = {}
         keys: list[str] = []
         specs = exact.fields()
-        for batch, own in self.iter_batches(sample):
-            values = [annotator.annotate([batch], own)[0] for annotator in (exact, lower)]
+        for batch, batch_keys in self.iter_batches(sample):
+            values = [annotator.annotate([batch], batch_keys)[0] for annotator in (exact, lower)]
             for name, column in compare_values(specs, *values).items():
-                found.setdefault(name, []).append(column)
-            keys += own
-        columns = {name: np.concatenate(parts) for name, parts in found.items()}
+                column_parts.setdefault(name, []).append(column)
+            keys += batch_keys
+        columns = {name: np.concatenate(parts) for name, parts in column_parts.items()}
         of_logits: dict[str, Any] = {}
         if "kl" in columns:
             top1, divergence = columns.pop("top1"), columns.pop("kl")
@@ -132,11 +138,19 @@ def compare_values(
     exact: Mapping[str, NDArray[np.generic]],
     lower: Mapping[str, NDArray[np.generic]],
 ) -> dict[str, NDArray[Any]]:
-    """Compare the values [n, 1, *shape] that two passes would store for the same records.
+    """Compare the values that two passes would store for the same records.
 
-    Returns `top1` bool [n] and `kl` f64 [n] in nats if there are logits, and the cosines of each field that is neither
-    logits nor a scale nor integer, one for each record, or for each class that both passes explain. A field with a
-    scale is compared after multiplication by it, because a cosine over several scaled parts depends on their scales.
+    A field with a scale is compared after multiplication by it, because a cosine over several scaled parts depends on
+    their scales.
+
+    Args:
+        specs: Fields of the passes.
+        exact: Values [n, 1, *shape] of the fields in float32.
+        lower: Values [n, 1, *shape] of the fields in the lower precision.
+
+    Returns:
+        `top1` bool [n] and `kl` f64 [n] in nats if there are logits, and the cosines of each field that is neither
+        logits nor a scale nor integer, one for each record, or for each class that both passes explain.
     """
     compared: dict[str, NDArray[Any]] = {}
     if "logits" in exact:

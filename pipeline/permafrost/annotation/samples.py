@@ -27,7 +27,10 @@ _SAMPLE_SHARDS = 8
 
 
 def select_sample(shards: Sequence[ShardEntry], records: int) -> Sample:
-    """Select shards at equal distances that are not empty, with about this number of records in all."""
+    """Select shards at equal distances that are not empty, with about this number of records in all.
+
+    At most 8 shards are selected.
+    """
     filled = [shard for shard in shards if shard.records]
     numbers = np.unique(
         np.linspace(0, len(filled) - 1, min(len(filled), _SAMPLE_SHARDS)).astype(int)
@@ -58,12 +61,19 @@ class SampleTask(ABC):
 
     @abstractmethod
     def measure(self, sample: Sample) -> tuple[int, str]:
-        """Measure the sample. Return the number of records that the teacher has seen, and the values as JSON."""
+        """Measure the sample.
+
+        Returns:
+            The number of records that the teacher has run on, and the values as JSON.
+        """
 
     def build_annotator(self, **changes: Any) -> TeacherAnnotator:
         """Build the annotator of the pass with some options changed.
 
         It is eager, because compilation would take longer than a sample, and checks no fidelity.
+
+        Args:
+            changes: Options of the pass to replace, by name.
         """
         options = replace(self.config, compile=False, min_fidelity=0.0, **changes)
         size = Store(self.store_path).size

@@ -129,7 +129,10 @@ class AnnotateShard:
     def annotate_alone(self, shard: ShardEntry, keys: list[str], key: str) -> None:
         """Decode and annotate one record of a shard, without writing anything.
 
-        keys  all records of the shard that the pass covers
+        Args:
+            shard: Shard of the record.
+            keys: Keys of all records of the shard that the pass covers.
+            key: Key of the record.
         """
         row = keys.index(key)
         with torch_threads(self.num_threads):
@@ -170,10 +173,15 @@ def count_correct(
 ) -> Correct:
     """Count the labeled records of a shard, and those of them whose largest logit is that of their label.
 
-    values   fields of the pass, of which logits [n, V, K] or top_class [n, V, k] are read
-    classes  number of the teacher's classes
-    Returns zeros for a pass without logits, stored views, several labels per record, and classes that are not those of
-    the store.
+    Args:
+        store: Store of the shard.
+        shard: The shard, all of whose records the values cover.
+        values: Fields of the pass, of which logits [n, V, K] or top_class [n, V, k] are read.
+        classes: Number of the teacher's classes.
+
+    Returns:
+        The counts; zeros for a pass without logits, stored views, several labels per record, and classes that are not
+        those of the store.
     """
     rows = store.rows_of_shard(store.shards.number_of(shard.name))
     stored = values.get("logits", values.get(TOP_CLASS))
@@ -190,9 +198,13 @@ def count_correct(
 
 
 def constant_logits(values: Mapping[str, NDArray[np.generic]]) -> str | None:
-    """SHA-256 of the logits if all records of a shard have the same, None if they differ or there are none.
+    """Compute the SHA-256 of the logits if all records of a shard have the same.
 
-    values  of the pass's fields, [n, V, ...]
+    Args:
+        values: Values [n, V, ...] of the pass's fields.
+
+    Returns:
+        The digest, None if the logits differ or there are none.
     """
     names = ("logits",) if "logits" in values else (TOP_LOGITS, TOP_CLASS)
     stored = [values[name] for name in names if name in values]

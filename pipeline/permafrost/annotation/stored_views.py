@@ -111,7 +111,11 @@ def draw_random(
 def plan_stored_views(
     store: Store, config: ViewsConfig, augment: AugmentOptions, split: str, subset: SubsetOptions
 ) -> StoredViews:
-    """Plan the stored views of a split's selection."""
+    """Plan the stored views of a split's selection.
+
+    Raises:
+        ConfigError: If there is no such split, or the selection asks for more records than a class has.
+    """
     selected = select_training_rows(store.index, split, subset)
     starts = store.shards.starts
     numbers = store.index.shards_of(selected)

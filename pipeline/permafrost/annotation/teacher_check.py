@@ -86,9 +86,15 @@ class TeacherCheck:
 def check_teacher(
     executor: Executor, task: CheckTeacher, shards: Sequence[ShardEntry]
 ) -> TeacherCheck | None:
-    """Run the task on the executor. Returns None for a pass without records.
+    """Run the task on the executor.
 
-    shards  of the pass, from which the sample is taken
+    Args:
+        executor: Executor that runs the task.
+        task: Task that looks at a sample.
+        shards: Shards of the pass, from which the sample is taken.
+
+    Returns:
+        The description of the teacher, None for a pass without records.
     """
     fewest, most = CHECKED_RECORDS
     count = sum(shard.records for shard in shards) // _SAMPLE_SHARE
@@ -137,7 +143,16 @@ class CheckTeacher(SampleTask):
 def describe_outputs(
     logits: NDArray[np.float64], labels: Tensor, num_classes: int
 ) -> dict[str, Any]:
-    """Describe outputs [n, K] of records with these labels (in the form of Batch), as in TeacherCheck."""
+    """Describe outputs of records, as in TeacherCheck.
+
+    Args:
+        logits: Raw outputs, f64 [n, K].
+        labels: Labels of the records in the form of Batch.
+        num_classes: Number of the store's classes; labels are left out if it is not K.
+
+    Returns:
+        The values of the fields of TeacherCheck up to `predicted`, without `outputs`.
+    """
     with np.errstate(over="ignore"):
         rounded = logits.astype(np.float16).astype(np.float64)
     finite = bool(np.isfinite(rounded).all())
@@ -194,11 +209,14 @@ def needs_float32(check: TeacherCheck) -> str:
 def require_sound(check: TeacherCheck, classes: Sequence[str]) -> None:
     """Log what is doubtful in a teacher's outputs, and refuse what is wrong.
 
-    classes  names of the data's classes
+    Args:
+        check: Description of a sample.
+        classes: Names of the data's classes.
 
     Raises:
-        ConstantLogitsError: The same outputs for all records.
-        TeacherError: Outputs that are not what teacher.outputs says, labels of another order of classes, constant maps.
+        ConstantLogitsError: If the outputs are the same for all records.
+        TeacherError: If the outputs are not what teacher.outputs says, the labels are those of another order of
+            classes, or all maps are constant.
     """
     if check.is_constant and check.records >= _FEWEST_RECORDS:
         raise ConstantLogitsError(CONSTANT_LOGITS)

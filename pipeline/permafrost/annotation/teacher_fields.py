@@ -20,7 +20,7 @@ from permafrost.store.projections import Projection
 
 
 def attention_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Fields attention_1, ... [B, h, w]: Q of each stage."""
+    """Return the fields attention_1, ... [B, h, w]: Q of each stage."""
     return {
         f"attention_{number}": attention_map(stage.output.detach())
         for number, stage in enumerate(output.stages, start=1)
@@ -28,13 +28,13 @@ def attention_fields(output: ModelOutput) -> dict[str, Tensor]:
 
 
 def class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Field class_maps [B, K, h, w], on the features' grid."""
+    """Return the field class_maps [B, K, h, w], on the features' grid."""
     assert output.class_maps is not None
     return {"class_maps": output.class_maps.detach()}
 
 
 def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Field pooled [B, d]: the pooled feature before the classifier."""
+    """Return the field pooled [B, d]: the pooled feature before the classifier."""
     assert output.pooled is not None
     return {"pooled": output.pooled.detach()}
 
@@ -42,11 +42,17 @@ def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
 def stage_fields(
     output: ModelOutput, stages: Sequence[int] = (), margin: float = 0.0
 ) -> dict[str, Tensor]:
-    """Fields features_<stage> [B, C, h, w] before the stage's last ReLU, then features_pooled [B, C], f32 or wider.
+    """Return the fields features_<stage> [B, C, h, w] before the stage's last ReLU, then features_pooled [B, C].
 
-    stages  counted from 1 at the finest or from -1 at the deepest; empty takes all
-    margin  width of a border around the image in units of its side, which features_pooled does not average over
-    Raises ConfigError if the network has fewer.
+    They are f32 or wider.
+
+    Args:
+        output: Output with its stages.
+        stages: Numbers of the stages, counted from 1 at the finest or from -1 at the deepest; empty takes all.
+        margin: Width of a border around the image in units of its side, which features_pooled does not average over.
+
+    Raises:
+        ConfigError: If the network has fewer stages.
     """
     count = len(output.stages)
     require(
@@ -74,7 +80,12 @@ _FIELDS: dict[str, Callable[[ModelOutput], dict[str, Tensor]]] = {
 
 
 def fields_of_payloads(payloads: Iterable[str], output: ModelOutput) -> dict[str, Tensor]:
-    """Compute the fields of payloads of intermediates, f32 and without a graph."""
+    """Compute the fields of payloads of intermediates, f32 and without a graph.
+
+    Args:
+        payloads: Names of payloads; those without intermediates are left out.
+        output: Output with the intermediates that they need.
+    """
     return {
         name: values
         for payload in payloads
@@ -84,6 +95,14 @@ def fields_of_payloads(payloads: Iterable[str], output: ModelOutput) -> dict[str
 
 
 def project_features(features: Tensor, projection: Projection) -> Tensor:
-    """Compute components (x - mean) at each position, f32 [B, C, h, w] -> [B, C', h, w]."""
+    """Compute components (x - mean) at each position.
+
+    Args:
+        features: Features x, f32 [B, C, h, w].
+        projection: Projection on C' components.
+
+    Returns:
+        f32 [B, C', h, w].
+    """
     mean, components = (torch.from_numpy(part).to(features) for part in projection[:2])
     return torch.einsum("kc,bchw->bkhw", components, features - mean[:, None, None])

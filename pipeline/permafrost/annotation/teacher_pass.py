@@ -82,7 +82,13 @@ class Annotation(NamedTuple):
 
 
 def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) -> Annotation:
-    """Finish and commit the canonical pass and, if `views=` requests one, the pass of stored views."""
+    """Finish and commit the canonical pass and, if `views=` requests one, the pass of stored views.
+
+    Raises:
+        ConfigError: If teacher, explainer or views do not fit the store.
+        TeacherError: If the teacher's outputs cannot be what the options say.
+        PrecisionError: If a sample in the precision of the options is too far from float32.
+    """
     requested: list[StoredViews | None] = [None]
     if config.views.kind != "canonical":
         requested.append(
@@ -97,12 +103,12 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
             is_auto and config.annotate.precision != plans[0].precision
         ):
             plans = [plan_pass(config, store, views) for views in requested]
-    made = [annotate_pass(plan, config, executor, agreement) for plan in plans]
+    results = [annotate_pass(plan, config, executor, agreement) for plan in plans]
     return Annotation(
-        forward_passes=sum(annotated for annotated, _ in made),
+        forward_passes=sum(annotated for annotated, _ in results),
         canonical=plans[0].folder.name,
         passes=[plan.summary() for plan in plans],
-        accuracy=made[0][1],
+        accuracy=results[0][1],
     )
 
 
@@ -111,8 +117,11 @@ def _settle_logits(
 ) -> PrecomputeConfig:
     """Look at the teacher before a new pass, and return the options with the dtype of its logits.
 
-    plan  its plan, if logits_dtype=auto with that of what exists of it
-    Raises TeacherError for outputs that cannot be what the options say.
+    Args:
+        plan: Plan of the pass; if logits_dtype=auto, with the dtype of what exists of it.
+
+    Raises:
+        TeacherError: If the outputs cannot be what the options say.
     """
     dtype = config.annotate.logits_dtype
     if plan.is_begun:
@@ -138,9 +147,13 @@ def _settle_precision(
 ) -> tuple[PrecomputeConfig, Agreement | None]:
     """Return the options with the precision of a pass that is not finished, and its agreement with float32.
 
-    plan  its plan, if precision=auto with the precision of what exists of it
-    The agreement is None if it was not measured. Raises PrecisionError if the options name a precision in which a
-    sample of the records is too far from float32.
+    The agreement is None if it was not measured.
+
+    Args:
+        plan: Plan of the pass; if precision=auto, with the precision of what exists of it.
+
+    Raises:
+        PrecisionError: If the options name a precision in which a sample of the records is too far from float32.
     """
     asked = config.annotate.precision
     precision = asked
@@ -152,17 +165,21 @@ def _settle_precision(
         precision = "float32" if precision == "auto" else precision
         return _with_precision(config, precision), None
     task = _sample_task(ComparePrecision, plan, _with_precision(config, precision))
-    found, agreement = compare_precision(executor, task, plan.shards)
+    sample_precision, agreement = compare_precision(executor, task, plan.shards)
     if agreement is None:
-        return _with_precision(config, found), None
+        return _with_precision(config, sample_precision), None
     shortfall = describe_shortfall(agreement)
     if not shortfall:
         logger.info(
-            "annotate.precision=%s against float32: %s", found, describe_agreement(agreement)
+            "annotate.precision=%s against float32: %s",
+            sample_precision,
+            describe_agreement(agreement),
         )
-        return _with_precision(config, found), agreement
+        return _with_precision(config, sample_precision), agreement
     if precision == "auto":
-        logger.info("annotate.precision=auto: float32, because with %s %s", found, shortfall)
+        logger.info(
+            "annotate.precision=auto: float32, because with %s %s", sample_precision, shortfall
+        )
         return _with_precision(config, "float32"), None
     raise PrecisionError(
         f"annotate.precision={precision}: in a sample of {agreement.records} records {shortfall}; set "
@@ -197,10 +214,15 @@ def annotate_pass(
 ) -> tuple[int, dict[str, float]]:
     """Write the missing shards of a pass, and commit it.
 
-    config     with the precision of the pass
-    agreement  of that precision with float32
-    Returns the number of forward passes of this call, and the teacher's accuracy by split; without any work, and for
-    records that it cannot be computed on, (0, {}).
+    Args:
+        plan: Plan of the pass.
+        config: Options with the precision of the pass.
+        executor: Executor that runs the tasks.
+        agreement: Agreement of that precision with float32, None if it was not measured.
+
+    Returns:
+        The number of forward passes of this call, and the teacher's accuracy by split; without any work, and for
+        records that it cannot be computed on, (0, {}).
     """
     if not plan.is_unfinished:
         agreement = read_pass_manifest(plan.folder).agreement
@@ -301,7 +323,7 @@ def _fit_projections(plan: PassPlan, config: PrecomputeConfig, executor: Executo
 def _measure_moved_features(
     plan: PassPlan, config: PrecomputeConfig, executor: Executor
 ) -> MovedFeatures | None:
-    """Measure the error of moved features, None if the pass has none that are moved."""
+    """Measure the error of warped features, None if the pass has none that are warped."""
     if FEATURES not in config.annotate.payloads or plan.views is not None:
         return None
     task = _sample_task(MeasureMovedFeatures, plan, config, folder=plan.folder)
@@ -317,23 +339,26 @@ def _measure_moved_features(
 def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]:
     """Compute the teacher's accuracy by split, empty for stored views and for classes of its own.
 
-    counts  of the shards of this call, by name; those of an earlier call are counted here
+    Args:
+        counts: Counts of the shards of this call, by name; those of an earlier call are counted here.
     """
     if plan.views is not None:
         return {}
-    made = plan.store.open_pass(plan.folder.name)
-    if not made.manifest.has_logits:
+    stored_pass = plan.store.open_pass(plan.folder.name)
+    if not stored_pass.manifest.has_logits:
         return {}
     sums: dict[str, Correct] = {}
     for shard in plan.shards:
-        found = counts.get(shard.name)
-        if found is None:
+        shard_counts = counts.get(shard.name)
+        if shard_counts is None:
             rows = np.arange(shard.records)
-            name = TOP_CLASS if made.manifest.temperatures else "logits"
-            values = made.open_shard(shard, (name,))[name][rows, np.zeros_like(rows)]
-            found = count_correct(plan.store, shard, {name: values[:, None]}, made.num_classes)
+            name = TOP_CLASS if stored_pass.manifest.temperatures else "logits"
+            values = stored_pass.open_shard(shard, (name,))[name][rows, np.zeros_like(rows)]
+            shard_counts = count_correct(
+                plan.store, shard, {name: values[:, None]}, stored_pass.num_classes
+            )
         before = sums.get(shard.split, Correct(0, 0))
-        sums[shard.split] = Correct(*map(sum, zip(before, found, strict=True)))
+        sums[shard.split] = Correct(*map(sum, zip(before, shard_counts, strict=True)))
     return {split: c.correct / c.labeled for split, c in sums.items() if c.labeled}
 
 

@@ -69,7 +69,11 @@ class EvaluationContext:
         return predict_records(self.model, self.dataset, self.options, localize=self.localize)
 
     def iter_batches(self, positions: Sequence[int] | None = None) -> Iterator[Batch]:
-        """Iterate over the split, or some positions of it, in batches in the evaluation view on the model's device."""
+        """Iterate over the split in batches in the evaluation view on the model's device.
+
+        Args:
+            positions: Positions to read, in this order; None reads all.
+        """
         on_host = iter_batches(self.dataset, self.options.batch_size, positions)
         for _, batch in iter_on_device(on_host, self.model.device):
             check_interrupted()
@@ -82,7 +86,13 @@ class EvaluationContext:
     def open_rows(
         self, rows: RowNumbers, passes: Sequence[TeacherPass] = (), payload: str | None = None
     ) -> StoreDataset:
-        """Open rows of the store, to be read as those of the split are."""
+        """Open rows of the store, to be read as those of the split are.
+
+        Args:
+            rows: Rows of the store's index.
+            passes: Passes whose targets are read with them.
+            payload: Payload to read in addition to logits and maps.
+        """
         return StoreDataset(
             self.store,
             rows,

@@ -60,14 +60,18 @@ def check_equivariance(context: EvaluationContext) -> Mapping[str, str]:
 def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, float]]:
     """Measure each kind of operation of `augment`, always applied, on records of the split drawn with a fixed seed.
 
-    map_cosine     mean cosine between the warped stored map and the recomputed map of the stored class, at the
-                   teacher's input size, without pairs in which either is zero
-    logits_kl      mean KL(recomputed || stored) of the softmax at temperature 1
-    top1_agreement share of records whose stored and recomputed logits have the same top-1 class
-    features_lost  share of the variance of the recomputed features that the moved stored ones miss (1 - R^2), over
-                   the covered cells of all records, mean over the stages of the pass
+    As in a training, the views are of the whole frame. The metrics, each a mapping from kinds of operations to numbers,
+    are:
 
-    Each is a mapping from kinds of operations. As in a training, the views are of the whole frame.
+    - map_cosine: mean cosine between the warped stored map and the recomputed map of the stored class, at the teacher's
+      input size, without pairs in which either is zero;
+    - logits_kl: mean KL(recomputed || stored) of the softmax at temperature 1, in nats;
+    - top1_agreement: fraction of records whose stored and recomputed logits have the same top-1 class;
+    - features_lost: fraction of the variance of the recomputed features that the warped stored ones miss (1 - R^2),
+      over the covered cells of all records, mean over the stages of the pass.
+
+    Returns:
+        The metrics by name, without those that the pass has no fields for.
     """
     dataset, model = context.dataset, context.model
     alone: dict[str, tuple[OperationConfig, ...]] = {UNMOVED: ()}
@@ -95,11 +99,11 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
         for kind, schedule in schedules.items():
             views = schedule.views(0, start, aspects)
             drawn = None if views is None else copy_to(views, model.device)
-            seen = replace(batch, canonical_from_view=drawn)
-            parts[kind].append(_compare(model, explain, seen))
+            view_batch = replace(batch, canonical_from_view=drawn)
+            parts[kind].append(_compare(model, explain, view_batch))
             if _has_features(context):
-                images = view_images(seen, model.input_size)
-                (targets, *_) = view_targets(seen, TargetRequest((1, 1), with_maps=False))
+                images = view_images(view_batch, model.input_size)
+                (targets, *_) = view_targets(view_batch, TargetRequest((1, 1), with_maps=False))
                 output = model.network(images, Intermediates(stages=True))
                 add_lost_variance(errors[kind], targets, output, dataset.passes[0].projections)
         start += len(batch.keys)

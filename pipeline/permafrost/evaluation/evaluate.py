@@ -49,9 +49,9 @@ class EvaluateResult:
     next: str = ""
 
     def printed(self) -> dict[str, str]:
-        """Values for the terminal: the file, and a table of the numbers, a column per split, without long lists.
+        """Return the values for the terminal: the file, and a table of the numbers with a column per split.
 
-        Numbers of a last layer that was not trained are left out.
+        Long lists, and numbers of a last layer that was not trained, are left out.
         """
         shown = list(self.splits.values())
         if self.classifier:
@@ -83,15 +83,22 @@ def _format_value(value: float | None) -> str:
 def evaluate_student(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
     """Run the missing evaluators for the student, its teacher or the given network, on each split.
 
-    name  folder to write within the run's folder, if it is not the one that the options determine
+    Args:
+        config: Options of the command.
+        name: Folder to write within the run's folder, None for the one that the options determine.
+
+    Raises:
+        ConfigError: If a network, a pass or a requirement of an evaluator is missing, or an evaluator was run with
+            other options.
+        StoreMismatchError: If a pass does not fit the network.
     """
     if config.model == "teacher":  # a teacher is not compared with another student
         config = with_baselines(config, dict.fromkeys(named_baselines(config)))
-        inputs, own = open_teacher(config), TEACHER_EVALUATION
+        inputs, folder_name = open_teacher(config), TEACHER_EVALUATION
     elif config.model == "network":
-        inputs, own = open_network(config), NETWORK_EVALUATION
+        inputs, folder_name = open_network(config), NETWORK_EVALUATION
     else:
-        inputs, own = open_student(config), evaluation_folder(config.evaluate.against)
+        inputs, folder_name = open_student(config), evaluation_folder(config.evaluate.against)
     fingerprints = {
         config.model: inputs.fingerprint,
         "store": inputs.store.manifest.fingerprint,
@@ -99,10 +106,12 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
         **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in inputs.passes},
     }
     if config.evaluate.against is None:
-        own = folder_of_evaluation(run_folder(config.run), own, config.evaluate, fingerprints)
-    with open_run(name or own, config.run, config.shared, fingerprints) as folder:
+        folder_name = folder_of_evaluation(
+            run_folder(config.run), folder_name, config.evaluate, fingerprints
+        )
+    with open_run(name or folder_name, config.run, config.shared, fingerprints) as folder:
         missing = missing_evaluators(folder, config)
-        if name in (None, own):  # not one of a sweep's selections
+        if name in (None, folder_name):  # not one of a sweep's selections
             logger.info(
                 "%s of run %s on split %s of %s: %s; %s",
                 config.model,
@@ -118,16 +127,16 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
             from permafrost.evaluation.run import run_evaluators  # imports torch
 
             run_evaluators(config, inputs, folder, missing)
-        found = read_results(folder)
+        results = read_results(folder)
     student = run_folder(config.run) / "distill"
     is_untrained = config.model == "student" and not trains_classifier(student)
     after = f"permafrost report store.path={config.store.path} run={config.run}"
-    is_probed = bool({"knn", "linear_probe"} & found["evaluators"].keys())
+    is_probed = bool({"knn", "linear_probe"} & results["evaluators"].keys())
     if is_untrained and not is_probed and inputs.store.manifest.classes:
         after = evaluate_command(config.run, inputs.store, student, config.evaluate.splits)
     return EvaluateResult(
         metrics=str(folder / METRICS_NAME),
-        splits=found["splits"],
+        splits=results["splits"],
         classifier=UNTRAINED if is_untrained else "",
         next=after,
     )

@@ -50,7 +50,10 @@ def numbers_of(
 ) -> dict[str, float]:
     """Flatten a split's metrics to numbers by name: accuracy, group_accuracy.0, <evaluator>.<quantity>.<layer>.
 
-    most  largest number of entries of a mapping whose numbers are returned
+    Args:
+        metrics: Metrics of a split, as in metrics.json.
+        prefix: First part of the names.
+        most: Largest number of entries of a mapping whose numbers are returned.
     """
     numbers: dict[str, float] = {}
     for name, value in metrics.items():
@@ -62,7 +65,12 @@ def numbers_of(
 
 
 def best_position(values: Sequence[float], metric: Metric) -> int:
-    """Position of the best value, the first of equal ones."""
+    """Return the position of the best value, the first of equal ones.
+
+    Args:
+        values: Values, not empty.
+        metric: Metric whose direction decides; without one, the lowest value is the best.
+    """
     sign = 1 if metric.higher_is_better else -1
     return max(range(len(values)), key=lambda position: sign * values[position])
 
@@ -110,7 +118,7 @@ class Page(NamedTuple):
 
 
 def needs_nothing_else(context: EvaluationContext) -> Mapping[str, str]:
-    """Check of an evaluator without requirements."""
+    """Return the files that an evaluator without requirements reads, which are none."""
     return {}
 
 
@@ -133,8 +141,9 @@ class Evaluator(NamedTuple):
 def metric_of(name: str) -> Metric | None:
     """Return the Metric of a name, or None if neither direction is better.
 
-    name  accuracy, or <evaluator>.<quantity>, or either followed by the name of a part, and by @<pass> if it is of an
-          evaluation against a named pass
+    Args:
+        name: Name of METRICS, such as accuracy, or <evaluator>.<quantity>, or either followed by the name of a part,
+            and by @<pass> if it is of an evaluation against a named pass.
     """
     name = name.partition("@")[0]
     if name in METRICS:
@@ -147,20 +156,23 @@ def metric_of(name: str) -> Metric | None:
 
 
 def comparable_quantities(evaluator: str) -> dict[str, Metric]:
-    """Quantities of an evaluator for which higher or lower is better."""
+    """Return the quantities of an evaluator for which higher or lower is better."""
     page = evaluator_named(evaluator).page
     quantities = () if page is None else page.quantities
     return {q.name: q.metric for q in quantities if q.metric.higher_is_better is not None}
 
 
 def comparable_metrics() -> list[str]:
-    """All names that `metric_of` accepts, without parts."""
+    """Return all names that `metric_of` accepts, without parts."""
     names = [f"{e}.{q}" for e in EVALUATORS for q in comparable_quantities(e)]
     return [*METRICS, *names]
 
 
 def evaluators_of(name: str) -> tuple[str, ...] | None:
-    """Evaluator of a metric, as a value of the option `evaluators`, or None for a metric of every evaluation."""
+    """Return the evaluator of a metric, as a value of the option `evaluators`.
+
+    It is None for a metric of every evaluation.
+    """
     evaluator = name.partition(".")[0]
     return (evaluator,) if evaluator in EVALUATORS and "." in name else None
 

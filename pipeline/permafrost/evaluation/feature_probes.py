@@ -32,7 +32,7 @@ from permafrost.models.resolve import require_images
 from permafrost.store.index import RowNumbers
 
 _HELD_OUT = 0.2
-"""Share of the training records on which the regularization of the linear probe is chosen."""
+"""Fraction of the training records on which the regularization of the linear probe is chosen."""
 _MAX_STEPS = 500
 """Maximum number of steps of L-BFGS."""
 _QUERIES = 256
@@ -137,9 +137,13 @@ def neighbor_votes(
     Neighbors are nearest by cosine (Wu et al. 2018, section 3.4). The votes of a record are divided by the first
     neighbor's, so that none overflows.
 
-    features  [B, d]
-    bank      features [N, d] of the training records
-    labels    i64 [N] of the training records
+    Args:
+        features: [B, d].
+        bank: Features of the training records, [N, d].
+        labels: Labels of the training records, i64 [N].
+        k: Numbers of neighbors, none above N.
+        tau: Temperature > 0.
+        classes: Number K of classes.
     """
     similarity = F.normalize(features, dim=1) @ F.normalize(bank, dim=1).T
     cosine, nearest = similarity.topk(max(k), dim=1)
@@ -182,11 +186,17 @@ def _evaluate_knn(context: EvaluationContext) -> dict[str, Any]:
 def fit_linear(
     features: Tensor, labels: Tensor, l2: float, classes: int, start: Tensor | None = None
 ) -> Tensor:
-    """Minimize mean cross-entropy + l2 / 2 * ||W||^2 by L-BFGS, which gives weights f64 [K, d + 1], the bias last.
+    """Minimize mean cross-entropy + l2 / 2 * ||W||^2 by L-BFGS.
 
-    features  f64 [N, d]
-    labels    i64 [N]
-    start     weights to start from, by default zeros
+    Args:
+        features: f64 [N, d].
+        labels: i64 [N].
+        l2: Weight of the squared norm, which leaves out the bias.
+        classes: Number K of classes.
+        start: Weights to start from, None for zeros.
+
+    Returns:
+        The weights f64 [K, d + 1], the bias last.
     """
     initial = features.new_zeros(classes, features.shape[1] + 1) if start is None else start
     weights = initial.clone().requires_grad_()
@@ -211,7 +221,7 @@ def fit_linear(
 
 
 def linear_logits(features: Tensor, weights: Tensor) -> Tensor:
-    """Logits [n, K] of features [n, d] for the weights of `fit_linear`."""
+    """Compute the logits [n, K] of features [n, d] for the weights of `fit_linear`."""
     return features @ weights[:, :-1].T + weights[:, -1]
 
 
@@ -232,9 +242,9 @@ def _evaluate_linear_probe(context: EvaluationContext) -> dict[str, Any]:
     scores, weights = [], None
     for l2 in sorted(options.l2, reverse=True):
         weights = fit_linear(train[kept], train_labels[kept], l2, classes, weights)
-        logits, own = linear_logits(train[held_out], weights), train_labels[held_out]
-        accuracy = float((logits.argmax(dim=1) == own).double().mean())
-        scores.append((accuracy, -float(F.cross_entropy(logits, own)), l2))
+        logits, held_out_labels = linear_logits(train[held_out], weights), train_labels[held_out]
+        accuracy = float((logits.argmax(dim=1) == held_out_labels).double().mean())
+        scores.append((accuracy, -float(F.cross_entropy(logits, held_out_labels)), l2))
     chosen = max(scores)[-1]
     weights = fit_linear(train, train_labels, chosen, classes)
     correct = linear_logits(test, weights).argmax(dim=1) == labels

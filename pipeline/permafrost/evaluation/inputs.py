@@ -36,7 +36,7 @@ def _comparing() -> list[str]:
 
 
 def named_baselines(config: EvaluateConfig) -> set[str]:
-    """Baselines that the requested evaluators name."""
+    """Return the baselines that the requested evaluators name."""
     options = [
         getattr(config.evaluate, evaluator)
         for evaluator in _comparing()
@@ -48,7 +48,9 @@ def named_baselines(config: EvaluateConfig) -> set[str]:
 def with_baselines(config: EvaluateConfig, runs: Mapping[str, str | None]) -> EvaluateConfig:
     """Return the config with each baseline that is a key of `runs` replaced by its run, or by None.
 
-    runs  arm -> the run of its student, None for the arm that is being evaluated
+    Args:
+        config: Options of the command.
+        runs: Run of the student of each arm, None for the arm that is being evaluated.
     """
     changed = {}
     for evaluator in _comparing():
@@ -65,7 +67,9 @@ def without_unknown_arms(config: EvaluateConfig, typed: Sequence[str]) -> Evalua
     A single student is not compared with an arm, which has one student for each seed. A baseline that was typed stays,
     so that its absence is an error.
 
-    typed  words of the command line
+    Args:
+        config: Options of the command.
+        typed: Words of the command line.
     """
     if any(".baseline=" in word for word in typed):
         return config
@@ -97,7 +101,13 @@ class EvaluationInputs:
 
 
 def open_student(config: EvaluateConfig) -> EvaluationInputs:
-    """Open the student of the run and the passes that it is compared with, by default those it was trained on."""
+    """Open the student of the run and the passes that it is compared with, by default those it was trained on.
+
+    Raises:
+        ConfigError: If the run has no finished student, or evaluate.against names no pass.
+        DamagedFileError: If the student's files are not those that its training wrote.
+        StoreMismatchError: If a pass of the student is missing in the store.
+    """
     student = run_folder(config.run) / "distill"
     trained = read_description(student)
     if config.evaluate.against is not None:
@@ -151,10 +161,15 @@ def open_evaluation_store(
 
     With evaluate.store, the passes are those of the same teachers in that store.
 
-    names  the passes in store.path that the student was trained on, of stored views, too. If it is empty (a student
-           trained on labels), the pass is used that the run was compared with before, otherwise the only pass of the
-           store, if it has one
-    run    run of the student, or of its sweep
+    Args:
+        config: Options of the command.
+        names: The passes in store.path that the student was trained on, of stored views, too. If it is empty (a student
+            trained on labels), the pass is used that the run was compared with before, otherwise the only pass of the
+            store, if it has one.
+        run: Run of the student, or of its sweep.
+
+    Raises:
+        StoreMismatchError: If a name fits no pass or several.
     """
     training_store = Store(config.store.folder)
     names = [_canonical_name(training_store, name) for name in names]
@@ -175,7 +190,8 @@ def _canonical_name(store: Store, name: str) -> str:
 def open_record_store(config: EvaluateConfig) -> Store:
     """Open the store with the records to evaluate: evaluate.store or, if it is null, store.path.
 
-    Raises ConfigError if the held-out records of one are to be selected in the other.
+    Raises:
+        ConfigError: If the held-out records of one store would be selected in the other.
     """
     other = config.evaluate.store
     require(
@@ -187,7 +203,16 @@ def open_record_store(config: EvaluateConfig) -> Store:
 
 
 def open_against(config: EvaluateConfig, name: str, run: str) -> tuple[Store, list[TeacherPass]]:
-    """Open the store that students are evaluated on, and the pass of evaluate.against in it."""
+    """Open the store that students are evaluated on, and the pass of evaluate.against in it.
+
+    Args:
+        config: Options of the command.
+        name: Value of evaluate.against.
+        run: Run of the student.
+
+    Raises:
+        ConfigError: If the name is not that of one pass.
+    """
     store = open_record_store(config)
     try:
         return store, [store.open_pass(n) for n in name_passes(run, store, (name,))]
@@ -200,7 +225,12 @@ def open_against(config: EvaluateConfig, name: str, run: str) -> tuple[Store, li
 
 
 def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
-    """Open the network of `teacher`, with its own pass if the store has one."""
+    """Open the network of `teacher`, with its own pass if the store has one.
+
+    Raises:
+        ConfigError: If `teacher` or its weights are not named, or a split is that of held-out records.
+        StoreMismatchError: If the network did not make the passes that are named.
+    """
     from permafrost.evaluation.other_networks import passes_of_teacher
     from permafrost.models.fingerprint import describe_teacher
 
@@ -221,9 +251,9 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     if not _reads_head(config):  # its features may predict the labels of other classes than its own
         num_classes = len(store.manifest.classes)
         passes = [
-            made
-            for made in passes
-            if made.num_classes == num_classes or not made.manifest.has_logits
+            teacher_pass
+            for teacher_pass in passes
+            if teacher_pass.num_classes == num_classes or not teacher_pass.manifest.has_logits
         ]
     return EvaluationInputs(
         store=store,
@@ -238,6 +268,11 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
 
     A pair of given networks needs no pass. Its classes may be others than those of the store if the evaluators only
     read features.
+
+    Raises:
+        ConfigError: If `student` or its weights are not named, a split is that of held-out records, or an evaluator
+            reads outputs for other classes.
+        StoreMismatchError: If `teacher` did not make the pass that is named.
     """
     from permafrost.evaluation.other_networks import check_made_pass
     from permafrost.models.fingerprint import describe_teacher
@@ -268,10 +303,10 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         named = store.open_passes(config.store.teacher) if config.store.teacher else []
         passes = named or [store.open_pass(folder.name) for folder in store.pass_folders()]
         of_teacher = describe_teacher(teacher, num_classes)
-        own = first_made_pass(config.run, store, of_teacher["weights_sha256"], passes)
-        check_made_pass(teacher, store, own or named)
-        passes = own
-    passes = [made for made in passes if made.num_classes == num_classes]
+        teacher_passes = first_made_pass(config.run, store, of_teacher["weights_sha256"], passes)
+        check_made_pass(teacher, store, teacher_passes or named)
+        passes = teacher_passes
+    passes = [teacher_pass for teacher_pass in passes if teacher_pass.num_classes == num_classes]
     alone = of_teacher is not None and not passes
     return EvaluationInputs(
         store=store,

@@ -28,21 +28,29 @@ from permafrost.losses.map_distances import MIN_ENERGY
 def group_scores(
     name: str, hits: Tensor, groups: Tensor, group_sets: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
-    """Shares of `hits` (bool [N]) in [0, 1] by group [N]. Groups and sets without a record are left out.
+    """Compute the fractions of `hits` in [0, 1] by group and by set of groups.
 
-    group_<name>             number of the group -> share
-    <set>_<name>             share over all records of the set's groups
-    <set>_mean_group_<name>  mean of the shares of the set's groups
+    Groups and sets without a record are left out.
+
+    Args:
+        name: Name of the score, such as accuracy.
+        hits: Bool [N].
+        groups: Group of each record, [N], NO_GROUP where unknown.
+        group_sets: Groups of each set, by its name.
+
+    Returns:
+        `group_<name>`, a mapping from the number of a group to its fraction; `<set>_<name>`, the fraction over all
+        records of the set's groups; and `<set>_mean_group_<name>`, the mean of the fractions of the set's groups.
     """
     present = torch.unique(groups[groups != NO_GROUP]).tolist()
     shares = {group: _share(hits[groups == group]) for group in present}
     scores: dict[str, Any] = {f"group_{name}": {str(g): share for g, share in shares.items()}}
     for set_name, members in group_sets.items():
-        found = [group for group in members if group in shares]
-        if found:
-            inside = torch.isin(groups, torch.tensor(found))
+        known_groups = [group for group in members if group in shares]
+        if known_groups:
+            inside = torch.isin(groups, torch.tensor(known_groups))
             scores[f"{set_name}_{name}"] = _share(hits[inside])
-            scores[f"{set_name}_mean_group_{name}"] = mean(shares[group] for group in found)
+            scores[f"{set_name}_mean_group_{name}"] = mean(shares[group] for group in known_groups)
     return scores
 
 
@@ -54,15 +62,19 @@ def _share(hits: Tensor) -> float:
 
 
 def accuracy(logits: Logits, labels: Tensor) -> float:
-    """Share of labeled records whose highest logit [N, K] is the label [N], nan if none is labeled."""
+    """Compute the fraction of labeled records whose highest logit [N, K] is the label [N], nan if none is labeled."""
     known = labels != NO_LABEL
     return float((top_class(logits) == labels)[known].double().mean())
 
 
 def majority_share(labels: Tensor) -> float | None:
-    """Share of the most frequent label among labeled records, None for records with many labels or without any.
+    """Compute the fraction of labeled records that have the most frequent label.
 
-    labels  in the form of Batch
+    Args:
+        labels: Labels in the form of Batch.
+
+    Returns:
+        The fraction, None for records with many labels or without any.
     """
     if has_many(labels):
         return None
@@ -71,12 +83,13 @@ def majority_share(labels: Tensor) -> float | None:
 
 
 def f1(logits: Tensor, labels: Tensor) -> float:
-    """Micro F1 over all (record, class) pairs, 2 TP / (2 TP + FP + FN), where a class is positive if its logit is >= 0.
+    """Compute micro F1 over all (record, class) pairs, 2 TP / (2 TP + FP + FN).
 
-    The result is nan if there is neither a label nor a positive class.
+    A class is positive if its logit is >= 0. The result is nan if there is neither a label nor a positive class.
 
-    logits  [N, K]
-    labels  f32 [N, K], records with unknown labels are left out
+    Args:
+        logits: [N, K].
+        labels: f32 [N, K]. Records with unknown labels are left out.
     """
     counted = known_mask(labels)
     positive, present = logits[counted] >= 0, labels[counted] > 0
@@ -90,7 +103,14 @@ def label_scores(
     groups: Tensor,
     group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Accuracy of logits [N, K], overall and by group [N] and group set, or f1 if a record has many labels."""
+    """Compute accuracy overall and by group and group set, or f1 if a record has many labels.
+
+    Args:
+        logits: [N, K].
+        labels: Labels in the form of Batch, i64 [N] or f32 [N, K].
+        groups: Group of each record, [N], NO_GROUP where unknown.
+        group_sets: Groups of each set, by its name.
+    """
     if has_many(labels):
         return {"f1": f1(logits, labels)}
     counted = labels != NO_LABEL
@@ -108,7 +128,18 @@ def teacher_scores(
     groups: Tensor,
     group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Agreement and KL of two networks' logits [N, K], agreement also by group [N], and the teacher's own accuracy."""
+    """Compute agreement and KL of two networks' logits, agreement also by group, and the teacher's own accuracy.
+
+    Args:
+        student_logits: [N, K].
+        teacher_logits: [N, K], or the largest ones.
+        labels: Labels in the form of Batch, i64 [N] or f32 [N, K].
+        groups: Group of each record, [N], NO_GROUP where unknown.
+        group_sets: Groups of each set, by its name.
+
+    Raises:
+        ConfigError: If records have many labels, and only the largest logits are stored.
+    """
     many = has_many(labels)
     scores = {
         "agreement": agreement(student_logits, teacher_logits, many=many),
@@ -126,9 +157,14 @@ def teacher_scores(
 
 
 def agreement(student_logits: Tensor, teacher_logits: Logits, *, many: bool = False) -> float:
-    """Share of records for which both networks have the same top-1 class (e2KD eq. 4), independent of the labels.
+    """Compute the fraction of records for which both networks have the same top-1 class (e2KD eq. 4).
 
-    many  records have many labels, a case that the paper leaves open: compare the sets of positive classes
+    It is independent of the labels.
+
+    Args:
+        student_logits: [N, K].
+        teacher_logits: [N, K], or the largest ones.
+        many: True if records have many labels, a case that the paper leaves open: compare the sets of positive classes.
     """
     student, teacher = (
         predict_labels(logits, many=many) for logits in (student_logits, teacher_logits)
@@ -138,9 +174,15 @@ def agreement(student_logits: Tensor, teacher_logits: Logits, *, many: bool = Fa
 
 
 def kl_to_teacher(student_logits: Tensor, teacher_logits: Logits, *, many: bool = False) -> float:
-    """Mean KL(teacher || student) of the class probabilities, in nats; of the largest logits the lower bound of KD.
+    """Compute the mean KL(teacher || student) of the class probabilities, in nats.
 
-    many  treat each class separately: the sum of the Bernoulli divergences over classes
+    Args:
+        student_logits: [N, K].
+        teacher_logits: [N, K]; of the largest ones, the result is the lower bound of `top_logits_divergence`.
+        many: True to treat each class separately: the sum of the Bernoulli divergences over classes.
+
+    Raises:
+        ConfigError: If `many`, and only the largest logits are stored.
     """
     if many:
         every = require_all_logits(teacher_logits, "a record with many labels")
@@ -154,10 +196,11 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Logits, *, many: bool 
 
 
 def energy_pointing_game(maps: Tensor, regions: Tensor) -> Tensor:
-    """Share of each map's positive mass inside its region (Wang et al. 2020), [n].
+    """Compute the fraction of each map's positive mass inside its region (Wang et al. 2020), [n].
 
-    maps     [n, H, W]
-    regions  bool [n, H, W]
+    Args:
+        maps: [n, H, W].
+        regions: Bool [n, H, W].
     """
     positive = maps.clamp(min=0)
     total = positive.sum(dim=(1, 2))
@@ -166,17 +209,23 @@ def energy_pointing_game(maps: Tensor, regions: Tensor) -> Tensor:
 
 
 def uniform_score(regions: Tensor) -> Tensor:
-    """EPG and IoU of a uniform map, the chance level of both: the share of the area inside each region, [n].
+    """Compute EPG and IoU of a uniform map, the chance level of both: the fraction of the area inside each region, [n].
 
-    regions  bool [n, H, W]
+    Args:
+        regions: Bool [n, H, W].
     """
     return regions.float().mean(dim=(1, 2))
 
 
 def localization_iou(maps: Tensor, regions: Tensor, threshold: float) -> Tensor:
-    """Intersection over union of each region and {map scaled to [0, 1] > threshold}, [n].
+    """Compute the intersection over union of each region and {map scaled to [0, 1] > threshold}, [n].
 
-    A constant positive map covers everything. The IoU of an empty union is 0.
+    Only positive attributions count. A constant positive map covers everything. The IoU of an empty union is 0.
+
+    Args:
+        maps: [n, H, W].
+        regions: Bool [n, H, W].
+        threshold: Threshold in [0, 1].
     """
     positive = maps.clamp(min=0)
     low, high = positive.amin(dim=(1, 2), keepdim=True), positive.amax(dim=(1, 2), keepdim=True)
@@ -189,5 +238,5 @@ def localization_iou(maps: Tensor, regions: Tensor, threshold: float) -> Tensor:
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Upsample maps [n, h, w] bilinearly to (H, W) `size`: [n, H, W]."""
+    """Upsample maps [n, h, w] bilinearly to (height, width) `size`: [n, height, width]."""
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]

@@ -38,9 +38,14 @@ class Networks:
         self._students: dict[str, EvaluatedModel] = {}
 
     def check_teacher(self, evaluator: str) -> None:
-        """Raise ConfigError unless `teacher` names the network that made the evaluated model's teacher pass.
+        """Check that `teacher` names the network that made the evaluated model's teacher pass.
 
-        evaluator  name of the evaluator that needs it, for the message
+        Args:
+            evaluator: Name of the evaluator that needs it, for the message.
+
+        Raises:
+            ConfigError: If no network is named.
+            StoreMismatchError: If the pass was made by another network.
         """
         teacher = _name_network(self.config)
         if teacher is None:
@@ -68,9 +73,15 @@ class Networks:
         return build_teacher(teacher, self.store, self.config.evaluate.device)
 
     def check_student(self, option: str, run: str) -> dict[str, str]:
-        """Return path -> sha256 of the weights of another run's student, or raise ConfigError if there is none.
+        """Return the SHA-256 of the weights of another run's student, by their path.
 
-        option  name of the option that names the run, for the message
+        Args:
+            option: Name of the option that names the run, for the message.
+            run: Name of the run.
+
+        Raises:
+            ConfigError: If the run has no finished student.
+            DamagedFileError: If the weights are not those that its training wrote.
         """
         folder = _student_folder(run)
         require(
@@ -96,7 +107,11 @@ def build_teacher(
 ) -> EvaluatedModel:
     """Build a teacher as an evaluated model, frozen, at its input size.
 
-    reads_head  False if its last layer is not read, which its weights file need not have then
+    Args:
+        teacher: Options of the network.
+        store: Store of the evaluated records.
+        device: Value of evaluate.device.
+        reads_head: False if its last layer is not read, which its weights file need not have then.
     """
     side = teacher_input_size(with_preprocessing(teacher, len(store.manifest.classes)))
     model = freeze(
@@ -113,22 +128,22 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
     if not passes:
         return
     asked = describe_teacher(teacher, len(store.manifest.classes), reads_head=False)
-    made = passes[0].manifest.teacher
+    entry = passes[0].manifest.teacher
     if teacher.frame == "auto":  # whatever it was for the pass
-        asked["frame"] = made["frame"]
+        asked["frame"] = entry["frame"]
         named = [name for name in ("mean", "std") if name in asked["preprocessing"]]
         if teacher.input_size is not None:
             named.append("input_size")
-        asked["preprocessing"] = made["preprocessing"] | {
+        asked["preprocessing"] = entry["preprocessing"] | {
             name: asked["preprocessing"][name] for name in named
         }
     for name, value in asked.items():
         if name == "dtype":  # evaluators run in float32, independent of the pass
             continue
-        if sha256_json(made.get(name)) != sha256_json(value):
+        if sha256_json(entry.get(name)) != sha256_json(value):
             raise StoreMismatchError(
                 f"teacher= is not the network that made {passes[0].name}: its {name} is {_short(value)}, that of the "
-                f"pass is {_short(made.get(name))}; correct teacher= and teacher.weights=, or choose the pass with "
+                f"pass is {_short(entry.get(name))}; correct teacher= and teacher.weights=, or choose the pass with "
                 "store.teacher="
             )
 
@@ -136,17 +151,24 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
 def passes_of_teacher(
     run: str, teacher: ModelConfig, store: Store, pass_names: Sequence[TeacherPass]
 ) -> list[TeacherPass]:
-    """Return the pass that a teacher made, among `pass_names` or all passes of the store, or [] if the store has none.
+    """Return the pass that a teacher made, or [] if there is none to choose from.
 
-    run  run that keeps to one of several passes of the same weights
+    Args:
+        run: Run that keeps to one of several passes of the same weights.
+        teacher: Options of the network.
+        store: Store of the passes.
+        pass_names: Passes to choose from, empty for all passes of the store.
+
+    Raises:
+        StoreMismatchError: If the network made none of these passes.
     """
     passes = list(pass_names) or [store.open_pass(folder.name) for folder in store.pass_folders()]
     if not passes:
         return []
     described = describe_teacher(teacher, len(store.manifest.classes), reads_head=False)
-    own = first_made_pass(run, store, described["weights_sha256"], passes)
-    check_made_pass(teacher, store, own or passes)
-    return own
+    teacher_passes = first_made_pass(run, store, described["weights_sha256"], passes)
+    check_made_pass(teacher, store, teacher_passes or passes)
+    return teacher_passes
 
 
 def _name_network(config: EvaluateConfig) -> ModelConfig | None:

@@ -44,7 +44,10 @@ _AGAINST, _ON = "-against-", "-on-"
 
 
 def evaluation_folder(against: str | None) -> str:
-    """Name of the folder of a student's evaluation, followed by the pass of evaluate.against if it names one."""
+    """Return the name of the folder of a student's evaluation.
+
+    It ends with the pass of evaluate.against, if that names one.
+    """
     return "evaluate" if against is None else f"evaluate{_AGAINST}{against}"
 
 
@@ -56,7 +59,12 @@ def folder_of_evaluation(
     It is `main` for the first evaluation of the run. Those of the same network and passes on other splits, or of
     another frame, are beside it, in <main>-on-<splits>[-<frame>].
 
-    inputs  fingerprints of the network, the store and the passes, None if they are known to be those of the first one
+    Args:
+        run: Folder of the run.
+        main: Name of the folder of the first evaluation.
+        options: Options with the splits and the frame.
+        inputs: Fingerprints of the network, the store and the passes, None if they are known to be those of the first
+            one.
     """
     path = run / main / CONFIG_NAME
     if not (path.exists() and (run / main / METRICS_NAME).exists()):
@@ -78,12 +86,19 @@ def evaluations_beside(run: Path, main: str) -> dict[str, dict[str, Any]]:
 
     A split that `main`, or an earlier one of them, has of the same frame is left out, and so is an evaluation of
     another network or against other passes.
+
+    Args:
+        run: Folder of the run.
+        main: Name of the folder of the first evaluation.
+
+    Raises:
+        DamagedFileError: If a metrics.json is damaged.
     """
     path = run / main / CONFIG_NAME
     first = read_config(path, EvaluationRun) if path.exists() else {}
     main_splits, main_frame = _view_of(first)
     known = {(split, main_frame) for split in main_splits}
-    found: dict[str, dict[str, Any]] = {}
+    metrics_by_split: dict[str, dict[str, Any]] = {}
     for folder in sorted(path.parent for path in run.glob(f"{main}{_ON}*/{METRICS_NAME}")):
         other = read_config(folder / CONFIG_NAME, EvaluationRun)
         frame = _view_of(other)[1]
@@ -91,9 +106,9 @@ def evaluations_beside(run: Path, main: str) -> dict[str, dict[str, Any]]:
             continue
         for split, metrics in read_results(folder)["splits"].items():
             if (split, frame) not in known:
-                found[split if frame == main_frame else f"{split}-{frame}"] = metrics
+                metrics_by_split[split if frame == main_frame else f"{split}-{frame}"] = metrics
                 known.add((split, frame))
-    return found
+    return metrics_by_split
 
 
 def _inputs_of(values: Mapping[str, Any]) -> dict[str, str]:
@@ -110,13 +125,17 @@ def _view_of(values: Mapping[str, Any]) -> tuple[list[str], str]:
 
 
 def evaluations_against(folder: Path) -> dict[str, Path]:
-    """Find the metrics of a run's evaluations against named passes: pass -> metrics.json."""
-    found = sorted(folder.glob(f"evaluate{_AGAINST}*/{METRICS_NAME}"))
-    return {path.parent.name.partition(_AGAINST)[2]: path for path in found}
+    """Find the metrics.json of each of a run's evaluations against named passes, by the name of the pass."""
+    paths = sorted(folder.glob(f"evaluate{_AGAINST}*/{METRICS_NAME}"))
+    return {path.parent.name.partition(_AGAINST)[2]: path for path in paths}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read metrics.json, or return empty results if it does not exist."""
+    """Read metrics.json, or return empty results if it does not exist.
+
+    Raises:
+        DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
+    """
     path = folder / METRICS_NAME
     if not path.exists():
         return {"evaluators": {}, "splits": {}, "written": {}}
@@ -135,8 +154,12 @@ def without_outputs(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def read_metrics_file(path: Path, advice: str) -> dict[str, Any]:
     """Read a metrics.json, of which that of a teacher (teach) has splits only.
 
-    advice  way out for the message of an error
-    Raises DamagedFileError for wrong digests, types and ranges.
+    Args:
+        path: The file.
+        advice: Way out for the message of an error.
+
+    Raises:
+        DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
     """
     findings = {"evaluators": {}, "written": {}, **read_json(path, advice)}
     try:
@@ -173,9 +196,16 @@ class _MetricsFile:
 
 
 def check_written(folder: Path, name: str) -> Path:
-    """Return the path of a file of an evaluation, whose bytes are those that its metrics.json lists.
+    """Return the path of a file of an evaluation, after a check of its bytes.
 
-    Raises DamagedFileError otherwise, and the errors of `open_regular`.
+    The errors of `open_regular` are raised as well.
+
+    Args:
+        folder: Folder of the evaluation.
+        name: Name of the file.
+
+    Raises:
+        DamagedFileError: If the bytes are not those that metrics.json lists.
     """
     path = folder / name
     listed, actual = read_results(folder)["written"].get(name), sha256_file(path)
@@ -193,7 +223,15 @@ def check_written(folder: Path, name: str) -> Path:
 
 
 def load_written(folder: Path, name: str) -> dict[str, Tensor]:
-    """Load the tensors of a safetensors file of an evaluation. The errors are those of `check_written`."""
+    """Load the tensors of a safetensors file of an evaluation.
+
+    Args:
+        folder: Folder of the evaluation.
+        name: Name of the file.
+
+    Raises:
+        DamagedFileError: If the bytes are not those that metrics.json lists, or not those of tensors.
+    """
     path = check_written(folder, name)
     try:
         return load_tensors(path)
@@ -202,9 +240,14 @@ def load_written(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
-    """Evaluators that the config requests and that are not done.
+    """Return the evaluators that the config requests and that are not done.
 
-    Raises ConfigError if one was run with other options, or read a file that has changed since.
+    Args:
+        folder: Folder of the evaluation.
+        config: Options of the command.
+
+    Raises:
+        ConfigError: If one was run with other options, or read a file that has changed since.
     """
     done = read_results(folder)["evaluators"]
     for evaluator in config.requested_evaluators:
@@ -214,14 +257,17 @@ def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
 
 
 def evaluator_options(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
-    """Options of an evaluator as plain values: those of its section, and `augment.operations` if it applies them."""
-    own: dict[str, Any] = to_plain_dict(config.evaluate).get(evaluator, {})
+    """Return the options of an evaluator as plain values.
+
+    They are those of its section, and `augment.operations` if it applies them.
+    """
+    options: dict[str, Any] = to_plain_dict(config.evaluate).get(evaluator, {})
     for name, default in _later_options(evaluator).items():
-        if own[name] == default:
-            del own[name]
+        if options[name] == default:
+            del options[name]
     if EVALUATORS[evaluator].reads_augment:
-        own["augment.operations"] = to_plain_dict(config.augment)["operations"]
-    return own
+        options["augment.operations"] = to_plain_dict(config.augment)["operations"]
+    return options
 
 
 def add_result(
@@ -236,14 +282,19 @@ def add_result(
 ) -> None:
     """Write the results of an evaluator on each split.
 
-    files    path -> sha256 of the files it read in addition to the model, its store and its passes
-    records  number of records of each split
-    written  name -> sha256 of the files that were written beside metrics.json
+    Args:
+        folder: Folder of the evaluation.
+        evaluator: Name of the evaluator.
+        splits: Metrics of each split.
+        options: Options of the evaluator, from `evaluator_options`.
+        files: SHA-256 of the files it read in addition to the model, its store and its passes, by path.
+        records: Number of records of each split.
+        written: SHA-256 of the files that were written beside metrics.json, by name.
     """
     findings = read_results(folder)
     for split, metrics in splits.items():
-        found = findings["splits"].setdefault(split, {"records": records[split]})
-        found |= metrics if EVALUATORS[evaluator].is_flat else {evaluator: metrics}
+        split_metrics = findings["splits"].setdefault(split, {"records": records[split]})
+        split_metrics |= metrics if EVALUATORS[evaluator].is_flat else {evaluator: metrics}
     findings["evaluators"][evaluator] = {"options": options, "files": files}
     findings["written"] |= written
     write_json(folder / METRICS_NAME, findings)

@@ -31,7 +31,17 @@ from permafrost.store.arrow_files import write_table
 def run_evaluators(
     config: EvaluateConfig, inputs: EvaluationInputs, folder: Path, missing: Sequence[str]
 ) -> None:
-    """Run each missing evaluator and add its results, after the checks of all of them have passed."""
+    """Run each missing evaluator and add its results, after the checks of all of them have passed.
+
+    Args:
+        config: Options of the command.
+        inputs: Model, store and passes.
+        folder: Folder of the evaluation.
+        missing: Names of the evaluators to run.
+
+    Raises:
+        ConfigError: If a requirement of an evaluator is missing.
+    """
     model, trained = inputs.build()
     networks = Networks(config, inputs.store, inputs.passes)
     wanted = {*config.requested_evaluators, *read_results(folder)["evaluators"]}

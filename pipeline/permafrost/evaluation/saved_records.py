@@ -52,8 +52,8 @@ RECORDS_SCHEMA = pa.schema(
 def record_table(split: str, predictions: Predictions) -> pa.Table:
     """Build a table of RECORDS_SCHEMA in the order of the records."""
     many = has_many(predictions.labels)
-    own = classes_of(predictions.labels)
-    present = own >= 0 if many else own == own
+    label_classes = classes_of(predictions.labels)
+    present = label_classes >= 0 if many else label_classes == label_classes
     said = predict_labels(predictions.logits, many=many)
     right = (
         (said == predictions.labels).all(dim=1) if many else said == predictions.labels
@@ -62,7 +62,7 @@ def record_table(split: str, predictions: Predictions) -> pa.Table:
         "split": [split] * len(predictions.keys),
         "key": list(predictions.keys),
         "group": predictions.groups.tolist(),
-        "labels": _lists(own, present),
+        "labels": _lists(label_classes, present),
         "predictions": _classes(classes_of(said)),
         "correct": [
             value if told else None
@@ -118,6 +118,12 @@ def picture_maps(
     """Run `explained_pictures` for the label of each record, in the evaluation view.
 
     If a record has many labels, the class is the first that the teacher explains, or the lowest if it explains none.
+
+    Args:
+        model: Evaluated model.
+        dataset: Records of the split.
+        positions: Positions of the records.
+        frame: Value of evaluate.frame.
     """
     batch = move_batch(dataset.__getitems__(positions), model.device)
     batch = evaluation_view(batch, frame, model.input_size)
@@ -126,17 +132,22 @@ def picture_maps(
 
 @torch.no_grad()
 def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> dict[str, Tensor]:
-    """Images of the batch with the model's and the teacher's predictions and maps, on the CPU.
+    """Compute images of the batch with the model's and the teacher's predictions and maps, on the CPU.
 
-    frames               u8 [n, 3, H, W], in the batch's view
-    labels, predictions  in the form of the labels
-    maps                 f32 [n, h, w], for a B-cos network its contributions
-    colors               B-cos networks only: the weights as RGBA, u8 [n, h, w, 4]
-    teacher_*            the same for the stored maps, if there are any: those of the class, or of the class that
-                         the teacher explains first
-    teacher_classes      i64 [n]: the class of each stored map
+    The tensors by name are:
 
-    classes  i64 [n], classes that the model explains. A negative value selects the predicted class
+    - frames: u8 [n, 3, H, W], in the batch's view;
+    - labels and predictions: in the form of the labels;
+    - maps: f32 [n, h, w], for a B-cos network its contributions;
+    - colors: for B-cos networks only, the weights as RGBA, u8 [n, h, w, 4];
+    - teacher_predictions, teacher_maps and teacher_colors: the same for the stored targets, if there are maps: those of
+      the class, or of the class that the teacher explains first;
+    - teacher_classes: i64 [n], the class of each stored map.
+
+    Args:
+        model: Evaluated model.
+        batch: Batch in its view, on the model's device.
+        classes: i64 [n], classes that the model explains. A negative value selects the predicted class.
     """
     images = view_images(batch, model.input_size)
     output = forward_to_explain(model.network, images)
@@ -159,7 +170,9 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
 def select_class_maps(stored: StoredTargets, classes: Tensor) -> tuple[StoredTargets, Tensor]:
     """Return the stored targets reduced to one map per record, and the class [n] of that map.
 
-    The map is that of the record's class in `classes` [n] if the teacher explains it, the first one otherwise.
+    Args:
+        stored: Targets with the maps of E classes per record.
+        classes: i64 [n]. The map is that of the record's class if the teacher explains it, the first one otherwise.
     """
     assert stored.maps is not None
     assert stored.explained_class is not None
@@ -173,7 +186,7 @@ def select_class_maps(stored: StoredTargets, classes: Tensor) -> tuple[StoredTar
 
 
 def stored_maps(batch: Batch, stored: StoredTargets) -> Tensor:
-    """Transform the stored maps to the batch's view, on their own grid."""
+    """Warp the stored maps to the batch's view, on their own grid: f32 [B, E, A, h, w]."""
     assert stored.maps is not None
     return view_maps(batch, stored, (stored.maps.shape[-2], stored.maps.shape[-1]))
 
@@ -186,8 +199,8 @@ def _picture_maps(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 def _pictured_classes(batch: Batch) -> Tensor:
     """Classes [n] to explain, negative where unknown."""
-    own = classes_of(batch.labels)[:, 0]
+    label_classes = classes_of(batch.labels)[:, 0]
     explained = batch.targets[0].explained_class if batch.targets else None
     if explained is None or not has_many(batch.labels):
-        return own
-    return torch.where(explained[:, 0] >= 0, explained[:, 0], own)
+        return label_classes
+    return torch.where(explained[:, 0] >= 0, explained[:, 0], label_classes)

@@ -35,16 +35,22 @@ _BATCH = 64
 def shift_curves(
     model: EvaluatedModel, dataset: StoreDataset, *, max_shift: int, records: int
 ) -> dict[str, list[float]]:
-    """Mean cosine at each shift of 0 to `max_shift` pixels, by kind of map.
+    """Compute the mean cosine at each shift of 0 to `max_shift` pixels, by kind of map (e2KD, Figure 5).
 
-    map            the explanation itself: GradCAM upsampled to the input, or W of a B-cos network
-    contribution   B-cos networks only: the sum over channels of W x
+    The kind "map" is the explanation itself: GradCAM upsampled to the input, or W of a B-cos network. B-cos networks
+    also have the kind "contribution", the sum over channels of W x.
 
     The windows have the model's input size at the frame's resolution: a frame of 256 has room to move a window of 224
     by 32. If a frame has no room, the area outside is black. Pairs in which either map is zero are left out.
 
-    max_shift  >= 1 and less than the input's sides
-    records    maximum number of records, drawn with a fixed seed
+    Args:
+        model: Evaluated model.
+        dataset: Records of the split.
+        max_shift: Largest shift, >= 1 and less than the input's sides.
+        records: Maximum number of records, drawn with a fixed seed.
+
+    Raises:
+        ConfigError: If the largest shift moves all of the input out of view.
     """
     check_shift("evaluate.shift.pixels", max_shift, model.input_size)
     chosen = _select_records(len(dataset), records)
@@ -72,11 +78,19 @@ class ShiftedPair(NamedTuple):
 def shifted_maps(
     model: EvaluatedModel, frames: Tensor, shift: int, explained: Tensor
 ) -> ShiftedPair:
-    """Crop frames u8 [B, 3, H, W] to both windows, and explain the given classes [B] in each."""
+    """Crop frames to both windows, and explain the given classes in each.
+
+    Args:
+        model: Evaluated model.
+        frames: u8 [B, 3, H, W].
+        shift: Number of pixels by which the content moves down and to the right.
+        explained: i64 [B].
+    """
     images = [window(frames, model.input_size, moved, shift) for moved in (0, shift)]
     shown = []
-    for seen in images:
-        kinds = _maps(model, forward_to_explain(model.network, seen), explained[:, None], seen)
+    for window_images in images:
+        output = forward_to_explain(model.network, window_images)
+        kinds = _maps(model, output, explained[:, None], window_images)
         shown.append(kinds.get("contribution", kinds["map"]))
     cosine, valid = overlap_cosine(shown[0], shown[1], shift)
     return ShiftedPair(
@@ -101,10 +115,16 @@ def _batch_curves(model: EvaluatedModel, frames: Tensor, max_shift: int) -> dict
 
 
 def window(frames: Tensor, size: tuple[int, int], shift: int, max_shift: int) -> Tensor:
-    """Crop frames [B, 3, H, W] to a window of (height, width) `size`: f32 [B, 3, h, w] in [0, 1].
+    """Crop frames to a window: f32 [B, 3, h, w] in [0, 1].
 
     The content of the window moves by `shift` pixels down and to the right. If there is room for `max_shift`, all
     windows are inside the frame, around its center. Otherwise only the unmoved one is.
+
+    Args:
+        frames: u8 [B, 3, H, W].
+        size: (h, w) of the window.
+        shift: Shift of this window, 0 to `max_shift` pixels.
+        max_shift: Largest shift of all windows that are compared.
     """
     wide = max(size)  # black on every side, enough for any window
     black = F.pad(frames, (max_shift, wide, max_shift, wide))
@@ -115,11 +135,17 @@ def window(frames: Tensor, size: tuple[int, int], shift: int, max_shift: int) ->
 
 
 def window_view(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> Tensor:
-    """Compute `canonical_from_view` f32 [3, 3] of the unmoved window of (height, width) `size` in a `frame`."""
+    """Compute `canonical_from_view` f32 [3, 3] of the unmoved window in a frame.
+
+    Args:
+        frame: (height, width) of the frame.
+        size: (height, width) of the window.
+        max_shift: Largest shift of all windows that are compared.
+    """
     scales, centers = [], []
-    for full, seen, start in zip(frame, size, _corner(frame, size, max_shift), strict=True):
-        scales.append(seen / full)
-        centers.append((2 * start + seen) / full - 1)
+    for full, side, start in zip(frame, size, _corner(frame, size, max_shift), strict=True):
+        scales.append(side / full)
+        centers.append((2 * start + side) / full - 1)
     return torch.tensor(
         [[scales[1], 0.0, centers[1]], [0.0, scales[0], centers[0]], [0.0, 0.0, 1.0]]
     )
@@ -127,14 +153,20 @@ def window_view(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -
 
 def _corner(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> list[int]:
     """Top and left of the unmoved window."""
-    rooms = [full - seen for full, seen in zip(frame, size, strict=True)]
+    rooms = [full - side for full, side in zip(frame, size, strict=True)]
     return [(room + max_shift) // 2 if room >= max_shift else max(room, 0) for room in rooms]
 
 
 def overlap_cosine(unmoved: Tensor, shifted: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """Cosine of two maps on the overlap of both windows, and True where neither map is zero there, [B] each.
+    """Compute the cosine of two maps on the overlap of both windows.
 
-    unmoved, moved  [B, A, h, w] at the input's resolution
+    Args:
+        unmoved: Map of the unmoved window, [B, A, h, w] at the input's resolution.
+        shifted: Map of the moved window, [B, A, h, w] at the input's resolution.
+        shift: Number of pixels by which the content of the moved window moved down and to the right.
+
+    Returns:
+        The cosines f64 [B], and bool [B], True where neither map is zero there.
     """
     height, width = unmoved.shape[-2:]
     there = unmoved[..., : height - shift, : width - shift].flatten(1).double()

@@ -25,10 +25,14 @@ _PROBES = "evaluators=[knn,linear_probe]"
 
 
 def epoch_metric(run: Path, store: str) -> str | None:
-    """Return the metric <split>.<metric> on records of a store by which a student's epoch was chosen, if it was.
+    """Return the metric by which a student's epoch was chosen, if it was, on records of a store.
 
-    run    folder of the student, with distill/
-    store  fingerprint of the store
+    Args:
+        run: Folder of the student, with distill/.
+        store: Fingerprint of the store.
+
+    Returns:
+        The metric as <split>.<metric>, None if the last epoch was kept or the records were those of another store.
     """
     path = run / "distill" / CONFIG_NAME
     values = read_config(path, DistillConfig) if path.exists() else {}
@@ -61,8 +65,11 @@ def evaluate_command(run: str, store: Store, folder: Path, splits: Sequence[str]
 
     A student whose last layer was not trained is evaluated by its features, if their records have labels.
 
-    folder  folder of the trained student
-    splits  splits to evaluate; empty chooses one
+    Args:
+        run: Name of the run.
+        store: Store of the records.
+        folder: Folder of the trained student.
+        splits: Splits to evaluate; empty chooses one.
     """
     known = set(store.manifest.records)
     trained = read_description(folder)
@@ -80,7 +87,7 @@ def evaluate_command(run: str, store: Store, folder: Path, splits: Sequence[str]
 
 
 def split_words(splits: set[str]) -> list[str]:
-    """Words that choose a split to evaluate, none for the default."""
+    """Return the words that choose a split to evaluate, none for the default."""
     return _words_of_splits([named_like(splits, _EVALUATED_SPLITS)])
 
 
@@ -89,7 +96,12 @@ def _words_of_splits(splits: Sequence[str]) -> list[str]:
 
 
 def named_like(splits: Iterable[str], names: Sequence[str]) -> str:
-    """Return the split that has one of the names, alone or as a part (imagenet1k-train), or else the first."""
+    """Return the split that has one of the names, alone or as a part (imagenet1k-train), or else the first.
+
+    Args:
+        splits: Names of the splits, not empty.
+        names: Names in order of preference.
+    """
     known = sorted(splits)
     for name in names:
         if name in known:

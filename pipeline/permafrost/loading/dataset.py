@@ -1,6 +1,6 @@
-"""The records of a store with their stored targets, read by row, and the moments of a table's columns.
+"""The records of a store with their stored targets, read by row.
 
-Shape letters: n records, d columns.
+Shape letter: n records.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ALWAYS_READ = (
 )
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
 _FEW_RECORDS = 0.25
-"""Share of a shard's records up to which those of a selection that is read once are requests of their own."""
+"""Fraction of a shard's records up to which those of a selection that is read once are requests of their own."""
 _SMALL_FILE = 4096
 """Mean size of a batch's files in bytes below which they are decoded in the calling thread. For images of 32 pixels,
 of 1 kB, threads would mostly wait for Python's lock: two are not faster than one."""
@@ -92,12 +92,20 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     ) -> None:
         """Select rows of a store's index: a range where possible, which needs no memory, or any row numbers.
 
-        with_regions  also read masks and boxes, for evaluation
-        num_classes   number of outputs of the network that uses the labels, None for the classes of the data
-        payload       payload (such as attention, class_maps or pooled) to read in addition to logits and
-                      maps, or the payloads to read of each pass; others are not read
-        decode_threads  number of threads that decode a batch, in each process that loads batches
-        keep_bytes    size of all decoded inputs in bytes up to which each is decoded once and kept in memory
+        Args:
+            store: Store of the records.
+            rows: Rows of the index; a position of the data set is a place among them.
+            passes: Teacher passes whose stored targets are read with the records.
+            with_regions: Also read masks and boxes, for evaluation. It has no effect on a table.
+            num_classes: Number of outputs of the network that uses the labels, None for the classes of the data.
+            payload: Payload (such as attention, class_maps or pooled) to read in addition to logits and maps, or the
+                payloads to read of each pass; others are not read.
+            decode_threads: Number of threads that decode a batch, in each process that loads batches.
+            keep_bytes: Size of all decoded inputs in bytes up to which each is decoded once and kept in memory.
+
+        Raises:
+            StoreMismatchError: If a pass does not cover every record of the selection.
+            ConfigError: If the cache of a bucket is too small for the shards that an epoch needs at once.
         """
         classes = {t.num_classes for t in passes if t.manifest.has_logits}
         classes |= {num_classes} if num_classes else set()
@@ -180,7 +188,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def __getitems__(self, positions: Sequence[int | tuple[int, int]]) -> Batch:
         """Load the records at these positions of the selection as one batch.
 
-        positions  positions (no view is drawn yet), or pairs of a position and the stored view to replay
+        Args:
+            positions: Positions, in the canonical frame as long as no view is drawn, or pairs of a position and the
+                stored view to replay.
         """
         pairs = np.asarray(positions).reshape(len(positions), -1)
         at = pairs[:, 0]
@@ -214,7 +224,11 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         )
 
     def intermediates_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
-        """Read the intermediates of every pass for these positions, in the first stored view, f32, but no images."""
+        """Read the intermediates of every pass for these positions, in the first stored view, without images.
+
+        Returns:
+            The fields of each pass by name, f32 [n, ...] in their units.
+        """
         rows = self.rows_at(at)
         columns = self.store.index.take(("row", "height", "width"), rows)
         columns["shard"] = self.store.index.shard_numbers(rows)
@@ -422,7 +436,13 @@ def _bytes_of(spec: FieldSpec) -> int:
 def iter_batches(
     dataset: StoreDataset, batch_size: int, positions: Sequence[int] | None = None
 ) -> Iterator[Batch]:
-    """Iterate over batches of these positions, or of every record of the selection once, in whole frames."""
+    """Iterate over batches in whole frames.
+
+    Args:
+        dataset: Selection of records.
+        batch_size: Number of records of a batch; the last one may be smaller.
+        positions: Positions to read, in this order; None reads every record of the selection once.
+    """
     chosen = range(len(dataset)) if positions is None else positions
     for start in range(0, len(chosen), batch_size):
         yield dataset.__getitems__(list(chosen[start : start + batch_size]))

@@ -20,9 +20,11 @@ _PARTS = 4
 
 
 def resolve_decode_threads(option: int | None, processes: int = 1) -> int:
-    """Return the number of threads of an option `decode_threads`; null is a share of the cores, from 1 to 8.
+    """Return the number of threads that an option `decode_threads` stands for.
 
-    processes  number of processes on this machine that decode at the same time
+    Args:
+        option: Number of threads; None divides the cores of this machine among the processes, for 1 to 8 threads each.
+        processes: Number of processes on this machine that decode at the same time.
     """
     if option is not None:
         return option

@@ -69,10 +69,14 @@ _FINE_GRID = 56
 
 
 def fetch_points(source_from_view: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Position in the source of each cell center of a view of (height, width) `size`.
+    """Compute the position in the source of each cell center of a view of (height, width) `size`.
 
-    source_from_view  [B, 3, 3]
-    returns           x and y, each [B, height, width], normalized
+    Args:
+        source_from_view: [B, 3, 3].
+        size: (height, width) of the view.
+
+    Returns:
+        The coordinates x and y, each [B, height, width], normalized.
     """
     y, x = (
         (2 * torch.arange(n, device=source_from_view.device).to(source_from_view) + 1) / n - 1
@@ -94,10 +98,14 @@ def warp(
 
     The same rule applies to images and maps: for crops it equals clamping at the border, for rotations zero fill.
 
-    source            [B, C, h, w], any dtype; integers and half precision are promoted to float32
-    source_from_view  [B, 3, 3]
-    size              (height, width) of the views
-    returns           [B, C, height, width] float32 or float64
+    Args:
+        source: [B, C, h, w], any dtype; integers and half precision are promoted to float32.
+        source_from_view: [B, 3, 3].
+        size: (height, width) of the views.
+        interpolation: Interpolation between the cells of the source.
+
+    Returns:
+        [B, C, height, width] float32 or float64.
     """
     fetched, coverage = warp_covered(source, source_from_view, size, interpolation)
     return fetched * coverage
@@ -109,9 +117,16 @@ def warp_covered(
     size: tuple[int, int],
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> tuple[Tensor, Tensor]:
-    """Sample `source` into views as `warp` does, but continued at its border, and the share of each cell inside.
+    """Sample `source` into views as `warp` does, but continued at its border, and the fraction of each cell inside.
 
-    returns  [B, C, height, width] and its coverage [B, 1, height, width] in [0, 1], float32 or float64
+    Args:
+        source: [B, C, h, w], any dtype; integers and half precision are promoted to float32.
+        source_from_view: [B, 3, 3].
+        size: (height, width) of the views.
+        interpolation: Interpolation between the cells of the source.
+
+    Returns:
+        [B, C, height, width] and its coverage [B, 1, height, width] in [0, 1], float32 or float64.
     """
     # In half precision the grid coordinates would be off by up to half a pixel.
     source = source.to(torch.promote_types(source.dtype, torch.float32))
@@ -125,7 +140,12 @@ def warp_covered(
 
 
 def covered_share(source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
-    """Compute the share of each cell of views of (height, width) `size` that is inside the source, [B, 1, h, w]."""
+    """Compute the fraction of each cell of a view that is inside the source, [B, 1, height, width].
+
+    Args:
+        source_from_view: [B, 3, 3].
+        size: (height, width) of the views.
+    """
     finer = max(1, _FINE_GRID // min(size))
     x, y = fetch_points(source_from_view, (size[0] * finer, size[1] * finer))
     # Rounding may move an edge point slightly outside, and such a point belongs to the frame.
@@ -136,8 +156,13 @@ def covered_share(source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
 def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
     """Compute `canonical_from_crop` of the usual center crop, a square with `fraction` of the shorter side.
 
-    heights, widths  [B] of the original images, whose aspect ratio the canonical frame does not have
-    returns          f32 [B, 3, 3]: diag(f m / W0, f m / H0, 1) with m = min(H0, W0)
+    Args:
+        heights: [B], heights H0 of the original images, whose aspect ratio the canonical frame does not have.
+        widths: [B], widths W0 of the original images.
+        fraction: Side f of the square relative to the shorter side of the original.
+
+    Returns:
+        f32 [B, 3, 3]: diag(f m / W0, f m / H0, 1) with m = min(H0, W0).
     """
     side = fraction * torch.minimum(heights, widths)
     scales = torch.stack([side / widths, side / heights, torch.ones_like(side)], dim=-1)
@@ -147,9 +172,14 @@ def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
 def downscale(
     source_from_view: Tensor, source_size: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Source pixels per view pixel along the worse axis, [B]. Bilinear sampling aliases above about 1.2.
+    """Compute the number of source pixels per view pixel along the worse axis, [B].
 
-    Only the affine part of the matrix is used.
+    Bilinear sampling aliases above about 1.2. Only the affine part of the matrix is used.
+
+    Args:
+        source_from_view: [B, 3, 3].
+        source_size: (height, width) of the source in pixels.
+        size: (height, width) of the view in pixels.
     """
     source_pixels = source_from_view.new_tensor([source_size[1], source_size[0]])[:, None]
     view_pixels = source_from_view.new_tensor([size[1], size[0]])
@@ -162,10 +192,13 @@ def downscale(
 
 
 def evaluation_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
-    """Return the batch in the view for evaluation at (height, width) `size`.
+    """Return the batch in the view for evaluation.
 
-    frame  evaluate.frame: "full", "center_crop", or "auto", which means full if the frame already has that size and
-           center_crop otherwise. It is ignored for a table
+    Args:
+        batch: Batch as loaded.
+        frame: evaluate.frame: "full", "center_crop", or "auto", which means full if the frame already has that size and
+            center_crop otherwise. It is ignored for a table.
+        size: (height, width) of the network's input.
     """
     if (
         not batch.has_places
@@ -181,6 +214,10 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
     """Render the batch's frames in its view: f32 [B, 3, height, width] in [0, 1], or unchanged rows of a table.
 
     The batch's `pixel_augment` is applied, so networks with different input sizes receive the same images.
+
+    Args:
+        batch: Batch in its view.
+        size: (height, width) of the images.
     """
     if not batch.has_places:
         return batch.inputs
@@ -211,8 +248,12 @@ def view_targets(batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
     """Return every teacher's stored targets, with maps warped directly to the grid that is requested.
 
     Intermediates are warped on their own grids, because the loss pools the finer side of each pair.
+
+    Returns:
+        The targets of each teacher: maps f32 [B, E, A, h, w] and their validity bool [B, E], False for padding and for
+        maps that are zero everywhere in the view.
     """
-    found = []
+    viewed = []
     for stored in batch.targets:
         intermediates, coverage, placements = _view_intermediates(
             batch, stored, request.map_control
@@ -228,8 +269,8 @@ def view_targets(batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
         )
         if request.with_maps and stored.maps is not None:
             targets = _with_maps(targets, batch, stored, request)
-        found.append(targets)
-    return tuple(found)
+        viewed.append(targets)
+    return tuple(viewed)
 
 
 def _with_maps(
@@ -281,7 +322,7 @@ def _view_field(
     if spec.mirrored:
         sides = shows_mirror_image(view).long()
         values = values[torch.arange(len(values), device=values.device), sides]
-        mirrored_view = torch.cat([-view[:, :1], view[:, 1:]], dim=1)  # x of the mirror image is -x
+        mirrored_view = torch.cat([-view[:, :1], view[:, 1:]], dim=1)  # a horizontal flip negates x
         view = torch.where(sides[:, None, None] == 1, mirrored_view, view)
     if spec.when_moved not in ("warp", "warp_covered"):
         return values, None, None
@@ -290,7 +331,7 @@ def _view_field(
         return values, None, None
     shrink = 1 + 2 * spec.margin
     source_from_view = map_from_canonical @ view
-    if spec.margin:  # the border takes its share of the grid
+    if spec.margin:  # the border takes its part of the grid
         source_from_view = torch.cat(
             [source_from_view[:, :2] / shrink, source_from_view[:, 2:]], dim=1
         )
@@ -304,7 +345,7 @@ def _view_field(
 
 
 def shows_mirror_image(canonical_from_view: Tensor) -> Tensor:
-    """Return whether each view [B, 3, 3] turns the image inside out, as a flip does, bool [B]."""
+    """Return whether each view [B, 3, 3] mirrors the image, as a flip does, bool [B]."""
     (a, b), (c, d) = (row.unbind(dim=1)[:2] for row in canonical_from_view.unbind(dim=1)[:2])
     return a * d < b * c
 
@@ -312,9 +353,13 @@ def shows_mirror_image(canonical_from_view: Tensor) -> Tensor:
 def view_maps(
     batch: Batch, stored: StoredTargets, grid: tuple[int, int], *, is_warped: bool = True
 ) -> Tensor:
-    """Warp a teacher's maps to the batch's view on an (h, w) `grid`: f32 [B, E, A, h, w].
+    """Warp a teacher's maps to the batch's view: f32 [B, E, A, h, w].
 
-    is_warped  False leaves them in the canonical frame in any view
+    Args:
+        batch: Batch in its view.
+        stored: Targets of the teacher, with maps.
+        grid: (h, w) of the result.
+        is_warped: False leaves the maps in the canonical frame in any view.
     """
     maps = decode_maps(stored)
     if stored.map_from_canonical is None:
@@ -328,8 +373,12 @@ def view_maps(
 def neighbor_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
     """Assign to each record the maps of the previous record in the batch, repeated if that record has fewer.
 
-    maps             [B, E, A, h, w]
-    explained_class  i64 [B, E], NO_CLASS after the last one
+    Args:
+        maps: [B, E, A, h, w].
+        explained_class: i64 [B, E], NO_CLASS after the last one.
+
+    Returns:
+        [B, E, A, h, w].
     """
     count = (explained_class >= 0).sum(dim=1).roll(1).clamp(min=1)
     place = torch.arange(maps.shape[1], device=maps.device) % count[:, None]

@@ -44,10 +44,21 @@ class TrainLoader:
     ) -> None:
         """Configure the loader.
 
-        views           schedule of new views, None to replay the views stored in the dataset's passes
-        pixel_augment   schedule of pixel augmentation, None for none
-        views_per_step  number of views of one record per step: stored ones, or those that `expand` makes
-        expand          function that makes so many views of each new one, None to have that one alone
+        Args:
+            dataset: Selection of records and the passes whose targets are read.
+            views: Schedule of new views, None to replay the views stored in the dataset's passes.
+            pixel_augment: Schedule of pixel augmentation, None for none.
+            batch_size: Number of rows of a global batch, over all ranks and views of a record.
+            seed: Seed of the order of epochs, and of the first stored view of each record.
+            loader_processes: Number of processes that load batches, 0 to load them in this one.
+            views_per_step: Number of views of one record per step: stored ones, or those that `expand` makes.
+            expand: Function that makes so many views of each new one, None to have that one alone.
+            rank: Number of this rank.
+            world_size: Number of ranks.
+
+        Raises:
+            ConfigError: If the batch size does not fit the ranks or the selection, the stored views are no multiple of
+                `views_per_step`, or batches do not fit into shared memory.
         """
         order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
         ranks = {"rank": rank, "world_size": world_size}
@@ -84,9 +95,12 @@ class TrainLoader:
     def epoch(
         self, epoch: int, first_step: int = 0, device: torch.device | None = None
     ) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch's steps, starting at `first_step`.
+        """Iterate over the batches of an epoch's steps.
 
-        device  device to which batches are copied, on a GPU one step ahead; None leaves them on the host
+        Args:
+            epoch: Number of the epoch.
+            first_step: Step to start at.
+            device: Device to which batches are copied, on a GPU one step ahead; None leaves them on the host.
         """
         self.batches.set_position(epoch, first_step)
         batches = self._from_processes() if self.loader.num_workers else iter(self.loader)

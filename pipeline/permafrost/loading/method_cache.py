@@ -16,7 +16,9 @@ def cache_method(method: Callable[..., T], most: int) -> Callable[..., T]:
     A plain `lru_cache` of a bound method refers to the object that refers to it, so that both stay until the garbage
     collector finds them.
 
-    most  number of results
+    Args:
+        method: Bound method whose arguments are whole numbers.
+        most: Maximum number of cached results.
     """
     reference = WeakMethod(method)
 

@@ -47,7 +47,13 @@ class PixelSchedule:
         self._block = cache_method(self._draw_block, 4)
 
     def draw(self, epoch: int, start: int, count: int) -> tuple[PixelChange, ...]:
-        """Draw the changes of `count` positions starting at `start`, in the order in which they are applied."""
+        """Draw the changes of consecutive positions of an epoch's order, in the order in which they are applied.
+
+        Args:
+            epoch: Number of the epoch.
+            start: First position.
+            count: Number of positions.
+        """
         if not self.operations:
             return ()
         first, last = start // BLOCK_SIZE, (start + count - 1) // BLOCK_SIZE
@@ -105,7 +111,7 @@ def _draw_blur(operation: PixelOperationConfig, rows: Tensor, numbers: Tensor) -
 def _draw_erasing(
     operation: PixelOperationConfig, rows: Tensor, numbers: Tensor
 ) -> list[PixelChange]:
-    """Draw rectangles x0, y0, x1, y1 in [0, 1] with exactly the drawn share of the area, and their value.
+    """Draw rectangles x0, y0, x1, y1 in [0, 1] with exactly the drawn fraction of the area, and their value.
 
     A rectangle that is longer than a side is cut to it and widened.
     """
@@ -215,6 +221,14 @@ def randaugment(images: Tensor, magnitude: int, seeds: Sequence[int]) -> Tensor:
     Each record is changed as by torchvision's transform after `torch.manual_seed(seed)`. Translations are relative to
     the side, so equal seeds have the same effect at any size. On a GPU every step is synchronized, because torchvision
     creates the matrices of its geometric operations on the host.
+
+    Args:
+        images: f32 [B, 3, h, w] in [0, 1].
+        magnitude: Number of torchvision's magnitude bin, the same for all operations.
+        seeds: Seed of each image, [B].
+
+    Returns:
+        A changed copy, f32 [B, 3, h, w].
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import RandAugment  # the import takes seconds
@@ -242,7 +256,9 @@ def randaugment(images: Tensor, magnitude: int, seeds: Sequence[int]) -> Tensor:
 def draw_operations(signed: dict[str, bool], seed: int) -> list[Drawn]:
     """Draw the operations of one record from its seed, in the order in which torchvision draws.
 
-    signed  operations to choose from, with True where the sign of the magnitude is drawn as well
+    Args:
+        signed: Operations to choose from, with True where the sign of the magnitude is drawn as well.
+        seed: Seed of the record.
     """
     generator = torch.Generator().manual_seed(seed)
     names = list(signed)
@@ -279,7 +295,14 @@ class PixelAugmentSchedule:
         self.pixels = PixelSchedule(config.pixels, seed)
 
     def draw(self, epoch: int, step: int, start: int, count: int) -> PixelAugment | None:
-        """Draw for `count` positions of `step` starting at `start`, or return None without pixel augmentation."""
+        """Draw for `count` rows of a step, or return None without pixel augmentation.
+
+        Args:
+            epoch: Number of the epoch.
+            step: Number of the step in the epoch, on which the mixup coefficient depends.
+            start: Position of the first row in the epoch's order.
+            count: Number of rows.
+        """
         if not self.config.replacing_options and not self.config.pixels:
             return None
         seeds: tuple[int, ...] = ()

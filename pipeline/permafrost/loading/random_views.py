@@ -66,9 +66,15 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
 
     The global generator is not changed.
 
-    size  (height, width) of the canonical frame
-    seed  32 bits. Equal seeds result in equal draws for equal operations and counts, but the draws of a smaller count
-          are not a prefix of those of a larger one
+    Args:
+        operations: Generators of `build_operations`.
+        count: Number of views.
+        size: (height, width) of the canonical frame.
+        seed: 32 bits. Equal seeds result in equal draws for equal operations and counts, but the draws of a smaller
+            count are not a prefix of those of a larger one.
+
+    Raises:
+        ConfigError: If an operation draws per batch instead of per record.
     """
     view_from_canonical = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
     with torch.random.fork_rng(devices=[]):  # Kornia draws from the global generator
@@ -97,10 +103,11 @@ def _draw_step(operation: Any, count: int, size: tuple[int, int]) -> tuple[Tenso
 
 
 def draw_crop_numbers(operation: OperationConfig, count: int, generator: torch.Generator) -> Tensor:
-    """Draw the random numbers of a block of resized crops, independent of the records: [count, tries, 4] float64.
+    """Draw the random numbers of a block of resized crops, independent of the records.
 
-    The numbers of a try are its share of the area, its ratio width / height, and its horizontal and vertical position
-    in [0, 1] of the remaining room.
+    Returns:
+        [count, tries, 4] float64. The numbers of a try are its fraction of the area, its ratio width / height, and its
+        horizontal and vertical position in [0, 1] of the remaining room.
     """
     low, high = operation.crop_scale
     numbers = torch.rand(count, _CROP_TRIES, 4, generator=generator, dtype=torch.float64)
@@ -113,13 +120,14 @@ def draw_crop_numbers(operation: OperationConfig, count: int, generator: torch.G
 def place_crops(numbers: Tensor, aspects: Tensor, ratio: tuple[float, float]) -> Tensor:
     """Compute `canonical_from_crop` [n, 3, 3] float64 of crops drawn in the originals' aspect ratios.
 
-    numbers  [n, tries, 4] of `draw_crop_numbers`
-    aspects  [n]: width / height of each original
-    ratio    range of allowed aspect ratios of crops
-
-    With share s, ratio r and aspect a, the crop's half-sizes in the normalized frame are sqrt(s r / a) by
+    With area fraction s, ratio r and aspect a, the crop's half-sizes in the normalized frame are sqrt(s r / a) by
     sqrt(s a / r). The first try that fits is used, or the largest centered crop with an allowed ratio if none fits (as
     in torchvision's RandomResizedCrop).
+
+    Args:
+        numbers: [n, tries, 4] of `draw_crop_numbers`.
+        aspects: [n], width / height of each original.
+        ratio: Range of allowed aspect ratios of crops.
     """
     shares, ratios, across, down = numbers.unbind(-1)
     aspects = aspects.double()[:, None]
@@ -144,10 +152,15 @@ def place_crops(numbers: Tensor, aspects: Tensor, ratio: tuple[float, float]) ->
 
 
 def _shift_by_sides(operation: OperationConfig, step: Tensor, aspects: Tensor) -> Tensor:
-    """Convert the shift of a step [n, 3, 3] from shares of a square's side to the units of the operation.
+    """Convert the shift of a step [n, 3, 3] from fractions of a square's side to the units of the operation.
 
-    aspects  f64 [n]: width / height of each original
-    returns  the step with shifts in units of the original's height
+    Args:
+        operation: Operation that drew the step.
+        step: f64 [n, 3, 3].
+        aspects: f64 [n], width / height of each original.
+
+    Returns:
+        The step with shifts in units of the original's height.
     """
     if not operation.shifts:
         return step
@@ -177,7 +190,11 @@ class ViewSchedule:
     ) -> None:
         """Configure the schedule.
 
-        one_aspect  True if every original has the aspect ratio of the canonical (height, width) `size`
+        Args:
+            config: Options with the operations.
+            size: (height, width) of the canonical frame.
+            seed: Seed of all draws.
+            one_aspect: True if every original has the aspect ratio of the canonical frame.
         """
         self.config = config
         self.size = size
@@ -186,9 +203,15 @@ class ViewSchedule:
         self._block = cache_method(self._draw_block, 4)
 
     def views(self, epoch: int, start: int, aspects: Tensor) -> Tensor | None:
-        """Draw `canonical_from_view` of the positions starting at `start`, f32 [n, 3, 3], or None without operations.
+        """Draw `canonical_from_view` of consecutive positions of an epoch's order.
 
-        aspects  [n]: width / height of the original at each position
+        Args:
+            epoch: Number of the epoch.
+            start: First position.
+            aspects: [n], width / height of the original at each position.
+
+        Returns:
+            f32 [n, 3, 3], or None without operations.
         """
         if not self.config.operations:
             return None

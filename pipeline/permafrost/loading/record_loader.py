@@ -71,11 +71,13 @@ class ViewBatch:
         return view_images(self.stored, self.size)
 
     def targets(self, grid: tuple[int, int] | None = None) -> tuple[Targets, ...]:
-        """Return the targets of each teacher pass: logits f32 [B, K], maps f32 [B, E, A, h, w], moved like the images.
+        """Return the targets of each teacher pass: logits f32 [B, K], maps f32 [B, E, A, h, w], warped like the images.
 
-        grid  (h, w) of the maps, such as that of the student's features; None is the grid on which they are stored
+        Args:
+            grid: (h, w) of the maps, such as that of the student's features; None is the grid on which they are stored.
 
-        Raises ConfigError if the store has several passes, and the loader was told none.
+        Raises:
+            ConfigError: If the store has several passes, and the loader was told none.
         """
         require(
             not self.unread,
@@ -84,12 +86,12 @@ class ViewBatch:
         )
         if grid is not None:
             return view_targets(self.stored, TargetRequest(grid))
-        own = [t.maps.shape[-2:] if t.maps is not None else (1, 1) for t in self.stored.targets]
+        grids = [t.maps.shape[-2:] if t.maps is not None else (1, 1) for t in self.stored.targets]
         return tuple(
             view_targets(
                 replace(self.stored, targets=(target,)), TargetRequest((size[0], size[1]))
             )[0]
-            for target, size in zip(self.stored.targets, own, strict=True)
+            for target, size in zip(self.stored.targets, grids, strict=True)
         )
 
     @cached_property
@@ -102,14 +104,19 @@ class ViewBatch:
 
     @property
     def logits(self) -> Tensor:
-        """Logits of the first teacher, f32 [B, K]. Raises ConfigError if the loader reads no pass."""
+        """Logits of the first teacher, f32 [B, K].
+
+        Raises:
+            ConfigError: If the loader reads no pass, or the pass stores only the largest logits.
+        """
         return require_all_logits(self._first.logits, "ViewBatch.logits; targets()[0].logits")
 
     @property
     def maps(self) -> Tensor:
         """Explanation maps of the first teacher on their own grid, f32 [B, E, A, h, w].
 
-        Raises ConfigError if the pass has none.
+        Raises:
+            ConfigError: If the loader reads no pass, or the pass has no maps.
         """
         maps = self._first.maps
         if maps is None:
@@ -154,19 +161,24 @@ class RecordLoader(DataLoader[ViewBatch]):
     ) -> None:
         """Configure the loader.
 
-        records         of `OpenStore.select`
-        teacher         names of passes whose targets are read; None for the only pass of the store, () for none. If the
-                        store has several, None reads images and labels, and targets are an error
-        augment         random views (`permafrost.augmentation`); None shows whole frames
-        replay          True replays the views that a pass stores, instead of drawing new ones
-        payload         payload to read besides logits and maps, such as "attention" or "class_maps"
-        shuffle         True draws the order of each epoch anew; None: with `augment` or `replay`, as for a training
-        drop_last       True leaves out the last batch if it is smaller; None: as `shuffle`
-        decode_threads  threads that decode a batch, in each worker
-        options         any other argument of torch.utils.data.DataLoader. A `sampler` or `batch_sampler` gives
-                        positions among the records; each process of a distributed training needs a `seed` of its own
+        Args:
+            records: Records of `OpenStore.select`.
+            teacher: Names of passes whose targets are read; None for the only pass of the store, () for none. If the
+                store has several, None reads images and labels, and targets are an error.
+            augment: Random views (`permafrost.augmentation`); None shows whole frames.
+            replay: True replays the views that a pass stores, instead of drawing new ones.
+            payload: Payload to read besides logits and maps, such as "attention" or "class_maps".
+            batch_size: Number of records of a batch.
+            shuffle: True draws the order of each epoch anew; None: with `augment` or `replay`, as for a training.
+            drop_last: True leaves out the last batch if it is smaller; None: as `shuffle`.
+            seed: Seed of the order of epochs, the views and the changes to pixels.
+            num_workers: Number of processes that load batches, 0 to load them in this one.
+            decode_threads: Threads that decode a batch, in each worker.
+            options: Any other argument of torch.utils.data.DataLoader. A `sampler` or `batch_sampler` gives positions
+                among the records; each process of a distributed training needs a `seed` of its own.
 
-        Raises ConfigError for arguments that do not fit.
+        Raises:
+            ConfigError: If an argument does not fit.
         """
         require(
             isinstance(records, SelectedRecords),
@@ -277,10 +289,10 @@ class RecordLoader(DataLoader[ViewBatch]):
 
 def _arguments() -> list[str]:
     """Return the names of the arguments that a loader takes."""
-    own = [*inspect.signature(RecordLoader.__init__).parameters]
+    loader_arguments = [*inspect.signature(RecordLoader.__init__).parameters]
     torchs = [*inspect.signature(DataLoader.__init__).parameters]
     left_out = {"self", "options", *_OWN_ARGUMENTS}
-    return [name for name in dict.fromkeys([*own, *torchs]) if name not in left_out]
+    return [name for name in dict.fromkeys([*loader_arguments, *torchs]) if name not in left_out]
 
 
 def _require_batch(records: int, batch_size: int) -> None:
@@ -296,7 +308,11 @@ class _BatchSampler(Sampler[list[int]]):
     def __init__(
         self, dataset: StoreDataset, batch_size: int, seed: int | None, *, drop_last: bool
     ) -> None:
-        """seed  of the order of epochs; None is ascending"""
+        """Configure the sampler.
+
+        Args:
+            seed: Seed of the order of epochs; None is ascending.
+        """
         self.order = None
         if seed is not None:
             self.order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)

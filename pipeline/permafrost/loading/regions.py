@@ -17,12 +17,18 @@ RegionKind = Literal["boxes", "masks"]
 
 
 def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int, int]) -> Tensor:
-    """Regions of the objects of the given classes [n] in the batch's view at (height, width) `size`.
+    """Compute the regions of the objects of the given classes in the batch's view.
 
-    The result is bool [n, height, width], all False for a record without a region. If a record has one label, its mask
-    is that of the label's object. If it has many, mask values are class + 1.
+    If a record has one label, its mask is that of the label's object. If it has many, mask values are class + 1.
 
-    classes  i64 [n]; for boxes on the host, where they are read, or the device is waited for
+    Args:
+        batch: Batch of n records with their masks or boxes.
+        classes: i64 [n]; for boxes on the host, where they are read, or the device is waited for.
+        kind: Source of the regions, boxes or masks.
+        size: (height, width) of the regions.
+
+    Returns:
+        Bool [n, height, width], all False for a record without a region.
     """
     many = has_many(batch.labels)
     frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
@@ -44,19 +50,24 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
 
 
 def box_regions(boxes: Sequence[Tensor], labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Union of each record's boxes with its label, bool [n, H, W].
+    """Compute the union of each record's boxes with its label.
 
     Corners are rounded down to whole pixels, and a box is half-open.
 
-    boxes   f32 [m, 5] for each record: label and corners x0, y0, x1, y1 in [-1, 1]
-    labels  i64 [n]
+    Args:
+        boxes: f32 [m, 5] for each record: label and corners x0, y0, x1, y1 in [-1, 1].
+        labels: i64 [n].
+        size: Height and width of the regions.
+
+    Returns:
+        Bool [n, height, width].
     """
     regions = torch.zeros(len(boxes), *size, dtype=torch.bool)
     extent = torch.tensor([size[1], size[0], size[1], size[0]])
     for region, record_boxes, label in zip(regions, boxes, labels.tolist(), strict=True):
-        own = record_boxes[record_boxes[:, 0] == label, 1:]
+        label_boxes = record_boxes[record_boxes[:, 0] == label, 1:]
         # The small constant compensates the rounding error of corners at whole pixels.
-        pixels = ((own + 1) / 2 * extent + 1e-3).floor().clamp(min=0).long()
+        pixels = ((label_boxes + 1) / 2 * extent + 1e-3).floor().clamp(min=0).long()
         for x0, y0, x1, y1 in pixels.tolist():
             region[y0:y1, x0:x1] = True
     return regions

@@ -31,9 +31,12 @@ class EpochOrder:
     ) -> None:
         """Describe the shards of a selection whose records are in the order of the store.
 
-        first_positions  position at which the records of each shard begin, and the number of all: [shards + 1]
-        fetch            function that is told the numbers of the shards of a window before the window is drawn, and
-                         of the next one
+        Args:
+            first_positions: Position at which the records of each shard begin, and the number of all: [shards + 1].
+            seed: Seed of the order of every epoch.
+            window: Number of shards whose records are permuted together.
+            fetch: Function that is told the numbers of the shards of a window before the window is drawn, and of the
+                next one.
         """
         sizes = np.diff(first_positions)
         self._numbers = np.flatnonzero(sizes > 0)
@@ -47,8 +50,10 @@ class EpochOrder:
     def windows(self, epoch: int, first: int = 0) -> Iterator[NDArray[np.int64]]:
         """Iterate over the order of an epoch, with every position of the selection once, window by window.
 
-        first  place in the order from which positions are returned; the windows before it are only drawn, which takes
-               time but no memory
+        Args:
+            epoch: Number of the epoch.
+            first: Place in the order from which positions are returned; the windows before it are only drawn, which
+                takes time but no memory.
         """
         generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
         shards = generator.permutation(len(self._sizes))
@@ -78,7 +83,14 @@ class GlobalBatchSampler:
     ) -> None:
         """Check that the batch size fits the ranks and the selection.
 
-        batch_size  number of records of a global batch, of which each rank takes a contiguous slice
+        Args:
+            order: Order of each epoch.
+            batch_size: Number of records of a global batch, of which each rank takes a contiguous slice.
+            rank: Number of this rank.
+            world_size: Number of ranks.
+
+        Raises:
+            ConfigError: If the batch size is no multiple of the number of ranks, or the selection has fewer records.
         """
         num_records = order.num_records
         require(
@@ -111,12 +123,12 @@ class GlobalBatchSampler:
         for window in self.order.windows(self.epoch, taken):
             rest = np.concatenate([rest, window])
             while len(rest) >= self.batch_size:
-                own = rest[self.rank * share : (self.rank + 1) * share]
-                yield own.tolist()
+                rank_positions = rest[self.rank * share : (self.rank + 1) * share]
+                yield rank_positions.tolist()
                 rest = rest[self.batch_size :]
 
     def first_position(self, step: int) -> int:
-        """Start of this rank's slice of a step in the epoch's order."""
+        """Return the start of this rank's slice of a step in the epoch's order."""
         return step * self.batch_size + self.rank * (self.batch_size // self.world_size)
 
 
@@ -131,7 +143,15 @@ class ReplayBatchSampler(GlobalBatchSampler):
     ) -> None:
         """Draw the first view of each record.
 
-        batch_size  number of views of a global batch, which is that of batch_size / per_step records
+        Args:
+            order: Order of each epoch.
+            batch_size: Number of views of a global batch, which is that of batch_size / per_step records.
+            num_views: Number of stored views of a record.
+            per_step: Number of views of a record in one batch.
+            ranks: `rank` and `world_size` of `GlobalBatchSampler`.
+
+        Raises:
+            ConfigError: If `per_step` does not divide the number of stored views, or the batch size does not fit.
         """
         require(
             num_views % per_step == 0,
@@ -140,7 +160,7 @@ class ReplayBatchSampler(GlobalBatchSampler):
         super().__init__(order, batch_size // per_step, **ranks)
         self.num_views, self.per_step = num_views, per_step
         generator = np.random.default_rng(derive_seed(order.seed, "replay"))
-        # One byte a record for up to 256 views. Drawing in blocks gives the numbers of a single draw.
+        # One byte per record for up to 256 views. Drawing in blocks gives the numbers of a single draw.
         self.starts = np.empty(order.num_records, np.min_scalar_type(num_views - 1))
         for start in range(0, order.num_records, _DRAWN_AT_ONCE):
             block = self.starts[start : start + _DRAWN_AT_ONCE]

@@ -33,8 +33,11 @@ class SelectedRecords:
     def __init__(self, store: Store, rows: RowNumbers, *, labels_apply: bool = True) -> None:
         """Select rows: a range where possible, which needs no memory, or any row numbers.
 
-        labels_apply  False if the classes of the data are not those of the network that uses the labels, which then
-                      have no meaning for it
+        Args:
+            store: Store of the records.
+            rows: Rows of its index.
+            labels_apply: False if the classes of the data are not those of the network that uses the labels, which then
+                have no meaning for it.
         """
         self.store = store
         self.rows = rows
@@ -65,7 +68,8 @@ class SelectedRecords:
     def first_positions(self) -> NDArray[np.int64]:
         """Return the position at which the records of each shard begin, and their number at the end: [shards + 1].
 
-        Raises ValueError if the rows are not ascending; the order of an epoch is defined for ascending rows.
+        Raises:
+            ValueError: If the rows are not ascending; the order of an epoch is defined for ascending rows.
         """
         starts = self.store.shards.starts
         if isinstance(self.rows, range):
@@ -96,8 +100,8 @@ class SelectedRecords:
     def identify_shifts(self, augment: AugmentOptions) -> str | None:
         """Return what an identity says about the views' shifts, None where all are those of earlier versions.
 
-        These took a share of the height in both directions. Portraits are shifted by less now (`pad_crop`), and images
-        that are not square by another share of their width (`affine`), in a frame of other proportions.
+        These took a fraction of the height in both directions. Portraits are shifted by less now (`pad_crop`), and
+        images that are not square by another fraction of their width (`affine`), in a frame of other proportions.
         """
         kinds = {operation.kind for operation in augment.shifts_of_originals}
         if not kinds or self.has_frame_aspect:
@@ -150,8 +154,8 @@ class SelectedRecords:
         wanted = set(keys)
         rows = self.rows
         if isinstance(rows, range):
-            found = self.store.index.rows_of_keys(wanted, rows)
-            return {key: row - rows.start for key, row in found.items()}
+            rows_by_key = self.store.index.rows_of_keys(wanted, rows)
+            return {key: row - rows.start for key, row in rows_by_key.items()}
         return {key: place for place, key in enumerate(self.keys_at()) if key in wanted}
 
     @property

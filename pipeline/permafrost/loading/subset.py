@@ -22,7 +22,11 @@ HOLDOUT = "holdout"
 
 
 def rows_of_split(index: RecordIndex, split: str) -> RowNumbers:
-    """Return the rows of the index that belong to `split`, a range if its shards follow each other."""
+    """Return the rows of the index that belong to `split`, a range if its shards follow each other.
+
+    Raises:
+        ConfigError: If the store has no record of this split.
+    """
     numbers = index.shards.splits.get(split, np.empty(0, np.int64))
     starts = index.shards.starts
     if not (starts[numbers + 1] > starts[numbers]).any():
@@ -44,6 +48,10 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
     Selections with more shots therefore contain those with fewer, and the selection is independent of
     `seed` and of the method. A record with many labels belongs to each of its classes. If one class holds it out, it is
     held out for all, and a class may have more records than its shots because of records selected for other classes.
+
+    Raises:
+        ConfigError: If there is no such split, a class has too few records, or a record has no label where shots or a
+            holdout need one.
     """
     if subset.shots is None and subset.holdout == 0:
         return rows_of_split(index, split)
@@ -63,16 +71,20 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
 
 
 def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> int:
-    """Return the number of rows of `select_training_rows`, without selecting them where the class sizes suffice."""
+    """Return the number of rows of `select_training_rows`, without selecting them where the class sizes suffice.
+
+    Raises:
+        ConfigError: As `select_training_rows`.
+    """
     rows = rows_of_split(index, split)
     if subset.shots is None and subset.holdout == 0:
         return len(rows)
     sizes = np.zeros(0, np.int64)
     for start in range(0, len(rows), _BLOCK):
         labels = index.values("label", rows[start : start + _BLOCK])
-        own = np.bincount(labels[labels != NO_LABEL], minlength=len(sizes))
-        own[: len(sizes)] += sizes
-        sizes = own
+        block_sizes = np.bincount(labels[labels != NO_LABEL], minlength=len(sizes))
+        block_sizes[: len(sizes)] += sizes
+        sizes = block_sizes
     sizes = sizes[sizes > 0]
     least = subset.holdout + (subset.shots or 0)
     if index.has_many_labels or sizes.sum() < len(rows) or sizes.min(initial=least) < least:
@@ -85,7 +97,11 @@ def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -
 
 
 def select_holdout_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
-    """Select the rows that `select_training_rows` holds out, independent of the shots, in the order of the index."""
+    """Select the rows that `select_training_rows` holds out, independent of the shots, in the order of the index.
+
+    Raises:
+        ConfigError: If `subset` holds out no records, a class has fewer than that, or a record has no label.
+    """
     require(
         subset.holdout != 0, "subset.holdout=0 holds out no records; set it to a number per class"
     )
@@ -97,9 +113,10 @@ def members_of_classes(
 ) -> dict[int, NDArray[np.int64]]:
     """Group the owners of labels by label: each class's owners, ascending, in the order of the classes.
 
-    labels  any labels, [n]
-    owners  what has each label, [n]; an owner may have several labels, or one of them twice. None stands for the
-            positions of the labels
+    Args:
+        labels: Any labels, [n].
+        owners: Owner of each label, [n], who may have several labels, or one of them twice; None stands for the
+            positions of the labels.
     """
     order = np.argsort(labels, kind="stable")
     known, sizes = np.unique(labels, return_counts=True)
@@ -121,8 +138,8 @@ def _ordered_classes(
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Iterate over the classes of a split with their rows in the order of subset.rule.
 
-    permutation  a random permutation, seeded by (subset.seed, class), of the rows in the order of their keys
-    by_key       by digests of (subset.seed, key)
+    The rule permutation is a random permutation, seeded by (subset.seed, class), of the rows in the order of their
+    keys, and by_key orders them by digests of (subset.seed, key).
     """
     rows = rows_of_split(index, split)
     digests = None

@@ -48,7 +48,7 @@ def pack_batch(batch: Batch) -> Batch:
     Others are moved to shared memory here. Torch would do that in a thread, whose error loses the batch without a word.
 
     Raises:
-        SharedMemoryError: There is no room.
+        SharedMemoryError: If shared memory has no room.
     """
     try:
         packed: Batch = map_leaves(batch, _pack)
@@ -84,10 +84,10 @@ def check_shared_memory(batch_bytes: int, processes: int, option: str) -> None:
     Args:
         batch_bytes: Size of a batch in bytes.
         processes: Number of loader processes.
-        option: Option that sets it, for the message.
+        option: Option that sets the number of processes, for the message.
 
     Raises:
-        ConfigError: They do not fit.
+        ConfigError: If they do not fit.
     """
     if processes == 0 or batch_bytes <= _SMALL or not _SHARED_MEMORY.is_dir():
         return
@@ -112,7 +112,7 @@ def iter_watched(batches: Iterator[Any], option: str) -> Iterator[Any]:
         option: Option that sets their number, for messages.
 
     Raises:
-        UserError: A process was killed, shared memory is full, or no batch came for LONGEST_WAIT_SECONDS.
+        UserError: If a process was killed, shared memory is full, or no batch came for LONGEST_WAIT_SECONDS.
     """
     watch = _Watch(getattr(batches, "_workers", ()))
     try:
@@ -203,7 +203,12 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
 def read_ahead(
     batches: Iterator[Batch], copy: Callable[[Batch], Copied]
 ) -> Iterator[tuple[Batch, Copied]]:
-    """Iterate over batches and their copies, made in a thread one batch ahead. An error is raised in its place."""
+    """Iterate over batches and their copies, made in a thread one batch ahead. An error is raised in its place.
+
+    Args:
+        batches: Batches to read, in the thread.
+        copy: Function that copies a batch, in the thread.
+    """
 
     def read() -> tuple[Batch, Copied] | None:
         batch = next(batches, None)
@@ -253,7 +258,12 @@ def move_values(value: Any, device: torch.device) -> Any:
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Change the values of a batch that are not batches, mappings or tuples of others themselves."""
+    """Change the values of a batch that are not batches, mappings or tuples of others themselves.
+
+    Args:
+        value: Batch, or a part of one.
+        change: Function from a value to the one that takes its place.
+    """
     if isinstance(value, (Batch, StoredTargets, TopLogits, PixelAugment, PixelChange)):
         names = value.__dataclass_fields__
         return type(value)(**{name: map_leaves(getattr(value, name), change) for name in names})

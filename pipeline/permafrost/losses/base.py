@@ -77,7 +77,7 @@ class StepInputs:
     images: Tensor
     """Images f32 [B, 3, h, w], or rows of a table."""
     labels: tuple[tuple[float, Tensor], ...]
-    """Labels in the form of Batch, each with its share. Shares sum to 1."""
+    """Labels in the form of Batch, each with its weight. Weights sum to 1."""
     on_targets: tuple[Callable[[AnyTargets], AnyTargets], ...] = ()
     """Functions applied to each teacher's targets in this order."""
 
@@ -96,7 +96,7 @@ class StudentOutput:
     output: ModelOutput
     """Output of the forward pass, with the intermediates that the loss needs."""
     maps: Tensor | None = None
-    """Maps [B, E, A, h, w] of the teacher's explained classes, if the loss needs them in this step."""
+    """Maps [B, E, A, h, w] of the teacher's target classes, if the loss needs them in this step."""
     input_size: tuple[int, int] = (0, 0)
     """(height, width) of the student's input, the resolution at which maps are compared."""
     record_index: Tensor | None = None
@@ -124,7 +124,7 @@ class Needs:
     map_control: str = "none"
     """Perturbation of the teacher's maps for a negative control."""
     max_classes: int | None = None
-    """Maximum number of explained classes whose maps are compared, None for all of them."""
+    """Maximum number of target classes whose maps are compared, None for all of them."""
     intermediates: Intermediates = NO_INTERMEDIATES
     """Intermediates of both networks' forward passes."""
     target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None
@@ -174,6 +174,10 @@ def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTe
     """Combine the losses of several teachers, summing all values with the teachers' weights.
 
     A term that only some of them have is summed over these.
+
+    Args:
+        parts: Losses, one for each teacher.
+        weights: Weight of each of them.
     """
     if len(parts) == 1 and weights[0] == 1:
         return parts[0]
@@ -215,7 +219,13 @@ class LossCallbacks:
     ) -> None:
         """Read what the loss needs of a student's options and passes, before all other calls.
 
-        Raises ConfigError if student and teachers do not fit.
+        Args:
+            config: Options of the student.
+            passes: Teachers whose outputs are stored, none for a live teacher.
+            num_classes: Number K of outputs of the student.
+
+        Raises:
+            ConfigError: If student and teachers do not fit.
         """
 
     def convert_targets(self, targets: tuple[AnyTargets, ...]) -> tuple[AnyTargets, ...]:
@@ -225,14 +235,17 @@ class LossCallbacks:
     def build(self, student: StudentOutput, targets: Targets) -> None:
         """Create the parameters whose shapes depend on the networks, given one example of `forward`'s arguments.
 
-        Called before training if the loss needs intermediates or fields of the teacher. Raises ConfigError if the two
-        networks do not fit.
+        Called before training if the loss needs intermediates or fields of the teacher.
+
+        Raises:
+            ConfigError: If the two networks do not fit.
         """
 
     def on_train_start(self, records: TrainingRecords) -> None:
         """Create the state that the loss keeps per record. Always called, after `build`.
 
-        Raises ConfigError if the records do not fit the loss.
+        Raises:
+            ConfigError: If the records do not fit the loss.
         """
 
     def on_step_end(self) -> None:
@@ -243,6 +256,9 @@ class LossCallbacks:
 
         Called on every rank after `on_train_start`, but not if a checkpoint exists, which has the result. A run that
         is killed here starts again. `distributed` averages gradients over ranks.
+
+        Args:
+            batches: Batches of the training, epoch by epoch, with the teacher's targets.
         """
         return False
 
@@ -272,25 +288,34 @@ class DistillationLoss(nn.Module, LossCallbacks):
     def terms(
         self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
     ) -> Iterable[Term]:
-        """Return the terms in the order of their computation, for labels in the form of Batch."""
+        """Return the terms in the order of their computation.
+
+        Args:
+            student: Outputs of the student, through which gradients flow.
+            targets: Targets of one teacher, regions for a guided teacher, None for a loss on labels only.
+            labels: Labels in the form of Batch: i64 [B], or f32 [B, K] for many labels per record.
+        """
         raise NotImplementedError
 
     def forward(
         self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
     ) -> LossTerms:
-        """Compute the weighted sum of the terms."""
+        """Compute the weighted sum of the terms, whose arguments are those of `terms`.
+
+        A term with weight 0 is not computed.
+        """
         terms: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
         weighted = []
         for term in self.terms(student, targets, labels):
             if term.weight == 0:
                 continue
-            found = term.compute()
-            if isinstance(found, TermValue):
-                statistics |= found.statistics
-                found = found.value
-            terms[term.name] = found
-            weighted.append(term.weight * found)
+            value = term.compute()
+            if isinstance(value, TermValue):
+                statistics |= value.statistics
+                value = value.value
+            terms[term.name] = value
+            weighted.append(term.weight * value)
         if not terms.keys() & _ON_LOGITS:  # ranks wait for the gradients of all parameters
             weighted.append(0 * student.logits.sum())
         return LossTerms(total=torch.stack(weighted).sum(), terms=terms, statistics=statistics)

@@ -36,9 +36,9 @@ class E2KDLoss(KDLoss):
     @property
     def needs(self) -> Needs:
         config = self.config
-        own = CLASS_MAP_NEEDS if config.lambda_cat > 0 else Needs()
+        class_map_needs = CLASS_MAP_NEEDS if config.lambda_cat > 0 else Needs()
         return replace(
-            own,
+            class_map_needs,
             labels=super().needs.labels,
             maps_every=config.guided_step_interval if config.lambda_map > 0 else None,
             map_control=config.map_control,

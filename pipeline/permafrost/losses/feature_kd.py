@@ -2,7 +2,7 @@
 
 ReviewKD compares the stages and the spatial average of the last stage. The student's levels are fused starting at the
 deepest. The fusion modules are trained with the student and not exported. Its targets are a live teacher's features, or
-those of a pass, moved with the view.
+those of a pass, warped to the view.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ class FeatureKDLoss(DistillationLoss):
 
     @abstractmethod
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        """Compute the specific term."""
+        """Compute the specific term, a scalar.
+
+        Args:
+            student: Outputs of the student, through which gradients flow.
+            targets: Targets of the teacher, with what `term_needs` requests.
+        """
 
     def require_one_teacher(self, records: TrainingRecords) -> None:
         """Raise ConfigError if the student has several teachers, whose features have nothing in common."""
@@ -93,8 +98,10 @@ class FeatureKDLoss(DistillationLoss):
 
     @property
     def needs(self) -> Needs:
-        own = self.term_needs if self.weight > 0 else Needs()
-        return replace(own, labels=self.config.lambda_ce > 0, logits=self.config.lambda_kd > 0)
+        specific_needs = self.term_needs if self.weight > 0 else Needs()
+        return replace(
+            specific_needs, labels=self.config.lambda_ce > 0, logits=self.config.lambda_kd > 0
+        )
 
     def check_labels(self, *, many: bool) -> None:
         require(
@@ -113,7 +120,13 @@ class FeatureKDLoss(DistillationLoss):
     def logit_terms(
         self, logits: Tensor, teacher_logits: Logits | None, labels: Tensor
     ) -> Iterable[Term]:
-        """Return the terms on labels and logits."""
+        """Return the terms on labels and logits.
+
+        Args:
+            logits: Logits of the student, [B, K].
+            teacher_logits: Logits of the teacher, None if they are not stored and lambda_kd is 0.
+            labels: Labels in the form of Batch.
+        """
         config = self.config
         if config.label_loss == "bce_offlabel":
             yield Term("bce", config.lambda_ce, lambda: off_label_bce_loss(logits, labels))
@@ -132,15 +145,17 @@ class FeatureKDLoss(DistillationLoss):
 def attention_loss(
     student_attention: Tensor, teacher_attention: Tensor, norm: Literal["mse", "l2"] = "mse"
 ) -> Tensor:
-    """Mean over records and positions of (Q_s / ||Q_s|| - Q_t / ||Q_t||)^2, with norms over a record's positions.
+    """Compute the mean of (Q_s / ||Q_s|| - Q_t / ||Q_t||)^2 over records and positions.
 
+    Norms are over a record's positions.
     If the grids differ, the finer map is first averaged over the cells of the coarser one. A map that is zero
     everywhere has no gradient.
 
-    student_attention  [B, h, w]  gradients flow here
-    teacher_attention  [B, h, w]  constant, of any positive scale
-    norm               mse, as in public code, or l2, as printed in the paper: the mean over records of the norm of the
-                       difference, not squared
+    Args:
+        student_attention: [B, h, w]. Gradients flow here.
+        teacher_attention: [B, h, w], constant, of any positive scale.
+        norm: "mse" as in public code, or "l2" as printed in the paper: the mean over records of the norm of the
+            difference, not squared.
     """
     h, w = map(min, student_attention.shape[1:], teacher_attention.shape[1:])
     student, teacher = (
@@ -164,27 +179,27 @@ class ATLoss(FeatureKDLoss):
     config: ATConfig
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        own, taught = len(student.output.stages), len(targets.intermediates)
-        have = f"the student has {own} stages, the teacher {taught}"
+        student_count, teacher_count = len(student.output.stages), len(targets.intermediates)
+        have = f"the student has {student_count} stages, the teacher {teacher_count}"
         if not self.config.stages:
-            both = list(range(-min(own, taught), 0))
+            both = list(range(-min(student_count, teacher_count), 0))
             require(
-                own == taught,
+                student_count == teacher_count,
                 f"method=at: {have}; name the stages to compare, counted from the deepest as in method.stages={both} "
                 "or from the finest, or choose other networks",
             )
         require(
-            max(map(abs, self.config.stages), default=1) <= min(own, taught),
+            max(map(abs, self.config.stages), default=1) <= min(student_count, teacher_count),
             f"method.stages={list(self.config.stages)}: {have}; name stages that both have",
         )
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        own, taught = len(student.output.stages), len(targets.intermediates)
-        numbers = self.config.stages or range(1, own + 1)
+        student_count, teacher_count = len(student.output.stages), len(targets.intermediates)
+        numbers = self.config.stages or range(1, student_count + 1)
         losses = [
             attention_loss(
-                attention_map(student.output.stages[stage_index(number, own)].output),
-                targets.intermediates[f"attention_{stage_index(number, taught) + 1}"],
+                attention_map(student.output.stages[stage_index(number, student_count)].output),
+                targets.intermediates[f"attention_{stage_index(number, teacher_count) + 1}"],
                 self.config.norm,
             )
             for number in numbers
@@ -198,11 +213,13 @@ class ATLoss(FeatureKDLoss):
 def class_map_loss(
     student_maps: Tensor, teacher_maps: Tensor, resolution: int, *, normalize: bool = False
 ) -> Tensor:
-    """Mean squared difference of pooled class maps, over records, classes and resolution^2 cells.
+    """Compute the mean squared difference of pooled class maps, over records, classes and resolution^2 cells.
 
-    student_maps  [B, K, h, w]  gradients flow here
-    teacher_maps  [B, K, h, w]  constant, in the logits' units, on any grid
-    normalize     divide each pooled map by its L2 norm first
+    Args:
+        student_maps: [B, K, h, w]. Gradients flow here.
+        teacher_maps: [B, K, h, w], constant, in the logits' units, on any grid.
+        resolution: Number of cells per side to which both are pooled.
+        normalize: Divide each pooled map by its L2 norm first.
     """
     student, teacher = (
         F.adaptive_avg_pool2d(maps, resolution).flatten(2)
@@ -258,9 +275,9 @@ _MAX_FUSED_CHANNELS = 512
 
 
 def review_levels(stages: Sequence[Stage]) -> list[Tensor]:
-    """Levels of a student to compare, float32 or wider: each stage [B, C, h, w], then the average [B, C, 1, 1].
+    """Return the levels of a student to compare: each stage [B, C, h, w], then the average [B, C, 1, 1].
 
-    Those of a teacher are in annotation/teacher_fields.py.
+    They are float32 or wider. Those of a teacher are in annotation/teacher_fields.py.
     """
     grids = [to_float32(stage.output) for stage in stages]
     return [*grids, to_float32(stages[-1].output).mean(dim=(2, 3), keepdim=True)]
@@ -269,12 +286,16 @@ def review_levels(stages: Sequence[Stage]) -> list[Tensor]:
 def hierarchical_context_loss(
     student: Tensor, teacher: Tensor, coverage: Tensor | None = None
 ) -> Tensor:
-    """HCL (section 3.3) of features [B, C, h, w]: mean squared differences, from the full grid to its average.
+    """Compute the HCL (section 3.3): mean squared differences of features, from the full grid to its average.
 
     The full grid has weight 1, and each coarser pooling (to 4, 2 and 1 cells per side, if the grid has more) has half
     the weight of the previous one. The result is divided by the sum of the weights.
 
-    coverage  [B, 1, h, w] in [0, 1], the weight of each cell in both features and in the means; None weights all alike
+    Args:
+        student: [B, C, h, w]. Gradients flow here.
+        teacher: [B, C, h, w], constant.
+        coverage: [B, 1, h, w] in [0, 1], the weight of each cell in both features and in the means; None weights all
+            alike.
     """
     teacher = teacher.detach()
     loss, weight, total_weight = covered_mse(student, teacher, coverage), 1.0, 1.0
@@ -282,28 +303,46 @@ def hierarchical_context_loss(
         if size < min(student.shape[-2:]):
             weight /= 2
             total_weight += weight
-            coarse, taught = (covered_pool(full, coverage, size) for full in (student, teacher))
+            coarse, coarse_teacher = (
+                covered_pool(full, coverage, size) for full in (student, teacher)
+            )
             share = None if coverage is None else F.adaptive_avg_pool2d(coverage, size)
-            loss = loss + weight * covered_mse(coarse, taught, share)
+            loss = loss + weight * covered_mse(coarse, coarse_teacher, share)
     return loss / total_weight
 
 
 def covered_mse(student: Tensor, teacher: Tensor, coverage: Tensor | None) -> Tensor:
-    """Mean squared difference of features [B, C, h, w] over records, channels and cells, weighted by the coverage."""
+    """Compute the mean squared difference of features over records, channels and cells, weighted by the coverage.
+
+    Args:
+        student: [B, C, h, w].
+        teacher: [B, C, h, w].
+        coverage: [B, 1, h, w] in [0, 1], or None to weight all cells alike.
+    """
     if coverage is None:
         return F.mse_loss(student, teacher)
     return weighted_mean((student - teacher).square(), coverage)
 
 
 def weighted_mean(values: Tensor, coverage: Tensor) -> Tensor:
-    """Mean of values [B, C, h, w] over records, channels and cells, weighted by the coverage [B, 1, h, w]; 0 without
-    any coverage."""
+    """Compute the mean of values over records, channels and cells, weighted by the coverage; 0 without any coverage.
+
+    Args:
+        values: [B, C, h, w].
+        coverage: [B, 1, h, w] in [0, 1].
+    """
     total = coverage.sum() * values.shape[1]
     return (values * coverage).sum() / total.clamp(min=_LEAST_COVERAGE)
 
 
 def covered_pool(features: Tensor, coverage: Tensor | None, size: int | tuple[int, int]) -> Tensor:
-    """Average features [B, C, h, w] over the covered parts of each cell of a grid of `size`, 0 where nothing is."""
+    """Average features over the covered parts of each cell of a grid of `size`, 0 where nothing is covered.
+
+    Args:
+        features: [B, C, h, w].
+        coverage: [B, 1, h, w] in [0, 1], or None if everything is covered.
+        size: Height and width of the grid, or its side.
+    """
     if coverage is None:
         return F.adaptive_avg_pool2d(features, size)
     share = F.adaptive_avg_pool2d(coverage, size).clamp(min=_LEAST_COVERAGE)
@@ -328,7 +367,16 @@ class Fusion(nn.Module):
     def forward(
         self, level: Tensor, deeper: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Compute the level to compare [B, teacher channels, *size], and the input of the next finer level."""
+        """Fuse one level of the student with the deeper ones.
+
+        Args:
+            level: Features of the student at this level, [B, C, h, w].
+            deeper: Second result of the next deeper level, None for the deepest.
+            size: Height and width of the teacher's level.
+
+        Returns:
+            The level to compare [B, teacher channels, *size], and the input of the next finer level.
+        """
         fused: Tensor = self.reduce(level)
         if self.mix is not None:
             assert deeper is not None
@@ -406,11 +454,13 @@ class ReviewKDLoss(FeatureKDLoss):
         levels = review_levels(student.output.stages)
         for fusion, place in reversed(list(zip(self.fusions, self.places, strict=True))):
             name = _field_of(place)
-            taught = targets.intermediates[name]
+            teacher_level = targets.intermediates[name]
             if place == -1:
-                taught = taught[:, :, None, None]
-            compared, deeper = fusion(levels[place], deeper, taught.shape[-2:])
-            losses.append(hierarchical_context_loss(compared, taught, targets.coverage.get(name)))
+                teacher_level = teacher_level[:, :, None, None]
+            compared, deeper = fusion(levels[place], deeper, teacher_level.shape[-2:])
+            losses.append(
+                hierarchical_context_loss(compared, teacher_level, targets.coverage.get(name))
+            )
         return torch.stack(losses).sum()
 
 

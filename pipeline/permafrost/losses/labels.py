@@ -18,7 +18,13 @@ from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 
 
 def cross_entropy_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of logits [B, K] over the records whose label [B] is known, 0 if none is."""
+    """Compute the mean cross-entropy over the records whose label is known, 0 if none is.
+
+    Args:
+        logits: [B, K].
+        labels: i64 [B], NO_LABEL where unknown.
+        label_smoothing: Fraction of the target that is spread over all classes.
+    """
     total = F.cross_entropy(
         logits, labels, ignore_index=NO_LABEL, label_smoothing=label_smoothing, reduction="sum"
     )
@@ -26,10 +32,11 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 
 
 
 def bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross-entropy over classes and records with known labels, 0 if there are none.
+    """Compute the mean binary cross-entropy over classes and records with known labels, 0 if there are none.
 
-    logits  [B, K], one binary prediction per class
-    labels  i64 [B] or f32 [B, K], with target 1 for each class of a record and 0 for every other class
+    Args:
+        logits: [B, K], one binary prediction per class.
+        labels: i64 [B] or f32 [B, K], with target 1 for each class of a record and 0 for every other class.
     """
     return _mean_bce(logits, labels, off_label=0.0)
 
@@ -38,6 +45,10 @@ def off_label_bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute `bce_loss` with target 1 / K instead of 0 for the classes that a record does not have (e2KD, B-cos).
 
     targets = max(multi_hot(labels), 1 / K), without renormalization
+
+    Args:
+        logits: [B, K], one binary prediction per class.
+        labels: i64 [B] or f32 [B, K].
     """
     return _mean_bce(logits, labels, off_label=1 / logits.shape[1])
 
@@ -53,6 +64,11 @@ def label_term(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Term:
     """Return the supervised term for the data: ce for one label per record, bce for many.
 
     BCE is a mean over classes, whereas soft targets are summed over them, so their scales differ by K.
+
+    Args:
+        logits: [B, K].
+        labels: i64 [B], or f32 [B, K] for many labels per record.
+        weight: Weight of the term.
     """
     if has_many(labels):
         return Term("bce", weight, lambda: bce_loss(logits, labels))

@@ -13,10 +13,16 @@ from permafrost.core.errors import ConfigError
 def outcome_log_probs(logits: Logits, reference: Logits, tau: float) -> Tensor:
     """Compute log probabilities of the outcomes "class c" for the k classes of `reference`, and "any other class".
 
-    logits     [B, K], or `reference` itself
-    reference  the largest logits, or those of all classes, which leave no other class
-    Returns [B, k + 1], or [B, K] if k = K. Raises ConfigError for a temperature at which
-    the sum over the other classes is not stored.
+    Args:
+        logits: [B, K], or `reference` itself.
+        reference: The largest logits, or those of all classes, which leave no other class.
+        tau: Temperature > 0.
+
+    Returns:
+        [B, k + 1], or [B, K] if k = K.
+
+    Raises:
+        ConfigError: If the sum over the other classes is not stored at this temperature.
     """
     if not isinstance(reference, TopLogits):
         return F.log_softmax(require_all_logits(logits, "this comparison") / tau, dim=1)
@@ -42,26 +48,33 @@ def outcome_log_probs(logits: Logits, reference: Logits, tau: float) -> Tensor:
 def top_logits_divergence(student_logits: Tensor, teacher: TopLogits, tau: float) -> Tensor:
     """Compute KL(teacher || student) of the outcomes that the teacher's pass stores, [B].
 
-    student_logits  [B, K]  gradients flow here
-
     It is the divergence over all classes if all are stored, and otherwise a lower bound of it, because merging
     outcomes cannot raise a divergence (log-sum inequality). How the student divides the rest is left open.
+
+    Args:
+        student_logits: [B, K]. Gradients flow here.
+        teacher: Largest logits of the teacher, constant.
+        tau: Temperature > 0, one of those of the pass.
+
+    Raises:
+        ConfigError: If the sum over the other classes is not stored at this temperature.
     """
     student = outcome_log_probs(student_logits, teacher, tau)
-    taught = outcome_log_probs(teacher, teacher, tau)
-    return F.kl_div(student, taught, reduction="none", log_target=True).sum(dim=1)
+    teacher_outcomes = outcome_log_probs(teacher, teacher, tau)
+    return F.kl_div(student, teacher_outcomes, reduction="none", log_target=True).sum(dim=1)
 
 
 def mld_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
     """Compute tau * KL(teacher || student) of Bernoulli variables, summed over classes, averaged over the batch.
 
-    student_logits  [B, K]  gradients flow here
-    teacher_logits  [B, K]  constant, raw
-    tau             temperature > 0; the factor is tau as in the paper, not tau^2 as for a softmax
-
     With a = teacher_logits / tau, b = student_logits / tau and p = sigmoid(a), the divergence of one class is
     p (log sigmoid(a) - log sigmoid(b)) + (1 - p) (log sigmoid(-a) - log sigmoid(-b)). It is exactly 0 for equal
     logits and finite for any logits, and its gradient sigmoid(b) - p does not saturate while the two differ.
+
+    Args:
+        student_logits: [B, K]. Gradients flow here.
+        teacher_logits: [B, K], constant, raw.
+        tau: Temperature > 0; the factor is tau as in the paper, not tau^2 as for a softmax.
     """
     student, teacher = student_logits / tau, teacher_logits.detach() / tau
     yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
@@ -72,13 +85,17 @@ def mld_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tens
 def kd_loss(student_logits: Tensor, teacher_logits: Logits, tau: float) -> Tensor:
     """Compute tau^2 * KL(teacher || student), summed over classes and averaged over the batch.
 
-    student_logits  [B, K]  gradients flow here
-    teacher_logits  [B, K]  constant, raw; of a pass with annotate.logits=topk the largest ones, whose divergence is
-                    that of `top_logits_divergence`
-    tau             temperature > 0; the factor tau^2 makes the gradient's scale independent of it
-
     The paper uses the cross-entropy, which differs by tau^2 * entropy(teacher) and has the same gradient. This form
     is exactly 0 for equal logits.
+
+    Args:
+        student_logits: [B, K]. Gradients flow here.
+        teacher_logits: [B, K], constant, raw; of a pass with annotate.logits=topk the largest ones, whose divergence is
+            that of `top_logits_divergence`.
+        tau: Temperature > 0; the factor tau^2 makes the gradient's scale independent of it.
+
+    Raises:
+        ConfigError: If only the largest logits are stored, and not for this temperature.
 
     >>> import torch
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
@@ -96,12 +113,13 @@ def kd_loss(student_logits: Tensor, teacher_logits: Logits, tau: float) -> Tenso
 def softmax_mse_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
     """Compute tau^2 * mean squared difference of the softened probabilities, over records and classes.
 
-    student_logits  [B, K]  gradients flow here
-    teacher_logits  [B, K]  constant, raw
-    tau             temperature > 0
-
     This is the logit term of UniCAM's released code. Near uniform probabilities, as at tau = 20, its gradient is about
     K^2 / 2 times smaller than that of `kd_loss` for K classes.
+
+    Args:
+        student_logits: [B, K]. Gradients flow here.
+        teacher_logits: [B, K], constant, raw.
+        tau: Temperature > 0.
     """
     student = F.softmax(student_logits / tau, dim=1)
     teacher = F.softmax(teacher_logits.detach() / tau, dim=1)

@@ -22,12 +22,17 @@ _TINY = torch.finfo(torch.float32).tiny
 def map_cosine(
     student_maps: Tensor, teacher_maps: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Compute the cosine of each pair of maps at (height, width) `size`, and its validity.
+    """Compute the cosine of each pair of maps at (height, width) `size`, and its validity (eq. 3 of e2KD).
 
     A pair is valid if neither map is zero.
 
-    student_maps, teacher_maps  [B, E, A, h, w], on the same grid, of any positive scale
-    returns                     [B, E] (0 where invalid, without a gradient) and bool [B, E]
+    Args:
+        student_maps: [B, E, A, h, w], of any positive scale. Gradients flow here.
+        teacher_maps: [B, E, A, h, w], constant, on the same grid, of any positive scale.
+        size: (height, width) to which the maps are upsampled.
+
+    Returns:
+        The cosines [B, E], 0 where invalid, without a gradient, and their validity, bool [B, E].
 
     >>> import torch
     >>> maps = torch.eye(4).reshape(1, 1, 1, 4, 4)
@@ -87,10 +92,16 @@ MIN_ENERGY = 1e-7
 
 
 def energy_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """1 - the share of positive attributions inside the region, [n], or 1 - their sum inside if their total is ~0.
+    """Compute 1 - the fraction of positive attributions inside the region.
 
-    attributions  f32 [n, H, W], signed
-    regions       bool [n, H, W]
+    If the total of the positive attributions is ~0, it is 1 - their sum inside.
+
+    Args:
+        attributions: f32 [n, H, W], signed.
+        regions: Bool [n, H, W].
+
+    Returns:
+        [n].
     """
     positive = attributions.clamp(min=0)
     total, inside = positive.sum(dim=(1, 2)), (positive * regions).sum(dim=(1, 2))
@@ -99,17 +110,47 @@ def energy_loss(attributions: Tensor, regions: Tensor) -> Tensor:
 
 
 def l1_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Mean absolute difference of the positive attributions, scaled to a maximum of 1, from the region's mask, [n]."""
+    """Compute the mean absolute difference of the positive attributions from the region's mask.
+
+    The attributions are scaled to a maximum of 1.
+
+    Args:
+        attributions: f32 [n, H, W], signed.
+        regions: Bool [n, H, W].
+
+    Returns:
+        [n].
+    """
     return (_unit(attributions.clamp(min=0)) - regions.float()).abs().mean(dim=(1, 2))
 
 
 def rrr_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Sum of the squared, scaled attributions outside the region (RRR, Ross et al. 2017), [n]."""
+    """Compute the sum of the squared attributions outside the region (RRR, Ross et al. 2017).
+
+    The attributions are divided by their largest absolute value.
+
+    Args:
+        attributions: f32 [n, H, W], signed.
+        regions: Bool [n, H, W].
+
+    Returns:
+        [n].
+    """
     return ((_unit(attributions) * ~regions) ** 2).sum(dim=(1, 2))
 
 
 def ppce_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Mean cross-entropy to 1 of the positive attributions inside the region, scaled to a maximum of 1, [n]."""
+    """Compute the mean cross-entropy to 1 of the positive attributions inside the region, 0 without a region.
+
+    The attributions are scaled to a maximum of 1.
+
+    Args:
+        attributions: f32 [n, H, W], signed.
+        regions: Bool [n, H, W].
+
+    Returns:
+        [n].
+    """
     positive = _unit(attributions.clamp(min=0))
     per_pixel = F.binary_cross_entropy(positive, torch.ones_like(positive), reduction="none")
     return (per_pixel * regions).sum(dim=(1, 2)) / regions.sum(dim=(1, 2)).clamp(min=1)

@@ -32,11 +32,12 @@ from permafrost.models.classifier import Intermediates, to_float32
 
 
 def covered_cosine(student: Tensor, teacher: Tensor, coverage: Tensor | None) -> Tensor:
-    """Mean of 1 - cosine over channels, over records and cells, weighted by the coverage.
+    """Compute the mean of 1 - cosine over channels, over records and cells, weighted by the coverage.
 
-    student   [B, C, h, w]  gradients flow here
-    teacher   [B, C, h, w]
-    coverage  [B, 1, h, w] in [0, 1], or None to weight all cells alike
+    Args:
+        student: [B, C, h, w]. Gradients flow here.
+        teacher: [B, C, h, w].
+        coverage: [B, 1, h, w] in [0, 1], or None to weight all cells alike.
     """
     distance = 1 - F.cosine_similarity(student, teacher, dim=1).unsqueeze(1)
     return distance.mean() if coverage is None else weighted_mean(distance, coverage)
@@ -67,15 +68,15 @@ class FeaturesLoss(FeatureKDLoss):
     def build(self, student: StudentOutput, targets: Targets) -> None:
         if self.weight == 0:
             return
-        own = list(range(1, len(student.output.stages) + 1))
+        student_stages = list(range(1, len(student.output.stages) + 1))
         stored = stored_stages(targets)
         teacher_stages = self.config.teacher_stages or self.config.stages
-        students = _numbers("stages", self.config.stages, own, "the student has")
+        students = _numbers("stages", self.config.stages, student_stages, "the student has")
         option = "teacher_stages" if self.config.teacher_stages else "stages"
         teachers = _numbers(option, teacher_stages, stored, "the targets have the teacher's")
         self.pairs = [
-            (number - 1, f"{FEATURES}_{taught}")
-            for number, taught in zip(students, teachers, strict=True)
+            (number - 1, f"{FEATURES}_{teacher_stage}")
+            for number, teacher_stage in zip(students, teachers, strict=True)
         ]
         self.maps = nn.ModuleList(
             nn.Conv2d(
@@ -94,16 +95,19 @@ class FeaturesLoss(FeatureKDLoss):
         distance = covered_cosine if self.config.distance == "cosine" else covered_mse
         losses = []
         for convolution, (index, name) in zip(self.maps, self.pairs, strict=True):
-            own = to_float32(student.output.stages[index].output)
+            features = to_float32(student.output.stages[index].output)
             teacher, coverage = targets.intermediates[name].detach(), targets.coverage.get(name)
-            size = (min(own.shape[2], teacher.shape[2]), min(own.shape[3], teacher.shape[3]))
+            size = (
+                min(features.shape[2], teacher.shape[2]),
+                min(features.shape[3], teacher.shape[3]),
+            )
             share = None if coverage is None else F.adaptive_avg_pool2d(coverage, size)
             inside = None
-            if name in targets.placements and own.shape[2:] != size:
-                grid = (own.shape[2], own.shape[3])
-                inside = covered_share(targets.placements[name], grid).to(own.dtype)
+            if name in targets.placements and features.shape[2:] != size:
+                grid = (features.shape[2], features.shape[3])
+                inside = covered_share(targets.placements[name], grid).to(features.dtype)
             # The map is linear, so it is applied to the averages.
-            mapped = to_float32(convolution(covered_pool(own, inside, size)))
+            mapped = to_float32(convolution(covered_pool(features, inside, size)))
             losses.append(distance(mapped, covered_pool(teacher, coverage, size), share))
         return torch.stack(losses).mean()
 
@@ -123,15 +127,28 @@ def _numbers(option: str, numbers: tuple[int, ...], stages: list[int], have: str
 
 
 def distance_relations(embeddings: Tensor) -> Tensor:
-    """Distances of all pairs of records divided by their mean, [B, d] -> [B (B - 1) / 2] (RKD, eq. 5 and 6)."""
+    """Compute the distances of all pairs of records divided by their mean (RKD, eq. 5 and 6).
+
+    Args:
+        embeddings: [B, d].
+
+    Returns:
+        [B (B - 1) / 2].
+    """
     distances = F.pdist(embeddings)
     return distances / distances.mean().clamp(min=_EPS)
 
 
 def angle_relations(embeddings: Tensor) -> Tensor:
-    """Cosines of the angles at each record j between any two others i and k, [B, d] -> [B, B, B] by (j, i, k).
+    """Compute the cosines of the angles at each record j between any two others i and k (RKD, eq. 8).
 
-    The entries with i = j, j = k or i = k are the same for all embeddings, 0 or 1 (RKD, eq. 8).
+    The entries with i = j, j = k or i = k are the same for all embeddings, 0 or 1.
+
+    Args:
+        embeddings: [B, d].
+
+    Returns:
+        [B, B, B] by (j, i, k).
     """
     directions = F.normalize(embeddings[None] - embeddings[:, None], dim=2)  # [j, i, d]
     count = len(embeddings)
@@ -142,19 +159,21 @@ def angle_relations(embeddings: Tensor) -> Tensor:
 
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber distance of `distance_relations`, mean over pairs of different records (RKD-D).
+    """Compute the Huber distance of `distance_relations`, a mean over pairs of different records (RKD-D).
 
-    student  [B, d]   gradients flow here
-    teacher  [B, d']  constant
+    Args:
+        student: [B, d]. Gradients flow here.
+        teacher: [B, d'], constant.
     """
     return F.smooth_l1_loss(distance_relations(student), distance_relations(teacher.detach()))
 
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber distance of `angle_relations`, mean over triples of different records (RKD-A).
+    """Compute the Huber distance of `angle_relations`, a mean over triples of different records (RKD-A).
 
-    student  [B, d]   gradients flow here
-    teacher  [B, d']  constant
+    Args:
+        student: [B, d]. Gradients flow here.
+        teacher: [B, d'], constant.
     """
     count = len(student)
     total = F.smooth_l1_loss(
@@ -180,14 +199,14 @@ class EmbeddingLoss(FeatureKDLoss):
     def needs(self) -> Needs:
         config = self.config
         is_read = max(config.lambda_embedding, config.lambda_distance, config.lambda_angle) > 0
-        own = self.term_needs if is_read else Needs()
-        return replace(own, labels=config.lambda_ce > 0, logits=config.lambda_kd > 0)
+        specific_needs = self.term_needs if is_read else Needs()
+        return replace(specific_needs, labels=config.lambda_ce > 0, logits=config.lambda_kd > 0)
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
         if self.weight == 0:
             return
-        own, teacher = _embeddings(student, targets)
-        self.map = nn.Linear(own.shape[1], teacher.shape[1])
+        pooled, teacher = _embeddings(student, targets)
+        self.map = nn.Linear(pooled.shape[1], teacher.shape[1])
 
     def on_train_start(self, records: TrainingRecords) -> None:
         if self.weight > 0:
@@ -208,8 +227,8 @@ class EmbeddingLoss(FeatureKDLoss):
         yield Term("angle", self.config.lambda_angle, relation(angle_loss))
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        own, teacher = _embeddings(student, targets)
-        mapped = to_float32(self.map(own))
+        pooled, teacher = _embeddings(student, targets)
+        mapped = to_float32(self.map(pooled))
         if self.config.distance == "cosine":
             return 1 - F.cosine_similarity(mapped, teacher, dim=1).mean()
         return F.mse_loss(mapped, teacher)
@@ -218,5 +237,5 @@ class EmbeddingLoss(FeatureKDLoss):
 def _embeddings(student: StudentOutput, targets: Targets) -> tuple[Tensor, Tensor]:
     """Return both networks' pooled features, f32 [B, d] each, the teacher's constant."""
     assert student.output.pooled is not None
-    own = to_float32(student.output.pooled)
-    return own, targets.intermediates["pooled"].detach().to(own)
+    pooled = to_float32(student.output.pooled)
+    return pooled, targets.intermediates["pooled"].detach().to(pooled)

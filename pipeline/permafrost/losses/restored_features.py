@@ -13,7 +13,16 @@ from permafrost.losses.base import StoredTeacher
 
 
 def restore_features(projected: Tensor, mean: Tensor, components: Tensor) -> Tensor:
-    """Compute mean + components' z at each position, f32 [B, C', h, w] -> [B, C, h, w]."""
+    """Compute mean + components' z at each position.
+
+    Args:
+        projected: Components z, f32 [B, C', h, w].
+        mean: [C].
+        components: Orthonormal rows [C', C].
+
+    Returns:
+        f32 [B, C, h, w].
+    """
     return torch.einsum("kc,bkhw->bchw", components, projected) + mean[:, None, None]
 
 

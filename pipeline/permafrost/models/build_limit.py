@@ -30,8 +30,11 @@ _MORE_TENSORS = 20_000
 def limited_construction(weights: Path) -> Iterator[None]:
     """Have a network that is built in the block allocate little more than its weights do.
 
-    weights  file of safetensors that a run has written
-    Raises WeightsError, also if the network cannot be built.
+    Args:
+        weights: File of safetensors that a run has written.
+
+    Raises:
+        WeightsError: If the file cannot be read, or the network allocates more or cannot be built.
     """
     try:
         shapes = tensor_shapes(weights)

@@ -48,17 +48,20 @@ POOLED_STAGE = f"{FEATURES}_pooled"
 
 
 def stage_index(number: int, count: int) -> int:
-    """Convert the number of a stage, from 1 at the finest or -1 at the deepest, to its place among `count`."""
+    """Convert the number of a stage, from 1 at the finest or -1 at the deepest, to its place among `count`.
+
+    The place counts from 0 at the finest.
+    """
     return number - 1 if number > 0 else count + number
 
 
 def stage_number(name: str) -> int:
-    """Number of the stage whose field has this name."""
+    """Return the number of the stage whose field has this name."""
     return int(name.removeprefix(f"{FEATURES}_"))
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Compute Q = mean over channels of A^2, float32 or wider: [B, C, h, w] -> [B, h, w] (section 3.1)."""
+    """Compute Q = mean over channels of A^2, float32 or wider: [B, C, h, w] -> [B, h, w] (section 3.1 of AT)."""
     return to_float32(features).square().mean(dim=1)
 
 
@@ -167,7 +170,10 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 def nearly_equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-6) -> bool:
     """Compare up to rounding, with a tolerance below the effect of an untrained batch norm (1 / sqrt(1 + eps)).
 
-    tolerance  in units of the largest expected value
+    Args:
+        actual: Tensor to compare; one of another shape is not equal.
+        expected: Tensor that it shall be.
+        tolerance: Largest difference, in units of the largest expected value.
     """
     if actual.shape != expected.shape:
         return False
@@ -175,9 +181,13 @@ def nearly_equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-6) -> b
 
 
 def has_proportions(grid: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Return whether a grid (rows, columns) can be that of an image of (height, width).
+    """Return whether a grid can be that of an image.
 
     Its proportions may differ by one cell, or by a tenth.
+
+    Args:
+        grid: (rows, columns).
+        size: (height, width) of the image.
     """
     (rows, columns), (height, width) = grid, size
     is_smaller = rows <= height and columns <= width
@@ -259,14 +269,27 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Compute features [B, C, h, w] of images in [0, 1], and the head's context [B, T, C] if it needs one."""
+        """Compute features [B, C, h, w] of images in [0, 1], and the head's context [B, T, C] if it needs one.
+
+        Args:
+            images: f32 [B, 3, H, W], or rows of a table [B, d].
+        """
 
     @abstractmethod
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
-        """Compute logits [B, K] from the output of `forward_trunk`, without modifying the features."""
+        """Compute logits [B, K] from the output of `forward_trunk`, without modifying the features.
+
+        Args:
+            features: [B, C, h, w], through which gradients may flow.
+            context: [B, T, C], None if the head needs none.
+        """
 
     def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
-        """Compute the stages and the output of `forward_trunk` in one pass."""
+        """Compute the stages and the output of `forward_trunk` in one pass.
+
+        Raises:
+            ConfigError: If the stages of the network are not known.
+        """
         raise ConfigError(
             f"{type(self.network).__name__} has no known stages, which method=at, method=review_kd and the payload "
             "attention need; choose a ResNet, RegNet, ConvNeXt or DenseNet (of kind cifar, torchvision, timm or "
@@ -277,6 +300,9 @@ class Classifier(nn.Module, ABC):
         """Apply the classifier without its bias at each position of the features: [B, K, h, w], float32 or wider.
 
         The spatial average is the logits without the bias (Zhou et al. 2016; CAT-KD, Guo et al. 2023).
+
+        Raises:
+            ConfigError: If the classifier is not linear on the average of the features.
         """
         match self.head:
             case GapLinear(linear):
@@ -291,7 +317,8 @@ class Classifier(nn.Module, ABC):
     def learn_moments(self, frames: Callable[[], Iterator[Tensor]]) -> None:
         """Learn the moments of the inputs before a training, if the network stores any (ModelConfig.learns_moments).
 
-        frames  function that reads the training split: u8 [n, 3, H, W], or rows of numbers f32 [n, d]
+        Args:
+            frames: Function that reads the training split: u8 [n, 3, H, W], or rows of numbers f32 [n, d].
         """
 
     @property
@@ -300,7 +327,11 @@ class Classifier(nn.Module, ABC):
         return self.head is not None
 
     def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute the output of `forward_head` and the pooled features [B, d] (`ModelOutput.pooled`) in one pass."""
+        """Compute the output of `forward_head` and the pooled features [B, d] (`ModelOutput.pooled`) in one pass.
+
+        Raises:
+            ConfigError: If the network has no pooled features.
+        """
         require(
             self.pools_by_average,
             f"{type(self.network).__name__} has no pooled features, which the payload pooled and methods on "
@@ -322,7 +353,15 @@ class Classifier(nn.Module, ABC):
     def forward(
         self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
     ) -> ModelOutput:
-        """Compute logits, features and the requested intermediates in one pass."""
+        """Compute logits, features and the requested intermediates in one pass.
+
+        Args:
+            images: f32 [B, 3, H, W] in [0, 1], or rows of a table [B, d].
+            intermediates: Intermediates to return in addition.
+
+        Raises:
+            ConfigError: If the network does not have a requested intermediate.
+        """
         stages: tuple[Stage, ...] = ()
         if intermediates.stages:
             stages, features, context = self.forward_stages(images)
@@ -355,10 +394,10 @@ class ProbedClassifier(Classifier):
 
 def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:
     """Raise ConfigError unless the images [B, 3, H, W] have the network's only (height, width)."""
-    found = (images.shape[-2], images.shape[-1])
-    if found != size:
+    actual = (images.shape[-2], images.shape[-1])
+    if actual != size:
         raise ConfigError(
-            f"{name} takes images of {size[0]}x{size[1]} pixels, got {found[0]}x{found[1]}; set "
+            f"{name} takes images of {size[0]}x{size[1]} pixels, got {actual[0]}x{actual[1]}; set "
             "teacher.input_size or augment.size to its size, or input_size of the model to build it for another size"
         )
 

@@ -46,7 +46,13 @@ class ComputeSettings:
         inputs: Tensor,
         intermediates: Intermediates = NO_INTERMEDIATES,
     ) -> ModelOutput:
-        """Run one forward pass in this precision and memory format, with outputs as the network returns them."""
+        """Run one forward pass in this precision and memory format, with outputs as the network returns them.
+
+        Args:
+            network: Network to call; a compiled or wrapped one is called as it is.
+            inputs: Images f32 [B, 3, H, W] in [0, 1], or rows of a table [B, d].
+            intermediates: Intermediates to return in addition.
+        """
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(inputs.device.type, dtype=self.precision, enabled=self.is_mixed):

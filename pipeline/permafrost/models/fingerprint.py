@@ -33,9 +33,16 @@ def describe_teacher(
 ) -> dict[str, Any]:
     """Describe a teacher as in the manifest of its pass.
 
-    precision   precision of its forward pass
-    section     section of the options that name it, for messages
-    reads_head  False if its logits are not read, so that published weights may have other outputs, or none
+    Args:
+        config: Options of the network, with its weights.
+        num_classes: Number of outputs, unless the config sets `classes`.
+        precision: Precision of its forward pass.
+        section: Section of the options that name it, for messages.
+        reads_head: False if its logits are not read, so that published weights may have other outputs, or none.
+
+    Raises:
+        ConfigError: If no weights are named, a file of weights does not exist, published weights have another number of
+            outputs, or a run has trained the weights with other options.
     """
     from permafrost.models.providers import (
         RANDOM,
@@ -54,10 +61,10 @@ def describe_teacher(
     classes = config.classes or num_classes
     source = published(config) if is_published(config.weights) else None
     if reads_head and source is not None and source.classes != classes:
-        own = f"set {section}.classes={source.classes}, or " if source.classes else ""
+        advice = f"set {section}.classes={source.classes}, or " if source.classes else ""
         raise ConfigError(
             f"{section}.weights={config.weights} has {source.classes} outputs, but {classes} are needed, and a new "
-            f"head would be untrained; {own}name weights for your classes, or store what needs no head, as in "
+            f"head would be untrained; {advice}name weights for your classes, or store what needs no head, as in "
             "annotate.payloads=[pooled]"
         )
     if config.weights == RANDOM or is_published(config.weights):
@@ -100,8 +107,13 @@ def describe_teacher(
 def identify_start(config: ModelConfig, option: str, num_classes: int) -> str:
     """Return what identifies the weights that a training starts from: the exact name of published ones, or their file.
 
-    option  name of the option, for messages
-    Raises ConfigError if the file does not exist.
+    Args:
+        config: Options of the network, with its weights.
+        option: Name of the option, for messages.
+        num_classes: Number of outputs, unless the config sets `classes`.
+
+    Raises:
+        ConfigError: If the file does not exist.
     """
     weights = str(config.weights)
     if is_published(weights):
@@ -111,7 +123,11 @@ def identify_start(config: ModelConfig, option: str, num_classes: int) -> str:
 
 
 def identify_weights(config: ModelConfig, num_classes: int) -> str:
-    """Return the SHA-256 of a network's file of weights, and the key of its weights if the file has several."""
+    """Return the SHA-256 of a network's file of weights, and the key of its weights if the file has several.
+
+    Raises:
+        DamagedFileError: If a run has written other weights than the file has.
+    """
     digest = sha256_weights(weights_file(str(config.weights)))
     key = _weights_key(config, num_classes, digest)
     return digest if key is None else f"{digest} {key}"

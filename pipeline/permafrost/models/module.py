@@ -75,8 +75,14 @@ class ModuleClassifier(ProbedClassifier):
     ) -> None:
         """Open the wrappers of a network.
 
-        layer    name of the module that is explained, as in network.named_modules()
-        outputs  what the network returns, of which this module returns the logits
+        Args:
+            network: Module from images to logits [B, K].
+            layer: Name of the module that is explained, as in network.named_modules().
+            normalize: Normalization of the images, None for none.
+            outputs: What the network returns, of which this module returns the logits.
+
+        Raises:
+            ConfigError: If the network has no such layer, or is a scripted one.
         """
         super().__init__()
         network, layer = _unwrapped(network, layer)
@@ -115,7 +121,11 @@ class ModuleClassifier(ProbedClassifier):
     def forward(
         self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
     ) -> ModelOutput:
-        """Compute logits, features and the requested intermediates in one pass of the network."""
+        """Compute logits, features and the requested intermediates in one pass of the network.
+
+        Raises:
+            ConfigError: If the network cannot be explained at the layer, or does not have a requested intermediate.
+        """
         if intermediates.stages:
             self.forward_stages(images)  # raises
         if not self._is_probed:
@@ -179,7 +189,8 @@ class ModuleClassifier(ProbedClassifier):
     def _probe(self, images: Tensor) -> None:
         """Determine the layout of the layer's output, and the closed form of what follows the layer.
 
-        images  [B, 3, H, W], of which only shape, dtype and device are used
+        Args:
+            images: [B, 3, H, W], of which only shape, dtype and device are used.
 
         Raises:
             ConfigError: If the network cannot be run or differentiated, or the output is not a grid of the image.
@@ -355,7 +366,8 @@ def _layout_by_sizes(shape: _Shape, taller: _Shape, wider: _Shape) -> str | None
 def _layout_by_places(output: Tensor, size: tuple[int, int]) -> str:
     """Return the layout of a grid whose shape is the same for all images: "first", "last" or "none".
 
-    output  [5, C, h, w] or [5, h, w, C] for `_replaced_halves` of images of (height, width) `size`
+    Args:
+        output: [5, C, h, w] or [5, h, w, C] for `_replaced_halves` of images of (height, width) `size`.
     """
     scores = {}
     for layout, rows, columns in (("first", 2, 3), ("last", 1, 2)):
@@ -400,7 +412,12 @@ def _locality(output: Tensor, axis: int, pair: int) -> float:
 
 
 def build_module(config: ModuleConfig, outputs: int) -> Classifier:
-    """Build the network by the function that the options name."""
+    """Build the network by the function that the options name.
+
+    Raises:
+        ConfigError: If the function does not take the arguments or does not return a module, or its network has no such
+            layer.
+    """
     where = f"kind=module, factory={config.factory}"
     require(
         not is_published(config.weights),

@@ -134,7 +134,12 @@ def sample_inputs(program: nn.Module, columns: int) -> Tensor:
 def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
     """Trace a program with torch.export, for any number of inputs and any size of images.
 
-    Raises ConfigError for a network that cannot be traced.
+    Args:
+        program: Program, which is put into eval mode.
+        inputs: Inputs of `sample_inputs`.
+
+    Raises:
+        ConfigError: If the network cannot be traced.
     """
     dim = torch.export.Dim
     sizes: dict[int, Any] = {0: dim("batch", min=1)}
@@ -165,8 +170,15 @@ def encode_model(
 ) -> bytes:
     """Return a traced program as a file of a format.
 
-    name   of the input
-    facts  values that a reader of the file needs, written as JSON: metadata of ONNX, extra files of torch.export
+    Args:
+        traced: Program of `trace`.
+        file_format: Format of the file.
+        name: Name of the input.
+        facts: Values that a reader of the file needs, written as JSON: metadata of ONNX, extra files of torch.export.
+        output: Name of the output.
+
+    Raises:
+        ConfigError: If the packages for ONNX are missing, or the network cannot be converted.
     """
     texts = {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()
@@ -193,7 +205,14 @@ def encode_model(
 
 
 def run_program(data: bytes, file_format: Format, name: str, inputs: Tensor) -> Tensor:
-    """Return the output that a file's program computes."""
+    """Return the output that a file's program computes.
+
+    Args:
+        data: Content of the file.
+        file_format: Format of the file.
+        name: Name of the input.
+        inputs: Inputs of `sample_inputs`.
+    """
     if file_format == "torch":
         loaded: Tensor = torch.export.load(io.BytesIO(data)).module()(inputs)
         return loaded
@@ -206,7 +225,14 @@ def run_program(data: bytes, file_format: Format, name: str, inputs: Tensor) -> 
 def check_program(data: bytes, file_format: Format, program: nn.Module, inputs: Tensor) -> float:
     """Return the largest difference between the outputs of a file and of the program that it was made from.
 
-    Raises WrongProgramError if it is above TOLERANCE.
+    Args:
+        data: Content of the file.
+        file_format: Format of the file.
+        program: Program that was traced.
+        inputs: Inputs of `sample_inputs`.
+
+    Raises:
+        WrongProgramError: If the difference is above TOLERANCE.
     """
     with torch.no_grad():
         expected: Tensor = program(inputs)

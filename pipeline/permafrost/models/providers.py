@@ -26,7 +26,15 @@ from permafrost.models.weights import load_weights, require_sha256
 
 
 def resolve_device(option: str, name: str) -> torch.device:
-    """Return the device that an option names. `auto` selects a GPU if one is available."""
+    """Return the device that an option names. `auto` selects a GPU if one is available.
+
+    Args:
+        option: Name of the option, for the message.
+        name: Its value.
+
+    Raises:
+        ConfigError: If the device is not available.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -88,9 +96,15 @@ def build_model(
 ) -> Classifier:
     """Build the network with the weights that the config names, on the CPU.
 
-    num_classes       number of outputs, unless the config sets `classes`; 0 gives one
-    may_replace_head  for a network that will be trained, or whose logits are not read: if the last layer of a weights
-                      file has another number of outputs or is missing, the network keeps its newly initialized one
+    Args:
+        config: Options of the network.
+        num_classes: Number of outputs, unless the config sets `classes`; 0 gives one.
+        may_replace_head: For a network that will be trained, or whose logits are not read: if the last layer of a
+            weights file has another number of outputs or is missing, the network keeps its newly initialized one.
+
+    Raises:
+        ConfigError: If the provider does not have the network, or an option does not fit it.
+        WeightsError: If the weights are not available, or do not fit the network.
     """
     in_file = config.weights != RANDOM and not is_published(config.weights)
     require(
@@ -159,7 +173,9 @@ def published(config: ModelConfig) -> PretrainedInfo | None:
 def with_preprocessing(config: AnyConfig, num_classes: int) -> AnyConfig:
     """Return a teacher's options with frame=auto replaced by what it means: input size, crop and interpolation.
 
-    num_classes  number of outputs, unless the config sets `classes`
+    Args:
+        config: Options of the teacher.
+        num_classes: Number of outputs, unless the config sets `classes`.
     """
     if config.frame != "auto":
         return config
@@ -187,7 +203,7 @@ def _may_be_published(config: ModelConfig) -> bool:
 
 
 def teacher_input_size(config: ModelConfig) -> int | None:
-    """Side in pixels of a teacher's input images, or None for the frame of the store.
+    """Return the side in pixels of a teacher's input images, or None for the frame of the store.
 
     Published weights use their published size, and networks with a fixed size use that size.
     """
@@ -200,7 +216,11 @@ def teacher_input_size(config: ModelConfig) -> int | None:
 
 
 def model_normalization(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by channel, from the config or, if it has none, from the provider."""
+    """Return mean and standard deviation by channel, from the config or, if it has none, from the provider.
+
+    Raises:
+        ConfigError: If neither has them.
+    """
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
     source = published(config)

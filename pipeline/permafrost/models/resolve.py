@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConfig:
-    """Return the options resolved for this store. Raises ConfigError if they do not fit it."""
+    """Return the options resolved for this store.
+
+    Raises:
+        ConfigError: If they do not fit the store.
+    """
     _check_form(store, _need_images_in_precompute(config))
     require(
         config.annotate.logits == "all" or not store.index.has_many_labels,
@@ -41,7 +45,11 @@ def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConf
 
 
 def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
-    """Return the options resolved for this store. Raises ConfigError if they do not fit it."""
+    """Return the options resolved for this store.
+
+    Raises:
+        ConfigError: If they do not fit the store.
+    """
     _check_form(store, _need_images_in_teach(config))
     return replace(
         config,
@@ -53,7 +61,11 @@ def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
 
 
 def resolve_distill(config: DistillConfig, store: Store) -> DistillConfig:
-    """Return the options resolved for this store. Raises ConfigError if they do not fit it."""
+    """Return the options resolved for this store.
+
+    Raises:
+        ConfigError: If they do not fit the store.
+    """
     _check_form(store, _need_images_in_distill(config))
     return replace(
         config,
@@ -65,7 +77,14 @@ def resolve_distill(config: DistillConfig, store: Store) -> DistillConfig:
 def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyModelConfig:
     """Resolve the options of a network for the store's records: the exact name of its weights, and a table's columns.
 
-    option  teacher, black_box or student, for messages
+    Args:
+        config: Options of the network.
+        store: Store of the records.
+        option: Section of the options, teacher, black_box or student, for messages.
+
+    Raises:
+        ConfigError: If the network does not fit the store's records, or a run has trained its weights with other
+            options.
     """
     if isinstance(config, NoModelConfig):
         return config
@@ -82,7 +101,13 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
 
 
 def require_images(store: Store, option: str, recovery_hint: str) -> None:
-    """Raise ConfigError for an option that needs images if the store has rows of numbers."""
+    """Raise ConfigError for an option that needs images if the store has rows of numbers.
+
+    Args:
+        store: Store of the records.
+        option: Option that needs images, for the message.
+        recovery_hint: Way out, for the message.
+    """
     _check_form(store, [(f"{option} needs images", f"; {recovery_hint}")])
 
 

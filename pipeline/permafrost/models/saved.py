@@ -99,7 +99,10 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
 def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
     """Load the trained network of a finished run, frozen, and its description.
 
-    Raises ConfigError if the run is not finished, and DamagedFileError if its files are not the ones that it wrote.
+    Raises:
+        ConfigError: If the run is not finished.
+        DamagedFileError: If its files are not the ones that it wrote.
+        WeightsError: If the weights do not fit the network of the description.
     """
     from permafrost.models.build_limit import limited_construction
     from permafrost.models.providers import build_model, freeze
@@ -114,7 +117,12 @@ def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
 
 
 def read_description(folder: Path) -> TrainedModel:
-    """Read model.json of a finished run."""
+    """Read model.json of a finished run.
+
+    Raises:
+        ConfigError: If the run is not finished, or its network is of a plug-in that is not named.
+        DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
+    """
     require(
         is_finished(folder),
         f"{folder} holds no finished model; run its stage first, or correct run=",

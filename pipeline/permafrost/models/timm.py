@@ -66,6 +66,10 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
     """Build the named network with published weights for `weights: pretrained`, otherwise with new ones.
 
     If the published head has another number of outputs, timm keeps the trunk and initializes a new head.
+
+    Raises:
+        ConfigError: If timm does not have the network or the weights, or the network cannot be explained.
+        WeightsError: If the weights cannot be fetched.
     """
     published = published_timm(config)
     require(
@@ -96,10 +100,10 @@ def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
             values = _create(name, pretrained=False).pretrained_cfg
     else:
         _require_known(name)
-        found = timm.get_pretrained_cfg(name)
-        if found is None:
+        pretrained_cfg = timm.get_pretrained_cfg(name)
+        if pretrained_cfg is None:
             return None
-        values = found.to_dict()  # type: ignore[no-untyped-call]
+        values = pretrained_cfg.to_dict()  # type: ignore[no-untyped-call]
     return PretrainedInfo(
         name=values.get("tag") or name,
         classes=values["num_classes"],
@@ -135,6 +139,14 @@ def save_for_hub(folder: Path, model: Classifier, trained: TrainedModel) -> None
     """Write model.safetensors and config.json, for timm.create_model("local-dir:<folder>", pretrained=True).
 
     The weights are those of the run, so the tag, the license and the origin of timm's published weights are removed.
+
+    Args:
+        folder: Folder to write, within that of the training.
+        model: Trained network.
+        trained: Its description.
+
+    Raises:
+        FileError: If the folder cannot be written.
     """
     assert isinstance(model, _TimmNetwork)
     config, run = trained.config, folder.parent
@@ -229,11 +241,11 @@ class _TimmNetwork(ProbedClassifier):
         except Exception:  # timm's filters index and reshape tensors that other files do not have
             return state
         kernels = {
-            name: own
-            for name, own in state.items()
+            name: tensor
+            for name, tensor in state.items()
             if name in converted
-            and own.ndim == converted[name].ndim == 4
-            and own.shape[:2] == converted[name].shape[:2]
+            and tensor.ndim == converted[name].ndim == 4
+            and tensor.shape[:2] == converted[name].shape[:2]
         }
         return {**converted, **kernels}
 

@@ -61,6 +61,10 @@ def build_torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifie
     """Build the named network with published weights for `weights: pretrained`, otherwise with new ones.
 
     If the published head has another number of outputs, the layer that computes the logits is newly initialized.
+
+    Raises:
+        ConfigError: If torchvision does not have the network or the weights.
+        WeightsError: If the weights cannot be fetched, or are for another image size.
     """
     network = _build_network(config, outputs)
     if is_published(config.weights):
@@ -133,15 +137,15 @@ def _load_published(network: nn.Module, config: TorchvisionModelConfig) -> None:
             f"torchvision's published weights of {name} could not be fetched ({error}); "
             "set weights= to a local file"
         ) from error
-    own = network.state_dict()
+    state = network.state_dict()
     classes = len(wanted.meta["categories"])
-    misfits = [n for n, tensor in own.items() if weights[n].shape != tensor.shape]
+    misfits = [n for n, tensor in state.items() if weights[n].shape != tensor.shape]
     if not all(len(weights[n]) == classes for n in misfits):
         raise WeightsError(
             f"torchvision's published weights of {name} are for another image size; set input_size to null"
         )
-    own.update({n: tensor for n, tensor in weights.items() if n in own and n not in misfits})
-    network.load_state_dict(own)
+    state.update({n: tensor for n, tensor in weights.items() if n in state and n not in misfits})
+    network.load_state_dict(state)
 
 
 # ---- one grid of features, then a list of layers -------------------------------------------------

@@ -83,7 +83,12 @@ class ModelDescription:
 
 
 def read_entries(folder: Path) -> ModelDescription:
-    """Read model.json. Raises DamagedFileError for wrong digests, types and ranges."""
+    """Read model.json.
+
+    Raises:
+        DamagedFileError: If the digest is wrong, an entry has a wrong type or range, or the file is that of another
+            run.
+    """
     path = folder / DESCRIPTION_NAME
     try:
         described = from_dict(ModelDescription, {"run": None} | check_json(read_regular(path)))
@@ -95,7 +100,11 @@ def read_entries(folder: Path) -> ModelDescription:
 
 
 def check_trained_weights(folder: Path) -> str:
-    """Return the SHA-256 of model.safetensors. Raises DamagedFileError unless it is the one that model.json lists."""
+    """Return the SHA-256 of model.safetensors.
+
+    Raises:
+        DamagedFileError: If it is not the one that model.json lists.
+    """
     listed, path = read_entries(folder).weights_sha256, folder / MODEL_NAME
     actual = sha256_file(path)
     if actual != listed:
@@ -113,10 +122,16 @@ def trained_here(config: ModelConfig) -> bool:
 
 
 def check_weights(config: ModelConfig, section: str, classes: Sequence[str] = ()) -> None:
-    """Raise ConfigError if a run has trained the weights of a network with other options, or on other classes.
+    """Check that the options of a network are those that a run has trained its weights with.
 
-    section  section of the options, for messages
-    classes  names of the classes of the data, to be compared unless the options have a number of classes
+    Args:
+        config: Options of the network.
+        section: Section of the options, for messages.
+        classes: Names of the classes of the data, to be compared unless the options have a number of classes.
+
+    Raises:
+        ConfigError: If a run has trained the weights with other options, or on other classes.
+        DamagedFileError: If model.json beside the weights is damaged.
     """
     described = _description_of_weights(config)
     if described is None:
@@ -127,19 +142,19 @@ def check_weights(config: ModelConfig, section: str, classes: Sequence[str] = ()
         f"{section}.weights={config.weights} are those of a network of kind {trained['kind']}; set "
         f"{section}={trained['kind']} {section}.name={trained['name']}",
     )
-    own = to_plain_dict(config)
+    options = to_plain_dict(config)
     other = {
         option.name: trained[option.name]
         for option in options_of(type(config))
         if option.name in trained
         and option.name not in _NOT_TRAINED
         and not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
-        and trained[option.name] != own[option.name]
-        and not (option.name in _INFERRED and None in (trained[option.name], own[option.name]))
+        and trained[option.name] != options[option.name]
+        and not (option.name in _INFERRED and None in (trained[option.name], options[option.name]))
     }
     if other:
         words = " ".join(f"{section}.{name}={_word(value)}" for name, value in other.items())
-        values = ", ".join(f"{section}.{name}={_word(own[name])}" for name in other)
+        values = ", ".join(f"{section}.{name}={_word(options[name])}" for name in other)
         raise ConfigError(
             f"{section}.weights={config.weights} were trained with other options than {values}; set {words}, as "
             f"{DESCRIPTION_NAME} beside them says"
@@ -195,7 +210,11 @@ def _announce_file(folder: Path, name: str) -> None:
 
 
 def sha256_weights(path: Path) -> str:
-    """Return the SHA-256 of a file of weights. Raises DamagedFileError if a run has written others."""
+    """Return the SHA-256 of a file of weights.
+
+    Raises:
+        DamagedFileError: If a run has written other weights to it.
+    """
     return check_trained_weights(path.parent) if is_of_a_run(path) else sha256_file(path)
 
 

@@ -39,10 +39,15 @@ _OPTIONS: list[Any] = [
 
 
 def require_sha256(path: Path, expected: str) -> None:
-    found = sha256_file(path) if path.is_file() else None  # load_weights reports a missing file
-    if found not in (None, expected.lower()):
+    """Check that a file of weights has the digest of the option `sha256`. A missing file passes.
+
+    Raises:
+        WeightsError: If it has another digest.
+    """
+    actual = sha256_file(path) if path.is_file() else None  # load_weights reports a missing file
+    if actual not in (None, expected.lower()):
         raise WeightsError(
-            f"{path} has sha256 {found}, but the option sha256 is {expected}; fetch the file again or correct "
+            f"{path} has sha256 {actual}, but the option sha256 is {expected}; fetch the file again or correct "
             "the option"
         )
 
@@ -69,7 +74,9 @@ def load_weights(
         key: Value of weights_key.
 
     Raises:
-        WeightsError: Unless the file completes the network.
+        ConfigError: If there is no such file.
+        WeightsError: If the file cannot be read, does not complete the network, or has weights that are not finite or
+            all zero.
     """
     tensors = read_state_dict(path)
     fit, *others = choose_fit(model, path, tensors, outputs, key)
@@ -87,6 +94,15 @@ def choose_fit(
     model: Classifier, path: Path, tensors: dict[str, Tensor], outputs: int | None, key: str | None
 ) -> list[Fit]:
     """Return the sets of tensors of a file that complete a network, that of weights_key or the preferred one first.
+
+    If none completes it, the closest one is returned.
+
+    Args:
+        model: The network.
+        path: The file, for messages.
+        tensors: Tensors of the file by dotted path.
+        outputs: Number of outputs of the network, None to have its last layer fit as all others do.
+        key: Value of weights_key.
 
     Raises:
         WeightsError: If no set has the key.
@@ -207,13 +223,13 @@ _HINTS = (
 
 def _explain_misfit(model: Classifier, path: Path, fit: Fit, expected: dict[str, Tensor]) -> str:
     """Say what of a file does not fit a network, and what to do about it."""
-    missing = sorted([*fit.missing, *(name for name, own in fit.head.items() if own is None)])
+    missing = sorted([*fit.missing, *(name for name, tensor in fit.head.items() if tensor is None)])
     misshapen = [
         *fit.misshapen,
         *(
-            f"{name} {tuple(own.shape)} instead of {tuple(expected[name].shape)}"
-            for name, own in sorted(fit.head.items())
-            if own is not None
+            f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+            for name, tensor in sorted(fit.head.items())
+            if tensor is not None
         ),
     ]
     titles = ("missing", "unexpected", "wrong shape")
@@ -326,7 +342,8 @@ def _named_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Iterate over the tensors in nested dictionaries and lists, by dotted path.
 
-    visited  containers that were looked into, by id, as a pickle may contain cycles
+    Args:
+        visited: Containers that were looked into, by id, as a pickle may contain cycles.
     """
     if isinstance(value, Tensor):
         if path:

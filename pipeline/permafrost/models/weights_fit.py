@@ -93,7 +93,16 @@ def rank_fits(tensors: dict[str, Tensor], model: Classifier, outputs: int | None
 
 
 def passed_over(tensors: dict[str, Tensor], fit: Fit, alternatives: list[Fit]) -> list[str]:
-    """Return where a file has tensors outside of all sets, which a training leaves beside weights, such as a loss."""
+    """Return where a file has tensors outside of all sets, which a training leaves beside weights, such as a loss.
+
+    Args:
+        tensors: Tensors of the file by dotted path.
+        fit: Set that is read.
+        alternatives: Other sets that complete the network.
+
+    Returns:
+        The shortest prefixes that no set has, each once, in the order of the file.
+    """
     sets = tuple(map(_prefix_of, (fit, *alternatives)))
     return list(
         dict.fromkeys(
@@ -110,8 +119,10 @@ def _prefix_of(fit: Fit) -> str:
 
 def _branch(name: str, prefix: str) -> str:
     """Return the shortest part of a name, from its start to a dot, that is not one of the prefix."""
-    parts, own = name.split("."), prefix.split(".")
-    same = next((i for i, part in enumerate(parts) if part not in own[i : i + 1]), len(parts) - 1)
+    parts, prefix_parts = name.split("."), prefix.split(".")
+    same = next(
+        (i for i, part in enumerate(parts) if part not in prefix_parts[i : i + 1]), len(parts) - 1
+    )
     return ".".join(parts[: same + 1])
 
 
@@ -196,12 +207,16 @@ def _mismatch(tensor: Tensor, expected: Tensor) -> str:
 def _with_shared(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add parameters that the network has under several names, of which safetensors keeps one."""
     places: dict[tuple[int, torch.Size], Tensor] = {
-        (own.data_ptr(), own.shape): state[name] for name, own in expected.items() if name in state
+        (parameter.data_ptr(), parameter.shape): state[name]
+        for name, parameter in expected.items()
+        if name in state
     }
     shared = {
-        name: places[own.data_ptr(), own.shape]
-        for name, own in expected.items()
-        if name not in state and own.numel() and (own.data_ptr(), own.shape) in places
+        name: places[parameter.data_ptr(), parameter.shape]
+        for name, parameter in expected.items()
+        if name not in state
+        and parameter.numel()
+        and (parameter.data_ptr(), parameter.shape) in places
     }
     return state | shared
 

@@ -51,7 +51,11 @@ _MEASURED_VIEWS = 256
 
 
 def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Training:
-    """Build the state of a training before its first step. Raises ConfigError if data, loss and network do not fit."""
+    """Build the state of a training before its first step.
+
+    Raises:
+        ConfigError: If data, loss and network do not fit.
+    """
     _check_labels(spec)
     trainer = spec.trainer
     device = distributed.device or resolve_device("trainer.device", trainer.device)
@@ -127,14 +131,14 @@ def _check_labels(spec: TrainingSpec) -> None:
 
 def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
     """Raise ConfigError if the explanations of the student or of a teacher have only one cell."""
-    own = map_grid(model, spec.input_size)
+    student_grid = map_grid(model, spec.input_size)
     require_places(
-        own,
+        student_grid,
         spec.input_size,
         "the student's explanations" if spec.guided_by is None else "the network's explanations",
         "raise augment.size or choose a network with a smaller stride",
     )
-    taught = [
+    teacher_grids = [
         ((field.shape[-2], field.shape[-1]), spec.dataset.store.size, f"the maps of {teacher.name}")
         for teacher in spec.dataset.passes
         for field in teacher.manifest.fields
@@ -142,10 +146,10 @@ def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSourc
     ]
     if isinstance(targets, LiveTeacher):
         size = targets.input_size
-        taught = [(map_grid(targets.model, size), size, "the teacher's explanations")]
-    for grid, size, whose in taught:
+        teacher_grids = [(map_grid(targets.model, size), size, "the teacher's explanations")]
+    for grid, size, whose in teacher_grids:
         require_places(grid, size, whose, "raise teacher.input_size or choose another teacher")
-        warn_of_coarse_grid(own, grid)
+        warn_of_coarse_grid(student_grid, grid)
 
 
 _BATCH = 4096
@@ -173,9 +177,9 @@ def _build_loss_parameters(
     batch = move_batch(spec.dataset.__getitems__([(0, 0) if spec.replays else 0]), device)
     output = model.eval()(view_images(batch, spec.input_size), spec.loss.needs.intermediates)
     grid = (output.features.shape[-2], output.features.shape[-1])
-    taught = spec.loss.convert_targets(targets(batch, TargetRequest(grid, with_maps=False)))
+    examples = spec.loss.convert_targets(targets(batch, TargetRequest(grid, with_maps=False)))
     torch.manual_seed(derive_seed(spec.seed, "initialisation of the loss"))
-    for example in taught:
+    for example in examples:
         if isinstance(example, Targets):
             spec.loss.build(StudentOutput(output=output), example)
 
@@ -239,9 +243,12 @@ def _build_views(spec: TrainingSpec) -> ViewSchedule:
 
 
 def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: Tensor) -> float:
-    """Largest number of canonical pixels per pixel of a view of (height, width) `input_size`, one view per record.
+    """Compute the largest number of canonical pixels per pixel of a view, over one view per record.
 
-    aspects  [n]: width / height of the originals
+    Args:
+        views: Schedule, of which the first views of epoch 0 are drawn.
+        input_size: (height, width) of a view.
+        aspects: [n], width / height of the originals.
     """
     matrices = views.views(0, 0, aspects)
     if matrices is None:

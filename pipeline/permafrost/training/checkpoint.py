@@ -46,7 +46,9 @@ def save_checkpoint(training: Training, folder: Path) -> None:
 def load_checkpoint(training: Training, folder: Path) -> None:
     """Resume every rank from the folder's checkpoint, or do nothing if there is none.
 
-    Raises DamagedFileError if its bytes are not those that were written, before any of them is interpreted.
+    Raises:
+        DamagedFileError: If its bytes are not those that were written, before any of them is interpreted, or if they
+            are the state of another training.
     """
     path = folder / CHECKPOINT_NAME
     if path.exists():

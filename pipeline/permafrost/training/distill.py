@@ -62,7 +62,17 @@ class DistillResult:
 def distill_student(
     config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None
 ) -> DistillResult:
-    """Train and export the student. `on_epoch` replaces the progress bar."""
+    """Train and export the student.
+
+    Args:
+        config: Options of the command.
+        on_epoch: Function that receives the number of each epoch and its line of progress, in place of the progress
+            bar; None shows the bar.
+
+    Raises:
+        ConfigError: If the options do not fit the store.
+        StoreMismatchError: If a pass does not have what the method reads.
+    """
     store = Store(config.store.folder)
     config = with_named_passes(resolve_distill(config, store), store, config.run)
     opened = OpenedInputs(store, open_passes(config, store))
@@ -120,7 +130,7 @@ def _announce(config: DistillConfig, opened: OpenedInputs, folder: Path) -> None
 def student_inputs(
     config: DistillConfig, store: Store, passes: Sequence[TeacherPass]
 ) -> dict[str, str]:
-    """Fingerprints of all inputs of a student in addition to its config."""
+    """Compute the fingerprints of all inputs of a student in addition to its config, by name."""
     inputs = {"store": store.manifest.fingerprint}
     inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
     if config.mode != "replay" and config.augment.shifts_of_originals:

@@ -66,8 +66,11 @@ class AccuracyCurve:
 def read_curve(folder: Path) -> list[dict[str, Any]]:
     """Read the points of a run's curve, none if it has no curve.
 
-    folder  folder of the training, runs/<run>/distill
-    Raises DamagedFileError for wrong digests, types and ranges.
+    Args:
+        folder: Folder of the training, runs/<run>/distill.
+
+    Raises:
+        DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
     """
     advice = "delete it; only the curve of the epochs so far is lost"
     return read_listed(folder / CURVE_NAME, "points", _check_curve, advice)
@@ -101,7 +104,19 @@ def plan_curve(
     passes: Sequence[TeacherPass],
     num_classes: int,
 ) -> AccuracyCurve | None:
-    """Return the curve of the options, None if they name no split. Raises ConfigError if a split does not exist."""
+    """Return the curve of the options, None if they name no split.
+
+    Args:
+        config: Options of the student.
+        folder: Folder of the training, runs/<run>/distill.
+        store: Store of the splits.
+        passes: Passes that the student is trained on.
+        num_classes: Number of the student's classes.
+
+    Raises:
+        ConfigError: If a split does not exist.
+        DamagedFileError: If an earlier call has left a damaged curve.
+    """
     if not config.curve.splits:
         return None
     read_curve(folder)  # a damaged file is an error before the training, not after an epoch
@@ -136,8 +151,14 @@ class EpochSelection:
     ) -> None:
         """Set the folder of the run and the metric.
 
-        select    option select_epoch, <split>.<metric>
-        evaluate  function that returns a network's metrics on that split
+        Args:
+            folder: Folder of the training, runs/<run>/distill.
+            select: Option select_epoch, <split>.<metric>.
+            evaluate: Function that returns a network's metrics on that split.
+
+        Raises:
+            ConfigError: If the metric is unknown.
+            DamagedFileError: If an earlier call has left a damaged list of epochs.
         """
         self.metric = select.partition(".")[2]
         require(
@@ -152,7 +173,11 @@ class EpochSelection:
     def __call__(self, model: Classifier, epoch: int) -> bool:
         """Evaluate the network after an epoch, and keep its weights if no earlier epoch is as good.
 
-        Returns whether they are kept, after which a checkpoint is to be written.
+        Returns:
+            True if they are kept, after which a checkpoint is to be written.
+
+        Raises:
+            ConfigError: If the split does not have the metric, or it is not a number.
         """
         value = self._value(self.evaluate(model), epoch)
         earlier = [one for one in self.epochs() if one["epoch"] < epoch]
@@ -163,13 +188,21 @@ class EpochSelection:
         return best == epoch
 
     def epochs(self) -> list[dict[str, Any]]:
-        """Number, value and digest of each epoch so far. Raises DamagedFileError for wrong digests and types."""
+        """Read the number, value and digest of each epoch so far.
+
+        Raises:
+            DamagedFileError: If a digest or a type is wrong.
+        """
         return read_listed(
             self.files.path, "epochs", lambda values: from_dict(_EpochsFile, values), self._advice
         )
 
     def restore(self, model: Classifier) -> None:
-        """Load the weights of the selected epoch into the network. Raises DamagedFileError for other weights."""
+        """Load the weights of the selected epoch into the network.
+
+        Raises:
+            DamagedFileError: If they are not the weights that the list names.
+        """
         epochs = self.epochs()
         best = self._best(epochs)
         (listed,) = (one["sha256"] for one in epochs if one["epoch"] == best)
@@ -236,7 +269,15 @@ def select_epochs(
 ) -> EpochSelection | None:
     """Return the selection of select_epoch, None if it is null.
 
-    Raises ConfigError if the split does not exist, or if a teacher's metric has no pass.
+    Args:
+        config: Options of the student.
+        folder: Folder of the training, runs/<run>/distill.
+        store: Store of the splits.
+        passes: Passes that the student is trained on.
+        num_classes: Number of the student's classes.
+
+    Raises:
+        ConfigError: If the split does not exist, or if a teacher's metric has no pass.
     """
     if config.select_epoch is None:
         return None
@@ -270,9 +311,16 @@ def split_evaluator(
 ) -> Callable[[Classifier], dict[str, Any]]:
     """Return the function that computes a network's metrics on a split, and leaves the network as it was.
 
-    compared  canonical passes that the student is compared with, which may be none
-    localize  compute maps, too
-    Raises ConfigError if the split does not exist.
+    Args:
+        config: Options of the student.
+        store: Store of the split.
+        compared: Canonical passes that the student is compared with, which may be none.
+        split: Name of the split.
+        num_classes: Number of the student's classes.
+        localize: Compute maps, too.
+
+    Raises:
+        ConfigError: If the split does not exist.
     """
     size = store.size if config.augment.size is None else (config.augment.size,) * 2
     dataset = open_split(

@@ -21,7 +21,12 @@ class EventLog:
     """File of events in a folder, written without a thread, as TensorBoard's own writer ends with an error of its."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Begin a file. Events of other files from `first_step` on, of a killed run, are not shown."""
+        """Begin a file.
+
+        Args:
+            folder: Folder of the files, which is created.
+            first_step: Step from which events of other files, of a killed run, are not shown.
+        """
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         # TensorBoard reads the files in the order of their names.

@@ -71,9 +71,12 @@ class TrainingJob(ABC):
     def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         """Build the specification of the training.
 
-        Raises ConfigError or StoreMismatchError if the options do not fit the store.
+        Args:
+            distributed: Ranks that share the cores of this machine, None if this process trains alone.
 
-        distributed  ranks that share the cores of this machine, None if this process trains alone
+        Raises:
+            ConfigError: If the options do not fit the store.
+            StoreMismatchError: If a pass does not have what the method reads.
         """
 
     @abstractmethod
@@ -85,7 +88,12 @@ class TrainingJob(ABC):
         on_epoch: Callable[[int, str], None],
         distributed: DistributedContext | None = None,
     ) -> None:
-        """Train to the last epoch, starting from the folder's checkpoint if there is one, and export the network."""
+        """Train to the last epoch, starting from the folder's checkpoint if there is one, and export the network.
+
+        Args:
+            on_epoch: Function that the first rank calls after each epoch with its number and a line of progress.
+            distributed: Ranks that train together, None if this process trains alone.
+        """
         from permafrost.core.distributed import DistributedContext  # imports torch
         from permafrost.models.saved import save_model
         from permafrost.training.loop import train_to_end
@@ -131,7 +139,7 @@ class TrainingProgress:
     """Line of progress of the last epoch."""
 
     def rate(self, folder: Path) -> str:
-        """Records per second over all calls of the run, empty if this call did nothing."""
+        """Return the records per second over all calls of the run, empty if this call did nothing."""
         cost = read_cost(folder) if self.epochs else None
         return f"{cost['records'] / cost['seconds']:,.0f}" if cost and cost["seconds"] else ""
 
@@ -143,8 +151,8 @@ def run_training(
 
     Args:
         job: The training.
-        cluster: Where ranks run.
-        on_epoch: Receives the number of each epoch and its line of progress.
+        cluster: Cluster on which ranks run.
+        on_epoch: Function that receives the number of each epoch and its line of progress.
 
     Returns:
         The progress of this call.

@@ -20,9 +20,14 @@ def read_listed(
 ) -> list[dict[str, Any]]:
     """Read the entries of a file, none if it does not exist.
 
-    check   function that raises EntryError for wrong types and ranges
-    advice  way out for the message of an error
-    Raises DamagedFileError for wrong digests, types and ranges.
+    Args:
+        path: File with a digest.
+        section: Name of the list in the file.
+        check: Function that raises EntryError for wrong types and ranges.
+        advice: Way out for the message of an error.
+
+    Raises:
+        DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
     """
     if not path.exists():
         return []
@@ -47,7 +52,7 @@ class KeptEpochs:
     """First part of the names of the files of weights."""
 
     def weights(self, epoch: int) -> Path:
-        """File of an epoch's weights."""
+        """Return the path of an epoch's weights."""
         return self.path.with_name(f"{self.prefix}{epoch:04d}.safetensors")
 
     def write(
@@ -59,8 +64,11 @@ class KeptEpochs:
     ) -> None:
         """Write the list after an epoch and, if this epoch is kept, its weights; delete those that are not kept.
 
-        entries       entries of the list; that of a kept epoch gets the digest of its weights
-        kept_numbers  numbers of the epochs whose weights are kept
+        Args:
+            model: Network after the epoch.
+            epoch: Number of the epoch.
+            entries: Entries of the list; that of a kept epoch gets the digest of its weights.
+            kept_numbers: Numbers of the epochs whose weights are kept.
         """
         from safetensors.torch import save
 

@@ -53,8 +53,10 @@ def step_threads(
 ) -> int:
     """Return the number of threads of a step, from 1 to `available`.
 
-    networks  networks that a step runs on the CPU, each with the shape of one record's input
-    records   number of records in a step of this process
+    Args:
+        networks: Networks that a step runs on the CPU, each with the shape of one record's input.
+        records: Number of records in a step of this process.
+        available: Maximum number of threads.
     """
     if available == 1:
         return 1
@@ -106,9 +108,21 @@ def fit(
 
     The first rank writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`.
 
-    on_epoch     called by the first rank after each epoch with its number and a line of progress
-    after_epoch  functions that the first rank calls before an epoch's checkpoint with the network and the number of
-                 epochs done; if one of them returns True, a checkpoint is written in any case
+    Args:
+        training: State before the first step, into which a checkpoint is loaded.
+        stream: Loader of this rank's batches.
+        trainer: Options of the training.
+        lr: Base learning rate, to which the schedule is applied.
+        input_size: (height, width) of the student's view.
+        folder: Folder of the run.
+        on_epoch: Called by the first rank after each epoch with its number and a line of progress.
+        after_epoch: Functions that the first rank calls before an epoch's checkpoint with the network and the number of
+            epochs done; if one of them returns True, a checkpoint is written in any case.
+
+    Raises:
+        ConfigError: If a warm-up in steps does not end before the training does.
+        DamagedFileError: If the checkpoint or the metrics up to its step are damaged.
+        DivergedError: If the loss is not finite.
     """
     check_warmup(trainer, stream.num_steps)
     is_new = not (folder / CHECKPOINT_NAME).exists()
@@ -179,6 +193,17 @@ def train_to_end(
 
     Separate seeds are derived from the seed for initialization, record order, views, pixel augmentation and the random
     draws of a step.
+
+    Args:
+        spec: Specification of the training.
+        folder: Folder of the run.
+        on_epoch: Called by the first rank after each epoch with its number and a line of progress.
+        distributed: Ranks that train together.
+
+    Raises:
+        ConfigError: If data, loss and network do not fit.
+        DamagedFileError: If the checkpoint, the metrics or the weights of the selected epoch are damaged.
+        DivergedError: If the loss is not finite.
     """
     if spec.trainer.num_threads is not None:
         torch.set_num_threads(spec.trainer.num_threads)

@@ -65,7 +65,13 @@ class StepLog:
     def add(self, training: Training, terms: LossTerms, records: int) -> None:
         """Add a finished step, and write a line after every `every_steps` steps.
 
-        records  number of records of this rank
+        Args:
+            training: State after the step.
+            terms: Loss of the step.
+            records: Number of records of this rank.
+
+        Raises:
+            DivergedError: If a line is written and the mean loss is not finite.
         """
         for name, value in {**terms.terms, **terms.statistics, "total": terms.total}.items():
             self.sums[name] = self.sums[name] + value.detach()
@@ -76,7 +82,11 @@ class StepLog:
             self.flush(training)
 
     def flush(self, training: Training) -> None:
-        """Write the means over steps and ranks, if there are any. This synchronizes with the device once."""
+        """Write the means over steps and ranks, if there are any. This synchronizes with the device once.
+
+        Raises:
+            DivergedError: If the mean loss is not finite.
+        """
         if self.steps == 0:
             return
         sums = torch.stack([torch.as_tensor(total) for total in self.sums.values()])
@@ -128,7 +138,15 @@ class MetricWriter:
     """Writer of metrics.jsonl and TensorBoard events. Lines after `global_step` (of a killed run) are dropped."""
 
     def __init__(self, folder: Path, global_step: int) -> None:
-        """Continue the folder's file. Raises DamagedFileError if its lines up to `global_step` are not all there."""
+        """Continue the folder's file.
+
+        Args:
+            folder: Folder of the run.
+            global_step: Step of the checkpoint from which the training continues, 0 for a new one.
+
+        Raises:
+            DamagedFileError: If the file's lines up to `global_step` are not all there.
+        """
         self.path = folder / METRIC_LOG_NAME
         kept, self._digest = b"", run_identity(folder) or ""
         if self.path.exists():
@@ -184,9 +202,13 @@ def read_metrics(folder: Path, steps: int | None = None) -> Iterator[dict[str, f
 
     There are none if the file does not exist.
 
-    steps  number of steps of a finished training, which the last line must be of, with nothing after it; None is not
-           checked
-    Raises DamagedFileError for lines that were not written like this.
+    Args:
+        folder: Folder of the run.
+        steps: Number of steps of a finished training, which the last line must be of, with nothing after it; None is
+            not checked.
+
+    Raises:
+        DamagedFileError: If lines are missing, or are not those that were written.
     """
     path = folder / METRIC_LOG_NAME
     if not path.exists():
@@ -214,9 +236,14 @@ class _Line(NamedTuple):
 
 
 def _iter_lines(raw: bytes, digest: str) -> Iterator[_Line]:
-    """Iterate over the complete lines of a file. Raises DigestError at the first that is not the one written.
+    """Iterate over the complete lines of a file.
 
-    digest  of what comes before the first line, the identity of the run
+    Args:
+        raw: Bytes of the file.
+        digest: Digest of what comes before the first line, the identity of the run.
+
+    Raises:
+        DigestError: At the first line that is not the one written.
     """
     end = 0
     for number, text in enumerate(raw.split(b"\n")[:-1], start=1):

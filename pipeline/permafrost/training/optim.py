@@ -19,7 +19,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimizer that `optimizer=` names, with the same options for all parameters.
 
-    fused  use the fused implementation, which skips steps with infinite gradients without a GradScaler synchronization
+    Args:
+        config: Options of the optimizer.
+        parameters: Parameters of the network and of the loss.
+        fused: Use the fused implementation, which skips steps with infinite gradients without a GradScaler
+            synchronization.
     """
     common: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": fused or None}
     if config.kind == "sgd":
@@ -32,11 +36,17 @@ def build_optimizer(
 def learning_rate(
     config: TrainerOptions, lr: float, epoch: int, step: int = 0, num_steps: int = 1
 ) -> float:
-    """Learning rate of a step: linear from 0.01 * lr over the warm-up, then according to `trainer.schedule`.
+    """Compute the learning rate of a step.
 
-    It changes once per epoch, or in every step if the warm-up is given in steps.
+    It is linear from 0.01 * lr over the warm-up, then according to `trainer.schedule`. It changes once per epoch, or in
+    every step if the warm-up is given in steps.
 
-    step, num_steps  step within the epoch, and number of steps per epoch
+    Args:
+        config: Options of the schedule.
+        lr: Learning rate at the end of the warm-up.
+        epoch: Epoch, counted from 0.
+        step: Step within the epoch, counted from 0.
+        num_steps: Number of steps per epoch.
     """
     at, warmup, end = float(epoch), config.warmup_epochs, config.epochs
     if config.warmup_steps is not None:
@@ -53,7 +63,9 @@ def learning_rate(
 def check_warmup(config: TrainerOptions, num_steps: int) -> None:
     """Raise ConfigError if a warm-up in steps does not end before the training does.
 
-    num_steps  number of steps per epoch
+    Args:
+        config: Options of the schedule.
+        num_steps: Number of steps per epoch.
     """
     steps = config.epochs * num_steps
     require(

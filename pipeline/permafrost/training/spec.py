@@ -48,7 +48,7 @@ class TrainingSpec:
     live_teacher: ModelConfig | None = None
     """Teacher that runs in every step, None to read the targets of the dataset's passes."""
     live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
-    """Explainer options of the live teacher, which select the explained classes."""
+    """Explainer options of the live teacher, which select the target classes."""
 
     doubt: str = ""
     """Doubts about the options, which the first rank logs before the training."""

@@ -78,7 +78,7 @@ class Training:
         )
 
     def state(self) -> dict[str, Any]:
-        """State for `load_state`. Its tensors are not copied, so save or copy it before the next step."""
+        """Return the state for `load_state`. Its tensors are not copied, so save or copy it before the next step."""
         return {
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict(),

@@ -32,7 +32,15 @@ def train_step(
 
     The teacher's maps are warped to the student's grid, so the forward pass of the student comes first.
 
-    clip_norm, agc  gradient clipping of TrainerOptions, None to disable
+    Args:
+        training: State, whose network, loss, optimizer and scaler are updated.
+        batch: Batch under its views, on the model's device.
+        input_size: (height, width) of the student's input.
+        clip_norm: Maximum norm of the gradients of all parameters, None to disable clipping.
+        agc: Factor of adaptive gradient clipping (Brock et al. 2021), None to disable it.
+
+    Returns:
+        The loss of the step, before the update.
     """
     training.model.train()
     terms = batch_loss(training, batch, input_size)
@@ -56,7 +64,13 @@ def train_step(
 
 
 def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) -> LossTerms:
-    """Compute the loss of a batch under its views, with the graph to the student's parameters."""
+    """Compute the loss of a batch under its views, with the graph to the student's parameters.
+
+    Args:
+        training: State of the training.
+        batch: Batch under its views, on the model's device.
+        input_size: (height, width) of the student's input.
+    """
     needs = training.loss.needs
     images = view_images(batch, input_size)
     batch = replace(batch, rendered=images)
@@ -78,18 +92,20 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = needs.maps_in(training.global_step)
     terms = []
-    found = training.targets(batch, TargetRequest(grid, needs.map_control, with_maps=needs_maps))
-    for targets in training.loss.convert_targets(found):
+    teacher_targets = training.targets(
+        batch, TargetRequest(grid, needs.map_control, with_maps=needs_maps)
+    )
+    for targets in training.loss.convert_targets(teacher_targets):
         for change in inputs.on_targets:
             targets = change(targets)
         maps = None
-        own = needs
+        teacher_needs = needs
         if isinstance(targets, Targets):
-            own = _needs_of_maps(training, targets) or Needs()
-        if own.maps_in(training.global_step):
-            if own.max_classes is not None:
+            teacher_needs = _needs_of_maps(training, targets) or Needs()
+        if teacher_needs.maps_in(training.global_step):
+            if teacher_needs.max_classes is not None:
                 assert isinstance(targets, Targets)
-                targets = first_explained(targets, own.max_classes)
+                targets = first_explained(targets, teacher_needs.max_classes)
             assert targets.explained_class is not None
             maps = training.explain(training.model, output, targets.explained_class)
         explained = replace(student, maps=maps)
@@ -105,19 +121,26 @@ def _needs_of_maps(training: Training, targets: Targets) -> Needs | None:
 
 
 def mix_labels(inputs: StepInputs, batch: Batch) -> StepInputs:
-    """Return mixup's labels: those of both records, each with its share (Zhang et al. 2018).
+    """Return mixup's labels: those of both records, each with its weight (Zhang et al. 2018).
 
     The pixels are mixed when views are made, so a live teacher receives the same mixtures. Label terms are affine in
     their target, so the weighted sum of two losses is the loss of the mixed target. Unknown labels are left out of both
     means.
+
+    Args:
+        inputs: Inputs of the step, returned unchanged without mixup.
+        batch: Batch with the coefficient lambda of the previous record's mixture, if there is one.
     """
     share = None if batch.pixel_augment is None else batch.pixel_augment.mixup_lambda
     if share is None:
         return inputs
     labels = tuple(
         pair
-        for weight, own in inputs.labels
-        for pair in ((weight * share, own), (weight * (1 - share), own.roll(1, dims=0)))
+        for weight, record_labels in inputs.labels
+        for pair in (
+            (weight * share, record_labels),
+            (weight * (1 - share), record_labels.roll(1, dims=0)),
+        )
     )
     return replace(inputs, labels=labels)
 
@@ -125,7 +148,7 @@ def mix_labels(inputs: StepInputs, batch: Batch) -> StepInputs:
 def _training_accuracy(
     training: Training, output: ModelOutput, inputs: StepInputs
 ) -> dict[str, Tensor]:
-    """Share of the batch's labeled records that are classified correctly; empty if it has no meaning.
+    """Compute the fraction of the batch's labeled records that are classified correctly; empty if it has no meaning.
 
     Mixed images, images made of parts of several records, and records with many labels have none.
     """
@@ -143,7 +166,7 @@ def _loss_of(
     targets: Targets | Guidance | None,
     inputs: StepInputs,
 ) -> LossTerms:
-    """Sum the loss over the step's labels by their shares. A loss without labels is computed once."""
+    """Sum the loss over the step's labels by their weights. A loss without labels is computed once."""
     counted = inputs.labels if loss.needs.labels else ((1.0, inputs.labels[0][1]),)
     parts = [loss(student, targets, labels) for _, labels in counted]
     return weighted_sum(parts, [share for share, _ in counted])

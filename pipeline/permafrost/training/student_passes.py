@@ -35,6 +35,9 @@ def with_named_passes(config: DistillConfig, store: Store, run: str) -> DistillC
 
     Without stored targets (labels, or a live teacher), these are the passes that the student is compared with. If the
     run has not read any and the store has several, store.teacher stays empty.
+
+    Raises:
+        StoreMismatchError: If a name fits no pass or several.
     """
     method = config.method
     if not isinstance(method, SeveralConfig):
@@ -70,7 +73,11 @@ def record_named_passes(config: DistillConfig, store: Store) -> None:
 
 
 def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
-    """Open the passes to train on: none for methods without a teacher and for a live teacher."""
+    """Open the passes to train on: none for methods without a teacher and for a live teacher.
+
+    Raises:
+        StoreMismatchError: If no pass is named and the store has several of stored views, or a name fits none.
+    """
     if not config.method.needs_teacher or config.mode == "live":
         return []
     names = config.store.teacher
@@ -106,7 +113,13 @@ def live_teacher(config: DistillConfig) -> ModelConfig | None:
 def check_passes(
     config: DistillConfig, passes: Sequence[TeacherPass], loss: DistillationLoss
 ) -> None:
-    """Raise StoreMismatchError unless one student can be trained on all of the passes."""
+    """Check that one student can be trained on all of the passes.
+
+    Raises:
+        StoreMismatchError: If a pass does not have what the method reads, or the passes differ in views, classes or
+            explainer.
+        ConfigError: If method.teacher_weights does not have one weight for each pass.
+    """
     for teacher in passes:
         readers = _methods_of(config.method, teacher)
         for method, needs in zip(readers, loss.needs_of(teacher.name), strict=True):
@@ -160,7 +173,8 @@ def _check_contents(
 ) -> None:
     """Raise StoreMismatchError unless a pass has what a method reads.
 
-    student_method  method of the student, of which `method` may be a term
+    Args:
+        student_method: Method of the student, of which `method` may be a term.
     """
     lack = _lack(teacher, needs)
     if lack is None:
@@ -209,7 +223,7 @@ def _with_maps(passes: Sequence[TeacherPass], loss: DistillationLoss) -> list[Te
 
 
 def explainer_of(passes: Sequence[TeacherPass], loss: DistillationLoss) -> str | None:
-    """Return the explainer of the maps that the loss reads, of the first pass if it reads none."""
+    """Return the explainer of the maps that the loss reads, or that of the first pass if it reads none."""
     return next((teacher.explainer for teacher in [*_with_maps(passes, loss), *passes]), None)
 
 
@@ -226,24 +240,27 @@ def _methods_of(method: MethodConfig, teacher: TeacherPass) -> list[MethodConfig
 def doubt_moved_features(
     config: DistillConfig, passes: Sequence[TeacherPass], loss: DistillationLoss
 ) -> str:
-    """Say where frozen features of the student's views are worse than a constant, or were not measured; "" nowhere.
+    """Say where frozen features of the student's views are worse than a constant, or were not measured.
 
     Without the teacher, what is known is the pass's measurement of shifts and flips (`moved_features`), and how strong
     the other operations are.
+
+    Returns:
+        The doubts in one line, "" if there are none.
     """
     if config.mode != "frozen":
         return ""
-    found: list[str] = []
+    doubts: list[str] = []
     for teacher in passes:
         readers = _methods_of(config.method, teacher)
         for method, needs in zip(readers, loss.needs_of(teacher.name), strict=True):
             fields = _moved_fields(teacher, method) if FEATURES in needs.payloads else {}
             if fields and needs.map_control != "unaugmented":
-                found += _doubts(teacher, fields, config.augment)
-    if not found:
+                doubts += _doubts(teacher, fields, config.augment)
+    if not doubts:
         return ""
     return (
-        f"{'; '.join(dict.fromkeys(found))}. Measure it with permafrost evaluate model=teacher "
+        f"{'; '.join(dict.fromkeys(doubts))}. Measure it with permafrost evaluate model=teacher "
         "evaluators=[equivariance]: at features_lost=1 a constant would be as close. The way out are stored views "
         "(precompute with views=random, mode=replay), a milder augmentation or other stages"
     )
@@ -325,7 +342,7 @@ def _check_logits(method: MethodConfig, teacher: TeacherPass) -> None:
 
 
 def teacher_weights_of(config: DistillConfig, passes: Sequence[TeacherPass]) -> tuple[float, ...]:
-    """Weights of the passes in the loss, empty if they count equally."""
+    """Return the weights of the passes in the loss, empty if they count equally."""
     method = config.method
     if isinstance(method, SeveralConfig):  # whose terms have weights
         return (1.0,) * len(passes)
@@ -339,10 +356,16 @@ def compared_passes(
 
     A student without stored targets (labels, or a live teacher) is compared with the passes of store.teacher, or with
     the only one of the store.
+
+    Args:
+        config: Options of the student.
+        store: Store of the passes.
+        passes: Passes that the student is trained on.
+        num_classes: Number of the student's classes; passes of other classes are left out.
     """
     if config.mode == "replay":
         return logits_first([store.canonical_of(teacher) for teacher in passes])
     if passes or not (config.store.teacher or len(store.pass_folders()) == 1):
         return logits_first(passes)
-    found = store.open_passes(config.store.teacher)
-    return [teacher for teacher in found if teacher.num_classes == num_classes]
+    candidates = store.open_passes(config.store.teacher)
+    return [teacher for teacher in candidates if teacher.num_classes == num_classes]

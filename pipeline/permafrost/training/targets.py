@@ -44,7 +44,12 @@ class TargetSource(Protocol):
     """Source of the teachers' targets for a batch under its views, stored or computed live."""
 
     def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets | Guidance, ...]:
-        """Return one set of targets per teacher."""
+        """Return one set of targets per teacher.
+
+        Args:
+            batch: Batch under its views, on the training device.
+            request: Grid and perturbation of the maps.
+        """
 
 
 # ---- live targets ----------------------------------------------------------------------------------
@@ -65,13 +70,16 @@ class LiveTeacher:
     ) -> None:
         """Configure the teacher.
 
-        model             frozen network on the training device
-        input_size        (height, width) of the teacher's view, sampled directly from the canonical frame instead of
-                          from the student's pixels
-        compute_settings  of the forward pass; explanations are computed in float32 or higher, and if that takes a pass
-                          of the whole network (B-cos), logits are taken from the same pass
-        explainer         options that select the explained classes, as returned by `resolve_explainer`
-        needs             needs of the loss, which select the intermediates
+        Args:
+            name: Name of the teacher among those of a student.
+            model: Frozen network on the training device.
+            explain: Explainer of the maps.
+            input_size: (height, width) of the teacher's view, sampled directly from the canonical frame instead of from
+                the student's pixels.
+            compute_settings: Settings of the forward pass; explanations are computed in float32 or higher, and if that
+                takes a pass of the whole network (B-cos), logits are taken from the same pass.
+            explainer: Options that select the target classes, as returned by `resolve_explainer`.
+            needs: Needs of the loss, which select the intermediates.
         """
         self.name = name
         self.model = model
@@ -84,7 +92,7 @@ class LiveTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
-        """Compute one Targets with maps [B, E, A, h, w]."""
+        """Compute the teacher's targets for the batch, with maps [B, E, A, h, w] on the requested grid."""
         images = view_images(batch, self.input_size)
         output = self._forward(images, with_maps=request.with_maps)
         logits = output.logits.detach().float()

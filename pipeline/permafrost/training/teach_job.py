@@ -40,16 +40,20 @@ _REASONS = ("epg", "iou")
 
 
 def pareto_front(points: Sequence[Sequence[float]], step: float = STEP) -> list[int]:
-    """Positions of the points that no other point dominates, with values compared in steps of `step`.
+    """Return the positions of the points that no other point dominates, with values compared in steps of `step`.
 
     A point dominates another if it is at least as good in every value and better in one. Of equal points the first is
     kept.
+
+    Args:
+        points: Values of each point, of which higher ones are better.
+        step: Width of the intervals in which values count as equal.
     """
     binned = [tuple(int(value / step + 1e-9) for value in point) for point in points]
     front = []
     for position, mine in enumerate(binned):
         beaten = any(
-            all(theirs >= own for theirs, own in zip(other, mine, strict=True))
+            all(theirs >= ours for theirs, ours in zip(other, mine, strict=True))
             and (other != mine or earlier < position)
             for earlier, other in enumerate(binned)
             if earlier != position
@@ -65,7 +69,12 @@ class ParetoFront:
     def __init__(self, folder: Path, evaluator: Callable[[Classifier], Mapping[str, Any]]) -> None:
         """Set the folder of the run and the evaluator.
 
-        evaluator  function that returns a network's metrics on the split by which epochs are compared
+        Args:
+            folder: Folder of the run.
+            evaluator: Function that returns a network's metrics on the split by which epochs are compared.
+
+        Raises:
+            DamagedFileError: If an earlier call has left a damaged front.
         """
         self.files = KeptEpochs(folder / FOLDER / FRONT_NAME, "front", "epoch-")
         self.evaluator = evaluator
@@ -83,9 +92,10 @@ class ParetoFront:
         self.files.write(model, epoch, front, {c["epoch"] for c in front})
 
     def members(self) -> list[dict[str, Any]]:
-        """Members of the front so far, with epoch, metrics and the digest of their weights.
+        """Read the members of the front so far, with epoch, metrics and the digest of their weights.
 
-        Raises DamagedFileError for wrong digests and types.
+        Raises:
+            DamagedFileError: If a digest or a type is wrong.
         """
         advice = "delete it; the epochs before the next one are then not on the front"
         return read_listed(self.files.path, "front", _check_front, advice)
@@ -219,7 +229,7 @@ def check_splits(config: TeachConfig, store: Store) -> None:
 
 
 def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
-    """Fingerprints of all inputs of a teacher in addition to its config."""
+    """Compute the fingerprints of all inputs of a teacher in addition to its config, by name."""
     inputs = {"store": store.manifest.fingerprint}
     augment, split = config.teaching.augment, config.teaching.split
     if augment.shifts_of_originals and split in store.manifest.records:

@@ -151,7 +151,16 @@ def draw_cell(generator: np.random.Generator) -> Cell:
 
 
 def cell_levels(cell: Cell, name: str, side: int) -> NDArray[np.uint8]:
-    """Return the mask of a cell of that class, u8 [side, side]."""
+    """Return the mask of a cell of that class.
+
+    Args:
+        cell: The cell.
+        name: Name of its class.
+        side: Side of the frame in pixels.
+
+    Returns:
+        u8 [side, side]: 1 on the cell, 2 on the part that defines its class, 0 elsewhere.
+    """
     levels = np.zeros((side, side), np.uint8)
     if name == "empty":
         return levels

@@ -56,14 +56,21 @@ _COARSE_OF = {fine: coarse for coarse, names in COARSE.items() for fine in names
 
 
 def coarse_similarity(classes: Sequence[str], option: str) -> Tensor:
-    """Similarity f64 [K, K] of CIFAR-100's classes, by name and in any order: 1 within a coarse class, 0 otherwise.
+    """Return the similarity f64 [K, K] of CIFAR-100's classes: 1 within a coarse class, 0 otherwise.
 
-    Raises ConfigError if a class is none of CIFAR-100.
+    Args:
+        classes: Names of the classes, in any order.
+        option: Option and value that asked for it, for the message.
 
-    option  option and value that asked for it, for the message
+    Raises:
+        ConfigError: If a class is not one of CIFAR-100's, or all pairs are equally similar.
     """
     names = [name.strip().lower().replace(" ", "_").replace("-", "_") for name in classes]
-    unknown = [own for own, name in zip(classes, names, strict=True) if name not in _COARSE_OF]
+    unknown = [
+        class_name
+        for class_name, name in zip(classes, names, strict=True)
+        if name not in _COARSE_OF
+    ]
     require(
         not unknown,
         f"{option} knows the 100 classes of CIFAR-100 by name, but {len(unknown)} of the store's {len(classes)} are "
@@ -91,8 +98,10 @@ def mean_predictions(logits: Tensor, labels: Tensor, tau: float) -> tuple[float,
     The entropy is log K for uniform predictions. A class without records has a row of nan. Records without a label are
     left out.
 
-    logits  raw, [B, K]
-    labels  i64 [B]
+    Args:
+        logits: Raw, [B, K].
+        labels: i64 [B].
+        tau: Temperature > 0.
     """
     there = labels != NO_LABEL
     log_p = F.log_softmax(logits[there].double() / tau, dim=1)
@@ -104,9 +113,16 @@ def mean_predictions(logits: Tensor, labels: Tensor, tau: float) -> tuple[float,
 
 
 def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
-    """Spearman correlation of the off-diagonal entries of two matrices [K, K], where both are defined.
+    """Compute the Spearman correlation of the off-diagonal entries of two matrices, where both are defined.
 
-    The result is None if either is constant. Equal values share the mean of their ranks.
+    Equal values share the mean of their ranks.
+
+    Args:
+        first: [K, K], nan where undefined.
+        second: [K, K], nan where undefined.
+
+    Returns:
+        The correlation, None if either is constant.
     """
     wanted = ~torch.eye(len(first), dtype=torch.bool)
     wanted &= ~(first.isnan() | second.isnan())
@@ -120,7 +136,14 @@ def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
 
 
 def check_class_similarity(context: EvaluationContext) -> Mapping[str, str]:
-    """Raise ConfigError unless there are labels and something to compare with, and return the file that is read."""
+    """Check that there are labels and something to compare with.
+
+    Returns:
+        SHA-256 of the file that is read, by its path.
+
+    Raises:
+        ConfigError: If there are no labels, nothing to compare with, or the file does not fit the classes.
+    """
     require_one_label(context, NAME)
     require(
         _given_similarity(context) is not None or len(context.dataset.passes) > 0,
@@ -134,14 +157,19 @@ def check_class_similarity(context: EvaluationContext) -> Mapping[str, str]:
 def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
     """Evaluate the class similarity of the predictions.
 
-    entropy           mean entropy of a record's softmax_tau, in nats
-    spearman.teacher  correlation of the off-diagonal class means with those of the first teacher pass
-    spearman.given    correlation of the off-diagonal class means with evaluate.class_similarity.similarity, or
-                      .reference
-    teacher_entropy, teacher_spearman.given  the same for the teacher
+    The metrics are:
+
+    - entropy: mean entropy of a record's softmax_tau, in nats;
+    - spearman.teacher: correlation of the off-diagonal class means with those of the first teacher pass;
+    - spearman.given: correlation of the off-diagonal class means with evaluate.class_similarity.similarity, or
+      .reference;
+    - teacher_entropy and teacher_spearman.given: the same for the teacher.
+
+    Returns:
+        The metrics by name, without those that are not defined.
     """
     options, predictions = context.options.of(ClassSimilarityOptions), context.predictions
-    entropy, own = mean_predictions(predictions.logits, predictions.labels, options.tau)
+    entropy, class_means = mean_predictions(predictions.logits, predictions.labels, options.tau)
     metrics: dict[str, Any] = {"entropy": entropy}
     spearman, of_teacher = {}, {}
     teacher = None
@@ -151,10 +179,10 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
             predictions.labels,
             options.tau,
         )
-        spearman["teacher"] = off_diagonal_spearman(own, teacher)
+        spearman["teacher"] = off_diagonal_spearman(class_means, teacher)
     given = _given_similarity(context)
     if given is not None:
-        spearman["given"] = off_diagonal_spearman(own, given)
+        spearman["given"] = off_diagonal_spearman(class_means, given)
         if teacher is not None:
             of_teacher["given"] = off_diagonal_spearman(teacher, given)
     named = {"spearman": spearman, "teacher_spearman": of_teacher}
@@ -180,6 +208,13 @@ def read_similarity(path: Path, classes: int) -> Tensor:
 
     The text file has one line per class, in label order. The similarity of two classes is 1 if their lines are equal,
     0 otherwise.
+
+    Args:
+        path: The file.
+        classes: Number K of classes.
+
+    Raises:
+        ConfigError: If the file does not exist, or does not fit the classes.
     """
     require(path.is_file(), f"{_OPTION}={path} does not exist; correct it, or set it to null")
     if path.suffix == ".npy":

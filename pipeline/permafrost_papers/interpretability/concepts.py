@@ -71,7 +71,12 @@ class ConceptSet(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, number: int, *, with_labels: bool = True) -> ConceptImage:
-        """Read one picture. Without labels, separate label files are not read."""
+        """Read one picture.
+
+        Args:
+            number: Number of the picture.
+            with_labels: False does not read separate label files.
+        """
 
 
 # ---- drawn concepts --------------------------------------------------------------------------------
@@ -210,7 +215,11 @@ class BrodenFolder:
         return len(self.rows)
 
     def read(self, number: int, *, with_labels: bool = True) -> ConceptImage:
-        """Read one picture. Raises RecordError if a file is missing or does not match its row."""
+        """Read one picture.
+
+        Raises:
+            RecordError: If a file is missing or does not match its row.
+        """
         row = self.rows[number]
         size = int(row["sh"]), int(row["sw"])
         layers, whole = [], []

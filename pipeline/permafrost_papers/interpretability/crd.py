@@ -26,21 +26,33 @@ _RECORDS_AT_ONCE = 4096
 
 
 def contrast_scores(anchors: Tensor, bank: Tensor, indices: Tensor, tau: float) -> Tensor:
-    """Compute exp(<anchor, bank[chosen]> / tau): [B, d], [N, d], i64 [B, 1 + m] -> [B, 1 + m]."""
+    """Compute exp(<anchor, bank[chosen]> / tau).
+
+    Args:
+        anchors: Unit-norm embeddings, [B, d].
+        bank: Unit-norm embeddings of all records, [N, d].
+        indices: Chosen records, i64 [B, 1 + m].
+        tau: Temperature > 0.
+
+    Returns:
+        [B, 1 + m].
+    """
     kept = bank[indices]  # [B, 1 + m, d]
     return torch.exp(torch.einsum("bmd,bd->bm", kept, anchors) / tau)
 
 
 def nce_loss(probabilities: Tensor, num_records: int) -> Tensor:
-    """Noise-contrastive estimation (Gutmann & Hyvarinen 2010), averaged over the batch.
+    """Compute the loss of noise-contrastive estimation (Gutmann & Hyvarinen 2010), averaged over the batch.
 
     -log(p_0 / (p_0 + m Pn + eps)) - sum_i log(m Pn / (p_i + m Pn + eps)), with Pn = 1 / num_records
 
-    probabilities  [B, 1 + m]: scores divided by their normalizer, that of the record itself first
+    Args:
+        probabilities: [B, 1 + m], scores divided by their normalizer, that of the record itself first.
+        num_records: Number of records of the bank.
     """
     noise = (probabilities.shape[1] - 1) / num_records  # m Pn
-    own, others = probabilities[:, :1], probabilities[:, 1:]
-    of_own = torch.log(own / (own + noise + _EPS)).sum(dim=1)
+    positive, others = probabilities[:, :1], probabilities[:, 1:]
+    of_own = torch.log(positive / (positive + noise + _EPS)).sum(dim=1)
     of_others = torch.log(noise / (others + noise + _EPS)).sum(dim=1)
     return -(of_own + of_others).mean()
 
@@ -58,7 +70,8 @@ class Negatives(nn.Module):
     def __init__(self, labels: Tensor) -> None:
         """Index the records by class.
 
-        labels  i64 [N], of all records
+        Args:
+            labels: i64 [N], of all records.
         """
         super().__init__()
         _, classes, counts = torch.unique(labels, return_inverse=True, return_counts=True)
@@ -71,7 +84,15 @@ class Negatives(nn.Module):
         self.register_buffer("size", counts[classes], persistent=False)
 
     def draw(self, records: Tensor, count: int) -> Tensor:
-        """Draw `count` negatives for each of the records i64 [B], uniformly with replacement: i64 [B, count]."""
+        """Draw `count` negatives for each record, uniformly with replacement.
+
+        Args:
+            records: i64 [B].
+            count: Number of negatives per record.
+
+        Returns:
+            i64 [B, count].
+        """
         size, first = self.size[records, None], self.first[records, None]
         uniform = torch.rand(
             len(records), count, device=records.device, dtype=torch.float64
@@ -108,7 +129,12 @@ class CRDLoss(FeatureKDLoss):
         self.embed_teacher = nn.Linear(targets.intermediates["pooled"].shape[1], size)
 
     def on_train_start(self, records: TrainingRecords) -> None:
-        """Initialize the banks with random directions, or the teacher's with its stored features if there are any."""
+        """Initialize the banks with random directions, or the teacher's with its stored features if there are any.
+
+        Raises:
+            ConfigError: If a record does not have one label, all records have the same class, or there are several
+                teachers.
+        """
         if self.weight == 0:
             return
         labels = records.labels_at(np.arange(len(records)))
@@ -142,17 +168,17 @@ class CRDLoss(FeatureKDLoss):
         assert student.output.pooled is not None
         assert student.record_index is not None
         records = student.record_index
-        own = _embed(self.embed_student, student.output.pooled)
-        taught = _embed(self.embed_teacher, targets.intermediates["pooled"].detach())
+        student_embeddings = _embed(self.embed_student, student.output.pooled)
+        teacher_embeddings = _embed(self.embed_teacher, targets.intermediates["pooled"].detach())
         count = min(self.config.negatives, self.negatives.fewest)
         chosen = torch.cat([records[:, None], self.negatives.draw(records, count)], dim=1)
         scores = [
-            contrast_scores(own, self.teacher_bank, chosen, self.config.tau_crd),
-            contrast_scores(taught, self.student_bank, chosen, self.config.tau_crd),
+            contrast_scores(student_embeddings, self.teacher_bank, chosen, self.config.tau_crd),
+            contrast_scores(teacher_embeddings, self.student_bank, chosen, self.config.tau_crd),
         ]
         normalizer = self._normalization_of(scores)
         if torch.is_grad_enabled():
-            self._seen = (records, own.detach(), taught.detach())
+            self._seen = (records, student_embeddings.detach(), teacher_embeddings.detach())
         num_records = len(self.teacher_bank)
         losses = [
             nce_loss(each / z, num_records) for each, z in zip(scores, normalizer, strict=True)
@@ -173,11 +199,16 @@ class CRDLoss(FeatureKDLoss):
         """Update the banks' entries for the step's records, of all ranks, with momentum."""
         if self._seen is None:
             return
-        records, own, taught = (self.distributed.gather(values) for values in self._seen)
+        records, student_embeddings, teacher_embeddings = (
+            self.distributed.gather(values) for values in self._seen
+        )
         self._seen = None
         self.normalizer.copy_(self._estimate)
         momentum = self.config.momentum
-        for bank, fresh in ((self.student_bank, own), (self.teacher_bank, taught)):
+        for bank, fresh in (
+            (self.student_bank, student_embeddings),
+            (self.teacher_bank, teacher_embeddings),
+        ):
             kept = momentum * bank[records] + (1 - momentum) * fresh
             bank.index_copy_(0, records, F.normalize(kept, dim=1))
 

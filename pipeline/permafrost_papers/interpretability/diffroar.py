@@ -56,9 +56,13 @@ class RankedImages:
     """Labels i64 [N]."""
 
     def select(self, rows: Tensor, part: Part, fraction: float) -> Tensor:
-        """Select the `fraction` of most ("top") or least ("bottom") important coordinates: bool [rows, G, H, W].
+        """Select the most or the least important coordinates: bool [rows, G, H, W].
 
-        It is rounded to a multiple of 1 / 256 for more than 256 coordinates, so by up to 0.2 % of them.
+        Args:
+            rows: Numbers of the images, i64 [rows].
+            part: "top" for the most important coordinates, "bottom" for the least important ones.
+            fraction: Fraction to select, rounded to a multiple of 1 / 256 for more than 256 coordinates, so by up to
+                0.2 % of them.
         """
         quantiles = self.quantiles[rows].short()  # u8 could not be compared with 256
         levels = min(quantiles[0].numel(), _LEVELS)
@@ -78,7 +82,7 @@ def rank(attributions: Tensor) -> Tensor:
 
 
 def rank_quantiles(attributions: Tensor) -> Tensor:
-    """Quantiles u8 of the ranks of |attributions| [N, G, H, W] within each image, 0 for the highest.
+    """Compute quantiles u8 of the ranks of |attributions| [N, G, H, W] within each image, 0 for the highest.
 
     For up to 256 coordinates these are the ranks themselves.
     """
@@ -90,7 +94,13 @@ def rank_quantiles(attributions: Tensor) -> Tensor:
 
 
 def keep_part(part: Part, fraction: float, fill: float) -> Callable[[RankedImages, Tensor], Tensor]:
-    """Build a function to images in which all other coordinates are set to `fill`: f32 [rows, C, H, W]."""
+    """Build a function to images in which all other coordinates are set to `fill`: f32 [rows, C, H, W].
+
+    Args:
+        part: Part of the coordinates that is kept.
+        fraction: Fraction that is kept.
+        fill: Value of all others, in [0, 1].
+    """
 
     def inputs(ranked: RankedImages, rows: Tensor) -> Tensor:
         kept = ranked.select(rows, part, fraction)
@@ -100,7 +110,12 @@ def keep_part(part: Part, fraction: float, fill: float) -> Callable[[RankedImage
 
 
 def mask_of_part(part: Part, fraction: float) -> Callable[[RankedImages, Tensor], Tensor]:
-    """Build a function to the positions of that part as 0 and 1, without the image: f32 [rows, C, H, W]."""
+    """Build a function to the positions of a part as 0 and 1, without the image: f32 [rows, C, H, W].
+
+    Args:
+        part: Part of the coordinates.
+        fraction: Fraction of the coordinates.
+    """
 
     def inputs(ranked: RankedImages, rows: Tensor) -> Tensor:
         kept = ranked.select(rows, part, fraction).float()
@@ -110,7 +125,11 @@ def mask_of_part(part: Part, fraction: float) -> Callable[[RankedImages, Tensor]
 
 
 def build_probe(width: int) -> BuildProbe:
-    """Three convolutions that each halve the image, and a linear layer on their spatial average."""
+    """Build three convolutions that each halve the image, and a linear layer on their spatial average.
+
+    Args:
+        width: Number of channels of the first convolution; the others have twice and four times as many.
+    """
 
     def build(classes: int) -> nn.Module:
         layers: list[nn.Module] = []
@@ -138,7 +157,17 @@ def predictive_power(
     seed: int,
     classes: int,
 ) -> float:
-    """Accuracy on `test` of a probe trained on `train`, both transformed by `inputs`. Deterministic for a seed."""
+    """Compute the accuracy on `test` of a probe trained on `train`, deterministic for a seed.
+
+    Args:
+        train: Images to train on.
+        test: Images to test on.
+        inputs: Function that transforms both, as of `keep_part` or `mask_of_part`.
+        build: Function that builds the untrained probe.
+        options: Options of the probe's training.
+        seed: Seed of the probe's initialization and of the order of its batches.
+        classes: Number K of classes.
+    """
     device = train.images.device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -223,16 +252,28 @@ def compare(
 ) -> dict[str, Any]:
     """Train the probes and compute DiffROAR.
 
-    difference             DiffROAR, by the fraction kept in per cent, as are sd, power and mask_only
-    sd                     standard deviation of DiffROAR over all pairs of runs
-    power.top, .bottom     predictive power of the top and bottom coordinates
-    mean                   mean of DiffROAR over the fractions
-    mask_only              accuracy of a probe that receives only the positions of the top coordinates
-    unmasked               accuracy of a probe that receives the whole images
-    chance                 share of the most frequent class of the test records
+    The numbers are:
+
+    - difference: DiffROAR, by the fraction kept in per cent, as are sd, power and mask_only;
+    - sd: standard deviation of DiffROAR over all pairs of runs;
+    - power.top and power.bottom: predictive power of the top and bottom coordinates;
+    - mean: mean of DiffROAR over the fractions;
+    - mask_only: accuracy of a probe that receives only the positions of the top coordinates;
+    - unmasked: accuracy of a probe that receives the whole images;
+    - chance: fraction of the test records with the most frequent class.
 
     A predictive power that mask_only reaches may come from the positions instead of the pixel values: if the shape of
     an object determines its class, the outline of the positions is sufficient.
+
+    Args:
+        train: Images to train on.
+        test: Images to test on.
+        build: Function that builds an untrained probe.
+        options: Options of the evaluator.
+        classes: Number K of classes.
+
+    Returns:
+        The numbers by name, with train_records and test_records.
     """
     fill = _mean(train.images) / 255
     parts = ("top", "bottom")
@@ -248,8 +289,8 @@ def compare(
         for fraction in options.keep:
             name = f"{100 * fraction:g}%"
             for part in ("top", "bottom"):
-                seen = keep_part(part, fraction, fill)
-                runs[part][name] = [power(seen, seed) for seed in options.seeds]
+                masked_inputs = keep_part(part, fraction, fill)
+                runs[part][name] = [power(masked_inputs, seed) for seed in options.seeds]
             mask_only[name] = power(mask_of_part("top", fraction), options.seeds[0])
         unmasked = power(keep_part("top", 1.0, fill), options.seeds[0])
     pairs = {
@@ -309,15 +350,15 @@ def _ranked(context: EvaluationContext, rows: NDArray[np.int64]) -> RankedImages
     labels = images.new_empty(len(rows), dtype=torch.int64)
     done = 0
     for batch in replace(context, dataset=context.open_rows(rows)).iter_batches():
-        seen = view_images(batch, model.input_size)
-        gradient = input_gradient(seen, lambda x: model.network(x).logits.max(dim=1).values)
+        view = view_images(batch, model.input_size)
+        gradient = input_gradient(view, lambda x: model.network(x).logits.max(dim=1).values)
         if context.options.of(DiffroarOptions).unit == "pixel":
             gradient = gradient.abs().sum(dim=1, keepdim=True)
-        here = slice(done, done + len(seen))
-        images[here] = (seen * 255).round().to(torch.uint8)
+        here = slice(done, done + len(view))
+        images[here] = (view * 255).round().to(torch.uint8)
         quantiles[here] = rank_quantiles(gradient)
         labels[here] = batch.labels
-        done += len(seen)
+        done += len(view)
     return RankedImages(images, quantiles, labels)
 
 

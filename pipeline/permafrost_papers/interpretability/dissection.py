@@ -64,7 +64,14 @@ class DissectionResult:
 
 
 def check_dissection(context: EvaluationContext) -> Mapping[str, str]:
-    """Raise ConfigError if the concept set or the stage does not exist, and return the set's tables."""
+    """Check that the concept set and the stage exist.
+
+    Returns:
+        SHA-256 of the set's tables, by their path.
+
+    Raises:
+        ConfigError: If one of them does not exist.
+    """
     options = context.options.of(DissectionOptions)
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
     concepts = open_concepts(options)
@@ -76,28 +83,30 @@ def check_dissection(context: EvaluationContext) -> Mapping[str, str]:
 def evaluate_dissection(context: EvaluationContext) -> dict[str, Any]:
     """Dissect the evaluated model. The results are the same for all splits, because none is read.
 
-    units                 number of units
-    detectors             number of units whose IoU with a concept is at least evaluate.dissection.iou
-    unique_concepts       number of different concepts among the detectors
-    mean_iou              mean IoU of each unit with its best concept
-    detectors_by_category, concepts_by_category  detectors and unique concepts by category
-    top_units             the best units with their concepts
+    The numbers are:
 
-    Writes dissection-<split>.safetensors:
+    - units and images: number of units, and of images of the concept set;
+    - detectors: number of units whose IoU with a concept is at least evaluate.dissection.iou;
+    - unique_concepts: number of different concepts among the detectors;
+    - mean_iou: mean IoU of each unit with its best concept;
+    - detectors_by_category and concepts_by_category: detectors and unique concepts by category;
+    - top_units: the best units with their concepts.
 
-    thresholds            f32 [U]
-    unit_iou              f32 [U]
-    unit_concept          i64 [U], a number of label.csv or of drawn.py
-    shown_units           i64 [n], the top units in their order
-    shown_frames          u8 [n, m, 3, H, W], the images that activate them most
-    shown_masks           u8 [n, m, H, W], 1 where the unit is active in that image
+    dissection-<split>.safetensors is written with:
+
+    - thresholds: f32 [U];
+    - unit_iou: f32 [U];
+    - unit_concept: i64 [U], a label number of the concept set;
+    - shown_units: i64 [n], the top units in their order;
+    - shown_frames: u8 [n, m, 3, H, W], the images that activate them most;
+    - shown_masks: u8 [n, m, H, W], 1 where the unit is active in that image.
     """
     options = context.options.of(DissectionOptions)
-    found = _dissect_once(context.model, options, context.options.batch_size)
-    best, concept = found.iou.max(dim=1)
+    dissection = _dissect_once(context.model, options, context.options.batch_size)
+    best, concept = dissection.iou.max(dim=1)
     order = best.argsort(descending=True, stable=True)[: options.top_units].tolist()
-    _write_pictures(context, found, order)
-    labels = found.labels
+    _write_pictures(context, dissection, order)
+    labels = dissection.labels
     category = [labels.categories[labels.category_of[label]] for label in concept.tolist()]
     detects = (best >= options.iou).tolist()
     by_category: dict[str, list[int]] = {name: [] for name in labels.categories}
@@ -106,7 +115,7 @@ def evaluate_dissection(context: EvaluationContext) -> dict[str, Any]:
             by_category[category[unit]].append(label)
     return {
         "units": len(best),
-        "images": found.images,
+        "images": dissection.images,
         "detectors": sum(detects),
         "unique_concepts": sum(len(set(names)) for names in by_category.values()),
         "mean_iou": float(best.mean()),
@@ -133,7 +142,11 @@ def _dissect_once(
 
 
 def open_concepts(options: DissectionOptions) -> ConceptSet:
-    """Open the concept set of evaluate.dissection.path, or the synthetic one."""
+    """Open the concept set of evaluate.dissection.path, or the synthetic one.
+
+    Raises:
+        ConfigError: If the folder is not that of a concept set.
+    """
     if options.path is None:
         return DrawnConcepts(options.images or _DRAWN, _SIDE)
     return BrodenFolder(Path(options.path), options.images)
@@ -146,7 +159,17 @@ def open_concepts(options: DissectionOptions) -> ConceptSet:
 def dissect(
     model: EvaluatedModel, concepts: ConceptSet, options: DissectionOptions, batch_size: int
 ) -> DissectionResult:
-    """Compute the IoU of every unit with every concept."""
+    """Compute the IoU of every unit with every concept.
+
+    Args:
+        model: Evaluated model.
+        concepts: Concept set, which is read twice.
+        options: Options of the evaluator.
+        batch_size: Number of pictures of a forward pass.
+
+    Raises:
+        ConfigError: If the network does not have the stage.
+    """
     blank = units_of(model, _blank(model, options), options.stage)
     _, units, h, w = blank.shape
     keep = kept_of(options.quantile, len(concepts) * h * w)
@@ -156,13 +179,15 @@ def dissect(
         torch.zeros(units, 0, dtype=torch.int64, device=model.device),
         options.top_images,
     )
-    for numbers, _, found in _passes(model, concepts, options, batch_size, with_labels=False):
-        largest = largest + LargestActivations.of(found, keep)
+    for numbers, _, activation_batch in _passes(
+        model, concepts, options, batch_size, with_labels=False
+    ):
+        largest = largest + LargestActivations.of(activation_batch, keep)
         which = torch.tensor(numbers, device=model.device)
-        top = top + TopImages.of(found, which, options.top_images)
+        top = top + TopImages.of(activation_batch, which, options.top_images)
     counts = OverlapCounts.zeros(units, concepts.labels)
-    for _, pictures, found in _passes(model, concepts, options, batch_size):
-        for picture, activation in zip(pictures, found, strict=True):
+    for _, pictures, activation_batch in _passes(model, concepts, options, batch_size):
+        for picture, activation in zip(pictures, activation_batch, strict=True):
             layers = torch.from_numpy(picture.layers).long().to(model.device)
             masks = firing_mask(activation, largest.thresholds, (layers.shape[1], layers.shape[2]))
             counts.count(masks, layers, picture.whole, concepts.labels, options.cat_presence)
@@ -187,15 +212,24 @@ def _passes(
     for start in range(0, len(concepts), batch_size):
         numbers = list(range(start, min(start + batch_size, len(concepts))))
         pictures = [concepts.read(number, with_labels=with_labels) for number in numbers]
-        seen = _legacy_normalization(model, model_inputs(model, pictures), options)
-        yield numbers, pictures, units_of(model, seen, options.stage)
+        images = _legacy_normalization(model, model_inputs(model, pictures), options)
+        yield numbers, pictures, units_of(model, images, options.stage)
 
 
 @torch.no_grad()
 def units_of(model: EvaluatedModel, images: Tensor, stage: int | None) -> Tensor:
-    """Channels [B, U, h, w] of a stage, counted from 1, or of the deepest stage, for images [B, 3, H, W]."""
-    found = activations(model.network, images)
-    names = [name for name, values in found.items() if values.dim() == 4]
+    """Compute the channels [B, U, h, w] of a stage.
+
+    Args:
+        model: Evaluated model.
+        images: f32 [B, 3, H, W] in [0, 1].
+        stage: Number of the stage, counted from 1, None for the deepest.
+
+    Raises:
+        ConfigError: If the network has no such layer with a spatial grid.
+    """
+    layers = activations(model.network, images)
+    names = [name for name, values in layers.items() if values.dim() == 4]
     name = f"layer{stage}" if stage is not None else (names[-1] if names else "")
     if name not in names:
         known = (
@@ -206,7 +240,7 @@ def units_of(model: EvaluatedModel, images: Tensor, stage: int | None) -> Tensor
             f"evaluate.{NAME}.stage={stage}: {type(model.network.network).__name__} has no such layer with a spatial "
             f"grid; {known}; {way}"
         )
-    return found[name]
+    return layers[name]
 
 
 def model_inputs(model: EvaluatedModel, pictures: Sequence[ConceptImage]) -> Tensor:
@@ -234,14 +268,14 @@ def _legacy_normalization(
     """Transform images so that the network's own normalization becomes that of the published code (legacy_norm)."""
     if not options.legacy_norm:
         return images
-    own = [module for module in model.network.modules() if isinstance(module, Normalize)]
-    if not own:
+    normalizations = [module for module in model.network.modules() if isinstance(module, Normalize)]
+    if not normalizations:
         raise ConfigError(
             f"evaluate.{NAME}.legacy_norm=true replaces a network's normalization, but "
             f"{type(model.network.network).__name__} has none; set it to false"
         )
     mean = images.new_tensor(_LEGACY_MEAN).view(-1, 1, 1)
-    return (images - mean) / _LEGACY_STD * own[0].std + own[0].mean
+    return (images - mean) / _LEGACY_STD * normalizations[0].std + normalizations[0].mean
 
 
 def _write_pictures(
@@ -256,13 +290,15 @@ def _write_pictures(
     for unit in units:
         numbers = dissection.top.numbers[unit].tolist()
         pictures = [concepts.read(number, with_labels=False) for number in numbers]
-        seen = model_inputs(model, pictures)
-        own = units_of(model, _legacy_normalization(model, seen, options), options.stage)[
-            :, unit : unit + 1
-        ]
+        images = model_inputs(model, pictures)
+        unit_activations = units_of(
+            model, _legacy_normalization(model, images, options), options.stage
+        )[:, unit : unit + 1]
         threshold = dissection.thresholds[unit : unit + 1].to(model.device)
-        masks.append(torch.cat([firing_mask(one, threshold, model.input_size) for one in own]))
-        frames.append((seen * 255).round().to(torch.uint8))
+        masks.append(
+            torch.cat([firing_mask(one, threshold, model.input_size) for one in unit_activations])
+        )
+        frames.append((images * 255).round().to(torch.uint8))
     tensors = {
         "thresholds": dissection.thresholds,
         "unit_iou": best.float(),

@@ -55,7 +55,13 @@ _CHECKED = 64
 
 
 def steps_of(thresholds: str) -> list[float]:
-    """Offsets by which the steps of a schedule move the thresholds toward 0. The first is 0, the hard score."""
+    """Return the offsets by which the steps of a schedule move the thresholds toward 0.
+
+    The first is 0, the hard score.
+
+    Args:
+        thresholds: Name of the schedule, "legacy" or "v2".
+    """
     count, width = _THRESHOLDS[thresholds]
     return [width * step for step in range(count)]
 
@@ -68,9 +74,13 @@ def normalize(maps: Tensor) -> Tensor:
 
 
 def bands_of(maps: Tensor, offset: float = 0.0) -> Tensor:
-    """Bands of normalized maps, i64 from -2 to 2, with the thresholds moved toward 0.
+    """Compute the bands of normalized maps, i64 from -2 to 2, with the thresholds moved toward 0.
 
     A value equal to a threshold belongs to the band below it.
+
+    Args:
+        maps: Maps of `normalize`, in [-1, 1].
+        offset: Amount by which all thresholds are moved.
     """
     # Rounding is needed because 0.3 - 0.2 < 0.1 in floats, and a pixel of 0.1 belongs to the band below.
     low, high = round(_LOW - offset, _DECIMALS), round(_HIGH - offset, _DECIMALS)
@@ -92,7 +102,13 @@ class BandCounts:
 
     @classmethod
     def of(cls, maps: Tensor, truth: Tensor, steps: Sequence[float]) -> BandCounts:
-        """Count maps [B, H, W] of any positive scale against the bands i64 [B, H, W] of the ground truth."""
+        """Count maps against the ground truth.
+
+        Args:
+            maps: [B, H, W], of any positive scale.
+            truth: Bands of the ground truth, i64 [B, H, W].
+            steps: Offsets of the thresholds.
+        """
         scaled = normalize(maps)
         counts = []
         for moved in steps:
@@ -171,9 +187,16 @@ def _require_levels(context: EvaluationContext, batch: Batch) -> None:
 def evaluate_five_band(context: EvaluationContext) -> dict[str, Any]:
     """Evaluate the model's explanation of its predicted class.
 
-    accuracy, recall, precision, fpr  over all pixels, each as hard, best and mean (over the steps of the soft score)
-    background_fraction               accuracy of a map of zeros
-    zero_map_fraction                 fraction of maps that are all zero
+    The metrics are:
+
+    - accuracy, recall, precision and fpr: over all pixels, each as hard, best and mean (over the steps of the soft
+      score);
+    - best_step: number of the step with the highest accuracy;
+    - background_fraction: accuracy of a map of zeros;
+    - zero_map_fraction: fraction of maps that are all zero.
+
+    Raises:
+        ConfigError: If a mask has more than two levels.
     """
     steps = steps_of(context.options.of(FiveBandOptions).thresholds)
     total = BandCounts(torch.zeros(len(steps), 4, dtype=torch.int64))

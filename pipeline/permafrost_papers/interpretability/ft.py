@@ -26,28 +26,29 @@ _WEIGHT_DECAY = 1e-4
 
 
 def factor_loss(student: Tensor, teacher: Tensor, coverage: Tensor | None = None) -> Tensor:
-    """Mean of |F_s / ||F_s|| - F_t / ||F_t||| over records and elements (eq. 3, p = 1).
+    """Compute the mean of |F_s / ||F_s|| - F_t / ||F_t||| over records and elements (eq. 3, p = 1).
 
     Norms are over the whole factor of a record. If the grids differ, the finer one is first averaged over the cells of
     the coarser one.
 
-    student   [B, C, h, w]  gradients flow here
-    teacher   [B, C, h, w]  constant
-    coverage  [B, 1, teacher's h, w] in [0, 1], by which both factors are multiplied, or None
+    Args:
+        student: [B, C, h, w]. Gradients flow here.
+        teacher: [B, C, h, w], constant.
+        coverage: [B, 1, teacher's h, w] in [0, 1], by which both factors are multiplied, or None.
     """
     h, w = map(min, student.shape[2:], teacher.shape[2:])
     share = None if coverage is None else F.adaptive_avg_pool2d(coverage, (h, w))
-    own, taught = (
+    student_factor, teacher_factor = (
         F.normalize((pooled if share is None else pooled * share).flatten(1), dim=1)
         for pooled in (
             F.adaptive_avg_pool2d(factor, (h, w)) for factor in (student, teacher.detach())
         )
     )
-    return (own - taught).abs().mean()
+    return (student_factor - teacher_factor).abs().mean()
 
 
 def last_stage_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Field ft [B, C, h, w]: the features to paraphrase."""
+    """Return the field ft [B, C, h, w]: the features to paraphrase."""
     return {_LIVE: to_float32(output.stages[-1].output.detach())}
 
 
@@ -82,11 +83,11 @@ class FTLoss(FeatureKDLoss):
         return self.config.lambda_ft
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        taught = last_stage(targets)[0].shape[1]
-        channels = max(1, round(taught * self.config.paraphrase_rate))
+        teacher_channels = last_stage(targets)[0].shape[1]
+        channels = max(1, round(teacher_channels * self.config.paraphrase_rate))
         self.translator = _encoder(student.output.stages[-1].output.shape[1], channels)
-        self.paraphraser = _encoder(taught, channels)
-        self.reconstruction = _convolutions(channels, channels, taught, taught)
+        self.paraphraser = _encoder(teacher_channels, channels)
+        self.reconstruction = _convolutions(channels, channels, teacher_channels, teacher_channels)
 
     def before_first_step(self, batches: TeacherBatches) -> bool:
         phase = self.pretraining
@@ -117,9 +118,9 @@ class FTLoss(FeatureKDLoss):
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         features, coverage = last_stage(targets)
         with torch.no_grad():
-            taught = self.paraphraser(features)
-        own = self.translator(to_float32(student.output.stages[-1].output))
-        return factor_loss(own, taught, coverage)
+            teacher_factor = self.paraphraser(features)
+        student_factor = self.translator(to_float32(student.output.stages[-1].output))
+        return factor_loss(student_factor, teacher_factor, coverage)
 
 
 def _encoder(channels: int, factor_channels: int) -> nn.Sequential:

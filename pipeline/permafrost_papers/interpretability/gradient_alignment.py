@@ -2,7 +2,7 @@
 
 Three quantities of the gradients with respect to the image x in [0, 1], so through the network's normalization:
 
-    mask_energy       sum over the object of |g| / sum of |g|, minus the object's share of the view; g = d CE / d x,
+    mask_energy       sum over the object of |g| / sum of |g|, minus the object's fraction of the view; g = d CE / d x,
                       |.| summed over channels. Chance is 0, the maximum is 1 - area.
     margin_alignment  |<x, grad m(x)>| / ||grad m(x)||, m = highest logit - second highest (Etmann et al. 2019)
     map_cosine        cosine of |g|, averaged over the cells of the teacher's stored map, with that map's positive part
@@ -45,15 +45,17 @@ def check_gradient_alignment(context: EvaluationContext) -> Mapping[str, str]:
 
 
 def evaluate_gradient_alignment(context: EvaluationContext) -> dict[str, Any]:
-    """Compute mask_energy (if records have evaluate.region), margin_alignment and map_cosine (if the first teacher
-    pass has maps), as means over the records where each is defined, and <name>_records.
+    """Compute the means of the quantities over the records where each is defined.
 
-    Writes gradient_alignment-<split>.safetensors, unless evaluate.gradient_alignment.pictures is 0:
+    These are mask_energy (if records have evaluate.region), margin_alignment and map_cosine (if the first teacher pass
+    has maps). The number of such records is <name>_records.
 
-    rows                  i64 [n], rows of the store's index, the same for every network
-    frames                u8 [n, 3, H, W], the images
-    labels                i64 [n]
-    gradients             f16 [n, 3, H, W], d CE / d x, each divided by its largest magnitude
+    gradient_alignment-<split>.safetensors is written, unless evaluate.gradient_alignment.pictures is 0, with:
+
+    - rows: i64 [n], rows of the store's index, the same for every network;
+    - frames: u8 [n, 3, H, W], the images;
+    - labels: i64 [n];
+    - gradients: f16 [n, 3, H, W], d CE / d x, each divided by its largest magnitude.
     """
     options = context.options.of(GradientAlignmentOptions)
     order = balanced_positions(context.dataset, NAME)
@@ -112,9 +114,11 @@ def _write_pictures(context: EvaluationContext, positions: list[int]) -> None:
     frames, labels, gradients = [], [], []
     for batch in context.iter_batches(positions):
         images = view_images(batch, context.model.input_size)
-        found = _loss_gradients(context, images, batch.labels)
-        largest = found.abs().amax(dim=(1, 2, 3), keepdim=True)
-        gradients.append((found / largest.clamp(min=torch.finfo(found.dtype).tiny)).half())
+        loss_gradients = _loss_gradients(context, images, batch.labels)
+        largest = loss_gradients.abs().amax(dim=(1, 2, 3), keepdim=True)
+        gradients.append(
+            (loss_gradients / largest.clamp(min=torch.finfo(loss_gradients.dtype).tiny)).half()
+        )
         frames.append((images * 255).round().to(torch.uint8))
         labels.append(batch.labels)
     if not positions:
@@ -133,7 +137,12 @@ def _write_pictures(context: EvaluationContext, positions: list[int]) -> None:
 
 
 def input_gradient(images: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute d score_b / d x_b for images [B, C, H, W], whose scores [B] must not depend on other records."""
+    """Compute d score_b / d x_b for images [B, C, H, W].
+
+    Args:
+        images: [B, C, H, W].
+        score: Function from images to scores [B], each of which must not depend on other records.
+    """
     with torch.enable_grad():
         x = images.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(score(x).sum(), x)
@@ -141,7 +150,7 @@ def input_gradient(images: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def margin(logits: Tensor) -> Tensor:
-    """Highest minus second highest of the logits [B, K]: [B]."""
+    """Compute the highest minus the second highest of the logits [B, K]: [B]."""
     highest = logits.topk(2, dim=1).values
     return highest[:, 0] - highest[:, 1]
 
@@ -152,10 +161,13 @@ def energy(gradients: Tensor) -> Tensor:
 
 
 def mask_energy(gradients: Tensor, regions: Tensor) -> Tensor:
-    """Share of |g| on the object minus the object's share of the view, f64 [B], nan without object or gradient.
+    """Compute the fraction of |g| on the object minus the object's fraction of the view, f64 [B].
 
-    gradients  [B, C, H, W]
-    regions    bool [B, H, W]
+    The result is nan without an object or a gradient.
+
+    Args:
+        gradients: [B, C, H, W].
+        regions: Bool [B, H, W].
     """
     strength = energy(gradients)
     inside = (strength * regions).sum(dim=(1, 2)) / strength.sum(dim=(1, 2))  # 0 / 0 is nan
@@ -171,9 +183,13 @@ def margin_alignment(images: Tensor, gradients: Tensor) -> Tensor:
 
 
 def energy_cosine(gradients: Tensor, maps: Tensor) -> Tensor:
-    """Cosine of |g|, averaged over the maps' cells, with the positive part of maps [B, h, w], nan if either is zero.
+    """Compute the cosine of |g|, averaged over the maps' cells, with the positive part of maps, f64 [B].
 
-    gradients  [B, C, H, W]
+    The result is nan if either is zero.
+
+    Args:
+        gradients: [B, C, H, W].
+        maps: [B, h, w].
     """
     grid = (maps.shape[-2], maps.shape[-1])
     pooled = F.adaptive_avg_pool2d(energy(gradients)[:, None], grid).flatten(1)

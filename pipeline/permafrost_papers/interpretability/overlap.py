@@ -36,7 +36,12 @@ _ROUNDING = 1e-9
 
 
 def kept_of(quantile: float, activations: int) -> int:
-    """Number m + 1 of activations per unit that must be kept to determine its threshold."""
+    """Return the number m + 1 of activations per unit that must be kept to determine its threshold.
+
+    Args:
+        quantile: Fraction of the activations that are above the threshold.
+        activations: Number N of activations of a unit, over all images and positions.
+    """
     return math.floor(quantile * activations + _ROUNDING) + 1
 
 
@@ -50,7 +55,7 @@ class LargestActivations:
 
     @classmethod
     def of(cls, activations: Tensor, keep: int) -> LargestActivations:
-        """Select from activations [B, U, h, w]."""
+        """Select the `keep` largest of activations [B, U, h, w], or all if there are fewer."""
         flat = activations.transpose(0, 1).flatten(1)
         return cls(flat.topk(min(keep, flat.shape[1]), dim=1).values, keep)
 
@@ -76,7 +81,13 @@ class TopImages:
 
     @classmethod
     def of(cls, activations: Tensor, numbers: Tensor, keep: int) -> TopImages:
-        """Select from activations [B, U, h, w] of images with numbers i64 [B]."""
+        """Select the `keep` images with the highest activation of each unit.
+
+        Args:
+            activations: [B, U, h, w].
+            numbers: Numbers of the images, i64 [B].
+            keep: Number of images per unit.
+        """
         highest = activations.amax(dim=(2, 3)).T
         return cls(highest, numbers.expand_as(highest), keep)._cut()
 
@@ -100,13 +111,15 @@ Presence = Literal["mask", "image"]
 
 
 def firing_mask(activations: Tensor, thresholds: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks of active units, bool [U, s, t] at (height, width) `size`.
+    """Compute masks of active units, bool [U, s, t].
 
     Activations are upsampled bilinearly, and a unit is active where they are strictly above its threshold. A unit that
     is 0 almost everywhere has the threshold 0, and is not active where it is 0.
 
-    activations  [U, h, w] of one image
-    thresholds   [U]
+    Args:
+        activations: [U, h, w] of one image.
+        thresholds: [U].
+        size: (height, width) of the masks.
     """
     finer = F.interpolate(activations[None], size, mode="bilinear", align_corners=False)[0]
     return finer > thresholds[:, None, None]
@@ -125,7 +138,7 @@ class OverlapCounts:
 
     @classmethod
     def zeros(cls, units: int, labels: Labels) -> OverlapCounts:
-        """Counts of an empty set."""
+        """Return the counts of an empty set."""
         count, categories = len(labels.names), len(labels.categories)
         return cls(
             torch.zeros(units, count, dtype=torch.int64),
@@ -143,9 +156,13 @@ class OverlapCounts:
     ) -> None:
         """Add one image, in place.
 
-        masks   bool [U, s, t], masks of active units
-        layers  i64 [L, s, t], labels of pixels
-        image_labels   labels of the image
+        Args:
+            masks: Bool [U, s, t], masks of active units.
+            layers: i64 [L, s, t], labels of pixels.
+            image_labels: Labels of the whole image.
+            labels: Concepts of the set.
+            presence: When an image counts for a category: "mask" if the unit is active on a pixel with one of its
+                labels, "image" if any pixel has one.
         """
         present, there = _labeled(layers, image_labels)
         fired = masks.flatten(1)
@@ -154,10 +171,10 @@ class OverlapCounts:
         categories = [labels.category_of[label] for label in present]
         of_category = counts.new_zeros(len(present), len(labels.categories))
         of_category[range(len(present)), categories] = 1
-        seen = counts if presence == "mask" else torch.ones_like(counts)
+        label_presence = counts if presence == "mask" else torch.ones_like(counts)
         self.inter[:, present] += counts.long().cpu()
         self.lab[present] += there.sum(dim=1).cpu()
-        self.act.add_((fired.sum(dim=1)[:, None] * (seen @ of_category > 0)).cpu())
+        self.act.add_((fired.sum(dim=1)[:, None] * (label_presence @ of_category > 0)).cpu())
 
     def iou(self, labels: Labels) -> Tensor:
         """Compute the IoU f64 [U, C], 0 for the label of no concept."""

@@ -34,7 +34,12 @@ class AuxiliaryPretraining:
     """(targets, view_index i64 [B]) -> a scalar to minimize, whose gradients reach only these parameters."""
 
     def run(self, batches: TeacherBatches, distributed: DistributedContext) -> None:
-        """Train the parameters, on all ranks together."""
+        """Train the parameters, on all ranks together.
+
+        Args:
+            batches: Batches of the training with the teacher's targets.
+            distributed: Ranks, over which gradients are averaged.
+        """
         optimizer = torch.optim.SGD(
             self.parameters, self.lr, momentum=_MOMENTUM, weight_decay=self.weight_decay
         )

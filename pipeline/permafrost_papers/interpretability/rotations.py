@@ -17,7 +17,7 @@ from permafrost_papers.interpretability.options import NUM_ROTATIONS
 
 
 def rotations() -> Tensor:
-    """Exact canonical_from_view of the four rotations by multiples of 90 degrees, f64 [4, 3, 3]."""
+    """Return the exact canonical_from_view of the four rotations by multiples of 90 degrees, f64 [4, 3, 3]."""
     turns = []
     for quarter in range(NUM_ROTATIONS):
         cosine, sine = (
@@ -37,19 +37,19 @@ def turn_views(batch: Batch) -> Batch:
     turns = rotations().float().to(batch.inputs.device)
     turned = canonical_from_view(batch)[:, None] @ turns
     rows = torch.arange(len(batch.keys)).repeat_interleave(NUM_ROTATIONS)
-    own = rows.to(batch.inputs.device)
+    device_rows = rows.to(batch.inputs.device)
     host_labels = batch.host_labels
     return replace(
         batch,
         keys=tuple(batch.keys[row] for row in rows.tolist()),
-        record_index=batch.record_index[own],
-        inputs=batch.inputs[own],
+        record_index=batch.record_index[device_rows],
+        inputs=batch.inputs[device_rows],
         canonical_from_view=turned.flatten(0, 1),
-        view_index=torch.arange(NUM_ROTATIONS, device=own.device).repeat(len(batch.keys)),
-        original_size=batch.original_size[own],
-        labels=batch.labels[own],
-        groups=batch.groups[own],
-        masks=None if batch.masks is None else batch.masks[own],
+        view_index=torch.arange(NUM_ROTATIONS, device=device_rows.device).repeat(len(batch.keys)),
+        original_size=batch.original_size[device_rows],
+        labels=batch.labels[device_rows],
+        groups=batch.groups[device_rows],
+        masks=None if batch.masks is None else batch.masks[device_rows],
         boxes=tuple(batch.boxes[row] for row in rows.tolist()) if batch.boxes else (),
         host_labels=None if host_labels is None else host_labels[rows],
     )

@@ -27,7 +27,15 @@ _TURNS = NUM_ROTATIONS - 1
 
 
 def views_in_order(values: Tensor, view_index: Tensor) -> Tensor:
-    """Reorder rows [4 R, ...], with four consecutive rows per record in any order, to [R, 4, ...], upright first."""
+    """Reorder rows by record and rotation.
+
+    Args:
+        values: [4 R, ...], with four consecutive rows per record in any order.
+        view_index: i64 [4 R], the rotation of each row.
+
+    Returns:
+        [R, 4, ...], upright first.
+    """
     order = view_index.view(-1, NUM_ROTATIONS).argsort(dim=1)
     by_record = values.view(len(order), NUM_ROTATIONS, *values.shape[1:])
     in_order: Tensor = by_record[torch.arange(len(order), device=order.device)[:, None], order]
@@ -41,13 +49,18 @@ def rotated_similarities(embeddings: Tensor) -> Tensor:
 
 
 def kept_rows(scores: Tensor, true: Tensor, keep_wrong: float) -> Tensor:
-    """Select the rows of the teacher's scores [n, K] to train on, bool [n].
+    """Select the rows of the teacher's scores to train on, bool [n].
 
-    Selected are all rows whose `true` [n] column has the highest score, and the fraction `keep_wrong` of the others,
-    ordered by the rank of the true column. A row with an unknown column (-1) is ranked last.
+    Selected are all rows whose `true` column has the highest score, and the fraction `keep_wrong` of the others,
+    ordered by the rank of the true column.
+
+    Args:
+        scores: [n, K].
+        true: i64 [n]. A row with an unknown column (-1) is ranked last.
+        keep_wrong: Fraction in [0, 1].
     """
-    own = scores.gather(1, true.clamp(min=0)[:, None])
-    rank = torch.where(true < 0, scores.shape[1], (scores > own).sum(dim=1))
+    true_scores = scores.gather(1, true.clamp(min=0)[:, None])
+    rank = torch.where(true < 0, scores.shape[1], (scores > true_scores).sum(dim=1))
     wrong = (rank > 0).sum()
     allowed = len(rank) - wrong + (keep_wrong * wrong).floor()
     place = rank.argsort(stable=True).argsort()
@@ -55,7 +68,14 @@ def kept_rows(scores: Tensor, true: Tensor, keep_wrong: float) -> Tensor:
 
 
 def kept_kd_loss(student: Tensor, teacher: Tensor, tau: float, mask: Tensor) -> Tensor:
-    """Compute tau^2 * KL(teacher || student) of rows [n, K], averaged over the `mask` ones, 0 if there are none."""
+    """Compute tau^2 * KL(teacher || student), averaged over the rows of the mask, 0 if there are none.
+
+    Args:
+        student: [n, K]. Gradients flow here.
+        teacher: [n, K], constant.
+        tau: Temperature > 0.
+        mask: Bool [n].
+    """
     log_student, log_teacher = (
         F.log_softmax(scores / tau, dim=1) for scores in (student, teacher.detach())
     )
@@ -143,12 +163,14 @@ class SSKDLoss(FeatureKDLoss):
         assert student.view_index is not None
         config, index = self.config, student.view_index
         logits = require_all_logits(targets.logits, "method=sskd")
-        own, taught, known = (
+        student_logits, teacher_logits, known = (
             views_in_order(values, index) for values in (student.logits, logits, labels)
         )
-        yield from self.logit_terms(own[:, 0], taught[:, 0], known[:, 0])
+        yield from self.logit_terms(student_logits[:, 0], teacher_logits[:, 0], known[:, 0])
         yield Term("ss", config.lambda_ss, lambda: self.compare(student, targets))
-        yield Term("tf", config.lambda_tf, lambda: self._rotated_kd(own, taught, known))
+        yield Term(
+            "tf", config.lambda_tf, lambda: self._rotated_kd(student_logits, teacher_logits, known)
+        )
 
     def _rotated_kd(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Soft-target loss of rotated images, from logits [R, 4, K] and labels [R, 4]."""
@@ -160,13 +182,17 @@ class SSKDLoss(FeatureKDLoss):
         """Compute the term on similarities."""
         assert student.output.pooled is not None
         assert student.view_index is not None
-        own = self._similarities(self.student_head, student.output.pooled, student.view_index)
+        student_similarities = self._similarities(
+            self.student_head, student.output.pooled, student.view_index
+        )
         with torch.no_grad():
-            taught = self._similarities(
+            teacher_similarities = self._similarities(
                 self.teacher_head, targets.intermediates["pooled"], student.view_index
             )
-        kept = kept_rows(taught, _records_of_turns(taught), self.config.keep_wrong_ss)
-        return kept_kd_loss(own, taught, self.config.tau_ss, kept)
+        kept = kept_rows(
+            teacher_similarities, _records_of_turns(teacher_similarities), self.config.keep_wrong_ss
+        )
+        return kept_kd_loss(student_similarities, teacher_similarities, self.config.tau_ss, kept)
 
     def _similarities(self, head: nn.Module, pooled: Tensor, view_index: Tensor) -> Tensor:
         """Compute similarities [3 R, R] of pooled features [4 R, d]."""

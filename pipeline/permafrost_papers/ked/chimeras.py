@@ -25,7 +25,15 @@ def draw_donors(number: int, records: int, superfeatures: int, device: torch.dev
 
 
 def mix_rows(superfeature_logits: Tensor, donors: Tensor) -> Tensor:
-    """Select the logits of each superfeature from its donor: [B, M, K] and donors i64 [n, M] -> [n, M, K]."""
+    """Select the logits of each superfeature from its donor.
+
+    Args:
+        superfeature_logits: [B, M, K].
+        donors: i64 [n, M], the record of each superfeature.
+
+    Returns:
+        [n, M, K].
+    """
     places = torch.arange(donors.shape[1], device=donors.device)
     return superfeature_logits[donors, places]
 
@@ -35,10 +43,11 @@ def mix_inputs(
 ) -> Tensor:
     """Compose inputs [B, ...] -> [n, ...], with each feature taken from the donor of its superfeature.
 
-    inputs      [B, C, H, W] with sides that are multiples of the grid's, or table rows [B, d]
-    assignment  i64 [d]: the superfeature of each cell or column
-    donors      i64 [n, M]: the record of each superfeature
-    grid        (rows, columns) of the cells, None for a table
+    Args:
+        inputs: [B, C, H, W] with sides that are multiples of the grid's, or table rows [B, d].
+        assignment: i64 [d], the superfeature of each cell or column.
+        donors: i64 [n, M], the record of each superfeature.
+        grid: (rows, columns) of the cells, None for a table.
     """
     donor_of_feature = donors[:, assignment.to(donors.device)]  # [n, d]
     if grid is None:
@@ -49,7 +58,15 @@ def mix_inputs(
 
 
 def spread_cells(cells: Tensor, size: tuple[int, int]) -> Tensor:
-    """Expand cells [..., rows, columns] to pixels [..., height, width] with the value of their cell."""
+    """Expand cells to pixels with the value of their cell.
+
+    Args:
+        cells: [..., rows, columns].
+        size: (height, width) in pixels, multiples of rows and columns.
+
+    Returns:
+        [..., height, width].
+    """
     rows, columns = cells.shape[-2:]
     return cells.repeat_interleave(size[0] // rows, dim=-2).repeat_interleave(
         size[1] // columns, dim=-1
@@ -79,13 +96,24 @@ class Chimeras:
         return replace(
             inputs,
             images=torch.cat([images, mixed]),
-            labels=tuple((share, label_chimeras(own, count)) for share, own in inputs.labels),
+            labels=tuple(
+                (share, label_chimeras(record_labels, count))
+                for share, record_labels in inputs.labels
+            ),
             on_targets=(*inputs.on_targets, lambda targets: add_chimeras(targets, donors)),
         )
 
 
 def add_chimeras(targets: AnyTargets, donors: Tensor) -> Targets:
-    """Append the targets of chimeras to those of a batch. Their logits are the sum of those of their parts."""
+    """Append the targets of chimeras to those of a batch. Their logits are the sum of those of their parts.
+
+    Args:
+        targets: Targets with superfeature logits [B, M, K] at the compared level.
+        donors: i64 [n, M], the record of each superfeature.
+
+    Raises:
+        ConfigError: If only the largest logits are stored.
+    """
     assert isinstance(targets, Targets)
     intermediates = {
         name: torch.cat([values, mix_rows(values, donors)])

@@ -37,7 +37,11 @@ class Probes:
         return int(self.feature_of.max()) + 1
 
     def steps(self, record: Tensor) -> Tensor:
-        """Displacement of each value of one input [*shape] by one step along its feature."""
+        """Return the displacement of each value of one input [*shape] by one step along its feature.
+
+        Raises:
+            ValueError: If the input has another shape than the probes.
+        """
         if record.shape != self.feature_of.shape:
             raise ValueError(
                 f"probes for inputs {tuple(self.feature_of.shape)} do not fit an input {tuple(record.shape)}"
@@ -45,7 +49,11 @@ class Probes:
         return record.detach() if self.amplitude is None else self.amplitude.to(record)
 
     def members(self, like: Tensor) -> Tensor:
-        """Membership of flattened values in features, 0 or 1 in [values, d], with dtype and device of `like`."""
+        """Return the membership of flattened values in features, 0 or 1 in [values, d].
+
+        Args:
+            like: Tensor whose dtype and device the result has.
+        """
         return self._members.to(like)
 
     @cached_property
@@ -53,7 +61,14 @@ class Probes:
         return self.feature_of.flatten()[:, None] == torch.arange(self.num_features)
 
     def scale_amplitudes(self, scales: Tensor) -> Probes:
-        """Return the same directions with the step of feature j scaled by scales[j]."""
+        """Return the same directions with the step of feature j scaled by scales[j].
+
+        Args:
+            scales: [d].
+
+        Raises:
+            ValueError: If the probes have no amplitude.
+        """
         if self.amplitude is None:
             raise ValueError("probes without an amplitude cannot be scaled")
         return replace(self, amplitude=self.amplitude * scales.double()[self.feature_of])
@@ -73,8 +88,13 @@ def pixel_probes(size: tuple[int, int], grid: tuple[int, int], channels: int = 3
     A direction has length 1. There are no separate color directions, because a superfeature is a region. The hue of a
     block is therefore only measured as far as the network's response to it changes with the brightness.
 
-    size  (H, W)
-    grid  (rows, columns) of blocks, whose sizes differ by one pixel if the grid does not divide the image
+    Args:
+        size: (H, W).
+        grid: (rows, columns) of blocks, whose sizes differ by one pixel if the grid does not divide the image.
+        channels: Number of channels of the image.
+
+    Raises:
+        ValueError: If there are more blocks than pixels along a side.
     """
     if any(blocks > pixels for blocks, pixels in zip(grid, size, strict=True)):
         raise ValueError(
@@ -94,15 +114,24 @@ def cell_probes(channels: int, grid: tuple[int, int]) -> Probes:
     These directions occur in the trunk's output, and features after a ReLU stay non-negative at a step of 1. If logits
     are linear in the features (a global average pooling before a linear layer), no cell depends on another. In that
     case cut the trunk earlier, or probe pixel blocks of the trunk's grid instead.
+
+    Args:
+        channels: Number K of channels.
+        grid: (rows, columns) of the features.
     """
     cells = torch.arange(grid[0] * grid[1]).view(grid)
     return Probes(feature_of=cells.expand(channels, *grid).contiguous(), amplitude=None, grid=grid)
 
 
 def feature_scales(batches: Iterable[Tensor], probes: Probes) -> Tensor:
-    """Standard deviation sigma over records of each feature's coordinate along its direction, f64 [d].
+    """Compute the standard deviation sigma over records of each feature's coordinate along its direction, f64 [d].
 
-    batches  inputs [B, *shape]
+    Args:
+        batches: Inputs [B, *shape].
+        probes: Probes with an amplitude.
+
+    Raises:
+        ValueError: If the probes have no amplitude.
     """
     if probes.amplitude is None:
         raise ValueError("probes without an amplitude have no separate scale")
@@ -159,11 +188,15 @@ def squared_curvature(
     step: float | None,
     directions_per_pass: int,
 ) -> Tensor:
-    """Estimate sum_c (d^2 g_c / dP_i dP_j)^2 of one input [*shape] with random signs: f64 [d, d] on the CPU.
+    """Estimate sum_c (d^2 g_c / dP_i dP_j)^2 of one input with random signs: f64 [d, d] on the CPU.
 
-    signs                +-1 [R, K], minus their mean if g is centered over classes
-    step                 step of central differences of gradients, None for the exact second derivative
-    directions_per_pass  number of inputs per forward pass (twice as many with a step), which limits the memory
+    Args:
+        network: Frozen network.
+        record: Input [*shape].
+        probes: Directions P of the features.
+        signs: +-1 [R, K], minus their mean if g is centered over classes.
+        step: Step of central differences of gradients, None for the exact second derivative.
+        directions_per_pass: Number of inputs per forward pass (twice as many with a step), which limits the memory.
     """
     steps, members = probes.steps(record), probes.members(record)
     num_features = probes.num_features
@@ -229,6 +262,17 @@ def squared_ablations(
     """Estimate the squared curvature by mixed differences of backward steps, without gradients, zero on the diagonal.
 
     Each pair of features takes one forward pass, which returns the logits of all classes, so no signs are needed.
+
+    Args:
+        network: Frozen network.
+        record: Input [*shape].
+        probes: Directions of the features.
+        step: Length of a step back, in units of the probes' steps.
+        centered: Subtract the mean over classes from the logits.
+        directions_per_pass: Number of inputs per forward pass, which limits the memory.
+
+    Returns:
+        f64 [d, d] on the CPU.
     """
     steps, members = probes.steps(record), probes.members(record)
     first, second = torch.combinations(torch.arange(probes.num_features)).T
@@ -259,21 +303,24 @@ def refuse_piecewise_linear(
 ) -> None:
     """Raise ConfigError if a part of the network is piecewise linear, with zero or undefined second derivatives.
 
-    modules  module that `network` calls, for the names of its parts, or None if `network` is a module itself
+    Args:
+        network: Frozen network.
+        record: Input [*shape], on which it is run if no module tells.
+        modules: Module that `network` calls, for the names of its parts, or None if `network` is a module itself.
     """
     owner = network if modules is None and isinstance(network, nn.Module) else modules
-    found = [
+    parts = [
         f"{name} ({type(module).__name__})"
         for name, module in (owner.named_modules() if owner is not None else ())
         if isinstance(module, PIECEWISE_LINEAR)
     ]
-    if not found:
+    if not parts:
         with torch.enable_grad():
-            found = _piecewise_linear_steps(network(record.detach()[None].requires_grad_()))
-    if found:
-        more = f" (+{len(found) - 4} more)" if len(found) > 4 else ""
+            parts = _piecewise_linear_steps(network(record.detach()[None].requires_grad_()))
+    if parts:
+        more = f" (+{len(parts) - 4} more)" if len(parts) > 4 else ""
         raise ConfigError(
-            f"derivative=hvp does not support {', '.join(found[:4])}{more}, because exact second derivatives of "
+            f"derivative=hvp does not support {', '.join(parts[:4])}{more}, because exact second derivatives of "
             "piecewise linear functions do not measure dependence; choose derivative=fd, which supports every "
             "activation, or use a copy of the network with smooth ones (Softplus, average pooling)"
         )
@@ -281,14 +328,14 @@ def refuse_piecewise_linear(
 
 def _piecewise_linear_steps(logits: Tensor) -> list[str]:
     """Sorted names of the piecewise linear autograd nodes in the computation of the logits."""
-    found, seen, waiting = set(), set(), [logits.grad_fn]
+    names, visited, waiting = set(), set(), [logits.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         name = node.name().split("Backward")[0].split("WithIndices")[0].rstrip("123D")
         if name in _PIECEWISE_LINEAR_STEPS:
-            found.add(name)
+            names.add(name)
         waiting += [child for child, _ in node.next_functions]
-    return sorted(found)
+    return sorted(names)

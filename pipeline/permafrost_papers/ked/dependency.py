@@ -48,7 +48,7 @@ class DependencySums:
 
     @classmethod
     def empty(cls, num_features: int) -> DependencySums:
-        """Sums over no records."""
+        """Return the sums over no records."""
         return cls(
             squares=torch.zeros(2, num_features, num_features, dtype=torch.float64),
             records=torch.zeros(2, dtype=torch.int64),
@@ -66,7 +66,12 @@ class DependencySums:
 
     @property
     def matrix(self) -> Tensor:
-        """Measured matrix W, f64 [d, d]. Row i belongs to the direction of the displacement."""
+        """Measured matrix W, f64 [d, d]. Row i belongs to the direction of the displacement.
+
+        Raises:
+            ValueError: If no record was measured.
+            ConfigError: If an entry is not finite.
+        """
         if self.num_records == 0:
             raise ValueError("no record was measured")
         matrix = (self.squares.sum(dim=0) / self.num_records).sqrt()
@@ -110,15 +115,24 @@ def measure_dependency(
     The contribution of a record depends only on its key, its input and the seed. Record order, batches and the number
     of processes therefore change at most the last bits of a float64 sum.
 
-    network     frozen, in eval mode: `lambda images: model(images).logits` for a network on images, `lambda
-                features: model.forward_head(features, None)` for the cells of a trunk
-    derivative  fd      central differences of gradients, for every activation
-                hvp     exact, for smooth networks
-                ablate  differences of logits after steps back, without gradients, d^2 / 2 passes per record
-    step        step of fd and ablate, in units of the probes' steps
-    draws       draws of signs per record, for a more precise estimate if there are few records
-    centered    False for logits that do not share a softmax (many labels per record)
-    modules     module that `network` calls if it is not a module itself, in eval mode
+    Args:
+        network: Frozen, in eval mode: `lambda images: model(images).logits` for a network on images, `lambda features:
+            model.forward_head(features, None)` for the cells of a trunk.
+        batches: Keys and inputs of the records.
+        probes: Directions of the features.
+        seed: Seed of the signs.
+        derivative: "fd" takes central differences of gradients, for every activation; "hvp" is exact, for smooth
+            networks; "ablate" takes differences of logits after steps back, without gradients, in d^2 / 2 passes per
+            record.
+        step: Step of fd and ablate, in units of the probes' steps.
+        draws: Draws of signs per record, for a more precise estimate if there are few records.
+        centered: False for logits that do not share a softmax (many labels per record).
+        directions_per_pass: Number of inputs per forward pass, which limits the memory.
+        modules: Module that `network` calls if it is not a module itself, in eval mode.
+
+    Raises:
+        ConfigError: If the network is not in eval mode, has a single logit that would be centered, or is piecewise
+            linear with "hvp".
     """
     owner = network if modules is None and isinstance(network, nn.Module) else modules
     if owner is not None and any(module.training for module in owner.modules()):

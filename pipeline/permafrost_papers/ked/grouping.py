@@ -66,11 +66,20 @@ def group_features(
     Louvain's algorithm searches for `number` communities. Coarser levels merge them, finer levels split them, so the
     levels up to `number` do not depend on `levels`.
 
-    dependency   f64 [d, d], whose diagonal, the features' own curvature, is not read
-    levels       None means `number`
-    grid         (rows, columns) of the features, on which a null feature joins the nearest one
-    correlation  [d, d] of a table's features, by which a null feature joins the one with the largest |correlation|
-    neighbors    None means max(4, n / 8). With n - 1 every edge is kept, and Louvain's algorithm finds little
+    Args:
+        dependency: f64 [d, d], whose diagonal, the features' own curvature, is not read.
+        number: Number of superfeatures that is optimized.
+        levels: Number of superfeatures of the finest level, at least `number`; None means `number`.
+        seed: Seed of Louvain's algorithm.
+        grid: (rows, columns) of the features, on which a null feature joins the nearest one.
+        correlation: [d, d] of a table's features, by which a null feature joins the one with the largest |correlation|.
+        neighbors: Number of strongest edges kept for each feature; None means max(4, n / 8). With n - 1 every edge is
+            kept, and Louvain's algorithm finds little.
+        resolution: Resolution of Louvain's algorithm, which is raised until there are enough communities.
+
+    Raises:
+        ConfigError: If no feature depends on another, or fewer do than superfeatures are asked for.
+        ValueError: If the arguments do not fit each other.
     """
     weights = symmetric(dependency.double().cpu()).numpy()
     live = _live(weights)
@@ -110,7 +119,7 @@ def group_features(
 
 
 def count_dependent(dependency: Tensor) -> int:
-    """Number of features of a dependency matrix f64 [d, d] that are not null, the maximum number of superfeatures."""
+    """Count the features of a dependency matrix f64 [d, d] that are not null, the maximum number of superfeatures."""
     return len(_live(symmetric(dependency.double().cpu()).numpy()))
 
 
@@ -120,7 +129,12 @@ def _live(weights: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def sparsify(weights: NDArray[np.float64], neighbors: int) -> NDArray[np.float64]:
-    """Keep an edge if it is among the strongest of either node. Of equal edges, those to the lowest nodes are kept."""
+    """Keep an edge if it is among the strongest of either node. Of equal edges, those to the lowest nodes are kept.
+
+    Args:
+        weights: Symmetric, [n, n].
+        neighbors: Number of edges that each node keeps.
+    """
     strongest = np.argsort(-weights, axis=1, kind="stable")[:, :neighbors]
     kept = np.zeros(weights.shape, dtype=bool)
     np.put_along_axis(kept, strongest, True, axis=1)
@@ -161,7 +175,7 @@ def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArra
     nodes.add_weighted_edges_from(
         (int(a), int(b), float(graph[a, b])) for a, b in np.argwhere(np.triu(graph)).tolist()
     )
-    found = [
+    communities = [
         networkx.community.louvain_communities(
             nodes,
             weight="weight",
@@ -170,7 +184,7 @@ def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArra
         )
         for start in range(_STARTS)
     ]
-    assignments = [_assignment(sets, len(graph)) for sets in found]
+    assignments = [_assignment(sets, len(graph)) for sets in communities]
     # Of equally good ones, max returns the first.
     return max(assignments, key=lambda a: round(_modularity(graph, a, resolution), _DECIMALS))
 
@@ -189,9 +203,9 @@ def _splits(
         fine = np.empty_like(coarse)
         parts = 0
         for members in groups:
-            own = _louvain(graph[np.ix_(members, members)], seed, resolution)
-            fine[members] = own + parts
-            parts += int(own.max()) + 1
+            communities = _louvain(graph[np.ix_(members, members)], seed, resolution)
+            fine[members] = communities + parts
+            parts += int(communities.max()) + 1
         if parts >= number:
             break
         resolution *= _FINER
@@ -214,7 +228,8 @@ def _mergers(
 ) -> list[NDArray[np.int64]]:
     """Levels of 1, 2, ... communities, i64 [n] each, made by repeatedly merging the pair with the largest gain.
 
-    within  coarser communities that are not merged with each other, and are the first level
+    Args:
+        within: Coarser communities that are not merged with each other, and are the first level.
     """
     levels = [communities]
     fewest = 1 if within is None else int(within.max()) + 1

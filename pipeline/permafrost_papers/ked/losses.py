@@ -54,18 +54,21 @@ from permafrost_papers.ked.subnets import HIDDEN, LOGITS
 def superfeature_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
     """Average `kd_loss` over superfeatures: tau^2 / M * sum_m KL(teacher || student).
 
-    student_logits  [B, M, K]  gradients flow here
-    teacher_logits  [B, M, K]  constant, raw or class-centered
-    tau             temperature > 0, separate from that of the predictions
+    Args:
+        student_logits: [B, M, K]. Gradients flow here.
+        teacher_logits: [B, M, K], constant, raw or class-centered.
+        tau: Temperature > 0, separate from that of the predictions.
     """
     return kd_loss(student_logits.flatten(0, 1), teacher_logits.flatten(0, 1), tau)
 
 
 def control_explanations(teacher_logits: Tensor, control: str) -> Tensor:
-    """Perturb the teacher's superfeatures [B, M, K] for a negative control.
+    """Perturb the teacher's superfeatures for a negative control.
 
-    control  "shuffled" uses those of the previous record in the batch, "noise" uses class-centered Gaussian noise with
-             the standard deviation of the record
+    Args:
+        teacher_logits: [B, M, K].
+        control: "shuffled" uses those of the previous record in the batch, "noise" uses class-centered Gaussian noise
+            with the standard deviation of the record; any other value changes nothing.
     """
     if control == "shuffled":
         return teacher_logits.roll(1, dims=0)
@@ -77,19 +80,24 @@ def control_explanations(teacher_logits: Tensor, control: str) -> Tensor:
 
 
 def superfeature_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Field superfeature_logits [B, M, K], at the teacher's finest level, class-centered."""
+    """Return the field superfeature_logits [B, M, K], at the teacher's finest level, class-centered."""
     return {LOGITS: class_centered(output.extras[LOGITS].detach())}
 
 
 def hint_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """Fields superfeature_logits and superfeature_hidden [B, M, width], at the teacher's finest level."""
+    """Return the fields superfeature_logits [B, M, K] and superfeature_hidden [B, M, width].
+
+    Both are at the teacher's finest level.
+    """
     return {**superfeature_fields(output), HIDDEN: output.extras[HIDDEN].detach()}
 
 
 def coarsen_targets(targets: AnyTargets, coarsening: Tensor) -> Targets:
     """Sum a teacher's superfeatures to the compared level.
 
-    coarsening  i64 [finest M]: superfeature of that level for each of the teacher's
+    Args:
+        targets: Targets with superfeature logits at the teacher's finest level.
+        coarsening: i64 [finest M], the superfeature of the compared level for each of the teacher's.
     """
     assert isinstance(targets, Targets)
     coarse = coarsen(targets.intermediates[LOGITS], coarsening, int(coarsening.max()) + 1)
@@ -117,7 +125,11 @@ class KEDLoss(DistillationLoss):
     def plan(
         self, config: DistillConfig, passes: Sequence[StoredTeacher], num_classes: int
     ) -> None:
-        """Find the level that `method.superfeatures` names in the hierarchies of the student and of its teachers."""
+        """Find the level that `method.superfeatures` names in the hierarchies of the student and of its teachers.
+
+        Raises:
+            ConfigError: If the networks do not have this level in common, or chimeras or hints do not fit the teachers.
+        """
         method = self.config
         if not method.needs_superfeatures:
             return
@@ -164,8 +176,8 @@ class KEDLoss(DistillationLoss):
         if not self.teacher_coarsenings:
             return targets
         return tuple(
-            coarsen_targets(own, coarsening)
-            for own, coarsening in zip(targets, self.teacher_coarsenings, strict=True)
+            coarsen_targets(teacher_targets, coarsening)
+            for teacher_targets, coarsening in zip(targets, self.teacher_coarsenings, strict=True)
         )
 
     @property
@@ -209,26 +221,26 @@ class KEDLoss(DistillationLoss):
     def build(self, student: StudentOutput, targets: Targets) -> None:
         if not self.has_hint:
             return
-        own, taught = student.output.extras[HIDDEN].shape, targets.intermediates[HIDDEN].shape
+        hidden, target = student.output.extras[HIDDEN].shape, targets.intermediates[HIDDEN].shape
         level = targets.intermediates[LOGITS].shape[1]
-        if not own[1] == taught[1] == level:
+        if not hidden[1] == target[1] == level:
             raise ConfigError(
                 f"method.lambda_hint={self.config.lambda_hint} compares hidden layers, which cannot be coarsened, but "
-                f"student, teacher and method.superfeatures have {own[1]}, {taught[1]} and {level} superfeatures; "
+                f"student, teacher and method.superfeatures have {hidden[1]}, {target[1]} and {level} superfeatures; "
                 "make these numbers equal, or set method.lambda_hint=0"
             )
-        self.hint = nn.Linear(own[2], taught[2])  # type: ignore[assignment]
+        self.hint = nn.Linear(hidden[2], target[2])  # type: ignore[assignment]
 
     def terms(
         self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
     ) -> Iterable[Term]:
         assert isinstance(targets, Targets)
-        taught, tau = targets.logits, self.config.tau
+        teacher_logits, tau = targets.logits, self.config.tau
         yield label_term(student.logits, labels, self.label_weight)
         yield Term(
             "kd",
             self.prediction_weight,
-            lambda: kd_loss(student.logits, require_logits(taught), tau),
+            lambda: kd_loss(student.logits, require_logits(teacher_logits), tau),
         )
         yield Term("ked", self.explanation_weight, lambda: self._compare(student, targets))
         yield Term("hint", self.config.lambda_hint, lambda: self._hint_error(student, targets))
@@ -240,10 +252,10 @@ class KEDLoss(DistillationLoss):
         teacher = control_explanations(
             targets.intermediates[LOGITS], self.config.superfeature_control
         )
-        own = student.output.extras[LOGITS]
+        student_logits = student.output.extras[LOGITS]
         if self.student_coarsening is not None:
-            own = coarsen(own, self.student_coarsening, teacher.shape[1])
-        return superfeature_loss(own, teacher, self.config.tau_superfeatures)
+            student_logits = coarsen(student_logits, self.student_coarsening, teacher.shape[1])
+        return superfeature_loss(student_logits, teacher, self.config.tau_superfeatures)
 
 
 class ExplainingTeacherLoss(LabelsLoss):
@@ -260,11 +272,11 @@ class ExplainingTeacherLoss(LabelsLoss):
     ) -> Iterable[Term]:
         yield from super().terms(student, None, labels)
         if isinstance(targets, Targets):
-            taught, config = targets.logits, self.config
+            teacher_logits, config = targets.logits, self.config
             yield Term(
                 "kd",
                 config.lambda_kd,
-                lambda: kd_loss(student.logits, require_logits(taught), config.tau),
+                lambda: kd_loss(student.logits, require_logits(teacher_logits), config.tau),
             )
 
 

@@ -36,20 +36,23 @@ class Standardize(nn.Module):
 
 
 def column_moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Compute mean and standard deviation over all rows of these parts [n, d], f64 [d] each.
+    """Compute mean and standard deviation over all rows, f64 [d] each.
 
     Moments of parts are merged (Chan et al. 1979), which is accurate for columns with a large mean and small spread.
+
+    Args:
+        parts: Rows [n, d], in parts.
     """
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for part in parts:
         rows = part.double()
-        own = rows.mean(dim=0)
+        part_mean = rows.mean(dim=0)
         total = count + len(rows)
         squares = (
             squares
-            + (rows - own).square().sum(dim=0)
-            + (own - mean).square() * (count * len(rows) / total)
+            + (rows - part_mean).square().sum(dim=0)
+            + (part_mean - mean).square() * (count * len(rows) / total)
         )
-        mean = mean + (own - mean) * (len(rows) / total)
+        mean = mean + (part_mean - mean) * (len(rows) / total)
         count = total
     return mean, (squares / count).sqrt()

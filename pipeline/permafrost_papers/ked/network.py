@@ -226,11 +226,11 @@ class AdditiveTrunk(_TrunkClassifier):
         return self.tail(total / sizes[:, None])  # type: ignore[no-any-return]
 
     def _check(self, features: Tensor) -> None:
-        found = (features.shape[2], features.shape[3])
-        if found != self.grid:
+        grid = (features.shape[2], features.shape[3])
+        if grid != self.grid:
             raise ConfigError(
-                f"grid={self.grid} of name=trunk must be that of its last stage, {found[0]}x{found[1]} cells for this "
-                f"input; set grid=[{found[0]},{found[1]}], or another augment.size, input_size or stem_stride"
+                f"grid={self.grid} of name=trunk must be that of its last stage, {grid[0]}x{grid[1]} cells for this "
+                f"input; set grid=[{grid[0]},{grid[1]}], or another augment.size, input_size or stem_stride"
             )
 
 
@@ -268,7 +268,11 @@ def _place_channels(network: AdditiveChannels, _: object) -> None:
 
 
 def build_trunk(config: AdditiveModelConfig, num_classes: int) -> tuple[Classifier, int]:
-    """Build the shared network without its classifier, and return it with the number of channels of its features."""
+    """Build the shared network without its classifier, and return it with the number of channels of its features.
+
+    Raises:
+        ConfigError: If its head reads more than a grid of features.
+    """
     inner = config.trunk_config
     trunk: Classifier = provider_of(inner).build(inner, num_classes)
     if isinstance(trunk, CifarResNet):
@@ -294,13 +298,21 @@ def _remove_head(trunk: Classifier, name: str, side: int) -> int:
                 f"trunk={name} has a head that reads more than a grid of features (a class token), which name=trunk "
                 "cannot divide into superfeatures; choose a convolutional network or Swin"
             )
-        found = torch.autograd.grad(features.sum(), list(parameters.values()), allow_unused=True)
+        gradients = torch.autograd.grad(
+            features.sum(), list(parameters.values()), allow_unused=True
+        )
     trunk.train()
-    unused = {name for name, gradient in zip(parameters, found, strict=True) if gradient is None}
+    unused = {
+        name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None
+    }
     removed: list[str] = []
     for path, module in list(trunk.named_modules()):  # from the outermost on
-        own = {f"{path}.{name}" for name, _ in module.named_parameters()}
-        if own and own <= unused and not path.startswith(tuple(f"{outer}." for outer in removed)):
+        parameter_names = {f"{path}.{name}" for name, _ in module.named_parameters()}
+        if (
+            parameter_names
+            and parameter_names <= unused
+            and not path.startswith(tuple(f"{outer}." for outer in removed))
+        ):
             owner, _, attribute = path.rpartition(".")
             setattr(trunk.get_submodule(owner), attribute, nn.Identity())
             removed.append(path)
@@ -323,7 +335,11 @@ _NETWORKS: dict[str, Callable[[AdditiveModelConfig, int], AdditiveClassifier]] =
 
 
 def network_partition(model: Any) -> Partition:
-    """Return the partition of an additive network, or raise ConfigError for any other."""
+    """Return the partition of an additive network.
+
+    Raises:
+        ConfigError: If the network is not an additive one.
+    """
     if not isinstance(model, AdditiveClassifier):
         raise ConfigError(
             f"{type(model.network).__name__} has no superfeatures, which method=ked and its payloads need; set "
@@ -334,7 +350,11 @@ def network_partition(model: Any) -> Partition:
 
 
 def describe_levels(model: Any) -> dict[str, Any]:
-    """Describe the partition of an additive network for the manifest of a pass. Raises ConfigError for any other."""
+    """Describe the partition of an additive network for the manifest of a pass.
+
+    Raises:
+        ConfigError: If the network is not an additive one.
+    """
     return describe_partition(network_partition(model))
 
 

@@ -54,7 +54,11 @@ class Partition:
         return len(self.assignments)
 
     def assignment(self, number: int) -> Tensor:
-        """Partition into `number` superfeatures: i64 [d]."""
+        """Return the partition into `number` superfeatures: i64 [d].
+
+        Raises:
+            ConfigError: If there is no such level.
+        """
         if not 1 <= number <= self.most:
             raise ConfigError(
                 f"the partition has no level of {number} superfeatures; choose 1 to {self.most}"
@@ -62,7 +66,11 @@ class Partition:
         return self.assignments[number - 1]
 
     def coarsening(self, number: int) -> Tensor:
-        """Superfeature among `number` for each of the finest ones: i64 [M]."""
+        """Return the superfeature among `number` for each of the finest ones: i64 [M].
+
+        Raises:
+            ConfigError: If there is no such level.
+        """
         coarse = self.assignment(number)
         of_finest = torch.empty(self.most, dtype=torch.int64)
         of_finest[self.assignments[-1]] = coarse
@@ -89,6 +97,14 @@ def contiguous_partition(
     """Divide features into `number` groups of neighbors: rectangles of the grid, or runs of a table's columns.
 
     Starting from the whole, the largest rectangle (the first of equal ones) is cut across its longer side.
+
+    Args:
+        number: Number of groups of the finest level.
+        num_features: Number of features.
+        grid: (rows, columns) of the features, None for columns of a table or channels.
+
+    Raises:
+        ValueError: If there are more groups than features.
     """
     if number > num_features:
         raise ValueError(f"{num_features} features cannot be divided into {number} groups")
@@ -106,11 +122,16 @@ def contiguous_partition(
 
 
 def build_partition(config: AdditiveModelConfig, num_features: int | None = None) -> Partition:
-    """Build M levels over the config's features. Raises ConfigError if its partition file does not fit.
+    """Build M levels over the config's features.
 
     If weights are named, they contain the partition, and the partition file is not read.
 
-    num_features  number of features if the config does not determine it
+    Args:
+        config: Options of the network.
+        num_features: Number of features if the config does not determine it.
+
+    Raises:
+        ConfigError: If there are too few features, or the partition file does not fit.
     """
     number = num_features or config.features
     assert number is not None
@@ -123,15 +144,17 @@ def build_partition(config: AdditiveModelConfig, num_features: int | None = None
     grid = None if config.columns or of_channels else config.grid
     is_named = config.partition is not None and config.weights in (None, "random")
     if not is_named or config.partition_control == "contiguous":
-        found = replace(
+        partition = replace(
             contiguous_partition(config.superfeatures, number, grid), of_channels=of_channels
         )
     else:
         assert config.partition is not None
-        found = Partition(assignments=_read_assignments(Path(config.partition), config), grid=grid)
+        partition = Partition(
+            assignments=_read_assignments(Path(config.partition), config), grid=grid
+        )
     if config.partition_control == "random":
-        return random_partition(found, config.partition_seed)
-    return found
+        return random_partition(partition, config.partition_seed)
+    return partition
 
 
 def partition_digests(config: AdditiveModelConfig) -> dict[str, str]:
@@ -174,9 +197,15 @@ def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
 
 
 def coarsen(logits: Tensor, coarsening: Tensor, number: int) -> Tensor:
-    """Sum logits [B, M, K] over the `number` superfeatures of a coarser level: [B, number, K], float32 or wider.
+    """Sum logits over the superfeatures of a coarser level.
 
-    coarsening  i64 [M]: the superfeature of the coarser level for each of the finest ones
+    Args:
+        logits: [B, M, K].
+        coarsening: i64 [M], the superfeature of the coarser level for each of the finest ones.
+        number: Number of superfeatures of the coarser level.
+
+    Returns:
+        [B, number, K], float32 or wider.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     coarse = wide.new_zeros(len(wide), number, wide.shape[2])
@@ -210,7 +239,7 @@ class Hierarchy:
         return len(self.levels)
 
     def coarsening(self, number: int) -> Tensor:
-        """Superfeature of the level with `number` superfeatures for each of the finest ones, i64 [M]."""
+        """Return the superfeature of the level with `number` superfeatures for each of the finest ones, i64 [M]."""
         return torch.tensor(self.levels[number - 1].coarsening)
 
 
@@ -256,7 +285,11 @@ def pass_hierarchy(teacher: TeacherPass) -> Hierarchy | None:
 def require_same_level(student: Hierarchy, teacher: Hierarchy, number: int, name: str) -> None:
     """Raise ConfigError unless both divide their features into the same `number` superfeatures.
 
-    name  name of the teacher, for messages
+    Args:
+        student: Levels of the student.
+        teacher: Levels of the teacher.
+        number: Number of superfeatures of the compared level.
+        name: Name of the teacher, for messages.
     """
     require(
         number <= student.most,

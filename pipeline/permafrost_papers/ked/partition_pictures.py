@@ -73,9 +73,11 @@ def superfeature_figure(
 ) -> list[TileRow]:
     """Show groups, and below them the matrix in their order, for some numbers of superfeatures.
 
-    dependency  [d, d]
-    numbers     numbers of superfeatures, None for 2, 4, 8 and 16 below the finest level, and the finest level
-    image       [H, W, 3], u8 or float in [0, 1], such as the mean of some records
+    Args:
+        partition: Partition of the features.
+        dependency: [d, d].
+        numbers: Numbers of superfeatures, None for 2, 4, 8 and 16 below the finest level, and the finest level.
+        image: [H, W, 3], u8 or float in [0, 1], such as the mean of some records.
     """
     if numbers is None:
         numbers = sorted({n for n in _SHOWN if n < partition.most} | {partition.most})
@@ -97,7 +99,16 @@ def group_picture(
     grid: tuple[int, int] | None,
     image: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
-    """Draw each feature in the color of its group: [h, w, 3], [1, d, 3] for a table, or [H, W, 3] over a gray image."""
+    """Draw each feature in the color of its group.
+
+    Args:
+        assignment: Group of each feature, i64 [d].
+        grid: (rows, columns) of the features, None for a table.
+        image: Image below the colors, [H, W, 3], u8 or float in [0, 1], of which only the brightness is shown.
+
+    Returns:
+        [h, w, 3], [1, d, 3] for a table, or [H, W, 3] over an image.
+    """
     colors = _palette(int(assignment.max()) + 1)[assignment]
     rows, columns = grid or (1, len(assignment))
     colors = colors.reshape(rows, columns, 3)
@@ -110,7 +121,15 @@ def group_picture(
 
 
 def dependency_picture(dependency: Tensor, assignment: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Draw the matrix in the order of groups, with lines between them: [side, side, 3], where black is strong."""
+    """Draw the matrix in the order of groups, with lines between them, where black is strong.
+
+    Args:
+        dependency: [d, d].
+        assignment: Group of each feature, i64 [d].
+
+    Returns:
+        [side, side, 3] in [0, 1].
+    """
     order = assignment.argsort(kind="stable")
     weights = symmetric(dependency).numpy()[np.ix_(order, order)]
     strong = np.quantile(weights, _STRONG_QUANTILE)

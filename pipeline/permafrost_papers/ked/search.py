@@ -92,8 +92,10 @@ def partition_artifact(
 ) -> Artifact:
     """Return the artifact of a search.
 
-    made_from  the network, the records and the probes
-    options    options of the measurement and of the grouping
+    Args:
+        store: Folder of the store.
+        made_from: Descriptions of the network, the records and the probes.
+        options: Options of the measurement and of the grouping.
     """
     return Artifact(store, "partition", {**made_from, "options": options}, _MADE_BY)
 
@@ -120,7 +122,11 @@ def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencyS
 
 
 def load_partition(folder: RootedPath) -> SavedPartition:
-    """Load the partition and W from an artifact's folder, with a check of every byte."""
+    """Load the partition and W from an artifact's folder, with a check of every byte.
+
+    Raises:
+        ManifestError: If a file is damaged or missing.
+    """
     manifest, tensors = load_artifact(folder, _MADE_BY)
     facts = from_dict(PartitionFacts, manifest.description)
     return SavedPartition(
@@ -176,6 +182,9 @@ class PartitionSearch:
 
         An existing partition is kept. The number of ranks and the batches change at most the last bits of the sum,
         which the grouping rounds away.
+
+        Raises:
+            ConfigError: If fewer features depend on others than superfeatures are asked for.
         """
         exists = torch.tensor(float(self._artifact.exists))
         if not distributed.sum(exists):
@@ -283,8 +292,8 @@ class PartitionSearch:
             return
         dataset = StoreDataset(self.store, rows, decode_threads=self.decode_threads)
         for _, batch in iter_on_device(iter_batches(dataset, _BATCH_SIZE), device):
-            seen = evaluation_view(batch, self.teacher.frame, size)
-            yield batch.keys, view_images(seen, size)
+            view_batch = evaluation_view(batch, self.teacher.frame, size)
+            yield batch.keys, view_images(view_batch, size)
 
     def _correlation(self) -> Tensor:
         """Correlation of a table's columns over the first records: f64 [d, d]."""
@@ -324,7 +333,16 @@ class PartitionSearch:
 def search_superfeatures(
     config: TeachConfig, folder: Path, distributed: DistributedContext
 ) -> None:
-    """Find the superfeatures of teaching=ked, and write their partition into the folder of the run."""
+    """Find the superfeatures of teaching=ked, and write their partition into the folder of the run.
+
+    Args:
+        config: Options of `teach`.
+        folder: Folder of the run.
+        distributed: Ranks that share the measurement.
+
+    Raises:
+        ConfigError: If fewer features depend on others than superfeatures are asked for.
+    """
     teaching, teacher, black_box = config.teaching, config.teacher, config.black_box
     assert isinstance(teaching, KEDTeachingConfig)
     assert isinstance(teacher, AdditiveModelConfig)

@@ -41,7 +41,9 @@ class AdditiveClassifier(Classifier):
     def __init__(self, config: AdditiveModelConfig, num_features: int | None = None) -> None:
         """Build the partition.
 
-        num_features  number of features if the config does not determine it
+        Args:
+            config: Options of the network.
+            num_features: Number of features if the config does not determine it.
         """
         super().__init__()
         partition = build_partition(config, num_features)
@@ -98,7 +100,11 @@ class SubnetTail(nn.Module):
     def __init__(self, subnets: int, width: int, layers: int, outputs: int) -> None:
         """Build the tail.
 
-        layers  number of remaining hidden layers
+        Args:
+            subnets: Number M of subnets.
+            width: Width of each hidden layer.
+            layers: Number of remaining hidden layers.
+            outputs: Number K of classes.
         """
         super().__init__()
         self.hidden = nn.ModuleList(SubnetLinear(subnets, width, width) for _ in range(layers))
@@ -130,7 +136,15 @@ class GroupedFeatures(nn.Module):
         self.taken = torch.arange(self.places.shape[1], device=sizes.device) < sizes[:, None]
 
     def product(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Multiply the values [B, d, C] of each group's features by their weights [d, C, width]: [B, M, width]."""
+        """Multiply the values of each group's features by their weights.
+
+        Args:
+            values: [B, d, C].
+            weight: [d, C, width].
+
+        Returns:
+            [B, M, width].
+        """
         gathered = weight[self.places] * self.taken[:, :, None, None]  # [M, largest, C, width]
         return torch.einsum(
             "bmi,mih->bmh", values[:, self.places].flatten(2), gathered.flatten(1, 2)
@@ -138,7 +152,13 @@ class GroupedFeatures(nn.Module):
 
 
 def initial_weight(assignment: Tensor, channels: int, width: int) -> Tensor:
-    """Draw weights [d, C, width] of a first layer, each scaled by the number of values that its group has."""
+    """Draw weights [d, C, width] of a first layer, each scaled by the number of values that its group has.
+
+    Args:
+        assignment: Group of each feature, i64 [d].
+        channels: Number C of values of a feature.
+        width: Width of each subnet.
+    """
     fan_in = channels * assignment.bincount()[assignment]  # [d]
     weight = torch.randn(len(assignment), channels, width)
     return weight * (2 / fan_in).sqrt()[:, None, None]
@@ -151,10 +171,14 @@ _TOLERANCE = 0.2
 def subnet_width(config: AdditiveModelConfig, outputs: int, *, inputs: int) -> int:
     """Return the width of each subnet, which `constant` derives from `width`.
 
-    outputs  number of classes
-    inputs   values of the input that all subnets read together: of an image or a row with name=mlp, channels otherwise
+    Args:
+        config: Options of the network.
+        outputs: Number of classes.
+        inputs: Values of the input that all subnets read together: of an image or a row with name=mlp, channels
+            otherwise.
 
-    Raises ConfigError if no width has nearly as many parameters as constant=parameters asks for.
+    Raises:
+        ConfigError: If no width has nearly as many parameters as constant=parameters asks for.
     """
     match config.constant:
         case "subnet_width":
@@ -164,8 +188,8 @@ def subnet_width(config: AdditiveModelConfig, outputs: int, *, inputs: int) -> i
     wanted = count_subnet_parameters(config, 1, config.width, outputs, inputs)
 
     def difference(width: int) -> int:
-        found = count_subnet_parameters(config, config.superfeatures, width, outputs, inputs)
-        return abs(found - wanted)
+        count = count_subnet_parameters(config, config.superfeatures, width, outputs, inputs)
+        return abs(count - wanted)
 
     width = min(range(1, config.width + 1), key=difference)
     share = difference(width) / wanted
@@ -181,7 +205,15 @@ def subnet_width(config: AdditiveModelConfig, outputs: int, *, inputs: int) -> i
 def count_subnet_parameters(
     config: AdditiveModelConfig, subnets: int, width: int, outputs: int, inputs: int
 ) -> int:
-    """Count the parameters of all subnets, without those of a trunk."""
+    """Count the parameters of all subnets, without those of a trunk.
+
+    Args:
+        config: Options of the network.
+        subnets: Number of subnets.
+        width: Width of each subnet.
+        outputs: Number of classes.
+        inputs: Values of the input that all subnets read together, as in `subnet_width`.
+    """
     output = subnets * (width + 1) * outputs
     if config.name == "conv":
         norms = 2 * subnets * width * config.depth

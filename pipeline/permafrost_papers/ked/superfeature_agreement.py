@@ -42,7 +42,12 @@ class FidelitySums:
 
     @classmethod
     def of(cls, teacher: Tensor, student: Tensor) -> FidelitySums:
-        """Compute from superfeature logits [B, M, K], raw or class-centered."""
+        """Compute the sums from superfeature logits.
+
+        Args:
+            teacher: [B, M, K], raw or class-centered.
+            student: [B, M, K], raw or class-centered.
+        """
         log_p, log_q = (F.log_softmax(logits.double(), dim=2) for logits in (teacher, student))
         kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=2)
         same = teacher.argmax(dim=2) == student.argmax(dim=2)
@@ -81,12 +86,14 @@ def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
     model = context.model
     on_host = iter_batches(dataset, context.options.batch_size)
     for batch, moved in iter_on_device(on_host, model.device):
-        taught = coarsen(decode_intermediates(batch.targets[0])[PAYLOAD], of_teacher, number)
-        seen = evaluation_view(moved, context.options.frame, model.input_size)
+        teacher_logits = coarsen(
+            decode_intermediates(batch.targets[0])[PAYLOAD], of_teacher, number
+        )
+        view_batch = evaluation_view(moved, context.options.frame, model.input_size)
         with torch.no_grad():
-            output = model.network(view_images(seen, model.input_size))
-        own = coarsen(output.extras[LOGITS], of_student, number)
-        total = total + FidelitySums.of(taught.cpu(), own.cpu())
+            output = model.network(view_images(view_batch, model.input_size))
+        student_logits = coarsen(output.extras[LOGITS], of_student, number)
+        total = total + FidelitySums.of(teacher_logits.cpu(), student_logits.cpu())
     return total.metrics
 
 
@@ -99,16 +106,16 @@ def _levels(context: EvaluationContext) -> tuple[int, Tensor, Tensor]:
             "has none; it evaluates students of student=additive"
         )
     passes = context.dataset.passes
-    taught = pass_hierarchy(passes[0]) if passes else None
-    if taught is None:
+    teacher = pass_hierarchy(passes[0]) if passes else None
+    if teacher is None:
         raise ConfigError(
             "evaluators=superfeatures needs a teacher pass with superfeatures; run permafrost precompute "
             "teacher=additive annotate.payloads=[logits,superfeature_logits], and name its pass with store.teacher="
         )
     student = hierarchy_of(network.partition)
-    number = min(student.most, taught.most)
-    require_same_level(student, taught, number, passes[0].name)
-    return number, student.coarsening(number), taught.coarsening(number)
+    number = min(student.most, teacher.most)
+    require_same_level(student, teacher, number, passes[0].name)
+    return number, student.coarsening(number), teacher.coarsening(number)
 
 
 EVALUATOR = Evaluator(

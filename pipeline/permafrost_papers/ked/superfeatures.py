@@ -100,9 +100,16 @@ def superfeature_contributions(
 ) -> Tensor:
     """Compute signed maps of the given classes on the grid of the model's features, float32 or wider.
 
-    output           output of `model`, whose features are used if it has no superfeatures
-    explained_class  i64 [B, E], where a negative entry results in a zero map
-    returns          [B, E, 1, rows, columns], with a table's columns in one row
+    Args:
+        model: An additive network with a partition of cells or columns.
+        output: Output of `model`, whose features are used if it has no superfeatures.
+        explained_class: i64 [B, E], where a negative entry results in a zero map.
+
+    Returns:
+        [B, E, 1, rows, columns], with a table's columns in one row.
+
+    Raises:
+        ConfigError: If the network is not an additive one, or divides channels.
     """
     if not isinstance(model, AdditiveClassifier):
         raise ConfigError(

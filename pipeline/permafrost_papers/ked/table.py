@@ -54,7 +54,11 @@ def bad_row_content(error_message: str) -> tuple[str, ...]:
 
 
 def read_row(record: Record) -> Content:
-    """Return the row as it is stored; raise RowError if it cannot be stored."""
+    """Return the row as it is stored.
+
+    Raises:
+        RowError: If it cannot be stored.
+    """
     encoded, *complaints = record.content
     if complaints:
         raise RowError(complaints[0])
@@ -110,7 +114,11 @@ class TableSource:
             yield replace(record, content=content)
 
     def read(self, record: Record) -> Content:
-        """Return the row; raise RowError if a cell is not a finite number (data.on_error=skip)."""
+        """Return the row.
+
+        Raises:
+            RowError: If a cell is not a finite number (data.on_error=skip).
+        """
         return read_row(record)
 
     def where(self, record: Record) -> str:

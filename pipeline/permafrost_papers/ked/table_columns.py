@@ -51,7 +51,14 @@ class TableColumns:
         return names
 
     def require(self, columns: dict[str, str]) -> None:
-        """Raise ConfigError unless the columns exist; `columns` maps each option to the column that it names."""
+        """Check that columns exist.
+
+        Args:
+            columns: Column that each option names.
+
+        Raises:
+            ConfigError: If a column does not exist.
+        """
         require_columns(self.path, columns, self.names)
 
     def texts(self, column: str) -> Iterator[str | None]:
@@ -105,7 +112,11 @@ class TableColumns:
 
 
 def read_columns(path: Path) -> TableColumns:
-    """Read a whole .csv or .parquet file."""
+    """Read a whole .csv or .parquet file.
+
+    Raises:
+        ConfigError: If the file has no rows, or two columns of the same name.
+    """
     with readable(path):
         names = column_names(path)
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -156,7 +167,13 @@ def table_features(
 ) -> Features:
     """Select and convert the columns that the options choose.
 
-    in_training  [N]: the rows whose categories are used
+    Args:
+        table: Table of N rows.
+        config: Options of the table.
+        in_training: Bool [N], True for the rows whose categories are used.
+
+    Raises:
+        ConfigError: If an option names a column that does not fit, or no column of numbers is left.
     """
     numbers = _numeric_columns(table, config)
     if config.log1p != ALL_COLUMNS:

@@ -64,8 +64,18 @@ Distances = dict[str, list["Tensor"]]
 def network_distances(
     context: EvaluationContext, model: EvaluatedModel, probes: ProbeSet, forms: Sequence[Form]
 ) -> dict[Form, Distances]:
-    """Compute the distances of each form by running the network. All features of a block are held in memory."""
-    found: dict[Form, Distances] = {form: {} for form in forms}
+    """Compute the distances of each form by running the network. All features of a block are held in memory.
+
+    Args:
+        context: Evaluation of the split.
+        model: Network to run.
+        probes: Blocks of records.
+        forms: Forms of the features.
+
+    Returns:
+        Condensed distances of each form, layer and block.
+    """
+    distances_by_form: dict[Form, Distances] = {form: {} for form in forms}
     for block in probes.blocks:
         parts: dict[str, list[Tensor]] = {}
         for images in iter_views(model, context.dataset, block.tolist(), context.options):
@@ -75,8 +85,8 @@ def network_distances(
             features = torch.cat(parts.pop(layer))
             for form in forms:
                 distances = feature_distances(features, l2norm=form == "unit")
-                found[form].setdefault(layer, []).append(distances)
-    return found
+                distances_by_form[form].setdefault(layer, []).append(distances)
+    return distances_by_form
 
 
 # ---- the teacher's -------------------------------------------------------------------------------
@@ -90,7 +100,7 @@ def has_teacher_distances(
 
 
 def teacher_layers(context: EvaluationContext, probes: ProbeSet, form: Form) -> list[str]:
-    """Names of the teacher's layers, from the artifact in the store or from the network."""
+    """Return the names of the teacher's layers, from the artifact in the store or from the network."""
     artifact = _artifact(context, probes, form)
     if artifact.exists:
         return list(artifact.description["layers"])
@@ -100,7 +110,16 @@ def teacher_layers(context: EvaluationContext, probes: ProbeSet, form: Form) -> 
 def teacher_distances(
     context: EvaluationContext, probes: ProbeSet, forms: Sequence[Form]
 ) -> dict[Form, Distances]:
-    """Load the distances of each form from the store. Missing ones are computed with the network and stored."""
+    """Load the distances of each form from the store. Missing ones are computed with the network and stored.
+
+    Args:
+        context: Evaluation of the split.
+        probes: Blocks of records.
+        forms: Forms of the features.
+
+    Returns:
+        Condensed distances of each form, layer and block.
+    """
     missing = [form for form in forms if not _artifact(context, probes, form).exists]
     asked: dict[Form, Distances] = {}
     if missing:
@@ -141,7 +160,15 @@ _LABELS = "labels"
 
 
 def check_distances(context: EvaluationContext) -> Mapping[str, str]:
-    """Check labels, the teacher's distances or network, the baseline, the layers and the embeddings."""
+    """Check labels, the teacher's distances or network, the baseline, the layers and the embeddings.
+
+    Returns:
+        SHA-256 of the files that are read, by their path.
+
+    Raises:
+        ConfigError: If one of them is missing or does not fit.
+        StoreMismatchError: If the network of the teacher did not make the pass.
+    """
     options = context.options.of(DistanceCorrelationOptions)
     option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS, option)
@@ -158,8 +185,8 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
         files[options.embeddings] = sha256_file(Path(options.embeddings))
     if options.layers:
         others = teacher_layers(context, _probes(context), _forms(options)[0])
-        own = layer_names(context.model)
-        check_layers(f"evaluate.{NAME}.layers", options.layers, own, others)
+        student_layers = layer_names(context.model)
+        check_layers(f"evaluate.{NAME}.layers", options.layers, student_layers, others)
     return files
 
 
@@ -168,8 +195,10 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
     options = context.options.of(DistanceCorrelationOptions)
     probes = _probes(context)
     forms = _forms(options)
-    found = {name: _distances_of(name, context, probes, forms) for name in _networks(options)}
-    main = {name: by_form[forms[0]] for name, by_form in found.items()}
+    distances_by_network = {
+        name: _distances_of(name, context, probes, forms) for name in _networks(options)
+    }
+    main = {name: by_form[forms[0]] for name, by_form in distances_by_network.items()}
     layers = _paired(main, options.layers)
     table = _table(main, _label_distances(context, probes), options.permutations, options.seed)
     numbers: dict[str, Any] = {
@@ -180,12 +209,15 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
         "layers": layers,
     }
     if "teacher" in main:
-        pairs = {own: (f"teacher.{of['teacher']}", f"student.{own}") for own, of in layers.items()}
-        fss = {own: table.correlation(*pair) for own, pair in pairs.items()}
-        numbers["fss"] = {own: float(value) for own, value in fss.items()}
-        numbers["fss_p"] = {own: table.p_value(value) for own, value in fss.items()}
+        pairs = {
+            layer_name: (f"teacher.{of['teacher']}", f"student.{layer_name}")
+            for layer_name, of in layers.items()
+        }
+        fss = {layer_name: table.correlation(*pair) for layer_name, pair in pairs.items()}
+        numbers["fss"] = {layer_name: float(value) for layer_name, value in fss.items()}
+        numbers["fss_p"] = {layer_name: table.p_value(value) for layer_name, value in fss.items()}
         if options.biased:
-            unit = {name: by_form["unit"] for name, by_form in found.items()}
+            unit = {name: by_form["unit"] for name, by_form in distances_by_network.items()}
             biased = _table(unit, [])
             numbers["fss_biased"] = {o: float(biased.correlation(*p)) for o, p in pairs.items()}
     for name, distances in main.items():
@@ -213,14 +245,19 @@ def _residuals(
     for x, given in wanted_pairs(options.pairs, options.baseline):
         name = f"{x}_given_{given}"
         names = {
-            own: (f"{x}.{of[x]}", f"{given}.{of[given]}", _LABELS) for own, of in layers.items()
+            layer_name: (f"{x}.{of[x]}", f"{given}.{of[given]}", _LABELS)
+            for layer_name, of in layers.items()
         }
-        numbers["rs"][name] = {own: float(table.semi_partial(*of)) for own, of in names.items()}
+        numbers["rs"][name] = {
+            layer_name: float(table.semi_partial(*of)) for layer_name, of in names.items()
+        }
         numbers["rs_p"][name] = {
-            own: table.residual_p(x_layer, given_layer)
-            for own, (x_layer, given_layer, _) in names.items()
+            layer_name: table.residual_p(x_layer, given_layer)
+            for layer_name, (x_layer, given_layer, _) in names.items()
         }
-        numbers["pdcor"][name] = {own: float(table.partial(*of)) for own, of in names.items()}
+        numbers["pdcor"][name] = {
+            layer_name: float(table.partial(*of)) for layer_name, of in names.items()
+        }
     return numbers
 
 
@@ -275,11 +312,11 @@ def _paired(
     networks: Mapping[str, Distances], explicit: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
     """Layer of the student -> network -> its paired layer."""
-    own = list(networks["student"])
-    layers = {layer: {"student": layer} for layer in own}
+    student_layers = list(networks["student"])
+    layers = {layer: {"student": layer} for layer in student_layers}
     for name, distances in networks.items():
         paired = dict(explicit) if name == "teacher" and explicit else None
-        paired = paired or pair_layers(own, list(distances))
+        paired = paired or pair_layers(student_layers, list(distances))
         layers = {
             layer: of | {name: paired[layer]} for layer, of in layers.items() if layer in paired
         }
@@ -294,7 +331,8 @@ def _table(
 ) -> InnerProducts:
     """Inner products of every layer of every network, named <network>.<layer>, and of the labels, over all blocks.
 
-    labels  distances of the labels by block, or [] for the biased form without labels
+    Args:
+        labels: Distances of the labels by block, or [] for the biased form without labels.
     """
     named = {
         f"{name}.{layer}": blocks

@@ -44,13 +44,14 @@ _ROUNDING = 1e-14
 def centered_gram(
     features: Tensor, lengths: Tensor | None = None, columns: int = _COLUMNS
 ) -> Tensor:
-    """Inner products of centered records, f64 [n, n].
+    """Compute the inner products of centered records, f64 [n, n].
 
     The results for parts of the columns add up to the whole, so each part may be on a different rank.
 
-    features  [n, p], of any float dtype
-    lengths   f64 [n, 1] by which the records are divided, None to leave them as they are
-    columns   number of columns converted to float64 at a time
+    Args:
+        features: [n, p], of any float dtype.
+        lengths: f64 [n, 1], by which the records are divided, None to leave them as they are.
+        columns: Number of columns converted to float64 at a time.
     """
     gram = torch.zeros(len(features), len(features), dtype=torch.float64, device=features.device)
     for start in range(0, features.shape[1], columns):
@@ -72,9 +73,11 @@ def distances_of_gram(gram: Tensor) -> Tensor:
 
 
 def feature_distances(features: Tensor, *, l2norm: bool = False) -> Tensor:
-    """Compute condensed Euclidean distances of features [n, p].
+    """Compute condensed Euclidean distances of features, f64 [n (n - 1) / 2].
 
-    l2norm  divide the features of each record by their norm first
+    Args:
+        features: [n, p], of any float dtype.
+        l2norm: Divide the features of each record by their norm first.
     """
     lengths = None
     if l2norm:
@@ -84,7 +87,7 @@ def feature_distances(features: Tensor, *, l2norm: bool = False) -> Tensor:
 
 
 def num_records(condensed: Tensor) -> int:
-    """Number n of records of condensed distances."""
+    """Return the number n of records of condensed distances."""
     return (1 + math.isqrt(1 + 8 * len(condensed))) // 2
 
 
@@ -109,6 +112,9 @@ def u_centered(condensed: Tensor) -> Tensor:
 
     The result is zero if all distances are equal up to rounding, because records that are all equally far apart, such
     as one of each class, carry no information.
+
+    Raises:
+        ValueError: If there are fewer than MIN_RECORDS records.
     """
     n = num_records(condensed)
     if n < MIN_RECORDS:
@@ -131,20 +137,40 @@ def v_centered(condensed: Tensor) -> Tensor:
 
 
 def inner(one: Tensor, other: Tensor) -> Tensor:
-    """Compute <A~, B~> of two condensed, U-centered matrices, or [m, m] for all pairs of two stacks [m, pairs]."""
+    """Compute <A~, B~> of two condensed, U-centered matrices.
+
+    Args:
+        one: [pairs], or a stack [m, pairs].
+        other: [pairs], or a stack [m, pairs].
+
+    Returns:
+        A scalar, or [m, m] for all pairs of two stacks.
+    """
     n = num_records(one[0] if one.dim() == 2 else one)
     return 2 * (one @ other.T if one.dim() == 2 else one @ other) / (n * (n - 3))
 
 
 def correlation(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
-    """Compute R* from the three inner products, 0 if either norm is 0."""
+    """Compute R* from three inner products, 0 if either norm is 0.
+
+    Args:
+        ab: <A~, B~>.
+        aa: <A~, A~>.
+        bb: <B~, B~>.
+    """
     if not (aa > 0 and bb > 0):
         return torch.zeros_like(ab)
     return ab / (aa * bb).sqrt()
 
 
 def semi_partial(ag: Tensor, ab: Tensor, bg: Tensor) -> Tensor:
-    """Compute RS(A | B; G) from three R* (eq. B1), 0 if the residual of A given B is 0."""
+    """Compute RS(A | B; G) from three R* (eq. B1), 0 if the residual of A given B is 0.
+
+    Args:
+        ag: R* of A and G.
+        ab: R* of A and B.
+        bg: R* of B and G.
+    """
     left = 1 - ab**2
     if left < SAME:
         return torch.zeros_like(ag)
@@ -182,8 +208,11 @@ class InnerProducts:
     ) -> InnerProducts:
         """Compute the inner products of one block from its condensed distances by name.
 
-        biased        use the V-statistic instead of the unbiased inner product
-        permutations  number of permutations of the last matrix's records, for p-values, drawn from `seed`
+        Args:
+            distances: Condensed distances f64 of each matrix, that of the labels last.
+            biased: Use the V-statistic instead of the unbiased inner product.
+            permutations: Number of permutations of the last matrix's records, for p-values, drawn from `seed`.
+            seed: Seed of the permutations.
         """
         n = num_records(next(iter(distances.values())))
         center = v_centered if biased else u_centered
@@ -202,7 +231,11 @@ class InnerProducts:
         )
 
     def merge(self, other: InnerProducts) -> InnerProducts:
-        """Merge the blocks of both parts."""
+        """Merge the blocks of both parts.
+
+        Raises:
+            ValueError: If the parts have other names.
+        """
         if self.names != other.names:
             raise ValueError(f"inner products of {self.names} and {other.names} cannot be merged")
         return InnerProducts(
@@ -227,7 +260,7 @@ class InnerProducts:
         return correlation(self.sums[i, j], self.sums[i, i], self.sums[j, j])
 
     def semi_partial(self, a: str, given: str, target: str) -> Tensor:
-        """Compute RS(A | given; target)."""
+        """Compute RS(A | given; target), a 0-dimensional f64."""
         return semi_partial(
             self.correlation(a, target),
             self.correlation(a, given),
@@ -246,6 +279,13 @@ class InnerProducts:
         It is the larger of two p-values. The one by permutations of G is correct if G is independent of A and `given`,
         and too small otherwise. If they are dependent, RS is a smooth function of means over records, so the jackknife
         error over records (Efron and Stein 1981) with Student's t is correct. Without dependence it is too large.
+
+        Args:
+            a: Name of A.
+            given: Name of the matrix that is removed from A.
+
+        Raises:
+            ValueError: If there are no permutations.
         """
         permuted = self.permutation_p(a, given)
         assert self.without is not None
@@ -269,24 +309,31 @@ class InnerProducts:
     def permutation_p(self, a: str, given: str | None = None) -> float:
         """Compute the p-value of R*(A, G), or of RS(A | given; G), with G the last matrix, the labels.
 
-        It is the share of permutations of G's records with at least the observed inner product, including the observed
-        one. It is also valid for labels of few classes, if they are independent of A and of `given`. For RS see
-        `residual_p`. The smallest possible value is 1 / (P + 1).
+        It is the fraction of permutations of G's records with at least the observed inner product, including the
+        observed one. It is also valid for labels of few classes, if they are independent of A and of `given`. For RS
+        see `residual_p`. The smallest possible value is 1 / (P + 1).
+
+        Args:
+            a: Name of A.
+            given: Name of the matrix that is removed from A, None for R*(A, G).
+
+        Raises:
+            ValueError: If there are no permutations.
         """
         if self.permuted is None:
             raise ValueError("these inner products were computed without permutations")
         i = self.names.index(a)
-        seen, null, scale = self.sums[i, -1], self.permuted[i], self.sums[i, i]
+        observed, null, scale = self.sums[i, -1], self.permuted[i], self.sums[i, i]
         if given is not None:
             if 1 - self.correlation(a, given) ** 2 < SAME:
                 return 1.0
             j = self.names.index(given)
             share = self.sums[i, j] / self.sums[j, j] if self.sums[j, j] > 0 else 0.0
-            seen, null = seen - share * self.sums[j, -1], null - share * self.permuted[j]
+            observed, null = observed - share * self.sums[j, -1], null - share * self.permuted[j]
         if not (scale > 0 and self.sums[-1, -1] > 0):
             return 1.0
         least = (
-            seen - 1e-12 * (scale * self.sums[-1, -1]).sqrt()
+            observed - 1e-12 * (scale * self.sums[-1, -1]).sqrt()
         )  # treats rounding differences as ties
         return (int((null >= least).sum()) + 1) / (len(null) + 1)
 
@@ -350,10 +397,11 @@ def merge_blocks(parts: Sequence[InnerProducts]) -> InnerProducts:
 
 
 def label_features(hot: Tensor, embeddings: Tensor | None = None) -> Tensor:
-    """Features of the records' labels, f64 [n, K] or [n, e].
+    """Compute features of the records' labels, f64 [n, K] or [n, e].
 
-    hot         [n, K], 1 for each class of a record
-    embeddings  [K, e], averaged for a record with many classes, or None to use `hot` itself
+    Args:
+        hot: [n, K], 1 for each class of a record.
+        embeddings: [K, e], averaged for a record with many classes, or None to use `hot` itself.
     """
     hot = hot.double()
     if embeddings is None:

@@ -74,14 +74,26 @@ class NetworkActivations:
 
 
 def feature_of(depth: int, grids: Tensor) -> Tensor:
-    """Compute features [B, p] from activations [B, C, h, w]."""
+    """Compute the features to compare from activations of the layer of a depth.
+
+    Args:
+        depth: Depth, counted from 1 at the average of the deepest layer.
+        grids: [B, C, h, w].
+
+    Returns:
+        [B, p]: the spatial average at depth 1, otherwise the flattened activations.
+    """
     return pool(grids) if depth == _POOLED_DEPTH else grids.flatten(1)
 
 
 def check_depths(option: str, model: EvaluatedModel, depths: Sequence[int], title: str) -> None:
     """Raise ConfigError if the network has no spatial layer, or fewer layers than required.
 
-    title  name of the network, for the message
+    Args:
+        option: Name of the option, for the message.
+        model: The network.
+        depths: Depths, counted from 1 at the average of the deepest layer.
+        title: Name of the network, for the message.
     """
     layers = layer_names(model)
     if POOLED not in layers:
@@ -101,18 +113,25 @@ def collect_activations(
     probe_split: ProbeSplit,
     depths: Sequence[int],
 ) -> NetworkActivations:
-    """Compute the activations by running the network."""
+    """Compute the activations by running the network.
+
+    Args:
+        context: Evaluation of the split.
+        model: Network to run.
+        probe_split: Explained records and banks.
+        depths: Depths, counted from 1 at the average of the deepest layer.
+    """
     features: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     grids: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     done = 0
     for images in iter_views(
         model, context.dataset, probe_split.positions.tolist(), context.options
     ):
-        found = activations(model.network, images)
-        by_layer = list(layer_features(found).values())
+        layers = activations(model.network, images)
+        by_layer = list(layer_features(layers).values())
         shown = [
-            *found.values(),
-            list(found.values())[-1],
+            *layers.values(),
+            list(layers.values())[-1],
         ]  # depth 1 explains the input of the average
         for depth in depths:
             features[depth].append(by_layer[-depth].cpu())
@@ -171,6 +190,11 @@ def relevance_left(x: Tensor, given: Tensor, labels: Tensor) -> Tensor:
     """Compute J = RS(x | given; labels) of condensed distances, a 0-dimensional f64, differentiable in x.
 
     If the residual of x is 0, the result is a constant 0.
+
+    Args:
+        x: Condensed distances of the explained network's features.
+        given: Condensed distances of the features that are removed.
+        labels: Condensed distances of the label features.
     """
     a, b, g = (u_centered(distances) for distances in (x, given, labels))
     aa, bb, gg = (inner(values, values) for values in (a, b, g))
@@ -182,13 +206,13 @@ def relevance_left(x: Tensor, given: Tensor, labels: Tensor) -> Tensor:
 
 
 def row_distances(feature: Tensor, features: Tensor) -> Tensor:
-    """Distances f64 [m] of one feature [p] from others [m, p]. The derivative at an equal feature is 0."""
-    found: Tensor = torch.cdist(
+    """Compute the distances f64 [m] of one feature [p] from others [m, p]. The derivative at an equal feature is 0."""
+    distances: Tensor = torch.cdist(
         feature[None].double(),
         features.double(),
         compute_mode="donot_use_mm_for_euclid_dist",
     )
-    return found[0]
+    return distances[0]
 
 
 @dataclass(frozen=True)
@@ -207,12 +231,22 @@ class Bank:
 
     @classmethod
     def of(cls, features: Tensor, given_features: Tensor, label_features: Tensor) -> Bank:
-        """Build a bank from its features, and compute its distances."""
+        """Build a bank from its features, and compute its distances.
+
+        Args:
+            features: [m, p] at the layer of x.
+            given_features: [m, q] at the layer of `given`.
+            label_features: [m, e].
+        """
         every = (features, given_features, label_features)
         return cls(*every, *(feature_distances(values) for values in every))
 
     def without(self, position: int) -> Bank:
-        """Bank of the other m - 1 records, used to explain a record that is itself in the bank."""
+        """Return the bank of the other m - 1 records, used to explain a record that is itself in the bank.
+
+        Args:
+            position: Position of the record in the bank.
+        """
         kept = torch.arange(len(self.features)) != position
         return Bank.of(self.features[kept], self.given_features[kept], self.label_features[kept])
 
@@ -235,16 +269,19 @@ def explain_record(
 ) -> UnicamGradient:
     """Compute J of the batch {record} + bank, and its derivative with respect to the record's activation.
 
-    activation     [C, h, w] of the explained layer of x
-    feature_of     activations [1, C, h, w] -> features [1, p], as compared with the bank's
-    given_feature  [q], label_feature [e]: those of the record
+    Args:
+        activation: [C, h, w] of the explained layer of x.
+        feature_of: Function from activations [1, C, h, w] to features [1, p], as compared with the bank's.
+        given_feature: Feature of the record at the layer of `given`, [q].
+        label_feature: Label feature of the record, [e].
+        bank: Bank without the record.
     """
     with torch.enable_grad():
         leaf = activation.detach().double().requires_grad_()
-        own = row_distances(feature_of(leaf[None])[0], bank.features)
+        distances = row_distances(feature_of(leaf[None])[0], bank.features)
         # The record is the first of the batch: in condensed form its pairs come first, then those of the bank.
         objective = relevance_left(
-            torch.cat([own, bank.x]),
+            torch.cat([distances, bank.x]),
             torch.cat([row_distances(given_feature, bank.given_features), bank.given]),
             torch.cat([row_distances(label_feature, bank.label_features), bank.labels]),
         )
@@ -258,13 +295,29 @@ def explain_record(
 
 
 def cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Signed map f64 [h, w] with channels weighted by their mean derivative (Selvaraju et al. 2017)."""
+    """Compute a signed map with channels weighted by their mean derivative (Selvaraju et al. 2017).
+
+    Args:
+        activation: [C, h, w].
+        gradient: dJ/dF, f64 [C, h, w].
+
+    Returns:
+        f64 [h, w].
+    """
     weights = gradient.mean(dim=(-2, -1))
     return torch.einsum("c,chw->hw", weights, activation.double())
 
 
 def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Signed map f64 [h, w] with channels weighted by their derivative at each position (Draelos and Carin 2020)."""
+    """Compute a signed map with channels weighted by their derivative at each position (Draelos and Carin 2020).
+
+    Args:
+        activation: [C, h, w].
+        gradient: dJ/dF, f64 [C, h, w].
+
+    Returns:
+        f64 [h, w].
+    """
     return (gradient * activation.double()).sum(dim=0)
 
 
@@ -272,12 +325,13 @@ REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cam": cam, "hiresc
 
 
 def mean_of_depths(depths: Sequence[Sequence[Sequence[Tensor]]]) -> list[list[Tensor]]:
-    """Mean over depths of each record's maps, one for each bank, on the finest grid of the depths.
+    """Average each record's maps over depths, one map for each bank, on the finest grid of the depths.
 
     A record's maps of one depth are divided by the highest absolute value of their mean over banks, because the scales
     of depths differ by orders of magnitude, and are enlarged bilinearly. A depth without evidence contributes zeros.
 
-    depths  maps f64 [h, w] by depth, record and bank
+    Args:
+        depths: Maps f64 [h, w] by depth, record and bank.
     """
     size = max((maps[0][0].shape for maps in depths), key=lambda shape: shape.numel())
     means = []
@@ -293,7 +347,7 @@ def mean_of_depths(depths: Sequence[Sequence[Sequence[Tensor]]]) -> list[list[Te
 
 
 def reliability(maps: Sequence[Tensor]) -> float:
-    """Mean cosine of a record's maps [h, w] over pairs of banks, nan with one bank or if a map is zero."""
+    """Compute the mean cosine of a record's maps [h, w] over pairs of banks, nan with one bank or if a map is zero."""
     flat = torch.stack([values.flatten() for values in maps])
     if len(flat) < 2 or not flat.any(dim=1).all():
         return float("nan")

@@ -62,7 +62,13 @@ from permafrost_papers.unicam.options import UnicamOptions, wanted_pairs
 def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) -> Tensor | None:
     """Load class embeddings f64 [K, e] from a .npy file, None if there is no path.
 
-    evaluator  name of the evaluator whose option `embeddings` is the path, for messages
+    Args:
+        evaluator: Name of the evaluator whose option `embeddings` is the path, for messages.
+        path: The file.
+        num_classes: Number K of classes.
+
+    Raises:
+        ConfigError: If the file does not exist, or is no matrix with a row for each class.
     """
     if path is None:
         return None
@@ -91,7 +97,15 @@ Maps = list[list[Tensor]]
 
 
 def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
-    """Check labels, the teacher's activations or network, the baseline and the depths."""
+    """Check labels, the teacher's activations or network, the baseline and the depths.
+
+    Returns:
+        SHA-256 of the files that are read, by their path.
+
+    Raises:
+        ConfigError: If one of them is missing or does not fit.
+        StoreMismatchError: If the network of the teacher did not make the pass.
+    """
     options = context.options.of(UnicamOptions)
     option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS * options.banks, option)
@@ -180,8 +194,8 @@ def _explain(
 
 def _without_record(bank: Bank, members: NDArray[np.int64], position: int) -> Bank:
     """Return the bank without the explained record, if that is one of its members."""
-    own = np.flatnonzero(members == position)
-    return bank.without(int(own[0])) if len(own) else bank
+    places = np.flatnonzero(members == position)
+    return bank.without(int(places[0])) if len(places) else bank
 
 
 def _pack(prefix: str, maps: Maps) -> dict[str, Tensor]:

@@ -11,7 +11,10 @@ from permafrost.store.artifacts import Artifact
 def teacher_artifact(context: EvaluationContext, kind: str, **made_from: Any) -> Artifact:
     """Return the artifact of the context's teacher on the records of its store.
 
-    made_from  everything else that determines the numbers, as JSON: the records and their order
+    Args:
+        context: Evaluation of the split.
+        kind: First part of the artifact's name.
+        made_from: Everything else that determines the numbers, as JSON: the records and their order.
     """
     described = context.networks.described_teacher
     made_from |= {

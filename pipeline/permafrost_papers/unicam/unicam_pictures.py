@@ -121,10 +121,10 @@ def _figure(students: list[_Maps], split: str, store: Store) -> PictureFigure:
             rows += student.row(opening + title, pair, "mean" if len(depths) > 1 else depths[0])
     mean = ", each as the mean over depths" if several else ""
     has_own = any("maps" in student.explained for student in students)
-    own = "each student's own map of the true class, and below it " if has_own else ""
+    intro = "each student's own map of the true class, and below it " if has_own else ""
     return PictureFigure(
         picture_grid(rows),
-        f"Split {split}: {own}the features that a network has beyond its baseline (distilled), beyond the teacher, "
+        f"Split {split}: {intro}the features that a network has beyond its baseline (distilled), beyond the teacher, "
         f"and those that only the teacher has{mean}. Red increases the relevance to the labels.",
     )
 
@@ -154,8 +154,8 @@ def _image_row(student: _Maps, store: Store) -> PictureRow:
 
 def _depths(student: _Maps) -> list[str]:
     """Depths of the maps, from the shallowest number."""
-    found = {name.split("/")[1] for name in student.tensors} - {"mean"}
-    return sorted(found, key=lambda depth: int(depth.removeprefix("depth")))
+    depths = {name.split("/")[1] for name in student.tensors} - {"mean"}
+    return sorted(depths, key=lambda depth: int(depth.removeprefix("depth")))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
