@@ -6,6 +6,7 @@ import functools
 import gc
 import json
 import os
+import re
 import secrets
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.papers import HAS_PAPERS
 from tests.support.paths import PYTHONPATH
 
 if TYPE_CHECKING:
@@ -40,6 +42,20 @@ def pytest_configure():
     is_usable = _IN_MEMORY.is_dir() and os.access(_IN_MEMORY, os.W_OK | os.X_OK)
     if is_usable and shutil.disk_usage(_IN_MEMORY).free >= _ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))
+
+
+_OF_PAPERS = re.compile(
+    r"^(?:from|import) (?:permafrost_papers|tests\.(?:gpu|benchmarks|papers|stages\.test_recipes)"
+    r"|tests\.support\.(?:additive|bcos|broden|superfeatures))\b",
+    re.MULTILINE,
+)
+
+
+def pytest_ignore_collect(collection_path):
+    """Leave out the modules that import the packages of the papers where these are not here."""
+    if HAS_PAPERS or collection_path.suffix != ".py":
+        return None
+    return _OF_PAPERS.search(collection_path.read_text()) is not None or None
 
 
 def pytest_collection():

@@ -20,6 +20,7 @@ from permafrost.models.explanations import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.signed_files import write_json
+from tests.support.papers import needs_papers
 from tests.support.processes import environment
 from tests.support.runs import save_student
 
@@ -182,6 +183,7 @@ def test_held_out_records_are_those_that_a_training_leaves_out(frozen):
         opened.select("holdout")
 
 
+@needs_papers
 def test_a_name_that_no_section_or_several_have_is_an_error_that_says_so():
     with pytest.raises(
         ConfigError,

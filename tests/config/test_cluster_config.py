@@ -20,6 +20,7 @@ from permafrost.config.compose import compose
 from permafrost.config.paths import place_paths, with_absolute_paths
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
+from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -110,6 +111,7 @@ def test_in_a_job_absolute_paths_and_words_that_are_no_paths_will_do(monkeypatch
     assert config.store.path == "/shared/store"
 
 
+@needs_papers
 def test_in_a_job_the_files_of_an_evaluator_are_checked_and_the_teacher_where_it_is_asked(
     monkeypatch,
 ):
@@ -126,6 +128,7 @@ def test_in_a_job_the_files_of_an_evaluator_are_checked_and_the_teacher_where_it
         placed("evaluate", *words, "evaluate.distance_correlation.embeddings=e.npy")
 
 
+@needs_papers
 def test_a_nested_file_becomes_absolute(monkeypatch):
     config = build_verb_config(
         "evaluate", compose("evaluate", ["evaluate.distance_correlation.embeddings=e.npy"])

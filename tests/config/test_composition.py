@@ -10,10 +10,12 @@ from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.core.yaml_text import YamlError, dump_yaml, parse_yaml, read_values
 from tests.config.compositions import RECORD, digests, experiments
+from tests.support.papers import needs_papers
 
 RECORDED = json.loads(RECORD.read_text())
 
 
+@needs_papers
 def test_values_of_every_experiment_are_those_that_were_recorded():
     assert {name: digests(name) for name in ("", *experiments())} == RECORDED
 
@@ -116,6 +118,7 @@ def test_an_option_without_its_section_is_that_of_the_only_section_that_has_it()
         compose("teach", ["epochs=5"])
 
 
+@needs_papers
 def test_a_reference_is_the_value_of_the_words():
     words = ["experiment=ked/digits_retrained", "student=additive", "student.superfeatures=7"]
 

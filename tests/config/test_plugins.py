@@ -34,6 +34,7 @@ from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.pages import blocks_of
+from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
 from tests.support.processes import environment
 
@@ -217,6 +218,7 @@ def test_members_of_plugins_go_through_all_stages(plugin):
     assert "squared_error" in page
 
 
+@needs_papers
 def test_superfeatures_are_found_in_a_network_of_a_plugin(plugin):
     words = ["store.path=store", "run=grouped", "evaluate.splits=[test]"]
     epoch = ["teaching.trainer.epochs=1", "teaching.trainer.batch_size=8"]

@@ -14,6 +14,7 @@ from permafrost.config.plugins import load_plugins
 from permafrost.config.schema import experiment_schema
 from permafrost.config.sections import experiment_files
 from permafrost.core.yaml_text import read_values
+from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
 
 
@@ -29,6 +30,7 @@ def problems(validator, text):
     return [list(map(str, error.path)) for error in validator.iter_errors(read_values(text))]
 
 
+@needs_papers
 def test_every_experiment_fits_the_schema(validator):
     for path in experiment_files().values():
         assert problems(validator, path.read_bytes()) == [], path
@@ -80,6 +82,7 @@ def test_members_of_a_plugin_are_in_the_schema(tmp_path, monkeypatch):
         sys.modules.pop("loss_of_a_test", None)
 
 
+@needs_papers
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -117,6 +120,7 @@ EXPECTED = {
 }
 
 
+@needs_papers
 @pytest.mark.parametrize(("shell", "script"), [("bash", BASH), ("fish", FISH)])
 def test_a_shell_completes_a_line(tmp_path, shell, script):
     if shutil.which(shell) is None:

@@ -36,6 +36,7 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from stages import evaluate, precompute
+from tests.support.papers import needs_papers
 from tests.support.runs import evaluation_of, save_student
 from tests.support.stores import precompute_config
 from tests.support.sweeps import read_sweep, run_sweep
@@ -190,6 +191,7 @@ def test_evaluators_and_their_network_make_no_other_run(frozen):
     assert set(to_plain_dict(one.shared)) == {"store", "evaluate", "run", "command"}
 
 
+@needs_papers
 def test_options_of_evaluators_come_through_words():
     words = [
         "evaluators=[distance_correlation,unicam]",
@@ -221,6 +223,7 @@ def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student
         )
 
 
+@needs_papers
 def test_a_teacher_that_is_typed_for_evaluators_who_do_not_ask_it_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["evaluate", "evaluators=[accuracy]", "teacher.weights=w.pth"])
 
@@ -251,6 +254,7 @@ def many_student_words(frozen, store):
     ]  # fmt: skip
 
 
+@needs_papers
 def test_a_single_student_is_not_compared_with_an_arm_of_its_experiments_sweep(caplog):
     words = ["experiment=demo", "run=my-student"]
     config = build_verb_config("evaluate", compose("evaluate", words))
@@ -287,6 +291,7 @@ def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tm
         run_sweep([*words, "grid={method.label_smoothing: [0.0, 0.1]}"])
 
 
+@needs_papers
 def test_one_more_evaluator_of_a_sweep_trains_nobody_again_and_is_reported(frozen, tmp_path):
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
     words = many_student_words(frozen, store)
@@ -311,6 +316,7 @@ def test_one_more_evaluator_of_a_sweep_trains_nobody_again_and_is_reported(froze
         run_sweep([*more, "evaluate.distance_correlation.seed=1"])
 
 
+@needs_papers
 def test_a_point_is_chosen_by_an_evaluator_that_is_asked_for_it_alone():
     assert evaluators_of("distance_correlation.fss.layer3") == ("distance_correlation",)
     assert evaluators_of("accuracy") is None
@@ -320,6 +326,7 @@ def test_a_point_is_chosen_by_an_evaluator_that_is_asked_for_it_alone():
     assert metric_of("accuracy") is METRICS["accuracy"]
 
 
+@needs_papers
 def test_a_quantity_is_read_alike_alone_and_by_part():
     for name in ("superfeatures.kl", "five_band.fpr", "five_band.fpr.best"):
         assert metric_of(name).higher_is_better is False

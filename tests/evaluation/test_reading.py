@@ -17,6 +17,7 @@ from permafrost.loading.transfer import iter_on_device, move_batch, read_ahead
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.frames import InputMemory
 from stages import evaluate
+from tests.support.papers import needs_papers
 from tests.support.runs import evaluation_of, save_student
 
 CPU = torch.device("cpu")
@@ -65,6 +66,7 @@ def results_of(frozen, run, threads):
     return splits, pd.read_parquet(RUNS / run / "evaluate" / "records.parquet")
 
 
+@needs_papers
 def test_threads_and_batches_ahead_change_no_bit_of_an_evaluation(frozen, decoding, request):
     plain, records = results_of(frozen, "plain", 1)
     assert decoding == {"MainThread"} or decoding == {""}

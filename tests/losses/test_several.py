@@ -38,6 +38,7 @@ from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
 from permafrost.training.student_passes import with_named_passes
 from stages import distill, evaluate, precompute, report
+from tests.support.papers import needs_papers
 from tests.support.runs import assert_equal_states, distill_config, weights_of
 from tests.support.stores import Frozen, precompute_config
 
@@ -244,6 +245,7 @@ def test_a_term_is_written_as_a_mapping_or_as_the_name_of_its_method():
     assert json.loads(json.dumps(to_plain_dict(built))) == to_plain_dict(built)
 
 
+@needs_papers
 @pytest.mark.parametrize(
     ("terms", "message"),
     [

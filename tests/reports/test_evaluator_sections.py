@@ -4,6 +4,7 @@ from pathlib import Path
 
 from permafrost.reports.evaluator_sections import evaluator_sections
 from permafrost.reports.student_results import StudentResult
+from tests.support.papers import needs_papers
 
 
 def result(arm, seed, fss, **others):
@@ -21,6 +22,7 @@ def test_an_evaluator_that_did_not_look_has_no_section():
     assert evaluator_sections([nobody], None, store=None) == []
 
 
+@needs_papers
 def test_each_quantity_is_a_table_of_means_over_seeds():
     results = [
         result("kd", 0, {"layer1": 0.2, "pooled": 0.4}),
@@ -45,6 +47,7 @@ def test_each_quantity_is_a_table_of_means_over_seeds():
     assert [plot.source[:19] for plot in section.plots] == ["data:image/svg+xml;"]
 
 
+@needs_papers
 def test_a_evaluated_teacher_stands_first_and_is_not_ranked():
     teacher = result("teacher", 0, {"pooled": 1.0}, relevance={"pooled": 0.9})
 

@@ -23,6 +23,7 @@ from permafrost.runs.mirrors import RUNS
 from stages import report
 from tests.support import run_files
 from tests.support.html_page import Page
+from tests.support.papers import needs_papers
 from tests.support.runs import PAD_CROP
 
 METHODS = {"labels": (0.2, 0.3), "kd": (0.5, 0.7), "e2kd": (0.6, 0.9)}
@@ -82,6 +83,7 @@ def test_a_page_needs_nothing_but_itself(page):
     assert not re.search(r"https?:|url\(|@import", re.sub(r'src="data:[^"]*"', "", html))
 
 
+@needs_papers
 def test_everything_is_reachable_and_named(page):
     parsed = Page(page.read_text())
 

@@ -32,6 +32,7 @@ from tests.support.image_sets import (
     write_voc,
 )
 from tests.support.listings import fingerprint_records, plan_records
+from tests.support.papers import needs_papers
 from tests.support.sources import code_blocks, documented_config, fingerprint, page_text
 
 # ---- properties of every source ------------------------------------------------------------------
@@ -153,6 +154,7 @@ def test_the_demo_is_known_by_all_its_options():
 # ---- the catalog -------------------------------------------------------------------------------
 
 
+@needs_papers
 @pytest.mark.parametrize("command", "".join(code_blocks("bash")).splitlines())
 def test_every_command_of_the_catalog_has_a_store_of_its_own(command):
     program, verb, *words = shlex.split(command)

@@ -21,6 +21,7 @@ from permafrost.config.reference import options_page
 from permafrost.config.sections import sections_of_verb
 from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import ConfigError
+from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
 from tests.support.processes import bare_environment
 
@@ -68,6 +69,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
     assert "mode=live" not in error_message("teacher.name=resnet57", "mode=live")
 
 
+@needs_papers
 @pytest.mark.parametrize(
     ("verb", "words", "message"),
     [
@@ -317,6 +319,7 @@ def test_help_shows_the_command_the_groups_and_every_option(verb, permafrost):
         assert re.search(rf"\n  {section}[.=]", output)
 
 
+@needs_papers
 def test_help_says_what_an_option_means_and_shows_the_options_of_a_member(permafrost):
     _, output, _ = permafrost("distill", "--help", "method=ked")
 
@@ -370,6 +373,7 @@ def test_the_next_command_of_an_experiment_uses_the_teacher_that_was_trained():
     assert after == f"permafrost precompute experiment=demo run=other {network}"
 
 
+@needs_papers
 def test_the_page_of_options_is_that_of_the_dataclasses():
     page = (ROOT / "docs" / "reference" / "options.md").read_text()
 

@@ -26,6 +26,7 @@ from permafrost.store.reader import Store
 from permafrost.sweeps.plan import plan_students
 from stages import distill, evaluate, precompute, report
 from tests.support.composition import composed_of
+from tests.support.papers import needs_papers
 from tests.support.stores import precompute_config
 
 ASSISTANT = CifarModelConfig(name="resnet8", width=4, weights="random")
@@ -182,6 +183,7 @@ def test_a_live_student_is_selected_by_the_pass_that_is_named(passes_of_both):
         distill.run(unnamed)
 
 
+@needs_papers
 def test_a_given_network_is_compared_with_the_pass_of_the_teacher_that_is_named(
     passes_of_both, tmp_path
 ):

@@ -8,6 +8,7 @@ import permafrost
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.store import PAYLOADS
 from permafrost.core.errors import UserError
+from tests.support.papers import needs_papers
 
 NETWORKS = """
 from torch import nn
@@ -129,6 +130,7 @@ def chosen(names):
     return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
+@needs_papers
 @pytest.mark.parametrize("name", chosen(KINDS))
 def test_every_payload_is_stored_or_refused_in_one_sentence(workplace, monkeypatch, name):
     monkeypatch.chdir(workplace)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from permafrost.config.store import PassOptions
 from stages import precompute
+from tests.support.papers import needs_papers
 from tests.support.slow import slow
 from tests.support.stores import TINY_DATA, precompute_config
 
@@ -92,6 +93,7 @@ KINDS = [
 ]
 
 
+@needs_papers
 @pytest.mark.parametrize(("words", "methods"), KINDS)
 def test_what_follows_a_pass_runs_as_printed(permafrost, packed, tmp_path, words, methods):
     shutil.copytree(packed, tmp_path / "stores" / "tiny")
@@ -168,6 +170,7 @@ def test_what_follows_a_pass_over_records_without_classes_runs(permafrost, tmp_p
     assert "evaluators=[knn,linear_probe]" not in evaluated  # there are no labels to predict
 
 
+@needs_papers
 def test_what_follows_a_pass_over_a_table_runs(permafrost):
     data = ["store.path=stores/table", "data=sklearn_table", "run=table"]
     teacher = ["teacher=additive", "teacher.name=mlp", "teacher.weights=random"]
@@ -181,6 +184,7 @@ def test_what_follows_a_pass_over_a_table_runs(permafrost):
     assert methods_of(trained) == ["method=kd"]
 
 
+@needs_papers
 def test_a_pass_without_maps_names_the_methods_that_it_can_serve(permafrost, packed, tmp_path):
     config = precompute_config(
         shutil.copytree(packed, tmp_path / "stores" / "tiny"),
