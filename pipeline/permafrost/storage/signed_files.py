@@ -51,7 +51,11 @@ def sign_json(
 
 
 def check_json(raw: bytes) -> dict[str, Any]:
-    """Return the mapping of a JSON text without its digest. Raises DigestError for any other text."""
+    """Return the mapping of a JSON text without its digest.
+
+    Raises:
+        DigestError: If the digest is missing or wrong, or the text is no JSON mapping.
+    """
     before, _, after = raw.partition(b"\n" + _JSON_START)
     claim, _, rest = after.partition(b"\n")
     body = before + b"\n" * (b"\n" in after) + rest
@@ -68,8 +72,14 @@ def check_json(raw: bytes) -> dict[str, Any]:
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """Read a JSON file that carries its digest.
 
-    advice  way out for the message of an error
-    Raises DamagedFileError if the digest is wrong, and the errors of `open_regular`.
+    Args:
+        path: The file.
+        advice: Way out for the message of an error.
+
+    Raises:
+        DamagedFileError: If the digest is missing or wrong, or the content is no mapping.
+        FileNotFoundError: If the file is missing.
+        FileError: If it cannot be read.
     """
     raw = read_regular(path)
     try:
@@ -89,7 +99,17 @@ def sign_yaml(text: str) -> bytes:
 
 
 def read_yaml(path: Path, advice: str) -> dict[str, Any]:
-    """Read the mapping of a YAML file that carries its digest. The arguments and errors are those of `read_json`."""
+    """Read the mapping of a YAML file that carries its digest.
+
+    Args:
+        path: The file.
+        advice: Way out for the message of an error.
+
+    Raises:
+        DamagedFileError: If the digest is missing or wrong, or the content is no mapping.
+        FileNotFoundError: If the file is missing.
+        FileError: If it cannot be read.
+    """
     raw = read_regular(path)
     body, start, claim = raw.rpartition(_YAML_START)
     try:
