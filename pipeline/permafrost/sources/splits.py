@@ -59,9 +59,15 @@ def split_of(
 ) -> str:
     """Return the split that a table's cell denotes.
 
-    names  data.split_names; empty takes the values as they are, and the usual spellings as their split (known_split)
-    error  builds the exception for an invalid cell
-    tally  receives other spellings of a split
+    Args:
+        value: Text of the cell.
+        names: Option data.split_names; empty takes the values as they are, and the usual spellings as their split
+            (`known_split`).
+        error: Function that builds the exception for an invalid cell from its message.
+        tally: Receives other spellings of a split.
+
+    Raises:
+        ConfigError: If the cell denotes no split, or one that files cannot be named after.
     """
     if value not in names and is_unknown(value):
         raise error(f"{quote(value)} is no split")
@@ -81,6 +87,13 @@ def split_off_test(records: Iterable[Record], fraction: float) -> Iterator[Recor
     """Move the records of split train whose key's hash falls below `fraction` to split test.
 
     This is a pure function of each key, so adding or removing records does not move others.
+
+    Args:
+        records: Records of all splits.
+        fraction: Fraction of the records to move; 0 moves none.
+
+    Raises:
+        ConfigError: If the records already have a split test.
     """
     if fraction == 0:
         yield from records
