@@ -36,7 +36,12 @@ FAMILIES: dict[str, Mapping[str, type[Options]]] = {
 
 
 def section_class(option: Option, values: Any) -> type[Options] | None:
-    """Return the class of a section's plain values, or None if it is not a section or of unknown kind."""
+    """Return the class of a section's plain values, or None if it is not a section or of unknown kind.
+
+    Args:
+        option: Option that is the section.
+        values: Its plain values.
+    """
     return class_of(option.hint, option.name, values)
 
 

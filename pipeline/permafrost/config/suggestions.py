@@ -17,11 +17,11 @@ _MOST_PLACES = 3
 
 
 def suggest_options(verb: str, name: str) -> str:
-    """Suggest the options of a verb whose last part is `name` or resembles it, if there are few."""
+    """Suggest the options of a verb whose last part is `name` or resembles it, if there are few; empty otherwise."""
     every = {place: place.rpartition(".")[2] for place in option_paths(verb)}
     names = {name, *difflib.get_close_matches(name, sorted(set(every.values())), n=1, cutoff=0.65)}
     last = name if name in every.values() else min(names - {name}, default=name)
-    places = [place for place, own in every.items() if own == last]
+    places = [place for place, last_part in every.items() if last_part == last]
     if not 0 < len(places) <= _MOST_PLACES:
         return ""
     return f" (did you mean {' or '.join(f'{place}=' for place in places)}?)"
@@ -42,7 +42,13 @@ def suggest(word: str, allowed: Iterable[str]) -> str:
 
 
 def no_member(group: str, kind: str, path: str = "") -> ConfigError:
-    """Return the error to raise for a member that does not exist."""
+    """Return the error for a member that does not exist.
+
+    Args:
+        group: Section or family of the member.
+        kind: Name of the member.
+        path: Place of the section in the config; empty is `group` itself.
+    """
     allowed = group_members(group)
     return ConfigError(
         f"{path or group}={printable(kind)[:SHOWN]} does not exist{suggest(kind, allowed)}; {choices(kind, allowed)}"
