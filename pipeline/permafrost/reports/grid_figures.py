@@ -41,7 +41,7 @@ def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> l
 
 
 def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
-    """Options of the grid that have several values, all of which are numbers."""
+    """Return the options of the grid that have several values, all of which are numbers."""
     values = group_pairs(pair for candidate in candidates for pair in candidate.point.items())
     return [
         option
