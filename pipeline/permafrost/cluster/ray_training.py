@@ -80,7 +80,12 @@ class RankedJob(Protocol):
     def train(
         self, on_epoch: Callable[[int, str], None], distributed: DistributedContext | None = None
     ) -> None:
-        """Train to the last epoch, starting from the folder's checkpoint if there is one."""
+        """Train to the last epoch, starting from the folder's checkpoint if there is one.
+
+        Args:
+            on_epoch: Receives the number and a summary line of each finished epoch.
+            distributed: Position of this process among the ranks; None for a single process.
+        """
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,13 @@ def section_class(option: Option, values: Any) -> type[Options] | None:
 
 
 def class_of(hint: Any, name: str, values: Any) -> type[Options] | None:
-    """Return the class of plain values at an option of this type and name, or None, as `section_class` does."""
+    """Return the class of plain values at an option, or None, as `section_class` does.
+
+    Args:
+        hint: Type of the option.
+        name: Name of the option.
+        values: Its plain values.
+    """
     if not isinstance(values, dict):
         return None
     if name in FAMILIES:

@@ -28,7 +28,12 @@ def suggest_options(verb: str, name: str) -> str:
 
 
 def choices(word: str, allowed: Sequence[str]) -> str:
-    """List what is allowed, or what resembles the word if that is more than anyone reads."""
+    """List what is allowed, or what resembles the word if that is more than anyone reads.
+
+    Args:
+        word: Word that was typed.
+        allowed: Words that would have been allowed.
+    """
     if len(allowed) <= _LISTED:
         return f"choose one of: {', '.join(allowed)}"
     close = difflib.get_close_matches(word, allowed, n=8, cutoff=0.3) or allowed[:8]
@@ -36,7 +41,7 @@ def choices(word: str, allowed: Sequence[str]) -> str:
 
 
 def suggest(word: str, allowed: Iterable[str]) -> str:
-    """Suggest the name that resembles a word, if one does."""
+    """Suggest the allowed word that resembles a word, empty if none does."""
     close = difflib.get_close_matches(word, list(allowed), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

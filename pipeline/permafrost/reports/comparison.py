@@ -105,7 +105,14 @@ def paired_difference(
 def differences(
     rows: Sequence[StudentRow], candidate: str, baseline: str, column: str
 ) -> dict[str, float]:
-    """Compute candidate - baseline by seed, for the seeds for which both have a value."""
+    """Compute candidate - baseline by seed, for the seeds for which both have a value.
+
+    Args:
+        rows: One row per student, with `method`, `seed` and the columns.
+        candidate: Arm from which the other is subtracted.
+        baseline: The other arm.
+        column: Name of the column.
+    """
     values = {(row["method"], row["seed"]): row[column] for row in rows if row[column] is not None}
     seeds = sorted({seed for method, seed in values if method == candidate})
     return {
@@ -158,7 +165,13 @@ def differences_by_column(
 
 
 def leading_arms(rows: Sequence[StudentRow], column: str, *, higher_is_better: bool) -> set[str]:
-    """Return the arms that no other arm beats conclusively, or none if there is no conclusive difference."""
+    """Return the arms that no other arm beats conclusively, or none if there is no conclusive difference.
+
+    Args:
+        rows: One row per student.
+        column: Name of the column by which arms are compared.
+        higher_is_better: Direction of the column.
+    """
     arms = list(dict.fromkeys(str(row["method"]) for row in rows if row[column] is not None))
     sign = 1 if higher_is_better else -1
     beaten = set()

@@ -250,7 +250,17 @@ def measured_plot(
     ylabel: str,
     colors: Mapping[str, str] = _NO_COLORS,
 ) -> str:
-    """Plot one point per arm with its standard deviation, if it is known; return a data URI."""
+    """Plot one point per arm with its standard deviation, if it is known.
+
+    Args:
+        arms: Point of each arm.
+        xlabel: Label of the x axis.
+        ylabel: Label of the y axis.
+        colors: Colors of the arms, by default in their order.
+
+    Returns:
+        The plot as a data URI.
+    """
     figure, axis = new_axes()
     for arm, point in arms.items():
         axis.errorbar(

@@ -250,8 +250,16 @@ def arm_summary(
 ) -> list[dict[str, Any]]:
     """Build one row per arm: mean and standard deviation of each column over seeds, and whether the arm is `best`.
 
-    The entry is None if a student of the arm has no value. The best arms of a column are those that no other arm beats
-    conclusively; without any conclusive difference, or while an arm has one seed only, there are none.
+    The best arms of a column are those that no other arm beats conclusively; without any conclusive difference, or
+    while an arm has one seed only, there are none.
+
+    Args:
+        rows: One row per student, from `student_rows`.
+        columns: Columns of the report.
+
+    Returns:
+        Rows with method, seeds (their number), and for each column `mean`, `sd` and `best`, or None if a student of the
+        arm has no value.
     """
     by_arm = group_pairs((row["method"], row) for row in rows)
     summary: list[dict[str, Any]] = [

@@ -355,6 +355,13 @@ def contact_sheet(
     """Show records spread over the store in columns.
 
     Whole images are shown in their original aspect ratio, views as the student's input.
+
+    Args:
+        store: The store.
+        passes: Passes whose maps are shown.
+        augment: Options of the random views.
+        num_records: Largest number of records.
+        num_views: Number of random views of each record.
     """
     rows = np.linspace(0, store.num_records() - 1, min(num_records, store.num_records()))
     dataset = StoreDataset(store, np.unique(rows.astype(np.int64)), passes)

@@ -124,14 +124,14 @@ def _is_preparation(path: Path, folder: Path, command: list[str]) -> bool:
     return path.name in (CONFIG_NAME, LOCK_NAME, PASSES_NAME)
 
 
-def _remove_prepared(folder: Path, made: Sequence[Path], existing: Sequence[Path]) -> None:
+def _remove_prepared(folder: Path, new_paths: Sequence[Path], existing: Sequence[Path]) -> None:
     """Remove these files, unless another process holds a lock next to one, and the folders that they leave."""
-    holders = {path.parent for path in made}
+    holders = {path.parent for path in new_paths}
     with suppress(LockedError), ExitStack() as stack:
         for holder in holders:
             if (holder / LOCK_NAME).exists():
                 stack.enter_context(lock_folder(holder, "run"))
-        for path in made:
+        for path in new_paths:
             path.unlink(missing_ok=True)
         for path in (*(holders - {folder}), folder, *folder.parents):
             if path not in existing and path.is_dir() and not any(path.iterdir()):
@@ -252,6 +252,11 @@ def save_options(path: Path, values: dict[str, Any], command: list[str]) -> None
     """Write the options of a call and its command, unless a call with the same options has written its own.
 
     A run may make several passes, and the options of each stay, in precompute.yaml, precompute-2.yaml and so on.
+
+    Args:
+        path: File of the first call.
+        values: Resolved options as plain values.
+        command: Words of the command.
     """
     saved, numbers = path, count(2)
     while saved.exists():

@@ -122,7 +122,14 @@ def recorded_passes(
 
 
 def record_passes(run: str, store: Store, request: str, passes: Sequence[str]) -> None:
-    """Record which passes a run's request means from now on."""
+    """Record which passes a run's request means from now on.
+
+    Args:
+        run: Name of the run, or its address in a bucket.
+        store: Store of the passes.
+        request: The request, from `pass_request`.
+        passes: Full names of the passes.
+    """
     values = _read(run)
     requests = values.setdefault(store.manifest.fingerprint, {})
     if requests.get(request) != list(passes):

@@ -147,8 +147,7 @@ class ImageSample:
 
     @property
     def typical_largest(self) -> int:
-        """Value that nine tenths of the files of 16 bits do not exceed, so that a single bright pixel does not hide
-        it."""
+        """Value that nine tenths of the files of 16 bits do not exceed, so that no single bright pixel hides it."""
         return sorted(self.largest_values)[(9 * len(self.largest_values) - 1) // 10]
 
     def describe(self, records: int) -> str:

@@ -184,7 +184,13 @@ def sub_folders(folder: AnyPath) -> list[str]:
 
 
 def tally_passed_over(root: AnyPath, folder: str, tally: Tally) -> None:
-    """Count the folders in `folder` that are left out for their names, and links to what is missing."""
+    """Count the folders in `folder` that are left out for their names, and links to what is missing.
+
+    Args:
+        root: Root of the data.
+        folder: Folder relative to it; empty is the root itself.
+        tally: Counts to add to.
+    """
     for entry in _sorted_entries(root / folder):
         path = join_path(folder, entry.name)
         if entry.is_dir() and _is_passed_over(entry.name):

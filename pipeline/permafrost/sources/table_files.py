@@ -56,7 +56,12 @@ def column_names(path: Path) -> list[str]:
 
 
 def iter_parts(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Iterate over a table in parts of these columns. The cells of a CSV are text."""
+    """Iterate over a table in parts of these columns. The cells of a CSV are text.
+
+    Args:
+        path: CSV or Parquet file.
+        columns: Names of the columns, which must exist.
+    """
     if path.suffix.lower() == ".csv":
         yield from pyarrow.csv.open_csv(
             path,
@@ -153,7 +158,14 @@ UNKNOWN_CELLS = "label cells taken as unknown"
 
 
 def tally_unknown(tally: Tally, value: Any, row: int, column: str) -> None:
-    """Count the cell of an unlabeled row if it is a word; an empty cell, NaN and -1 are none."""
+    """Count the cell of an unlabeled row if it is a word; an empty cell, NaN and -1 are none.
+
+    Args:
+        tally: Counts to add to.
+        value: The cell.
+        row: Number of its row, from 1.
+        column: Name of its column.
+    """
     text = to_text(value)
     if text is not None and is_unknown(text):
         tally.add(UNKNOWN_CELLS, text, f"row {row}, column {column}")

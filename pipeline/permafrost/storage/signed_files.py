@@ -43,7 +43,13 @@ def write_json(path: Path, values: Mapping[str, Any], *, sort_keys: bool = False
 def sign_json(
     values: Mapping[str, Any], *, sort_keys: bool = False, allow_nan: bool = True
 ) -> bytes:
-    """Return the JSON text of a mapping that is not empty, with its digest."""
+    """Return the JSON text of a mapping that is not empty, with its digest.
+
+    Args:
+        values: The mapping.
+        sort_keys: Write entries in the order of their names instead of that of the mapping.
+        allow_nan: Write NaN and infinite numbers, which are not JSON; without, they are a ValueError.
+    """
     text = json.dumps(values, indent=1, sort_keys=sort_keys, allow_nan=allow_nan) + "\n"
     opening, rest = text.encode().split(b"\n", 1)
     digest = hashlib.sha256(text.encode()).hexdigest().encode()
@@ -127,7 +133,13 @@ _parse_yaml = lru_cache(maxsize=64)(read_values)
 
 
 def damaged(path: Path, reason: object, advice: str) -> DamagedFileError:
-    """Return the error to raise for a damaged file."""
+    """Return the error to raise for a damaged file.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it.
+        advice: Way out, for the end of the message.
+    """
     return DamagedFileError(f"{path} is damaged: {reason}; {advice}")
 
 

@@ -116,7 +116,13 @@ class PassFields(ABC):
         """
 
     def files_of_fields(self, fields: Container[str], position: int, name: str) -> list[str]:
-        """Return the paths of the files of a shard that have the given fields; a backend with one file has all."""
+        """Return the paths of the files of a shard that have the given fields; a backend with one file has all.
+
+        Args:
+            fields: Names of the fields.
+            position: Position of the shard among those of the pass.
+            name: Name of the shard.
+        """
         return self.shard_files(position, name)
 
     @abstractmethod

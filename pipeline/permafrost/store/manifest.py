@@ -201,7 +201,7 @@ class PassManifest:
     projections: dict[str, ProjectionEntry] = field(default_factory=dict)
     """Projection of each field that stores components in place of the teacher's channels."""
     moved_features: MovedFeatures | None = None
-    """Error of the features after they are moved with a view; None for a pass without features, and for one of stored
+    """Error of the features after they are warped to a view; None for a pass without features, and for one of stored
     views. It is measured when the pass is written, and not covered by the fingerprint."""
     temperatures: tuple[float, ...] = ()
     """Temperatures of the field rest_logits; empty for a pass of all logits."""

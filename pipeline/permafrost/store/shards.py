@@ -346,7 +346,12 @@ def shard_row(entry: ShardEntry, receipt_sha256: str, index_crc32c: list[int]) -
 
 
 def pass_shard_row(entry: PassShard, receipt_sha256: str) -> dict[str, Any]:
-    """Return a shard's row of a PassShardTable."""
+    """Return a shard's row of a PassShardTable.
+
+    Args:
+        entry: The shard.
+        receipt_sha256: SHA-256 of its receipt's file.
+    """
     row = asdict(entry) | {"receipt_sha256": receipt_sha256}
     files = [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row["files"]]
     return (

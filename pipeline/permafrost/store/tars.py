@@ -49,7 +49,16 @@ class TarShard:
         self._writer.close()
 
     def add(self, key: str, suffix: str, data: bytes) -> int:
-        """Append the member <key>.<suffix> and return the offset of its data in the file."""
+        """Append a member.
+
+        Args:
+            key: Key of the record.
+            suffix: Suffix of the member, without its first dot.
+            data: Content of the member.
+
+        Returns:
+            The offset of its data in the file.
+        """
         self._writer.write({"__key__": key, suffix: data})
         blocks = -(-len(data) // tarfile.BLOCKSIZE)
         return int(self._writer.tarstream.offset) - blocks * tarfile.BLOCKSIZE
