@@ -270,7 +270,9 @@ def scratch_folder() -> Iterator[RootedPath]:
 
 
 def open_regular(path: AnyPath, sha256: str | None = None) -> io.FileIO:
-    """Open a regular file for reading, unbuffered. Opening a pipe would block, and a device has no end.
+    """Open a regular file for reading, unbuffered.
+
+    Anything else is refused, as opening a pipe would block, and a device has no end.
 
     Args:
         path: The file.
