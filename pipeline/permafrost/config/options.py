@@ -150,15 +150,17 @@ def _options_of(cls: Hashable, added: tuple[tuple[str, type[Options]], ...]) -> 
         for base in declaring.__mro__
         if issubclass(base, Options) and base not in (Options, OpenOptions)
     ]
-    declared = [
+    all_options = [
         _option(spec, [hint[spec.name] for hint in hints if spec.name in hint])
         for spec in fields(declaring)
         if spec.name != "added"
     ]
     for name, options in added:
         outside = frozenset({Role.OUTSIDE_IDENTITY})
-        declared += [Option(name, options, (), outside, options)] if name else options_of(options)
-    return tuple(declared)
+        all_options += (
+            [Option(name, options, (), outside, options)] if name else options_of(options)
+        )
+    return tuple(all_options)
 
 
 def _option(spec: Any, hints: list[Any]) -> Option:

@@ -258,8 +258,8 @@ class SweepConfig(Options):
             self._check_axis(option, values)
 
     def _check_axis(self, option: str, values: tuple[Any, ...]) -> None:
-        excluded = ("seed", "run", "cluster", "command")
-        known = [s.name for s in fields(DistillConfig) if s.name not in excluded]
+        excluded_options = ("seed", "run", "cluster", "command")
+        known = [s.name for s in fields(DistillConfig) if s.name not in excluded_options]
         require(
             option.split(".")[0] in known,
             f"grid: {option} is not an option of a student; it may name those of {', '.join(known)}",

@@ -165,8 +165,8 @@ def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> 
             )
             raise ConfigError(f"{folder} contains a run with {difference}; {way_out}")
     else:
-        identified = identity(values, type(config)) | {"run": None, "verb": verb}
-        save_config(path, values | {_IDENTITY: sha256_json(identified)[:32]})
+        identity_values = identity(values, type(config)) | {"run": None, "verb": verb}
+        save_config(path, values | {_IDENTITY: sha256_json(identity_values)[:32]})
 
 
 def run_identity(folder: Path) -> str | None:

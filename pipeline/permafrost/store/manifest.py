@@ -290,12 +290,12 @@ class PassManifest:
             return
         fits = all(type(each) is float and 0 < each < math.inf for each in self.temperatures)
         require_entry(fits, f"temperatures are {self.temperatures!r}")
-        stored = [shapes.get(name) for name in (TOP_LOGITS, TOP_CLASS, REST_LOGITS)]
-        count = stored[0][0] if stored[0] else 0
+        stored_shapes = [shapes.get(name) for name in (TOP_LOGITS, TOP_CLASS, REST_LOGITS)]
+        count = stored_shapes[0][0] if stored_shapes[0] else 0
         expected = [(count,), (count,), (len(self.temperatures),)]
         require_entry(
-            stored == expected and 1 <= count <= classes,
-            f"the largest logits have shapes {stored} for {classes} classes and {len(self.temperatures)} temperatures",
+            stored_shapes == expected and 1 <= count <= classes,
+            f"the largest logits have shapes {stored_shapes} for {classes} classes and {len(self.temperatures)} temperatures",
         )
 
 
