@@ -295,7 +295,8 @@ class PassManifest:
         expected = [(count,), (count,), (len(self.temperatures),)]
         require_entry(
             stored_shapes == expected and 1 <= count <= classes,
-            f"the largest logits have shapes {stored_shapes} for {classes} classes and {len(self.temperatures)} temperatures",
+            f"the largest logits have shapes {stored_shapes} for {classes} classes and {len(self.temperatures)} "
+            "temperatures",
         )
 
 
