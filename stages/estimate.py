@@ -45,12 +45,16 @@ class EstimateResult:
     file: str = ""
 
     def printed(self) -> dict[str, str]:
-        """Values for the terminal."""
+        """Return the values for the terminal."""
         return {**self.lines, "file": self.file}
 
 
 def run(config: EstimateConfig) -> EstimateResult:
-    """Measure a sample in a temporary folder, which is removed, and write the estimate."""
+    """Measure a sample in a temporary folder, which is removed, and write the estimate.
+
+    Raises:
+        ConfigError: If there are neither data nor a finished store.
+    """
     finished = exists(config.store.folder / MANIFEST_NAME)
     require(
         finished or not isinstance(config.data, NoDataConfig),

@@ -37,7 +37,7 @@ class ExportResult:
     largest_difference: float
 
     def printed(self) -> dict[str, str]:
-        """Values for the terminal."""
+        """Return the values for the terminal."""
         return {**self.files, "largest_difference": f"{self.largest_difference:.1e}"}
 
 

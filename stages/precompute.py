@@ -81,7 +81,7 @@ class PrecomputeResult:
     next: str = ""
 
     def printed(self) -> dict[str, Any]:
-        """Values for the terminal, the accuracy with its frame, as `teach` may have measured on another one."""
+        """Return the values for the terminal, the accuracy with its frame, as `teach` may have used another one."""
         values = asdict(self)
         frame = values.pop("teacher_frame")
         of_frame = f" ({frame})" if frame else ""
@@ -92,13 +92,17 @@ class PrecomputeResult:
 
 
 def run(config: PrecomputeConfig) -> PrecomputeResult:
-    """Pack missing shards, run the teacher on missing shards, and commit."""
+    """Pack missing shards, run the teacher on missing shards, and commit.
+
+    Raises:
+        UserError: If the options, the data or the store cannot be used. Finished shards are kept.
+    """
     path = config.store.folder.absolute()
     _check_has_records(config, path)
     started = time.monotonic()
     with lock_folder(path):
         packed = 0
-        made = None
+        annotation = None
         uploads = path.is_remote
         with ExecutorChoice(config.executor, config.cluster, uploads=uploads) as choice:
             digest = (
@@ -118,8 +122,8 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
 
                 resolved = resolve_precompute(config, store)
                 _warn_of_aliasing(resolved, store)
-                made = annotate_passes(resolved, store, choice.for_records(records))
-    annotated = 0 if made is None else made.forward_passes
+                annotation = annotate_passes(resolved, store, choice.for_records(records))
+    annotated = 0 if annotation is None else annotation.forward_passes
     done = packed + annotated
     if packed:
         _suggest_frames(store)
@@ -130,15 +134,15 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         records=_records(store),
         packed_records=packed,
         teacher_records=annotated,
-        passes="" if made is None else ", ".join(made.passes),
-        teacher_accuracy={} if made is None else made.accuracy,
+        passes="" if annotation is None else ", ".join(annotation.passes),
+        teacher_accuracy={} if annotation is None else annotation.accuracy,
         teacher_frame=""
-        if made is None or not store.form.has_places
-        else str(store.open_pass(made.canonical).manifest.teacher["frame"]),
+        if annotation is None or not store.form.has_places
+        else str(store.open_pass(annotation.canonical).manifest.teacher["frame"]),
         records_per_second=f"{done / (time.monotonic() - started):,.0f}" if done else "",
         next=teach_command(store, typed, "my-teacher")
-        if made is None
-        else distill_command(store, typed, "my-student", store.open_pass(made.canonical)),
+        if annotation is None
+        else distill_command(store, typed, "my-student", store.open_pass(annotation.canonical)),
     )
 
 

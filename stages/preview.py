@@ -48,12 +48,16 @@ class PreviewResult:
     lines: dict[str, str] = field(default_factory=dict)
 
     def printed(self) -> dict[str, str]:
-        """Values for the terminal."""
+        """Return the values for the terminal."""
         return self.lines
 
 
 def run(config: PreviewConfig) -> PreviewResult:
-    """List the records in a temporary folder, read headers, and find doubts."""
+    """List the records in a temporary folder, read headers, and find doubts.
+
+    Raises:
+        ConfigError: If no data are named, or if they cannot be listed.
+    """
     require(
         not isinstance(config.data, NoDataConfig),
         "preview needs data=, as in data=image_folder data.path=photos",

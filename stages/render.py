@@ -62,7 +62,14 @@ def run(config: RenderConfig) -> RenderResult:
 
 
 def configure(words: Sequence[str]) -> RenderConfig:
-    """Build the config from command-line words. Raises ConfigError also for options that the job's stage rejects."""
+    """Build the config from command-line words.
+
+    Args:
+        words: Words of the manifest, and of the verb that the job runs.
+
+    Raises:
+        ConfigError: If an option is wrong, also one that the job's stage rejects.
+    """
     verbs = [verb for verb in VERBS if verb != "render"]
     for word in words:
         name, _, value = word.partition("=")
@@ -73,8 +80,8 @@ def configure(words: Sequence[str]) -> RenderConfig:
     if not any(word.startswith("cluster=") for word in words):
         words = ["cluster=kuberay", *words]  # the only one that a manifest can describe
     shared = [word for word in words if section_of(word) in ("cluster", "experiment")]
-    own = [word for word in words if section_of(word) in _OWN_SECTIONS]
-    values = sections_of_verb("render", compose("render", [*own, *shared]))
+    render_words = [word for word in words if section_of(word) in _OWN_SECTIONS]
+    values = sections_of_verb("render", compose("render", [*render_words, *shared]))
     config: RenderConfig = build_verb_config("render", values)
     theirs = [
         word

@@ -28,7 +28,7 @@ class ShowResult:
     picture: str = ""
 
     def printed(self) -> dict[str, str]:
-        """Values for the terminal."""
+        """Return the values for the terminal."""
         return {**self.facts, "picture": self.picture}
 
 

@@ -58,7 +58,16 @@ class SweepResult:
 
 
 def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
-    """Finish every student for each arm, point and seed, with the command-line overrides `base`."""
+    """Finish every student for each arm, point and seed.
+
+    Args:
+        config: Options of the sweep.
+        base: Overrides from the command line, which all arms share.
+
+    Raises:
+        ConfigError: If arms, grid or options do not fit.
+        SweepError: If students could not be finished. The others are in sweep.json.
+    """
     students = plan_students(config, base)
     first = [student.final_run() for student in students]
     if config.select is not None:

@@ -56,7 +56,7 @@ class TeachResult:
     next: str = ""
 
     def printed(self) -> dict[str, Any]:
-        """Values for the terminal, the measured ones with their frame, as a pass may be of another one."""
+        """Return the values for the terminal, the measured ones with their frame, as a pass may be of another one."""
         values = asdict(self)
         frame = values.pop("frame")
         of_frame = f" ({frame})" if frame else ""

@@ -50,7 +50,11 @@ class VerifyResult:
 
 
 def run(config: VerifyConfig) -> VerifyResult:
-    """Check the whole store. Raises DamagedStoreError, which lists every problem."""
+    """Check the whole store.
+
+    Raises:
+        DamagedStoreError: If there are problems; it lists every one.
+    """
     path = config.store.folder
     size = _size(path)
     logger.info("%s: reading all of its %s files, %s", path, f"{size[0]:,}", _format_bytes(size[1]))

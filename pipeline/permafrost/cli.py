@@ -48,8 +48,13 @@ def stage_main(
 ) -> None:
     """Run a stage from the command line.
 
-    configure  builds the config of a stage whose words are not all its own
-    Exit code: 0 for success, 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
+    The exit code is 0 for success, 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
+
+    Args:
+        verb: Name of the stage.
+        run: Function of the stage, of its config.
+        doc: Docstring of the stage, the first part of its help.
+        configure: Builds the config of a stage whose words are not all its own; None builds it from the verb's options.
     """
     words = sys.argv[1:]
     keep_freed_memory()
@@ -139,7 +144,14 @@ def _without_cfg(words: Sequence[str]) -> list[str]:
 def run_words(verb: str, run: Callable[[Any], Any], words: Sequence[str]) -> Any:
     """Run a stage with the words of a command line, and return its result.
 
-    run  function of the stage, of its config
+    Args:
+        verb: Name of the stage.
+        run: Function of the stage, of its config.
+        words: Words of the command line.
+
+    Raises:
+        ConfigError: If the words do not fit the verb or its options.
+        UserError: Any other error that the user can fix, of the stage.
     """
     load_plugins(plugin_names(words))
     complete = complete_words(verb, words)
@@ -208,7 +220,7 @@ def _check_evaluate_words(
 def _help(verb: str, doc: str, words: Sequence[str] = (), *, is_brief: bool = False) -> str:
     """Return the help of a stage; `words` choose members of groups, whose options are then shown.
 
-    is_brief  list the options with their values only
+    A brief one lists the options with their values only.
     """
     from permafrost.config.reference import describe_verb, list_verb
 
@@ -225,7 +237,7 @@ def _help(verb: str, doc: str, words: Sequence[str] = (), *, is_brief: bool = Fa
 def _print_result(result: Any, seconds: float | None = None, words: Sequence[str] = ()) -> None:
     """Print a line per value of the result, then the time, if it was measured, and the next command.
 
-    words  of this command; the next one is of the same experiment
+    `words` are those of this command; the next one is of the same experiment.
     """
     if not is_dataclass(result) or isinstance(result, type):
         return
@@ -238,19 +250,30 @@ def _print_result(result: Any, seconds: float | None = None, words: Sequence[str
 
 
 def next_command(command: str, words: Sequence[str]) -> str:
-    """Return the next command, with the options of the experiment of this one if there is one."""
+    """Return the next command, with the options of the experiment of this one if there is one.
+
+    Args:
+        command: Next command as a stage suggests it.
+        words: Words of this command.
+    """
     experiment = [word for word in words if word.startswith("experiment=")]
     if not experiment or not command.startswith("permafrost "):
         return command
     program, verb, *more = shlex.split(command)
     typed = ("run=", "store.path=", "teacher.") if verb == "teach" else ("run=", "store.path=")
     # The command has found out which pass was made, or which network was trained.
-    made = ["teacher", "store.teacher="] if verb == "precompute" else ["store.teacher="]
+    prefixes = ["teacher", "store.teacher="] if verb == "precompute" else ["store.teacher="]
     if any(word.startswith("annotate.") for word in words):
-        made.append("method")  # the experiment's may read what this pass does not have
-    own = [word for word in words if word.startswith(typed)]
+        prefixes.append("method")  # the experiment's may read what this pass does not have
+    location_words = [word for word in words if word.startswith(typed)]
     return shlex.join(
-        [program, verb, *experiment, *own, *(w for w in more if w.startswith(tuple(made)))]
+        [
+            program,
+            verb,
+            *experiment,
+            *location_words,
+            *(w for w in more if w.startswith(tuple(prefixes))),
+        ]
     )
 
 

@@ -22,7 +22,10 @@ _STUDENT_STAGES = 3
 def teach_command(store: Store, path: Path | Bucket, run: str) -> str:
     """Return a command that trains a teacher on a store: its kind of records, labels and splits.
 
-    path  of the store, as its user named it
+    Args:
+        store: The store.
+        path: Its folder or address, as its user named it.
+        run: Run of the command.
     """
     words = [f"store.path={path}", f"run={run}"]
     if not store.form.has_places:
@@ -38,7 +41,11 @@ def teach_command(store: Store, path: Path | Bucket, run: str) -> str:
 def distill_command(store: Store, path: Path | Bucket, run: str, teacher: TeacherPass) -> str:
     """Return a command that trains a student on a pass of a store, by a method that the pass can serve.
 
-    path  of the store, as its user named it
+    Args:
+        store: The store.
+        path: Its folder or address, as its user named it.
+        run: Run of the command.
+        teacher: The pass.
     """
     words = [f"store.path={path}", f"run={run}"]
     split = _training_split(store)

@@ -67,15 +67,18 @@ class OpenStore(Store):
     ) -> SelectedRecords:
         """Select records of a split, as `distill` does with the options of `subset`.
 
-        split    "holdout" selects the records that the same options hold out of train, unless a split is called so
-        shots    number of records of each class; None selects all
-        holdout  number of records of each class that are held out first
-        seed     of the selection, `subset.seed`
-        rule     order in which the records of a class are selected, `subset.rule`
-        classes  names of classes whose records are selected; () selects all
-        keys     keys of the records that are selected; None selects all
+        Args:
+            split: Name of the split. "holdout" selects the records that the same options hold out of train, unless a
+                split is called so.
+            shots: Number of records of each class; None selects all.
+            holdout: Number of records of each class that are held out first.
+            seed: Seed of the selection, `subset.seed`.
+            rule: Order in which the records of a class are selected, `subset.rule`.
+            classes: Names of classes whose records are selected; () selects all.
+            keys: Keys of the records that are selected; None selects all.
 
-        Raises ConfigError for splits, classes and keys that the store does not have.
+        Raises:
+            ConfigError: If the store does not have such a split, class or key.
         """
         subset = SubsetOptions(shots=shots, holdout=holdout, seed=seed, rule=rule)
         if split == HOLDOUT and HOLDOUT not in self.shards.splits:
@@ -102,12 +105,17 @@ class OpenStore(Store):
     ) -> pa.Table:
         """Read keys, splits, labels and the outputs of a teacher as an Arrow table, a row per record.
 
-        split    None reads all splits
-        teacher  name of a pass; None reads the only one
-        fields   fields of the pass, a column of fixed-size lists each, in the canonical view and in the units of the
-                 network (a map times its scale). () reads no pass
+        A column of logits takes 4 bytes per class and record. `.to_pandas()` and `arrays` convert.
 
-        A column of logits takes 4 bytes a class and record. `.to_pandas()` and `arrays` convert.
+        Args:
+            split: Name of the split; None reads all splits.
+            teacher: Name of a pass; None reads the only one.
+            fields: Fields of the pass, a column of fixed-size lists each, in the canonical view and in the units of the
+                network (a map times its scale). () reads no pass.
+
+        Raises:
+            ConfigError: If the store does not have such a split.
+            StoreMismatchError: If the store does not have such a pass, or several and none is named.
         """
         if split is not None and split not in self.shards.splits:
             self.select(split)  # raises
@@ -151,9 +159,9 @@ class OpenStore(Store):
         for name in fields:
             decoded = np.zeros((len(rows), int(np.prod(specs[name].shape))), np.float32)
             if name in values:
-                own = _in_units(values[name], values.get(f"{name}_scale"))
-                decoded = decoded.astype(own.dtype, copy=False)
-                decoded[covered] = own
+                network_values = _in_units(values[name], values.get(f"{name}_scale"))
+                decoded = decoded.astype(network_values.dtype, copy=False)
+                decoded[covered] = network_values
             columns[name] = pa.FixedSizeListArray.from_arrays(
                 pa.array(decoded.ravel()),
                 decoded.shape[1],
@@ -166,8 +174,13 @@ class OpenStore(Store):
     ) -> StoreSheet:
         """Draw records beside their maps, with facts and histograms; a notebook displays the picture.
 
-        split    None shows train, or the first split of a store without it
-        teacher  name of a pass; None shows the only one, or images alone if there is none
+        Args:
+            split: Name of the split; None shows train, or the first split of a store without it.
+            teacher: Name of a pass; None shows the only one, or images alone if there is none.
+            records: Number of pictures.
+
+        Raises:
+            StoreMismatchError: If the store does not have such a pass, or several and none is named.
         """
         from permafrost.reports.store_sheet import draw_store
 
@@ -183,7 +196,7 @@ class OpenStore(Store):
     ) -> dict[str, NDArray[Any]]:
         """Read the columns of `table` as NumPy arrays: key [n], label i32 [n], and each field [n, *shape].
 
-        Records that the pass does not cover are left out.
+        Records that the pass does not cover are left out. Arguments and errors are those of `table`.
         """
         table = self.table(split, teacher=teacher, fields=fields)
         if fields:
@@ -199,13 +212,17 @@ class OpenStore(Store):
 
 
 def open_store(path: str | Path) -> OpenStore:
-    """Open a finished store. Raises UserError if the folder contains none.
+    """Open a finished store.
 
-    >>> opened = open_store(path)
-    >>> len(opened.select("train", shots=1)), opened.table("train").column_names
-    (10, ['key', 'split', 'label', 'logits'])
-    >>> opened.arrays("train")["logits"].shape
-    (40, 10)
+    Raises:
+        UserError: If the folder contains none.
+
+    Example:
+        >>> opened = open_store(path)
+        >>> len(opened.select("train", shots=1)), opened.table("train").column_names
+        (10, ['key', 'split', 'label', 'logits'])
+        >>> opened.arrays("train")["logits"].shape
+        (40, 10)
     """
     return OpenStore(path)
 
@@ -213,7 +230,7 @@ def open_store(path: str | Path) -> OpenStore:
 def _in_units(stored: NDArray[Any], scale: NDArray[Any] | None) -> NDArray[Any]:
     """Return the stored values of a field in the units of the network, [n, d] float32; classes stay integers.
 
-    scale  with the first dimensions of the values, None if the field has none
+    `scale` has the first dimensions of the values, and is None if the field has none.
     """
     is_number = np.issubdtype(stored.dtype, np.integer) and stored.dtype != np.int8
     values = stored if is_number else decode_unit(stored)
@@ -230,13 +247,13 @@ def _rows_of_classes(store: Store, rows: RowNumbers, classes: Sequence[str]) -> 
         not absent, f"classes={absent} are not among those of {store.path}: {', '.join(names[:20])}"
     )
     chosen = np.array([names.index(name) for name in classes])
-    own = np.asarray(rows)
+    row_numbers = np.asarray(rows)
     if store.index.has_many_labels:
         labels, lengths = store.index.label_lists(rows)
-        groups = members_of_classes(labels, np.repeat(np.arange(len(own)), lengths))
+        groups = members_of_classes(labels, np.repeat(np.arange(len(row_numbers)), lengths))
         places = [groups[label] for label in chosen.tolist() if label in groups]
-        return own[np.unique(np.concatenate(places))] if places else own[:0]
-    return own[np.isin(store.index.values("label", rows), chosen)]
+        return row_numbers[np.unique(np.concatenate(places))] if places else row_numbers[:0]
+    return row_numbers[np.isin(store.index.values("label", rows), chosen)]
 
 
 def _rows_of_keys(
@@ -257,11 +274,16 @@ def _rows_of_keys(
 def augmentation(name: str = "pad_crop_flip", **options: Any) -> AugmentOptions:
     """Return random views by the options of `augment=`.
 
-    name     none, pad_crop, pad_crop_flip, resized_crop_flip, or another of conf/augment
-    options  options of `augment`, such as size=224 or operations=[{"kind": "rotation", "degrees": 15}]
+    Args:
+        name: none, pad_crop, pad_crop_flip, resized_crop_flip, or another of conf/augment.
+        **options: Options of `augment`, such as size=224 or operations=[{"kind": "rotation", "degrees": 15}].
 
-    >>> [operation.kind for operation in augmentation("pad_crop_flip").operations]
-    ['pad_crop', 'horizontal_flip']
+    Raises:
+        ConfigError: If there is no such augmentation, or no such option or value.
+
+    Example:
+        >>> [operation.kind for operation in augmentation("pad_crop_flip").operations]
+        ['pad_crop', 'horizontal_flip']
     """
     from permafrost.config.augment import AugmentOptions
 
@@ -273,7 +295,7 @@ def augmentation(name: str = "pad_crop_flip", **options: Any) -> AugmentOptions:
 
 
 class Explanation(NamedTuple):
-    """Logits of images and the maps of their explained classes, on the CPU."""
+    """Logits of images and the maps of their target classes, on the CPU."""
 
     logits: Tensor
     """f32 [N, K]."""
@@ -293,23 +315,27 @@ def explain(
 ) -> Explanation:
     """Explain the logits of a network by GradCAM, or by the weights of a B-cos network.
 
-    network          a network of permafrost, or any module from images to logits [B, K], then with its `layer`
-    images           f32 [N, 3, H, W] in the form that the network takes, or batches of them. They are converted to the
-                     dtype of its weights
-    layer            name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in
-                     network.named_modules()
-    explained_class  i64 [N, E], where -1 results in a zero map; None explains the class of the highest logit
-    batch_size       number of images of a tensor that are computed at once
-
     Equation of GradCAM: map = relu(sum_k alpha_k A_k), alpha_k = mean_ij dz_c / dA_k. The network is run in eval mode,
     and each of its modules returns to the mode that it had.
 
-    >>> import torch
-    >>> from torch import nn
-    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 5))
-    >>> explained = explain(network, torch.rand(6, 3, 16, 16), layer="1", batch_size=4)
-    >>> explained.logits.shape, explained.maps.shape
-    (torch.Size([6, 5]), torch.Size([6, 1, 1, 7, 7]))
+    Args:
+        network: A network of permafrost, or any module from images to logits [B, K], then with its `layer`.
+        images: f32 [N, 3, H, W] in the form that the network takes, or batches of them. They are converted to the dtype
+            of its weights.
+        layer: Name of the module whose output [B, C, h, w] or [B, h, w, C] is explained, as in network.named_modules().
+        explained_class: i64 [N, E], where -1 results in a zero map; None explains the class of the highest logit.
+        batch_size: Number of images of a tensor that are computed at once.
+
+    Raises:
+        ConfigError: If the layer has to be named, if there are no images, or if images or classes have another form.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 5))
+        >>> explained = explain(network, torch.rand(6, 3, 16, 16), layer="1", batch_size=4)
+        >>> explained.logits.shape, explained.maps.shape
+        (torch.Size([6, 5]), torch.Size([6, 1, 1, 7, 7]))
     """
     import torch
 
@@ -379,12 +405,17 @@ def _check_explained(classes: Tensor, outputs: int, at_least: int) -> None:
 def load_student(run: str | Path, *, plugins: Sequence[str] = ()) -> Classifier:
     """Load the frozen network of a finished run, from images in [0, 1] to `ModelOutput`.
 
-    run      name of a run below runs/, or the folder of a trained network
-    plugins  files and modules of your own that the network needs, as the option `plugins` names them
+    Args:
+        run: Name of a run below runs/, or the folder of a trained network.
+        plugins: Files and modules of your own that the network needs, as the option `plugins` names them.
 
-    >>> import torch
-    >>> load_student(student)(torch.rand(4, 3, 16, 16)).logits.shape
-    torch.Size([4, 10])
+    Raises:
+        ConfigError: If it is neither, or if a plug-in cannot be imported.
+
+    Example:
+        >>> import torch
+        >>> load_student(student)(torch.rand(4, 3, 16, 16)).logits.shape
+        torch.Size([4, 10])
     """
     from permafrost.config.plugins import load_plugins
     from permafrost.models.saved import is_finished, load_model
@@ -418,19 +449,23 @@ def stage(verb: str) -> ModuleType:
 def run_verb(verb: str, *words: str, **options: Any) -> Any:
     """Run the stage of a verb in this process, and return its result.
 
-    words    words of the command line, as text
-    options  options as keyword arguments (`permafrost.config.keywords.words_of_options`)
+    Args:
+        verb: Name of the verb.
+        *words: Words of the command line, as text.
+        **options: Options as keyword arguments (`permafrost.config.points.words_of_options`).
 
-    Raises UserError where the command would end with an error.
+    Raises:
+        UserError: Where the command would end with an error.
     """
     return run_words(verb, stage(verb).run, words_of_options(verb, words, options))
 
 
 def preview(*words: str, **options: Any) -> Preview:
-    """Say what is understood of data before anything is packed. The result has `classes`, `counts` and `findings`.
+    """Preview what is understood of data before anything is packed. The result has `classes`, `counts` and `findings`.
 
-    >>> preview(data="digits").counts.records["train"]
-    1046
+    Example:
+        >>> preview(data="digits").counts.records["train"]
+        1046
     """
     result: Preview = run_verb("preview", *words, **options).preview
     return result

@@ -21,9 +21,9 @@ class ExecutorChoice:
         """Start nothing yet.
 
         Args:
-            option: `executor=`.
-            cluster: `cluster=`.
-            uploads: Shards are written into a bucket.
+            option: Value of `executor=`.
+            cluster: Options of `cluster=`.
+            uploads: Whether shards are written into a bucket.
         """
         self._option = option
         self._cluster = cluster

@@ -60,9 +60,9 @@ class RayExecutor:
         """Start nothing yet.
 
         Args:
-            config: `cluster=`.
-            uploads: Shards are written into a bucket, beside the work on the next one.
-            fallback: Executor of the work if Ray cannot be started, which is an error with None.
+            config: Options of `cluster=`.
+            uploads: Whether shards are written into a bucket, beside the work on the next one.
+            fallback: Executor of the work if Ray cannot be started; None makes that an error.
         """
         self._config = config
         self._calls = 2 if uploads else 1
@@ -89,7 +89,12 @@ class RayExecutor:
     # ---- shards --------------------------------------------------------------------------------------
 
     def map_shards(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
-        """Iterate over results as they finish. Raises ShardError after the last one if any shard failed or was lost."""
+        """Iterate over results as they finish.
+
+        Raises:
+            ShardError: After the last result, if any shard failed or was lost.
+            ClusterError: If Ray cannot be started or joined, or runs no actors.
+        """
         if not shards:
             return
         if instead := self._start(self._config.actors * self._config.cpus_per_actor):
@@ -152,7 +157,11 @@ class RayExecutor:
         on_report: Callable[[str, str], None],
         at_once: int | None = None,
     ) -> Iterator[TaskOutcome]:
-        """Iterate over outcomes as they finish. Running tasks are canceled when the caller stops."""
+        """Iterate over outcomes as they finish. Running tasks are canceled when the caller stops.
+
+        Raises:
+            ClusterError: If Ray cannot be started or joined.
+        """
         if not tasks:
             return
         cpus = min(at_once or 1, len(tasks)) * self._config.cpus_per_student  # None: as many as fit

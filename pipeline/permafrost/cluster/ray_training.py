@@ -71,12 +71,21 @@ class RankedJob(Protocol):
         """Return the same job with the run's folder on another machine."""
 
     def spec(self) -> object:
-        """Raise ConfigError if the options do not fit the store."""
+        """Check the options against the store.
+
+        Raises:
+            ConfigError: If they do not fit.
+        """
 
     def train(
         self, on_epoch: Callable[[int, str], None], distributed: DistributedContext | None = None
     ) -> None:
-        """Train to the last epoch, starting from the folder's checkpoint if there is one."""
+        """Train to the last epoch, starting from the folder's checkpoint if there is one.
+
+        Args:
+            on_epoch: Receives the number and a summary line of each finished epoch.
+            distributed: Position of this process among the ranks; None for a single process.
+        """
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,18 @@ def _at_home(job: RankedJob) -> RankedJob:
 def train_on_ranks(
     job: RankedJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
 ) -> None:
-    """Finish the job on its `trainer.ranks`. Raises RanksError if they cannot finish it."""
+    """Finish the job on its `trainer.ranks`.
+
+    Args:
+        job: The training.
+        cluster: Options of `cluster=`.
+        on_epoch: Receives the number and a summary line of each finished epoch, on the driver.
+
+    Raises:
+        ClusterError: If Ray cannot be started or joined.
+        ConfigError: If the options do not fit the store.
+        RanksError: If the ranks cannot finish the job.
+    """
     job.spec()  # rejects options that do not fit the store before any rank is started
     ranks = job.trainer.ranks
     with ray_session(cluster, ranks * cluster.cpus_per_rank):
@@ -209,7 +229,12 @@ def interface_of(address: str) -> str:
 
     interfaces = psutil.net_if_addrs().items()
     return next(
-        (str(name) for name, own in interfaces if any(each.address == address for each in own)), ""
+        (
+            str(name)
+            for name, addresses in interfaces
+            if any(each.address == address for each in addresses)
+        ),
+        "",
     )
 
 

@@ -75,7 +75,12 @@ def last_line(error: Exception) -> str:
 def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
     """Provide Ray inside the block: a local instance, a cluster, or the existing session of this process.
 
-    cpus  number of CPUs that the block's actors or tasks use at once, for which a local Ray is made large enough
+    Args:
+        config: Options of `cluster=`.
+        cpus: Number of CPUs that the block's actors or tasks use at once, for which a local Ray is made large enough.
+
+    Raises:
+        ClusterError: If Ray cannot be started or joined.
     """
     for name, value in _driver_environment(config).items():
         os.environ.setdefault(name, value)
@@ -200,7 +205,7 @@ def _watch_raylet() -> None:
 def _warn_of_cluster(logged: set[str], data: dict[str, Any], ignore_prefix: bool) -> None:
     """Log the first sentence of a message of the cluster, in place of Ray, which prints its log's lines of a lost node.
 
-    logged  what was logged, as Ray repeats itself until it notices that a node is lost
+    What was logged is kept in `logged`, as Ray repeats itself until it notices that a node is lost.
     """
     lines = " ".join(data["lines"]).strip().splitlines() or [""]
     sentence = _NODE_ID.sub("", printable(lines[0])).partition(". ")[0][:_MESSAGE_SIZE]
@@ -261,7 +266,7 @@ def _actor_environment(config: ClusterConfig) -> dict[str, str]:
 
 
 def gpus_each(option: float | None) -> float:
-    """GPUs of a rank or a student: the option, or a whole GPU if the cluster has any."""
+    """Return the GPUs of a rank or a student: the option, or a whole GPU if the cluster has any."""
     import ray
 
     if option is not None:
@@ -273,6 +278,9 @@ def open_queue(maxsize: int = 0) -> Queue:
     """Start a queue on the driver's own node, so that it is lost with no other one.
 
     Ray restarts its actor, empty, if the process dies.
+
+    Args:
+        maxsize: Largest number of items; 0 for any.
     """
     import ray
     from ray.util.queue import Queue

@@ -41,7 +41,7 @@ class OperationConfig(Options):
 
     @property
     def crop_scale(self) -> tuple[float, float]:
-        """Range of a resized crop's share of the area."""
+        """Range of a resized crop's fraction of the area."""
         return self.scale or (0.08, 1.0)
 
     @property
@@ -154,9 +154,14 @@ class AugmentOptions(Options):
         return {name: value for name, value in options.items() if value is not None}
 
     def refuse_replacing_options(self, why: str, section: str = "augment") -> None:
-        """Raise ConfigError if mixup or RandAugment is set.
+        """Refuse mixup and RandAugment.
 
-        why  reason and one way out; the other way out, switching the options off, is appended
+        Args:
+            why: Reason and one way out; the other way out, switching the options off, is appended.
+            section: Section of these options, for the message.
+
+        Raises:
+            ConfigError: If one of them is set.
         """
         options = self.replacing_options
         asked = " ".join(f"{section}.{name}={value}" for name, value in options.items())

@@ -20,7 +20,13 @@ C = TypeVar("C", bound=Options)
 def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
     """Build a config dataclass from plain values, checked key by key.
 
-    path  path of the section in the whole config, for messages
+    Args:
+        cls: Class of the config.
+        values: Plain values, as YAML has them.
+        path: Path of the section in the whole config, for messages; empty is the top level.
+
+    Raises:
+        ConfigError: If an option is unknown or missing, or its value has another type or is out of range.
     """
     known = {option.name: option for option in options_of(cls)}
     unknown = sorted(set(values) - set(known))
@@ -41,9 +47,15 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
 
 
 def check_values(cls: type[Options], values: dict[str, Any], path: str = "") -> None:
-    """Raise ConfigError for a plain value of the wrong type or out of range, leaving unknown and missing options alone.
+    """Check the types and ranges of plain values. Unknown and missing options are left alone.
 
-    path  path of the section in the whole config, for messages
+    Args:
+        cls: Class of the config.
+        values: Plain values, as YAML has them.
+        path: Path of the section in the whole config, for messages; empty is the top level.
+
+    Raises:
+        ConfigError: If a value has another type or is out of range.
     """
     given = {}
     for option in options_of(cls):
@@ -74,7 +86,7 @@ def _built(hint: Any, value: Any, where: str) -> Any:
     is_section = origin is not tuple and bool(classes) and value is not None
     if isinstance(value, (list, tuple)) and not is_section:
         each = members[0] if origin is tuple else Any
-        return tuple(_built(each, own, f"{where}[{i}]") for i, own in enumerate(value))
+        return tuple(_built(each, element, f"{where}[{i}]") for i, element in enumerate(value))
     if not is_section:
         return value
     family = where if where in FAMILIES else classes[0].section
@@ -104,7 +116,7 @@ def _join(path: str, name: str) -> str:
 
 
 def to_plain_dict(config: Any) -> dict[str, Any]:
-    """Convert a config dataclass to plain values."""
+    """Convert a config dataclass to plain values, as YAML has them."""
     names = [spec.name for spec in fields(config) if spec.name != "added"]
     return {
         name: _to_plain(getattr(config, name)) for name in (*names, *getattr(config, "added", ()))

@@ -44,7 +44,11 @@ compdef _permafrost permafrost
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """Return what the last of the words after `permafrost` may become."""
+    """Return what the last of the words after `permafrost` may become.
+
+    Args:
+        words: The words, of which the last one may be incomplete; empty for none.
+    """
     *before, last = [word.strip() for word in words] or [""]
     if not before:
         return [verb for verb in VERBS if verb.startswith(last)]

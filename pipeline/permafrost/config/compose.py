@@ -51,7 +51,15 @@ _NETWORKS = ("teacher", "student", "black_box")
 
 
 def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
-    """Compose all sections as plain values. Raises ConfigError for words that do not fit the verb or their sections."""
+    """Compose all sections as plain values.
+
+    Args:
+        verb: Command that reads them.
+        words: Words of the command line, section.option=text.
+
+    Raises:
+        ConfigError: If words do not fit the verb or their sections.
+    """
     typed = [_typed(verb, word, words) for word in complete_words(verb, words)]
     experiment = next((each.text for each in reversed(typed) if each.path == "experiment"), None)
     files = () if experiment is None else read_experiment(experiment)
@@ -70,7 +78,8 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
 def complete_words(verb: str, words: Sequence[str]) -> list[str]:
     """Return the words with the section of each option that is named without one, such as `lr=0.1`.
 
-    Raises ConfigError if several sections of the verb and its members have the option.
+    Raises:
+        ConfigError: If several sections of the verb and its members have the option.
     """
     names = [*section_names(verb), "experiment", "plugins"]
     short = {
@@ -174,11 +183,11 @@ def _kinds_in(section: str, value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not _has_members(section):
         return {}
     kinds = {section: str(value["kind"])} if "kind" in value else {}
-    nested = {f"{section}.{name}": own for name, own in value.items() if name in GROUPS}
+    nested = {f"{section}.{name}": member for name, member in value.items() if name in GROUPS}
     return kinds | {
-        place: str(own["kind"])
-        for place, own in nested.items()
-        if isinstance(own, dict) and "kind" in own
+        place: str(member["kind"])
+        for place, member in nested.items()
+        if isinstance(member, dict) and "kind" in member
     }
 
 
@@ -193,10 +202,10 @@ def _member(group: str, kind: str, path: str) -> dict[str, Any]:
             for name in options
             if name in GROUPS
         }
-    own = plain_defaults(GROUPS[group]) if group in OF_CLASS else {}
+    options_of_group = plain_defaults(GROUPS[group]) if group in OF_CLASS else {}
     if kind != OF_CLASS.get(group):
-        own |= read_values((CONF / group / f"{kind}.yaml").read_bytes())
-    return own
+        options_of_group |= read_values((CONF / group / f"{kind}.yaml").read_bytes())
+    return options_of_group
 
 
 def _merge(values: dict[str, Any], changes: Mapping[str, Any], path: str = "") -> None:
@@ -256,7 +265,16 @@ def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
 
 
 def value_type(verb: str, path: str, words: Sequence[str]) -> Any:
-    """Return the type of an option of a composition, Any if there is none."""
+    """Return the type of an option of a composition, Any if there is none.
+
+    Args:
+        verb: Command of the composition.
+        path: Full name of the option.
+        words: Words of the command line.
+
+    Raises:
+        ConfigError: If the words cannot be composed.
+    """
     return _locate(compose(verb, words), path)[2]
 
 
@@ -275,7 +293,7 @@ def _locate(values: dict[str, Any], path: str) -> tuple[Any, Any, Any]:
 def _hint_of(hint: Any, section: str, node: Any, name: str) -> Any:
     """Return the type of an entry of a section or mapping, Any if it is not known.
 
-    hint  type of the section, None of all sections
+    `hint` is the type of the section, None of all sections.
     """
     if hint is None:
         options: Iterable[Option] = top_options().values()
@@ -320,15 +338,17 @@ def _resolve(value: Any, hint: Any, name: str = "") -> Any:
         cls = class_of(hint, name, value)
         if cls is None:
             member = get_args(hint)[1] if _is_mapping(hint) else Any
-            return {n: _resolve(own, member) for n, own in value.items()}
+            return {n: _resolve(member_value, member) for n, member_value in value.items()}
         hints = {option.name: option.hint for option in options_of(cls)}
-        return {n: _resolve(own, hints.get(n, Any), n) for n, own in value.items()}
+        return {
+            n: _resolve(member_value, hints.get(n, Any), n) for n, member_value in value.items()
+        }
     if isinstance(value, list):
         members = get_args(without_null(hint))
         is_fixed = len(members) > 1 and members[-1] is not Ellipsis
         each = members if is_fixed else [members[0] if members else Any] * len(value)
         padded = [*each, *[Any] * max(0, len(value) - len(each))]
-        return [_resolve(own, padded[i]) for i, own in enumerate(value)]
+        return [_resolve(member_value, padded[i]) for i, member_value in enumerate(value)]
     return value
 
 
@@ -380,17 +400,17 @@ def _options_of_run(section: str, values: Any) -> Any:
     folder = path.parent if path.name == _WEIGHTS else path
     try:
         described = check_json(read_regular(folder / _DESCRIPTION))
-        own = described["model"]
+        options = described["model"]
         sides = set(described["input_size"])
     except (OSError, DigestError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{section}=saved needs {section}.weights=, the folder of a network that teach or distill has finished, "
             f"such as runs/my-teacher/teach; {section}.weights={values['weights']} is none ({error})"
         ) from error
-    require_named(own.get("factory"), folder / _DESCRIPTION)
-    if own.get("input_size") is None and len(sides) == 1:
-        own = own | {"input_size": sides.pop()}
-    return own | {"weights": str(folder / _WEIGHTS), "frame": "auto"} | typed
+    require_named(options.get("factory"), folder / _DESCRIPTION)
+    if options.get("input_size") is None and len(sides) == 1:
+        options = options | {"input_size": sides.pop()}
+    return options | {"weights": str(folder / _WEIGHTS), "frame": "auto"} | typed
 
 
 def _split_by_the_shell(words: Sequence[str]) -> str:

@@ -38,7 +38,16 @@ from permafrost.core.errors import require
 
 
 def check_epoch_selection(select: str | None, trained_split: str, subset: SubsetOptions) -> None:
-    """Raise ConfigError unless select_epoch names a split that is not trained on."""
+    """Check that select_epoch names a split that is not trained on.
+
+    Args:
+        select: The option, <split>.<metric>; None selects nothing.
+        trained_split: Split that is trained on.
+        subset: Options of the subset, of which `holdout` must hold out records to select on them.
+
+    Raises:
+        ConfigError: If the split cannot be used.
+    """
     if select is None:
         return
     split, _, metric = select.partition(".")

@@ -57,7 +57,11 @@ def _parse_experiment(name: str, text: str) -> tuple[tuple[str, ...], dict[str, 
 
 
 def read_experiment(name: str) -> tuple[ExperimentFile, ...]:
-    """Read an experiment by its name, or the file of experiment=<path>.yaml, after those that it is based on."""
+    """Read an experiment by its name, or the file of experiment=<path>.yaml, after those that it is based on.
+
+    Raises:
+        ConfigError: If there is none, if it cannot be read, or if it is based on itself.
+    """
     files: dict[str, ExperimentFile] = {}
     _add_experiment(name, files, ())
     return tuple(files.values())
@@ -66,7 +70,7 @@ def read_experiment(name: str) -> tuple[ExperimentFile, ...]:
 def _add_experiment(name: str, files: dict[str, ExperimentFile], based: tuple[str, ...]) -> None:
     """Add an experiment to those that were read, unless it is among them.
 
-    based  names of those that are based on it
+    `based` has the names of those that are based on it.
     """
     if name in based or len(based) > _MOST_BASES:
         chain = " <- ".join([*based, name][-4:])
@@ -104,6 +108,9 @@ def plugin_names(words: Sequence[str]) -> list[str]:
     """Return the plug-ins that `plugins=` names in these words, or else in their experiment.
 
     They are read before everything else is composed, because a word may name a member of theirs.
+
+    Raises:
+        ConfigError: If the option is no list of names, or if the experiment cannot be read.
     """
     typed = dict(word.partition("=")[::2] for word in words)
     names: Any = []

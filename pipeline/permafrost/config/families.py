@@ -36,12 +36,23 @@ FAMILIES: dict[str, Mapping[str, type[Options]]] = {
 
 
 def section_class(option: Option, values: Any) -> type[Options] | None:
-    """Return the class of a section's plain values, or None if it is not a section or of unknown kind."""
+    """Return the class of a section's plain values, or None if it is not a section or of unknown kind.
+
+    Args:
+        option: Option that is the section.
+        values: Its plain values.
+    """
     return class_of(option.hint, option.name, values)
 
 
 def class_of(hint: Any, name: str, values: Any) -> type[Options] | None:
-    """Return the class of plain values at an option of this type and name, or None, as `section_class` does."""
+    """Return the class of plain values at an option, or None, as `section_class` does.
+
+    Args:
+        hint: Type of the option.
+        name: Name of the option.
+        values: Its plain values.
+    """
     if not isinstance(values, dict):
         return None
     if name in FAMILIES:

@@ -21,7 +21,11 @@ MapControl = Literal["none", "shuffled", "unaugmented"]
 
 
 def check_label_loss(loss: str, label_smoothing: float) -> None:
-    """Raise ConfigError if label smoothing is set for a loss without it."""
+    """Check that label smoothing is not set for a loss without it.
+
+    Raises:
+        ConfigError: If it is.
+    """
     require(
         loss == "ce" or label_smoothing == 0,
         f"label_smoothing={label_smoothing} is an option of loss=ce; loss={loss} treats each class "
@@ -63,7 +67,11 @@ class MethodConfig(Options):
         return True
 
     def check(self, setting: MethodSetting) -> None:
-        """Raise ConfigError if the method and the student's other options exclude each other."""
+        """Check that the method and the student's other options agree.
+
+        Raises:
+            ConfigError: If they exclude each other.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +178,11 @@ class E2KDConfig(KDConfig):
 
 
 def check_map_control(map_control: MapControl, setting: MethodSetting) -> None:
-    """Raise ConfigError unless the mode has what a negative control needs."""
+    """Check that the mode has what a negative control needs.
+
+    Raises:
+        ConfigError: If it does not.
+    """
     require(
         setting.mode == "frozen" or map_control != "unaugmented",
         "method.map_control=unaugmented needs the canonical map of an augmented view, and "
@@ -380,7 +392,7 @@ class TeacherTermOptions(Options):
     """Factor of the whole loss of that method."""
 
     def reads(self, name: str) -> bool:
-        """Return whether the term reads the pass with this folder."""
+        """Return whether the term reads the pass whose folder has this name."""
         return self.teacher in (name, *name.rsplit("-", 1))
 
 

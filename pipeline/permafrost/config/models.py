@@ -116,18 +116,31 @@ class ModelConfig(Options):
         return False
 
     def resolve(self, option: str, store: str, columns: int | None) -> ModelConfig:
-        """Return the options for the records of a store. Raises ConfigError if the network does not take them.
+        """Return the options for the records of a store.
 
-        option   teacher, black_box or student, for messages
-        store    path of the store, for messages
-        columns  number of columns of a table, None for images
+        Args:
+            option: Option of the network, for messages: teacher, black_box or student.
+            store: Path of the store, for messages.
+            columns: Number of columns of a table, None for images.
+
+        Raises:
+            ConfigError: If the network does not take such records.
         """
         if columns is not None:
             self.refuse_rows(option, store, columns)
         return self
 
     def refuse_rows(self, option: str, store: str, columns: int) -> NoReturn:
-        """Raise ConfigError, because the network takes images."""
+        """Refuse a store of a table, because the network takes images.
+
+        Args:
+            option: Option of the network, for the message: teacher, black_box or student.
+            store: Path of the store, for the message.
+            columns: Number of columns of the table.
+
+        Raises:
+            ConfigError: Always.
+        """
         words = " ".join(table_words(option))
         raise ConfigError(
             f"{option}={self.kind} {option}.name={self.name} takes images, but {rows_of_table(store, columns)}; "
@@ -138,8 +151,8 @@ class ModelConfig(Options):
         """Return the SHA-256 of each file that the network is built from besides its weights, by option."""
         if not self.digests:
             return {}
-        found: dict[str, str] = pkgutil.resolve_name(self.digests)(self)
-        return found
+        digests: dict[str, str] = pkgutil.resolve_name(self.digests)(self)
+        return digests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,14 +262,15 @@ class ModuleConfig(ModelConfig):
 
 
 def rows_of_table(store: str, columns: int) -> str:
-    """Say what a store of a table holds, for messages."""
+    """Describe what a store of a table holds, for messages."""
     return f"{store} holds rows of a table with {columns} columns"
 
 
 def table_words(option: str) -> list[str]:
     """Return overrides that choose a network for rows of a table, none if no kind takes them.
 
-    option  teacher, black_box or student
+    Args:
+        option: Option of the network: teacher, black_box or student.
     """
     for kind, cls in MODELS.items():
         if cls.table_options:

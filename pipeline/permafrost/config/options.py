@@ -91,12 +91,19 @@ class Options:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """Build an instance from the values of its options, also of those that members have added."""
+        """Build an instance from the values of its options, also of those that members have added.
+
+        Raises:
+            OptionError: If a value has another type or is out of range.
+        """
         return cls(**values)
 
     def __post_init__(self) -> None:
         every = {option.name: getattr(self, option.name) for option in options_of(type(self))}
-        given = {n: tuple(own) if isinstance(own, list) else own for n, own in every.items()}
+        given = {
+            n: tuple(option_value) if isinstance(option_value, list) else option_value
+            for n, option_value in every.items()
+        }
         for name, value in validated(type(self), given).items():
             object.__setattr__(self, name, value)
 
@@ -113,13 +120,13 @@ class OpenOptions(Options):
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
-        own = {spec.name for spec in fields(cls)}
-        added = {name: value for name, value in values.items() if name not in own}
-        return cls(**{name: values[name] for name in values if name in own}, added=added)
+        field_names = {spec.name for spec in fields(cls)}
+        added = {name: value for name, value in values.items() if name not in field_names}
+        return cls(**{name: values[name] for name in values if name in field_names}, added=added)
 
     def __post_init__(self) -> None:
-        own = {spec.name for spec in fields(self)}
-        defaults = {o.name: o.default for o in options_of(type(self)) if o.name not in own}
+        field_names = {spec.name for spec in fields(self)}
+        defaults = {o.name: o.default for o in options_of(type(self)) if o.name not in field_names}
         for name in self.added:
             if name not in defaults:
                 raise OptionError(self.section, name, "is no option that a member has added")
@@ -143,21 +150,23 @@ def _options_of(cls: Hashable, added: tuple[tuple[str, type[Options]], ...]) -> 
         for base in declaring.__mro__
         if issubclass(base, Options) and base not in (Options, OpenOptions)
     ]
-    own = [
+    all_options = [
         _option(spec, [hint[spec.name] for hint in hints if spec.name in hint])
         for spec in fields(declaring)
         if spec.name != "added"
     ]
     for name, options in added:
         outside = frozenset({Role.OUTSIDE_IDENTITY})
-        own += [Option(name, options, (), outside, options)] if name else options_of(options)
-    return tuple(own)
+        all_options += (
+            [Option(name, options, (), outside, options)] if name else options_of(options)
+        )
+    return tuple(all_options)
 
 
 def _option(spec: Any, hints: list[Any]) -> Option:
     """Build the option that a field declares. A field redeclared with another default keeps its limits and roles.
 
-    hints  type hints of the field in each class that declares it, the most derived first
+    `hints` are the type hints of the field in each class that declares it, the most derived first.
     """
     extras: tuple[Any, ...] = ()
     for hint in hints:
@@ -196,7 +205,12 @@ def to_plain(value: Any) -> Any:
 
 
 def is_left_out(option: Option, value: Any) -> bool:
-    """Return whether an identity leaves out an option at this value, which may be in the form of YAML (IF_SET)."""
+    """Return whether an identity leaves out an option at this value.
+
+    Args:
+        option: The option, which is left out at its default if it has the role IF_SET.
+        value: Its value, which may be in the form of YAML.
+    """
     return Role.IF_SET in option.roles and to_plain(value) == to_plain(option.default)
 
 
@@ -212,7 +226,12 @@ class OptionError(ConfigError):
 def validated(cls: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values of some options in their declared types. Sections must be instances, and lists may be tuples.
 
-    Raises OptionError for the first value of another type or outside of its limits.
+    Args:
+        cls: Class of the options.
+        values: Values by the names of options, of which some may be missing.
+
+    Raises:
+        OptionError: For the first value of another type or outside of its limits.
     """
     validator, validation_error = _validator(cast("Hashable", cls), cls.added_by())
     try:
@@ -234,8 +253,8 @@ def _validator(cls: Hashable, _: tuple[tuple[str, type[Options]], ...]) -> tuple
 
     declaring = cast("type[Options]", cls)
     hints = {o.name: _checked_hint(o) for o in options_of(declaring)}
-    made: Any = TypedDict(declaring.__name__, hints, total=False)  # type: ignore[misc]
-    return TypeAdapter(with_config(ConfigDict(strict=True))(made)), ValidationError
+    typed_dict: Any = TypedDict(declaring.__name__, hints, total=False)  # type: ignore[misc]
+    return TypeAdapter(with_config(ConfigDict(strict=True))(typed_dict)), ValidationError
 
 
 def option_schema(option: Option) -> dict[str, Any]:
@@ -338,13 +357,13 @@ def meanings_of(cls: type[Any]) -> dict[str, str]:
 
 @cache
 def _meanings_in(module: str) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
+    by_class: dict[str, dict[str, str]] = {}
     for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(node, ast.ClassDef):
-            own = found[node.name] = {}
+            by_field = by_class[node.name] = {}
             for field, after in pairwise([*node.body, ast.Pass()]):
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                     match after:
                         case ast.Expr(value=ast.Constant(value=str(text))):
-                            own[field.target.id] = " ".join(text.split())
-    return found
+                            by_field[field.target.id] = " ".join(text.split())
+    return by_class

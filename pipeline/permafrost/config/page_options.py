@@ -61,7 +61,14 @@ class ReportOptions(Options):
             self.check_names(self.columns)
 
     def check_names(self, columns: Collection[str]) -> None:
-        """Raise ConfigError unless paired_column and plotted are empty or among these columns."""
+        """Check that paired_column and plotted are empty or name columns of the report.
+
+        Args:
+            columns: Names of the columns.
+
+        Raises:
+            ConfigError: If they do not.
+        """
         for option, names, empty in (
             ("paired_column", [self.paired_column] if self.paired_column else [], "null"),
             ("plotted", self.plotted, "[]"),

@@ -21,10 +21,15 @@ _WRITTEN = ("store.path", "run")
 
 
 def require_shared_paths(config: Options, mount_path: str | None = None) -> None:
-    """Raise ConfigError unless every path in a verb's config has the same meaning on all nodes.
+    """Check that every path in a verb's config has the same meaning on all nodes.
 
-    mount_path  folder shared by the nodes, if it is known; output paths must be inside it, or in a bucket. "" if the
-                nodes share none
+    Args:
+        config: Options of the verb.
+        mount_path: Folder shared by the nodes, if it is known; output paths must be inside it, or in a bucket. "" if
+            the nodes share none.
+
+    Raises:
+        ConfigError: If a path is relative, or if an output path is not shared.
     """
     named = list(_paths(config))
     if hasattr(config, "run") and not is_address(config.run):
@@ -88,7 +93,8 @@ def _replaced(config: C, names: list[str], value: str) -> C:
 def place_paths(config: C) -> C:
     """Return a verb's config whose paths have the same meaning on every node that does its work.
 
-    Raises ConfigError for a relative path in a submitted job, whose driver runs in a temporary folder.
+    Raises:
+        ConfigError: If a path is relative in a submitted job, whose driver runs in a temporary folder.
     """
     cluster = getattr(config, "cluster", None)
     if in_submitted_job() or isinstance(cluster, KubeRayClusterConfig):

@@ -72,7 +72,10 @@ def entry_modules() -> dict[str, str]:
     """Return the modules that packages name as entry points of the group, by the names of the entry points.
 
     They are those of installed packages, those of a checkout of this package, which need not be installed, and on a
-    worker of Ray those of the driver. Raises ConfigError if two packages use the same name.
+    worker of Ray those of the driver.
+
+    Raises:
+        ConfigError: If two packages use the same name.
     """
     named = [(entry.name, entry.value) for entry in entry_points(group=GROUP)]
     declared = TOP / "pyproject.toml"
@@ -92,13 +95,21 @@ def entry_modules() -> dict[str, str]:
 
 @cache
 def load_installed() -> None:
-    """Import the modules of installed packages. Raises ConfigError if one cannot be imported."""
+    """Import the modules of installed packages.
+
+    Raises:
+        ConfigError: If one cannot be imported.
+    """
     for module in entry_modules().values():
         _import(module, "installed packages")
 
 
 def entry_places() -> list[Path]:
-    """Return the folders or files of the packages of all entry points, for other machines."""
+    """Return the folders or files of the packages of all entry points, for other machines.
+
+    Raises:
+        ConfigError: If a module of an entry point cannot be imported.
+    """
     load_installed()
     return [
         _place_of(top) for top in sorted({m.partition(".")[0] for m in entry_modules().values()})
@@ -106,7 +117,11 @@ def entry_places() -> list[Path]:
 
 
 def experiment_folders() -> dict[str, Path]:
-    """Return the folder `experiments` beside the module of each entry point, by the name of the entry point."""
+    """Return the folder `experiments` beside the module of each entry point, by the name of the entry point.
+
+    Raises:
+        ConfigError: If a module of an entry point cannot be imported.
+    """
     load_installed()
     return {
         name: Path(str(sys.modules[module].__file__)).parent / "experiments"
@@ -133,9 +148,11 @@ _PLACES: dict[str, Path] = {}
 def load_plugins(names: Sequence[str] = ()) -> None:
     """Import the named plug-ins and those of installed packages.
 
-    names  Python files (my_losses.py) and modules (my_package.module), which may be in the current folder
+    Args:
+        names: Python files (my_losses.py) and modules (my_package.module), which may be in the current folder.
 
-    Raises ConfigError if one cannot be imported.
+    Raises:
+        ConfigError: If one cannot be imported, or has a member that is implemented outside of it.
     """
     for name in names:
         _import_own(name, "plugins")
@@ -146,9 +163,8 @@ def load_plugins(names: Sequence[str] = ()) -> None:
 def _check_implementations(installed: set[str]) -> None:
     """Raise ConfigError for a member of a plug-in that is implemented by a module that is none.
 
-    Such as the file of which the plug-in is a copy, whose code would run instead, and outside the run's identity.
-
-    installed  top-level modules of installed plug-ins
+    Such as the file of which the plug-in is a copy, whose code would run instead, and outside the run's identity. The
+    plug-ins are those that were named, and the top-level modules `installed`.
     """
     allowed = {"", "permafrost", *installed, *_PLACES, *_shipped()}
     for family in Family.every:
@@ -167,7 +183,11 @@ def _check_implementations(installed: set[str]) -> None:
 
 
 def resolve_factory(factory: str) -> Callable[..., Any]:
-    """Import the function that `factory` names, my_package.networks:build or my_networks.py:build."""
+    """Import the function that `factory` names, my_package.networks:build or my_networks.py:build.
+
+    Raises:
+        ConfigError: If it names no function, or if its module cannot be imported.
+    """
     location, _, name = factory.rpartition(":")
     require(
         bool(location) and name.isidentifier(),
@@ -185,12 +205,16 @@ def module_at(location: str) -> str:
 
 
 def require_named(factory: str | None, path: Path) -> None:
-    """Raise ConfigError unless the user has named the module of a function that a file on disk names.
+    """Check that the user has named the module of a function that a file on disk names.
 
     A file that came with a network must not choose the code that is run.
 
-    factory  of the network that the file describes, None or empty if it has none
-    path     the file, for messages
+    Args:
+        factory: Function of the network that the file describes, None or empty if it has none.
+        path: The file, for messages.
+
+    Raises:
+        ConfigError: If neither the user nor this package has named the module.
     """
     location = str(factory or "").rpartition(":")[0]
     top = module_at(location).partition(".")[0]
@@ -250,7 +274,8 @@ def plugin_places() -> dict[str, Path]:
 def plugin_digests(config: Any) -> dict[str, str]:
     """Return the SHA-256 of the code of each plug-in that a config uses, by `plug-in <module>`.
 
-    config  a dataclass of options, with nested ones, whose classes may be a plug-in's, or name a `factory`
+    Args:
+        config: Dataclass of options, with nested ones, whose classes may be a plug-in's, or name a `factory`.
     """
     tops = {module.partition(".")[0] for module in _modules_of(config)}
     return {f"plug-in {top}": _digest(_PLACES[top]) for top in sorted(tops & _PLACES.keys())}

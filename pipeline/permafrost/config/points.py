@@ -40,7 +40,13 @@ def words_of_options(verb: str, words: Sequence[str], options: Mapping[str, Any]
     is a text, or a mapping with its kind and options (`student={"kind": "cifar", "name": "resnet8"}`). `store` may be
     the folder of a store.
 
-    Raises ConfigError for names that several sections have.
+    Args:
+        verb: Command of the words.
+        words: Words, section.option=text.
+        options: Values of keyword arguments by name.
+
+    Raises:
+        ConfigError: If several sections have an option that is named without one.
     """
     chosen = [*words]
     for argument, value in options.items():
@@ -63,7 +69,7 @@ def option_text(value: Any) -> str:
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _CONSTANTS:
         return value
     if isinstance(value, dict):
-        entries = (f"{option_text(str(key))}: {option_text(own)}" for key, own in value.items())
+        entries = (f"{option_text(str(key))}: {option_text(entry)}" for key, entry in value.items())
         return "{" + ", ".join(entries) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(option_text, value)) + "]"

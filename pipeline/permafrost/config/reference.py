@@ -40,8 +40,10 @@ def list_verb(verb: str, composed: Mapping[str, Any]) -> str:
     for name in section_names(verb):
         value = composed.get(name)
         if isinstance(value, dict) and value:
-            own = [f"{key}={_format_default(each)}" for key, each in value.items()]
-            filled = textwrap.fill(f"{name}.  {'  '.join(own)}", _WIDTH, subsequent_indent=_INDENT)
+            words = [f"{key}={_format_default(each)}" for key, each in value.items()]
+            filled = textwrap.fill(
+                f"{name}.  {'  '.join(words)}", _WIDTH, subsequent_indent=_INDENT
+            )
             lines.append(textwrap.indent(filled, "  "))
         else:
             alone.append(f"{name}={_format_default(value)}")
@@ -92,9 +94,9 @@ def _describe(option: Option, value: Any, path: str, meaning: str) -> Iterator[s
         yield from textwrap.wrap(meaning, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
         return
     meanings = meanings_of(cls)
-    for own in options_of(cls):
+    for inner in options_of(cls):
         yield from _describe(
-            own, value.get(own.name), f"{path}.{own.name}", meanings.get(own.name, "")
+            inner, value.get(inner.name), f"{path}.{inner.name}", meanings.get(inner.name, "")
         )
 
 
@@ -203,8 +205,10 @@ def _type(hint: Any) -> str:
     if origin is Union or (members and type(None) in members):
         return " or ".join("null" if m is type(None) else _type(m) for m in members)
     if origin is tuple:
-        own = [member for member in members if member is not Ellipsis]
-        return f"list of {_type(own[0])}" if len(own) == 1 else f"[{', '.join(map(_type, own))}]"
+        types = [member for member in members if member is not Ellipsis]
+        return (
+            f"list of {_type(types[0])}" if len(types) == 1 else f"[{', '.join(map(_type, types))}]"
+        )
     if origin is dict:
         return f"mapping to {_type(members[1])}"
     return _TYPES.get(hint, getattr(hint, "__name__", str(hint)))

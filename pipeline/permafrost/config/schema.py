@@ -71,7 +71,7 @@ def _is_section(hint: Any) -> bool:
 def _section_schema(cls: type[Options], kinds: list[str] | None = None) -> dict[str, Any]:
     """Return the schema of a section.
 
-    kinds  what its entry `kind` may be, None if it has no members
+    `kinds` are the values that its entry `kind` may have, None if it has no members.
     """
     meanings = meanings_of(cls)
     entries = {}

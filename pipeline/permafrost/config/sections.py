@@ -40,7 +40,7 @@ _SWEPT_VERBS = ("distill", "evaluate")
 
 
 def section_names(verb: str) -> list[str]:
-    """Names of the sections and options that a verb reads; for a sweep also those of its students."""
+    """Return the names of the sections and options that a verb reads; for a sweep also those of its students."""
     verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
     return list(
         dict.fromkeys(
@@ -58,18 +58,18 @@ def sections_of_verb(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
 
 
 def section_of(word: str) -> str:
-    """Name of the section that a word changes."""
+    """Return the name of the section that a word changes."""
     return word.split("=", 1)[0].split(".")[0]
 
 
 def group_members(section: str) -> list[str]:
-    """Members that a section may choose, such as the methods of `method=`; empty if it has none."""
+    """Return the members that a section may choose, such as the methods of `method=`; empty if it has none."""
     if section == "experiment":
         return sorted(experiment_files())
     if section not in GROUPS:
         return sorted(FAMILIES.get(section, ()))
-    own = {OF_CLASS[section]} if section in OF_CLASS else set()
-    return sorted({*own, *(path.stem for path in (CONF / section).glob("*.yaml"))})
+    defaults = {OF_CLASS[section]} if section in OF_CLASS else set()
+    return sorted({*defaults, *(path.stem for path in (CONF / section).glob("*.yaml"))})
 
 
 def experiment_files() -> dict[str, Path]:
@@ -84,7 +84,7 @@ def experiment_files() -> dict[str, Path]:
 
 @cache
 def top_options() -> dict[str, Option]:
-    """Options of all verbs by name: sections, and options outside sections."""
+    """Return the options of all verbs by name: sections, and options outside sections."""
     plugins = Option("plugins", tuple[str, ...], (), frozenset(), ())
     every = (option for cls in VERBS.values() for option in options_of(cls))
     named = {o.name: o for o in every if Role.SET_BY_STAGE not in o.roles}
@@ -100,7 +100,7 @@ def with_kinds(section: str, value: Any) -> Any:
     if isinstance(value, str) and (section in FAMILIES or section in GROUPS):
         return {"kind": value}
     if isinstance(value, dict) and section in FAMILIES:
-        return {n: with_kinds(n, own) if n in GROUPS else own for n, own in value.items()}
+        return {n: with_kinds(n, inner) if n in GROUPS else inner for n, inner in value.items()}
     return value
 
 

@@ -76,7 +76,14 @@ class StoreOptions(Options):
         return self.at(None)
 
     def at(self, other: str | None) -> RootedPath:
-        """Return the folder of another store, which is read in the same way; of None its own."""
+        """Return the folder of another store, which is read in the same way.
+
+        Args:
+            other: Folder or address of the other store; None returns this one's own.
+
+        Raises:
+            ConfigError: If the address cannot be used.
+        """
         path = other or self.path
         if is_address(path):
             bucket = Bucket(parse_bucket("store.path", path), self.cache, self.cache_bytes)
@@ -139,7 +146,15 @@ WITHOUT_HEAD = ("attention", "features", "pooled")
 
 
 def require_stages(option: str, stages: tuple[int, ...]) -> None:
-    """Raise ConfigError unless stages are counted from 1, or all from -1, each once."""
+    """Check that stages are counted from 1, or all from -1, each once.
+
+    Args:
+        option: Option that lists them, for the message.
+        stages: Its value; empty is accepted.
+
+    Raises:
+        ConfigError: If they are not.
+    """
     require(
         not stages or ((min(stages) >= 1 or max(stages) <= -1) and len(set(stages)) == len(stages)),
         f"{option} must list stages from 1, or all from -1, each once, got {list(stages)}",

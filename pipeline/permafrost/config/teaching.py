@@ -50,7 +50,11 @@ class LabelTeachingConfig(Options):
         check_mixup_partners(self.augment, self.trainer)
 
     def check(self, teacher: ModelConfig, black_box: ModelConfig | NoModelConfig) -> None:
-        """Raise ConfigError if the teaching does not fit the network to train, or lacks a black box."""
+        """Check that the teaching fits the network to train, and has the black box that it needs.
+
+        Raises:
+            ConfigError: If it does not.
+        """
 
     def needs_preparation(self, teacher: ModelConfig) -> bool:
         """Return whether `preparation` has to run before the network is trained."""

@@ -13,7 +13,11 @@ from permafrost.core.errors import require
 
 
 def check_mixup_partners(augment: AugmentOptions, trainer: TrainerOptions) -> None:
-    """Raise ConfigError if a record of a rank's slice of the batch would be mixed with itself."""
+    """Check that no record of a rank's slice of the batch would be mixed with itself.
+
+    Raises:
+        ConfigError: If one would be.
+    """
     require(
         augment.mixup_alpha is None or trainer.batch_size > trainer.ranks,
         f"augment.mixup_alpha={augment.mixup_alpha}: trainer.batch_size={trainer.batch_size} leaves each of "

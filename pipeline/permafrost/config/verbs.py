@@ -258,8 +258,8 @@ class SweepConfig(Options):
             self._check_axis(option, values)
 
     def _check_axis(self, option: str, values: tuple[Any, ...]) -> None:
-        own = ("seed", "run", "cluster", "command")
-        known = [s.name for s in fields(DistillConfig) if s.name not in own]
+        excluded_options = ("seed", "run", "cluster", "command")
+        known = [s.name for s in fields(DistillConfig) if s.name not in excluded_options]
         require(
             option.split(".")[0] in known,
             f"grid: {option} is not an option of a student; it may name those of {', '.join(known)}",
@@ -322,7 +322,11 @@ VERBS: dict[str, type[Any]] = {
 
 
 def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
-    """Build the verb's dataclass from a composed dict of all sections, ignoring sections that it does not read."""
+    """Build the verb's dataclass from a composed dict of all sections, ignoring sections that it does not read.
+
+    Raises:
+        ConfigError: If an option is unknown or has no such value, or if `run` is no name of a folder.
+    """
     names = {option.name for option in options_of(VERBS[verb])}
     config = build_config(VERBS[verb], {k: v for k, v in composed.items() if k in names})
     if hasattr(config, "run"):

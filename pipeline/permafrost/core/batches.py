@@ -1,6 +1,6 @@
 """Batches: what a loader hands to a network and a loss, with the targets of the teacher passes.
 
-Shape letters: B batch, K classes, V stored views, E explained classes, A map channels, h w map grid, H W canonical
+Shape letters: B batch, K classes, V stored views, E target classes, A map channels, h w map grid, H W canonical
 frame, d columns of a table, n boxes of one record.
 """
 
@@ -43,7 +43,7 @@ class StoredTargets:
     logits: Logits | None
     """Raw logits, None if the pass has none."""
     explained_class: Tensor | None = None
-    """Explained classes, i64 [B, E], padded with NO_CLASS."""
+    """Target classes, i64 [B, E], padded with NO_CLASS."""
     maps: Tensor | None = None
     """Explanation maps as stored, f16, f32 or int8 in steps of 1/127, [B, E, A, h, w] on the teacher's grid, with
     max-abs 1 (or all zero). `geometry.decode_maps` decodes them on their device."""
@@ -69,7 +69,7 @@ class Targets:
     logits: Logits | None
     """Logits f32 [B, K], the largest ones, or None for a pass without logits."""
     explained_class: Tensor | None = None
-    """Explained classes, i64 [B, E]."""
+    """Target classes, i64 [B, E]."""
     maps: Tensor | None = None
     """Explanation maps, f32 [B, E, A, h, w], after the warp."""
     map_valid: Tensor | None = None
@@ -79,7 +79,7 @@ class Targets:
     attention_<stage> [B, h, w], class_maps [B, K, h, w], features_<stage> [B, C, h, w]. Fields without spatial axes:
     pooled [B, d]."""
     coverage: dict[str, Tensor] = field(default_factory=dict)
-    """Share of each cell that is inside of what the teacher received, f32 [B, 1, h, w], of each of the intermediates
+    """Fraction of each cell that is inside of what the teacher received, f32 [B, 1, h, w], of each of the intermediates
     that were moved and whose cells outside are left out of the loss."""
     placements: dict[str, Tensor] = field(default_factory=dict)
     """Matrices source_from_view f32 [B, 3, 3] of the same fields, from which `geometry.covered_share` computes the
@@ -187,7 +187,11 @@ Logits: TypeAlias = "Tensor | TopLogits"
 
 
 def require_logits(logits: Logits | None) -> Logits:
-    """Return logits. Raises ConfigError if the pass stores none."""
+    """Return logits that a pass may lack.
+
+    Raises:
+        ConfigError: If the pass stores none.
+    """
     if logits is None:
         raise ConfigError(
             "the pass stores no logits; make one with logits among annotate.payloads, or choose a method without them"
@@ -201,9 +205,14 @@ def top_class(logits: Logits) -> Tensor:
 
 
 def require_all_logits(logits: Logits | None, what: str) -> Tensor:
-    """Return logits f32 [B, K]. Raises ConfigError if only the largest ones are stored, or none.
+    """Return logits f32 [B, K].
 
-    what  what needs all, for the message
+    Args:
+        logits: Logits of a pass.
+        what: What needs all of them, for the message.
+
+    Raises:
+        ConfigError: If only the largest ones are stored, or none.
     """
     logits = require_logits(logits)
     if isinstance(logits, TopLogits):
@@ -215,7 +224,7 @@ def require_all_logits(logits: Logits | None, what: str) -> Tensor:
 
 
 def first_explained(targets: Targets, count: int) -> Targets:
-    """Return a teacher's targets with the maps of the first `count` explained classes of each record only."""
+    """Return a teacher's targets with the maps of the first `count` target classes of each record only."""
     assert targets.explained_class is not None
     assert targets.maps is not None
     assert targets.map_valid is not None

@@ -60,7 +60,7 @@ class DistributedContext:
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average the gradients of parameters outside the wrapped model, such as those of a loss."""
+        """Average the gradients of parameters outside the wrapped model, such as those of a loss, in place."""
         if self.world_size == 1:
             return
         for parameter in parameters:
@@ -81,12 +81,12 @@ class DistributedContext:
         return total.to(values.device)
 
     def gather(self, values: Tensor) -> Tensor:
-        """Concatenate the values of all ranks in rank order: [n, ...] -> [world_size * n, ...]."""
+        """Concatenate the values of all ranks, n on each, in rank order: [n, ...] -> [world_size * n, ...]."""
         if self.world_size == 1:
             return values
-        own = values if self.device is None else values.to(self.device)
-        everyones = [torch.empty_like(own) for _ in range(self.world_size)]
-        dist.all_gather(everyones, own.contiguous())
+        on_device = values if self.device is None else values.to(self.device)
+        everyones = [torch.empty_like(on_device) for _ in range(self.world_size)]
+        dist.all_gather(everyones, on_device.contiguous())
         return torch.cat(everyones).to(values.device)
 
     def gather_with_gradient(self, values: Tensor) -> Tensor:
@@ -98,13 +98,21 @@ class DistributedContext:
         if self.world_size == 1:
             return values
         everyones, start = self.gather(values.detach()), self.rank * len(values)
-        own = values.view_as(values)
-        if own.requires_grad:
-            own.register_hook(lambda gradient: gradient * self.world_size)  # type: ignore[no-untyped-call]
-        return torch.cat([everyones[:start], own, everyones[start + len(values) :]])
+        local = values.view_as(values)
+        if local.requires_grad:
+            local.register_hook(lambda gradient: gradient * self.world_size)  # type: ignore[no-untyped-call]
+        return torch.cat([everyones[:start], local, everyones[start + len(values) :]])
 
     def require_equal(self, values: Sequence[int], message: str) -> None:
-        """Raise RanksDisagreeError with `message` unless all ranks pass the same values."""
+        """Check that all ranks pass the same values.
+
+        Args:
+            values: Values of this rank.
+            message: Text of the error, to which the values of all ranks are added.
+
+        Raises:
+            RanksDisagreeError: If they differ.
+        """
         if self.world_size == 1:
             return
         everyones: list[Any] = [None] * self.world_size

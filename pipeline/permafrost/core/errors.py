@@ -50,7 +50,11 @@ def shorten(names: Sequence[str], most: int = 10) -> str:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ConfigError(message) unless the condition holds."""
+    """Check a condition on options.
+
+    Raises:
+        ConfigError: If it does not hold, with `message`.
+    """
     if not condition:
         raise ConfigError(message)
 
@@ -66,9 +70,15 @@ MOST_NAME_BYTES = 200
 
 
 def require_name(option: str, name: str, *, may_have_folders: bool = False) -> None:
-    """Raise ConfigError unless files and folders may have the name that an option gives.
+    """Check that files and folders may have the name that an option gives.
 
-    may_have_folders  it may be a path of several names, as of a run
+    Args:
+        option: The option, for messages.
+        name: Its value.
+        may_have_folders: The name may be a path of several names, as of a run.
+
+    Raises:
+        ConfigError: If they may not.
     """
     parts = name.rstrip("/").split("/") if may_have_folders else [name]
     shown = f"{option}={printable(name)[:80]}"

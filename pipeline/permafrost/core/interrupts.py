@@ -42,6 +42,12 @@ class Signals:
         """Raise Interrupted at every signal in the block and, if its exception was swallowed, at the end of the block.
 
         Outside, and in a block with False, signals are only kept.
+
+        Args:
+            is_raising: Whether signals interrupt the block, or are kept to its end.
+
+        Raises:
+            Interrupted: If a signal has arrived.
         """
         before, self._is_raising = self._is_raising, is_raising
         try:
@@ -53,12 +59,20 @@ class Signals:
         self.check()
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has arrived."""
+        """Interrupt the command if a signal has arrived.
+
+        Raises:
+            Interrupted: If one has.
+        """
         if self.received:
             raise Interrupted
 
     def handle(self, number: int, frame: object) -> None:
-        """Handle a signal, as signal.signal calls it."""
+        """Handle a signal, as signal.signal calls it.
+
+        Raises:
+            Interrupted: In a block of `raising`.
+        """
         self.received.append(number)
         if self._is_raising:
             raise Interrupted
@@ -68,13 +82,21 @@ _current = Signals()
 
 
 def check_interrupted() -> None:
-    """Raise Interrupted if a signal has arrived that ends the command, and its exception was swallowed."""
+    """Interrupt the command if a signal has arrived that ends it, and its exception was swallowed.
+
+    Raises:
+        Interrupted: If one has.
+    """
     _current.check()
 
 
 @contextmanager
 def keep_signals() -> Iterator[None]:
-    """Raise Interrupted at the end of the block for a signal that arrives in it, and not before."""
+    """Keep the signals that arrive in the block, and not before.
+
+    Raises:
+        Interrupted: At the end of the block, if one has arrived.
+    """
     with _current.raising(False):
         yield
 

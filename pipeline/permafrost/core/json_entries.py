@@ -14,13 +14,21 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def require_entry(condition: bool, error_message: str) -> None:
-    """Raise EntryError unless the condition holds."""
+    """Check a condition on an entry of a file.
+
+    Raises:
+        EntryError: If it does not hold, with `error_message`.
+    """
     if not condition:
         raise EntryError(error_message)
 
 
 def require_inside(path: str) -> None:
-    """Raise EntryError unless a path stays in the folder that it is relative to."""
+    """Check that a path stays in the folder that it is relative to.
+
+    Raises:
+        EntryError: If it does not.
+    """
     pure = PurePosixPath(path)
     require_entry(
         bool(path) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path,
@@ -29,7 +37,11 @@ def require_inside(path: str) -> None:
 
 
 def require_digest(digest: str) -> None:
-    """Raise EntryError unless the text is a SHA-256."""
+    """Check that a text is a SHA-256.
+
+    Raises:
+        EntryError: If it is not.
+    """
     require_entry(_DIGEST.fullmatch(digest) is not None, f"{digest[:80]!r} is not a SHA-256")
 
 
@@ -45,8 +57,13 @@ class EntryError(ValueError):
 def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     """Build a dataclass from a JSON mapping that has exactly its fields, each of the declared type.
 
-    where  the entry that contains the mapping, for messages
-    Raises EntryError; the dataclass's own __post_init__ may also raise it.
+    Args:
+        cls: The dataclass, whose fields may be dataclasses.
+        values: Parsed JSON.
+        where: Entry that contains the mapping, for messages.
+
+    Raises:
+        EntryError: If an entry is missing, unknown or of another type, or if the dataclass refuses it.
     """
     if not isinstance(values, dict):
         raise EntryError(f"{where or 'it'} must be a mapping, got {_show(values)}")

@@ -43,8 +43,10 @@ def multi_hot_of_lists(
 ) -> Tensor:
     """Convert lists of classes, such as the column `labels` of the index, to f32 [B, K].
 
-    classes  the lists, one after another
-    lengths  length of each list, [B]
+    Args:
+        classes: The lists, one after another.
+        lengths: Length of each list, [B].
+        num_classes: Number K of classes.
     """
     hot = torch.zeros(len(lengths), num_classes)
     owners = np.repeat(np.arange(len(lengths)), lengths)
@@ -64,7 +66,15 @@ def classes_of(labels: Tensor) -> Tensor:
 def predict_labels(logits: Logits, *, many: bool) -> Tensor:
     """Return the predicted classes of logits [N, K] in the form of the labels.
 
-    many  whether to return f32 [N, K], 1 for each class whose logit is >= 0, instead of the argmax, i64 [N]
+    Args:
+        logits: Raw logits.
+        many: Whether records have several labels.
+
+    Returns:
+        The argmax, i64 [N]; with `many`, f32 [N, K] with 1 for each class whose logit is >= 0.
+
+    Raises:
+        ConfigError: If `many` and the logits are only the largest ones.
     """
     if many:
         return (require_all_logits(logits, "a record with many labels") >= 0).float()

@@ -75,7 +75,13 @@ def say_if_slow(logger: logging.Logger, text: str, seconds: float = 3.0) -> Iter
 
 @contextmanager
 def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
-    """Provide a progress display with `update(count)` and `set_postfix_str(text)` for the block."""
+    """Provide a progress display with `update(count)` and `set_postfix_str(text)` for the block.
+
+    Args:
+        title: Title of the display.
+        total: Number of units of all work.
+        unit: Name of one unit, in the singular.
+    """
     if not sys.stderr.isatty():
         yield ProgressLines(title, total, unit)
         return
@@ -85,7 +91,12 @@ def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
 
 @contextmanager
 def show_epochs(title: str, epochs: int) -> Iterator[Callable[[int, str], None]]:
-    """Provide a callback for the block; call it with the number and a summary line of each finished epoch."""
+    """Provide a callback for the block; call it with the number and a summary line of each finished epoch.
+
+    Args:
+        title: Title of the display.
+        epochs: Number of epochs of all work.
+    """
     with progress(title, total=epochs, unit="epoch") as bar:
 
         def on_epoch(epoch: int, line: str) -> None:

@@ -94,7 +94,7 @@ class FieldSpec:
     """Width of the black border that was added on each side of that part before the teacher received it, in units of
     its side. The grid covers the border, too."""
     mirrored: bool = False
-    """True if the first axis of `shape` has two entries, those of the image and those of its mirror image."""
+    """True if the first axis of `shape` has two entries, those of the image and those of its horizontal flip."""
     before_relu: bool = False
     """True if the network's next layer is a ReLU, so that its output there is max(0, value)."""
     axes: tuple[str, ...] = ()
@@ -134,10 +134,19 @@ class Source(Protocol):
         """Names of a table's columns; None where records are images."""
 
     def records(self) -> Iterator[Record]:
-        """Yield all records once, in any order, without a list of all of them. Planning orders them by key."""
+        """Yield all records once, in any order, without a list of all of them. Planning orders them by key.
+
+        Raises:
+            ConfigError: If the data are not as the options say.
+        """
 
     def read(self, record: Record) -> Content:
-        """Return the bytes of a record."""
+        """Return the bytes of a record.
+
+        Raises:
+            RecordError: If they cannot be used.
+            UserError: If the file has changed since it was listed.
+        """
 
     def where(self, record: Record) -> str:
         """Return the location of a record, such as its file, for messages."""
@@ -152,6 +161,9 @@ def escape_key(path: str) -> str:
     """Escape a relative path to a record's key: ASCII letters, digits, - and _, the rest percent-escaped UTF-8.
 
     `urllib.parse.unquote` restores the path, except for a key above the limit, which ends in a hash.
+
+    Raises:
+        ConfigError: If the path is not UTF-8.
     """
     if _PLAIN_PATH.fullmatch(path) and len(path) <= LONG_KEY_HEAD // 3:
         return path.replace("/", "%2F").replace(".", "%2E")  # as below, in a fifth of the time

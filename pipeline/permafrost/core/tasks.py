@@ -80,7 +80,12 @@ class ShardError(UserError, RuntimeError):
 
 
 def run_task(task: Task, report: Callable[[str], None]) -> TaskOutcome:
-    """Run a task in this process and return its outcome."""
+    """Run a task in this process and return its outcome, which has the error if there was one.
+
+    Args:
+        task: The task.
+        report: Receives each line of progress.
+    """
     try:
         task(report)
     except UserError as error:
@@ -167,9 +172,20 @@ def run_shards(
     shards: Sequence[Any],
     on_result: Callable[[ShardResult], None],
 ) -> tuple[int, float]:
-    """Run `task` on all shards and return the number of finished records and the summed seconds of their shards.
+    """Run a task on all shards, with a progress display.
 
-    on_result  receives each result as its shard finishes
+    Args:
+        title: Title of the display.
+        executor: Runs the task.
+        task: The task.
+        shards: Shards, as the task takes them.
+        on_result: Receives each result as its shard finishes.
+
+    Returns:
+        The number of records of the finished shards, and the sum of their seconds.
+
+    Raises:
+        ShardError: After the last result, if shards failed. In this process, the first error itself.
     """
     records, seconds = 0, 0.0
     with progress(title, total=len(shards), unit="shard") as bar:

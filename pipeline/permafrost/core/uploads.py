@@ -17,11 +17,20 @@ class Uploads:
         return bool(self._waiting)
 
     def add(self, put: Callable[[], None], opened: ExitStack) -> None:
-        """Add the upload of a file, which is closed afterwards."""
+        """Add the upload of a file.
+
+        Args:
+            put: Uploads the file.
+            opened: Closes the file afterwards.
+        """
         self._waiting.append((put, opened))
 
     def send(self) -> None:
-        """Upload the files one after the other, in any thread. Raises FileError at the first that fails."""
+        """Upload the files one after the other, in any thread.
+
+        Raises:
+            FileError: At the first that fails.
+        """
         try:
             for put, opened in self._waiting:
                 put()

@@ -56,7 +56,8 @@ _MOST_DIGITS = 1000
 def parse_yaml(text: str | bytes) -> Any:
     """Return the mappings, lists and scalars of a text, which are `Plain` or, if quoted, `str`; None of an empty one.
 
-    Raises YamlError with one line.
+    Raises:
+        YamlError: If it is no such YAML, with one line.
     """
     if len(text) > _MOST_BYTES:
         raise YamlError(f"it has {len(text):,} bytes, of at most {_MOST_BYTES:,}")
@@ -71,7 +72,11 @@ def parse_yaml(text: str | bytes) -> Any:
 
 
 def read_values(text: str | bytes) -> Any:
-    """Return the values of a text by YAML 1.2. Raises YamlError."""
+    """Return the values of a text by YAML 1.2.
+
+    Raises:
+        YamlError: If it is no such YAML, with one line.
+    """
     return values_of(parse_yaml(text))
 
 

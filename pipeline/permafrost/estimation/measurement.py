@@ -37,13 +37,12 @@ if TYPE_CHECKING:
 def break_even_epochs(annotation: Spread, saved_per_epoch: Spread) -> Spread:
     """Return the epochs, over all students, after which stored targets have cost as much as a live teacher.
 
-    They are infinite where the live teacher is not dearer.
+    They are infinite where the live teacher is not dearer. Lowest and highest are those of the extreme measurements:
+    the cheapest annotation with the largest saving, and the dearest with the smallest.
 
-    annotation       seconds of a worker that store the teacher's targets of all records, once
-    saved_per_epoch  seconds by which an epoch with the live teacher is longer than one with stored targets
-
-    Lowest and highest are those of the extreme measurements: the cheapest annotation with the largest saving, and the
-    dearest with the smallest.
+    Args:
+        annotation: Seconds of a worker that store the teacher's targets of all records, once.
+        saved_per_epoch: Seconds by which an epoch with the live teacher is longer than one with stored targets.
     """
     return Spread(
         _epochs(annotation.median, saved_per_epoch.median),
@@ -78,7 +77,7 @@ class StudentCost:
     """A student with stored targets next to one with a live teacher."""
 
     steps: StepTimes
-    """Seconds a record of a step."""
+    """Seconds per record of a step."""
     epochs: int
     """Epochs of a student."""
     records: int
@@ -92,7 +91,11 @@ class StudentCost:
     """Epochs of each of them from which the store is cheaper."""
 
     def seconds(self, step: Spread) -> Spread:
-        """Seconds of all epochs of a student with such steps."""
+        """Return the seconds of all epochs of a student with such steps.
+
+        Args:
+            step: Seconds of a step per record.
+        """
         return step.times(self.records * self.epochs)
 
 
@@ -115,7 +118,7 @@ class Estimate:
     bytes: int
     """Bytes in total, without images that stay where they are."""
     other_forms: dict[str, float] = field(default_factory=dict)
-    """Bytes a record of the images or of a field with another option, before compression."""
+    """Bytes per record of the images or of a field with another option, before compression."""
     packing: Work | None = None
     """None for a finished store."""
     annotation: Work | None = None
@@ -126,7 +129,15 @@ class Estimate:
 
 
 def measure(config: EstimateConfig, folder: Path) -> Estimate:
-    """Measure a sample in an empty folder. Nothing is written elsewhere."""
+    """Measure a sample in an empty folder. Nothing is written elsewhere.
+
+    Args:
+        config: Options of the command.
+        folder: The empty folder.
+
+    Raises:
+        UserError: If the data, the teacher or the store cannot be used, as in precompute.
+    """
     path, sampled = config.store.folder, RootedPath(folder / "store")
     if exists(path / MANIFEST_NAME):
         sample = sample_finished(config, Store(path), sampled)

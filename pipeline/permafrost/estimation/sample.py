@@ -111,13 +111,20 @@ class RecordSample:
     in_place: bool = False
     """True if the images are in external tars, which are not copied."""
     packing: Spread | None = None
-    """Seconds a record of packing, by shard; None for a finished store."""
+    """Seconds per record of packing, by shard; None for a finished store."""
 
 
 def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) -> RecordSample:
     """Make a store of some records of a finished one, whose images stay where they are.
 
-    Raises StoreMismatchError if `data=` names a source of another kind, whose records are not listed.
+    Args:
+        config: Options of the command.
+        store: The finished store.
+        folder: Folder of the new store.
+
+    Raises:
+        StoreMismatchError: If `data=` names a source of another kind, whose records are not listed.
+        ConfigError: If a shard has a single record.
     """
     _check_same_data(config, store)
     shards, manifest = list(store.shards), store.manifest
@@ -163,7 +170,16 @@ def _check_same_data(config: EstimateConfig, store: Store) -> None:
 
 
 def sample_source(config: EstimateConfig, folder: RootedPath) -> RecordSample:
-    """List the source, and pack some of its records as precompute would."""
+    """List the source, and pack some of its records as precompute would.
+
+    Args:
+        config: Options of the command.
+        folder: Folder of the new store.
+
+    Raises:
+        DataError: If the data were probably misunderstood.
+        ConfigError: If the source cannot be listed, or a shard has a single record.
+    """
     source, times = build_source(config.data), ShardTimes()
     with listing_files(folder) as files:
         listing, tally = list_source(source, files, config.store.seed, times)
@@ -233,8 +249,12 @@ def _pieces(
     Shards are drawn at random; the first is of the split that students train on, if there is one. Where there are too
     few shards, the next records of the same ones are measured as shards.
 
-    shards  split and number of records of each
-    Returns the number of a shard, and its first record and the one after the last, for each shard of the sample.
+    Args:
+        shards: Split and number of records of each.
+        config: Options of the command.
+
+    Returns:
+        The number of a shard, its first record, and the one after its last, for each shard of the sample.
     """
     generator = np.random.default_rng(derive_seed(config.store.seed, "estimate"))
     order: list[int] = generator.permutation(len(shards)).tolist()
@@ -262,9 +282,8 @@ def _whole_numbers(
 ) -> Whole:
     """Return the numbers of the data, or those of estimate.records in the same proportions.
 
-    A subset selects from classes that are taken as equally frequent.
-
-    shards  split and number of records of each
+    A subset selects from classes that are taken as equally frequent. Each of `shards` is a split and a number of
+    records.
     """
     total = sum(size for _, size in shards)
     of_split = sum(size for split, size in shards if split == config.split)

@@ -1,4 +1,4 @@
-"""Seconds a record of what an estimate compares: steps of students, and a teacher's pass, with several options.
+"""Seconds per record of what an estimate compares: steps of students, and a teacher's pass, with several options.
 
 All sides of a comparison take turns on the same records, so that a busy moment is shared.
 """
@@ -43,7 +43,7 @@ _STEPS_ON_GPU = 4
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """Seconds a record of a student's step."""
+    """Seconds per record of a student's step."""
 
     stored: Spread
     """Step with the targets of the store's passes."""
@@ -63,7 +63,10 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
     """Take steps of students in turn, with the targets of the store's passes and with a live teacher.
 
     The batches are read from the store.
-    Raises ConfigError or StoreMismatchError if there is no such student, such as for a method of live teachers only.
+
+    Raises:
+        ConfigError: If there is no such student, such as for a method of live teachers only, or too few records.
+        StoreMismatchError: If the store has no pass that fits.
     """
     require(
         config.mode != "live",
@@ -105,8 +108,8 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
         saved=spread_of([b - a for a, b in zip(rounds["stored"], rounds["live"], strict=True)]),
         saved_shared=spread_of(
             [
-                first + (sharing - 1) * further - sharing * own
-                for own, first, further in zip(
+                first + (sharing - 1) * further - sharing * stored_step
+                for stored_step, first, further in zip(
                     rounds["stored"], rounds["live"], rounds["further"], strict=True
                 )
             ]
@@ -118,8 +121,16 @@ def measure_steps(config: EstimateConfig, store: Store) -> StepTimes:
 def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> dict[str, Spread]:
     """Annotate a batch of the sample in turn with the options of its pass and with others.
 
-    Returns the seconds by which a view takes longer than with the options of the pass, which may be negative, by the
-    other option as it is typed. Compilation takes a minute or more and is not among them.
+    Compilation takes a minute or more and is not measured.
+
+    Args:
+        config: Options of the pass.
+        store: Store of the sample.
+        rounds: Number of measurements with each option.
+
+    Returns:
+        The seconds by which a view takes longer than with the options of the pass, which may be negative, by the other
+        option as it is typed.
     """
     plan = plan_pass(config, store)  # precision=auto is that of the pass
     options = replace(config.annotate, precision=plan.precision, compile=False, min_fidelity=0.0)
@@ -134,12 +145,14 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
         return TeacherAnnotator(plan.teacher, plan.num_classes, plan.explainer, changed, store.size)
 
     with torch_threads(config.cluster.threads_per_actor):
-        own = build(options.channels_last)
-        annotators = {"": own}
+        base_annotator = build(options.channels_last)
+        annotators = {"": base_annotator}
         if pass_precision(replace(options, precision=other), plan.explainer) == other:
-            annotators[f"annotate.precision={other}"] = own.with_precision(getattr(torch, other))
+            annotators[f"annotate.precision={other}"] = base_annotator.with_precision(
+                getattr(torch, other)
+            )
         if store.form.has_places:
-            turned = not own.settings.channels_last
+            turned = not base_annotator.settings.channels_last
             annotators[f"annotate.channels_last={str(turned).lower()}"] = build(turned)
 
         def side(annotator: TeacherAnnotator) -> Callable[[], float]:
@@ -150,11 +163,11 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
 
             return annotate
 
-        found = _in_turn({w: side(a) for w, a in annotators.items()}, rounds, "annotation")
-    base = found.pop("")
+        seconds = _in_turn({w: side(a) for w, a in annotators.items()}, rounds, "annotation")
+    base = seconds.pop("")
     return {
         word: spread_of([each - mine for each, mine in zip(times, base, strict=True)])
-        for word, times in found.items()
+        for word, times in seconds.items()
     }
 
 
@@ -165,14 +178,14 @@ def _in_turn(
     names = list(sides)
     for name in names:
         sides[name]()
-    found: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     with progress(what, total=rounds, unit="round") as bar:
         for number in range(rounds):
             first = number % len(names)
             for name in names[first:] + names[:first]:
-                found[name].append(sides[name]())
+                seconds[name].append(sides[name]())
             bar.update(1)
-    return found
+    return seconds
 
 
 def _other_trainers(trainer: TrainerOptions, steps: _Steps) -> dict[str, TrainerOptions]:
@@ -202,7 +215,7 @@ class _Steps:
         self.latest: Batch | None = None
 
     def take(self) -> float:
-        """Take a step, or several on a GPU, and return their seconds a record, in which the batches are read."""
+        """Take a step, or several on a GPU, and return their seconds per record, in which the batches are read."""
         return seconds_per_record(self._step, self._synchronize, self.device.type)
 
     def take_further(self) -> float:
@@ -260,12 +273,15 @@ class SharedTargets:
 def seconds_per_record(
     step: Callable[[], int], synchronize: Callable[[], None], device_type: str
 ) -> float:
-    """Take steps and return their seconds a record.
+    """Take steps and return their seconds per record.
 
     A GPU's next batch is read during a step, so a single step would not contain the time in which a slower reading is
     waited for. There the first step is not counted, as its batch was read during the other student's steps.
 
-    step  takes a step and returns its number of records
+    Args:
+        step: Takes a step and returns its number of records.
+        synchronize: Waits until the device has finished its work.
+        device_type: Type of the device, such as cuda.
     """
     uncounted, counted = (1, _STEPS_ON_GPU) if device_type == "cuda" else (0, 1)
     for _ in range(uncounted):

@@ -1,4 +1,4 @@
-"""Bytes of a whole store by part: bytes a record of the sample's files, times the records of the whole.
+"""Bytes of a whole store by part: bytes per record of the sample's files, times the records of the whole.
 
 An index without records and a receipt have kilobytes of their own, which a sample of few records would multiply, so
 they are counted apart. The tables of shards and the manifests are taken as they are, because they hardly grow.
@@ -37,7 +37,7 @@ class VolumePart:
     bytes: int
     bytes_per_record: float
     lowest: float
-    """Bytes a record of the shard with the fewest; `highest` likewise."""
+    """Bytes per record of the shard with the fewest; `highest` likewise."""
     highest: float
 
 
@@ -64,10 +64,17 @@ def index_part(sample: RecordSample) -> VolumePart:
 
 
 def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[VolumePart]:
-    """Return the bytes of a pass: those of its fields, and those of its receipts and manifest."""
+    """Return the bytes of a pass: those of its fields, and those of its receipts and manifest.
+
+    Args:
+        teacher: Pass of the sample.
+        numbers: Numbers of the whole store.
+    """
     manifest, views = teacher.manifest, teacher.num_views
     records, num_shards, prefix = numbers.records, numbers.shards, ""
-    used = records / (num_shards * numbers.rows_per_shard)  # share of the rows that have a record
+    used = records / (
+        num_shards * numbers.rows_per_shard
+    )  # fraction of the rows that have a record
     if manifest.selection is not None:
         records, prefix, used = numbers.trained, "views.", 1.0
         num_shards = ceil(numbers.shards * records / numbers.records)
@@ -91,7 +98,10 @@ def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[VolumePart]:
 
 
 def other_forms(sample: RecordSample, passes: Sequence[TeacherPass]) -> dict[str, float]:
-    """Return the bytes a record of other options, as far as the shapes alone determine them, before compression."""
+    """Return the bytes per record of other options, as far as the shapes alone determine them, before compression.
+
+    The names are the options as they are typed.
+    """
     forms = {}
     canonical = sample.store.manifest.canonical
     if canonical is not None and canonical.format != "raw" and not sample.in_place:
@@ -112,10 +122,10 @@ def other_forms(sample: RecordSample, passes: Sequence[TeacherPass]) -> dict[str
 def _part(
     name: str, form: str, points: Sequence[CurvePoint], records: int, fixed: float = 0.0
 ) -> VolumePart:
-    """Return a part with the bytes a record of some files, and with fixed bytes that do not depend on the sample."""
-    own = fixed / max(1, records)
-    by_file = [size / count + own for count, size in points if count] or [own]
-    each = own + sum(size for _, size in points) / max(1, sum(count for count, _ in points))
+    """Return a part with the bytes per record of some files, and with fixed bytes that do not depend on the sample."""
+    fixed_each = fixed / max(1, records)
+    by_file = [size / count + fixed_each for count, size in points if count] or [fixed_each]
+    each = fixed_each + sum(size for _, size in points) / max(1, sum(count for count, _ in points))
     return VolumePart(name, form, round(each * records), each, min(by_file), max(by_file))
 
 
@@ -132,9 +142,9 @@ def _rest_bytes(
     """
     counts = [[count, 1] for _, count in shards]
     sizes = [file_size(receipt_path(folder, name)) or 0 for name, _ in shards]
-    each, own = np.linalg.lstsq(counts, sizes, rcond=None)[0].tolist()
+    each, per_shard = np.linalg.lstsq(counts, sizes, rcond=None)[0].tolist()
     fixed = sum(file_size(folder / name) or 0 for name in names)
-    return float(fixed + each * records + own * num_shards)
+    return float(fixed + each * records + per_shard * num_shards)
 
 
 def _values_bytes(spec: FieldSpec, dtype: str) -> int:

@@ -159,12 +159,12 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
     if candidate.teacher_arrays:
         notes = _teacher_notes(pair, cases, candidate.teacher_arrays["classes"])
         rows += _explained(pair, "teacher", candidate, candidate.teacher_arrays, notes)
-    for arm, seen, of_arm in (
+    for arm, views, of_arm in (
         (pair.baseline, baseline, [case.baseline for case in cases]),
         (pair.candidate, candidate, [case.candidate for case in cases]),
     ):
         notes = [_note(row, case.label) for row, case in zip(of_arm, cases, strict=True)]
-        rows += _explained(pair, arm.name, seen, seen.arrays, notes)
+        rows += _explained(pair, arm.name, views, views.arrays, notes)
     return CaseFigure(
         kind.title,
         kind.found,

@@ -40,7 +40,7 @@ class Case:
     """Results of two students for one class of one record."""
 
     label: int
-    """Explained class: the label of the record, or one of its labels if it has many."""
+    """Target class: the label of the record, or one of its labels if it has many."""
     baseline: RecordRow
     candidate: RecordRow
 
@@ -50,7 +50,7 @@ class Case:
         return str(self.candidate["key"])
 
     def margin(self, measure: Measure) -> float | None:
-        """Difference candidate - baseline, None if one of them has no value."""
+        """Return the difference candidate - baseline, None if one of them has no value."""
         values = [value_of(row, measure, self.label) for row in (self.candidate, self.baseline)]
         return None if None in values else values[0] - values[1]  # type: ignore[operator]
 
@@ -75,7 +75,13 @@ class CaseChoice(NamedTuple):
 
 
 def value_of(row: RecordRow, name: str, label: int) -> float | None:
-    """Return the row's epg, iou, teacher_epg or map_cosine of one class, None if it has none."""
+    """Return a value of one class from the row of a record, None if it has none.
+
+    Args:
+        row: Row of records.parquet.
+        name: epg, iou, teacher_epg or map_cosine.
+        label: The class.
+    """
     places = row["labels" if name in ("epg", "iou") else "explained"]
     value: float | None = row[name][places.index(label)] if label in places else None
     return value
@@ -93,9 +99,12 @@ def choose_cases(
 
     Each kind starts with the largest difference of the maps in its direction, with ties ordered by key.
 
-    baseline, candidate  rows of the same records
-    names                names of baseline and candidate, for the titles
-    many                 records have many labels, so better and worse are by EPG instead of correctness
+    Args:
+        baseline: Rows of the baseline.
+        candidate: Rows of the candidate; records that only one of them has are left out.
+        names: Names of baseline and candidate, for the titles.
+        num_cases: Largest number of cases of each kind.
+        many: Records have many labels, so better and worse are by EPG instead of correctness.
     """
     theirs = {row["key"]: row for row in baseline}
     pairs = [
@@ -152,7 +161,7 @@ def _kind(
 ) -> CaseKind:
     """Order cases and take the first.
 
-    sign  1 starts with the largest lead of the candidate, -1 with that of the baseline, 0 with that of either
+    A `sign` of 1 starts with the largest lead of the candidate, -1 with that of the baseline, 0 with that of either.
     """
 
     def order(case: Case) -> tuple[bool, float]:
@@ -212,18 +221,18 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
     pair = _find(results, config.report)
     if pair is None or not all(_is_there(result) for result in pair):
         return None
-    other, own = (read_evaluation(result) for result in pair)
-    evaluation = own.options
-    store = own.open_store(config.store.folder)
-    passes = own.open_passes(store)
+    other, candidate_evaluation = (read_evaluation(result) for result in pair)
+    evaluation = candidate_evaluation.options
+    store = candidate_evaluation.open_store(config.store.folder)
+    passes = candidate_evaluation.open_passes(store)
     if (
-        own.inputs != other.inputs
+        candidate_evaluation.inputs != other.inputs
         or any(
             getattr(evaluation, name) != getattr(other.options, name)
             for name in _EVALUATION_OPTIONS
         )
-        or own.inputs["store"] != store.manifest.fingerprint
-        or len(passes) != len(own.teachers)
+        or candidate_evaluation.inputs["store"] != store.manifest.fingerprint
+        or len(passes) != len(candidate_evaluation.teachers)
     ):
         logger.info(
             "no cases: %s and %s were not evaluated in the same way on the records of %s; delete both folders and run "
@@ -247,10 +256,10 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
 def _find(
     results: Sequence[StudentResult], options: ReportOptions
 ) -> tuple[StudentResult, StudentResult] | None:
-    found = {(result.label, result.seed): result for result in results}
+    by_label = {(result.label, result.seed): result for result in results}
     for result in results:
-        baseline = found.get((options.baseline, result.seed))
-        candidate = found.get((options.candidate, result.seed))
+        baseline = by_label.get((options.baseline, result.seed))
+        candidate = by_label.get((options.candidate, result.seed))
         if baseline is not None and candidate is not None and baseline is not candidate:
             return baseline, candidate
     return None

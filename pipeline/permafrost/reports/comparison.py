@@ -35,7 +35,7 @@ def group_pairs(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
-    """Compute mean, and sample standard deviation or None for a single value."""
+    """Compute the mean, and the sample standard deviation `sd` or None for a single value."""
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
 
 
@@ -68,10 +68,20 @@ def has_width(interval: Sequence[float]) -> bool:
 def paired_difference(
     rows: Sequence[StudentRow], candidate: str, baseline: str, column: str
 ) -> dict[str, Any]:
-    """Compute candidate - baseline in `column` for each seed that both have.
+    """Compare two arms in a column, seed by seed.
 
-    mean, sd, interval  over the seeds; sd and interval are None for one seed
-    per_seed            seed -> difference
+    Args:
+        rows: One row per student, with `method`, `seed` and the columns.
+        candidate: Arm from which the other is subtracted.
+        baseline: The other arm.
+        column: Name of the column.
+
+    Returns:
+        `mean`, `sd` and `interval` of candidate - baseline over the seeds that both have (`sd` and `interval` are None
+        for one seed), and `per_seed`, the difference by seed.
+
+    Raises:
+        ConfigError: If one of them is no arm, or if they share no seed.
     """
     arms = {str(row["method"]) for row in rows}
     known = ", ".join(sorted(arms))
@@ -95,7 +105,14 @@ def paired_difference(
 def differences(
     rows: Sequence[StudentRow], candidate: str, baseline: str, column: str
 ) -> dict[str, float]:
-    """Compute candidate - baseline by seed, for the seeds for which both have a value."""
+    """Compute candidate - baseline by seed, for the seeds for which both have a value.
+
+    Args:
+        rows: One row per student, with `method`, `seed` and the columns.
+        candidate: Arm from which the other is subtracted.
+        baseline: The other arm.
+        column: Name of the column.
+    """
     values = {(row["method"], row["seed"]): row[column] for row in rows if row[column] is not None}
     seeds = sorted({seed for method, seed in values if method == candidate})
     return {
@@ -120,11 +137,21 @@ def _compared_arms(
 def differences_by_column(
     rows: Sequence[StudentRow], baseline: str, baselines: Mapping[str, str], columns: Sequence[str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Compare every arm with its baseline in every column: column -> arm -> mean, sd, interval, per_seed.
+    """Compare every arm with its baseline in every column.
 
     Arms that share fewer than two seeds with their baseline are left out, and so are columns without any arm.
 
-    baselines  arms with a baseline of their own, and its name. Raises ConfigError if it is not an arm
+    Args:
+        rows: One row per student.
+        baseline: Arm that the others are compared with.
+        baselines: Baseline of each arm that has one of its own.
+        columns: Names of the columns.
+
+    Returns:
+        By column and arm, `mean`, `sd`, `interval` and `per_seed` of the difference.
+
+    Raises:
+        ConfigError: If a baseline is not an arm.
     """
     arms = {str(row["method"]) for row in rows}
     for arm, other in baselines.items():
@@ -133,12 +160,18 @@ def differences_by_column(
             f"report.baselines={{{arm}: {other}}} names no arm of this run; choose one of: "
             + ", ".join(sorted(arms)),
         )
-    found = {column: _compared_arms(rows, baseline, baselines, column) for column in columns}
-    return {column: arms for column, arms in found.items() if arms}
+    by_column = {column: _compared_arms(rows, baseline, baselines, column) for column in columns}
+    return {column: arms for column, arms in by_column.items() if arms}
 
 
 def leading_arms(rows: Sequence[StudentRow], column: str, *, higher_is_better: bool) -> set[str]:
-    """Return the arms that no other arm beats conclusively, or none if there is no conclusive difference."""
+    """Return the arms that no other arm beats conclusively, or none if there is no conclusive difference.
+
+    Args:
+        rows: One row per student.
+        column: Name of the column by which arms are compared.
+        higher_is_better: Direction of the column.
+    """
     arms = list(dict.fromkeys(str(row["method"]) for row in rows if row[column] is not None))
     sign = 1 if higher_is_better else -1
     beaten = set()

@@ -28,10 +28,12 @@ def conclusions(
 ) -> list[str]:
     """Write one sentence about the best arm, one about the pair and one about teachers and chance, where they apply.
 
-    rows      one per student
-    pair      candidate and baseline
-    teachers  values by column of each teacher, by "teacher", or by "teacher <pass>" if there are several
-    chance    values by column
+    Args:
+        rows: One row per student.
+        column: Column by which arms are compared.
+        pair: Candidate and baseline.
+        teachers: Values by column of each teacher, by "teacher", or by "teacher <pass>" if there are several.
+        chance: Chance level of each column that has one.
     """
     means = means_by_arm(rows, column.name)
     sentences = []
@@ -68,7 +70,7 @@ def _best(
         return (
             f"{best} and {second} have the same mean {column.words}, {column.value(means[best])}."
         )
-    found = list(differences(rows, best, second, column.name).values())
+    values = list(differences(rows, best, second, column.name).values())
     rank = "highest" if column.metric.higher_is_better else "lowest"
     opening = f"{best} has the {rank} mean {column.words}, {column.value(means[best])}"
     for rival in ranked[1:]:
@@ -78,19 +80,19 @@ def _best(
                 f"{opening}, but the order is not conclusive (different seeds): on those that it shares with {rival} "
                 f"the difference is {_interval(column, shared)}."
             )
-    if len(found) < 2:
-        reason = ONE_SEED if found else "they share no seed"
+    if len(values) < 2:
+        reason = ONE_SEED if values else "they share no seed"
         return f"{opening}, before {second}, but the order is not conclusive ({reason})."
-    if not excludes_zero(confidence_interval(found)):
+    if not excludes_zero(confidence_interval(values)):
         return (
-            f"{opening}, but its lead over {second} is not conclusive: {_interval(column, found)}."
+            f"{opening}, but its lead over {second} is not conclusive: {_interval(column, values)}."
         )
     among = (
         f" This interval does not account for the choice among {len(means)} arms."
         if len(means) > 2
         else ""
     )
-    return f"{opening}: {_interval(column, found)} against {second}, the second best.{among}"
+    return f"{opening}: {_interval(column, values)} against {second}, the second best.{among}"
 
 
 def _is_behind(column: Column, difference: float) -> bool:
@@ -99,12 +101,12 @@ def _is_behind(column: Column, difference: float) -> bool:
 
 def _pair(rows: Sequence[StudentRow], column: Column, pair: tuple[str, str]) -> str:
     candidate, baseline = pair
-    found = list(differences(rows, candidate, baseline, column.name).values())
+    values = list(differences(rows, candidate, baseline, column.name).values())
     opening = f"{candidate} - {baseline} in {column.words}"
-    if len(found) == 1:
-        return f"{opening}: {column.difference(found[0])} ({ONE_SEED})."
-    verdict = "" if excludes_zero(confidence_interval(found)) else ", which is not conclusive"
-    return f"{opening}: {_interval(column, found)}{verdict}."
+    if len(values) == 1:
+        return f"{opening}: {column.difference(values[0])} ({ONE_SEED})."
+    verdict = "" if excludes_zero(confidence_interval(values)) else ", which is not conclusive"
+    return f"{opening}: {_interval(column, values)}{verdict}."
 
 
 def _interval(column: Column, values: Sequence[float]) -> str:

@@ -58,8 +58,11 @@ def evaluator_sections(
 ) -> list[Section]:
     """Build the sections of evaluators with results for any network on any split.
 
-    store   store of the records, for pictures
-    colors  colors of the networks in plots
+    Args:
+        results: Results of the students.
+        teacher: Results of the teacher, None if it was not evaluated.
+        store: Store of the records, for pictures.
+        colors: Colors of the networks in plots.
     """
     everyone = [*results, *([teacher] if teacher else [])]
     splits = list(dict.fromkeys(split for result in everyone for split in result.metrics))
@@ -99,8 +102,8 @@ def _section(
                 continue
             rows = arm_summary(student_rows(results, columns), columns)
             if teacher is not None:
-                own = arm_summary(student_rows([teacher], columns), columns)
-                rows = [row for row in own if any(row[c.name] for c in columns)] + rows
+                teacher_summary = arm_summary(student_rows([teacher], columns), columns)
+                rows = [row for row in teacher_summary if any(row[c.name] for c in columns)] + rows
             caption = quantity.caption + (f"; split {split}" if page.per_split else "")
             tables.append(Table(caption, quantity.meaning, columns, rows, quantity.is_main))
             if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
@@ -112,22 +115,22 @@ def _columns(
     split: str, evaluator: str, quantity: Quantity, results: Sequence[StudentResult]
 ) -> list[Column]:
     """Build one column for each number of the quantity, in the order of their first occurrence."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for result in results:
         value: Any = result.metrics.get(split, {}).get(evaluator, {})
         for part in quantity.name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, Mapping):
-            found |= dict.fromkeys(numbers_of(value, f"{quantity.name}."))
+            names |= dict.fromkeys(numbers_of(value, f"{quantity.name}."))
         elif value is not None:
-            found[quantity.name] = None
+            names[quantity.name] = None
     return [
         Column(
             name=name.removeprefix(f"{quantity.name}."),
             source=f"{split}.{evaluator}.{name}",
             known=quantity.metric,
         )
-        for name in found
+        for name in names
     ]
 
 

@@ -55,7 +55,7 @@ class Measured(NamedTuple):
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draw with the sizes and without formulas, whatever the settings of the process are."""
+    """Make a function draw with the report's sizes and without formulas, whatever the settings of the process are."""
 
     @wraps(draw)
     def styled(*args: P.args, **options: P.kwargs) -> R:
@@ -78,8 +78,9 @@ def training_curves(
 ) -> list[Plot]:
     """Plot each loss term over the steps, with one curve per arm (the mean over its seeds).
 
-    lines   arm -> metrics.jsonl lines of each of its students
-    colors  colors of the arms, by default in the order of each plot
+    Args:
+        lines: By arm, the lines of metrics.jsonl of each of its students.
+        colors: Colors of the arms, by default in the order of each plot.
     """
     return [_loss_curve(lines, name, colors) for name in _TERMS if _has(lines, name)]
 
@@ -118,8 +119,9 @@ def epoch_plots(
 ) -> list[Plot]:
     """Plot metrics over the epochs, with one curve per arm (the mean over its seeds) and the range of its seeds.
 
-    curves  <split>.<metric> -> arm -> value by epoch of each of its students, in [0, 1]
-    colors  colors of the arms, by default in the order of each plot
+    Args:
+        curves: By <split>.<metric> and arm, the value by epoch of each of its students, in [0, 1].
+        colors: Colors of the arms, by default in the order of each plot.
     """
     return [_epoch_plot(name, arms, colors) for name, arms in curves.items()]
 
@@ -154,8 +156,10 @@ def shift_plots(
 ) -> list[Plot]:
     """Plot the shift-equivariance cosine over the shift, with one curve per arm (the mean over its seeds).
 
-    curves  kind of map -> arm -> cosine at 0, 1, 2, ... pixels of each of its students
-    colors  colors of the arms, by default in the order of each plot
+    Args:
+        split: Split of the records, for the captions.
+        curves: By kind of map and arm, the cosine at 0, 1, 2, ... pixels of each of its students.
+        colors: Colors of the arms, by default in the order of each plot.
     """
     return [_shift_plot(split, kind, arms, colors) for kind, arms in curves.items()]
 
@@ -189,7 +193,17 @@ def line_plot(
     ylabel: str = "",
     colors: Mapping[str, str] = _NO_COLORS,
 ) -> str:
-    """Plot one curve per arm over ordered names, such as layers. A nan leaves a gap."""
+    """Plot one curve per arm over ordered names, such as layers. A nan leaves a gap.
+
+    Args:
+        names: Names along the x axis.
+        values: Values of each arm, one per name.
+        ylabel: Label of the y axis.
+        colors: Colors of the arms, by default in their order.
+
+    Returns:
+        The plot as a data URI.
+    """
     figure, axis = new_axes(max(WIDTH, 0.6 * len(names) + 1.2))
     for arm, of_arm in values.items():
         color = colors.get(arm)
@@ -208,7 +222,17 @@ def bar_plot(
     ylabel: str = "",
     colors: Mapping[str, str] = _NO_COLORS,
 ) -> str:
-    """Plot bars of all arms for each name."""
+    """Plot bars of all arms for each name.
+
+    Args:
+        names: Names along the x axis.
+        values: Values of each arm, one per name.
+        ylabel: Label of the y axis.
+        colors: Colors of the arms, by default in their order.
+
+    Returns:
+        The plot as a data URI.
+    """
     width = 0.8 / max(len(values), 1)
     figure, axis = new_axes(max(WIDTH, 0.16 * len(names) * len(values) + 1.2))
     for number, (arm, of_arm) in enumerate(values.items()):
@@ -226,13 +250,23 @@ def measured_plot(
     ylabel: str,
     colors: Mapping[str, str] = _NO_COLORS,
 ) -> str:
-    """Plot one point per arm with its standard deviation, if it is known."""
+    """Plot one point per arm with its standard deviation, if it is known.
+
+    Args:
+        arms: Point of each arm.
+        xlabel: Label of the x axis.
+        ylabel: Label of the y axis.
+        colors: Colors of the arms, by default in their order.
+
+    Returns:
+        The plot as a data URI.
+    """
     figure, axis = new_axes()
-    for arm, found in arms.items():
+    for arm, point in arms.items():
         axis.errorbar(
-            [found.x],
-            [found.mean],
-            yerr=found.sd,
+            [point.x],
+            [point.mean],
+            yerr=point.sd,
             label=legend_name(arm),
             color=colors.get(arm),
             marker="o",

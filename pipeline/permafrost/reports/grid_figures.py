@@ -41,7 +41,7 @@ def grid_plots(results: Sequence[StudentResult], columns: Sequence[Column]) -> l
 
 
 def numeric_options(candidates: Sequence[Candidate]) -> list[str]:
-    """Options of the grid that have several values, all of which are numbers."""
+    """Return the options of the grid that have several values, all of which are numbers."""
     values = group_pairs(pair for candidate in candidates for pair in candidate.point.items())
     return [
         option
@@ -64,6 +64,14 @@ def option_plot(grid: ModelSelection, option: str, ylabel: str) -> str:
     """Plot the quantity over one numeric option, with one curve per arm and per point of the other options.
 
     An arm without the option is a horizontal line.
+
+    Args:
+        grid: Candidates with their values.
+        option: Name of the option.
+        ylabel: Label of the y axis.
+
+    Returns:
+        The plot as a data URI.
     """
     curves: dict[tuple[str, bool], list[Candidate]] = {}
     for candidate in grid.candidates:
@@ -95,6 +103,9 @@ def selection_plot(selection: ModelSelection) -> str:
     """Plot the metric of every candidate over its points, with one curve per arm and standard deviations.
 
     A single numeric option is the x axis. Otherwise each point has a separate position.
+
+    Returns:
+        The plot as a data URI.
     """
     candidates, scale = selection.candidates, selection.metric.scale
     x_of, option = _axis_positions(candidates)

@@ -69,11 +69,16 @@ class Column:
 
     def spread(self, summary: Mapping[str, Any]) -> str:
         """Format mean and standard deviation, or the mean alone for one seed."""
-        found = self.text(summary["mean"])
-        return found if summary["sd"] is None else f"{found} ± {self.text(summary['sd'])}"
+        text = self.text(summary["mean"])
+        return text if summary["sd"] is None else f"{text} ± {self.text(summary['sd'])}"
 
     def difference(self, value: float, *, unit: bool = True) -> str:
-        """Format a difference of two values, with its sign."""
+        """Format a difference of two values, with its sign.
+
+        Args:
+            value: The difference.
+            unit: Whether a difference in per cent ends with "points".
+        """
         metric = self.metric
         if metric.scale != 100:
             return f"{value:+.3f}"
@@ -83,7 +88,12 @@ class Column:
 def columns_of(sources: Mapping[str, str], results: Sequence[StudentResult]) -> list[Column]:
     """Build one column for each source, or the default ones.
 
-    Raises ConfigError if no student has a value for a source.
+    Args:
+        sources: Source of each column by its name, as report.columns; empty takes the default ones.
+        results: Results of the students.
+
+    Raises:
+        ConfigError: If no student has a value for a source.
     """
     if not sources:
         return default_columns(results)
@@ -134,9 +144,11 @@ def _shown_metrics(results: Sequence[StudentResult], split: str) -> list[tuple[s
 
 
 def paired_column(name: str | None, columns: Sequence[Column]) -> Column | None:
-    """Return the column by which arms are compared.
+    """Return the column by which arms are compared, None if there are no columns.
 
-    name  report.paired_column; None is accuracy if it is a column, and otherwise the first column
+    Args:
+        name: report.paired_column; None is accuracy if it is a column, and otherwise the first column.
+        columns: Columns of the report.
     """
     wanted = name or "accuracy"
     return next((column for column in columns if column.name == wanted), next(iter(columns), None))
@@ -169,7 +181,10 @@ def teacher_rows(
 ) -> dict[str, dict[str, float]]:
     """Collect the values of the teachers: "teacher", or "teacher <pass>" for each of several passes.
 
-    teacher_result  as in `teacher_row`
+    Args:
+        results: Results of the students.
+        columns: Columns of the report.
+        teacher_result: As in `teacher_row`.
     """
     passes = passes_of_arms(results)
     if len(passes) < 2:
@@ -179,10 +194,10 @@ def teacher_rows(
     if teacher_result is not None and teacher_result.compared_pass not in passes:
         rows["teacher"] = teacher_row([], columns, teacher_result)
     for name in passes:
-        own = [result for result in results if result.compared_pass == name]
+        learners = [result for result in results if result.compared_pass == name]
         is_evaluated = teacher_result is not None and teacher_result.compared_pass == name
         rows[f"teacher {name}"] = teacher_row(
-            own, columns, teacher_result if is_evaluated else None
+            learners, columns, teacher_result if is_evaluated else None
         )
     return rows
 
@@ -194,7 +209,10 @@ def teacher_row(
 ) -> dict[str, float]:
     """Collect a teacher's value of each column for which it has one.
 
-    teacher_result  evaluation of the teacher itself, None to use the teacher's values in the students' evaluations
+    Args:
+        results: Results of the students.
+        columns: Columns of the report.
+        teacher_result: Evaluation of the teacher itself; None uses the teacher's values in the students' evaluations.
     """
     row = {}
     for column in columns:
@@ -203,8 +221,8 @@ def teacher_row(
         split, _, metric = column.source.partition(".")
         value = None if teacher_result is None else teacher_result.find(column.source)
         if value is None:
-            found = (result.find(f"{split}.teacher_{metric}") for result in results)
-            value = next((each for each in found if each is not None), None)
+            candidates = (result.find(f"{split}.teacher_{metric}") for result in results)
+            value = next((each for each in candidates if each is not None), None)
         if value is not None:
             row[column.name] = value
     return row
@@ -232,8 +250,16 @@ def arm_summary(
 ) -> list[dict[str, Any]]:
     """Build one row per arm: mean and standard deviation of each column over seeds, and whether the arm is `best`.
 
-    The entry is None if a student of the arm has no value. The best arms of a column are those that no other arm beats
-    conclusively; without any conclusive difference, or while an arm has one seed only, there are none.
+    The best arms of a column are those that no other arm beats conclusively; without any conclusive difference, or
+    while an arm has one seed only, there are none.
+
+    Args:
+        rows: One row per student, from `student_rows`.
+        columns: Columns of the report.
+
+    Returns:
+        Rows with method, seeds (their number), and for each column `mean`, `sd` and `best`, or None if a student of the
+        arm has no value.
     """
     by_arm = group_pairs((row["method"], row) for row in rows)
     summary: list[dict[str, Any]] = [
@@ -286,8 +312,10 @@ def meanings(
 ) -> list[str]:
     """Write one sentence for each metric of the columns.
 
-    chance  level of each column that has one
-    passes  arms by the pass that they are compared with
+    Args:
+        columns: Columns of the report.
+        chance: Chance level of each column that has one.
+        passes: Arms by the pass that they are compared with.
     """
     by_metric = group_pairs((column.measure, column) for column in columns)
     return [
@@ -329,7 +357,7 @@ def _evaluator_sentence(metric: str, column: Column) -> str:
 
 
 def student_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
-    """Format the rows of the students, with fractions as they are and no value as an empty cell."""
+    """Format the rows of the students as CSV, with fractions as they are and no value as an empty cell."""
     text = io.StringIO()
     names = ["method", "seed", *(column.name for column in columns)]
     writer = csv.DictWriter(text, names, lineterminator="\n")

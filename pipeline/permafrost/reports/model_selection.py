@@ -52,7 +52,11 @@ class ModelSelection:
 
 
 def load_selection(run: str) -> ModelSelection | None:
-    """Load the candidates of runs/<run>/sweep.json by arm, or None without a selection."""
+    """Load the candidates of runs/<run>/sweep.json by arm, or None without a selection.
+
+    Raises:
+        DamagedFileError: If sweep.json is damaged.
+    """
     sweep = read_sweep(run) if (run_folder(run) / SWEEP_NAME).exists() else {}
     if "candidates" not in sweep:
         return None
@@ -66,24 +70,31 @@ def load_selection(run: str) -> ModelSelection | None:
     candidates = [
         Candidate(
             arm=arm,
-            point=found[0]["point"],
-            values=[row["value"] for row in found],
-            chosen=found[0]["chosen"],
+            point=point_rows[0]["point"],
+            values=[row["value"] for row in point_rows],
+            chosen=point_rows[0]["chosen"],
         )
-        for (arm, _), found in members.items()
+        for (arm, _), point_rows in members.items()
     ]
     return ModelSelection(select=sweep["select"], candidates=candidates)
 
 
 def curve_of(result: StudentResult) -> str:
-    """Name of an arm without its point, with the run if the label has it."""
+    """Return the name of an arm without its point, with the run if the label has it."""
     return result.label.removesuffix(point_label(result.point)).strip() or result.arm
 
 
 def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelection | None:
     """Collect the values of every arm's points in the form of a selection, without a choice.
 
-    A point of which a student has no value is left out. The result is None if no arm has several points.
+    A point of which a student has no value is left out.
+
+    Args:
+        results: Results of the students.
+        source: Metric of the values, <split>.<metric>.
+
+    Returns:
+        The candidates; None if no arm has several points.
     """
     members = group_pairs(((curve_of(result), result.label), result) for result in results)
     candidates = []
@@ -139,7 +150,11 @@ def optimistic_results(results: Sequence[StudentResult]) -> list[str]:
 
 
 def read_evaluation(result: StudentResult) -> Evaluation:
-    """Read how the results were evaluated."""
+    """Read how the results were evaluated.
+
+    Raises:
+        DamagedFileError: If the config of the evaluation is damaged.
+    """
     values = read_config(result.evaluation / CONFIG_NAME, EvaluationRun, "inputs", "evaluate")
     require("store" in values["inputs"], f"{result.evaluation / CONFIG_NAME} names no store")
     inputs = {name: digest for name, digest in values["inputs"].items() if name != "student"}

@@ -53,6 +53,10 @@ def content_policy(style: str, script: str) -> str:
     """Return the policy that allows exactly this style and this script, and pictures inside the page.
 
     The page contains file names, class names and titles that others may have chosen.
+
+    Args:
+        style: Text of the style element.
+        script: Text of the script element.
     """
     return "; ".join(
         [
@@ -341,8 +345,8 @@ def _ledger(
         ledger["Mean seconds per student"] = f"{seconds:.1f}"
     if passes:
         stored = sum(teacher.shards.total_bytes for teacher in passes)
-        taught = [folder for folder in costs if read_description(folder).teachers]
-        live = sum(costs[folder]["records"] for folder in taught)
+        with_teacher = [folder for folder in costs if read_description(folder).teachers]
+        live = sum(costs[folder]["records"] for folder in with_teacher)
         forwards = records * len(passes)
         ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} per record)"
         ledger["Teacher forward passes, computed once"] = f"{forwards:,}"

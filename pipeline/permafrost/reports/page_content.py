@@ -83,24 +83,30 @@ class PageContent:
     @property
     def headline(self) -> str:
         """Paired difference in one line, empty if there is none."""
-        found, column = self.values.get("paired_difference"), self.paired
-        if found is None or column is None:
+        difference, column = self.values.get("paired_difference"), self.paired
+        if difference is None or column is None:
             return ""
         opening = (
             f"{self.options.candidate} - {self.options.baseline} in {column.name}: "
-            f"{column.difference(found['mean'])}"
+            f"{column.difference(difference['mean'])}"
         )
-        if found["interval"] is None:
+        if difference["interval"] is None:
             return f"{opening} ({ONE_SEED})"
-        low, high = (column.difference(bound, unit=False) for bound in found["interval"])
+        low, high = (column.difference(bound, unit=False) for bound in difference["interval"])
         return (
-            f"{opening} (sd {column.text(found['sd'])}, 95 % interval {low} to {high}, "
-            f"{seeds_in_words(len(found['per_seed']))})"
+            f"{opening} (sd {column.text(difference['sd'])}, 95 % interval {low} to {high}, "
+            f"{seeds_in_words(len(difference['per_seed']))})"
         )
 
 
 def gather_page(config: ReportConfig) -> PageContent:
-    """Gather what the page of a run shows, without training or evaluating anything."""
+    """Gather what the page of a run shows, without training or evaluating anything.
+
+    Raises:
+        UnknownRunError: If the run does not exist.
+        ConfigError: If report.columns or store.teacher names what no student has.
+        DamagedFileError: If a file of a run is damaged.
+    """
     results = load_results(config.run, config.report.runs)
     students = [result for result in results if result.is_evaluated]
     teacher, network = load_teacher(config.run), load_network(config.run)

@@ -44,18 +44,27 @@ def used_passes(results: Sequence[StudentResult], store: Store) -> list[UsedPass
         for entry in _recorded_passes(result.folder / name)
     }
     used = {*learners, *compared}
-    found = [
+    passes = [
         UsedPass(teacher, tuple(dict.fromkeys(learners.get(entry, ()))))
         for stored_views in (False, True)
         for folder in store.pass_folders(stored_views=stored_views)
         if (teacher := store.open_pass(folder.name, stored_views=stored_views))
         and (entry := (teacher.name, teacher.manifest.fingerprint)) in used
     ]
-    return sorted(found, key=lambda used: not used.learners)
+    return sorted(passes, key=lambda used: not used.learners)
 
 
 def check_named_passes(names: Sequence[str], used: Sequence[UsedPass], store: Store) -> None:
-    """Raise ConfigError if store.teacher names a pass that no student of the report used."""
+    """Check that store.teacher names passes that students of the report used.
+
+    Args:
+        names: Value of store.teacher.
+        used: Passes that the students used; if there are none, any pass may be named.
+        store: The store.
+
+    Raises:
+        ConfigError: If no student used one of them.
+    """
     known = [one.teacher.name for one in used]
     for name in names:
         require(
@@ -80,7 +89,7 @@ _USUAL = {"logits", "map", "map_scale", "explained_class", VIEW_FIELD.name}
 
 
 def describe_passes(store: Store) -> list[dict[str, Any]]:
-    """Build one row per pass, those of stored views last."""
+    """Build one row per pass, those of stored views last; bytes are those of one record with all its views."""
     return [
         _describe(store.open_pass(folder.name, stored_views=stored_views))
         for stored_views in (False, True)
@@ -91,10 +100,10 @@ def describe_passes(store: Store) -> list[dict[str, Any]]:
 def _describe(teacher: TeacherPass) -> dict[str, Any]:
     """Describe a pass. Bytes are those of one record with all its views.
 
-    name, views, records, bytes                every pass
-    others                                     if other fields than logits and maps are stored, without their scales
-    explainer, map, fidelity, raw_bytes        if maps are stored; raw_bytes is the size as float32
-    map_bytes                                  if the backend stores maps in separate files
+    Returns:
+        For every pass, its name, views, records and bytes. If fields besides logits and maps are stored, `others` names
+        them, without their scales. If maps are stored, there are explainer, map, fidelity and raw_bytes, their size as
+        float32, and also map_bytes if the backend stores them in separate files.
     """
     manifest = teacher.manifest
     records = teacher.shards.num_rows

@@ -136,9 +136,12 @@ def _image(picture: NDArray[Any], aspect: float | None) -> Image.Image:
 
 
 def encode_picture(image: Image.Image) -> tuple[str, tuple[int, int]]:
-    """Encode a picture as WebP in a data URI, and return its size in pixels (width, height).
+    """Encode a picture as WebP.
 
     Small pictures keep every pixel; of larger ones the smaller of both encodings is taken.
+
+    Returns:
+        The data URI, and the picture's size in pixels (width, height), which may be twice that of `image`.
     """
     lossless = _webp(image, lossless=True, quality=_LOSSLESS_EFFORT)
     if max(image.size) <= _LOSSLESS_PIXELS:
@@ -178,8 +181,10 @@ _EDGE = np.array([0.0, 0.65, 0.2])
 def map_rows(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> list[TileRow]:
     """Show images, the teacher's maps and those of one student per arm, with predictions above.
 
-    pictures  arm -> tensors written by evaluate: frames, labels, predictions, maps, optionally colors, and those of the
-              teacher under names that start with teacher_
+    Args:
+        pictures: By arm, the tensors written by evaluate: frames, labels, predictions, maps, optionally colors, and
+            those of the teacher under names that start with teacher_.
+        classes: Names of the classes.
     """
     first = {name: tensor.numpy() for name, tensor in next(iter(pictures.values())).items()}
     labels = first["labels"]
@@ -203,8 +208,12 @@ def explained_rows(
 ) -> list[PictureRow]:
     """Build the rows of a network's maps, for a B-cos network its contributions and the colors of its weights.
 
-    frames  u8 [n, H, W, 3]
-    arrays  maps, predictions and optionally colors, as returned by pictures.explained_pictures
+    Args:
+        title: Title of the rows.
+        frames: u8 [n, H, W, 3].
+        arrays: Maps, predictions and optionally colors, as returned by pictures.explained_pictures.
+        labels: Labels of the records, which mark wrong predictions; in the form of the predictions.
+        classes: Names of the classes.
     """
     predictions = arrays["predictions"]
     captions = class_names(predictions, classes)
@@ -218,9 +227,13 @@ def explained_rows(
 
 
 def class_names(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
-    """Names of the records' classes: empty if unknown, a number if a teacher's classes are not those of the data.
+    """Return the names of the records' classes; a number if a teacher's classes are not those of the data.
 
-    labels  i64 [n], or f32 [n, K] for many labels per record, whose names are joined by line breaks
+    The name of an unknown class is empty.
+
+    Args:
+        labels: i64 [n], or f32 [n, K] for many labels per record, whose names are joined by line breaks.
+        classes: Names of the classes of the data.
     """
     if labels.ndim == 2:
         return [
@@ -258,7 +271,15 @@ def readable_classes(classes: Sequence[str]) -> list[str]:
 
 
 def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """Draw maps [n, h, w], each scaled to its highest value and upsampled, in red over a pale gray image."""
+    """Draw maps in red over a pale gray image, each scaled to its highest value and upsampled.
+
+    Args:
+        images: u8 [n, H, W, 3].
+        maps: f32 [n, h, w].
+
+    Returns:
+        Pictures [H, W, 3] in [0, 1].
+    """
     import torch
 
     from permafrost.evaluation.metrics import upsample
@@ -273,7 +294,14 @@ def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArr
 
 
 def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """Draw signed maps [n, h, w]: red is for the class, blue against it, white neutral."""
+    """Draw signed maps: red is for the class, blue against it, white neutral.
+
+    Args:
+        maps: f32 [n, h, w].
+
+    Returns:
+        Pictures [h, w, 3] in [0, 1].
+    """
     strong = np.quantile(np.abs(maps), _STRONG_QUANTILE, axis=(1, 2), keepdims=True)
     value = (maps / np.maximum(strong, np.finfo(np.float32).tiny)).clip(-1, 1)[..., None]
     fades = 1 - np.abs(value)
@@ -282,9 +310,11 @@ def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
 
 
 def draw_outline(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Convert a picture to floats in [0, 1], and outline a region bool [H, W] in green on its inner edge.
+    """Convert a picture to floats in [0, 1], and outline a region in green on its inner edge.
 
-    An empty region is not drawn.
+    Args:
+        picture: [h, w, 3], u8 or in [0, 1].
+        region: bool [H, W] of any size, which is scaled to the picture; an empty one is not drawn.
     """
     height, width = picture.shape[:2]
     shown = picture / 255 if picture.dtype == np.uint8 else picture.astype(np.float64)
@@ -300,7 +330,7 @@ def draw_outline(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np
 
 
 def composite_on_white(colors: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
-    """Composite RGBA pictures [n, h, w, 4] on white."""
+    """Composite RGBA pictures u8 [n, h, w, 4] on white."""
     values = colors / 255
     alpha = values[..., 3:]
     return list(values[..., :3] * alpha + 1 - alpha)
@@ -324,6 +354,13 @@ def contact_sheet(
     """Show records spread over the store in columns.
 
     Whole images are shown in their original aspect ratio, views as the student's input.
+
+    Args:
+        store: The store.
+        passes: Passes whose maps are shown.
+        augment: Options of the random views.
+        num_records: Largest number of records.
+        num_views: Number of random views of each record.
     """
     rows = np.linspace(0, store.num_records() - 1, min(num_records, store.num_records()))
     dataset = StoreDataset(store, np.unique(rows.astype(np.int64)), passes)

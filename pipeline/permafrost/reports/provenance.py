@@ -56,11 +56,11 @@ _OF_MAPS = ("map", "map_scale", "explained_class")
 
 def bytes_by_arm(results: Sequence[StudentResult], store: Store) -> dict[str, float]:
     """Compute the bytes per record of the fields that each arm's loss needs; arms of other stores are left out."""
-    found: dict[str, float] = {}
+    by_arm: dict[str, float] = {}
     for result in results:
-        if result.label not in found and (number := _bytes_of(result, store)) is not None:
-            found[result.label] = number
-    return found
+        if result.label not in by_arm and (number := _bytes_of(result, store)) is not None:
+            by_arm[result.label] = number
+    return by_arm
 
 
 def bytes_plot(
@@ -71,9 +71,11 @@ def bytes_plot(
 ) -> Plot | None:
     """Plot a column's mean over the bytes per record, None if all arms need equally many.
 
-    summary  rows of columns.arm_summary
-    needed   result of `bytes_by_arm`
-    colors   colors of the arms
+    Args:
+        summary: Rows of `main_table.arm_summary`.
+        column: The column.
+        needed: Result of `bytes_by_arm`.
+        colors: Colors of the arms.
     """
     scale = column.metric.scale
     arms = {
@@ -85,7 +87,7 @@ def bytes_plot(
         for row in summary
         if row["method"] in needed and row[column.name]
     }
-    if len({round(found.x, 3) for found in arms.values()}) < 2:
+    if len({round(point.x, 3) for point in arms.values()}) < 2:
         return None
     source = measured_plot(arms, "stored targets, bytes per record", column.title, colors)
     return Plot(

@@ -36,25 +36,30 @@ def commands_of(
     Besides one command per verb whose config the run has, these are the commands that made the store, the passes and
     their teachers, in whichever run of this folder their configs are.
 
-    passes      passes that the run's students used; without any, the run's own precompute is stated
-    other_runs  runs whose students are on the run's page, too
+    Args:
+        run: Name of the run, or its address in a bucket.
+        passes: Passes that the run's students used; without any, the run's own precompute is stated.
+        other_runs: Runs whose students are on the run's page, too.
+
+    Raises:
+        DamagedFileError: If a config of these runs is damaged.
     """
     calls = list(_precompute_calls(run, passes[0].store)) if passes else []
     packing = [_command("precompute", path) for path, values in calls if _only_packs(values)][:1]
-    taught, made = _own_commands(run, ("teach",)), []
+    teaching, commands = _own_commands(run, ("teach",)), []
     for teacher in passes:
         path, values = next((call for call in calls if _makes(call[1], teacher)), (None, {}))
         weights = values.get("teacher", teacher.manifest.made_with).get("weights")
-        taught += _teaching_commands(teacher, Path(str(weights)).parent)
-        made.append(
+        teaching += _teaching_commands(teacher, Path(str(weights)).parent)
+        commands.append(
             f"permafrost precompute  # pass {teacher.name}: {teacher.folder / MANIFEST_NAME}"
             if path is None
             else _command("precompute", path)
         )
     verbs = _VERBS[2:] if passes else _VERBS[1:]
     for other in other_runs:
-        made += _own_commands(other, [verb for verb in verbs if verb != "report"])
-    return list(dict.fromkeys([*packing, *taught, *made, *_own_commands(run, verbs)]))
+        commands += _own_commands(other, [verb for verb in verbs if verb != "report"])
+    return list(dict.fromkeys([*packing, *teaching, *commands, *_own_commands(run, verbs)]))
 
 
 def _own_commands(run: str, verbs: Sequence[str]) -> list[str]:
@@ -62,7 +67,11 @@ def _own_commands(run: str, verbs: Sequence[str]) -> list[str]:
     folder = run_folder(run)
     paths = {verb: (folder / f"{verb}.yaml", folder / verb / CONFIG_NAME) for verb in verbs}
     existing = {verb: [path for path in pair if path.exists()] for verb, pair in paths.items()}
-    return [_command(verb, found[0]) for verb, found in existing.items() if found]
+    return [
+        _command(verb, paths_of_verb[0])
+        for verb, paths_of_verb in existing.items()
+        if paths_of_verb
+    ]
 
 
 def _command(verb: str, path: Path) -> str:

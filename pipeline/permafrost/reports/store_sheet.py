@@ -41,7 +41,12 @@ class StoreSheet:
     facts: dict[str, str]
 
     def encoded(self, file_format: str, dpi: int = 150) -> bytes:
-        """Return the picture as a file of a format (png, svg or pdf); the same picture has the same bytes."""
+        """Return the picture as a file; the same picture has the same bytes.
+
+        Args:
+            file_format: png, svg or pdf.
+            dpi: Pixels per inch of a png.
+        """
         data = io.BytesIO()
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_format, {})
         self.figure.savefig(data, format=file_format, dpi=dpi, metadata=dates)
@@ -59,7 +64,12 @@ class _Sample(NamedTuple):
 
 
 def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
-    """Return what a store contains, and who made a pass of it, as text by name."""
+    """Return what a store contains, and who made a pass of it, as text by name.
+
+    Args:
+        store: The store.
+        teacher: The pass; None describes the store alone.
+    """
     manifest = store.manifest
     records = ", ".join(f"{split} {count:,}" for split, count in manifest.records.items())
     facts = {
@@ -70,7 +80,7 @@ def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
     }
     if teacher is None:
         return facts
-    (own,) = (entry for entry in describe_passes(store) if entry["name"] == teacher.name)
+    (pass_row,) = (entry for entry in describe_passes(store) if entry["name"] == teacher.name)
     network = teacher.manifest.teacher
     architecture = network.get("architecture", {})
     facts |= {
@@ -78,11 +88,11 @@ def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
         "teacher": f"{architecture.get('kind', '')} {architecture.get('name', '')}, weights "
         f"{str(network.get('weights_sha256'))[:12]}, {network.get('dtype', '')}",
         "explainer": teacher.explainer or "none",
-        "views": str(own["views"]),
-        "maps": f"{own['map']}, cosine to float32 {own['fidelity']:.6f}"
-        if "map" in own
+        "views": str(pass_row["views"]),
+        "maps": f"{pass_row['map']}, cosine to float32 {pass_row['fidelity']:.6f}"
+        if "map" in pass_row
         else "none",
-        "bytes": f"{own['bytes']:,.0f} a record, {own['records']:,} records",
+        "bytes": f"{pass_row['bytes']:,.0f} a record, {pass_row['records']:,} records",
     }
     return facts
 
@@ -93,9 +103,11 @@ def draw_store(
 ) -> StoreSheet:
     """Draw records of a split, each beside its map, and histograms of a sample of the split.
 
-    teacher  pass whose maps and logits are shown, None for images alone
-    split    None is train, or the first split of a store without it
-    records  number of pictures
+    Args:
+        store: The store.
+        teacher: Pass whose maps and logits are shown, None for images alone.
+        split: Split to draw; None is train, or the first split of a store without it.
+        records: Number of pictures.
     """
     facts = describe_store(store, teacher)
     splits = store.manifest.records

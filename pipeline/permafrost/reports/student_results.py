@@ -45,7 +45,11 @@ class UnknownRunError(UserError, ValueError):
 
 
 def check_run(run: str) -> None:
-    """Raise UnknownRunError unless the run has any output, or is the default, for a report of the store alone."""
+    """Check that the run has any output, or is the default, for a report of the store alone.
+
+    Raises:
+        UnknownRunError: If it has none.
+    """
     if run == ReportConfig.run or _has_output(run_folder(run)):
         return
     _remove_own(run_folder(run))
@@ -150,9 +154,11 @@ class StudentResult:
         numbers = {split: numbers_of(chosen(metrics)) for split, metrics in measured.items()}
         for teacher, splits in self.against.items():
             for split, metrics in splits.items():
-                found = numbers_of(chosen(metrics))
-                numbers.setdefault(split, {"records": found["records"]})
-                numbers[split] |= {f"{name}@{teacher}": value for name, value in found.items()}
+                pass_numbers = numbers_of(chosen(metrics))
+                numbers.setdefault(split, {"records": pass_numbers["records"]})
+                numbers[split] |= {
+                    f"{name}@{teacher}": value for name, value in pass_numbers.items()
+                }
         return numbers
 
     @property
@@ -163,9 +169,11 @@ class StudentResult:
         )
 
     def find(self, source: str) -> float | None:
-        """Return the metric that `source` names as <split>.<metric> or all.<metric>, or None if it does not exist.
+        """Return the metric that `source` names, or None if it does not exist.
 
-        all is the mean over the splits of the evaluation, which for <metric>@<pass> is the one against that pass.
+        Args:
+            source: <split>.<metric> or all.<metric>. all is the mean over the splits of the evaluation, which for
+                <metric>@<pass> is the one against that pass.
         """
         split, _, name = source.partition(".")
         splits: Iterable[str] = [split]
@@ -183,8 +191,15 @@ def load_results(run: str, other_runs: Sequence[str] = ()) -> list[StudentResult
 
     A student that was distilled without a sweep may not have been evaluated yet; then its metrics are empty.
 
-    other_runs  sweeps, or runs of one student each. Arms of several runs that are called alike are all prefixed with
-                the names of their runs
+    Args:
+        run: Name of the run, or its address in a bucket.
+        other_runs: Sweeps, or runs of one student each. Arms of several runs that are called alike are all prefixed
+            with the names of their runs.
+
+    Raises:
+        UnknownRunError: If the run does not exist.
+        ConfigError: If another run has no students, or if a student of a sweep has no metrics.
+        DamagedFileError: If a file of a run is damaged.
     """
     results: list[StudentResult] = []
     if (run_folder(run) / SWEEP_NAME).exists():
@@ -278,7 +293,11 @@ def _read_run(run: str) -> list[StudentResult]:
 
 
 def read_sweep(run: str) -> dict[str, Any]:
-    """Read sweep.json of a run. Raises DamagedFileError for wrong digests and types."""
+    """Read sweep.json of a run.
+
+    Raises:
+        DamagedFileError: If the digest or the type of an entry is wrong.
+    """
     path = run_folder(run) / SWEEP_NAME
     advice = "delete it, and run the same permafrost sweep again, which keeps its students"
     values = read_json(path, advice)
@@ -333,7 +352,7 @@ def _load_result(
 ) -> StudentResult:
     folder = run_folder(row["run"])
     path = folder / evaluation_folder(None) / METRICS_NAME
-    against = {teacher: _metrics(found) for teacher, found in evaluations_against(folder).items()}
+    against = {teacher: _metrics(file) for teacher, file in evaluations_against(folder).items()}
     require(
         not must_be_evaluated or bool(against) or path.exists(),
         f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again",
@@ -360,16 +379,20 @@ def _metrics(path: Path) -> dict[str, dict[str, Any]]:
 def epoch_curves(
     results: Sequence[StudentResult],
 ) -> dict[str, dict[str, list[dict[int, float]]]]:
-    """Curves over the epochs of a training: <split>.<metric> -> arm -> value by epoch of each of its students."""
+    """Collect curves over the epochs of a training.
+
+    Returns:
+        By <split>.<metric> and arm, the value by epoch of each of its students.
+    """
     from permafrost.training.epoch_selection import read_curve
 
     curves: dict[str, dict[str, list[dict[int, float]]]] = {}
     for result in results:
-        own: dict[str, dict[int, float]] = {}
+        by_metric: dict[str, dict[int, float]] = {}
         for point in read_curve(result.training_folder):
             for split, metrics in point["splits"].items():
                 for metric, value in metrics.items():
-                    own.setdefault(f"{split}.{metric}", {})[point["epoch"]] = value
-        for name, values in own.items():
+                    by_metric.setdefault(f"{split}.{metric}", {})[point["epoch"]] = value
+        for name, values in by_metric.items():
             curves.setdefault(name, {}).setdefault(result.label, []).append(values)
     return curves

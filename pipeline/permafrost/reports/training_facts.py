@@ -153,9 +153,9 @@ def _is_set(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:
 
 def _differs(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:
     """Return whether the arms that have an option have different values of it."""
-    found = {of_arm[name] for of_arm in options.values() if name in of_arm}
+    values = {of_arm[name] for of_arm in options.values() if name in of_arm}
     is_shared = all(name in of_arm for of_arm in options.values()) or name.startswith("method.")
-    return len(found) > 1 or not is_shared
+    return len(values) > 1 or not is_shared
 
 
 def _cell(options: Mapping[str, str], name: str, differs: bool) -> OptionCell:
@@ -163,9 +163,9 @@ def _cell(options: Mapping[str, str], name: str, differs: bool) -> OptionCell:
 
 
 def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dict[str, str]:
-    """Options of a student by name, as text. Networks and augmentations are one option each.
+    """Return the options of a student by name, as text. Networks and augmentations are one option each.
 
-    counts  numbers of training records by the options that determine them, to which new ones are added
+    `counts` has the numbers of training records by the options that determine them, to which new ones are added.
     """
     config = result.training
     inputs = config.get("inputs", {})

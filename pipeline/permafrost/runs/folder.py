@@ -49,8 +49,15 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> It
 
     It may already contain part of the same run.
 
-    inputs  fingerprints of the inputs, so that a changed store makes a different run
-    Raises ConfigError if the folder holds results of other options, and LockedError if another process writes to it.
+    Args:
+        verb: Command of the work, which names the folder.
+        run: Name of the run, or its address in a bucket.
+        config: Options of the command.
+        inputs: Fingerprints of the inputs, so that a changed store makes a different run.
+
+    Raises:
+        ConfigError: If the folder holds results of other options.
+        LockedError: If another process writes to it.
     """
     files = files_of_run(run)
     folder = files.folder / verb
@@ -77,7 +84,9 @@ def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
     Preparations are configs, the options of a call, locks and the names of passes. A folder that existed stays as it
     was, and if another process works on the run, everything stays.
 
-    command  of the block, as its options are saved with it
+    Args:
+        run: Name of the run, or its address in a bucket.
+        command: Words of the block's command, as its options are saved with it.
     """
     folder = run_folder(run)
     parents = [path for path in (folder, *folder.parents) if path.exists()]
@@ -89,11 +98,11 @@ def leaving_no_preparation(run: str, command: list[str]) -> Iterator[None]:
     except LockedError:
         raise
     except UserError:
-        made = [path for path in _files_of(folder) if path not in before]
+        new_paths = [path for path in _files_of(folder) if path not in before]
         if not files_of_run(run).is_mirrored and all(
-            _is_preparation(path, folder, command) for path in made
+            _is_preparation(path, folder, command) for path in new_paths
         ):
-            _remove_prepared(folder, made, parents)
+            _remove_prepared(folder, new_paths, parents)
             if named is not None and passes.read_bytes() != named:
                 write_atomically(passes, named)
         raise
@@ -115,14 +124,14 @@ def _is_preparation(path: Path, folder: Path, command: list[str]) -> bool:
     return path.name in (CONFIG_NAME, LOCK_NAME, PASSES_NAME)
 
 
-def _remove_prepared(folder: Path, made: Sequence[Path], existing: Sequence[Path]) -> None:
+def _remove_prepared(folder: Path, new_paths: Sequence[Path], existing: Sequence[Path]) -> None:
     """Remove these files, unless another process holds a lock next to one, and the folders that they leave."""
-    holders = {path.parent for path in made}
+    holders = {path.parent for path in new_paths}
     with suppress(LockedError), ExitStack() as stack:
         for holder in holders:
             if (holder / LOCK_NAME).exists():
                 stack.enter_context(lock_folder(holder, "run"))
-        for path in made:
+        for path in new_paths:
             path.unlink(missing_ok=True)
         for path in (*(holders - {folder}), folder, *folder.parents):
             if path not in existing and path.is_dir() and not any(path.iterdir()):
@@ -149,21 +158,22 @@ def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> 
                 way_out = (
                     "delete that folder to evaluate again (the student is in another one and stays)"
                 )
-            found = (
+            difference = (
                 f"the inputs {order[0]} in this order, but this one has {order[1]}"
                 if existing == wanted
                 else _first_difference(existing, wanted)
             )
-            raise ConfigError(f"{folder} contains a run with {found}; {way_out}")
+            raise ConfigError(f"{folder} contains a run with {difference}; {way_out}")
     else:
-        own = identity(values, type(config)) | {"run": None, "verb": verb}
-        save_config(path, values | {_IDENTITY: sha256_json(own)[:32]})
+        identity_values = identity(values, type(config)) | {"run": None, "verb": verb}
+        save_config(path, values | {_IDENTITY: sha256_json(identity_values)[:32]})
 
 
 def run_identity(folder: Path) -> str | None:
     """Return what the other files of a run's folder repeat from its config, None if that is missing.
 
-    Raises DamagedFileError.
+    Raises:
+        DamagedFileError: If the config is damaged.
     """
     path = folder / CONFIG_NAME
     entry = read_yaml(path, _advice(path)).get(_IDENTITY) if path.exists() else None
@@ -173,7 +183,9 @@ def run_identity(folder: Path) -> str | None:
 def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
     """Return the part of a resolved config that determines the results.
 
-    values  plain values of a verb's config of class `cls`; entries that are not options of it are kept
+    Args:
+        values: Plain values of a verb's config; entries that are not options of it are kept.
+        cls: Class of the config.
     """
     options = {option.name: option for option in options_of(cls)}
     kept: dict[str, Any] = {}
@@ -187,16 +199,22 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:
-    """Write a resolved config as YAML next to the results."""
+    """Write a resolved config as YAML with its digest, next to the results."""
     write_yaml(path, dump_yaml(values))
 
 
 def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any]:
-    """Read a resolved config of class `cls` as plain values, with the `inputs` and the command that it was saved with.
+    """Read a resolved config as plain values, with the `inputs` and the command that it was saved with.
 
-    required  sections that it must have
-    Options of another version are left as they are. Raises DamagedFileError for a file that this package has not
-    written, and for values that no option takes.
+    Options of another version are left as they are.
+
+    Args:
+        path: File of the config.
+        cls: Class of the config.
+        *required: Sections that it must have.
+
+    Raises:
+        DamagedFileError: If this package has not written the file, or if it has a value that no option takes.
     """
     advice = _advice(path)
     values = read_yaml(path, advice)
@@ -234,6 +252,11 @@ def save_options(path: Path, values: dict[str, Any], command: list[str]) -> None
     """Write the options of a call and its command, unless a call with the same options has written its own.
 
     A run may make several passes, and the options of each stay, in precompute.yaml, precompute-2.yaml and so on.
+
+    Args:
+        path: File of the first call.
+        values: Resolved options as plain values.
+        command: Words of the command.
     """
     saved, numbers = path, count(2)
     while saved.exists():
@@ -264,14 +287,24 @@ def _first_difference(existing: Any, requested: Any, path: str = "") -> str:
 
 
 def save_cost(folder: Path, seconds: float, records: int) -> None:
-    """Add to the recorded cost of the folder's work. It is informational and never read by training."""
+    """Add to the recorded cost of the folder's work. It is informational and never read by training.
+
+    Args:
+        folder: Folder of the work.
+        seconds: Further seconds.
+        records: Further records, each visit counted.
+    """
     before = read_cost(folder) or {"seconds": 0.0, "records": 0}
     cost = {"seconds": before["seconds"] + seconds, "records": before["records"] + records}
     write_json(folder / COST_NAME, cost)
 
 
 def read_cost(folder: Path) -> dict[str, float] | None:
-    """Return the seconds and records (each visit counted) spent on a folder, or None if not recorded."""
+    """Return the seconds and records (each visit counted) spent on a folder, or None if not recorded.
+
+    Raises:
+        DamagedFileError: If the file is damaged.
+    """
     path = folder / COST_NAME
     if not path.exists():
         return None

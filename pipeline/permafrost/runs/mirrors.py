@@ -64,7 +64,12 @@ class MirroredRun:
         self.folder = _mirror_of(run)
 
     def fetch(self, verb: str = "", *, exactly: bool = False) -> None:
-        """Fetch what other machines have written to the run, or to the folder of a verb. See `fetch_folder`."""
+        """Fetch what other machines have written to the run, or to the folder of a verb.
+
+        Args:
+            verb: Folder to fetch; empty fetches the whole run.
+            exactly: As in `fetch_folder`.
+        """
         fetch_folder(f"{self.run}/{verb}".rstrip("/"), exactly=exactly)
 
     @contextmanager
@@ -104,9 +109,13 @@ def _root() -> Path:
 def fetch_folder(address: str, *, exactly: bool = False) -> None:
     """Fetch what another machine has written to a folder of a bucket since it was fetched or uploaded here.
 
-    exactly  remove what is not in the bucket, and replace what differs, for a folder that nobody is working on. Else
-             files that were changed here stay
-    Raises FileError.
+    Args:
+        address: Address of the folder.
+        exactly: Remove what is not in the bucket, and replace what differs, for a folder that nobody is working on.
+            Else files that were changed here stay.
+
+    Raises:
+        FileError: If a file cannot be downloaded or written.
     """
     mirror, state = _mirror_of(address), _read_state(address)
     remote = dict(_entries(address))
@@ -129,9 +138,14 @@ def fetch_folder(address: str, *, exactly: bool = False) -> None:
 
 
 def upload_folder(address: str, names: Iterable[str] | None = None) -> None:
-    """Upload the files of a run's mirror that were changed here, those that mark work as done last. Raises FileError.
+    """Upload the files of a run's mirror that were changed here, those that mark work as done last.
 
-    names  files below the folder; None for all
+    Args:
+        address: Address of the folder in the bucket.
+        names: Files below the folder; None for all.
+
+    Raises:
+        FileError: If one cannot be uploaded.
     """
     mirror, state = _mirror_of(address), _read_state(address)
     paths = _own_files(mirror) if names is None else (mirror / name for name in names)
@@ -152,7 +166,11 @@ def upload_folder(address: str, names: Iterable[str] | None = None) -> None:
 
 
 def upload_mirror(folder: Path) -> None:
-    """Upload a folder if it is, or is in, the mirror of a run in a bucket. Raises FileError."""
+    """Upload a folder if it is, or is in, the mirror of a run in a bucket.
+
+    Raises:
+        FileError: If a file cannot be uploaded.
+    """
     root = _root()
     if folder.is_relative_to(root):
         scheme, *rest = folder.relative_to(root).parts

@@ -26,12 +26,19 @@ def name_passes(
 ) -> tuple[str, ...]:
     """Return the full names of the passes that a run reads from a store, and record them with the run.
 
-    names         those of store.teacher: full names, or parts of them. If it is empty, the passes that the run has
-                  read before are used, otherwise the only pass of the store
-    stored_views  None for canonical passes; otherwise the number of views by which one of several passes of stored
-                  views is selected
-    Returns () if none is named or recorded and the store has none or several. Raises StoreMismatchError if a name fits
-    no pass or several, or if the store no longer has a recorded pass.
+    Args:
+        run: Name of the run, or its address in a bucket.
+        store: The store.
+        names: Those of store.teacher: full names, or parts of them. If it is empty, the passes that the run has read
+            before are used, otherwise the only pass of the store.
+        stored_views: None for canonical passes; otherwise the number of views by which one of several passes of stored
+            views is selected.
+
+    Returns:
+        The names; () if none is named or recorded and the store has none or several.
+
+    Raises:
+        StoreMismatchError: If a name fits no pass or several, or if the store no longer has a recorded pass.
     """
     request = pass_request(names, stored_views)
     replayed = stored_views is not None
@@ -41,10 +48,10 @@ def name_passes(
         return recorded
     passes = [store.open_pass(name, stored_views=replayed) for name in names or present]
     if not names and len(passes) > 1 and replayed:
-        passes = [made for made in passes if made.num_views == stored_views]
+        passes = [teacher_pass for teacher_pass in passes if teacher_pass.num_views == stored_views]
     if not names and len(passes) != 1:
         return ()
-    full = tuple(made.name for made in passes)
+    full = tuple(teacher_pass.name for teacher_pass in passes)
     if full != tuple(names):
         record_passes(run, store, request, full)
     return full
@@ -53,20 +60,29 @@ def name_passes(
 def first_made_pass(
     run: str, store: Store, weights_sha256: str, passes: Sequence[TeacherPass]
 ) -> list[TeacherPass]:
-    """Return the pass that a run reads of those made with the given weights: the recorded one, otherwise the first.
+    """Find the pass that a run reads of those made with the given weights: the recorded one, otherwise the first.
 
-    passes  passes to choose from
-    Returns [] if none was made with these weights.
+    Args:
+        run: Name of the run, or its address in a bucket.
+        store: Store of the passes.
+        weights_sha256: SHA-256 of the teacher's weights.
+        passes: Passes to choose from.
+
+    Returns:
+        A list of that pass; empty if none was made with these weights.
+
+    Raises:
+        StoreMismatchError: If the recorded pass is not among them.
     """
-    made = {p.name: p for p in passes if p.manifest.teacher["weights_sha256"] == weights_sha256}
-    if not made:
+    by_name = {p.name: p for p in passes if p.manifest.teacher["weights_sha256"] == weights_sha256}
+    if not by_name:
         return []
     request = f"pass of the weights {weights_sha256[:16]}"
-    recorded = recorded_passes(run, store, request, list(made))
+    recorded = recorded_passes(run, store, request, list(by_name))
     if not recorded:
-        recorded = (next(iter(made)),)
+        recorded = (next(iter(by_name)),)
         record_passes(run, store, request, recorded)
-    return [made[recorded[0]]]
+    return [by_name[recorded[0]]]
 
 
 def logits_first(passes: Sequence[TeacherPass]) -> list[TeacherPass]:
@@ -85,8 +101,14 @@ def recorded_passes(
 ) -> tuple[str, ...]:
     """Return the passes that a run's request means, () if it was not made before.
 
-    present  names of the passes that it may mean
-    Raises StoreMismatchError if one of them is missing.
+    Args:
+        run: Name of the run, or its address in a bucket.
+        store: Store of the passes.
+        request: The request, from `pass_request`.
+        present: Names of the passes that it may mean.
+
+    Raises:
+        StoreMismatchError: If one of the recorded passes is missing.
     """
     recorded = _read(run).get(store.manifest.fingerprint, {}).get(request, [])
     missing = [name for name in recorded if name not in present]
@@ -100,7 +122,14 @@ def recorded_passes(
 
 
 def record_passes(run: str, store: Store, request: str, passes: Sequence[str]) -> None:
-    """Record which passes a run's request means from now on."""
+    """Record which passes a run's request means from now on.
+
+    Args:
+        run: Name of the run, or its address in a bucket.
+        store: Store of the passes.
+        request: The request, from `pass_request`.
+        passes: Full names of the passes.
+    """
     values = _read(run)
     requests = values.setdefault(store.manifest.fingerprint, {})
     if requests.get(request) != list(passes):

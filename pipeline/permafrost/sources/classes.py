@@ -108,11 +108,11 @@ def index_classes(texts: set[str], classes: str | None, *, numbered: bool = True
 
     Args:
         texts: Distinct texts of folders or cells.
-        classes: Option data.classes.
+        classes: Option data.classes; None takes the classes from the texts.
         numbered: Whether whole numbers may be labels, as in a table; False takes them as names.
 
     Raises:
-        ConfigError: The file of data.classes cannot be used.
+        ConfigError: If the file of data.classes cannot be used.
     """
     numbers = [to_number(text) for text in texts]
     are_labels = numbered and all(
@@ -130,7 +130,11 @@ def index_classes(texts: set[str], classes: str | None, *, numbered: bool = True
 
 
 def load_class_list(path: str | None) -> frozenset[str]:
-    """Return the names of data.classes, composed; empty without that option."""
+    """Return the names of data.classes, composed; empty without that option.
+
+    Raises:
+        ConfigError: If the file cannot be used.
+    """
     return frozenset(() if path is None else map(composed, load_class_names(path)))
 
 
@@ -148,7 +152,11 @@ def _is_json(text: str) -> bool:
 
 
 def load_class_names(path: str) -> tuple[str, ...]:
-    """Read the lines of `data.classes`, in label order, without empty lines and a byte-order mark."""
+    """Read the lines of `data.classes`, in label order, without empty lines and a byte-order mark.
+
+    Raises:
+        ConfigError: If the file cannot be read, is empty or in another format, or lists a class twice.
+    """
     try:
         file = user_path(path)
         lines = re.split(r"\r\n|\r|\n", read_regular(file).decode("utf-8-sig"))

@@ -85,7 +85,13 @@ class ImageSample:
     num_damaged: int = 0
 
     def add(self, record: Record, data: bytes, has_mask: bool) -> None:
-        """Add the header of one record's file."""
+        """Add the header of one record's file.
+
+        Args:
+            record: The record.
+            data: Bytes of its image's file.
+            has_mask: Whether the record has a mask, which a turned image may not fit.
+        """
         self.files += 1
         try:
             facts = read_facts(data)
@@ -141,12 +147,15 @@ class ImageSample:
 
     @property
     def typical_largest(self) -> int:
-        """Value that nine tenths of the files of 16 bits do not exceed, so that a single bright pixel does not hide
-        it."""
+        """Value that nine tenths of the files of 16 bits do not exceed, so that no single bright pixel hides it."""
         return sorted(self.largest_values)[(9 * len(self.largest_values) - 1) // 10]
 
     def describe(self, records: int) -> str:
-        """Describe the files in one line."""
+        """Describe the files in one line.
+
+        Args:
+            records: Number of records of the data, of which the files may be a sample.
+        """
         which = (
             f"all {records:,}"
             if self.files >= records

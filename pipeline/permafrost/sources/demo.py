@@ -90,7 +90,7 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
 PHOTOGRAPHS = ("china", "flower")
 CANDIDATE_CROPS = 4
 INK = 0.25
-"""Share of ink above which a pixel belongs to the digit's mask."""
+"""Fraction of ink above which a pixel belongs to the digit's mask."""
 CONTRAST = 0.14
 """Standard deviation of a crop's brightness, whose mean is one half."""
 MIN_STD = 0.08

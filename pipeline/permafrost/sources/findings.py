@@ -69,7 +69,7 @@ def add_findings(preview: Preview) -> Preview:
     """Return a preview with the findings of all rules, errors first.
 
     Raises:
-        ConfigError: data.accept names no finding.
+        ConfigError: If data.accept names no finding.
     """
     accepted = preview.data.accept if isinstance(preview.data, FileDataConfig) else ()
     for name in accepted:
@@ -102,7 +102,7 @@ def check_findings(preview: Preview) -> None:
     """Log warnings and notes, one line each.
 
     Raises:
-        DataError: There are findings that are errors; it has a line for each.
+        DataError: If there are findings that are errors; it has a line for each.
     """
     for finding in preview.findings:
         if finding.level == "warning":

@@ -28,9 +28,9 @@ _OTHER_THINGS_INSIDE = re.compile(
 _IMAGES = re.compile("images?|imgs?|jpegimages|pictures?|photos?|rgb|frames")
 """Names of folders of the images themselves, beside which others are masks."""
 _MANY_PICTURES, _FEW_FILES = 0.1, 3
-"""Share and number of the pictures that are left out from which that is an error."""
+"""Fraction and number of the pictures that are left out from which that is an error."""
 _REPEATING = 0.5
-"""Share of the folders inside of class folders that repeat from which their structure is doubtful."""
+"""Fraction of the folders inside of class folders that repeat from which their structure is doubtful."""
 _NAMED_SPLITS = 10
 _NAMED_FILES = 50
 """Largest number of damaged files that are named."""

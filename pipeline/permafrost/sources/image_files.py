@@ -184,7 +184,13 @@ def sub_folders(folder: AnyPath) -> list[str]:
 
 
 def tally_passed_over(root: AnyPath, folder: str, tally: Tally) -> None:
-    """Count the folders in `folder` that are left out for their names, and links to what is missing."""
+    """Count the folders in `folder` that are left out for their names, and links to what is missing.
+
+    Args:
+        root: Root of the data.
+        folder: Folder relative to it; empty is the root itself.
+        tally: Counts to add to.
+    """
     for entry in _sorted_entries(root / folder):
         path = join_path(folder, entry.name)
         if entry.is_dir() and _is_passed_over(entry.name):
@@ -198,13 +204,17 @@ def _is_passed_over(name: str) -> bool:
 
 
 def first_image(folder: AnyPath) -> str | None:
-    """Return the name of an image directly in `folder`, or None."""
+    """Return the name of the first image directly in `folder`, in the order of names, or None."""
     images = (e.name for e in _iter_entries(folder) if is_image_name(e.name) and e.is_file())
     return min(images, default=None)
 
 
 def has_image(folder: AnyPath) -> bool:
-    """Return whether `folder`, or a folder in it, has an image; looks no further than the first one."""
+    """Return whether `folder`, or a folder in it, has an image; looks no further than the first one.
+
+    Raises:
+        ConfigError: If the folder cannot be read, or if links lead in a circle.
+    """
     inner = []
     for entry in _iter_entries(folder):
         if _is_passed_over(entry.name):
@@ -225,9 +235,19 @@ def join_path(folder: str, name: str) -> str:
 def iter_images(
     root: AnyPath, folder: str, tally: Tally | None = None
 ) -> Iterator[tuple[str, int]]:
-    """Yield (path relative to root, bytes) of every image in `folder` and below it, sorted by name.
+    """Iterate over every image in `folder` and below it, sorted by name.
 
-    A link to a missing file raises ConfigError. With a tally it is counted, like every other file that is left out.
+    Args:
+        root: Root of the data.
+        folder: Folder relative to it; empty is the root itself.
+        tally: Counts of the files that are left out, to which those met here are added; None counts none.
+
+    Yields:
+        The path relative to `root`, and its bytes.
+
+    Raises:
+        ConfigError: If a folder cannot be read, if links lead in a circle, or, without a tally, if a link leads to a
+            missing file.
     """
     stems: dict[str, str] = {}
     for entry in _sorted_entries(root / folder):
@@ -311,7 +331,17 @@ def _tally_companions(folder: str, stems: Mapping[str, str], tally: Tally) -> No
 
 
 def read_file(root: AnyPath, path: str, size: int) -> bytes:
-    """Read a file that had `size` bytes when it was listed."""
+    """Read a file of the data.
+
+    Args:
+        root: Root of the data.
+        path: Path below it.
+        size: Number of bytes when the file was listed.
+
+    Raises:
+        ImageError: If it is larger than any image.
+        SourceFileError: If it cannot be read, or has another size now.
+    """
     require_image_bytes(size)
     try:
         data = read_regular(root / path, MAX_IMAGE_BYTES)
@@ -343,7 +373,11 @@ class FilesBelowRoot:
 
 
 def require_image_bytes(size: int) -> None:
-    """Raise ImageError if an image's file is larger than any image."""
+    """Check that an image's file is not larger than any image.
+
+    Raises:
+        ImageError: If it is larger.
+    """
     if size > MAX_IMAGE_BYTES:
         raise ImageError(
             f"its file has {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} of an image"
@@ -374,7 +408,13 @@ def to_mask_png(data: bytes, path: str) -> bytes:
 
     A palette's indices become the gray values, as in PASCAL VOC. Black and white become 0 and 255.
 
-    path  for messages
+    Args:
+        data: Bytes of the file.
+        path: The file, for messages.
+
+    Raises:
+        ImageError: If it cannot be decoded, has colors or values above a byte, or is a JPEG with values other than 0
+            and 255.
     """
     try:
         with open_image(data) as image:
@@ -424,7 +464,18 @@ class TableFiles:
         self._named_missing: list[str] = []
 
     def add(self, row: ListedRow, column: str) -> tuple[str, int]:
-        """Return (path below the root, bytes); a missing file is counted for `check_missing`."""
+        """Look up the file that a row names; a missing one is counted for `check_missing`.
+
+        Args:
+            row: Row of the table.
+            column: Column of the path.
+
+        Returns:
+            The path below the root, and its bytes; 0 for a missing file.
+
+        Raises:
+            ConfigError: If the cell is empty, or the path is not below the root.
+        """
         path = self._relative(row, column)
         for each in dict.fromkeys((path, path.strip())):
             try:
@@ -444,24 +495,25 @@ class TableFiles:
     def check_missing(self, config: ImageTableDataConfig) -> None:
         """Log a warning about missing files, whose rows data.on_error=skip leaves out.
 
-        Raises ConfigError if files are missing otherwise, or if they are more than data.max_skipped.
+        Raises:
+            ConfigError: If files are missing without data.on_error=skip, or if they are more than data.max_skipped.
         """
         if not self.num_missing:
             return
         named = "; ".join(self._named_missing)
         more = self.num_missing - NAMED_MISSING_FILES
         named += f"; and {more} more" if more > 0 else ""
-        found = f"{self.num_missing} files in the table are not in {self._root}: {named}"
+        summary = f"{self.num_missing} files in the table are not in {self._root}: {named}"
         require(
             config.on_error != "stop",
-            f"{found}; correct data.root or the table, or leave such rows out with data.on_error=skip",
+            f"{summary}; correct data.root or the table, or leave such rows out with data.on_error=skip",
         )
         require(
             self._missing_rows <= config.max_skipped,
-            f"{found}; these are more rows than data.max_skipped={config.max_skipped}, so correct data.root or the "
+            f"{summary}; these are more rows than data.max_skipped={config.max_skipped}, so correct data.root or the "
             "table",
         )
-        logger.warning("%s; their rows are left out", found)
+        logger.warning("%s; their rows are left out", summary)
 
     def _relative(self, row: ListedRow, column: str) -> str:
         text = row.path(column)

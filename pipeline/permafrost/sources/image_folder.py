@@ -102,8 +102,9 @@ class ImageFolderSource(FilesBelowRoot):
         return split_off_test(self._images(), self.config.test_fraction)
 
     def stamps(self) -> dict[str, int]:
-        """Return when images were last added to each class folder or removed from it, in nanoseconds; of a bucket, a
-        number that changes then.
+        """Return when images were last added to each class folder or removed from it, in nanoseconds.
+
+        Of a bucket, it is a number that changes then.
         """
         return {
             (path := join_path(folder, name)): folder_stamp(self._root / path)
@@ -173,8 +174,7 @@ class ImageFolderSource(FilesBelowRoot):
         return all(first_image(each) is None and bool(sub_folders(each)) for each in folders)
 
     def _refuse_hidden_splits(self, top: list[str]) -> None:
-        """Raise ConfigError if only some top-level folders are splits (a split's name, and only folders
-        inside)."""
+        """Raise ConfigError if only some top-level folders are splits, by their names and with only folders inside."""
         splits = {
             name: split
             for name in top

@@ -457,8 +457,8 @@ class ImageTableSource:
         )
         if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, corners))):
             raise row.error(column, f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no area")
-        own = label if text is None else self._class(row, column, text)
-        return Box(label=own, x0=x0, y0=y0, x1=x1, y1=y1)
+        box_label = label if text is None else self._class(row, column, text)
+        return Box(label=box_label, x0=x0, y0=y0, x1=x1, y1=y1)
 
 
 # ---- cells ---------------------------------------------------------------------------------------
@@ -472,7 +472,7 @@ def _parse_box(box: dict[str, Any]) -> tuple[list[float], str | None]:
 def _check_class_text(row: ListedRow, column: str, text: str, *, is_named: bool) -> None:
     """Raise ConfigError for text that can be neither the number nor the name of a class.
 
-    is_named  True if a file lists the classes, so that numbers do not determine the number of classes
+    With `is_named`, a file lists the classes, so that numbers do not determine the number of classes.
     """
     if len(text) > _MAX_CLASS_CHARACTERS:
         raise row.error(column, f"{text[:20]}... has {len(text)} characters, too many for a class")

@@ -16,7 +16,7 @@ SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
 LABEL_LISTS = "lists of labels"
 """Topic of a tally: lists that have a 0 or a 1 for each class, and all others."""
 _SHARE = 0.5
-"""Least share of the pieces that must occur in another cell."""
+"""Least fraction of the pieces that must occur in another cell."""
 _MAX_LIST_CHARACTERS = 100_000
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 
@@ -67,7 +67,11 @@ def is_one_hot(values: Sequence[Any]) -> bool:
 
 
 def parse_list(text: str) -> list[Any]:
-    """Parse a list of names or numbers, in JSON or as Python writes it. Raises ValueError for any other text."""
+    """Parse a list of names or numbers, in JSON or as Python writes it.
+
+    Raises:
+        ValueError: If it is any other text.
+    """
     if len(text) > _MAX_LIST_CHARACTERS:
         raise ValueError(f"it has {len(text):,} characters")
     try:

@@ -27,7 +27,7 @@ _UNKNOWN_CLASSES = re.compile(
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 _SPLIT_WORD = re.compile("train(ing)?|test(ing)?|valid(ation)?|val")
 _ONE_HOT = 0.9
-"""Share of the lists of labels that have a 0 or a 1 for each class from which they are no class numbers."""
+"""Fraction of the lists of labels that have a 0 or a 1 for each class from which they are no class numbers."""
 _FULL_RANGE = 65_535
 """Largest value of 16 bits."""
 

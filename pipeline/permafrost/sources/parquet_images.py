@@ -29,7 +29,11 @@ _SCHEMA = pa.schema([("image", pa.large_binary())])
 
 
 def holds_images(path: Path, column: str) -> bool:
-    """Return whether a column of a Parquet file has images and not their paths."""
+    """Return whether a column of a Parquet file has images and not their paths.
+
+    Raises:
+        ConfigError: If the file cannot be read.
+    """
     schema = _schema_of(path)
     if column not in schema.names:
         return False
@@ -40,7 +44,11 @@ def holds_images(path: Path, column: str) -> bool:
 
 
 def class_names_of(path: Path, column: str) -> tuple[str, ...] | None:
-    """Return the names of a column's labels in the features of Hugging Face's `datasets`; None if there are none."""
+    """Return the names of a column's labels in the features of Hugging Face's `datasets`; None if there are none.
+
+    Raises:
+        ConfigError: If the file cannot be read.
+    """
     if path.suffix.lower() != ".parquet":
         return None
     try:
@@ -88,10 +96,16 @@ class ParquetImages:
         return sum(batch.num_rows for batch in self._batches)
 
     def locate(self, row: int) -> tuple[str, tuple[int, int, str]]:
-        """Return what a record needs to read its image: the file's name, and its row, bytes and suffix.
+        """Return what a record needs to read its image.
+
+        Args:
+            row: Row of the file, from 0.
+
+        Returns:
+            The file's name, and the row, bytes and suffix of the image.
 
         Raises:
-            ConfigError: The row has no image.
+            ConfigError: If the row has no image.
         """
         cell = self._cell(row)
         if not cell.is_valid:
@@ -103,7 +117,15 @@ class ParquetImages:
         return self.path.name, (row, data.size, picture_suffix(data[:16].to_pybytes()) or "bin")
 
     def read(self, row: int, size: int) -> bytes:
-        """Return the bytes of an image that had `size` bytes when it was listed."""
+        """Return the bytes of an image.
+
+        Args:
+            row: Row of the file, from 0.
+            size: Number of bytes when the image was listed.
+
+        Raises:
+            SourceFileError: If it has another size now.
+        """
         data: bytes = self._cell(row).as_py() or b""
         if len(data) != size:
             raise SourceFileError(

@@ -77,7 +77,10 @@ class StampedSource(Protocol):
 
 
 def digest_origin(data: DataConfig, store: StoreOptions) -> str:
-    """Return the SHA-256 of what determines the records, the plan and the form of a store."""
+    """Return the SHA-256 of what determines the records, the plan and the form of a store.
+
+    Of files, it covers the size and the time of change, not the content.
+    """
     source = resolve_implementation(type(data))(data)
     values = {option.name: getattr(data, option.name) for option in options_of(type(data))}
     stamps: dict[str, Any] = {}
@@ -104,17 +107,25 @@ def digest_origin(data: DataConfig, store: StoreOptions) -> str:
 def _stamp(path: Path) -> list[int] | None:
     """Return the bytes of a file and when it was changed, or when a folder got or lost an entry."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
 # ---- class subset ----------------------------------------------------------------------------------
 
 
 class ClassSubset:
-    """The records of some classes of a source. Records without a label and boxes of other classes are left out."""
+    """The records of some classes of a source. Records without a label and boxes of other classes are left out.
+
+    Args:
+        source: The source of all records.
+        classes: Names of the classes, in the order of the new labels.
+
+    Raises:
+        ConfigError: If the source has no such class.
+    """
 
     def __init__(self, source: Source, classes: tuple[str, ...]) -> None:
         for name in classes:
@@ -144,7 +155,11 @@ class ClassSubset:
         return tally_of(self.source)
 
     def records(self) -> Iterator[Record]:
-        """Yield the records of the classes. Raises ConfigError if records have several labels."""
+        """Yield the records of the classes.
+
+        Raises:
+            ConfigError: If records have several labels.
+        """
         return self._selected(self.source.records())
 
     def _selected(self, records: Iterable[Record]) -> Iterator[Record]:
@@ -209,10 +224,14 @@ class InPlaceSource(Protocol):
     """Source whose files may serve as shards in place."""
 
     def plan_in_place(self, form: str, listing: Listing) -> list[ShardPlan] | None:
-        """Plan one shard per file; None if the records have to be packed again.
+        """Plan one shard per file.
 
-        form     store.format
-        listing  all records; listing.part_sizes has the number of records of each part
+        Args:
+            form: Option store.format.
+            listing: All records; `listing.part_sizes` has the number of records of each part.
+
+        Returns:
+            The shards; None if the records have to be packed again.
         """
 
 
@@ -258,11 +277,14 @@ def list_source(
     Args:
         source: The records.
         files: Paths of the listing.
-        seed: store.seed, which determines the order of the records in shards.
+        seed: Value of store.seed, which determines the order of the records in shards.
         executor: Executor of a source in parts.
 
     Returns:
         The listing with its counts, and what the source met beside its records.
+
+    Raises:
+        ConfigError: If the source cannot be listed, or if a key is malformed.
     """
     if not isinstance(source, PartedSource):
         tally = tally_of(source)
@@ -300,7 +322,12 @@ def classes_of_source(source: Source, listing: Listing) -> tuple[str, ...]:
 
 
 def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[ShardPlan]:
-    """Plan the source's shards: its own tars if they can be used in place, new ones otherwise."""
+    """Plan the source's shards: its own tars if they can be used in place, new ones otherwise.
+
+    Raises:
+        ConfigError: If there are no records, if several have the same key, or if the tars cannot be used in place
+            although the options ask for it.
+    """
     with named_repeats(source, listing):
         in_place = None
         if isinstance(source, InPlaceSource):
@@ -313,7 +340,11 @@ def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[
 
 @contextmanager
 def named_repeats(source: Source, listing: Listing) -> Iterator[None]:
-    """Raise ConfigError with the places of two records if the block finds that they have the same key."""
+    """Name the places of two records if the block finds that they have the same key.
+
+    Raises:
+        ConfigError: If it does.
+    """
     try:
         yield
     except RepeatedKeyError as error:
@@ -327,7 +358,11 @@ def named_repeats(source: Source, listing: Listing) -> Iterator[None]:
 
 
 def build_source(config: DataConfig) -> Source:
-    """Build the source that `data=` names."""
+    """Build the source that `data=` names, of the classes in `data.only_classes` if there are any.
+
+    Raises:
+        ConfigError: If there is no such class.
+    """
     source: Source = resolve_implementation(type(config))(config)
     if isinstance(config, FileDataConfig) and config.only_classes:
         subset = PartedClassSubset if isinstance(source, PartedSource) else ClassSubset

@@ -43,8 +43,9 @@ def is_split_name(name: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def known_split(name: str) -> str | None:
-    """Return the split that a folder, a cell or the beginning of a tar's name spells, in any case and with the usual
-    words beside it: Training, TEST, val_set, seg_train, trainset. None if it spells none.
+    """Return the split that a folder, a cell or the beginning of a tar's name spells, None if it spells none.
+
+    Any case is accepted, and the usual words beside the split: Training, TEST, val_set, seg_train, trainset.
     """
     text = unicodedata.normalize("NFC", name).strip().lower()
     words = [word for word in re.split(r"[\s_.-]+", text) if word not in _GENERIC]
@@ -59,9 +60,15 @@ def split_of(
 ) -> str:
     """Return the split that a table's cell denotes.
 
-    names  data.split_names; empty takes the values as they are, and the usual spellings as their split (known_split)
-    error  builds the exception for an invalid cell
-    tally  receives other spellings of a split
+    Args:
+        value: Text of the cell.
+        names: Option data.split_names; empty takes the values as they are, and the usual spellings as their split
+            (`known_split`).
+        error: Function that builds the exception for an invalid cell from its message.
+        tally: Receives other spellings of a split.
+
+    Raises:
+        ConfigError: If the cell denotes no split, or one that files cannot be named after.
     """
     if value not in names and is_unknown(value):
         raise error(f"{quote(value)} is no split")
@@ -81,6 +88,13 @@ def split_off_test(records: Iterable[Record], fraction: float) -> Iterator[Recor
     """Move the records of split train whose key's hash falls below `fraction` to split test.
 
     This is a pure function of each key, so adding or removing records does not move others.
+
+    Args:
+        records: Records of all splits.
+        fraction: Fraction of the records to move; 0 moves none.
+
+    Raises:
+        ConfigError: If the records already have a split test.
     """
     if fraction == 0:
         yield from records

@@ -29,7 +29,11 @@ _BLOCK_BYTES = 2**23
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Raise ConfigError for a file of another kind, or if the block cannot read it."""
+    """Describe the errors of a block that reads a table.
+
+    Raises:
+        ConfigError: If the file is of another kind, or if the block cannot read it.
+    """
     require(
         path.suffix.lower() in (".csv", ".parquet"),
         f"data.path={path} must end in .csv or .parquet",
@@ -52,7 +56,12 @@ def column_names(path: Path) -> list[str]:
 
 
 def iter_parts(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Iterate over a table in parts of these columns. The cells of a CSV are text."""
+    """Iterate over a table in parts of these columns. The cells of a CSV are text.
+
+    Args:
+        path: CSV or Parquet file.
+        columns: Names of the columns, which must exist.
+    """
     if path.suffix.lower() == ".csv":
         yield from pyarrow.csv.open_csv(
             path,
@@ -88,12 +97,20 @@ class ListedRow:
         return to_text(self.cells[column])
 
     def path(self, column: str) -> str:
-        """Return the cell as a path, with its blanks; raise ConfigError if it is empty."""
+        """Return the cell as a path, with its blanks.
+
+        Raises:
+            ConfigError: If it is empty.
+        """
         self.required(column)
         return str(self.cells[column])
 
     def required(self, column: str) -> str:
-        """Return the cell as text; raise ConfigError if it is empty."""
+        """Return the cell as text.
+
+        Raises:
+            ConfigError: If it is empty.
+        """
         text = self.text(column)
         if text is None:
             raise self.error(column, "is empty")
@@ -124,8 +141,10 @@ def to_label(
 ) -> str | None:
     """Convert a cell to the text of a label; None for a cell that is empty, or a word for an unknown label.
 
-    class_list  names of data.classes, composed: such a word is a class if it is among them
-    convert     function from a cell to its text, or None
+    Args:
+        value: The cell.
+        class_list: Names of data.classes, composed: such a word is a class if it is among them.
+        convert: Function from a cell to its text, or None.
     """
     text = convert(value)
     word = value.strip() if text is None and isinstance(value, str) else text
@@ -139,7 +158,14 @@ UNKNOWN_CELLS = "label cells taken as unknown"
 
 
 def tally_unknown(tally: Tally, value: Any, row: int, column: str) -> None:
-    """Count the cell of an unlabeled row if it is a word; an empty cell, NaN and -1 are none."""
+    """Count the cell of an unlabeled row if it is a word; an empty cell, NaN and -1 are none.
+
+    Args:
+        tally: Counts to add to.
+        value: The cell.
+        row: Number of its row, from 1.
+        column: Name of its column.
+    """
     text = to_text(value)
     if text is not None and is_unknown(text):
         tally.add(UNKNOWN_CELLS, text, f"row {row}, column {column}")
@@ -153,7 +179,12 @@ def is_all_digits(text: str) -> bool:
 def read_rows(path: Path, columns: dict[str, str]) -> Iterator[ListedRow]:
     """Yield the rows of a CSV or Parquet file with the wanted columns only.
 
-    columns  option -> the column that it names
+    Args:
+        path: The file.
+        columns: Column that each option names, by the option's name without its group.
+
+    Raises:
+        ConfigError: If the file cannot be read or lacks a column.
     """
     with readable(path):
         require_columns(path, columns, column_names(path))
@@ -163,7 +194,11 @@ def read_rows(path: Path, columns: dict[str, str]) -> Iterator[ListedRow]:
 
 
 def iter_distinct(path: Path, column: str) -> Iterator[list[str]]:
-    """Yield the different cells of each part of a column that are text; none for a column of another type."""
+    """Yield the different cells of each part of a column that are text; none for a column of another type.
+
+    Raises:
+        ConfigError: If the file cannot be read.
+    """
     with readable(path):
         for batch in iter_parts(path, [column]):
             cells = batch.column(0)
@@ -174,7 +209,16 @@ def iter_distinct(path: Path, column: str) -> Iterator[list[str]]:
 
 
 def require_columns(path: Path, columns: dict[str, str], existing: list[str]) -> None:
-    """Raise ConfigError unless each option's column exists."""
+    """Check that each option's column exists, once.
+
+    Args:
+        path: The table, for messages.
+        columns: Column that each option names, by the option's name without its group.
+        existing: Columns of the table.
+
+    Raises:
+        ConfigError: If a column does not exist, or exists twice.
+    """
     only = existing[0] if len(existing) == 1 else ""
     hint = next(
         (f"; its columns are separated by {s!r}, save it with commas" for s in "\t;|" if s in only),

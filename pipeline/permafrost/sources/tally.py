@@ -27,7 +27,14 @@ class Tally:
     topics: dict[str, dict[str, tuple[int, str]]] = field(default_factory=dict)
 
     def add(self, topic: str, item: str, example: str = "", count: int = 1) -> None:
-        """Count an item of a topic; `example` is kept if it is the first one."""
+        """Count an item of a topic.
+
+        Args:
+            topic: The topic.
+            item: The item; of a topic with many items, further ones are counted as REST.
+            example: Example of the item, kept if it is the first one.
+            count: Number to add.
+        """
         items = self.topics.setdefault(topic, {})
         if item not in items and len(items) >= MAX_ITEMS:
             item = REST

@@ -37,7 +37,15 @@ class Member:
 
 
 def find_files(path: Path, suffix: str) -> list[Path]:
-    """Find the files of a folder with a suffix, or those of a glob or of a {000000..000009} range."""
+    """Find the files of a folder with a suffix, or those of a glob or of a {000000..000009} range.
+
+    Args:
+        path: Folder, glob or range.
+        suffix: Suffix with its dot, such as .tar.
+
+    Raises:
+        ConfigError: If there are none, if one of a range is missing, or if the folder also has compressed ones.
+    """
     if path.is_dir():
         files = sorted(path.glob(f"*{suffix}"))
         others = sorted(each.name for each in path.iterdir() if _is_packed(each.name, suffix))
@@ -69,8 +77,12 @@ def _is_packed(name: str, suffix: str) -> bool:
 
 
 def find_tars_in_bucket(address: str) -> list[RootedPath]:
-    """Find the tars of a bucket's folder, of a glob of names in one, or of a {000000..000009} range."""
-    found: list[RootedPath] = []
+    """Find the tars of a bucket's folder, of a glob of names in one, or of a {000000..000009} range.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    tars: list[RootedPath] = []
     for each in expand_range(address):
         folder, _, name = each.rstrip("/").rpartition("/")
         if "*" in name or "?" in name:
@@ -84,8 +96,8 @@ def find_tars_in_bucket(address: str) -> list[RootedPath]:
             f"data.path={address} names no .tar ({each}); set it to a folder, a glob or a {{000000..000009}} range "
             "of a bucket",
         )
-        found += matches
-    return found
+        tars += matches
+    return tars
 
 
 def expand_range(text: str) -> list[str]:
@@ -128,7 +140,11 @@ def split_in_name(stem: str) -> str:
 
 
 def list_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Yield (key, {suffix: Member}) of every sample of a tar, as webdataset groups consecutive members."""
+    """Yield (key, {suffix: Member}) of every sample of a tar, as webdataset groups consecutive members.
+
+    Raises:
+        ConfigError: If the tar cannot be read, is compressed or sparse, or has a member twice or one of pickle.
+    """
     from webdataset.tariterators import group_by_keys  # imports torch
 
     try:
@@ -145,7 +161,11 @@ def list_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:
 
 
 def has_scattered_samples(path: AnyPath) -> bool:
-    """Return whether members of a sample come again after those of another one, as in a tar that is not sorted."""
+    """Return whether members of a sample come again after those of another one, as in a tar that is not sorted.
+
+    Raises:
+        ConfigError: If the tar cannot be read.
+    """
     last, ended = "", set[str]()
     for member in _list_members(path):
         folder, _, name = member["fname"].rpartition("/")
@@ -232,8 +252,14 @@ def _has_packed_tars(path: Path) -> bool:
 def read_member(file: io.FileIO, member: Member, where: str, most: int = MAX_IMAGE_BYTES) -> bytes:
     """Read the bytes of a member of an open tar.
 
-    where  the member, for messages
-    most   largest number of bytes; a larger member is an ImageError, and is not read
+    Args:
+        file: The open tar.
+        member: Position of the member.
+        where: The member, for messages.
+        most: Largest number of bytes; a larger member is not read.
+
+    Raises:
+        ImageError: If the member is larger, or the tar ends before it.
     """
     if member.size > most:
         raise ImageError(

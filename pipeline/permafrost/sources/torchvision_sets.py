@@ -49,6 +49,12 @@ def download(url: str, folder: Path) -> Path:
     """Download the file of an http(s) address to a folder below `folder`, unless it already exists there.
 
     Each remote folder has its own local folder, so files of one name from two remote folders are separate.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        DownloadError: If it cannot be downloaded whole.
     """
     parent, _, name = urlsplit(url).path.rpartition("/")
     place = hashlib.sha256(f"{urlsplit(url).netloc}{parent}".encode()).hexdigest()[:8]
@@ -238,12 +244,26 @@ class TorchvisionSource:
 
 @lru_cache(maxsize=4)
 def load_dataset(name: str, root: Path, split: str) -> Any:
-    """Open torchvision's data set from the files in `root`, once per process."""
+    """Open torchvision's data set from the files in `root`, once per process.
+
+    Raises:
+        MissingDatasetError: If torchvision cannot open it.
+    """
     return build_dataset(name, root, split)
 
 
 def build_dataset(name: str, root: Path, split: str, *, download: bool = False) -> Any:
-    """Build torchvision's data set, checked by torchvision; raise MissingDatasetError if it fails."""
+    """Build torchvision's data set, checked by torchvision.
+
+    Args:
+        name: One of SETS.
+        root: Folder of its files.
+        split: One of its splits.
+        download: Let torchvision download and unpack what is missing.
+
+    Raises:
+        MissingDatasetError: If torchvision cannot open it.
+    """
     from torchvision import datasets
 
     builders = {
@@ -274,7 +294,11 @@ def _one_line(error: Exception) -> str:
 
 
 def load_voc_boxes(path: Path) -> tuple[Box, ...]:
-    """Read the objects of a VOC annotation, in pixels; parts of objects (heads, hands) are left out."""
+    """Read the objects of a VOC annotation, in pixels; parts of objects (heads, hands) are left out.
+
+    Raises:
+        MissingDatasetError: If the file is no VOC annotation.
+    """
     try:
         objects = ElementTree.parse(path).getroot().findall("object")
         return tuple(_voc_box(node) for node in objects)

@@ -84,18 +84,23 @@ class WebDatasetSource:
 
     @cached_property
     def tars(self) -> dict[str, AnyPath]:
-        """Path of every tar by file name; those of an http(s) address are downloaded first."""
-        found: Sequence[AnyPath]
+        """Path of every tar by file name; those of an http(s) address are downloaded first.
+
+        Raises:
+            ConfigError: If data.path names no tar, or two with the same file name.
+            DownloadError: If one cannot be downloaded.
+        """
+        paths: Sequence[AnyPath]
         if _is_downloaded(self.config.path):
             folder = Path(self.config.cache)
-            found = [download(url, folder) for url in expand_range(self.config.path)]
+            paths = [download(url, folder) for url in expand_range(self.config.path)]
         elif is_address(self.config.path):
-            found = find_tars_in_bucket(self.config.path)
+            paths = find_tars_in_bucket(self.config.path)
         else:
-            found = find_files(Path(self.config.path), ".tar")
-        named = {path.name: path.absolute() for path in found}
+            paths = find_files(Path(self.config.path), ".tar")
+        named = {path.name: path.absolute() for path in paths}
         require(
-            len(named) == len(found),
+            len(named) == len(paths),
             f"data.path={self.config.path} names two tars with the same file name; rename one of them",
         )
         return dict(sorted(named.items()))
@@ -180,7 +185,11 @@ class WebDatasetSource:
         return split
 
     def part_records(self, part: str) -> Iterator[Record]:
-        """Yield the records of one tar."""
+        """Yield the records of one tar.
+
+        Raises:
+            ConfigError: If the tar cannot be read, or if a sample has no image, several, or labels that cannot be used.
+        """
         name, split = part, self._split(part)
         stem = split_before_number(name)
         if self.config.split is None and stem not in ("", split):
@@ -334,8 +343,8 @@ class WebDatasetSource:
             raise ConfigError(
                 f"{where} has a box {x0:g}, {y0:g}, {x1:g}, {y1:g}, which has no area"
             )
-        own = self._label(box["label"], where) if "label" in box else label
-        return Box(label=own, x0=x0, y0=y0, x1=x1, y1=y1)
+        box_label = self._label(box["label"], where) if "label" in box else label
+        return Box(label=box_label, x0=x0, y0=y0, x1=x1, y1=y1)
 
     def _label(self, value: Any, where: str) -> int:
         """Return the label that a text or a number denotes; NO_LABEL for one that means unknown.
@@ -388,7 +397,8 @@ class WebDatasetSource:
     def _named_label(self, text: str, where: str) -> int | None:
         """Return the label of a class name; None for other texts.
 
-        Raises ConfigError for a number that is the name of one class and the position of another.
+        Raises:
+            ConfigError: For a number that is the name of one class and the position of another.
         """
         number = to_number(text)
         label = self._index.label(text)
@@ -407,10 +417,17 @@ class WebDatasetSource:
         return label
 
     def plan_in_place(self, form: str, listing: Listing) -> list[ShardPlan] | None:
-        """Plan one shard per tar, with its records in the tar's order; None if they have to be packed again.
+        """Plan one shard per tar, with its records in the tar's order.
 
-        form     store.format; re-encoded frames cannot be used in place
-        listing  all records, with the tars as its parts
+        Args:
+            form: Option store.format; re-encoded frames cannot be used in place.
+            listing: All records, with the tars as its parts.
+
+        Returns:
+            The shards; None if the records have to be packed again.
+
+        Raises:
+            ConfigError: If data.reference=always, and other options or the mixture of the tars do not allow it.
         """
         wanted = self.config.reference
         require(
@@ -458,10 +475,10 @@ def _is_downloaded(path: str) -> bool:
 
 def _list_of(values: dict[str, Any], name: str) -> list[Any]:
     """Return a list of the sample's JSON, empty if missing; raise ValueError if it is not a list."""
-    found = values.get(name, [])
-    if not isinstance(found, list):
-        raise ValueError(f"{name} is {str(found)[:80]!r}, not a list")
-    return found
+    items = values.get(name, [])
+    if not isinstance(items, list):
+        raise ValueError(f"{name} is {str(items)[:80]!r}, not a list")
+    return items
 
 
 def _group(value: Any) -> int:

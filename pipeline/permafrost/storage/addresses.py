@@ -47,10 +47,15 @@ def is_address(text: str) -> bool:
 
 
 def parse_bucket(option: str, text: str, *, writable: bool = True) -> str:
-    """Return an address without slashes at its end. Raises ConfigError for one that cannot be used.
+    """Return an address without slashes at its end.
 
-    option    option that has the address, for messages
-    writable  the folder is written to
+    Args:
+        option: Option that has the address, for messages.
+        text: The address.
+        writable: Whether the folder is written to; addresses of https and http are read-only.
+
+    Raises:
+        ConfigError: If it is no address of a bucket, or has credentials or an empty name, . or .. in it.
     """
     match = ADDRESS.fullmatch(text)
     schemes = SCHEMES if writable else (*SCHEMES, *READ_ONLY_SCHEMES)

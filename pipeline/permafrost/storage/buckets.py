@@ -94,7 +94,14 @@ def _client(container: str) -> Any:
 
 
 def connect(container: str) -> Any:
-    """Connect to a bucket with the credentials and the endpoint of the environment. Raises ConfigError."""
+    """Connect to a bucket with the credentials and the endpoint of the environment.
+
+    Args:
+        container: Address of the bucket, such as s3://bucket.
+
+    Raises:
+        ConfigError: If obstore is not installed.
+    """
     try:
         from obstore.store import from_url
     except ModuleNotFoundError:
@@ -137,9 +144,16 @@ def _ask(address: str, verb: str, request: Callable[[], T], *, is_conditional: b
     obstore repeats what fails before an answer begins. An answer that breaks off is asked for again here, and so is a
     server that nobody reaches, for the time of `wait_seconds`.
 
-    verb            what could not be done, for the message
-    is_conditional  the request has a condition, whose errors are the caller's; to others they are a refusal
-    Raises FileNotFoundError if there is no such object, FileError, and obstore's errors of conditional writes.
+    Args:
+        address: Address of the object, for messages.
+        verb: What could not be done, for the message.
+        request: The request.
+        is_conditional: The request has a condition, whose errors are the caller's; to others they are a refusal.
+
+    Raises:
+        FileNotFoundError: If there is no such object.
+        FileError: If the request fails for good.
+        BaseError: Of obstore, for the condition of a conditional write.
     """
     from obstore import exceptions
 
@@ -176,7 +190,11 @@ _unreached: dict[str, float] = {}
 
 
 def wait_seconds() -> float:
-    """Return the time for which a server that nobody reaches is waited for. Raises ConfigError."""
+    """Return the time in seconds for which a server that nobody reaches is waited for.
+
+    Raises:
+        ConfigError: If the environment variable is no such number.
+    """
     text = os.environ.get(WAIT_VARIABLE, "180")
     try:
         seconds = float(text)
@@ -271,7 +289,12 @@ def _reason(error: BaseException) -> str:
 
 
 def existing_facts(address: str) -> ObjectFacts:
-    """Return the size and the ETag of an object. Raises FileError, such as MissingObjectError."""
+    """Return the size and the ETag of an object.
+
+    Raises:
+        MissingObjectError: If there is no such object.
+        FileError: If it cannot be read.
+    """
     import obstore
 
     client, key = _split(address)
@@ -281,7 +304,11 @@ def existing_facts(address: str) -> ObjectFacts:
 
 
 def object_facts(address: str) -> ObjectFacts | None:
-    """Return the size and the ETag of an object, None if there is none. Raises FileError."""
+    """Return the size and the ETag of an object, None if there is none.
+
+    Raises:
+        FileError: If it cannot be read.
+    """
     with suppress(FileNotFoundError):
         return existing_facts(address)
     return None
@@ -295,7 +322,15 @@ class Download:
     """Object that is being downloaded: its facts, and its bytes in blocks, once."""
 
     def __init__(self, address: str) -> None:
-        """Send the request. Raises FileNotFoundError or FileError."""
+        """Send the request.
+
+        Args:
+            address: Address of the object.
+
+        Raises:
+            FileNotFoundError: If there is no such object.
+            FileError: If it cannot be read.
+        """
         import obstore
 
         client, key = _split(address)
@@ -304,7 +339,11 @@ class Download:
         self.facts = _facts(self._result.meta)
 
     def blocks(self) -> Iterator[memoryview]:
-        """Iterate over the bytes. Raises FileError if they end too early."""
+        """Iterate over the bytes.
+
+        Raises:
+            FileError: If they end too early.
+        """
         from obstore.exceptions import BaseError
 
         received = 0
@@ -322,10 +361,19 @@ class Download:
 
 
 def read_object(address: str, most: int | None = None) -> tuple[bytes, ObjectFacts]:
-    """Return the bytes of an object, and what the answer says of it.
+    """Read an object whole.
 
-    most  largest number of bytes; a larger object is a FileError, and is not read
-    Raises FileNotFoundError or FileError.
+    Args:
+        address: Address of the object.
+        most: Largest number of bytes; None for any. A larger object is not read.
+
+    Returns:
+        The bytes, and the facts in the answer.
+
+    Raises:
+        FileNotFoundError: If there is no such object.
+        TooLargeError: If it is larger than `most`.
+        FileError: If it cannot be read.
     """
 
     def read() -> tuple[bytes, ObjectFacts]:
@@ -354,7 +402,12 @@ def _again(read: Callable[[], T]) -> T:
 
 
 def read_range(address: str, size: int, offset: int) -> bytes:
-    """Read bytes of an object, fewer only at its end. Raises FileNotFoundError or FileError."""
+    """Read `size` bytes of an object from `offset`, fewer only at its end.
+
+    Raises:
+        FileNotFoundError: If there is no such object.
+        FileError: If it cannot be read.
+    """
     import obstore
 
     if size == 0:
@@ -388,25 +441,32 @@ class Entry(NamedTuple):
 
 
 def list_entries(address: str) -> list[Entry]:
-    """Return what is in a folder, sorted by name, without the markers of folders. Raises FileError."""
+    """Return what is in a folder, sorted by name, without the markers of folders.
+
+    Raises:
+        FileError: If it cannot be listed.
+    """
     import obstore
 
     client, key = _split(address)
-    found = _ask(address, "listed", lambda: obstore.list_with_delimiter(client, key or None))
+    answer = _ask(address, "listed", lambda: obstore.list_with_delimiter(client, key or None))
     start = len(key) + 1 if key else 0
-    folders = [Entry(str(each)[start:].strip("/"), "folder") for each in found["common_prefixes"]]
+    folders = [Entry(str(each)[start:].strip("/"), "folder") for each in answer["common_prefixes"]]
     objects = [
         Entry(str(meta["path"])[start:], "file", int(meta["size"]), str(meta["e_tag"]))
-        for meta in found["objects"]
+        for meta in answer["objects"]
         if str(meta["path"]) != key  # the marker of the folder itself
     ]
     return sorted([*folders, *objects])
 
 
 def iter_objects(address: str) -> Iterator[tuple[str, int]]:
-    """Iterate over the names below a folder, relative to it and in their order, with their sizes. Raises FileError.
+    """Iterate over the names below a folder, relative to it and in their order, with their sizes in bytes.
 
     Markers of folders are left out.
+
+    Raises:
+        FileError: If the folder cannot be listed.
     """
     import obstore
 
@@ -462,9 +522,14 @@ def _without_markers(address: str, client: Any, block: Sequence[Any]) -> list[An
 def put_object(address: str, file: IO[bytes], size: int, sha256: str) -> None:
     """Write an object whole, in place of any other.
 
-    file    open for reading
-    sha256  of its bytes, for the case that a response is lost
-    Raises FileError if it could not be written.
+    Args:
+        address: Address of the object.
+        file: Content, open for reading.
+        size: Number of its bytes.
+        sha256: SHA-256 of its bytes, for the case that a response is lost.
+
+    Raises:
+        FileError: If it could not be written.
     """
     import obstore
 
@@ -489,9 +554,9 @@ def put_object(address: str, file: IO[bytes], size: int, sha256: str) -> None:
         return
     facts = object_facts(address)
     if facts is None or facts.size != size:
-        found = "nothing" if facts is None else f"{facts.size} bytes"
+        size_there = "nothing" if facts is None else f"{facts.size} bytes"
         raise FileError(
-            f"{address} cannot be written ({found} of {size} bytes are there afterwards)"
+            f"{address} cannot be written ({size_there} of {size} bytes are there afterwards)"
         )
 
 
@@ -505,7 +570,12 @@ def _has_content(address: str, size: int, sha256: str) -> bool:
 
 
 def object_sha256(address: str) -> str:
-    """Return the SHA-256 of an object, read in blocks. Raises FileNotFoundError or FileError."""
+    """Return the SHA-256 of an object, read in blocks.
+
+    Raises:
+        FileNotFoundError: If there is no such object.
+        FileError: If it cannot be read.
+    """
 
     def read() -> str:
         digest = hashlib.sha256()
@@ -517,12 +587,21 @@ def object_sha256(address: str) -> str:
 
 
 def create_object(address: str, data: bytes, replaces: str | None = None) -> str:
-    """Write a small object if none is there, or only the one with an ETag, and return its ETag.
+    """Write a small object if none is there, or only the one with an ETag.
 
     A request that is repeated meets its own object: if that has the same bytes, it is a success.
 
-    replaces  ETag of the object that may be replaced, if there is one
-    Raises ReplacedError if another object is there, and FileError.
+    Args:
+        address: Address of the object.
+        data: Content of the object.
+        replaces: ETag of the object that may be replaced; None replaces none.
+
+    Returns:
+        The ETag of the written object.
+
+    Raises:
+        ReplacedError: If another object is there.
+        FileError: If it cannot be written, or the endpoint has no conditional writes.
     """
     import obstore
     from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
@@ -567,14 +646,18 @@ def refuse_unconditional(address: str) -> FileError:
 def _e_tag_of(address: str, data: bytes) -> str | None:
     """Return the ETag of an object if it has these bytes."""
     try:
-        found, facts = read_object(address, len(data))
+        content, facts = read_object(address, len(data))
     except (FileError, FileNotFoundError):
         return None
-    return facts.e_tag if found == data else None
+    return facts.e_tag if content == data else None
 
 
 def remove_object(address: str) -> None:
-    """Remove an object if it exists. Raises FileError."""
+    """Remove an object if it exists.
+
+    Raises:
+        FileError: If it cannot be removed.
+    """
     import obstore
 
     client, key = _split(address)
@@ -583,7 +666,11 @@ def remove_object(address: str) -> None:
 
 
 def move_object(address: str, destination: str) -> None:
-    """Give an object another name in its bucket, in place of any object of that name. Raises FileError."""
+    """Give an object another name in its bucket, in place of any object of that name.
+
+    Raises:
+        FileError: If it does not exist, or cannot be copied or removed.
+    """
     import obstore
 
     client, key = _split(address)

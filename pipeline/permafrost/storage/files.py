@@ -41,22 +41,38 @@ def _kind(path: AnyPath) -> LocalFiles | BucketFiles:
 
 
 def exists(path: AnyPath) -> bool:
-    """Return whether there is a file or a folder. Raises LinkError, also for a link to nothing."""
+    """Return whether there is a file or a folder.
+
+    Raises:
+        LinkError: If the path has a link where none is allowed, also one to nothing.
+    """
     return _kind(path).exists(path)
 
 
 def is_folder(path: AnyPath) -> bool:
-    """Return whether there is a folder. Raises LinkError."""
+    """Return whether there is a folder.
+
+    Raises:
+        LinkError: If the path has a link where none is allowed.
+    """
     return _kind(path).is_folder(path)
 
 
 def file_size(path: AnyPath) -> int | None:
-    """Return the bytes of a regular file, None if there is none. Raises LinkError."""
+    """Return the size of a regular file in bytes, None if there is none.
+
+    Raises:
+        LinkError: If the path has a link where none is allowed.
+    """
     return _kind(path).size(path)
 
 
 def is_file(path: AnyPath) -> bool:
-    """Return whether there is a regular file. Raises LinkError."""
+    """Return whether there is a regular file.
+
+    Raises:
+        LinkError: If the path has a link where none is allowed.
+    """
     return file_size(path) is not None
 
 
@@ -71,26 +87,39 @@ def folder_stamp(folder: AnyPath) -> int:
 
 
 def peek(path: AnyPath, size: int) -> bytes:
-    """Return the first bytes of a file, as far as they can be read without a request to a bucket."""
+    """Return the first `size` bytes of a file, as far as they can be read without a request to a bucket."""
     return _kind(path).peek(path, size)
 
 
 def is_writable(folder: AnyPath) -> bool:
     """Return whether there is a folder in which this process may create files; of a bucket this is taken for granted.
 
-    Raises LinkError.
+    Raises:
+        LinkError: If the path has a link where none is allowed.
     """
     return _kind(folder).is_writable(folder)
 
 
 def list_folder(folder: RootedPath, pattern: str = "*") -> list[RootedPath]:
-    """Return the sorted paths in a folder whose names match a pattern; [] if there is no folder. Raises LinkError."""
+    """Return the sorted paths in a folder whose names match a pattern; [] if there is no folder.
+
+    Args:
+        folder: Folder to list.
+        pattern: Pattern of `fnmatch`, in which case matters.
+
+    Raises:
+        LinkError: If the path of the folder has a link where none is allowed.
+    """
     entries = _kind(folder).entries(folder)
     return [folder / name for name, _ in entries if fnmatchcase(name, pattern)]
 
 
 def list_files(folder: RootedPath) -> frozenset[str]:
-    """Return the names of the files in a folder, none if there is no folder. Raises LinkError for a link."""
+    """Return the names of the files in a folder, none if there is no folder.
+
+    Raises:
+        LinkError: If the folder has a link, or is reached through one, where none is allowed.
+    """
     entries = _kind(folder).entries(folder)
     if not folder.allow_links and (link := next((n for n, kind in entries if kind == "link"), "")):
         raise LinkError(folder / link)
@@ -98,20 +127,27 @@ def list_files(folder: RootedPath) -> frozenset[str]:
 
 
 def scan_folder(folder: AnyPath) -> Iterator[FolderEntry]:
-    """Iterate over the entries of a folder as the system lists them, following links. Raises OSError."""
+    """Iterate over the entries of a folder as the system lists them, following links.
+
+    Raises:
+        OSError: If the folder cannot be listed.
+    """
     return _kind(folder).scan(folder)
 
 
 def entry_bytes(entry: FolderEntry) -> int:
-    """Return the bytes of a file that was listed."""
+    """Return the size in bytes of a file that was listed."""
     return entry.size if isinstance(entry, buckets.Entry) else entry.stat().st_size
 
 
 def iter_files(folder: AnyPath, ignored: Container[str] = ()) -> Iterator[RootedPath]:
     """Iterate over all files and links below a folder, sorted within each folder. Links to folders are not followed.
 
-    ignored  names of folders in it that are left out
     Memory does not grow with their number.
+
+    Args:
+        folder: Folder to search.
+        ignored: Names of folders in it that are left out.
     """
     top = folder if isinstance(folder, RootedPath) else RootedPath(folder, allow_links=True)
     return _kind(top).iter_files(top, ignored)
@@ -137,12 +173,19 @@ def open_atomically(path: AnyPath) -> AbstractContextManager[HashingFile]:
     """Provide a file that appears at `path`, whole and durable, when the block ends without an error.
 
     A file of a bucket is uploaded then, or added to the uploads that are collected (`collected_uploads`).
+
+    Raises:
+        FileError: If it cannot be written, such as NoSpaceError and LinkError.
     """
     return _kind(path).open_atomically(path)
 
 
 def write_atomically(path: AnyPath, data: bytes) -> str:
-    """Write `data` to `path` in one commit and return its SHA-256."""
+    """Write `data` to `path` in one commit and return its SHA-256.
+
+    Raises:
+        FileError: If it cannot be written, such as NoSpaceError and LinkError.
+    """
     with open_atomically(path) as file:
         file.write(data)
     return file.sha256
@@ -152,26 +195,42 @@ def commit_file(path: AnyPath, data: bytes) -> None:
     """Write a file that makes others valid.
 
     In a bucket, where no lock is certain, it is written only if there is none yet or if it is still the one that this
-    process has read; the same bytes by another writer are a success. Raises FileError, such as ReplacedError.
+    process has read; the same bytes by another writer are a success.
+
+    Raises:
+        ReplacedError: If another writer has written an object with other bytes in the meantime.
+        FileError: If it cannot be written.
     """
     _kind(path).commit(path, data)
 
 
 def make_folder(path: AnyPath) -> None:
-    """Create a folder and its parents durably. An existing folder is not an error. A bucket has no folders."""
+    """Create a folder and its parents durably. An existing folder is not an error. A bucket has no folders.
+
+    Raises:
+        FileError: If it cannot be created, such as LinkError.
+    """
     _kind(path).make_folder(path)
 
 
 def create_file(path: AnyPath) -> IO[bytes]:
-    """Open a file for writing in place, empty, where a whole file is not needed. Raises FileError.
+    """Open a file for writing in place, empty, where a whole file is not needed.
 
     A file of a bucket appears when it is closed.
+
+    Raises:
+        FileError: If it cannot be opened.
     """
     return _kind(path).create(path)
 
 
 def move_file(path: AnyPath, destination: AnyPath) -> None:
-    """Give a file another name in the same folder, in place of any file of that name."""
+    """Give a file another name in the same folder, in place of any file of that name.
+
+    Args:
+        path: The file.
+        destination: Its new path.
+    """
     _kind(path).move(path, destination)
 
 
@@ -185,8 +244,10 @@ def remove_partial_files(
 ) -> None:
     """Remove the hidden files that interrupted processes left below `folder`.
 
-    suffix  ending of their names
-    keep    files of this process, which are still in use
+    Args:
+        folder: Folder to search.
+        suffix: Ending of their names.
+        keep: Files of this process, which are still in use.
     """
     for path in iter_files(folder):
         if path.name.startswith(".") and path.name.endswith(suffix) and path not in keep:
@@ -194,7 +255,7 @@ def remove_partial_files(
 
 
 def scratch_file(folder: RootedPath) -> IO[bytes]:
-    """Return a temporary file without a name in a root."""
+    """Return a temporary file without a name, on the disk of a root; for a bucket in its cache folder."""
     return _kind(folder).scratch(folder)
 
 
@@ -211,32 +272,44 @@ def scratch_folder() -> Iterator[RootedPath]:
 def open_regular(path: AnyPath, sha256: str | None = None) -> io.FileIO:
     """Open a regular file for reading, unbuffered.
 
-    sha256  digest of the file, if it is known; it names the copy of a file in a bucket, and is compared when that
-            arrives. A local file is not compared
+    Anything else is refused, as opening a pipe would block, and a device has no end.
 
-    Raises FileNotFoundError if the file is missing, and FileError if it cannot be opened or is not a regular file.
-    Opening a pipe would block, and a device has no end.
+    Args:
+        path: The file.
+        sha256: Digest of the file, if it is known. It names the copy of a file in a bucket, and is compared when that
+            arrives. A local file is not compared.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        FileError: If it cannot be opened or is not a regular file.
     """
     return _kind(path).open_regular(path, sha256)
 
 
 def open_ranges(path: AnyPath) -> io.FileIO | RangedFile:
-    """Open a regular file of which few bytes are read (`read_at`). Raises the errors of `open_regular`.
+    """Open a regular file of which few bytes are read (`read_at`).
 
     Of a file in a bucket there is no copy, but a request for each read.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        FileError: If it cannot be opened or is not a regular file.
     """
     return _kind(path).open_ranges(path)
 
 
 def open_size(file: io.FileIO | RangedFile) -> int:
-    """Return the bytes of an open file."""
+    """Return the size of an open file in bytes."""
     return file.size if isinstance(file, RangedFile) else os.fstat(file.fileno()).st_size
 
 
 def read_at(file: io.FileIO | RangedFile, size: int, offset: int) -> bytes:
-    """Read `size` bytes from an offset of an open file, fewer only at its end. Raises OSError.
+    """Read `size` bytes from an offset of an open file, fewer only at its end.
 
     The caller has compared the size with a limit.
+
+    Raises:
+        OSError: If they cannot be read.
     """
     if isinstance(file, RangedFile):
         return buckets.read_range(file.address, min(size, file.size - offset), offset)
@@ -244,37 +317,74 @@ def read_at(file: io.FileIO | RangedFile, size: int, offset: int) -> bytes:
 
 
 def read_regular(path: AnyPath, most: int | None = None, sha256: str | None = None) -> bytes:
-    """Return the bytes of a regular file. Raises the errors of `open_regular`.
+    """Return the bytes of a regular file.
 
-    most    largest number of bytes; a larger file is a FileError, and is not read
-    sha256  as in `open_regular`; a file of a bucket is read from the cache if it is known, and else from the bucket
+    Args:
+        path: The file.
+        most: Largest number of bytes; None for any. A larger file is not read.
+        sha256: As in `open_regular`; a file of a bucket is read from the cache if it is known, and else from the
+            bucket.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        FileError: If it cannot be read, is not a regular file, or is larger than `most`.
     """
     return _kind(path).read(path, most, sha256)
 
 
 def read_committed(path: AnyPath, most: int) -> bytes:
-    """Return the bytes of a file that `commit_file` may replace. Arguments and errors are those of `read_regular`."""
+    """Return the bytes of a file that `commit_file` may replace.
+
+    Args:
+        path: The file.
+        most: Largest number of bytes. A larger file is not read.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        FileError: If it cannot be read, is not a regular file, or is larger than `most`.
+    """
     return _kind(path).read_committed(path, most)
 
 
 def read_each(read: Callable[[T], R], items: Iterable[T], folder: RootedPath) -> Iterator[R]:
     """Iterate over the results of a function that reads files of a folder, in the order of the items.
 
-    In a bucket the next ones are read at the same time, as each request waits for its answer. Raises the errors of the
-    function, at their items.
+    In a bucket the next ones are read at the same time, as each request waits for its answer. Errors of the function
+    are raised at their items.
+
+    Args:
+        read: Function of an item, called from other threads for a bucket.
+        items: Items to read.
+        folder: Folder of the files.
     """
     return _kind(folder).read_each(read, items, folder)
 
 
 def fetch_file(path: AnyPath, sha256: str) -> None:
-    """Download a file of a bucket to the cache unless it is there. Raises FileNotFoundError or FileError."""
+    """Download a file of a bucket to the cache unless it is there.
+
+    Args:
+        path: The file. For a local file nothing is done.
+        sha256: Digest of the file.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        FileError: If it cannot be downloaded.
+    """
     _kind(path).fetch(path, sha256)
 
 
 def refuse_damaged_copy(path: AnyPath, sha256: str | None) -> None:
-    """Raise FileError if what is damaged is not a file of a bucket but its copy in the cache, which is removed.
+    """Tell a damaged file of a bucket from a damaged copy of it in the cache, which is removed.
 
     Readers call it before they say that a file is damaged.
+
+    Args:
+        path: The file.
+        sha256: Digest of the file; None checks nothing.
+
+    Raises:
+        FileError: If the copy was damaged.
     """
     if sha256 is not None:
         _kind(path).refuse_damaged_copy(path, sha256)
@@ -286,5 +396,10 @@ def map_file(file: io.FileIO | IO[bytes]) -> mmap.mmap:
 
 
 def sha256_file(path: AnyPath) -> str:
-    """Return the SHA-256 of a regular file, computed in constant memory. Raises the errors of `open_regular`."""
+    """Return the SHA-256 of a regular file, computed in constant memory.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        FileError: If it cannot be read or is not a regular file.
+    """
     return _kind(path).sha256(path)

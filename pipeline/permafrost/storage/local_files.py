@@ -74,9 +74,11 @@ def _error_with_path(path: object, error: OSError) -> OSError:
 
 @contextmanager
 def described_errors(describe: Callable[[Any, OSError], OSError], path: object) -> Iterator[None]:
-    """Raise the errors of the system in a block as `describe` names them for a path or an address.
+    """Raise the errors of the system in a block as others. Errors for the user pass through.
 
-    Such as `write_error`. Errors for the user pass through.
+    Args:
+        describe: Function of the path and the error that returns the error to raise, such as `write_error`.
+        path: Path or address that the block works on.
     """
     try:
         yield
@@ -91,7 +93,12 @@ def described_errors(describe: Callable[[Any, OSError], OSError], path: object) 
 
 @contextmanager
 def opened_folder(path: AnyPath) -> Iterator[int]:
-    """Provide a descriptor of a folder, for the `dir_fd` of system calls. Raises OSError, or LinkError."""
+    """Provide a descriptor of a folder, for the `dir_fd` of system calls.
+
+    Raises:
+        LinkError: If the path has a link where none is allowed.
+        OSError: If the folder cannot be opened.
+    """
     below = path.parts if refuses_links(path) else ()
     descriptor = os.open(str(path.root if refuses_links(path) else path), _FOLDER)
     try:
@@ -112,7 +119,9 @@ def opened_folder(path: AnyPath) -> Iterator[int]:
 def open_parent(path: AnyPath) -> Iterator[tuple[int, str]]:
     """Provide a descriptor of the folder of a path, and the name in it.
 
-    An OSError in the block is raised with the whole path; if its reason is a link, as LinkError.
+    Raises:
+        LinkError: If the path has a link where none is allowed.
+        OSError: Any other one of the block, with the whole path.
     """
     if isinstance(path, RootedPath) and not path.parts:
         path = _root_of(path)
@@ -242,7 +251,11 @@ class HashingFile:
         return len(data)
 
     def flush(self) -> None:
-        """Pass the buffered bytes to the operating system. Raise ValueError once the file is closed."""
+        """Pass the buffered bytes to the operating system.
+
+        Raises:
+            ValueError: If the file is closed.
+        """
         if self._descriptor is None:
             raise ValueError("cannot write to a closed file")
         view = memoryview(bytes(self._buffer))
@@ -455,7 +468,16 @@ class LocalFiles:
 
 
 def read_whole(file: io.FileIO, path: AnyPath, most: int | None) -> bytes:
-    """Return the bytes of an open file. Arguments and errors are those of `files.read_regular`."""
+    """Return the bytes of an open file.
+
+    Args:
+        file: File open for reading.
+        path: Its path, for messages.
+        most: Largest number of bytes; None for any. A larger file is not read.
+
+    Raises:
+        FileError: If it cannot be read, or is larger than `most`.
+    """
     size = os.fstat(file.fileno()).st_size
     if most is not None and size > most:
         raise FileError(
@@ -467,9 +489,12 @@ def read_whole(file: io.FileIO, path: AnyPath, most: int | None) -> bytes:
 
 
 def read_fully(file: io.FileIO, size: int, offset: int) -> bytes:
-    """Read `size` bytes from an offset of an open file, fewer only at its end. Raises OSError.
+    """Read `size` bytes from an offset of an open file, fewer only at its end.
 
     The caller has compared the size with a limit. One call of the system returns at most 2 GiB.
+
+    Raises:
+        OSError: If they cannot be read.
     """
     with described_errors(_error_with_path, file.name):
         data = os.pread(file.fileno(), size, offset)
@@ -482,8 +507,13 @@ def read_fully(file: io.FileIO, size: int, offset: int) -> bytes:
 
 
 def open_lock(path: AnyPath, *, create: bool) -> io.FileIO:
-    """Open a file for locking. Raises OSError, such as LinkError.
+    """Open a file for locking.
 
-    create  create it if it is missing, which needs the permission to write
+    Args:
+        path: The file.
+        create: Create it if it is missing, which needs the permission to write.
+
+    Raises:
+        OSError: If it cannot be opened, such as LinkError.
     """
     return io.FileIO(_open(path, os.O_RDWR | os.O_CREAT if create else _READ), "rb")

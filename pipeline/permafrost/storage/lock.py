@@ -47,11 +47,17 @@ _files: set[io.FileIO] = set()
 def lock_folder(folder: AnyPath, option: str = "store.path") -> Iterator[None]:
     """Keep every other writer out of `folder` until the block, or the process, ends.
 
-    option  option that chooses the folder, for messages
-
     The kernel releases the lock however the process ends, so no lock is left behind. A folder that is read-only for
     this process needs no lock, so a command without work to do can still succeed there. In a bucket the lock is a lease
     (buckets.py).
+
+    Args:
+        folder: Folder to lock, which is created if it is missing.
+        option: Option that chooses the folder, for messages.
+
+    Raises:
+        LockedError: If another process is writing to it.
+        FileError: If the lock file cannot be opened.
     """
     if isinstance(folder, RootedPath) and folder.is_remote:
         with _leased(folder, option):
@@ -155,7 +161,11 @@ class Lease:
     """
 
     def __init__(self, address: str) -> None:
-        """address  of the object"""
+        """Prepare a lease, which `acquire` takes.
+
+        Args:
+            address: Address of the lease's object.
+        """
         self.address = address
         self._token = secrets.token_hex(8)
         self._holder = f"process {os.getpid()} on {socket.gethostname()}"
@@ -170,10 +180,15 @@ class Lease:
         ).encode()
 
     def acquire(self) -> str | None:
-        """Take the lease; return the holder's name if another process has it.
+        """Take the lease.
 
         A lease that does not change is waited for up to EXPIRY_SECONDS, and then taken over.
-        Raises FileError for an endpoint without conditional puts.
+
+        Returns:
+            None once it is taken; the holder's name if another process has it.
+
+        Raises:
+            FileError: If the endpoint has no conditional puts.
         """
         replaces: str | None = None
         while True:
@@ -181,14 +196,14 @@ class Lease:
                 self._e_tag = create_object(self.address, self._content(), replaces)
                 break
             except ReplacedError:
-                seen = _read_lease(self.address)
-                if seen is None:  # it was released
+                lease = _read_lease(self.address)
+                if lease is None:  # it was released
                     replaces = None
                     continue
-                changed = self._wait_for_change(*seen)
+                changed = self._wait_for_change(*lease)
                 if changed:
-                    return seen[0]
-                replaces = seen[1]
+                    return lease[0]
+                replaces = lease[1]
         self._require_conditions()
         self._thread.start()
         return None
@@ -204,10 +219,10 @@ class Lease:
         deadline = time.monotonic() + EXPIRY_SECONDS
         while time.monotonic() < deadline:
             time.sleep(min(1.0, EXPIRY_SECONDS / 10))
-            seen = _read_lease(self.address)
-            if seen is None:
+            lease = _read_lease(self.address)
+            if lease is None:
                 return False
-            if seen[1] != e_tag:
+            if lease[1] != e_tag:
                 return True
         return False
 

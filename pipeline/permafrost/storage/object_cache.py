@@ -59,9 +59,15 @@ class ObjectCache:
     def open(self, address: str, sha256: str | None = None) -> io.FileIO:
         """Open the copy of an object, downloaded first if there is none. It is not evicted before it is closed.
 
-        sha256  of the object, compared when it arrives; None for an object of which it is not known, whose copy is the
-                one of its present ETag
-        Raises FileNotFoundError or FileError, such as CacheError.
+        Args:
+            address: Address of the object.
+            sha256: Digest of the object, compared when it arrives; None for an object of which it is not known, whose
+                copy is the one of its present ETag.
+
+        Raises:
+            FileNotFoundError: If there is no such object.
+            CacheError: If the cache has no room for it.
+            FileError: If it cannot be downloaded, or has another digest.
         """
         path, size = self._copy_of(address, sha256)
         while True:
@@ -74,10 +80,17 @@ class ObjectCache:
             logger.warning("the copy of %s in the cache was cut; it is downloaded again", address)
 
     def remove_damaged(self, address: str, sha256: str) -> bool:
-        """Remove the copy of an object if it is no longer the object; return whether it was removed.
+        """Remove the copy of an object if it is no longer the object.
 
         A copy is compared when it arrives, and readers compare what they read of it. They ask here where that differs,
         because the object itself may be sound.
+
+        Args:
+            address: Address of the object.
+            sha256: Digest of the object.
+
+        Returns:
+            True if the copy was removed.
         """
         path, _ = self._copy_of(address, sha256)
         try:
@@ -90,7 +103,7 @@ class ObjectCache:
         return is_damaged
 
     def fetch(self, address: str, sha256: str) -> None:
-        """Download an object unless there is a copy. Raises the errors of `open`."""
+        """Download an object unless there is a copy. Arguments and errors are those of `open`."""
         self.open(address, sha256).close()
 
     def _copy_of(self, address: str, sha256: str | None) -> tuple[Path, int | None]:
@@ -191,7 +204,16 @@ def _folder(option: str | None) -> Path:
 
 
 def local_file(text: str, beside: str = "") -> Path:
-    """Return the path of a user's file on this machine, of an address that of its copy. See `local_copy`."""
+    """Return the path of a user's file on this machine; for an address, the path of its copy.
+
+    Args:
+        text: Path or address.
+        beside: As in `local_copy`.
+
+    Raises:
+        ConfigError: If the address cannot be used.
+        FileError: If there is no such object.
+    """
     return local_copy(text, beside) if is_address(text) else Path(text)
 
 
@@ -201,8 +223,13 @@ def local_copy(address: str, beside: str = "") -> Path:
 
     For a file that other packages open by its path. It is looked for once per process.
 
-    beside  name of an object in the same folder that is copied, too, if there is one
-    Raises FileError if there is no such object.
+    Args:
+        address: Address of the object.
+        beside: Name of an object in the same folder that is copied, too, if there is one.
+
+    Raises:
+        ConfigError: If the address cannot be used.
+        FileError: If there is no such object.
     """
     address = parse_bucket("the address", address, writable=False)
     parent, _, name = address.rpartition("/")
@@ -235,7 +262,11 @@ def _copy(file: io.FileIO, path: Path) -> None:
 
 
 def scratch_folder_of(bucket: Bucket) -> Path:
-    """Return the folder of the node for files that are written before they are uploaded."""
+    """Return the folder of the node for files that are written before they are uploaded.
+
+    Raises:
+        CacheError: If it cannot be created.
+    """
     folder = _folder(bucket.cache)
     _make_folder(folder)
     return folder
@@ -306,7 +337,8 @@ def _remove_unused(path: Path) -> bool:
 def _made_alone(partial: Path, address: str) -> Iterator[int | None]:
     """Provide the descriptor of a file in the making, None if another process finished it. It is removed if it stays.
 
-    Raises CacheError if the other process makes no progress.
+    Raises:
+        CacheError: If the other process makes no progress.
     """
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
     try:

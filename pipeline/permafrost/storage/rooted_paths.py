@@ -72,13 +72,21 @@ class RootedPath:
 
     @property
     def parent(self) -> RootedPath:
-        """The folder that contains it. Raises FileError for the root."""
+        """The folder that contains it.
+
+        Raises:
+            FileError: For the root.
+        """
         if not self.parts:
             raise FileError(f"the folder of {self} is not below it")
         return replace(self, parts=self.parts[:-1])
 
     def with_name(self, name: str) -> RootedPath:
-        """Return the path of another name in the same folder."""
+        """Return the path of another name in the same folder.
+
+        Raises:
+            FileError: For the root, or if the name leaves it.
+        """
         return self.parent / name
 
     def absolute(self) -> RootedPath:
@@ -94,9 +102,14 @@ AnyPath: TypeAlias = Path | RootedPath
 
 
 def user_path(text: str, beside: RootedPath | None = None) -> AnyPath:
-    """Return a path of the user's, or the root that an address names. Raises ConfigError for an address that is none.
+    """Return a path of the user's, or the root that an address names.
 
-    beside  folder whose cache has the copies, if it is in a bucket
+    Args:
+        text: Path or address.
+        beside: Folder whose cache has the copies, if it is in a bucket.
+
+    Raises:
+        ConfigError: If the address cannot be used.
     """
     if not is_address(text):
         return Path(text)
@@ -110,7 +123,11 @@ def is_absolute(text: str) -> bool:
 
 
 def rooted(text: str) -> RootedPath:
-    """Return a folder of this machine, or of a bucket, as a root. Raises ConfigError for an address that is none."""
+    """Return a folder of this machine, or of a bucket, as a root.
+
+    Raises:
+        ConfigError: If the address cannot be used.
+    """
     return RootedPath.of(user_path(text))
 
 

@@ -43,7 +43,13 @@ def write_json(path: Path, values: Mapping[str, Any], *, sort_keys: bool = False
 def sign_json(
     values: Mapping[str, Any], *, sort_keys: bool = False, allow_nan: bool = True
 ) -> bytes:
-    """Return the JSON text of a mapping that is not empty, with its digest."""
+    """Return the JSON text of a mapping that is not empty, with its digest.
+
+    Args:
+        values: The mapping.
+        sort_keys: Write entries in the order of their names instead of that of the mapping.
+        allow_nan: Write NaN and infinite numbers, which are not JSON; without, they are a ValueError.
+    """
     text = json.dumps(values, indent=1, sort_keys=sort_keys, allow_nan=allow_nan) + "\n"
     opening, rest = text.encode().split(b"\n", 1)
     digest = hashlib.sha256(text.encode()).hexdigest().encode()
@@ -51,7 +57,11 @@ def sign_json(
 
 
 def check_json(raw: bytes) -> dict[str, Any]:
-    """Return the mapping of a JSON text without its digest. Raises DigestError for any other text."""
+    """Return the mapping of a JSON text without its digest.
+
+    Raises:
+        DigestError: If the digest is missing or wrong, or the text is no JSON mapping.
+    """
     before, _, after = raw.partition(b"\n" + _JSON_START)
     claim, _, rest = after.partition(b"\n")
     body = before + b"\n" * (b"\n" in after) + rest
@@ -68,8 +78,14 @@ def check_json(raw: bytes) -> dict[str, Any]:
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """Read a JSON file that carries its digest.
 
-    advice  way out for the message of an error
-    Raises DamagedFileError if the digest is wrong, and the errors of `open_regular`.
+    Args:
+        path: The file.
+        advice: Way out for the message of an error.
+
+    Raises:
+        DamagedFileError: If the digest is missing or wrong, or the content is no mapping.
+        FileNotFoundError: If the file is missing.
+        FileError: If it cannot be read.
     """
     raw = read_regular(path)
     try:
@@ -89,7 +105,17 @@ def sign_yaml(text: str) -> bytes:
 
 
 def read_yaml(path: Path, advice: str) -> dict[str, Any]:
-    """Read the mapping of a YAML file that carries its digest. The arguments and errors are those of `read_json`."""
+    """Read the mapping of a YAML file that carries its digest.
+
+    Args:
+        path: The file.
+        advice: Way out for the message of an error.
+
+    Raises:
+        DamagedFileError: If the digest is missing or wrong, or the content is no mapping.
+        FileNotFoundError: If the file is missing.
+        FileError: If it cannot be read.
+    """
     raw = read_regular(path)
     body, start, claim = raw.rpartition(_YAML_START)
     try:
@@ -107,7 +133,13 @@ _parse_yaml = lru_cache(maxsize=64)(read_values)
 
 
 def damaged(path: Path, reason: object, advice: str) -> DamagedFileError:
-    """Return the error to raise for a damaged file."""
+    """Return the error to raise for a damaged file.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it.
+        advice: Way out, for the end of the message.
+    """
     return DamagedFileError(f"{path} is damaged: {reason}; {advice}")
 
 

@@ -39,7 +39,11 @@ def plain_batch(data: pa.Buffer) -> pa.Buffer:
     """Return the stream of an Arrow file with one batch, whose arrays are neither compressed nor have nulls.
 
     The messages are looked at before they are read, because compressed buffers would be decompressed into memory of any
-    size, and NumPy has no view of a column with nulls. Raises FormatError or pa.ArrowException.
+    size, and NumPy has no view of a column with nulls.
+
+    Raises:
+        FormatError: If it is another file.
+        pa.ArrowException: If Arrow cannot read a message.
     """
     if data.size < len(_MARK) or data.slice(0, len(_MARK)).to_pybytes() != _MARK:
         raise FormatError("it does not begin as an Arrow file")
@@ -102,7 +106,12 @@ _MOST_PARTS = 10_000
 
 
 def open_parquet(data: bytes, texts: list[str] | None = None) -> pq.ParquetFile:
-    """Open a Parquet file in memory, whose columns `texts` are read as they are stored, each different value once."""
+    """Open a Parquet file in memory.
+
+    Args:
+        data: The whole file.
+        texts: Columns that are read as they are stored, each different value once; None for no column.
+    """
     return pq.ParquetFile(
         pa.BufferReader(data),
         pre_buffer=False,
@@ -116,6 +125,13 @@ def table_bytes(metadata: pq.FileMetaData, data: bytes) -> int:
 
     A text that is repeated is stored once, so the bound of texts is their number times the bytes of all different ones.
     If that is large, their lengths are added up, without the texts.
+
+    Args:
+        metadata: Footer of the file.
+        data: The whole file.
+
+    Raises:
+        FormatError: If a column has no physical type.
     """
     stored = total = 0
     for group in range(metadata.num_row_groups):
@@ -163,9 +179,12 @@ _BLOSC_BYTES = slice(12, 16)
 
 
 def decompress_blosc(data: bytes, size: int) -> NDArray[np.uint8]:
-    """Return `size` bytes from Blosc data. Raises FormatError.
+    """Return `size` bytes from Blosc data.
 
     Blosc itself trusts its header, and reads and writes beyond its buffers if the header is wrong.
+
+    Raises:
+        FormatError: If the data are damaged, or have another size.
     """
     import numcodecs
 
@@ -193,7 +212,14 @@ class NpyHeader(NamedTuple):
 
 
 def read_npy_header(data: bytes) -> NpyHeader:
-    """Read the header of an npy file. Raises FormatError."""
+    """Read the header of an npy file.
+
+    Args:
+        data: The whole file.
+
+    Raises:
+        FormatError: If it is no npy file, or its shape is larger than the file.
+    """
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
@@ -227,7 +253,7 @@ def parse_npy(data: bytes, kinds: str, shape: tuple[int | None, ...]) -> NDArray
         shape: Length of each axis, None for any.
 
     Raises:
-        FormatError: For another file, kind or shape, and values that are not finite.
+        FormatError: If it is another file, kind or shape, or if a value is not finite.
     """
     header = read_npy_header(data)
     if header.dtype.kind not in kinds:
@@ -256,7 +282,12 @@ _METADATA = "__metadata__"
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a file by its name. Raises OSError or FormatError."""
+    """Return the shape of each tensor of a safetensors file by its name.
+
+    Raises:
+        OSError: If the file cannot be read.
+        FormatError: If it is no safetensors file.
+    """
     header = _parse_tensor_header(path)
     try:
         return {
@@ -269,7 +300,12 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_metadata(path: Path) -> dict[str, str]:
-    """Return the texts of a file beside its tensors. Raises OSError or FormatError."""
+    """Return the texts of a safetensors file beside its tensors.
+
+    Raises:
+        OSError: If the file cannot be read.
+        FormatError: If it is no safetensors file.
+    """
     texts = _parse_tensor_header(path).get(_METADATA, {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise FormatError("its header is not that of safetensors")
@@ -288,7 +324,12 @@ def _parse_tensor_header(path: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by their names, on the CPU. Raises OSError or FormatError."""
+    """Return the tensors of a safetensors file by their names, on the CPU.
+
+    Raises:
+        OSError: If the file cannot be read.
+        FormatError: If it is no safetensors file.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -36,8 +36,11 @@ _PIECE = 2**20
 def map_arrow(file: io.FileIO) -> pa.RecordBatchFileReader:
     """Map an open Arrow file into memory. Its batches lie in the mapped pages, which outlive the file's descriptor.
 
-    Arrow's own memory map would start threads (see `read_table`). Raises ValueError or pa.ArrowException if it
-    is not an Arrow file.
+    Arrow's own memory map would start threads (see `read_table`).
+
+    Raises:
+        ValueError: If the file cannot be mapped.
+        pa.ArrowException: If it is not an Arrow file.
     """
     options = pa.ipc.IpcReadOptions(use_threads=False)
     return pa.ipc.open_file(pa.py_buffer(map_file(file)), options=options)
@@ -46,7 +49,9 @@ def map_arrow(file: io.FileIO) -> pa.RecordBatchFileReader:
 def map_batch(file: io.FileIO, schema: pa.Schema) -> pa.RecordBatch:
     """Map the only batch of an open Arrow file into memory. It lies in the mapped pages and takes no other memory.
 
-    Raises ValueError, with the reason, or pa.ArrowException.
+    Raises:
+        ValueError: If the file does not hold one plain batch with the columns of `schema`; the message is the reason.
+        pa.ArrowException: If Arrow cannot read the batch.
     """
     stream = plain_batch(pa.py_buffer(map_file(file)))
     options = pa.ipc.IpcReadOptions(use_threads=False)
@@ -115,13 +120,21 @@ class RowWriter:
         self._size = 0
 
     def append(self, **row: object) -> None:
-        """Append one row."""
+        """Append one row.
+
+        Raises:
+            ConfigError: If the table becomes too large for its readers (`require_small`).
+        """
         self._rows.append(row)
         if len(self._rows) == _ROWS_PER_GROUP:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that are still in memory."""
+        """Write the rows that are still in memory.
+
+        Raises:
+            ConfigError: If the table becomes too large for its readers (`require_small`).
+        """
         if self._rows:
             table = pa.Table.from_pylist(self._rows, schema=self._parquet.schema)
             self._size += table.nbytes
@@ -135,6 +148,10 @@ def write_rows(path: RootedPath, schema: pa.Schema) -> Iterator[RowWriter]:
     """Provide a writer of a Parquet file that appears when the block ends without an error.
 
     Its name is <stem>-<digits of its SHA-256>, so that it never replaces a file that a manifest names.
+
+    Args:
+        path: Path of the file without those digits.
+        schema: Columns of the rows.
     """
     with open_atomically(path) as file:
         parquet = pq.ParquetWriter(arrow_sink(file), schema, compression="zstd")
@@ -148,7 +165,15 @@ def write_rows(path: RootedPath, schema: pa.Schema) -> Iterator[RowWriter]:
 
 
 def require_small(path: RootedPath, size: int) -> None:
-    """Raise ConfigError if readers would refuse a table of that many bytes, which is half of what they accept."""
+    """Refuse a table that readers would refuse, with a margin: it may have half of the bytes that they accept.
+
+    Args:
+        path: File of the table, for the message.
+        size: Size of the table in memory, in bytes.
+
+    Raises:
+        ConfigError: If the table is larger.
+    """
     require(
         2 * size <= MAX_TABLE_BYTES,
         f"{path} would have more than {MAX_TABLE_BYTES // 2:,} bytes in memory; choose another store.shard_size: a "
@@ -163,14 +188,20 @@ def read_table(
     advice: tuple[str, str] = (REPAIR, REWRITE),
     most: int | None = MAX_TABLE_BYTES,
 ) -> pa.Table:
-    """Read a table of the given schema; raise ManifestError if the file contains anything else.
-
-    sha256  the file's digest in its manifest; None is not checked
-    advice  for messages: what to do about a missing file, and about a damaged one
-    most    largest number of bytes, as a file and in memory, compared before it is read; None for any
+    """Read a table of the given schema.
 
     It is read by this thread alone. If a process ends while Arrow's threads are still being started, they abort it
     with SIGABRT ("terminate called without an active exception"), as observed in one of 20 runs on a busy machine.
+
+    Args:
+        path: Parquet file.
+        schema: Columns that the file must have. Those that are not nullable must have no empty cells.
+        sha256: Digest of the file in its manifest; None is not checked.
+        advice: What to do about a missing file, and about a damaged one, for messages.
+        most: Largest number of bytes, as a file and in memory, compared before it is read; None for any.
+
+    Raises:
+        ManifestError: If the file is missing, damaged, too large, or contains anything else.
     """
     try:
         data = read_regular(path, most, sha256)
@@ -199,7 +230,18 @@ def read_table(
 
 
 def check_sha256(path: AnyPath, actual: str, expected: str, advice: str = REWRITE) -> None:
-    """Raise ManifestError unless a file has the SHA-256 that its manifest lists."""
+    """Compare the SHA-256 of a file with the one that its manifest lists.
+
+    Args:
+        path: The file, for messages.
+        actual: SHA-256 of the file's bytes.
+        expected: SHA-256 in the manifest.
+        advice: What to do about a damaged file.
+
+    Raises:
+        ManifestError: If they differ.
+        FileError: If they differ because the local copy of a file in a bucket is damaged.
+    """
     if actual != expected:
         raise damage_error(
             path,

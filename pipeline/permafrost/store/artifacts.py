@@ -71,7 +71,11 @@ class Artifact:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Description of an existing artifact."""
+        """Description of an existing artifact.
+
+        Raises:
+            ManifestError: If there is none, or if its manifest is damaged.
+        """
         return read_manifest(
             ArtifactManifest, self.folder, self.made_by, ARTIFACT_SCHEMA
         ).description
@@ -81,7 +85,10 @@ class Artifact:
     ) -> None:
         """Commit the artifact unless it exists or another process is writing the same one.
 
-        wait  wait for that process, so that the artifact exists afterwards
+        Args:
+            tensors: Tensors of the artifact by name.
+            description: Facts about the result for its manifest.
+            wait: Wait for that process, so that the artifact exists afterwards.
         """
         while not self.exists:
             self._save_alone(tensors, description)
@@ -110,14 +117,26 @@ class Artifact:
             return
 
     def load(self) -> tuple[ArtifactManifest, dict[str, Tensor]]:
-        """Load the manifest and the tensors, checked as in `load_artifact`."""
+        """Load the manifest and the tensors, checked as in `load_artifact`.
+
+        Raises:
+            ManifestError: If the artifact does not exist, or if any byte has changed.
+        """
         return load_artifact(self.folder, self.made_by)
 
 
 def load_artifact(folder: RootedPath, made_by: str) -> tuple[ArtifactManifest, dict[str, Tensor]]:
-    """Load the manifest and the tensors of a folder; raise ManifestError if any byte has changed.
+    """Load the manifest and the tensors of a folder.
 
-    made_by  the command that creates such a folder, for messages
+    Args:
+        folder: Folder of the artifact.
+        made_by: Command that creates such a folder, for messages.
+
+    Returns:
+        The manifest, and the tensors by name.
+
+    Raises:
+        ManifestError: If a file is missing, or if any byte has changed.
     """
     from safetensors.torch import load
 
@@ -128,10 +147,10 @@ def load_artifact(folder: RootedPath, made_by: str) -> tuple[ArtifactManifest, d
     if not is_file(path):
         raise ManifestError(f"{path} does not exist, but its manifest does; {repair}")
     content = read_regular(path)
-    found, claimed = hashlib.sha256(content).hexdigest(), manifest.files.get(name, "")
-    if found != claimed:
+    digest, claimed = hashlib.sha256(content).hexdigest(), manifest.files.get(name, "")
+    if digest != claimed:
         raise ManifestError(
-            f"{path} is damaged: it has sha256 {found[:12]}, but its manifest lists {claimed[:12]}; {repair}"
+            f"{path} is damaged: it has sha256 {digest[:12]}, but its manifest lists {claimed[:12]}; {repair}"
         )
     return manifest, load(content)
 

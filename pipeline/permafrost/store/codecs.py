@@ -27,9 +27,19 @@ def encode_npy(array: NDArray[Any]) -> bytes:
 
 
 def decode_npy(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> NDArray[Any]:
-    """Decode an array from .npy bytes; raise ManifestError if it has another dtype or shape.
+    """Decode an array from .npy bytes.
 
-    where  the file and the member, for messages
+    Args:
+        data: Content of a .npy file.
+        dtype: Dtype that the array must have.
+        shape: Shape that the array must have.
+        where: File and member, for messages.
+
+    Returns:
+        A read-only array that lies in `data`.
+
+    Raises:
+        ManifestError: If the bytes are no .npy file, or the array has another dtype or shape.
     """
     expected = np.dtype(dtype)
     header = _header(expected.str, shape)
@@ -85,7 +95,13 @@ def encode_row(values: NDArray[np.float32]) -> bytes:
 def decode_row(data: bytes, columns: int, where: str = "a row") -> NDArray[np.float32]:
     """Decode a row of `columns` values written by `encode_row`: f32 [d], read-only.
 
-    where  the file and the record, for messages
+    Args:
+        data: Content of a .npy file.
+        columns: Number d of values.
+        where: File and record, for messages.
+
+    Raises:
+        ManifestError: If the bytes do not hold such a row.
     """
     return decode_npy(data, _TYPE.str, (columns,), where)
 
@@ -101,8 +117,15 @@ def encode_maxabs(
 ) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
     """Return values divided by their max-abs over `axes`, in `dtype`, and that scale without those axes.
 
-    dtype  float32, float16, or int8 (in steps of 1/127)
     A slice of zeros stays zero and has scale 0. Any other slice keeps its full relative precision.
+
+    Args:
+        values: Array to encode.
+        dtype: float32, float16, or int8 (in steps of 1/127).
+        axes: Axes that share a scale.
+
+    Returns:
+        The encoded values, of the same shape, and their scales in float32.
     """
     scale = np.abs(values).max(axis=axes, keepdims=True)
     unit = np.divide(values, scale, out=np.zeros_like(values), where=scale > 0)
@@ -117,7 +140,15 @@ def decode_unit(stored: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def cosines(values: NDArray[np.float32], stored: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Return the cosine [n] between each record's values [n, ...] and a stored form; 1 if both are zero."""
+    """Compute the cosine between each record's values and a stored form.
+
+    Args:
+        values: Original values, f32 [n, ...].
+        stored: What `encode_maxabs` returned for them, of the same shape.
+
+    Returns:
+        f64 [n]; 1 if both are zero.
+    """
     original = values.reshape(len(values), -1).astype(np.float64)
     decoded = decode_unit(stored).reshape(len(values), -1).astype(np.float64)
     original /= np.maximum(np.abs(original).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
@@ -129,5 +160,5 @@ def cosines(values: NDArray[np.float32], stored: NDArray[np.generic]) -> NDArray
 
 
 def lowest_cosine(values: NDArray[np.float32], stored: NDArray[np.generic]) -> float:
-    """Return the lowest of the `cosines` of at least 0 records."""
+    """Return the lowest of the `cosines`; 1 if there are no records."""
     return float(cosines(values, stored).min(initial=1.0))

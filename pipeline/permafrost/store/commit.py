@@ -73,8 +73,10 @@ _MOST_BYTES = 4096
 def write_origin(store: RootedPath, digest: str, fingerprint: str) -> None:
     """Write the origin of a finished store, unless it is there or the folder is read-only.
 
-    digest       of the options and files of the data, from permafrost/sources/source.py
-    fingerprint  of the dataset
+    Args:
+        store: Folder of the store.
+        digest: Digest of the options and files of the data, from permafrost/sources/source.py.
+        fingerprint: Fingerprint of the dataset.
     """
     text = _text(digest, fingerprint)
     if _read(store) != text:
@@ -83,7 +85,18 @@ def write_origin(store: RootedPath, digest: str, fingerprint: str) -> None:
 
 
 def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
-    """Return the manifest of a store of that origin if every shard has its file and its receipt, else None."""
+    """Find a finished store that was made from the same data, without listing the data.
+
+    Args:
+        store: Folder of the store.
+        digest: Digest of the options and files of the data, as in `write_origin`.
+
+    Returns:
+        The store's manifest; None if the store has another origin, is not committed, or lacks a file or a receipt.
+
+    Raises:
+        ManifestError: If the manifest is damaged.
+    """
     if needs_commit(store):
         return None
     manifest = committed_store(store)
@@ -125,10 +138,22 @@ def missing_image_shards(
     classes: tuple[str, ...],
     image_size: int | None = None,
 ) -> list[ShardPlan]:
-    """Return the planned shards that have no receipt yet; for a committed store those without their file or receipt.
+    """List the planned shards that are still to be written.
 
-    image_size  requested by the config, if any
-    Raises StoreMismatchError if the store contains another data set, or another plan of this one.
+    Args:
+        store: Folder of the store.
+        plans: All planned shards.
+        dataset: Identity of the data to be stored.
+        packing: Form in which records are stored.
+        classes: Names of the classes.
+        image_size: Side of the canonical frame that the config requests; None if it requests none.
+
+    Returns:
+        The shards that have no receipt yet. For a committed store, those without their file or receipt, and those whose
+        referenced tar has moved.
+
+    Raises:
+        StoreMismatchError: If the store contains another data set, or another plan of this one.
     """
     if exists(store / MANIFEST_NAME):
         manifest = _check_committed(store, plans, dataset, packing, classes, image_size)
@@ -146,7 +171,11 @@ def missing_image_shards(
 
 
 def needs_commit(folder: RootedPath) -> bool:
-    """Return whether a store or a pass has no manifest, or lost one of the small files that its manifest lists."""
+    """Return whether a store or a pass has no manifest, or lost one of the small files that its manifest lists.
+
+    Raises:
+        ManifestError: If the manifest is damaged.
+    """
     if not exists(folder / MANIFEST_NAME):
         return True
     values = read_checked(folder / MANIFEST_NAME)
@@ -185,11 +214,26 @@ def commit_store(
 ) -> StoreManifest:
     """Combine the receipts into the index and write the manifest.
 
-    image_size      side of the canonical frame; None takes the images' common size if they have one, else 256
-    rows_per_shard  rows of each shard in the arrays of passes
-    If the store was committed before, both are taken from its manifest, because its passes depend on them.
-    max_skipped     largest number of records that could not be packed; more raise ImageError, or RowError
-    Raises StoreMismatchError if the store was committed before and a shard has other bytes now.
+    If the store was committed before, its frame and `rows_per_shard` are taken from its manifest, because its passes
+    depend on them.
+
+    Args:
+        store: Folder of the store, whose shards are all packed.
+        plans: All planned shards, in the order of the index.
+        dataset: Identity of the stored data.
+        classes: Names of the classes.
+        packing: Form in which the records were stored.
+        image_size: Side of the canonical frame; None takes the images' common size if they have one, else 256.
+        rows_per_shard: Rows of each shard in the arrays of passes.
+        max_skipped: Largest number of records that could not be packed.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ImageError: If more images could not be packed; RowError for a table.
+        ManifestError: If a receipt is missing, damaged, or of another plan.
+        StoreMismatchError: If the store was committed before and a shard has other bytes now.
     """
     committed = committed_store(store)
     digests: dict[str, str] = {}
@@ -259,7 +303,8 @@ def _read_planned(
 ) -> tuple[pa.Table, ShardEntry, list[dict[str, str]], str]:
     """Read a shard's receipt: its rows, entry, skipped records, and the SHA-256 of its file.
 
-    Raises ManifestError unless it belongs to the plan.
+    Raises:
+        ManifestError: If it does not belong to the plan.
     """
     path = receipt_path(store, plan.name)
     table, metadata = read_receipt(path, RECEIPT_SCHEMA)
@@ -294,7 +339,11 @@ def remove_leftovers(folder: RootedPath) -> None:
 
 
 def committed_store(store: RootedPath) -> StoreManifest | None:
-    """Return the manifest of a store that was committed before, or None for a new or unfinished one."""
+    """Return the manifest of a store that was committed before, or None for a new or unfinished one.
+
+    Raises:
+        ManifestError: If the manifest is damaged.
+    """
     return read_store_manifest(store) if exists(store / MANIFEST_NAME) else None
 
 

@@ -60,13 +60,22 @@ def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> lis
 
     The folder is named by a fingerprint that covers the store's shards, so a receipt in it belongs to this pass. A
     receipt counts if the files that it lists exist.
+
+    Args:
+        folder: Folder of the pass.
+        shards: Shards of the store that the pass covers.
+
+    Raises:
+        ManifestError: If the manifest of a committed pass is damaged.
     """
     if exists(folder / MANIFEST_NAME):
         held = read_pass_manifest(folder).shards
         if held.names() == [shard.name for shard in shards]:
             pairs = zip(shards, held, strict=True)
             with listing(folder):
-                return [shard for shard, own in pairs if not _has_files(folder, shard, own.files)]
+                return [
+                    shard for shard, entry in pairs if not _has_files(folder, shard, entry.files)
+                ]
         return list(shards)
     with listing(folder):
         done = read_each(partial(_is_annotated, folder), shards, folder)
@@ -116,8 +125,21 @@ def commit_pass(
 ) -> None:
     """Combine the receipts and write the pass's manifest.
 
-    made_with, added, agreement, moved_features  entries of the manifest
-    Raises ConstantLogitsError if the teacher produces the same logits for every record.
+    Args:
+        folder: Folder of the pass, whose shards are all annotated.
+        shards: Shards of the store that the pass covers, in the order of its arrays.
+        description: Entries that the fingerprint covers, by name; those that are fields of the manifest are written.
+        fingerprint: Fingerprint of the pass.
+        specs: Stored fields.
+        shared_files: SHA-256 by path of the files that all shards share.
+        made_with: Entry of the manifest, like the next three.
+        added: Entries of payloads.
+        agreement: Agreement with float32; None if the pass was computed in float32.
+        moved_features: Error of warped features; None if it was not measured.
+
+    Raises:
+        ConstantLogitsError: If the teacher produces the same logits for every record.
+        ManifestError: If a receipt is missing or damaged, or has other records than the store.
     """
     fidelity = dict[str, float]()
     same_logits = set[str | None]()

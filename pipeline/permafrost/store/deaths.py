@@ -64,9 +64,14 @@ class ShardDeaths:
             logger.warning("%s could not be removed: %s", self.path, problem)
 
     def find_cause(self, keys: Sequence[str], work_on: Callable[[str], object]) -> None:
-        """Try the records in child processes if several died. Raises PoisonRecordError for one that kills two.
+        """Try the records in child processes if several processes died at the shard.
 
-        work_on  picklable function of a key
+        Args:
+            keys: Keys of the shard's records.
+            work_on: Picklable function of a key.
+
+        Raises:
+            PoisonRecordError: If a record ends the process that works on it, twice.
         """
         if self.count < _DEATHS_TO_TRY:
             return
@@ -89,9 +94,14 @@ class ShardDeaths:
 
 
 def find_fatal(keys: Sequence[str], work_on: Callable[[str], object]) -> str | None:
-    """Return the record at which a process dies that does nothing but this work, None if it comes to its end.
+    """Find the record at which a process dies that does nothing but this work.
 
-    work_on  picklable function of a key. Its exceptions are no deaths
+    Args:
+        keys: Keys of the records to try, in this order, in one child process.
+        work_on: Picklable function of a key. Its exceptions are no deaths.
+
+    Returns:
+        The key of that record; None if the process comes to its end or is stopped from outside.
     """
     context: Any = multiprocessing.get_context(_START_METHOD)
     announced, announces = context.Pipe(duplex=False)

@@ -23,9 +23,15 @@ class ManifestError(UserError, ValueError):
 
 
 def damage_error(path: AnyPath, sha256: str | None, message: str) -> ManifestError:
-    """Return the error to raise for a damaged file. Raises FileError if not the file is damaged but a copy of it.
+    """Return the error to raise for a damaged file.
 
-    sha256  of the file in its manifest
+    Args:
+        path: The damaged file.
+        sha256: Digest of the file in its manifest; None if it is not known.
+        message: Text of the error.
+
+    Raises:
+        FileError: If not the file is damaged but the local copy of it.
     """
     refuse_damaged_copy(path, sha256)
     return ManifestError(message)
@@ -36,7 +42,11 @@ class StoreMismatchError(UserError, ValueError):
 
 
 def require_shard_name(name: str) -> None:
-    """Raise EntryError unless files may be named after the shard."""
+    """Check that files may be named after a shard.
+
+    Raises:
+        EntryError: If they may not.
+    """
     require_entry(NAME_PATTERN.fullmatch(name) is not None, f"{name[:80]!r} is not a shard name")
 
 

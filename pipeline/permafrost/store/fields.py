@@ -74,7 +74,7 @@ class PassFields(ABC):
     num_views: int
 
     def create(self) -> dict[str, str]:
-        """Write the files that all shards share, once, before any shard; return path in the pass -> sha256."""
+        """Write the files that all shards share, once, before any shard; return the SHA-256 of each by its path."""
         return {}
 
     def shared_files(self) -> list[str]:
@@ -83,7 +83,12 @@ class PassFields(ABC):
 
     @abstractmethod
     def shard_files(self, position: int, name: str) -> list[str]:
-        """Return the paths of the files of one shard."""
+        """Return the paths of the files of one shard, relative to the pass.
+
+        Args:
+            position: Position of the shard among those of the pass.
+            name: Name of the shard.
+        """
 
     def inner_chunks_of_a_row(self) -> int:
         """Return the number of inner chunks per row, over all fields that are divided into inner chunks."""
@@ -91,29 +96,55 @@ class PassFields(ABC):
 
     @abstractmethod
     def check_shared_files(self) -> None:
-        """Raise ManifestError unless the shared files describe the arrays that are read."""
+        """Check that the shared files describe the arrays that are read.
+
+        Raises:
+            ManifestError: If they do not.
+        """
 
     @abstractmethod
     def write_shard(
         self, position: int, name: str, keys: Sequence[str], values: Values
     ) -> WrittenShard:
-        """Write one whole shard; exactly one process writes it."""
+        """Write one whole shard; exactly one process writes it.
+
+        Args:
+            position: Position of the shard among those of the pass.
+            name: Name of the shard.
+            keys: Keys of the records, in the order of the rows.
+            values: Array of each field, [records, V, *shape].
+        """
 
     def files_of_fields(self, fields: Container[str], position: int, name: str) -> list[str]:
-        """Return the paths of the files of a shard that have the given fields; a backend with one file has all."""
+        """Return the paths of the files of a shard that have the given fields; a backend with one file has all.
+
+        Args:
+            fields: Names of the fields.
+            position: Position of the shard among those of the pass.
+            name: Name of the shard.
+        """
         return self.shard_files(position, name)
 
     @abstractmethod
     def read_shard(self, shard: StoredShard) -> Values:
-        """Read all fields of one shard."""
+        """Read all fields of one shard: [records, V, *shape] each.
+
+        Raises:
+            ManifestError: If a file is missing, or has another size or other bytes than in the manifest.
+        """
 
     @abstractmethod
     def open_shard(
         self, shard: StoredShard, fields: Container[str] | None = None
     ) -> dict[str, Rows]:
-        """Open the given fields of one shard (None: all), large ones as rows that are read on demand.
+        """Open the given fields of one shard, large ones as rows that are read on demand.
 
-        Raises ManifestError if a file is missing, or has another size or other bytes than in the manifest.
+        Args:
+            shard: The shard as the pass describes it.
+            fields: Names of the fields; None opens all.
+
+        Raises:
+            ManifestError: If a file is missing, or has another size or other bytes than in the manifest.
         """
 
 
@@ -122,8 +153,16 @@ def read_entry(
 ) -> bytes:
     """Read a file of a pass and compare it with the manifest's size and checksum.
 
-    most          largest number of bytes that the fields can have in this file; a larger one is not read
-    own_checksum  length of the CRC-32C at the end of the file, which the manifest's checksum does not cover
+    Args:
+        folder: Folder of the pass.
+        entry: The file in the manifest.
+        shard: Name of the shard, for messages.
+        most: Largest number of bytes that the fields can have in this file; a larger one is not read.
+        own_checksum: Length of the CRC-32C at the end of the file, which the manifest's checksum does not cover.
+
+    Raises:
+        ManifestError: If the file is missing, or has another size or checksum.
+        FileError: If only the local copy of the file is damaged.
     """
     path = folder / entry.path
     if entry.bytes > most:
@@ -142,12 +181,12 @@ def read_entry(
             entry.sha256,
             f"{path} (shard {shard}) has {size} bytes, but its manifest lists {entry.bytes}; {REWRITE}",
         )
-    found = google_crc32c.value(data[: len(data) - own_checksum])
-    if found != entry.crc32c:
+    checksum = google_crc32c.value(data[: len(data) - own_checksum])
+    if checksum != entry.crc32c:
         raise damage_error(
             path,
             entry.sha256,
-            f"{path} (shard {shard}) is damaged: its crc32c is {found:08x}, but its manifest lists "
+            f"{path} (shard {shard}) is damaged: its crc32c is {checksum:08x}, but its manifest lists "
             f"{entry.crc32c:08x}; {REWRITE}",
         )
     return data

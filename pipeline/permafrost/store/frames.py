@@ -30,15 +30,29 @@ class InputMemory:
         self._values = form.memory(records)
 
     def decode(self, slot: int, data: bytes, where: str) -> None:
-        """Decode a record's content into a place of the memory, as `RecordForm.decode` does."""
+        """Decode a record's content into a slot of the memory, as `RecordForm.decode` does.
+
+        Args:
+            slot: Position in the memory.
+            data: Stored bytes of the record.
+            where: File and record, for messages.
+
+        Raises:
+            ManifestError: If the bytes do not match the store's manifest.
+        """
         self._form.decode(data, self._values[slot], where)
 
     def repeat(self, slots: NDArray[np.int64], decoded: NDArray[np.int64]) -> None:
-        """Copy decoded records to other places."""
+        """Copy decoded records to other slots.
+
+        Args:
+            slots: Slots to fill.
+            decoded: Slot that each of them is copied from.
+        """
         self._values[slots] = self._values[decoded]
 
     def take(self, slots: NDArray[np.int64]) -> InputMemory:
-        """Copy the records at these places."""
+        """Return a copy of the records in these slots."""
         taken = InputMemory(self._form, 0)
         taken._values = self._values[slots]
         return taken
@@ -56,8 +70,13 @@ def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
 def decode_stored_mask(data: bytes, size: tuple[int, int], where: str) -> Tensor:
     """Decode a mask of a store, as `decode_mask` does.
 
-    where  the file and the record, for messages
-    Raises ManifestError if that is not possible.
+    Args:
+        data: Stored bytes of the mask.
+        size: (height, width) of the canonical frame.
+        where: File and record, for messages.
+
+    Raises:
+        ManifestError: If the mask cannot be decoded.
     """
     try:
         return decode_mask(data, size)
@@ -103,7 +122,13 @@ class ShardFrames:
     ) -> None:
         """Select rows of a shard.
 
-        rows  rows of the shard, ascending; None takes all
+        Args:
+            store: Store that has the shard.
+            shard: Shard to read.
+            rows: Rows of the shard, ascending; None takes all.
+
+        Raises:
+            ManifestError: If the shard's file is missing or has another size, or the index is damaged.
         """
         here = store.rows_of_shard(store.shards.number_of(shard.name))
         index, taken = store.index, here if rows is None else here.start + rows
@@ -114,7 +139,11 @@ class ShardFrames:
         self._store = store
 
     def read(self, start: int, stop: int) -> FrameBatch:
-        """Read the frames of the rows start .. stop."""
+        """Read the selected rows from `start` to `stop`, exclusive.
+
+        Raises:
+            ManifestError: If a record's bytes are not the packed ones, or cannot be decoded.
+        """
         columns = {name: column[start:stop] for name, column in self._columns.items()}
         places = zip(
             *(columns[name].tolist() for name in ("offset", "size", "image_crc32c")),

@@ -131,7 +131,12 @@ def decodes_heif() -> bool:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Open the image in these bytes, of one of FORMATS, without decoding it. Raises ImageError if it is too large."""
+    """Open the image in these bytes, of one of FORMATS, without decoding it.
+
+    Raises:
+        ImageError: If it is too large to decode, or is HEIC and the decoder is not installed.
+        UnidentifiedImageError: If it is of no known format.
+    """
     formats: tuple[str, ...] = FORMATS
     if picture_suffix(data[:16]) == "heic":
         if not decodes_heif():
@@ -180,7 +185,11 @@ def _count_scans(data: bytes) -> int:
 
 
 def inspect_image(data: bytes) -> tuple[int, int]:
-    """Return the upright (height, width) of an image that decodes to its last byte; raise ImageError otherwise."""
+    """Return the upright (height, width) of an image that decodes to its last byte.
+
+    Raises:
+        ImageError: If it does not decode.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -210,7 +219,12 @@ def decode_rgb(data: bytes) -> Tensor:
 def decode_pixels(data: bytes, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Decode upright pixels u8 [H, W, 3] of an image that `inspect_image` has accepted, or of a raw frame.
 
-    memory  contiguous u8 [H, W, 3], where pixels of this shape may be written; the result then is this array
+    Args:
+        data: Bytes of the image.
+        memory: Contiguous u8 [H, W, 3], where pixels of this shape may be written; the result then is this array.
+
+    Raises:
+        ImageError: If a raw frame has another number of bytes than its shape says.
     """
     if data.startswith(_NPY):
         return _decode_raw(data)
@@ -236,7 +250,7 @@ def _decode_raw(data: bytes) -> NDArray[np.uint8]:
 def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
     """Decode a JPEG bit for bit as Pillow does (tests check it), in 0.15 to 0.65 of its time (docs/decisions/store.md).
 
-    Returns None for kinds that only Pillow decodes.
+    Return None for kinds that only Pillow decodes.
     """
     _require_few_scans(data)
     with contextlib.suppress(ValueError):
@@ -253,7 +267,15 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
 
 
 def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
-    """Encode a frame u8 [3, H, W] as `jpeg95` or `raw` (npy, u8 [H, W, 3]); return its bytes and their suffix."""
+    """Encode a frame.
+
+    Args:
+        frame: u8 [3, H, W].
+        form: `jpeg95`, or `raw` (npy, u8 [H, W, 3]).
+
+    Returns:
+        The bytes, and the suffix of their file name without a dot.
+    """
     if form == "raw":
         return encode_npy(frame.permute(1, 2, 0).contiguous().numpy()), "npy"
     from torchvision.io import encode_jpeg
@@ -328,7 +350,7 @@ def read_facts(data: bytes) -> ImageFacts:
     """Read what an image file says of itself; only a file with 16 bits, or without its end, is decoded.
 
     Raises:
-        ImageError: The header cannot be read, or the file was cut.
+        ImageError: If the header cannot be read, or the file was cut.
     """
     try:
         with open_image(data) as image:
@@ -394,7 +416,8 @@ def _largest_of(image: Image.Image, data: bytes) -> int:
 def _values_of(image: Image.Image, data: bytes) -> NDArray[Any]:
     """Return the values [H, W, C] of an image with 16 bits, upright as the file has it, with its alpha last.
 
-    Raises ImageError for a kind of which Pillow reads the high bytes only.
+    Raises:
+        ImageError: If it is of a kind of which Pillow reads the high bytes only.
     """
     if image.format == "PNG":
         import torch
@@ -419,11 +442,15 @@ def _begins_white(image: Image.Image) -> bool:
 def to_8_bits(data: bytes, black: int, white: int) -> bytes | None:
     """Convert an image file of 16 bits to an upright PNG of 8, or return None for a file of 8 bits.
 
-    Values are scaled linearly, from `black` to 0 and from `white` to 255, and clipped; an alpha channel always has its
-    full range.
+    Values are scaled linearly and clipped; an alpha channel always has its full range.
+
+    Args:
+        data: Image file.
+        black: Value that becomes 0.
+        white: Value that becomes 255.
 
     Raises:
-        ImageError: The file cannot be decoded, or has several channels in a format other than PNG.
+        ImageError: If the file cannot be decoded, or has several channels in a format other than PNG.
     """
     inspect_image(data)
     with open_image(data) as image:
@@ -459,10 +486,10 @@ def turn_box(
     """Move a box (x0, y0, x1, y1) of the stored pixels to the upright image, in pixels, edges included.
 
     Args:
-        corners: Of the stored pixels.
+        corners: Corners in the stored pixels.
         orientation: EXIF orientation of the file.
-        height: Of the upright image in pixels.
-        width: Likewise.
+        height: Height of the upright image in pixels.
+        width: Width of the upright image in pixels.
     """
     x0, y0, x1, y1 = corners
     flipped_x, flipped_y = (width - x1, width - x0), (height - y1, height - y0)

@@ -100,8 +100,18 @@ def write_image_shard(
 ) -> ShardEntry:
     """Write one shard's tar and then, as its commit, its receipt; for a referenced tar only the receipt.
 
-    committed  SHA-256 of the shard's file in the committed store, if any. StoreMismatchError is raised if it would
-               change, before anything is replaced
+    Args:
+        store: Folder of the store.
+        plan: Shard to write.
+        source: Source of the records.
+        packing: Form in which records are stored.
+        dataset_fingerprint: Fingerprint of the dataset, for the receipt.
+        committed: SHA-256 of the shard's file in the committed store; None if the store was not committed.
+
+    Raises:
+        DamagedRecordsError: If records cannot be packed and `packing.on_error` is stop.
+        PoisonRecordError: If a record ends the processes that work on it.
+        StoreMismatchError: If the shard's file would differ from the committed one. Nothing is replaced then.
     """
     skipped: list[dict[str, str]] = []
     records = plan.records
@@ -142,7 +152,9 @@ def _pack_alone(
 def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
     """Read and check a record's bytes, an image's to its last pixel.
 
-    Raises ImageError, or RowError for a table, with the record's key and file.
+    Raises:
+        ImageError: If an image, its mask or a box is damaged; RowError for a table. The message names the record and
+            its file.
     """
     try:
         content = source.read(record)
@@ -172,10 +184,7 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
 def _turn_regions(
     record: Record, content: Content, height: int, width: int
 ) -> tuple[Record, Content]:
-    """Turn boxes and the mask of the stored pixels as the EXIF orientation turns the image.
-
-    height, width  of the upright image
-    """
+    """Turn boxes and the mask of the stored pixels as the EXIF orientation turns the image of this upright size."""
     orientation = orientation_of(content.image)
     if orientation == 1:
         return record, content
@@ -217,7 +226,11 @@ def _packed_images(
     packing: Packing,
     skipped: list[dict[str, str]],
 ) -> Iterator[PackedImage]:
-    """Yield the records that can be packed. Raises DamagedRecordsError after the last one for the others of a shard."""
+    """Yield the records that can be packed.
+
+    Raises:
+        DamagedRecordsError: After the last record, for those that cannot be packed.
+    """
     reasons: list[str] = []
     count = 0
     for record in records:
@@ -268,9 +281,16 @@ def _normalize(box: Box, height: int, width: int) -> Box:
 
 
 def require_same_shard(path: AnyPath, shard: str, actual: str, committed: str | None) -> None:
-    """Raise StoreMismatchError if a shard's file is not the one that the store was committed with.
+    """Check that a shard's file is the one that the store was committed with.
 
-    committed  its SHA-256 at that time; None for a store that was never committed
+    Args:
+        path: File of the shard, for the message.
+        shard: Name of the shard.
+        actual: SHA-256 of the file now.
+        committed: Its SHA-256 at that time; None for a store that was never committed.
+
+    Raises:
+        StoreMismatchError: If it is another file.
     """
     if committed not in (None, actual):
         raise StoreMismatchError(

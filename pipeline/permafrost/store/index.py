@@ -74,16 +74,17 @@ BOX_FIELDS = tuple(field.name for field in BOX)
 def open_batch(path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch:
     """Map the single record batch of an Arrow file into memory.
 
-    Raises ManifestError if the file is missing, or has another size or other columns than its manifest says.
+    Raises:
+        ManifestError: If the file is missing, or has another size or other columns than its manifest says.
     """
     try:
         with open_regular(path, file.sha256) as opened:
-            found = open_size(opened)
-            if found != file.bytes:
+            size = open_size(opened)
+            if size != file.bytes:
                 raise damage_error(
                     path,
                     file.sha256,
-                    f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}",
+                    f"{path} is damaged: it has {size} bytes, but its manifest lists {file.bytes}; {REWRITE}",
                 )
             batch = map_batch(opened, schema)
         batch.validate()
@@ -173,7 +174,7 @@ class RecordIndex:
         return np.asarray(whole), text if text is not None else pa.py_buffer(b"")
 
     def _open(self, path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch:
-        """Map a file of the index. Raises ManifestError unless it has a row for each record."""
+        """Map a file of the index, which must have a row for each record."""
         batch = open_batch(path, file, schema)
         if batch.num_rows != self.num_rows:
             raise ManifestError(
@@ -199,11 +200,23 @@ class RecordIndex:
         return np.unique(self.shard_numbers(rows))
 
     def values(self, name: str, rows: RowNumbers) -> NDArray[Any]:
-        """Return a column of numbers for these rows; of a range a view of the mapped file, which is read-only."""
+        """Return a column of numbers for these rows; of a range a view of the mapped file, which is read-only.
+
+        Raises:
+            ManifestError: If the column is damaged in a shard of these rows.
+        """
         return self.take((name,), rows)[name]
 
     def take(self, names: tuple[str, ...], rows: RowNumbers) -> dict[str, NDArray[Any]]:
-        """Return several columns of numbers for these rows."""
+        """Return several columns of numbers for these rows.
+
+        Args:
+            names: Names of the columns.
+            rows: Rows of the index; of a range the columns are views of the mapped file, which are read-only.
+
+        Raises:
+            ManifestError: If a column is damaged in a shard of these rows.
+        """
         self.require_sound(self.shards_of(rows), names)
         where: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
         return {name: self._numbers[name][where] for name in names}
@@ -219,7 +232,15 @@ class RecordIndex:
         return np.stack([value.astype(np.float32) for value in values], axis=1), lengths
 
     def list_lengths(self, name: str, rows: RowNumbers) -> NDArray[np.int64]:
-        """Return the lengths of the lists of a column, `labels` or `boxes`."""
+        """Return the length of each row's list: i64 [n].
+
+        Args:
+            name: Column of lists, `labels` or `boxes`.
+            rows: Rows of the index.
+
+        Raises:
+            ManifestError: If the column is damaged in a shard of these rows.
+        """
         self.require_sound(self.shards_of(rows), (name,))
         offsets, _ = self._lists[name]
         at: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
@@ -264,7 +285,7 @@ class RecordIndex:
         return order
 
     def key_digests(self, rows: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-        """Return a digest of the seed and each row's key, without an object for each key.
+        """Return a digest of the seed and each row's key, u64 [n], without an object for each key.
 
         It is FNV-1a of the key's bytes from a digest of the seed, mixed by the last step of MurmurHash3, so it depends
         on nothing but its arguments.
@@ -278,19 +299,26 @@ class RecordIndex:
         digests = _mix(np.full(len(rows), seed, np.uint64))
         for place in range(int(lengths.max(initial=0))):
             count = int(np.searchsorted(shortness, -place))
-            own = digests[:count]
-            own ^= data[starts[:count] + place]
-            own *= _FNV_PRIME
-        found = np.empty_like(digests)
-        found[order] = _mix(digests)
-        return found
+            prefix = digests[:count]
+            prefix ^= data[starts[:count] + place]
+            prefix *= _FNV_PRIME
+        by_row = np.empty_like(digests)
+        by_row[order] = _mix(digests)
+        return by_row
 
     def _require_sound_keys(self, numbers: NDArray[np.int64]) -> None:
         for number in numbers[~self._sound[numbers, -1]].tolist():
             self.shard_keys(number)
 
     def shard_keys(self, number: int) -> list[str]:
-        """Return the keys of a shard in its order, compared with their digest."""
+        """Return the keys of a shard in its order, compared with their digest.
+
+        Args:
+            number: Number of the shard in the index.
+
+        Raises:
+            ManifestError: If the keys are not those of the digest.
+        """
         start, stop = self.shards.starts[number : number + 2].tolist()
         offsets, text = self._keys
         ends = offsets[start : stop + 1]
@@ -311,18 +339,26 @@ class RecordIndex:
         return keys
 
     def rows_of_keys(self, keys: set[str], rows: range) -> dict[str, int]:
-        """Find the rows of a range that have these keys; keys that no row has are left out."""
-        found: dict[str, int] = {}
+        """Find the rows of a range that have these keys.
+
+        Returns:
+            The row of each key; keys that no row has are left out.
+        """
+        row_of_key: dict[str, int] = {}
         for number in self.shards_of(rows).tolist():
-            if len(found) == len(keys):
+            if len(row_of_key) == len(keys):
                 break
             start = int(self.shards.starts[number])
             of_shard = enumerate(self.shard_keys(number), start=start)
-            found |= {key: row for row, key in of_shard if key in keys and row in rows}
-        return found
+            row_of_key |= {key: row for row, key in of_shard if key in keys and row in rows}
+        return row_of_key
 
     def image_sha256(self, number: int) -> list[str]:
-        """Return the SHA-256 of each image of a shard, in its order; only `permafrost verify` compares them."""
+        """Return the SHA-256 of each image of a shard, in its order; only `permafrost verify` compares them.
+
+        Args:
+            number: Number of the shard in the index.
+        """
         start, stop = self.shards.starts[number : number + 2].tolist()
         digests = self._keys_batch.column(1).slice(start, stop - start)
         return [digest.hex() for digest in digests.to_pylist()]
@@ -336,7 +372,15 @@ class RecordIndex:
     # ---- checks --------------------------------------------------------------------------------------
 
     def require_sound(self, numbers: NDArray[np.int64], names: tuple[str, ...]) -> None:
-        """Raise ManifestError unless these columns have their checksums, and possible values, in these shards."""
+        """Check that columns have their checksums, and possible values, in these shards. Each is checked once.
+
+        Args:
+            numbers: Numbers of the shards.
+            names: Columns, of CHECKED_COLUMNS.
+
+        Raises:
+            ManifestError: If a column is damaged.
+        """
         for name in names:
             place = CHECKED_COLUMNS.index(name)
             for number in numbers[~self._sound[numbers, place]].tolist():
@@ -384,7 +428,11 @@ class RecordIndex:
         return True
 
     def _damaged(self, path: RootedPath, column: str, number: int) -> ManifestError:
-        """Return the error to raise for a damaged column. Raises FileError if only a copy of its file is damaged."""
+        """Return the error to raise for a damaged column.
+
+        Raises:
+            FileError: If only a copy of its file is damaged.
+        """
         is_keys = path == self._keys_path
         file = self._manifest.keys if is_keys else self._manifest.index
         return damage_error(

@@ -57,7 +57,12 @@ class IndexWriter:
     """Index of a store in the making. As a context it removes its temporary files."""
 
     def __init__(self, store: RootedPath, rows_per_shard: int) -> None:
-        """rows_per_shard  rows of each shard in the arrays of passes"""
+        """Begin an index.
+
+        Args:
+            store: Folder of the store.
+            rows_per_shard: Rows of each shard in the arrays of passes.
+        """
         self._store = store
         self._rows_per_shard = rows_per_shard
         self._files: dict[str, IO[bytes]] = {}
@@ -77,7 +82,16 @@ class IndexWriter:
                 file.close()
 
     def append(self, name: str, split: str, receipt: pa.Table) -> list[int]:
-        """Append a shard's rows and return the CRC-32C of each of CHECKED_COLUMNS."""
+        """Append a shard's rows.
+
+        Args:
+            name: Name of the shard.
+            split: Split of its records.
+            receipt: Rows of its receipt.
+
+        Returns:
+            The CRC-32C of each of CHECKED_COLUMNS.
+        """
         number, rows = len(self._shards), receipt.num_rows
         self._shards.append(name)
         code = self._splits.setdefault(split, len(self._splits))
@@ -210,7 +224,12 @@ class StoreTablesWriter:
     """Tables in the making. Nothing of the store is replaced before `finish`."""
 
     def __init__(self, store: RootedPath, rows_per_shard: int) -> None:
-        """rows_per_shard  rows of each shard in the arrays of passes"""
+        """Begin the tables.
+
+        Args:
+            store: Folder of the store.
+            rows_per_shard: Rows of each shard in the arrays of passes.
+        """
         self._store = store
         self._rows_per_shard = rows_per_shard
         self._stack = ExitStack()
@@ -236,7 +255,13 @@ class StoreTablesWriter:
         return self._index.num_records
 
     def append(self, entry: ShardEntry, rows: pa.Table, receipt_sha256: str) -> None:
-        """Append a shard and the rows of its receipt."""
+        """Append a shard.
+
+        Args:
+            entry: The shard.
+            rows: Rows of its receipt.
+            receipt_sha256: SHA-256 of the receipt's file.
+        """
         crcs = self._index.append(entry.name, entry.split, rows)
         self._shards.append(**shard_row(entry, receipt_sha256, crcs))
         self._multi_label = self._multi_label or has_many_labels(rows)

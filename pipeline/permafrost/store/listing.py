@@ -237,9 +237,18 @@ class RecordCounts:
 
 
 def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> RecordCounts:
-    """Write the records of a source to a file and return their counts. Raises ConfigError for a malformed key.
+    """Write the records of a source to a file.
 
-    seed  store.seed, which determines the ranks
+    Args:
+        path: File to write.
+        records: Records in the source's order.
+        seed: Value of store.seed, which determines the ranks.
+
+    Returns:
+        Numbers of the records by split and class.
+
+    Raises:
+        ConfigError: If a key is malformed.
     """
     counts = RecordCounts()
     with _batch_writer(path) as write:
@@ -278,7 +287,12 @@ def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
 
 
 def join_listings(parts: Iterable[RootedPath], path: RootedPath) -> Listing:
-    """Join the listings of a source's parts to one file, in their order, and remove them."""
+    """Join the listings of a source's parts to one file, in their order, and remove them.
+
+    Args:
+        parts: Listings of the parts.
+        path: File to write.
+    """
     sizes: list[int] = []
     waiting: list[pa.RecordBatch] = []
     with _batch_writer(path) as write:
@@ -308,7 +322,11 @@ def join_listings(parts: Iterable[RootedPath], path: RootedPath) -> Listing:
 
 
 def open_listed(path: RootedPath) -> io.FileIO:
-    """Open a temporary file of a listing. Raises LockedError if another writer has removed it, where no lock holds."""
+    """Open a temporary file of a listing.
+
+    Raises:
+        LockedError: If another writer has removed it, where no lock holds.
+    """
     try:
         return open_regular(path)
     except FileNotFoundError:
@@ -353,7 +371,7 @@ class Listing:
         return keys
 
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Load the labels of some records, [n]."""
+        """Load the labels of some records: i64 [n]."""
         labels: NDArray[np.int64] = self._take("label", rows).to_numpy()
         return labels
 
@@ -363,7 +381,7 @@ class Listing:
         return ranks
 
     def high_ranks(self) -> NDArray[np.uint64]:
-        """Load the high 64 bits of all ranks, [num_records]."""
+        """Load the high 64 bits of all ranks: u64 [num_records]."""
         high = np.empty(self.num_records, np.uint64)
         for batch, stop in zip(self.batches, self._stops.tolist(), strict=True):
             data = batch.column("rank").buffers()[1]
@@ -378,8 +396,8 @@ class Listing:
         )
         codes = np.empty(self.num_records, np.min_scalar_type(len(names)))
         for batch, stop in zip(self.batches, self._stops.tolist(), strict=True):
-            found = pc.index_in(batch.column("split"), pa.array(names, pa.string()))
-            codes[stop - batch.num_rows : stop] = found.to_numpy(zero_copy_only=False)
+            positions = pc.index_in(batch.column("split"), pa.array(names, pa.string()))
+            codes[stop - batch.num_rows : stop] = positions.to_numpy(zero_copy_only=False)
         return names, codes
 
     def json_by_key(self) -> Iterator[bytes]:

@@ -115,7 +115,11 @@ def fingerprint_store(
 ) -> str:
     """Return the SHA-256 of the records, their frame (or columns) and their shards.
 
-    shards  name and keys_sha256 of each shard
+    Args:
+        dataset: Identity of the inputs.
+        canonical: Frame of the images; None for a table.
+        columns: Names of a table's columns, which are covered only if `canonical` is None.
+        shards: Name and keys_sha256 of each shard.
     """
     # Digest of {"canonical": ..., "dataset": ..., "plan": [...]} without holding that text in memory.
     form = {"columns": columns} if canonical is None else {"canonical": asdict(canonical)}
@@ -134,7 +138,7 @@ class Agreement:
     precision: str
     records: int
     top1: float | None = None
-    """Share of records with the same largest logit; None without logits, as the three below."""
+    """Fraction of records with the same largest logit; None without logits, as the three below."""
     kl_mean: float | None = None
     """Mean divergence KL(float32 || lower) of the softmax of the logits, in nats."""
     kl_largest: float | None = None
@@ -147,7 +151,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class MovedFeatures:
-    """Share of the variance of the teacher's features of a view that the stored ones miss, on a sample of records."""
+    """Fraction of the variance of the teacher's features of a view that the stored ones miss, on a sample."""
 
     records: int
     lost: dict[str, dict[str, float]]
@@ -167,7 +171,7 @@ class ProjectionEntry:
     channels: int
     """Number of channels of the teacher."""
     kept: float
-    """Share of the variance of the channels along the components, on the records of the fit."""
+    """Fraction of the variance of the channels along the components, on the records of the fit."""
 
     def __post_init__(self) -> None:
         fits = self.channels >= 1 and 0 <= self.kept <= 1
@@ -197,7 +201,7 @@ class PassManifest:
     projections: dict[str, ProjectionEntry] = field(default_factory=dict)
     """Projection of each field that stores components in place of the teacher's channels."""
     moved_features: MovedFeatures | None = None
-    """Error of the features after they are moved with a view; None for a pass without features, and for one of stored
+    """Error of the features after they are warped to a view; None for a pass without features, and for one of stored
     views. It is measured when the pass is written, and not covered by the fingerprint."""
     temperatures: tuple[float, ...] = ()
     """Temperatures of the field rest_logits; empty for a pass of all logits."""
@@ -250,9 +254,16 @@ class PassManifest:
         )
 
     def entries(self, cls: type[D]) -> D | None:
-        """Return the entries that a payload has added as a dataclass with their names, None if the pass has none.
+        """Return the entries that a payload has added.
 
-        Raises ManifestError if one is missing or has another type than the dataclass says.
+        Args:
+            cls: Dataclass whose fields have the names of the entries.
+
+        Returns:
+            The entries as that dataclass; None if the pass has none of them.
+
+        Raises:
+            ManifestError: If one is missing or has another type than the dataclass says.
         """
         names = {spec.name for spec in fields(cls)}
         values = {name: value for name, value in self.added.items() if name in names}
@@ -279,17 +290,22 @@ class PassManifest:
             return
         fits = all(type(each) is float and 0 < each < math.inf for each in self.temperatures)
         require_entry(fits, f"temperatures are {self.temperatures!r}")
-        found = [shapes.get(name) for name in (TOP_LOGITS, TOP_CLASS, REST_LOGITS)]
-        count = found[0][0] if found[0] else 0
+        stored_shapes = [shapes.get(name) for name in (TOP_LOGITS, TOP_CLASS, REST_LOGITS)]
+        count = stored_shapes[0][0] if stored_shapes[0] else 0
         expected = [(count,), (count,), (len(self.temperatures),)]
         require_entry(
-            found == expected and 1 <= count <= classes,
-            f"the largest logits have shapes {found} for {classes} classes and {len(self.temperatures)} temperatures",
+            stored_shapes == expected and 1 <= count <= classes,
+            f"the largest logits have shapes {stored_shapes} for {classes} classes and {len(self.temperatures)} "
+            "temperatures",
         )
 
 
 def check_files(files: Any) -> dict[str, str]:
-    """Return a manifest's `files`; raise EntryError unless they map paths inside the folder to digests."""
+    """Return a manifest's `files`: SHA-256 by path.
+
+    Raises:
+        EntryError: If they do not map paths inside the folder to digests.
+    """
     require_entry(isinstance(files, dict), f"files is a {type(files).__name__}")
     for path, digest in files.items():
         require_inside(path)
@@ -320,14 +336,22 @@ def _plain(value: Any) -> Any:
 
 
 def read_store_manifest(folder: RootedPath) -> StoreManifest:
-    """Read a store's manifest, checked against its own digest. The table of shards is read when it is needed."""
+    """Read a store's manifest, checked against its own digest. The table of shards is read when it is needed.
+
+    Raises:
+        ManifestError: If it is missing, damaged or of another version.
+    """
     return read_manifest(
         StoreManifest, folder, tables={"shards": ShardTable, "skipped": SkippedTable}
     )
 
 
 def read_pass_manifest(folder: RootedPath) -> PassManifest:
-    """Read a teacher pass's manifest, checked against its own digest. The table of shards is read when it is needed."""
+    """Read a teacher pass's manifest, checked against its own digest. The table of shards is read when it is needed.
+
+    Raises:
+        ManifestError: If it is missing, damaged or of another version, or if the folder is named after another pass.
+    """
     manifest = read_manifest(PassManifest, folder, tables={"shards": PassShardTable})
     _require_own_folder(folder, manifest.fingerprint)
     return manifest
@@ -360,10 +384,17 @@ def read_manifest(
     schema: int = SCHEMA_VERSION,
     tables: Mapping[str, type[TableFile[Any]]] | None = None,
 ) -> M:
-    """Read the manifest of a folder as its dataclass; raise ManifestError for wrong digests, types and ranges.
+    """Read the manifest of a folder as its dataclass.
 
-    made_by  the command that creates such a folder, for messages
-    tables   class of each table whose file is an entry
+    Args:
+        cls: Dataclass of the manifest.
+        folder: Folder with the manifest.
+        made_by: Command that creates such a folder, for messages.
+        schema: Number of the schema that is read.
+        tables: Class of each table whose file is an entry, by the entry's name.
+
+    Raises:
+        ManifestError: If the manifest is missing, or for wrong digests, types and ranges.
     """
     path = folder / MANIFEST_NAME
     values = read_checked(path, made_by, schema)
@@ -386,7 +417,16 @@ def read_manifest(
 def read_checked(
     path: RootedPath, made_by: str = "permafrost precompute", schema: int = SCHEMA_VERSION
 ) -> dict[str, Any]:
-    """Read a manifest's entries, checked against its own digest and the number of the schema."""
+    """Read a manifest's entries, checked against its own digest and the number of the schema.
+
+    Args:
+        path: File of the manifest.
+        made_by: Command that creates it, for messages.
+        schema: Number of the schema that is read.
+
+    Raises:
+        ManifestError: If the file is missing or damaged, or has another schema.
+    """
     try:
         raw = read_committed(path, _MAX_MANIFEST_BYTES)
     except FileNotFoundError:

@@ -81,6 +81,11 @@ def fingerprint_dataset(config: DataConfig, revision: int, listing: Listing) -> 
     """Return the fingerprint of a source's options and code, and of every listed record, ordered by key.
 
     Options that locate the files are left out, so moved data keep their fingerprint.
+
+    Args:
+        config: Options of the data.
+        revision: Revision of the source's code, which counts changes of what it lists.
+        listing: Listing of all records.
     """
     # Digest of {"data": options, "records": [...], "revision": revision} without holding that text in memory.
     digest = hashlib.sha256(b'{"data":' + canonical_json(config.description) + b',"records":[')
@@ -133,8 +138,16 @@ def plan_pack(
 ) -> PackPlan:
     """Compare the store at `path` with the records of the source.
 
-    classes, listing, plans  of all records of the source, from permafrost/sources/source.py
-    Raises StoreMismatchError if the store contains other data or was planned with other options.
+    Args:
+        config: Options of the command.
+        path: Folder of the store.
+        source: Source of the records.
+        classes: Names of the classes of the source, from permafrost/sources/source.py, like the next two.
+        listing: Listing of all records of the source.
+        plans: Shards of all records of the source.
+
+    Raises:
+        StoreMismatchError: If the store contains other data or was planned with other options.
     """
     packing = derive_packing(config, source)
     dataset = DatasetIdentity(
@@ -154,7 +167,20 @@ def plan_pack(
 
 
 def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
-    """Write the shards that the store lacks and commit it; return the number of records packed now."""
+    """Write the shards that the store lacks and commit it.
+
+    Args:
+        plan: The plan of the store.
+        config: Options of the command.
+        executor: Runs the tasks.
+
+    Returns:
+        The number of records that were packed now.
+
+    Raises:
+        ImageError: If more images cannot be packed than the options allow; RowError for a table.
+        StoreMismatchError: If a shard would have other bytes than in the committed store.
+    """
     path = plan.path
     if not plan.missing and not needs_commit(path):
         return 0
@@ -205,7 +231,11 @@ def _check_damages(plan: PackPlan, damages: list[dict[str, Any]]) -> None:
 
 
 def derive_packing(config: PrecomputeConfig, source: Source) -> Packing:
-    """Derive the packing from the config; re-encoded frames need their size before the images are read."""
+    """Derive the packing from the config; re-encoded frames need their size before the images are read.
+
+    Raises:
+        ConfigError: If options of images are set for a table.
+    """
     on_error = config.data.on_error if isinstance(config.data, FileDataConfig) else "stop"
     side = config.store.image_size
     if source.columns is not None:

@@ -43,7 +43,7 @@ class Projection(NamedTuple):
 
     @property
     def kept_share(self) -> float:
-        """Share of the variance along the components, on the records of the fit."""
+        """Fraction of the variance along the components, on the records of the fit."""
         return float(self.variances.sum(dtype=np.float64)) / max(self.total, 1e-30)
 
 
@@ -64,7 +64,11 @@ def read_projections(folder: RootedPath) -> dict[str, Projection]:
 
 
 def open_projection(folder: RootedPath, manifest: PassManifest, field: str) -> Projection:
-    """Read the projection of a field. Raises ManifestError if a byte has changed, or if it does not fit the field."""
+    """Read the projection of a field.
+
+    Raises:
+        ManifestError: If the file is missing, a byte has changed, or it does not fit the field.
+    """
     entry = manifest.projections[field]
     path = folder / entry.file.path
     spec = next((spec for spec in manifest.fields if spec.name == field), None)
@@ -100,7 +104,15 @@ def describe_projections(folder: RootedPath) -> dict[str, ProjectionEntry]:
 
 
 def check_projections(folder: RootedPath, listed: Mapping[str, ProjectionEntry]) -> None:
-    """Raise ManifestError if the projections of a pass are not those that its manifest lists."""
+    """Check that the projections of a pass are those that its manifest lists.
+
+    Args:
+        folder: Folder of the pass.
+        listed: Entries of the manifest, by field.
+
+    Raises:
+        ManifestError: If one of them differs.
+    """
     for field, entry in describe_projections(folder).items():
         if field in listed and listed[field].file.sha256 != entry.file.sha256:
             raise ManifestError(
@@ -110,7 +122,11 @@ def check_projections(folder: RootedPath, listed: Mapping[str, ProjectionEntry])
 
 
 def _parse(path: RootedPath, data: bytes, shape: tuple[int | None, int | None]) -> Projection:
-    """Return the projection of a file of a shape. Raises ManifestError."""
+    """Return the projection of a file of a shape, in which None is any length.
+
+    Raises:
+        ManifestError: If the file is no such projection.
+    """
     try:
         values = parse_npy(data, "f", shape).copy()
     except FormatError as error:

@@ -47,7 +47,14 @@ class Store:
     """Images, their index and the teacher passes over them."""
 
     def __init__(self, path: str | Path | RootedPath) -> None:
-        """path  folder of the store, which links may not lead out of, unless the path allows them, or its address"""
+        """Open a store by its manifest.
+
+        Args:
+            path: Folder of the store, which links may not lead out of, unless the path allows them, or its address.
+
+        Raises:
+            ManifestError: If there is no store, or if its manifest is damaged or of another version.
+        """
         self.folder = rooted(path) if isinstance(path, str) else RootedPath.of(path)
         self.manifest: StoreManifest = read_store_manifest(self.folder)
 
@@ -67,7 +74,11 @@ class Store:
         return RecordIndex(self.folder, self.manifest)
 
     def rows_of_shard(self, number: int) -> range:
-        """Return the rows of the index that a shard has."""
+        """Return the rows of the index that a shard has.
+
+        Args:
+            number: Number of the shard in the index.
+        """
         start, stop = self.shards.starts[number : number + 2].tolist()
         return range(start, stop)
 
@@ -86,21 +97,30 @@ class Store:
         return self.form.size
 
     def num_records(self, split: str | None = None) -> int:
-        """Number of records of a split, or of all, from the manifest alone."""
+        """Return the number of records of a split, or of all, from the manifest alone.
+
+        Args:
+            split: Name of the split; None counts all records.
+        """
         records = self.manifest.records
         return sum(records.values()) if split is None else records.get(split, 0)
 
     def pass_folders(self, *, stored_views: bool = False) -> list[RootedPath]:
         """Return the folders of the committed teacher passes, sorted by name.
 
-        stored_views  select passes of stored views, for replay, instead of passes of the canonical view
+        Args:
+            stored_views: Select passes of stored views, for replay, instead of passes of the canonical view.
         """
         folders = list_folder(self.folder / TEACHERS_FOLDER)
         finished = [folder for folder in folders if exists(folder / MANIFEST_NAME)]
         return [f for f in finished if _has_stored_views(f) == stored_views]
 
     def hint_at_unfinished(self, *names: str) -> str:
-        """Return a hint at the missing manifests of the passes that have these names, or of all; empty without any."""
+        """Return a hint at the missing manifests of unfinished passes, for messages; empty if there are none.
+
+        Args:
+            *names: Names of the passes, as in `passes_named`; without names, all passes.
+        """
         folders = list_folder(self.folder / TEACHERS_FOLDER)
         unfinished = [
             str(folder / MANIFEST_NAME)
@@ -112,27 +132,50 @@ class Store:
         return f" ({', '.join(unfinished)} missing: that pass is unfinished)" if unfinished else ""
 
     def passes_named(self, name: str, *, stored_views: bool = False) -> list[RootedPath]:
-        """Return the folders of the passes whose name, or its part before or after the last hyphen, is `name`."""
+        """Return the folders of the passes whose name, or its part before or after the last hyphen, is `name`.
+
+        Args:
+            name: Name of the pass or a part of it.
+            stored_views: Select passes of stored views, for replay, instead of passes of the canonical view.
+        """
         folders = self.pass_folders(stored_views=stored_views)
         return [folder for folder in folders if _is_named(folder, name)]
 
     def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
-        """Open the pass whose folder is `name`, or the only one with that name before or after the last hyphen."""
-        found = self.passes_named(name, stored_views=stored_views)
-        if len(found) != 1:
+        """Open the pass whose folder is `name`, or the only one with that name before or after the last hyphen.
+
+        Args:
+            name: Name of the pass or a part of it.
+            stored_views: Select passes of stored views, for replay, instead of passes of the canonical view.
+
+        Raises:
+            StoreMismatchError: If none or several passes have that name, or the pass was computed on another store.
+            ManifestError: If the manifest of the pass is damaged.
+        """
+        matches = self.passes_named(name, stored_views=stored_views)
+        if len(matches) != 1:
             folders = self.pass_folders(stored_views=stored_views)
             names = ", ".join(folder.name for folder in folders) or "none"
             raise StoreMismatchError(
-                f"{self.path} has {'several' if found else 'no'} {_kind(stored_views)} {name!r}"
-                f"{'' if found else self.hint_at_unfinished(name)}; set store.teacher (in Python teacher=) to one of: "
-                f"{names}"
+                f"{self.path} has {'several' if matches else 'no'} {_kind(stored_views)} {name!r}"
+                f"{'' if matches else self.hint_at_unfinished(name)}; set store.teacher (in Python teacher=) to one "
+                f"of: {names}"
             )
-        return TeacherPass(self, found[0])
+        return TeacherPass(self, matches[0])
 
     def open_passes(
         self, names: Sequence[str] = (), *, stored_views: bool = False
     ) -> list[TeacherPass]:
-        """Open the named passes, in that order; without names the only one that the store contains."""
+        """Open the named passes, in that order.
+
+        Args:
+            names: Names of the passes, as in `open_pass`; empty opens the only pass that the store contains.
+            stored_views: Select passes of stored views, for replay, instead of passes of the canonical view.
+
+        Raises:
+            StoreMismatchError: If there is no pass, if none is named and there are several, or as in `open_pass`.
+            ManifestError: If the manifest of a pass is damaged.
+        """
         folders = self.pass_folders(stored_views=stored_views)
         if not folders:
             how = "and views=random" if stored_views else ""
@@ -153,6 +196,9 @@ class Store:
         """Open the canonical pass of the teacher of a pass of stored views, with logits if there is one.
 
         Precompute writes one before the stored views.
+
+        Raises:
+            StoreMismatchError: If the store has no canonical pass of that teacher.
         """
         wanted = (replayed.manifest.teacher, replayed.manifest.explainer)
         manifests = {folder: read_pass_manifest(folder) for folder in self.pass_folders()}
@@ -180,7 +226,16 @@ def _kind(stored_views: bool, noun: str = "pass") -> str:
 
 
 class TeacherPass:
-    """Fields of one teacher over a store."""
+    """Fields of one teacher over a store.
+
+    Args:
+        store: The store.
+        folder: Folder of the pass in the store.
+
+    Raises:
+        ManifestError: If the pass is not committed, or its manifest is damaged.
+        StoreMismatchError: If it was computed on other data, shards or frames than those of the store.
+    """
 
     def __init__(self, store: Store, folder: RootedPath) -> None:
         self.store = store
@@ -291,17 +346,26 @@ class TeacherPass:
         return position >= 0 and self.shards[position].keys_sha256 == shard.keys_sha256
 
     def read_shard(self, shard: ShardEntry) -> Values:
-        """Read every field of one shard: [covered records, V, *shape]."""
+        """Read every field of one shard: [covered records, V, *shape].
+
+        Raises:
+            ManifestError: If a file is missing or damaged.
+        """
         return self.fields.read_shard(self.stored_shard(shard))
 
     def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
-        """Open the given fields of one shard, large ones as rows that are read on demand."""
+        """Open the given fields of one shard, large ones as rows that are read on demand.
+
+        Raises:
+            ManifestError: If a file is missing or damaged.
+        """
         return self.fields.open_shard(self.stored_shard(shard), fields)
 
     def fields_of(self, payload: str) -> list[str]:
         """Return the fields of a payload without their scales; empty if the pass does not contain it.
 
-        payload  such as attention, class_maps, features or pooled
+        Args:
+            payload: Name such as attention, class_maps, features or pooled.
         """
         return [
             spec.name
@@ -311,7 +375,11 @@ class TeacherPass:
         ]
 
     def stored_shard(self, shard: ShardEntry) -> StoredShard:
-        """Describe where the rows of an image shard are stored in this pass, and their checksums."""
+        """Describe where the rows of an image shard are stored in this pass, and their checksums.
+
+        Raises:
+            ManifestError: If the shard's receipt is missing or damaged, or does not fit the manifest.
+        """
         receipt = receipt_path(self.folder, shard.name)
         if receipt.name not in self._receipts:
             raise ManifestError(f"{receipt} is missing; {REPAIR}")

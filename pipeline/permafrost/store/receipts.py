@@ -79,7 +79,13 @@ def has_many_labels(receipt: pa.Table) -> bool:
 def write_receipt(path: RootedPath, table: pa.Table, metadata: dict[str, Any]) -> str:
     """Write a receipt atomically and return the SHA-256 of its file.
 
-    metadata  JSON values for the footer, to which the digest of the content is added
+    Args:
+        path: File to write.
+        table: Rows of the receipt.
+        metadata: JSON values for the footer, to which the digest of the content is added.
+
+    Raises:
+        ConfigError: If the table is too large for its readers (`require_small`).
     """
     require_small(path, table.nbytes)
     sealed = {**metadata, _DIGEST_KEY: _digest(table, metadata)}
@@ -92,7 +98,16 @@ def read_receipt(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Read a receipt and its metadata, checked against the digest that it contains.
 
-    sha256  the file's digest in its manifest; None is not checked
+    Args:
+        path: File of the receipt.
+        schema: Columns that it must have.
+        sha256: Digest of the file in its manifest; None is not checked.
+
+    Returns:
+        The rows, and the metadata without the digest.
+
+    Raises:
+        ManifestError: If the receipt is missing, damaged or of another version.
     """
     table = read_table(path, schema, sha256)
     stored = (table.schema.metadata or {}).get(_METADATA_KEY, b"{}")
@@ -100,7 +115,7 @@ def read_receipt(
     try:
         metadata = json.loads(stored)
         claimed = metadata.pop(_DIGEST_KEY)
-        found = _digest(table, metadata)
+        digest = _digest(table, metadata)
     except (
         ValueError,
         TypeError,
@@ -110,9 +125,9 @@ def read_receipt(
         pa.ArrowException,
     ) as error:
         raise ManifestError(f"{path} is damaged: its metadata cannot be read") from error
-    if found != claimed:
+    if digest != claimed:
         raise ManifestError(
-            f"{path} is damaged: its content has sha256 {found[:12]}, but it lists {str(claimed)[:12]!r}"
+            f"{path} is damaged: its content has sha256 {digest[:12]}, but it lists {str(claimed)[:12]!r}"
         )
     return table, metadata
 

@@ -63,11 +63,19 @@ class RecordForm(ABC):
 
     @abstractmethod
     def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
-        """Return the shape of one record's input to a network of this input size."""
+        """Return the shape of one record's input to a network.
+
+        Args:
+            size: Input size (height, width) of the network, or (1, columns).
+        """
 
     @abstractmethod
     def memory(self, records: int) -> NDArray[Any]:
-        """Return memory for decoded records."""
+        """Return memory for decoded records, whose values are not yet set.
+
+        Args:
+            records: Number of records.
+        """
 
     @property
     def record_bytes(self) -> int:
@@ -78,8 +86,13 @@ class RecordForm(ABC):
     def decode(self, data: bytes, memory: NDArray[Any], where: str) -> None:
         """Decode a record's content into its part of the memory.
 
-        where  the file and the record, for messages
-        Raises ManifestError for bytes that do not match the store's manifest.
+        Args:
+            data: Stored bytes of the record.
+            memory: Part of `memory` for one record.
+            where: File and record, for messages.
+
+        Raises:
+            ManifestError: If the bytes do not match the store's manifest.
         """
 
     @abstractmethod

@@ -46,7 +46,12 @@ class SelectedRows:
     """Rows of an array that a run's selection needs."""
 
     def __init__(self, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
-        """rows  ascending"""
+        """Copy rows of an array.
+
+        Args:
+            array: Field of one shard, [rows, V, *shape].
+            rows: Numbers of the rows, ascending.
+        """
         self.shape = array.shape
         self.dtype = array.dtype
         self._rows = rows
@@ -78,12 +83,20 @@ class InnerChunkRows:
         checksums: NDArray[np.uint32],
         entry: FileEntry,
     ) -> None:
-        """shape           (rows, V, *shape) of the existing records
-        rows_per_shard  rows that the file has room for
-        inner           rows and views of an inner chunk, which spans the other axes
-        checksums       CRC-32C of the inner chunks of each row, [rows, V / inner views]
-        entry           the file in the manifest
-        Raises ManifestError if the file is missing or has another size.
+        """Open the file and compare its size.
+
+        Args:
+            path: File of the field.
+            shape: (rows, V, *shape) of the existing records.
+            dtype: Stored dtype.
+            rows_per_shard: Rows that the file has room for.
+            inner: Rows and views of an inner chunk, which spans the other axes.
+            compressed: True if the inner chunks are Blosc data.
+            checksums: CRC-32C of the inner chunks of each row, [rows, V / inner views].
+            entry: The file in the manifest.
+
+        Raises:
+            ManifestError: If the file is missing or has another size.
         """
         self.path = path
         self._entry = entry
@@ -92,14 +105,14 @@ class InnerChunkRows:
             raise ManifestError(f"{path} has no checksums of its chunks in the receipt; {REPAIR}")
         try:
             with self._open() as file:
-                found = open_size(file)
+                size = open_size(file)
         except FileNotFoundError:
             raise ManifestError(f"{path} is missing; {REPAIR}") from None
-        if found != entry.bytes:
+        if size != entry.bytes:
             raise damage_error(
                 path,
                 entry.sha256,
-                f"{path} has {found} bytes, but its manifest lists {entry.bytes}; {REWRITE}",
+                f"{path} has {size} bytes, but its manifest lists {entry.bytes}; {REWRITE}",
             )
         self.shape = shape
         self.dtype = np.dtype(dtype)
@@ -165,12 +178,22 @@ class InnerChunkRows:
 
 
 def most_chunk_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """Return an upper bound of the bytes of a stored chunk, compressed or not."""
+    """Return an upper bound of the bytes of a stored chunk, compressed or not.
+
+    Args:
+        shape: Shape of the chunk's values.
+        dtype: Their dtype.
+    """
     return 2 * math.prod(shape) * dtype.itemsize + _COMPRESSION_OVERHEAD
 
 
 def read_chunk_checksums(data: bytes, chunks: int) -> NDArray[np.uint32]:
-    """Return the CRC-32C at the end of each of a file's inner chunks: u32 [chunks], in their order."""
+    """Return the CRC-32C at the end of each of a file's inner chunks: u32 [chunks], in their order.
+
+    Args:
+        data: The whole file.
+        chunks: Number of inner chunks.
+    """
     index_bytes = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
     index = np.frombuffer(data[-index_bytes:-CHECKSUM_BYTES], np.uint64).reshape(-1, 2)
     ends = index.sum(axis=1).astype(np.int64)
@@ -181,9 +204,17 @@ def read_chunk_checksums(data: bytes, chunks: int) -> NDArray[np.uint32]:
 def decode_chunk(
     data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], *, compressed: bool, path: RootedPath
 ) -> NDArray[Any]:
-    """Decode a chunk written by Zarr's codecs (bytes, Blosc if compressed, CRC-32C) to an array of that shape.
+    """Decode a chunk written by Zarr's codecs (bytes, Blosc if compressed, CRC-32C).
 
-    Raises ManifestError, with `path`, if the chunk is damaged or has another number of values.
+    Args:
+        data: The chunk with its checksum.
+        shape: Shape of the result.
+        dtype: Dtype of the result.
+        compressed: True if it is Blosc data.
+        path: File of the chunk, for messages.
+
+    Raises:
+        ManifestError: If the chunk is damaged or has another number of values.
     """
     body = strip_checksum(data, path)
     expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -200,7 +231,15 @@ def decode_chunk(
 
 
 def strip_checksum(data: bytes, path: RootedPath) -> bytes:
-    """Return the bytes before their CRC-32C; raise ManifestError, with `path`, if it does not match them."""
+    """Return the bytes before their CRC-32C.
+
+    Args:
+        data: Bytes that end with their CRC-32C.
+        path: Their file, for messages.
+
+    Raises:
+        ManifestError: If the checksum does not match them.
+    """
     body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
         raise ManifestError(f"{path} is damaged: a chunk's checksum is wrong; {REREAD}")

@@ -96,6 +96,13 @@ def plan_shards(listing: Listing, shard_size: int) -> list[ShardPlan]:
 
     The permutation orders keys by a hash of (seed, key). A class-sorted source therefore gives mixed shards, and
     the plan depends neither on the source's order nor on any library's random numbers.
+
+    Args:
+        listing: Listing of all records, with their ranks.
+        shard_size: Records of each shard but the last one of a split.
+
+    Raises:
+        ConfigError: If there are no records, or several have the same key (RepeatedKeyError).
     """
     order = _rank_order(listing)
     splits, codes = listing.split_codes()
@@ -114,7 +121,7 @@ def plan_shards(listing: Listing, shard_size: int) -> list[ShardPlan]:
 
 
 def find_unmixed_shard(plans: Sequence[ShardPlan]) -> ShardPlan | None:
-    """Return the first shard with less than half of the classes expected in a random draw from its split."""
+    """Return the first shard with less than half of the classes expected in a random draw from its split, else None."""
     by_split: dict[str, list[ShardPlan]] = {}
     for plan in plans:
         by_split.setdefault(plan.split, []).append(plan)
@@ -132,12 +139,16 @@ def find_unmixed_shard(plans: Sequence[ShardPlan]) -> ShardPlan | None:
 
 
 def check_keys(listing: Listing) -> None:
-    """Raise ConfigError unless there are records and every key is unique."""
+    """Check that there are records and that every key is unique.
+
+    Raises:
+        ConfigError: If there are no records, or several have the same key (RepeatedKeyError).
+    """
     _rank_order(listing)
 
 
 def _rank_order(listing: Listing) -> NDArray[np.int64]:
-    """Return the rows in the order of their ranks, [num_records]. Raises ConfigError like `check_keys`."""
+    """Return the rows in the order of their ranks, [num_records], after the checks of `check_keys`."""
     require(listing.num_records > 0, "the source lists no records; check data.path")
     high = listing.high_ranks()
     order = np.argsort(high)
@@ -160,11 +171,11 @@ def _rank_order(listing: Listing) -> NDArray[np.int64]:
 
 def _equal_runs(high: NDArray[np.uint64], order: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield the first and last place, exclusive, of each run of equal values in this order."""
-    found = []
+    repeats = []
     for start in range(0, len(order) - 1, _BLOCK):
         values = high[order[start : start + _BLOCK + 1]]
-        found.append(np.flatnonzero(values[1:] == values[:-1]) + start)
-    places = np.concatenate(found) if found else np.empty(0, np.int64)
+        repeats.append(np.flatnonzero(values[1:] == values[:-1]) + start)
+    places = np.concatenate(repeats) if repeats else np.empty(0, np.int64)
     for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
         if len(run):
             yield int(run[0]), int(run[-1]) + 2
@@ -183,7 +194,7 @@ def _write_by_split(
             rows = order[start : start + _BLOCK]
             of_rows = codes[rows]
             for code in np.unique(of_rows).tolist():
-                own = rows[of_rows == code]
+                split_rows = rows[of_rows == code]
                 file.seek(int(places[code]) * _ROW.itemsize)
-                file.write(own.astype(_ROW).tobytes())
-                places[code] += len(own)
+                file.write(split_rows.astype(_ROW).tobytes())
+                places[code] += len(split_rows)

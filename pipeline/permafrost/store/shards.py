@@ -27,13 +27,18 @@ T = TypeVar("T")
 class TableFile(Sequence[T], Generic[T]):
     """Rows of a Parquet file that a manifest names by its digest.
 
-    Raises ManifestError if the file is missing or damaged, or has a row that is not possible.
+    Reading them raises ManifestError if the file is missing or damaged, or has a row that is not possible.
     """
 
     schema: ClassVar[pa.Schema]
 
     def __init__(self, folder: RootedPath, file: FileEntry | None) -> None:
-        """Name a file in its manifest's folder; None is a table without rows."""
+        """Name a file in its manifest's folder.
+
+        Args:
+            folder: Folder of the manifest.
+            file: Entry of the manifest; None is a table without rows.
+        """
         self.folder = folder
         self.file = file
 
@@ -168,12 +173,16 @@ class NamedShards(TableFile[T]):
         if following < len(names) and names[following].as_py() == name:
             self._last_found = following
             return following
-        found = int(pc.index(names, name).as_py())
-        self._last_found = found if found >= 0 else self._last_found
-        return found
+        number = int(pc.index(names, name).as_py())
+        self._last_found = number if number >= 0 else self._last_found
+        return number
 
     def receipt_sha256(self, number: int) -> str:
-        """Return the SHA-256 of a shard's receipt."""
+        """Return the SHA-256 of a shard's receipt.
+
+        Args:
+            number: Number of the shard in the table.
+        """
         return str(self.table["receipt_sha256"][number].as_py().hex())
 
     def _check(self, table: pa.Table) -> None:
@@ -246,7 +255,11 @@ class ShardTable(NamedShards[ShardEntry]):
             yield from zip(names, map(bytes.hex, digests), strict=True)
 
     def keys_sha256(self, number: int) -> str:
-        """Return the SHA-256 of a shard's keys."""
+        """Return the SHA-256 of a shard's keys.
+
+        Args:
+            number: Number of the shard in the table.
+        """
         return str(self.table["keys_sha256"][number].as_py().hex())
 
 
@@ -306,9 +319,9 @@ class PassShardTable(NamedShards[PassShard]):
 
     def covers(self, shards: ShardTable) -> bool:
         """Return whether it has the records of all the given shards, in their order."""
-        own, others = self.table, shards.table
+        rows, others = self.table, shards.table
         pairs = [("name", "name"), ("rows", "records"), ("keys_sha256", "keys_sha256")]
-        return len(self) == len(shards) and all(own[a].equals(others[b]) for a, b in pairs)
+        return len(self) == len(shards) and all(rows[a].equals(others[b]) for a, b in pairs)
 
 
 class SkippedTable(TableFile[dict[str, str]]):
@@ -321,13 +334,24 @@ class SkippedTable(TableFile[dict[str, str]]):
 
 
 def shard_row(entry: ShardEntry, receipt_sha256: str, index_crc32c: list[int]) -> dict[str, Any]:
-    """Return a shard's row of a ShardTable."""
+    """Return a shard's row of a ShardTable.
+
+    Args:
+        entry: The shard.
+        receipt_sha256: SHA-256 of its receipt's file.
+        index_crc32c: CRC-32C of its rows in each column of the index.
+    """
     row = asdict(entry) | {"receipt_sha256": receipt_sha256, "index_crc32c": index_crc32c}
     return row | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
 
 
 def pass_shard_row(entry: PassShard, receipt_sha256: str) -> dict[str, Any]:
-    """Return a shard's row of a PassShardTable."""
+    """Return a shard's row of a PassShardTable.
+
+    Args:
+        entry: The shard.
+        receipt_sha256: SHA-256 of its receipt's file.
+    """
     row = asdict(entry) | {"receipt_sha256": receipt_sha256}
     files = [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row["files"]]
     return (

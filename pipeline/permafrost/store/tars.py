@@ -49,7 +49,16 @@ class TarShard:
         self._writer.close()
 
     def add(self, key: str, suffix: str, data: bytes) -> int:
-        """Append the member <key>.<suffix> and return the offset of its data in the file."""
+        """Append a member.
+
+        Args:
+            key: Key of the record.
+            suffix: Suffix of the member, without its first dot.
+            data: Content of the member.
+
+        Returns:
+            The offset of its data in the file.
+        """
         self._writer.write({"__key__": key, suffix: data})
         blocks = -(-len(data) // tarfile.BLOCKSIZE)
         return int(self._writer.tarstream.offset) - blocks * tarfile.BLOCKSIZE
@@ -58,7 +67,9 @@ class TarShard:
 def recovery_hint(shard: ShardEntry, ours: str) -> str:
     """Return the advice for a missing or damaged file of a shard, which may be an external tar.
 
-    ours  advice for a file of the store's own
+    Args:
+        shard: The shard.
+        ours: Advice for a file of the store's own.
     """
     if not shard.referenced:
         return ours
@@ -78,8 +89,14 @@ class ShardBytes:
     def __init__(self, store: RootedPath, shard: ShardEntry, *, reads_ranges: bool = False) -> None:
         """Open the file.
 
-        reads_ranges  send a request for each read of a file in a bucket, for a few records; else it is downloaded whole
-        Raises ManifestError if the file is missing or does not have the size in its manifest.
+        Args:
+            store: Folder of the store.
+            shard: The shard.
+            reads_ranges: Send a request for each read of a file in a bucket, for a few records; else it is downloaded
+                whole.
+
+        Raises:
+            ManifestError: If the file is missing or does not have the size in its manifest.
         """
         self.path = shard.file(store)
         self.shard = shard
@@ -91,20 +108,26 @@ class ShardBytes:
                 self._file = open_regular(self.path, shard.sha256)
         except FileNotFoundError:
             raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
-        found = open_size(self._file)
-        if found != shard.bytes:
+        size = open_size(self._file)
+        if size != shard.bytes:
             raise damage_error(
                 self.path,
                 shard.sha256,
-                f"{self.path} (shard {shard.name}) has {found} bytes, but its manifest lists {shard.bytes}; "
+                f"{self.path} (shard {shard.name}) has {size} bytes, but its manifest lists {shard.bytes}; "
                 f"{recovery_hint(shard, REWRITE)}",
             )
 
     def read(self, offset: int, size: int, crc32c: int, key: str) -> bytes:
-        """Read exactly `size` bytes from `offset`; raise ManifestError unless they are the packed bytes.
+        """Read exactly `size` bytes from `offset`, and check them.
 
-        crc32c  of the bytes, from the index
-        key     of the record, for messages
+        Args:
+            offset: Offset of the first byte in the tar.
+            size: Number of bytes.
+            crc32c: CRC-32C of the bytes, from the index.
+            key: Key of the record, for messages.
+
+        Raises:
+            ManifestError: If the bytes are not the packed ones, or cannot be read.
         """
         if not 0 <= offset <= offset + size <= self.shard.bytes:
             raise ManifestError(

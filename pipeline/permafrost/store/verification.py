@@ -64,14 +64,25 @@ from permafrost.store.tars import recovery_hint
 def verify_file(
     folder: RootedPath, name: str, digest: str, known_files: set[str], size: int | None = None
 ) -> Iterator[str]:
-    """Compare a file with its digest and its size, if that is known, and count it as known."""
+    """Compare a file with its digest and its size, and count it as known.
+
+    Args:
+        folder: Folder of the manifest that lists the file.
+        name: Path of the file in that folder.
+        digest: SHA-256 in the manifest.
+        known_files: Paths of the known files, to which this one is added.
+        size: Size in the manifest; None is not compared.
+
+    Yields:
+        The problem in one line, if there is one.
+    """
     known_files.add(name)
     try:
-        found = file_size(folder / name)
-        if found is None:
+        actual_size = file_size(folder / name)
+        if actual_size is None:
             yield f"{folder / name} is missing"
-        elif size is not None and found != size:
-            yield f"{folder / name} has {found} bytes, but its manifest lists {size}"
+        elif size is not None and actual_size != size:
+            yield f"{folder / name} has {actual_size} bytes, but its manifest lists {size}"
         elif (sha256 := sha256_file(folder / name)) != digest:
             yield f"{folder / name} has sha256 {sha256[:12]}, but its manifest lists {digest[:12]}"
     except FileError as error:
@@ -81,7 +92,16 @@ def verify_file(
 def unknown_files(
     folder: RootedPath, known_files: set[str], ignored: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """Name the files that no manifest lists, outside of the ignored folders."""
+    """Name the files that no manifest lists.
+
+    Args:
+        folder: Folder to search.
+        known_files: Paths in that folder that manifests list.
+        ignored: Folders that are not searched.
+
+    Yields:
+        One line per file.
+    """
     for path in iter_files(folder, ignored):
         name = path.below(folder)
         if name in known_files or name in (LOCK_NAME, ORIGIN_NAME):
@@ -141,7 +161,7 @@ def verify_store(path: AnyPath) -> Iterator[str]:
 
     If a manifest is damaged, the files that it covers are compared with the receipts, which have their own digests.
     Links that may not be there come first; if there are any, nothing is read.
-    Memory grows by 16 bytes a record, for the digests that find a key twice, and by the paths of the files.
+    Memory grows by 16 bytes per record, for the digests that find a key twice, and by the paths of the files.
     """
     folder = RootedPath.of(path)
     links = [str(LinkError(link)) for link in find_links(folder)]
@@ -216,14 +236,14 @@ def _verify_shard(path: RootedPath, shard: ShardEntry) -> Iterator[str]:
     hint = f"; {recovery_hint(shard, '')}" if shard.referenced else ""
     file = shard.file(path)
     try:
-        found = sha256_file(file)
+        digest = sha256_file(file)
     except FileNotFoundError:
         yield f"{file} is missing{hint}"
     except FileError as error:
         yield f"{error}{hint}"
     else:
-        if found != shard.sha256:
-            yield f"{file} has sha256 {found[:12]}, but its manifest lists {shard.sha256[:12]}{hint}"
+        if digest != shard.sha256:
+            yield f"{file} has sha256 {digest[:12]}, but its manifest lists {shard.sha256[:12]}{hint}"
 
 
 def _verify_receipts(path: RootedPath) -> Iterator[str]:
@@ -361,14 +381,14 @@ def _verify_pass(store: Store, folder: RootedPath, rows_too: bool) -> Iterator[s
             continue
         try:
             keys = teacher.shard_keys(shard)
-            own = store.index.shard_keys(number)
+            store_keys = store.index.shard_keys(number)
         except ManifestError as error:
             yield str(error)
             continue
         entry = None if position < 0 else teacher.shards[position]
         if (
             entry is None
-            or not set(keys) <= set(own)
+            or not set(keys) <= set(store_keys)
             or (entry.rows, entry.keys_sha256) != (len(keys), sha256_keys(keys))
         ):
             yield f"{teacher.name}: shard {shard.name} does not have the records of the image shard"

@@ -320,14 +320,14 @@ def _read_metadata(path: RootedPath) -> bytes:
 def _check_metadata(path: RootedPath, expected: dict[str, Any]) -> None:
     """Raise ManifestError unless a zarr.json has the expected entries."""
     try:
-        found = json.loads(_read_metadata(path))
+        metadata = json.loads(_read_metadata(path))
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path} is not valid JSON ({error}); {REWRITE}") from error
-    found = found if isinstance(found, dict) else {}
-    names = sorted({*expected, *found})
-    different = [name for name in names if found.get(name) != expected.get(name)]
+    metadata = metadata if isinstance(metadata, dict) else {}
+    names = sorted({*expected, *metadata})
+    different = [name for name in names if metadata.get(name) != expected.get(name)]
     if different:
         raise ManifestError(
             f"{path} does not describe the arrays of its manifest ({', '.join(different)[:200]}); {REWRITE}"

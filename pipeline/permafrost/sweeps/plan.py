@@ -34,9 +34,14 @@ _OWN_SECTIONS = ("arms", "grid", "select", "seeds", "parallel", "run")
 
 
 def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
-    """Plan every student of the sweep, with seeds outermost. Raises ConfigError if arms, grid or options do not fit.
+    """Plan every student of the sweep, with seeds outermost.
 
-    base  overrides from the command line, shared by all arms
+    Args:
+        config: Options of the sweep.
+        base: Overrides from the command line, shared by all arms.
+
+    Raises:
+        ConfigError: If arms, grid or options do not fit.
     """
     shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
     known: set[str] = set()
@@ -166,7 +171,7 @@ def _with_inputs(
 ) -> tuple[DistillConfig, list[str]]:
     """Return the options of a student with the names of the passes that it reads, and the fingerprints of its inputs.
 
-    sweep  run of the sweep, which keeps to the passes that it has read before
+    The run `sweep` keeps to the passes that it has read before.
     """
     store = Store(trained.store.folder)
     trained = with_named_passes(trained, store, sweep)
@@ -184,16 +189,22 @@ def _with_inputs(
 def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str:
     """Return the only run of an arm whose grid options agree with those of `point`.
 
-    candidates  run -> its point
+    Args:
+        arm: Name of the arm, for the message.
+        point: Point of a student of another arm.
+        candidates: Point of each run of the arm.
+
+    Raises:
+        ConfigError: If several runs agree, or none.
     """
-    found = [
+    matches = [
         run
         for run, other in candidates.items()
         if all(point.get(option, value) == value for option, value in other.items())
     ]
     require(
-        len(found) == 1,
-        f"baseline={arm} names an arm with {len(found)} students that match one point of another arm; choose an "
+        len(matches) == 1,
+        f"baseline={arm} names an arm with {len(matches)} students that match one point of another arm; choose an "
         "arm without separate options in grid, or name a run",
     )
-    return found[0]
+    return matches[0]

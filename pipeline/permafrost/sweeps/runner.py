@@ -57,7 +57,11 @@ class StudentRun:
 
     @property
     def is_done(self) -> bool:
-        """True if every evaluator is done. Raises ConfigError if one was run with other options."""
+        """True if every evaluator is done.
+
+        Raises:
+            ConfigError: If one was run with other options.
+        """
         return not missing_evaluators(self.metrics.parent, self.evaluate)
 
     @property
@@ -90,13 +94,18 @@ class Student:
     def final_run(self) -> StudentRun:
         """Return the run that computes its metrics on evaluate.splits."""
         options = self.evaluate.evaluate
-        own = evaluation_folder(options.against)
+        folder = evaluation_folder(options.against)
         if options.against is None:
-            own = folder_of_evaluation(run_folder(self.name), own, options)
-        return StudentRun(distill=self.distill, evaluate=self.evaluate, metrics_folder=own)
+            folder = folder_of_evaluation(run_folder(self.name), folder, options)
+        return StudentRun(distill=self.distill, evaluate=self.evaluate, metrics_folder=folder)
 
     def selection_run(self, split: str, metric: str) -> StudentRun:
-        """Return the run that computes the metric only on the split by which points are selected."""
+        """Return the run that computes only the metric by which points are selected.
+
+        Args:
+            split: Split of the metric; HOLDOUT is the records held out of training.
+            metric: Name of the metric.
+        """
         options = self.evaluate.evaluate
         options = replace(
             options,

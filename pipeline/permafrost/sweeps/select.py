@@ -20,7 +20,11 @@ from permafrost.sweeps.runner import Student
 
 
 def split_and_metric(select: str) -> tuple[str, str]:
-    """Split the option `select` into split and metric. Raises ConfigError if the metric is unknown."""
+    """Split the option `select`, such as val.accuracy, into split and metric.
+
+    Raises:
+        ConfigError: If the metric is unknown.
+    """
     split, _, metric = select.partition(".")
     require(
         metric_of(metric) is not None,
@@ -30,7 +34,16 @@ def split_and_metric(select: str) -> tuple[str, str]:
 
 
 def check_selection(select: str, trained: DistillConfig, evaluate: EvaluateConfig) -> None:
-    """Raise ConfigError unless the split exists and is neither trained on nor reported."""
+    """Check that the split of `select` exists and is neither trained on nor reported.
+
+    Args:
+        select: Option of the sweep.
+        trained: Options of a student's training.
+        evaluate: Options of its evaluation.
+
+    Raises:
+        ConfigError: If the split cannot be used.
+    """
     split, _ = split_and_metric(select)
     require(
         split not in evaluate.evaluate.splits,
@@ -53,7 +66,11 @@ def check_selection(select: str, trained: DistillConfig, evaluate: EvaluateConfi
 
 
 def check_reported_epochs(trained: DistillConfig, evaluate: EvaluateConfig) -> None:
-    """Raise ConfigError if a split of the same store is reported on which the epoch of each student is chosen."""
+    """Check that no split is reported on which the epoch of each student is chosen. Splits of another store may be.
+
+    Raises:
+        ConfigError: If one is.
+    """
     if trained.select_epoch is None or evaluate.evaluate.store not in (None, trained.store.path):
         return
     split = trained.select_epoch.partition(".")[0]
@@ -67,9 +84,20 @@ def check_reported_epochs(trained: DistillConfig, evaluate: EvaluateConfig) -> N
 def choose(
     students: Sequence[Student], split: str, metric: str
 ) -> tuple[list[dict[str, Any]], list[Student]]:
-    """Return all evaluated students as rows with their values, and the students of each arm's best point.
+    """Choose the best point of each arm by the mean of the metric over its seeds.
 
     An arm with a missing student is skipped.
+
+    Args:
+        students: All students of the sweep.
+        split: Split of the metric.
+        metric: Name of the metric.
+
+    Returns:
+        All evaluated students as rows with their values, and the students of each arm's best point.
+
+    Raises:
+        ConfigError: If the metrics of an evaluated student lack this one.
     """
     values = {
         student.name: _value(student, split, metric)
@@ -100,7 +128,7 @@ def _value(student: Student, split: str, metric: str) -> float:
     numbers = numbers_of(read_results(path.parent)["splits"].get(split, {}))
     value = numbers.get(metric, math.nan)
     if math.isnan(value):
-        known = [name for name, found in numbers.items() if metric_of(name) and found == found]
+        known = [name for name, number in numbers.items() if metric_of(name) and number == number]
         raise ConfigError(
             f"select={split}.{metric}, but {path} has no {metric}; choose one of {', '.join(known)}"
         )

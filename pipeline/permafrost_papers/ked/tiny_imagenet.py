@@ -37,7 +37,11 @@ class TinyImageNetSource(FilesBelowRoot):
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Sorted WordNet ids. Raises ConfigError if data.only_classes has a name of words.txt in place of an id."""
+        """Sorted WordNet ids.
+
+        Raises:
+            ConfigError: If data.only_classes has a name of words.txt in place of an id.
+        """
         ids = tuple(sorted(self._read_lines("wnids.txt")))
         for name in self.config.only_classes:
             if name not in ids and (self._root / "words.txt").is_file():
