@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -41,11 +42,13 @@ REPORT = ("report",)
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """Python with the dependencies of this environment, whose links to this checkout it does not follow."""
+    """Python with the packages of this environment besides this project, whose entry points would be found."""
     top = tmp_path_factory.mktemp("python")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", top], check=True)
     (site,) = (top / "lib").glob("python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "permafrost" not in path.name and path.suffix != ".pth":
+            (site / path.name).symlink_to(path)
     return top / "bin/python"
 
 
