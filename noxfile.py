@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -240,6 +242,25 @@ def file_system(session: nox.Session) -> None:
 def no_git(session: nox.Session) -> None:
     with temporary_folder() as folder, session.chdir(copy_files(folder / "project")):
         run_tests(session, session.name)
+
+
+@condition("no-papers")
+def no_papers(session: nox.Session) -> None:
+    with temporary_folder() as folder, session.chdir(copy_files(folder / "project")):
+        for name in ("pipeline/permafrost_papers", "tests/papers"):
+            shutil.rmtree(name)
+        project = Path("pyproject.toml")
+        project.write_text(re.sub(r".*permafrost_papers\..*\n", "", project.read_text()))
+        environment = folder / "python"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+        (site,) = (environment / "lib").glob("python*/site-packages")
+        for path in Path(sysconfig.get_path("purelib")).iterdir():
+            if "permafrost" not in path.name and path.suffix != ".pth":
+                (site / path.name).symlink_to(path)
+        (site / "project.pth").write_text(str(Path.cwd() / "pipeline"))
+        python = str(environment / "bin/python")
+        # The pages have results of the papers.
+        run_tests(session, session.name, python=python, options=("--ignore=tests/docs",))
 
 
 @condition("random-order")

@@ -14,6 +14,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,10 @@ CONDITIONS = {
         lambda _: is_other_file_system(),
     ),
     "no-git": Condition("an unpacked copy without .git", lambda _: not Path(".git").exists()),
+    "no-papers": Condition(
+        "permafrost without the packages of the papers",
+        lambda _: find_spec("permafrost_papers") is None,
+    ),
     "no-xdist": Condition(
         "one process, without pytest-xdist",
         lambda config: not config.pluginmanager.hasplugin("xdist"),

@@ -18,6 +18,7 @@ from permafrost.config.sections import group_members
 from permafrost.config.store import PAYLOADS
 from permafrost.config.verbs import VERBS, build_verb_config
 from tests.support.composition import composed_of
+from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
 
 MODULES = sorted([*ROOT.glob("pipeline/*/**/*.py"), *ROOT.glob("stages/*.py")])
@@ -217,6 +218,7 @@ OUTSIDE = {"zero_to_fp32.py", "drawn.py"}
 """Python files of other projects. Those of users in examples begin with my_."""
 
 
+@needs_papers
 def test_a_file_that_a_comment_or_a_page_names_exists():
     files = [
         f"/{path.relative_to(ROOT).as_posix()}"
