@@ -19,7 +19,6 @@ from docs.tables import (
     interpretability,
     ked,
     overview,
-    source_files,
     training_length,
     unicam,
 )
@@ -60,7 +59,6 @@ TABLES: dict[str, Callable[[], str]] = {
         *interpretability.TABLES,
         *benchmarks.TABLES,
         *training_length.TABLES,
-        *source_files.TABLES,
     )
 }
 TABLES |= {f"claims_{name}": partial(claims_of, claims) for name, claims in PAPERS.items()}
