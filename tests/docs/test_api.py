@@ -1,0 +1,64 @@
+"""The page of the Python interface: complete, and that of the docstrings."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import permafrost
+from docs import api
+from tests.support.paths import ROOT
+
+PAGE = ROOT / "docs/reference/api.md"
+NAMES = {value.__name__ for _, value, _ in api.names()}
+USERS = ("own-loop", "plug-ins", "package", "add-a-loss", "add-a-source", "add-a-provider")
+
+
+def test_the_page_is_that_of_the_docstrings():
+    printed = subprocess.run(
+        [sys.executable, "-m", "docs.api"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert printed.stdout == PAGE.read_text()
+
+
+def test_every_public_name_is_on_the_page():
+    assert set(permafrost.__all__) <= NAMES
+
+
+@pytest.mark.parametrize("page", USERS)
+def test_what_the_code_of_a_page_imports_is_on_the_page(page):
+    """Functions of losses, families and constants are not: pages name them where they are used."""
+    text = (ROOT / f"docs/howto/{page}.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    imported = re.findall(r"^\s*from permafrost[\w.]* import (.*)$", code, re.MULTILINE)
+    classes = {name for line in imported for name in re.findall(r"\b[A-Z]\w*[a-z]\w*", line)}
+
+    assert classes <= NAMES
+
+
+def test_a_docstring_becomes_lists_and_code():
+    text = """Do a thing.
+
+    It takes long.
+
+    Args:
+        one: [B], first.
+            Goes on: here.
+        two: Second.
+
+    Returns:
+        A tensor [B].
+
+    Raises:
+        ConfigError: If it does not fit.
+
+    >>> 1 + 1
+    2
+    """
+
+    assert api.described(api.inspect.cleandoc(text)) == (
+        "Do a thing.\n\nIt takes long.\n\nArgs:\n\n- `one`: [B], first. Goes on: here.\n- `two`: Second.\n\n"
+        "Returns: A tensor [B].\n\nRaises:\n\n- `ConfigError`: If it does not fit.\n\n```text\n>>> 1 + 1\n2\n```"
+    )
