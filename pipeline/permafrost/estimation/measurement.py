@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 def break_even_epochs(annotation: Spread, saved_per_epoch: Spread) -> Spread:
     """Return the epochs, over all students, after which stored targets have cost as much as a live teacher.
 
-    They are infinite where the live teacher is not dearer. Lowest and highest are those of the extreme measurements:
-    the cheapest annotation with the largest saving, and the dearest with the smallest.
+    They are infinite where the live teacher is not more expensive. Lowest and highest are those of the extreme
+    measurements: the cheapest annotation with the largest saving, and the most expensive with the smallest.
 
     Args:
         annotation: Seconds of a worker that store the teacher's targets of all records, once.
