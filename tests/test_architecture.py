@@ -290,6 +290,20 @@ def test_every_payload_can_be_asked_for():
     assert set(config.annotate.payloads) == set(PAYLOADS)
 
 
+def test_arguments_are_listed_in_google_style():
+    """Tools render `Args:`, and not lists of names and texts with blanks between them."""
+    private = re.compile(r"^ *(?:\w+(?:, \w+)*)  +\S", re.MULTILINE)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        and private.search(ast.get_docstring(node) or "")
+    ]
+
+    assert wrong == []
+
+
 def test_a_docstring_begins_with_a_noun_phrase_or_an_imperative():
     begun = [
         f"{path.relative_to(ROOT)}: {text[:60]}"

@@ -117,7 +117,8 @@ def label_metrics(
 
     majority_accuracy is that of predicting the most frequent label for every record: the chance level of accuracy.
 
-    group_sets  as in EvaluateOptions
+    Args:
+        group_sets: As in EvaluateOptions.
     """
     logits, labels, groups = predictions.logits, predictions.labels, predictions.groups
     metrics = label_scores(logits, labels, groups, group_sets)
@@ -223,7 +224,8 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Evaluate a model on a selection that includes its regions. Metrics are fractions in [0, 1].
 
-    localize  False skips maps and regions
+    Args:
+        localize: False skips maps and regions.
     """
     predictions = predict_records(model, dataset, options, localize=localize)
     return metrics_of(predictions, options.group_sets)
@@ -273,7 +275,8 @@ def predict_records(
 
     Agreement, KL and map cosine compare with the dataset's first teacher pass, if there is one.
 
-    localize  False skips maps and regions
+    Args:
+        localize: False skips maps and regions.
     """
     return join(
         [

@@ -151,7 +151,8 @@ def map_grid(model: Classifier, input_size: Grid) -> Grid:
 def require_places(grid: Grid, input_size: Grid, whose: str, recovery_hint: str) -> None:
     """Raise ConfigError for a grid of one cell, which cannot localize.
 
-    whose, recovery_hint  parts of the message
+    Args:
+        whose, recovery_hint: Parts of the message.
     """
     require(
         max(grid) > 1,
@@ -258,9 +259,10 @@ def forward_to_explain(
     pass, and the pass is in float32. The logits then hold the graph, so detach the tensors that are kept. Other maps
     are computed in float32 from the features, whatever the precision of the pass.
 
-    images         f32 [B, 3, H, W] in [0, 1]
-    intermediates  additional outputs of the pass
-    settings       of the pass
+    Args:
+        images: f32 [B, 3, H, W] in [0, 1].
+        intermediates: Additional outputs of the pass.
+        settings: Settings of the pass.
     """
     if needs_graph(model):
         settings = replace(settings, precision=torch.float32)
@@ -274,9 +276,12 @@ def forward_to_explain(
 def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
     """Compute maps of the given classes on the features' grid, in float32 or wider.
 
-    output           output of `model`, with or without its graph
-    explained_class  i64 [B, E], where a negative entry results in a zero map
-    returns          [B, E, 1, h, w], >= 0
+    Args:
+        output: Output of `model`, with or without its graph.
+        explained_class: i64 [B, E], where a negative entry results in a zero map.
+
+    Returns:
+        [B, E, 1, h, w], >= 0.
     """
     require(
         model.explainer == "gradcam",

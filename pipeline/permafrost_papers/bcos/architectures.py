@@ -245,7 +245,8 @@ _PERIOD = 10_000
 def position_embedding(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
     """Fixed 2-D sines and cosines, f32 [rows * columns, width]: a quarter each of sin x, cos x, sin y, cos y.
 
-    device  device to compute on, because a copy would require a synchronization
+    Args:
+        device: Device to compute on, because a copy would require a synchronization.
     """
     place = torch.arange(rows * columns, device=device)[:, None]
     frequencies = _PERIOD ** -(torch.arange(width // 4, device=device) / (width // 4 - 1))

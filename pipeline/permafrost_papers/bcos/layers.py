@@ -135,8 +135,9 @@ def add_inverse(images: Tensor) -> Tensor:
 def _align(out: Tensor, norm: Tensor, shared: BcosSettings) -> Tensor:
     """Compute |cos|^(B - 1) * out, where cos = out / norm is the cosine of a unit weight and the input (section 3.1).
 
-    out   w_hat x, of any floating dtype, which is also that of the result
-    norm  ||x||, float32 or wider, broadcastable to `out`
+    Args:
+        out: w_hat x, of any floating dtype, which is also that of the result.
+        norm: ||x||, float32 or wider, broadcastable to `out`.
     """
     if shared.b == 1:
         return out

@@ -57,8 +57,9 @@ class BcosClassifier(Classifier):
     def __init__(self, network: nn.Module, mode: ExplanationMode) -> None:
         """Wrap a network.
 
-        network  [B, 6, H, W] -> logits [B, K]
-        mode     the explanation mode that all its layers share
+        Args:
+            network: [B, 6, H, W] -> logits [B, K].
+            mode: The explanation mode that all its layers share.
         """
         super().__init__()
         self.inner = network

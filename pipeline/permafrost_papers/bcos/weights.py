@@ -28,9 +28,12 @@ _OPAQUE_QUANTILE = 0.995
 def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
     """Compute W of the given classes, float32 or wider, with a graph to the parameters if they are trained.
 
-    output           output of `model`, with or without its graph, so one forward pass is enough for logits and W
-    explained_class  i64 [B, E], where a negative entry results in a zero map
-    returns          [B, E, 6, H, W], signed
+    Args:
+        output: Output of `model`, with or without its graph, so one forward pass is enough for logits and W.
+        explained_class: i64 [B, E], where a negative entry results in a zero map.
+
+    Returns:
+        [B, E, 6, H, W], signed.
     """
     if model.explanation_mode is None:
         raise ConfigError(
@@ -70,9 +73,12 @@ def bcos_contributions(model: Classifier, output: ModelOutput, explained_class: 
 def contribution_map(maps: Tensor, features: Tensor) -> Tensor:
     """Compute M = sum over channels of W x, the signed contribution of each position to the logit.
 
-    maps      W [B, E, 6, H, W]
-    features  x [B, 6, H, W]
-    returns   [B, E, 1, H, W], signed
+    Args:
+        maps: W [B, E, 6, H, W].
+        features: x [B, 6, H, W].
+
+    Returns:
+        [B, E, 1, H, W], signed.
     """
     return (maps * features[:, None]).sum(dim=2, keepdim=True)
 
@@ -82,9 +88,10 @@ def color_picture(maps: Tensor, features: Tensor, smooth: int = 0) -> Tensor:
 
     A position is transparent if its contribution is negative, and opaque where W is largest.
 
-    maps      W [B, E, 6, H, W]
-    features  x [B, 6, H, W]
-    smooth    odd side in pixels of the box filter over opacities, 0 to disable
+    Args:
+        maps: W [B, E, 6, H, W].
+        features: x [B, 6, H, W].
+        smooth: Odd side in pixels of the box filter over opacities, 0 to disable.
     """
     against = contribution_map(maps, features).squeeze(2) < 0  # [B, E, H, W]
     positive = (maps / (maps.abs().amax(dim=2, keepdim=True) + _TINY)).clamp(min=0)
