@@ -89,10 +89,10 @@ class Tree:
         top = root / "pipeline" if sources.is_dir() else root
         self.paths = {
             ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): path
-            for folder, pattern in ((top, "permafrost/**/*.py"), (root, "stages/*.py"))
+            for folder, pattern in ((top, "permafrost*/**/*.py"), (root, "stages/*.py"))
             for path in sorted(
                 folder.glob(
-                    pattern if sources.is_dir() else pattern.replace("permafrost", "pipeline")
+                    pattern if sources.is_dir() else pattern.replace("permafrost*", "pipeline")
                 )
             )
         }

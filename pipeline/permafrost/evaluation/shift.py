@@ -89,8 +89,12 @@ def shifted_maps(
     images = [window(frames, model.input_size, moved, shift) for moved in (0, shift)]
     shown = []
     for window_images in images:
-        output = forward_to_explain(model.network, window_images)
-        kinds = _maps(model, output, explained[:, None], window_images)
+        kinds = _maps(
+            model,
+            forward_to_explain(model.network, window_images),
+            explained[:, None],
+            window_images,
+        )
         shown.append(kinds.get("contribution", kinds["map"]))
     cosine, valid = overlap_cosine(shown[0], shown[1], shift)
     return ShiftedPair(
