@@ -15,7 +15,7 @@ from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import forward_to_explain, needs_graph
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.frames import decode_frame
-from permafrost_papers.bcos.weights import bcos_weights
+from permafrost_papers.bcos.weight_maps import bcos_weights
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars

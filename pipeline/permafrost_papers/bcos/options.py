@@ -113,10 +113,10 @@ class BcosModelConfig(ModelConfig):
 class BcosWeightsConfig(ExplainerConfig):
     """B-cos network's own explanation, the weights W of its input: six channels at the input's resolution."""
 
-    implementation: ClassVar[str] = "permafrost_papers.bcos.weights:bcos_weights"
-    attribution: ClassVar[str] = "permafrost_papers.bcos.weights:bcos_contributions"
-    contribution: ClassVar[str] = "permafrost_papers.bcos.weights:image_contributions"
-    picture: ClassVar[str] = "permafrost_papers.bcos.weights:image_picture"
+    implementation: ClassVar[str] = "permafrost_papers.bcos.weight_maps:bcos_weights"
+    attribution: ClassVar[str] = "permafrost_papers.bcos.weight_maps:bcos_contributions"
+    contribution: ClassVar[str] = "permafrost_papers.bcos.weight_maps:image_contributions"
+    picture: ClassVar[str] = "permafrost_papers.bcos.weight_maps:image_picture"
     channels: ClassVar[int] = 6
     student_words: ClassVar[tuple[str, ...]] = ("student=bcos", "student.name=resnet8")
     needs_graph: ClassVar[bool] = True

@@ -17,7 +17,7 @@ from permafrost.models.saved import TrainedModel, load_model, save_model
 from permafrost.models.weights import load_weights
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.bcos.provider import build_bcos
-from permafrost_papers.bcos.weights import bcos_weights
+from permafrost_papers.bcos.weight_maps import bcos_weights
 
 
 def on_meta(name: str, outputs: int = 1000, **options):

@@ -29,7 +29,7 @@ from permafrost_papers.bcos.layers import (
 )
 from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
 from permafrost_papers.bcos.provider import BcosClassifier
-from permafrost_papers.bcos.weights import bcos_weights, color_picture, contribution_map
+from permafrost_papers.bcos.weight_maps import bcos_weights, color_picture, contribution_map
 from tests.support.bcos import FRAME, NUM_CLASSES, RESNET, double_images, named, network
 from tests.support.trainings import HostReads
 

@@ -25,7 +25,7 @@ from permafrost_papers.bcos.layers import (
 )
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.bcos.provider import BcosClassifier
-from permafrost_papers.bcos.weights import bcos_weights, contribution_map
+from permafrost_papers.bcos.weight_maps import bcos_weights, contribution_map
 from tests.support.bcos import FRAME, NUM_CLASSES, RESNET, double_images, named, network
 
 FAMILIES = [
