@@ -98,6 +98,13 @@ def test_the_networks_themselves_need_little_more_than_their_weights(tmp_path, m
         assert torch.equal(tensor, built.network.state_dict()[name])
 
 
+def test_tensors_on_meta_are_not_counted(folder):
+    with limited_construction(folder / "model.safetensors"):
+        assert torch.empty(10**10, device="meta").is_meta
+        with pytest.raises(WeightsError, match="does not fit its network"):
+            torch.empty(10**10)
+
+
 def test_a_header_of_very_many_names_is_refused_before_it_is_parsed(folder):
     path = folder / "model.safetensors"
     path.write_bytes((2**22 + 1).to_bytes(8, "little") + b"{" * (2**22 + 1))

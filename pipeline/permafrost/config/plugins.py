@@ -251,8 +251,7 @@ def _import_own(location: str, option: str) -> Any:
         path is None or (origin is not None and path.samefile(origin)),
         f"{option}={location}: another module is called {name} ({origin}); rename the file",
     )
-    if origin is not None:
-        _PLACES[top] = _place_of(top)
+    _PLACES[top] = _place_of(top)
     return module
 
 
