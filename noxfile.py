@@ -22,7 +22,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ import nox
 from nox.command import CommandFailed
 
 from tests.conditions import CONDITIONS, RESOLVED, SELECTION, VARIABLE
+from tests.support.environments import make_environment
 from tests.support.paths import ROOT
 
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -251,16 +251,11 @@ def no_papers(session: nox.Session) -> None:
             shutil.rmtree(name)
         project = Path("pyproject.toml")
         project.write_text(re.sub(r".*permafrost_papers\..*\n", "", project.read_text()))
-        environment = folder / "python"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-        (site,) = (environment / "lib").glob("python*/site-packages")
-        for path in Path(sysconfig.get_path("purelib")).iterdir():
-            if "permafrost" not in path.name and path.suffix != ".pth":
-                (site / path.name).symlink_to(path)
-        (site / "project.pth").write_text(str(Path.cwd() / "pipeline"))
-        python = str(environment / "bin/python")
+        python = make_environment(folder / "python")
+        env: dict[str, str | None] = {"PYTHONPATH": str(Path.cwd() / "pipeline")}
         # The pages have results of the papers.
-        run_tests(session, session.name, python=python, options=("--ignore=tests/docs",))
+        options = ("--ignore=tests/docs",)
+        run_tests(session, session.name, python=str(python), env=env, options=options)
 
 
 @condition("random-order")

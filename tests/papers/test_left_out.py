@@ -3,12 +3,10 @@
 import re
 import shutil
 import subprocess
-import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 
+from tests.support.environments import make_environment
 from tests.support.paths import ROOT
 from tests.support.processes import environment
 from tests.support.slow import slow_except
@@ -42,14 +40,7 @@ REPORT = ("report",)
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """Python with the packages of this environment besides this project, whose entry points would be found."""
-    top = tmp_path_factory.mktemp("python")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", top], check=True)
-    (site,) = (top / "lib").glob("python*/site-packages")
-    for path in Path(sysconfig.get_path("purelib")).iterdir():
-        if "permafrost" not in path.name and path.suffix != ".pth":
-            (site / path.name).symlink_to(path)
-    return top / "bin/python"
+    return make_environment(tmp_path_factory.mktemp("python"))
 
 
 @pytest.fixture(scope="module", params=slow_except((ALL,), [*MEMBERS, ALL]))

@@ -4,11 +4,10 @@ import json
 import re
 import shlex
 import subprocess
-import sys
-import sysconfig
 
 import pytest
 
+from tests.support.environments import make_environment
 from tests.support.paths import ROOT
 from tests.support.processes import environment
 
@@ -35,11 +34,7 @@ def world(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (top / "my-paper/my_paper/__init__.py").touch()
-    run(top, sys.executable, "-m", "venv", "env")
-    tools = top / "env/bin"
-    (site,) = (top / "env/lib").glob("python*/site-packages")
-    # Dependencies are those of this environment; links in a .pth to this checkout are not followed.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    tools = make_environment(top / "env", with_pip=True).parent
     pip = (tools / "python", "-m", "pip", "install", "-q", "--no-deps")
     try:
         run(top, *pip, ROOT, "./my-paper")

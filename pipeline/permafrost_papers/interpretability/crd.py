@@ -118,10 +118,6 @@ class CRDLoss(FeatureKDLoss):
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
         """Records and both embeddings of the current step."""
 
-    @property
-    def weight(self) -> float:
-        return self.config.lambda_crd
-
     def build(self, student: StudentOutput, targets: Targets) -> None:
         assert student.output.pooled is not None
         size = self.config.embedding_size

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from permafrost.core.batches import Targets
 from permafrost.core.records import FEATURES
-from permafrost.losses.base import Needs, StudentOutput, TeacherBatches
+from permafrost.losses.base import Needs, StudentOutput
 from permafrost.losses.feature_kd import FeatureKDLoss, covered_mse, stored_stages
 from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 from permafrost_papers.interpretability.options import FTConfig
-from permafrost_papers.interpretability.pretraining import AuxiliaryPretraining
+from permafrost_papers.interpretability.pretraining import AuxiliaryPretraining, PretrainedLoss
 
 _SLOPE = 0.1
 """Negative slope of the leaky ReLUs."""
@@ -66,7 +66,7 @@ def last_stage(targets: Targets) -> tuple[Tensor, Tensor | None]:
     return values, targets.coverage.get(name)
 
 
-class FTLoss(FeatureKDLoss):
+class FTLoss(PretrainedLoss, FeatureKDLoss):
     """Loss `factor_loss` of the last stages, in addition to labels and logits."""
 
     term = "ft"
@@ -78,10 +78,6 @@ class FTLoss(FeatureKDLoss):
     )
     config: FTConfig
 
-    @property
-    def weight(self) -> float:
-        return self.config.lambda_ft
-
     def build(self, student: StudentOutput, targets: Targets) -> None:
         teacher_channels = last_stage(targets)[0].shape[1]
         channels = max(1, round(teacher_channels * self.config.paraphrase_rate))
@@ -89,15 +85,8 @@ class FTLoss(FeatureKDLoss):
         self.paraphraser = _encoder(teacher_channels, channels)
         self.reconstruction = _convolutions(channels, channels, teacher_channels, teacher_channels)
 
-    def before_first_step(self, batches: TeacherBatches) -> bool:
-        phase = self.pretraining
-        if phase is not None:
-            phase.run(batches, self.distributed)
-        return phase is not None
-
     @property
     def pretraining(self) -> AuxiliaryPretraining | None:
-        """Training of the auxiliary modules, None if nothing reads them."""
         if self.weight == 0:
             return None
         epochs = self.config.paraphraser_epochs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from permafrost.core.batches import Targets
 from permafrost.core.distributed import DistributedContext
-from permafrost.losses.base import TeacherBatches
+from permafrost.losses.base import LossCallbacks, TeacherBatches
 
 logger = logging.getLogger("permafrost.training")
 
@@ -61,3 +62,20 @@ class AuxiliaryPretraining:
                 )
         for parameter in self.parameters:
             parameter.grad = None
+
+
+class PretrainedLoss(LossCallbacks):
+    """Base of losses with auxiliary modules that are trained before the student."""
+
+    distributed: DistributedContext
+
+    @property
+    @abstractmethod
+    def pretraining(self) -> AuxiliaryPretraining | None:
+        """Training of the auxiliary modules, None if nothing reads them."""
+
+    def before_first_step(self, batches: TeacherBatches) -> bool:
+        phase = self.pretraining
+        if phase is not None:
+            phase.run(batches, self.distributed)
+        return phase is not None

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from permafrost.core.batches import Guidance, Targets, require_all_logits
 from permafrost.core.errors import ConfigError, require
-from permafrost.losses.base import Needs, StudentOutput, TeacherBatches, Term, TrainingRecords
+from permafrost.losses.base import Needs, StudentOutput, Term, TrainingRecords
 from permafrost.losses.feature_kd import FeatureKDLoss
 from permafrost.models.classifier import Intermediates
 from permafrost_papers.interpretability.options import NUM_ROTATIONS, SSKDConfig
-from permafrost_papers.interpretability.pretraining import AuxiliaryPretraining
+from permafrost_papers.interpretability.pretraining import AuxiliaryPretraining, PretrainedLoss
 
 _WEIGHT_DECAY = 5e-4
 _TURNS = NUM_ROTATIONS - 1
@@ -83,16 +83,12 @@ def kept_kd_loss(student: Tensor, teacher: Tensor, tau: float, mask: Tensor) -> 
     return tau**2 * torch.where(mask, rows, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-class SSKDLoss(FeatureKDLoss):
+class SSKDLoss(PretrainedLoss, FeatureKDLoss):
     """Loss lambda_ce * ce + lambda_kd * kd of upright images + lambda_ss * ss + lambda_tf * tf of rotated ones."""
 
     term = "ss"
     term_needs = Needs(intermediates=Intermediates(pooled=True), payloads=("pooled",))
     config: SSKDConfig
-
-    @property
-    def weight(self) -> float:
-        return self.config.lambda_ss
 
     @property
     def needs(self) -> Needs:
@@ -128,15 +124,8 @@ class SSKDLoss(FeatureKDLoss):
                 "store.teacher=, or run the teacher in the loop with mode=live"
             )
 
-    def before_first_step(self, batches: TeacherBatches) -> bool:
-        phase = self.pretraining
-        if phase is not None:
-            phase.run(batches, self.distributed)
-        return phase is not None
-
     @property
     def pretraining(self) -> AuxiliaryPretraining | None:
-        """Training of the auxiliary modules, None if nothing reads them."""
         if self.weight == 0:
             return None
         epochs = self.config.head_epochs
