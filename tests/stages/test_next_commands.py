@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import shlex
 import shutil
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from permafrost.config.methods import METHODS, KDConfig
 from permafrost.config.store import PassOptions
+from permafrost.training.student_passes import served_methods
 from stages import precompute
 from tests.support.papers import needs_papers
 from tests.support.slow import slow
@@ -91,6 +95,20 @@ KINDS = [
         ["method=kd"],
     ),
 ]
+
+
+def test_a_method_of_others_is_not_built_for_a_suggestion(frozen, monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class NeedsAnOption(KDConfig):
+        implementation: ClassVar[str] = "a_package_of_others:Loss"
+        number: int
+
+    monkeypatch.setitem(METHODS._members, "needs_an_option", NeedsAnOption)
+
+    served = served_methods(frozen.store.open_passes()[0])
+
+    assert "kd" in served
+    assert "needs_an_option" not in served
 
 
 @needs_papers

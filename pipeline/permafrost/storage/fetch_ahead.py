@@ -42,17 +42,14 @@ class FetchAhead:
         """Return the threads for the files of a folder, which begin when they are asked; None for a local folder."""
         return cls() if folder.is_remote else None
 
-    def _begin(self) -> None:
-        self._has_begun = True
-        for number in range(_AT_ONCE):
-            name = f"fetch-{number}"
-            threading.Thread(target=_fetch, args=(self._files,), name=name, daemon=True).start()
-        weakref.finalize(self, _end, self._files)
-
     def ask(self, files: Iterable[KnownFile]) -> None:
         """Have files downloaded after those that were asked for before."""
         if not self._has_begun:
-            self._begin()
+            self._has_begun = True
+            for number in range(_AT_ONCE):
+                name = f"fetch-{number}"
+                threading.Thread(target=_fetch, args=(self._files,), name=name, daemon=True).start()
+            weakref.finalize(self, _end, self._files)
         for file in files:
             self._files.put(file)
 

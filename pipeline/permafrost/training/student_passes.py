@@ -17,7 +17,6 @@ from permafrost.config.methods import (
     SoftTargetsConfig,
 )
 from permafrost.config.models import ModelConfig, NoModelConfig
-from permafrost.config.plugins import plugin_places
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.runs.run_passes import logits_first, name_passes, pass_request, record_passes
@@ -137,15 +136,16 @@ def check_passes(
 
 
 def served_methods(teacher: TeacherPass) -> list[str]:
-    """Return the methods whose default options a pass can serve, without those of plug-ins.
+    """Return the methods of this project whose default options a pass can serve.
 
-    Methods with views of their own are left out, because they read stored views, too.
+    Methods with views of their own are left out, because they read stored views, too. Those of others may not be built
+    without options, and a suggestion must not fail.
     """
     from permafrost.losses.base import build_loss  # imports torch
 
     served = []
     for kind, options in METHODS.items():
-        is_own = options.implementation.partition(".")[0] not in plugin_places()
+        is_own = options.implementation.startswith(("permafrost.", "permafrost_papers."))
         is_single = options.needs_teacher and not issubclass(options, SeveralConfig)
         if not (is_own and is_single) or options.live_views:
             continue
