@@ -93,12 +93,12 @@ def methods() -> Figure:
         axis, {name: percent(runs_of(EQUAL_TERMS, arm)) for name, (arm, _) in FEW_IMAGES.items()}
     )
     axis.set_ylabel("test accuracy, %")
-    axis.set_title("CIFAR-10, 50 images a class")
+    axis.set_title("CIFAR-10, 50 images per class")
     return figure
 
 
 _MODES = (
-    # label, experiment, arm, bytes a record
+    # label, experiment, arm, bytes per record
     ("frozen", "cifar10_live", "e2kd", "1 canonical"),
     ("V = 1", "cifar10_replay", "e2kd_v1", "1 random"),
     ("V = 4", "cifar10_replay", "e2kd_v4", "4 random"),
@@ -126,23 +126,23 @@ def modes() -> Figure:
             axis.plot([x], [fmean(values)], "_", color=f"C{number}", ms=14, mew=2)
             axis.annotate(label, (x, max(values)), (0, 4), textcoords="offset points", ha="center")
     bytes_axis.set_xscale("log")
-    bytes_axis.set_xlabel("bytes a record")
+    bytes_axis.set_xlabel("bytes per record")
     bytes_axis.set_ylabel("test accuracy, %")
     bytes_axis.legend(loc="lower right")
     bytes_axis.margins(x=0.15, y=0.12)
-    seconds_axis.set_xlabel("seconds a student")
+    seconds_axis.set_xlabel("seconds per student")
     seconds_axis.margins(x=0.15)
     return figure
 
 
 _FRONTIER = (
-    # label, experiment, arm, bytes a record that the method reads
+    # label, experiment, arm, bytes per record that the method reads
     ("KD", EQUAL_TERMS, "kd_logits", 20),
     ("e2KD, one map", EQUAL_TERMS, "e2kd_logits", 156),
     ("CAT-KD", EQUAL_TERMS, "cat_kd_logits", 20 + 10 * (8 + 4)),
     ("e2KD, all maps", EQUAL_TERMS, "e2kd_logits_all", 20 + 10 * (128 + 4 + 4)),
     ("ReviewKD, 4x4 cells", FEATURES_RUNS, "pooled", "pooled"),
-    ("ReviewKD, no mirror image", FEATURES_RUNS, "canonical", "canonical"),
+    ("ReviewKD, no flipped image", FEATURES_RUNS, "canonical", "canonical"),
     ("ReviewKD", FEATURES_RUNS, "mirror", "mirror"),
     ("ReviewKD, border", FEATURES_RUNS, "framed", "framed"),
     ("method=features", FEATURES_RUNS, "features_both_4096", "mirror"),
@@ -161,7 +161,7 @@ def frontier() -> Figure:
     live = fmean(percent(runs_of(EQUAL_TERMS, "review_kd_both")))
     axis.axhline(live, color=_GRAY, lw=1, ls="--", label="ReviewKD, live")
     axis.set_xscale("log")
-    axis.set_xlabel("bytes a record")
+    axis.set_xlabel("bytes per record")
     axis.set_ylabel("test accuracy, %")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -247,7 +247,7 @@ def readers() -> Figure:
         axis.barh(labels, list(best.values()), color=["C0"] + [_GRAY] * (len(best) - 1))
         axis.invert_yaxis()
         axis.set_title(f"{pixels} pixels")
-        axis.set_xlabel("microseconds a record")
+        axis.set_xlabel("microseconds per record")
     return figure
 
 

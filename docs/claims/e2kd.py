@@ -185,7 +185,7 @@ CLAIMS = (
                 baseline_experiment=_LIVE,
             ),
             Difference(
-                "maps not moved with the image minus frozen e2KD",
+                "maps not warped with the image minus frozen e2KD",
                 _SHOTS,
                 "e2kd_unaugmented",
                 "e2kd",

@@ -24,7 +24,7 @@ CLAIMS = (
         small=(_ARMS, "interpretability/cifar10_arms_ls_teacher"),
         here=(
             Difference(
-                "labels minus smoothed labels, CIFAR-10, 50 images a class, detectors of 64 units",
+                "labels minus smoothed labels, CIFAR-10, 50 images per class, detectors of 64 units",
                 _ARMS,
                 "scratch",
                 "label_smoothing",
@@ -55,7 +55,7 @@ CLAIMS = (
         here=(
             *(
                 Difference(
-                    f"KD at tau {tau} minus labels, CIFAR-10, 50 images a class, accuracy",
+                    f"KD at tau {tau} minus labels, CIFAR-10, 50 images per class, accuracy",
                     _ARMS,
                     f"kd_tau{tau}",
                     "scratch",
@@ -152,7 +152,7 @@ CLAIMS = (
         ),
         here=(
             Difference(
-                "KD minus labels, CIFAR-10, 100 images a class, correlation of class similarities with the teacher's",
+                "KD minus labels, CIFAR-10, 100 images per class, correlation of class similarities with the teacher's",
                 _EVALUATORS,
                 "kd",
                 "labels",
@@ -168,7 +168,7 @@ CLAIMS = (
             ),
             *(
                 Difference(
-                    f"KD at tau {tau} minus labels, 50 images a class, cosine of loss gradient and teacher's map",
+                    f"KD at tau {tau} minus labels, 50 images per class, cosine of loss gradient and teacher's map",
                     _ARMS,
                     f"kd_tau{tau}",
                     "scratch",

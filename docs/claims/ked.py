@@ -30,21 +30,21 @@ CLAIMS = (
         small=(_DIGITS, _CIFAR10),
         here=(
             *(
-                _ked(_DIGITS, f"shots={n}", f"handwritten digits, {n} images a class", 1)
+                _ked(_DIGITS, f"shots={n}", f"handwritten digits, {n} images per class", 1)
                 for n in (2, 5, 10, 25)
             ),
             *(
-                _ked(_CIFAR10, f"shots={n}", f"CIFAR-10, perceptrons, {n} images a class", 1)
+                _ked(_CIFAR10, f"shots={n}", f"CIFAR-10, perceptrons, {n} images per class", 1)
                 for n in (25, 100)
             ),
             Difference(
-                "explanations of other records minus KD, CIFAR-10, 100 images a class, accuracy",
+                "explanations of other records minus KD, CIFAR-10, 100 images per class, accuracy",
                 _CIFAR10,
                 "ked_shuffled shots=100",
                 "kd shots=100",
             ),
             Difference(
-                "noise in place of explanations minus KD, CIFAR-10, 100 images a class, accuracy",
+                "noise in place of explanations minus KD, CIFAR-10, 100 images per class, accuracy",
                 _CIFAR10,
                 "ked_noise shots=100",
                 "kd shots=100",
@@ -64,8 +64,8 @@ CLAIMS = (
                     paper=int(arm == "ked_chimeras" and other == "ked"),
                 )
                 for experiment, point, of in (
-                    (_DIGITS, "shots=5", "digits, 5 images a class"),
-                    (_CIFAR10, "shots=100", "CIFAR-10, 100 images a class"),
+                    (_DIGITS, "shots=5", "digits, 5 images per class"),
+                    (_CIFAR10, "shots=100", "CIFAR-10, 100 images per class"),
                 )
                 for what, arm, other in (
                     ("KED with chimeras minus KED", "ked_chimeras", "ked"),
@@ -83,7 +83,7 @@ CLAIMS = (
         small=(),
         here=(
             Difference(
-                "KED with FitNet minus KD with FitNet, digits, 5 images a class, hint of weight 1",
+                "KED with FitNet minus KD with FitNet, digits, 5 images per class, hint of weight 1",
                 "ked/digits_hint",
                 "ked_fitnet shots=5 lambda_hint=1",
                 "kd_fitnet shots=5 lambda_hint=1",
@@ -96,7 +96,7 @@ CLAIMS = (
                 "ked_fitnet shots=5 lambda_hint=0",
             ),
             Difference(
-                "KED with FitNet minus KD with FitNet, CIFAR-10, 100 images a class",
+                "KED with FitNet minus KD with FitNet, CIFAR-10, 100 images per class",
                 _CIFAR10,
                 "ked_fitnet shots=100",
                 "kd_fitnet shots=100",
@@ -151,7 +151,7 @@ CLAIMS = (
                 _ked(
                     "ked/cifar10_levels",
                     f"superfeatures={n}",
-                    f"CIFAR-10, 100 images a class, students of M = {n}",
+                    f"CIFAR-10, 100 images per class, students of M = {n}",
                 )
                 for n in (1, 2, 4, 8)
             ),
@@ -176,7 +176,7 @@ CLAIMS = (
         recipes=("ked/digits_weights", "ked/cifar10_weights"),
         here=(
             Difference(
-                "KED at mu = 1 minus mu = 0.5, digits, 5 images a class, accuracy",
+                "KED at mu = 1 minus mu = 0.5, digits, 5 images per class, accuracy",
                 "ked/digits_weights",
                 "ked mu=1",
                 "ked mu=0.5",
@@ -188,13 +188,13 @@ CLAIMS = (
                 "kd tau=8",
             ),
             Difference(
-                "KED at mu = 1 minus mu = 0.5, CIFAR-10, 100 images a class, accuracy",
+                "KED at mu = 1 minus mu = 0.5, CIFAR-10, 100 images per class, accuracy",
                 "ked/cifar10_weights",
                 "ked mu=1",
                 "ked mu=0.5",
             ),
             Difference(
-                "KED minus KD, both at tau = 4 (KD's highest mean on the test split), CIFAR-10, 100 images a class",
+                "KED minus KD, both at tau = 4 (KD's highest mean on the test split), CIFAR-10, 100 images per class",
                 "ked/cifar10_weights_tau",
                 "ked tau=4",
                 "kd tau=4",
@@ -208,7 +208,7 @@ CLAIMS = (
         recipes=("ked/cifar10_groups",),
         here=(
             Difference(
-                "KED students: found minus random superfeatures, CIFAR-10, 100 images a class, accuracy",
+                "KED students: found minus random superfeatures, CIFAR-10, 100 images per class, accuracy",
                 "ked/cifar10_groups",
                 "ked_found",
                 "ked_random_0",
@@ -238,7 +238,7 @@ CLAIMS = (
         recipes=("ked/cifar10_trunk", "ked/cifar10_channels", "ked/cifar10_other_trunks"),
         here=(
             Difference(
-                "KED minus KD, ResNet-8 with eight heads on cells, 50 images a class, accuracy",
+                "KED minus KD, ResNet-8 with eight heads on cells, 50 images per class, accuracy",
                 "ked/cifar10_trunk",
                 "ked",
                 "kd",
@@ -279,9 +279,9 @@ CLAIMS = (
         missing="the file needs an account at Kaggle and is 10 GB.",
         small=("ked/wine", "ked/breast_cancer"),
         here=(
-            *(_ked("ked/wine", f"shots={n}", f"wine, {n} rows a class", 1) for n in (2, 5, 10)),
+            *(_ked("ked/wine", f"shots={n}", f"wine, {n} rows per class", 1) for n in (2, 5, 10)),
             *(
-                _ked("ked/breast_cancer", f"shots={n}", f"breast cancer, {n} rows a class", 1)
+                _ked("ked/breast_cancer", f"shots={n}", f"breast cancer, {n} rows per class", 1)
                 for n in (5, 20)
             ),
         ),

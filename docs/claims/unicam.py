@@ -27,7 +27,7 @@ CLAIMS = (
         ),
         here=(
             Difference(
-                "FSS of KD minus FSS of labels, CIFAR-10, 100 images a class, pooled features",
+                "FSS of KD minus FSS of labels, CIFAR-10, 100 images per class, pooled features",
                 _SMALL,
                 "vanilla",
                 "labels",

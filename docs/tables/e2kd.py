@@ -27,13 +27,13 @@ SHOTS_ARMS = {
     "labels": "labels only",
     "kd": "frozen KD",
     "e2kd": "frozen e2KD",
-    "e2kd_unaugmented": "frozen e2KD, maps not moved with the image",
+    "e2kd_unaugmented": "frozen e2KD, maps not warped with the image",
     "e2kd_shuffled": "frozen e2KD, maps shuffled",
 }
 
 
 def cifar10_50shots() -> str:
-    """Students of CIFAR-10 with 50 images a class, seed by seed."""
+    """Students of CIFAR-10 with 50 images per class, seed by seed."""
     rows = []
     for arm, label in SHOTS_ARMS.items():
         # Students of labels have no temperature, and those of the equal terms have the same options.
@@ -68,7 +68,7 @@ def cifar10_modes() -> str:
         rows.append((label, [*seeds, *own, Cell(size), difference(runs, frozen)]))
     header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement")
     return table(
-        (*header, "seconds a student", "bytes a record", "difference from frozen"),
+        (*header, "seconds per student", "bytes per record", "difference from frozen"),
         with_best(rows, [3]),
     )
 
@@ -88,7 +88,7 @@ def cifar10_bcos() -> str:
         "e2kd_v4": "replayed e2KD, V = 4",
         "e2kd_v16": "replayed e2KD, V = 16",
         "e2kd_live": "live e2KD",
-        "e2kd_unaugmented": "frozen e2KD, maps not moved with the image",
+        "e2kd_unaugmented": "frozen e2KD, maps not warped with the image",
         "e2kd_shuffled": "frozen e2KD, maps shuffled",
     }
     rows = []
@@ -98,7 +98,7 @@ def cifar10_bcos() -> str:
         own += [average(runs, "map_cosine", 1, 2), average(runs, "seconds", 1, 0)]
         rows.append((label, [*own, difference(runs, runs_of("cifar10_bcos", "kd"))]))
     header = ("test, %", "accuracy by seed", "accuracy", "agreement", "map cosine")
-    return table((*header, "seconds a student", AGAINST_KD), with_best(rows, [1, 2]))
+    return table((*header, "seconds per student", AGAINST_KD), with_best(rows, [1, 2]))
 
 
 def cifar10_baselines() -> str:
@@ -136,11 +136,11 @@ TARGET_BYTES = {
     "class maps, 8x8": 10 * (2 * 8**2 + 4),
     "features": 51_462 - LOGITS_BYTES,
 }
-"""Bytes a record of the targets that methods read beside ten logits, of a ResNet-56 and images of 32 pixels."""
+"""Bytes per record of the targets that methods read beside ten logits, of a ResNet-56 and images of 32 pixels."""
 
 
 def bytes_cell(target: str = "", *, with_logits: bool = True) -> Cell:
-    """Bytes a record of a target, and of the logits if the student reads them."""
+    """Bytes per record of a target, and of the logits if the student reads them."""
     count = (LOGITS_BYTES if with_logits else 0) + (TARGET_BYTES[target] if target else 0)
     return Cell(f"{count:,}")
 
@@ -181,7 +181,7 @@ def _methods_by_terms() -> str:
         for method, label in methods.items()
         if method != "e2kd"
     ]
-    header = ("test accuracy, %", "bytes a record beside logits (20)")
+    header = ("test accuracy, %", "bytes per record beside logits (20)")
     return table((*header, "with labels", "with logits", "with both"), rows)
 
 
@@ -206,7 +206,7 @@ def _maps_beside_logits() -> str:
         rows.append((label, [*own, *gains]))
     header = (
         "e2KD with logits, test accuracy, %",
-        "bytes a record",
+        "bytes per record",
         "by seed",
         "mean",
         "agreement",
@@ -229,7 +229,7 @@ class Searched(NamedTuple):
 CAT_KD = "CAT-KD, maps of 8x8 cells"
 SEARCHED = {
     "KD": Searched(SHOTS, "kd", "kd_logits", "tau = 4"),
-    "e2KD, one map a record": Searched(
+    "e2KD, one map per record": Searched(
         SHOTS, "e2kd", "e2kd_logits", "tau = 4, weight 10", "one map"
     ),
     "AT": Searched(
@@ -276,7 +276,7 @@ def cifar10_equal_terms_searched() -> str:
         gains = [difference(runs, other) for other in others]
         size = bytes_cell(method.target)
         rows.append((label, [size, Cell(method.options), *accuracies(runs), *gains]))
-    header = ("with logits, test accuracy, %", "bytes a record", "chosen", "by seed", "mean")
+    header = ("with logits, test accuracy, %", "bytes per record", "chosen", "by seed", "mean")
     gain = ("minus before", "minus KD", "minus AT", "minus CAT-KD, 8x8")
     return "\n".join([table((*header, "agreement", *gain), rows), _candidates()])
 

@@ -9,14 +9,14 @@ from docs.tables.e2kd import EQUAL_TERMS, accuracies
 FEATURES = "cifar10_features"
 _FORMS = {
     "canonical": "of the image",
-    "mirror": "and of the mirror image (default)",
+    "mirror": "and of the flipped image (default)",
     "framed": "and of a border of 1/8",
-    "pooled": "and of the mirror image, 4x4 cells",
+    "pooled": "and of the flipped image, 4x4 cells",
 }
 _CONTROLS = {
     "mirror": "all stages",
     "last_stage": "the last stage only",
-    "unaugmented": "not moved with the view",
+    "unaugmented": "not warped with the view",
     "shuffled": "of another record",
 }
 
@@ -36,7 +36,7 @@ def cifar10_features() -> str:
         rows.append((label, [Cell(f"{size[arm]:,.0f}"), *accuracies(runs), *against]))
     own = [difference(live, other) for other in (mirror, live, all_maps)]
     rows.append(("live", [Cell(""), *accuracies(live), *own]))
-    header = ("features, test accuracy, %", "bytes a record", "by seed", "mean", "agreement")
+    header = ("features, test accuracy, %", "bytes per record", "by seed", "mean", "agreement")
     forms = table((*header, "minus default", "minus live", "minus e2KD, all maps, tau = 1"), rows)
     controls: Rows = []
     for arm, label in _CONTROLS.items():
@@ -80,7 +80,7 @@ _SEARCHED_WEIGHTS = {
 }
 
 _SCREENED = {
-    "mirror": ("of the image and of the mirror image, int8 (default)", "mirror"),
+    "mirror": ("of the image and of the flipped image, int8 (default)", "mirror"),
     "float16": ("the same, float16", "float16"),
     "framed": ("the same, and a border of 1/8", "framed"),
     "canonical": ("of the image only", "canonical"),
@@ -106,11 +106,11 @@ def cifar10_features_screen() -> str:
     for arm, (label, name) in _SCREENED.items():
         stored = f"{size[name]:,}" if arm == name else ""
         rows.append((label, [Cell(stored), by_seed(runs_of(screen, arm), "accuracy")]))
-    return table(("features, held-out accuracy, %", "bytes a record", "by seed"), rows)
+    return table(("features, held-out accuracy, %", "bytes per record", "by seed"), rows)
 
 
 _ON_SWAPPED = {
-    "e2kd": "e2KD, one map a record",
+    "e2kd": "e2KD, one map per record",
     "review_kd_frozen": "ReviewKD, frozen features",
 }
 

@@ -12,7 +12,7 @@ from docs.tables.training_length import converged_means
 
 _EQUAL = "cifar10_equal_terms"
 _SHOTS = "cifar10_50shots"
-_TERMS = "CIFAR-10, 50 images a class"
+_TERMS = "CIFAR-10, 50 images per class"
 
 
 def readme_results() -> str:
@@ -55,7 +55,7 @@ def readme_results() -> str:
     )
     comparisons += [
         (
-            "AT minus e2KD with one map a record, the same",
+            "AT minus e2KD with one map per record, the same",
             searched_runs("AT"),
             runs_of(_SHOTS, "e2kd"),
             "accuracy",
@@ -94,7 +94,7 @@ def readme_results() -> str:
 
 FEW_IMAGES = {
     "KD": ("kd_logits", bytes_cell()),
-    "e2KD, one map a record": ("e2kd_logits", bytes_cell("one map")),
+    "e2KD, one map per record": ("e2kd_logits", bytes_cell("one map")),
     "AT": ("at_logits", bytes_cell("attention")),
     "CAT-KD": ("cat_kd_logits", bytes_cell("class maps")),
     "e2KD, maps of all classes": ("e2kd_logits_all", bytes_cell("10 maps")),
@@ -115,13 +115,13 @@ def which_method_few_images() -> str:
     for label, (runs, size) in arms.items():
         cells = [size, spread(runs, "accuracy"), spread(runs, "agreement"), difference(runs, kd)]
         rows.append((label, cells))
-    header = ("with logits, %", "bytes a record", "accuracy", "agreement", "accuracy minus KD")
+    header = ("with logits, %", "bytes per record", "accuracy", "agreement", "accuracy minus KD")
     return table(header, rows)
 
 
 SHORTCUT = {
     "KD": "kd",
-    "e2KD, one map a record": "e2kd",
+    "e2KD, one map per record": "e2kd",
     "AT": "at",
     "CAT-KD": "cat_kd",
     "ReviewKD, live": "review_kd",
@@ -180,11 +180,11 @@ _SETS = (
     DataSet("ImageNet-21k", 14_197_122, 21_841, 7, 111_000, "estimated"),
 )
 _OTHER_BYTES = 290
-"""Bytes a record of index, receipts and manifests (docs/results/scale-estimates.md)."""
+"""Bytes per record of index, receipts and manifests (docs/results/scale-estimates.md)."""
 
 
 def store_sizes() -> str:
-    """Bytes of a store of logits and one float16 map a record, by data set."""
+    """Bytes of a store of logits and one float16 map per record, by data set."""
     rows: Rows = []
     for item in _SETS:
         logits, a_map = 2 * item.classes, 2 * item.grid**2 + 8
@@ -200,7 +200,7 @@ def store_sizes() -> str:
             "&ndash;" if whole is None else size(whole),
         ]
         rows.append((item.name, [Cell(text) for text in cells]))
-    header = ("data set", "records", "logits a record", "map a record", "the pass")
+    header = ("data set", "records", "logits per record", "map per record", "the pass")
     return table((*header, "an image", "store with images"), rows)
 
 

@@ -52,7 +52,7 @@ COMPARISONS: tuple[tuple[str, str, tuple[Length, ...]], ...] = (
     ("demo, swapped photographs: e2KD minus KD", "accuracy_swapped", _DEMO),
     ("demo, EPG of the maps: e2KD minus KD", "epg", _DEMO),
     (
-        "CIFAR-10, 50 images a class, logits: e2KD minus KD",
+        "CIFAR-10, 50 images per class, logits: e2KD minus KD",
         "accuracy",
         _and_longer(120, _EQUAL, "e2kd_logits", "kd_logits"),
     ),
@@ -64,7 +64,7 @@ COMPARISONS: tuple[tuple[str, str, tuple[Length, ...]], ...] = (
     ),
     *(
         (
-            f"CIFAR-10, {shots} images a class: KED minus KD",
+            f"CIFAR-10, {shots} images per class: KED minus KD",
             "accuracy",
             _in_grid("ked/cifar10_length", (60, 180), (f"ked shots={shots}", f"kd shots={shots}")),
         )

@@ -112,7 +112,7 @@ def test_features_of_as_many_directions_as_components_come_back():
 
 
 def test_a_stock_reader_rebuilds_the_features_and_the_share_that_is_kept(projected, tiny_teacher):
-    """The share is recomputed from the live network on the records of the fit and their mirror images."""
+    """The share is recomputed from the live network on the records of the fit and their flipped images."""
     made = pass_of(projected)
     group = zarr.open_group(str(made.folder / "fields.zarr"), mode="r")
     network = freeze(build_model(tiny_teacher, 10))

@@ -85,7 +85,7 @@ def test_the_manifest_says_what_shifts_and_flips_lose(tmp_path, tiny_teacher, mi
         assert views == pytest.approx(expected[field], rel=1e-3, abs=2e-6)
         assert 0.01 < views["shift"] < 1
         assert views["flip"] < 1e-3 if mirror else views["flip"] > 0.05
-    assert "moved with a view, features miss of the teacher's variance: features_1" in caplog.text
+    assert "warped with a view, features miss of the teacher's variance: features_1" in caplog.text
     (facts,) = describe_teachers([UsedPass(made, ())])
     assert "in a sample of 72 records" in facts["Variance that moved features miss"]
 

@@ -72,9 +72,9 @@ class EpochFigures:
     cache: str
     """Empty or full at the beginning, or empty and limited to two windows of shards."""
     waited: float
-    """Share of the steps that waited."""
+    """Fraction of the steps that waited."""
     seconds_waited: float
-    """Time of all waiting, as a share of the epoch without it."""
+    """Time of all waiting, as a fraction of the epoch without it."""
     records_per_second: float
     """Without pauses."""
     largest_cache: int

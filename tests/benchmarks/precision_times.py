@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks precision           (about ten minutes; only if it is named)
 
-All settings of a network alternate, in one thread. Numbers are milliseconds an image, and are printed with what the
+All settings of a network alternate, in one thread. Numbers are milliseconds per image, and are printed with what the
 processor has, because they are those of one kind of processor only.
 """
 
@@ -54,7 +54,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardTimes:
-    """Milliseconds an image of one network in each setting."""
+    """Milliseconds per image of one network in each setting."""
 
     network: str
     processor: str
@@ -123,7 +123,7 @@ def markdown(times: Sequence[ForwardTimes]) -> str:
     """Markdown table with a row per network."""
     settings = list(times[0].milliseconds)
     lines = [
-        f"| ms an image, {times[0].processor} | {' | '.join(settings)} | seconds of compilation |",
+        f"| ms per image, {times[0].processor} | {' | '.join(settings)} | seconds of compilation |",
         "|---" * (len(settings) + 2) + "|",
     ]
     for one in times:

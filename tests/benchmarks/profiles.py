@@ -253,7 +253,7 @@ def main(words: Sequence[str], *, recorded: bool = False) -> None:
 
 
 def markdown(profiles: Sequence[Profile]) -> str:
-    """Markdown table of all profiles: seconds and share of each part."""
+    """Markdown table of all profiles: seconds and fraction of each part."""
     lines = ["| | part | s | % |", "|---|---|---|---|"]
     for one in profiles:
         lines.append(f"| {one.name} | all | {one.seconds:.1f} | |")

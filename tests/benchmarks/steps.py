@@ -100,7 +100,7 @@ def features_step_figures(folder: Path) -> list[Figure]:
 def _photograph_step(folder: Path) -> Figure:
     """Measure a step of KD of a ResNet-18 at 224 pixels that also reads and moves a ResNet-50's last stage.
 
-    Each step reads its own batch. The features are those of the image and of the mirror image in int8, which the
+    Each step reads its own batch. The features are those of the image and of the flipped image in int8, which the
     student's loss does not compare, so that only what storing them costs is measured.
     """
     tars, path = write_tars(folder / "tars", 4 * FEATURES_BATCH, 224), folder / "store"
@@ -124,7 +124,7 @@ def _photograph_step(folder: Path) -> Figure:
 
 
 def _review_steps(folder: Path) -> list[Figure]:
-    """Measure a step of ReviewKD of a ResNet-20, with all stages of a ResNet-56, their mirror images, too, in int8."""
+    """Measure a step of ReviewKD of a ResNet-20, with all stages of a ResNet-56, their flipped images, too, in int8."""
     tars, path = write_tars(folder / "tars", 8 * BATCH, 32), folder / "store"
     network = _normalized_network(TEACHER, folder / "weights.safetensors")
     precompute.run(precompute_config(tars, path, teacher=network, payloads=("logits", "features")))

@@ -17,7 +17,7 @@ TITLES = {
     "bcos_precompute_vs_bare_loop": "precompute of a B-cos ResNet-20, against a bare loop that also explains",
     "gradcam_vs_logits": "precompute with GradCAM, cost against logits alone",
     "ray_vs_serial": "precompute on Ray with one actor, speed against the serial executor",
-    "gap_between_shards": "the same, gap between two shards as a share of a shard's time",
+    "gap_between_shards": "the same, gap between two shards as a fraction of a shard's time",
     "ray_2_actors_vs_1": "precompute with a teacher that only waits, speed with 2 actors against twice that with 1",
     "ray_4_actors_vs_1": "the same, 4 actors",
     "ray_8_actors_vs_1": "the same, 8 actors",

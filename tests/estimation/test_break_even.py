@@ -10,7 +10,7 @@ from permafrost.estimation.sample import Spread, spread_of
 
 
 def test_the_break_even_is_the_cost_over_what_an_epoch_saves():
-    """600 s to annotate, epochs of 1000 records: live 0.05 s a record, stored 0.02 s."""
+    """600 s to annotate, epochs of 1000 records: live 0.05 s per record, stored 0.02 s."""
     annotation = Spread(median=600.0, lowest=540.0, highest=660.0)
     saved = spread_of([0.03, 0.02, 0.04]).times(1000)  # 30 s, from 20 s to 40 s
 

@@ -1,4 +1,4 @@
-"""Equivariance of a teacher: its stored targets, moved with a view, against its output on that view."""
+"""Equivariance of a teacher: its stored targets, warped with a view, against its output on that view."""
 
 from dataclasses import replace
 

@@ -166,7 +166,7 @@ class Host:
         _do("ip", "link", "set", self._link, "master", BRIDGE, "up")
 
     def lose_frames(self, share: float, seconds: float) -> None:
-        """Lose a share of the frames of the link, in either direction, and delay the others."""
+        """Lose a fraction of the frames of the link, in either direction, and delay the others."""
         outer, inner = f"a-{self.name}", f"b-{self.name}"
         _do("ip", "link", "add", outer, "type", "veth", "peer", "name", inner)
         _do("ip", "link", "set", outer, "up")

@@ -229,7 +229,7 @@ def test_each_color_is_adjusted_as_by_kornias_color_jitter(name):
     found = change_rows(images, [change])
 
     factors = {f"{key}_factor": torch.ones(16) for key in only} | {"hue_factor": torch.zeros(16)}
-    if name == "hue":  # Kornia's factor is a share of the circle
+    if name == "hue":  # Kornia's factor is a fraction of the circle
         factors["hue_factor"] = change.values[:, 0] / (2 * torch.pi)
         assert factors["hue_factor"].abs().max() <= 0.3
     else:

@@ -1,4 +1,4 @@
-"""Whole features of a pass: their forms, how they move with a view, and ReviewKD on them."""
+"""Whole features of a pass: their forms, how they are warped with a view, and ReviewKD on them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def plain(tmp_path_factory, tiny_teacher):
 
 @pytest.fixture(scope="module")
 def framed(tmp_path_factory, tiny_teacher):
-    """Store whose pass has the features of images and mirror images with a border of one cell in four."""
+    """Store whose pass has the features of images and flipped images with a border of one cell in four."""
     path = tmp_path_factory.mktemp("framed") / "store"
     return store_of(path, tiny_teacher, dtype="float16", mirror=True, margin=0.25)
 
@@ -203,7 +203,7 @@ def test_a_flip_reads_the_features_of_the_mirror_image(plain, framed):
     torch.testing.assert_close(
         exact["features_pooled"], mirrored_pooled(framed), rtol=1e-3, atol=1e-3
     )
-    # A control: features that are flipped themselves are not those of the mirror image.
+    # A control: features that are flipped themselves are not those of the flipped image.
     assert lost_variance(moved["features_3"], live["features_3"]) > 0.2
     inner = (..., slice(4, -4), slice(4, -4))  # the border itself changes cells close to it
     errors = [
@@ -214,7 +214,7 @@ def test_a_flip_reads_the_features_of_the_mirror_image(plain, framed):
 
 
 def mirrored_pooled(frozen):
-    """Average of the last stage over the image itself, for mirror images with the border."""
+    """Average of the last stage over the image itself, for flipped images with the border."""
     frames = torch.nn.functional.pad(batch_of(frozen).inputs.flip(-1), (4, 4, 4, 4)).float() / 255
     model = freeze(build_model(frozen.config.teacher, 10))
     return model(frames, STAGES).stages[-1].output[..., 1:-1, 1:-1].mean(dim=(2, 3))

@@ -105,7 +105,7 @@ def unrelated_batch(seed: int) -> Batch:
 
 
 def batch_of_two_classes(seed: int) -> Batch:
-    """The batch of `unrelated_batch`, with a second explained class and map per record."""
+    """The batch of `unrelated_batch`, with a second target class and map per record."""
     batch = unrelated_batch(seed)
     (first,) = batch.targets
     second = torch.rand(4, 1, 1, *GRID, generator=torch.Generator().manual_seed(seed + 1))

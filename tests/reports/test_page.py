@@ -309,7 +309,7 @@ def test_the_arms_are_described_by_their_methods_and_what_they_set(frozen):
     assert described["e2kd"].endswith("Set here: tau 7.")
     assert "<h1>Distillation report: sweep</h1>" in html
     assert re.search(
-        r"<li>Accuracy is the share of records whose label is predicted[^<]*</li>", html
+        r"<li>Accuracy is the fraction of records whose label is predicted[^<]*</li>", html
     )
 
 

@@ -90,7 +90,7 @@ def write_blocks(folder: Path) -> Path:
 
 
 class ManyLabelStore(NamedTuple):
-    """Store with a pass of one teacher for each choice of explained classes."""
+    """Store with a pass of one teacher for each choice of target classes."""
 
     config: PrecomputeConfig
     passes: dict[str, str]

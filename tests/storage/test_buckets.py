@@ -683,7 +683,7 @@ def _upload(environment, data):
 
 @pytest.fixture
 def large(server, client_of):
-    """An object of 8 MB, and the environment of a process that reads it at 4 MB a second."""
+    """An object of 8 MB, and the environment of a process that reads it at 4 MB per second."""
     client_of(server)
     data = os.urandom(2**23)
     buckets.put_object("s3://bucket/kills/large", io.BytesIO(data), len(data), sha256(data))

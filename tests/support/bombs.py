@@ -275,7 +275,7 @@ BOMBS = (
     Bomb("manifest of 6 GB", manifest_of_gigabytes, "store", "6,000,000,000 bytes, more"),
     Bomb("manifest of 200,000 lists", manifest_of_brackets, "store", "lists and mappings"),
     Bomb("frame of 9,000 x 9,000", manifest_of_a_large_frame, "store", "frame of 9000x9000"),
-    Bomb("field of 2.4 GB a record", manifest_of_a_large_field, "store", "bytes a record"),
+    Bomb("field of 2.4 GB per record", manifest_of_a_large_field, "store", "bytes per record"),
     Bomb("array's chunk of 6 GB", chunk_of_gigabytes, "store", "its fields have at most"),
     Bomb(
         "source: image of 6 GB in a tar",

@@ -90,7 +90,7 @@ class PassPlan:
     def summary(self) -> str:
         """Return the name of the finished pass, and its bytes per record."""
         stored = self.store.open_pass(self.folder.name, stored_views=self.views is not None)
-        return f"{self.folder.name} ({stored.bytes_per_record:,.0f} bytes a record)"
+        return f"{self.folder.name} ({stored.bytes_per_record:,.0f} bytes per record)"
 
     @property
     def rows_per_chunk(self) -> int:

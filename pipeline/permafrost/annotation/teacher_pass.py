@@ -330,7 +330,7 @@ def _measure_moved_features(
     moved = measure_moved_features(executor, task, plan.shards)
     if moved is not None:
         logger.info(
-            "moved with a view, features miss of the teacher's variance: %s",
+            "warped with a view, features miss of the teacher's variance: %s",
             describe_moved_features(moved),
         )
     return moved

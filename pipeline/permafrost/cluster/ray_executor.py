@@ -255,7 +255,7 @@ class _ActorPool:
 
 
 def _gpus_per_actor(config: ClusterConfig) -> float:
-    """GPUs of an actor: the option, or its share of the cluster's GPUs, at most one."""
+    """GPUs of an actor: the option, or its fraction of the cluster's GPUs, at most one."""
     import ray
 
     if config.gpus_per_actor is not None:

@@ -29,7 +29,7 @@ class OperationConfig(Options):
     canonical frame, or of its side if it is square and images are not: an image's shorter side then has that many
     pixels, and the padding is as wide on all sides, so that a photograph turned by 90 degrees is treated alike."""
     scale: tuple[float, float] | None = None
-    """resized_crop: range of the crop's share of the area (null: (0.08, 1)). affine: range of the zoom factor."""
+    """resized_crop: range of the crop's fraction of the area (null: (0.08, 1)). affine: range of the zoom factor."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """resized_crop: range of the aspect ratio, width / height."""
     degrees: Annotated[float, Ge(0), Le(180)] = 0.0
@@ -100,7 +100,7 @@ class PixelOperationConfig(Options):
     sigma: tuple[float, float] = (0.0005, 0.01)
     """gaussian_blur: range of the standard deviation, as fractions of the shorter side (0.01 is 2.2 of 224 pixels)."""
     scale: tuple[float, float] = (0.02, 0.33)
-    """random_erasing: range of the rectangle's share of the area."""
+    """random_erasing: range of the rectangle's fraction of the area."""
     ratio: tuple[float, float] = (0.3, 3.3)
     """random_erasing: range of the rectangle's aspect ratio, width / height."""
     value: Annotated[float, Ge(0), Le(1)] = 0.0

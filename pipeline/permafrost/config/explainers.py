@@ -35,7 +35,7 @@ class ExplainerConfig(Options):
     """Classes that the teacher explains. top1: the predicted class (as in the papers). topk: those with the
     highest logits. all_gt: all labels of the record. sample_gt: one of its labels, drawn once per record."""
     max_classes: int | None = None
-    """Number E of explained classes per record. topk: their number. all_gt: null takes the largest number of
+    """Number E of target classes per record. topk: their number. all_gt: null takes the largest number of
     labels that any record has; with more labels than E, those with the highest logits are explained."""
     seed: int = 0
     """Seed of sample_gt."""

@@ -147,11 +147,11 @@ class E2KDConfig(KDConfig):
     """Weight of the explanation term; 0 disables it, and the student's map is not computed."""
     normalize_by: Literal["batch", "valid"] = "batch"
     """Normalization of the sum over valid maps: by all maps of the batch (the paper's lambda) or by the valid
-    maps. With several explained classes, each record is normalized first."""
+    maps. With several target classes, each record is normalized first."""
     guided_step_interval: Annotated[int, Ge(1)] = 1
     """Interval in steps at which the explanation term is added, unscaled."""
     max_classes: Annotated[int | None, Ge(1)] = None
-    """Maximum number of explained classes that are compared per record, the first ones of the pass; null compares all.
+    """Maximum number of target classes that are compared per record, the first ones of the pass; null compares all.
     One pass with explainer.explained_classes=topk thus serves students that learn one map per record and students
     that learn several."""
     lambda_cat: Annotated[float, Ge(0)] = 0.0

@@ -202,7 +202,7 @@ class PassOptions(OpenOptions):
     features_size: Annotated[int | None, Ge(1)] = None
     """Cells per side to which features of finer grids are pooled; null keeps the teacher's grids."""
     features_mirror: bool = True
-    """Store the features of the mirror image, too, for views that flip: at twice the bytes, without the error that
+    """Store the features of the flipped image, too, for views that flip: at twice the bytes, without the error that
     features of the image itself have there (hidden channels tell left from right)."""
     features_margin: Annotated[float, Ge(0), Le(1)] = 0.0
     """Width of a black border around the teacher's image in units of its side, so that features of views that reach
@@ -210,7 +210,7 @@ class PassOptions(OpenOptions):
     stage."""
     features_channels: Annotated[int | None, Ge(1)] = None
     """Most channels of a stage to store: stages with more are projected on that many principal components of their
-    channels, fitted on 1,024 records of the training split. The manifest states the share of the variance that these
+    channels, fitted on 1,024 records of the training split. The manifest states the fraction of the variance that these
     keep. null stores all channels."""
     precision: PassPrecision = "float32"
     """Precision of the teacher's forward pass (autocast); explanations are computed in float32 from its

@@ -55,7 +55,7 @@ class StoredTargets:
     """Scales of the intermediates that are stored relative to their max-abs, f32, with the first dimensions of the
     values."""
     specs: dict[str, FieldSpec] = field(default_factory=dict)
-    """Description of each of the intermediates, which says how it moves with a view."""
+    """Description of each of the intermediates, which says how it is warped with a view."""
     map_from_canonical: Tensor | None = None
     """Matrices f32 [B, 3, 3] that place all these grids in the canonical frame. None where the grids are those of
     the batch's own view, because the teacher was run on that view (replay)."""

@@ -23,8 +23,8 @@ NO_CLASS = -1
 """Padding of `explained_class` for records that explain fewer than E classes."""
 
 WhenMoved = Literal["warp", "warp_covered", "keep", "refuse"]
-"""Treatment of a field under a view other than the stored one. warp: moved with the view, with zeros outside of the
-frame. warp_covered: moved with the view, and cells outside of the frame are left out of the loss. keep: the same in
+"""Treatment of a field under a view other than the stored one. warp: warped with the view, with zeros outside of the
+frame. warp_covered: warped with the view, and cells outside of the frame are left out of the loss. keep: the same in
 every view. refuse: of no meaning in another view."""
 
 

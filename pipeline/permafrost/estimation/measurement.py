@@ -273,13 +273,13 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         + (", finished" if estimate.is_finished else ""),
         "sample": f"{estimate.sample_shards} shards, {estimate.sample_records:,} records of "
         + (config.store.path if estimate.is_finished else f"data={config.data.kind}"),
-        "bytes": f"{format_bytes(estimate.bytes)}, {_number(estimate.bytes / estimate.records)} a record"
+        "bytes": f"{format_bytes(estimate.bytes)}, {_number(estimate.bytes / estimate.records)} per record"
         + (" (without the images, which stay in their tars)" if estimate.in_place else ""),
     }
     lines |= {f"bytes.{part.name}": _part(part) for part in estimate.parts}
     if estimate.other_forms:
         forms = [f"{option} {_number(size)}" for option, size in estimate.other_forms.items()]
-        lines["other_options"] = f"{', '.join(forms)} bytes a record, before compression"
+        lines["other_options"] = f"{', '.join(forms)} bytes per record, before compression"
     cluster = config.cluster
     lines["worker"] = (
         f"one actor on {estimate.device}, cluster.threads_per_actor={cluster.threads_per_actor} "
@@ -296,9 +296,9 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         return lines | {"students": f"not compared: {estimate.no_training}"}
     steps = training.steps
     return lines | {
-        "step_stored": f"{_range(steps.stored.times(1e3))} ms a record; mode={config.mode} "
+        "step_stored": f"{_range(steps.stored.times(1e3))} ms per record; mode={config.mode} "
         f"method={config.method.kind} student={config.student.kind} {config.student.name}",
-        "step_live": f"{_range(steps.live.times(1e3))} ms a record; the same with mode=live",
+        "step_live": f"{_range(steps.live.times(1e3))} ms per record; the same with mode=live",
         "student": f"{_duration(training.seconds(steps.stored).median)} with stored targets, "
         f"{_duration(training.seconds(steps.live).median)} with a live teacher; trainer.epochs={training.epochs}",
         "student_with": _durations(
@@ -331,7 +331,7 @@ def _part(part: VolumePart) -> str:
     each = _number(part.bytes_per_record)
     low, high = _number(part.lowest), _number(part.highest)
     spread = "" if low == high else f" ({low} to {high})"
-    return f"{format_bytes(part.bytes)}, {each}{spread} a record; {part.form}"
+    return f"{format_bytes(part.bytes)}, {each}{spread} per record; {part.form}"
 
 
 def _work_line(work: Work) -> str:
@@ -342,7 +342,7 @@ def _work_line(work: Work) -> str:
     whole = work.seconds
     low, high = _duration(whole.lowest), _duration(whole.highest)
     return (
-        f"{each} ms a record; {_duration(whole.median)} ({low} to {high}) of one worker; "
+        f"{each} ms per record; {_duration(whole.median)} ({low} to {high}) of one worker; "
         f"{by_workers} workers"
     )
 

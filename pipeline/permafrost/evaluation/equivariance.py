@@ -161,14 +161,14 @@ def _compare(
 _PAGE = Page(
     "Equivariance",
     "Equivariance of the teacher",
-    "How far the targets that frozen mode gives a student (the stored logits, and the stored map moved with the view) "
+    "How far the targets that frozen mode gives a student (the stored logits, and the stored map warped with the view) "
     "are from what the teacher computes for the view, for each kind of augmentation alone and always applied. The "
     f"column {UNMOVED} is the whole frame.",
     (
         Quantity(
             "map_cosine",
             "Cosine of the moved map with the new one",
-            "Mean cosine of the stored map, moved with the view, with the teacher's map of that view.",
+            "Mean cosine of the stored map, warped with the view, with the teacher's map of that view.",
         ),
         Quantity(
             "logits_kl",
@@ -178,13 +178,13 @@ _PAGE = Page(
         Quantity(
             "top1_agreement",
             "Top-1 class unchanged",
-            "Share of records whose top-1 class is that of the stored logits.",
+            "Fraction of records whose top-1 class is that of the stored logits.",
             Metric(higher_is_better=None),
         ),
         Quantity(
             "features_lost",
             "Variance of the features that is lost",
-            "1 - R^2 of the stored features, moved with the view, against the teacher's features of that view, over "
+            "1 - R^2 of the stored features, warped with the view, against the teacher's features of that view, over "
             "the cells inside of the frame, mean over stages.",
             Metric(higher_is_better=False),
         ),

@@ -279,7 +279,7 @@ KNN = Evaluator(
             Quantity(
                 "accuracy",
                 "Accuracy of k neighbors",
-                "Share of records whose class has most votes of the k nearest training records.",
+                "Fraction of records whose class has most votes of the k nearest training records.",
                 Metric(),
             ),
             _TRAIN_RECORDS,
@@ -298,7 +298,7 @@ LINEAR_PROBE = Evaluator(
             Quantity(
                 "accuracy",
                 "Accuracy of the linear probe",
-                "Share of records that a logistic regression on the pooled features classifies correctly.",
+                "Fraction of records that a logistic regression on the pooled features classifies correctly.",
                 Metric(),
             ),
             Quantity(

@@ -72,7 +72,7 @@ class Predictions:
     """EPG of a uniform map (`metrics.uniform_score`), in the same form as `epg`."""
     teacher_logits: Logits | None = None
     explained_class: Tensor | None = None
-    """Explained classes i64 [n, P], padded with NO_CLASS. This and the fields below are None without stored maps."""
+    """Target classes i64 [n, P], padded with NO_CLASS. This and the fields below are None without stored maps."""
     teacher_epg: Tensor | None = None
     """EPG [n, P] of the stored maps, nan where undefined and without a region. If a record has one label, it is defined
     for the first map, independent of the class that the map explains. If it has many, it is defined for each map that

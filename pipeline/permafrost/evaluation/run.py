@@ -88,8 +88,7 @@ def _write_records(contexts: Sequence[EvaluationContext]) -> None:
     """Write the table of all splits' records, and the pictures of some of them."""
     tables, shown = [], []
     folder, options = contexts[0].folder, contexts[0].options
-    has_pictures = contexts[0].store.form.has_places
-    per_split = -(-options.num_pictures // len(contexts)) if has_pictures else 0
+    per_split = -(-contexts[0].store.form.pictures(options.num_pictures) // len(contexts))
     for context in contexts:
         tables.append(record_table(context.split, context.predictions))
         positions = list(range(min(per_split, len(context.dataset))))

@@ -1,6 +1,6 @@
 """Differentiable explanations of a model's logits, with the same code for teacher and student.
 
-The explained classes of a record depend on that record only: its logits, its labels and its key.
+The target classes of a record depend on that record only: its logits, its labels and its key.
 
 GradCAM:
 

@@ -284,12 +284,12 @@ def arm_summary(
 
 
 _MEANINGS = {
-    "accuracy": "Accuracy is the share of records whose label is predicted",
+    "accuracy": "Accuracy is the fraction of records whose label is predicted",
     "f1": "F1 is the harmonic mean of precision and recall over all pairs of a record and a class",
     "worst_group_accuracy": "Worst-group accuracy is the accuracy in the group where it is lowest",
-    "agreement": "Agreement is the share of records for which student and teacher predict the same",
+    "agreement": "Agreement is the fraction of records for which student and teacher predict the same",
     "kl_to_teacher": "KL is the divergence of the predicted probabilities from the teacher's, in nats",
-    "epg": "EPG is the share of a map's positive energy inside the object's region",
+    "epg": "EPG is the fraction of a map's positive energy inside the object's region",
     "iou": "IoU is the overlap of the object's region with the part of a map above a threshold, over their union",
     "map_cosine": "Map cosine is the cosine of a student's map with the teacher's map of the same class",
 }
@@ -300,8 +300,8 @@ _CONSTANT = {
 }
 """Prediction or map that has the chance level."""
 _NO_LIMIT = (
-    "That is the share of the frame that the regions cover, as all of a uniform map is above any threshold; a map that "
-    "marks a part of a large object has less, which is not worse than chance."
+    "That is the fraction of the frame that the regions cover, as all of a uniform map is above any threshold; a map "
+    "that marks a part of a large object has less, which is not worse than chance."
 )
 
 

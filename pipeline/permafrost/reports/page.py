@@ -139,12 +139,13 @@ def _store_sections(page: PageContent) -> dict[str, Any]:
     passes = _open_passes(config, store)
     used = [one.teacher for one in page.used_passes]
     sheet = None
-    if page.options.contact_records and store.form.has_places:
+    pictures = store.form.pictures(page.options.contact_records)
+    if pictures:
         sheet = contact_sheet(
             store,
             passes,
             config.augment,
-            num_records=page.options.contact_records,
+            num_records=pictures,
             num_views=page.options.contact_views,
         )
     return {

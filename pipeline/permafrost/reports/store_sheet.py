@@ -92,7 +92,7 @@ def describe_store(store: Store, teacher: TeacherPass | None) -> dict[str, str]:
         "maps": f"{pass_row['map']}, cosine to float32 {pass_row['fidelity']:.6f}"
         if "map" in pass_row
         else "none",
-        "bytes": f"{pass_row['bytes']:,.0f} a record, {pass_row['records']:,} records",
+        "bytes": f"{pass_row['bytes']:,.0f} per record, {pass_row['records']:,} records",
     }
     return facts
 
@@ -115,7 +115,7 @@ def draw_store(
     rows = _spread(store, chosen, records)
     facts["shown"] = f"{chosen}, {len(rows)} of {splits[chosen]:,} records"
     passes = [] if teacher is None else [teacher]
-    lines = -(-len(rows) // _COLUMNS) if store.form.has_places else 0
+    lines = -(-store.form.pictures(len(rows)) // _COLUMNS)
     # Inches: the facts, each line of records below its titles, and the histograms below theirs.
     heights = [0.17 * len(facts) + 0.1, *[0.95] * lines, 0.45, 1.4 if teacher is not None else 0.01]
     height = sum(heights) + 0.5

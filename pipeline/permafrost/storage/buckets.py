@@ -34,7 +34,7 @@ _PART_BYTES = 16 * 2**20
 _BLOCK_BYTES = 4 * 2**20
 """Bytes of a download that are handed on at once."""
 _CLIENT = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
-"""Time limits of a request. The last one is for whole shards, of which a slow network carries a few MB a second."""
+"""Time limits of a request. The last one is for whole shards, of which a slow network carries a few MB per second."""
 _HEADS_AT_ONCE = 16
 """Number of empty objects of a listing that are asked for at the same time."""
 _TRIES = 5

@@ -41,7 +41,7 @@ CANONICAL_VIEW = "canonical"
 _ADDED_BESIDE = ("hierarchy", "partition_sha256")
 """Added entries that a manifest of this schema has beside the others, null where no payload adds them."""
 MAX_FRAME_PIXELS = 4096**2
-"""Largest number of pixels of a canonical frame, 50 MB a record."""
+"""Largest number of pixels of a canonical frame, 50 MB per record."""
 MAX_FIELD_BYTES = 2**26
 """Largest size of one view of a record in one field of a pass."""
 _MAX_MANIFEST_BYTES = 2**24
@@ -227,7 +227,9 @@ class PassManifest:
                 min(spec.shape, default=1) >= 0, f"field {spec.name} has shape {spec.shape}"
             )
             size = math.prod(spec.shape) * _DTYPE_BYTES[spec.dtype]
-            require_entry(size <= MAX_FIELD_BYTES, f"field {spec.name} has {size:,} bytes a record")
+            require_entry(
+                size <= MAX_FIELD_BYTES, f"field {spec.name} has {size:,} bytes per record"
+            )
         for section, name, kind in (
             (self.views, "count", int),
             (self.views, "sampler", str),

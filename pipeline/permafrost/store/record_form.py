@@ -57,6 +57,14 @@ class RecordForm(ABC):
         """Number of columns of a row, None for images."""
         return None
 
+    def pictures(self, count: int) -> int:
+        """Return the number of records to show as pictures, 0 for rows.
+
+        Args:
+            count: Number of pictures, if records can be shown as such.
+        """
+        return count if self.has_places else 0
+
     @abstractmethod
     def describe(self) -> str:
         """Describe the size in words."""

@@ -267,7 +267,7 @@ def doubt_moved_features(
 
 
 def _moved_fields(teacher: TeacherPass, method: MethodConfig) -> dict[str, int]:
-    """Return the fields of a pass that move with the view and that a method compares, with their number of cells."""
+    """Return the fields of a pass that a method compares and views warp, with their number of cells."""
     names = teacher.fields_of(FEATURES)
     cells = {
         spec.name: spec.shape[-2] * spec.shape[-1]

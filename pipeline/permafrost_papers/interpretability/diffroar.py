@@ -374,7 +374,7 @@ EVALUATOR = Evaluator(
         (
             Quantity(
                 "difference",
-                "DiffROAR by the share of pixels that is kept, in per cent",
+                "DiffROAR by the fraction of pixels that is kept, in per cent",
                 "Accuracy with the top pixels minus accuracy with the bottom pixels; 0 is a random order.",
                 MORE,
                 "line",
@@ -399,7 +399,7 @@ EVALUATOR = Evaluator(
             ),
             Quantity(
                 "chance",
-                "Share of the most frequent class",
+                "Fraction of the most frequent class",
                 "Accuracy of always predicting the most frequent class: the chance level of the probes.",
                 is_main=False,
             ),

@@ -232,20 +232,20 @@ EVALUATOR = Evaluator(
         "Five bands",
         "Explanations against masks of the decisive part",
         "Explanations in five bands compared with the ground truth (Tjoa and Guan): at the hard thresholds, at the "
-        "best of the softer ones, and the mean over all of them. The accuracy of a map of zeros is the share of the "
+        "best of the softer ones, and the mean over all of them. The accuracy of a map of zeros is the fraction of the "
         "background, so read it together with recall and FPR.",
         (
             Quantity(
                 "accuracy",
                 "Pixel accuracy",
-                "Share of pixels that are right; a map of zeros reaches the share of the background.",
+                "Fraction of pixels that are right; a map of zeros reaches the fraction of the background.",
                 PER_CENT,
                 "bar",
             ),
             Quantity(
                 "recall",
                 "Recall",
-                "Object pixels in their own band, as a share of these and of unmarked object pixels; a map of zeros "
+                "Object pixels in their own band, as a fraction of these and of unmarked object pixels; a map of zeros "
                 "has 0.",
                 PER_CENT,
                 "bar",
@@ -253,15 +253,15 @@ EVALUATOR = Evaluator(
             Quantity(
                 "precision",
                 "Precision",
-                "Share of the marked pixels, in the object or outside, that are in their own band.",
+                "Fraction of the marked pixels, in the object or outside, that are in their own band.",
                 PER_CENT,
                 is_main=False,
             ),
             Quantity(
                 "fpr",
                 "False positive rate",
-                "Pixels in a wrong band, of the background or of the object, as a share of these and of the unmarked "
-                "background; a map of zeros has 0.",
+                "Pixels in a wrong band, of the background or of the object, as a fraction of these and of the "
+                "unmarked background; a map of zeros has 0.",
                 LESS_PER_CENT,
                 "bar",
             ),

@@ -206,13 +206,13 @@ EVALUATOR = Evaluator(
         "Gradients",
         "Alignment of gradients with the object",
         "Gradients of the loss with respect to the image (Han et al. 2023): their energy on the object minus the "
-        "object's share of the view (chance is 0), the alignment of the margin's gradient with the image, and the"
+        "object's fraction of the view (chance is 0), the alignment of the margin's gradient with the image, and the"
         " cosine of the gradient's magnitude with the teacher's stored map.",
         (
             Quantity(
                 "mask_energy",
                 "Energy on the object, minus its area",
-                "Share of the energy on the object minus its share of the view; a uniform gradient has 0.",
+                "Fraction of the energy on the object minus its fraction of the view; a uniform gradient has 0.",
                 MORE,
             ),
             Quantity(

@@ -136,7 +136,7 @@ EVALUATOR = Evaluator(
             Quantity(
                 "agreement",
                 "Agreement, mean over superfeatures",
-                "Share of records for which a superfeature has the same prediction in both networks.",
+                "Fraction of records for which a superfeature has the same prediction in both networks.",
                 PER_CENT,
             ),
             Quantity(

@@ -343,8 +343,8 @@ EVALUATOR = Evaluator(
             ),
             Quantity(
                 "empty_fraction",
-                "Share of maps without a positive value",
-                "Share of maps in which no place increases the relevance, between 0 and 1.",
+                "Fraction of maps without a positive value",
+                "Fraction of maps in which no place increases the relevance, between 0 and 1.",
                 LESS,
                 is_main=False,
             ),

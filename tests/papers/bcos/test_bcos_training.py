@@ -310,4 +310,4 @@ def test_a_picture_of_any_weights_is_in_range(smooth):
     assert picture.min() >= 0
     assert picture.max() <= 1
     assert picture[0, 0, ..., 3].max() > 0
-    assert not picture[0, 1].any()  # the picture is empty without an explained class
+    assert not picture[0, 1].any()  # the picture is empty without an target class
