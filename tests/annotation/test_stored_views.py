@@ -330,8 +330,8 @@ def test_views_of_a_record_do_not_depend_on_who_is_selected_with_it(replayed):
     for shard in store.manifest.shards:
         rows = few.rows_of(store, shard)
         if len(rows):
-            every = whole.matrices(store, shard)
-            assert torch.equal(few.matrices(store, shard), every[rows])
+            every = whole.draw(store, shard).matrices
+            assert torch.equal(few.draw(store, shard).matrices, every[rows])
     assert not torch.equal(every[:, 0], every[:, 1])
 
 

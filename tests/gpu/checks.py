@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from permafrost.config.augment import AugmentOptions, PixelOperationConfig
+from permafrost.config.augment import AugmentOptions, PixelOperationConfig, PolicyConfig
 from permafrost.core.batches import Batch
-from permafrost.loading.pixel_augment import PixelAugmentSchedule
+from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.models.compute import ComputeSettings
 from permafrost.training.state import Training
@@ -44,7 +44,8 @@ PYTEST_CHECKS = (
 """Tests of the suite that are skipped without a GPU. They need none of the suite's fixtures."""
 
 _PIXELS = AugmentOptions(
-    pixels=(
+    operations=(
+        PolicyConfig(kind="randaugment"),
         PixelOperationConfig(kind="color_jitter"),
         PixelOperationConfig(kind="grayscale"),
         PixelOperationConfig(kind="gaussian_blur", sigma=(0.02, 0.05)),
@@ -185,7 +186,7 @@ def no_synchronization(device: torch.device, scale: Scale) -> str:
 
 
 def no_synchronization_with_pixels(device: torch.device, scale: Scale) -> str:
-    """Take such steps on images that all operations of augment.pixels disturb."""
+    """Take such steps on images that many operations of augment.operations disturb."""
     schedule = PixelAugmentSchedule(_PIXELS, 0)
     batches = [
         replace(random_batch(seed), pixel_augment=schedule.draw(0, seed, 4 * seed, 4))

@@ -5,10 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import RandAugment
 
-from permafrost.config.augment import AugmentOptions
+from permafrost.config.augment import AugmentOptions, PolicyConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
@@ -16,15 +14,14 @@ from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.core.batches import PixelAugment
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL
-from permafrost.loading import pixel_augment as pixels
-from permafrost.loading import transfer
+from permafrost.loading import pixel_changes, transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.pixel_augment import PixelAugmentSchedule, change_pixels, mix, randaugment
+from permafrost.loading.pixel_changes import change_pixels, change_rows, mix
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.subset import rows_of_split
-from permafrost.loading.transfer import move_batch
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
 from permafrost.runs.mirrors import RUNS
@@ -44,21 +41,25 @@ from tests.support.batches import (
 )
 from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, TRAINER, assert_equal_states, distill_config, weights_of
+from tests.support.tensors import smooth_images
 from tests.support.trainings import build_training
 
 MIXED = AugmentOptions(mixup_alpha=1.0)
-BOTH = AugmentOptions(mixup_alpha=1.0, randaugment=10)
-
-
-def smooth_float_image(seed=0, size=32):
-    coarse = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)[0]
+RANDAUGMENT = PolicyConfig(kind="randaugment", magnitude=10)
+BOTH = AugmentOptions(mixup_alpha=1.0, operations=(RANDAUGMENT,))
 
 
 def frozen_loader(frozen, pixel_augment, *, batch_size=8, **options):
     dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "train"))
     views = ViewSchedule(PAD_CROP, frozen.store.size, 5)
     return TrainLoader(dataset, views, pixel_augment, batch_size=batch_size, seed=5, **options)
+
+
+def drawn_for(count):
+    """Return what randaugment draws for some records."""
+    return PixelAugmentSchedule(AugmentOptions(operations=(RANDAUGMENT,)), seed=1).draw(
+        0, 0, 0, count
+    )
 
 
 # ---- draws ---------------------------------------------------------------------------------------
@@ -88,18 +89,6 @@ def test_a_share_is_a_function_of_seed_epoch_and_step():
     assert first not in (share(1, 2, 5), share(0, 3, 5), share(0, 2, 6))
 
 
-def test_a_records_seed_is_a_function_of_seed_epoch_and_position():
-    def seeds(seed, epoch, step, start, count):
-        schedule = PixelAugmentSchedule(AugmentOptions(randaugment=9), seed)
-        return schedule.draw(epoch, step, start, count).seeds
-
-    whole = seeds(0, 2, 0, 0, 32)
-
-    assert len(set(whole)) == 32
-    assert seeds(0, 2, 3, 8, 4) == whole[8:12]  # independent of step and batch size
-    assert not set(whole) & {*seeds(1, 2, 0, 0, 32), *seeds(0, 3, 0, 0, 32)}
-
-
 def test_without_options_nothing_is_drawn():
     assert PixelAugmentSchedule(PAD_CROP, seed=0).draw(0, 0, 0, 8) is None
 
@@ -115,14 +104,16 @@ def test_ranks_and_restarts_draw_the_same(frozen):
     ]
     for whole, *slices in zip(wanted, *ranks, strict=True):
         assert [part.mixup_lambda for part in slices] == [whole.mixup_lambda] * 2
-        assert slices[0].seeds + slices[1].seeds == whole.seeds
-        assert {part.magnitude for part in slices} == {10}
+        images = smooth_images(8)
+        halves = [change_rows(images[4 * n :][:4].clone(), p.changes) for n, p in enumerate(slices)]
+        assert torch.equal(torch.cat(halves), change_rows(images.clone(), whole.changes))
     again = frozen_loader(frozen, PixelAugmentSchedule(BOTH, seed=5))
-    assert [batch.pixel_augment for batch in again.epoch(1, first_step=2)] == wanted[2:]
+    resumed = [batch.pixel_augment.mixup_lambda for batch in again.epoch(1, first_step=2)]
+    assert resumed == [pixel_augment.mixup_lambda for pixel_augment in wanted[2:]]
 
 
 def test_a_record_keeps_its_randaugment_whatever_the_batch_size(frozen):
-    schedule = PixelAugmentSchedule(AugmentOptions(randaugment=10), seed=5)
+    schedule = PixelAugmentSchedule(AugmentOptions(operations=(RANDAUGMENT,)), seed=5)
     found = {}
 
     for batch_size in (8, 20):
@@ -132,15 +123,6 @@ def test_a_record_keeps_its_randaugment_whatever_the_batch_size(frozen):
                 assert torch.equal(found.setdefault(key, image), image)
 
     assert len(found) == 40
-
-
-def test_what_is_drawn_goes_to_the_device_with_its_batch():
-    batch = replace(random_batch(0), pixel_augment=PixelAugment(magnitude=3, seeds=(1, 2, 3, 4)))
-
-    moved = move_batch(batch, torch.device("meta"))
-
-    assert moved.inputs.is_meta
-    assert moved.pixel_augment == batch.pixel_augment
 
 
 # ---- pixels --------------------------------------------------------------------------------------
@@ -155,95 +137,13 @@ def test_a_mixture_is_made_of_each_image_and_the_one_before_it():
     assert torch.allclose(mixed, expected.expand(3, 3, 2, 2))
 
 
-@pytest.mark.parametrize("operation", list(RandAugment._AUGMENTATION_SPACE))
-def test_every_operation_on_floats_is_torchvisions_on_bytes(operation, monkeypatch):
-    space = {operation: RandAugment._AUGMENTATION_SPACE[operation]}
-    monkeypatch.setattr(RandAugment, "_AUGMENTATION_SPACE", space)
-    pixels = (255 * smooth_float_image()).round()
-
-    for magnitude in (5, 10, 30):
-        for seed in range(3):  # covers both signs
-            (changed,) = randaugment(pixels[None] / 255, magnitude, (seed,))
-            torch.default_generator.manual_seed(seed)
-            wanted = RandAugment(
-                num_ops=2, magnitude=magnitude, interpolation=InterpolationMode.BILINEAR
-            )(pixels.to(torch.uint8))
-
-            levels = (255 * changed - wanted).abs()
-            assert 0 <= changed.min() <= changed.max() <= 1
-            # Bytes are rounded down after each of the two operations. A pixel that crosses a threshold by this
-            # may differ by a whole step of an operation.
-            assert (levels > 4).float().mean() < 0.02
-
-
-@pytest.mark.parametrize("magnitude", [5, 10, 30])
-def test_grouping_by_operation_gives_each_record_the_pixels_of_torchvisions_transform(magnitude):
-    images = torch.rand(64, 3, 24, 32, generator=torch.Generator().manual_seed(0))
-    transform = RandAugment(magnitude=magnitude, interpolation=InterpolationMode.BILINEAR)
-
-    found = randaugment(images, magnitude, range(64))
-
-    for seed, image in enumerate(images):
-        torch.default_generator.manual_seed(seed)
-        assert torch.equal(found[seed], transform(image)), seed
-
-
-def test_one_operation_on_floats_is_within_two_levels_of_bytes():
-    pixels = (255 * smooth_float_image()).round()
-
-    for operation, (magnitudes, _) in RandAugment._AUGMENTATION_SPACE.items():
-        of_bins = magnitudes(31, 32, 32)
-        magnitude = 0.0 if of_bins is None else float(of_bins[10])
-        found, wanted = (
-            RandAugment()._apply_image_or_video_transform(
-                image, operation, magnitude, "nearest", {}
-            )
-            for image in (pixels / 255, pixels.to(torch.uint8))
-        )
-        assert (255 * found - wanted).abs().max() < 2, operation
-
-
-def test_randaugment_differs_between_records_and_the_magnitude_matters():
-    images = smooth_float_image().expand(16, 3, 32, 32)
-    seeds = tuple(range(16))
-
-    weak, strong = randaugment(images, 3, seeds), randaugment(images, 30, seeds)
-
-    assert torch.equal(randaugment(images, 3, seeds), weak)
-    assert len({image.numpy().tobytes() for image in weak}) > 8
-    assert (strong - images).abs().mean() > 2 * (weak - images).abs().mean()
-
-
-def test_equal_seeds_are_the_same_operations_at_another_size():
-    # Compare a whole image with the same image, augmented at twice the size and averaged back.
-    small = torch.stack([smooth_float_image(seed, 32) for seed in range(8)])
-    large = F.interpolate(small, (64, 64), mode="bilinear", align_corners=False)
-
-    def distance(one, other):
-        return (F.avg_pool2d(one, 2) - other).abs().mean()
-
-    same = distance(randaugment(large, 10, range(8)), randaugment(small, 10, range(8)))
-    others = distance(randaugment(large, 10, range(8)), randaugment(small, 10, range(8, 16)))
-    assert same < 0.25 * others
-
-
-def test_the_generators_are_left_as_they_were():
-    torch.manual_seed(3)
-    wanted = torch.rand(4)
-    torch.manual_seed(3)
-
-    randaugment(smooth_float_image()[None], 10, (7,))
-
-    assert torch.equal(torch.rand(4), wanted)
-
-
-def test_randaugment_comes_first_then_mixup_and_both_after_the_warp():
-    pixel_augment = PixelAugment(magnitude=10, seeds=(1, 2, 3, 4), mixup_lambda=0.3)
+def test_changes_of_pixels_come_first_then_mixup_and_both_after_the_warp():
+    pixel_augment = replace(drawn_for(4), mixup_lambda=0.3)
     batch = build_batch(random_frames(0), random_targets(0), FLIP)
 
     found = view_images(replace(batch, pixel_augment=pixel_augment), FRAME)
 
-    changed = randaugment(view_images(batch, FRAME), 10, (1, 2, 3, 4))
+    changed = change_rows(view_images(batch, FRAME), pixel_augment.changes)
     assert torch.equal(found, 0.3 * changed + 0.7 * changed.roll(1, dims=0))
     assert torch.equal(change_pixels(view_images(batch, FRAME), pixel_augment), found)
 
@@ -336,7 +236,7 @@ def test_student_and_teacher_are_shown_the_same_images_each_at_its_size(method):
     training = live_training(method, size=(32, 32))
     for name, model in (("student", training.model), ("teacher", training.targets.model)):
         model.register_forward_pre_hook(lambda m, args, name=name: shown.update({name: args[0]}))
-    pixel_augment = PixelAugment(magnitude=10, seeds=(1, 2, 3, 4), mixup_lambda=0.4)
+    pixel_augment = replace(drawn_for(4), mixup_lambda=0.4)
     batch = replace(random_batch(0), pixel_augment=pixel_augment)
 
     batch_loss(training, batch, FRAME)
@@ -349,7 +249,7 @@ def test_student_and_teacher_are_shown_the_same_images_each_at_its_size(method):
 
 @pytest.mark.parametrize(("size", "calls"), [(FRAME, 1), ((32, 32), 2)])
 def test_a_step_augments_its_images_once_for_both_networks_of_one_size(size, calls, monkeypatch):
-    pixel_augment = PixelAugment(magnitude=10, seeds=(1, 2, 3, 4), mixup_lambda=0.4)
+    pixel_augment = replace(drawn_for(4), mixup_lambda=0.4)
     batch = replace(random_batch(0), pixel_augment=pixel_augment)
     training = live_training(E2KDConfig(lambda_ce=1.0), size=size)
     own = training.targets
@@ -360,9 +260,11 @@ def test_a_step_augments_its_images_once_for_both_networks_of_one_size(size, cal
     apart = batch_loss(training, batch, FRAME)
     training.targets = own
     counted = []
-    augment = pixels.randaugment
+    augment = pixel_changes.change_rows
     monkeypatch.setattr(
-        pixels, "randaugment", lambda images, *rest: counted.append(1) or augment(images, *rest)
+        pixel_changes,
+        "change_rows",
+        lambda images, *rest: counted.append(1) or augment(images, *rest),
     )
 
     terms = batch_loss(training, batch, FRAME)
@@ -395,7 +297,7 @@ def test_a_live_student_of_mixtures_trains_resumes_and_is_another(frozen):
     }
     for run, augment in (
         ("plain", PAD_CROP),
-        ("mixed", replace(BOTH, operations=PAD_CROP.operations)),
+        ("mixed", replace(BOTH, operations=(*PAD_CROP.operations, RANDAUGMENT))),
     ):
         distill.run(replace(distill_config(frozen, run=run, **options), augment=augment))
 
@@ -448,19 +350,3 @@ def test_a_rank_of_one_record_has_nothing_to_mix_it_with(frozen):
         replace(config, augment=MIXED)
     with pytest.raises(ConfigError, match=r"mixup_alpha=1\.0: trainer\.batch_size=1 "):
         LabelTeachingConfig(trainer=replace(TRAINER, batch_size=1), augment=MIXED)
-
-
-def test_geometric_operations_blend_pixels_as_the_papers_code_does(monkeypatch):
-    """Control: torchvision's default of the nearest pixel yields another image."""
-    space = {"Rotate": RandAugment._AUGMENTATION_SPACE["Rotate"]}
-    monkeypatch.setattr(RandAugment, "_AUGMENTATION_SPACE", space)
-    image = smooth_float_image()
-    (changed,) = randaugment(image[None], 10, (0,))
-
-    found = {}
-    for mode in (InterpolationMode.BILINEAR, InterpolationMode.NEAREST):
-        torch.default_generator.manual_seed(0)
-        found[mode] = RandAugment(magnitude=10, interpolation=mode)(image)
-
-    torch.testing.assert_close(changed, found[InterpolationMode.BILINEAR], rtol=0, atol=1e-6)
-    assert (changed - found[InterpolationMode.NEAREST]).abs().max() > 0.01

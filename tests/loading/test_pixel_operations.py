@@ -1,7 +1,6 @@
-"""Operations of `augment.pixels`: drawn from the seed and the position, and applied to images alone."""
+"""Operations that change pixels: drawn from the seed and the position, and applied to images alone."""
 
 from dataclasses import fields, replace
-from pathlib import Path
 
 import kornia.augmentation as K
 import pytest
@@ -10,13 +9,11 @@ from kornia.filters import gaussian_blur2d
 
 from permafrost.config.augment import (
     AugmentOptions,
-    OperationConfig,
     PixelOperationConfig,
-    RandomViewsConfig,
 )
 from permafrost.config.compose import compose
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import GuidedTeachingConfig, LabelTeachingConfig, TeachConfig
 from permafrost.config.verbs import build_verb_config
@@ -26,25 +23,19 @@ from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.pixel_augment import (
-    BLOCK_SIZE,
-    PixelAugmentSchedule,
-    PixelSchedule,
-    change_rows,
-)
+from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.recipes import BLOCK_SIZE, PixelAugmentSchedule, PixelSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import move_batch
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
-from permafrost.store.reader import Store
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
-from stages import distill, precompute, teach
+from stages import distill, teach
 from tests.support.batches import FRAME, random_batch, tiny_model
 from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, TRAINER, assert_equal_states, distill_config, weights_of
-from tests.support.stores import Frozen, precompute_config
 from tests.support.tensors import smooth_images
 from tests.support.trainings import HostReads, build_training
 
@@ -53,11 +44,15 @@ GRAY = PixelOperationConfig(kind="grayscale", p=1.0)
 BLUR = PixelOperationConfig(kind="gaussian_blur", p=1.0, sigma=(0.02, 0.05))
 ERASE = PixelOperationConfig(kind="random_erasing", p=1.0)
 ALL = tuple(replace(operation, p=0.5) for operation in (JITTER, GRAY, BLUR, ERASE))
-PIXELS = AugmentOptions(pixels=ALL)
+PIXELS = AugmentOptions(operations=ALL)
+
+
+def apply(images, changes):
+    return change_rows(images.clone(), changes)
 
 
 def changed(operation, images, seed=0):
-    return change_rows(images, PixelSchedule([operation], seed).draw(0, 0, len(images)))
+    return apply(images, PixelSchedule([operation], seed).draw(0, 0, len(images)))
 
 
 def frozen_loader(frozen, *, batch_size=8, **options):
@@ -113,9 +108,9 @@ def test_a_slice_across_two_blocks_is_that_of_the_whole():
     schedule, images = PixelSchedule(ALL, 3), torch.rand(16, 3, 16, 16)
     start = BLOCK_SIZE - 6
 
-    whole = change_rows(images, schedule.draw(2, start, 16))
+    whole = apply(images, schedule.draw(2, start, 16))
     parts = [
-        change_rows(images[begin : begin + 4], schedule.draw(2, start + begin, 4))
+        apply(images[begin : begin + 4], schedule.draw(2, start + begin, 4))
         for begin in range(0, 16, 4)
     ]
 
@@ -127,7 +122,7 @@ def test_seed_epoch_and_position_each_change_the_draws():
     images = smooth_images(8)
 
     def at(seed, epoch, start):
-        return change_rows(images, PixelSchedule([JITTER], seed).draw(epoch, start, 8))
+        return apply(images, PixelSchedule([JITTER], seed).draw(epoch, start, 8))
 
     first = at(0, 0, 0)
 
@@ -145,13 +140,13 @@ def test_two_operations_of_a_kind_draw_separately():
 
 
 @pytest.mark.parametrize("operation", ALL, ids=lambda operation: operation.kind)
-def test_a_probability_is_the_share_of_changed_records_and_0_is_the_identity(operation):
+def test_a_probability_is_the_fraction_of_changed_records_and_0_is_the_identity(operation):
     images = torch.rand(400, 3, 8, 8)
     few = changed(replace(operation, p=0.25), images)
     share = (few != images).flatten(1).any(dim=1).float().mean().item()
 
     assert share == pytest.approx(0.25, abs=0.07)
-    assert changed(replace(operation, p=0.0), images) is images
+    assert torch.equal(changed(replace(operation, p=0.0), images), images)
 
 
 def test_equal_draws_are_the_same_disturbance_at_another_size():
@@ -163,8 +158,8 @@ def test_equal_draws_are_the_same_disturbance_at_another_size():
 
     changes = PixelSchedule(ALL, 0).draw(0, 0, 16)
     others = PixelSchedule(ALL, 1).draw(0, 0, 16)
-    same = distance(change_rows(large, changes), change_rows(small, changes))
-    assert same < 0.2 * distance(change_rows(large, changes), change_rows(small, others))
+    same = distance(apply(large, changes), apply(small, changes))
+    assert same < 0.2 * distance(apply(large, changes), apply(small, others))
 
 
 # ---- closed forms --------------------------------------------------------------------------------
@@ -226,7 +221,7 @@ def test_each_color_is_adjusted_as_by_kornias_color_jitter(name):
     only = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, name: 0.3}
     (change,) = _merged(PixelSchedule([replace(JITTER, **only)], 0).draw(0, 0, 16))
 
-    found = change_rows(images, [change])
+    found = apply(images, [change])
 
     factors = {f"{key}_factor": torch.ones(16) for key in only} | {"hue_factor": torch.zeros(16)}
     if name == "hue":  # Kornia's factor is a fraction of the circle
@@ -267,7 +262,7 @@ def test_blur_is_a_gaussian_of_the_drawn_width():
     images[:, :, 32, 32] = 1
     (change,) = PixelSchedule([BLUR], 0).draw(0, 0, 8)
 
-    blurred = change_rows(images, [change])
+    blurred = apply(images, [change])
 
     assert torch.allclose(blurred.sum(dim=(2, 3)), torch.ones(8, 3), atol=1e-4)
     places = torch.arange(65.0) - 32
@@ -293,7 +288,7 @@ def disturbed_batch(seed=0):
 def test_an_operation_changes_images_and_leaves_maps_logits_and_boxes(operation):
     boxes = tuple(torch.tensor([[0.0, -0.5, -0.5, 0.5, 0.5]]) for _ in range(4))
     plain = replace(random_batch(0), boxes=boxes)
-    schedule = PixelAugmentSchedule(AugmentOptions(pixels=(operation,)), 1)
+    schedule = PixelAugmentSchedule(AugmentOptions(operations=(operation,)), 1)
     batch = replace(plain, pixel_augment=schedule.draw(0, 0, 0, 4))
 
     assert not torch.equal(view_images(batch, FRAME), view_images(plain, FRAME))
@@ -350,7 +345,9 @@ def test_changes_go_to_the_device_with_their_batch():
 def test_a_frozen_student_trains_resumes_and_is_another(frozen):
     trainer = replace(TRAINER, epochs=2, checkpoint_every_steps=3)
     plain = distill_config(frozen, run="plain", trainer=trainer)
-    config = replace(plain, run="disturbed", augment=replace(PAD_CROP, pixels=ALL))
+    config = replace(
+        plain, run="disturbed", augment=replace(PAD_CROP, operations=(*PAD_CROP.operations, *ALL))
+    )
     for one in (plain, config):
         distill.run(one)
     assert not torch.equal(
@@ -361,42 +358,6 @@ def test_a_frozen_student_trains_resumes_and_is_another(frozen):
         distill.run(replace(config, run="killed"))
     distill.run(replace(config, run="killed"))
     assert_equal_states(weights_of("killed"), weights_of("disturbed"))
-
-
-@pytest.mark.slow
-def test_replayed_views_are_disturbed_one_by_one(tmp_path, tiny_teacher):
-    config = replace(
-        precompute_config(tmp_path / "store", tiny_teacher),
-        views=RandomViewsConfig(count=2),
-        augment=replace(
-            PAD_CROP, operations=(OperationConfig(kind="horizontal_flip"),), pixels=ALL
-        ),
-    )
-    precompute.run(config)  # a pass of stored views never reads augment.pixels
-    store = Store(Path(config.store.path))
-    (views,) = store.open_passes(stored_views=True)
-    dataset = StoreDataset(store, rows_of_split(store.index, "train"), [views])
-
-    def loader(batch_size, pixels=PIXELS, **options):
-        schedule = PixelAugmentSchedule(pixels, 5)
-        options = {"views_per_step": 2, "batch_size": batch_size, "seed": 5} | options
-        return TrainLoader(dataset, None, schedule, **options)
-
-    wanted = images_by_key(loader(8).epoch(1))
-    plain = images_by_key(loader(8, AugmentOptions()).epoch(1))
-    assert len(wanted) == 80
-    assert sum(not torch.equal(wanted[key], plain[key]) for key in wanted) > 60
-    assert_same_images(images_by_key(loader(20).epoch(1)), wanted)
-    ranks = [images_by_key(loader(8, rank=r, world_size=2).epoch(1)) for r in range(2)]
-    assert_same_images(ranks[0] | ranks[1], wanted)
-    (batch,) = [next(iter(loader(8).epoch(1)))]
-    (targets,) = view_targets(batch, TargetRequest((4, 4)))
-    assert torch.equal(targets.logits, batch.targets[0].logits)
-
-    student = distill_config(
-        Frozen(store, config), mode="replay", trainer=replace(TRAINER, epochs=1), method=KDConfig()
-    )
-    assert distill.run(replace(student, augment=PIXELS)).trained_epochs == 1
 
 
 def test_a_teacher_is_taught_on_disturbed_images_and_evaluated_on_others(frozen, monkeypatch):
@@ -438,19 +399,19 @@ def test_named_operations_are_options_of_every_mode(frozen):
         {"method": LabelsConfig()},
     ):
         config = replace(distill_config(frozen, **options), augment=PIXELS)
-        assert config.augment.pixels == ALL
-    assert GuidedTeachingConfig(augment=PIXELS).augment.pixels == ALL
+        assert config.augment.on_pixels == ALL
+    assert GuidedTeachingConfig(augment=PIXELS).augment.on_pixels == ALL
 
 
 def test_operations_are_given_as_a_list_on_the_command_line():
     words = (
         "augment=pad_crop",
-        "augment.pixels=[{kind: grayscale, p: 0.2}, {kind: color_jitter, hue: 0}]",
+        "augment.operations=[{kind: grayscale, p: 0.2}, {kind: color_jitter, hue: 0}]",
     )
 
     config = build_verb_config("distill", compose("distill", words))
 
-    assert config.augment.pixels == (
+    assert config.augment.operations == (
         replace(GRAY, p=0.2),
         PixelOperationConfig(kind="color_jitter", hue=0.0),
     )
@@ -466,8 +427,8 @@ def test_operations_are_given_as_a_list_on_the_command_line():
         ({"kind": "gaussian_blur", "sigma": (0.01, 2.0)}, r"got \(0\.01, 2\.0\)"),
         ({"kind": "random_erasing", "scale": (0.0, 0.3)}, r"scale must be 0 < low <= high <= 1"),
         ({"kind": "random_erasing", "ratio": (2.0, 1.0)}, r"ratio must be 0 < low <= high, got"),
-        ({"kind": "color_jitter", "hue": 0.6}, r"augment\.pixels\.hue must be in \[0, 0\.5\]"),
-        ({"kind": "grayscale", "p": 1.5}, r"augment\.pixels\.p must be in \[0, 1\]"),
+        ({"kind": "color_jitter", "hue": 0.6}, r"augment\.operations\.hue must be in \[0, 0\.5\]"),
+        ({"kind": "grayscale", "p": 1.5}, r"augment\.operations\.p must be in \[0, 1\]"),
     ],
 )
 def test_a_mistake_names_the_option_and_its_limits(options, message):

@@ -87,8 +87,7 @@ def test_an_augmentation_states_the_options_that_its_operations_read():
     assert describe_augmentation({"operations": [{"kind": "rotation", "p": 0.5, "degrees": 15.0, "padding": 4}],
                                   "mixup_alpha": 1.0}) == "rotation p 0.5 degrees 15, mixup alpha 1"  # fmt: skip
     pixels = {
-        "operations": [],
-        "pixels": [{"kind": "gaussian_blur", "p": 0.5, "sigma": [0.001, 0.01], "hue": 0.1}],
+        "operations": [{"kind": "gaussian_blur", "p": 0.5, "sigma": [0.001, 0.01], "hue": 0.1}],
     }
     assert describe_augmentation(pixels) == "gaussian blur p 0.5 sigma [0.001, 0.01]"
 

@@ -20,12 +20,15 @@ from permafrost.annotation.payloads import (
     Payload,
     build_payloads,
 )
+from permafrost.annotation.stored_views import DrawnViews
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.core.records import VIEW_FIELD, FieldSpec
+from permafrost.core.records import FieldSpec
 from permafrost.loading.geometry import center_crop, warp
+from permafrost.loading.pixel_changes import change_rows
+from permafrost.loading.transfer import move_values
 from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import forward_to_explain, pass_precision
@@ -108,8 +111,8 @@ class TeacherAnnotator:
         other.payloads = [payload for payload in self.payloads if isinstance(payload, kind)]
         return other
 
-    def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
-        """Return the fields that the pass stores. The matrices of stored views come last.
+    def fields(self) -> list[FieldSpec]:
+        """Return the fields that the pass stores of the teacher.
 
         Raises:
             ConfigError: If annotate.features_margin is not a whole number of cells of each field's grid.
@@ -127,20 +130,20 @@ class TeacherAnnotator:
                     framing.margin, payload.fields(self.model, outputs[0.0]), payload_specs
                 )
             specs += [self._with_images(spec, framing) for spec in payload_specs]
-        return [*specs, VIEW_FIELD] if stored_views else specs
+        return specs
 
     def annotate(
         self,
         batches: Iterable[FrameBatch],
         keys: Sequence[str],
-        views: Tensor | None = None,
+        views: DrawnViews | None = None,
     ) -> tuple[dict[str, NDArray[np.generic]], dict[str, float]]:
         """Compute fields [n, V, *shape] of canonical frames, and their fidelity.
 
         Args:
             batches: Frames, divided at fixed positions, so that the values do not depend on the process.
             keys: Keys of all n records, for messages.
-            views: canonical_from_view f32 [n, V, 3, 3], or None for the canonical view only.
+            views: Views of the records, whose values become fields, too; None for the canonical view only.
 
         Returns:
             The values of each field, and the lowest cosine between a record's values and their stored form for each
@@ -154,7 +157,7 @@ class TeacherAnnotator:
         done = 0
         for batch in batches:
             rows = slice(done, done + len(batch.heights))
-            batch_views = None if views is None else views[rows]
+            batch_views = None if views is None else views.select(rows)
             encoded.append(self._annotate_batch(batch, keys[rows], batch_views))
             done += len(batch.heights)
         if not encoded:
@@ -177,7 +180,7 @@ class TeacherAnnotator:
         return values, fidelity
 
     def _annotate_batch(
-        self, batch: FrameBatch, keys: Sequence[str], views: Tensor | None
+        self, batch: FrameBatch, keys: Sequence[str], views: DrawnViews | None
     ) -> EncodedFields:
         """Compute fields [n, V, *shape] with one forward pass per view, over frames that are decoded once."""
         records = BatchInfo(keys, batch.labels)
@@ -185,13 +188,14 @@ class TeacherAnnotator:
             view_fields = [self._annotate_frames(batch, records)]
         else:
             frames = self._frames(batch)
-            view_fields = [
-                self.annotate_inputs(warp(frames, view, self.input_size) / 255, records)
-                for view in views.to(self.device).unbind(dim=1)
-            ]
+            view_fields = []
+            for number, matrices in enumerate(views.matrices.to(self.device).unbind(dim=1)):
+                images = warp(frames, matrices, self.input_size) / 255
+                changes = move_values(views.changes(number), self.device)
+                view_fields.append(self.annotate_inputs(change_rows(images, changes), records))
         stacked = _stack_fields(view_fields)
         if views is not None:
-            stacked.values[VIEW_FIELD.name] = views.numpy()
+            stacked.values.update(views.fields())
         return stacked
 
     def _annotate_frames(self, batch: FrameBatch, records: BatchInfo) -> EncodedFields:

@@ -63,7 +63,7 @@ class AnnotateShard:
         keys, views = self._store.index.shard_keys(number), None
         if self.views is not None:
             keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
-            views = self.views.matrices(self._store, shard)
+            views = self.views.draw(self._store, shard)
         # The number of threads may change the last bits of a sum, so it is fixed.
         with torch_threads(self.num_threads), ShardDeaths(self.folder, shard.name) as deaths:
             # A copy, without the teacher that this process has built.

@@ -1,13 +1,13 @@
-"""Stored views of a teacher, replayed for a student: drawn once per shard and stored as matrices.
+"""Stored views of a teacher, replayed for a student: drawn once per shard and stored as values.
 
 A pass of stored views covers a selection of one split. Its rows are those records in the order of the shards. The
-teacher's views use the rounded float32 matrices that are stored, so a student with the same input size receives the
-teacher's pixels bit for bit.
+teacher's views use what is stored, rounded matrices in float32 and values of the recipe in float16, so a student with
+the same input size receives the teacher's pixels bit for bit.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,49 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.augment import AugmentOptions, ViewsConfig
-from permafrost.config.options import is_left_out, options_of, resolve_implementation
+from permafrost.config.options import identifying_values, resolve_implementation
 from permafrost.config.store import SubsetOptions
+from permafrost.core.batches import PixelChange
 from permafrost.core.digests import derive_seed
+from permafrost.core.records import PIXEL_FIELD, VIEW_FIELD, FieldSpec
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.recipes import PixelSchedule, Recipe
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import select_training_rows
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
+
+
+@dataclass(frozen=True)
+class DrawnViews:
+    """Stored views of n records."""
+
+    matrices: Tensor
+    """canonical_from_view, f32 [n, V, 3, 3]."""
+    pixels: Tensor | None = None
+    """Values of the recipe, f16 [n, V, C], None if the views do not change pixels."""
+    recipe: Recipe | None = None
+
+    def select(self, rows: slice) -> DrawnViews:
+        """Return the views of some of the records."""
+        pixels = None if self.pixels is None else self.pixels[rows]
+        return replace(self, matrices=self.matrices[rows], pixels=pixels)
+
+    def changes(self, view: int) -> tuple[PixelChange, ...]:
+        """Return the changes of the pixels of each record's view of this number."""
+        if self.recipe is None or self.pixels is None:
+            return ()
+        return self.recipe.changes(self.pixels[:, view])
+
+    def fields(self) -> dict[str, NDArray[np.generic]]:
+        """Return the values of the fields of `StoredViews.fields` by name."""
+        if self.pixels is None:
+            return {VIEW_FIELD.name: self.matrices.numpy()}
+        return {
+            VIEW_FIELD.name: self.matrices[:, :, :2].numpy(),
+            PIXEL_FIELD: self.pixels.numpy(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +102,45 @@ class StoredViews:
             "seed": self.config.seed,
         }
         if self.config.kind == "random":
-            views["operations"] = [asdict(operation) for operation in self.augment.operations]
+            views["operations"] = [identifying_values(each) for each in self.augment.operations]
             if self.shifts is not None:
                 views["shifts"] = self.shifts
-        subset = {
-            option.name: getattr(self.subset, option.name)
-            for option in options_of(SubsetOptions)
-            if not is_left_out(option, getattr(self.subset, option.name))
-        }
-        return views, {"split": self.split, "subset": subset}
+        return views, {"split": self.split, "subset": identifying_values(self.subset)}
 
-    def matrices(self, store: Store, shard: ShardEntry) -> Tensor:
-        """Draw canonical_from_view of the shard's covered records, f32 [n, V, 3, 3].
+    @property
+    def recipe(self) -> Recipe | None:
+        """Recipe of what changes the pixels of the views, None if nothing does."""
+        recipe = Recipe(self.augment.operations if self.config.kind == "random" else ())
+        return recipe if recipe.width else None
+
+    def fields(self) -> list[FieldSpec]:
+        """Return the fields that say what the views are: matrices, and values of changes of pixels."""
+        recipe = self.recipe
+        if recipe is None:
+            return [VIEW_FIELD]
+        pixels = FieldSpec(
+            name=PIXEL_FIELD, shape=(recipe.width,), dtype="float16", axes=("value",)
+        )
+        return [replace(VIEW_FIELD, shape=(2, 3)), pixels]
+
+    def draw(self, store: Store, shard: ShardEntry) -> DrawnViews:
+        """Draw the views of the shard's covered records.
 
         Views are drawn for all records of the shard, so those of a record do not depend on the selection.
         """
         draw = resolve_implementation(type(self.config))
-        drawn: Tensor = draw(self.config, self.augment, store, shard)
-        return drawn[torch.from_numpy(self.rows_of(store, shard))]
+        covered = torch.from_numpy(self.rows_of(store, shard))
+        matrices: Tensor = draw(self.config, self.augment, store, shard)
+        recipe = self.recipe
+        if recipe is None:
+            return DrawnViews(matrices[covered])
+        schedule = PixelSchedule(self.augment.operations, _seed_of(self.config, shard))
+        rows = [schedule.rows(view, 0, len(matrices)) for view in range(self.count)]
+        return DrawnViews(matrices[covered], torch.stack(rows, dim=1)[covered].half(), recipe)
+
+
+def _seed_of(config: ViewsConfig, shard: ShardEntry) -> int:
+    return derive_seed(config.seed, "stored views", shard.name)
 
 
 def draw_random(
@@ -100,7 +155,7 @@ def draw_random(
     schedule = ViewSchedule(
         augment,
         store.size,
-        derive_seed(config.seed, "stored views", shard.name),
+        _seed_of(config, shard),
         one_aspect=bool((aspects == width / height).all()),
     )
     drawn = [schedule.views(view, 0, aspects) for view in range(config.count)]

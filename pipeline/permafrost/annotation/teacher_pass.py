@@ -244,7 +244,7 @@ def annotate_pass(
     annotator = TeacherAnnotator(
         plan.teacher, plan.num_classes, plan.explainer, eager, plan.store.size
     ).with_projections(read_projections(plan.folder))
-    specs = annotator.fields(stored_views=plan.views is not None)
+    specs = [*annotator.fields(), *(plan.views.fields() if plan.views is not None else ())]
     logger.info(
         "teacher %s: %s of %d shards, %s already done, into pass %s",
         plan.teacher.name,

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from permafrost.config.options import Options
+from permafrost.config.options import Options, Role, class_of_kind, options_of
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperationConfig(Options):
-    """Random geometric operation. Its kind decides which options it reads."""
+class _Operation(Options):
+    """Base class of the random operations of a view."""
 
     section: ClassVar[str] = "augment.operations"
+
+    @property
+    def is_drawn(self) -> bool:
+        """True if any view differs by it."""
+        return True
+
+    @property
+    def shifts(self) -> bool:
+        """True if it draws a shift in units of the image."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperationConfig(_Operation):
+    """Random geometric operation. Its kind decides which options it reads."""
 
     kind: Literal[
         "pad_crop", "resized_crop", "horizontal_flip", "vertical_flip", "rotation", "affine"
@@ -81,12 +96,20 @@ class OperationConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelOperationConfig(Options):
+class PixelOperationConfig(_Operation):
     """Random operation on the pixels of a view. Its kind decides which options it reads."""
 
-    section: ClassVar[str] = "augment.pixels"
-
-    kind: Literal["color_jitter", "grayscale", "gaussian_blur", "random_erasing"]
+    kind: Literal[
+        "color_jitter",
+        "grayscale",
+        "gaussian_blur",
+        "random_erasing",
+        "solarize",
+        "posterize",
+        "equalize",
+        "autocontrast",
+        "sharpness",
+    ]
     p: Annotated[float, Ge(0), Le(1)] = 0.5
     """Probability, drawn separately for each record."""
     brightness: Annotated[float, Ge(0)] = 0.4
@@ -105,6 +128,19 @@ class PixelOperationConfig(Options):
     """random_erasing: range of the rectangle's aspect ratio, width / height."""
     value: Annotated[float, Ge(0), Le(1)] = 0.0
     """random_erasing: value of the erased pixels in all channels, from 0 (black) to 1 (white)."""
+    maps: Annotated[Literal["keep", "blank"], Role.IF_SET] = "keep"
+    """random_erasing: the teacher's maps in the rectangle. keep: they stay. blank: they are 0, for targets of all
+    modes; the teacher's class, logits and features stay."""
+    threshold: Annotated[float, Ge(0), Le(1), Role.IF_SET] = 0.5
+    """solarize: values from this one on are inverted, from 0 (black) to 1 (white)."""
+    bits: Annotated[int, Ge(1), Le(8), Role.IF_SET] = 4
+    """posterize: number of bits that are left of each value."""
+    factor: Annotated[float, Ge(0), Role.IF_SET] = 2.0
+    """sharpness: 0 is a smoothed image, 1 the image, 2 doubles its details."""
+
+    @property
+    def is_drawn(self) -> bool:
+        return self.p > 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,60 +149,128 @@ class PixelOperationConfig(Options):
             limit = "" if top == float("inf") else f" <= {top:g}"
             require(
                 0 < low <= high <= top,
-                f"augment.pixels {self.kind}: {name} must be 0 < low <= high{limit}, got {(low, high)}",
+                f"augment {self.kind}: {name} must be 0 < low <= high{limit}, got {(low, high)}",
             )
+
+
+LARGEST_MAGNITUDE = 30
+"""Magnitude at which each operation of a policy is strongest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(_Operation):
+    """Policy that draws operations of geometry and color for each record.
+
+    randaugment draws `count` operations of one magnitude (Cubuk et al. 2020), trivialaugment one operation of a random
+    magnitude and wider ranges (Mueller and Hutter 2021). Both draw from the same 14 operations.
+    """
+
+    kind: Literal["randaugment", "trivialaugment"]
+    count: Annotated[int, Ge(1), Le(4)] = 2
+    """randaugment: number of operations per record, drawn with replacement."""
+    magnitude: Annotated[float, Ge(0), Le(LARGEST_MAGNITUDE)] = 9.0
+    """randaugment: strength of all operations, from 0 to 30, in the units of torchvision's 31 bins."""
+    spread: Annotated[float, Ge(0), Le(LARGEST_MAGNITUDE)] = 0.0
+    """randaugment: standard deviation of the magnitude, drawn for each operation and cut to [0, 30]."""
+    p: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Probability of each drawn operation. Without it, the record keeps what the other operations make of it."""
+
+    @property
+    def num_operations(self) -> int:
+        """Number of operations per record."""
+        return self.count if self.kind == "randaugment" else 1
+
+    @property
+    def is_drawn(self) -> bool:
+        return self.p > 0
+
+
+AnyOperation: TypeAlias = OperationConfig | PixelOperationConfig | PolicyConfig
+"""Operation of `augment.operations`, by its kind."""
+
+
+def operation_from(values: dict[str, Any]) -> AnyOperation:
+    """Return the operation of saved values.
+
+    Raises:
+        ConfigError: If there is no operation of this kind, or it has no such option or value.
+    """
+    cls = class_of_kind(AnyOperation, values.get("kind"), "augment.operations.kind")
+    unknown = sorted(values.keys() - {option.name for option in options_of(cls)})
+    require(not unknown, f"augment.operations of kind {values['kind']} have no {unknown}")
+    operation: AnyOperation = cls(**values)
+    return operation
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentOptions(Options):
-    """Augmentation of the student's view. One matrix per view transforms both the image and its maps."""
+    """Recipe of the student's views, and of those that views=random stores.
+
+    What moves pixels becomes one matrix per view, which transforms the image and its maps in a single warp. What
+    changes pixels follows on the warped view.
+    """
 
     section: ClassVar[str] = "augment"
 
-    operations: tuple[OperationConfig, ...] = ()
-    """Geometric operations, applied in this order in a single warp."""
+    operations: tuple[AnyOperation, ...] = ()
+    """Operations in the order in which they apply, those that move pixels before those that change them. randaugment
+    and trivialaugment do both. Logits of mode=frozen are those of the undisturbed image; a teacher of stored views
+    (mode=replay) and a live one receive the pixels of the student."""
     size: Annotated[int | None, Ge(8)] = None
     """Side of the student's input in pixels; null takes that of the canonical frame."""
-    pixels: tuple[PixelOperationConfig, ...] = ()
-    """Operations on the pixels of the view, applied in this order after the warp and before mixup. Stored targets
-    keep belonging to the undisturbed image; a live teacher receives the disturbed one."""
     mixup_alpha: Annotated[float | None, Gt(0)] = None
     """Alpha of mixup (Zhang et al. 2018): each image is mixed with the previous one of the batch; null disables
     it. The coefficient is drawn from Beta(alpha, alpha) once per step. A rank mixes within its own slice of the
     batch."""
-    randaugment: Annotated[int | None, Ge(0), Le(30)] = None
-    """Magnitude, 0 to 30, of torchvision's RandAugment; null disables it. It applies two operations per image,
-    after the warp and before the operations of `pixels`."""
 
     @property
-    def shifts_of_originals(self) -> tuple[OperationConfig, ...]:
+    def moving(self) -> tuple[OperationConfig | PolicyConfig, ...]:
+        """Operations that move pixels."""
+        return tuple(each for each in self.operations if not isinstance(each, PixelOperationConfig))
+
+    @property
+    def on_pixels(self) -> tuple[PixelOperationConfig | PolicyConfig, ...]:
+        """Operations that change the pixels of a view."""
+        return tuple(each for each in self.operations if not isinstance(each, OperationConfig))
+
+    @property
+    def shifts_of_originals(self) -> tuple[AnyOperation, ...]:
         """Operations that shift an image in its own proportions: those before the first crop, whose view is square."""
         before = takewhile(lambda operation: operation.kind != "resized_crop", self.operations)
         return tuple(operation for operation in before if operation.shifts)
 
-    @property
-    def replacing_options(self) -> dict[str, float]:
-        """Name and value of each active option that makes an image for which stored targets do not hold.
-
-        Mixup blends two records, and RandAugment moves pixels. The operations of `pixels` do neither.
-        """
-        options = {"mixup_alpha": self.mixup_alpha, "randaugment": self.randaugment}
-        return {name: value for name, value in options.items() if value is not None}
-
-    def refuse_replacing_options(self, why: str, section: str = "augment") -> None:
-        """Refuse mixup and RandAugment.
+    def refuse_mixup(self, why: str, section: str = "augment") -> None:
+        """Refuse mixup.
 
         Args:
-            why: Reason and one way out; the other way out, switching the options off, is appended.
+            why: Reason and one way out; the other way out, switching it off, is appended.
             section: Section of these options, for the message.
 
         Raises:
-            ConfigError: If one of them is set.
+            ConfigError: If it is set.
         """
-        options = self.replacing_options
-        asked = " ".join(f"{section}.{name}={value}" for name, value in options.items())
-        off = " ".join(f"{section}.{name}=null" for name in options)
-        require(not options, f"{asked}: {why}, or {off}")
+        require(
+            self.mixup_alpha is None,
+            f"{section}.mixup_alpha={self.mixup_alpha}: {why}, or {section}.mixup_alpha=null",
+        )
+
+
+EARLIER = {
+    "pixels": " (append its operations to augment.operations, which has all operations of a view)",
+    "randaugment": " (append {kind: randaugment, magnitude: 10} to augment.operations, with your magnitude)",
+}
+"""Hints for messages on earlier options that augment.operations has replaced, by name."""
+
+
+def with_one_list(augment: dict[str, Any]) -> dict[str, Any]:
+    """Return saved options of an augmentation that may have `pixels`, an earlier list, with its operations last."""
+    pixels = augment.get("pixels") or []
+    saved = {name: value for name, value in augment.items() if name != "pixels"}
+    if pixels:
+        saved["operations"] = [*(saved.get("operations") or []), *pixels]
+    if saved.get("randaugment", 0) is None:
+        del saved["randaugment"]
+    return saved
 
 
 # ---- views -----------------------------------------------------------------------------------------

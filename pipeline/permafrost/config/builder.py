@@ -10,8 +10,15 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
 
+from permafrost.config.augment import EARLIER
 from permafrost.config.families import FAMILIES, section_class
-from permafrost.config.options import OptionError, Options, options_of, validated
+from permafrost.config.options import (
+    OptionError,
+    Options,
+    class_of_kind,
+    options_of,
+    validated,
+)
 from permafrost.core.errors import ConfigError, require
 
 C = TypeVar("C", bound=Options)
@@ -32,7 +39,8 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(
-            f"unknown option {_join(path, unknown[0])}; {path or 'the top level'} has: {', '.join(known)}"
+            f"unknown option {_join(path, unknown[0])}{EARLIER.get(unknown[0], '')}; "
+            f"{path or 'the top level'} has: {', '.join(known)}"
         )
     for name, option in known.items():
         require(
@@ -96,6 +104,8 @@ def _built(hint: Any, value: Any, where: str) -> Any:
             return _build_kind(family, hint, value, where)
     if not isinstance(value, dict):
         raise ConfigError(f"{where} must be a section of options, got {value!r}")
+    if len(classes) > 1:
+        return build_config(class_of_kind(hint, value.get("kind"), f"{where}.kind"), value, where)
     return build_config(classes[0], value, where)
 
 

@@ -180,9 +180,9 @@ class DistillConfig(Options):
 
     def _check_pixels(self) -> None:
         if self.mode != "live" and self.method.needs_teacher:
-            self.augment.refuse_replacing_options(
-                f"a stored target belongs to one image warped by the view's matrix, and mode={self.mode} has no other "
-                "targets; set mode=live with teacher= and teacher.weights="
+            self.augment.refuse_mixup(
+                f"a stored target belongs to one image, and mode={self.mode} has no other targets; set mode=live with "
+                "teacher= and teacher.weights="
             )
         check_mixup_partners(self.augment, self.trainer)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
-from typing import Any, cast, get_args
+from typing import Any, cast, get_args, get_origin
 
 from permafrost.config.augment import VIEWS
 from permafrost.config.cluster import CLUSTERS
@@ -12,7 +12,7 @@ from permafrost.config.data import SOURCES, NoDataConfig
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS, NoModelConfig
-from permafrost.config.options import Option, Options
+from permafrost.config.options import Option, Options, classes_by_kind
 from permafrost.config.teaching import TEACHINGS
 
 
@@ -57,5 +57,19 @@ def class_of(hint: Any, name: str, values: Any) -> type[Options] | None:
         return None
     if name in FAMILIES:
         return FAMILIES[name].get(str(values.get("kind")))
-    classes = get_args(hint) or (hint,)
-    return next((c for c in classes if isinstance(c, type) and issubclass(c, Options)), None)
+    members = get_args(hint) or (hint,)
+    classes = [c for c in members if isinstance(c, type) and issubclass(c, Options)]
+    if len(classes) > 1 and values.get("kind"):
+        return classes_by_kind(classes).get(str(values["kind"]))
+    return next(iter(classes), None)
+
+
+def element_class(option: Option, values: Any) -> type[Options] | None:
+    """Return the class of plain values in a list of sections, or None, as `section_class` does.
+
+    Args:
+        option: Option that is the list.
+        values: The plain values of one element.
+    """
+    is_list = get_origin(option.hint) is tuple
+    return class_of(get_args(option.hint)[0], "", values) if is_list else None

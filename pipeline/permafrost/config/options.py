@@ -17,7 +17,7 @@ import ast
 import inspect
 import pkgutil
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from functools import cache
@@ -212,6 +212,38 @@ def is_left_out(option: Option, value: Any) -> bool:
         value: Its value, which may be in the form of YAML.
     """
     return Role.IF_SET in option.roles and to_plain(value) == to_plain(option.default)
+
+
+def identifying_values(options: Options) -> dict[str, Any]:
+    """Return the values of options that are part of an identity, by name."""
+    values = {
+        option.name: (option, getattr(options, option.name)) for option in options_of(type(options))
+    }
+    return {
+        name: value for name, (option, value) in values.items() if not is_left_out(option, value)
+    }
+
+
+def classes_by_kind(classes: Iterable[type[Any]]) -> dict[str, type[Any]]:
+    """Return classes of options by the values that their option `kind` may have."""
+    return {each: cls for cls in classes for each in _literals(get_type_hints(cls)["kind"])}
+
+
+def class_of_kind(hint: Any, kind: Any, where: str) -> type[Any]:
+    """Return the class of a union of sections that has a kind.
+
+    Args:
+        hint: Type, of one or of several classes of options.
+        kind: Value of the option `kind`.
+        where: Full name of that option, for the message.
+
+    Raises:
+        ConfigError: If no class has this kind.
+    """
+    kinds = classes_by_kind(get_args(hint) or (hint,))
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(f"{where} must be one of {', '.join(kinds)}; got {kind!r}")
+    return kinds[kind]
 
 
 class OptionError(ConfigError):

@@ -11,7 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
 from typing import Any, Literal, Union, get_args, get_origin
 
-from permafrost.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
+from permafrost.config.augment import (
+    AugmentOptions,
+    OperationConfig,
+    PixelOperationConfig,
+    PolicyConfig,
+)
 from permafrost.config.families import FAMILIES, section_class
 from permafrost.config.options import (
     Option,
@@ -113,8 +118,9 @@ def _format_default(value: Any) -> str:
 _SECTIONS: dict[str, type[Options]] = {
     "store": StoreOptions,
     "augment": AugmentOptions,
-    "augment.operations": OperationConfig,
-    "augment.pixels": PixelOperationConfig,
+    "augment.operations (geometry)": OperationConfig,
+    "augment.operations (pixels)": PixelOperationConfig,
+    "augment.operations (policies)": PolicyConfig,
     "optimizer": OptimizerOptions,
     "trainer": TrainerOptions,
 }

@@ -57,7 +57,9 @@ def _option_schema(option: Option) -> dict[str, Any]:
         return _section_schema(hint)
     inner: Any = get_args(hint)[0] if get_origin(hint) is tuple else None
     if _is_section(inner):
-        return {"type": "array", "items": _section_schema(inner)}
+        sections = [_section_schema(cls) for cls in get_args(inner) or (inner,)]
+        items = sections[0] if len(sections) == 1 else {"anyOf": sections}
+        return {"type": "array", "items": items}
     schema = option_schema(option)
     return {"anyOf": [schema, {"type": "string"}]} if hint == tuple[str, ...] else schema
 

@@ -333,6 +333,6 @@ class PrecomputeConfig(Options):
             "views=random draws from augment.operations, which is empty: set augment=",
         )
         if self.views.kind == "random":
-            self.augment.refuse_replacing_options(
-                "a stored view consists of a matrix only; set views=canonical and distill with mode=live"
+            self.augment.refuse_mixup(
+                "a stored view shows one image; set views=canonical and distill with mode=live"
             )

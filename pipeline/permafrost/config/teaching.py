@@ -94,9 +94,8 @@ class GuidedTeachingConfig(LabelTeachingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.augment.refuse_replacing_options(
-            "teaching=guided guides explanations onto regions, which are warped by the view's matrix only; "
-            "set teaching=labels",
+        self.augment.refuse_mixup(
+            "teaching=guided guides explanations onto regions of one image; set teaching=labels",
             "teaching.augment",
         )
 

@@ -88,29 +88,45 @@ class Targets:
     """Description of the intermediates that come from a pass."""
 
 
+PixelChangeName: TypeAlias = Literal[
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "grayscale",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "autocontrast",
+    "equalize",
+    "blur",
+    "erase",
+]
+"""Operation on pixels."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PixelChange:
     """One operation on the pixels of some records of a batch. Lengths are relative to the side of the image."""
 
-    name: Literal["brightness", "contrast", "saturation", "hue", "grayscale", "blur", "erase"]
+    name: PixelChangeName
     rows: Tensor
     """Records that it changes, i64 [n]."""
     values: Tensor
-    """Parameters per record, f32 [n, d], see pixel_augment.py."""
+    """Parameters per record, f32 [n, d]: a factor, an angle, a threshold, a number of bits, a standard deviation, or
+    the corners x0, y0, x1, y1 in [0, 1] and the value of an erased rectangle."""
     largest: float = 0.0
     """Largest standard deviation that blur may draw, which decides the size of its kernel."""
+    blanks_maps: bool = False
+    """True if the maps of targets are 0 in an erased rectangle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelAugment:
     """Pixel augmentation of a batch after the warp, for all networks that read the batch."""
 
-    magnitude: int | None = None
-    """Magnitude of RandAugment; None disables RandAugment."""
-    seeds: tuple[int, ...] = ()
-    """Seed of RandAugment per record."""
     changes: tuple[PixelChange, ...] = ()
-    """Drawn operations of `augment.pixels`, in the order in which they are applied."""
+    """Drawn or replayed operations of `augment.operations` that change pixels, in the order in which they apply."""
     mixup_lambda: float | None = None
     """Mixup coefficient in [0, 1]: the weight of a record's own image and label. The remainder is the weight of the
     preceding record in the batch. None disables mixup."""

@@ -104,7 +104,10 @@ class FieldSpec:
 VIEW_FIELD = FieldSpec(
     name="canonical_from_view", shape=(3, 3), dtype="float32", axes=("row", "column")
 )
-"""Field of a pass of stored views that holds the matrix of each view, [records, V, 3, 3]."""
+"""Field of a pass of stored views that holds the matrix of each view, [records, V, 3, 3]. A pass whose views change
+pixels, too, stores the first two rows, [records, V, 2, 3]; the third one is 0, 0, 1."""
+PIXEL_FIELD = "pixel_values"
+"""Field of a pass of stored views that change pixels: their values, float16 [records, V, C] (loading/recipes.py)."""
 
 
 FEATURES = "features"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import AnyOperation, AugmentOptions
 from permafrost.config.evaluation import EquivarianceOptions
 from permafrost.core.batches import Batch, top_class
 from permafrost.core.errors import require
@@ -74,7 +74,7 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
         The metrics by name, without those that the pass has no fields for.
     """
     dataset, model = context.dataset, context.model
-    alone: dict[str, tuple[OperationConfig, ...]] = {UNMOVED: ()}
+    alone: dict[str, tuple[AnyOperation, ...]] = {UNMOVED: ()}
     for operation in context.config.augment.operations:
         alone[operation.kind] = (replace(operation, p=1.0),)
     one_aspect = dataset.has_frame_aspect

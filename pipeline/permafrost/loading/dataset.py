@@ -15,12 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from permafrost.core.batches import Batch, Logits, StoredTargets, TopLogits
+from permafrost.core.batches import Batch, Logits, PixelAugment, StoredTargets, TopLogits
 from permafrost.core.errors import require
-from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, VIEW_FIELD, FieldSpec
+from permafrost.core.records import (
+    PIXEL_FIELD,
+    REST_LOGITS,
+    TOP_CLASS,
+    TOP_LOGITS,
+    VIEW_FIELD,
+    FieldSpec,
+)
 from permafrost.loading.decode_threads import DecodeThreads
-from permafrost.loading.geometry import center_crop, decode_intermediates
+from permafrost.loading.geometry import center_crop, complete_matrices, decode_intermediates
 from permafrost.loading.method_cache import cache_method
+from permafrost.loading.recipes import recipe_of_pass
 from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.storage.fetch_ahead import FetchAhead, KnownFile
@@ -48,6 +56,7 @@ _ALWAYS_READ = (
     "map",
     "explained_class",
     VIEW_FIELD.name,
+    PIXEL_FIELD,
 )
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
 _FEW_RECORDS = 0.25
@@ -122,6 +131,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         ]
         for teacher in self.passes:
             self._require_covered(teacher)
+        self._recipe = recipe_of_pass(self.passes[0]) if self.passes else None
         _check_room(store, self.passes)
         self._start_caches()
 
@@ -201,14 +211,18 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         keys = self.store.index.keys(rows)
         values = [self._gather(number, columns, views) for number in range(len(self.passes))]
         inputs = self._inputs(at, columns, keys)
-        canonical_from_view = None
+        canonical_from_view, pixel_augment = None, None
         if views is not None:  # all passes of a run have the same views
-            canonical_from_view = torch.from_numpy(values[0][VIEW_FIELD.name])
+            canonical_from_view = complete_matrices(torch.from_numpy(values[0][VIEW_FIELD.name]))
+            if self._recipe is not None:
+                rows_of_pixels = torch.from_numpy(values[0][PIXEL_FIELD])
+                pixel_augment = PixelAugment(changes=self._recipe.changes(rows_of_pixels))
         return Batch(
             keys=tuple(keys),
             record_index=torch.from_numpy(at),
             inputs=inputs.tensor(),
             canonical_from_view=canonical_from_view,
+            pixel_augment=pixel_augment,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
             original_size=torch.from_numpy(
                 np.stack([columns["height"], columns["width"]], axis=1)

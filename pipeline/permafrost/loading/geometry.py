@@ -8,7 +8,7 @@ map_from_view = map_from_canonical @ canonical_from_view.
 Values of a pass are decoded to float32 on their own device, just before they are warped. Until then they keep the size
 that they have on disk: in queues of loader processes, in pinned memory and on the bus.
 
-Operations on pixels are in pixel_augment.py. They come after the warp, and the encoding of the input (Normalize,
+Operations on pixels are in pixel_changes.py. They come after the warp, and the encoding of the input (Normalize,
 add_inverse) comes last, because it does not commute with the zeros outside the frame.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from permafrost.config.models import CENTER_CROP_FRACTION
 from permafrost.core.batches import Batch, StoredTargets, Targets
 from permafrost.core.records import FEATURES, FieldSpec
-from permafrost.loading.pixel_augment import change_pixels
+from permafrost.loading.pixel_changes import blank_maps, change_pixels
 from permafrost.store.codecs import INT8_STEPS
 
 
@@ -278,6 +278,7 @@ def _with_maps(
 ) -> Targets:
     assert stored.explained_class is not None
     maps = view_maps(batch, stored, request.grid, is_warped=request.map_control != "unaugmented")
+    maps = blank_maps(maps, batch.pixel_augment)
     if request.map_control == "shuffled":
         maps = neighbor_maps(maps, stored.explained_class)
     valid = maps.flatten(2).any(dim=2) & (stored.explained_class >= 0)
@@ -399,6 +400,14 @@ def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
         return maps
     whole = torch.eye(3, device=maps.device).expand(len(maps), 3, 3)
     return warp(maps.flatten(1, 2), whole, grid).view(*maps.shape[:3], *grid)
+
+
+def complete_matrices(stored: Tensor) -> Tensor:
+    """Return stored matrices [..., 3, 3] or their first two rows [..., 2, 3] as matrices [..., 3, 3]."""
+    if stored.shape[-2] == 3:
+        return stored
+    last = stored.new_tensor([0.0, 0.0, 1.0]).expand(*stored.shape[:-2], 1, 3)
+    return torch.cat([stored, last], dim=-2)
 
 
 def canonical_from_view(batch: Batch) -> Tensor:

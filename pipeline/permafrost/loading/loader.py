@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader
 
-from permafrost.core.batches import Batch
+from permafrost.core.batches import Batch, PixelAugment
 from permafrost.loading.dataset import StoreDataset
-from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from permafrost.loading.transfer import (
     check_shared_memory,
@@ -47,7 +47,7 @@ class TrainLoader:
         Args:
             dataset: Selection of records and the passes whose targets are read.
             views: Schedule of new views, None to replay the views stored in the dataset's passes.
-            pixel_augment: Schedule of pixel augmentation, None for none.
+            pixel_augment: Schedule of changes of pixels, after those of replayed views; None for none.
             batch_size: Number of rows of a global batch, over all ranks and views of a record.
             seed: Seed of the order of epochs, and of the first stored view of each record.
             loader_processes: Number of processes that load batches, 0 to load them in this one.
@@ -117,11 +117,18 @@ class TrainLoader:
             if self.pixel_augment is not None:
                 first = start * self.views_per_step
                 drawn = self.pixel_augment.draw(epoch, step, first, len(batch.keys))
-                batch = replace(batch, pixel_augment=move_values(drawn, batch.inputs.device))
+                if drawn is not None:
+                    batch = with_changes(batch, move_values(drawn, batch.inputs.device))
             yield batch
 
     def _from_processes(self) -> Iterator[Batch]:
         yield from map(unpack_batch, iter_watched(iter(self.loader), "trainer.loader_processes"))
+
+
+def with_changes(batch: Batch, augment: PixelAugment) -> Batch:
+    """Return a batch whose pixels are changed, after the changes of its replayed views."""
+    replayed = () if batch.pixel_augment is None else batch.pixel_augment.changes
+    return replace(batch, pixel_augment=replace(augment, changes=(*replayed, *augment.changes)))
 
 
 def _same(batch: Batch) -> Batch:

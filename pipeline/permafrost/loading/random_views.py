@@ -11,7 +11,7 @@ needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import kornia.augmentation as K
@@ -19,12 +19,13 @@ import torch
 from kornia.geometry.conversions import normalize_homography
 from torch import Tensor
 
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import AugmentOptions, OperationConfig, PolicyConfig
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
 from permafrost.loading.method_cache import cache_method
+from permafrost.loading.recipes import BLOCK_SIZE, draw_policy, policy_matrices
 
-VIEW_BLOCK = 1024
+VIEW_BLOCK = BLOCK_SIZE
 """Number of consecutive positions of an epoch's order drawn together, because Kornia's cost is per call."""
 
 _CROP_TRIES = 10
@@ -36,7 +37,11 @@ _CROP_TRIES = 10
 
 def build_operations(config: AugmentOptions, size: tuple[int, int]) -> list[Any]:
     """Build Kornia generators of `augment.operations` for a canonical (height, width) `size`."""
-    return [_OPERATIONS[operation.kind](operation, size) for operation in config.operations]
+    return [
+        _OPERATIONS[operation.kind](operation, size)
+        for operation in config.moving
+        if isinstance(operation, OperationConfig)
+    ]
 
 
 _OPERATIONS: dict[str, Callable[[OperationConfig, tuple[int, int]], Any]] = {
@@ -67,7 +72,7 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
     The global generator is not changed.
 
     Args:
-        operations: Generators of `build_operations`.
+        operations: Generators of `build_operations`, or drawn steps output_from_input, [count, 3, 3] float64.
         count: Number of views.
         size: (height, width) of the canonical frame.
         seed: 32 bits. Equal seeds result in equal draws for equal operations and counts, but the draws of a smaller
@@ -80,7 +85,10 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
     with torch.random.fork_rng(devices=[]):  # Kornia draws from the global generator
         torch.default_generator.manual_seed(seed)
         for operation in operations:
-            step, size = _draw_step(operation, count, size)
+            if isinstance(operation, Tensor):
+                step = operation
+            else:
+                step, size = _draw_step(operation, count, size)
             view_from_canonical = step @ view_from_canonical
     canonical_from_view: Tensor = torch.linalg.inv(view_from_canonical)
     return canonical_from_view
@@ -213,7 +221,7 @@ class ViewSchedule:
         Returns:
             f32 [n, 3, 3], or None without operations.
         """
-        if not self.config.operations:
+        if not self.config.moving:
             return None
         first, last = start // VIEW_BLOCK, (start + len(aspects) - 1) // VIEW_BLOCK
         drawn = [self._block(epoch, block) for block in range(first, last + 1)]
@@ -224,34 +232,59 @@ class ViewSchedule:
         return self._compose(steps, aspects).float()
 
     def _draw_block(self, epoch: int, block: int) -> list[Tensor]:
-        """Draw the part of a block that is independent of the records: the views, or one tensor per operation."""
+        """Draw the part of a block that is independent of the records.
+
+        Returns:
+            The views, or one tensor per operation if the originals differ in aspect ratio.
+        """
         seed = derive_seed(self.seed, "views", epoch, block)
+        policies = self._draw_policies(epoch, block)
         if self.one_aspect:
-            operations = build_operations(self.config, self.size)
-            return [draw_views(operations, VIEW_BLOCK, self.size, seed)]
+            generators = iter(build_operations(self.config, self.size))
+            height, width = self.size
+            aspects = torch.full((VIEW_BLOCK,), width / height, dtype=torch.float64)
+            steps = [
+                torch.linalg.inv(_policy_step(next(policies), aspects))
+                if isinstance(operation, PolicyConfig)
+                else next(generators)
+                for operation in self.config.moving
+            ]
+            return [draw_views(steps, VIEW_BLOCK, self.size, seed)]
         generator = torch.Generator().manual_seed(seed)
-        side = min(self.size)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return [
-                draw_crop_numbers(operation, VIEW_BLOCK, generator)
-                if operation.kind == "resized_crop"
-                else torch.linalg.inv(
-                    _draw_step(
-                        _OPERATIONS[operation.kind](operation, (side, side)),
-                        VIEW_BLOCK,
-                        (side, side),
-                    )[0]
-                )
-                for operation in self.config.operations
+                next(policies)
+                if isinstance(operation, PolicyConfig)
+                else self._draw_operation(operation, generator)
+                for operation in self.config.moving
             ]
+
+    def _draw_operation(self, operation: OperationConfig, generator: torch.Generator) -> Tensor:
+        """Draw the numbers of a block of crops, or a step input_from_output in a square, [VIEW_BLOCK, 3, 3]."""
+        if operation.kind == "resized_crop":
+            return draw_crop_numbers(operation, VIEW_BLOCK, generator)
+        side = min(self.size)
+        kornia_operation = _OPERATIONS[operation.kind](operation, (side, side))
+        step, _ = _draw_step(kornia_operation, VIEW_BLOCK, (side, side))
+        drawn: Tensor = torch.linalg.inv(step)
+        return drawn
+
+    def _draw_policies(self, epoch: int, block: int) -> Iterator[Tensor]:
+        """Iterate over what each policy draws for a block: kinds and strengths, f64 [VIEW_BLOCK, n, 2]."""
+        policies = [each for each in self.config.moving if isinstance(each, PolicyConfig)]
+        for number, operation in enumerate(policies):
+            kinds, strengths = draw_policy(operation, number, self.seed, epoch, block)
+            yield torch.stack([kinds.double(), strengths], dim=2)
 
     def _compose(self, steps: list[Tensor], aspects: Tensor) -> Tensor:
         """Compute canonical_from_view = (inverse of the first operation) @ (inverse of the second) @ ..."""
         canonical_from_view = torch.eye(3, dtype=torch.float64).expand(len(aspects), 3, 3)
         aspects = aspects.double()
-        for operation, step in zip(self.config.operations, steps, strict=True):
-            if operation.kind == "resized_crop":
+        for operation, step in zip(self.config.moving, steps, strict=True):
+            if isinstance(operation, PolicyConfig):
+                canonical_from_view = canonical_from_view @ _policy_step(step, aspects)
+            elif operation.kind == "resized_crop":
                 canonical_from_view = canonical_from_view @ place_crops(
                     step, aspects, operation.ratio
                 )
@@ -262,3 +295,11 @@ class ViewSchedule:
                 true = torch.diag_embed(torch.stack([aspects, ones, ones], dim=-1))
                 canonical_from_view = canonical_from_view @ torch.linalg.inv(true) @ step @ true
         return canonical_from_view
+
+
+def _policy_step(draws: Tensor, aspects: Tensor) -> Tensor:
+    """Compute input_from_output [n, 3, 3] of a policy's operations, one after the other, from kinds and strengths."""
+    step = torch.eye(3, dtype=torch.float64).expand(len(draws), 3, 3)
+    for kinds, strengths in zip(*(part.unbind(dim=1) for part in draws.unbind(dim=2)), strict=True):
+        step = step @ policy_matrices(kinds.long(), strengths, aspects)
+    return step

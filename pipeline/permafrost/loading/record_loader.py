@@ -17,8 +17,9 @@ from permafrost.core.batches import Batch, Targets, require_all_logits
 from permafrost.core.errors import ConfigError, require
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
-from permafrost.loading.pixel_augment import PixelAugmentSchedule
+from permafrost.loading.loader import with_changes
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.sampler import EpochOrder, ReplayBatchSampler
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.transfer import (
@@ -219,7 +220,7 @@ class RecordLoader(DataLoader[ViewBatch]):
             if augment is not None and not replay
             else None
         )
-        self._pixels = None if augment is None else PixelAugmentSchedule(augment, seed)
+        self._pixels = None if augment is None or replay else PixelAugmentSchedule(augment, seed)
         side = None if augment is None else augment.size
         self.size = store.size if side is None else (side, side)
         self._epoch = 0
@@ -270,7 +271,8 @@ class RecordLoader(DataLoader[ViewBatch]):
                 batch = replace(batch, canonical_from_view=views)
             if self._pixels is not None:
                 changes = self._pixels.draw(epoch, step, start, len(batch.keys))
-                batch = replace(batch, pixel_augment=changes)
+                if changes is not None:
+                    batch = with_changes(batch, changes)
             start += len(batch.keys)
             yield ViewBatch(batch, self.size, self._unread)
 

@@ -152,11 +152,9 @@ def _need_images_in_distill(config: DistillConfig) -> Iterator[tuple[str, str]]:
 
 
 def _views(augment: AugmentOptions, section: str) -> Iterator[tuple[str, str]]:
-    options: dict[str, object] = {"size": augment.size, **augment.replacing_options}
+    options: dict[str, object] = {"size": augment.size, "mixup_alpha": augment.mixup_alpha}
     if augment.operations:
         options["operations"] = [operation.kind for operation in augment.operations]
-    if augment.pixels:
-        options["pixels"] = [operation.kind for operation in augment.pixels]
     named = [f"{section}.{name}={value}" for name, value in options.items() if value is not None]
     if named:
         yield f"{' '.join(named)} changes images", f", which have no views; set {section}=none"

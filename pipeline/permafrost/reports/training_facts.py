@@ -44,7 +44,14 @@ _READ_BY = {
     "color_jitter": ("p", "brightness", "contrast", "saturation", "hue"),
     "grayscale": ("p",),
     "gaussian_blur": ("p", "sigma"),
-    "random_erasing": ("p", "scale", "ratio", "value"),
+    "random_erasing": ("p", "scale", "ratio", "value", "maps"),
+    "solarize": ("p", "threshold"),
+    "posterize": ("p", "bits"),
+    "equalize": ("p",),
+    "autocontrast": ("p",),
+    "sharpness": ("p", "factor"),
+    "randaugment": ("count", "magnitude", "spread", "p"),
+    "trivialaugment": ("p",),
 }
 """Options of an operation that its kind reads, on views or on pixels."""
 
@@ -229,11 +236,9 @@ def describe_augmentation(config: Mapping[str, Any]) -> str:
                 *_describe_options(o, _READ_BY.get(str(o.get("kind")), ())),
             ]
         )
-        for o in [*(config.get("operations") or []), *(config.get("pixels") or [])]
+        for o in config.get("operations") or []
     ]
-    others = _describe_options(
-        config, [name for name in config if name not in ("operations", "pixels")]
-    )
+    others = _describe_options(config, [name for name in config if name != "operations"])
     return ", ".join([*operations, *others]) or "none"
 
 

@@ -9,8 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from permafrost.config.augment import with_one_list
 from permafrost.config.builder import check_values, to_plain_dict
-from permafrost.config.families import section_class
+from permafrost.config.families import element_class, section_class
 from permafrost.config.options import Options, Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.digests import sha256_json
@@ -194,7 +195,15 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
         if option is not None and (option.roles & _OUTSIDE_IDENTITY or is_left_out(option, value)):
             continue
         section = None if option is None else section_class(option, value)
-        kept[name] = value if section is None else identity(value, section)
+        if section is not None:
+            value = identity(value, section)
+        elif option is not None and isinstance(value, list):
+            classes = [element_class(option, each) for each in value]
+            value = [
+                each if of is None else identity(each, of)
+                for each, of in zip(value, classes, strict=True)
+            ]
+        kept[name] = value
     return kept
 
 
@@ -219,6 +228,9 @@ def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any
     advice = _advice(path)
     values = read_yaml(path, advice)
     values.pop(_IDENTITY, None)
+    for section in (values, values.get("teaching")):
+        if isinstance(section, dict) and isinstance(section.get("augment"), dict):
+            section["augment"] = with_one_list(section["augment"])
     inputs = values.get("inputs", {})
     try:
         require(

@@ -20,8 +20,8 @@ from permafrost.core.errors import require
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, downscale, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.pixel_augment import PixelAugmentSchedule
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import StudentOutput
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier
@@ -102,7 +102,9 @@ def build_loader(spec: TrainingSpec, distributed: DistributedContext) -> TrainLo
     return TrainLoader(
         spec.dataset,
         None if spec.replays else _build_views(spec),
-        PixelAugmentSchedule(spec.augment, spec.seed),
+        PixelAugmentSchedule(
+            replace(spec.augment, operations=()) if spec.replays else spec.augment, spec.seed
+        ),
         batch_size=spec.trainer.batch_size,
         seed=spec.seed,
         loader_processes=spec.trainer.loader_processes,

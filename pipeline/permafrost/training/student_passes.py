@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from permafrost.config.augment import AugmentOptions
+from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import (
     METHODS,
@@ -17,6 +17,7 @@ from permafrost.config.methods import (
     SoftTargetsConfig,
 )
 from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.options import identifying_values, to_plain
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.runs.run_passes import logits_first, name_passes, pass_request, record_passes
@@ -125,6 +126,9 @@ def check_passes(
             _check_contents(teacher, needs, method, config.method)
             _check_logits(method, teacher)
     _check_alike("views", passes)
+    if config.mode == "replay":
+        for teacher in passes:
+            _check_recipe(config.augment, teacher)
     _check_alike("num_classes", [teacher for teacher in passes if teacher.manifest.has_logits])
     _check_alike("explainer", _with_maps(passes, loss))
     weights = teacher_weights_of(config, passes)
@@ -133,6 +137,27 @@ def check_passes(
         f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
         f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}",
     )
+
+
+def _check_recipe(augment: AugmentOptions, teacher: TeacherPass) -> None:
+    """Raise StoreMismatchError if the options ask for changes of pixels that the views of a pass do not have.
+
+    Replayed views are those of the pass. Their geometry may differ from augment.operations, which an experiment sets
+    for its other arms, too.
+    """
+    asked = [
+        {name: to_plain(value) for name, value in identifying_values(each).items()}
+        for each in augment.on_pixels
+    ]
+    stored = teacher.manifest.views.get("operations", [])
+    missing = [each for each in asked if each not in stored]
+    if missing:
+        kinds = ", ".join(each["kind"] for each in stored) or "the whole frame"
+        raise StoreMismatchError(
+            f"augment.operations has {missing[0]}, which the stored views of {teacher.name} do not have ({kinds}). A "
+            "replayed view has the pixels that its teacher saw: run permafrost precompute with views=random and this "
+            "augment, or leave the operation out"
+        )
 
 
 def served_methods(teacher: TeacherPass) -> list[str]:
@@ -298,7 +323,8 @@ def _doubts(
                 "measured, which is more than a constant misses"
             )
     strong = [text for kind, text in _STRONG.items() if kind in drawn]
-    if (crop := drawn.get("resized_crop")) is not None:
+    crop = drawn.get("resized_crop")
+    if isinstance(crop, OperationConfig):
         name, cells = min(fields.items(), key=lambda field: field[1])
         low, high = crop.crop_scale
         strong.insert(
@@ -315,7 +341,13 @@ def _doubts(
 
 _MEASURED = {"pad_crop": "shift", "horizontal_flip": "flip"}
 """Operations of which a pass measures the view of this name."""
-_STRONG = {"vertical_flip": "vertical flips", "rotation": "rotations", "affine": "affine maps"}
+_STRONG = {
+    "vertical_flip": "vertical flips",
+    "rotation": "rotations",
+    "affine": "affine maps",
+    "randaugment": "operations of randaugment",
+    "trivialaugment": "operations of trivialaugment",
+}
 """Operations that the measurement of a pass does not have, besides crops."""
 
 

@@ -28,6 +28,7 @@ from permafrost.loading.geometry import (
     place_on_grid,
     view_images,
 )
+from permafrost.loading.pixel_changes import blank_maps
 from permafrost.loading.regions import RegionKind, regions_of
 from permafrost.loading.transfer import copy_to
 from permafrost.losses.base import Needs
@@ -111,6 +112,7 @@ class LiveTeacher:
                 ),
             )
         maps = place_on_grid(self.explain(self.model, output, classes), request.grid)
+        maps = blank_maps(maps, batch.pixel_augment)
         if request.map_control == "shuffled":
             maps = neighbor_maps(maps, classes)
         valid = maps.flatten(2).any(dim=2) & (classes >= 0)

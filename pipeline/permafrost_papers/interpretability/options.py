@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from permafrost.config.augment import VIEWS, ViewsConfig
+from permafrost.config.augment import VIEWS, PolicyConfig, ViewsConfig
 from permafrost.config.data import SOURCES, DataConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluatorOptions
 from permafrost.config.methods import METHODS, FeatureKDConfig, MethodSetting
@@ -103,8 +103,16 @@ class SSKDConfig(FeatureKDConfig):
             f"network, or mode=replay views=rotations views.per_step={NUM_ROTATIONS} instead of mode={setting.mode}, "
             f"views={views.kind}, views.per_step={views.per_step}",
         )
-        setting.augment.refuse_replacing_options(
+        setting.augment.refuse_mixup(
             "method=sskd compares four rotations of one image, which would be different images; set method=kd"
+        )
+        policies = [
+            each.kind for each in setting.augment.operations if isinstance(each, PolicyConfig)
+        ]
+        require(
+            not policies,
+            f"augment.operations has {' and '.join(policies)}: method=sskd compares four rotations of one image, which "
+            "would be different images; set method=kd, or leave it out",
         )
         require(
             trainer.batch_size > NUM_ROTATIONS * trainer.ranks,

@@ -282,7 +282,7 @@ class KEDConfig(SoftTargetsConfig):
         student, mode = setting.student, setting.mode
         if self.needs_superfeatures:
             require(
-                mode != "frozen" or not setting.augment.operations or self.allow_view_mismatch,
+                mode != "frozen" or not setting.augment.moving or self.allow_view_mismatch,
                 "augment.operations warp the image, but the superfeatures of method=ked cannot be warped with it: set "
                 "augment=none, replay stored views (mode=replay), run the teacher itself (mode=live), or accept an "
                 "approximation with method.allow_view_mismatch=true",

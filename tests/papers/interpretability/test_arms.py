@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from permafrost.config.augment import (
     AugmentOptions,
     OperationConfig,
+    PolicyConfig,
     RandomViewsConfig,
 )
 from permafrost.config.methods import KDConfig
@@ -368,7 +369,8 @@ def test_modes_that_do_not_fit_are_refused(featured, rotated):
     assert (live.views.kind, live.views.per_step) == ("rotations", 4)
     with pytest.raises(ConfigError, match=r"batch_size=18 is not a multiple of views.per_step=4"):
         replace(live, trainer=replace(TRAINER, batch_size=18))
-    for options in ({"mixup_alpha": 1.0}, {"randaugment": 9}):
+    policies = (PolicyConfig(kind="randaugment"),)
+    for options in ({"mixup_alpha": 1.0}, {"operations": policies}):
         with pytest.raises(ConfigError, match=r"would be different images; set method=kd, or"):
             replace(live, augment=AugmentOptions(**options))
     with pytest.raises(ConfigError, match=r"method=sskd needs several to distinguish"):

@@ -378,8 +378,8 @@ ROWS = r"holds rows of a table with 30 columns"
             r"augment.mixup_alpha=1.0 changes images.*set augment=none",
         ),
         (
-            {"augment": AugmentOptions(pixels=(PixelOperationConfig(kind="grayscale"),))},
-            rf"augment.pixels=\['grayscale'\] changes images, but .*{ROWS}.*set augment=none",
+            {"augment": AugmentOptions(operations=(PixelOperationConfig(kind="grayscale"),))},
+            rf"augment.operations=\['grayscale'\] changes images, but .*{ROWS}.*set augment=none",
         ),
         (
             {"student": CifarModelConfig(name="resnet8"), "method": KDConfig()},

@@ -1,0 +1,218 @@
+"""Changes to the pixels of a batch after the warp.
+
+All lengths are relative to the side, so a student and a live teacher of different input sizes receive the same
+disturbance. Each change holds for the rows that drew it, and its result for a row does not depend on the others, on the
+size of the batch or on the number of threads: pixels are added in a fixed order, or as whole numbers.
+
+Shape letters: B batch, n rows of a change, h w images at any size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from permafrost.core.batches import PixelAugment, PixelChange, PixelChangeName
+
+_PART_BYTES = 2**20
+"""Size of the images that the host's processor changes at once, so that they stay in its cache."""
+_GRAY_STEPS = 255 * 256
+"""Steps in which gray values are averaged, as whole numbers."""
+
+
+def change_rows(images: Tensor, changes: Sequence[PixelChange]) -> Tensor:
+    """Apply changes in their order, in place. Nothing is read back from a device.
+
+    Args:
+        images: f32 [B, 3, h, w] in [0, 1], which are overwritten.
+        changes: Changes of rows of the batch.
+
+    Returns:
+        The images.
+    """
+    on_host = images.device.type == "cpu"
+    count = max(1, _PART_BYTES // images[0].nbytes) if on_host else len(images)
+    for change in changes:
+        for start in range(0, len(change.rows), count):
+            rows = change.rows[start : start + count]
+            part = replace(change, rows=rows, values=change.values[start : start + count])
+            if on_host and count == 1:  # a copy of an image of this size takes as long as a change
+                image = images.narrow(0, int(rows), 1)
+                image.copy_(_CHANGES[change.name](image, part))
+            else:
+                chosen = images.index_select(0, rows)
+                images.index_copy_(0, rows, _CHANGES[change.name](chosen, part))
+    return images
+
+
+def _brightness(images: Tensor, change: PixelChange) -> Tensor:
+    return (images * _per_image(change)).clamp(0, 1)
+
+
+def _contrast(images: Tensor, change: PixelChange) -> Tensor:
+    """Blend with the mean gray, as torchvision and Pillow do."""
+    steps = (_gray(images) * _GRAY_STEPS).round().long()
+    mean = steps.sum(dim=(1, 2, 3), keepdim=True) / (_GRAY_STEPS * images[0, 0].numel())
+    return _blend(images, mean.to(images.dtype), change)
+
+
+def _saturation(images: Tensor, change: PixelChange) -> Tensor:
+    return _blend(images, _gray(images), change)
+
+
+def _hue(images: Tensor, change: PixelChange) -> Tensor:
+    from kornia.enhance import adjust_hue
+
+    adjusted: Tensor = adjust_hue(images, change.values[:, 0])
+    return adjusted.clamp(0, 1)
+
+
+def _grayscale(images: Tensor, change: PixelChange) -> Tensor:
+    return _gray(images).expand_as(images)
+
+
+def _sharpness(images: Tensor, change: PixelChange) -> Tensor:
+    """Blend with an image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13, except at its border."""
+    if min(images.shape[-2:]) <= 2:
+        return images
+    rows = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    inner = images[..., 1:-1, 1:-1]
+    smooth = images.clone()
+    smooth[..., 1:-1, 1:-1] = (total + 4 * inner) / 13
+    return _blend(images, smooth, change)
+
+
+def _posterize(images: Tensor, change: PixelChange) -> Tensor:
+    levels = torch.exp2(_per_image(change))
+    return (images * levels).floor().minimum(levels - 1) / levels
+
+
+def _solarize(images: Tensor, change: PixelChange) -> Tensor:
+    inverted = (images >= _per_image(change)).to(images.dtype)
+    return images + inverted * (1 - 2 * images)
+
+
+def _autocontrast(images: Tensor, change: PixelChange) -> Tensor:
+    from torchvision.transforms.v2.functional import autocontrast  # the import takes seconds
+
+    stretched: Tensor = autocontrast(images)
+    return stretched
+
+
+def _equalize(images: Tensor, change: PixelChange) -> Tensor:
+    from torchvision.transforms.v2.functional import equalize  # the import takes seconds
+
+    equalized: Tensor = equalize(images)  # in 256 steps
+    return equalized
+
+
+def _blur(images: Tensor, change: PixelChange) -> Tensor:
+    """Blur with a kernel that reaches three of the largest standard deviations, for any drawn one."""
+    side = min(images.shape[-2:])
+    radius = min(max(1, math.ceil(3 * change.largest * side)), side - 1)
+    places = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    weights = (-((places / (change.values * side)) ** 2) / 2).exp()
+    total = torch.zeros_like(weights[:, :1])
+    for weight in weights.unbind(dim=1):
+        total = total + weight[:, None]
+    taps = (weights / total)[:, :, None, None, None].unbind(dim=1)
+    for dim in (2, 3):
+        padding = (0, 0, radius, radius) if dim == 2 else (radius, radius, 0, 0)
+        padded = torch.nn.functional.pad(images, padding, mode="reflect")
+        length = images.shape[dim]
+        images = torch.zeros_like(images)
+        for place, tap in enumerate(taps):
+            images = images + tap * padded.narrow(dim, place, length)
+    return images
+
+
+def _erase(images: Tensor, change: PixelChange) -> Tensor:
+    """Set the pixels whose centers are inside the rectangle to its value."""
+    height, width = images.shape[-2:]
+    x0, y0, x1, y1, value = change.values[:, :, None].unbind(dim=1)
+    xs, ys = (
+        (torch.arange(length, device=images.device, dtype=images.dtype) + 0.5) / length
+        for length in (width, height)
+    )
+    inside = ((y0 <= ys) & (ys < y1))[:, None, :, None] & ((x0 <= xs) & (xs < x1))[:, None, None, :]
+    return torch.where(inside, value[:, :, None, None], images)
+
+
+def _per_image(change: PixelChange) -> Tensor:
+    return change.values[:, :1, None, None]
+
+
+def _gray(images: Tensor) -> Tensor:
+    """Compute the gray values [n, 1, h, w] of ITU-R BT.601."""
+    red, green, blue = images.unbind(dim=1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
+
+
+def _blend(images: Tensor, base: Tensor, change: PixelChange) -> Tensor:
+    """Compute base + factor * (images - base), in [0, 1]."""
+    factor = _per_image(change)
+    return (factor * images + (1 - factor) * base).clamp(0, 1)
+
+
+_CHANGES: dict[PixelChangeName, Callable[[Tensor, PixelChange], Tensor]] = {
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "saturation": _saturation,
+    "hue": _hue,
+    "grayscale": _grayscale,
+    "sharpness": _sharpness,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "autocontrast": _autocontrast,
+    "equalize": _equalize,
+    "blur": _blur,
+    "erase": _erase,
+}
+
+
+def change_pixels(images: Tensor, pixel_augment: PixelAugment) -> Tensor:
+    """Apply `pixel_augment` to images f32 [B, 3, h, w] in [0, 1], keeping shape and range."""
+    images = change_rows(images, pixel_augment.changes)
+    if pixel_augment.mixup_lambda is not None:
+        images = mix(images, pixel_augment.mixup_lambda)
+    return images
+
+
+def mix(images: Tensor, mixup_lambda: float) -> Tensor:
+    """Mix each image with the previous one in the batch, cyclically: lambda * image + (1 - lambda) * previous."""
+    return mixup_lambda * images + (1 - mixup_lambda) * images.roll(1, dims=0)
+
+
+def blank_maps(maps: Tensor, pixel_augment: PixelAugment | None) -> Tensor:
+    """Set maps to 0 where an erasing of `maps: blank` has set the pixels, by the fraction of each cell outside of it.
+
+    Args:
+        maps: f32 [B, E, A, h, w] on any grid of the view.
+        pixel_augment: Changes of the batch.
+    """
+    for change in () if pixel_augment is None else pixel_augment.changes:
+        if not change.blanks_maps:
+            continue
+        height, width = maps.shape[-2:]
+        x0, y0, x1, y1 = change.values[:, :4, None].unbind(dim=1)
+        covered = [
+            (
+                torch.minimum(end * length, _edges(maps, length) + 1)
+                - torch.maximum(start * length, _edges(maps, length))
+            ).clamp(min=0)
+            for start, end, length in ((y0, y1, height), (x0, x1, width))
+        ]
+        inside = covered[0][:, :, None] * covered[1][:, None, :]
+        kept = (1 - inside)[:, None, None]
+        maps = maps.index_copy(0, change.rows, maps.index_select(0, change.rows) * kept)
+    return maps
+
+
+def _edges(maps: Tensor, length: int) -> Tensor:
+    """Return the first edge of each cell along a side, [length]."""
+    return torch.arange(length, device=maps.device, dtype=maps.dtype)

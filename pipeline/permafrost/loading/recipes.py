@@ -1,0 +1,443 @@
+"""Drawn values of the operations of `augment.operations` that change pixels: one row of numbers per view.
+
+A row says what happens to the pixels of a view as values, so that a stored view needs no seed: for each operation
+whether it was drawn, its strength and its place. `Recipe` says which column is which. The columns of an operation are:
+
+    randaugment, trivialaugment   ceil(n / 2) codes of the n drawn kinds (two kinds in one: 14 * second + first), then n
+                                  strengths; the shear, the translation and the angle are part of the view's matrix
+    color_jitter                  number of the order of its four steps (of 24), then the factors of brightness,
+                                  contrast and saturation, and the shift of the hue in radians
+    random_erasing                x0, y0, x1, y1 in [0, 1]
+    gaussian_blur, sharpness, solarize, posterize
+                                  its standard deviation, factor, threshold or number of bits
+    grayscale, equalize, autocontrast
+                                  1
+
+All columns of an operation that was not drawn are -1. Strengths of a policy are: shear, tangent of the angle;
+translation, fraction of the side; rotation, degrees; color, deviation of the factor from 1; posterize, bits; solarize,
+threshold. With two operations of a policy, color jitter and an erasing, a row has 12 numbers, 24 bytes in float16.
+
+Draws are pure functions of (seed, epoch, position in the epoch's order). Each block of positions is drawn at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise, permutations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from permafrost.config.augment import (
+    LARGEST_MAGNITUDE,
+    AnyOperation,
+    AugmentOptions,
+    PixelOperationConfig,
+    PolicyConfig,
+    operation_from,
+)
+from permafrost.core.batches import PixelAugment, PixelChange, PixelChangeName
+from permafrost.core.digests import derive_seed
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import PIXEL_FIELD
+from permafrost.loading.method_cache import cache_method
+from permafrost.store.entries import ManifestError
+from permafrost.store.manifest import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from permafrost.store.reader import TeacherPass
+
+BLOCK_SIZE = 1024
+"""Number of consecutive positions of an epoch's order drawn together."""
+
+_NOT_DRAWN = -1.0
+_NUMBERS = 9
+"""Random numbers per record and pixel operation: the probability's, then up to 8 of the operation's own."""
+
+
+# ---- policies ------------------------------------------------------------------------------------
+
+
+SPACE = (
+    *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
+    *("brightness", "saturation", "contrast", "sharpness"),
+    *("posterize", "solarize", "autocontrast", "equalize"),
+)
+"""Kinds of operations of a policy, in the order of torchvision's."""
+MOVING = range(SPACE.index("shear_x"), SPACE.index("rotate") + 1)
+"""Numbers of the kinds that move pixels."""
+_SIGNED = range(SPACE.index("shear_x"), SPACE.index("sharpness") + 1)
+_COLOR_KINDS = range(SPACE.index("brightness"), len(SPACE))
+
+_STRONGEST: dict[str, dict[str, float]] = {
+    "randaugment": {
+        **dict.fromkeys(("shear_x", "shear_y"), 0.3),
+        **dict.fromkeys(("translate_x", "translate_y"), 150 / 331),
+        "rotate": 30.0,
+        **dict.fromkeys(("brightness", "saturation", "contrast", "sharpness"), 0.9),
+        "posterize": 4.0,
+    },
+    "trivialaugment": {
+        **dict.fromkeys(("shear_x", "shear_y"), 0.99),
+        # Up to 32 pixels in the paper, of an ImageNet view of 224.
+        **dict.fromkeys(("translate_x", "translate_y"), 32 / 224),
+        "rotate": 135.0,
+        **dict.fromkeys(("brightness", "saturation", "contrast", "sharpness"), 0.99),
+        "posterize": 6.0,
+    },
+}
+"""Strength of each kind at the largest magnitude. posterize: number of bits that are taken away."""
+
+
+def draw_policy(
+    operation: PolicyConfig, number: int, seed: int, epoch: int, block: int
+) -> tuple[Tensor, Tensor]:
+    """Draw the operations of a policy for a block of positions.
+
+    Args:
+        operation: The policy, of n operations per record.
+        number: Its place among the policies of a recipe.
+        seed: Seed of all draws.
+        epoch: Number of the epoch.
+        block: Number of the block.
+
+    Returns:
+        Kinds i64 [BLOCK_SIZE, n] and strengths f64 [BLOCK_SIZE, n]. An operation that is not drawn is identity.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "policy", number, epoch, block))
+    size = (BLOCK_SIZE, operation.num_operations, 5)
+    chosen, negative, drawn, first, second = torch.rand(
+        size, generator=generator, dtype=torch.float64
+    ).unbind(dim=2)
+    kinds = (chosen * len(SPACE)).long()
+    if operation.kind == "trivialaugment":
+        magnitudes = (first * (LARGEST_MAGNITUDE + 1)).floor()
+    else:
+        noise = (-2 * (1 - first).log()).sqrt() * (2 * math.pi * second).cos()  # Box-Muller
+        magnitudes = (operation.magnitude + operation.spread * noise).clamp(0, LARGEST_MAGNITUDE)
+    strengths = _strengths(operation.kind, kinds, magnitudes / LARGEST_MAGNITUDE, negative < 0.5)
+    kinds = kinds.where(drawn < operation.p, torch.zeros_like(kinds))
+    return kinds, strengths.where(kinds > 0, torch.zeros_like(strengths))
+
+
+def _strengths(policy: str, kinds: Tensor, fractions: Tensor, negative: Tensor) -> Tensor:
+    """Compute the strengths of kinds at fractions of the largest magnitude."""
+    strongest = _STRONGEST[policy]
+    largest = torch.tensor([strongest.get(kind, 0.0) for kind in SPACE], dtype=torch.float64)
+    strengths = fractions * largest[kinds]
+    signed = (kinds >= _SIGNED.start) & (kinds < _SIGNED.stop)
+    strengths = strengths.where(~(signed & negative), -strengths)
+    bits = 8 - strengths.round()
+    strengths = strengths.where(kinds != SPACE.index("posterize"), bits)
+    return strengths.where(kinds != SPACE.index("solarize"), 1 - fractions)
+
+
+def policy_matrices(kinds: Tensor, strengths: Tensor, aspects: Tensor) -> Tensor:
+    """Compute input_from_output of one operation of a policy for each record, the identity for one of color.
+
+    Lengths are relative to the sides, and shears are about the upper left corner, as in torchvision. With v the
+    strength, a the aspect ratio width / height of the image in pixels and X = a x, the input of (x, y) is
+    X + v (y + 1) for shear_x, y + v (X + a) for shear_y, x - 2 v for translate_x, y - 2 v for translate_y, and
+    (X, y) turned by v degrees for rotate.
+
+    Args:
+        kinds: i64 [n].
+        strengths: f64 [n].
+        aspects: f64 [n], width / height.
+
+    Returns:
+        f64 [n, 3, 3] in normalized coordinates.
+    """
+    matrices = torch.eye(3, dtype=torch.float64).repeat(len(kinds), 1, 1)
+
+    def rows_of(kind: str) -> Tensor:
+        return (kinds == SPACE.index(kind)).nonzero()[:, 0]
+
+    for row, kind in ((0, "shear_x"), (1, "shear_y")):
+        here = rows_of(kind)
+        slope = strengths[here] / aspects[here] if row == 0 else strengths[here] * aspects[here]
+        matrices[here, row, 1 - row] = slope
+        matrices[here, row, 2] = slope
+    for row, kind in ((0, "translate_x"), (1, "translate_y")):
+        here = rows_of(kind)
+        matrices[here, row, 2] = -2 * strengths[here]
+    here = rows_of("rotate")
+    angles, ratios = strengths[here].deg2rad(), aspects[here]
+    cos, sin = angles.cos(), angles.sin()
+    matrices[here, 0, 0] = matrices[here, 1, 1] = cos
+    matrices[here, 0, 1], matrices[here, 1, 0] = -sin / ratios, sin * ratios
+    return matrices
+
+
+# ---- rows of numbers -----------------------------------------------------------------------------
+
+
+class Recipe:
+    """Operations that change pixels, and the columns of their values in a row."""
+
+    def __init__(self, operations: Sequence[AnyOperation]) -> None:
+        self.operations = tuple(
+            each for each in operations if isinstance(each, (PixelOperationConfig, PolicyConfig))
+        )
+        widths = [_width(operation) for operation in self.operations]
+        stops = np.cumsum([0, *widths]).tolist()
+        self._columns = [slice(*pair) for pair in pairwise(stops)]
+        self.width: int = stops[-1]
+        """Number C of columns."""
+
+    def changes(self, rows: Tensor) -> tuple[PixelChange, ...]:
+        """Return the changes of rows of values [n, C], of any floating dtype, in the order in which they apply."""
+        rows = rows.double()
+        return tuple(
+            change
+            for operation, columns in zip(self.operations, self._columns, strict=True)
+            for change in _changes(operation, rows[:, columns])
+        )
+
+
+def _width(operation: PixelOperationConfig | PolicyConfig) -> int:
+    if isinstance(operation, PolicyConfig):
+        return -(-operation.num_operations // 2) + operation.num_operations
+    return {"color_jitter": 5, "random_erasing": 4}.get(operation.kind, 1)
+
+
+def _changes(operation: PixelOperationConfig | PolicyConfig, rows: Tensor) -> list[PixelChange]:
+    """Return the changes of one operation, from its columns f64 [n, c]."""
+    if isinstance(operation, PolicyConfig):
+        return _policy_changes(operation, rows)
+    drawn = (rows[:, 0] >= 0).nonzero()[:, 0]
+    if not len(drawn):
+        return []
+    values = rows[drawn]
+    if operation.kind == "color_jitter":
+        return _jitter_changes(operation, drawn, values)
+    if operation.kind == "random_erasing":
+        value = torch.full_like(values[:, :1], operation.value)
+        values = torch.cat([values, value], dim=1)
+    name: Any = _NAMES.get(operation.kind, operation.kind)
+    return [
+        PixelChange(
+            name=name,
+            rows=drawn,
+            values=values.float(),
+            largest=operation.sigma[1] if operation.kind == "gaussian_blur" else 0.0,
+            blanks_maps=operation.kind == "random_erasing" and operation.maps == "blank",
+        )
+    ]
+
+
+_NAMES = {"gaussian_blur": "blur", "random_erasing": "erase"}
+_COLORS: tuple[PixelChangeName, ...] = ("brightness", "contrast", "saturation", "hue")
+_ORDERS = torch.tensor(list(permutations(range(len(_COLORS)))))
+"""Orders of the four steps of color jitter, [24, 4], by their number."""
+
+
+def _jitter_changes(
+    operation: PixelOperationConfig, rows: Tensor, values: Tensor
+) -> list[PixelChange]:
+    """Return the changes of color jitter. Equal steps of the orders become one change."""
+    ranges = (operation.brightness, operation.contrast, operation.saturation, operation.hue)
+    orders = _ORDERS[values[:, 0].long()]
+    changes = []
+    for turn in range(len(_COLORS)):
+        for index, (name, largest) in enumerate(zip(_COLORS, ranges, strict=True)):
+            chosen = (orders[:, turn] == index).nonzero()[:, 0]
+            if largest > 0 and len(chosen):
+                factors = values[chosen, 1 + index, None].float()
+                changes.append(PixelChange(name=name, rows=rows[chosen], values=factors))
+    return changes
+
+
+def _policy_changes(operation: PolicyConfig, rows: Tensor) -> list[PixelChange]:
+    """Return the changes of color that a policy has drawn, one turn after the other."""
+    count = operation.num_operations
+    codes, strengths = rows[:, :-count], rows[:, -count:]
+    changes = []
+    for turn in range(count):
+        code = codes[:, turn // 2].long()
+        kinds = code % len(SPACE) if turn % 2 == 0 else code.div(len(SPACE), rounding_mode="floor")
+        for kind in _COLOR_KINDS:
+            chosen = (kinds == kind).nonzero()[:, 0]
+            if len(chosen):
+                values = strengths[chosen, turn, None]
+                if kind in _SIGNED:
+                    values = 1 + values
+                name: Any = SPACE[kind]
+                changes.append(PixelChange(name=name, rows=chosen, values=values.float()))
+    return changes
+
+
+def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
+    """Return the recipe of a pass of stored views, None if these do not change pixels.
+
+    Raises:
+        ManifestError: If the manifest describes no recipe of the stored values.
+    """
+    spec = next((spec for spec in teacher.manifest.fields if spec.name == PIXEL_FIELD), None)
+    if spec is None:
+        return None
+    described = teacher.manifest.views.get("operations")
+    path = teacher.folder / MANIFEST_NAME
+    if not isinstance(described, list) or not all(isinstance(each, dict) for each in described):
+        raise ManifestError(f"{path}: views.operations is no list of operations")
+    try:
+        recipe = Recipe([operation_from(values) for values in described])
+    except ConfigError as error:
+        raise ManifestError(f"{path}: {error}") from error
+    if spec.shape != (recipe.width,):
+        raise ManifestError(
+            f"{path}: {PIXEL_FIELD} has shape {spec.shape}, and views.operations have {recipe.width} values"
+        )
+    return recipe
+
+
+# ---- draws ---------------------------------------------------------------------------------------
+
+
+class PixelSchedule:
+    """Rows of values of a recipe, as pure functions of (seed, epoch, position in the epoch's order)."""
+
+    def __init__(self, operations: Sequence[AnyOperation], seed: int) -> None:
+        self.recipe = Recipe(operations)
+        self.seed = seed
+        self._block = cache_method(self._draw_block, 4)
+
+    def rows(self, epoch: int, start: int, count: int) -> Tensor:
+        """Draw the rows of consecutive positions of an epoch's order, f64 [count, C].
+
+        Args:
+            epoch: Number of the epoch.
+            start: First position.
+            count: Number of positions.
+        """
+        first, last = start // BLOCK_SIZE, (start + count - 1) // BLOCK_SIZE
+        blocks = torch.cat([self._block(epoch, block) for block in range(first, last + 1)])
+        return blocks[start - first * BLOCK_SIZE :][:count]
+
+    def draw(self, epoch: int, start: int, count: int) -> tuple[PixelChange, ...]:
+        """Draw the changes of consecutive positions of an epoch's order, in the order in which they apply.
+
+        Args:
+            epoch: Number of the epoch.
+            start: First position.
+            count: Number of positions.
+        """
+        return self.recipe.changes(self.rows(epoch, start, count)) if self.recipe.width else ()
+
+    def _draw_block(self, epoch: int, block: int) -> Tensor:
+        """Draw the rows of a block, f64 [BLOCK_SIZE, C]."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "pixels", epoch, block))
+        on_pixels = [each for each in self.recipe.operations if not isinstance(each, PolicyConfig)]
+        size = (len(on_pixels), BLOCK_SIZE, _NUMBERS)
+        numbers = iter(torch.rand(size, generator=generator, dtype=torch.float64))
+        columns, policies = [torch.empty(BLOCK_SIZE, 0, dtype=torch.float64)], 0
+        for operation in self.recipe.operations:
+            if isinstance(operation, PolicyConfig):
+                kinds, strengths = draw_policy(operation, policies, self.seed, epoch, block)
+                columns.append(_policy_row(kinds, strengths))
+                policies += 1
+            else:
+                columns.append(_pixel_row(operation, next(numbers)))
+        return torch.cat(columns, dim=1)
+
+
+def _policy_row(kinds: Tensor, strengths: Tensor) -> Tensor:
+    """Return the columns of a policy."""
+    firsts, seconds = kinds[:, 0::2], kinds[:, 1::2]
+    codes = firsts.clone()
+    codes[:, : seconds.shape[1]] += len(SPACE) * seconds
+    return torch.cat([codes.double(), strengths], dim=1)
+
+
+def _pixel_row(operation: PixelOperationConfig, numbers: Tensor) -> Tensor:
+    """Return the columns of an operation on pixels, from uniform numbers [n, _NUMBERS]."""
+    values = _VALUES[operation.kind](operation, numbers[:, 1:])
+    is_drawn = numbers[:, :1] < operation.p
+    return values.where(is_drawn, torch.full_like(values, _NOT_DRAWN))
+
+
+def _jitter_values(operation: PixelOperationConfig, numbers: Tensor) -> Tensor:
+    """Return the order of four steps and their factors."""
+    order = numbers[:, 4:8].argsort(dim=1)
+    number = (order[:, None] == _ORDERS).all(dim=2).long().argmax(dim=1)
+    factors = [
+        _between((max(0.0, 1 - largest), 1 + largest), numbers[:, index])
+        for index, largest in enumerate(
+            (operation.brightness, operation.contrast, operation.saturation)
+        )
+    ]
+    hue = 2 * math.pi * operation.hue * (2 * numbers[:, 3] - 1)
+    return torch.stack([number.double(), *factors, hue], dim=1)
+
+
+def _erasing_values(operation: PixelOperationConfig, numbers: Tensor) -> Tensor:
+    """Return rectangles x0, y0, x1, y1 in [0, 1] with exactly the drawn fraction of the area.
+
+    A rectangle that is longer than a side is cut to it and widened.
+    """
+    low, high = operation.ratio
+    fraction = _between(operation.scale, numbers[:, 0])
+    ratio = _between((math.log(low), math.log(high)), numbers[:, 1]).exp()
+    width = (fraction * ratio).sqrt().clamp(max=1).maximum(fraction)
+    height = fraction / width
+    x, y = numbers[:, 2] * (1 - width), numbers[:, 3] * (1 - height)
+    return torch.stack([x, y, x + width, y + height], dim=1)
+
+
+def _between(limits: tuple[float, float], numbers: Tensor) -> Tensor:
+    return limits[0] + (limits[1] - limits[0]) * numbers
+
+
+def _constant(value: float, numbers: Tensor) -> Tensor:
+    return torch.full_like(numbers[:, :1], value)
+
+
+_VALUES: dict[str, Callable[[PixelOperationConfig, Tensor], Tensor]] = {
+    "color_jitter": _jitter_values,
+    "random_erasing": _erasing_values,
+    "gaussian_blur": lambda operation, numbers: _between(operation.sigma, numbers[:, :1]),
+    "solarize": lambda operation, numbers: _constant(operation.threshold, numbers),
+    "posterize": lambda operation, numbers: _constant(operation.bits, numbers),
+    "sharpness": lambda operation, numbers: _constant(operation.factor, numbers),
+    **dict.fromkeys(
+        ("grayscale", "equalize", "autocontrast"), lambda operation, numbers: _constant(1, numbers)
+    ),
+}
+
+
+class PixelAugmentSchedule:
+    """Changes of pixels in the steps of an epoch, independent of rank and process.
+
+    The changes of a record are pure functions of (seed, epoch, position in the epoch's order). The mixup coefficient,
+    one per global batch, is a pure function of (seed, epoch, step).
+    """
+
+    def __init__(self, config: AugmentOptions, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+        self.pixels = PixelSchedule(config.operations, seed)
+
+    def draw(self, epoch: int, step: int, start: int, count: int) -> PixelAugment | None:
+        """Draw for `count` rows of a step, or return None if nothing changes their pixels.
+
+        Args:
+            epoch: Number of the epoch.
+            step: Number of the step in the epoch, on which the mixup coefficient depends.
+            start: Position of the first row in the epoch's order.
+            count: Number of rows.
+        """
+        mixup_lambda = self._draw_mixup(epoch, step)
+        if mixup_lambda is None and not self.pixels.recipe.width:
+            return None
+        changes = self.pixels.draw(epoch, start, count)
+        return PixelAugment(changes=changes, mixup_lambda=mixup_lambda)
+
+    def _draw_mixup(self, epoch: int, step: int) -> float | None:
+        alpha = self.config.mixup_alpha
+        if alpha is None:
+            return None
+        generator = np.random.default_rng(derive_seed(self.seed, "mixup", epoch, step))
+        return float(generator.beta(alpha, alpha))
