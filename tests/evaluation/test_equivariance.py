@@ -7,7 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from permafrost.cli import stage_main
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import (
+    AugmentOptions,
+    OperationConfig,
+    PixelOperationConfig,
+    PolicyConfig,
+)
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.evaluation import EquivarianceOptions
 from permafrost.config.store import PassOptions
@@ -57,9 +62,13 @@ def test_it_finds_what_moves_a_teachers_answers(frozen):
         equivariance_of(frozen, records=256, augment=AugmentOptions(operations=operations))
     )
 
-    assert list(metrics) == ["map_cosine", "logits_kl", "top1_agreement"]
+    assert list(metrics) == [
+        "map_cosine",
+        "logits_kl",
+        "top1_agreement",
+    ]  # 40 records are one block
     for values in metrics.values():
-        assert list(values) == ["none", "horizontal_flip", "rotation"]
+        assert list(values) == ["none", "horizontal_flip", "rotation", "recipe"]
     cosine, kl = metrics["map_cosine"], metrics["logits_kl"]
     assert cosine["none"] > 0.9999
     assert kl["none"] < 1e-5
@@ -67,6 +76,23 @@ def test_it_finds_what_moves_a_teachers_answers(frozen):
     for moved in ("horizontal_flip", "rotation"):
         assert cosine[moved] < cosine["none"] - 0.01
         assert kl[moved] > 10 * kl["none"]
+
+
+def test_operations_on_pixels_and_policies_are_measured_with_their_pixels(frozen):
+    operations = (
+        PolicyConfig(kind="randaugment", magnitude=20),
+        PixelOperationConfig(kind="solarize", threshold=0.1),
+        PixelOperationConfig(kind="sharpness", factor=1.0),  # the identity
+    )
+
+    metrics = measured(
+        equivariance_of(frozen, records=256, augment=AugmentOptions(operations=operations))
+    )
+
+    kl = metrics["logits_kl"]
+    assert kl["sharpness"] == pytest.approx(kl["none"], abs=1e-6)
+    assert min(kl["randaugment"], kl["solarize"], kl["recipe"]) > 100 * kl["none"]
+    assert metrics["map_cosine"]["solarize"] < metrics["map_cosine"]["none"]
 
 
 def test_the_size_of_a_batch_changes_no_view(frozen):
@@ -109,7 +135,8 @@ def test_features_that_a_flip_changes_are_exact_only_with_the_mirror_image(
 
     metrics = measured(equivariance_of(Frozen(Store(tmp_path / "store"), config), augment=flip))
 
-    assert list(metrics) == ["logits_kl", "top1_agreement", "features_lost"]
+    assert list(metrics) == ["logits_kl", "top1_agreement", "features_lost", "features_cosine"]
+    assert metrics["features_cosine"]["none"] > 0.9999
     assert metrics["features_lost"]["none"] < 1e-4
     lost = metrics["features_lost"]["horizontal_flip"]
     assert lost < 1e-4 if mirror else lost > 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ class LostVariance:
 
     error: float = 0.0
     squares: float = 0.0
+    products: float = 0.0
+    stored_squares: float = 0.0
     cells: float = 0.0
     by_channel: Tensor | float = 0.0
 
@@ -35,6 +38,8 @@ class LostVariance:
         stored, recomputed, coverage = stored.double(), recomputed.double(), coverage.double()
         self.error += float(((stored - recomputed).square() * coverage).sum())
         self.squares += float((recomputed.square() * coverage).sum())
+        self.stored_squares += float((stored.square() * coverage).sum())
+        self.products += float((stored * recomputed * coverage).sum())
         self.cells += float(coverage.sum())
         self.by_channel = self.by_channel + (recomputed * coverage).sum(dim=(0, 2, 3)).cpu()
 
@@ -43,6 +48,10 @@ class LostVariance:
         assert isinstance(self.by_channel, Tensor)
         spread = self.squares - float(self.by_channel.square().sum()) / max(self.cells, _TINY)
         return self.error / max(spread, _TINY)
+
+    def cosine(self) -> float:
+        """Return the cosine of both over all covered cells and channels."""
+        return self.products / max(math.sqrt(self.squares * self.stored_squares), _TINY)
 
 
 _TINY = 1e-30

@@ -115,13 +115,7 @@ class StoredViews:
 
     def fields(self) -> list[FieldSpec]:
         """Return the fields that say what the views are: matrices, and values of changes of pixels."""
-        recipe = self.recipe
-        if recipe is None:
-            return [VIEW_FIELD]
-        pixels = FieldSpec(
-            name=PIXEL_FIELD, shape=(recipe.width,), dtype="float16", axes=("value",)
-        )
-        return [replace(VIEW_FIELD, shape=(2, 3)), pixels]
+        return fields_of_views(Recipe(()) if self.recipe is None else self.recipe)
 
     def draw(self, store: Store, shard: ShardEntry) -> DrawnViews:
         """Draw the views of the shard's covered records.
@@ -137,6 +131,14 @@ class StoredViews:
         schedule = PixelSchedule(self.augment.operations, _seed_of(self.config, shard))
         rows = [schedule.rows(view, 0, len(matrices)) for view in range(self.count)]
         return DrawnViews(matrices[covered], torch.stack(rows, dim=1)[covered].half(), recipe)
+
+
+def fields_of_views(recipe: Recipe) -> list[FieldSpec]:
+    """Return the fields that say what stored views of a recipe are: matrices, and values of changes of pixels."""
+    if not recipe.width:
+        return [VIEW_FIELD]
+    pixels = FieldSpec(name=PIXEL_FIELD, shape=(recipe.width,), dtype="float16", axes=("value",))
+    return [replace(VIEW_FIELD, shape=(2, 3)), pixels]
 
 
 def _seed_of(config: ViewsConfig, shard: ShardEntry) -> int:

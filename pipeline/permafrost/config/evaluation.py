@@ -60,14 +60,15 @@ class ShiftOptions(EvaluatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EquivarianceOptions(EvaluatorOptions):
-    """Stored targets of views compared with the teacher's output, for each operation of `augment` (model=teacher)."""
+    """Stored targets of views compared with the teacher's output, for each operation of `augment` and all together."""
 
     section: ClassVar[str] = "evaluate.equivariance"
     implementation: ClassVar[str] = "permafrost.evaluation.equivariance:EVALUATOR"
     reads_augment: ClassVar[bool] = True
 
     records: Annotated[int, Ge(1)] = 256
-    """Records per split; every operation is one forward pass of each of them."""
+    """Records per split; every operation is one forward pass of each of them. The spread of the mean probability needs
+    1,000 or more to tell recipes apart."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,13 @@ class EstimateOptions(Options):
     students with other options of the trainer. On a GPU each measurement takes several steps."""
     students: Annotated[int, Ge(1)] = 10
     """Number of students of the comparison with one job, in which they share batches, views and a live teacher."""
+    views: tuple[int, ...] = (0, 1, 4, 16, 50)
+    """Numbers of stored views of `augment` whose price is printed; 0 are frozen targets of the whole image."""
+    budget_bytes: Annotated[int | None, Ge(0)] = None
+    """Largest number of bytes of the targets, for which a setting is proposed; null for no limit."""
+    max_distance: Annotated[float | None, Ge(0)] = None
+    """Largest distance of the targets of a view to the teacher's answer to it, of every payload (KL in nats, or 1 -
+    cosine), for which a setting is proposed; null for no limit."""
     records: Annotated[int | None, Ge(1)] = None
     """Number of records to estimate for, such as those of a set that is not here; null takes those of the data."""
     workers: tuple[int, ...] = (1, 4, 16)
@@ -56,6 +63,11 @@ class EstimateOptions(Options):
             len(self.workers) > 0 and min(self.workers) >= 1,
             f"estimate.workers={list(self.workers)} must list at least one number, each >= 1, as in "
             "estimate.workers=[1,4,16]",
+        )
+        require(
+            len(self.views) > 0 and min(self.views) >= 0,
+            f"estimate.views={list(self.views)} must list at least one number, each >= 0, as in "
+            "estimate.views=[0,1,16]",
         )
 
 

@@ -31,7 +31,9 @@ from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
+    from permafrost.estimation.freezing import FreezingRow
     from permafrost.estimation.steps import StepTimes
+    from permafrost.store.reader import TeacherPass
 
 
 def break_even_epochs(annotation: Spread, saved_per_epoch: Spread) -> Spread:
@@ -87,8 +89,6 @@ class StudentCost:
     break_even_students: Spread
     students: int
     """Number of students that share a live teacher in one job."""
-    break_even_shared: Spread
-    """Epochs of each of them from which the store is cheaper."""
 
     def seconds(self, step: Spread) -> Spread:
         """Return the seconds of all epochs of a student with such steps.
@@ -126,6 +126,8 @@ class Estimate:
     training: StudentCost | None = None
     no_training: str = ""
     """Reason why no student was compared."""
+    freezing: tuple[FreezingRow, ...] = ()
+    """Price of each number of stored views, and of a live teacher; empty without operations of `augment`."""
 
 
 def measure(config: EstimateConfig, folder: Path) -> Estimate:
@@ -147,7 +149,8 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
     measured = store.shards[1:]
     parts = [image_part(sample), index_part(sample)]
     annotation, training, reason = None, None, "teacher=none"
-    passes = []
+    passes: list[TeacherPass] = []
+    freezing: tuple[FreezingRow, ...] = ()
     if not isinstance(config.teacher, NoModelConfig):
         from permafrost.annotation.teacher_pass import annotate_passes  # imports torch
 
@@ -167,6 +170,7 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
         total = seconds[0] if len(seconds) == 1 else seconds[0].plus(seconds[1])
         annotation = _with_others(_work(total, config, whole), config, sample)
         training, reason = _compare(config, sample, total)
+        freezing = _freezing(config, sample, passes[0], seconds[0], training)
     return Estimate(
         records=whole.records,
         shards=whole.shards,
@@ -185,7 +189,45 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
         annotation=annotation,
         training=training,
         no_training=reason,
+        freezing=freezing,
     )
+
+
+def _freezing(
+    config: EstimateConfig,
+    sample: RecordSample,
+    teacher: TeacherPass,
+    annotation: Spread,
+    training: StudentCost | None,
+) -> tuple[FreezingRow, ...]:
+    """Return the price of each number of stored views, and of a live teacher that several students share.
+
+    Args:
+        config: Options of the command.
+        sample: The sample.
+        teacher: Its pass of whole images.
+        annotation: Seconds of a worker for that pass of all records.
+        training: Times of students, None if they were not compared.
+    """
+    from permafrost.estimation.freezing import FreezingRow, freezing_rows, measure_distances
+
+    store, whole = sample.store, sample.whole
+    if not store.form.has_places or not config.augment.operations:
+        return ()
+    resolved = _for_sample(config, store)
+    rows = freezing_rows(
+        resolved,
+        config.estimate.views,
+        teacher,
+        whole,
+        sum(part.bytes for part in pass_parts(teacher, whole)),
+        annotation.median / whole.records,
+        measure_distances(resolved, store),
+    )
+    if training is not None:
+        more = training.steps.saved_shared.median * training.records * training.epochs
+        rows.append(FreezingRow(views=0, bytes=0, hours=more / 3600, is_live=True))
+    return tuple(rows)
 
 
 def _for_sample(config: EstimateConfig, store: Store) -> PrecomputeConfig:
@@ -248,7 +290,6 @@ def _compare(
         break_even_epochs=epochs,
         break_even_students=epochs.times(1 / config.trainer.epochs),
         students=config.estimate.students,
-        break_even_shared=break_even_epochs(annotation, steps.saved_shared.times(records)),
     )
     return training, ""
 
@@ -292,6 +333,12 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
     if estimate.is_finished:
         lines["packing"] = f"not measured, as {config.store.path} is finished"
     training = estimate.training
+    lines |= {f"price.{_name_of(row)}": _price(row, estimate, config) for row in estimate.freezing}
+    limits = config.estimate.budget_bytes, config.estimate.max_distance
+    if estimate.freezing and limits != (None, None):
+        from permafrost.estimation.freezing import propose
+
+        lines["proposal"] = propose(estimate.freezing, config.estimate)
     if training is None:
         return lines | {"students": f"not compared: {estimate.no_training}"}
     steps = training.steps
@@ -307,9 +354,36 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         + " with stored targets",
         "cheaper_from": f"{_range(training.break_even_students)} students of trainer.epochs={training.epochs}, or "
         f"{_range(training.break_even_epochs)} epochs of {training.records:,} records",
-        "cheaper_than_shared": f"{_range(training.break_even_shared)} epochs of each of {training.students} "
-        "students that share batches and a live teacher in one job (estimate.students)",
     }
+
+
+def _name_of(row: FreezingRow) -> str:
+    if row.is_live:
+        return "live"
+    return f"views.count={row.views}" if row.views else "frozen"
+
+
+def _price(row: FreezingRow, estimate: Estimate, config: EstimateConfig) -> str:
+    """Describe the price of a setting in one line."""
+    seconds = _duration(abs(row.hours) * 3600)
+    if row.is_live:
+        change = "more" if row.hours >= 0 else "less"
+        return (
+            f"no bytes; one job of {config.estimate.students} students takes {seconds} {change} than as many with "
+            "stored targets; distance 0"
+        )
+    distances = [
+        f"{payload} {_number(distance)}{' nats' if payload == 'logits' else ''}"
+        for payload, distance in row.distances.items()
+    ]
+    visits = ""
+    if row.views:
+        each = config.trainer.epochs * config.views.per_step / row.views
+        visits = f"; each view {_number(each)} times in trainer.epochs={config.trainer.epochs}"
+    return (
+        f"{format_bytes(row.bytes)}, {_number(row.bytes / estimate.records)} per record; {seconds} of one worker; "
+        f"distance to live: {', '.join(distances)}{visits}"
+    )
 
 
 def plain_values(estimate: Estimate) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """Evaluator `equivariance`: stored targets of a transformed view compared with the teacher's output on that view.
 
 Frozen mode keeps a record's logits and applies the view's transform to its map. Both are approximations. Their
-quality depends on the teacher and on the augmentation, and this module measures it for one kind of operation at a
-time.
+quality depends on the teacher and on the augmentation, and this module measures it for each operation alone and for the
+whole recipe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import mean
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +26,11 @@ from permafrost.core.records import FEATURES
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import Evaluator, Metric, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_maps, view_targets
 from permafrost.loading.random_views import ViewSchedule
-from permafrost.loading.transfer import copy_to
+from permafrost.loading.recipes import PixelAugmentSchedule
+from permafrost.loading.transfer import copy_to, move_values
 from permafrost.losses.logit_distances import outcome_log_probs
 from permafrost.losses.map_distances import map_cosine
 from permafrost.models.classifier import Intermediates
@@ -36,6 +40,8 @@ from permafrost.models.resolve import require_images
 UNMOVED = "none"
 """Name of the measurement on the whole frame. For a teacher of whole frames it shows the error of the store's rounding
 alone."""
+RECIPE = "recipe"
+"""Name of the measurement of all operations together, each with its own probability."""
 
 
 def check_equivariance(context: EvaluationContext) -> Mapping[str, str]:
@@ -56,69 +62,154 @@ def check_equivariance(context: EvaluationContext) -> Mapping[str, str]:
     return {}
 
 
-@torch.no_grad()
 def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, float]]:
-    """Measure each kind of operation of `augment`, always applied, on records of the split drawn with a fixed seed.
+    """Measure each operation of `augment`, always applied, and the whole recipe, on records drawn with a fixed seed.
 
-    As in a training, the views are of the whole frame. The metrics, each a mapping from kinds of operations to numbers,
-    are:
+    Returns:
+        The metrics of `compare_views` by name, without those that the pass has no fields for.
+    """
+    dataset = context.dataset
+    order = np.random.default_rng(0).permutation(len(dataset))
+    positions = np.sort(order[: context.options.of(EquivarianceOptions).records])
+    if _has_features(context):
+        rows = dataset.rows_at(np.arange(len(dataset)))
+        context = replace(context, dataset=context.open_rows(rows, dataset.passes, FEATURES))
+    recipes = recipes_of(context.config.augment.operations)
+    batches = context.iter_batches(positions.tolist())
+    return compare_views(context.model, context.dataset, recipes, batches)
+
+
+def recipes_of(operations: Sequence[AnyOperation]) -> dict[str, tuple[AnyOperation, ...]]:
+    """Return what is measured by name: the whole frame, each operation alone and always applied, and all together.
+
+    Args:
+        operations: Operations of a recipe. A second one of a kind is named with its number.
+    """
+    recipes: dict[str, tuple[AnyOperation, ...]] = {UNMOVED: ()}
+    for operation in operations:
+        same = sum(name.split("_#")[0] == operation.kind for name in recipes)
+        name = f"{operation.kind}_#{same + 1}" if same else operation.kind
+        recipes[name] = (replace(operation, p=1.0),)
+    if len(operations) > 1:
+        recipes[RECIPE] = tuple(operations)
+    return recipes
+
+
+@torch.no_grad()
+def compare_views(
+    model: EvaluatedModel,
+    dataset: StoreDataset,
+    recipes: Mapping[str, Sequence[AnyOperation]],
+    batches: Iterable[Batch],
+) -> dict[str, dict[str, float]]:
+    """Compare stored targets of the whole frame, warped to views, with the teacher's output on these views.
+
+    As in a training, the views are of the whole frame. The metrics, each a mapping from recipes to numbers, are:
 
     - map_cosine: mean cosine between the warped stored map and the recomputed map of the stored class, at the teacher's
       input size, without pairs in which either is zero;
     - logits_kl: mean KL(recomputed || stored) of the softmax at temperature 1, in nats;
     - top1_agreement: fraction of records whose stored and recomputed logits have the same top-1 class;
     - features_lost: fraction of the variance of the recomputed features that the warped stored ones miss (1 - R^2),
-      over the covered cells of all records, mean over the stages of the pass.
+      over the covered cells of all records, mean over the stages of the pass;
+    - features_cosine: cosine of both over the same cells, mean over the stages;
+    - probability_spread: standard deviation of the teacher's mean probability (`probability_spread`).
 
-    Returns:
-        The metrics by name, without those that the pass has no fields for.
+    Args:
+        model: The teacher.
+        dataset: Records with the teacher's pass of whole frames.
+        recipes: Operations by name.
+        batches: Batches of the dataset on the model's device.
     """
-    dataset, model = context.dataset, context.model
-    alone: dict[str, tuple[AnyOperation, ...]] = {UNMOVED: ()}
-    for operation in context.config.augment.operations:
-        alone[operation.kind] = (replace(operation, p=1.0),)
-    one_aspect = dataset.has_frame_aspect
+    augments = {name: AugmentOptions(operations=tuple(each)) for name, each in recipes.items()}
+    one_aspect, size = dataset.has_frame_aspect, dataset.store.size
     schedules = {
-        kind: ViewSchedule(
-            AugmentOptions(operations=drawn), context.store.size, seed=0, one_aspect=one_aspect
+        name: (
+            ViewSchedule(augment, size, seed=0, one_aspect=one_aspect),
+            PixelAugmentSchedule(augment, seed=0),
         )
-        for kind, drawn in alone.items()
+        for name, augment in augments.items()
     }
-    explainer = dataset.passes[0].explainer
-    explain = None if explainer is None else explainer_named(explainer)
-    order = np.random.default_rng(0).permutation(len(dataset))
-    positions = np.sort(order[: context.options.of(EquivarianceOptions).records])
-    parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {kind: [] for kind in alone}
-    errors: dict[str, dict[str, LostVariance]] = {kind: {} for kind in alone}
-    if _has_features(context):
-        rows = dataset.rows_at(np.arange(len(dataset)))
-        context = replace(context, dataset=context.open_rows(rows, dataset.passes, FEATURES))
+    (teacher, *_) = dataset.passes
+    explain = None if teacher.explainer is None else explainer_named(teacher.explainer)
+    has_features = bool(dataset.intermediate_fields[0])
+    compared: dict[str, list[_Compared]] = {name: [] for name in recipes}
+    errors: dict[str, dict[str, LostVariance]] = {name: {} for name in recipes}
     start = 0
-    for batch in context.iter_batches(positions.tolist()):
+    for batch in batches:
         aspects = batch.aspects.cpu()
-        for kind, schedule in schedules.items():
-            views = schedule.views(0, start, aspects)
-            drawn = None if views is None else copy_to(views, model.device)
-            view_batch = replace(batch, canonical_from_view=drawn)
-            parts[kind].append(_compare(model, explain, view_batch))
-            if _has_features(context):
+        for name, (views, pixels) in schedules.items():
+            matrices = views.views(0, start, aspects)
+            view_batch = replace(
+                batch,
+                canonical_from_view=None if matrices is None else copy_to(matrices, model.device),
+                pixel_augment=move_values(pixels.draw(0, 0, start, len(aspects)), model.device),
+            )
+            compared[name].append(_compare(model, explain, view_batch))
+            if has_features:
                 images = view_images(view_batch, model.input_size)
                 (targets, *_) = view_targets(view_batch, TargetRequest((1, 1), with_maps=False))
                 output = model.network(images, Intermediates(stages=True))
-                add_lost_variance(errors[kind], targets, output, dataset.passes[0].projections)
+                add_lost_variance(errors[name], targets, output, teacher.projections)
         start += len(batch.keys)
     metrics: dict[str, dict[str, float]] = {q.name: {} for q in _PAGE.quantities}
-    for kind, compared in parts.items():
-        cosine, kl, agrees = (torch.cat(v).double() for v in zip(*compared, strict=True))
+    for name, parts in compared.items():
+        cosine, kl, agrees, probabilities = (
+            torch.cat(values).double() for values in zip(*parts, strict=True)
+        )
         if explain is not None:
-            metrics["map_cosine"][kind] = float(cosine.nanmean())
-        if errors[kind]:
-            lost = [variance.share() for variance in errors[kind].values()]
-            metrics["features_lost"][kind] = sum(lost) / len(lost)
+            metrics["map_cosine"][name] = float(cosine.nanmean())
+        if errors[name]:
+            sums = errors[name].values()
+            metrics["features_lost"][name] = mean(each.share() for each in sums)
+            metrics["features_cosine"][name] = mean(each.cosine() for each in sums)
         if not kl.isnan().all():
-            metrics["logits_kl"][kind] = float(kl.mean())
-            metrics["top1_agreement"][kind] = float(agrees.mean())
-    return {name: by_kind for name, by_kind in metrics.items() if by_kind}
+            metrics["logits_kl"][name] = float(kl.mean())
+            metrics["top1_agreement"][name] = float(agrees.mean())
+        spread = probability_spread(probabilities)
+        if spread is not None and not dataset.store.manifest.multi_label:
+            metrics["probability_spread"][name] = spread
+    return {name: by_recipe for name, by_recipe in metrics.items() if by_recipe}
+
+
+SPREAD_BLOCK = 32
+"""Records of a block of `probability_spread`. Numbers of other blocks are not comparable."""
+
+
+def probability_spread(probabilities: Tensor) -> float | None:
+    """Compute the standard deviation of a teacher's mean probability (Wang et al. 2022, "T. stddev").
+
+    Views of a good augmentation for distillation have a low one: blocks of records then look alike to the teacher. With
+    p_b,k the mean probability of class k over the records of block b, it is the mean over k of the standard deviation
+    of p_b,k over the blocks (divided by their number - 1). The paper's code has blocks of five batches of 64.
+
+    Args:
+        probabilities: Softmax of the teacher's logits, f64 [n, K]. Blocks of SPREAD_BLOCK records are drawn with a
+            fixed seed, and those left over are not counted.
+
+    Returns:
+        The number, None for fewer than two blocks.
+    """
+    blocks = len(probabilities) // SPREAD_BLOCK
+    if blocks < 2:
+        return None
+    order = np.random.default_rng(0).permutation(len(probabilities))[: blocks * SPREAD_BLOCK]
+    drawn = probabilities[torch.from_numpy(order)]
+    means = drawn.reshape(blocks, SPREAD_BLOCK, -1).mean(dim=1)
+    return float(means.std(dim=0).mean())
+
+
+class _Compared(NamedTuple):
+    """Comparison of n records."""
+
+    cosine: Tensor
+    """Cosine of the maps, nan if a map is zero, [n]."""
+    kl: Tensor
+    """KL divergence, nan if the pass has no logits, [n]."""
+    agrees: Tensor
+    """True where the top-1 class is the same, nan if the pass has no logits, [n]."""
+    probabilities: Tensor
+    """Softmax of the teacher's logits of the view, [n, K]."""
 
 
 def _has_features(context: EvaluationContext) -> bool:
@@ -126,13 +217,8 @@ def _has_features(context: EvaluationContext) -> bool:
     return bool(passes) and bool(passes[0].fields_of(FEATURES))
 
 
-def _compare(
-    model: EvaluatedModel, explain: Explainer | None, batch: Batch
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each record, the cosine (nan if a map is zero), the KL and the top-1 agreement, each [n].
-
-    KL and agreement are nan if the pass has no logits.
-    """
+def _compare(model: EvaluatedModel, explain: Explainer | None, batch: Batch) -> _Compared:
+    """Compare the stored targets of a batch's views with the teacher's output."""
     stored = batch.targets[0]
     images = view_images(batch, model.input_size)
     cosine = torch.full((len(images), 1), float("nan"))
@@ -147,23 +233,24 @@ def _compare(
         moved = view_maps(batch, stored, grid)
         cosine, valid = map_cosine(moved, recomputed, model.input_size)
         cosine = cosine.masked_fill(~valid, float("nan"))
+    probabilities = logits.softmax(dim=1).cpu()
     if stored.logits is None:
         unknown = torch.full((len(images),), float("nan"))
-        return cosine.flatten().cpu(), unknown, unknown
+        return _Compared(cosine.flatten().cpu(), unknown, unknown, probabilities)
     before, after = (
         outcome_log_probs(each, stored.logits, tau=1.0) for each in (stored.logits, logits)
     )
     kl = F.kl_div(before, after, reduction="none", log_target=True).sum(dim=1)
     agrees = top_class(stored.logits) == logits.argmax(dim=1)
-    return cosine.flatten().cpu(), kl.cpu(), agrees.cpu()
+    return _Compared(cosine.flatten().cpu(), kl.cpu(), agrees.cpu(), probabilities)
 
 
 _PAGE = Page(
     "Equivariance",
     "Equivariance of the teacher",
     "How far the targets that frozen mode gives a student (the stored logits, and the stored map warped with the view) "
-    "are from what the teacher computes for the view, for each kind of augmentation alone and always applied. The "
-    f"column {UNMOVED} is the whole frame.",
+    "are from what the teacher computes for the view, for each operation alone and always applied. The column "
+    f"{UNMOVED} is the whole frame, and {RECIPE} all operations together.",
     (
         Quantity(
             "map_cosine",
@@ -187,6 +274,20 @@ _PAGE = Page(
             "1 - R^2 of the stored features, warped with the view, against the teacher's features of that view, over "
             "the cells inside of the frame, mean over stages.",
             Metric(higher_is_better=False),
+        ),
+        Quantity(
+            "features_cosine",
+            "Cosine of the moved features with the new ones",
+            "Cosine of the stored features, warped with the view, with the teacher's features of that view, over the "
+            "same cells, mean over stages.",
+        ),
+        Quantity(
+            "probability_spread",
+            "Spread of the teacher's mean probability",
+            f"Standard deviation of the teacher's mean probability over blocks of {SPREAD_BLOCK} records, mean over "
+            "classes (Wang et al. 2022). Of two augmentations, the one with the lower number is expected to be better "
+            "for distillation.",
+            Metric(higher_is_better=False, scale=1.0, digits=4),
         ),
     ),
 )

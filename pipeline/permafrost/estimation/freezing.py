@@ -1,0 +1,162 @@
+"""The price of freezing: bytes and hours of stored views, and how far their targets are from a live teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.pass_plan import plan_pass
+from permafrost.annotation.stored_views import fields_of_views
+from permafrost.config.store import PrecomputeConfig
+from permafrost.config.verbs import EstimateOptions
+from permafrost.core.records import FEATURES, FieldSpec
+from permafrost.evaluation.equivariance import RECIPE, UNMOVED, compare_views
+from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.recipes import Recipe
+from permafrost.loading.transfer import iter_on_device
+from permafrost.models.compute import torch_threads
+from permafrost.store.reader import Store
+
+if TYPE_CHECKING:
+    from permafrost.estimation.sample import Whole
+    from permafrost.store.reader import TeacherPass
+
+_METRICS = {"logits": "logits_kl", "map": "map_cosine", "features": "features_cosine"}
+"""Metric of each payload, whose distance is the KL in nats, or 1 - cosine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezingRow:
+    """A number of stored views, or a live teacher."""
+
+    views: int
+    """Stored views per record, 0 for frozen targets of the whole image."""
+    bytes: float
+    """Bytes of the targets of all records."""
+    hours: float
+    """Hours of one worker, once for all students; of a live teacher those that it adds to one job of all students."""
+    distances: dict[str, float] = field(default_factory=dict)
+    """Distance of the targets of a view to the teacher's answer to it, by payload: KL in nats, 1 - cosine."""
+    is_live: bool = False
+
+    @property
+    def distance(self) -> float:
+        """Largest of the distances."""
+        return max(self.distances.values(), default=0.0)
+
+    @property
+    def words(self) -> str:
+        """Options of this setting, as they are typed."""
+        if self.is_live:
+            return "mode=live"
+        return f"mode=replay views=random views.count={self.views}" if self.views else "mode=frozen"
+
+
+def measure_distances(config: PrecomputeConfig, store: Store) -> dict[str, dict[str, float]]:
+    """Measure how far stored targets of whole images are from the teacher's answers to views of the recipe.
+
+    Args:
+        config: Options of the pass, and `augment`.
+        store: Store of the sample, with the pass of whole images.
+
+    Returns:
+        The distances of each payload for UNMOVED, which is the error of the stored form, and for RECIPE.
+    """
+    plan = plan_pass(config, store)
+    passes = store.open_passes((plan.folder.name,))
+    payload = FEATURES if passes[0].fields_of(FEATURES) else None
+    rows = np.arange(store.index.num_rows)
+    dataset = StoreDataset(store, rows, passes, payload=payload)
+    with torch_threads(config.cluster.threads_per_actor):
+        annotator = TeacherAnnotator(
+            plan.teacher, plan.num_classes, plan.explainer, config.annotate, store.size
+        )
+        model = EvaluatedModel(network=annotator.model, input_size=annotator.input_size)
+        batches = iter_on_device(
+            iter_batches(dataset, config.annotate.batch_size, None), model.device
+        )
+        recipes = {UNMOVED: (), RECIPE: config.augment.operations}
+        metrics = compare_views(model, dataset, recipes, (batch for _, batch in batches))
+    return {
+        name: {
+            payload: max(
+                0.0, 1 - metrics[metric][name] if "cosine" in metric else metrics[metric][name]
+            )
+            for payload, metric in _METRICS.items()
+            if metric in metrics
+        }
+        for name in recipes
+    }
+
+
+def freezing_rows(
+    config: PrecomputeConfig,
+    views: Sequence[int],
+    teacher: TeacherPass,
+    numbers: Whole,
+    canonical_bytes: float,
+    seconds: float,
+    distances: dict[str, dict[str, float]],
+) -> list[FreezingRow]:
+    """Return a row for each number of views.
+
+    Args:
+        config: Options of the pass, and `augment`.
+        views: Numbers of stored views, 0 for frozen targets.
+        teacher: Pass of whole images of the sample.
+        numbers: Numbers of the whole store.
+        canonical_bytes: Bytes of the pass of whole images.
+        seconds: Seconds of a worker for one record of that pass, and so for one view.
+        distances: Result of `measure_distances`.
+    """
+    recipe = Recipe(config.augment.operations)
+    specs = [*teacher.manifest.fields, *fields_of_views(recipe)]
+    per_view = numbers.trained * sum(map(_view_bytes, specs))
+    return [
+        FreezingRow(
+            views=count,
+            bytes=canonical_bytes + count * per_view,
+            hours=seconds * (numbers.records + count * numbers.trained) / 3600,
+            distances=distances[UNMOVED if count else RECIPE],
+        )
+        for count in views
+    ]
+
+
+def _view_bytes(spec: FieldSpec) -> float:
+    """Return the bytes of one stored view, which needs neither horizontal flips nor a border, before compression."""
+    size = prod(spec.shape) * np.dtype(spec.dtype).itemsize
+    if spec.mirrored:
+        size //= 2
+    return size / (1 + 2 * spec.margin) ** 2
+
+
+def propose(rows: Sequence[FreezingRow], options: EstimateOptions) -> str:
+    """Propose the cheapest setting within the limits: the fewest bytes within a distance, the most views within bytes.
+
+    Args:
+        rows: Settings, of which a live teacher is one.
+        options: Limits, of which at least one is set.
+    """
+    budget, largest = options.budget_bytes, options.max_distance
+    within = [
+        row
+        for row in rows
+        if (budget is None or row.bytes <= budget) and (largest is None or row.distance <= largest)
+    ]
+    stored = [row for row in within if not row.is_live]
+    if not stored:
+        return (
+            f"{within[0].words}, as no stored targets are within the limits"
+            if within
+            else ("no setting is within the limits")
+        )
+    if largest is not None:
+        return min(stored, key=lambda row: row.bytes).words
+    return max(stored, key=lambda row: row.views).words
