@@ -28,10 +28,13 @@ from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import SPACE, PixelSchedule, Recipe
 from permafrost.loading.subset import rows_of_split
+from permafrost.storage import buckets
+from permafrost.storage.rooted_paths import rooted
 from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import distill, precompute
+from tests.support.buckets import contents, files_below, memory_buckets
 from tests.support.geometry import frames_of_size, make_batch
 from tests.support.runs import TRAINER, distill_config
 from tests.support.stores import Frozen, precompute_config
@@ -185,6 +188,21 @@ def test_a_killed_pass_of_strong_views_is_finished_to_the_same_bytes(strong, tmp
 
     assert 0 < precompute.run(config).teacher_records < 3 * 40
     assert tree_bytes(tmp_path / "s") == tree_bytes(strong.store.path)
+
+
+def test_a_pass_in_a_bucket_has_the_same_bytes_and_images(strong, tmp_path):
+    wanted = images_of(replay_loader(strong))
+    local = files_below(strong.store.path)
+    with memory_buckets(tmp_path / "cache"):
+        address = "s3://bucket/strong"
+        config = replace(strong.config, store=replace(strong.config.store, path=address))
+        precompute.run(config)
+        assert contents(buckets._client("s3://bucket"), "strong") == local
+
+        found = images_of(replay_loader(Frozen(Store(rooted(address)), config)))
+
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
 def test_values_of_a_record_do_not_depend_on_who_is_selected_with_it(strong):

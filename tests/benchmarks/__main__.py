@@ -64,6 +64,12 @@ from tests.benchmarks.replaying import replay_figure
 from tests.benchmarks.settings import pass_figure, step_settings_figures
 from tests.benchmarks.steps import FEATURES_STEPS, features_step_figures, step_figures
 from tests.benchmarks.streams import stream_names, streams_32_figures, streams_224_figures
+from tests.benchmarks.strong_views import (
+    IMAGES,
+    randaugment_figures,
+    randaugment_name,
+    strong_replay_figure,
+)
 from tests.benchmarks.students import NAME, SHARING, SHARING_LONG, students_figures
 from tests.benchmarks.table import (
     RESULTS,
@@ -88,6 +94,8 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     pass_figure: ("pass_resnet50_224px_vs_plain",),
     step_settings_figures: ("step_resnet18_224px_vs_plain", "step_resnet20_32px_vs_plain"),
     replay_figure: ("replay_4_views_vs_1",),
+    strong_replay_figure: ("replay_strong_vs_plain_views",),
+    randaugment_figures: tuple(map(randaugment_name, IMAGES)),
     streams_32_figures: stream_names(32),
     streams_224_figures: stream_names(224),
     stream_32_figure: ("stream_vs_webdataset_32px",),

@@ -10,10 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
+from permafrost.config.augment import (
+    AugmentOptions,
+    OperationConfig,
+    PixelOperationConfig,
+    PolicyConfig,
+    RandomViewsConfig,
+)
 from permafrost.config.data import WebDatasetDataConfig
 from permafrost.config.store import PassOptions
 from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.geometry import view_images
 from permafrost.loading.subset import rows_of_split
 from permafrost.sources.demo import DemoSource
 from permafrost.store.reader import Store
@@ -60,7 +67,13 @@ def build_store(kind: str, folder: Path, teacher) -> Path:
         config = replace(
             config,
             views=views,
-            augment=AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),)),
+            augment=AugmentOptions(
+                operations=(
+                    OperationConfig(kind="horizontal_flip"),
+                    PolicyConfig(kind="randaugment"),
+                    PixelOperationConfig(kind="random_erasing"),
+                )
+            ),
         )
     if kind == "referenced tars":
         config = replace(config, data=write_tars(folder / "tars"))
@@ -91,7 +104,7 @@ def read_everything(path: Path, kind: str = "zarr") -> list[torch.Tensor]:
                 read += [targets.logits, targets.maps, targets.explained_class]
                 read += [targets.intermediates[name] for name in sorted(targets.intermediates)]
                 if batch.canonical_from_view is not None:
-                    read.append(batch.canonical_from_view)
+                    read += [batch.canonical_from_view, view_images(batch, store.size)]
     return read
 
 
