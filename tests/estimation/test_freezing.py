@@ -55,6 +55,10 @@ def test_bytes_and_hours_grow_by_the_view(estimate):
     assert (live.is_live, live.bytes, live.distance) == (True, 0, 0.0)
     assert frozen.distances.keys() == {"logits", "map"}
     assert frozen.distance > 100 * one.distance
+    sizes = one.bytes_by_payload
+    assert list(sizes) == ["logits", "map", "receipts", "views"]
+    assert sizes["views"] == records * 38
+    assert sum(sizes.values()) == one.bytes
     lines = printed_lines(found, config)
     assert "each view 0.125 times in trainer.epochs=2" in lines["price.views.count=16"]
     assert "proposal" not in lines

@@ -11,7 +11,9 @@ from permafrost.config.augment import (
     AugmentOptions,
     PixelOperationConfig,
 )
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
+from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
@@ -30,6 +32,7 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import move_batch
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
+from permafrost.runs.folder import identity, read_config, save_config
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
 from stages import distill, teach
@@ -434,3 +437,35 @@ def test_operations_are_given_as_a_list_on_the_command_line():
 def test_a_mistake_names_the_option_and_its_limits(options, message):
     with pytest.raises(ConfigError, match=message):
         PixelOperationConfig(**options)
+
+
+def test_a_saved_run_of_two_lists_is_that_of_one_list(frozen, tmp_path):
+    """Earlier versions had geometry in `operations`, the four older operations in `pixels`, and `randaugment`."""
+    pixels = tuple(replace(operation, p=0.5) for operation in (JITTER, ERASE))
+    augment = replace(PAD_CROP, operations=(*PAD_CROP.operations, *pixels))
+    config = replace(distill_config(frozen), augment=augment)
+    values = to_plain_dict(config) | {"inputs": {}}
+    later = ("maps", "threshold", "bits", "factor")
+    geometry, *older = values["augment"]["operations"]
+    earlier = values | {
+        "augment": {
+            "operations": [geometry],
+            "size": None,
+            "pixels": [{n: v for n, v in each.items() if n not in later} for each in older],
+            "mixup_alpha": None,
+            "randaugment": None,
+        }
+    }
+    for name, saved in (("new", values), ("old", earlier)):
+        save_config(tmp_path / name / "config.yaml", saved)
+
+    new, old = (
+        identity(read_config(tmp_path / name / "config.yaml", DistillConfig), DistillConfig)
+        for name in ("new", "old")
+    )
+
+    assert new == old
+    other = earlier | {"augment": earlier["augment"] | {"randaugment": 9}}
+    save_config(tmp_path / "other" / "config.yaml", other)
+    read = read_config(tmp_path / "other" / "config.yaml", DistillConfig)
+    assert identity(read, DistillConfig) != new  # its images were others

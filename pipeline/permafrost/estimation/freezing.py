@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -14,7 +15,16 @@ from permafrost.annotation.pass_plan import plan_pass
 from permafrost.annotation.stored_views import fields_of_views
 from permafrost.config.store import PrecomputeConfig
 from permafrost.config.verbs import EstimateOptions
-from permafrost.core.records import FEATURES, FieldSpec
+from permafrost.core.records import (
+    FEATURES,
+    PIXEL_FIELD,
+    REST_LOGITS,
+    TOP_CLASS,
+    TOP_LOGITS,
+    VIEW_FIELD,
+    FieldSpec,
+)
+from permafrost.estimation.volume import pass_parts
 from permafrost.evaluation.equivariance import RECIPE, UNMOVED, compare_views
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.dataset import StoreDataset, iter_batches
@@ -39,6 +49,8 @@ class FreezingRow:
     """Stored views per record, 0 for frozen targets of the whole image."""
     bytes: float
     """Bytes of the targets of all records."""
+    bytes_by_payload: dict[str, float] = field(default_factory=dict)
+    """The same by payload, and of what says what the views are (`views`)."""
     hours: float
     """Hours of one worker, once for all students; of a live teacher those that it adds to one job of all students."""
     distances: dict[str, float] = field(default_factory=dict)
@@ -100,7 +112,6 @@ def freezing_rows(
     views: Sequence[int],
     teacher: TeacherPass,
     numbers: Whole,
-    canonical_bytes: float,
     seconds: float,
     distances: dict[str, dict[str, float]],
 ) -> list[FreezingRow]:
@@ -111,30 +122,49 @@ def freezing_rows(
         views: Numbers of stored views, 0 for frozen targets.
         teacher: Pass of whole images of the sample.
         numbers: Numbers of the whole store.
-        canonical_bytes: Bytes of the pass of whole images.
         seconds: Seconds of a worker for one record of that pass, and so for one view.
         distances: Result of `measure_distances`.
     """
-    recipe = Recipe(config.augment.operations)
-    specs = [*teacher.manifest.fields, *fields_of_views(recipe)]
-    per_view = numbers.trained * sum(map(_view_bytes, specs))
-    return [
-        FreezingRow(
-            views=count,
-            bytes=canonical_bytes + count * per_view,
-            hours=seconds * (numbers.records + count * numbers.trained) / 3600,
-            distances=distances[UNMOVED if count else RECIPE],
+    whole, view = Counter[str](), Counter[str]()
+    for part in pass_parts(teacher, numbers):
+        whole[_payload_of(part.name)] += part.bytes
+    for spec in (*teacher.manifest.fields, *fields_of_views(Recipe(config.augment.operations))):
+        view[_payload_of(spec.name)] += numbers.trained * _view_bytes(spec)
+    rows = []
+    for count in views:
+        by_payload = {name: whole[name] + count * view[name] for name in whole | view}
+        rows.append(
+            FreezingRow(
+                views=count,
+                bytes=sum(by_payload.values()),
+                bytes_by_payload={name: size for name, size in by_payload.items() if size},
+                hours=seconds * (numbers.records + count * numbers.trained) / 3600,
+                distances=distances[UNMOVED if count else RECIPE],
+            )
         )
-        for count in views
-    ]
+    return rows
 
 
-def _view_bytes(spec: FieldSpec) -> float:
+_PAYLOADS_OF = {
+    **dict.fromkeys((TOP_LOGITS, TOP_CLASS, REST_LOGITS), "logits"),
+    **dict.fromkeys(("map", "map_scale", "explained_class"), "map"),
+    **dict.fromkeys((VIEW_FIELD.name, PIXEL_FIELD), "views"),
+}
+
+
+def _payload_of(name: str) -> str:
+    """Return the payload of a field; other parts of a pass have their own name."""
+    if name.startswith(f"{FEATURES}_"):
+        return FEATURES
+    return _PAYLOADS_OF.get(name, name)
+
+
+def _view_bytes(spec: FieldSpec) -> int:
     """Return the bytes of one stored view, which needs neither horizontal flips nor a border, before compression."""
-    size = prod(spec.shape) * np.dtype(spec.dtype).itemsize
-    if spec.mirrored:
-        size //= 2
-    return size / (1 + 2 * spec.margin) ** 2
+    shape = [*spec.shape[1:]] if spec.mirrored else [*spec.shape]
+    if spec.margin:
+        shape[-2:] = [round(side / (1 + 2 * spec.margin)) for side in shape[-2:]]
+    return prod(shape) * np.dtype(spec.dtype).itemsize
 
 
 def propose(rows: Sequence[FreezingRow], options: EstimateOptions) -> str:

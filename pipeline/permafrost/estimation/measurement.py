@@ -23,7 +23,7 @@ from permafrost.estimation.sample import (
     sample_source,
     spread_of,
 )
-from permafrost.estimation.volume import VolumePart, image_part, index_part, other_forms, pass_parts
+from permafrost.estimation.volume import VolumePart, image_part, index_part, pass_parts
 from permafrost.models.resolve import resolve_precompute
 from permafrost.storage.files import exists
 from permafrost.storage.rooted_paths import RootedPath
@@ -117,8 +117,6 @@ class Estimate:
     parts: tuple[VolumePart, ...]
     bytes: int
     """Bytes in total, without images that stay where they are."""
-    other_forms: dict[str, float] = field(default_factory=dict)
-    """Bytes per record of the images or of a field with another option, before compression."""
     packing: Work | None = None
     """None for a finished store."""
     annotation: Work | None = None
@@ -182,7 +180,6 @@ def measure(config: EstimateConfig, folder: Path) -> Estimate:
         device=_device(),
         parts=tuple(parts),
         bytes=sum(part.bytes for part in parts if part.name != "images" or not sample.in_place),
-        other_forms=other_forms(sample, passes),
         packing=None
         if sample.packing is None
         else _work(sample.packing.times(whole.records), config, whole),
@@ -220,7 +217,6 @@ def _freezing(
         config.estimate.views,
         teacher,
         whole,
-        sum(part.bytes for part in pass_parts(teacher, whole)),
         annotation.median / whole.records,
         measure_distances(resolved, store),
     )
@@ -318,9 +314,6 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         + (" (without the images, which stay in their tars)" if estimate.in_place else ""),
     }
     lines |= {f"bytes.{part.name}": _part(part) for part in estimate.parts}
-    if estimate.other_forms:
-        forms = [f"{option} {_number(size)}" for option, size in estimate.other_forms.items()]
-        lines["other_options"] = f"{', '.join(forms)} bytes per record, before compression"
     cluster = config.cluster
     lines["worker"] = (
         f"one actor on {estimate.device}, cluster.threads_per_actor={cluster.threads_per_actor} "
@@ -372,9 +365,10 @@ def _price(row: FreezingRow, estimate: Estimate, config: EstimateConfig) -> str:
             f"no bytes; one job of {config.estimate.students} students takes {seconds} {change} than as many with "
             "stored targets; distance 0"
         )
-    distances = [
-        f"{payload} {_number(distance)}{' nats' if payload == 'logits' else ''}"
-        for payload, distance in row.distances.items()
+    payloads = [
+        f"{payload} {format_bytes(size)}"
+        + (f" at {_distance(payload, row.distances[payload])}" if payload in row.distances else "")
+        for payload, size in row.bytes_by_payload.items()
     ]
     visits = ""
     if row.views:
@@ -382,8 +376,14 @@ def _price(row: FreezingRow, estimate: Estimate, config: EstimateConfig) -> str:
         visits = f"; each view {_number(each)} times in trainer.epochs={config.trainer.epochs}"
     return (
         f"{format_bytes(row.bytes)}, {_number(row.bytes / estimate.records)} per record; {seconds} of one worker; "
-        f"distance to live: {', '.join(distances)}{visits}"
+        f"{', '.join(payloads)}{visits}"
     )
+
+
+def _distance(payload: str, distance: float) -> str:
+    """Format a distance to live. Below a thousandth it is that of rounding."""
+    shown = "< 0.001" if distance < 1e-3 else _number(distance)
+    return f"{shown} nats" if payload == "logits" else f"1 - cos {shown}"
 
 
 def plain_values(estimate: Estimate) -> dict[str, Any]:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from permafrost.config.options import options_of
-from permafrost.config.store import PAYLOADS, PassOptions
 from permafrost.core.records import FieldSpec
 from permafrost.storage.files import file_size, scratch_folder
 from permafrost.storage.rooted_paths import RootedPath
@@ -95,25 +93,6 @@ def pass_parts(teacher: TeacherPass, numbers: Whole) -> list[VolumePart]:
     names = (MANIFEST_NAME, manifest.shards.path.name, *manifest.files)
     rest = _rest_bytes(teacher.folder, names, shards, records, num_shards)
     return [*parts, _part(f"{prefix}receipts", "receipts, manifest", [], records, rest)]
-
-
-def other_forms(sample: RecordSample, passes: Sequence[TeacherPass]) -> dict[str, float]:
-    """Return the bytes per record of other options, as far as the shapes alone determine them, before compression.
-
-    The names are the options as they are typed.
-    """
-    forms = {}
-    canonical = sample.store.manifest.canonical
-    if canonical is not None and canonical.format != "raw" and not sample.in_place:
-        forms["store.format=raw"] = float(canonical.height * canonical.width * 3)
-    dtypes = {each.name: get_args(each.hint) for each in options_of(PassOptions)}
-    for spec in (spec for teacher in passes[:1] for spec in teacher.manifest.fields):
-        read = PAYLOADS[spec.name].read_options if spec.name in PAYLOADS else ()
-        for option in (name for name in read if name.endswith("_dtype")):
-            for dtype in dtypes[option]:
-                if dtype not in (spec.dtype, "auto"):
-                    forms[f"annotate.{option}={dtype}"] = float(_values_bytes(spec, dtype))
-    return forms
 
 
 # ---- files ---------------------------------------------------------------------------------------
