@@ -19,6 +19,7 @@ from docs.tables import (
     interpretability,
     ked,
     overview,
+    strong_views,
     training_length,
     unicam,
 )
@@ -59,6 +60,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *interpretability.TABLES,
         *benchmarks.TABLES,
         *training_length.TABLES,
+        *strong_views.TABLES,
     )
 }
 TABLES |= {f"claims_{name}": partial(claims_of, claims) for name, claims in PAPERS.items()}

@@ -230,6 +230,15 @@ def test_a_student_replays_strong_views_resumes_and_is_the_same(strong, method):
     assert distill.run(replace(config, augment=STRONG)).trained_epochs == 0
 
 
+def test_a_student_is_told_how_often_it_sees_each_view(strong, caplog):
+    config = distill_config(strong, mode="replay", run="seen", trainer=replace(TRAINER, epochs=2))
+
+    with caplog.at_level("INFO"):
+        distill.run(config)
+
+    assert "(3 stored views, each seen 0.667 times)" in caplog.text
+
+
 def test_a_recipe_that_the_pass_does_not_have_is_refused_before_anything_is_computed(strong):
     config = distill_config(strong, mode="replay", run="other")
     other = AugmentOptions(operations=(PixelOperationConfig(kind="solarize"),))

@@ -108,6 +108,10 @@ def _announce(config: DistillConfig, opened: OpenedInputs, folder: Path) -> None
         teacher = f"live teacher {config.teacher.name}"
     else:
         teacher = f"{config.mode} targets of {', '.join(p.name for p in opened.passes)}"
+        if config.mode == "replay":
+            count = opened.passes[0].num_views
+            visits = config.trainer.epochs * config.views.per_step / count
+            teacher += f" ({count} stored views, each seen {visits:.3g} times)"
     default = to_plain_dict(type(config.subset)())
     subset = {
         k: v for k, v in to_plain_dict(config.subset).items() if v != default[k] and k != "seed"
