@@ -17,6 +17,7 @@ from permafrost.config.augment import (
     PixelOperationConfig,
     PolicyConfig,
     RandomViewsConfig,
+    describe_operations,
 )
 from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.store import SubsetOptions
@@ -27,6 +28,7 @@ from permafrost.loading.geometry import TargetRequest, complete_matrices, view_i
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import SPACE, PixelSchedule, Recipe
+from permafrost.loading.replayed_views import check_replayed
 from permafrost.loading.subset import rows_of_split
 from permafrost.storage import buckets
 from permafrost.storage.rooted_paths import rooted
@@ -254,6 +256,65 @@ def test_a_recipe_that_the_pass_does_not_have_is_refused_before_anything_is_comp
         ).trained_epochs
         == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("operations", "fits"),
+    [
+        (STRONG.operations, True),
+        (STRONG.operations[::-1][1:3], False),  # in another order
+        (STRONG.operations[3:4] * 2, False),  # the pass has one
+        (STRONG.operations[3:5], True),
+        ((*STRONG.operations[3:4], PixelOperationConfig(kind="solarize", p=0.0)), True),
+        ((replace(STRONG.operations[4], hue=0.3),), True),  # which a blur does not read
+        ((replace(STRONG.operations[5], maps="blank"),), True),  # an option of the student
+        ((replace(STRONG.operations[3], hue=0.3),), False),
+    ],
+)
+def test_changes_of_pixels_are_those_of_the_pass_in_their_order(strong, operations, fits):
+    (teacher,) = strong.store.open_passes(stored_views=True)
+    augment = AugmentOptions(operations=operations)
+
+    if fits:
+        check_replayed(augment, teacher)
+    else:
+        with pytest.raises(StoreMismatchError, match="do not have in this order"):
+            check_replayed(augment, teacher)
+
+
+def test_a_pass_is_the_same_wherever_geometry_stands_among_colors():
+    flip, jitter = STRONG.operations[1], STRONG.operations[3]
+    policy = STRONG.operations[2]
+
+    assert describe_operations([jitter, flip]) == describe_operations([flip, jitter])
+    assert describe_operations([jitter, policy]) != describe_operations([policy, jitter])
+    assert describe_operations([policy, flip]) != describe_operations([flip, policy])
+    assert "hue" not in describe_operations([STRONG.operations[4]])[0]
+    assert describe_operations([flip])[0].keys() >= {"kind", "p", "padding", "shear"}  # as ever
+
+
+def test_a_student_of_blank_maps_replays_a_pass_that_knows_nothing_of_them(strong):
+    blank = replace(STRONG.operations[5], maps="blank")
+    records = open_store(strong.store.path).select("train")
+    (name,) = (folder.name for folder in strong.store.pass_folders(stored_views=True))
+    options = {"batch_size": 40, "teacher": name, "replay": True, "shuffle": False}
+
+    (kept,) = RecordLoader(records, **options)
+    (blanked,) = RecordLoader(records, augment=AugmentOptions(operations=(blank,)), **options)
+
+    assert torch.equal(kept.images, blanked.images)
+    assert (blanked.maps == 0).sum() > (kept.maps == 0).sum()
+
+
+def test_mixup_of_labels_goes_on_where_views_are_replayed(strong):
+    records = open_store(strong.store.path).select("train")
+    (name,) = (folder.name for folder in strong.store.pass_folders(stored_views=True))
+    mixed = AugmentOptions(mixup_alpha=1.0)
+
+    (batch,) = RecordLoader(records, batch_size=40, teacher=name, replay=True, augment=mixed)
+
+    assert batch.stored.pixel_augment.mixup_lambda is not None
+    assert batch.stored.pixel_augment.changes
 
 
 # ---- a manifest of strangers -----------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The price of freezing: bytes and hours of stored views, distances to a live teacher, and a proposal."""
 
+import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +15,8 @@ from permafrost.config.augment import (
     PolicyConfig,
     RandomViewsConfig,
 )
+from permafrost.config.methods import KDConfig
+from permafrost.config.store import PassOptions
 from permafrost.config.verbs import EstimateOptions
 from permafrost.core.errors import ConfigError
 from permafrost.estimation.freezing import FreezingRow, propose
@@ -51,6 +55,7 @@ def test_bytes_and_hours_grow_by_the_view(estimate):
     assert records == int(records) == found.training.records
     assert many.bytes - frozen.bytes == 16 * trained
     assert many.hours - frozen.hours == pytest.approx(16 * (one.hours - frozen.hours))
+    assert one.hours > frozen.hours > 0
     assert [row.views for row in found.freezing] == [0, 1, 16, 0]
     assert (live.is_live, live.bytes, live.distance) == (True, 0, 0.0)
     assert frozen.distances.keys() == {"logits", "map"}
@@ -100,6 +105,25 @@ ROWS = (
 )
 def test_the_cheapest_setting_within_the_limits_is_proposed(options, wanted):
     assert propose(ROWS, EstimateOptions(**options)).startswith(wanted)
+
+
+def test_a_payload_that_was_not_measured_is_not_within_a_distance(tmp_path, tiny_teacher):
+    pooled = PassOptions(batch_size=8, payloads=("logits", "pooled"))
+    precompute = precompute_config(tmp_path / "store", tiny_teacher, data=DATA, annotate=pooled)
+    options = EstimateOptions(shards=2, shard_records=40, rounds=1, views=(0, 1))
+    (tmp_path / "work").mkdir()
+    config = estimate_config(precompute, augment=STRONG, estimate=options, method=KDConfig())
+
+    found = measure(config, tmp_path / "work")
+
+    frozen, one = found.freezing[:2]
+    assert frozen.distances["pooled"] == math.inf
+    assert frozen.distances["logits"] < 10
+    assert one.distance < 1e-6
+    line = printed_lines(found, config)["price.frozen"]
+    assert re.search(r"pooled [\d.]+ kB \(distance not measured\)", line)
+    largest = EstimateOptions(max_distance=100.0)
+    assert propose((frozen, one), largest) == "mode=replay views=random views.count=1"
 
 
 def test_without_a_live_teacher_there_may_be_no_setting():

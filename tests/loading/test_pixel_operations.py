@@ -33,6 +33,7 @@ from permafrost.loading.transfer import move_batch
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import freeze
 from permafrost.runs.folder import identity, read_config, save_config
+from permafrost.storage.signed_files import DamagedFileError
 from permafrost.training.step import batch_loss, train_step
 from permafrost.training.targets import LiveTeacher
 from stages import distill, teach
@@ -430,6 +431,8 @@ def test_operations_are_given_as_a_list_on_the_command_line():
         ({"kind": "gaussian_blur", "sigma": (0.01, 2.0)}, r"got \(0\.01, 2\.0\)"),
         ({"kind": "random_erasing", "scale": (0.0, 0.3)}, r"scale must be 0 < low <= high <= 1"),
         ({"kind": "random_erasing", "ratio": (2.0, 1.0)}, r"ratio must be 0 < low <= high, got"),
+        ({"kind": "gaussian_blur", "sigma": (1e-6, 0.01)}, r"sigma must be >= 0\.0001, got"),
+        ({"kind": "color_jitter", "contrast": 101.0}, r"contrast must be in \[0, 100"),
         ({"kind": "color_jitter", "hue": 0.6}, r"augment\.operations\.hue must be in \[0, 0\.5\]"),
         ({"kind": "grayscale", "p": 1.5}, r"augment\.operations\.p must be in \[0, 1\]"),
     ],
@@ -469,3 +472,9 @@ def test_a_saved_run_of_two_lists_is_that_of_one_list(frozen, tmp_path):
     save_config(tmp_path / "other" / "config.yaml", other)
     read = read_config(tmp_path / "other" / "config.yaml", DistillConfig)
     assert identity(read, DistillConfig) != new  # its images were others
+    wrong = earlier | {"augment": earlier["augment"] | {"pixels": "abc", "operations": 5}}
+    save_config(tmp_path / "wrong" / "config.yaml", wrong)
+    with pytest.raises(DamagedFileError, match=r"augment\.operations must be a list"):
+        read_config(tmp_path / "wrong" / "config.yaml", DistillConfig)
+    with pytest.raises(ConfigError, match=r"mixup_alpha=1\.0 shows two images where"):
+        AugmentOptions(mixup_alpha=1.0, operations=(replace(ERASE, maps="blank"),))

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.config.augment import AugmentOptions, ViewsConfig
+from permafrost.config.augment import AugmentOptions, ViewsConfig, describe_operations
 from permafrost.config.options import identifying_values, resolve_implementation
 from permafrost.config.store import SubsetOptions
 from permafrost.core.batches import PixelChange
@@ -102,7 +102,7 @@ class StoredViews:
             "seed": self.config.seed,
         }
         if self.config.kind == "random":
-            views["operations"] = [identifying_values(each) for each in self.augment.operations]
+            views["operations"] = describe_operations(self.augment.operations)
             if self.shifts is not None:
                 views["shifts"] = self.shifts
         return views, {"split": self.split, "subset": identifying_values(self.subset)}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from permafrost.config.options import Options, Role, class_of_kind, options_of
+from permafrost.config.options import (
+    Options,
+    Role,
+    class_of_kind,
+    identifying_values,
+    options_of,
+    to_plain,
+)
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 
@@ -95,6 +103,11 @@ class OperationConfig(_Operation):
         )
 
 
+LARGEST_FACTOR = 100.0
+_SMALLEST_SIGMA = 1e-4
+"""Stored views have these values in float16."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PixelOperationConfig(_Operation):
     """Random operation on the pixels of a view. Its kind decides which options it reads."""
@@ -112,11 +125,11 @@ class PixelOperationConfig(_Operation):
     ]
     p: Annotated[float, Ge(0), Le(1)] = 0.5
     """Probability, drawn separately for each record."""
-    brightness: Annotated[float, Ge(0)] = 0.4
+    brightness: Annotated[float, Ge(0), Le(LARGEST_FACTOR)] = 0.4
     """color_jitter: largest deviation of the factor of brightness from 1; 0 leaves the brightness as it is."""
-    contrast: Annotated[float, Ge(0)] = 0.4
+    contrast: Annotated[float, Ge(0), Le(LARGEST_FACTOR)] = 0.4
     """color_jitter: the same for contrast, the distance from the mean gray."""
-    saturation: Annotated[float, Ge(0)] = 0.4
+    saturation: Annotated[float, Ge(0), Le(LARGEST_FACTOR)] = 0.4
     """color_jitter: the same for saturation, the distance from each pixel's gray."""
     hue: Annotated[float, Ge(0), Le(0.5)] = 0.1
     """color_jitter: largest shift of the hue in either direction, as a fraction of the color circle."""
@@ -135,7 +148,7 @@ class PixelOperationConfig(_Operation):
     """solarize: values from this one on are inverted, from 0 (black) to 1 (white)."""
     bits: Annotated[int, Ge(1), Le(8), Role.IF_SET] = 4
     """posterize: number of bits that are left of each value."""
-    factor: Annotated[float, Ge(0), Role.IF_SET] = 2.0
+    factor: Annotated[float, Ge(0), Le(LARGEST_FACTOR), Role.IF_SET] = 2.0
     """sharpness: 0 is a smoothed image, 1 the image, 2 doubles its details."""
 
     @property
@@ -151,6 +164,10 @@ class PixelOperationConfig(_Operation):
                 0 < low <= high <= top,
                 f"augment {self.kind}: {name} must be 0 < low <= high{limit}, got {(low, high)}",
             )
+        require(
+            self.sigma[0] >= _SMALLEST_SIGMA,
+            f"augment {self.kind}: sigma must be >= {_SMALLEST_SIGMA:g}, got {self.sigma}; for no blur leave it out",
+        )
 
 
 LARGEST_MAGNITUDE = 30
@@ -185,8 +202,57 @@ class PolicyConfig(_Operation):
         return self.p > 0
 
 
+READ_BY: dict[str, tuple[str, ...]] = {
+    "pad_crop": ("padding",),
+    "resized_crop": ("scale", "ratio"),
+    "horizontal_flip": ("p",),
+    "vertical_flip": ("p",),
+    "rotation": ("p", "degrees"),
+    "affine": ("p", "degrees", "translate", "scale", "shear"),
+    "color_jitter": ("p", "brightness", "contrast", "saturation", "hue"),
+    "grayscale": ("p",),
+    "gaussian_blur": ("p", "sigma"),
+    "random_erasing": ("p", "scale", "ratio", "value", "maps"),
+    "solarize": ("p", "threshold"),
+    "posterize": ("p", "bits"),
+    "equalize": ("p",),
+    "autocontrast": ("p",),
+    "sharpness": ("p", "factor"),
+    "randaugment": ("count", "magnitude", "spread", "p"),
+    "trivialaugment": ("p",),
+}
+"""Options of an operation that its kind reads."""
+
+
 AnyOperation: TypeAlias = OperationConfig | PixelOperationConfig | PolicyConfig
 """Operation of `augment.operations`, by its kind."""
+
+
+def describe_operations(operations: Sequence[AnyOperation]) -> list[dict[str, Any]]:
+    """Return what determines the views of operations, as a pass says it.
+
+    Operations that move pixels come before those that only change them, as they apply. `maps` of an erasing is left
+    out, since it is an option of the student.
+    """
+    ordered: list[AnyOperation] = []
+    for operation in operations:
+        place = len(ordered)
+        if isinstance(operation, OperationConfig):
+            while place and isinstance(ordered[place - 1], PixelOperationConfig):
+                place -= 1
+        ordered.insert(place, operation)
+    described = []
+    for operation in ordered:
+        names = READ_BY[operation.kind] if not isinstance(operation, OperationConfig) else None
+        values = identifying_values(operation)
+        described.append(
+            {
+                name: to_plain(getattr(operation, name))
+                for name in (values if names is None else ("kind", *names))
+                if name != "maps"
+            }
+        )
+    return described
 
 
 def operation_from(values: dict[str, Any]) -> AnyOperation:
@@ -239,6 +305,23 @@ class AugmentOptions(Options):
         before = takewhile(lambda operation: operation.kind != "resized_crop", self.operations)
         return tuple(operation for operation in before if operation.shifts)
 
+    @property
+    def blanks_maps(self) -> bool:
+        """True if an erasing sets the maps of targets to 0."""
+        return any(
+            isinstance(each, PixelOperationConfig)
+            and (each.kind, each.maps) == ("random_erasing", "blank")
+            for each in self.operations
+        )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.mixup_alpha is None or not self.blanks_maps,
+            f"augment.mixup_alpha={self.mixup_alpha} shows two images where random_erasing has erased one, and maps: "
+            "blank would blank both; set maps: keep, or augment.mixup_alpha=null",
+        )
+
     def refuse_mixup(self, why: str, section: str = "augment") -> None:
         """Refuse mixup.
 
@@ -255,19 +338,25 @@ class AugmentOptions(Options):
         )
 
 
-EARLIER = {
+_EARLIER = {
     "pixels": " (append its operations to augment.operations, which has all operations of a view)",
     "randaugment": " (append {kind: randaugment, magnitude: 10} to augment.operations, with your magnitude)",
 }
-"""Hints for messages on earlier options that augment.operations has replaced, by name."""
+
+
+def earlier_option(path: str) -> str:
+    """Return a hint on an earlier option that augment.operations has replaced, "" for any other unknown option."""
+    section, _, name = path.rpartition(".")
+    return _EARLIER.get(name, "") if section.split(".")[-1] == "augment" else ""
 
 
 def with_one_list(augment: dict[str, Any]) -> dict[str, Any]:
     """Return saved options of an augmentation that may have `pixels`, an earlier list, with its operations last."""
-    pixels = augment.get("pixels") or []
-    saved = {name: value for name, value in augment.items() if name != "pixels"}
-    if pixels:
-        saved["operations"] = [*(saved.get("operations") or []), *pixels]
+    pixels, operations = augment.get("pixels"), augment.get("operations")
+    saved = dict(augment)
+    if isinstance(pixels, list) and isinstance(operations, list):
+        saved["operations"] = [*operations, *pixels]
+        del saved["pixels"]
     if saved.get("randaugment", 0) is None:
         del saved["randaugment"]
     return saved

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass, field, replace
+from math import inf, isnan, prod
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.annotation.pass_plan import plan_pass
-from permafrost.annotation.stored_views import fields_of_views
-from permafrost.config.store import PrecomputeConfig
+from permafrost.annotation.pass_plan import options_for, plan_pass
+from permafrost.annotation.stored_views import StoredViews, fields_of_views, plan_stored_views
+from permafrost.config.augment import RandomViewsConfig
+from permafrost.config.store import PrecomputeConfig, SubsetOptions
 from permafrost.config.verbs import EstimateOptions
 from permafrost.core.records import (
     FEATURES,
@@ -25,12 +27,13 @@ from permafrost.core.records import (
     FieldSpec,
 )
 from permafrost.estimation.volume import pass_parts
-from permafrost.evaluation.equivariance import RECIPE, UNMOVED, compare_views
+from permafrost.evaluation.equivariance import RECIPE, compare_views
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.recipes import Recipe
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.compute import torch_threads
+from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store
 
 if TYPE_CHECKING:
@@ -54,7 +57,8 @@ class FreezingRow:
     hours: float
     """Hours of one worker, once for all students; of a live teacher those that it adds to one job of all students."""
     distances: dict[str, float] = field(default_factory=dict)
-    """Distance of the targets of a view to the teacher's answer to it, by payload: KL in nats, 1 - cosine."""
+    """Distance of the targets of a view to the teacher's answer to it, by payload: KL in nats, 1 - cosine; infinite for
+    one that was not measured."""
     is_live: bool = False
 
     @property
@@ -70,41 +74,76 @@ class FreezingRow:
         return f"mode=replay views=random views.count={self.views}" if self.views else "mode=frozen"
 
 
-def measure_distances(config: PrecomputeConfig, store: Store) -> dict[str, dict[str, float]]:
-    """Measure how far stored targets of whole images are from the teacher's answers to views of the recipe.
+@dataclass(frozen=True, kw_only=True)
+class ViewCost:
+    """Measurement of views of a recipe on the sample."""
+
+    seconds: float
+    """Seconds of a worker for one stored view."""
+    distances: dict[str, float]
+    """Distance of targets of whole images to the teacher's answers to views, by payload that can be compared."""
+
+
+def measure_views(config: PrecomputeConfig, store: Store, rounds: int) -> ViewCost:
+    """Measure what a stored view costs, and how far targets of whole images are from the teacher's answers to views.
 
     Args:
         config: Options of the pass, and `augment`.
         store: Store of the sample, with the pass of whole images.
-
-    Returns:
-        The distances of each payload for UNMOVED, which is the error of the stored form, and for RECIPE.
+        rounds: Number of times that a batch is annotated; the fastest one counts.
     """
-    plan = plan_pass(config, store)
-    passes = store.open_passes((plan.folder.name,))
-    payload = FEATURES if passes[0].fields_of(FEATURES) else None
-    rows = np.arange(store.index.num_rows)
-    dataset = StoreDataset(store, rows, passes, payload=payload)
+    canonical = store.open_passes((plan_pass(config, store).folder.name,))
+    changed = replace(config, views=RandomViewsConfig(count=1))  # views are of the whole frame
+    views = plan_stored_views(store, changed.views, config.augment, config.split, SubsetOptions())
+    plan = plan_pass(changed, store, views)
+    options = replace(options_for(changed, views).annotate, compile=False, min_fidelity=0.0)
+    options = replace(options, precision=plan.precision)
     with torch_threads(config.cluster.threads_per_actor):
         annotator = TeacherAnnotator(
-            plan.teacher, plan.num_classes, plan.explainer, config.annotate, store.size
+            plan.teacher, plan.num_classes, plan.explainer, options, store.size
         )
-        model = EvaluatedModel(network=annotator.model, input_size=annotator.input_size)
-        batches = iter_on_device(
-            iter_batches(dataset, config.annotate.batch_size, None), model.device
+        return ViewCost(
+            seconds=_view_seconds(annotator, views, store, options.batch_size, rounds),
+            distances=_distances(annotator, config, store, canonical),
         )
-        recipes = {UNMOVED: (), RECIPE: config.augment.operations}
-        metrics = compare_views(model, dataset, recipes, (batch for _, batch in batches))
-    return {
-        name: {
-            payload: max(
-                0.0, 1 - metrics[metric][name] if "cosine" in metric else metrics[metric][name]
-            )
-            for payload, metric in _METRICS.items()
-            if metric in metrics
-        }
-        for name in recipes
+
+
+def _view_seconds(
+    annotator: TeacherAnnotator, views: StoredViews, store: Store, batch_size: int, rounds: int
+) -> float:
+    """Measure the seconds of one view of a record of the largest shard."""
+    entries = [store.shards[number] for number in views.shards.tolist()]
+    shard = max(entries, key=lambda entry: entry.records)
+    rows = views.rows_of(store, shard)[:batch_size]
+    frames = ShardFrames(store, shard, rows).read(0, len(rows))
+    keys = [store.index.shard_keys(store.shards.number_of(shard.name))[row] for row in rows]
+    drawn = views.draw(store, shard).select(slice(0, len(rows)))
+    times = []
+    for _ in range(rounds + 1):  # the first one warms up
+        started = perf_counter()
+        annotator.annotate([frames], keys, drawn)
+        times.append((perf_counter() - started) / len(rows))
+    return min(times[1:])
+
+
+def _distances(
+    annotator: TeacherAnnotator,
+    config: PrecomputeConfig,
+    store: Store,
+    canonical: Sequence[TeacherPass],
+) -> dict[str, float]:
+    payload = FEATURES if canonical[0].fields_of(FEATURES) else None
+    dataset = StoreDataset(store, np.arange(store.index.num_rows), canonical, payload=payload)
+    model = EvaluatedModel(network=annotator.model, input_size=annotator.input_size)
+    batches = iter_on_device(iter_batches(dataset, config.annotate.batch_size, None), model.device)
+    recipes = {RECIPE: config.augment.operations}
+    metrics = compare_views(model, dataset, recipes, (batch for _, batch in batches))
+    measured = {
+        payload: 1 - metrics[metric][RECIPE] if "cosine" in metric else metrics[metric][RECIPE]
+        for payload, metric in _METRICS.items()
+        if metric in metrics
     }
+    return {name: inf if isnan(value) else max(0.0, value) for name, value in measured.items()}
 
 
 def freezing_rows(
@@ -113,7 +152,7 @@ def freezing_rows(
     teacher: TeacherPass,
     numbers: Whole,
     seconds: float,
-    distances: dict[str, dict[str, float]],
+    cost: ViewCost,
 ) -> list[FreezingRow]:
     """Return a row for each number of views.
 
@@ -122,14 +161,24 @@ def freezing_rows(
         views: Numbers of stored views, 0 for frozen targets.
         teacher: Pass of whole images of the sample.
         numbers: Numbers of the whole store.
-        seconds: Seconds of a worker for one record of that pass, and so for one view.
-        distances: Result of `measure_distances`.
+        seconds: Seconds of a worker for the pass of whole images.
+        cost: Result of `measure_views`.
     """
     whole, view = Counter[str](), Counter[str]()
     for part in pass_parts(teacher, numbers):
         whole[_payload_of(part.name)] += part.bytes
     for spec in (*teacher.manifest.fields, *fields_of_views(Recipe(config.augment.operations))):
         view[_payload_of(spec.name)] += numbers.trained * _view_bytes(spec)
+    payloads = [name for name in view if name != _VIEWS]
+    fidelity = teacher.manifest.fidelity
+    # The targets of a stored view are the teacher's answer to the same pixels, in their stored form.
+    of_views = {
+        name: max(
+            [1 - cosine for field, cosine in fidelity.items() if _payload_of(field) == name],
+            default=0.0,
+        )
+        for name in payloads
+    }
     rows = []
     for count in views:
         by_payload = {name: whole[name] + count * view[name] for name in whole | view}
@@ -138,17 +187,20 @@ def freezing_rows(
                 views=count,
                 bytes=sum(by_payload.values()),
                 bytes_by_payload={name: size for name, size in by_payload.items() if size},
-                hours=seconds * (numbers.records + count * numbers.trained) / 3600,
-                distances=distances[UNMOVED if count else RECIPE],
+                hours=(seconds + cost.seconds * count * numbers.trained) / 3600,
+                distances=of_views
+                if count
+                else {name: cost.distances.get(name, inf) for name in payloads},
             )
         )
     return rows
 
 
+_VIEWS = "views"
 _PAYLOADS_OF = {
     **dict.fromkeys((TOP_LOGITS, TOP_CLASS, REST_LOGITS), "logits"),
     **dict.fromkeys(("map", "map_scale", "explained_class"), "map"),
-    **dict.fromkeys((VIEW_FIELD.name, PIXEL_FIELD), "views"),
+    **dict.fromkeys((VIEW_FIELD.name, PIXEL_FIELD), _VIEWS),
 }
 
 

@@ -206,7 +206,7 @@ def _freezing(
         annotation: Seconds of a worker for that pass of all records.
         training: Times of students, None if they were not compared.
     """
-    from permafrost.estimation.freezing import FreezingRow, freezing_rows, measure_distances
+    from permafrost.estimation.freezing import FreezingRow, freezing_rows, measure_views
 
     store, whole = sample.store, sample.whole
     if not store.form.has_places or not config.augment.operations:
@@ -217,8 +217,8 @@ def _freezing(
         config.estimate.views,
         teacher,
         whole,
-        annotation.median / whole.records,
-        measure_distances(resolved, store),
+        annotation.median,
+        measure_views(resolved, store, config.estimate.rounds),
     )
     if training is not None:
         more = training.steps.saved_shared.median * training.records * training.epochs
@@ -367,7 +367,7 @@ def _price(row: FreezingRow, estimate: Estimate, config: EstimateConfig) -> str:
         )
     payloads = [
         f"{payload} {format_bytes(size)}"
-        + (f" at {_distance(payload, row.distances[payload])}" if payload in row.distances else "")
+        + (f" {_distance(payload, row.distances[payload])}" if payload in row.distances else "")
         for payload, size in row.bytes_by_payload.items()
     ]
     visits = ""
@@ -382,8 +382,10 @@ def _price(row: FreezingRow, estimate: Estimate, config: EstimateConfig) -> str:
 
 def _distance(payload: str, distance: float) -> str:
     """Format a distance to live. Below a thousandth it is that of rounding."""
+    if isinf(distance):
+        return "(distance not measured)"
     shown = "< 0.001" if distance < 1e-3 else _number(distance)
-    return f"{shown} nats" if payload == "logits" else f"1 - cos {shown}"
+    return f"at {shown} nats" if payload == "logits" else f"at 1 - cos {shown}"
 
 
 def plain_values(estimate: Estimate) -> dict[str, Any]:

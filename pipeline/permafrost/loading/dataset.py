@@ -98,6 +98,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         payload: str | Sequence[Sequence[str]] | None = None,
         decode_threads: int = 1,
         keep_bytes: int = _KEPT_BYTES,
+        blanks_maps: bool = False,
     ) -> None:
         """Select rows of a store's index: a range where possible, which needs no memory, or any row numbers.
 
@@ -110,6 +111,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             payload: Payload (such as attention, class_maps or pooled) to read in addition to logits and maps, or the
                 payloads to read of each pass; others are not read.
             decode_threads: Number of threads that decode a batch, in each process that loads batches.
+            blanks_maps: True if maps of replayed views are 0 where an erasing has set the pixels.
             keep_bytes: Size of all decoded inputs in bytes up to which each is decoded once and kept in memory.
 
         Raises:
@@ -131,6 +133,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         ]
         for teacher in self.passes:
             self._require_covered(teacher)
+        self._blanks_maps = blanks_maps
         self._recipe = recipe_of_pass(self.passes[0]) if self.passes else None
         _check_room(store, self.passes)
         self._start_caches()
@@ -216,7 +219,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             canonical_from_view = complete_matrices(torch.from_numpy(values[0][VIEW_FIELD.name]))
             if self._recipe is not None:
                 rows_of_pixels = torch.from_numpy(values[0][PIXEL_FIELD])
-                pixel_augment = PixelAugment(changes=self._recipe.changes(rows_of_pixels))
+                changes = self._recipe.changes(rows_of_pixels, blanks_maps=self._blanks_maps)
+                pixel_augment = PixelAugment(changes=changes)
         return Batch(
             keys=tuple(keys),
             record_index=torch.from_numpy(at),

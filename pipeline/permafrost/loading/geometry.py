@@ -277,8 +277,10 @@ def _with_maps(
     targets: Targets, batch: Batch, stored: StoredTargets, request: TargetRequest
 ) -> Targets:
     assert stored.explained_class is not None
-    maps = view_maps(batch, stored, request.grid, is_warped=request.map_control != "unaugmented")
-    maps = blank_maps(maps, batch.pixel_augment)
+    is_warped = request.map_control != "unaugmented"
+    maps = view_maps(batch, stored, request.grid, is_warped=is_warped)
+    if is_warped:
+        maps = blank_maps(maps, batch.pixel_augment)
     if request.map_control == "shuffled":
         maps = neighbor_maps(maps, stored.explained_class)
     valid = maps.flatten(2).any(dim=2) & (stored.explained_class >= 0)

@@ -13,9 +13,10 @@ whether it was drawn, its strength and its place. `Recipe` says which column is 
     grayscale, equalize, autocontrast
                                   1
 
-All columns of an operation that was not drawn are -1. Strengths of a policy are: shear, tangent of the angle;
-translation, fraction of the side; rotation, degrees; color, deviation of the factor from 1; posterize, bits; solarize,
-threshold. With two operations of a policy, color jitter and an erasing, a row has 12 numbers, 24 bytes in float16.
+All columns of an operation that was not drawn are -1, and those of a policy 0, which is its identity. Strengths of a
+policy are: shear, tangent of the angle; translation, fraction of the side; rotation, degrees; color, deviation of the
+factor from 1; posterize, bits; solarize, threshold. With two operations of a policy, color jitter and an erasing, a row
+has 12 numbers, 24 bytes in float16.
 
 Draws are pure functions of (seed, epoch, position in the epoch's order). Each block of positions is drawn at once.
 """
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, Any
 
@@ -188,11 +190,16 @@ class Recipe:
         self.width: int = stops[-1]
         """Number C of columns."""
 
-    def changes(self, rows: Tensor) -> tuple[PixelChange, ...]:
-        """Return the changes of rows of values [n, C], of any floating dtype, in the order in which they apply."""
+    def changes(self, rows: Tensor, *, blanks_maps: bool = False) -> tuple[PixelChange, ...]:
+        """Return the changes of rows of values, in the order in which they apply.
+
+        Args:
+            rows: [n, C], of any floating dtype.
+            blanks_maps: True if every erasing blanks the maps, whatever the recipe says.
+        """
         rows = rows.double()
         return tuple(
-            change
+            replace(change, blanks_maps=True) if blanks_maps and change.name == "erase" else change
             for operation, columns in zip(self.operations, self._columns, strict=True)
             for change in _changes(operation, rows[:, columns])
         )

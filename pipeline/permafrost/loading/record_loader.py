@@ -20,6 +20,7 @@ from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import with_changes
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import PixelAugmentSchedule
+from permafrost.loading.replayed_views import check_replayed
 from permafrost.loading.sampler import EpochOrder, ReplayBatchSampler
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.transfer import (
@@ -213,14 +214,24 @@ class RecordLoader(DataLoader[ViewBatch]):
         passes = [] if names == () else store.open_passes(tuple(names or ()), stored_views=replay)
         require(bool(passes) or not replay, "replay=True needs a pass of stored views; name it")
         dataset = StoreDataset(
-            store, records.rows, passes, payload=payload, decode_threads=decode_threads
+            store,
+            records.rows,
+            passes,
+            payload=payload,
+            decode_threads=decode_threads,
+            blanks_maps=augment is not None and augment.blanks_maps,
         )
         self._views = (
             ViewSchedule(augment, store.size, seed, one_aspect=dataset.has_frame_aspect)
             if augment is not None and not replay
             else None
         )
-        self._pixels = None if augment is None or replay else PixelAugmentSchedule(augment, seed)
+        fresh = augment
+        if augment is not None and replay:
+            for each in passes:
+                check_replayed(augment, each)
+            fresh = replace(augment, operations=())  # the rest is that of the stored views
+        self._pixels = None if fresh is None else PixelAugmentSchedule(fresh, seed)
         side = None if augment is None else augment.size
         self.size = store.size if side is None else (side, side)
         self._epoch = 0

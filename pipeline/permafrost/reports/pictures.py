@@ -25,6 +25,7 @@ from permafrost.core.batches import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.models.explanations import picture_of
 from permafrost.store.reader import Store, TeacherPass
 
@@ -370,10 +371,12 @@ def contact_sheet(
     names = class_names(batch.labels.numpy(), readable_classes(store.manifest.classes))
     aspects = dataset.aspects()
     pictures = _rows(batch, "image", names, aspects.tolist())
+    pixels = PixelAugmentSchedule(replace(augment, mixup_alpha=None), seed=0)
     for view in range(num_views):
         matrices = schedule.views(epoch=view, start=0, aspects=aspects)
-        if matrices is not None:
-            moved = replace(batch, canonical_from_view=matrices)
+        changes = pixels.draw(view, 0, 0, len(aspects))
+        if matrices is not None or changes is not None:
+            moved = replace(batch, canonical_from_view=matrices, pixel_augment=changes)
             pictures += _rows(moved, f"view {view + 1}", [""] * len(names), [1.0] * len(names))
     return picture_grid(pictures)
 

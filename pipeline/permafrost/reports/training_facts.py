@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from permafrost.config.augment import READ_BY
 from permafrost.config.builder import build_config, to_plain_dict
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
@@ -34,26 +35,6 @@ _SHARED = {
     "mode": "Teacher's targets",
 }
 """Options whose common value is always stated, with their names on the page."""
-_READ_BY = {
-    "pad_crop": ("padding",),
-    "resized_crop": ("scale", "ratio"),
-    "horizontal_flip": ("p",),
-    "vertical_flip": ("p",),
-    "rotation": ("p", "degrees"),
-    "affine": ("p", "degrees", "translate", "scale", "shear"),
-    "color_jitter": ("p", "brightness", "contrast", "saturation", "hue"),
-    "grayscale": ("p",),
-    "gaussian_blur": ("p", "sigma"),
-    "random_erasing": ("p", "scale", "ratio", "value", "maps"),
-    "solarize": ("p", "threshold"),
-    "posterize": ("p", "bits"),
-    "equalize": ("p",),
-    "autocontrast": ("p",),
-    "sharpness": ("p", "factor"),
-    "randaugment": ("count", "magnitude", "spread", "p"),
-    "trivialaugment": ("p",),
-}
-"""Options of an operation that its kind reads, on views or on pixels."""
 
 
 class OptionCell(NamedTuple):
@@ -233,7 +214,7 @@ def describe_augmentation(config: Mapping[str, Any]) -> str:
         " ".join(
             [
                 str(o.get("kind")).replace("_", " "),
-                *_describe_options(o, _READ_BY.get(str(o.get("kind")), ())),
+                *_describe_options(o, READ_BY.get(str(o.get("kind")), ())),
             ]
         )
         for o in config.get("operations") or []

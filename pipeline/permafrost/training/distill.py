@@ -210,6 +210,7 @@ class Distillation(TrainingJob):
                 num_classes=num_classes,
                 payload=[loss.payloads_of(teacher.name) for teacher in passes],
                 decode_threads=decode_threads_of(config.trainer, distributed),
+                blanks_maps=config.augment.blanks_maps,
             ),
             model=config.student,
             num_classes=num_classes,

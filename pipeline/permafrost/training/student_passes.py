@@ -17,9 +17,9 @@ from permafrost.config.methods import (
     SoftTargetsConfig,
 )
 from permafrost.config.models import ModelConfig, NoModelConfig
-from permafrost.config.options import identifying_values, to_plain
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
+from permafrost.loading.replayed_views import check_replayed
 from permafrost.runs.run_passes import logits_first, name_passes, pass_request, record_passes
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store, TeacherPass
@@ -128,7 +128,7 @@ def check_passes(
     _check_alike("views", passes)
     if config.mode == "replay":
         for teacher in passes:
-            _check_recipe(config.augment, teacher)
+            check_replayed(config.augment, teacher)
     _check_alike("num_classes", [teacher for teacher in passes if teacher.manifest.has_logits])
     _check_alike("explainer", _with_maps(passes, loss))
     weights = teacher_weights_of(config, passes)
@@ -137,27 +137,6 @@ def check_passes(
         f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
         f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}",
     )
-
-
-def _check_recipe(augment: AugmentOptions, teacher: TeacherPass) -> None:
-    """Raise StoreMismatchError if the options ask for changes of pixels that the views of a pass do not have.
-
-    Replayed views are those of the pass. Their geometry may differ from augment.operations, which an experiment sets
-    for its other arms, too.
-    """
-    asked = [
-        {name: to_plain(value) for name, value in identifying_values(each).items()}
-        for each in augment.on_pixels
-    ]
-    stored = teacher.manifest.views.get("operations", [])
-    missing = [each for each in asked if each not in stored]
-    if missing:
-        kinds = ", ".join(each["kind"] for each in stored) or "the whole frame"
-        raise StoreMismatchError(
-            f"augment.operations has {missing[0]}, which the stored views of {teacher.name} do not have ({kinds}). A "
-            "replayed view has the pixels that its teacher saw: run permafrost precompute with views=random and this "
-            "augment, or leave the operation out"
-        )
 
 
 def served_methods(teacher: TeacherPass) -> list[str]:

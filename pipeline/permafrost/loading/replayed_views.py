@@ -1,0 +1,31 @@
+"""The check that views of a pass are those that a student asks for."""
+
+from __future__ import annotations
+
+from permafrost.config.augment import AugmentOptions, describe_operations
+from permafrost.store.entries import StoreMismatchError
+from permafrost.store.reader import TeacherPass
+
+
+def check_replayed(augment: AugmentOptions, teacher: TeacherPass) -> None:
+    """Check that the views of a pass have the changes of pixels that the options ask for, in their order.
+
+    Replayed views are those of the pass. Their geometry may differ from augment.operations, which an experiment sets
+    for its other arms, too.
+
+    Raises:
+        StoreMismatchError: If they lack one.
+    """
+    stored = [
+        each for each in teacher.manifest.views.get("operations", []) if isinstance(each, dict)
+    ]
+    rest = iter(stored)
+    for operation in describe_operations([each for each in augment.on_pixels if each.is_drawn]):
+        if operation not in rest:  # which takes what comes before it
+            kinds = ", ".join(str(each.get("kind")) for each in stored)
+            raise StoreMismatchError(
+                f"augment.operations has {operation}, which the stored views of {teacher.name} do not have in this "
+                f"order ({kinds or 'they change no pixels'}). A replayed view has the pixels that its teacher saw: "
+                "leave the operation out, or name a pass that permafrost precompute made with views=random and this "
+                "augment"
+            )
