@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import correlation, fmean
+from typing import TYPE_CHECKING
+
 from docs.cells import Cell, Rows, by_seed, single, table
-from docs.measured import measured_arms, results_of, runs_of
+from docs.measured import results_of, runs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SCREEN = "cifar10_strong_views"
 _RECIPES = {
@@ -17,19 +23,41 @@ _METHODS = ("labels", "kd", "e2kd")
 
 
 def strong_views_screen() -> str:
-    """Held-out accuracy of students by recipe and method, and the teacher's spread of the mean probability."""
+    """Held-out accuracy of students by recipe and method, and the teacher's spread of the mean probability.
+
+    The last row is the rank correlation of the recipes' mean accuracies with the spread, whose sign is turned.
+    """
     of_teacher = {row["recipe"]: row for row in results_of(SCREEN)["distances"]}
-    rows: Rows = []
-    for ending, label in _RECIPES.items():
-        spread = single(of_teacher[f"pad_crop_flip{ending}"]["probability_spread"], digits=4)
-        cells = [spread]
-        for method in _METHODS:
-            arm = f"{method}{ending}"
-            is_there = measured_arms(SCREEN, {arm: label})
-            cells.append(by_seed(runs_of(SCREEN, arm), "accuracy") if is_there else Cell(""))
-        rows.append((label, cells))
+    spreads = [of_teacher[f"pad_crop_flip{e}"]["probability_spread"] for e in _RECIPES]
+    columns = {
+        method: [runs_of(SCREEN, f"{method}{ending}") for ending in _RECIPES] for method in _METHODS
+    }
+    rows: Rows = [
+        (
+            label,
+            [
+                single(spread, digits=4),
+                *(by_seed(arms[number], "accuracy") for arms in columns.values()),
+            ],
+        )
+        for number, (label, spread) in enumerate(zip(_RECIPES.values(), spreads, strict=True))
+    ]
+    correlations = [
+        rank_correlation(
+            [-spread for spread in spreads],
+            [fmean(run["accuracy"] for run in runs) for runs in arms],
+        )
+        for arms in columns.values()
+    ]
+    rows.append(("rank correlation with a low spread", [Cell(""), *map(single, correlations)]))
     header = ("held-out accuracy, % (by seed)", "spread of the teacher's mean probability")
     return table((*header, "labels", "KD, replayed", "e2KD, replayed"), rows)
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's rank correlation of numbers without ties."""
+    ranks = [[sorted(values).index(value) for value in values] for values in (one, other)]
+    return correlation(*ranks)
 
 
 def strong_views_distances() -> str:
