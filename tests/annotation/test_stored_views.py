@@ -36,6 +36,7 @@ from stages import distill, evaluate, precompute
 from tests.support.runs import TRAINER, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.views import interrupt_second_shard_of_views
 
 VIEWS = RandomViewsConfig(count=3, seed=1)
 AUGMENT = AugmentOptions(
@@ -118,16 +119,8 @@ def test_a_killed_pass_of_views_is_finished_to_the_same_bytes(replayed, tmp_path
     config = replace(
         replayed.config, store=replace(replayed.config.store, path=str(tmp_path / "s"))
     )
-    annotate, calls = TeacherAnnotator.annotate, []
-
-    def dying(self, batches, keys, views=None):
-        calls.append(views)
-        if len([v for v in calls if v is not None]) == 2:
-            raise KeyboardInterrupt
-        return annotate(self, batches, keys, views)
-
     with monkeypatch.context() as patch:
-        patch.setattr(TeacherAnnotator, "annotate", dying)
+        interrupt_second_shard_of_views(patch)
         with pytest.raises(KeyboardInterrupt):
             precompute.run(config)
     assert Store(tmp_path / "s").pass_folders(stored_views=True) == []

@@ -41,6 +41,7 @@ from tests.support.geometry import frames_of_size, make_batch
 from tests.support.runs import TRAINER, distill_config
 from tests.support.stores import Frozen, precompute_config
 from tests.support.trees import tree_bytes
+from tests.support.views import interrupt_second_shard_of_views
 
 STRONG = AugmentOptions(
     operations=(
@@ -174,16 +175,8 @@ def test_loader_processes_replay_the_same_images(strong):
 
 def test_a_killed_pass_of_strong_views_is_finished_to_the_same_bytes(strong, tmp_path, monkeypatch):
     config = replace(strong.config, store=replace(strong.config.store, path=str(tmp_path / "s")))
-    annotate, calls = TeacherAnnotator.annotate, []
-
-    def dying(self, batches, keys, views=None):
-        calls.append(views)
-        if len([drawn for drawn in calls if drawn is not None]) == 2:
-            raise KeyboardInterrupt
-        return annotate(self, batches, keys, views)
-
     with monkeypatch.context() as patch:
-        patch.setattr(TeacherAnnotator, "annotate", dying)
+        interrupt_second_shard_of_views(patch)
         with pytest.raises(KeyboardInterrupt):
             precompute.run(config)
     assert Store(tmp_path / "s").pass_folders(stored_views=True) == []

@@ -108,14 +108,13 @@ class StoredViews:
         return views, {"split": self.split, "subset": identifying_values(self.subset)}
 
     @property
-    def recipe(self) -> Recipe | None:
-        """Recipe of what changes the pixels of the views, None if nothing does."""
-        recipe = Recipe(self.augment.operations if self.config.kind == "random" else ())
-        return recipe if recipe.width else None
+    def recipe(self) -> Recipe:
+        """Recipe of what changes the pixels of the views, of no values if nothing does."""
+        return Recipe(self.augment.operations if self.config.kind == "random" else ())
 
     def fields(self) -> list[FieldSpec]:
         """Return the fields that say what the views are: matrices, and values of changes of pixels."""
-        return fields_of_views(Recipe(()) if self.recipe is None else self.recipe)
+        return fields_of_views(self.recipe)
 
     def draw(self, store: Store, shard: ShardEntry) -> DrawnViews:
         """Draw the views of the shard's covered records.
@@ -126,7 +125,7 @@ class StoredViews:
         covered = torch.from_numpy(self.rows_of(store, shard))
         matrices: Tensor = draw(self.config, self.augment, store, shard)
         recipe = self.recipe
-        if recipe is None:
+        if not recipe.width:
             return DrawnViews(matrices[covered])
         schedule = PixelSchedule(self.augment.operations, _seed_of(self.config, shard))
         rows = [schedule.rows(view, 0, len(matrices)) for view in range(self.count)]

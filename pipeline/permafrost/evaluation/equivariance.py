@@ -145,9 +145,10 @@ def compare_views(
                 canonical_from_view=None if matrices is None else copy_to(matrices, model.device),
                 pixel_augment=move_values(pixels.draw(0, 0, start, len(aspects)), model.device),
             )
+            images = view_images(view_batch, model.input_size)
+            view_batch = replace(view_batch, rendered=images)
             compared[name].append(_compare(model, explain, view_batch))
             if has_features:
-                images = view_images(view_batch, model.input_size)
                 (targets, *_) = view_targets(view_batch, TargetRequest((1, 1), with_maps=False))
                 output = model.network(images, Intermediates(stages=True))
                 add_lost_variance(errors[name], targets, output, teacher.projections)
