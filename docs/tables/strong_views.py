@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from statistics import correlation, fmean
-from typing import TYPE_CHECKING
+from statistics import fmean
+
+from scipy.stats import spearmanr
 
 from docs.cells import Cell, Rows, by_seed, single, table
 from docs.measured import results_of, runs_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SCREEN = "cifar10_strong_views"
 _RECIPES = {
@@ -43,21 +41,15 @@ def strong_views_screen() -> str:
         for number, (label, spread) in enumerate(zip(_RECIPES.values(), spreads, strict=True))
     ]
     correlations = [
-        rank_correlation(
+        spearmanr(
             [-spread for spread in spreads],
             [fmean(run["accuracy"] for run in runs) for runs in arms],
-        )
+        ).statistic
         for arms in columns.values()
     ]
     rows.append(("rank correlation with a low spread", [Cell(""), *map(single, correlations)]))
     header = ("held-out accuracy, % (by seed)", "spread of the teacher's mean probability")
     return table((*header, "labels", "KD, replayed", "e2KD, replayed"), rows)
-
-
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's rank correlation of numbers without ties."""
-    ranks = [[sorted(values).index(value) for value in values] for values in (one, other)]
-    return correlation(*ranks)
 
 
 def strong_views_distances() -> str:

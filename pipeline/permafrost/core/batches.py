@@ -99,8 +99,8 @@ PixelChangeName: TypeAlias = Literal[
     "solarize",
     "autocontrast",
     "equalize",
-    "blur",
-    "erase",
+    "gaussian_blur",
+    "random_erasing",
 ]
 """Operation on pixels."""
 

@@ -198,8 +198,8 @@ _CHANGES: dict[PixelChangeName, Callable[[Tensor, PixelChange], Tensor]] = {
     "solarize": _solarize,
     "autocontrast": _autocontrast,
     "equalize": _equalize,
-    "blur": _blur,
-    "erase": _erase,
+    "gaussian_blur": _blur,
+    "random_erasing": _erase,
 }
 
 

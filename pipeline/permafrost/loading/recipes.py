@@ -199,7 +199,9 @@ class Recipe:
         """
         rows = rows.double()
         return tuple(
-            replace(change, blanks_maps=True) if blanks_maps and change.name == "erase" else change
+            replace(change, blanks_maps=True)
+            if blanks_maps and change.name == "random_erasing"
+            else change
             for operation, columns in zip(self.operations, self._columns, strict=True)
             for change in _changes(operation, rows[:, columns])
         )
@@ -224,10 +226,9 @@ def _changes(operation: PixelOperationConfig | PolicyConfig, rows: Tensor) -> li
     if operation.kind == "random_erasing":
         value = torch.full_like(values[:, :1], operation.value)
         values = torch.cat([values, value], dim=1)
-    name: Any = _NAMES.get(operation.kind, operation.kind)
     return [
         PixelChange(
-            name=name,
+            name=operation.kind,
             rows=drawn,
             values=values.float(),
             largest=operation.sigma[1] if operation.kind == "gaussian_blur" else 0.0,
@@ -236,7 +237,6 @@ def _changes(operation: PixelOperationConfig | PolicyConfig, rows: Tensor) -> li
     ]
 
 
-_NAMES = {"gaussian_blur": "blur", "random_erasing": "erase"}
 _COLORS: tuple[PixelChangeName, ...] = ("brightness", "contrast", "saturation", "hue")
 _ORDERS = torch.tensor(list(permutations(range(len(_COLORS)))))
 """Orders of the four steps of color jitter, [24, 4], by their number."""
