@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from docs.cells import Cell, Rows, by_seed, single, table
 from docs.measured import results_of, runs_of
 
-SCREEN = "cifar10_strong_views"
+SCREEN = "cifar10_strong_views_screen"
 _RECIPES = {
     "": "shift and flip",
     "_color": "and color jitter",
