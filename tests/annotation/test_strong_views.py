@@ -13,6 +13,7 @@ from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.stored_views import DrawnViews, plan_stored_views
 from permafrost.config.augment import (
     AugmentOptions,
+    MixConfig,
     OperationConfig,
     PixelOperationConfig,
     PolicyConfig,
@@ -299,14 +300,14 @@ def test_a_student_of_blank_maps_replays_a_pass_that_knows_nothing_of_them(stron
     assert (blanked.maps == 0).sum() > (kept.maps == 0).sum()
 
 
-def test_mixup_of_labels_goes_on_where_views_are_replayed(strong):
+def test_replayed_views_are_mixed_after_their_changes(strong):
     records = open_store(strong.store.path).select("train")
     (name,) = (folder.name for folder in strong.store.pass_folders(stored_views=True))
-    mixed = AugmentOptions(mixup_alpha=1.0)
+    mixed = AugmentOptions(mix=(MixConfig(kind="mixup"),))
 
     (batch,) = RecordLoader(records, batch_size=40, teacher=name, replay=True, augment=mixed)
 
-    assert batch.stored.pixel_augment.mixup_lambda is not None
+    assert batch.stored.pixel_augment.mixture is not None
     assert batch.stored.pixel_augment.changes
 
 

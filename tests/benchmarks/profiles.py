@@ -47,7 +47,7 @@ STEP: tuple[Part, ...] = (
     ("permafrost.loading.geometry", "_with_maps", "warp of the maps"),
     ("permafrost.training.step", "_forward", "forward pass"),
     ("torch.autograd", "_engine_run_backward", "backward pass"),
-    ("permafrost.training.step", "_loss_of", "loss"),
+    ("permafrost.losses.base:DistillationLoss", "forward", "loss"),
     ("torch.nn.utils", "clip_grad_norm_", "clipping"),
     ("torch.optim.adamw:AdamW", "step", "optimizer"),
     ("permafrost.training.loop", "train_step", "explanation of the student, bookkeeping of a step"),

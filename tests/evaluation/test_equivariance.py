@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from permafrost.cli import stage_main
 from permafrost.config.augment import (
     AugmentOptions,
+    MixConfig,
     OperationConfig,
     PixelOperationConfig,
     PolicyConfig,
@@ -149,7 +150,9 @@ def test_results_are_of_one_augmentation_and_other_evaluators_of_any(frozen):
     still = AugmentOptions()
     measured(equivariance_of(frozen))
 
-    assert measured(equivariance_of(frozen, augment=replace(PAD_CROP, mixup_alpha=0.2)))
+    assert measured(
+        equivariance_of(frozen, augment=replace(PAD_CROP, mix=(MixConfig(kind="mixup"),)))
+    )
     with pytest.raises(ConfigError, match=r"with augment\.operations=.*, but this one has \[\];"):
         evaluate.run(equivariance_of(frozen, augment=still))
     with pytest.raises(

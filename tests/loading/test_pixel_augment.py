@@ -6,19 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from permafrost.config.augment import AugmentOptions, PolicyConfig
+from permafrost.config.augment import AugmentOptions, MixConfig, PolicyConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
-from permafrost.core.batches import PixelAugment
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_LABEL
-from permafrost.loading import pixel_changes, transfer
+from permafrost.loading import geometry, transfer
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.pixel_changes import change_pixels, change_rows, mix
+from permafrost.loading.mixtures import mix_images
+from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.subset import rows_of_split
@@ -40,13 +40,15 @@ from tests.support.batches import (
     tiny_model,
 )
 from tests.support.kills import killed_at
+from tests.support.mixtures import PAIRS, mixed, share_of
 from tests.support.runs import PAD_CROP, TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.tensors import smooth_images
 from tests.support.trainings import build_training
 
-MIXED = AugmentOptions(mixup_alpha=1.0)
+MIXUP = MixConfig(kind="mixup")
+MIXED = AugmentOptions(mix=(MIXUP,))
 RANDAUGMENT = PolicyConfig(kind="randaugment", magnitude=10)
-BOTH = AugmentOptions(mixup_alpha=1.0, operations=(RANDAUGMENT,))
+BOTH = AugmentOptions(mix=(MIXUP,), operations=(RANDAUGMENT,))
 
 
 def frozen_loader(frozen, pixel_augment, *, batch_size=8, **options):
@@ -57,59 +59,35 @@ def frozen_loader(frozen, pixel_augment, *, batch_size=8, **options):
 
 def drawn_for(count):
     """Return what randaugment draws for some records."""
-    return PixelAugmentSchedule(AugmentOptions(operations=(RANDAUGMENT,)), seed=1).draw(
-        0, 0, 0, count
-    )
+    return PixelAugmentSchedule(AugmentOptions(operations=(RANDAUGMENT,)), seed=1).draw(0, 0, count)
 
 
 # ---- draws ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
-def test_the_shares_of_many_steps_are_distributed_as_beta(alpha):
-    schedule = PixelAugmentSchedule(AugmentOptions(mixup_alpha=alpha), seed=0)
-
-    drawn = [schedule.draw(0, step, 0, 8).mixup_lambda for step in range(4000)]
-
-    shares = torch.tensor(drawn, dtype=torch.float64)
-    assert all(type(share) is float for share in drawn)
-    assert 0 <= shares.min() <= shares.max() <= 1
-    assert shares.mean().item() == pytest.approx(1 / 2, abs=0.03)
-    assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
-
-
-def test_a_share_is_a_function_of_seed_epoch_and_step():
-    def share(seed, epoch, step, start=0, count=8):
-        schedule = PixelAugmentSchedule(MIXED, seed)
-        return schedule.draw(epoch, step, start, count).mixup_lambda
-
-    first = share(0, 2, 5)
-
-    assert share(0, 2, 5, start=40, count=4) == first  # independent of the rank's slice
-    assert first not in (share(1, 2, 5), share(0, 3, 5), share(0, 2, 6))
-
-
 def test_without_options_nothing_is_drawn():
-    assert PixelAugmentSchedule(PAD_CROP, seed=0).draw(0, 0, 0, 8) is None
+    assert PixelAugmentSchedule(PAD_CROP, seed=0).draw(0, 0, 8) is None
 
 
 def test_ranks_and_restarts_draw_the_same(frozen):
     schedule = PixelAugmentSchedule(BOTH, seed=5)
     wanted = [batch.pixel_augment for batch in frozen_loader(frozen, schedule).epoch(1)]
-    assert len({pixel_augment.mixup_lambda for pixel_augment in wanted}) == len(wanted) == 5
+    shares = torch.cat([pixel_augment.mixture.shares for pixel_augment in wanted])
+    assert len(shares.unique()) == 40
 
     ranks = [
         [b.pixel_augment for b in frozen_loader(frozen, schedule, rank=rank, world_size=2).epoch(1)]
         for rank in range(2)
     ]
     for whole, *slices in zip(wanted, *ranks, strict=True):
-        assert [part.mixup_lambda for part in slices] == [whole.mixup_lambda] * 2
+        shares = [part.mixture.shares for part in slices]
+        assert torch.equal(torch.cat(shares), whole.mixture.shares)
         images = smooth_images(8)
         halves = [change_rows(images[4 * n :][:4].clone(), p.changes) for n, p in enumerate(slices)]
         assert torch.equal(torch.cat(halves), change_rows(images.clone(), whole.changes))
     again = frozen_loader(frozen, PixelAugmentSchedule(BOTH, seed=5))
-    resumed = [batch.pixel_augment.mixup_lambda for batch in again.epoch(1, first_step=2)]
-    assert resumed == [pixel_augment.mixup_lambda for pixel_augment in wanted[2:]]
+    resumed = [batch.pixel_augment.mixture.shares for batch in again.epoch(1, first_step=2)]
+    assert torch.equal(torch.cat(resumed), torch.cat([p.mixture.shares for p in wanted[2:]]))
 
 
 def test_a_record_keeps_its_randaugment_whatever_the_batch_size(frozen):
@@ -128,38 +106,29 @@ def test_a_record_keeps_its_randaugment_whatever_the_batch_size(frozen):
 # ---- pixels --------------------------------------------------------------------------------------
 
 
-def test_a_mixture_is_made_of_each_image_and_the_one_before_it():
-    images = torch.tensor([0.0, 0.4, 1.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
-
-    mixed = mix(images, 0.75)
-
-    expected = torch.tensor([0.25 * 1.0, 0.75 * 0.4, 0.75 * 1.0 + 0.25 * 0.4]).view(3, 1, 1, 1)
-    assert torch.allclose(mixed, expected.expand(3, 3, 2, 2))
-
-
-def test_changes_of_pixels_come_first_then_mixup_and_both_after_the_warp():
-    pixel_augment = replace(drawn_for(4), mixup_lambda=0.3)
+def test_changes_of_pixels_come_first_then_the_mixture_and_both_after_the_warp():
+    pixel_augment = replace(drawn_for(4), mixture=share_of(0.3))
     batch = build_batch(random_frames(0), random_targets(0), FLIP)
 
     found = view_images(replace(batch, pixel_augment=pixel_augment), FRAME)
 
     changed = change_rows(view_images(batch, FRAME), pixel_augment.changes)
-    assert torch.equal(found, 0.3 * changed + 0.7 * changed.roll(1, dims=0))
-    assert torch.equal(change_pixels(view_images(batch, FRAME), pixel_augment), found)
+    assert torch.allclose(found, 0.3 * changed + 0.7 * changed[PAIRS], atol=1e-6)
+    assert torch.equal(mix_images(changed, pixel_augment.mixture), found)
 
 
 # ---- training steps ------------------------------------------------------------------------------
 
 
 def mixed_batch(share, labels=None):
-    batch = replace(random_batch(0), pixel_augment=PixelAugment(mixup_lambda=share))
+    batch = mixed(random_batch(0), share_of(share))
     return batch if labels is None else replace(batch, labels=labels)
 
 
 def mixed_logits(training, share):
     """Logits of the student on mixtures that are computed in the test."""
     images = view_images(random_batch(0), FRAME)
-    return training.model(share * images + (1 - share) * images.roll(1, dims=0)).logits
+    return training.model(share * images + (1 - share) * images[PAIRS]).logits
 
 
 def test_a_mixed_step_on_labels_is_the_mean_of_two_cross_entropies_by_their_shares():
@@ -170,7 +139,7 @@ def test_a_mixed_step_on_labels_is_the_mean_of_two_cross_entropies_by_their_shar
 
     log_probs = mixed_logits(training, 0.3).log_softmax(dim=1)
     own = -log_probs[range(4), labels]
-    partners = -log_probs[range(4), [0, 0, 1, 2]]
+    partners = -log_probs[range(4), labels[PAIRS]]
     assert terms.total.item() == pytest.approx((0.3 * own + 0.7 * partners).mean().item(), rel=1e-5)
     assert terms.terms.keys() == {"ce"}
 
@@ -184,7 +153,7 @@ def test_a_mixed_step_on_many_labels_is_bce_with_the_mixed_target(off_label):
     total = batch_loss(training, mixed_batch(0.3, hot), FRAME).total
 
     targets = hot.clamp(min=off_label)
-    targets = 0.3 * targets + 0.7 * targets.roll(1, dims=0)
+    targets = 0.3 * targets + 0.7 * targets[PAIRS]
     expected = F.binary_cross_entropy_with_logits(mixed_logits(training, 0.3), targets)
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -197,7 +166,7 @@ def test_a_label_that_is_not_known_weighs_nothing_in_either_place():
 
     log_probs = mixed_logits(training, 0.3).log_softmax(dim=1)
     own = log_probs[0, 0] + log_probs[2, 2] + log_probs[3, 1]
-    partners = log_probs[1, 0] + log_probs[3, 2] + log_probs[0, 1]
+    partners = log_probs[1, 0] + log_probs[3, 2] + log_probs[2, 1]
     assert total.item() == pytest.approx(-(0.3 * own + 0.7 * partners).item() / 3, rel=1e-5)
 
 
@@ -215,7 +184,7 @@ def test_a_live_teacher_speaks_of_the_very_mixtures_that_its_student_sees():
     terms = batch_loss(training, batch, FRAME)
 
     images = view_images(random_batch(0), FRAME)
-    mixed = 0.3 * images + 0.7 * images.roll(1, dims=0)
+    mixed = 0.3 * images + 0.7 * images[PAIRS]
     (targets,) = training.targets(batch, TargetRequest((4, 4), with_maps=False))
     taught = training.targets.model(mixed).logits
     assert torch.allclose(targets.logits, taught, atol=1e-5)
@@ -224,7 +193,7 @@ def test_a_live_teacher_speaks_of_the_very_mixtures_that_its_student_sees():
         F.log_softmax(learned / 2, 1), F.softmax(taught / 2, 1), reduction="batchmean"
     )
     ce = 0.3 * F.cross_entropy(learned, batch.labels) + 0.7 * F.cross_entropy(
-        learned, batch.labels.roll(1)
+        learned, batch.labels[PAIRS]
     )
     assert terms.terms["kd"].item() == pytest.approx(kd.item(), rel=1e-4)
     assert terms.total.item() == pytest.approx((kd + 0.5 * ce).item(), rel=1e-4)
@@ -236,7 +205,7 @@ def test_student_and_teacher_are_shown_the_same_images_each_at_its_size(method):
     training = live_training(method, size=(32, 32))
     for name, model in (("student", training.model), ("teacher", training.targets.model)):
         model.register_forward_pre_hook(lambda m, args, name=name: shown.update({name: args[0]}))
-    pixel_augment = replace(drawn_for(4), mixup_lambda=0.4)
+    pixel_augment = replace(drawn_for(4), mixture=share_of(0.4))
     batch = replace(random_batch(0), pixel_augment=pixel_augment)
 
     batch_loss(training, batch, FRAME)
@@ -249,7 +218,7 @@ def test_student_and_teacher_are_shown_the_same_images_each_at_its_size(method):
 
 @pytest.mark.parametrize(("size", "calls"), [(FRAME, 1), ((32, 32), 2)])
 def test_a_step_augments_its_images_once_for_both_networks_of_one_size(size, calls, monkeypatch):
-    pixel_augment = replace(drawn_for(4), mixup_lambda=0.4)
+    pixel_augment = replace(drawn_for(4), mixture=share_of(0.4))
     batch = replace(random_batch(0), pixel_augment=pixel_augment)
     training = live_training(E2KDConfig(lambda_ce=1.0), size=size)
     own = training.targets
@@ -260,9 +229,9 @@ def test_a_step_augments_its_images_once_for_both_networks_of_one_size(size, cal
     apart = batch_loss(training, batch, FRAME)
     training.targets = own
     counted = []
-    augment = pixel_changes.change_rows
+    augment = geometry.change_rows
     monkeypatch.setattr(
-        pixel_changes,
+        geometry,
         "change_rows",
         lambda images, *rest: counted.append(1) or augment(images, *rest),
     )
@@ -342,11 +311,11 @@ def test_a_teacher_is_taught_on_mixtures_and_evaluated_on_images(frozen, monkeyp
     assert set(evaluated) == {None}
 
 
-def test_a_rank_of_one_record_has_nothing_to_mix_it_with(frozen):
-    few = replace(TRAINER, batch_size=2, ranks=2)
+def test_a_rank_of_records_without_partners_is_refused(frozen):
+    few = replace(TRAINER, batch_size=6, ranks=2)
     config = distill_config(frozen, method=LabelsConfig(), trainer=few)
 
-    with pytest.raises(ConfigError, match=r"mixup_alpha=1\.0: trainer\.batch_size=2 .* raise it"):
+    with pytest.raises(ConfigError, match=r"batch_size=6 leaves 2 ranks 3 rows .* multiple of 4"):
         replace(config, augment=MIXED)
-    with pytest.raises(ConfigError, match=r"mixup_alpha=1\.0: trainer\.batch_size=1 "):
+    with pytest.raises(ConfigError, match=r"batch_size=1 leaves 1 rank 1 rows .* multiple of 2"):
         LabelTeachingConfig(trainer=replace(TRAINER, batch_size=1), augment=MIXED)

@@ -9,6 +9,7 @@ from kornia.filters import gaussian_blur2d
 
 from permafrost.config.augment import (
     AugmentOptions,
+    MixConfig,
     PixelOperationConfig,
 )
 from permafrost.config.builder import to_plain_dict
@@ -284,7 +285,7 @@ def test_blur_is_a_gaussian_of_the_drawn_width():
 
 def disturbed_batch(seed=0):
     batch = random_batch(seed)
-    drawn = PixelAugmentSchedule(PIXELS, 1).draw(0, 0, 0, len(batch.keys))
+    drawn = PixelAugmentSchedule(PIXELS, 1).draw(0, 0, len(batch.keys))
     return replace(batch, pixel_augment=drawn)
 
 
@@ -293,7 +294,7 @@ def test_an_operation_changes_images_and_leaves_maps_logits_and_boxes(operation)
     boxes = tuple(torch.tensor([[0.0, -0.5, -0.5, 0.5, 0.5]]) for _ in range(4))
     plain = replace(random_batch(0), boxes=boxes)
     schedule = PixelAugmentSchedule(AugmentOptions(operations=(operation,)), 1)
-    batch = replace(plain, pixel_augment=schedule.draw(0, 0, 0, 4))
+    batch = replace(plain, pixel_augment=schedule.draw(0, 0, 4))
 
     assert not torch.equal(view_images(batch, FRAME), view_images(plain, FRAME))
     (found,), (wanted,) = (view_targets(b, TargetRequest((4, 4))) for b in (batch, plain))
@@ -480,5 +481,5 @@ def test_a_saved_run_of_two_lists_is_that_of_one_list(frozen, tmp_path):
     save_config(tmp_path / "wrong" / "config.yaml", wrong)
     with pytest.raises(DamagedFileError, match=r"augment\.operations must be a list"):
         read_config(tmp_path / "wrong" / "config.yaml", DistillConfig)
-    with pytest.raises(ConfigError, match=r"mixup_alpha=1\.0 shows two images where"):
-        AugmentOptions(mixup_alpha=1.0, operations=(replace(ERASE, maps="blank"),))
+    with pytest.raises(ConfigError, match=r"augment\.mix shows two images where"):
+        AugmentOptions(mix=(MixConfig(kind="mixup"),), operations=(replace(ERASE, maps="blank"),))

@@ -84,8 +84,11 @@ def test_the_data_and_the_teacher_are_described(frozen):
 def test_an_augmentation_states_the_options_that_its_operations_read():
     assert describe_augmentation(to_plain_dict(PAD_CROP)) == "pad crop padding 2"
     assert describe_augmentation({"operations": [], "size": None}) == "none"
-    assert describe_augmentation({"operations": [{"kind": "rotation", "p": 0.5, "degrees": 15.0, "padding": 4}],
-                                  "mixup_alpha": 1.0}) == "rotation p 0.5 degrees 15, mixup alpha 1"  # fmt: skip
+    mixed = {
+        "operations": [{"kind": "rotation", "p": 0.5, "degrees": 15.0, "padding": 4}],
+        "mix": [{"kind": "mixup", "alpha": 1.0, "p": 1.0}],
+    }
+    assert describe_augmentation(mixed) == "rotation p 0.5 degrees 15, mixup alpha 1 p 1"
     pixels = {
         "operations": [{"kind": "gaussian_blur", "p": 0.5, "sigma": [0.001, 0.01], "hue": 0.1}],
     }

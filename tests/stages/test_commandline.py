@@ -162,7 +162,7 @@ def test_a_mistake_says_what_is_allowed(verb, words, message):
 
 
 LIVE = ["mode=live", "teacher=cifar", "teacher.name=resnet8", "teacher.weights=w.pt"]
-MIXUP = "augment.mixup_alpha=1"
+MIXUP = "augment.mix=[{kind: mixup, alpha: 1}]"
 RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
 
 
@@ -171,36 +171,52 @@ RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
     [
         (
             "distill",
-            [MIXUP],
-            r"augment\.mixup_alpha=1\.0: a stored target belongs to one image",
+            ["method=ft", MIXUP],
+            r"augment\.mix shows two records, and method=ft has no rule .* mode=live .*mode=frozen",
+            r"augment\.mix=\[\]",
+        ),
+        (
+            "distill",
+            ["method=embedding", "method.lambda_angle=1", MIXUP, "mode=replay"],
+            r"method\.lambda_angle compares relations of records",
             "mode=live",
         ),
-        ("distill", ["method=kd", MIXUP, "mode=replay"], "mode=replay has no other", "mode=live"),
         (
             "distill",
             [MIXUP, *LIVE, "explainer.explained_classes=sample_gt"],
             r"explained_classes=sample_gt reads a record's labels",
-            r"explained_classes=top1, or augment\.mixup_alpha=null in place of 1\.0",
+            r"explained_classes=top1, or augment\.mix=\[\]",
         ),
         (
             "distill",
             [MIXUP, *LIVE, "method.map_control=shuffled"],
             r"map_control=shuffled gives each record the map of its neighbor",
-            r"map_control=none, or augment\.mixup_alpha=null",
+            r"map_control=none, or augment\.mix=\[\]",
         ),
         (
             "teach",
             ["teaching=guided", f"teaching.{MIXUP}"],
-            r"teaching\.augment\.mixup_alpha=1\.0: teaching=guided",
-            r"teaching=labels, or teaching\.augment\.mixup_alpha=null",
+            r"teaching\.augment\.mix \(mixup\): teaching=guided",
+            r"teaching=labels, or teaching\.augment\.mix=\[\]",
         ),
         (
-            "precompute",
-            ["views=random", MIXUP],
-            r"augment\.mixup_alpha=1\.0: a stored view shows one image",
-            r"views=canonical .*mode=live, or augment\.mixup_alpha=null",
+            "distill",
+            ["augment.mixup_alpha=0.2"],
+            "unknown option augment.mixup_alpha",
+            r"write augment\.mix=\[\{kind: mixup, alpha: 1\}\]",
         ),
-        ("distill", ["method=labels", "augment.mixup_alpha=0"], "mixup_alpha must be > 0", "null"),
+        (
+            "distill",
+            ["method=labels", "augment.mix=[{kind: mixup, alpha: 0}]"],
+            r"augment\.mix\[0\]\.alpha must be",
+            "got 0",
+        ),
+        (
+            "distill",
+            ["method=labels", "augment.mix=[{kind: puzzle}]"],
+            r"augment\.mix\[0\]\.kind must be one of mixup, cutmix",
+            "got 'puzzle'",
+        ),
         (
             "distill",
             ["augment.operations=[{kind: randaugment, magnitude: 31}]"],
@@ -230,7 +246,6 @@ RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
 def test_changed_pixels_are_refused_where_nobody_can_answer_for_them(
     verb, words, asked, recovery_hint
 ):
-    """Property 33: mixup with frozen targets raises an error."""
     with pytest.raises(ConfigError, match=f"{asked}.*{recovery_hint}"):
         build_config(verb, *words)
 
@@ -240,17 +255,19 @@ def test_changed_pixels_are_refused_where_nobody_can_answer_for_them(
     ("verb", "words", "section"),
     [
         ("distill", ["method=labels"], ""),
+        ("distill", ["method=e2kd"], ""),
+        ("distill", ["method=kd", "mode=replay"], ""),
         ("distill", ["method=e2kd", *LIVE], ""),
         ("distill", ["method=review_kd", *LIVE], ""),
         ("teach", ["teaching=labels"], "teaching."),
         ("precompute", [], ""),  # precompute without views=random reads no augment option
     ],
 )
-def test_mixup_is_an_option_of_labels_and_live_teachers(verb, words, section, augment):
+def test_mixtures_are_an_option_of_every_mode(verb, words, section, augment):
     config = build_config(verb, *words, f"{section}augment={augment}", f"{section}{MIXUP}")
 
     built = (config.teaching if verb == "teach" else config).augment
-    assert built.mixup_alpha == 1.0
+    assert [(each.kind, each.alpha, each.p) for each in built.mix] == [("mixup", 1.0, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -270,9 +287,9 @@ def test_randaugment_is_an_option_of_every_mode(verb, words, section):
     assert [operation.kind for operation in built.on_pixels] == ["randaugment"]
 
 
-def test_mixup_with_frozen_targets_is_one_line_and_exit_code_2(tmp_path):
+def test_a_mixture_that_no_rule_is_known_for_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "stages.distill", MIXUP],
+        [sys.executable, "-m", "stages.distill", "method=ft", MIXUP],
         capture_output=True,
         text=True,
         check=False,
@@ -281,7 +298,7 @@ def test_mixup_with_frozen_targets_is_one_line_and_exit_code_2(tmp_path):
     )
 
     assert done.returncode == 2
-    assert done.stderr.startswith("permafrost distill: error: augment.mixup_alpha=1.0: a stored ")
+    assert done.stderr.startswith("permafrost distill: error: augment.mix shows two ")
     assert done.stderr.count("\n") == 1
 
 

@@ -10,7 +10,6 @@ from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
 from permafrost.config.training import OptimizerOptions
-from permafrost.core.batches import PixelAugment
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import build_loss
@@ -37,6 +36,7 @@ from tests.support.batches import (
     random_targets,
     tiny_model,
 )
+from tests.support.mixtures import mixed, share_of
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.slow import slow
 from tests.support.trainings import HostReads
@@ -180,10 +180,7 @@ def test_a_live_step_of_many_labels_reads_nothing_back_either(choice):
 def test_a_live_step_on_mixtures_reads_nothing_back_either():
     training = training_with(ComputeSettings())
     training.targets = LiveTeacher("live", freeze(tiny_model(1)), gradcam, FRAME)
-    batches = [
-        replace(random_batch(seed), pixel_augment=PixelAugment(mixup_lambda=0.3))
-        for seed in range(2)
-    ]
+    batches = [mixed(random_batch(seed), share_of(0.3)) for seed in range(2)]
     train_step(training, batches[0], FRAME, clip_norm=1.0)
 
     with HostReads(training.optimizer) as reads:

@@ -220,8 +220,10 @@ READ_BY: dict[str, tuple[str, ...]] = {
     "sharpness": ("p", "factor"),
     "randaugment": ("count", "magnitude", "spread", "p"),
     "trivialaugment": ("p",),
+    "mixup": ("alpha", "p"),
+    "cutmix": ("alpha", "p"),
 }
-"""Options of an operation that its kind reads."""
+"""Options of an operation or a mixture that its kind reads."""
 
 
 AnyOperation: TypeAlias = OperationConfig | PixelOperationConfig | PolicyConfig
@@ -269,6 +271,23 @@ def operation_from(values: dict[str, Any]) -> AnyOperation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixConfig(Options):
+    """Mixture of a view with that of a second record.
+
+    mixup is the sum of both images with weights lambda and 1 - lambda (Zhang et al. 2018). cutmix shows the second one
+    in a box, and lambda is the fraction of the image outside of it (Yun et al. 2019).
+    """
+
+    section: ClassVar[str] = "augment.mix"
+
+    kind: Literal["mixup", "cutmix"]
+    alpha: Annotated[float, Gt(0), Le(LARGEST_FACTOR)] = 1.0
+    """lambda is drawn from Beta(alpha, alpha), that of cutmix before its box is cut at the edges of the image."""
+    p: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Probability, drawn separately for each record."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentOptions(Options):
     """Recipe of the student's views, and of those that views=random stores.
 
@@ -284,10 +303,10 @@ class AugmentOptions(Options):
     (mode=replay) and a live one receive the pixels of the student."""
     size: Annotated[int | None, Ge(8)] = None
     """Side of the student's input in pixels; null takes that of the canonical frame."""
-    mixup_alpha: Annotated[float | None, Gt(0)] = None
-    """Alpha of mixup (Zhang et al. 2018): each image is mixed with the previous one of the batch; null disables
-    it. The coefficient is drawn from Beta(alpha, alpha) once per step. A rank mixes within its own slice of the
-    batch."""
+    mix: Annotated[tuple[MixConfig, ...], Role.IF_SET] = ()
+    """Mixtures of each view with that of a second record of the batch, after all operations. A record has at most one:
+    a later one of the list that is drawn takes the place of an earlier one. Stored targets are mixed by rules
+    (docs/concepts/mixing.md), and a live teacher sees the mixture."""
 
     @property
     def moving(self) -> tuple[OperationConfig | PolicyConfig, ...]:
@@ -317,28 +336,32 @@ class AugmentOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.mixup_alpha is None or not self.blanks_maps,
-            f"augment.mixup_alpha={self.mixup_alpha} shows two images where random_erasing has erased one, and maps: "
-            "blank would blank both; set maps: keep, or augment.mixup_alpha=null",
+            not self.mixes or not self.blanks_maps,
+            "augment.mix shows two images where random_erasing has erased one, and maps: blank would blank both; set "
+            "maps: keep, or augment.mix=[]",
         )
 
-    def refuse_mixup(self, why: str, section: str = "augment") -> None:
-        """Refuse mixup.
+    @property
+    def mixes(self) -> bool:
+        """True if any record may be mixed with another."""
+        return any(each.p > 0 for each in self.mix)
+
+    def refuse_mix(self, why: str, section: str = "augment") -> None:
+        """Refuse mixtures of records.
 
         Args:
-            why: Reason and one way out; the other way out, switching it off, is appended.
+            why: Reason and one way out; the other way out, leaving them out, is appended.
             section: Section of these options, for the message.
 
         Raises:
-            ConfigError: If it is set.
+            ConfigError: If there are any.
         """
-        require(
-            self.mixup_alpha is None,
-            f"{section}.mixup_alpha={self.mixup_alpha}: {why}, or {section}.mixup_alpha=null",
-        )
+        kinds = ", ".join(each.kind for each in self.mix)
+        require(not self.mixes, f"{section}.mix ({kinds}): {why}, or {section}.mix=[]")
 
 
 _EARLIER = {
+    "mixup_alpha": " (write augment.mix=[{kind: mixup, alpha: 1}], with your alpha)",
     "pixels": " (append its operations to augment.operations, which has all operations of a view)",
     "randaugment": " (append {kind: randaugment, magnitude: 10} to augment.operations, with your magnitude)",
 }
@@ -357,8 +380,9 @@ def with_one_list(augment: dict[str, Any]) -> dict[str, Any]:
     if isinstance(pixels, list) and isinstance(operations, list):
         saved["operations"] = [*operations, *pixels]
         del saved["pixels"]
-    if saved.get("randaugment", 0) is None:
-        del saved["randaugment"]
+    for name in ("randaugment", "mixup_alpha"):
+        if saved.get(name, 0) is None:
+            del saved[name]
     return saved
 
 

@@ -32,7 +32,7 @@ from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.training import (
     OptimizerOptions,
     TrainerOptions,
-    check_mixup_partners,
+    check_pairs,
 )
 from permafrost.core.errors import require
 
@@ -160,7 +160,8 @@ class DistillConfig(Options):
             if self.select_epoch is None:  # which may compare the student with a pass
                 object.__setattr__(self, "store", replace(self.store, teacher=()))
             self._check_live()
-        self._check_pixels()
+        if self.augment.mixes:
+            self._check_mix()
         if isinstance(self.method, SeveralConfig):
             require(
                 self.store.teacher in ((), self.method.pass_names),
@@ -178,13 +179,17 @@ class DistillConfig(Options):
             "decides",
         )
 
-    def _check_pixels(self) -> None:
-        if self.mode != "live" and self.method.needs_teacher:
-            self.augment.refuse_mixup(
-                f"a stored target belongs to one image, and mode={self.mode} has no other targets; set mode=live with "
-                "teacher= and teacher.weights="
-            )
-        check_mixup_partners(self.augment, self.trainer)
+    def _check_mix(self) -> None:
+        check_pairs(self.augment, self.trainer, self.views.per_step)
+        if self.mode != "live":
+            self.method.check_mix_rule(self.mode)
+            return
+        chosen = self.explainer.explained_classes
+        require(
+            chosen in ("top1", "topk"),
+            f"explainer.explained_classes={chosen} reads a record's labels, and augment.mix shows two records; set "
+            "explainer.explained_classes=top1, or augment.mix=[]",
+        )
 
     def _check_live(self) -> None:
         require(
@@ -207,14 +212,3 @@ class DistillConfig(Options):
                 not self.method.teacher_weights,
                 "method.teacher_weights weights the passes of a store; mode=live has one teacher, so leave it empty",
             )
-        if self.augment.mixup_alpha is not None:
-            self._check_live_mixup()
-
-    def _check_live_mixup(self) -> None:
-        chosen = self.explainer.explained_classes
-        off = f"or augment.mixup_alpha=null in place of {self.augment.mixup_alpha}"
-        require(
-            chosen in ("top1", "topk"),
-            f"explainer.explained_classes={chosen} reads a record's labels, and a mixed image has two records; set "
-            f"explainer.explained_classes=top1, {off}",
-        )

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Lt
 
 from permafrost.config.augment import AugmentOptions, ViewsConfig
 from permafrost.config.models import ModelConfig
-from permafrost.config.options import Options
+from permafrost.config.options import Options, Role
 from permafrost.config.plugins import Family
 from permafrost.config.store import require_stages
 from permafrost.config.training import TrainerOptions
@@ -56,6 +56,8 @@ class MethodConfig(Options):
     live_views: ClassVar[str] = ""
     """Kind of `views` that a step of mode=live makes of each view of the student (ViewsConfig.expansion), empty if it
     has that view alone."""
+    has_mix_rule: ClassVar[bool] = False
+    """True if the targets of a mixture follow from the stored targets of its two records (docs/concepts/mixing.md)."""
     is_term: ClassVar[bool] = False
     """True if method=several may combine it with others: its loss keeps no state besides its parameters."""
 
@@ -73,6 +75,19 @@ class MethodConfig(Options):
             ConfigError: If they exclude each other.
         """
 
+    def check_mix_rule(self, mode: Mode) -> None:
+        """Check that the stored targets of two records can be mixed.
+
+        Raises:
+            ConfigError: If the method has no rule for them.
+        """
+        require(
+            self.has_mix_rule,
+            f"augment.mix shows two records, and method={self.kind} has no rule for the stored targets of both: set "
+            f"mode=live with teacher= and teacher.weights= in place of mode={mode}, replay views that a teacher saw "
+            "mixed (views.mix of precompute), or set augment.mix=[]",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsConfig(MethodConfig):
@@ -81,6 +96,7 @@ class LabelsConfig(MethodConfig):
     implementation: ClassVar[str] = "permafrost.losses.labels:LabelsLoss"
     needs_teacher: ClassVar[bool] = False
     needs_places: ClassVar[bool] = False
+    has_mix_rule: ClassVar[bool] = True
 
     kind: Literal["labels"] = "labels"
     loss: LabelLoss = "ce"
@@ -123,6 +139,7 @@ class KDConfig(SoftTargetsConfig):
     implementation: ClassVar[str] = "permafrost.losses.kd:KDLoss"
     needs_places: ClassVar[bool] = False
     is_term: ClassVar[bool] = True
+    has_mix_rule: ClassVar[bool] = True
 
     kind: Literal["kd"] = "kd"
     logits: Literal["softmax", "softmax_mse", "mld"] = "softmax"
@@ -159,6 +176,9 @@ class E2KDConfig(KDConfig):
     change class maps."""
     resolution: Annotated[int, Ge(1)] = 2
     """Cells per side to which class maps are pooled before they are compared, as in method=cat_kd."""
+    second_maps: Annotated[bool, Role.IF_SET] = True
+    """With augment.mix and stored targets, explain the classes of both records of a mixture in each step; false
+    explains those of the record itself, weighted by its share, which is one explanation less."""
     map_control: MapControl = "none"
     """Negative control: the map of another record of the batch (shuffled), or the map without the view's warp
     (unaugmented)."""
@@ -188,12 +208,10 @@ def check_map_control(map_control: MapControl, setting: MethodSetting) -> None:
         "method.map_control=unaugmented needs the canonical map of an augmented view, and "
         f"mode={setting.mode} has none; set mode=frozen",
     )
-    mixup_alpha = setting.augment.mixup_alpha
     require(
-        mixup_alpha is None or setting.mode != "live" or map_control != "shuffled",
-        "method.map_control=shuffled gives each record the map of its neighbor, whose image mixup has "
-        "blended into it; set method.map_control=none, or augment.mixup_alpha=null in place of "
-        f"{mixup_alpha}",
+        not setting.augment.mixes or map_control != "shuffled",
+        "method.map_control=shuffled gives each record the map of its neighbor, whose image augment.mix may have put "
+        "into it; set method.map_control=none, or augment.mix=[]",
     )
 
 
@@ -235,6 +253,7 @@ class ATConfig(FeatureKDConfig):
 
     implementation: ClassVar[str] = "permafrost.losses.feature_kd:ATLoss"
     is_term: ClassVar[bool] = True
+    has_mix_rule: ClassVar[bool] = True
 
     kind: Literal["at"] = "at"
     lambda_at: Annotated[float, Ge(0)] = 1000.0
@@ -254,6 +273,7 @@ class CatKDConfig(FeatureKDConfig):
 
     implementation: ClassVar[str] = "permafrost.losses.feature_kd:CatKDLoss"
     is_term: ClassVar[bool] = True
+    has_mix_rule: ClassVar[bool] = True
 
     kind: Literal["cat_kd"] = "cat_kd"
     lambda_cat: Annotated[float, Ge(0)] = 1.0
@@ -273,6 +293,7 @@ class ReviewKDConfig(FeatureKDConfig):
 
     implementation: ClassVar[str] = "permafrost.losses.feature_kd:ReviewKDLoss"
     is_term: ClassVar[bool] = True
+    has_mix_rule: ClassVar[bool] = True
 
     kind: Literal["review_kd"] = "review_kd"
     lambda_review: Annotated[float, Ge(0)] = 1.0
@@ -307,6 +328,7 @@ class FeaturesConfig(FeatureKDConfig):
     implementation: ClassVar[str] = "permafrost.losses.projected_features:FeaturesLoss"
     is_term: ClassVar[bool] = True
     trained_by: ClassVar[tuple[str, ...]] = ("lambda_ce", "lambda_kd", "lambda_features")
+    has_mix_rule: ClassVar[bool] = True
 
     kind: Literal["features"] = "features"
     lambda_ce: Annotated[float, Ge(0)] = 0.0
@@ -355,6 +377,7 @@ class EmbeddingConfig(FeatureKDConfig):
         "lambda_distance",
         "lambda_angle",
     )
+    has_mix_rule: ClassVar[bool] = True
 
     kind: Literal["embedding"] = "embedding"
     lambda_ce: Annotated[float, Ge(0)] = 0.0
@@ -375,6 +398,14 @@ class EmbeddingConfig(FeatureKDConfig):
                 getattr(self, option) == 0 or trainer.batch_size >= records,
                 f"method.{option} compares {records} records, and trainer.batch_size={trainer.batch_size} has fewer; "
                 "raise it",
+            )
+
+    def check_mix_rule(self, mode: Mode) -> None:
+        for option in ("lambda_distance", "lambda_angle"):
+            require(
+                getattr(self, option) == 0,
+                f"method.{option} compares relations of records, and a mixture of two has none that follow from "
+                f"theirs; set it to 0, mode=live in place of mode={mode}, or augment.mix=[]",
             )
 
 
@@ -454,6 +485,10 @@ class SeveralConfig(MethodConfig):
         )
         for term in self.terms:
             term.method.check(setting)
+
+    def check_mix_rule(self, mode: Mode) -> None:
+        for term in self.terms:
+            term.method.check_mix_rule(mode)
 
 
 METHODS: Family[type[MethodConfig]] = Family(

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from permafrost.config.augment import (
     AugmentOptions,
+    MixConfig,
     OperationConfig,
     PixelOperationConfig,
     PolicyConfig,
@@ -121,6 +122,7 @@ _SECTIONS: dict[str, type[Options]] = {
     "augment.operations (geometry)": OperationConfig,
     "augment.operations (pixels)": PixelOperationConfig,
     "augment.operations (policies)": PolicyConfig,
+    "augment.mix": MixConfig,
     "optimizer": OptimizerOptions,
     "trainer": TrainerOptions,
 }

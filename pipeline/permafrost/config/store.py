@@ -332,7 +332,3 @@ class PrecomputeConfig(Options):
             self.views.kind != "random" or len(self.augment.operations) > 0,
             "views=random draws from augment.operations, which is empty: set augment=",
         )
-        if self.views.kind == "random":
-            self.augment.refuse_mixup(
-                "a stored view shows one image; set views=canonical and distill with mode=live"
-            )

@@ -16,7 +16,7 @@ from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Command, Options, Role
 from permafrost.config.plugins import Family
 from permafrost.config.store import StoreOptions
-from permafrost.config.training import OptimizerOptions, TrainerOptions, check_mixup_partners
+from permafrost.config.training import OptimizerOptions, TrainerOptions, check_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class LabelTeachingConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_label_loss(self.loss, self.label_smoothing)
-        check_mixup_partners(self.augment, self.trainer)
+        check_pairs(self.augment, self.trainer)
 
     def check(self, teacher: ModelConfig, black_box: ModelConfig | NoModelConfig) -> None:
         """Check that the teaching fits the network to train, and has the black box that it needs.
@@ -94,7 +94,7 @@ class GuidedTeachingConfig(LabelTeachingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.augment.refuse_mixup(
+        self.augment.refuse_mix(
             "teaching=guided guides explanations onto regions of one image; set teaching=labels",
             "teaching.augment",
         )

@@ -12,16 +12,24 @@ from permafrost.config.options import Options, Role
 from permafrost.core.errors import require
 
 
-def check_mixup_partners(augment: AugmentOptions, trainer: TrainerOptions) -> None:
-    """Check that no record of a rank's slice of the batch would be mixed with itself.
+def check_pairs(augment: AugmentOptions, trainer: TrainerOptions, per_step: int = 1) -> None:
+    """Check that both records of each mixed pair are in the same rank's slice of the batch.
+
+    Args:
+        augment: Options with `augment.mix`.
+        trainer: Size of the batches and number of ranks.
+        per_step: Number of views of a record in a batch.
 
     Raises:
-        ConfigError: If one would be.
+        ConfigError: If they are not.
     """
+    ranks = trainer.ranks
+    pair = 2 * per_step
     require(
-        augment.mixup_alpha is None or trainer.batch_size > trainer.ranks,
-        f"augment.mixup_alpha={augment.mixup_alpha}: trainer.batch_size={trainer.batch_size} leaves each of "
-        f"{trainer.ranks} ranks one record and no other to mix it with; raise it",
+        not augment.mixes or trainer.batch_size % (pair * ranks) == 0,
+        f"augment.mix mixes pairs of records, and trainer.batch_size={trainer.batch_size} leaves {ranks} rank"
+        f"{'' if ranks == 1 else 's'} {trainer.batch_size / ranks:g} rows each, which are no pairs; make it a multiple "
+        f"of {pair * ranks}",
     )
 
 

@@ -7,7 +7,7 @@ frame, d columns of a table, n boxes of one record.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import FieldSpec
@@ -66,14 +66,19 @@ class Targets:
     """Targets of one teacher pass in the form that the loss requires: in the student's view and on its grid."""
 
     teacher: str
-    logits: Logits | None
-    """Logits f32 [B, K], the largest ones, or None for a pass without logits."""
+    logits: AnyLogits | None
+    """Logits f32 [B, K], the largest ones, those of both records of mixtures, or None for a pass without logits."""
     explained_class: Tensor | None = None
     """Target classes, i64 [B, E]."""
     maps: Tensor | None = None
     """Explanation maps, f32 [B, E, A, h, w], after the warp."""
     map_valid: Tensor | None = None
     """Validity of the maps, bool [B, E]: False where the warped map is zero or no class is explained."""
+    class_weights: Tensor | None = None
+    """Weight of each explained class in the sum over those of its record, f32 [B, E], 0 for padding; None for the
+    mean."""
+    cell_weights: Tensor | None = None
+    """Weight of each cell of the maps of both networks, f32 [B, E, 1, h, w]; None weights all alike."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
     """Other fields that the loss reads, f32. Spatial fields on the teacher's own grids, after the warp:
     attention_<stage> [B, h, w], class_maps [B, K, h, w], features_<stage> [B, C, h, w]. Fields without spatial axes:
@@ -82,8 +87,10 @@ class Targets:
     """Fraction of each cell that is inside of what the teacher received, f32 [B, 1, h, w], of each of the intermediates
     that were moved and whose cells outside are left out of the loss."""
     placements: dict[str, Tensor] = field(default_factory=dict)
-    """Matrices source_from_view f32 [B, 3, 3] of the same fields, from which `geometry.covered_share` computes the
+    """Matrices source_from_view f32 [B, 3, 3] of the same fields, from which `geometry.coverage_on` computes the
     coverage on any other grid."""
+    mixture: Mixture | None = None
+    """Mixture whose stored targets these are, None if each belongs to one image."""
     specs: dict[str, FieldSpec] = field(default_factory=dict)
     """Description of the intermediates that come from a pass."""
 
@@ -122,14 +129,29 @@ class PixelChange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Mixture of each image of a batch with a second one: w * image + (1 - w) * second.
+
+    The weight w of a pixel is lambda (MixUp), or the fraction of the pixel that is outside of a box (CutMix). In any
+    grid, the mean of w over the cells is lambda.
+    """
+
+    partners: Tensor
+    """Row of the second image in the batch, i64 [B]. Of a mixture with itself the record's own row."""
+    shares: Tensor
+    """Weight lambda of a record's own image and targets, f32 [B] in [0, 1]."""
+    boxes: Tensor
+    """Box x0, y0, x1, y1 of the second image in [0, 1], f32 [B, 4], without area for MixUp."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PixelAugment:
     """Pixel augmentation of a batch after the warp, for all networks that read the batch."""
 
     changes: tuple[PixelChange, ...] = ()
     """Drawn or replayed operations of `augment.operations` that change pixels, in the order in which they apply."""
-    mixup_lambda: float | None = None
-    """Mixup coefficient in [0, 1]: the weight of a record's own image and label. The remainder is the weight of the
-    preceding record in the batch. None disables mixup."""
+    mixture: Mixture | None = None
+    """Second image of each record, and its place, after these operations; None mixes none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +224,47 @@ Logits: TypeAlias = "Tensor | TopLogits"
 """Logits of a teacher: f32 [B, K], or the largest ones."""
 
 
-def require_logits(logits: Logits | None) -> Logits:
+@dataclass(frozen=True, kw_only=True)
+class MixedLogits:
+    """Stored logits of both records of each mixture."""
+
+    first: Logits
+    """Logits of the record itself."""
+    second: Logits
+    """Logits of its partner."""
+    shares: Tensor
+    """Weight of the first ones, f32 [B]; the second ones have the rest."""
+
+
+AnyLogits: TypeAlias = "Logits | MixedLogits"
+"""Logits of images or of mixtures of two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedLabels:
+    """Labels of both records of each mixture."""
+
+    first: Tensor
+    """Labels of the record itself, in the form of `Batch.labels`."""
+    second: Tensor
+    """Labels of its partner."""
+    shares: Tensor
+    """Weight of the first ones, f32 [B]; the second ones have the rest."""
+
+
+AnyLabels: TypeAlias = "Tensor | MixedLabels"
+"""Labels of images, in the form of `Batch.labels`, or of mixtures of two."""
+
+
+@overload
+def require_logits(logits: Logits | None) -> Logits: ...
+
+
+@overload
+def require_logits(logits: AnyLogits | None) -> AnyLogits: ...
+
+
+def require_logits(logits: AnyLogits | None) -> AnyLogits:
     """Return logits that a pass may lack.
 
     Raises:
@@ -220,7 +282,7 @@ def top_class(logits: Logits) -> Tensor:
     return logits.classes[:, 0] if isinstance(logits, TopLogits) else logits.argmax(dim=1)
 
 
-def require_all_logits(logits: Logits | None, what: str) -> Tensor:
+def require_all_logits(logits: AnyLogits | None, what: str) -> Tensor:
     """Return logits f32 [B, K].
 
     Args:
@@ -228,9 +290,13 @@ def require_all_logits(logits: Logits | None, what: str) -> Tensor:
         what: What needs all of them, for the message.
 
     Raises:
-        ConfigError: If only the largest ones are stored, or none.
+        ConfigError: If only the largest ones are stored, or none, or each record has those of two.
     """
     logits = require_logits(logits)
+    if isinstance(logits, MixedLogits):
+        raise ConfigError(
+            f"{what} needs the logits of one image, and augment.mix shows two; set augment.mix=[]"
+        )
     if isinstance(logits, TopLogits):
         raise ConfigError(
             f"{what} needs the logits of all {logits.num_classes} classes, but the pass stores the "

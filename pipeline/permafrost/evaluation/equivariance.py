@@ -143,7 +143,7 @@ def compare_views(
             view_batch = replace(
                 batch,
                 canonical_from_view=None if matrices is None else copy_to(matrices, model.device),
-                pixel_augment=move_values(pixels.draw(0, 0, start, len(aspects)), model.device),
+                pixel_augment=move_values(pixels.draw(0, start, len(aspects)), model.device),
             )
             images = view_images(view_batch, model.input_size)
             view_batch = replace(view_batch, rendered=images)

@@ -24,7 +24,8 @@ from torch import Tensor
 from permafrost.config.models import CENTER_CROP_FRACTION
 from permafrost.core.batches import Batch, StoredTargets, Targets
 from permafrost.core.records import FEATURES, FieldSpec
-from permafrost.loading.pixel_changes import blank_maps, change_pixels
+from permafrost.loading.mixtures import mix_images, own_weights
+from permafrost.loading.pixel_changes import blank_maps, change_rows
 from permafrost.store.codecs import INT8_STEPS
 
 
@@ -153,6 +154,21 @@ def covered_share(source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
     return F.avg_pool2d(inside, finer) if finer > 1 else inside
 
 
+def coverage_on(targets: Targets, name: str, grid: tuple[int, int]) -> Tensor:
+    """Compute the coverage of a field of targets on another grid, [B, 1, height, width].
+
+    Args:
+        targets: Targets with a placement of the field.
+        name: Name of the field.
+        grid: (height, width).
+    """
+    covered = covered_share(targets.placements[name], grid)
+    mixture = targets.mixture
+    if mixture is None:
+        return covered
+    return torch.lerp(covered[mixture.partners], covered, own_weights(mixture, grid).to(covered))
+
+
 def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
     """Compute `canonical_from_crop` of the usual center crop, a square with `fraction` of the shorter side.
 
@@ -228,7 +244,11 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
         images = batch.inputs.to(torch.float32, memory_format=torch.contiguous_format) / 255
     else:
         images = warp(batch.inputs, canonical_from_view(batch), size) / 255
-    return images if batch.pixel_augment is None else change_pixels(images, batch.pixel_augment)
+    augment = batch.pixel_augment
+    if augment is None:
+        return images
+    images = change_rows(images, augment.changes)
+    return images if augment.mixture is None else mix_images(images, augment.mixture)
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,8 @@ class TrainLoader:
                 if self.expand is not None:
                     batch = self.expand(batch)
             if self.pixel_augment is not None:
-                first = start * self.views_per_step
-                drawn = self.pixel_augment.draw(epoch, step, first, len(batch.keys))
+                per_step = self.views_per_step
+                drawn = self.pixel_augment.draw(epoch, start * per_step, len(batch.keys), per_step)
                 if drawn is not None:
                     batch = with_changes(batch, move_values(drawn, batch.inputs.device))
             yield batch

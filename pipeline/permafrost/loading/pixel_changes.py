@@ -203,19 +203,6 @@ _CHANGES: dict[PixelChangeName, Callable[[Tensor, PixelChange], Tensor]] = {
 }
 
 
-def change_pixels(images: Tensor, pixel_augment: PixelAugment) -> Tensor:
-    """Apply `pixel_augment` to images f32 [B, 3, h, w] in [0, 1], keeping shape and range."""
-    images = change_rows(images, pixel_augment.changes)
-    if pixel_augment.mixup_lambda is not None:
-        images = mix(images, pixel_augment.mixup_lambda)
-    return images
-
-
-def mix(images: Tensor, mixup_lambda: float) -> Tensor:
-    """Mix each image with the previous one in the batch, cyclically: lambda * image + (1 - lambda) * previous."""
-    return mixup_lambda * images + (1 - mixup_lambda) * images.roll(1, dims=0)
-
-
 def blank_maps(maps: Tensor, pixel_augment: PixelAugment | None) -> Tensor:
     """Set maps to 0 where an erasing of `maps: blank` has set the pixels, by the fraction of each cell outside of it.
 
@@ -226,21 +213,23 @@ def blank_maps(maps: Tensor, pixel_augment: PixelAugment | None) -> Tensor:
     for change in () if pixel_augment is None else pixel_augment.changes:
         if not change.blanks_maps:
             continue
-        height, width = maps.shape[-2:]
-        x0, y0, x1, y1 = change.values[:, :4, None].unbind(dim=1)
-        covered = [
-            (
-                torch.minimum(end * length, _edges(maps, length) + 1)
-                - torch.maximum(start * length, _edges(maps, length))
-            ).clamp(min=0)
-            for start, end, length in ((y0, y1, height), (x0, x1, width))
-        ]
-        inside = covered[0][:, :, None] * covered[1][:, None, :]
+        inside = box_fractions(change.values[:, :4], (maps.shape[-2], maps.shape[-1]))
         kept = (1 - inside)[:, None, None]
         maps = maps.index_copy(0, change.rows, maps.index_select(0, change.rows) * kept)
     return maps
 
 
-def _edges(maps: Tensor, length: int) -> Tensor:
-    """Return the first edge of each cell along a side, [length]."""
-    return torch.arange(length, device=maps.device, dtype=maps.dtype)
+def box_fractions(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Compute the fraction of each cell that is inside of a box, [n, height, width].
+
+    Args:
+        boxes: x0, y0, x1, y1 in [0, 1], f32 [n, 4].
+        size: (height, width) of the grid.
+    """
+    x0, y0, x1, y1 = boxes[:, :, None].unbind(dim=1)
+
+    def lengths(start: Tensor, end: Tensor, count: int) -> Tensor:
+        edges = torch.arange(count, device=boxes.device, dtype=boxes.dtype)
+        return ((end * count).minimum(edges + 1) - (start * count).maximum(edges)).clamp(min=0)
+
+    return lengths(y0, y1, size[0])[:, :, None] * lengths(x0, x1, size[1])[:, None, :]

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.augment import (
@@ -46,6 +47,7 @@ from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import PIXEL_FIELD
 from permafrost.loading.method_cache import cache_method
+from permafrost.loading.mixtures import draw_mixtures, mixture_of, paired_rows
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import MANIFEST_NAME
 
@@ -416,35 +418,38 @@ _VALUES: dict[str, Callable[[PixelOperationConfig, Tensor], Tensor]] = {
 
 
 class PixelAugmentSchedule:
-    """Changes of pixels in the steps of an epoch, independent of rank and process.
+    """Changes of pixels and mixtures of the rows of an epoch, independent of batches, ranks and processes.
 
-    The changes of a record are pure functions of (seed, epoch, position in the epoch's order). The mixup coefficient,
-    one per global batch, is a pure function of (seed, epoch, step).
+    Those of a row are pure functions of (seed, epoch, position in the epoch's order).
     """
 
     def __init__(self, config: AugmentOptions, seed: int) -> None:
         self.config = config
         self.seed = seed
         self.pixels = PixelSchedule(config.operations, seed)
+        self._mixtures = cache_method(self._draw_mixtures, 4)
 
-    def draw(self, epoch: int, step: int, start: int, count: int) -> PixelAugment | None:
-        """Draw for `count` rows of a step, or return None if nothing changes their pixels.
+    def draw(self, epoch: int, start: int, count: int, per_step: int = 1) -> PixelAugment | None:
+        """Draw for `count` consecutive rows, or return None if nothing changes their pixels.
 
         Args:
             epoch: Number of the epoch.
-            step: Number of the step in the epoch, on which the mixup coefficient depends.
             start: Position of the first row in the epoch's order.
             count: Number of rows.
+            per_step: Number of views of a record, which are in consecutive rows.
         """
-        mixup_lambda = self._draw_mixup(epoch, step)
-        if mixup_lambda is None and not self.pixels.recipe.width:
+        if not self.config.mixes and not self.pixels.recipe.width:
             return None
         changes = self.pixels.draw(epoch, start, count)
-        return PixelAugment(changes=changes, mixup_lambda=mixup_lambda)
+        if not self.config.mixes:
+            return PixelAugment(changes=changes)
+        first, last = start // BLOCK_SIZE, (start + count - 1) // BLOCK_SIZE
+        blocks = [self._mixtures(epoch, block) for block in range(first, last + 1)]
+        drawn = np.concatenate(blocks)[start - first * BLOCK_SIZE :][:count]
+        mixture = mixture_of(drawn, paired_rows(count, per_step))
+        return PixelAugment(changes=changes, mixture=mixture)
 
-    def _draw_mixup(self, epoch: int, step: int) -> float | None:
-        alpha = self.config.mixup_alpha
-        if alpha is None:
-            return None
-        generator = np.random.default_rng(derive_seed(self.seed, "mixup", epoch, step))
-        return float(generator.beta(alpha, alpha))
+    def _draw_mixtures(self, epoch: int, block: int) -> NDArray[np.float32]:
+        """Draw the shares and boxes of a block, [BLOCK_SIZE, 5]."""
+        generator = np.random.default_rng(derive_seed(self.seed, "mix", epoch, block))
+        return draw_mixtures(self.config.mix, generator, BLOCK_SIZE)

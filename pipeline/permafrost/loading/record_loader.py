@@ -13,11 +13,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.core.batches import Batch, Targets, require_all_logits
+from permafrost.core.batches import (
+    Batch,
+    MixedLabels,
+    Mixture,
+    Targets,
+    require_all_logits,
+)
 from permafrost.core.errors import ConfigError, require
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import with_changes
+from permafrost.loading.mixtures import mix_labels, mix_targets
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.replayed_views import check_replayed
@@ -64,8 +71,36 @@ class ViewBatch:
 
     @property
     def labels(self) -> Tensor:
-        """Labels i64 [B], -1 where unknown; in a store of records with many labels f32 [B, K]."""
+        """Labels i64 [B], -1 where unknown; in a store of records with many labels f32 [B, K].
+
+        Raises:
+            ConfigError: If the images are mixtures, whose labels are `mixed_labels`.
+        """
+        self._require_whole_images("labels", "mixed_labels")
         return self.stored.labels
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """Partners, shares and boxes of `augment.mix`, None if every image shows one record."""
+        augment = self.stored.pixel_augment
+        return None if augment is None else augment.mixture
+
+    @property
+    def mixed_labels(self) -> MixedLabels:
+        """Labels of both records of each mixture, with their shares.
+
+        Raises:
+            ConfigError: If the images are no mixtures.
+        """
+        require(self.mixture is not None, "the images are no mixtures; read labels")
+        assert self.mixture is not None
+        return mix_labels(self.stored.labels, self.mixture)
+
+    def _require_whole_images(self, name: str, way_out: str) -> None:
+        require(
+            self.mixture is None,
+            f"ViewBatch.{name} are those of one record, and augment.mix shows two; read {way_out}",
+        )
 
     @cached_property
     def images(self) -> Tensor:
@@ -74,6 +109,9 @@ class ViewBatch:
 
     def targets(self, grid: tuple[int, int] | None = None) -> tuple[Targets, ...]:
         """Return the targets of each teacher pass: logits f32 [B, K], maps f32 [B, E, A, h, w], warped like the images.
+
+        Those of mixtures are mixed by rules (docs/concepts/mixing.md): logits of both records with their shares, and
+        maps of the explained classes of both, with `class_weights` and `cell_weights`.
 
         Args:
             grid: (h, w) of the maps, such as that of the student's features; None is the grid on which they are stored.
@@ -86,15 +124,14 @@ class ViewBatch:
             "the store has several teacher passes; name one or more of them with teacher=, of: "
             + ", ".join(self.unread),
         )
-        if grid is not None:
-            return view_targets(self.stored, TargetRequest(grid))
-        grids = [t.maps.shape[-2:] if t.maps is not None else (1, 1) for t in self.stored.targets]
-        return tuple(
-            view_targets(
-                replace(self.stored, targets=(target,)), TargetRequest((size[0], size[1]))
-            )[0]
-            for target, size in zip(self.stored.targets, grids, strict=True)
-        )
+        viewed: list[Targets] = []
+        for target in self.stored.targets:
+            size = grid or ((1, 1) if target.maps is None else target.maps.shape[-2:])
+            request = TargetRequest((size[0], size[1]))
+            viewed += view_targets(replace(self.stored, targets=(target,)), request)
+        if self.mixture is None:
+            return tuple(viewed)
+        return tuple(mix_targets(targets, self.mixture) for targets in viewed)
 
     @cached_property
     def _first(self) -> Targets:
@@ -109,8 +146,9 @@ class ViewBatch:
         """Logits of the first teacher, f32 [B, K].
 
         Raises:
-            ConfigError: If the loader reads no pass, or the pass stores only the largest logits.
+            ConfigError: If the loader reads no pass, the pass stores only the largest logits, or images are mixtures.
         """
+        self._require_whole_images("logits", "targets()[0].logits.first, .second and .shares")
         return require_all_logits(self._first.logits, "ViewBatch.logits; targets()[0].logits")
 
     @property
@@ -118,8 +156,11 @@ class ViewBatch:
         """Explanation maps of the first teacher on their own grid, f32 [B, E, A, h, w].
 
         Raises:
-            ConfigError: If the loader reads no pass, or the pass has no maps.
+            ConfigError: If the loader reads no pass, the pass has no maps, or the images are mixtures.
         """
+        self._require_whole_images(
+            "maps", "targets()[0].maps with its class_weights and cell_weights"
+        )
         maps = self._first.maps
         if maps is None:
             raise ConfigError(
@@ -275,13 +316,13 @@ class RecordLoader(DataLoader[ViewBatch]):
             elif (set_epoch := getattr(sampler, "set_epoch", None)) is not None:
                 set_epoch(epoch)
         start = 0
-        for step, message in enumerate(self._messages()):
+        for message in self._messages():
             batch = message.unpack()
             if self._views is not None:
                 views = self._views.views(epoch, start, batch.aspects)
                 batch = replace(batch, canonical_from_view=views)
             if self._pixels is not None:
-                changes = self._pixels.draw(epoch, step, start, len(batch.keys))
+                changes = self._pixels.draw(epoch, start, len(batch.keys))
                 if changes is not None:
                     batch = with_changes(batch, changes)
             start += len(batch.keys)

@@ -22,7 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from permafrost.core.batches import Batch, PixelAugment, PixelChange, StoredTargets, TopLogits
+from permafrost.core.batches import (
+    Batch,
+    Mixture,
+    PixelAugment,
+    PixelChange,
+    StoredTargets,
+    TopLogits,
+)
 from permafrost.core.errors import UserError, require
 from permafrost.loading.decode_threads import start_pool
 
@@ -257,6 +264,9 @@ def move_values(value: Any, device: torch.device) -> Any:
     )
 
 
+_PARTS = (Batch, StoredTargets, TopLogits, PixelAugment, PixelChange, Mixture)
+
+
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     """Change the values of a batch that are not batches, mappings or tuples of others themselves.
 
@@ -264,7 +274,7 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
         value: Batch, or a part of one.
         change: Function from a value to the one that takes its place.
     """
-    if isinstance(value, (Batch, StoredTargets, TopLogits, PixelAugment, PixelChange)):
+    if isinstance(value, _PARTS):
         names = value.__dataclass_fields__
         return type(value)(**{name: map_leaves(getattr(value, name), change) for name in names})
     if isinstance(value, dict):

@@ -15,7 +15,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import MethodConfig
 from permafrost.config.options import resolve_implementation
 from permafrost.config.teaching import LabelTeachingConfig
-from permafrost.core.batches import Batch, Guidance, Targets
+from permafrost.core.batches import AnyLabels, Batch, Guidance, Targets
 from permafrost.core.distributed import DistributedContext
 from permafrost.models.classifier import NO_INTERMEDIATES, Intermediates, ModelOutput
 
@@ -76,8 +76,8 @@ class StepInputs:
 
     images: Tensor
     """Images f32 [B, 3, h, w], or rows of a table."""
-    labels: tuple[tuple[float, Tensor], ...]
-    """Labels in the form of Batch, each with its weight. Weights sum to 1."""
+    labels: AnyLabels
+    """Labels in the form of Batch, of both records for mixtures."""
     on_targets: tuple[Callable[[AnyTargets], AnyTargets], ...] = ()
     """Functions applied to each teacher's targets in this order."""
 
@@ -123,6 +123,8 @@ class Needs:
     """Interval in steps at which the student's and the teacher's maps are needed, None for never."""
     map_control: str = "none"
     """Perturbation of the teacher's maps for a negative control."""
+    second_maps: bool = True
+    """False to leave out the maps of the second record of a mixture, whose targets are stored."""
     max_classes: int | None = None
     """Maximum number of target classes whose maps are compared, None for all of them."""
     intermediates: Intermediates = NO_INTERMEDIATES
@@ -286,19 +288,20 @@ class DistillationLoss(nn.Module, LossCallbacks):
         """Raise ConfigError if this loss does not support one label per record, or many if `many`."""
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         """Return the terms in the order of their computation.
 
         Args:
             student: Outputs of the student, through which gradients flow.
             targets: Targets of one teacher, regions for a guided teacher, None for a loss on labels only.
-            labels: Labels in the form of Batch: i64 [B], or f32 [B, K] for many labels per record.
+            labels: Labels in the form of Batch: i64 [B], or f32 [B, K] for many labels per record; those of both
+                records for mixtures.
         """
         raise NotImplementedError
 
     def forward(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> LossTerms:
         """Compute the weighted sum of the terms, whose arguments are those of `terms`.
 

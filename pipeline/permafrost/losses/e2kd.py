@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from permafrost.config.methods import E2KDConfig
-from permafrost.core.batches import Guidance, Targets
+from permafrost.core.batches import AnyLabels, Guidance, Targets
 from permafrost.losses.base import Needs, StudentOutput, Term, TermValue
 from permafrost.losses.feature_kd import CLASS_MAP_NEEDS, check_resolution, class_map_loss
 from permafrost.losses.kd import KDLoss
@@ -28,7 +28,9 @@ class E2KDLoss(KDLoss):
         1 / N sum_n 1 / E_n sum_e (1 - cosine)    over valid pairs
 
     `normalize_by` defines N and E_n: "batch" counts every record and every class that the teacher explains (the
-    paper's lambda), "valid" counts only those with valid pairs. Padding is never counted.
+    paper's lambda), "valid" counts only those with valid pairs. Padding is never counted. Of a mixture of two records,
+    the mean is over the classes of both with the weights `Targets.class_weights`, on the cells of each
+    (`Targets.cell_weights`).
     """
 
     config: E2KDConfig
@@ -43,6 +45,7 @@ class E2KDLoss(KDLoss):
             maps_every=config.guided_step_interval if config.lambda_map > 0 else None,
             map_control=config.map_control,
             max_classes=config.max_classes,
+            second_maps=config.second_maps,
         )
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
@@ -50,7 +53,7 @@ class E2KDLoss(KDLoss):
             check_resolution(self.config.resolution, targets)
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         assert isinstance(targets, Targets)
         yield from super().terms(student, targets, labels)
@@ -78,14 +81,19 @@ class E2KDLoss(KDLoss):
         assert targets.explained_class is not None
         assert targets.maps is not None
         assert targets.map_valid is not None
-        cosine, nonzero = map_cosine(maps, targets.maps, input_size)
+        cells = targets.cell_weights
+        pair = (maps, targets.maps) if cells is None else (maps * cells, targets.maps * cells)
+        cosine, nonzero = map_cosine(*pair, input_size)
         explained = targets.explained_class >= 0
+        weights = targets.class_weights
+        if weights is None:
+            weights = explained / explained.sum(dim=1, keepdim=True).clamp(min=1)
         valid = nonzero & targets.map_valid
-        counted = valid if self.config.normalize_by == "valid" else explained
-        distance = torch.where(valid, 1 - cosine, 0.0).sum(dim=1)  # [B]
-        of_records = distance / counted.sum(dim=1).clamp(min=1)
+        of_records = (weights * torch.where(valid, 1 - cosine, 0.0)).sum(dim=1)  # [B]
         count = torch.tensor(len(valid))
         if self.config.normalize_by == "valid":
+            counted = (weights * valid).sum(dim=1)
+            of_records = of_records * weights.sum(dim=1) / torch.where(counted > 0, counted, 1.0)
             count = valid.any(dim=1).sum()
         fraction = valid.sum() / explained.sum().clamp(min=1)
         return TermValue(of_records.sum() / count.clamp(min=1), {"valid_map_fraction": fraction})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, ReviewKDConfig
-from permafrost.core.batches import Guidance, Logits, Targets, require_logits
+from permafrost.core.batches import AnyLabels, AnyLogits, Guidance, Targets, require_logits
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.losses.base import (
@@ -111,14 +111,14 @@ class FeatureKDLoss(DistillationLoss):
         )
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         assert isinstance(targets, Targets)
         yield from self.logit_terms(student.logits, targets.logits, labels)
         yield Term(self.term, self.weight, lambda: self.compare(student, targets))
 
     def logit_terms(
-        self, logits: Tensor, teacher_logits: Logits | None, labels: Tensor
+        self, logits: Tensor, teacher_logits: AnyLogits | None, labels: AnyLabels
     ) -> Iterable[Term]:
         """Return the terms on labels and logits.
 

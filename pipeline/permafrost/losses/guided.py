@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.teaching import GuidedTeachingConfig
-from permafrost.core.batches import Guidance, Targets
+from permafrost.core.batches import AnyLabels, Guidance, Targets
 from permafrost.losses.base import Needs, StudentOutput, Term, TermValue
 from permafrost.losses.labels import LabelsLoss
 from permafrost.losses.map_distances import LOCALIZATIONS
@@ -30,7 +30,7 @@ class GuidedLoss(LabelsLoss):
         return Needs(labels=True, maps_every=maps_every)
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         yield from super().terms(student, None, labels)
         if (maps := student.maps) is not None:

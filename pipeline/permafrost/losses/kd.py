@@ -8,16 +8,16 @@ from torch import Tensor
 
 from permafrost.config.methods import KDConfig
 from permafrost.core.batches import (
+    AnyLabels,
+    AnyLogits,
     Guidance,
-    Logits,
     Targets,
-    require_all_logits,
     require_logits,
 )
 from permafrost.core.errors import require
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from permafrost.losses.labels import label_term
-from permafrost.losses.logit_distances import LOGIT_LOSSES, kd_loss
+from permafrost.losses.logit_distances import LOGIT_LOSSES
 
 
 class KDLoss(DistillationLoss):
@@ -39,7 +39,7 @@ class KDLoss(DistillationLoss):
         )
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         assert isinstance(targets, Targets)
         yield Term(
@@ -49,9 +49,6 @@ class KDLoss(DistillationLoss):
         )
         yield label_term(student.logits, labels, self.config.lambda_ce)
 
-    def _compare_logits(self, student: StudentOutput, logits: Logits) -> Tensor:
-        config = self.config
-        if config.logits == "softmax":
-            return kd_loss(student.logits, logits, config.tau)
-        every = require_all_logits(logits, f"method.logits={config.logits}")
-        return LOGIT_LOSSES[config.logits](student.logits, every, config.tau)
+    def _compare_logits(self, student: StudentOutput, logits: AnyLogits) -> Tensor:
+        compare = LOGIT_LOSSES[self.config.logits]
+        return compare(student.logits, logits, self.config.tau)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -10,67 +10,96 @@ from torch import Tensor
 
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.teaching import LabelTeachingConfig
-from permafrost.core.batches import Guidance, Targets
+from permafrost.core.batches import AnyLabels, Guidance, MixedLabels, Targets
 from permafrost.core.errors import require
 from permafrost.core.label_forms import has_many, known_mask, multi_hot
 from permafrost.core.records import NO_LABEL
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
 
 
-def cross_entropy_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def _mean_of_known(loss: Callable[[Tensor], Tensor], labels: AnyLabels) -> Tensor:
+    """Average a loss over the records whose labels are known, 0 if there are none.
+
+    That of mixtures is the sum over both records' labels, each with its share and divided by the number of its own
+    known labels. A label term is affine in its target, so with all labels known this is the loss of the mixed target.
+
+    Args:
+        loss: Function from labels of one record each to losses [B].
+        labels: Labels of images or of mixtures.
+    """
+
+    def mean(unmixed: Tensor, weights: Tensor | float = 1.0) -> Tensor:
+        known = known_mask(unmixed)
+        total = torch.where(known, weights * loss(unmixed), 0.0).sum()
+        return total / known.sum().clamp(min=1)
+
+    if isinstance(labels, MixedLabels):
+        return mean(labels.first, labels.shares) + mean(labels.second, 1 - labels.shares)
+    return mean(labels)
+
+
+def cross_entropy_loss(logits: Tensor, labels: AnyLabels, label_smoothing: float = 0.0) -> Tensor:
     """Compute the mean cross-entropy over the records whose label is known, 0 if none is.
 
     Args:
         logits: [B, K].
-        labels: i64 [B], NO_LABEL where unknown.
+        labels: i64 [B], NO_LABEL where unknown, or those of mixtures.
         label_smoothing: Fraction of the target that is spread over all classes.
     """
-    total = F.cross_entropy(
-        logits, labels, ignore_index=NO_LABEL, label_smoothing=label_smoothing, reduction="sum"
+    return _mean_of_known(
+        lambda unmixed: F.cross_entropy(
+            logits,
+            unmixed,
+            ignore_index=NO_LABEL,
+            label_smoothing=label_smoothing,
+            reduction="none",
+        ),
+        labels,
     )
-    return total / (labels != NO_LABEL).sum().clamp(min=1)
 
 
-def bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def bce_loss(logits: Tensor, labels: AnyLabels) -> Tensor:
     """Compute the mean binary cross-entropy over classes and records with known labels, 0 if there are none.
 
     Args:
         logits: [B, K], one binary prediction per class.
-        labels: i64 [B] or f32 [B, K], with target 1 for each class of a record and 0 for every other class.
+        labels: i64 [B] or f32 [B, K], with target 1 for each class of a record and 0 for every other class, or those of
+            mixtures.
     """
     return _mean_bce(logits, labels, off_label=0.0)
 
 
-def off_label_bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def off_label_bce_loss(logits: Tensor, labels: AnyLabels) -> Tensor:
     """Compute `bce_loss` with target 1 / K instead of 0 for the classes that a record does not have (e2KD, B-cos).
 
     targets = max(multi_hot(labels), 1 / K), without renormalization
 
     Args:
         logits: [B, K], one binary prediction per class.
-        labels: i64 [B] or f32 [B, K].
+        labels: i64 [B] or f32 [B, K], or those of mixtures.
     """
     return _mean_bce(logits, labels, off_label=1 / logits.shape[1])
 
 
-def _mean_bce(logits: Tensor, labels: Tensor, off_label: float) -> Tensor:
-    targets = multi_hot(labels, logits.shape[1]).to(logits.dtype).clamp(min=off_label)
-    per_record = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
-    counted = known_mask(labels)
-    return torch.where(counted, per_record, 0.0).sum() / counted.sum().clamp(min=1)
+def _mean_bce(logits: Tensor, labels: AnyLabels, off_label: float) -> Tensor:
+    def loss(unmixed: Tensor) -> Tensor:
+        targets = multi_hot(unmixed, logits.shape[1]).to(logits.dtype).clamp(min=off_label)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+
+    return _mean_of_known(loss, labels)
 
 
-def label_term(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Term:
+def label_term(logits: Tensor, labels: AnyLabels, weight: float = 1.0) -> Term:
     """Return the supervised term for the data: ce for one label per record, bce for many.
 
     BCE is a mean over classes, whereas soft targets are summed over them, so their scales differ by K.
 
     Args:
         logits: [B, K].
-        labels: i64 [B], or f32 [B, K] for many labels per record.
+        labels: i64 [B], or f32 [B, K] for many labels per record, or those of mixtures.
         weight: Weight of the term.
     """
-    if has_many(labels):
+    if has_many(labels.first if isinstance(labels, MixedLabels) else labels):
         return Term("bce", weight, lambda: bce_loss(logits, labels))
     return Term("ce", weight, lambda: cross_entropy_loss(logits, labels))
 
@@ -94,7 +123,7 @@ class LabelsLoss(DistillationLoss):
         )
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         logits, smoothing = student.logits, self.config.label_smoothing
         match self.config.loss:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from permafrost.core.batches import Logits, TopLogits, require_all_logits
+from permafrost.core.batches import (
+    AnyLogits,
+    Logits,
+    MixedLogits,
+    TopLogits,
+    require_all_logits,
+)
 from permafrost.core.errors import ConfigError
 
 
@@ -64,7 +72,23 @@ def top_logits_divergence(student_logits: Tensor, teacher: TopLogits, tau: float
     return F.kl_div(student, teacher_outcomes, reduction="none", log_target=True).sum(dim=1)
 
 
-def mld_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+def mean_over_records(distance: Callable[[Logits], Tensor], teacher_logits: AnyLogits) -> Tensor:
+    """Average a distance from the teacher's logits over records. That of a mixture is the mean by both shares.
+
+    For a divergence from all classes, lambda KL(a || s) + (1 - lambda) KL(b || s) = KL(m || s) + c with the mixture
+    m = lambda a + (1 - lambda) b of the distributions and a constant c, so the gradient is that of the mixture.
+
+    Args:
+        distance: Function from logits of the teacher to distances [B].
+        teacher_logits: Logits of images, or those of both records of mixtures.
+    """
+    if isinstance(teacher_logits, MixedLogits):
+        first, second = distance(teacher_logits.first), distance(teacher_logits.second)
+        return torch.lerp(second, first, teacher_logits.shares).mean()
+    return distance(teacher_logits).mean()
+
+
+def mld_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Tensor:
     """Compute tau * KL(teacher || student) of Bernoulli variables, summed over classes, averaged over the batch.
 
     With a = teacher_logits / tau, b = student_logits / tau and p = sigmoid(a), the divergence of one class is
@@ -73,16 +97,21 @@ def mld_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tens
 
     Args:
         student_logits: [B, K]. Gradients flow here.
-        teacher_logits: [B, K], constant, raw.
+        teacher_logits: [B, K], constant, raw, or those of mixtures.
         tau: Temperature > 0; the factor is tau as in the paper, not tau^2 as for a softmax.
     """
-    student, teacher = student_logits / tau, teacher_logits.detach() / tau
-    yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
-    no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-    return tau * (yes + no).sum(dim=1).mean()
+    student = student_logits / tau
+
+    def distance(logits: Logits) -> Tensor:
+        teacher = require_all_logits(logits, "method.logits=mld").detach() / tau
+        yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+        no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+        return (yes + no).sum(dim=1)
+
+    return tau * mean_over_records(distance, teacher_logits)
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Logits, tau: float) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Tensor:
     """Compute tau^2 * KL(teacher || student), summed over classes and averaged over the batch.
 
     The paper uses the cross-entropy, which differs by tau^2 * entropy(teacher) and has the same gradient. This form
@@ -91,7 +120,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Logits, tau: float) -> Tenso
     Args:
         student_logits: [B, K]. Gradients flow here.
         teacher_logits: [B, K], constant, raw; of a pass with annotate.logits=topk the largest ones, whose divergence is
-            that of `top_logits_divergence`.
+            that of `top_logits_divergence`; those of both records of mixtures (`mean_over_records`).
         tau: Temperature > 0; the factor tau^2 makes the gradient's scale independent of it.
 
     Raises:
@@ -102,15 +131,18 @@ def kd_loss(student_logits: Tensor, teacher_logits: Logits, tau: float) -> Tenso
     >>> kd_loss(logits, logits, tau=4.0).item(), kd_loss(logits, -logits, tau=4.0).item() > 0
     (0.0, True)
     """
-    if isinstance(teacher_logits, TopLogits):
-        return tau**2 * top_logits_divergence(student_logits, teacher_logits, tau).mean()
-    student_log_probs = F.log_softmax(student_logits / tau, dim=1)
-    teacher_log_probs = F.log_softmax(teacher_logits.detach() / tau, dim=1)
-    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
-    return tau**2 * kl
+
+    def divergence(logits: Logits) -> Tensor:
+        if isinstance(logits, TopLogits):
+            return top_logits_divergence(student_logits, logits, tau)
+        student = F.log_softmax(student_logits / tau, dim=1)
+        teacher = F.log_softmax(logits.detach() / tau, dim=1)
+        return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
+
+    return tau**2 * mean_over_records(divergence, teacher_logits)
 
 
-def softmax_mse_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Tensor:
     """Compute tau^2 * mean squared difference of the softened probabilities, over records and classes.
 
     This is the logit term of UniCAM's released code. Near uniform probabilities, as at tau = 20, its gradient is about
@@ -118,13 +150,18 @@ def softmax_mse_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float)
 
     Args:
         student_logits: [B, K]. Gradients flow here.
-        teacher_logits: [B, K], constant, raw.
+        teacher_logits: [B, K], constant, raw, or those of mixtures.
         tau: Temperature > 0.
     """
     student = F.softmax(student_logits / tau, dim=1)
-    teacher = F.softmax(teacher_logits.detach() / tau, dim=1)
-    return tau**2 * F.mse_loss(student, teacher)
+
+    def distance(logits: Logits) -> Tensor:
+        teacher = require_all_logits(logits, "method.logits=softmax_mse").detach()
+        return (student - F.softmax(teacher / tau, dim=1)).square().mean(dim=1)
+
+    return tau**2 * mean_over_records(distance, teacher_logits)
 
 
-LOGIT_LOSSES = {"softmax_mse": softmax_mse_loss, "mld": mld_loss}
-"""Losses selected by `method.logits` besides `kd_loss`: (student, all of the teacher's logits, tau) -> the term kd."""
+LOGIT_LOSSES = {"softmax": kd_loss, "softmax_mse": softmax_mse_loss, "mld": mld_loss}
+"""Losses selected by `method.logits`: (student, teacher's logits, tau) -> the term kd. All but softmax need the logits
+of all classes."""

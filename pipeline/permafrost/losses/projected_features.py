@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.methods import EmbeddingConfig, FeaturesConfig
-from permafrost.core.batches import Guidance, Targets
+from permafrost.core.batches import AnyLabels, Guidance, Targets
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
-from permafrost.loading.geometry import covered_share
+from permafrost.loading.geometry import coverage_on
 from permafrost.losses.base import Needs, StudentOutput, Term, TrainingRecords
 from permafrost.losses.feature_kd import (
     FeatureKDLoss,
@@ -105,7 +105,7 @@ class FeaturesLoss(FeatureKDLoss):
             inside = None
             if name in targets.placements and features.shape[2:] != size:
                 grid = (features.shape[2], features.shape[3])
-                inside = covered_share(targets.placements[name], grid).to(features.dtype)
+                inside = coverage_on(targets, name, grid).to(features.dtype)
             # The map is linear, so it is applied to the averages.
             mapped = to_float32(convolution(covered_pool(features, inside, size)))
             losses.append(distance(mapped, covered_pool(teacher, coverage, size), share))
@@ -213,7 +213,7 @@ class EmbeddingLoss(FeatureKDLoss):
             self.require_one_teacher(records)
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         assert isinstance(targets, Targets)
         yield from super().terms(student, targets, labels)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import SeveralConfig, TeacherTermOptions
-from permafrost.core.batches import Guidance, Targets
+from permafrost.core.batches import AnyLabels, Guidance, Targets
 from permafrost.core.errors import require
 from permafrost.losses.base import (
     DistillationLoss,
@@ -80,7 +80,7 @@ class SeveralLoss(DistillationLoss):
                 loss.build(student, _select_fields(targets, loss))
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         assert isinstance(targets, Targets)
         for number, (term, loss) in enumerate(self._parts(), start=1):

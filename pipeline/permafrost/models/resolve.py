@@ -152,7 +152,9 @@ def _need_images_in_distill(config: DistillConfig) -> Iterator[tuple[str, str]]:
 
 
 def _views(augment: AugmentOptions, section: str) -> Iterator[tuple[str, str]]:
-    options: dict[str, object] = {"size": augment.size, "mixup_alpha": augment.mixup_alpha}
+    options: dict[str, object] = {"size": augment.size}
+    if augment.mixes:
+        options["mix"] = [each.kind for each in augment.mix]
     if augment.operations:
         options["operations"] = [operation.kind for operation in augment.operations]
     named = [f"{section}.{name}={value}" for name, value in options.items() if value is not None]

@@ -371,10 +371,10 @@ def contact_sheet(
     names = class_names(batch.labels.numpy(), readable_classes(store.manifest.classes))
     aspects = dataset.aspects()
     pictures = _rows(batch, "image", names, aspects.tolist())
-    pixels = PixelAugmentSchedule(replace(augment, mixup_alpha=None), seed=0)
+    pixels = PixelAugmentSchedule(augment, seed=0)
     for view in range(num_views):
         matrices = schedule.views(epoch=view, start=0, aspects=aspects)
-        changes = pixels.draw(view, 0, 0, len(aspects))
+        changes = pixels.draw(view, 0, len(aspects))
         if matrices is not None or changes is not None:
             moved = replace(batch, canonical_from_view=matrices, pixel_augment=changes)
             pictures += _rows(moved, f"view {view + 1}", [""] * len(names), [1.0] * len(names))

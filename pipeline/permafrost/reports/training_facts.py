@@ -209,7 +209,7 @@ def network_text(config: Mapping[str, Any]) -> str:
 
 
 def describe_augmentation(config: Mapping[str, Any]) -> str:
-    """Describe an augmentation: its operations with their options, and what else is set."""
+    """Describe an augmentation: its operations and mixtures with their options, and what else is set."""
     operations = [
         " ".join(
             [
@@ -217,9 +217,10 @@ def describe_augmentation(config: Mapping[str, Any]) -> str:
                 *_describe_options(o, READ_BY.get(str(o.get("kind")), ())),
             ]
         )
-        for o in config.get("operations") or []
+        for o in [*(config.get("operations") or []), *(config.get("mix") or [])]
     ]
-    others = _describe_options(config, [name for name in config if name != "operations"])
+    lists = ("operations", "mix")
+    others = _describe_options(config, [name for name in config if name not in lists])
     return ", ".join([*operations, *others]) or "none"
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from permafrost.core.batches import Batch, Guidance, Targets, first_explained
+from permafrost.core.batches import Batch, MixedLabels, Targets, first_explained
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.geometry import TargetRequest, view_images
+from permafrost.loading.mixtures import mix_labels, mix_targets
 from permafrost.losses.base import (
-    DistillationLoss,
     LossTerms,
     Needs,
     StepInputs,
@@ -74,10 +74,11 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     needs = training.loss.needs
     images = view_images(batch, input_size)
     batch = replace(batch, rendered=images)
-    inputs = StepInputs(images=images, labels=((1.0, batch.labels),))
+    mixture = None if batch.pixel_augment is None else batch.pixel_augment.mixture
+    labels = batch.labels if mixture is None else mix_labels(batch.labels, mixture)
+    inputs = StepInputs(images=images, labels=labels)
     for transform in training.loss.transforms:
         inputs = transform(inputs, batch)
-    inputs = mix_labels(inputs, batch)
     output = _forward(training, inputs.images, needs.intermediates)
     accuracy = _training_accuracy(training, output, inputs)
     student = StudentOutput(
@@ -87,7 +88,7 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         view_index=batch.view_index,
     )
     if not needs.targets:
-        supervised = _loss_of(training.loss, student, None, inputs)
+        supervised: LossTerms = training.loss(student, None, inputs.labels)
         return replace(supervised, statistics=supervised.statistics | accuracy)
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = needs.maps_in(training.global_step)
@@ -102,14 +103,18 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         teacher_needs = needs
         if isinstance(targets, Targets):
             teacher_needs = _needs_of_maps(training, targets) or Needs()
-        if teacher_needs.maps_in(training.global_step):
-            if teacher_needs.max_classes is not None:
-                assert isinstance(targets, Targets)
-                targets = first_explained(targets, teacher_needs.max_classes)
+        has_maps = teacher_needs.maps_in(training.global_step)
+        if has_maps and teacher_needs.max_classes is not None:
+            assert isinstance(targets, Targets)
+            targets = first_explained(targets, teacher_needs.max_classes)
+        if mixture is not None and training.reads_passes:
+            assert isinstance(targets, Targets)
+            targets = mix_targets(targets, mixture, second_maps=teacher_needs.second_maps)
+        if has_maps:
             assert targets.explained_class is not None
             maps = training.explain(training.model, output, targets.explained_class)
         explained = replace(student, maps=maps)
-        terms.append(_loss_of(training.loss, explained, targets, inputs))
+        terms.append(training.loss(explained, targets, inputs.labels))
     total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
     return replace(total, statistics=total.statistics | accuracy)
 
@@ -120,31 +125,6 @@ def _needs_of_maps(training: Training, targets: Targets) -> Needs | None:
     return next((needs for needs in readers if needs.maps_in(training.global_step)), None)
 
 
-def mix_labels(inputs: StepInputs, batch: Batch) -> StepInputs:
-    """Return mixup's labels: those of both records, each with its weight (Zhang et al. 2018).
-
-    The pixels are mixed when views are made, so a live teacher receives the same mixtures. Label terms are affine in
-    their target, so the weighted sum of two losses is the loss of the mixed target. Unknown labels are left out of both
-    means.
-
-    Args:
-        inputs: Inputs of the step, returned unchanged without mixup.
-        batch: Batch with the coefficient lambda of the previous record's mixture, if there is one.
-    """
-    share = None if batch.pixel_augment is None else batch.pixel_augment.mixup_lambda
-    if share is None:
-        return inputs
-    labels = tuple(
-        pair
-        for weight, record_labels in inputs.labels
-        for pair in (
-            (weight * share, record_labels),
-            (weight * (1 - share), record_labels.roll(1, dims=0)),
-        )
-    )
-    return replace(inputs, labels=labels)
-
-
 def _training_accuracy(
     training: Training, output: ModelOutput, inputs: StepInputs
 ) -> dict[str, Tensor]:
@@ -152,24 +132,14 @@ def _training_accuracy(
 
     Mixed images, images made of parts of several records, and records with many labels have none.
     """
-    labels = inputs.labels[0][1]
-    if not training.has_labels or len(inputs.labels) > 1 or inputs.on_targets or labels.dim() > 1:
+    labels = inputs.labels
+    if not training.has_labels or isinstance(labels, MixedLabels) or inputs.on_targets:
+        return {}
+    if labels.dim() > 1:
         return {}
     known = labels != NO_LABEL
     right = (output.logits.detach().argmax(dim=1) == labels) & known
     return {"training_accuracy": right.sum() / known.sum().clamp(min=1)}
-
-
-def _loss_of(
-    loss: DistillationLoss,
-    student: StudentOutput,
-    targets: Targets | Guidance | None,
-    inputs: StepInputs,
-) -> LossTerms:
-    """Sum the loss over the step's labels by their weights. A loss without labels is computed once."""
-    counted = inputs.labels if loss.needs.labels else ((1.0, inputs.labels[0][1]),)
-    parts = [loss(student, targets, labels) for _, labels in counted]
-    return weighted_sum(parts, [share for share, _ in counted])
 
 
 def _forward(training: Training, images: Tensor, intermediates: Intermediates) -> ModelOutput:

@@ -103,7 +103,7 @@ class SSKDConfig(FeatureKDConfig):
             f"network, or mode=replay views=rotations views.per_step={NUM_ROTATIONS} instead of mode={setting.mode}, "
             f"views={views.kind}, views.per_step={views.per_step}",
         )
-        setting.augment.refuse_mixup(
+        setting.augment.refuse_mix(
             "method=sskd compares four rotations of one image, which would be different images; set method=kd"
         )
         policies = [
@@ -148,16 +148,14 @@ class CRDConfig(FeatureKDConfig):
     def check(self, setting: MethodSetting) -> None:
         if self.lambda_crd == 0:
             return
-        per_step, mixup_alpha = setting.views.per_step, setting.augment.mixup_alpha
+        per_step = setting.views.per_step
         require(
             per_step == 1,
             f"method=crd keeps one embedding per record, and views.per_step={per_step} puts each record several "
             "times into a batch; set views.per_step=1",
         )
-        require(
-            mixup_alpha is None,
-            "method=crd keeps one embedding per record, and a mixed image has two: set augment.mixup_alpha=null "
-            f"in place of {mixup_alpha}",
+        setting.augment.refuse_mix(
+            "method=crd keeps one embedding per record, and a mixed image has two: set method.lambda_crd=0"
         )
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.core.batches import Guidance, Targets, require_all_logits
+from permafrost.core.batches import AnyLabels, Guidance, Targets, require_all_logits
 from permafrost.core.errors import ConfigError, require
 from permafrost.losses.base import Needs, StudentOutput, Term, TrainingRecords
 from permafrost.losses.feature_kd import FeatureKDLoss
@@ -146,9 +146,10 @@ class SSKDLoss(PretrainedLoss, FeatureKDLoss):
         return F.cross_entropy(similarities, _records_of_turns(similarities))
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         assert isinstance(targets, Targets)
+        assert isinstance(labels, Tensor)
         assert student.view_index is not None
         config, index = self.config, student.view_index
         logits = require_all_logits(targets.logits, "method=sskd")

@@ -90,16 +90,14 @@ class Chimeras:
 
     def __call__(self, inputs: StepInputs, batch: Batch) -> StepInputs:
         images = inputs.images
+        assert isinstance(inputs.labels, Tensor)
         count = round(self.fraction * len(images))
         donors = draw_donors(count, len(images), self.number, images.device)
         mixed = mix_inputs(images, self.assignment, donors, self.grid)
         return replace(
             inputs,
             images=torch.cat([images, mixed]),
-            labels=tuple(
-                (share, label_chimeras(record_labels, count))
-                for share, record_labels in inputs.labels
-            ),
+            labels=label_chimeras(inputs.labels, count),
             on_targets=(*inputs.on_targets, lambda targets: add_chimeras(targets, donors)),
         )
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
-from permafrost.core.batches import Guidance, Targets, require_logits
+from permafrost.core.batches import AnyLabels, Guidance, Targets, require_logits
 from permafrost.core.errors import ConfigError, require
 from permafrost.losses.base import (
     AnyTargets,
@@ -232,7 +232,7 @@ class KEDLoss(DistillationLoss):
         self.hint = nn.Linear(hidden[2], target[2])  # type: ignore[assignment]
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         assert isinstance(targets, Targets)
         teacher_logits, tau = targets.logits, self.config.tau
@@ -268,7 +268,7 @@ class ExplainingTeacherLoss(LabelsLoss):
         return Needs(labels=True, targets=self.config.lambda_kd > 0)
 
     def terms(
-        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: AnyLabels
     ) -> Iterable[Term]:
         yield from super().terms(student, None, labels)
         if isinstance(targets, Targets):

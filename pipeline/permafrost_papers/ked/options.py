@@ -292,12 +292,11 @@ class KEDConfig(SoftTargetsConfig):
             f"method=ked compares superfeatures, and student={student.kind} has none: set student=additive, or "
             "method.mu=0 method.chimera_fraction=0 method.lambda_hint=0 for KD",
         )
-        mixup_alpha = setting.augment.mixup_alpha
         require(
-            mixup_alpha is None
+            not setting.augment.mixes
             or (self.chimera_fraction == 0 and self.superfeature_control == "none"),
-            "method.chimera_fraction and method.superfeature_control take whole records, and augment.mixup_alpha="
-            f"{mixup_alpha} mixes them; set augment.mixup_alpha=null, or those to 0 and none",
+            "method.chimera_fraction and method.superfeature_control take whole records, and augment.mix mixes them; "
+            "set augment.mix=[], or those to 0 and none",
         )
         require(
             self.chimera_fraction == 0

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from permafrost.config.augment import (
     AugmentOptions,
+    MixConfig,
     OperationConfig,
     PolicyConfig,
     RandomViewsConfig,
@@ -370,16 +371,18 @@ def test_modes_that_do_not_fit_are_refused(featured, rotated):
     with pytest.raises(ConfigError, match=r"batch_size=18 is not a multiple of views.per_step=4"):
         replace(live, trainer=replace(TRAINER, batch_size=18))
     policies = (PolicyConfig(kind="randaugment"),)
-    for options in ({"mixup_alpha": 1.0}, {"operations": policies}):
+    for options in ({"mix": (MixConfig(kind="mixup"),)}, {"operations": policies}):
         with pytest.raises(ConfigError, match=r"would be different images; set method=kd, or"):
             replace(live, augment=AugmentOptions(**options))
     with pytest.raises(ConfigError, match=r"method=sskd needs several to distinguish"):
         arm_config(rotated, SSKD, trainer=replace(TRAINER, batch_size=4))
     with pytest.raises(ConfigError, match=r"views.per_step=1"):
         distill_config(rotated, method=CRD, mode="replay", views=ROTATIONS)
-    mixed = AugmentOptions(mixup_alpha=1.0)
+    mixed = AugmentOptions(mix=(MixConfig(kind="cutmix"),))
     live = arm_config(featured, CRD, mode="live")
-    with pytest.raises(ConfigError, match=r"mixup_alpha=null in place of 1.0"):
+    with pytest.raises(
+        ConfigError, match=r"a mixed image has two: set method.lambda_crd=0, or augment.mix=\[\]"
+    ):
         replace(live, augment=mixed)
 
 

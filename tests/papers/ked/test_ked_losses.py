@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import AugmentOptions, MixConfig, OperationConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
@@ -367,10 +367,10 @@ def test_chimeras_in_a_step_are_what_the_teacher_would_have_said():
     images = batch.inputs / 255
     (targets,) = training.targets(batch, TargetRequest((4, 4), with_maps=False))
 
-    inputs = StepInputs(images=images, labels=((1.0, batch.labels),))
+    inputs = StepInputs(images=images, labels=batch.labels)
     (chimeras,) = training.loss.transforms
     inputs = chimeras(inputs, batch)
-    mixed, ((_, labels),), (change,) = inputs.images, inputs.labels, inputs.on_targets
+    mixed, labels, (change,) = inputs.images, inputs.labels, inputs.on_targets
     taught = change(targets)
 
     torch.manual_seed(0)
@@ -429,9 +429,9 @@ def test_views_that_move_are_refused_where_explanations_cannot():
                 "method": KEDConfig(chimera_fraction=0.5),
                 "mode": "live",
                 "teacher": TEACHER,
-                "augment": AugmentOptions(mixup_alpha=1.0),
+                "augment": AugmentOptions(mix=(MixConfig(kind="mixup"),)),
             },
-            r"augment.mixup_alpha=1.0 mixes them; set augment.mixup_alpha=null",
+            r"augment.mix mixes them; set augment.mix=\[\], or",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from sklearn.datasets import load_breast_cancer
 
 from permafrost.config.augment import (
     AugmentOptions,
+    MixConfig,
     OperationConfig,
     PixelOperationConfig,
     RandomViewsConfig,
@@ -214,7 +215,7 @@ def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught_table):
     spec = Distillation(config=resolve_distill(config, taught_table.store), folder=RUNS).spec()
     batch = spec.dataset.__getitems__(list(range(64)))
     model = teacher_model(taught_table).double()
-    inputs = StepInputs(images=batch.inputs, labels=((1.0, batch.labels),))
+    inputs = StepInputs(images=batch.inputs, labels=batch.labels)
 
     torch.manual_seed(0)
     for transform in spec.loss.transforms:
@@ -374,8 +375,8 @@ ROWS = r"holds rows of a table with 30 columns"
         ),
         ({"augment": AugmentOptions(size=8)}, r"augment.size=8 changes images.*set augment=none"),
         (
-            {"augment": AugmentOptions(mixup_alpha=1.0), "method": LabelsConfig()},
-            r"augment.mixup_alpha=1.0 changes images.*set augment=none",
+            {"augment": AugmentOptions(mix=(MixConfig(kind="mixup"),)), "method": LabelsConfig()},
+            r"augment.mix=\['mixup'\] changes images.*set augment=none",
         ),
         (
             {"augment": AugmentOptions(operations=(PixelOperationConfig(kind="grayscale"),))},
