@@ -27,6 +27,7 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.records import FieldSpec
 from permafrost.loading.geometry import center_crop, warp
+from permafrost.loading.mixtures import mix_images
 from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.transfer import move_values
 from permafrost.models.classifier import Intermediates, ModelOutput
@@ -191,8 +192,11 @@ class TeacherAnnotator:
             view_fields = []
             for number, matrices in enumerate(views.matrices.to(self.device).unbind(dim=1)):
                 images = warp(frames, matrices, self.input_size) / 255
-                changes = move_values(views.changes(number), self.device)
-                view_fields.append(self.annotate_inputs(change_rows(images, changes), records))
+                images = change_rows(images, move_values(views.changes(number), self.device))
+                if views.mixtures is not None:
+                    mixture = move_values(views.mixtures.of_view(number), self.device)
+                    images = mix_images(images, mixture)
+                view_fields.append(self.annotate_inputs(images, records))
         stacked = _stack_fields(view_fields)
         if views is not None:
             stacked.values.update(views.fields())

@@ -15,12 +15,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.config.augment import AugmentOptions, ViewsConfig, describe_operations
+from permafrost.config.augment import (
+    AugmentOptions,
+    MixConfig,
+    RandomViewsConfig,
+    ViewsConfig,
+    describe_mix,
+    describe_operations,
+)
 from permafrost.config.options import identifying_values, resolve_implementation
 from permafrost.config.store import SubsetOptions
-from permafrost.core.batches import PixelChange
+from permafrost.core.batches import Mixture, PixelChange
 from permafrost.core.digests import derive_seed
-from permafrost.core.records import PIXEL_FIELD, VIEW_FIELD, FieldSpec
+from permafrost.core.records import (
+    MIXTURE_FIELD,
+    PARTNER_FIELD,
+    PIXEL_FIELD,
+    VIEW_FIELD,
+    FieldSpec,
+)
+from permafrost.loading.mixtures import UNMIXED, draw_mixtures, draw_partners, mixture_of
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import PixelSchedule, Recipe
 from permafrost.loading.selected_records import SelectedRecords
@@ -28,6 +42,34 @@ from permafrost.loading.subset import select_training_rows
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
+
+
+@dataclass(frozen=True)
+class DrawnMixtures:
+    """Second images of the stored views of n records."""
+
+    values: NDArray[np.float16]
+    """Shares and boxes, f16 [n, V, 5]."""
+    partners: NDArray[np.int64]
+    """Place of the second record among the n, i64 [n, V]."""
+    shard_rows: NDArray[np.int64]
+    """Row of each of the n records in its shard, i64 [n]."""
+
+    def select(self, rows: slice) -> DrawnMixtures:
+        """Return those of some of the records, among which their second ones are."""
+        partners = self.partners[rows] - (rows.start or 0)
+        return DrawnMixtures(self.values[rows], partners, self.shard_rows[rows])
+
+    def of_view(self, view: int) -> Mixture:
+        """Return the mixtures of the views of a number."""
+        return mixture_of(self.values[:, view], torch.from_numpy(self.partners[:, view]))
+
+    def fields(self) -> dict[str, NDArray[np.generic]]:
+        """Return the values of the fields by name."""
+        return {
+            MIXTURE_FIELD.name: self.values,
+            PARTNER_FIELD.name: self.shard_rows[self.partners][:, :, None].astype(np.int32),
+        }
 
 
 @dataclass(frozen=True)
@@ -39,11 +81,14 @@ class DrawnViews:
     pixels: Tensor | None = None
     """Values of the recipe, f16 [n, V, C], None if the views do not change pixels."""
     recipe: Recipe | None = None
+    mixtures: DrawnMixtures | None = None
+    """Second image of each view and its place, None if views are not mixed."""
 
     def select(self, rows: slice) -> DrawnViews:
-        """Return the views of some of the records."""
+        """Return the views of some of the records, whole blocks of them if they are mixed."""
         pixels = None if self.pixels is None else self.pixels[rows]
-        return replace(self, matrices=self.matrices[rows], pixels=pixels)
+        mixtures = None if self.mixtures is None else self.mixtures.select(rows)
+        return replace(self, matrices=self.matrices[rows], pixels=pixels, mixtures=mixtures)
 
     def changes(self, view: int) -> tuple[PixelChange, ...]:
         """Return the changes of the pixels of each record's view of this number."""
@@ -53,11 +98,13 @@ class DrawnViews:
 
     def fields(self) -> dict[str, NDArray[np.generic]]:
         """Return the values of the fields of `StoredViews.fields` by name."""
+        mixtures = {} if self.mixtures is None else self.mixtures.fields()
         if self.pixels is None:
-            return {VIEW_FIELD.name: self.matrices.numpy()}
+            return {VIEW_FIELD.name: self.matrices.numpy(), **mixtures}
         return {
             VIEW_FIELD.name: self.matrices[:, :, :2].numpy(),
             PIXEL_FIELD: self.pixels.numpy(),
+            **mixtures,
         }
 
 
@@ -73,6 +120,8 @@ class StoredViews:
     """Covered rows of the index, ascending."""
     shards: NDArray[np.int64]
     """Numbers of the shards with covered rows, ascending."""
+    block: int
+    """Number of records among which the second ones of mixtures are drawn."""
     shifts: str | None = None
     """Units of the shifts, None if they are those of earlier versions (SelectedRecords.identify_shifts)."""
 
@@ -105,7 +154,15 @@ class StoredViews:
             views["operations"] = describe_operations(self.augment.operations)
             if self.shifts is not None:
                 views["shifts"] = self.shifts
+        if self.mix:
+            views |= {"mix": describe_mix(self.mix), "mix_block": self.block}
         return views, {"split": self.split, "subset": identifying_values(self.subset)}
+
+    @property
+    def mix(self) -> tuple[MixConfig, ...]:
+        """Mixtures of the views."""
+        config = self.config
+        return config.mix if isinstance(config, RandomViewsConfig) and config.mixes else ()
 
     @property
     def recipe(self) -> Recipe:
@@ -114,7 +171,8 @@ class StoredViews:
 
     def fields(self) -> list[FieldSpec]:
         """Return the fields that say what the views are: matrices, and values of changes of pixels."""
-        return fields_of_views(self.recipe)
+        mixtures = [MIXTURE_FIELD, PARTNER_FIELD] if self.mix else []
+        return [*fields_of_views(self.recipe), *mixtures]
 
     def draw(self, store: Store, shard: ShardEntry) -> DrawnViews:
         """Draw the views of the shard's covered records.
@@ -124,12 +182,27 @@ class StoredViews:
         draw = resolve_implementation(type(self.config))
         covered = torch.from_numpy(self.rows_of(store, shard))
         matrices: Tensor = draw(self.config, self.augment, store, shard)
-        recipe = self.recipe
+        recipe, mixtures = self.recipe, self._draw_mixtures(shard, covered.numpy())
         if not recipe.width:
-            return DrawnViews(matrices[covered])
+            return DrawnViews(matrices[covered], mixtures=mixtures)
         schedule = PixelSchedule(self.augment.operations, _seed_of(self.config, shard))
         rows = [schedule.rows(view, 0, len(matrices)) for view in range(self.count)]
-        return DrawnViews(matrices[covered], torch.stack(rows, dim=1)[covered].half(), recipe)
+        pixels = torch.stack(rows, dim=1)[covered].half()
+        return DrawnViews(matrices[covered], pixels, recipe, mixtures)
+
+    def _draw_mixtures(self, shard: ShardEntry, covered: NDArray[np.int64]) -> DrawnMixtures | None:
+        """Draw the second record of each view among the covered ones, and its place."""
+        if not self.mix:
+            return None
+        values, partners = [], []
+        for view in range(self.count):
+            seed = derive_seed(self.config.seed, "stored mixtures", shard.name, view)
+            generator = np.random.default_rng(seed)
+            partners.append(draw_partners(generator, len(covered), self.block))
+            drawn = draw_mixtures(self.mix, generator, len(covered))
+            drawn[partners[-1] == np.arange(len(covered))] = UNMIXED
+            values.append(drawn.astype(np.float16))
+        return DrawnMixtures(np.stack(values, axis=1), np.stack(partners, axis=1), covered)
 
 
 def fields_of_views(recipe: Recipe) -> list[FieldSpec]:
@@ -165,9 +238,22 @@ def draw_random(
 
 
 def plan_stored_views(
-    store: Store, config: ViewsConfig, augment: AugmentOptions, split: str, subset: SubsetOptions
+    store: Store,
+    config: ViewsConfig,
+    augment: AugmentOptions,
+    split: str,
+    subset: SubsetOptions,
+    block: int,
 ) -> StoredViews:
     """Plan the stored views of a split's selection.
+
+    Args:
+        store: Store of the records.
+        config: Options of the views.
+        augment: Recipe of the views.
+        split: Name of the split.
+        subset: Selection among its records.
+        block: Number of records among which the second ones of mixtures are drawn: the batch size of the pass.
 
     Raises:
         ConfigError: If there is no such split, or the selection asks for more records than a class has.
@@ -182,5 +268,6 @@ def plan_stored_views(
         subset=subset,
         rows=selected,
         shards=numbers[starts[numbers + 1] > starts[numbers]],
+        block=block,
         shifts=SelectedRecords(store, selected).identify_shifts(augment),
     )

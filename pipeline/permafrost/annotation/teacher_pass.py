@@ -92,7 +92,14 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     requested: list[StoredViews | None] = [None]
     if config.views.kind != "canonical":
         requested.append(
-            plan_stored_views(store, config.views, config.augment, config.split, config.subset)
+            plan_stored_views(
+                store,
+                config.views,
+                config.augment,
+                config.split,
+                config.subset,
+                config.annotate.batch_size,
+            )
         )
     plans = [plan_pass(config, store, views) for views in requested]
     agreement, is_auto = None, config.annotate.precision == "auto"

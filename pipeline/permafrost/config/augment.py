@@ -230,6 +230,11 @@ AnyOperation: TypeAlias = OperationConfig | PixelOperationConfig | PolicyConfig
 """Operation of `augment.operations`, by its kind."""
 
 
+def describe_mix(mix: Sequence[MixConfig]) -> list[dict[str, Any]]:
+    """Return what determines mixtures, as a pass says it."""
+    return [identifying_values(each) for each in mix if each.p > 0]
+
+
 def describe_operations(operations: Sequence[AnyOperation]) -> list[dict[str, Any]]:
     """Return what determines the views of operations, as a pass says it.
 
@@ -435,6 +440,14 @@ class RandomViewsConfig(ViewsConfig):
 
     kind: Literal["random"] = "random"
     count: int = 4
+    mix: Annotated[tuple[MixConfig, ...], Role.IF_SET] = ()
+    """Mixtures of stored views, as in augment.mix: the teacher's answers are those to the mixtures. Second images are
+    drawn within blocks of annotate.batch_size records of a shard."""
+
+    @property
+    def mixes(self) -> bool:
+        """True if any view may be a mixture."""
+        return any(each.p > 0 for each in self.mix)
 
 
 VIEWS: Family[type[ViewsConfig]] = Family(

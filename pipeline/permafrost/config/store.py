@@ -8,7 +8,12 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Le, Lt
 
-from permafrost.config.augment import AugmentOptions, CanonicalViewsConfig, ViewsConfig
+from permafrost.config.augment import (
+    AugmentOptions,
+    CanonicalViewsConfig,
+    RandomViewsConfig,
+    ViewsConfig,
+)
 from permafrost.config.cluster import ClusterConfig, ExecutorName
 from permafrost.config.data import DataConfig, PreviewOptions
 from permafrost.config.explainers import ExplainerConfig
@@ -332,3 +337,14 @@ class PrecomputeConfig(Options):
             self.views.kind != "random" or len(self.augment.operations) > 0,
             "views=random draws from augment.operations, which is empty: set augment=",
         )
+        if isinstance(self.views, RandomViewsConfig) and self.views.mixes:
+            chosen = self.explainer.explained_classes
+            require(
+                chosen in ("top1", "topk"),
+                f"explainer.explained_classes={chosen} reads a record's labels, and views.mix shows two records; set "
+                "explainer.explained_classes=top1, or views.mix=[]",
+            )
+            require(
+                self.annotate.batch_size > 1,
+                "views.mix draws second records within batches of annotate.batch_size=1; raise it",
+            )

@@ -137,7 +137,7 @@ class Mixture:
     """
 
     partners: Tensor
-    """Row of the second image in the batch, i64 [B]. Of a mixture with itself the record's own row."""
+    """Row of the second image in the batch, or in `Batch.second`, i64 [B]."""
     shares: Tensor
     """Weight lambda of a record's own image and targets, f32 [B] in [0, 1]."""
     boxes: Tensor
@@ -189,6 +189,9 @@ class Batch:
     targets: tuple[StoredTargets, ...] = field(default=())
     pixel_augment: PixelAugment | None = None
     """Pixel augmentation after the warp. None applies none, as in every evaluation."""
+    second: Batch | None = None
+    """Second records of stored mixtures in their views, without targets. None where they are records of this batch, and
+    where nothing is mixed."""
     rendered: Tensor | None = None
     """Images of the view with its pixel augmentation, f32 [B, 3, h, w] at any size, so that networks of that size do
     not render it again. None where it was not rendered."""

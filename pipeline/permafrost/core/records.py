@@ -108,6 +108,13 @@ VIEW_FIELD = FieldSpec(
 pixels, too, stores the first two rows, [records, V, 2, 3]; the third one is 0, 0, 1."""
 PIXEL_FIELD = "pixel_values"
 """Field of a pass of stored views that change pixels: their values, float16 [records, V, C] (loading/recipes.py)."""
+MIXTURE_FIELD = FieldSpec(name="mixture", shape=(5,), dtype="float16", axes=("value",))
+"""Field of a pass of stored mixtures: the weight lambda of the record's own image and the box x0, y0, x1, y1 of the
+second one (loading/mixtures.py)."""
+PARTNER_FIELD = FieldSpec(name="partner_row", shape=(1,), dtype="int32", axes=("record",))
+"""Field of a pass of stored mixtures: row of the second record in the shard. Its view is that of the same number."""
+VIEW_FIELDS = (VIEW_FIELD.name, PIXEL_FIELD, MIXTURE_FIELD.name, PARTNER_FIELD.name)
+"""Fields that say what a stored view is."""
 
 
 FEATURES = "features"

@@ -19,11 +19,10 @@ from permafrost.config.store import PrecomputeConfig, SubsetOptions
 from permafrost.config.verbs import EstimateOptions
 from permafrost.core.records import (
     FEATURES,
-    PIXEL_FIELD,
     REST_LOGITS,
     TOP_CLASS,
     TOP_LOGITS,
-    VIEW_FIELD,
+    VIEW_FIELDS,
     FieldSpec,
 )
 from permafrost.estimation.volume import pass_parts
@@ -94,7 +93,14 @@ def measure_views(config: PrecomputeConfig, store: Store, rounds: int) -> ViewCo
     """
     canonical = store.open_passes((plan_pass(config, store).folder.name,))
     changed = replace(config, views=RandomViewsConfig(count=1))  # views are of the whole frame
-    views = plan_stored_views(store, changed.views, config.augment, config.split, SubsetOptions())
+    views = plan_stored_views(
+        store,
+        changed.views,
+        config.augment,
+        config.split,
+        SubsetOptions(),
+        config.annotate.batch_size,
+    )
     plan = plan_pass(changed, store, views)
     options = replace(options_for(changed, views).annotate, compile=False, min_fidelity=0.0)
     options = replace(options, precision=plan.precision)
@@ -200,7 +206,7 @@ _VIEWS = "views"
 _PAYLOADS_OF = {
     **dict.fromkeys((TOP_LOGITS, TOP_CLASS, REST_LOGITS), "logits"),
     **dict.fromkeys(("map", "map_scale", "explained_class"), "map"),
-    **dict.fromkeys((VIEW_FIELD.name, PIXEL_FIELD), _VIEWS),
+    **dict.fromkeys(VIEW_FIELDS, _VIEWS),
 }
 
 

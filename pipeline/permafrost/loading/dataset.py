@@ -18,16 +18,20 @@ from torch.utils.data import Dataset
 from permafrost.core.batches import Batch, Logits, PixelAugment, StoredTargets, TopLogits
 from permafrost.core.errors import require
 from permafrost.core.records import (
+    MIXTURE_FIELD,
+    PARTNER_FIELD,
     PIXEL_FIELD,
     REST_LOGITS,
     TOP_CLASS,
     TOP_LOGITS,
     VIEW_FIELD,
+    VIEW_FIELDS,
     FieldSpec,
 )
 from permafrost.loading.decode_threads import DecodeThreads
 from permafrost.loading.geometry import center_crop, complete_matrices, decode_intermediates
 from permafrost.loading.method_cache import cache_method
+from permafrost.loading.mixtures import mixture_of
 from permafrost.loading.recipes import recipe_of_pass
 from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.selected_records import SelectedRecords
@@ -55,10 +59,11 @@ _ALWAYS_READ = (
     REST_LOGITS,
     "map",
     "explained_class",
-    VIEW_FIELD.name,
-    PIXEL_FIELD,
+    *VIEW_FIELDS,
 )
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
+_SECOND_FIELDS = (VIEW_FIELD.name, PIXEL_FIELD)
+"""Fields of the second record of a stored mixture."""
 _FEW_RECORDS = 0.25
 """Fraction of a shard's records up to which those of a selection that is read once are requests of their own."""
 _SMALL_FILE = 4096
@@ -147,6 +152,12 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         """Raise StoreMismatchError unless a pass covers every record of the selection."""
         if teacher.manifest.selection is None:
             return
+        if teacher.views.get("mix") and teacher.shards.num_rows != len(self.rows):
+            raise StoreMismatchError(
+                f"the stored views of {teacher.folder} are mixtures of {teacher.shards.num_rows} records, and this "
+                f"selection has {len(self.rows)}; set the split and subset options of that pass, so that no record is "
+                "shown that is not selected"
+            )
         missing, first = 0, ""
         for number in self.store.index.shards_of(self.rows).tolist():
             entry = self.store.shards[number]
@@ -206,27 +217,46 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
                 stored view to replay.
         """
         pairs = np.asarray(positions).reshape(len(positions), -1)
-        at = pairs[:, 0]
-        views = pairs[:, 1] if pairs.shape[1] == 2 else None
+        return self._load(pairs[:, 0], pairs[:, 1] if pairs.shape[1] == 2 else None)
+
+    def _load(
+        self, at: NDArray[np.int64], views: NDArray[np.int64] | None, *, is_second: bool = False
+    ) -> Batch:
+        """Load records at these positions, in the given stored views or in the canonical frame.
+
+        Args:
+            at: Positions.
+            views: Number of the stored view of each record.
+            is_second: True for second records of mixtures, which have neither targets nor second ones themselves.
+        """
         rows = self.rows_at(at)
         columns = self.store.index.take(_INDEX_COLUMNS, rows)
         columns["shard"] = self.store.index.shard_numbers(rows)
         keys = self.store.index.keys(rows)
-        values = [self._gather(number, columns, views) for number in range(len(self.passes))]
+        names = _SECOND_FIELDS if is_second else None
+        values = [
+            self._gather(number, columns, views, names)
+            for number in range(1 if is_second else len(self.passes))
+        ]
         inputs = self._inputs(at, columns, keys)
-        canonical_from_view, pixel_augment = None, None
+        canonical_from_view, pixel_augment, second = None, None, None
         if views is not None:  # all passes of a run have the same views
             canonical_from_view = complete_matrices(torch.from_numpy(values[0][VIEW_FIELD.name]))
             if self._recipe is not None:
                 rows_of_pixels = torch.from_numpy(values[0][PIXEL_FIELD])
                 changes = self._recipe.changes(rows_of_pixels, blanks_maps=self._blanks_maps)
                 pixel_augment = PixelAugment(changes=changes)
+            if MIXTURE_FIELD.name in values[0]:
+                second = self._load(self._partners(values[0], columns), views, is_second=True)
+                mixture = mixture_of(values[0][MIXTURE_FIELD.name], torch.arange(len(at)))
+                pixel_augment = replace(pixel_augment or PixelAugment(), mixture=mixture)
         return Batch(
             keys=tuple(keys),
             record_index=torch.from_numpy(at),
             inputs=inputs.tensor(),
             canonical_from_view=canonical_from_view,
             pixel_augment=pixel_augment,
+            second=second,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
             original_size=torch.from_numpy(
                 np.stack([columns["height"], columns["width"]], axis=1)
@@ -235,11 +265,28 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             groups=torch.from_numpy(columns["group"].astype(np.int64)),
             masks=self._masks(columns, keys) if self.with_regions else None,
             boxes=self._boxes(rows) if self.with_regions else (),
-            targets=tuple(
+            targets=()
+            if is_second
+            else tuple(
                 self._targets(number, of_teacher, columns, replayed=views is not None)
                 for number, of_teacher in enumerate(values)
             ),
         )
+
+    def _partners(self, values: Values, columns: Columns) -> NDArray[np.int64]:
+        """Return the positions of the second records of stored mixtures.
+
+        Raises:
+            StoreMismatchError: If one is no record of the selection.
+        """
+        rows = self.store.shards.starts[columns["shard"]] + values[PARTNER_FIELD.name][:, 0]
+        at = self.find_rows(rows)
+        if (at < 0).any():
+            raise StoreMismatchError(
+                f"{self.passes[0].name} mixes records with others that the selection does not have; set the split and "
+                "subset options of its permafrost precompute"
+            )
+        return at
 
     def intermediates_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
         """Read the intermediates of every pass for these positions, in the first stored view, without images.
@@ -339,8 +386,21 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         )
         return map_from_canonical
 
-    def _gather(self, number: int, columns: Columns, views: NDArray[np.int64] | None) -> Values:
-        """Read fields [n, *shape] of the given views (None for the canonical one), in the order of the columns."""
+    def _gather(
+        self,
+        number: int,
+        columns: Columns,
+        views: NDArray[np.int64] | None,
+        names: Sequence[str] | None = None,
+    ) -> Values:
+        """Read fields [n, *shape] of the given views (None for the canonical one), in the order of the columns.
+
+        Args:
+            number: Number of the pass.
+            columns: Columns of the records.
+            views: Number of the view of each record.
+            names: Names of the fields, None for all that are read from the pass.
+        """
         shards, rows = columns["shard"], columns["row"]
         views = np.zeros(len(rows), np.int64) if views is None else views
         gathered: Values = {}
@@ -349,6 +409,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             stored = self._stored_rows(number, shard)
             places = rows[here] if stored is None else stored[rows[here]]
             for name, array in self._values(number, shard).items():
+                if names is not None and name not in names:
+                    continue
                 if name not in gathered:
                     gathered[name] = np.empty((len(rows), *array.shape[2:]), array.dtype)
                 gathered[name][here] = array[places, views[here]]

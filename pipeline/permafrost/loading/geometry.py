@@ -248,7 +248,10 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
     if augment is None:
         return images
     images = change_rows(images, augment.changes)
-    return images if augment.mixture is None else mix_images(images, augment.mixture)
+    if augment.mixture is None:
+        return images
+    seconds = None if batch.second is None else view_images(batch.second, size)
+    return mix_images(images, augment.mixture, seconds)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class TrainLoader:
 
 
 def with_changes(batch: Batch, augment: PixelAugment) -> Batch:
-    """Return a batch whose pixels are changed, after the changes of its replayed views."""
+    """Return a batch whose pixels are changed or mixed, after the changes of its replayed views."""
     replayed = () if batch.pixel_augment is None else batch.pixel_augment.changes
     return replace(batch, pixel_augment=replace(augment, changes=(*replayed, *augment.changes)))
 

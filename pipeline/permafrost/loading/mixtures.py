@@ -18,6 +18,8 @@ from torch import Tensor
 
 from permafrost.config.augment import MixConfig
 from permafrost.core.batches import (
+    AnyLabels,
+    Batch,
     Logits,
     MixedLabels,
     MixedLogits,
@@ -33,6 +35,10 @@ from permafrost.loading.pixel_changes import box_fractions
 # ---- draws ---------------------------------------------------------------------------------------
 
 
+UNMIXED = (1.0, 0.0, 0.0, 0.0, 0.0)
+"""Share and box of a record that is not mixed."""
+
+
 def draw_mixtures(
     mix: Sequence[MixConfig], generator: np.random.Generator, count: int
 ) -> NDArray[np.float32]:
@@ -42,7 +48,7 @@ def draw_mixtures(
     center. It is cut at the edges, and lambda is what it leaves (Yun et al. 2019). Records that no mixture is drawn for
     have lambda = 1 and a box without area.
     """
-    drawn = np.tile(np.array([1.0, 0.0, 0.0, 0.0, 0.0]), (count, 1))
+    drawn = np.tile(np.array(UNMIXED), (count, 1))
     for each in mix:
         is_drawn = generator.random(count) < each.p
         shares = generator.beta(each.alpha, each.alpha, count)
@@ -77,6 +83,23 @@ def paired_rows(count: int, per_step: int = 1) -> Tensor:
     return torch.where(partners < count, partners, rows)
 
 
+def draw_partners(generator: np.random.Generator, count: int, block: int) -> NDArray[np.int64]:
+    """Draw the row of each record's second image within blocks of rows, i64 [count].
+
+    The rows of a block follow each other in a random circle, so that each is the second image of one other.
+
+    Args:
+        generator: Generator of the draws.
+        count: Number of rows.
+        block: Number of rows of a block. That of the last one is what is left, and a single row has itself.
+    """
+    partners = np.empty(count, np.int64)
+    for start in range(0, count, block):
+        order = start + generator.permutation(min(block, count - start))
+        partners[order] = np.roll(order, -1)
+    return partners
+
+
 def mixture_of(values: NDArray[np.floating], partners: Tensor) -> Mixture:
     """Return the mixture of drawn or stored values.
 
@@ -87,8 +110,6 @@ def mixture_of(values: NDArray[np.floating], partners: Tensor) -> Mixture:
     values = values.astype(np.float32)
     areas = _areas(values)
     shares = np.where(areas > 0, 1 - areas, values[:, 0])
-    alone = partners.numpy() == np.arange(len(partners))
-    shares[alone], values[alone, 1:] = 1, 0
     return Mixture(
         partners=partners,
         shares=torch.from_numpy(shares.astype(np.float32)),
@@ -118,10 +139,9 @@ def mix_images(images: Tensor, mixture: Mixture, seconds: Tensor | None = None) 
     Args:
         images: The records' own images.
         mixture: Partners, shares and boxes.
-        seconds: Second images, None for those of the partners among `images`.
+        seconds: Images among which the partners are, None for `images`.
     """
-    if seconds is None:
-        seconds = images[mixture.partners]
+    seconds = (images if seconds is None else seconds)[mixture.partners]
     weights = own_weights(mixture, (images.shape[-2], images.shape[-1]))
     return weights * images + (1 - weights) * seconds
 
@@ -129,9 +149,20 @@ def mix_images(images: Tensor, mixture: Mixture, seconds: Tensor | None = None) 
 # ---- targets -------------------------------------------------------------------------------------
 
 
-def mix_labels(labels: Tensor, mixture: Mixture) -> MixedLabels:
-    """Return the labels of both records of each mixture."""
-    return MixedLabels(first=labels, second=labels[mixture.partners], shares=mixture.shares)
+def labels_of(batch: Batch) -> AnyLabels:
+    """Return the labels of a batch, those of both records for mixtures."""
+    mixture = None if batch.pixel_augment is None else batch.pixel_augment.mixture
+    if mixture is None:
+        return batch.labels
+    seconds = batch.labels if batch.second is None else batch.second.labels
+    return MixedLabels(first=batch.labels, second=seconds[mixture.partners], shares=mixture.shares)
+
+
+def mixture_of_targets(batch: Batch) -> Mixture | None:
+    """Return the mixture of a batch whose stored targets are those of its unmixed images, None for any other batch."""
+    if batch.pixel_augment is None or batch.second is not None:
+        return None
+    return batch.pixel_augment.mixture
 
 
 def mix_targets(targets: Targets, mixture: Mixture, *, second_maps: bool = True) -> Targets:

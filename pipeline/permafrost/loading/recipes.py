@@ -47,7 +47,7 @@ from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import PIXEL_FIELD
 from permafrost.loading.method_cache import cache_method
-from permafrost.loading.mixtures import draw_mixtures, mixture_of, paired_rows
+from permafrost.loading.mixtures import UNMIXED, draw_mixtures, mixture_of, paired_rows
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import MANIFEST_NAME
 
@@ -446,8 +446,9 @@ class PixelAugmentSchedule:
         first, last = start // BLOCK_SIZE, (start + count - 1) // BLOCK_SIZE
         blocks = [self._mixtures(epoch, block) for block in range(first, last + 1)]
         drawn = np.concatenate(blocks)[start - first * BLOCK_SIZE :][:count]
-        mixture = mixture_of(drawn, paired_rows(count, per_step))
-        return PixelAugment(changes=changes, mixture=mixture)
+        partners = paired_rows(count, per_step)
+        drawn[partners.numpy() == np.arange(count)] = UNMIXED
+        return PixelAugment(changes=changes, mixture=mixture_of(drawn, partners))
 
     def _draw_mixtures(self, epoch: int, block: int) -> NDArray[np.float32]:
         """Draw the shares and boxes of a block, [BLOCK_SIZE, 5]."""

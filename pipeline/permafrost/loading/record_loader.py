@@ -24,7 +24,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
 from permafrost.loading.loader import with_changes
-from permafrost.loading.mixtures import mix_labels, mix_targets
+from permafrost.loading.mixtures import labels_of, mix_targets, mixture_of_targets
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.replayed_views import check_replayed
@@ -76,12 +76,14 @@ class ViewBatch:
         Raises:
             ConfigError: If the images are mixtures, whose labels are `mixed_labels`.
         """
-        self._require_whole_images("labels", "mixed_labels")
-        return self.stored.labels
+        labels = labels_of(self.stored)
+        if isinstance(labels, MixedLabels):
+            raise ConfigError("a mixture has the labels of two records; read mixed_labels")
+        return labels
 
     @property
     def mixture(self) -> Mixture | None:
-        """Partners, shares and boxes of `augment.mix`, None if every image shows one record."""
+        """Partners, shares and boxes of mixtures, None if every image shows one record."""
         augment = self.stored.pixel_augment
         return None if augment is None else augment.mixture
 
@@ -92,13 +94,14 @@ class ViewBatch:
         Raises:
             ConfigError: If the images are no mixtures.
         """
-        require(self.mixture is not None, "the images are no mixtures; read labels")
-        assert self.mixture is not None
-        return mix_labels(self.stored.labels, self.mixture)
+        labels = labels_of(self.stored)
+        if isinstance(labels, MixedLabels):
+            return labels
+        raise ConfigError("the images are no mixtures; read labels")
 
-    def _require_whole_images(self, name: str, way_out: str) -> None:
+    def _require_one_record(self, name: str, way_out: str) -> None:
         require(
-            self.mixture is None,
+            mixture_of_targets(self.stored) is None,
             f"ViewBatch.{name} are those of one record, and augment.mix shows two; read {way_out}",
         )
 
@@ -110,8 +113,8 @@ class ViewBatch:
     def targets(self, grid: tuple[int, int] | None = None) -> tuple[Targets, ...]:
         """Return the targets of each teacher pass: logits f32 [B, K], maps f32 [B, E, A, h, w], warped like the images.
 
-        Those of mixtures are mixed by rules (docs/concepts/mixing.md): logits of both records with their shares, and
-        maps of the explained classes of both, with `class_weights` and `cell_weights`.
+        Those of `augment.mix` are mixed by rules (docs/concepts/mixing.md): logits of both records with their shares,
+        and maps of the explained classes of both, with `class_weights` and `cell_weights`.
 
         Args:
             grid: (h, w) of the maps, such as that of the student's features; None is the grid on which they are stored.
@@ -129,9 +132,8 @@ class ViewBatch:
             size = grid or ((1, 1) if target.maps is None else target.maps.shape[-2:])
             request = TargetRequest((size[0], size[1]))
             viewed += view_targets(replace(self.stored, targets=(target,)), request)
-        if self.mixture is None:
-            return tuple(viewed)
-        return tuple(mix_targets(targets, self.mixture) for targets in viewed)
+        mixture = mixture_of_targets(self.stored)
+        return tuple(viewed if mixture is None else (mix_targets(t, mixture) for t in viewed))
 
     @cached_property
     def _first(self) -> Targets:
@@ -148,7 +150,7 @@ class ViewBatch:
         Raises:
             ConfigError: If the loader reads no pass, the pass stores only the largest logits, or images are mixtures.
         """
-        self._require_whole_images("logits", "targets()[0].logits.first, .second and .shares")
+        self._require_one_record("logits", "targets()[0].logits.first, .second and .shares")
         return require_all_logits(self._first.logits, "ViewBatch.logits; targets()[0].logits")
 
     @property
@@ -158,7 +160,7 @@ class ViewBatch:
         Raises:
             ConfigError: If the loader reads no pass, the pass has no maps, or the images are mixtures.
         """
-        self._require_whole_images(
+        self._require_one_record(
             "maps", "targets()[0].maps with its class_weights and cell_weights"
         )
         maps = self._first.maps

@@ -14,8 +14,13 @@ def check_replayed(augment: AugmentOptions, teacher: TeacherPass) -> None:
     for its other arms, too.
 
     Raises:
-        StoreMismatchError: If they lack one.
+        StoreMismatchError: If they lack one, or are mixtures and would be mixed again.
     """
+    if teacher.views.get("mix") and augment.mixes:
+        raise StoreMismatchError(
+            f"the stored views of {teacher.name} are mixtures, which augment.mix would mix again; set augment.mix=[], "
+            "or name a pass without views.mix"
+        )
     stored = [
         each for each in teacher.manifest.views.get("operations", []) if isinstance(each, dict)
     ]

@@ -47,6 +47,14 @@ class SelectedRecords:
         """Return the rows of the index at these positions of the selection."""
         return at + self.rows.start if isinstance(self.rows, range) else self.rows[at]
 
+    def find_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions of rows of the index in an ascending selection, i64 [n], -1 for those not selected."""
+        if isinstance(self.rows, range):
+            at = rows - self.rows.start
+            return np.where((at >= 0) & (at < len(self.rows)), at, -1)
+        at = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
+        return np.where(self.rows[at] == rows, at, -1)
+
     def rows_in_shard(self, number: int) -> NDArray[np.int64]:
         """Return the selected rows of a shard, counted from its beginning, ascending."""
         here = self.store.rows_of_shard(number)

@@ -11,7 +11,7 @@ import numpy as np
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import require
-from permafrost.core.records import PIXEL_FIELD, VIEW_FIELD
+from permafrost.core.records import VIEW_FIELDS
 from permafrost.reports.comparison import group_pairs
 from permafrost.reports.student_results import TEACHER, StudentResult
 from permafrost.runs.folder import CONFIG_NAME, read_config
@@ -84,7 +84,7 @@ def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:
             yield name.removeprefix(TEACHER), fingerprint
 
 
-_USUAL = {"logits", "map", "map_scale", "explained_class", VIEW_FIELD.name, PIXEL_FIELD}
+_USUAL = {"logits", "map", "map_scale", "explained_class", *VIEW_FIELDS}
 """Fields of most passes."""
 
 

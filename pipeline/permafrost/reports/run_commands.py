@@ -116,7 +116,12 @@ def _makes(values: dict[str, Any], teacher: TeacherPass) -> bool:
         config = resolve_precompute(build_verb_config("precompute", values), store)
         if teacher.views["sampler"] != CANONICAL_VIEW:
             views = plan_stored_views(
-                store, config.views, config.augment, config.split, config.subset
+                store,
+                config.views,
+                config.augment,
+                config.split,
+                config.subset,
+                config.annotate.batch_size,
             )
         return plan_pass(config, store, views).fingerprint == teacher.manifest.fingerprint
     except UserError:  # options of another version, or weights that are gone

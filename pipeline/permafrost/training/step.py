@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from permafrost.core.batches import Batch, MixedLabels, Targets, first_explained
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.geometry import TargetRequest, view_images
-from permafrost.loading.mixtures import mix_labels, mix_targets
+from permafrost.loading.mixtures import labels_of, mix_targets, mixture_of_targets
 from permafrost.losses.base import (
     LossTerms,
     Needs,
@@ -74,9 +74,8 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     needs = training.loss.needs
     images = view_images(batch, input_size)
     batch = replace(batch, rendered=images)
-    mixture = None if batch.pixel_augment is None else batch.pixel_augment.mixture
-    labels = batch.labels if mixture is None else mix_labels(batch.labels, mixture)
-    inputs = StepInputs(images=images, labels=labels)
+    mixture = mixture_of_targets(batch)
+    inputs = StepInputs(images=images, labels=labels_of(batch))
     for transform in training.loss.transforms:
         inputs = transform(inputs, batch)
     output = _forward(training, inputs.images, needs.intermediates)

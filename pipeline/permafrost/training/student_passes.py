@@ -7,17 +7,18 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import AugmentOptions, MixConfig, OperationConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import (
     METHODS,
     KDConfig,
     MethodConfig,
+    MethodSetting,
     SeveralConfig,
     SoftTargetsConfig,
 )
 from permafrost.config.models import ModelConfig, NoModelConfig
-from permafrost.core.errors import require
+from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import FEATURES
 from permafrost.loading.replayed_views import check_replayed
 from permafrost.runs.run_passes import logits_first, name_passes, pass_request, record_passes
@@ -129,6 +130,8 @@ def check_passes(
     if config.mode == "replay":
         for teacher in passes:
             check_replayed(config.augment, teacher)
+            if teacher.views.get("mix"):
+                _check_mixtures(config, teacher)
     _check_alike("num_classes", [teacher for teacher in passes if teacher.manifest.has_logits])
     _check_alike("explainer", _with_maps(passes, loss))
     weights = teacher_weights_of(config, passes)
@@ -137,6 +140,26 @@ def check_passes(
         f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
         f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}",
     )
+
+
+def _check_mixtures(config: DistillConfig, teacher: TeacherPass) -> None:
+    """Raise StoreMismatchError if the method cannot be trained on the mixtures that a pass stores."""
+    augment = replace(config.augment, mix=(MixConfig(kind="mixup"),))
+    try:
+        config.method.check(
+            MethodSetting(
+                mode=config.mode,
+                views=config.views,
+                augment=augment,
+                trainer=config.trainer,
+                student=config.student,
+            )
+        )
+    except ConfigError as error:
+        raise StoreMismatchError(
+            f"the stored views of {teacher.name} are mixtures, as by augment.mix: {error}; or name a pass without "
+            "views.mix"
+        ) from error
 
 
 def served_methods(teacher: TeacherPass) -> list[str]:
