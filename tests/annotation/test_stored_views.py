@@ -317,8 +317,8 @@ def test_views_that_cannot_be_drawn_are_refused(replayed, options, message):
 
 def test_views_of_a_record_do_not_depend_on_who_is_selected_with_it(replayed):
     store = replayed.store
-    whole = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetOptions())
-    few = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetOptions(shots=1))
+    whole = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetOptions(), 8)
+    few = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetOptions(shots=1), 8)
 
     for shard in store.manifest.shards:
         rows = few.rows_of(store, shard)

@@ -203,8 +203,8 @@ def test_a_pass_in_a_bucket_has_the_same_bytes_and_images(strong, tmp_path):
 
 def test_values_of_a_record_do_not_depend_on_who_is_selected_with_it(strong):
     store = strong.store
-    whole = plan_stored_views(store, VIEWS, STRONG, "train", SubsetOptions())
-    few = plan_stored_views(store, VIEWS, STRONG, "train", SubsetOptions(shots=1))
+    whole = plan_stored_views(store, VIEWS, STRONG, "train", SubsetOptions(), 8)
+    few = plan_stored_views(store, VIEWS, STRONG, "train", SubsetOptions(shots=1), 8)
 
     for shard in store.manifest.shards:
         rows = few.rows_of(store, shard)

@@ -143,6 +143,26 @@ def test_features_that_a_flip_changes_are_exact_only_with_the_mirror_image(
     assert lost < 1e-4 if mirror else lost > 0.2
 
 
+# ---- mixtures ------------------------------------------------------------------------------------
+
+
+def test_the_rules_for_mixtures_are_compared_with_the_teachers_answer_by_share(frozen):
+    mix = (MixConfig(kind="mixup"), MixConfig(kind="cutmix", p=0.0))  # both always applied
+
+    metrics = measured(
+        equivariance_of(frozen, records=40, augment=AugmentOptions(mix=mix), run="mixed")
+    )
+
+    for name in ("mix_kl", "mix_agreement", "mix_cosine"):
+        found = metrics[name]
+        assert {"mixup", "cutmix", "mixup_0_to_25", "mixup_75_to_100"} <= found.keys()
+        assert min(found.values()) >= (-1 if name == "mix_cosine" else 0)
+    assert metrics["mix_kl"]["mixup"] > metrics["logits_kl"]["none"]
+    assert max(metrics["mix_cosine"].values()) <= 1
+    # The more of a record is shown, the nearer is its map to that of the whole image.
+    assert metrics["mix_cosine"]["mixup_75_to_100"] > metrics["mix_cosine"]["mixup_0_to_25"]
+
+
 # ---- options and identity ------------------------------------------------------------------------
 
 
@@ -150,9 +170,11 @@ def test_results_are_of_one_augmentation_and_other_evaluators_of_any(frozen):
     still = AugmentOptions()
     measured(equivariance_of(frozen))
 
-    assert measured(
-        equivariance_of(frozen, augment=replace(PAD_CROP, mix=(MixConfig(kind="mixup"),)))
-    )
+    assert measured(equivariance_of(frozen, augment=replace(PAD_CROP, size=32)))  # not read
+    with pytest.raises(ConfigError, match=r"augment\.mix=None, but this one has \[{"):
+        evaluate.run(
+            equivariance_of(frozen, augment=replace(PAD_CROP, mix=(MixConfig(kind="mixup"),)))
+        )
     with pytest.raises(ConfigError, match=r"with augment\.operations=.*, but this one has \[\];"):
         evaluate.run(equivariance_of(frozen, augment=still))
     with pytest.raises(

@@ -360,7 +360,7 @@ def test_an_identity_says_so_where_shifts_are_others_than_before(
     store = Store(tmp_path / "store")
     augment = AugmentOptions(operations=operations)
 
-    plan = plan_stored_views(store, RandomViewsConfig(), augment, "train", SubsetOptions())
+    plan = plan_stored_views(store, RandomViewsConfig(), augment, "train", SubsetOptions(), 8)
     frozen = Frozen(store, replace(made, teacher=tiny_teacher))
     config = distill_config(frozen, method=LabelsConfig(), augment=augment)
     inputs = student_inputs(config, store, [])

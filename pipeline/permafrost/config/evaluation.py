@@ -23,7 +23,7 @@ class EvaluatorOptions(Options):
     compares: ClassVar[bool] = False
     """True if it compares with another run, named by its option `baseline`."""
     reads_augment: ClassVar[bool] = False
-    """True if it applies the operations of `augment`; all other evaluators do not read that section."""
+    """True if it applies the operations and mixtures of `augment`; all other evaluators do not read that section."""
     reads_outputs: ClassVar[bool] = True
     """False if it reads features only, so that the network's classes may be others than those of the data."""
 
@@ -60,7 +60,10 @@ class ShiftOptions(EvaluatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EquivarianceOptions(EvaluatorOptions):
-    """Stored targets of views compared with the teacher's output, for each operation of `augment` and all together."""
+    """Stored targets of views compared with the teacher's output, for each operation of `augment` and all together.
+
+    Each kind of augment.mix is measured, too: the targets that its rules give to mixtures of whole images.
+    """
 
     section: ClassVar[str] = "evaluate.equivariance"
     implementation: ClassVar[str] = "permafrost.evaluation.equivariance:EVALUATOR"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from statistics import mean
 from typing import NamedTuple
 
@@ -18,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
-from permafrost.config.augment import AnyOperation, AugmentOptions
+from permafrost.config.augment import AnyOperation, AugmentOptions, MixConfig
 from permafrost.config.evaluation import EquivarianceOptions
-from permafrost.core.batches import Batch, top_class
+from permafrost.core.batches import Batch, Targets, top_class
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.evaluation.context import EvaluationContext
@@ -28,12 +29,13 @@ from permafrost.evaluation.evaluator import Evaluator, Metric, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_maps, view_targets
+from permafrost.loading.mixtures import mix_targets
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.transfer import copy_to, move_values
 from permafrost.losses.logit_distances import outcome_log_probs
 from permafrost.losses.map_distances import map_cosine
-from permafrost.models.classifier import Intermediates
+from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.explanations import Explainer, explainer_named, forward_to_explain
 from permafrost.models.resolve import require_images
 
@@ -66,7 +68,7 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
     """Measure each operation of `augment`, always applied, and the whole recipe, on records drawn with a fixed seed.
 
     Returns:
-        The metrics of `compare_views` by name, without those that the pass has no fields for.
+        The metrics of `compare_views` and `compare_mixtures` by name, without those that the pass has no fields for.
     """
     dataset = context.dataset
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -76,7 +78,13 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
         context = replace(context, dataset=context.open_rows(rows, dataset.passes, FEATURES))
     recipes = recipes_of(context.config.augment.operations)
     batches = context.iter_batches(positions.tolist())
-    return compare_views(context.model, context.dataset, recipes, batches)
+    metrics = compare_views(context.model, context.dataset, recipes, batches)
+    for mix in context.config.augment.mix:
+        batches = context.iter_batches(positions.tolist())
+        explainer = context.dataset.passes[0].explainer
+        for name, by_share in compare_mixtures(context.model, mix, explainer, batches).items():
+            metrics.setdefault(name, {}).update(by_share)
+    return metrics
 
 
 def recipes_of(operations: Sequence[AnyOperation]) -> dict[str, tuple[AnyOperation, ...]]:
@@ -171,6 +179,88 @@ def compare_views(
         if spread is not None and not dataset.store.manifest.multi_label:
             metrics["probability_spread"][name] = spread
     return {name: by_recipe for name, by_recipe in metrics.items() if by_recipe}
+
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Limits of the shares by which `compare_mixtures` divides its records."""
+
+
+@torch.no_grad()
+def compare_mixtures(
+    model: EvaluatedModel, mix: MixConfig, explainer: str | None, batches: Iterable[Batch]
+) -> dict[str, dict[str, float]]:
+    """Compare what the rules make of the targets of two whole images with the teacher's answer to their mixture.
+
+    The metrics are mappings from ranges of a record's share, such as cutmix_25_to_50 in per cent, to numbers:
+
+    - mix_kl: mean KL(answer || rule) in nats at temperature 1, where the rule is the sum of both distributions by their
+      shares; only for passes of all logits;
+    - mix_agreement: fraction of records for which both have the same first class;
+    - mix_cosine: mean cosine of the map of a record's stored class on the mixture with the stored map, on the record's
+      cells, at the teacher's input size.
+
+    Args:
+        model: The teacher.
+        mix: Mixture, which is always applied.
+        explainer: Kind of the explainer of the pass, None without maps.
+        batches: Batches of the teacher's pass of whole frames, on the model's device.
+    """
+    schedule = PixelAugmentSchedule(AugmentOptions(mix=(replace(mix, p=1.0),)), seed=0)
+    values: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    start = 0
+    for batch in batches:
+        augment = move_values(schedule.draw(0, start, len(batch.keys)), model.device)
+        assert augment is not None
+        assert augment.mixture is not None
+        start += len(batch.keys)
+        shares = augment.mixture.shares
+        output = forward_to_explain(
+            model.network, view_images(replace(batch, pixel_augment=augment), model.input_size)
+        )
+        grid = (output.features.shape[-2], output.features.shape[-1])
+        (stored, *_) = view_targets(batch, TargetRequest(grid, with_maps=explainer is not None))
+        rule = mix_targets(stored, augment.mixture)
+        if isinstance(stored.logits, Tensor):
+            weights = shares[:, None]
+            pair = stored.logits, stored.logits[augment.mixture.partners]
+            first, second = (each.softmax(dim=1) for each in pair)
+            mean_probability = weights * first + (1 - weights) * second
+            answer = output.logits.detach().float().log_softmax(dim=1)
+            kl = F.kl_div(mean_probability.log(), answer, reduction="none", log_target=True)
+            agrees = mean_probability.argmax(dim=1) == answer.argmax(dim=1)
+            values.setdefault("mix_kl", []).append((shares, kl.sum(dim=1)))
+            values.setdefault("mix_agreement", []).append((shares, agrees.double()))
+        if explainer is not None:
+            counted, cosine = _compare_maps(model, explainer_named(explainer), rule, output)
+            by_class = torch.cat([shares[:, None], 1 - shares[:, None]], dim=1)
+            by_class = by_class.repeat_interleave(cosine.shape[1] // 2, dim=1)
+            values.setdefault("mix_cosine", []).append((by_class[counted], cosine[counted]))
+    return {name: _by_share(mix.kind, parts) for name, parts in values.items()}
+
+
+def _compare_maps(
+    model: EvaluatedModel, explain: Explainer, rule: Targets, output: ModelOutput
+) -> tuple[Tensor, Tensor]:
+    """Compare stored maps of both records on their cells with those of the mixture: validity and cosine [B, 2E]."""
+    assert rule.explained_class is not None
+    assert rule.maps is not None
+    assert rule.map_valid is not None
+    assert rule.cell_weights is not None
+    recomputed = explain(model.network, output, rule.explained_class)
+    pair = (rule.maps * rule.cell_weights, recomputed * rule.cell_weights)
+    cosine, valid = map_cosine(*pair, model.input_size)
+    return valid & rule.map_valid, cosine
+
+
+def _by_share(kind: str, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Return the mean of values in each range of shares that has any, and the mean of all."""
+    shares, values = (torch.cat(each).double().cpu() for each in zip(*parts, strict=True))
+    means = {kind: float(values.mean())}
+    for low, high in pairwise(SHARES):
+        inside = (shares >= low) & ((shares < high) | (high == SHARES[-1]))
+        if inside.any():
+            means[f"{kind}_{100 * low:.0f}_to_{100 * high:.0f}"] = float(values[inside].mean())
+    return means
 
 
 SPREAD_BLOCK = 32
@@ -289,6 +379,24 @@ _PAGE = Page(
             "classes (Wang et al. 2022). Of two augmentations, the one with the lower number is expected to be better "
             "for distillation.",
             Metric(higher_is_better=False, scale=1.0, digits=4),
+        ),
+        Quantity(
+            "mix_kl",
+            "KL of the rule to the answer to a mixture",
+            "Mean KL divergence of the sum of both records' stored distributions by their shares from the teacher's "
+            "answer to the mixture of their images, in nats, by the share of the record.",
+        ),
+        Quantity(
+            "mix_agreement",
+            "Top-1 class of the rule and of the answer to a mixture",
+            "Fraction of mixtures for which both have the same first class.",
+            Metric(higher_is_better=None),
+        ),
+        Quantity(
+            "mix_cosine",
+            "Cosine of the stored map with that of the mixture",
+            "Mean cosine of a record's stored map with the teacher's map of the same class on the mixture, on the "
+            "cells of the record, by its share.",
         ),
     ),
 )

@@ -259,14 +259,17 @@ def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
 def evaluator_options(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
     """Return the options of an evaluator as plain values.
 
-    They are those of its section, and `augment.operations` if it applies them.
+    They are those of its section, and `augment.operations` and `augment.mix` if it applies them.
     """
     options: dict[str, Any] = to_plain_dict(config.evaluate).get(evaluator, {})
     for name, default in _later_options(evaluator).items():
         if options[name] == default:
             del options[name]
     if EVALUATORS[evaluator].reads_augment:
-        options["augment.operations"] = to_plain_dict(config.augment)["operations"]
+        augment = to_plain_dict(config.augment)
+        options["augment.operations"] = augment["operations"]
+        if augment["mix"]:  # which came after results without it
+            options["augment.mix"] = augment["mix"]
     return options
 
 
