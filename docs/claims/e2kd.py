@@ -291,7 +291,7 @@ CLAIMS = (
             ),
             "so maps make a student learn faster; what remains after a long training is small "
             "([length of training](../results/training-length.md))",
-            "mixup and patient teaching need a live teacher and were not run",
+            "mixup and patient teaching were not run",
         ),
     ),
     Claim(

@@ -194,7 +194,7 @@ class TeacherAnnotator:
                 images = warp(frames, matrices, self.input_size) / 255
                 images = change_rows(images, move_values(views.changes(number), self.device))
                 if views.mixtures is not None:
-                    mixture = move_values(views.mixtures.of_view(number), self.device)
+                    mixture = move_values(views.mixtures.at_view(number), self.device)
                     images = mix_images(images, mixture)
                 view_fields.append(self.annotate_inputs(images, records))
         stacked = _stack_fields(view_fields)

@@ -60,7 +60,7 @@ class DrawnMixtures:
         partners = self.partners[rows] - (rows.start or 0)
         return DrawnMixtures(self.values[rows], partners, self.shard_rows[rows])
 
-    def of_view(self, view: int) -> Mixture:
+    def at_view(self, view: int) -> Mixture:
         """Return the mixtures of the views of a number."""
         return mixture_of(self.values[:, view], torch.from_numpy(self.partners[:, view]))
 

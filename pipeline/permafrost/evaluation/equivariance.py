@@ -82,8 +82,8 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
     for mix in context.config.augment.mix:
         batches = context.iter_batches(positions.tolist())
         explainer = context.dataset.passes[0].explainer
-        for name, by_share in compare_mixtures(context.model, mix, explainer, batches).items():
-            metrics.setdefault(name, {}).update(by_share)
+        for name, means in compare_mixtures(context.model, mix, explainer, batches).items():
+            metrics.setdefault(name, {}).update(means)
     return metrics
 
 
@@ -235,7 +235,7 @@ def compare_mixtures(
             by_class = torch.cat([shares[:, None], 1 - shares[:, None]], dim=1)
             by_class = by_class.repeat_interleave(cosine.shape[1] // 2, dim=1)
             values.setdefault("mix_cosine", []).append((by_class[counted], cosine[counted]))
-    return {name: _by_share(mix.kind, parts) for name, parts in values.items()}
+    return {name: _means_of_shares(mix.kind, parts) for name, parts in values.items()}
 
 
 def _compare_maps(
@@ -252,7 +252,7 @@ def _compare_maps(
     return valid & rule.map_valid, cosine
 
 
-def _by_share(kind: str, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+def _means_of_shares(kind: str, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return the mean of values in each range of shares that has any, and the mean of all."""
     shares, values = (torch.cat(each).double().cpu() for each in zip(*parts, strict=True))
     means = {kind: float(values.mean())}
