@@ -4,8 +4,8 @@ Each rank processes its slice of the same global batches. Slices have equal size
 ranks, so a step equals that of a single process on the whole batch, except for quantities that depend on the slice:
 the statistics of a BatchNorm in training mode, means over a part of a batch (known labels, `normalize_by=valid`, the
 cells of moved features that are inside of the frame), the record that precedes the first one
-(`map_control=shuffled`), and negatives that a method draws from the batch. Relations of the records of a batch (RKD) are
-those of the whole batch (`gather_with_gradient`).
+(`map_control=shuffled`), and negatives that a method draws from the batch. Relations of the records of a batch (RKD)
+are those of the whole batch (`gather_with_gradient`).
 """
 
 from __future__ import annotations
