@@ -62,7 +62,13 @@ from tests.benchmarks.reading import (
 )
 from tests.benchmarks.replaying import replay_figure
 from tests.benchmarks.settings import pass_figure, step_settings_figures
-from tests.benchmarks.steps import FEATURES_STEPS, features_step_figures, step_figures
+from tests.benchmarks.steps import (
+    FEATURES_STEPS,
+    MIXED_STEPS,
+    features_step_figures,
+    mixed_step_figures,
+    step_figures,
+)
 from tests.benchmarks.streams import stream_names, streams_32_figures, streams_224_figures
 from tests.benchmarks.strong_views import (
     IMAGES,
@@ -89,6 +95,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     bcos_precompute_figure: ("bcos_precompute_vs_bare_loop",),
     step_figures: ("frozen_e2kd_step_vs_labels", "frozen_vs_live_e2kd_step"),
     features_step_figures: FEATURES_STEPS,
+    mixed_step_figures: MIXED_STEPS,
     bcos_step_figure: ("bcos_frozen_e2kd_step_vs_labels",),
     students_figures: (NAME, SHARING, SHARING_LONG),
     pass_figure: ("pass_resnet50_224px_vs_plain",),

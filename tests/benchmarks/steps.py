@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from safetensors.torch import save_file
 
-from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.augment import AugmentOptions, MixConfig, OperationConfig
 from permafrost.config.explainers import ExplainerConfig, GradCamConfig
 from permafrost.config.methods import (
     E2KDConfig,
@@ -27,6 +27,7 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
+from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.losses.base import StudentOutput, build_loss
 from permafrost.models.compute import ComputeSettings
@@ -81,6 +82,43 @@ def step_figures(folder: Path) -> list[Figure]:
             aim=f">= {0.9 * (1 + teacher_cost):.2f}",
             **milliseconds,
         ),
+    ]
+
+
+MIXED_STEPS = (
+    "mixed_kd_step_vs_kd",
+    "mixed_e2kd_step_vs_e2kd",
+    "mixed_e2kd_step_of_own_maps_vs_e2kd",
+)
+
+
+def mixed_step_figures(folder: Path) -> list[Figure]:
+    """Measure what mixtures cost a step on stored targets: half MixUp, half CutMix, against the same step without them.
+
+    e2KD explains the classes of both records, or those of the record itself (method.second_maps=false).
+    """
+    batches = read_batches(folder, TINY, GradCamConfig())
+    mix = (MixConfig(kind="mixup"), MixConfig(kind="cutmix", p=0.5))
+    schedule = PixelAugmentSchedule(AugmentOptions(mix=mix), seed=0)
+    mixed = [
+        replace(batch, pixel_augment=schedule.draw(0, number * BATCH, BATCH))
+        for number, batch in enumerate(batches)
+    ]
+    pairs = (
+        (KDConfig(), KDConfig()),
+        (E2KDConfig(lambda_map=5.0), E2KDConfig(lambda_map=5.0)),
+        (E2KDConfig(lambda_map=5.0, second_maps=False), E2KDConfig(lambda_map=5.0)),
+    )
+    return [
+        figure(
+            name,
+            in_turn(Steps(method, mixed), Steps(plain, batches), ROUNDS, warm_up=3),
+            faster=False,
+            unit="ms/step",
+            scale=1e3,
+            aim="",
+        )
+        for name, (method, plain) in zip(MIXED_STEPS, pairs, strict=True)
     ]
 
 
