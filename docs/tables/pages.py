@@ -18,6 +18,7 @@ from docs.tables import (
     frozen_features,
     interpretability,
     ked,
+    mixtures,
     overview,
     strong_views,
     training_length,
@@ -60,6 +61,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *interpretability.TABLES,
         *benchmarks.TABLES,
         *training_length.TABLES,
+        *mixtures.TABLES,
         *strong_views.TABLES,
     )
 }

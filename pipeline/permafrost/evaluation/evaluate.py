@@ -70,7 +70,7 @@ class EvaluateResult:
         }
 
 
-_MOST_PRINTED = 8
+_MOST_PRINTED = 10
 """Largest number of entries of a mapping that is printed, such as the accuracies of k neighbors, and not a curve."""
 
 
