@@ -371,7 +371,7 @@ def contact_sheet(
     names = class_names(batch.labels.numpy(), readable_classes(store.manifest.classes))
     aspects = dataset.aspects()
     pictures = _rows(batch, "image", names, aspects.tolist())
-    pixels = PixelAugmentSchedule(augment, seed=0)
+    pixels = PixelAugmentSchedule(replace(augment, mix=()), seed=0)  # maps are those of one record
     for view in range(num_views):
         matrices = schedule.views(epoch=view, start=0, aspects=aspects)
         changes = pixels.draw(view, 0, len(aspects))
