@@ -69,7 +69,13 @@ from tests.benchmarks.steps import (
     mixed_step_figures,
     step_figures,
 )
-from tests.benchmarks.streams import stream_names, streams_32_figures, streams_224_figures
+from tests.benchmarks.streams import (
+    photograph_figures,
+    photograph_names,
+    stream_names,
+    streams_32_figures,
+    streams_224_figures,
+)
 from tests.benchmarks.strong_views import (
     IMAGES,
     randaugment_figures,
@@ -105,6 +111,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     randaugment_figures: tuple(map(randaugment_name, IMAGES)),
     streams_32_figures: stream_names(32),
     streams_224_figures: stream_names(224),
+    photograph_figures: photograph_names(),
     stream_32_figure: ("stream_vs_webdataset_32px",),
     stream_224_figure: ("stream_vs_webdataset_224px",),
     checksums_32_figure: ("checksums_epoch_32px",),
@@ -116,6 +123,8 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     memory_figures: ("precompute_memory_50k_vs_10k", "distill_memory_50k_vs_10k"),
 }
 """Functions that measure figures, each with the names of the figures that it returns."""
+ONLY_NAMED = (photograph_figures,)
+"""Functions whose figures are measured only if a word names them, because they take a quarter of an hour."""
 OUT = Path("runs/bench")
 
 
@@ -163,7 +172,8 @@ def measure(words: list[str], path: Path) -> list[Figure]:
     chosen = {
         function: names
         for function, names in GROUPS.items()
-        if not words or any(name.startswith(word) for word in words for name in names)
+        if (not words and function not in ONLY_NAMED)
+        or any(name.startswith(word) for word in words for name in names)
     }
     if not chosen:
         sys.exit(f"no figure begins with {' or '.join(words)}; choose from: {', '.join(TITLES)}")

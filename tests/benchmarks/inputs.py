@@ -18,8 +18,11 @@ from permafrost.config.models import CifarModelConfig, NoModelConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
 from permafrost.store.reader import Store
 from stages import precompute
+from tests.benchmarks.peer import MissingPeerError
+from tests.support.paths import SHARED_DATA
 
 CLASSES = 10
+PHOTOGRAPHS = SHARED_DATA / "photos"
 SHARD_RECORDS = 1000
 TINY = CifarModelConfig(name="resnet8", width=4, classes=CLASSES, weights="random")
 """Teacher of the figures that do not measure the teacher."""
@@ -41,6 +44,28 @@ def write_tars(folder: Path, records: int, side: int, distinct: int | None = Non
                     "__key__": f"{number:08d}",
                     "jpg": pool[number % distinct] if distinct else _jpeg(generator, side),
                 }
+                tar.write(sample | {"cls": str(number % CLASSES)})
+    return folder
+
+
+def write_photographs(folder: Path, records: int) -> Path:
+    """Write the photographs of ../shared/data at full size, repeated with a number in each file.
+
+    Raises:
+        MissingPeerError: If they are not there.
+    """
+    photographs = sorted(PHOTOGRAPHS.rglob("*.JPEG")) + sorted(PHOTOGRAPHS.rglob("*.jpg"))
+    if not photographs:
+        raise MissingPeerError(f"photographs: {PHOTOGRAPHS} is not there")
+    files = [path.read_bytes() for path in photographs]
+    folder.mkdir(parents=True)
+    for start in range(0, records, SHARD_RECORDS):
+        name = folder / f"train-{start // SHARD_RECORDS:06d}.tar"
+        with webdataset.TarWriter(str(name), mtime=0) as tar:
+            for number in range(start, min(start + SHARD_RECORDS, records)):
+                jpeg, text = files[number % len(files)], str(number).encode()
+                comment = b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text
+                sample = {"__key__": f"{number:08d}", "jpg": jpeg[:2] + comment + jpeg[2:]}
                 tar.write(sample | {"cls": str(number % CLASSES)})
     return folder
 

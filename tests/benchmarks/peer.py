@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BATCH = 50
+MAP_SHAPE = (1, 1, 7, 7)
+"""Shape [E, A, h, w] of a record's map."""
 
 Decode = Callable[[bytes], Tensor]
 """Function from an image file to its frame, u8 [3, H, W]."""

@@ -1,26 +1,29 @@
 """Other readers of the same records, each with its own files, its own shuffle and its own loader.
 
-LitData and MosaicML Streaming are installed by `make bench`.
+LitData, MosaicML Streaming, SPDL and Lance are installed by `make bench`.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import webdataset
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
 from tests.benchmarks.peer import (
     BATCH,
+    MAP_SHAPE,
     Batches,
     Collate,
     Decode,
@@ -192,7 +195,128 @@ class StreamingPeer(Peer):
         )
 
 
-PEERS: tuple[Peer, ...] = (LitDataPeer(), StreamingPeer(), WebDatasetPeer(), ImageFolderPeer())
+# ---- SPDL ----------------------------------------------------------------------------------------
+
+
+class SPDLPeer(Peer):
+    """SPDL's pipeline of threads over tars: one reads whole files, and as many as there are workers decode batches."""
+
+    title = "SPDL"
+    package = "spdl"
+
+    def write(self, folder: Path, samples: Iterable[Sample]) -> None:
+        WebDatasetPeer().write(folder, samples)
+
+    def load(self, folder: Path, workers: int, decode: Decode) -> Batches:
+        return _SPDLBatches(sorted(folder.glob("*.tar")), max(1, workers), Collate(decode))
+
+
+class _SPDLBatches:
+    """Epochs of a pipeline, which is built anew for each."""
+
+    def __init__(self, tars: Sequence[Path], threads: int, collate: Collate) -> None:
+        self.tars, self.threads, self.collate = tars, threads, collate
+        self.random = Random(0)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        from spdl.pipeline import PipelineBuilder
+
+        tars = self.random.sample(self.tars, len(self.tars))
+        builder = PipelineBuilder().add_source(tars).pipe(self._read)
+        builder = builder.pipe(self.collate, concurrency=self.threads).add_sink(3)
+        pipeline = builder.build(num_threads=self.threads + 1)
+        with pipeline.auto_stop():
+            yield from pipeline
+
+    def _read(self, path: Path) -> Iterator[list[dict[str, Any]]]:
+        """Read a tar, and yield its records in batches, in a random order."""
+        import spdl.io
+
+        records: dict[str, dict[str, Any]] = {}
+        for name, data in spdl.io.iter_tarfile(path.read_bytes()):
+            key, member = name.split(".", 1)
+            value = data if member == "jpg" else spdl.io.load_npy(data)
+            records.setdefault(key, {})[member.removesuffix(".npy")] = value
+        shuffled = self.random.sample(list(records.values()), len(records))
+        for start in range(0, len(shuffled), BATCH):
+            yield shuffled[start : start + BATCH]
+
+
+# ---- Lance ---------------------------------------------------------------------------------------
+
+
+class LancePeer(Peer):
+    """A Lance data set, of which random rows are taken at once."""
+
+    title = "Lance"
+    package = "lance"
+
+    def write(self, folder: Path, samples: Iterable[Sample]) -> None:
+        import lance
+
+        every = list(samples)
+        columns = {
+            "jpg": pa.array([sample.jpeg for sample in every], pa.large_binary()),
+            **{
+                name: pa.FixedSizeListArray.from_arrays(
+                    pa.array(np.concatenate([getattr(s, name).ravel() for s in every])),
+                    getattr(every[0], name).size,
+                )
+                for name in ("logits", "map")
+            },
+        }
+        lance.write_dataset(pa.table(columns), str(folder))
+
+    def load(self, folder: Path, workers: int, decode: Decode) -> Batches:
+        options = process_options(workers)
+        if workers:  # a forked process that inherits Lance's threads hangs
+            options["multiprocessing_context"] = "spawn"
+        return DataLoader(
+            _TakenRows(folder),
+            batch_size=BATCH,
+            shuffle=True,
+            collate_fn=Collate(decode),
+            **options,
+        )
+
+
+class _TakenRows(Dataset[Any]):
+    """Rows of a Lance data set, opened on first use in each process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+        self.rows = self._open().count_rows()
+        self.opened: Any = None
+
+    def _open(self) -> Any:
+        import lance
+
+        return lance.dataset(self.folder)
+
+    def __len__(self) -> int:
+        return self.rows  # type: ignore[no-any-return]
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        if self.opened is None:
+            self.opened = self._open()
+        taken = self.opened.take(numbers).combine_chunks()
+        jpegs = taken["jpg"].to_pylist()
+        logits, maps = (
+            taken[name].combine_chunks().flatten().to_numpy().reshape(len(numbers), *shape)
+            for name, shape in (("logits", (-1,)), ("map", MAP_SHAPE))
+        )
+        rows = zip(jpegs, logits, maps, strict=True)
+        return [{"jpg": jpeg, "logits": row, "map": grid} for jpeg, row, grid in rows]
+
+
+PEERS: tuple[Peer, ...] = (
+    LitDataPeer(),
+    StreamingPeer(),
+    SPDLPeer(),
+    LancePeer(),
+    WebDatasetPeer(),
+    ImageFolderPeer(),
+)
 
 
 def require_peers() -> None:

@@ -3,12 +3,16 @@
 equal  the same bytes, decoder, output and number of processes, with one thread in each
 best   every side in its fastest way: a peer with its own decoder if that is faster than the store's. One worker is this
        process or one loader process, and two of the store are two loader processes or two decoding threads
+warm   photographs at full size, decoded to frames of 224 pixels by the same decoder on every side
+cold   the same, with each side's files dropped from the page cache before every epoch
 """
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -26,31 +30,43 @@ from permafrost.store.frames import decode_frame
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.tars import ShardBytes
 from stages import precompute
-from tests.benchmarks.figures import Figure, against_best, in_rounds, seconds
-from tests.benchmarks.inputs import CLASSES, precompute_config, write_tars
+from tests.benchmarks.figures import (
+    Figure,
+    against_best,
+    figure,
+    in_rounds,
+    in_turn,
+    seconds,
+)
+from tests.benchmarks.inputs import CLASSES, precompute_config, write_photographs, write_tars
 from tests.benchmarks.peer import BATCH, Batches, Sample
 from tests.benchmarks.peers import PEERS, require_peers
 from tests.benchmarks.stand_in import StandInConfig
 
 OURS = "ours"
 AIMS = {"equal": ">= 1.0", "best": ">= 1.2"}
+PHOTOGRAPH_AIMS = {"warm": ">= 1.0", "cold": ">= 1.0"}
 WORKERS = (1, 2)
 ROUNDS = 6
+PHOTOGRAPH_ROUNDS = 3
 RECORDS = {32: 4_000, 224: 1_000}
 """Records of an epoch, by the side of the images in pixels."""
+PHOTOGRAPHS = 600
+"""Records of an epoch of photographs, whose files are different, as they are numbered."""
+PHOTOGRAPH_SIDE = 224
 
 Way = Callable[[], Batches]
 """Function that opens a side's records for epochs."""
 
 
-def name_stream(kind: str, side: int, workers: int) -> str:
+def name_stream(kind: str, images: str, workers: int) -> str:
     """Name of a figure."""
-    return f"stream_{kind}_{side}px_{workers}_worker{'s' if workers > 1 else ''}"
+    return f"stream_{kind}_{images}_{workers}_worker{'s' if workers > 1 else ''}"
 
 
 def stream_names(side: int) -> tuple[str, ...]:
     """Names of the figures of one size."""
-    return tuple(name_stream(kind, side, workers) for kind in AIMS for workers in WORKERS)
+    return tuple(name_stream(kind, f"{side}px", workers) for kind in AIMS for workers in WORKERS)
 
 
 def streams_32_figures(folder: Path) -> list[Figure]:
@@ -66,21 +82,60 @@ def streams_224_figures(folder: Path) -> list[Figure]:
 def _figures(folder: Path, side: int) -> list[Figure]:
     require_peers()
     torch.set_num_threads(1)
-    files = Files(folder, side, RECORDS[side])
-    return [measure(files, kind, workers, ROUNDS) for kind in AIMS for workers in WORKERS]
+    records = RECORDS[side]
+    files = Files(folder, write_tars(folder / "tars", records, side), side, records)
+    return [
+        measure(files, name_stream(kind, f"{side}px", workers), kind, workers, ROUNDS, AIMS[kind])
+        for kind in AIMS
+        for workers in WORKERS
+    ]
+
+
+THREADS_NAME = "photographs_2_decode_threads"
+
+
+def photograph_names() -> tuple[str, ...]:
+    """Names of the figures of photographs."""
+    return (
+        *(photograph_name(kind, workers) for kind in PHOTOGRAPH_AIMS for workers in WORKERS),
+        THREADS_NAME,
+    )
+
+
+def photograph_name(kind: str, workers: int) -> str:
+    """Return the name of a figure of photographs."""
+    return name_stream(kind, "photographs", workers)
+
+
+def photograph_figures(folder: Path) -> list[Figure]:
+    """Measure photographs at full size, where decoding and resizing take nearly all of the time."""
+    require_peers()
+    torch.set_num_threads(1)
+    tars = write_photographs(folder / "tars", PHOTOGRAPHS)
+    files = Files(folder, tars, PHOTOGRAPH_SIDE, PHOTOGRAPHS)
+    figures = [
+        measure(files, photograph_name(kind, n), kind, n, PHOTOGRAPH_ROUNDS, aim)
+        for kind, aim in PHOTOGRAPH_AIMS.items()
+        for n in WORKERS
+    ]
+    two, one = (partial(read, StoreBatches(files, 0, threads=n), files) for n in (2, 1))
+    pairs = in_turn(two, one, PHOTOGRAPH_ROUNDS)
+    per_record = {"unit": "us/record", "scale": 1e6 / PHOTOGRAPHS}
+    return [*figures, figure(THREADS_NAME, pairs, faster=True, aim=">= 1.9", **per_record)]
 
 
 class Files:
     """The same records as a store and in the formats of all peers."""
 
-    def __init__(self, folder: Path, side: int, records: int) -> None:
+    def __init__(self, folder: Path, tars: Path, side: int, records: int) -> None:
         self.side, self.records = side, records
-        tars, path = write_tars(folder / "tars", records, side), folder / "store"
-        teacher = StandInConfig(classes=CLASSES)
-        precompute.run(precompute_config(tars, path, teacher=teacher))
+        path, teacher = folder / "store", StandInConfig(classes=CLASSES)
+        config = precompute_config(tars, path, teacher=teacher)
+        precompute.run(replace(config, store=replace(config.store, image_size=side)))
         self.store = Store(path)
         (self.teacher,) = self.store.open_passes()
-        self.folders = {peer.title: folder / peer.package for peer in PEERS}
+        self.folders = {OURS: folder / "store"} | {p.title: folder / p.package for p in PEERS}
+        self.tars = tars
         self.own_folders: dict[str, Path] = {}
         for peer in PEERS:
             peer.write(self.folders[peer.title], samples(self.store, self.teacher))
@@ -92,9 +147,9 @@ class Files:
         """Ways of each side to read, of which the fastest is measured."""
         processes = [workers]
         if workers == 1:
-            processes = [0] if kind == "equal" else [0, 1]
+            processes = [0, 1] if kind == "best" else [0]
         ours = [partial(StoreBatches, self, n) for n in processes]
-        if kind == "best" and workers > 1:
+        if kind != "equal" and workers > 1:
             ours.append(partial(StoreBatches, self, 0, threads=workers))
         ways: dict[str, list[Way]] = {OURS: list(ours)}
         decode = partial(decode_frame, size=(self.side, self.side))
@@ -145,7 +200,7 @@ class StoreBatches:
             }
 
 
-def measure(files: Files, kind: str, workers: int, rounds: int) -> Figure:
+def measure(files: Files, name: str, kind: str, workers: int, rounds: int, aim: str) -> Figure:
     """Measure one row: all sides in rounds, after an epoch of each whose records are compared."""
     sides = {
         title: _fastest([way() for way in ways], files)
@@ -153,18 +208,20 @@ def measure(files: Files, kind: str, workers: int, rounds: int) -> Figure:
     }
     digests = {title: digest(batches, files) for title, batches in sides.items()}
     assert len(set(digests.values())) == 1, f"the sides yield different records: {digests}"
-    times = in_rounds(
-        {title: partial(read, batches, files) for title, batches in sides.items()},
-        rounds,
-        warm_up=0,
-    )
-    return against_best(
-        name_stream(kind, files.side, workers),
-        times,
-        unit="us/record",
-        scale=1e6 / files.records,
-        aim=AIMS[kind],
-    )
+    epochs = {title: partial(read, batches, files) for title, batches in sides.items()}
+    if kind == "cold":
+        epochs = {title: partial(_read_cold, files, title, read) for title, read in epochs.items()}
+    times = in_rounds(epochs, rounds, warm_up=0)
+    return against_best(name, times, unit="us/record", scale=1e6 / files.records, aim=aim)
+
+
+def _read_cold(files: Files, title: str, read_epoch: Callable[[], None]) -> None:
+    """Read an epoch whose files are not in the page cache. Dropping them takes some milliseconds, which count."""
+    folders = [files.folders[title], *([files.tars] if title == OURS else [])]
+    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    read_epoch()
 
 
 def _fastest(ways: list[Batches], files: Files) -> Batches:

@@ -61,6 +61,11 @@ TITLES = {
     "stream_equal_224px_2_workers": "equal decoding, 224 px, 2 workers",
     "stream_best_224px_1_worker": "own decoders, 224 px, 1 worker",
     "stream_best_224px_2_workers": "own decoders, 224 px, 2 workers",
+    "stream_warm_photographs_1_worker": "photographs, warm cache, 1 worker",
+    "stream_warm_photographs_2_workers": "photographs, warm cache, 2 workers",
+    "stream_cold_photographs_1_worker": "photographs, cold cache, 1 worker",
+    "stream_cold_photographs_2_workers": "photographs, cold cache, 2 workers",
+    "photographs_2_decode_threads": "reading photographs at full size with two decoding threads, speed against one",
 }
 
 
