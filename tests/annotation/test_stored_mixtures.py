@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,18 +16,26 @@ from permafrost.config.augment import (
     OperationConfig,
     PixelOperationConfig,
     RandomViewsConfig,
+    describe_mix,
 )
 from permafrost.config.methods import E2KDConfig, KDConfig
 from permafrost.config.store import SubsetOptions
 from permafrost.core.batches import MixedLabels
 from permafrost.core.errors import ConfigError
+from permafrost.core.records import MIXTURE_FIELD, PARTNER_FIELD
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images
 from permafrost.loading.loader import TrainLoader
-from permafrost.loading.mixtures import draw_partners, labels_of, mixture_of_targets
+from permafrost.loading.mixtures import (
+    draw_mixtures,
+    draw_partners,
+    labels_of,
+    mixes_of_pass,
+    mixture_of_targets,
+)
 from permafrost.loading.subset import rows_of_split
 from permafrost.loading.transfer import pack_batch, unpack_batch
-from permafrost.store.entries import StoreMismatchError
+from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import distill, precompute
@@ -233,3 +242,99 @@ def test_labels_of_one_record_do_not_choose_the_class_of_a_mixture(tmp_path, tin
         replace(
             config, views=VIEWS, augment=RECIPE, annotate=replace(config.annotate, batch_size=1)
         )
+
+
+# ---- damaged and strange passes ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mix", "fields", "fits"),
+    [
+        ([{"kind": "mixup"}], [MIXTURE_FIELD, PARTNER_FIELD], True),
+        (None, [], False),
+        ([{"kind": "mixup"}], [], None),
+        ([{"kind": "mixup"}], [MIXTURE_FIELD], None),
+        (None, [MIXTURE_FIELD, PARTNER_FIELD], None),
+        ([], [MIXTURE_FIELD, PARTNER_FIELD], None),
+        ("mixup", [MIXTURE_FIELD, PARTNER_FIELD], None),
+        ([{"kind": "mixup"}], [replace(MIXTURE_FIELD, shape=(4,)), PARTNER_FIELD], None),
+        ([{"kind": "mixup"}], [MIXTURE_FIELD, replace(PARTNER_FIELD, dtype="float32")], None),
+    ],
+)
+def test_a_manifest_names_mixtures_and_their_fields_or_neither(tmp_path, mix, fields, fits):
+    views = {} if mix is None else {"mix": mix}
+    manifest = SimpleNamespace(views=views, fields=tuple(fields))
+    teacher = SimpleNamespace(manifest=manifest, folder=tmp_path)
+
+    if fits is None:
+        with pytest.raises(
+            ManifestError, match=r"views\.mix and the fields mixture and partner_row"
+        ):
+            mixes_of_pass(teacher)
+    else:
+        assert mixes_of_pass(teacher) is fits
+
+
+@pytest.mark.parametrize(
+    ("row", "values"),
+    [
+        (-1, (0.5, 0, 0, 0, 0)),
+        (10**6, (0.5, 0, 0, 0, 0)),
+        (0, (float("nan"), 0, 0, 0, 0)),
+        (0, (1.5, 0, 0, 0, 0)),
+        (0, (0.5, -1, -1, 2, 2)),
+        (0, (0.5, 0.6, 0.2, 0.4, 0.8)),
+    ],
+)
+def test_a_partner_of_another_shard_and_a_share_that_is_none_stop(mixed, row, values, monkeypatch):
+    frozen, _ = mixed
+    dataset = replay_loader(frozen.store).loader.dataset
+    gather = dataset._gather
+
+    def damaged(*arguments):
+        gathered = gather(*arguments)
+        if "partner_row" in gathered:
+            gathered["partner_row"][0] = row
+            gathered["mixture"][0] = values
+        return gathered
+
+    monkeypatch.setattr(dataset, "_gather", damaged)
+
+    with pytest.raises(StoreMismatchError, match="shares that are none; run permafrost verify"):
+        dataset.__getitems__([(0, 0), (1, 1)])
+
+
+def test_a_student_that_asks_for_mixtures_needs_a_pass_of_them(mixed):
+    frozen, _ = mixed
+    config = distill_config(frozen, mode="replay", run="asked")
+    other = RandomViewsConfig(count=3, mix=MIX[:1])
+
+    with pytest.raises(StoreMismatchError, match=r"views\.mix=.* are mixtures by .*cutmix"):
+        distill.run(replace(config, views=other))
+    blank = PixelOperationConfig(kind="random_erasing", maps="blank")
+    with pytest.raises(StoreMismatchError, match="would blank for both records"):
+        distill.run(replace(config, augment=AugmentOptions(operations=(blank,))))
+    views = replace(VIEWS, per_step=1)
+    config = replace(config, views=views, augment=RECIPE, trainer=replace(TRAINER, epochs=1))
+    assert distill.run(config).trained_epochs == 1
+
+
+def test_a_recipe_without_a_mixture_that_is_never_drawn_is_the_same():
+    never = MixConfig(kind="mixup", p=0.0)
+
+    with_it, without = (
+        draw_mixtures(mix, np.random.default_rng(0), 16) for mix in ((never, *MIX), MIX)
+    )
+
+    assert np.array_equal(with_it, without)
+    assert describe_mix((never, *MIX)) == describe_mix(MIX)
+
+
+def test_whole_images_may_be_mixed(tmp_path, tiny_teacher):
+    config = precompute_config(tmp_path / "store", tiny_teacher)
+
+    precompute.run(replace(config, views=VIEWS, augment=AugmentOptions()))
+
+    batch = next(replay_loader(Store(tmp_path / "store")).epoch(0))
+    assert batch.pixel_augment.mixture is not None
+    assert batch.pixel_augment.changes == ()

@@ -46,6 +46,11 @@ def drawn(*mix, start=0, count=4 * BLOCK_SIZE, seed=0, epoch=0):
     return schedule.draw(epoch, start, count).mixture
 
 
+def with_mixture(targets, mixture):
+    """Return targets of the images of a mixture."""
+    return replace(targets, mixture=mixture)
+
+
 # ---- draws ---------------------------------------------------------------------------------------
 
 
@@ -328,7 +333,7 @@ def test_the_map_term_is_that_of_both_records_on_their_cells_by_their_shares(nam
     mixture, targets = MIXTURES[name], explained_targets(classes)
     student = random_maps(9, 2 * classes).double()
 
-    found = mix_targets(replace(targets, maps=targets.maps.double()), mixture)
+    found = mix_targets(with_mixture(replace(targets, maps=targets.maps.double()), mixture))
 
     explained = targets.explained_class
     assert torch.equal(found.explained_class, torch.cat([explained, explained[PAIRS]], dim=1))
@@ -362,7 +367,7 @@ def test_a_pair_whose_map_is_zero_is_left_out_by_both_ways_of_counting():
     student = random_maps(9, 2)
 
     mixture = share_of(0.3)
-    found = mix_targets(targets, mixture)
+    found = mix_targets(with_mixture(targets, mixture))
 
     d = [
         [
@@ -384,7 +389,7 @@ def test_a_pair_whose_map_is_zero_is_left_out_by_both_ways_of_counting():
 def test_a_share_of_one_leaves_the_terms_of_the_record_itself():
     targets, student = explained_targets(), random_maps(9, 2)
 
-    found = mix_targets(targets, share_of(1.0))
+    found = mix_targets(with_mixture(targets, share_of(1.0)))
 
     alone = map_term(targets, student[:, :1])
     assert map_term(found, student).value.item() == pytest.approx(alone.value.item(), abs=1e-6)
@@ -395,7 +400,7 @@ def test_without_second_maps_a_record_explains_its_own_class_by_its_share():
     targets, student = explained_targets(), random_maps(9)
     mixture = MIXTURES["mixup"]
 
-    found = mix_targets(targets, mixture, second_maps=False)
+    found = mix_targets(with_mixture(targets, mixture), second_maps=False)
 
     assert torch.equal(found.explained_class, targets.explained_class)
     alone = [cosine_distance(student[i, 0, 0], targets.maps[i, 0, 0]) for i in range(4)]
@@ -432,7 +437,7 @@ def field_targets(**coverage):
 def test_grids_are_mixed_cell_by_cell_and_vectors_by_the_share(name):
     mixture, targets = MIXTURES[name], field_targets()
 
-    found = mix_targets(targets, mixture).intermediates
+    found = mix_targets(with_mixture(targets, mixture)).intermediates
 
     weights = own_weights(mixture, GRID)
     for field, values in targets.intermediates.items():
@@ -443,7 +448,9 @@ def test_grids_are_mixed_cell_by_cell_and_vectors_by_the_share(name):
 def test_a_pasted_grid_has_the_cells_of_each_record_where_the_box_has_whole_cells():
     targets = field_targets()
 
-    found = mix_targets(targets, boxes_of((0.25, 0.5, 0.75, 1.0))).intermediates["class_maps"]
+    found = mix_targets(with_mixture(targets, boxes_of((0.25, 0.5, 0.75, 1.0)))).intermediates[
+        "class_maps"
+    ]
 
     own, other = targets.intermediates["class_maps"], targets.intermediates["class_maps"][PAIRS]
     assert torch.equal(found[:, :, 2:, 1:3], other[:, :, 2:, 1:3])
@@ -456,7 +463,7 @@ def test_the_gradient_of_a_squared_distance_from_the_mixture_is_that_of_both_by_
     teacher = targets.intermediates["class_maps"]
     student = torch.randn(4, NUM_CLASSES, *GRID).requires_grad_()
 
-    found = mix_targets(targets, mixture).intermediates["class_maps"]
+    found = mix_targets(with_mixture(targets, mixture)).intermediates["class_maps"]
     (gradient,) = torch.autograd.grad(class_map_loss(student, found, 4), student)
 
     total = sum(
@@ -479,7 +486,7 @@ def test_a_mixed_cell_weights_each_record_by_its_coverage_too(name):
     student = torch.randn(teacher.shape, generator=torch.Generator().manual_seed(2))
     student.requires_grad_()
 
-    found = mix_targets(targets, mixture)
+    found = mix_targets(with_mixture(targets, mixture))
 
     covered = found.coverage["features_1"]
     w = own_weights(mixture, GRID)
@@ -498,7 +505,7 @@ def test_coverage_on_another_grid_is_that_of_both_records():
     mixture = MIXTURES["cutmix"]
     targets = field_targets(placements={"features_1": shifted})
 
-    found = coverage_on(mix_targets(targets, mixture), "features_1", (8, 8))
+    found = coverage_on(mix_targets(with_mixture(targets, mixture)), "features_1", (8, 8))
 
     alone, w = coverage_on(targets, "features_1", (8, 8)), own_weights(mixture, (8, 8))
     assert torch.allclose(found, w * alone + (1 - w) * alone[PAIRS], atol=1e-6)
@@ -510,7 +517,7 @@ def test_a_field_of_neither_grid_nor_vector_is_refused():
     strange = replace(targets, intermediates={"tokens": torch.zeros(4, 3, 2)}, specs={})
 
     with pytest.raises(ConfigError, match=r"no rule for the field tokens of teacher"):
-        mix_targets(strange, MIXTURES["mixup"])
+        mix_targets(with_mixture(strange, MIXTURES["mixup"]))
 
 
 # ---- steps ---------------------------------------------------------------------------------------
@@ -521,7 +528,6 @@ def test_a_step_on_frozen_targets_is_the_sum_of_its_terms_written_out(name):
     training = build_training(0, E2KDConfig(tau=2.0, lambda_ce=0.5, lambda_map=3.0))
     training.model.eval()
     batch, mixture = random_batch(0), MIXTURES[name]
-    assert training.reads_passes
 
     terms = batch_loss(training, mixed(batch, mixture), FRAME)
 
@@ -565,7 +571,9 @@ def test_a_loader_of_a_loop_of_ones_own_says_what_is_mixed(frozen):
     assert isinstance(targets.logits, MixedLogits)
     assert torch.equal(targets.logits.second, targets.logits.first[batch.mixture.partners])
     assert torch.equal(batch.mixed_labels.first, batch.stored.labels)
-    for name in ("labels", "logits", "maps"):
+    with pytest.raises(ConfigError, match="labels of two records; read mixed_labels"):
+        batch.labels  # noqa: B018
+    for name in ("logits", "maps"):
         with pytest.raises(ConfigError, match=rf"ViewBatch\.{name} are those of one record"):
             getattr(batch, name)
     whole = next(iter(RecordLoader(records, batch_size=8)))

@@ -1,7 +1,8 @@
 """The identity of a teacher pass.
 
 A fingerprint covers everything that changes the numbers (data, weights, architecture, preprocessing, explainer,
-payloads, views) and excludes everything that does not (library versions, device, actors, batch size).
+payloads, views) and excludes everything that does not (library versions, device, actors, batch size). The batch size of
+stored mixtures is part of it, since second records are drawn within a batch.
 """
 
 from __future__ import annotations

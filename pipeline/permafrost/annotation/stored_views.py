@@ -171,8 +171,7 @@ class StoredViews:
 
     def fields(self) -> list[FieldSpec]:
         """Return the fields that say what the views are: matrices, and values of changes of pixels."""
-        mixtures = [MIXTURE_FIELD, PARTNER_FIELD] if self.mix else []
-        return [*fields_of_views(self.recipe), *mixtures]
+        return fields_of_views(self.recipe, mixed=bool(self.mix))
 
     def draw(self, store: Store, shard: ShardEntry) -> DrawnViews:
         """Draw the views of the shard's covered records.
@@ -205,12 +204,18 @@ class StoredViews:
         return DrawnMixtures(np.stack(values, axis=1), np.stack(partners, axis=1), covered)
 
 
-def fields_of_views(recipe: Recipe) -> list[FieldSpec]:
-    """Return the fields that say what stored views of a recipe are: matrices, and values of changes of pixels."""
+def fields_of_views(recipe: Recipe, *, mixed: bool) -> list[FieldSpec]:
+    """Return the fields that say what stored views are: matrices, values of changes of pixels, and mixtures.
+
+    Args:
+        recipe: Recipe of the changes of pixels.
+        mixed: True if the views are mixtures.
+    """
+    mixtures = [MIXTURE_FIELD, PARTNER_FIELD] if mixed else []
     if not recipe.width:
-        return [VIEW_FIELD]
+        return [VIEW_FIELD, *mixtures]
     pixels = FieldSpec(name=PIXEL_FIELD, shape=(recipe.width,), dtype="float16", axes=("value",))
-    return [replace(VIEW_FIELD, shape=(2, 3)), pixels]
+    return [replace(VIEW_FIELD, shape=(2, 3)), pixels, *mixtures]
 
 
 def _seed_of(config: ViewsConfig, shard: ShardEntry) -> int:

@@ -57,7 +57,8 @@ class MethodConfig(Options):
     """Kind of `views` that a step of mode=live makes of each view of the student (ViewsConfig.expansion), empty if it
     has that view alone."""
     has_mix_rule: ClassVar[bool] = False
-    """True if the targets of a mixture follow from the stored targets of its two records (docs/concepts/mixing.md)."""
+    """True if the targets of a mixture follow from the stored targets of its two records (docs/concepts/mixing.md).
+    Each class says so itself, since a loss of its own must read them."""
     is_term: ClassVar[bool] = False
     """True if method=several may combine it with others: its loss keeps no state besides its parameters."""
 
@@ -82,7 +83,7 @@ class MethodConfig(Options):
             ConfigError: If the method has no rule for them.
         """
         require(
-            self.has_mix_rule,
+            type(self).__dict__.get("has_mix_rule", False),  # of this class itself
             f"augment.mix shows two records, and method={self.kind} has no rule for the stored targets of both: set "
             f"mode=live with teacher= and teacher.weights= in place of mode={mode}, replay views that a teacher saw "
             "mixed (views.mix of precompute), or set augment.mix=[]",
@@ -158,6 +159,7 @@ class E2KDConfig(KDConfig):
 
     implementation: ClassVar[str] = "permafrost.losses.e2kd:E2KDLoss"
     needs_places: ClassVar[bool] = True
+    has_mix_rule: ClassVar[bool] = True
 
     kind: Literal["e2kd"] = "e2kd"  # type: ignore[assignment]
     lambda_map: Annotated[float, Ge(0)] = 1.0
@@ -401,6 +403,7 @@ class EmbeddingConfig(FeatureKDConfig):
             )
 
     def check_mix_rule(self, mode: Mode) -> None:
+        super().check_mix_rule(mode)
         for option in ("lambda_distance", "lambda_angle"):
             require(
                 getattr(self, option) == 0,

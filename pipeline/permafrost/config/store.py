@@ -333,11 +333,12 @@ class PrecomputeConfig(Options):
         )
         if self.views.kind != "canonical":
             object.__setattr__(self, "teacher", whole_frame(self.teacher))
+        mixes = isinstance(self.views, RandomViewsConfig) and self.views.mixes
         require(
-            self.views.kind != "random" or len(self.augment.operations) > 0,
-            "views=random draws from augment.operations, which is empty: set augment=",
+            self.views.kind != "random" or len(self.augment.operations) > 0 or mixes,
+            "views=random draws from augment.operations, which is empty: set augment=, or views.mix=",
         )
-        if isinstance(self.views, RandomViewsConfig) and self.views.mixes:
+        if mixes:
             chosen = self.explainer.explained_classes
             require(
                 chosen in ("top1", "topk"),

@@ -90,7 +90,8 @@ class Targets:
     """Matrices source_from_view f32 [B, 3, 3] of the same fields, from which `geometry.coverage_on` computes the
     coverage on any other grid."""
     mixture: Mixture | None = None
-    """Mixture whose stored targets these are, None if each belongs to one image."""
+    """Mixture of the images to which these stored targets belong, of which `mix_targets` makes those of the mixtures.
+    None for targets of the very images that the student is shown."""
     specs: dict[str, FieldSpec] = field(default_factory=dict)
     """Description of the intermediates that come from a pass."""
 

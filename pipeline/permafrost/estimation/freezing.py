@@ -92,7 +92,8 @@ def measure_views(config: PrecomputeConfig, store: Store, rounds: int) -> ViewCo
         rounds: Number of times that a batch is annotated; the fastest one counts.
     """
     canonical = store.open_passes((plan_pass(config, store).folder.name,))
-    changed = replace(config, views=RandomViewsConfig(count=1))  # views are of the whole frame
+    mix = config.views.mix if isinstance(config.views, RandomViewsConfig) else ()
+    changed = replace(config, views=RandomViewsConfig(count=1, mix=mix))  # of the whole frame
     views = plan_stored_views(
         store,
         changed.views,
@@ -173,12 +174,14 @@ def freezing_rows(
     whole, view = Counter[str](), Counter[str]()
     for part in pass_parts(teacher, numbers):
         whole[_payload_of(part.name)] += part.bytes
-    for spec in (*teacher.manifest.fields, *fields_of_views(Recipe(config.augment.operations))):
+    mixed = isinstance(config.views, RandomViewsConfig) and config.views.mixes
+    of_views = fields_of_views(Recipe(config.augment.operations), mixed=mixed)
+    for spec in (*teacher.manifest.fields, *of_views):
         view[_payload_of(spec.name)] += numbers.trained * _view_bytes(spec)
     payloads = [name for name in view if name != _VIEWS]
     fidelity = teacher.manifest.fidelity
     # The targets of a stored view are the teacher's answer to the same pixels, in their stored form.
-    of_views = {
+    errors = {
         name: max(
             [1 - cosine for field, cosine in fidelity.items() if _payload_of(field) == name],
             default=0.0,
@@ -194,7 +197,7 @@ def freezing_rows(
                 bytes=sum(by_payload.values()),
                 bytes_by_payload={name: size for name, size in by_payload.items() if size},
                 hours=(seconds + cost.seconds * count * numbers.trained) / 3600,
-                distances=of_views
+                distances=errors
                 if count
                 else {name: cost.distances.get(name, inf) for name in payloads},
             )

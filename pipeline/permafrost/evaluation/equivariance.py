@@ -21,7 +21,7 @@ from torch import Tensor
 from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.config.augment import AnyOperation, AugmentOptions, MixConfig
 from permafrost.config.evaluation import EquivarianceOptions
-from permafrost.core.batches import Batch, Targets, top_class
+from permafrost.core.batches import Batch, StoredTargets, Targets, top_class
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
 from permafrost.evaluation.context import EvaluationContext
@@ -79,11 +79,15 @@ def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, flo
     recipes = recipes_of(context.config.augment.operations)
     batches = context.iter_batches(positions.tolist())
     metrics = compare_views(context.model, context.dataset, recipes, batches)
+    explainer = context.dataset.passes[0].explainer
+    kinds: list[str] = []
     for mix in context.config.augment.mix:
-        batches = context.iter_batches(positions.tolist())
-        explainer = context.dataset.passes[0].explainer
-        for name, means in compare_mixtures(context.model, mix, explainer, batches).items():
-            metrics.setdefault(name, {}).update(means)
+        kinds.append(mix.kind)
+        count = kinds.count(mix.kind)
+        name = mix.kind if count == 1 else f"{mix.kind}_#{count}"
+        batches = context.iter_batches(order[: len(positions)].tolist())  # pairs at random
+        for metric, means in compare_mixtures(context.model, mix, name, explainer, batches).items():
+            metrics.setdefault(metric, {}).update(means)
     return metrics
 
 
@@ -187,7 +191,11 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @torch.no_grad()
 def compare_mixtures(
-    model: EvaluatedModel, mix: MixConfig, explainer: str | None, batches: Iterable[Batch]
+    model: EvaluatedModel,
+    mix: MixConfig,
+    name: str,
+    explainer: str | None,
+    batches: Iterable[Batch],
 ) -> dict[str, dict[str, float]]:
     """Compare what the rules make of the targets of two whole images with the teacher's answer to their mixture.
 
@@ -201,7 +209,8 @@ def compare_mixtures(
 
     Args:
         model: The teacher.
-        mix: Mixture, which is always applied.
+        mix: Mixture, which is always applied. The last record of an odd batch has no second one and is left out.
+        name: Name of the mixture in the results.
         explainer: Kind of the explainer of the pass, None without maps.
         batches: Batches of the teacher's pass of whole frames, on the model's device.
     """
@@ -213,29 +222,40 @@ def compare_mixtures(
         assert augment is not None
         assert augment.mixture is not None
         start += len(batch.keys)
-        shares = augment.mixture.shares
-        output = forward_to_explain(
-            model.network, view_images(replace(batch, pixel_augment=augment), model.input_size)
-        )
+        mixture = augment.mixture
+        # Whole images, as the stored targets are.
+        batch = replace(batch, canonical_from_view=None, pixel_augment=augment)
+        output = forward_to_explain(model.network, view_images(batch, model.input_size))
         grid = (output.features.shape[-2], output.features.shape[-1])
-        (stored, *_) = view_targets(batch, TargetRequest(grid, with_maps=explainer is not None))
-        rule = mix_targets(stored, augment.mixture)
+        request = TargetRequest(grid, with_maps=explainer is not None)
+        (stored, *_) = view_targets(replace(batch, targets=_without_fields(batch)), request)
+        rows = torch.arange(len(mixture.partners), device=model.device)
+        paired = mixture.partners != rows
+        shares = mixture.shares
         if isinstance(stored.logits, Tensor):
+            pair = stored.logits, stored.logits[mixture.partners]
+            first, second = (each.log_softmax(dim=1) for each in pair)
             weights = shares[:, None]
-            pair = stored.logits, stored.logits[augment.mixture.partners]
-            first, second = (each.softmax(dim=1) for each in pair)
-            mean_probability = weights * first + (1 - weights) * second
+            rule = torch.logaddexp(first + weights.log(), second + (1 - weights).log())
             answer = output.logits.detach().float().log_softmax(dim=1)
-            kl = F.kl_div(mean_probability.log(), answer, reduction="none", log_target=True)
-            agrees = mean_probability.argmax(dim=1) == answer.argmax(dim=1)
-            values.setdefault("mix_kl", []).append((shares, kl.sum(dim=1)))
-            values.setdefault("mix_agreement", []).append((shares, agrees.double()))
+            kl = F.kl_div(rule, answer, reduction="none", log_target=True).sum(dim=1)
+            agrees = rule.argmax(dim=1) == answer.argmax(dim=1)
+            for metric, each in (("mix_kl", kl), ("mix_agreement", agrees.double())):
+                values.setdefault(metric, []).append((shares[paired], each[paired]))
         if explainer is not None:
-            counted, cosine = _compare_maps(model, explainer_named(explainer), rule, output)
+            counted, cosine = _compare_maps(
+                model, explainer_named(explainer), mix_targets(stored), output
+            )
             by_class = torch.cat([shares[:, None], 1 - shares[:, None]], dim=1)
             by_class = by_class.repeat_interleave(cosine.shape[1] // 2, dim=1)
+            counted = counted & paired[:, None]
             values.setdefault("mix_cosine", []).append((by_class[counted], cosine[counted]))
-    return {name: _means_of_shares(mix.kind, parts) for name, parts in values.items()}
+    return {metric: _means_of_shares(name, parts) for metric, parts in values.items()}
+
+
+def _without_fields(batch: Batch) -> tuple[StoredTargets, ...]:
+    """Return a batch's targets with logits and maps alone."""
+    return tuple(replace(each, intermediates={}, scales={}) for each in batch.targets)
 
 
 def _compare_maps(
@@ -252,14 +272,14 @@ def _compare_maps(
     return valid & rule.map_valid, cosine
 
 
-def _means_of_shares(kind: str, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+def _means_of_shares(name: str, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Return the mean of values in each range of shares that has any, and the mean of all."""
     shares, values = (torch.cat(each).double().cpu() for each in zip(*parts, strict=True))
-    means = {kind: float(values.mean())}
+    means = {name: float(values.mean())} if len(values) else {}
     for low, high in pairwise(SHARES):
         inside = (shares >= low) & ((shares < high) | (high == SHARES[-1]))
         if inside.any():
-            means[f"{kind}_{100 * low:.0f}_to_{100 * high:.0f}"] = float(values[inside].mean())
+            means[f"{name}_{100 * low:.0f}_to_{100 * high:.0f}"] = float(values[inside].mean())
     return means
 
 

@@ -31,7 +31,7 @@ from permafrost.core.records import (
 from permafrost.loading.decode_threads import DecodeThreads
 from permafrost.loading.geometry import center_crop, complete_matrices, decode_intermediates
 from permafrost.loading.method_cache import cache_method
-from permafrost.loading.mixtures import mixture_of
+from permafrost.loading.mixtures import are_mixtures, mixes_of_pass, mixture_of
 from permafrost.loading.recipes import recipe_of_pass
 from permafrost.loading.sampler import WINDOW_SHARDS
 from permafrost.loading.selected_records import SelectedRecords
@@ -140,6 +140,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self._require_covered(teacher)
         self._blanks_maps = blanks_maps
         self._recipe = recipe_of_pass(self.passes[0]) if self.passes else None
+        self._is_mixed = bool(self.passes) and mixes_of_pass(self.passes[0])
         _check_room(store, self.passes)
         self._start_caches()
 
@@ -152,7 +153,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         """Raise StoreMismatchError unless a pass covers every record of the selection."""
         if teacher.manifest.selection is None:
             return
-        if teacher.views.get("mix") and teacher.shards.num_rows != len(self.rows):
+        if mixes_of_pass(teacher) and teacher.shards.num_rows != len(self.rows):
             raise StoreMismatchError(
                 f"the stored views of {teacher.folder} are mixtures of {teacher.shards.num_rows} records, and this "
                 f"selection has {len(self.rows)}; set the split and subset options of that pass, so that no record is "
@@ -204,7 +205,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             for spec in teacher.manifest.fields
             if spec.name in self._wanted_fields(number)
         ]
-        return self.store.form.record_bytes + sum(map(_bytes_of, read))
+        inputs = 2 if self._is_mixed else 1
+        return inputs * self.store.form.record_bytes + sum(map(_bytes_of, read))
 
     def __getitem__(self, position: int) -> Batch:
         return self.__getitems__([position])
@@ -246,7 +248,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
                 rows_of_pixels = torch.from_numpy(values[0][PIXEL_FIELD])
                 changes = self._recipe.changes(rows_of_pixels, blanks_maps=self._blanks_maps)
                 pixel_augment = PixelAugment(changes=changes)
-            if MIXTURE_FIELD.name in values[0]:
+            if self._is_mixed and not is_second:
                 second = self._load(self._partners(values[0], columns), views, is_second=True)
                 mixture = mixture_of(values[0][MIXTURE_FIELD.name], torch.arange(len(at)))
                 pixel_augment = replace(pixel_augment or PixelAugment(), mixture=mixture)
@@ -277,14 +279,16 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         """Return the positions of the second records of stored mixtures.
 
         Raises:
-            StoreMismatchError: If one is no record of the selection.
+            StoreMismatchError: If one is no record of the shard and the selection, or a share or a box is none.
         """
-        rows = self.store.shards.starts[columns["shard"]] + values[PARTNER_FIELD.name][:, 0]
+        starts, partners = self.store.shards.starts, values[PARTNER_FIELD.name][:, 0]
+        rows = starts[columns["shard"]] + partners
         at = self.find_rows(rows)
-        if (at < 0).any():
+        in_shard = (partners >= 0) & (rows < starts[columns["shard"] + 1])
+        if not (in_shard & (at >= 0) & are_mixtures(values[MIXTURE_FIELD.name])).all():
             raise StoreMismatchError(
-                f"{self.passes[0].name} mixes records with others that the selection does not have; set the split and "
-                "subset options of its permafrost precompute"
+                f"{self.passes[0].folder} has mixtures with records that the selection does not have, or shares that "
+                "are none; run permafrost verify"
             )
         return at
 

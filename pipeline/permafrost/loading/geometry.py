@@ -24,7 +24,7 @@ from torch import Tensor
 from permafrost.config.models import CENTER_CROP_FRACTION
 from permafrost.core.batches import Batch, StoredTargets, Targets
 from permafrost.core.records import FEATURES, FieldSpec
-from permafrost.loading.mixtures import mix_images, own_weights
+from permafrost.loading.mixtures import mix_images, mixture_of_targets, own_weights
 from permafrost.loading.pixel_changes import blank_maps, change_rows
 from permafrost.store.codecs import INT8_STEPS
 
@@ -270,7 +270,8 @@ class TargetRequest:
 def view_targets(batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
     """Return every teacher's stored targets, with maps warped directly to the grid that is requested.
 
-    Intermediates are warped on their own grids, because the loss pools the finer side of each pair.
+    Intermediates are warped on their own grids, because the loss pools the finer side of each pair. Targets of mixtures
+    are those of the record itself, and `mix_targets` adds those of its partner.
 
     Returns:
         The targets of each teacher: maps f32 [B, E, A, h, w] and their validity bool [B, E], False for padding and for
@@ -288,6 +289,7 @@ def view_targets(batch: Batch, request: TargetRequest) -> tuple[Targets, ...]:
             intermediates=intermediates,
             coverage=coverage,
             placements=placements,
+            mixture=mixture_of_targets(batch),
             specs=stored.specs,
         )
         if request.with_maps and stored.maps is not None:

@@ -127,8 +127,13 @@ class TrainLoader:
 
 def with_changes(batch: Batch, augment: PixelAugment) -> Batch:
     """Return a batch whose pixels are changed or mixed, after the changes of its replayed views."""
-    replayed = () if batch.pixel_augment is None else batch.pixel_augment.changes
-    return replace(batch, pixel_augment=replace(augment, changes=(*replayed, *augment.changes)))
+    replayed = batch.pixel_augment or PixelAugment()
+    assert replayed.mixture is None or augment.mixture is None
+    both = PixelAugment(
+        changes=(*replayed.changes, *augment.changes),
+        mixture=replayed.mixture or augment.mixture,
+    )
+    return replace(batch, pixel_augment=both)
 
 
 def _same(batch: Batch) -> Batch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,8 +30,13 @@ from permafrost.core.batches import (
     require_logits,
 )
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import NO_CLASS
+from permafrost.core.records import MIXTURE_FIELD, NO_CLASS, PARTNER_FIELD
 from permafrost.loading.pixel_changes import box_fractions
+from permafrost.store.entries import ManifestError
+from permafrost.store.manifest import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from permafrost.store.reader import TeacherPass
 
 # ---- draws ---------------------------------------------------------------------------------------
 
@@ -49,7 +55,7 @@ def draw_mixtures(
     have lambda = 1 and a box without area.
     """
     drawn = np.tile(np.array(UNMIXED), (count, 1))
-    for each in mix:
+    for each in (each for each in mix if each.p > 0):
         is_drawn = generator.random(count) < each.p
         shares = generator.beta(each.alpha, each.alpha, count)
         centers = generator.random((count, 2))
@@ -117,6 +123,32 @@ def mixture_of(values: NDArray[np.floating], partners: Tensor) -> Mixture:
     )
 
 
+def mixes_of_pass(teacher: TeacherPass) -> bool:
+    """Return whether the stored views of a pass are mixtures.
+
+    Raises:
+        ManifestError: If its manifest names mixtures and not their fields, or the reverse.
+    """
+    described = teacher.manifest.views.get("mix")
+    fields = {spec.name: spec for spec in teacher.manifest.fields}
+    stored = [fields.get(spec.name) for spec in (MIXTURE_FIELD, PARTNER_FIELD)]
+    if described is None and stored == [None, None]:
+        return False
+    if not isinstance(described, list) or not described or stored != [MIXTURE_FIELD, PARTNER_FIELD]:
+        raise ManifestError(
+            f"{teacher.folder / MANIFEST_NAME}: views.mix and the fields {MIXTURE_FIELD.name} and {PARTNER_FIELD.name} "
+            "do not describe stored mixtures"
+        )
+    return True
+
+
+def are_mixtures(values: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return which stored values [..., 5] are a share and a box in [0, 1]."""
+    inside = ((values >= 0) & (values <= 1)).all(axis=-1)
+    ordered = (values[..., 1:3] <= values[..., 3:]).all(axis=-1)
+    return np.logical_and(inside, ordered)
+
+
 # ---- images --------------------------------------------------------------------------------------
 
 
@@ -165,22 +197,24 @@ def mixture_of_targets(batch: Batch) -> Mixture | None:
     return batch.pixel_augment.mixture
 
 
-def mix_targets(targets: Targets, mixture: Mixture, *, second_maps: bool = True) -> Targets:
-    """Return targets of mixtures from stored targets of their images (docs/concepts/mixing.md).
+def mix_targets(targets: Targets, *, second_maps: bool = True) -> Targets:
+    """Return targets of mixtures from the stored targets of their images (docs/concepts/mixing.md).
 
     Logits stay those of both records, with their shares. Explained classes are those of both, each with the cells and
     the share of its record. Other fields are mixed cell by cell, those without cells by the share.
 
     Args:
-        targets: Targets of a batch in its views.
-        mixture: Partners, shares and boxes of the batch.
+        targets: Targets of a batch in its views, returned unchanged if they are no targets of images that are mixed.
         second_maps: False leaves out the classes of the second record, whose share then counts for nothing.
 
     Raises:
         ConfigError: If a field is neither a grid nor a vector per record.
     """
+    mixture = targets.mixture
+    if mixture is None:
+        return targets
     fields, coverage = _mix_fields(targets, mixture)
-    mixed = replace(targets, intermediates=fields, coverage=coverage, mixture=mixture, logits=None)
+    mixed = replace(targets, intermediates=fields, coverage=coverage)
     if targets.logits is not None:
         first = require_logits(targets.logits)
         assert not isinstance(first, MixedLogits)

@@ -83,7 +83,10 @@ class ViewBatch:
 
     @property
     def mixture(self) -> Mixture | None:
-        """Partners, shares and boxes of mixtures, None if every image shows one record."""
+        """Partners, shares and boxes of mixtures, None if every image shows one record.
+
+        Partners are rows of this batch, and of `stored.second` if a pass stores the mixtures.
+        """
         augment = self.stored.pixel_augment
         return None if augment is None else augment.mixture
 
@@ -132,8 +135,7 @@ class ViewBatch:
             size = grid or ((1, 1) if target.maps is None else target.maps.shape[-2:])
             request = TargetRequest((size[0], size[1]))
             viewed += view_targets(replace(self.stored, targets=(target,)), request)
-        mixture = mixture_of_targets(self.stored)
-        return tuple(viewed if mixture is None else (mix_targets(t, mixture) for t in viewed))
+        return tuple(map(mix_targets, viewed))
 
     @cached_property
     def _first(self) -> Targets:
@@ -239,6 +241,11 @@ class RecordLoader(DataLoader[ViewBatch]):
             f"RecordLoader and torch.utils.data.DataLoader take no {', '.join(sorted(unknown))}=; they take "
             f"{', '.join(_arguments())}",
         )
+        has_places = records.store.form.has_places
+        require(
+            has_places or augment is None or not (augment.operations or augment.mixes),
+            "augment changes images, but the records of this store are rows of a table; leave it out",
+        )
         if shuffle is None:
             shuffle = replay or augment is not None
         store = records.store
@@ -270,9 +277,14 @@ class RecordLoader(DataLoader[ViewBatch]):
             else None
         )
         fresh = augment
-        if augment is not None and replay:
+        if replay:
             for each in passes:
-                check_replayed(augment, each)
+                require(
+                    each.views == passes[0].views,
+                    f"replay=True: {each.name} and {passes[0].name} have different views; name passes of the same ones",
+                )
+                check_replayed(augment or AugmentOptions(), each)
+        if augment is not None and replay:
             fresh = replace(augment, operations=())  # the rest is that of the stored views
         self._pixels = None if fresh is None else PixelAugmentSchedule(fresh, seed)
         side = None if augment is None else augment.size

@@ -14,13 +14,17 @@ def check_replayed(augment: AugmentOptions, teacher: TeacherPass) -> None:
     for its other arms, too.
 
     Raises:
-        StoreMismatchError: If they lack one, or are mixtures and would be mixed again.
+        StoreMismatchError: If they lack one, or are mixtures that the options do not fit.
     """
-    if teacher.views.get("mix") and augment.mixes:
-        raise StoreMismatchError(
-            f"the stored views of {teacher.name} are mixtures, which augment.mix would mix again; set augment.mix=[], "
-            "or name a pass without views.mix"
-        )
+    if teacher.views.get("mix"):
+        unfit = {
+            "augment.mix would mix again; set augment.mix=[]": augment.mixes,
+            "maps: blank would blank for both records; set maps: keep": augment.blanks_maps,
+        }
+        for reason in (reason for reason, is_set in unfit.items() if is_set):
+            raise StoreMismatchError(
+                f"the stored views of {teacher.name} are mixtures, which {reason}, or name a pass without views.mix"
+            )
     stored = [
         each for each in teacher.manifest.views.get("operations", []) if isinstance(each, dict)
     ]

@@ -84,7 +84,7 @@ def mean_over_records(distance: Callable[[Logits], Tensor], teacher_logits: AnyL
     """
     if isinstance(teacher_logits, MixedLogits):
         first, second = distance(teacher_logits.first), distance(teacher_logits.second)
-        return torch.lerp(second, first, teacher_logits.shares).mean()
+        return torch.lerp(second, first, teacher_logits.shares.to(first)).mean()
     return distance(teacher_logits).mean()
 
 

@@ -109,7 +109,8 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
     records = teacher.shards.num_rows
     row = {
         "name": teacher.name,
-        "views": f"{teacher.num_views} {teacher.views['sampler']}",
+        "views": f"{teacher.num_views} {teacher.views['sampler']}"
+        + (", mixed" if teacher.views.get("mix") else ""),
         "records": records,
         "bytes": teacher.bytes_per_record,
     }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import FileError
 from permafrost.core.json_entries import EntryError, from_dict
-from permafrost.core.records import NO_CLASS, FieldSpec
+from permafrost.core.records import MIXTURE_FIELD, NO_CLASS, PARTNER_FIELD, FieldSpec
 from permafrost.storage.files import (
     exists,
     file_size,
@@ -421,4 +421,8 @@ def _in_range(spec: FieldSpec, array: NDArray[Any], num_classes: int) -> NDArray
         good = (array >= NO_CLASS) & (array < num_classes)
     elif spec.codec == "maxabs":
         good &= np.abs(decode_unit(array)) <= 1
+    elif spec.name == MIXTURE_FIELD.name:
+        good &= (array >= 0) & (array <= 1)
+    elif spec.name == PARTNER_FIELD.name:
+        good = array >= 0
     return good

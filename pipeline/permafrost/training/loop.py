@@ -29,6 +29,7 @@ from permafrost.core.distributed import DistributedContext
 from permafrost.core.interrupts import check_interrupted
 from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.mixtures import mix_targets
 from permafrost.models.classifier import Classifier
 from permafrost.models.providers import measure_cost
 from permafrost.runs.folder import CHECKPOINT_NAME
@@ -87,7 +88,7 @@ class _TeacherBatches:
             read = training.targets(batch, TargetRequest((1, 1), with_maps=False))
             (targets,) = training.loss.convert_targets(read)
             assert isinstance(targets, Targets)
-            yield targets, batch.view_index
+            yield mix_targets(targets), batch.view_index
 
 
 # ---- epochs --------------------------------------------------------------------------------------

@@ -59,11 +59,6 @@ class Training:
     scaler: torch.amp.GradScaler = field(init=False)
     """Gradient scaler for float16, disabled in other precisions."""
 
-    @property
-    def reads_passes(self) -> bool:
-        """True if targets are stored ones, which are mixed by rules. A live teacher runs on the mixtures."""
-        return self.targets is view_targets
-
     def __post_init__(self) -> None:
         self.loss.distributed = self.distributed
         self.compute_settings.set_memory_format(self.model)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from permafrost.core.batches import Batch, MixedLabels, Targets, first_explained
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.geometry import TargetRequest, view_images
-from permafrost.loading.mixtures import labels_of, mix_targets, mixture_of_targets
+from permafrost.loading.mixtures import labels_of, mix_targets
 from permafrost.losses.base import (
     LossTerms,
     Needs,
@@ -74,7 +74,6 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     needs = training.loss.needs
     images = view_images(batch, input_size)
     batch = replace(batch, rendered=images)
-    mixture = mixture_of_targets(batch)
     inputs = StepInputs(images=images, labels=labels_of(batch))
     for transform in training.loss.transforms:
         inputs = transform(inputs, batch)
@@ -106,9 +105,8 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         if has_maps and teacher_needs.max_classes is not None:
             assert isinstance(targets, Targets)
             targets = first_explained(targets, teacher_needs.max_classes)
-        if mixture is not None and training.reads_passes:
-            assert isinstance(targets, Targets)
-            targets = mix_targets(targets, mixture, second_maps=teacher_needs.second_maps)
+        if isinstance(targets, Targets):
+            targets = mix_targets(targets, second_maps=teacher_needs.second_maps)
         if has_maps:
             assert targets.explained_class is not None
             maps = training.explain(training.model, output, targets.explained_class)

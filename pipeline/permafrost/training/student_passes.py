@@ -7,7 +7,13 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from permafrost.config.augment import AugmentOptions, MixConfig, OperationConfig
+from permafrost.config.augment import (
+    AugmentOptions,
+    MixConfig,
+    OperationConfig,
+    RandomViewsConfig,
+    describe_mix,
+)
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import (
     METHODS,
@@ -130,8 +136,7 @@ def check_passes(
     if config.mode == "replay":
         for teacher in passes:
             check_replayed(config.augment, teacher)
-            if teacher.views.get("mix"):
-                _check_mixtures(config, teacher)
+            _check_mixtures(config, teacher)
     _check_alike("num_classes", [teacher for teacher in passes if teacher.manifest.has_logits])
     _check_alike("explainer", _with_maps(passes, loss))
     weights = teacher_weights_of(config, passes)
@@ -143,7 +148,18 @@ def check_passes(
 
 
 def _check_mixtures(config: DistillConfig, teacher: TeacherPass) -> None:
-    """Raise StoreMismatchError if the method cannot be trained on the mixtures that a pass stores."""
+    """Raise StoreMismatchError if a pass does not store the mixtures of views.mix, or its own do not fit the method."""
+    stored = teacher.views.get("mix")
+    if isinstance(config.views, RandomViewsConfig) and config.views.mixes:
+        asked = describe_mix(config.views.mix)
+        if asked != stored:
+            found = f"mixtures by {stored}" if stored else "no mixtures"
+            raise StoreMismatchError(
+                f"views.mix={asked}, but the stored views of {teacher.name} are {found}; name a pass that permafrost "
+                "precompute made with this option, or leave it out"
+            )
+    if not stored:
+        return
     augment = replace(config.augment, mix=(MixConfig(kind="mixup"),))
     try:
         config.method.check(

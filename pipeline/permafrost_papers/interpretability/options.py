@@ -155,7 +155,7 @@ class CRDConfig(FeatureKDConfig):
             "times into a batch; set views.per_step=1",
         )
         setting.augment.refuse_mix(
-            "method=crd keeps one embedding per record, and a mixed image has two: set method.lambda_crd=0"
+            "method=crd keeps one embedding per record, and a mixed image has two: set method=kd"
         )
 
 

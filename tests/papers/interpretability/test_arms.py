@@ -381,7 +381,7 @@ def test_modes_that_do_not_fit_are_refused(featured, rotated):
     mixed = AugmentOptions(mix=(MixConfig(kind="cutmix"),))
     live = arm_config(featured, CRD, mode="live")
     with pytest.raises(
-        ConfigError, match=r"a mixed image has two: set method.lambda_crd=0, or augment.mix=\[\]"
+        ConfigError, match=r"a mixed image has two: set method=kd, or augment.mix=\[\]"
     ):
         replace(live, augment=mixed)
 

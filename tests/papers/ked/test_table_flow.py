@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_breast_cancer
 
+from permafrost import RecordLoader, open_store
 from permafrost.config.augment import (
     AugmentOptions,
     MixConfig,
@@ -491,3 +492,14 @@ def test_a_student_of_rows_is_not_evaluated_on_images(taught_table, frozen):
 
     with pytest.raises(ConfigError, match=r"student.columns=30 is for rows.*choose another store"):
         evaluate.run(EvaluateConfig(store=elsewhere, evaluate=EvaluateOptions(), run="one"))
+
+
+def test_a_loader_of_rows_changes_and_mixes_none(taught_table):
+    records = open_store(taught_table.store.path).select("train")
+
+    for augment in (
+        AugmentOptions(mix=(MixConfig(kind="mixup"),)),
+        AugmentOptions(operations=(CROP,)),
+    ):
+        with pytest.raises(ConfigError, match="rows of a table; leave it out"):
+            RecordLoader(records, augment=augment)
