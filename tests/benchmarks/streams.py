@@ -51,7 +51,7 @@ ROUNDS = 6
 PHOTOGRAPH_ROUNDS = 3
 RECORDS = {32: 4_000, 224: 1_000}
 """Records of an epoch, by the side of the images in pixels."""
-PHOTOGRAPHS = 600
+PHOTOGRAPHS = 2_000
 """Records of an epoch of photographs, whose files are different, as they are numbered."""
 PHOTOGRAPH_SIDE = 224
 
