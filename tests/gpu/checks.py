@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from permafrost.config.augment import AugmentOptions, PixelOperationConfig, PolicyConfig
+from permafrost.config.augment import AugmentOptions, MixConfig, PixelOperationConfig, PolicyConfig
 from permafrost.core.batches import Batch
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
@@ -50,7 +50,8 @@ _PIXELS = AugmentOptions(
         PixelOperationConfig(kind="grayscale"),
         PixelOperationConfig(kind="gaussian_blur", sigma=(0.02, 0.05)),
         PixelOperationConfig(kind="random_erasing"),
-    )
+    ),
+    mix=(MixConfig(kind="mixup"), MixConfig(kind="cutmix", p=0.5)),
 )
 
 
@@ -186,10 +187,10 @@ def no_synchronization(device: torch.device, scale: Scale) -> str:
 
 
 def no_synchronization_with_pixels(device: torch.device, scale: Scale) -> str:
-    """Take such steps on images that many operations of augment.operations disturb."""
+    """Take such steps on images that many operations of augment.operations disturb and that are mixed."""
     schedule = PixelAugmentSchedule(_PIXELS, 0)
     batches = [
-        replace(random_batch(seed), pixel_augment=schedule.draw(0, seed, 4 * seed, 4))
+        replace(random_batch(seed), pixel_augment=schedule.draw(0, 4 * seed, 4))
         for seed in range(6)
     ]
     return _steps_without_waiting(device, batches)
