@@ -30,7 +30,7 @@ def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
     if image.shape[-2:] == size:
         return image
     resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
 class RecordForm(ABC):
@@ -148,7 +148,7 @@ class ImageForm(RecordForm):
             pixels = decode_pixels(data, memory)
             if pixels is not memory:
                 frame = resize_frame(torch.from_numpy(pixels).permute(2, 0, 1), self.size)
-                memory[:] = frame.permute(1, 2, 0).numpy()
+                torch.from_numpy(memory).copy_(frame.permute(1, 2, 0))
         except MemoryError:
             raise
         except Exception as error:  # decoders raise many types of exceptions for damaged bytes
