@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -91,9 +92,11 @@ def public_loader_figures(folder: Path) -> list[Figure]:
                 counted += _rendered(batch.images, targets.maps, side)
             assert counted == records
 
-        def read_training(loader: TrainLoader = training) -> None:
+        epochs = count()  # whose views are drawn anew, as those of the other side
+
+        def read_training(loader: TrainLoader = training, numbers: Iterator[int] = epochs) -> None:
             counted = 0
-            for batch in loader.epoch(0):
+            for batch in loader.epoch(next(numbers)):
                 (targets,) = view_targets(batch, TargetRequest(grid))
                 counted += _rendered(view_images(batch, (side, side)), targets.maps, side)
             assert counted == records
@@ -103,7 +106,7 @@ def public_loader_figures(folder: Path) -> list[Figure]:
             figure(
                 public_loader_name(workers),
                 pairs,
-                **{"faster": True, "unit": "us/record", "scale": 1e6 / records, "aim": ">= 0.9"},
+                **{"faster": True, "unit": "us/record", "scale": 1e6 / records, "aim": ">= 0.97"},
             )
         )
     return figures

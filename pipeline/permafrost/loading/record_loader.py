@@ -420,20 +420,21 @@ class _BatchSampler(Sampler[list[int]]):
 class _Message:
     """Batch on its way from a worker, which PyTorch pins if it is asked to."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, *, is_packed: bool = False) -> None:
         self.batch = batch
+        self.is_packed = is_packed
 
     @classmethod
     def from_worker(cls, batch: Batch) -> _Message:
-        return cls(pack_batch(batch))
+        return cls(pack_batch(batch), is_packed=True)
 
     def unpack(self) -> Batch:
-        return unpack_batch(self.batch)
+        return unpack_batch(self.batch) if self.is_packed else self.batch
 
     def pin_memory(self) -> _Message:
         """Return the batch in pinned memory."""
         pinned = map_leaves(
-            unpack_batch(self.batch),
+            self.unpack(),
             lambda leaf: leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf,
         )
         return _Message(pinned)

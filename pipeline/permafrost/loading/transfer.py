@@ -265,6 +265,7 @@ def move_values(value: Any, device: torch.device) -> Any:
 
 
 _PARTS = (Batch, StoredTargets, TopLogits, PixelAugment, PixelChange, Mixture)
+"""Classes whose fields are leaves of a batch, or parts of it themselves."""
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
