@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from permafrost.config.sections import experiment_files, top_options, with_kinds
+from permafrost.config.sections import experiment_file, top_options, with_kinds
 from permafrost.config.suggestions import SHOWN, no_member, suggest
 from permafrost.core.errors import ConfigError, printable, require
 from permafrost.core.yaml_text import YamlError, parse_yaml, read_values, values_of
@@ -88,7 +88,7 @@ def _add_experiment(name: str, files: dict[str, ExperimentFile], based: tuple[st
 
 def _experiment_text(name: str) -> str:
     if not name.endswith((".yaml", ".yml")):
-        path = experiment_files().get(name)
+        path = experiment_file(name)
         if path is None:
             require(
                 not os.path.isfile(name),  # noqa: PTH113, as the name may be none of a file

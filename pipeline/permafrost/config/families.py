@@ -60,7 +60,7 @@ def class_of(hint: Any, name: str, values: Any) -> type[Options] | None:
     members = get_args(hint) or (hint,)
     classes = [c for c in members if isinstance(c, type) and issubclass(c, Options)]
     if len(classes) > 1 and values.get("kind"):
-        return classes_by_kind(classes).get(str(values["kind"]))
+        return classes_by_kind(tuple(classes)).get(str(values["kind"]))
     return next(iter(classes), None)
 
 

@@ -17,7 +17,7 @@ import ast
 import inspect
 import pkgutil
 import sys
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from functools import cache
@@ -224,7 +224,8 @@ def identifying_values(options: Options) -> dict[str, Any]:
     }
 
 
-def classes_by_kind(classes: Iterable[type[Any]]) -> dict[str, type[Any]]:
+@cache
+def classes_by_kind(classes: tuple[type[Any], ...]) -> dict[str, type[Any]]:
     """Return classes of options by the values that their option `kind` may have."""
     return {each: cls for cls in classes for each in _literals(get_type_hints(cls)["kind"])}
 

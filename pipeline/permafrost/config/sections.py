@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePath
@@ -74,12 +75,29 @@ def group_members(section: str) -> list[str]:
 
 def experiment_files() -> dict[str, Path]:
     """Return the experiments of conf/ and of installed packages, by name; a package's begin with its entry point's."""
-    folders = {"": CONF / "experiment", **experiment_folders()}
     return {
         (PurePath(name) / path.relative_to(folder).with_suffix("")).as_posix(): path
-        for name, folder in folders.items()
+        for name, folder in _experiment_folders().items()
         for path in sorted(folder.rglob("*.yaml"))
     }
+
+
+def experiment_file(name: str) -> Path | None:
+    """Return the file of the experiment of a name, as `experiment_files` has it, without listing the others."""
+    pure = PurePath(name)
+    if pure.as_posix() != name or pure.is_absolute() or ".." in pure.parts:
+        return None
+    paths = [
+        folder / f"{name.removeprefix(prefix).removeprefix('/')}.yaml"
+        for prefix, folder in _experiment_folders().items()
+        if not prefix or name.startswith(f"{prefix}/")
+    ]
+    # A name may be too long for a file.
+    return next((path for path in reversed(paths) if os.path.isfile(path)), None)  # noqa: PTH113
+
+
+def _experiment_folders() -> dict[str, Path]:
+    return {"": CONF / "experiment", **experiment_folders()}
 
 
 @cache
