@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from permafrost.loading.loader import TrainLoader
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.subset import rows_of_split
 from permafrost.store.frames import decode_frame
+from permafrost.store.image_decoding import decode_pixels
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.tars import ShardBytes
 from stages import precompute
@@ -54,6 +55,8 @@ RECORDS = {32: 4_000, 224: 1_000}
 PHOTOGRAPHS = 2_000
 """Records of an epoch of photographs, whose files are different, as they are numbered."""
 PHOTOGRAPH_SIDE = 224
+DECODED = 200
+"""Photographs of which decoding alone is measured."""
 
 Way = Callable[[], Batches]
 """Function that opens a side's records for epochs."""
@@ -92,6 +95,7 @@ def _figures(folder: Path, side: int) -> list[Figure]:
 
 
 THREADS_NAME = "photographs_2_decode_threads"
+TORCHCODEC_NAME = "photographs_decode_vs_torchcodec"
 
 
 def photograph_names() -> tuple[str, ...]:
@@ -99,6 +103,7 @@ def photograph_names() -> tuple[str, ...]:
     return (
         *(photograph_name(kind, workers) for kind in PHOTOGRAPH_AIMS for workers in WORKERS),
         THREADS_NAME,
+        TORCHCODEC_NAME,
     )
 
 
@@ -121,7 +126,31 @@ def photograph_figures(folder: Path) -> list[Figure]:
     two, one = (partial(read, StoreBatches(files, 0, threads=n), files) for n in (2, 1))
     pairs = in_turn(two, one, PHOTOGRAPH_ROUNDS)
     per_record = {"unit": "us/record", "scale": 1e6 / PHOTOGRAPHS}
-    return [*figures, figure(THREADS_NAME, pairs, faster=True, aim=">= 1.9", **per_record)]
+    figures.append(figure(THREADS_NAME, pairs, faster=True, aim=">= 1.9", **per_record))
+    return [*figures, _decoder_figure(files)]
+
+
+def _decoder_figure(files: Files) -> Figure:
+    """Measure the store's JPEG decoder beside torchcodec's, whose pixels must be the same, without resizing."""
+    from torchcodec.decoders import ImageReadMode, decode_image
+
+    jpegs = [sample.jpeg for sample in islice(samples(files.store, files.teacher), DECODED)]
+    tensors = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
+    for jpeg, tensor in zip(jpegs, tensors, strict=True):
+        theirs = decode_image(tensor, mode=ImageReadMode.RGB)
+        assert torch.equal(torch.from_numpy(decode_pixels(jpeg)).permute(2, 0, 1), theirs)
+
+    def decode() -> None:
+        for jpeg in jpegs:
+            decode_pixels(jpeg)
+
+    def decode_with_torchcodec() -> None:
+        for tensor in tensors:
+            decode_image(tensor, mode=ImageReadMode.RGB)
+
+    pairs = in_turn(decode, decode_with_torchcodec, ROUNDS)
+    per_image = {"unit": "us/image", "scale": 1e6 / DECODED}
+    return figure(TORCHCODEC_NAME, pairs, faster=True, aim=">= 1.0", **per_image)
 
 
 class Files:

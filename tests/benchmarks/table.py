@@ -66,6 +66,7 @@ TITLES = {
     "stream_cold_photographs_1_worker": "photographs, cold cache, 1 worker",
     "stream_cold_photographs_2_workers": "photographs, cold cache, 2 workers",
     "photographs_2_decode_threads": "reading photographs at full size with two decoding threads, speed against one",
+    "photographs_decode_vs_torchcodec": "decoding photographs to the same pixels, speed against torchcodec",
 }
 
 
