@@ -6,10 +6,10 @@ from statistics import fmean
 
 from scipy.stats import spearmanr
 
-from docs.cells import Cell, Rows, by_seed, single, table
+from docs.cells import Cell, Rows, by_seed, difference, single, spread, table
 from docs.measured import results_of, runs_of
 
-SCREEN = "cifar10_strong_views_screen"
+SCREEN, TEST = "cifar10_strong_views_screen", "cifar10_strong_views"
 _RECIPES = {
     "": "shift and flip",
     "_color": "and color jitter",
@@ -67,4 +67,64 @@ def strong_views_distances() -> str:
     return table((*header, "cosine of the moved map with the new one"), rows)
 
 
-TABLES = (strong_views_screen, strong_views_distances)
+_PLAIN = {
+    "labels": ("cifar10_equal_terms", "labels"),
+    "kd_frozen": ("cifar10_50shots", "kd"),
+    "e2kd_frozen": ("cifar10_50shots", "e2kd"),
+    "kd_v16": (TEST, "kd_plain_v16"),
+    "e2kd_v16": (TEST, "e2kd_plain_v16"),
+    "kd_v16_long": (TEST, "kd_plain_v16_long"),
+}
+"""Students of shifts and flips with the same targets as those of an arm: experiment and arm."""
+_TARGETS = {
+    "labels": "labels",
+    "kd_frozen": "frozen KD",
+    "kd_v4": "KD, V = 4",
+    "kd_v16": "KD, V = 16",
+    "kd_live": "live KD",
+    "e2kd_frozen": "frozen e2KD",
+    "e2kd_v4": "e2KD, V = 4",
+    "e2kd_v16": "e2KD, V = 16",
+    "e2kd_live": "live e2KD",
+    "kd_v16_long": "KD, V = 16, 360 epochs",
+}
+
+
+def strong_views_test() -> str:
+    """Test accuracy with the strong recipe beside the plain one, for each kind of targets that has two seeds or more.
+
+    The difference is over the seeds that both have.
+    """
+    measured = {run["method"] for run in results_of(TEST)["runs"]}
+    rows: Rows = []
+    for arm, label in _TARGETS.items():
+        strong = runs_of(TEST, arm) if arm in measured else []
+        if len(strong) < 2:
+            continue
+        experiment, plain_arm = _PLAIN.get(arm, ("", ""))
+        plain = (
+            runs_of(experiment, plain_arm) if plain_arm and plain_arm in _arms(experiment) else []
+        )
+        compared = len(plain) > 1
+        cells = [
+            by_seed(plain, "accuracy") if compared else Cell(""),
+            by_seed(strong, "accuracy"),
+            spread(plain, "accuracy") if compared else Cell(""),
+            spread(strong, "accuracy"),
+            difference(strong, plain, "accuracy") if compared else Cell(""),
+        ]
+        rows.append((label, cells))
+    header = (
+        "test accuracy, %",
+        "shift and flip, by seed",
+        "strong recipe, by seed",
+        "shift and flip",
+    )
+    return table((*header, "strong recipe", "difference"), rows)
+
+
+def _arms(experiment: str) -> set[str]:
+    return {run["method"] for run in results_of(experiment)["runs"]}
+
+
+TABLES = (strong_views_screen, strong_views_distances, strong_views_test)
