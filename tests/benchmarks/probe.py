@@ -5,8 +5,9 @@
     python -m tests.benchmarks.probe bare
 
 `stage` runs the whole stage. `batches:N` ends it after N batches of a training, and also reports the loader processes.
-With the environment variable PROBE_WAIT, the process then waits until that file exists. `bare` imports the code of a
-training, builds a network with its optimizer and takes a step, without a store.
+With the environment variable PROBE_WAIT, the process then waits until that file exists. With PROBE_MODULES, `stage`
+writes the names of all imported modules to that file. `bare` imports the code of a training, builds a network with its
+optimizer and takes a step, without a store.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def _run_stage(words: list[str]) -> None:
     peak = PeakMemory()
     stage, sys.argv = words[0], words
     runpy.run_module(f"stages.{stage}", run_name="__main__")
-    _report(seconds=time.time() - _STARTED, peak_mib=peak.mib)
+    _report(seconds=time.time() - _STARTED, processor_s=time.process_time(), peak_mib=peak.mib)
+    modules = os.environ.get("PROBE_MODULES")
+    if modules is not None:
+        Path(modules).write_text(json.dumps([*sys.modules]))
 
 
 def _run_batches(count: int, words: list[str]) -> None:

@@ -35,6 +35,7 @@ OUT = Path("runs/bench")
 RESULTS = Path(__file__).with_name("scale.json")
 """Figures of the last run that was recorded in the repository."""
 FEW = 10_240
+MILLION = 1_003_520
 MANY = 14_197_248
 """ImageNet-21k, rounded up to whole shards."""
 _TEST = 5_120
@@ -115,6 +116,48 @@ def evaluate_figures(folder: Path) -> list[ScaleFigure]:
         _figure("scale_evaluate", few["peak_mib"], many["peak_mib"], "MiB", "<= 50"),
         _figure("scale_evaluate_seconds", few["seconds"], many["seconds"], "s", ""),
     ]
+
+
+def idle_figures(folder: Path) -> list[ScaleFigure]:
+    """Processor seconds of commands with nothing to do on a store of a million records, and of their imports alone."""
+    path, run = folder / "million", f"run={folder / 'student'}"
+    write_large_store(path, {"train": MILLION, "test": _TEST})
+    store = f"store.path={path}"
+    commands = {
+        "distill": ("distill", store, *_NETWORK, *_TRAINER, "subset.shots=100", run),
+        "evaluate": ("evaluate", store, run, "evaluate.splits=[test]"),
+        "report": ("report", store, run),
+    }
+    for words in commands.values():
+        _probe("stage", *words)
+    figures = []
+    for name, words in commands.items():
+        modules = folder / f"{name}.json"
+        again = _probe("stage", *words, PROBE_MODULES=str(modules))
+        figures.append(
+            ScaleFigure(
+                name=f"scale_idle_{name}",
+                few=float(_python(_IMPORTS, str(modules))),
+                many=again["processor_s"],
+                num_few=0,
+                num_many=MILLION,
+                unit="s",
+                limit="<= 1",
+            )
+        )
+    return figures
+
+
+_IMPORTS = """
+import importlib, json, sys, time
+for name in json.load(open(sys.argv[1])):
+    try:
+        importlib.import_module(name)
+    except Exception:
+        pass
+print(time.process_time())
+"""
+"""Script that prints the processor seconds of a new interpreter that imports what a command has imported."""
 
 
 def students_figures(folder: Path) -> list[ScaleFigure]:
@@ -292,6 +335,7 @@ GROUPS: dict[Callable[[Path], list[ScaleFigure]], tuple[str, ...]] = {
     students_figures: ("scale_students",),
     evaluate_figures: ("scale_evaluate", "scale_evaluate_seconds"),
     verify_figures: ("scale_verify", "scale_verify_seconds"),
+    idle_figures: tuple(f"scale_idle_{name}" for name in ("distill", "evaluate", "report")),
     listing_figures: ("scale_plan", "scale_plan_seconds"),
     end_to_end_figures: (
         "scale_end_to_end",
@@ -344,9 +388,9 @@ def _report_of(process: subprocess.Popen[str]) -> dict[str, float]:
     raise RuntimeError(f"{' '.join(map(str, process.args))} ended without a report")  # type: ignore[arg-type]
 
 
-def _probe(*words: str) -> dict[str, float]:
+def _probe(*words: str, **environment: str) -> dict[str, float]:
     """Run a probe to its end."""
-    process = _start(*words)
+    process = _start(*words, **environment)
     report = _report_of(process)
     process.communicate()
     return report
@@ -380,6 +424,9 @@ TITLES = {
     "scale_epoch": "an epoch of a tiny student",
     "scale_repeated_precompute": "`precompute` with nothing to do",
     "scale_repeated_cifar10": "the same, CIFAR-10",
+    "scale_idle_distill": "processor time of the imports of `distill` alone, and of the command with nothing to do",
+    "scale_idle_evaluate": "the same, `evaluate`",
+    "scale_idle_report": "the same, `report`, which writes its page again",
     "scale_index_open": "opening the index alone",
     "scale_index_batches": "1,000 batches of 256 rows of it",
     "scale_index_memory": "private memory for both",
