@@ -239,14 +239,19 @@ def detectors() -> Figure:
 def readers() -> Figure:
     """Time per record of this store's reader and of others, each with its best number of workers."""
     sides = {row.name: row.sides for row in load(RESULTS) if row.sides}
-    figure = Figure(figsize=(6.8, 2.6), layout="constrained")
-    for axis, pixels in zip(figure.subplots(1, 2), (32, 224), strict=True):
-        rows = [of for name, of in sides.items() if f"_{pixels}px_" in name]
+    figure = Figure(figsize=(9.2, 2.8), layout="constrained")
+    images = {
+        "_32px_": "32 pixels",
+        "_224px_": "224 pixels",
+        "_warm_photographs_": "photographs at full size",
+    }
+    for axis, (part, title) in zip(figure.subplots(1, 3), images.items(), strict=True):
+        rows = [of for name, of in sides.items() if part in name]
         best = {side: min(row[side] for row in rows) for side in rows[0]}
         labels = ["permafrost" if side == "ours" else side for side in best]
         axis.barh(labels, list(best.values()), color=["C0"] + [_GRAY] * (len(best) - 1))
         axis.invert_yaxis()
-        axis.set_title(f"{pixels} pixels")
+        axis.set_title(title)
         axis.set_xlabel("microseconds per record")
     return figure
 

@@ -348,8 +348,10 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         if records and columns["size"][numbers].mean() < _SMALL_FILE:
             for number in range(len(records)):
                 decode(number)
-        else:
-            self.decode_threads.run(decode, len(records))
+            return
+        for _, _, shard, offset, size, _ in records:
+            self._bytes(shard).will_read(offset, size)
+        self.decode_threads.run(decode, len(records))
 
     def _targets(
         self, number: int, values: Values, columns: Columns, *, replayed: bool

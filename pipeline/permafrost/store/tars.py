@@ -15,6 +15,7 @@ from permafrost.storage.files import (
     open_regular,
     open_size,
     read_at,
+    will_read,
 )
 from permafrost.storage.local_files import HashingFile
 from permafrost.storage.rooted_paths import RootedPath
@@ -116,6 +117,10 @@ class ShardBytes:
                 f"{self.path} (shard {shard.name}) has {size} bytes, but its manifest lists {shard.bytes}; "
                 f"{recovery_hint(shard, REWRITE)}",
             )
+
+    def will_read(self, offset: int, size: int) -> None:
+        """Have these bytes read ahead, so that reading several records does not wait for each."""
+        will_read(self._file, size, offset)
 
     def read(self, offset: int, size: int, crc32c: int, key: str) -> bytes:
         """Read exactly `size` bytes from `offset`, and check them.
