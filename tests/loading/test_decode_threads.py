@@ -20,9 +20,11 @@ from permafrost.loading.decode_threads import (
     decode_threads_of,
     resolve_decode_threads,
 )
+from permafrost.loading.subset import rows_of_split
 from permafrost.store.entries import ManifestError
 from permafrost.store.frames import InputMemory
 from permafrost.store.reader import Store
+from permafrost.store.tars import ShardBytes
 from permafrost.training.distill import Distillation
 from tests.support.runs import TWO_RANKS, distill_config
 from tests.support.stores import keys_of_shard, table_of_shard
@@ -223,3 +225,22 @@ def test_a_students_plan_has_the_threads_of_its_rank(frozen, monkeypatch, proces
     threads = [job.spec(ranks).dataset.decode_threads.count for ranks in (alone, other)]
 
     assert threads == [8 // max(processes, 1), 4 // max(processes, 1)]
+
+
+def test_large_files_of_a_batch_are_read_ahead_and_small_ones_are_not(frozen, monkeypatch):
+    dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "train"), keep_bytes=0)
+    ahead, will_read = [], ShardBytes.will_read
+    monkeypatch.setattr(
+        ShardBytes,
+        "will_read",
+        lambda file, *extent: ahead.append(extent) or will_read(file, *extent),
+    )
+    monkeypatch.setattr(dataset_module, "_SMALL_FILE", 10**9)
+    small = dataset.__getitems__([0, 1, 2])
+    assert ahead == []
+
+    monkeypatch.setattr(dataset_module, "_SMALL_FILE", 0)
+    large = dataset.__getitems__([0, 1, 2])
+
+    assert len(ahead) == len(set(ahead)) == 3
+    assert torch.equal(large.inputs, small.inputs)

@@ -24,7 +24,7 @@ from permafrost.config.augment import (
     describe_operations,
 )
 from permafrost.config.options import identifying_values, resolve_implementation
-from permafrost.config.store import SubsetOptions
+from permafrost.config.store import PrecomputeConfig, SubsetOptions
 from permafrost.core.batches import Mixture, PixelChange
 from permafrost.core.digests import derive_seed
 from permafrost.core.records import (
@@ -240,6 +240,18 @@ def draw_random(
     drawn = [schedule.views(view, 0, aspects) for view in range(config.count)]
     whole = torch.eye(3).expand(len(aspects), 3, 3)
     return torch.stack([whole if v is None else v for v in drawn], dim=1)
+
+
+def requested_views(config: PrecomputeConfig, store: Store) -> StoredViews:
+    """Plan the stored views that the options of precompute ask for.
+
+    Raises:
+        ConfigError: As `plan_stored_views`.
+    """
+    block = config.annotate.batch_size
+    return plan_stored_views(
+        store, config.views, config.augment, config.split, config.subset, block
+    )
 
 
 def plan_stored_views(

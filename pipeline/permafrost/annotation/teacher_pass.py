@@ -28,7 +28,7 @@ from permafrost.annotation.precision import (
 )
 from permafrost.annotation.samples import SampleTask
 from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_correct
-from permafrost.annotation.stored_views import StoredViews, plan_stored_views
+from permafrost.annotation.stored_views import StoredViews, requested_views
 from permafrost.annotation.teacher_check import (
     CheckTeacher,
     check_teacher,
@@ -91,16 +91,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     """
     requested: list[StoredViews | None] = [None]
     if config.views.kind != "canonical":
-        requested.append(
-            plan_stored_views(
-                store,
-                config.views,
-                config.augment,
-                config.split,
-                config.subset,
-                config.annotate.batch_size,
-            )
-        )
+        requested.append(requested_views(config, store))
     plans = [plan_pass(config, store, views) for views in requested]
     agreement, is_auto = None, config.annotate.precision == "auto"
     if any(plan.is_unfinished for plan in plans):

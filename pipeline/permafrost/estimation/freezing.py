@@ -13,7 +13,7 @@ import numpy as np
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.pass_plan import options_for, plan_pass
-from permafrost.annotation.stored_views import StoredViews, fields_of_views, plan_stored_views
+from permafrost.annotation.stored_views import StoredViews, fields_of_views, requested_views
 from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.store import PrecomputeConfig, SubsetOptions
 from permafrost.config.verbs import EstimateOptions
@@ -93,15 +93,10 @@ def measure_views(config: PrecomputeConfig, store: Store, rounds: int) -> ViewCo
     """
     canonical = store.open_passes((plan_pass(config, store).folder.name,))
     mix = config.views.mix if isinstance(config.views, RandomViewsConfig) else ()
-    changed = replace(config, views=RandomViewsConfig(count=1, mix=mix))  # of the whole frame
-    views = plan_stored_views(
-        store,
-        changed.views,
-        config.augment,
-        config.split,
-        SubsetOptions(),
-        config.annotate.batch_size,
-    )
+    # Views are of the whole frame, and the sample has no other records.
+    one_view = RandomViewsConfig(count=1, mix=mix)
+    changed = replace(config, views=one_view, subset=SubsetOptions())
+    views = requested_views(changed, store)
     plan = plan_pass(changed, store, views)
     options = replace(options_for(changed, views).annotate, compile=False, min_fidelity=0.0)
     options = replace(options, precision=plan.precision)

@@ -107,7 +107,7 @@ def _only_packs(values: dict[str, Any]) -> bool:
 def _makes(values: dict[str, Any], teacher: TeacherPass) -> bool:
     """Return whether options of precompute are those of a pass, by the pass's fingerprint."""
     from permafrost.annotation.pass_plan import plan_pass
-    from permafrost.annotation.stored_views import plan_stored_views
+    from permafrost.annotation.stored_views import requested_views
 
     if _only_packs(values):
         return False
@@ -115,14 +115,7 @@ def _makes(values: dict[str, Any], teacher: TeacherPass) -> bool:
     try:
         config = resolve_precompute(build_verb_config("precompute", values), store)
         if teacher.views["sampler"] != CANONICAL_VIEW:
-            views = plan_stored_views(
-                store,
-                config.views,
-                config.augment,
-                config.split,
-                config.subset,
-                config.annotate.batch_size,
-            )
+            views = requested_views(config, store)
         return plan_pass(config, store, views).fingerprint == teacher.manifest.fingerprint
     except UserError:  # options of another version, or weights that are gone
         return False
