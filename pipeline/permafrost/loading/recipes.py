@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.augment import (
@@ -306,6 +305,15 @@ def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
 # ---- draws ---------------------------------------------------------------------------------------
 
 
+def _from_blocks(
+    block_of: Callable[[int, int], Tensor], epoch: int, start: int, count: int
+) -> Tensor:
+    """Return a copy of consecutive rows of an epoch, whose blocks are functions of the epoch and their number."""
+    first, last = start // BLOCK_SIZE, (start + count - 1) // BLOCK_SIZE
+    blocks = torch.cat([block_of(epoch, block) for block in range(first, last + 1)])
+    return blocks[start - first * BLOCK_SIZE :][:count]
+
+
 class PixelSchedule:
     """Rows of values of a recipe, as pure functions of (seed, epoch, position in the epoch's order)."""
 
@@ -322,9 +330,7 @@ class PixelSchedule:
             start: First position.
             count: Number of positions.
         """
-        first, last = start // BLOCK_SIZE, (start + count - 1) // BLOCK_SIZE
-        blocks = torch.cat([self._block(epoch, block) for block in range(first, last + 1)])
-        return blocks[start - first * BLOCK_SIZE :][:count]
+        return _from_blocks(self._block, epoch, start, count)
 
     def draw(self, epoch: int, start: int, count: int) -> tuple[PixelChange, ...]:
         """Draw the changes of consecutive positions of an epoch's order, in the order in which they apply.
@@ -443,14 +449,12 @@ class PixelAugmentSchedule:
         changes = self.pixels.draw(epoch, start, count)
         if not self.config.mixes:
             return PixelAugment(changes=changes)
-        first, last = start // BLOCK_SIZE, (start + count - 1) // BLOCK_SIZE
-        blocks = [self._mixtures(epoch, block) for block in range(first, last + 1)]
-        drawn = np.concatenate(blocks)[start - first * BLOCK_SIZE :][:count]
+        drawn = _from_blocks(self._mixtures, epoch, start, count).numpy()
         partners = paired_rows(count, per_step)
         drawn[partners.numpy() == np.arange(count)] = UNMIXED
         return PixelAugment(changes=changes, mixture=mixture_of(drawn, partners))
 
-    def _draw_mixtures(self, epoch: int, block: int) -> NDArray[np.float32]:
+    def _draw_mixtures(self, epoch: int, block: int) -> Tensor:
         """Draw the shares and boxes of a block, [BLOCK_SIZE, 5]."""
         generator = np.random.default_rng(derive_seed(self.seed, "mix", epoch, block))
-        return draw_mixtures(self.config.mix, generator, BLOCK_SIZE)
+        return torch.from_numpy(draw_mixtures(self.config.mix, generator, BLOCK_SIZE))
