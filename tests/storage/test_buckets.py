@@ -353,6 +353,21 @@ def test_an_object_without_room_is_named_with_the_way_out(store, tmp_path):
         cache.open(ADDRESS, sha256(b"1234"))
 
 
+def test_a_download_that_ends_while_files_are_listed_is_counted_under_its_name(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "ab" / "cdef"
+    path.parent.mkdir()
+    path.write_bytes(b"12345")
+    listed = object_cache._files
+    lists = iter([[path.with_name(".cdef")]])  # its name when the first listing began
+    monkeypatch.setattr(object_cache, "_files", lambda folder: next(lists, None) or listed(folder))
+
+    ((found, status),) = object_cache._files_with_status(tmp_path)
+
+    assert (found, status.st_size) == (path, 5)
+
+
 def test_downloads_in_parallel_never_exceed_the_limit_together(store, tmp_path):
     data = {str(number): bytes([number]) * 1000 for number in range(24)}
     for name, content in data.items():

@@ -11,6 +11,7 @@ from the beginning, so downloads that run in parallel do not exceed the limit to
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -179,7 +180,7 @@ class ObjectCache:
         """Remove the copies used longest ago, none of which is in use; return the bytes that are then missing."""
         if self.limit is None:
             return 0
-        files = [(path, path.stat()) for path in _files(self.folder)]
+        files = _files_with_status(self.folder)
         missing = sum(status.st_size for _, status in files) + size - self.limit
         for path, status in sorted(files, key=lambda file: file[1].st_mtime_ns):
             if missing <= 0:
@@ -286,6 +287,13 @@ def _files(folder: Path) -> Iterator[Path]:
     for below in sorted(folder.iterdir()):
         if below.is_dir() and len(below.name) == 2:
             yield from below.iterdir()
+
+
+def _files_with_status(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """List the files of a cache, again whenever a download ends meanwhile and gets its final name."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return [(path, path.stat()) for path in _files(folder)]
 
 
 # ---- locks ---------------------------------------------------------------------------------------
