@@ -2,9 +2,14 @@
 
     permafrost verify experiment=demo
     permafrost verify store.path=stores/demo
+    permafrost verify store.path=stores/photos store.teacher=[fkd] teacher=torchvision teacher.name=resnet50 \\
+        teacher.weights=resnet50.pth
+
+With teacher=, the network that is said to have made a pass is run on a sample of its views, and compared with it.
 
 Reads   all of <store.path>
-Writes  nothing; prints a line for each problem, with exit code 1 if there is any
+Writes  nothing; prints a line for each problem, with exit code 1 if there is any. With teacher=, the agreement is
+        written into the pass's manifest
 """
 
 from __future__ import annotations
@@ -12,13 +17,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from permafrost.cli import stage_main
+from permafrost.cluster.executors import ExecutorChoice
+from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import UserError
 from permafrost.storage.files import file_size, iter_files, listing
+from permafrost.storage.lock import lock_folder
 from permafrost.storage.rooted_paths import LinkError, RootedPath
+from permafrost.store.manifest import write_manifest
 from permafrost.store.reader import Store
 from permafrost.store.verification import unfinished_passes, verify_store
 
@@ -47,6 +56,8 @@ class VerifyResult:
     verified_bytes: str
     unfinished_passes: str = ""
     """Names of passes that were begun and have no manifest yet, which readers ignore."""
+    agreement: dict[str, str] = field(default_factory=dict)
+    """Agreement of passes with `teacher=` by their names, empty if no teacher was named."""
 
 
 def run(config: VerifyConfig) -> VerifyResult:
@@ -76,7 +87,30 @@ def run(config: VerifyConfig) -> VerifyResult:
         verified_passes=len(passes),
         verified_bytes=_format_bytes(size[1]),
         unfinished_passes=", ".join(folder.name for folder in unfinished),
+        agreement={} if isinstance(config.teacher, NoModelConfig) else _compare(config, store),
     )
+
+
+def _compare(config: VerifyConfig, store: Store) -> dict[str, str]:
+    """Compare passes with the teacher of the options, and note the agreement in their manifests."""
+    from permafrost.annotation.precision import describe_agreement  # imports torch
+    from permafrost.exchange.passport import check_pass
+
+    assert isinstance(config.teacher, ModelConfig)
+    names = config.store.teacher
+    has_views = not store.pass_folders() if not names else not store.passes_named(names[0])
+    texts = {}
+    with lock_folder(store.folder), ExecutorChoice("auto", config.cluster) as choice:
+        executor = choice.for_records(config.passport.records or store.num_records())
+        for teacher_pass in store.open_passes(names, stored_views=has_views):
+            passport = check_pass(
+                store, teacher_pass, config.teacher, config.passport, config.cluster, executor
+            )
+            write_manifest(teacher_pass.folder, replace(teacher_pass.manifest, passport=passport))
+            texts[teacher_pass.name] = (
+                f"{passport.teacher}: {describe_agreement(passport.agreement)}"
+            )
+    return texts
 
 
 def _size(folder: RootedPath) -> tuple[int, int]:

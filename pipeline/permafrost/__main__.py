@@ -15,6 +15,7 @@ VERB_ORDER = (
     "preview",
     "estimate",
     "precompute",
+    "ingest",
     "teach",
     "verify",
     "show",

@@ -99,6 +99,16 @@ class TeacherAnnotator:
         other.settings = replace(self.settings, precision=precision)
         return other
 
+    def with_crop(self, fraction: float | None) -> TeacherAnnotator:
+        """Return an annotator with the same network, which receives another part of each image.
+
+        Args:
+            fraction: Side of the center crop relative to the shorter side of the original; None for the whole image.
+        """
+        other = copy(self)
+        other.crop_fraction = fraction
+        return other
+
     def with_projections(self, projections: Mapping[str, Projection]) -> TeacherAnnotator:
         """Return this annotator, which projects the features of the given fields from now on."""
         for payload in self.payloads:

@@ -155,13 +155,13 @@ def compare_values(
     compared: dict[str, NDArray[Any]] = {}
     if "logits" in exact:
         one, other = (values["logits"][:, 0] for values in (exact, lower))
-        log_one, log_other = _log_softmax(one), _log_softmax(other)
+        log_one, log_other = log_softmax(one), log_softmax(other)
         compared["top1"] = one.argmax(axis=1) == other.argmax(axis=1)
         compared["kl"] = np.maximum((np.exp(log_one) * (log_one - log_other)).sum(axis=1), 0.0)
     for spec in specs:
         if spec.name == "logits" or spec.name.endswith("_scale") or spec.dtype == "int32":
             continue
-        one, other = (_in_network_units(values, spec.name) for values in (exact, lower))
+        one, other = (in_network_units(values, spec.name) for values in (exact, lower))
         if spec.axes[:1] == ("explained",):
             same = exact["explained_class"][:, 0] == lower["explained_class"][:, 0]
             one, other = one[same], other[same]
@@ -169,7 +169,7 @@ def compare_values(
     return compared
 
 
-def _in_network_units(values: Mapping[str, NDArray[np.generic]], name: str) -> NDArray[np.float32]:
+def in_network_units(values: Mapping[str, NDArray[np.generic]], name: str) -> NDArray[np.float32]:
     """Decode a field [n, *shape] and multiply it by its scale, if it has one."""
     decoded = decode_unit(values[name][:, 0])
     scale = values.get(f"{name}_scale")
@@ -182,6 +182,7 @@ def _in_network_units(values: Mapping[str, NDArray[np.generic]], name: str) -> N
     return units
 
 
-def _log_softmax(logits: NDArray[np.generic]) -> NDArray[np.float64]:
+def log_softmax(logits: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Compute log softmax of logits [n, K] over the classes, f64 [n, K]."""
     shifted = logits.astype(np.float64) - logits.astype(np.float64).max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

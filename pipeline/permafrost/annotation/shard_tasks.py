@@ -6,17 +6,15 @@ writes the same bytes. The number of threads that torch uses is fixed, as it may
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from permafrost.annotation.annotator import TeacherAnnotator
@@ -24,18 +22,17 @@ from permafrost.annotation.stored_views import StoredViews
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
-from permafrost.core.digests import sha256_keys
 from permafrost.core.interrupts import check_interrupted
-from permafrost.core.records import NO_LABEL, TOP_CLASS, TOP_LOGITS
+from permafrost.core.records import NO_LABEL, TOP_CLASS
 from permafrost.core.tasks import ShardResult
 from permafrost.models.compute import torch_threads
 from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.commit_pass import write_pass_shard
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.fields import PassFields
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.projections import read_projections
 from permafrost.store.reader import Store
-from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, receipt_path, write_receipt
 from permafrost.store.shards import ShardEntry
 
 
@@ -70,29 +67,14 @@ class AnnotateShard:
             deaths.find_cause(keys, partial(replace(self).annotate_alone, shard, keys))
             batches = self._batches(shard)
             values, fidelity = self._annotator.annotate(batches, keys, views)
-            position = self._position(shard)
-            written = self.fields.write_shard(position, shard.name, keys, values)
-            first = position * self.fields.rows_per_shard
-            write_receipt(
-                receipt_path(self.folder, shard.name),
-                pa.Table.from_pydict(
-                    {
-                        "key": keys,
-                        "row": range(len(keys)),
-                        "array_row": range(first, first + len(keys)),
-                        "chunk_crc32c": written.chunk_crc32c,
-                    },
-                    schema=PASS_RECEIPT_SCHEMA,
-                ),
-                {
-                    "name": shard.name,
-                    "rows": len(keys),
-                    "keys_sha256": sha256_keys(keys),
-                    "files": [asdict(entry) for entry in written.files],
-                    "fidelity": fidelity,
-                    "fingerprint": self.fingerprint,
-                    "constant_logits": constant_logits(values),
-                },
+            write_pass_shard(
+                self.fields,
+                self._position(shard),
+                shard.name,
+                keys,
+                values,
+                fidelity,
+                self.fingerprint,
             )
         labeled, correct = count_correct(
             self._store, shard, values, self.teacher.classes or self.num_classes
@@ -195,19 +177,3 @@ def count_correct(
     largest = stored[:, 0].argmax(axis=1) if "logits" in values else stored[:, 0, 0]
     correct = labeled & (largest == labels)
     return Correct(int(labeled.sum()), int(correct.sum()))
-
-
-def constant_logits(values: Mapping[str, NDArray[np.generic]]) -> str | None:
-    """Compute the SHA-256 of the logits if all records of a shard have the same.
-
-    Args:
-        values: Values [n, V, ...] of the pass's fields.
-
-    Returns:
-        The digest, None if the logits differ or there are none.
-    """
-    names = ("logits",) if "logits" in values else (TOP_LOGITS, TOP_CLASS)
-    stored = [values[name] for name in names if name in values]
-    if not stored or not len(stored[0]) or any((each != each[:1, :1]).any() for each in stored):
-        return None
-    return hashlib.sha256(b"".join(each[0, 0].tobytes() for each in stored)).hexdigest()

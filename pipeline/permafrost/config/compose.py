@@ -49,6 +49,8 @@ from permafrost.storage.files import read_regular
 from permafrost.storage.signed_files import DigestError, check_json
 
 _NETWORKS = ("teacher", "student", "black_box")
+_CHECKING_VERBS = ("ingest", "verify")
+"""Verbs that run a teacher only to check it, and only if it is typed: an experiment names it for other verbs."""
 
 
 def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
@@ -64,7 +66,15 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     typed = [_typed(verb, word, words) for word in complete_words(verb, words)]
     experiment = next((each.text for each in reversed(typed) if each.path == "experiment"), None)
     files = () if experiment is None else read_experiment(experiment)
-    values, typed = _with_members(files, [each for each in typed if each.path != "experiment"])
+    defaults = DEFAULT_MEMBERS
+    if verb in _CHECKING_VERBS:
+        defaults = defaults | {"teacher": "none"}
+        files = tuple(
+            file._replace(sections={n: v for n, v in file.sections.items() if n != "teacher"})
+            for file in files
+        )
+    others = [each for each in typed if each.path != "experiment"]
+    values, typed = _with_members(files, others, defaults)
     for file in files:
         _merge(values, file.sections)
     for each in typed:
@@ -136,7 +146,7 @@ def _value_at(values: Mapping[str, Any], path: str) -> Any:
 
 
 def _with_members(
-    files: Iterable[ExperimentFile], typed: list[_Typed]
+    files: Iterable[ExperimentFile], typed: list[_Typed], defaults: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[_Typed]]:
     """Return the defaults of all sections with the members that files and words choose, and the other words."""
     chosen: dict[str, str] = {}
@@ -155,7 +165,7 @@ def _with_members(
     values: dict[str, Any] = {}
     for name, option in top_options().items():
         if name in FAMILIES or name in GROUPS:
-            values[name] = _member(name, chosen.get(name, DEFAULT_MEMBERS[name]), name)
+            values[name] = _member(name, chosen.get(name, defaults[name]), name)
         elif is_section(option):
             values[name] = plain_defaults(option.hint)
         else:

@@ -34,6 +34,7 @@ DEFAULT_MEMBERS = {
     },
     **{"explainer": "gradcam", "augment": "pad_crop", "views": "canonical", "teaching": "labels"},
     **{"method": "e2kd", "optimizer": "adamw", "trainer": "default", "cluster": "local"},
+    "format": "npz",
 }
 OF_CLASS = {"store": "zarr", "trainer": "default"}
 """Members that are the defaults of their class, and have no file."""

@@ -63,6 +63,9 @@ class StoreOptions(Options):
     """Teacher passes to read if the store holds several: folder names, or the name before or the 8 digits after the
     last hyphen. A run that has read a pass keeps to it (passes.json of the run), whatever the store gets later."""
 
+    unknown_views: Annotated[bool, Role.IF_SET] = False
+    """Accept passes of which nobody knows what part of an image the teacher received, as if it was the whole one."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.path != "", "store.path is empty; set it to the folder of the store")

@@ -17,6 +17,7 @@ from permafrost.config.cluster import (
 from permafrost.config.data import PreviewConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions, Frame
+from permafrost.config.exchange import IngestConfig, PassportOptions
 from permafrost.config.methods import MethodConfig, Mode
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Command, Options, Role, options_of
@@ -89,6 +90,11 @@ class VerifyConfig(Options):
     """Sections that `verify` reads."""
 
     store: StoreOptions
+    teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    """Network that is said to have made the passes of store.teacher, or the only one: it is run on a sample of their
+    views, and its agreement with them is written into their manifests."""
+    passport: PassportOptions = field(default_factory=PassportOptions)
+    cluster: ClusterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +327,7 @@ VERBS: dict[str, type[Any]] = {
     "preview": PreviewConfig,
     "estimate": EstimateConfig,
     "precompute": PrecomputeConfig,
+    "ingest": IngestConfig,
     "teach": TeachConfig,
     "verify": VerifyConfig,
     "show": ShowConfig,

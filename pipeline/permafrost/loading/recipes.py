@@ -278,6 +278,15 @@ def _policy_changes(operation: PolicyConfig, rows: Tensor) -> list[PixelChange]:
     return changes
 
 
+def recipe_from(described: Sequence[dict[str, Any]]) -> Recipe:
+    """Return the recipe of described operations.
+
+    Raises:
+        ConfigError: If there is no such operation.
+    """
+    return Recipe([operation_from(values) for values in described])
+
+
 def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
     """Return the recipe of a pass of stored views, None if these do not change pixels.
 
@@ -292,7 +301,7 @@ def recipe_of_pass(teacher: TeacherPass) -> Recipe | None:
     if not isinstance(described, list) or not all(isinstance(each, dict) for each in described):
         raise ManifestError(f"{path}: views.operations is no list of operations")
     try:
-        recipe = Recipe([operation_from(values) for values in described])
+        recipe = recipe_from(described)
     except ConfigError as error:
         raise ManifestError(f"{path}: {error}") from error
     if spec.shape != (recipe.width,):

@@ -1,18 +1,21 @@
-"""Publication of a teacher pass: its missing shards, and the manifest that makes it valid."""
+"""Publication of a pass: its missing shards, the shards themselves, and the manifest that makes it valid."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
 from permafrost.core.json_entries import EntryError, from_dict
-from permafrost.core.records import FieldSpec
+from permafrost.core.records import TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.storage.files import exists, is_file, listing, read_each, sha256_file
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import write_rows
@@ -22,17 +25,24 @@ from permafrost.store.commit import (
     remove_leftovers,
 )
 from permafrost.store.entries import REWRITE, FileEntry, ManifestError
+from permafrost.store.fields import PassFields, Values
 from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import (
     MANIFEST_NAME,
     Agreement,
     MovedFeatures,
     PassManifest,
+    Passport,
     read_pass_manifest,
     write_manifest,
 )
 from permafrost.store.projections import describe_projections
-from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, read_receipt, receipt_path
+from permafrost.store.receipts import (
+    PASS_RECEIPT_SCHEMA,
+    read_receipt,
+    receipt_path,
+    write_receipt,
+)
 from permafrost.store.shards import (
     SHARDS_NAME,
     PassShard,
@@ -111,6 +121,65 @@ def _files_of(receipt: RootedPath, metadata: dict[str, Any]) -> tuple[FileEntry,
         ) from error
 
 
+def write_pass_shard(
+    fields: PassFields,
+    position: int,
+    name: str,
+    keys: Sequence[str],
+    values: Values,
+    fidelity: Mapping[str, float],
+    fingerprint: str,
+) -> None:
+    """Write one whole shard and its receipt, which commits it.
+
+    Args:
+        fields: Fields of the pass.
+        position: Position of the shard among those of the pass.
+        name: Name of the shard.
+        keys: Keys of the records, in the order of the rows.
+        values: Array of each field, [records, V, *shape].
+        fidelity: Lowest cosine between a record's values and their stored form, for each lossy field.
+        fingerprint: Fingerprint of the pass.
+    """
+    written = fields.write_shard(position, name, keys, values)
+    first = position * fields.rows_per_shard
+    rows = {
+        "key": keys,
+        "row": range(len(keys)),
+        "array_row": range(first, first + len(keys)),
+        "chunk_crc32c": written.chunk_crc32c,
+    }
+    write_receipt(
+        receipt_path(fields.folder, name),
+        pa.Table.from_pydict(rows, schema=PASS_RECEIPT_SCHEMA),
+        {
+            "name": name,
+            "rows": len(keys),
+            "keys_sha256": sha256_keys(list(keys)),
+            "files": [asdict(entry) for entry in written.files],
+            "fidelity": dict(fidelity),
+            "fingerprint": fingerprint,
+            "constant_logits": _constant_logits(values),
+        },
+    )
+
+
+def _constant_logits(values: Mapping[str, NDArray[np.generic]]) -> str | None:
+    """Compute the SHA-256 of the logits if all records of a shard have the same.
+
+    Args:
+        values: Values [n, V, ...] of the pass's fields.
+
+    Returns:
+        The digest, None if the logits differ or there are none.
+    """
+    names = ("logits",) if "logits" in values else (TOP_LOGITS, TOP_CLASS)
+    stored = [values[name] for name in names if name in values]
+    if not stored or not len(stored[0]) or any((each != each[:1, :1]).any() for each in stored):
+        return None
+    return hashlib.sha256(b"".join(each[0, 0].tobytes() for each in stored)).hexdigest()
+
+
 def commit_pass(
     folder: RootedPath,
     shards: Sequence[ShardEntry],
@@ -122,6 +191,7 @@ def commit_pass(
     added: dict[str, Any],
     agreement: Agreement | None = None,
     moved_features: MovedFeatures | None = None,
+    passport: Passport | None = None,
 ) -> None:
     """Combine the receipts and write the pass's manifest.
 
@@ -136,6 +206,7 @@ def commit_pass(
         added: Entries of payloads.
         agreement: Agreement with float32; None if the pass was computed in float32.
         moved_features: Error of warped features; None if it was not measured.
+        passport: Agreement with the teacher that targets of others are said to be of.
 
     Raises:
         ConstantLogitsError: If the teacher produces the same logits for every record.
@@ -181,6 +252,7 @@ def commit_pass(
         added=added,
         agreement=agreement,
         moved_features=moved_features,
+        passport=passport,
         projections=describe_projections(folder),
     )
     write_manifest(folder, manifest)

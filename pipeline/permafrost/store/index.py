@@ -274,15 +274,23 @@ class RecordIndex:
         offsets, text = self._keys
         return [text[offsets[row] : offsets[row + 1]].to_pybytes().decode() for row in rows]
 
-    def key_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the order that sorts these rows by their keys, as code points, without an object for each key."""
+    def key_column(self, rows: NDArray[np.int64]) -> pa.Array:
+        """Return the keys of these rows as an Arrow column, without an object for each key."""
         self._require_sound_keys(self.shards_of(rows))
         offsets, text = self._keys
         keys = pa.LargeStringArray.from_buffers(self.num_rows, pa.py_buffer(offsets), text)
+        return keys.take(pa.array(rows))
+
+    def key_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the order that sorts these rows by their keys, as code points."""
         order: NDArray[np.int64] = (
-            pc.sort_indices(keys.take(pa.array(rows))).to_numpy().astype(np.int64)
+            pc.sort_indices(self.key_column(rows)).to_numpy().astype(np.int64)
         )
         return order
+
+    def image_digests(self) -> pa.Array:
+        """Return the SHA-256 of the images of all rows, 32 bytes each."""
+        return self._keys_batch.column(1)
 
     def key_digests(self, rows: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
         """Return a digest of the seed and each row's key, u64 [n], without an object for each key.

@@ -40,6 +40,8 @@ CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
 _ADDED_BESIDE = ("hierarchy", "partition_sha256")
 """Added entries that a manifest of this schema has beside the others, null where no payload adds them."""
+INGESTED = "ingested"
+"""Kind of the network of a pass whose targets another tool has made."""
 MAX_FRAME_PIXELS = 4096**2
 """Largest number of pixels of a canonical frame, 50 MB per record."""
 MAX_FIELD_BYTES = 2**26
@@ -150,6 +152,22 @@ class Agreement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Passport:
+    """Agreement of targets that were made elsewhere with the teacher that they are said to be of, on a sample."""
+
+    teacher: str
+    """Kind and name of that network."""
+    weights_sha256: str
+    agreement: Agreement
+    alternatives: dict[str, float] = field(default_factory=dict)
+    """Distance to the teacher by another meaning of the targets, such as a transposed map: nats of the logits, or 1
+    minus the mean cosine."""
+
+    def __post_init__(self) -> None:
+        require_digest(self.weights_sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MovedFeatures:
     """Fraction of the variance of the teacher's features of a view that the stored ones miss, on a sample."""
 
@@ -203,6 +221,9 @@ class PassManifest:
     moved_features: MovedFeatures | None = None
     """Error of the features after they are warped to a view; None for a pass without features, and for one of stored
     views. It is measured when the pass is written, and not covered by the fingerprint."""
+    passport: Passport | None = None
+    """Agreement with the teacher; None for targets that nobody has compared with one, and for all that precompute has
+    written. It is not covered by the fingerprint."""
     temperatures: tuple[float, ...] = ()
     """Temperatures of the field rest_logits; empty for a pass of all logits."""
     selection: dict[str, Any] | None = None
@@ -321,6 +342,8 @@ def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
     values = {spec.name: _plain(getattr(manifest, spec.name)) for spec in fields(manifest)}
     if isinstance(manifest, PassManifest):
         added = values.pop("added")
+        if values["passport"] is None:
+            del values["passport"]
         values |= {name: added.pop(name, None) for name in _ADDED_BESIDE}
         values |= {"added": added} if added else {}
     commit_file(folder / MANIFEST_NAME, sign_json(values, sort_keys=True, allow_nan=False))
@@ -403,6 +426,7 @@ def read_manifest(
     try:
         if cls is PassManifest:
             _gather_added(values)
+            values.setdefault("passport", None)
         for name, table in (tables or {}).items():
             file = values.get(name)
             entry = None if file is None else from_dict(FileEntry, file, name)

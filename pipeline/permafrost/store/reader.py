@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from permafrost.store.fields import PassFields, StoredShard, Values, WebDatasetF
 from permafrost.store.index import RecordIndex
 from permafrost.store.manifest import (
     CANONICAL_VIEW,
+    INGESTED,
     MANIFEST_NAME,
     TEACHERS_FOLDER,
     PassManifest,
@@ -192,6 +193,27 @@ class Store:
             self.open_pass(name, stored_views=stored_views) for name in names or [folders[0].name]
         ]
 
+    def compared_with(self, replayed: Iterable[TeacherPass]) -> list[TeacherPass]:
+        """Open the canonical passes that students of stored views are compared with.
+
+        Views that another tool has made (`ingest`) may have no canonical pass; they are left out.
+
+        Raises:
+            StoreMismatchError: If the store has no canonical pass of a teacher that precompute has run.
+        """
+        ingested = [is_ingested(each) and not self._canonical_folders(each) for each in replayed]
+        return [
+            self.canonical_of(each)
+            for each, is_alone in zip(replayed, ingested, strict=True)
+            if not is_alone
+        ]
+
+    def _canonical_folders(self, replayed: TeacherPass) -> dict[RootedPath, PassManifest]:
+        """Return the canonical passes of the teacher of a pass."""
+        expected = (replayed.manifest.teacher, replayed.manifest.explainer)
+        manifests = {folder: read_pass_manifest(folder) for folder in self.pass_folders()}
+        return {f: m for f, m in manifests.items() if (m.teacher, m.explainer) == expected}
+
     def canonical_of(self, replayed: TeacherPass) -> TeacherPass:
         """Open the canonical pass of the teacher of a pass of stored views, with logits if there is one.
 
@@ -200,16 +222,20 @@ class Store:
         Raises:
             StoreMismatchError: If the store has no canonical pass of that teacher.
         """
-        wanted = (replayed.manifest.teacher, replayed.manifest.explainer)
-        manifests = {folder: read_pass_manifest(folder) for folder in self.pass_folders()}
-        same = [folder for folder, m in manifests.items() if (m.teacher, m.explainer) == wanted]
+        same = self._canonical_folders(replayed)
         if not same:
             raise StoreMismatchError(
                 f"{self.path} has no canonical pass of the teacher of {replayed.name}; run permafrost precompute "
                 "with it"
             )
-        with_logits = [folder for folder in same if manifests[folder].has_logits]
-        return TeacherPass(self, (with_logits or same)[0])
+        with_logits = [folder for folder, manifest in same.items() if manifest.has_logits]
+        return TeacherPass(self, (with_logits or list(same))[0])
+
+
+def is_ingested(teacher: TeacherPass) -> bool:
+    """Return whether another tool has made the targets of a pass (`ingest`)."""
+    architecture = teacher.manifest.teacher.get("architecture")
+    return isinstance(architecture, dict) and architecture.get("kind") == INGESTED
 
 
 def _has_stored_views(folder: RootedPath) -> bool:

@@ -239,7 +239,7 @@ class Distillation(TrainingJob):
             num_classes=spec.num_classes,
             classes=spec.class_names,
             input_size=spec.input_size,
-            teachers=tuple(_evaluation_pass(spec, teacher).name for teacher in spec.dataset.passes),
+            teachers=tuple(each.name for each in _evaluation_passes(spec)),
             split=self.config.split,
             subset=self.config.subset,
         )
@@ -250,6 +250,7 @@ def _open_inputs(config: DistillConfig) -> OpenedInputs:
     return OpenedInputs(store, open_passes(config, store))
 
 
-def _evaluation_pass(spec: TrainingSpec, teacher: TeacherPass) -> TeacherPass:
-    """Return the pass that an evaluation compares a student of `teacher` with."""
-    return spec.dataset.store.canonical_of(teacher) if spec.replays else teacher
+def _evaluation_passes(spec: TrainingSpec) -> Sequence[TeacherPass]:
+    """Return the passes that an evaluation compares the student with."""
+    passes = spec.dataset.passes
+    return spec.dataset.store.compared_with(passes) if spec.replays else passes

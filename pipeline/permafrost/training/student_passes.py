@@ -128,6 +128,11 @@ def check_passes(
         ConfigError: If method.teacher_weights does not have one weight for each pass.
     """
     for teacher in passes:
+        if teacher.manifest.teacher.get("frame") == "unknown" and not config.store.unknown_views:
+            raise StoreMismatchError(
+                f"{teacher.name}: nobody knows what part of each image the teacher received, so its targets may be of "
+                "another view than the student's; set store.unknown_views=true to take them as those of whole images"
+            )
         readers = _methods_of(config.method, teacher)
         for method, needs in zip(readers, loss.needs_of(teacher.name), strict=True):
             _check_contents(teacher, needs, method, config.method)
@@ -414,7 +419,7 @@ def compared_passes(
         num_classes: Number of the student's classes; passes of other classes are left out.
     """
     if config.mode == "replay":
-        return logits_first([store.canonical_of(teacher) for teacher in passes])
+        return logits_first(store.compared_with(passes))
     if passes or not (config.store.teacher or len(store.pass_folders()) == 1):
         return logits_first(passes)
     candidates = store.open_passes(config.store.teacher)

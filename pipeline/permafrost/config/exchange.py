@@ -1,0 +1,61 @@
+"""Targets that come in from other tools (`ingest`, `attach`), and passes that go out (`share`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
+
+from permafrost.config.augment import AugmentOptions, CanonicalViewsConfig, ViewsConfig
+from permafrost.config.cluster import ClusterConfig, ExecutorName
+from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.options import Options, Role
+from permafrost.config.store import StoreOptions, SubsetOptions
+from permafrost.config.target_formats import TargetFormatConfig
+from permafrost.core.errors import require, require_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassportOptions(Options):
+    """Size of the sample on which targets are compared with the teacher that they are said to be of."""
+
+    section: ClassVar[str] = "passport"
+
+    records: Annotated[int | None, Ge(1)] = 256
+    """Number of records that `teacher=` is run on; null runs it on all."""
+    views: Annotated[int, Ge(1)] = 2
+    """Number of stored views of each of these records that it is run on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig(Options):
+    """Sections that `ingest` reads."""
+
+    format: TargetFormatConfig
+    path: Annotated[str, Role.FILE] = ""
+    """File or folder of the targets."""
+    store: StoreOptions
+    teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    """Network that made the targets, which is run on a sample of the same views and compared with them."""
+    passport: PassportOptions
+    name: str | None = None
+    """Name of the new pass, before its fingerprint; null takes the name of the format."""
+    missing: Annotated[str | None, Role.FILE] = None
+    """File to which the keys of records without targets are written, if a split has both; null stops at such a
+    split. Splits without any targets are left out of the pass."""
+    views: ViewsConfig = field(default_factory=CanonicalViewsConfig)
+    """Views to compute targets of, with format=relabel; other formats have targets of the views that they store."""
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    subset: SubsetOptions = field(default_factory=SubsetOptions)
+    split: str = "train"
+    """Split of these views."""
+    cluster: ClusterConfig
+    executor: ExecutorName = "auto"
+    """Executor of the work, as in precompute."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name is not None:
+            require_name("name", self.name, may_have_folders=True)
+        require(self.path != "", "path is empty; set it to the file or folder of the targets")

@@ -1,0 +1,467 @@
+"""Targets that come in: joins, faults in files, interruption, and students of the pass."""
+
+import io
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from permafrost.config.compose import compose
+from permafrost.config.verbs import build_verb_config
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.exchange import ingest as ingestion
+from permafrost.exchange import unpickling
+from permafrost.exchange.target_reader import TargetError
+from permafrost.store.commit_pass import write_pass_shard
+from permafrost.store.entries import StoreMismatchError
+from stages import distill, evaluate
+from tests.exchange.test_readers import CLASSES, VIEWS, crops_of, key_of, softmax
+from tests.support import target_files
+from tests.support.exchange import PHOTOS, make_photographs, run_ingest
+from tests.support.trees import tree_bytes
+
+FULL = ("format.frame=full",)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return make_photographs(tmp_path_factory.mktemp("ingest"))
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(2)
+
+
+def arrays(photographs, path, random, names=None, count=PHOTOS, **others):
+    names = [key_of(each) for each in photographs.paths][:count] if names is None else names
+    logits = random.normal(size=(len(names), CLASSES)).astype("float32")
+    target_files.write_npz(path, names, logits=logits, **others)
+    return f"path={path}"
+
+
+def labels_of_fkd(photographs, folder, random, **changes):
+    """Write sound files of FKD, whose parts may be replaced."""
+    crops = crops_of(photographs, random)
+    flips = np.zeros((PHOTOS, VIEWS), bool)
+    probabilities = softmax(random.normal(size=(PHOTOS, VIEWS, CLASSES)) * 3)
+    target_files.write_fkd(
+        folder, photographs.paths, crops, flips, photographs.sizes, probabilities, 2, False
+    )
+    path = folder / "train" / "n0" / "photo_04.tar"
+    if changes:
+        content = torch.load(path, weights_only=False)
+        for place, change in changes.items():
+            content[int(place[-1])] = change(content[int(place[-1])])
+        torch.save(content, path)
+    return ["format=fkd", f"path={folder}", f"format.classes={CLASSES}"]
+
+
+def passes_of(photographs):
+    return sorted((photographs.store / "teachers").glob("*/manifest.json"))
+
+
+# ---- joins ---------------------------------------------------------------------------------------
+
+
+def test_records_without_targets_stop_with_their_number_and_three_examples(
+    photographs, random, tmp_path
+):
+    path = arrays(photographs, tmp_path / "t.npz", random, count=PHOTOS - 5)
+
+    with pytest.raises(TargetError, match=r"5 of 24 records have no target, .*photo_\d\d.*0 of 19"):
+        run_ingest(photographs.store, path, *FULL)
+
+
+def test_missing_lists_the_records_without_targets_and_goes_on(photographs, random, tmp_path):
+    path = arrays(photographs, tmp_path / "t.npz", random, count=PHOTOS - 5)
+
+    result = run_ingest(photographs.store, path, *FULL, f"missing={tmp_path / 'missing.txt'}")
+
+    listed = (tmp_path / "missing.txt").read_text().splitlines()
+    assert sorted(listed) == sorted(key_of(p) for p in photographs.paths[PHOTOS - 5 :])
+    assert result.records == PHOTOS - 5
+    opened = photographs.open().open_pass(result.ingested_pass.partition(" ")[0])
+    assert opened.manifest.selection["records"] == PHOTOS - 5
+
+
+def test_targets_of_no_record_are_counted(photographs, random, tmp_path):
+    names = [*(key_of(p) for p in photographs.paths), "other%2Fimage%2Ejpg"]
+    path = arrays(photographs, tmp_path / "t.npz", random, names)
+
+    assert run_ingest(photographs.store, path, *FULL).targets_without_record == 1
+
+
+def test_names_that_fit_nothing_are_shown_beside_those_of_the_store(photographs, random, tmp_path):
+    path = arrays(photographs, tmp_path / "t.npz", random, [f"img{n}" for n in range(PHOTOS)])
+
+    with pytest.raises(
+        TargetError, match=r"none of 24 targets .*'img0', .*the store has 'train%2F"
+    ):
+        run_ingest(photographs.store, path, *FULL)
+
+
+def test_a_key_that_is_there_twice_stops(photographs, random, tmp_path):
+    names = [key_of(p) for p in photographs.paths]
+    path = arrays(photographs, tmp_path / "t.npz", random, [*names, names[3]])
+
+    with pytest.raises(TargetError, match="1 names mean several targets, such as"):
+        run_ingest(photographs.store, path, *FULL)
+
+
+def test_stems_that_are_in_several_folders_need_more_of_the_path(tmp_path, random):
+    photographs = make_photographs(tmp_path)
+    stems = ["photo_00"] * 2
+    names = [f"x/{n}/{stem}.jpg" for n, stem in enumerate(stems)]
+    path = arrays(photographs, tmp_path / "t.npz", random, names)
+
+    with pytest.raises(
+        TargetError, match="1 names mean several targets, such as 'x/0/photo_00.jpg'"
+    ):
+        run_ingest(photographs.store, path, *FULL, "format.join=stem")
+
+
+def test_positions_beyond_the_split_stop(photographs, random, tmp_path):
+    logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
+    maps = np.ones((PHOTOS, 1, 4, 4), "float32")
+    target_files.write_e2kd(tmp_path / "fit", range(1, PHOTOS + 1), logits, maps, "grad_cam")
+
+    with pytest.raises(TargetError, match=r"up to number 24, and split train has 24 records"):
+        run_ingest(photographs.store, "format=e2kd", f"path={tmp_path / 'fit'}", *FULL)
+
+
+def test_an_index_map_says_which_record_a_number_is(photographs, random, tmp_path):
+    logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
+    maps = np.ones((PHOTOS, 1, 4, 4), "float32")
+    target_files.write_e2kd(tmp_path / "fit", range(PHOTOS), logits, maps, "grad_cam")
+    order = random.permutation(PHOTOS)
+    (tmp_path / "map.txt").write_text("\n".join(map(str, order)))
+    words = ["format=e2kd", f"path={tmp_path / 'fit'}", *FULL]
+
+    result = run_ingest(photographs.store, *words, f"format.index_map={tmp_path / 'map.txt'}")
+
+    store = photographs.open()
+    table = store.open_pass(result.ingested_pass.partition(" ")[0])
+    shard = store.shards[0]
+    key = store.index.shard_keys(0)[0]
+    stored = table.read_shard(shard)["logits"][0, 0]
+    position = [key_of(p) for p in photographs.paths].index(key)
+    assert np.array_equal(stored, logits[order.tolist().index(position)])
+
+
+def test_a_frame_that_nobody_states_is_asked_for(photographs, random, tmp_path):
+    with pytest.raises(ConfigError, match=r"format\.frame is not set"):
+        run_ingest(photographs.store, arrays(photographs, tmp_path / "t.npz", random))
+
+
+# ---- faults in files -----------------------------------------------------------------------------
+
+
+class RunsCode:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(photographs, random, tmp_path):
+    words = labels_of_fkd(
+        photographs, tmp_path / "f", random, part_2=lambda _: RunsCode(tmp_path / "harm")
+    )
+    before = passes_of(photographs)
+
+    with pytest.raises(TargetError, match=r"photo_04\.tar: it cannot be read without running its"):
+        run_ingest(photographs.store, *words)
+
+    assert not (tmp_path / "harm").exists()
+    assert passes_of(photographs) == before
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_code_is_refused_in_every_protocol(tmp_path, protocol):
+    torch.save([RunsCode(tmp_path / "harm")], tmp_path / "t.pt", pickle_protocol=protocol)
+
+    with pytest.raises(unpickling.UnpicklingError):
+        unpickling.unpickle((tmp_path / "t.pt").read_bytes())
+
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_tensor_that_would_fill_the_memory_ends_its_process_alone(tmp_path):
+    torch.save(torch.zeros(1).expand(2**36), tmp_path / "t.pt")
+
+    with pytest.raises(unpickling.UnpicklingError):
+        unpickling.unpickle((tmp_path / "t.pt").read_bytes())
+
+    torch.save([1.5], tmp_path / "t.pt")
+    assert unpickling.unpickle((tmp_path / "t.pt").read_bytes()) == [1.5]
+
+
+def test_lists_of_lists_that_grow_without_end_are_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpickling, "SECONDS", 3.0)
+    bomb = [1]
+    for _ in range(11):
+        bomb = [bomb] * 40
+    torch.save(bomb, tmp_path / "t.pt")
+
+    with pytest.raises(unpickling.UnpicklingError):
+        unpickling.unpickle((tmp_path / "t.pt").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("part_0", lambda c: c[:, :3], r"its coordinates are \[3, 3\]"),
+        ("part_0", lambda c: c + 0.9, "a crop reaches beyond the image"),
+        ("part_1", lambda f: f[:-1], r"its flips \[2\]"),
+        ("part_2", lambda p: p[:, 0], "are no probabilities"),
+        ("part_2", lambda p: p + 10, "it has class 1"),
+        ("part_2", lambda p: p * np.nan, "class nan"),
+        ("part_2", lambda p: p * 0, "lists a class twice"),
+        ("part_2", lambda p: p[:1], "3 views and 1 labels"),
+    ],
+)
+def test_soft_labels_of_another_shape_stop_at_their_file(
+    photographs, random, tmp_path, part, change, message
+):
+    words = labels_of_fkd(photographs, tmp_path / "f", random, **{part: change})
+
+    with pytest.raises(TargetError, match=message) as caught:
+        run_ingest(photographs.store, *words, "format.views=3")
+
+    assert "photo_04.tar" in str(caught.value)
+
+
+def test_values_that_are_not_finite_name_their_record(photographs, random, tmp_path):
+    names = [key_of(p) for p in photographs.paths]
+    logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
+    logits[7, 1] = np.inf
+    target_files.write_npz(tmp_path / "t.npz", names, logits=logits)
+
+    with pytest.raises(TargetError, match=f"logits of {names[7]} has values that are not finite"):
+        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+
+
+def test_probabilities_that_do_not_sum_to_one_are_no_probabilities(photographs, random, tmp_path):
+    names = [key_of(p) for p in photographs.paths]
+    values = random.random((PHOTOS, CLASSES)).astype("float32")
+    target_files.write_npz(tmp_path / "t.npz", names, probabilities=values)
+
+    with pytest.raises(TargetError, match="if they are logits, name them logits"):
+        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+
+
+def test_logits_that_are_the_same_for_all_records_stop(photographs, tmp_path):
+    names = [key_of(p) for p in photographs.paths]
+    target_files.write_npz(tmp_path / "t.npz", names, logits=np.ones((PHOTOS, CLASSES), "float32"))
+
+    with pytest.raises(TargetError, match="the logits of all records are the same"):
+        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+
+
+def lying_npz(path, claimed):
+    """Write an .npz whose array promises more rows than it has."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, shape in (("keys", (2,)), ("logits", claimed)):
+            data = io.BytesIO()
+            values = np.zeros(2, "U4") if name == "keys" else np.zeros((2, CLASSES), "float32")
+            header = {"descr": values.dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(data, header)
+            archive.writestr(f"{name}.npy", data.getvalue() + values.tobytes())
+
+
+def test_an_array_that_promises_more_than_it_has_stops_before_memory(photographs, tmp_path):
+    lying_npz(tmp_path / "t.npz", (2**40, CLASSES))
+
+    with pytest.raises(TargetError, match="its header promises"):
+        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+
+
+def test_an_array_of_objects_is_not_unpickled(photographs, random, tmp_path):
+    odd = np.array([RunsCode(tmp_path / "harm")] * PHOTOS)
+    names = np.array([key_of(p) for p in photographs.paths])
+    np.savez(tmp_path / "t.npz", keys=names, logits=odd)
+
+    with pytest.raises(TargetError, match="holds Python objects"):
+        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+    assert not (tmp_path / "harm").exists()
+
+
+def features_of_theia(photographs, folder, change):
+    features = np.ones((PHOTOS, 2, 3, 3), "float32")
+    target_files.write_theia(folder, "vit", photographs.stems, features, None, PHOTOS)
+    (path,) = (folder / "vit").glob("*.tar")
+    with tarfile.open(path) as tar:
+        members = {m.name: tar.extractfile(m).read() for m in tar}
+    change(members)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return ["format=theia", f"path={folder / 'vit'}"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data[:20],
+        lambda data: (2**60).to_bytes(8, "little") + data[8:],
+        lambda data: data.replace(b"BF16", b"F999"),
+        lambda data: data.replace(b"[2, 3, 3]", b"[9, 3, 3]"),
+        lambda data: b"",
+    ],
+)
+def test_a_damaged_safetensors_member_stops_at_its_name(photographs, tmp_path, change):
+    name = f"{photographs.stems[3]}.vit.safetensors"
+    words = features_of_theia(
+        photographs, tmp_path, lambda members: members.update({name: change(members[name])})
+    )
+
+    with pytest.raises(TargetError, match=photographs.stems[3]):
+        run_ingest(photographs.store, *words)
+
+
+def test_members_with_names_that_leave_the_folder_write_nothing(photographs, tmp_path):
+    words = features_of_theia(
+        photographs, tmp_path / "t", lambda members: members.update({"../../out.safetensors": b"x"})
+    )
+    before = set(tmp_path.rglob("*"))
+
+    result = run_ingest(photographs.store, *words)
+
+    assert result.targets_without_record == 1
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_truncated_tar_stops(photographs, tmp_path):
+    words = features_of_theia(photographs, tmp_path, lambda members: None)
+    (path,) = (tmp_path / "vit").glob("*.tar")
+    path.write_bytes(path.read_bytes()[:-20000])
+
+    with pytest.raises(UserError, match=r"\.tar"):
+        run_ingest(photographs.store, *words)
+
+
+def test_recipes_of_other_images_stop(photographs, random, tmp_path):
+    recipes = [[((0, 0, 500, 500), [(0, 0.0), (0, 0.0)])]] * PHOTOS
+    embeddings = random.normal(size=(PHOTOS, 1, 4))
+    uids = [str(n) for n in range(PHOTOS)]
+    target_files.write_datacompdr(
+        tmp_path, uids, photographs.digests, recipes, embeddings, False, PHOTOS
+    )
+
+    with pytest.raises(TargetError, match="the recipes are of other images"):
+        run_ingest(photographs.store, "format=datacompdr", f"path={tmp_path}")
+
+
+def test_views_that_mix_two_images_are_refused(photographs, random, tmp_path):
+    augmentation = {"random_resized_crop": {"size": 24}, "mixup": {"alpha": 0.2}}
+    recipes = [[{"random_resized_crop": (0, 0, 9, 9)}] for _ in range(PHOTOS)]
+    probabilities = softmax(random.normal(size=(PHOTOS, 1, CLASSES)))
+    words = ["format=imagenet_plus", f"path={tmp_path / 'r'}", f"format.classes={CLASSES}"]
+    target_files.write_imagenet_plus(
+        tmp_path / "r", range(PHOTOS), probabilities, 2, recipes, augmentation
+    )
+    assert run_ingest(photographs.store, *words).records == PHOTOS  # none of them is mixed
+
+    content = torch.load(tmp_path / "r" / "3.pth.tar", weights_only=False)
+    content[1][0]["params"][0] = 7
+    torch.save(content, tmp_path / "r" / "3.pth.tar")
+    with pytest.raises(TargetError, match="a view mixes two images"):
+        run_ingest(photographs.store, *words)
+
+
+# ---- interruption --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+def test_an_interrupted_pass_is_finished_with_the_same_bytes(
+    tmp_path, monkeypatch, random, backend
+):
+    photographs = make_photographs(tmp_path)
+    words = labels_of_fkd(photographs, tmp_path / "f", random)
+    words.append(f"store={backend}" if backend == "webdataset" else "store=zarr")
+    calls = []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return write_pass_shard(*arguments)
+
+    monkeypatch.setattr(ingestion, "write_pass_shard", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run_ingest(photographs.store, *words)
+    monkeypatch.undo()
+    result = run_ingest(photographs.store, *words)
+    assert 0 < result.ingested_records < PHOTOS
+    name = result.ingested_pass.partition(" ")[0]
+    finished = tree_bytes(photographs.store / "teachers" / name)
+
+    other = make_photographs(tmp_path / "other")
+    run_ingest(other.store, *words)
+
+    assert tree_bytes(other.store / "teachers" / name) == finished
+    assert not list((photographs.store / "teachers" / name).glob("join*"))
+
+
+def test_a_changed_file_is_another_pass(photographs, random, tmp_path):
+    path = tmp_path / "t.npz"
+    first = run_ingest(photographs.store, arrays(photographs, path, random), *FULL)
+    again = run_ingest(photographs.store, f"path={path}", *FULL)
+    arrays(photographs, path, random)
+    other = run_ingest(photographs.store, f"path={path}", *FULL)
+
+    assert (again.ingested_pass, again.ingested_records) == (first.ingested_pass, 0)
+    assert other.ingested_pass != first.ingested_pass
+    assert other.ingested_records == PHOTOS
+
+
+# ---- students ------------------------------------------------------------------------------------
+
+
+def run_distill(store, run, *words):
+    words = [
+        *(f"store.path={store}", f"run={run}", "student.name=resnet8", "trainer.epochs=1"),
+        *("trainer.batch_size=8", "trainer.num_threads=1", *words),
+    ]
+    distill.run(build_verb_config("distill", compose("distill", words)))
+    words = [f"store.path={store}", f"run={run}", "evaluate.splits=[train]"]
+    return evaluate.run(build_verb_config("evaluate", compose("evaluate", words)))
+
+
+def test_a_student_replays_the_views_of_soft_labels(photographs, random, tmp_path):
+    words = labels_of_fkd(photographs, tmp_path / "f", random)
+    name = run_ingest(photographs.store, *words, "name=labels").ingested_pass.partition(" ")[0]
+
+    options = ["method=kd", "method.tau=1", "mode=replay", "views=random", f"views.count={VIEWS}"]
+    result = run_distill(photographs.store, "fkd", *options, f"store.teacher=[{name}]")
+
+    assert 0 <= result.splits["train"]["accuracy"] <= 1
+
+
+def test_a_temperature_that_the_labels_do_not_have_is_refused(photographs, random, tmp_path):
+    words = labels_of_fkd(photographs, tmp_path / "f", random)
+    name = run_ingest(photographs.store, *words).ingested_pass.partition(" ")[0]
+
+    options = ["method=kd", "method.tau=4", "mode=replay", "views=random", f"views.count={VIEWS}"]
+    with pytest.raises(StoreMismatchError, match=r"method\.tau=4"):
+        run_distill(photographs.store, "fkd4", *options, f"store.teacher=[{name}]")
+
+
+def test_targets_of_unknown_views_teach_only_if_the_options_say_so(photographs, random, tmp_path):
+    probabilities = softmax(random.normal(size=(PHOTOS, CLASSES)))
+    target_files.write_tinyvit(tmp_path / "e", photographs.stems, probabilities, 2, 1)
+    words = ["format=tinyvit", f"path={tmp_path / 'e'}", f"format.classes={CLASSES}"]
+    name = run_ingest(photographs.store, *words).ingested_pass.partition(" ")[0]
+
+    options = ["method=kd", "method.tau=1", "augment=none", f"store.teacher=[{name}]"]
+    with pytest.raises(StoreMismatchError, match=r"store\.unknown_views=true"):
+        run_distill(photographs.store, "unknown", *options)
+    result = run_distill(photographs.store, "unknown", *options, "store.unknown_views=true")
+    assert 0 <= result.splits["train"]["accuracy"] <= 1

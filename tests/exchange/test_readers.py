@@ -1,0 +1,426 @@
+"""Readers of other tools' formats, against files of two writers that know nothing of each other."""
+
+import numpy as np
+import pytest
+import torch
+
+from permafrost.loading.recipes import recipe_from
+from permafrost.store.codecs import decode_unit
+from permafrost.store.verification import verify_store
+from tests.support import foreign_targets, target_files
+from tests.support.exchange import (
+    CLASSES,
+    PHOTOS,
+    make_photographs,
+    run_ingest,
+    values_by_key,
+)
+
+WRITERS = (target_files, foreign_targets)
+VIEWS = 3
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    return make_photographs(tmp_path_factory.mktemp("exchange"))
+
+
+@pytest.fixture(params=WRITERS, ids=lambda module: module.__name__.rpartition(".")[2])
+def writer(request):
+    return request.param
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(1)
+
+
+def key_of(path):
+    return path.replace("/", "%2F").replace(".", "%2E")
+
+
+def softmax(values):
+    exponentials = np.exp(values - values.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def ingested(photographs, *words, views=False):
+    """Ingest, verify, and return the stored values of each field in the order of the paths."""
+    result = run_ingest(photographs.store, *words)
+    assert result.records == PHOTOS
+    store = photographs.open()
+    assert list(verify_store(store.path)) == []
+    name = result.ingested_pass.partition(" ")[0]
+    values = values_by_key(store, name, stored_views=views)
+    manifest = store.open_pass(name, stored_views=views).manifest
+    return manifest, {
+        field: np.stack([by_key[key_of(path)] for path in photographs.paths])
+        for field, by_key in values.items()
+    }
+
+
+def crops_of(photographs, random, views=VIEWS):
+    """Draw crops in pixels (top, left, height, width), [n, V, 4]."""
+    crops = []
+    for height, width in photographs.sizes:
+        sides = np.stack(
+            [random.integers(8, height + 1, views), random.integers(8, width + 1, views)]
+        )
+        corners = [random.integers(0, (height, width) - side + 1) for side in sides.T]
+        crops.append(np.concatenate([np.stack(corners), sides.T], axis=1))
+    return np.stack(crops)
+
+
+def corners_seen(matrices):
+    """Corners of views in fractions of the image: x and y of the upper left and the lower right one, [..., 2, 2]."""
+    whole = matrices if matrices.shape[-2] == 2 else matrices[..., :2, :]
+    points = np.array([[-1, -1, 1], [1, 1, 1]]).T
+    return (np.swapaxes(whole @ points, -1, -2) + 1) / 2
+
+
+def require_crops(photographs, crops, flips, matrices):
+    sizes = photographs.sizes[:, None]
+    top, left = crops[..., 0] / sizes[..., 0], crops[..., 1] / sizes[..., 1]
+    bottom = top + crops[..., 2] / sizes[..., 0]
+    right = left + crops[..., 3] / sizes[..., 1]
+    first = np.stack([np.where(flips, right, left), top], axis=-1)
+    last = np.stack([np.where(flips, left, right), bottom], axis=-1)
+    assert np.allclose(corners_seen(matrices), np.stack([first, last], axis=-2), atol=1e-3)
+
+
+def dense(values, temperature=1.0):
+    """Probabilities of all classes [n, V, K] by stored largest logits, the rest evenly, and the stored rest."""
+    outcomes = np.concatenate([values["top_logits"] / temperature, values["rest_logits"]], axis=-1)
+    shares = softmax(outcomes.astype(np.float64))
+    k = values["top_class"].shape[-1]
+    even = np.repeat(shares[..., k:] / max(1, CLASSES - k), CLASSES, axis=-1)
+    np.put_along_axis(even, values["top_class"].astype(int), shares[..., :k], -1)
+    return even
+
+
+# ---- arrays --------------------------------------------------------------------------------------
+
+
+def test_arrays_come_by_key_in_any_order_with_their_bits(photographs, writer, random, tmp_path):
+    logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
+    maps = random.random((PHOTOS, 1, 1, 5, 5)).astype("float32")
+    order = random.permutation(PHOTOS)
+    names = [key_of(photographs.paths[n]) for n in order]
+    writer.write_npz(tmp_path / "t.npz", names, logits=logits[order], map=maps[order])
+
+    words = [f"path={tmp_path / 't.npz'}", "format.frame=full", "format.explainer=gradcam"]
+    manifest, values = ingested(photographs, "format=npz", *words, "format.dtype=float32")
+
+    assert np.array_equal(values["logits"][:, 0], logits)
+    assert np.array_equal(values["explained_class"][:, 0, 0], logits.argmax(axis=1))
+    units = values["map"][:, 0] * values["map_scale"][:, 0][:, :, None, None, None]
+    assert np.allclose(units, maps, atol=1e-6)
+    assert manifest.explainer == {"kind": "gradcam", "explained_classes": "top1"}
+
+
+def test_an_npy_file_needs_names_and_keeps_halves(photographs, random, tmp_path):
+    pooled = random.normal(size=(PHOTOS, 6)).astype("float16")
+    np.save(tmp_path / "t.npy", pooled)
+    (tmp_path / "names.txt").write_text("".join(f"/data/{path}\n" for path in photographs.paths))
+
+    words = [f"path={tmp_path / 't.npy'}", f"format.names={tmp_path / 'names.txt'}"]
+    _, values = ingested(photographs, *words, "format.join=path", "format.frame=center_crop")
+
+    assert values["pooled"].dtype == np.float16
+    assert np.array_equal(values["pooled"][:, 0], pooled)
+
+
+def test_embeddings_of_clip_retrieval_are_joined_by_the_end_of_their_path(
+    photographs, writer, random, tmp_path
+):
+    embeddings = random.normal(size=(PHOTOS, 8)).astype("float16")
+    paths = [f"/mnt/other/{path}" for path in photographs.paths]
+    writer.write_embeddings(tmp_path / "e", paths, embeddings, 10)
+
+    words = ["format=embeddings", f"path={tmp_path / 'e'}", "format.frame=center_crop"]
+    _, values = ingested(photographs, *words, "format.crop_fraction=1")
+
+    assert np.array_equal(values["pooled"][:, 0], embeddings)
+
+
+def test_a_column_of_lists(photographs, writer, random, tmp_path):
+    logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
+    keys = [key_of(path) for path in photographs.paths]
+    writer.write_parquet(tmp_path / "t.parquet", keys, logits)
+
+    words = ["format=parquet", f"path={tmp_path / 't.parquet'}", f"format.cache={tmp_path}"]
+    _, values = ingested(photographs, *words, "format.frame=full")
+
+    assert np.array_equal(values["logits"][:, 0], logits)
+
+
+# ---- files of e2KD, FKD, ImageNet+ and others -----------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("weight", 6), ("grad_cam", 1)])
+def test_frozen_maps_of_e2kd_come_by_position(
+    photographs, writer, random, tmp_path, kind, channels
+):
+    logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
+    maps = random.normal(size=(PHOTOS, channels, 6, 6)).astype("float32")
+    writer.write_e2kd(tmp_path / "fit", range(PHOTOS), logits, maps, kind)
+
+    words = ["format=e2kd", f"path={tmp_path / 'fit'}", "format.frame=full", "format.dtype=float32"]
+    manifest, values = ingested(photographs, *words)
+
+    assert np.array_equal(values["logits"][:, 0], logits)
+    units = values["map"][:, 0, 0] * values["map_scale"][:, 0][:, :, None, None]
+    assert np.allclose(units, maps, atol=1e-6)
+    assert manifest.explainer["kind"] == {"weight": "bcos_weights", "grad_cam": "gradcam"}[kind]
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_soft_labels_of_fkd_are_stored_views(photographs, writer, random, tmp_path, fp16):
+    crops = crops_of(photographs, random)
+    flips = random.random((PHOTOS, VIEWS)) < 0.5
+    probabilities = softmax(random.normal(size=(PHOTOS, VIEWS, CLASSES)) * 2)
+    writer.write_fkd(
+        tmp_path / "f", photographs.paths, crops, flips, photographs.sizes, probabilities, 2, fp16
+    )
+
+    words = ["format=fkd", f"path={tmp_path / 'f'}", f"format.classes={CLASSES}"]
+    manifest, values = ingested(photographs, *words, views=True)
+
+    require_crops(photographs, crops, flips, values["canonical_from_view"])
+    order = np.argsort(-probabilities, axis=-1)
+    assert np.array_equal(values["top_class"], order[..., :2])
+    kept = np.take_along_axis(probabilities, order, -1)
+    kept[..., 2:] = kept[..., 2:].mean(axis=-1, keepdims=True)
+    found = np.take_along_axis(dense(values), order, -1)
+    assert np.allclose(found, kept, atol=2e-3 if fp16 else 1e-6)
+    assert manifest.temperatures == (1.0,)
+
+
+def test_files_of_earlier_numpy_and_torch_are_read(photographs, random, tmp_path):
+    crops = crops_of(photographs, random)
+    flips = np.zeros((PHOTOS, VIEWS), bool)
+    probabilities = softmax(random.normal(size=(PHOTOS, VIEWS, CLASSES)))
+    labels = (photographs.sizes, probabilities, 2, True)
+    foreign_targets.write_fkd(
+        tmp_path / "f", photographs.paths, crops, flips, *labels, numpy_1=True
+    )
+    maps = random.normal(size=(PHOTOS, CLASSES, 15, 15)).astype("float32")
+    names = [path.partition("/")[2] for path in photographs.paths]
+    foreign_targets.write_relabel(tmp_path / "m", names, maps, 2, legacy=True)
+
+    for kind, folder, views in (("fkd", "f", True), ("relabel", "m", False)):
+        words = [f"format={kind}", f"path={tmp_path / folder}", f"format.classes={CLASSES}"]
+        manifest, _ = ingested(photographs, *words, views=views)
+        assert manifest.teacher["classes"] == CLASSES
+
+
+PLAIN = {
+    "random_resized_crop": {"enable": True, "size": 24},
+    "random_horizontal_flip": {"enable": True, "p": 0.5},
+    "to_tensor": {"enable": True},
+}
+STRONG = PLAIN | {
+    "uint8": {"enable": True},
+    "rand_augment": {"enable": True, "p": 1.0},
+    "normalize": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    "random_erase": {"enable": True, "p": 0.25},
+}
+
+
+def recipes_of(photographs, random, augmentation):
+    crops = crops_of(photographs, random)
+    recipes = []
+    for row in range(PHOTOS):
+        views = []
+        for view in range(VIEWS):
+            recipe = {
+                "random_resized_crop": tuple(int(side) for side in crops[row, view]),
+                "random_horizontal_flip": bool(random.random() < 0.5),
+            }
+            if "rand_augment" in augmentation:
+                names = random.choice(["Color", "ShearX", "Solarize", "Equalize", "Rotate"], 2)
+                sizes = {"Color": -0.2, "ShearX": 0.1, "Solarize": 128.0, "Equalize": 0.0}
+                drawn = [(str(name), sizes.get(str(name), 20.0)) for name in names]
+                recipe["rand_augment"] = drawn if view else None
+                recipe["random_erase"] = (3, 6, 8, 5) if view == 1 else None
+            views.append(recipe)
+        recipes.append(views)
+    return crops, recipes
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_crops_of_imagenet_plus_are_stored_views(photographs, writer, random, tmp_path, compress):
+    crops, recipes = recipes_of(photographs, random, PLAIN)
+    probabilities = softmax(random.normal(size=(PHOTOS, VIEWS, CLASSES)))
+    writer.write_imagenet_plus(
+        tmp_path / "r", range(PHOTOS), probabilities, 3, recipes, PLAIN, compress
+    )
+
+    words = ["format=imagenet_plus", f"path={tmp_path / 'r'}", f"format.classes={CLASSES}"]
+    _, values = ingested(photographs, *words, views=True)
+
+    flips = np.array([[view["random_horizontal_flip"] for view in each] for each in recipes])
+    require_crops(photographs, crops, flips, values["canonical_from_view"])
+    # The fourth class has the rest by itself.
+    assert np.allclose(dense(values), probabilities, atol=1e-6)
+
+
+def test_recipes_of_imagenet_plus_become_values(photographs, writer, random, tmp_path):
+    _, recipes = recipes_of(photographs, random, STRONG)
+    probabilities = softmax(random.normal(size=(PHOTOS, VIEWS, CLASSES)))
+    writer.write_imagenet_plus(tmp_path / "r", range(PHOTOS), probabilities, 2, recipes, STRONG)
+
+    words = ["format=imagenet_plus", f"path={tmp_path / 'r'}", f"format.classes={CLASSES}"]
+    manifest, values = ingested(photographs, *words, "format.rest=zeros", views=True)
+
+    recipe = recipe_from(manifest.views["operations"])
+    assert values["pixel_values"].shape[-1] == recipe.width == 3 + 4
+    for view in range(VIEWS):
+        changes = recipe.changes(torch.from_numpy(values["pixel_values"][:, view]))
+        erased = [c.rows.tolist() for c in changes if c.name == "random_erasing"]
+        assert erased == ([list(range(PHOTOS))] if view == 1 else [])
+        drawn = [[name for name, _ in each[view]["rand_augment"] or []] for each in recipes]
+        for name, change, value in (
+            ("Solarize", "solarize", 128 / 255),
+            ("Color", "saturation", 0.8),
+        ):
+            of_name = [c for c in changes if c.name == change]
+            rows = sorted(row for c in of_name for row in c.rows.tolist())
+            assert rows == sorted(
+                row for row, names in enumerate(drawn) for n in names if n == name
+            )
+            assert all(np.allclose(c.values, value, atol=1e-3) for c in of_name)
+    # Zeros of the rest: the stored probabilities pass through another softmax.
+    top = -np.sort(-probabilities, axis=-1)[..., :2]
+    shares = softmax(top)
+    assert np.allclose(np.exp(values["top_logits"]), shares, atol=1e-5)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_embeddings_of_datacompdr_are_joined_by_the_digest_of_the_image(
+    photographs, writer, random, tmp_path, bfloat16
+):
+    crops = crops_of(photographs, random)
+    recipes = [[(tuple(map(int, box)), [(0, 0.0), (11, 127.5)]) for box in each] for each in crops]
+    embeddings = random.normal(size=(PHOTOS, VIEWS, 6)).astype("float32")
+    uids = [f"{n:032x}" for n in range(PHOTOS)]
+    writer.write_datacompdr(
+        tmp_path / "d", uids, photographs.digests, recipes, embeddings, bfloat16, 9
+    )
+
+    words = ["format=datacompdr", f"path={tmp_path / 'd'}"]
+    manifest, values = ingested(photographs, *words, views=True)
+
+    flips = np.zeros((PHOTOS, VIEWS), bool)
+    require_crops(photographs, crops, flips, values["canonical_from_view"])
+    assert np.allclose(values["pooled"], embeddings, rtol=1e-2 if bfloat16 else 0, atol=1e-7)
+    recipe = recipe_from(manifest.views["operations"])
+    (solarized,) = recipe.changes(torch.from_numpy(values["pixel_values"][:, 0]))
+    assert np.allclose(solarized.values, 0.5, atol=1e-3)
+
+
+@pytest.mark.parametrize("has_token", [True, False])
+def test_features_of_theia_are_joined_by_key(photographs, writer, random, tmp_path, has_token):
+    features = random.normal(size=(PHOTOS, 5, 4, 4)).astype("float32")
+    features = torch.tensor(features).bfloat16().float().numpy()
+    tokens = features[:, :, 0, 0].copy() if has_token else None
+    order = random.permutation(PHOTOS)
+    stems = [photographs.stems[n] for n in order]
+    writer.write_theia(
+        tmp_path / "t",
+        "facebook_dinov2-large",
+        stems,
+        features[order],
+        None if tokens is None else tokens[order],
+        9,
+    )
+
+    words = ["format=theia", f"path={tmp_path / 't' / 'facebook_dinov2-large'}"]
+    _, values = ingested(photographs, *words)
+
+    units = (
+        decode_unit(values["features_1"][:, 0]) * values["features_1_scale"][:, 0, :, None, None]
+    )
+    assert np.allclose(units, features, atol=2e-3 * np.abs(features).max())
+    assert ("pooled" in values) == has_token
+    if has_token:
+        assert np.array_equal(values["pooled"][:, 0], tokens)
+
+
+@pytest.mark.parametrize("ranks", [1, 5])
+def test_logits_of_tinyvit_are_of_views_that_nobody_knows(
+    photographs, writer, random, tmp_path, ranks
+):
+    probabilities = softmax(random.normal(size=(PHOTOS, CLASSES)))
+    writer.write_tinyvit(tmp_path / "e", photographs.stems, probabilities, 3, ranks)
+    folder = next(path.parent for path in (tmp_path / "e").rglob("rank0-keys.txt"))
+
+    words = ["format=tinyvit", f"path={folder}", f"format.classes={CLASSES}"]
+    manifest, values = ingested(photographs, *words)
+
+    assert manifest.teacher["frame"] == "unknown"
+    assert np.allclose(dense(values)[:, 0], probabilities, atol=2e-3)
+
+
+# ---- label maps ----------------------------------------------------------------------------------
+
+
+def pooled_by_hand(scores, box):
+    """Mean of bilinear samples of maps [K, h, h] on a fine grid in a box of fractions x0, y0, x1, y1."""
+    side = scores.shape[-1]
+    x0, y0, x1, y1 = np.array(box) * side
+    grid = (np.arange(4) + 0.5) / 4
+    total = np.zeros(len(scores))
+    for y in y0 + grid * (y1 - y0) - 0.5:
+        for x in x0 + grid * (x1 - x0) - 0.5:
+            x, y = np.clip(x, 0, side - 1), np.clip(y, 0, side - 1)
+            left, top = int(x), int(y)
+            right, bottom = min(left + 1, side - 1), min(top + 1, side - 1)
+            dx, dy = x - left, y - top
+            total += (1 - dy) * ((1 - dx) * scores[:, top, left] + dx * scores[:, top, right])
+            total += dy * ((1 - dx) * scores[:, bottom, left] + dx * scores[:, bottom, right])
+    return total / 16
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_label_maps_give_the_label_of_every_crop(photographs, writer, random, tmp_path, transposed):
+    maps = random.normal(size=(PHOTOS, CLASSES, 15, 15)).astype("float32") * 3
+    kept = np.where(maps >= -np.sort(-maps, axis=1)[:, 1:2], maps, 0)
+    stored = maps.swapaxes(2, 3) if transposed else maps
+    names = [path.partition("/")[2] for path in photographs.paths]
+    writer.write_relabel(tmp_path / "m", names, np.ascontiguousarray(stored), 2)
+
+    words = [
+        *("format=relabel", f"path={tmp_path / 'm'}", f"format.classes={CLASSES}"),
+        f"format.transposed={str(transposed).lower()}",
+        *("views=random", "views.count=2", "augment=resized_crop_flip"),
+    ]
+    _, values = ingested(photographs, *words, views=True)
+
+    corners = corners_seen(values["canonical_from_view"])
+    low, high = corners.min(axis=-2), corners.max(axis=-2)
+    for row in range(0, PHOTOS, 5):
+        for view in range(2):
+            box = [*low[row, view], *high[row, view]]
+            expected = pooled_by_hand(kept[row], box)
+            by_class = np.empty(CLASSES)
+            by_class[values["top_class"][row, view]] = values["top_logits"][row, view]
+            assert np.allclose(by_class, expected, atol=1e-4)
+
+
+def test_label_maps_without_views_give_the_label_of_the_whole_image(
+    photographs, writer, random, tmp_path
+):
+    maps = random.normal(size=(PHOTOS, CLASSES, 15, 15)).astype("float32")
+    names = [path.partition("/")[2] for path in photographs.paths]
+    writer.write_relabel(tmp_path / "m", names, maps, CLASSES)
+
+    words = ["format=relabel", f"path={tmp_path / 'm'}", f"format.classes={CLASSES}"]
+    _, values = ingested(photographs, *words, "format.transposed=false")
+
+    expected = np.stack([pooled_by_hand(scores, (0, 0, 1, 1)) for scores in maps])
+    assert np.allclose(
+        np.take_along_axis(expected, values["top_class"][:, 0].astype(int), 1),
+        values["top_logits"][:, 0],
+        atol=1e-4,
+    )
