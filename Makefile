@@ -10,9 +10,9 @@ JOBS ?= 3
 # The tests of a module run in one process, so their fixtures are made once. One thread per process avoids contention.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 DEMO_distill := method.tau=4 method.lambda_map=5
-STAGES := preview estimate precompute teach verify show distill evaluate export sweep report
+STAGES := preview estimate precompute ingest teach verify show distill evaluate export sweep report share attach
 # Stages with a section cluster.
-CLUSTER_STAGES := preview estimate precompute teach distill sweep
+CLUSTER_STAGES := preview estimate precompute ingest teach verify distill sweep attach
 LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
 ADDRESS ?= http://127.0.0.1:8265
 .PHONY: help install demo submit render test test-all test-anywhere test-versions test-hosts bench gpu docs lint format lock clean $(STAGES)
@@ -59,6 +59,12 @@ sweep: install ## train many students from one store
 report: install ## make an HTML page from a sweep
 teach verify show distill evaluate export sweep report:
 	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),$(DEMO_$@) experiment=demo)
+
+ingest: install ## make a pass of targets that another tool has written; ARGS="format=npz path=t.npz store.path=..."
+share: install ## write a pass for others, without images
+attach: install ## join a shared pass to a store of the same images
+ingest share attach:
+	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),--help)
 
 submit render: VERB ?= $(error VERB is missing; name a stage: make $@ VERB=precompute)
 submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/howto/cluster.md)

@@ -6,21 +6,25 @@
 Each program takes the pixels of decoded images and returns logits, or with export.output=pooled the features before the
 classifier. It is run once, and must give the network's output up to 1e-4 of the largest one.
 
-Reads   runs/<run>/distill/, and the size of the frames of <store.path>
-Writes  student.onnx (needs the extra `onnx`) and student.pt2, or embedding.onnx and embedding.pt2, in
-        runs/<run>/distill/export/
+Reads   runs/<run>/distill/ and evaluate/, and the size of the frames of <store.path>
+Writes  student.onnx (needs the extra `onnx`) and student.pt2, or embedding.onnx and embedding.pt2, and a card README.md
+        in runs/<run>/distill/export/, which to=hf://<user>/<name> uploads; a timm student is there in timm's form, too
 Rerun   the programs are written again
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from permafrost.cli import stage_main
 from permafrost.config.verbs import ExportConfig
 from permafrost.config.version import __version__
-from permafrost.models.saved import EXPORT_FOLDER, load_model
+from permafrost.core.errors import require
+from permafrost.evaluation.results import read_results
+from permafrost.exchange.card import card_of_student
+from permafrost.exchange.hub import repository_of, require_hub, upload_to_hub
+from permafrost.models.saved import EXPORT_FOLDER, TrainedModel, load_model
 from permafrost.runs.folder import run_folder
 from permafrost.storage.files import write_atomically
 from permafrost.store.reader import Store
@@ -35,16 +39,29 @@ class ExportResult:
 
     files: dict[str, str]
     largest_difference: float
+    card: str
+    """File of the card, README.md."""
+    uploaded: str = ""
+    """Address of the repository of the hub, empty without one."""
 
     def printed(self) -> dict[str, str]:
         """Return the values for the terminal."""
-        return {**self.files, "largest_difference": f"{self.largest_difference:.1e}"}
+        difference = f"{self.largest_difference:.1e}"
+        return {
+            **self.files,
+            "largest_difference": difference,
+            "card": self.card,
+            **({"uploaded": self.uploaded} if self.uploaded else {}),
+        }
 
 
 def run(config: ExportConfig) -> ExportResult:
     """Trace the student, and write and check a program of each format."""
     from permafrost.models import portable
 
+    if config.to:
+        require_hub()
+        repository_of(config.to)
     student = run_folder(config.run) / "distill"
     network, trained = load_model(student)
     store = Store(config.store.folder)
@@ -60,6 +77,11 @@ def run(config: ExportConfig) -> ExportResult:
     inputs = portable.sample_inputs(program, store.size[1])
     traced = portable.trace(program, inputs)
     license_of_weights = getattr(trained.config, "license", None)
+    require(
+        not config.to or bool(license_of_weights),
+        f"to={config.to}: the student of run={config.run} names no license, which its card "
+        "must have; train it with student.license=",
+    )
     facts = {
         "classes": list(trained.classes),
         "run": config.run,
@@ -76,7 +98,33 @@ def run(config: ExportConfig) -> ExportResult:
         path = student / EXPORT_FOLDER / portable.file_name(file_format, config.export.output)
         write_atomically(path, data)
         files[file_format] = str(path)
-    return ExportResult(files=files, largest_difference=max(differences))
+    card = student / EXPORT_FOLDER / "README.md"
+    write_atomically(card, card_of_student(_facts(config, trained)).encode())
+    hub = "" if not config.to else upload_to_hub(student / EXPORT_FOLDER, config.to, "model")
+    return ExportResult(
+        files=files, largest_difference=max(differences), card=str(card), uploaded=hub
+    )
+
+
+def _facts(config: ExportConfig, trained: TrainedModel) -> dict[str, Any]:
+    """Return what the card says of the student."""
+    folder = run_folder(config.run)
+    accuracies = {
+        split: metrics["accuracy"]
+        for split, metrics in read_results(folder / "evaluate")["splits"].items()
+        if isinstance(metrics.get("accuracy"), float)
+    }
+    return {
+        "name": f"{trained.config.name}, distilled",
+        "license": getattr(trained.config, "license", None),
+        "is_timm": trained.config.kind == "timm",
+        "network": f"{trained.config.kind} {trained.config.name}",
+        "classes": len(trained.classes) or trained.num_classes,
+        "input": " x ".join(map(str, trained.input_size)),
+        "teachers": ", ".join(trained.teachers),
+        "accuracy": ", ".join(f"{split} {value:.1%}" for split, value in accuracies.items()),
+        "made by": f"permafrost {__version__}",
+    }
 
 
 def _frame(config: ExportConfig, store: Store, size: tuple[int, int]) -> EvaluatedFrame:

@@ -16,11 +16,14 @@ Rerun   the same command computes only what is missing
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from permafrost.cli import stage_main
 from permafrost.cluster.executors import ExecutorChoice
 from permafrost.commands import distill_command
 from permafrost.config.exchange import IngestConfig
+from permafrost.config.models import ModelConfig
+from permafrost.core.errors import require
 from permafrost.storage.lock import lock_folder
 from permafrost.store.manifest import CANONICAL_VIEW
 from permafrost.store.reader import Store
@@ -51,6 +54,7 @@ def run(config: IngestConfig) -> IngestResult:
     from permafrost.annotation.precision import describe_agreement
     from permafrost.exchange.ingest import ingest_targets  # imports torch
 
+    require(config.path != "", "path is empty; set it to the file or folder of the targets")
     path = config.store.folder.absolute()
     store = Store(path)
     uploads = path.is_remote
@@ -58,7 +62,13 @@ def run(config: IngestConfig) -> IngestResult:
         lock_folder(path),
         ExecutorChoice(config.executor, config.cluster, uploads=uploads) as choice,
     ):
-        done = ingest_targets(config, store, choice.for_records(store.num_records()))
+        executor = choice.for_records(store.num_records())
+        check = None
+        if isinstance(config.teacher, ModelConfig):
+            from permafrost.exchange.passport import check_ingested
+
+            check = partial(check_ingested, config, executor)
+        done = ingest_targets(config, store, executor, check)
     has_views = store.passes_named(done.name, stored_views=True)
     opened = store.open_pass(done.name, stored_views=bool(has_views))
     passport = done.passport

@@ -72,7 +72,7 @@ ORDER = (
     {"sources", "models", "loading"},
     {"losses"},
     {"annotation", "cluster"},
-    {"evaluation"},
+    {"evaluation", "exchange"},
     {"training"},
     {"commands"},
     {"estimation", "sweeps", "reports"},

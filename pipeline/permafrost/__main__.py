@@ -24,6 +24,8 @@ VERB_ORDER = (
     "export",
     "sweep",
     "report",
+    "share",
+    "attach",
     "render",
 )
 """Verbs in the order in which they are used."""

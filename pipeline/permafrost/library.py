@@ -39,7 +39,7 @@ from permafrost.loading.subset import (
     select_training_rows,
 )
 from permafrost.models.classifier import Classifier
-from permafrost.store.codecs import decode_unit
+from permafrost.store.codecs import decode_scaled
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
 
@@ -159,7 +159,8 @@ class OpenStore(Store):
         for name in fields:
             decoded = np.zeros((len(rows), int(np.prod(specs[name].shape))), np.float32)
             if name in values:
-                network_values = _in_units(values[name], values.get(f"{name}_scale"))
+                scaled = decode_scaled(values[name], values.get(f"{name}_scale"))
+                network_values = scaled.reshape(len(scaled), -1)
                 decoded = decoded.astype(network_values.dtype, copy=False)
                 decoded[covered] = network_values
             columns[name] = pa.FixedSizeListArray.from_arrays(
@@ -225,18 +226,6 @@ def open_store(path: str | Path) -> OpenStore:
         (40, 10)
     """
     return OpenStore(path)
-
-
-def _in_units(stored: NDArray[Any], scale: NDArray[Any] | None) -> NDArray[Any]:
-    """Return the stored values of a field in the units of the network, [n, d] float32; classes stay integers.
-
-    `scale` has the first dimensions of the values, and is None if the field has none.
-    """
-    is_number = np.issubdtype(stored.dtype, np.integer) and stored.dtype != np.int8
-    values = stored if is_number else decode_unit(stored)
-    if scale is not None:
-        values = values * scale.reshape(*scale.shape, *[1] * (values.ndim - scale.ndim))
-    return values.reshape(len(values), -1)
 
 
 def _rows_of_classes(store: Store, rows: RowNumbers, classes: Sequence[str]) -> NDArray[np.int64]:

@@ -119,7 +119,7 @@ def test_stems_that_are_in_several_folders_need_more_of_the_path(tmp_path, rando
     path = arrays(photographs, tmp_path / "t.npz", random, names)
 
     with pytest.raises(
-        TargetError, match="1 names mean several targets, such as 'x/0/photo_00.jpg'"
+        TargetError, match=r"1 names mean several targets, such as 'x/0/photo_00\.jpg'"
     ):
         run_ingest(photographs.store, path, *FULL, "format.join=stem")
 

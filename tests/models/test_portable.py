@@ -3,9 +3,11 @@
 import io
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import yaml
 from PIL import ExifTags, Image
 
 import permafrost
@@ -109,7 +111,8 @@ def exported(frozen, tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("exported"))
         save_student(frozen, "one")
         result = permafrost.export(run="one", store=frozen.store.path)
-        files = {name: Path(path).read_bytes() for name, path in result.files.items()}
+        paths = result.files | {"card": result.card}
+        files = {name: Path(path).read_bytes() for name, path in paths.items()}
         yield files, result, permafrost.load_student("one")
 
 
@@ -322,6 +325,27 @@ class Undecided(Columns):
 def test_a_network_that_cannot_be_traced_is_an_error():
     with pytest.raises(ConfigError, match="cannot trace this network"):
         trace(RowProgram(Undecided()), torch.rand(2, 5))
+
+
+def test_an_export_has_a_card_with_what_is_known_of_the_student(exported):
+    files, result, _ = exported
+
+    header, text = files["card"].decode().split("---")[1:3]
+    assert yaml.safe_load(header)["library_name"] == "pytorch"
+    assert "| network | cifar" in text
+    assert Path(result.card).parent == Path(result.files["onnx"]).parent
+
+
+def test_a_student_goes_to_the_hub_with_its_license_alone(frozen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_student(frozen, "one")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", ModuleType("huggingface_hub"))
+
+    with pytest.raises(ConfigError, match="names no license"):
+        permafrost.export(run="one", store=frozen.store.path, to="hf://me/student")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigError, match="needs huggingface_hub"):
+        permafrost.export(run="one", store=frozen.store.path, to="hf://me/student")
 
 
 def test_missing_packages_are_named(frozen, tmp_path, monkeypatch):

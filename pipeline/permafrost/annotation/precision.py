@@ -23,7 +23,7 @@ from permafrost.core.records import FieldSpec
 from permafrost.core.tasks import Executor
 from permafrost.models.compute import fastest_precision
 from permafrost.models.providers import resolve_device
-from permafrost.store.codecs import cosines, decode_unit
+from permafrost.store.codecs import cosines, decode_scaled
 from permafrost.store.manifest import Agreement
 from permafrost.store.shards import ShardEntry
 
@@ -170,16 +170,10 @@ def compare_values(
 
 
 def in_network_units(values: Mapping[str, NDArray[np.generic]], name: str) -> NDArray[np.float32]:
-    """Decode a field [n, *shape] and multiply it by its scale, if it has one."""
-    decoded = decode_unit(values[name][:, 0])
+    """Return the first view of a field [n, V, *shape] in the units of the network, [n, *shape]."""
     scale = values.get(f"{name}_scale")
-    if scale is None:
-        return decoded
-    factors = scale[:, 0].astype(np.float32)
-    units: NDArray[np.float32] = decoded * factors.reshape(
-        *factors.shape, *[1] * (decoded.ndim - factors.ndim)
-    )
-    return units
+    units = decode_scaled(values[name][:, 0], None if scale is None else scale[:, 0])
+    return units.astype(np.float32, copy=False)
 
 
 def log_softmax(logits: NDArray[np.generic]) -> NDArray[np.float64]:

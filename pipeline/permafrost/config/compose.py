@@ -92,6 +92,7 @@ def complete_words(verb: str, words: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: If several sections of the verb and its members have the option.
     """
+    words = [_without_synonym(verb, word) for word in words]
     names = [*section_names(verb), "experiment", "plugins"]
     short = {
         word
@@ -115,6 +116,20 @@ def complete_words(verb: str, words: Sequence[str]) -> list[str]:
         else word
         for word in words
     ]
+
+
+_SYNONYMS = {("share", "pass"): "store.teacher", ("attach", "from"): "path"}
+"""Options that are words of Python, which no field can be called, by verb and word."""
+
+
+def _without_synonym(verb: str, word: str) -> str:
+    """Return a word with the name of its option."""
+    path, equals, text = word.partition("=")
+    option = _SYNONYMS.get((verb, path)) if equals else None
+    if option is None:
+        return word
+    is_list = option == "store.teacher" and not text.startswith("[")
+    return f"{option}=[{text}]" if is_list else f"{option}={text}"
 
 
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -58,4 +58,61 @@ class IngestConfig(Options):
         super().__post_init__()
         if self.name is not None:
             require_name("name", self.name, may_have_folders=True)
-        require(self.path != "", "path is empty; set it to the file or folder of the targets")
+
+
+_LICENSED = ("images", "weights", "targets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareConfig(Options):
+    """Sections that `share` reads."""
+
+    store: StoreOptions
+    """Store of the pass, which `pass=` (or store.teacher=) names."""
+    to: str = ""
+    """New folder, or hf://<user>/<name> for a data set on the Hugging Face hub (needs huggingface_hub)."""
+    form: Literal["webdataset", "embeddings", "huggingface"] = "webdataset"
+    """Form of the files. webdataset: tars with all fields, which `attach` joins to another store bit for bit.
+    embeddings: the field `pooled` as npy beside Parquet, as clip-retrieval writes it. huggingface: Parquet with a
+    column per field, and a card."""
+    images: bool = False
+    """Write the images, too."""
+    pixels: bool = False
+    """Write the SHA-256 of each decoded frame, so that the pass fits stores whose files differ and whose pixels do
+    not. Every image is decoded once."""
+    licenses: dict[str, str] = field(default_factory=dict)
+    """Licenses of the images, the weights and the targets (SPDX names or a sentence each), as they are written into
+    the card: {images: CC-BY-4.0, weights: MIT, targets: CC-BY-4.0}."""
+
+    def require_complete(self) -> None:
+        """Check that the options name a folder and all licenses.
+
+        Raises:
+            ConfigError: If one is missing.
+        """
+        require(self.to != "", "to is empty; set it to a new folder, or to hf://<user>/<name>")
+        missing = [name for name in _LICENSED if not self.licenses.get(name)]
+        odd = sorted(self.licenses.keys() - set(_LICENSED))
+        require(
+            not odd,
+            f"licenses={self.licenses}: {', '.join(odd)} is not asked for; name images, weights and targets",
+        )
+        require(
+            not missing,
+            f"licenses={self.licenses} must say under which license {' and '.join(missing)} are, as in "
+            "licenses={images: CC-BY-4.0, weights: MIT, targets: CC-BY-4.0}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachConfig(Options):
+    """Sections that `attach` reads."""
+
+    path: Annotated[str, Role.FILE] = ""
+    """Folder that `share` has written with form=webdataset; `from=` is the same option."""
+    store: StoreOptions
+    missing: Annotated[str | None, Role.FILE] = None
+    """File to which the keys of records without targets are written, as in ingest; null stops at such records."""
+    cluster: ClusterConfig
+    executor: ExecutorName = "auto"
+    """Executor of the work, as in precompute."""

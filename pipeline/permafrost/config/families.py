@@ -13,7 +13,7 @@ from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.methods import METHODS
 from permafrost.config.models import MODELS, NoModelConfig
 from permafrost.config.options import Option, Options, classes_by_kind
-from permafrost.config.target_formats import FORMATS
+from permafrost.config.target_formats import TARGET_FORMATS
 from permafrost.config.teaching import TEACHINGS
 
 
@@ -32,7 +32,7 @@ FAMILIES: dict[str, Mapping[str, type[Options]]] = {
     "teaching": TEACHINGS,
     "method": METHODS,
     "cluster": CLUSTERS,
-    "format": FORMATS,
+    "format": TARGET_FORMATS,
 }
 """Sections whose class is chosen by `kind`: section -> kind -> class."""
 

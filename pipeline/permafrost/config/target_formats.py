@@ -202,7 +202,7 @@ class ReLabelConfig(_ClassTargetsConfig):
     along the height; `teacher=` compares both."""
 
 
-FORMATS: Family[type[TargetFormatConfig]] = Family(
+TARGET_FORMATS: Family[type[TargetFormatConfig]] = Family(
     {
         cls.kind: cls
         for cls in (

@@ -13,11 +13,12 @@ from permafrost.config.cluster import (
     ClusterConfig,
     ExecutorName,
     KubeRayClusterConfig,
+    LocalClusterConfig,
 )
 from permafrost.config.data import PreviewConfig
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions, Frame
-from permafrost.config.exchange import IngestConfig, PassportOptions
+from permafrost.config.exchange import AttachConfig, IngestConfig, PassportOptions, ShareConfig
 from permafrost.config.methods import MethodConfig, Mode
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Command, Options, Role, options_of
@@ -94,7 +95,7 @@ class VerifyConfig(Options):
     """Network that is said to have made the passes of store.teacher, or the only one: it is run on a sample of their
     views, and its agreement with them is written into their manifests."""
     passport: PassportOptions = field(default_factory=PassportOptions)
-    cluster: ClusterConfig
+    cluster: ClusterConfig = field(default_factory=LocalClusterConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,9 @@ class ExportConfig(Options):
 
     store: StoreOptions
     export: ExportOptions
+    to: str = ""
+    """hf://<user>/<name>, a repository of the Hugging Face hub that gets the folder with its card (needs
+    huggingface_hub and student.license); empty uploads nothing."""
     run: str = "untitled"
     """Folder below runs/ of the student to export."""
 
@@ -336,6 +340,8 @@ VERBS: dict[str, type[Any]] = {
     "export": ExportConfig,
     "sweep": SweepConfig,
     "report": ReportConfig,
+    "share": ShareConfig,
+    "attach": AttachConfig,
     "render": RenderConfig,
 }
 

@@ -67,7 +67,7 @@ class DataCompDRReader(TarReader):
         return RecipeLayout(names=names, size=self.config.size, num_operations=_OPERATIONS)
 
     def parse(
-        self, members: dict[str, bytes], request: ReadRequest, place: int, where: str
+        self, members: dict[str, bytes], request: ReadRequest, row: int, where: str
     ) -> Arrays:
         text = _parse(members.get("paug.json", b"{}"), where).get("param_aug")
         if not isinstance(text, (str, list)):
@@ -84,8 +84,8 @@ class DataCompDRReader(TarReader):
         views = convert_recipes(
             recipes[:count],
             self._layout,
-            int(request.heights[place]),
-            int(request.widths[place]),
+            int(request.heights[row]),
+            int(request.widths[row]),
         )
         return {**views, "pooled": embeddings[:count]}
 

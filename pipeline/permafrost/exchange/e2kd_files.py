@@ -72,23 +72,23 @@ class E2KDReader(FileReader):
             )
         return TargetForm(explainer={"kind": name, "explained_classes": "top1"})
 
-    def parse(self, content: Any, request: ReadRequest, place: int) -> Arrays:
+    def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         if not isinstance(content, dict):
             raise ValueError("it has no mapping")
         name = next((name for name in _LOGITS if name in content), None)
         if name is None:
             raise ValueError(f"it has {', '.join(content)}, and no output")
-        logits = self._of_one(np.atleast_2d(content[name]))
+        logits = self._one_teacher(np.atleast_2d(content[name]))
         arrays = {"logits": logits[None]}
         kind = next((kind for kind in _EXPLAINERS if kind in content), None)
         if kind is not None:
             maps = np.asarray(content[kind])
-            maps = maps if maps.ndim == 3 else self._of_one(maps)
+            maps = maps if maps.ndim == 3 else self._one_teacher(maps)
             arrays["map"] = maps[None, None]
             arrays["explained_class"] = np.array([[logits.argmax()]], np.int32)
         return arrays
 
-    def _of_one(self, values: NDArray[Any]) -> NDArray[Any]:
+    def _one_teacher(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the values of one teacher."""
         member = self.config.member
         if len(values) > 1 and member is None:

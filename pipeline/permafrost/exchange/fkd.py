@@ -46,7 +46,7 @@ class FKDReader(FileReader):
             ),
         )
 
-    def parse(self, content: Any, request: ReadRequest, place: int) -> Arrays:
+    def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         coordinates, flips, labels = (np.asarray(each) for each in content)
         if (
             coordinates.ndim != 2

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +24,6 @@ from numpy.typing import NDArray
 from permafrost.annotation.pass_identity import fingerprint_pass
 from permafrost.annotation.stored_views import StoredViews, plan_stored_views
 from permafrost.config.exchange import IngestConfig
-from permafrost.config.models import NoModelConfig
 from permafrost.config.options import Role, is_left_out, options_of, resolve_implementation
 from permafrost.config.target_formats import TargetFormatConfig, TargetFrame
 from permafrost.config.version import __version__
@@ -73,8 +74,27 @@ _RECORDS_AT_ONCE = 256
 # ---- targets -------------------------------------------------------------------------------------
 
 
+class TargetsOfRecords(Protocol):
+    """Targets that tasks read for a store's records. Picklable."""
+
+    @property
+    def path(self) -> Path:
+        """Path of the targets, for messages."""
+
+    @property
+    def views(self) -> StoredViews | None:
+        """Views that targets are computed of, None for what the files have."""
+
+    def encode(self, request: ReadRequest) -> EncodedTargets:
+        """Read the stored form of the targets of a request.
+
+        Raises:
+            TargetError: If a file is not what it should be.
+        """
+
+
 class IngestedTargets(NamedTuple):
-    """The targets of a store's records, decided by the options."""
+    """Targets in the format of another tool, decided by the options."""
 
     config: TargetFormatConfig
     """Options of the format, with its frame."""
@@ -82,6 +102,16 @@ class IngestedTargets(NamedTuple):
     form: TargetForm
     views: StoredViews | None
     """Views that targets are computed of, None for what the format stores."""
+
+    @property
+    def path(self) -> Path:
+        """Path of the targets."""
+        return self.reader.path
+
+    def encode(self, request: ReadRequest) -> EncodedTargets:
+        """Read the stored form of the targets of a request."""
+        arrays = self.reader.read(request)
+        return encode_targets(arrays, request.names, self.form, self.config, str(self.path))
 
 
 def open_targets(config: IngestConfig, store: Store) -> IngestedTargets:
@@ -185,7 +215,7 @@ class IngestShard:
     needs_gpu: ClassVar[bool] = False
     store_path: RootedPath
     folder: RootedPath
-    targets: IngestedTargets
+    targets: TargetsOfRecords
     fields: PassFields | None = None
     """Fields of the pass, None for a task that only reads."""
     numbers: NDArray[np.int64] | None = None
@@ -206,7 +236,7 @@ class IngestShard:
             odd = next(part for part in parts if part.fields != self.fields.fields)
             shown = [f"{s.name} {s.dtype} {list(s.shape)}" for s in odd.fields]
             raise TargetError(
-                f"{self.targets.reader.path}: the targets of shard {shard.name} have {', '.join(shown)}, others "
+                f"{self.targets.path}: the targets of shard {shard.name} have {', '.join(shown)}, others "
                 f"{', '.join(f'{s.name} {s.dtype} {list(s.shape)}' for s in self.fields.fields)}; all have the same"
             )
         names = [spec.name for spec in self.fields.fields]
@@ -215,7 +245,7 @@ class IngestShard:
         views = values[names[0]].shape[1]
         if views != self.fields.num_views:
             raise TargetError(
-                f"{self.targets.reader.path}: the records of shard {shard.name} have {views} views, others "
+                f"{self.targets.path}: the records of shard {shard.name} have {views} views, others "
                 f"{self.fields.num_views}; set format.views= to a number that all have"
             )
         write_pass_shard(
@@ -259,11 +289,7 @@ class IngestShard:
             widths=sizes["width"].astype(np.int64),
             views=views,
         )
-        reader = self.targets.reader
-        arrays = reader.read(request)
-        return encode_targets(
-            arrays, names, self.targets.form, self.targets.config, str(reader.path)
-        )
+        return self.targets.encode(request)
 
     def _number(self, shard: ShardEntry) -> int:
         return self.store.shards.number_of(shard.name)
@@ -300,8 +326,19 @@ class IngestedPass:
     passport: Passport | None
 
 
-def ingest_targets(config: IngestConfig, store: Store, executor: Executor) -> IngestedPass:
+def ingest_targets(
+    config: IngestConfig,
+    store: Store,
+    executor: Executor,
+    check: Callable[[IngestShard, IngestedTargets, Sequence[ShardEntry]], Passport] | None = None,
+) -> IngestedPass:
     """Write a pass of targets that exist, or finish one.
+
+    Args:
+        config: Options of the command.
+        store: Store of the records.
+        executor: Executor of the work.
+        check: Compares targets with a teacher before they are stored, None for no comparison.
 
     Raises:
         ConfigError: If the options do not fit the files or the store.
@@ -325,7 +362,7 @@ def ingest_targets(config: IngestConfig, store: Store, executor: Executor) -> In
         if existing
         else store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
     )
-    shards = _shards_of(store, joined)
+    shards = shards_of(store, joined)
     missing = missing_pass_shards(folder, shards)
     records = int((joined.numbers >= 0).sum())
     if not missing and not needs_commit(folder):
@@ -340,37 +377,23 @@ def ingest_targets(config: IngestConfig, store: Store, executor: Executor) -> In
             without_record=joined.without_record,
             passport=passport,
         )
-    remove_partial_files(folder)
-    _write_join(folder, joined)
-    task = IngestShard(store_path=store.folder, folder=folder, targets=targets)
-    first = task.read(shards[0], task.rows_of(shards[0])[:1])
-    description, task = _complete(config, store, task, description, first, shards, fingerprint)
-    passport = None
-    if not isinstance(config.teacher, NoModelConfig):
-        from permafrost.exchange.passport import check_ingested
-
-        passport = check_ingested(config, task, shards, executor)
-    assert task.fields is not None
-    shared_files = task.fields.create()
-    written, _ = run_shards("targets", executor, task, missing, lambda result: None)
-    write_atomically(folder / ORIGIN_NAME, f"{stamp}\n{digest}\n".encode())
-    remove_file(folder / JOIN_NAME)
-    try:
-        commit_pass(
-            folder,
-            shards,
-            description,
-            fingerprint,
-            task.fields.fields,
-            shared_files,
-            {"permafrost": __version__, "targets": Path(config.path).name},
-            {},
-            passport=passport,
-        )
-    except ConstantLogitsError:
-        raise TargetError(
-            f"{config.path}: the logits of all records are the same; these are no targets of a trained teacher"
-        ) from None
+    with prepared(folder, joined):
+        task = IngestShard(store_path=store.folder, folder=folder, targets=targets)
+        first = task.read(shards[0], task.rows_of(shards[0])[:1])
+        description = _complete(description, targets, first)
+        task = with_fields(task, config.store.backend, store, shards, first, fingerprint)
+        passport = None if check is None else check(task, targets, shards)
+    written = store_targets(
+        task,
+        store,
+        executor,
+        shards,
+        missing,
+        description,
+        {"permafrost": __version__, "targets": Path(config.path).name},
+        origin=f"{stamp}\n{digest}\n".encode(),
+        passport=passport,
+    )
     return IngestedPass(
         name=folder.name,
         records=records,
@@ -380,6 +403,128 @@ def ingest_targets(config: IngestConfig, store: Store, executor: Executor) -> In
     )
 
 
+@contextmanager
+def prepared(folder: RootedPath, joined: JoinedTargets) -> Iterator[None]:
+    """Write the join beside the shards. An error of the block leaves nothing of a pass that was not begun.
+
+    Args:
+        folder: Folder of the pass.
+        joined: Targets of the records.
+    """
+    is_begun = bool(list_folder(folder))
+    remove_partial_files(folder)
+    _write_join(folder, joined)
+    try:
+        yield
+    except BaseException:
+        if not is_begun:
+            remove_file(folder / JOIN_NAME)
+            if not folder.is_remote:
+                with suppress(OSError):
+                    Path(str(folder)).rmdir()
+        raise
+
+
+def store_targets(
+    task: IngestShard,
+    store: Store,
+    executor: Executor,
+    shards: Sequence[ShardEntry],
+    missing: Sequence[ShardEntry],
+    description: dict[str, Any],
+    made_with: dict[str, str],
+    *,
+    origin: bytes,
+    added: dict[str, Any] | None = None,
+    **entries: Any,
+) -> int:
+    """Write the missing shards of a pass, and its manifest.
+
+    Args:
+        task: Task with the fields of the pass.
+        store: Store of the records.
+        executor: Executor of the task.
+        shards: Shards of the pass.
+        missing: Those of them that are missing.
+        description: Description of the pass, whose fields of the manifest are written.
+        made_with: Entry of the manifest, like `added` and `entries`.
+        origin: Content of the file that says what the pass was made from.
+        added: Entries of payloads.
+        **entries: Agreement, passport and error of moved features.
+
+    Returns:
+        The number of records that were written.
+
+    Raises:
+        TargetError: If a file is not what it should be, or all logits are the same.
+    """
+    assert task.fields is not None
+    shared_files = task.fields.create()
+    written, _ = run_shards("targets", executor, task, missing, lambda result: None)
+    write_atomically(task.folder / ORIGIN_NAME, origin)
+    remove_file(task.folder / JOIN_NAME)
+    try:
+        commit_pass(
+            task.folder,
+            shards,
+            description,
+            task.fingerprint,
+            task.fields.fields,
+            shared_files,
+            made_with,
+            added or {},
+            **entries,
+        )
+    except ConstantLogitsError:
+        raise TargetError(
+            f"{task.targets.path}: the logits of all records are the same; these are no targets of a trained teacher"
+        ) from None
+    return written
+
+
+def with_fields(
+    task: IngestShard,
+    backend: str,
+    store: Store,
+    shards: Sequence[ShardEntry],
+    example: EncodedTargets,
+    fingerprint: str,
+) -> IngestShard:
+    """Return a task with the fields of its pass.
+
+    Args:
+        task: Task that only reads.
+        backend: Format of the pass's fields.
+        store: Store of the records.
+        shards: Shards of the pass.
+        example: Targets of a record.
+        fingerprint: Fingerprint of the pass.
+    """
+    num_views = next(iter(example.values.values())).shape[1]
+    rows = [len(task.rows_of(shard)) for shard in shards]
+    covers_all = sum(rows) == store.index.num_rows
+    fields = BACKENDS[backend](
+        task.folder,
+        example.fields,
+        len(shards),
+        store.manifest.rows_per_shard if covers_all else max(rows),
+        num_views,
+    )
+    logger.info(
+        "%s: %s of %d records, into pass %s",
+        task.targets.path,
+        ", ".join(
+            f"{spec.name} {spec.dtype} {'x'.join(map(str, spec.shape))}"
+            for spec in example.fields
+            if spec.name not in VIEW_FIELDS and not spec.name.endswith("_scale")
+        ),
+        sum(rows),
+        task.folder.name,
+    )
+    numbers = np.array([store.shards.number_of(shard.name) for shard in shards])
+    return replace(task, fields=fields, numbers=numbers, fingerprint=fingerprint)
+
+
 def _covered(
     joined: JoinedTargets,
     targets: IngestedTargets,
@@ -387,40 +532,76 @@ def _covered(
     config: IngestConfig,
     kind: str,
 ) -> JoinedTargets:
-    """Return the join for the records of the pass, once it is sure that none of their split is missing.
-
-    Raises:
-        TargetError: If a split has records with and without targets, and the options do not accept it.
-    """
-    numbers = joined.numbers
+    """Return the join for the records of the pass, once it is sure that none of their split is missing."""
     if targets.views is not None:  # views of a selection
-        chosen = np.zeros(len(numbers), bool)
+        chosen = np.zeros(len(joined.numbers), bool)
         chosen[np.asarray(targets.views.rows)] = True
-        numbers = np.where(chosen, numbers, -1)
+        joined = joined._replace(numbers=np.where(chosen, joined.numbers, -1))
         expected = chosen
     else:
-        expected = np.zeros(len(numbers), bool)
-        for split in store.shards.splits:
-            rows = np.concatenate(
-                [np.asarray(store.rows_of_shard(int(n))) for n in store.shards.splits[split]]
-            )
-            expected[rows] = bool((numbers[rows] >= 0).any())
-    lacking = np.flatnonzero(expected & (numbers < 0))
-    if len(lacking) and config.missing is None:
+        expected = expected_records(store, joined)
+    require_covered(
+        store,
+        joined,
+        expected,
+        config.missing,
+        f"by format.join={kind}",
+        "Correct format.join= or path=",
+    )
+    if kind == "position":
+        logger.warning(
+            "targets and records are joined by their order, which nothing proves but teacher=, the network that made "
+            "them"
+        )
+    return joined
+
+
+def expected_records(store: Store, joined: JoinedTargets) -> NDArray[np.bool_]:
+    """Return which records should have targets: those of splits of which any has one."""
+    expected = np.zeros(len(joined.numbers), bool)
+    for numbers in store.shards.splits.values():
+        rows = np.concatenate([np.asarray(store.rows_of_shard(int(n))) for n in numbers])
+        expected[rows] = bool((joined.numbers[rows] >= 0).any())
+    return expected
+
+
+def require_covered(
+    store: Store,
+    joined: JoinedTargets,
+    expected: NDArray[np.bool_],
+    missing: str | None,
+    how: str,
+    advice: str,
+) -> None:
+    """Check that records have targets, or list those that have none.
+
+    Args:
+        store: Store of the records.
+        joined: Targets of its records.
+        expected: True for records that should have one, [records].
+        missing: File to which the keys of records without targets are written, None to stop at them.
+        how: Rule of the join, for messages.
+        advice: Way out, for messages.
+
+    Raises:
+        TargetError: If there are records without targets, and no file to list them.
+    """
+    lacking = np.flatnonzero(expected & (joined.numbers < 0))
+    if len(lacking) and missing is None:
         raise TargetError(
-            f"{len(lacking):,} of {int(expected.sum()):,} records have no target, by format.join={kind}: "
+            f"{len(lacking):,} of {int(expected.sum()):,} records have no target, {how}: "
             f"{', '.join(store.index.keys(lacking[:_SHOWN]))}; {joined.without_record:,} of {len(joined.names):,} "
-            "targets are of no record. Correct format.join= or path=, or set missing=missing.txt to list these "
-            "records there and go on without them"
+            f"targets are of no record. {advice}, or set missing=missing.txt to list these records there and go on "
+            "without them"
         )
     if len(lacking):
-        assert config.missing is not None
+        assert missing is not None
         text = "".join(f"{key}\n" for key in store.index.keys(lacking))
-        write_atomically(Path(config.missing), text.encode())
+        write_atomically(Path(missing), text.encode())
         logger.warning(
             "%d records without targets are listed in %s; students can read the others only",
             len(lacking),
-            config.missing,
+            missing,
         )
     if joined.without_record:
         logger.warning(
@@ -428,15 +609,9 @@ def _covered(
             joined.without_record,
             len(joined.names),
         )
-    if kind == "position":
-        logger.warning(
-            "targets and records are joined by their order, which nothing proves but teacher=, the network that made "
-            "them"
-        )
-    return joined._replace(numbers=numbers)
 
 
-def _shards_of(store: Store, joined: JoinedTargets) -> list[ShardEntry]:
+def shards_of(store: Store, joined: JoinedTargets) -> list[ShardEntry]:
     """Return the shards that have records with targets; all of them if every record has one."""
     if (joined.numbers >= 0).all():
         return list(store.shards)
@@ -456,6 +631,15 @@ def _write_join(folder: RootedPath, joined: JoinedTargets) -> None:
         writer.write_batch(batch)
 
 
+def selection_of(joined: JoinedTargets) -> dict[str, Any] | None:
+    """Describe which records have targets, None for all."""
+    if (joined.numbers >= 0).all():
+        return None
+    covered = np.flatnonzero(joined.numbers >= 0)
+    rows = hashlib.sha256(covered.astype("<i8").tobytes()).hexdigest()
+    return {"records": len(covered), "rows_sha256": rows}
+
+
 def _describe_pass(
     config: IngestConfig,
     store: Store,
@@ -468,11 +652,7 @@ def _describe_pass(
     described = _describe_format(targets.config)
     kind = described.pop("kind")
     views: dict[str, Any] = {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0}
-    selection: dict[str, Any] | None = None
-    if not (joined.numbers >= 0).all():
-        covered = np.flatnonzero(joined.numbers >= 0)
-        rows = hashlib.sha256(covered.astype("<i8").tobytes()).hexdigest()
-        selection = {"records": len(covered), "rows_sha256": rows}
+    selection = selection_of(joined)
     if targets.views is not None:
         views, selection = targets.views.describe()
     elif targets.form.operations is not None:
@@ -496,43 +676,16 @@ def _describe_pass(
 
 
 def _complete(
-    config: IngestConfig,
-    store: Store,
-    task: IngestShard,
-    description: dict[str, Any],
-    first: EncodedTargets,
-    shards: list[ShardEntry],
-    fingerprint: str,
-) -> tuple[dict[str, Any], IngestShard]:
-    """Return the description and the task with what the first record shows: classes, views and fields."""
+    description: dict[str, Any], targets: IngestedTargets, first: EncodedTargets
+) -> dict[str, Any]:
+    """Return the description with what the first record shows: classes and views."""
     sizes = {spec.name: spec.shape for spec in first.fields}
+    classes = targets.form.classes or next(iter(sizes.get("logits", (0,))))
     num_views = next(iter(first.values.values())).shape[1]
-    classes = task.targets.form.classes or next(iter(sizes.get("logits", (0,))))
-    description = description | {
+    temperatures = {"temperatures": targets.form.temperatures} if "top_logits" in sizes else {}
+    return {
+        **description,
+        **temperatures,
         "teacher": description["teacher"] | {"classes": classes},
         "views": description["views"] | {"count": num_views},
     }
-    if "top_logits" in sizes:
-        description["temperatures"] = task.targets.form.temperatures
-    covers_all = description["selection"] is None
-    rows = [len(task.rows_of(shard)) for shard in shards]
-    fields = BACKENDS[config.store.backend](
-        task.folder,
-        first.fields,
-        len(shards),
-        store.manifest.rows_per_shard if covers_all else max(rows),
-        num_views,
-    )
-    logger.info(
-        "%s: %s of %d records, into pass %s",
-        config.path,
-        ", ".join(
-            f"{spec.name} {spec.dtype} {'x'.join(map(str, spec.shape))}"
-            for spec in first.fields
-            if spec.name not in VIEW_FIELDS and not spec.name.endswith("_scale")
-        ),
-        sum(rows),
-        task.folder.name,
-    )
-    numbers = np.array([store.shards.number_of(shard.name) for shard in shards])
-    return description, replace(task, fields=fields, numbers=numbers, fingerprint=fingerprint)

@@ -130,6 +130,17 @@ def _tail(paths: pa.Array, depth: int) -> pa.Array:
     return pc.replace_substring_regex(paths, pattern, r"\1")
 
 
+def hex_column(digests: pa.Array) -> pa.Array:
+    """Return digests of 32 bytes as texts of 64 hexadecimal digits."""
+    data = np.frombuffer(digests.buffers()[1], np.uint8)[32 * digests.offset :][: 32 * len(digests)]
+    digits = np.stack([data >> 4, data & 15], axis=1).reshape(-1)
+    text = np.frombuffer(b"0123456789abcdef", np.uint8)[digits]
+    offsets = np.arange(len(digests) + 1, dtype=np.int64) * 64
+    return pa.LargeStringArray.from_buffers(
+        len(digests), pa.py_buffer(offsets), pa.py_buffer(text.tobytes())
+    )
+
+
 def _image_digests(store: Store, names: pa.Array) -> tuple[pa.Array, pa.Array]:
     lengths = pc.utf8_length(names)
     if not pc.all(pc.equal(lengths, 64)).as_py():

@@ -39,7 +39,7 @@ from permafrost.core.records import (
     FieldSpec,
 )
 from permafrost.core.tasks import Executor
-from permafrost.exchange.ingest import IngestShard
+from permafrost.exchange.ingest import IngestedTargets, IngestShard
 from permafrost.exchange.target_reader import TargetError
 from permafrost.loading.geometry import complete_matrices
 from permafrost.loading.recipes import recipe_from
@@ -316,7 +316,11 @@ def _distance(columns: Mapping[str, NDArray[Any]]) -> float:
 
 
 def check_ingested(
-    config: IngestConfig, task: IngestShard, shards: Sequence[ShardEntry], executor: Executor
+    config: IngestConfig,
+    executor: Executor,
+    task: IngestShard,
+    targets: IngestedTargets,
+    shards: Sequence[ShardEntry],
 ) -> Passport:
     """Compare targets with the teacher of the options before they are stored.
 
@@ -324,7 +328,7 @@ def check_ingested(
         TargetError: If another meaning of the targets fits much better than that of the options.
     """
     assert task.fields is not None
-    targets, form = task.targets, task.targets.form
+    form = targets.form
     logits = next((s.shape for s in task.fields.fields if s.name == "logits"), (0,))
     operations = form.operations
     if targets.views is not None:

@@ -63,9 +63,9 @@ class ReinforcedReader(FileReader):
             ),
         )
 
-    def parse(self, content: Any, request: ReadRequest, place: int) -> Arrays:
+    def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         number, samples = content
-        if str(number) != request.places[place]:
+        if str(number) != request.places[row]:
             raise ValueError(f"it says that it is of image {number}")
         count = self.config.views or len(samples)
         if len(samples) < count:
@@ -74,8 +74,8 @@ class ReinforcedReader(FileReader):
         views = convert_recipes(
             [sample["params"] for sample in samples],
             self.layout,
-            int(request.heights[place]),
-            int(request.widths[place]),
+            int(request.heights[row]),
+            int(request.widths[row]),
         )
         probabilities = np.array([sample["prob"][0] for sample in samples], np.float64)
         classes = np.array([sample["prob"][1] for sample in samples])

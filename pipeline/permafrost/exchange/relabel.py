@@ -53,7 +53,7 @@ class ReLabelReader(FileReader):
         config = replace(self.config, transposed=other)
         return {f"format.transposed={str(other).lower()}": type(self)(config, self.path)}
 
-    def parse(self, content: Any, request: ReadRequest, place: int) -> Arrays:
+    def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         scores, classes = (np.asarray(each) for each in content)
         if scores.ndim != 3 or scores.shape != classes.shape or scores.shape[1] != scores.shape[2]:
             raise ValueError(f"its scores are {list(scores.shape)}, in place of [k, h, h]")
@@ -69,7 +69,7 @@ class ReLabelReader(FileReader):
         y, x = np.indices(scores.shape[1:])
         for rank, index in zip(scores, indices.reshape(numbers.shape), strict=True):
             maps[index, y, x] = rank
-        views = None if request.views is None else request.views[place]
+        views = None if request.views is None else request.views[row]
         pooled = _pool(maps, views)
         arrays = _largest(pooled, listed, self.config.classes, self.config.temperature)
         return arrays if views is None else {"canonical_from_view": views, **arrays}

@@ -72,7 +72,7 @@ class TarReader(TargetReader):
         return key
 
     def read(self, request: ReadRequest) -> Arrays:
-        records = [self._parse_at(request, place) for place in range(len(request.names))]
+        records = [self._parse_at(request, row) for row in range(len(request.names))]
         if len({tuple((n, a.shape) for n, a in each.items()) for each in records}) > 1:
             raise TargetError(
                 f"{self.path}: the targets of {request.names[0]} and of others near it differ in their views or cells; "
@@ -80,12 +80,12 @@ class TarReader(TargetReader):
             )
         return {name: np.stack([each[name] for each in records]) for name in records[0]}
 
-    def _parse_at(self, request: ReadRequest, place: int) -> Arrays:
-        tar, *found = json.loads(request.places[place])
-        path, name = self.path / tar, request.names[place]
+    def _parse_at(self, request: ReadRequest, row: int) -> Arrays:
+        tar, *found = json.loads(request.places[row])
+        path, name = self.path / tar, request.names[row]
         members = {n: member_bytes(path, Member(*at), f"{name}.{n}") for n, *at in found}
         try:
-            return self.parse(members, request, place, f"{path}: {name}")
+            return self.parse(members, request, row, f"{path}: {name}")
         except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
             if isinstance(error, UserError):
                 raise
@@ -95,14 +95,14 @@ class TarReader(TargetReader):
 
     @abstractmethod
     def parse(
-        self, members: dict[str, bytes], request: ReadRequest, place: int, where: str
+        self, members: dict[str, bytes], request: ReadRequest, row: int, where: str
     ) -> Arrays:
         """Return the targets of a sample, [V, ...] each.
 
         Args:
             members: Bytes of its members by suffix.
             request: The request.
-            place: Place of the record in the request.
+            row: Place of the record in the request.
             where: Tar and name, for messages.
 
         Raises:

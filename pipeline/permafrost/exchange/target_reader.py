@@ -134,7 +134,7 @@ class FileReader(TargetReader):
         return self.files()
 
     def read(self, request: ReadRequest) -> Arrays:
-        records = [self._parse_at(request, place) for place in range(len(request.names))]
+        records = [self._parse_at(request, row) for row in range(len(request.names))]
         if len({tuple((n, a.shape) for n, a in each.items()) for each in records}) > 1:
             raise TargetError(
                 f"{self.path}: the targets of {request.names[0]} and of others near it differ in their views, classes "
@@ -142,10 +142,10 @@ class FileReader(TargetReader):
             )
         return {name: np.stack([each[name] for each in records]) for name in records[0]}
 
-    def _parse_at(self, request: ReadRequest, place: int) -> Arrays:
-        path = self.path / f"{request.places[place]}{self.suffix}"
+    def _parse_at(self, request: ReadRequest, row: int) -> Arrays:
+        path = self.path / f"{request.places[row]}{self.suffix}"
         try:
-            return self.parse(load_pickled(path), request, place)
+            return self.parse(load_pickled(path), request, row)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
@@ -154,13 +154,13 @@ class FileReader(TargetReader):
             ) from error
 
     @abstractmethod
-    def parse(self, content: Any, request: ReadRequest, place: int) -> Arrays:
+    def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
         """Return the targets of one file, [V, ...] each.
 
         Args:
             content: Content of the file: lists, mappings, numbers, texts and arrays.
             request: The request.
-            place: Place of the record in the request.
+            row: Place of the record in the request.
 
         Raises:
             ValueError: If the content is another. Its text says what is wrong, without the name of the file.

@@ -35,7 +35,7 @@ class TheiaReader(TarReader):
         )
 
     def parse(
-        self, members: dict[str, bytes], request: ReadRequest, place: int, where: str
+        self, members: dict[str, bytes], request: ReadRequest, row: int, where: str
     ) -> Arrays:
         tensors = read_tensors(next(iter(members.values())))
         embedding = tensors.get("embedding")

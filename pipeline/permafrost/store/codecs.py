@@ -139,6 +139,26 @@ def decode_unit(stored: NDArray[np.generic]) -> NDArray[np.float32]:
     return values / np.float32(INT8_STEPS) if stored.dtype == np.int8 else values
 
 
+def decode_scaled(
+    stored: NDArray[np.generic], scale: NDArray[np.generic] | None
+) -> NDArray[np.generic]:
+    """Return the stored values of a field in the units of the network, float32; classes stay integers.
+
+    Args:
+        stored: Values of the field, of any shape.
+        scale: Values of its field of scales, which have the first axes of the values; None if it has none.
+    """
+    is_number = np.issubdtype(stored.dtype, np.integer) and stored.dtype != np.int8
+    values = stored if is_number else decode_unit(stored)
+    if scale is None:
+        return values
+    factors = scale.astype(np.float32)
+    units: NDArray[np.float32] = values.astype(np.float32, copy=False) * factors.reshape(
+        *factors.shape, *[1] * (values.ndim - factors.ndim)
+    )
+    return units
+
+
 def cosines(values: NDArray[np.float32], stored: NDArray[np.generic]) -> NDArray[np.float64]:
     """Compute the cosine between each record's values and a stored form.
 

@@ -192,6 +192,7 @@ def commit_pass(
     agreement: Agreement | None = None,
     moved_features: MovedFeatures | None = None,
     passport: Passport | None = None,
+    fidelity: Mapping[str, float] | None = None,
 ) -> None:
     """Combine the receipts and write the pass's manifest.
 
@@ -207,12 +208,14 @@ def commit_pass(
         agreement: Agreement with float32; None if the pass was computed in float32.
         moved_features: Error of warped features; None if it was not measured.
         passport: Agreement with the teacher that targets of others are said to be of.
+        fidelity: Lowest cosine of each lossy field of a pass whose values are stored already; None takes those of the
+            receipts.
 
     Raises:
         ConstantLogitsError: If the teacher produces the same logits for every record.
         ManifestError: If a receipt is missing or damaged, or has other records than the store.
     """
-    fidelity = dict[str, float]()
+    lowest = dict[str, float]()
     same_logits = set[str | None]()
     num_rows = 0
     covers_all = description["selection"] is None
@@ -228,7 +231,7 @@ def commit_pass(
             if rows.num_rows:
                 same_logits.add(metadata["constant_logits"])
             for name, cosine in metadata["fidelity"].items():
-                fidelity[name] = min(cosine, fidelity.get(name, 1.0))
+                lowest[name] = min(cosine, lowest.get(name, 1.0))
             entry = PassShard(
                 name=metadata["name"],
                 rows=metadata["rows"],
@@ -247,7 +250,7 @@ def commit_pass(
         fields=tuple(specs),
         shards=PassShardTable(folder, table.file),
         files=dict(shared_files),
-        fidelity=fidelity,
+        fidelity=lowest if fidelity is None else dict(fidelity),
         made_with=made_with,
         added=added,
         agreement=agreement,

@@ -1,0 +1,317 @@
+"""A shared pass (exchange/share.py) in another store, whose records are found by the digests of their images.
+
+The fields are taken as they are, bit for bit. In a store that was packed from the same data in the same way, the pass
+has the fingerprint that it had. Elsewhere it has another one, which covers the old one and the store.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from permafrost.config.exchange import AttachConfig
+from permafrost.config.version import __version__
+from permafrost.core.digests import SHORT, sha256_json
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.json_entries import EntryError, from_dict, require_inside
+from permafrost.core.progress import progress, say_if_slow
+from permafrost.core.records import PARTNER_FIELD, FieldSpec, escape_key
+from permafrost.core.tasks import Executor
+from permafrost.exchange.encoding import EncodedTargets
+from permafrost.exchange.ingest import (
+    IngestShard,
+    expected_records,
+    prepared,
+    require_covered,
+    selection_of,
+    shards_of,
+    store_targets,
+    with_fields,
+)
+from permafrost.exchange.joining import JoinedTargets, hex_column
+from permafrost.exchange.share import (
+    SHARE_NAME,
+    SHARE_SCHEMA,
+    SHARED_RECORDS,
+    SHARED_RECORDS_SCHEMA,
+    TARGETS_FOLDER,
+    pixel_digests,
+)
+from permafrost.exchange.tar_targets import member_bytes
+from permafrost.exchange.target_reader import ReadRequest, TargetError
+from permafrost.sources.tar_members import Member, list_samples
+from permafrost.storage.files import list_folder, read_regular, sha256_file, write_atomically
+from permafrost.storage.signed_files import DigestError, check_json
+from permafrost.store.codecs import decode_npy
+from permafrost.store.commit import needs_commit
+from permafrost.store.commit_pass import missing_pass_shards
+from permafrost.store.entries import ManifestError
+from permafrost.store.manifest import TEACHERS_FOLDER, Agreement, MovedFeatures, Passport
+from permafrost.store.projections import PROJECTIONS_FOLDER
+from permafrost.store.reader import Store
+
+logger = logging.getLogger("permafrost.attach")
+
+_MOST_BYTES = 2**24
+_LISTED_TARS = 16
+_DESCRIBED = ("teacher", "views", "explainer", "temperatures")
+"""Entries of a pass that do not depend on the store."""
+
+
+@dataclass(frozen=True)
+class SharedFields:
+    """Fields of a shared pass by shard and key, in their stored form."""
+
+    path: Path
+    fields: tuple[FieldSpec, ...]
+    num_views: int
+    views: ClassVar[None] = None
+
+    def encode(self, request: ReadRequest) -> EncodedTargets:
+        """Read the fields of a request, whose places are <shard>/<key>.
+
+        Raises:
+            TargetError: If a member is missing or not what share.json says.
+        """
+        values: dict[str, NDArray[Any]] = {
+            spec.name: np.empty((len(request.names), self.num_views, *spec.shape), spec.dtype)
+            for spec in self.fields
+        }
+        for row, place in enumerate(request.places):
+            shard, _, key = place.partition("/")
+            path = self.path / TARGETS_FOLDER / f"{shard}.tar"
+            members = _members_of(path, path.stat().st_mtime_ns).get(key, {})
+            for spec in self.fields:
+                name = f"{spec.name}.npy"
+                if name not in members:
+                    raise TargetError(f"{path} has no member {key}.{name}; fetch the folder again")
+                data = member_bytes(path, members[name], f"{key}.{name}")
+                shape = (self.num_views, *spec.shape)
+                try:
+                    values[spec.name][row] = decode_npy(
+                        data, spec.dtype, shape, f"{path}: {key}.{name}"
+                    )
+                except ManifestError as error:
+                    raise TargetError(f"{path}: {key}.{name}: {error}") from error
+        return EncodedTargets(self.fields, values, {})
+
+
+@lru_cache(maxsize=_LISTED_TARS)
+def _members_of(path: Path, changed: int) -> dict[str, dict[str, Member]]:
+    """Return the members of each record of a tar."""
+    try:
+        return dict(list_samples(path))
+    except UserError as error:
+        raise TargetError(str(error)) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachedPass:
+    """A shared pass in another store."""
+
+    name: str
+    records: int
+    written: int
+    joined_by: str
+    """Digests by which records were found: of files or of pixels."""
+
+
+def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> AttachedPass:
+    """Write a shared pass into a store of the same images.
+
+    Raises:
+        TargetError: If the folder is damaged, or the images of the store are others.
+    """
+    folder = Path(config.path).absolute()
+    shared = read_share(folder)
+    specs = tuple(from_dict(FieldSpec, each) for each in shared["fields"])
+    joined, how = _join(folder, store, shared)
+    require_covered(
+        store,
+        joined,
+        expected_records(store, joined),
+        config.missing,
+        f"by the SHA-256 of their {how}",
+        "Targets belong to the pixels of an image; attach them to a store of the same images",
+    )
+    same_store = (shared["dataset_fingerprint"], shared["store_fingerprint"]) == (
+        store.manifest.dataset.fingerprint,
+        store.manifest.fingerprint,
+    )
+    if any(spec.name == PARTNER_FIELD.name for spec in specs) and not same_store:
+        raise TargetError(
+            f"{folder}: its views are mixtures, which name their second record by its place in a shard, and the shards "
+            f"of {store.path} are others; pack the store from the same data with the same options"
+        )
+    description = {
+        **{name: shared[name] for name in _DESCRIBED},
+        "temperatures": tuple(shared["temperatures"]),
+        "dataset_fingerprint": store.manifest.dataset.fingerprint,
+        "store_fingerprint": store.manifest.fingerprint,
+        "selection": shared["selection"] if same_store else selection_of(joined),
+        "backend": config.store.backend,
+    }
+    is_same = same_store and shared["backend"] == config.store.backend
+    fingerprint = (
+        shared["fingerprint"]
+        if is_same
+        else sha256_json(
+            {"attached": shared["fingerprint"], **{n: description[n] for n in _OF_STORE}}
+        )
+    )
+    name = escape_key(shared["name"].rpartition("-")[0] or "shared")
+    existing = list_folder(store.folder / TEACHERS_FOLDER, f"*-{fingerprint[:SHORT]}")
+    new = store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
+    target = existing[0] if existing else new
+    shards = shards_of(store, joined)
+    missing = missing_pass_shards(target, shards)
+    records = int((joined.numbers >= 0).sum())
+    if not missing and not needs_commit(target):
+        logger.info("pass %s is complete", target.name)
+        return AttachedPass(name=target.name, records=records, written=0, joined_by=how)
+    source = SharedFields(folder, specs, int(shared["views"]["count"]))
+    with prepared(target, joined):
+        task = IngestShard(store_path=store.folder, folder=target, targets=source)
+        example = task.read(shards[0], task.rows_of(shards[0])[:1])
+        task = with_fields(task, config.store.backend, store, shards, example, fingerprint)
+        for path in (folder / PROJECTIONS_FOLDER).glob("*.npy"):
+            write_atomically(target / PROJECTIONS_FOLDER / path.name, read_regular(path))
+    written = store_targets(
+        task,
+        store,
+        executor,
+        shards,
+        missing,
+        description,
+        {**shared["made_with"], "attached_by": f"permafrost {__version__}"},
+        origin=b"",
+        added=shared["added"],
+        fidelity=shared["fidelity"],
+        agreement=_entry(Agreement, shared["agreement"]),
+        moved_features=_entry(MovedFeatures, shared["moved_features"]),
+        passport=_entry(Passport, shared["passport"]),
+    )
+    return AttachedPass(name=target.name, records=records, written=written, joined_by=how)
+
+
+_OF_STORE = ("dataset_fingerprint", "store_fingerprint", "selection", "backend")
+
+
+def _entry(cls: Any, values: Any) -> Any:
+    return None if values is None else from_dict(cls, values)
+
+
+def read_share(folder: Path) -> dict[str, Any]:
+    """Read share.json, and compare every file of the folder with its digest.
+
+    Raises:
+        ConfigError: If the folder has none.
+        TargetError: If it is damaged, or of another form.
+    """
+    path = folder / SHARE_NAME
+    try:
+        shared = check_json(read_regular(path, _MOST_BYTES))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"from={folder} has no {SHARE_NAME}; name a folder that permafrost share has written whole"
+        ) from None
+    except DigestError as error:
+        raise TargetError(f"{path} is damaged: {error}; fetch it again") from error
+    if shared.get("schema") != SHARE_SCHEMA or shared.get("form") != "webdataset":
+        raise TargetError(
+            f"{path} has schema {shared.get('schema')} and form {shared.get('form')}; attach reads schema "
+            f"{SHARE_SCHEMA} of form=webdataset, and permafrost ingest other forms"
+        )
+    missing = sorted(_ENTRIES - shared.keys())
+    if missing or not isinstance(shared["files"], dict):
+        raise TargetError(f"{path} has no {', '.join(missing) or 'files'}; fetch it again")
+    with say_if_slow(logger, f"reading {folder} for its digests ..."):
+        for name, digest in shared["files"].items():
+            try:
+                require_inside(name)
+                actual = sha256_file(folder / name)
+            except EntryError as error:
+                raise TargetError(f"{path}: {error}") from error
+            except FileNotFoundError:
+                raise TargetError(f"{folder / name} is missing; fetch the folder again") from None
+            if actual != digest:
+                raise TargetError(
+                    f"{folder / name} is damaged: it has another SHA-256 than {path} says"
+                )
+    return shared
+
+
+_ENTRIES = {
+    *("fields", "fingerprint", "dataset_fingerprint", "store_fingerprint", "selection", "backend"),
+    *("fidelity", "added", "made_with", "agreement", "moved_features", "passport", "name", "files"),
+    *_DESCRIBED,
+}
+
+
+# ---- join ----------------------------------------------------------------------------------------
+
+
+def _join(folder: Path, store: Store, shared: dict[str, Any]) -> tuple[JoinedTargets, str]:
+    """Find the target of each record by its image: of the same key where there is one, and of any equal image."""
+    try:
+        table = pq.read_table(folder / SHARED_RECORDS, schema=SHARED_RECORDS_SCHEMA)
+    except (OSError, pa.ArrowException) as error:
+        raise TargetError(f"{folder / SHARED_RECORDS} cannot be read: {error}") from error
+    columns = {
+        name: table[name].combine_chunks().cast(pa.large_string()) for name in table.column_names
+    }
+    places = pc.binary_join_element_wise(
+        columns["shard"], columns["key"], pa.scalar("/", pa.large_string())
+    )
+    keys = store.index.key_column(np.arange(store.index.num_rows))
+    files = hex_column(store.index.image_digests())
+    numbers = _match(files, keys, columns["image_sha256"], columns["key"])
+    how = "files"
+    if (numbers < 0).any() and pc.any(pc.not_equal(columns["pixels_sha256"], "")).as_py():
+        pixels = _pixels_of(store)
+        numbers, how = _match(pixels, keys, columns["pixels_sha256"], columns["key"]), "pixels"
+    matched = len(np.unique(numbers[numbers >= 0]))
+    if not matched:
+        raise TargetError(
+            f"{folder} has targets of {len(places):,} images of {shared['dataset']}, and {store.path} has none of "
+            f"them, by the SHA-256 of their {how}; targets belong to the pixels of an image"
+            + (
+                ""
+                if how == "pixels"
+                else ". If its files were written anew, share with pixels=true"
+            )
+        )
+    return JoinedTargets(numbers, columns["key"], places, len(places) - matched), how
+
+
+def _match(
+    records: pa.Array, keys: pa.Array, targets: pa.Array, target_keys: pa.Array
+) -> NDArray[np.int64]:
+    both = [
+        pc.binary_join_element_wise(*pair, pa.scalar(" ", pa.large_string()))
+        for pair in ((records, keys), (targets, target_keys))
+    ]
+    exact = pc.index_in(both[0], value_set=both[1])
+    by_image = pc.index_in(records, value_set=targets)
+    numbers = pc.coalesce(exact, by_image).fill_null(-1)
+    return np.asarray(numbers.to_numpy(zero_copy_only=False).astype(np.int64))
+
+
+def _pixels_of(store: Store) -> pa.Array:
+    """Return the SHA-256 of the pixels of all records."""
+    parts = []
+    with progress("pixels", total=store.index.num_rows, unit="record") as display:
+        for entry in store.shards:
+            rows = np.arange(entry.records)
+            parts.append(pa.array(pixel_digests(store, entry, rows), pa.large_string()))
+            display.update(entry.records)
+    return pa.concat_arrays(parts)

@@ -1,0 +1,389 @@
+"""A pass as files for others, without its images: tars of all fields, embeddings, or a Hugging Face data set.
+
+    share.json                 what the pass is, its fields, and the SHA-256 of every file (form=webdataset)
+    records.parquet            key, split, label, shard, SHA-256 of the image's file and of its pixels
+    targets/<shard>.tar        <key>.<field>.npy, and with images=true <key>.<suffix>
+    img_emb/, metadata/        form=embeddings
+    data/<split>-*.parquet     form=huggingface
+    README.md                  a card: teacher, weights, payloads, views, fidelity, licenses
+
+share.json is written last, so a folder without it is not finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from permafrost.config.exchange import ShareConfig
+from permafrost.config.version import __version__
+from permafrost.core.errors import ConfigError, require
+from permafrost.core.progress import progress
+from permafrost.core.records import NO_LABEL
+from permafrost.exchange.card import card_of_pass
+from permafrost.storage.files import (
+    commit_file,
+    open_atomically,
+    read_regular,
+    sha256_file,
+    write_atomically,
+)
+from permafrost.storage.signed_files import sign_json
+from permafrost.store.codecs import decode_scaled, encode_npy
+from permafrost.store.fields import Values
+from permafrost.store.frames import ShardFrames
+from permafrost.store.image_decoding import picture_suffix
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.shards import ShardEntry
+from permafrost.store.tars import ShardBytes, TarShard
+
+logger = logging.getLogger("permafrost.share")
+
+SHARE_NAME = "share.json"
+SHARED_RECORDS = "records.parquet"
+SHARE_SCHEMA = 1
+TARGETS_FOLDER = "targets"
+_PARTS_ROWS = 65_536
+SHARED_RECORDS_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "split")),
+        ("label", pa.int32()),
+        *((name, pa.string()) for name in ("shard", "image_sha256", "pixels_sha256")),
+    ]
+)
+"""Columns of records.parquet; digests are hexadecimal, and pixels_sha256 is empty where it was not asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPass:
+    """A pass that was written for others."""
+
+    folder: Path
+    records: int
+    bytes: int
+    files: int
+
+
+def open_shared_pass(config: ShareConfig) -> tuple[Store, TeacherPass]:
+    """Open the pass that the options name, of stored views or not.
+
+    Raises:
+        StoreMismatchError: If the store has no such pass, or several.
+    """
+    store = Store(config.store.folder)
+    names = config.store.teacher
+    require(len(names) <= 1, f"pass={list(names)}: share writes one pass; name it")
+    has_views = bool(names and store.passes_named(names[0], stored_views=True))
+    has_views = has_views or (not names and not store.pass_folders())
+    (opened,) = store.open_passes(names, stored_views=has_views)
+    return store, opened
+
+
+def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: Path) -> SharedPass:
+    """Write a pass into a new folder.
+
+    Raises:
+        ConfigError: If the folder has other files, or the pass does not have what the form needs.
+    """
+    _check(config, store, shared, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write = {
+        "webdataset": _write_tars,
+        "embeddings": _write_embeddings,
+        "huggingface": _write_tables,
+    }[config.form]
+    count = 0
+    for shard in _parts(config, store, shared, write(config, store, shared, folder)):
+        count += shard
+    card = card_of_pass(store, shared, config)
+    write_atomically(folder / "README.md", card.encode())
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SHARE_NAME)
+    files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+    commit_file(
+        folder / SHARE_NAME, sign_json(_describe(config, store, shared, files), sort_keys=True)
+    )
+    size = sum(path.stat().st_size for path in paths)
+    return SharedPass(folder=folder, records=count, bytes=size, files=len(paths) + 1)
+
+
+def _parts(
+    config: ShareConfig, store: Store, shared: TeacherPass, written: Iterator[int]
+) -> Iterator[int]:
+    """Iterate over the records of each part, with a progress display."""
+    with progress(f"share {shared.name}", total=shared.shards.num_rows, unit="record") as display:
+        for count in written:
+            display.update(count)
+            yield count
+
+
+def _check(config: ShareConfig, store: Store, shared: TeacherPass, folder: Path) -> None:
+    others = [] if not folder.exists() else [p for p in folder.iterdir() if p.name != SHARE_NAME]
+    is_ours = (folder / SHARE_NAME).is_file() or not folder.exists()
+    require(
+        is_ours or not others or {p.name for p in others} <= _OWN_NAMES,
+        f"to={folder} has other files, such as {others[0].name if others else ''}; name a new folder",
+    )
+    require(
+        not config.images or store.form.has_places,
+        "images=true: the store has rows of a table, and no images",
+    )
+    names = [spec.name for spec in shared.manifest.fields]
+    if config.form == "embeddings" and "pooled" not in names:
+        raise ConfigError(
+            f"form=embeddings writes the field pooled, and {shared.name} has {', '.join(names)}; choose "
+            "form=webdataset or huggingface"
+        )
+    require(
+        config.form != "embeddings" or shared.num_views == 1,
+        f"form=embeddings has one embedding per image, and {shared.name} has {shared.num_views} views",
+    )
+
+
+_OWN_NAMES = {
+    "README.md",
+    SHARED_RECORDS,
+    TARGETS_FOLDER,
+    "img_emb",
+    "metadata",
+    "data",
+    "projections",
+}
+"""Files and folders of this module, which an interrupted call has left."""
+
+
+def _describe(
+    config: ShareConfig, store: Store, shared: TeacherPass, files: dict[str, str]
+) -> dict[str, Any]:
+    """Return the content of share.json."""
+    manifest = shared.manifest
+    described = {
+        name: getattr(manifest, name)
+        for name in (
+            *("fingerprint", "dataset_fingerprint", "store_fingerprint", "teacher", "views"),
+            *("explainer", "temperatures", "selection", "fidelity", "added", "made_with"),
+        )
+    }
+    optional = {
+        name: None if value is None else asdict(value)
+        for name, value in (
+            ("agreement", manifest.agreement),
+            ("moved_features", manifest.moved_features),
+            ("passport", manifest.passport),
+        )
+    }
+    return {
+        "schema": SHARE_SCHEMA,
+        "form": config.form,
+        "name": shared.name,
+        "backend": manifest.backend,
+        "fields": [asdict(spec) for spec in manifest.fields],
+        **described,
+        **optional,
+        "classes": list(store.manifest.classes),
+        "dataset": store.manifest.dataset.name,
+        "frame": list(store.size),
+        "licenses": dict(config.licenses),
+        "made_by": f"permafrost {__version__}",
+        "files": files,
+    }
+
+
+# ---- records -------------------------------------------------------------------------------------
+
+
+class _SharedShard(NamedTuple):
+    """Records of one shard with targets, and their values."""
+
+    entry: ShardEntry
+    columns: dict[str, list[Any]]
+    """Columns of SHARED_RECORDS_SCHEMA."""
+    rows: NDArray[np.int64]
+    """Rows of the shard, counted from its beginning."""
+    values: Values
+
+
+def _iter_shards(config: ShareConfig, store: Store, shared: TeacherPass) -> Iterator[_SharedShard]:
+    for entry in store.shards:
+        places = shared.rows_of(entry)
+        rows = np.flatnonzero(places >= 0)
+        if not len(rows):
+            continue
+        number = store.shards.number_of(entry.name)
+        first = store.rows_of_shard(number).start
+        values = {name: v[places[rows]] for name, v in shared.read_shard(entry).items()}
+        digests = store.index.image_sha256(number)
+        labels = (
+            np.full(len(rows), NO_LABEL)
+            if store.index.has_many_labels
+            else store.index.values("label", first + rows)
+        )
+        pixels = pixel_digests(store, entry, rows) if config.pixels else [""] * len(rows)
+        columns = {
+            "key": store.index.keys(first + rows),
+            "split": [entry.split] * len(rows),
+            "label": labels.tolist(),
+            "shard": [entry.name] * len(rows),
+            "image_sha256": [digests[row] for row in rows.tolist()],
+            "pixels_sha256": pixels,
+        }
+        yield _SharedShard(entry, columns, rows, values)
+
+
+def pixel_digests(store: Store, entry: ShardEntry, rows: NDArray[np.int64]) -> list[str]:
+    """Return the SHA-256 of the decoded frames of rows of a shard."""
+    frames = ShardFrames(store, entry, rows).read(0, len(rows)).frames
+    return [_pixel_digest(frame.contiguous().numpy()) for frame in frames]
+
+
+def _pixel_digest(frame: NDArray[Any]) -> str:
+    """Return the SHA-256 of the pixels u8 [3, H, W] of a frame, and of their shape."""
+    return hashlib.sha256(
+        repr(frame.shape).encode() + np.ascontiguousarray(frame).tobytes()
+    ).hexdigest()
+
+
+def _images(store: Store, shard: _SharedShard) -> Iterator[tuple[str, bytes]]:
+    """Iterate over the suffix and the bytes of each image; frames that are stored raw are PNG files."""
+    opened = ShardBytes(store.folder, shard.entry)
+    first = store.rows_of_shard(store.shards.number_of(shard.entry.name)).start
+    taken = store.index.take(("offset", "size", "image_crc32c"), first + shard.rows)
+    places = zip(*(column.tolist() for column in taken.values()), shard.columns["key"], strict=True)
+    for row, place in zip(shard.rows.tolist(), places, strict=True):
+        data = opened.read(*place)
+        suffix = picture_suffix(data[:16])
+        if suffix is None:
+            from PIL import Image
+
+            frame = ShardFrames(store, shard.entry, np.array([row])).read(0, 1).frames[0]
+            file = io.BytesIO()
+            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(file, "png")
+            suffix, data = "png", file.getvalue()
+        yield suffix, data
+
+
+# ---- forms ---------------------------------------------------------------------------------------
+
+
+def _write_tars(
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path
+) -> Iterator[int]:
+    """Write a tar of each shard, and the table of all records."""
+    for name, entry in shared.manifest.projections.items():
+        data = read_regular(shared.folder / entry.file.path)
+        write_atomically(folder / "projections" / f"{name}.npy", data)
+    with (
+        open_atomically(folder / SHARED_RECORDS) as table,
+        pq.ParquetWriter(pa.PythonFile(table, "w"), SHARED_RECORDS_SCHEMA) as writer,
+    ):
+        waiting: list[pa.Table] = []
+        for shard in _iter_shards(config, store, shared):
+            with (
+                open_atomically(folder / TARGETS_FOLDER / f"{shard.entry.name}.tar") as file,
+                TarShard(file) as tar,
+            ):
+                images = _images(store, shard) if config.images else iter(())
+                for row, key in enumerate(shard.columns["key"]):
+                    for suffix, data in [next(images)] if config.images else []:
+                        tar.add(key, suffix, data)
+                    for spec in shared.manifest.fields:
+                        tar.add(key, f"{spec.name}.npy", encode_npy(shard.values[spec.name][row]))
+            waiting.append(pa.Table.from_pydict(shard.columns, SHARED_RECORDS_SCHEMA))
+            if sum(map(len, waiting)) >= _PARTS_ROWS:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+            yield len(shard.rows)
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+
+
+def _write_embeddings(
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path
+) -> Iterator[int]:
+    """Write parts of embeddings and of their metadata, in the form of clip-retrieval."""
+    waiting: list[_SharedShard] = []
+    part = 0
+    for shard in _iter_shards(config, store, shared):
+        waiting.append(shard)
+        if sum(len(each.rows) for each in waiting) >= _PARTS_ROWS:
+            _write_part(folder, part, waiting)
+            waiting, part = [], part + 1
+        yield len(shard.rows)
+    if waiting:
+        _write_part(folder, part, waiting)
+
+
+def _write_part(folder: Path, part: int, shards: list[_SharedShard]) -> None:
+    embeddings = np.concatenate([shard.values["pooled"][:, 0] for shard in shards])
+    write_atomically(folder / "img_emb" / f"img_emb_{part}.npy", encode_npy(embeddings))
+    columns = {
+        "image_path": [key for shard in shards for key in shard.columns["key"]],
+        **{
+            name: [value for shard in shards for value in shard.columns[name]]
+            for name in ("split", "label", "image_sha256")
+        },
+    }
+    _write_parquet(folder / "metadata" / f"metadata_{part}.parquet", pa.table(columns))
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _write_tables(
+    config: ShareConfig, store: Store, shared: TeacherPass, folder: Path
+) -> Iterator[int]:
+    """Write Parquet files of each split, a column per field."""
+    waiting: list[pa.Table] = []
+    numbers: dict[str, int] = {}
+    split = ""
+    for shard in _iter_shards(config, store, shared):
+        if waiting and (shard.entry.split != split or sum(map(len, waiting)) >= _PARTS_ROWS):
+            _write_table(folder, split, numbers, waiting)
+            waiting = []
+        split = shard.entry.split
+        waiting.append(_table_of(config, store, shared, shard))
+        yield len(shard.rows)
+    if waiting:
+        _write_table(folder, split, numbers, waiting)
+
+
+def _write_table(folder: Path, split: str, numbers: dict[str, int], tables: list[pa.Table]) -> None:
+    number = numbers[split] = numbers.get(split, -1) + 1
+    _write_parquet(folder / "data" / f"{split}-{number:05d}.parquet", pa.concat_tables(tables))
+
+
+def _table_of(
+    config: ShareConfig, store: Store, shared: TeacherPass, shard: _SharedShard
+) -> pa.Table:
+    """Return the rows of a shard: key, label, digest, image and a column of each field in the network's units."""
+    columns: dict[str, Any] = {
+        "key": pa.array(shard.columns["key"]),
+        "label": pa.array(shard.columns["label"], pa.int32()),
+        "image_sha256": pa.array(shard.columns["image_sha256"]),
+    }
+    if config.images:
+        images = [{"bytes": data, "path": None} for _, data in _images(store, shard)]
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        columns["image"] = pa.array(images, kind)
+    for spec in shared.manifest.fields:
+        if spec.name.endswith("_scale"):
+            continue
+        values = shard.values[spec.name]
+        values = decode_scaled(values, shard.values.get(f"{spec.name}_scale"))
+        flat = values.reshape(len(values), -1)
+        columns[spec.name] = pa.FixedSizeListArray.from_arrays(
+            pa.array(flat.ravel()), flat.shape[1]
+        )
+    return pa.table(columns)

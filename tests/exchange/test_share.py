@@ -1,0 +1,314 @@
+"""Passes that go out without their images, and come back into other stores."""
+
+import io
+import json
+import shutil
+import sys
+import types
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+import yaml
+from PIL import Image
+
+from permafrost.config.compose import compose
+from permafrost.config.verbs import build_verb_config
+from permafrost.core.errors import ConfigError
+from permafrost.exchange.target_reader import TargetError
+from permafrost.models.saved import load_model
+from permafrost.runs.mirrors import RUNS
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from stages import attach, share
+from tests.exchange.test_ingest import run_distill
+from tests.exchange.test_readers import key_of
+from tests.support.exchange import (
+    PHOTOS,
+    make_photographs,
+    run_ingest,
+    run_precompute,
+    values_by_key,
+)
+from tests.support.trees import tree_bytes
+
+TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
+LICENSES = "licenses={images: CC-BY-4.0, weights: MIT, targets: CC0-1.0}"
+PAYLOADS = "annotate.payloads=[logits,map,pooled,class_maps,attention,features]"
+
+
+def run_share(store, folder, *words, licenses=LICENSES):
+    words = [f"store.path={store}", f"to={folder}", *words, licenses]
+    return share.run(build_verb_config("share", compose("share", words)))
+
+
+def run_attach(store, folder, *words):
+    words = [f"store.path={store}", f"from={folder}", "executor=serial", *words]
+    return attach.run(build_verb_config("attach", compose("attach", words)))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A store with a canonical pass of all payloads and one of strong views."""
+    photographs = make_photographs(tmp_path_factory.mktemp("share"))
+    strong = [
+        *("views=random", "views.count=2", "annotate.name=views"),
+        "augment.operations=[{kind: resized_crop}, {kind: randaugment}, {kind: random_erasing}]",
+    ]
+    run_precompute(photographs.store, "data=none", *TEACHER, PAYLOADS, "annotate.name=whole")
+    run_precompute(photographs.store, "data=none", *TEACHER, *strong)
+    return photographs
+
+
+@pytest.fixture(scope="module")
+def names(photographs):
+    store = photographs.open()
+    views = [f.name for f in store.pass_folders(stored_views=True)]
+    whole = [f.name for f in store.pass_folders() if f.name.startswith("whole")]
+    return {"whole": whole[0], "views": views[0]}
+
+
+@pytest.fixture(scope="module")
+def shared(photographs, names, tmp_path_factory):
+    """The folder of each pass, as others get it."""
+    folders = {}
+    for kind, name in names.items():
+        folders[kind] = tmp_path_factory.mktemp("shared") / kind
+        result = run_share(photographs.store, folders[kind], f"pass={name}", "pixels=true")
+        assert result.records == PHOTOS
+    return folders
+
+
+def pack(photographs, store, *words):
+    options = [f"data.path={photographs.folder}", "store.image_size=32", *words]
+    run_precompute(store, "data=image_folder", *options, "teacher=none")
+    return Store(store)
+
+
+# ---- round trips ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["whole", "views"])
+def test_a_pass_comes_back_with_its_bytes_in_a_store_that_was_packed_again(
+    photographs, names, shared, tmp_path, kind
+):
+    pack(photographs, tmp_path / "store", "store.shard_size=7")
+
+    result = run_attach(tmp_path / "store", shared[kind])
+
+    assert (result.attached_pass, result.joined_by) == (names[kind], "files")
+    before = tree_bytes(photographs.store / "teachers" / names[kind])
+    after = tree_bytes(tmp_path / "store" / "teachers" / names[kind])
+    made_with = {
+        name: json.loads(tree.pop("manifest.json")) for name, tree in (("a", before), ("b", after))
+    }
+    receipts = [name for name in before if name.startswith("receipts/")]
+    assert receipts
+    assert {n: d for n, d in before.items() if "shards-" not in n and n not in receipts} == {
+        n: d for n, d in after.items() if "shards-" not in n and n not in receipts
+    }
+    assert made_with["b"]["made_with"].pop("attached_by")
+    for manifest in made_with.values():
+        del manifest["self_sha256"], manifest["shards"]
+    assert made_with["a"] == made_with["b"]
+    assert list(verify_store(tmp_path / "store")) == []
+
+
+@pytest.mark.parametrize("kind", ["whole", "views"])
+def test_other_shards_backends_and_formats_have_the_same_values(
+    photographs, names, shared, tmp_path, kind
+):
+    pack(
+        photographs,
+        tmp_path / "store",
+        *("store=webdataset", "store.shard_size=5", "store.format=raw"),
+    )
+
+    result = run_attach(tmp_path / "store", shared[kind], "store=webdataset")
+
+    assert result.joined_by == "pixels"
+    assert result.attached_pass != names[kind]
+    views = kind == "views"
+    before = values_by_key(photographs.open(), names[kind], stored_views=views)
+    after = values_by_key(Store(tmp_path / "store"), result.attached_pass, stored_views=views)
+    assert before.keys() == after.keys()
+    for field, by_key in before.items():
+        assert all(np.array_equal(value, after[field][key]) for key, value in by_key.items())
+    assert run_attach(tmp_path / "store", shared[kind], "store=webdataset").attached_records == 0
+
+
+def test_records_are_found_under_other_names(photographs, shared, tmp_path):
+    for number, path in enumerate(sorted((photographs.folder).rglob("*.png"))):
+        target = tmp_path / "renamed" / "train" / path.parent.name / f"x{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    renamed = types.SimpleNamespace(folder=tmp_path / "renamed")
+    pack(renamed, tmp_path / "store", "store.shard_size=7")
+
+    assert run_attach(tmp_path / "store", shared["whole"]).records == PHOTOS
+
+
+def test_a_student_of_an_attached_pass_is_that_of_the_original(
+    photographs, names, shared, tmp_path
+):
+    pack(photographs, tmp_path / "store", "store.shard_size=7")
+    run_attach(tmp_path / "store", shared["whole"])
+    words = ["method=e2kd", "augment=pad_crop_flip", f"store.teacher=[{names['whole']}]"]
+
+    run_distill(photographs.store, "original", *words)
+    run_distill(tmp_path / "store", "attached", *words)
+
+    one, other = (
+        load_model(RUNS / run / "distill")[0].state_dict() for run in ("original", "attached")
+    )
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+# ---- other pixels, damage and options ------------------------------------------------------------
+
+
+def test_other_pixels_are_refused(shared, tmp_path):
+    other = make_photographs(tmp_path)
+    image = Image.open(next(other.folder.rglob("*.png")))
+    pixels = np.asarray(image).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(next(other.folder.rglob("*.png")))
+    pack(other, tmp_path / "changed", "store.shard_size=7")
+
+    with pytest.raises(
+        TargetError, match=r"1 of 24 records have no target, by the SHA-256 of their"
+    ):
+        run_attach(tmp_path / "changed", shared["whole"])
+
+
+def test_a_store_of_other_images_is_refused(shared, tmp_path, frozen):
+    with pytest.raises(TargetError, match="has none of them, by the SHA-256"):
+        run_attach(frozen.store.path, shared["whole"])
+
+
+@pytest.mark.parametrize("name", ["share.json", "records.parquet", "targets/*.tar", "README.md"])
+def test_a_flipped_byte_of_a_shared_folder_is_named(photographs, shared, tmp_path, name):
+    shutil.copytree(shared["whole"], tmp_path / "copy")
+    path = next((tmp_path / "copy").glob(name))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    pack(photographs, tmp_path / "store", "store.shard_size=7")
+
+    with pytest.raises(TargetError, match=path.name):
+        run_attach(tmp_path / "store", tmp_path / "copy")
+
+
+def test_a_path_that_leaves_the_folder_is_refused(photographs, shared, tmp_path):
+    from permafrost.storage.signed_files import check_json, sign_json
+
+    shutil.copytree(shared["whole"], tmp_path / "copy")
+    path = tmp_path / "copy" / "share.json"
+    values = check_json(path.read_bytes())
+    values["files"]["../outside"] = "0" * 64
+    path.write_bytes(sign_json(values, sort_keys=True))
+
+    with pytest.raises(TargetError, match="leaves the folder"):
+        run_attach(photographs.store, tmp_path / "copy")
+
+
+def test_licenses_are_asked_for(photographs, names, tmp_path):
+    with pytest.raises(ConfigError, match=r"licenses=.* must say under which license weights"):
+        run_share(
+            photographs.store,
+            tmp_path / "s",
+            f"pass={names['whole']}",
+            licenses="licenses={images: MIT, targets: MIT}",
+        )
+
+
+def test_a_folder_with_other_files_is_left_alone(photographs, names, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "notes.txt").write_text("mine")
+
+    with pytest.raises(ConfigError, match=r"has other files, such as notes\.txt"):
+        run_share(photographs.store, tmp_path / "s", f"pass={names['whole']}")
+
+
+# ---- other readers -------------------------------------------------------------------------------
+
+
+def test_webdataset_reads_targets_and_images(photographs, names, tmp_path):
+    run_share(photographs.store, tmp_path / "s", f"pass={names['whole']}", "images=true")
+    values = values_by_key(photographs.open(), names["whole"])
+
+    tars = sorted(str(path) for path in (tmp_path / "s" / "targets").glob("*.tar"))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    assert len(samples) == PHOTOS
+    for sample in samples:
+        key = sample["__key__"]
+        assert np.array_equal(sample["logits.npy"], values["logits"][key])
+        path = next(p for p in photographs.paths if key_of(p) == key)
+        raw = np.asarray(Image.open(photographs.folder / path).convert("RGB"))
+        assert raw.shape[:2] == Image.open(photographs.folder / path).size[::-1]
+    (first,) = webdataset.WebDataset(tars[:1], shardshuffle=False).slice(1)
+    image = Image.open(io.BytesIO(first["png"]))
+    path = next(p for p in photographs.paths if key_of(p) == first["__key__"])
+    assert image.size == Image.open(photographs.folder / path).size
+
+
+def test_embeddings_go_out_and_come_in(photographs, names, tmp_path):
+    run_share(photographs.store, tmp_path / "e", f"pass={names['whole']}", "form=embeddings")
+    words = ["format=embeddings", f"path={tmp_path / 'e'}", "format.join=key", "format.frame=full"]
+
+    result = run_ingest(photographs.store, *words)
+
+    one = values_by_key(photographs.open(), names["whole"])["pooled"]
+    other = values_by_key(photographs.open(), result.ingested_pass.partition(" ")[0])["pooled"]
+    assert all(np.array_equal(value, other[key]) for key, value in one.items())
+
+
+@pytest.mark.parametrize("kind", ["whole", "views"])
+def test_parquet_of_a_hub_folder_has_a_column_per_field(photographs, names, tmp_path, kind):
+    words = [f"pass={names[kind]}", "form=huggingface", "images=true"]
+    run_share(photographs.store, tmp_path / "h", *words)
+
+    card = (tmp_path / "h" / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["license"] == "cc0-1.0"
+    assert header["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data/train-*.parquet"}
+    ]
+    assert "| weights | MIT |" in card
+    table = pq.read_table(tmp_path / "h" / "data" / "train-00000.parquet").to_pydict()
+    values = values_by_key(photographs.open(), names[kind], stored_views=kind == "views")
+    for row, key in enumerate(table["key"]):
+        assert np.array_equal(
+            np.array(table["logits"][row], "float16"), values["logits"][key].ravel()
+        )
+        assert table["image"][row]["bytes"][:4] == b"\x89PNG"
+
+
+def test_the_hub_gets_a_folder_and_its_kind(photographs, names, tmp_path, monkeypatch):
+    calls = []
+
+    class HfApi:
+        def create_repo(self, name, repo_type, exist_ok):
+            calls.append(("create", name, repo_type, exist_ok))
+
+        def upload_folder(self, folder_path, repo_id, repo_type):
+            calls.append(("upload", repo_id, repo_type))
+            assert json.loads((tmp_path / "me-targets" / "share.json").read_text())
+            assert folder_path == str(tmp_path / "me-targets")
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.HfApi = HfApi
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    shutil.copytree(photographs.store, tmp_path / "store")
+
+    words = [f"pass={names['whole']}", "form=huggingface"]
+    result = run_share(tmp_path / "store", "hf://me/targets", *words)
+
+    assert calls == [
+        ("create", "me/targets", "dataset", True),
+        ("upload", "me/targets", "dataset"),
+    ]
+    assert result.shared == "hf://datasets/me/targets"
+    with pytest.raises(ConfigError, match="must be hf://<user>/<name>"):
+        run_share(tmp_path / "store", "hf://targets", *words)
