@@ -15,7 +15,7 @@ STAGES := preview estimate precompute ingest teach verify show distill evaluate 
 CLUSTER_STAGES := preview estimate precompute ingest teach verify distill sweep attach
 LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
 ADDRESS ?= http://127.0.0.1:8265
-.PHONY: help install demo submit render test test-all test-anywhere test-versions test-hosts bench gpu docs lint format lock clean $(STAGES)
+.PHONY: help install demo submit render test test-all test-anywhere test-versions test-hub test-hosts bench gpu docs lint format lock clean $(STAGES)
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -86,6 +86,12 @@ test-anywhere: install ## run the tests under conditions of other machines; ARGS
 test-versions: install ## run the tests with the lowest and the highest versions of the packages
 	@$(PY) -m nox -s lowest highest $(ARGS)
 
+test-hub: .venv-hub/.installed ## run the tests of Hugging Face's data sets, in an environment with the extra `hub`
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-hub/bin/python -m pytest -q tests/hub $(ARGS)
+
+.venv-hub/.installed: tests/hub/requirements.lock pyproject.toml .ci/install
+	@bash .ci/install .venv-hub tests/hub/requirements.lock
+
 test-hosts: install ## lose hosts, links and a server of a cluster on this machine; ARGS="lost-worker cut" selects
 	@$(PY) -m tests.hosts $(ARGS)
 
@@ -122,6 +128,8 @@ lock: ## update the pinned packages from pyproject.toml
 	$(LOCK) --upgrade --extra dev pyproject.toml -o requirements.lock
 	cp requirements.lock tests/benchmarks/requirements.lock  # versions that are kept where the extra allows it
 	$(LOCK) --extra bench pyproject.toml -o tests/benchmarks/requirements.lock
+	cp requirements.lock tests/hub/requirements.lock
+	$(LOCK) --extra dev --extra hub pyproject.toml -o tests/hub/requirements.lock
 
-clean: ## remove runs, stores and the site (not .venv, .venv-bench and .nox)
+clean: ## remove runs, stores and the site (not .venv, .venv-bench, .venv-hub and .nox)
 	rm -rf runs stores build site

@@ -330,7 +330,7 @@ def test_a_network_that_cannot_be_traced_is_an_error():
 def test_an_export_has_a_card_with_what_is_known_of_the_student(exported):
     files, result, _ = exported
 
-    header, text = files["card"].decode().split("---")[1:3]
+    header, text = files["card"].decode().split("---", 2)[1:]
     assert yaml.safe_load(header)["library_name"] == "pytorch"
     assert "| network | cifar" in text
     assert Path(result.card).parent == Path(result.files["onnx"]).parent

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -368,15 +369,19 @@ def _table_of(
     config: ShareConfig, store: Store, shared: TeacherPass, shard: _SharedShard
 ) -> pa.Table:
     """Return the rows of a shard: key, label, digest, image and a column of each field in the network's units."""
+    text, classes = {"dtype": "string", "_type": "Value"}, list(store.manifest.classes)
     columns: dict[str, Any] = {
         "key": pa.array(shard.columns["key"]),
-        "label": pa.array(shard.columns["label"], pa.int32()),
+        "label": pa.array(shard.columns["label"], pa.int64()),
         "image_sha256": pa.array(shard.columns["image_sha256"]),
     }
+    label = {"names": classes, "_type": "ClassLabel"} if classes else _value("int64")
+    features: dict[str, Any] = {"key": text, "label": label, "image_sha256": text}
     if config.images:
         images = [{"bytes": data, "path": None} for _, data in _images(store, shard)]
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         columns["image"] = pa.array(images, kind)
+        features["image"] = {"_type": "Image"}
     for spec in shared.manifest.fields:
         if spec.name.endswith("_scale"):
             continue
@@ -386,4 +391,15 @@ def _table_of(
         columns[spec.name] = pa.FixedSizeListArray.from_arrays(
             pa.array(flat.ravel()), flat.shape[1]
         )
-    return pa.table(columns)
+        features[spec.name] = {
+            "feature": _value(flat.dtype.name),
+            "length": flat.shape[1],
+            "_type": "Sequence",
+        }
+    described = json.dumps({"info": {"features": features}})
+    return pa.table(columns).replace_schema_metadata({"huggingface": described})
+
+
+def _value(dtype: str) -> dict[str, str]:
+    """Return the feature of numbers in the words of Hugging Face's `datasets`."""
+    return {"dtype": dtype, "_type": "Value"}
