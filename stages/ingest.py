@@ -69,9 +69,14 @@ def run(config: IngestConfig) -> IngestResult:
 
             check = partial(check_ingested, config, executor)
         done = ingest_targets(config, store, executor, check)
-    has_views = store.passes_named(done.name, stored_views=True)
-    opened = store.open_pass(done.name, stored_views=bool(has_views))
-    passport = done.passport
+        has_views = store.passes_named(done.name, stored_views=True)
+        opened = store.open_pass(done.name, stored_views=bool(has_views))
+        passport = done.passport
+        if isinstance(config.teacher, ModelConfig) and not done.written:  # of an earlier call
+            from permafrost.exchange.passport import check_pass
+
+            options = (config.passport, config.cluster, executor)
+            passport = check_pass(store, opened, config.teacher, *options)
     typed = config.store.folder.root
     return IngestResult(
         ingested_pass=f"{done.name} ({opened.bytes_per_record:,.0f} bytes per record)",

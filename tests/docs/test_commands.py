@@ -26,7 +26,7 @@ from tests.support.runs import save_student
 
 PLUG_INS = ("a module of your own", "a package of your own")
 """Marks of the blocks whose options exist with a plug-in only; tests/config/test_plugins.py and
-tests/papers/test_package.py use these plug-ins."""
+tests/papers/test_package.py use these plug-ins, and tests/exchange/test_page.py that of a format."""
 SHELL = [
     block
     for page in PAGES
@@ -91,7 +91,7 @@ def test_no_page_has_an_indented_block():
 
 def test_every_python_block_is_executed():
     """Each is executed: here, in tests/sources, test_plugins, test_package, test_portable, test_object_storage,
-    test_store_format, test_preview_page.
+    test_store_format, test_preview_page, tests/exchange.
     """
     blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
 
@@ -101,6 +101,7 @@ def test_every_python_block_is_executed():
             "datasets.md",
             "datasets.md",
             "evaluate.md",
+            "exchange.md",
             "object-storage.md",
             *["own-loop.md"] * 6,
             *["package.md"] * 5,

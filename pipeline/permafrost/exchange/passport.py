@@ -49,7 +49,7 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import cosines
 from permafrost.store.fields import Values
 from permafrost.store.frames import ShardFrames
-from permafrost.store.manifest import Agreement, Passport
+from permafrost.store.manifest import Agreement, Passport, write_manifest
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import ShardEntry
 
@@ -376,7 +376,10 @@ def check_pass(
     cluster: ClusterConfig,
     executor: Executor,
 ) -> Passport:
-    """Compare a pass with a teacher. A meaning that fits much better is a warning."""
+    """Compare a pass with a teacher, and write the passport into its manifest.
+
+    A meaning that fits much better is a warning.
+    """
     manifest = teacher_pass.manifest
     require(
         not manifest.views.get("mix"),
@@ -407,6 +410,7 @@ def check_pass(
             _in_words(passport),
         )
     _announce(passport)
+    write_manifest(teacher_pass.folder, replace(manifest, passport=passport))
     return passport
 
 

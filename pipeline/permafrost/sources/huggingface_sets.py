@@ -70,7 +70,7 @@ class HuggingFaceSource:
         sets = {}
         for split, rows in opened.items():
             columns = rows.features
-            for option, column in self._named.items():
+            for option, column in self._column_names.items():
                 require(
                     column in columns,
                     f"data.{option}={column}: {where} has no such column in split {split}, but {', '.join(columns)}",
@@ -81,7 +81,7 @@ class HuggingFaceSource:
         return sets
 
     @property
-    def _named(self) -> dict[str, str]:
+    def _column_names(self) -> dict[str, str]:
         """Columns by the option that names them."""
         config = self.config
         options = {
@@ -143,7 +143,7 @@ class HuggingFaceSource:
             split = self.config.splits.get(name, known_split(name) or name)
             if self.config.splits and name not in self.config.splits:
                 continue
-            columns = [c for option, c in self._named.items() if option != "image"]
+            columns = [c for option, c in self._column_names.items() if option != "image"]
             number = 0
             if not columns:
                 for number in range(len(rows)):
