@@ -12,8 +12,7 @@ import torch
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError, UserError
-from permafrost.exchange import ingest as ingestion
-from permafrost.exchange import unpickling
+from permafrost.exchange import ingest_shards, unpickling
 from permafrost.exchange.target_reader import TargetError
 from permafrost.store.commit_pass import write_pass_shard
 from permafrost.store.entries import StoreMismatchError
@@ -394,7 +393,7 @@ def test_an_interrupted_pass_is_finished_with_the_same_bytes(
             raise KeyboardInterrupt
         return write_pass_shard(*arguments)
 
-    monkeypatch.setattr(ingestion, "write_pass_shard", failing)
+    monkeypatch.setattr(ingest_shards, "write_pass_shard", failing)
     with pytest.raises(KeyboardInterrupt):
         run_ingest(photographs.store, *words)
     monkeypatch.undo()

@@ -93,7 +93,7 @@ class ArraysConfig(TargetFormatConfig):
 class EmbeddingsConfig(TargetFormatConfig):
     """Embeddings of clip-retrieval: img_emb/img_emb_<n>.npy beside metadata/metadata_<n>.parquet."""
 
-    implementation: ClassVar[str] = "permafrost.exchange.arrays:EmbeddingReader"
+    implementation: ClassVar[str] = "permafrost.exchange.embeddings:EmbeddingReader"
 
     kind: Literal["embeddings"] = "embeddings"
     column: str = "image_path"

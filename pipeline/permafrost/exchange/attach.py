@@ -27,12 +27,10 @@ from permafrost.core.progress import progress, say_if_slow
 from permafrost.core.records import PARTNER_FIELD, FieldSpec, escape_key
 from permafrost.core.tasks import Executor
 from permafrost.exchange.encoding import EncodedTargets
-from permafrost.exchange.ingest import (
+from permafrost.exchange.ingest import expected_records, require_covered, selection_of
+from permafrost.exchange.ingest_shards import (
     IngestShard,
-    expected_records,
     prepared,
-    require_covered,
-    selection_of,
     shards_of,
     store_targets,
     with_fields,

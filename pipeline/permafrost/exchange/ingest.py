@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from time import monotonic
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from permafrost.annotation.pass_identity import fingerprint_pass
@@ -30,67 +26,39 @@ from permafrost.config.version import __version__
 from permafrost.core.digests import SHORT
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import say_if_slow
-from permafrost.core.records import VIEW_FIELDS, escape_key
-from permafrost.core.tasks import Executor, ShardResult, run_shards
+from permafrost.core.records import escape_key
+from permafrost.core.tasks import Executor
 from permafrost.exchange.encoding import EncodedTargets, encode_targets
+from permafrost.exchange.ingest_shards import (
+    IngestShard,
+    prepared,
+    shards_of,
+    store_targets,
+    with_fields,
+)
 from permafrost.exchange.joining import JoinedTargets, join_targets
 from permafrost.exchange.target_reader import ReadRequest, TargetError, TargetForm, TargetReader
 from permafrost.storage.files import (
     is_file,
     list_folder,
-    open_atomically,
-    open_regular,
     read_regular,
-    remove_file,
-    remove_partial_files,
     sha256_file,
     write_atomically,
 )
-from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.arrow_files import arrow_sink, map_arrow
 from permafrost.store.commit import ORIGIN_NAME, needs_commit
 from permafrost.store.commit_pass import (
-    ConstantLogitsError,
-    commit_pass,
     missing_pass_shards,
-    write_pass_shard,
 )
-from permafrost.store.fields import PassFields
 from permafrost.store.manifest import CANONICAL_VIEW, INGESTED, TEACHERS_FOLDER, Passport
-from permafrost.store.reader import BACKENDS, Store
+from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
 logger = logging.getLogger("permafrost.ingest")
 
-JOIN_NAME = "join.arrow"
-"""File of a pass that is not finished: place and name of each record's target."""
-_JOIN_SCHEMA = pa.schema(
-    [("number", pa.int64()), ("name", pa.large_string()), ("place", pa.large_string())]
-)
 _SHOWN = 3
-_RECORDS_AT_ONCE = 256
 
 
 # ---- targets -------------------------------------------------------------------------------------
-
-
-class TargetsOfRecords(Protocol):
-    """Targets that tasks read for a store's records. Picklable."""
-
-    @property
-    def path(self) -> Path:
-        """Path of the targets, for messages."""
-
-    @property
-    def views(self) -> StoredViews | None:
-        """Views that targets are computed of, None for what the files have."""
-
-    def encode(self, request: ReadRequest) -> EncodedTargets:
-        """Read the stored form of the targets of a request.
-
-        Raises:
-            TargetError: If a file is not what it should be.
-        """
 
 
 class IngestedTargets(NamedTuple):
@@ -205,110 +173,6 @@ def _name_of(path: Path, reader: TargetReader) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
-# ---- shards --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestShard:
-    """Task that reads the targets of a shard's records, and writes their fields and their receipt."""
-
-    needs_gpu: ClassVar[bool] = False
-    store_path: RootedPath
-    folder: RootedPath
-    targets: TargetsOfRecords
-    fields: PassFields | None = None
-    """Fields of the pass, None for a task that only reads."""
-    numbers: NDArray[np.int64] | None = None
-    """Numbers of the shards of the pass, ascending; None for a task that only reads."""
-    fingerprint: str = ""
-
-    def __call__(self, shard: ShardEntry) -> ShardResult:
-        started = monotonic()
-        assert self.fields is not None
-        assert self.numbers is not None
-        rows = self.rows_of(shard)
-        keys = self.store.index.keys(self.store.rows_of_shard(self._number(shard)).start + rows)
-        parts = [
-            self.read(shard, rows[start : start + _RECORDS_AT_ONCE])
-            for start in range(0, len(rows), _RECORDS_AT_ONCE)
-        ]
-        if any(part.fields != self.fields.fields for part in parts):
-            odd = next(part for part in parts if part.fields != self.fields.fields)
-            shown = [f"{s.name} {s.dtype} {list(s.shape)}" for s in odd.fields]
-            raise TargetError(
-                f"{self.targets.path}: the targets of shard {shard.name} have {', '.join(shown)}, others "
-                f"{', '.join(f'{s.name} {s.dtype} {list(s.shape)}' for s in self.fields.fields)}; all have the same"
-            )
-        names = [spec.name for spec in self.fields.fields]
-        values = {name: np.concatenate([part.values[name] for part in parts]) for name in names}
-        fidelity = {name: min(part.fidelity[name] for part in parts) for name in parts[0].fidelity}
-        views = values[names[0]].shape[1]
-        if views != self.fields.num_views:
-            raise TargetError(
-                f"{self.targets.path}: the records of shard {shard.name} have {views} views, others "
-                f"{self.fields.num_views}; set format.views= to a number that all have"
-            )
-        write_pass_shard(
-            self.fields,
-            int(np.searchsorted(self.numbers, self._number(shard))),
-            shard.name,
-            keys,
-            values,
-            fidelity,
-            self.fingerprint,
-        )
-        return ShardResult(name=shard.name, records=len(keys), seconds=monotonic() - started)
-
-    def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
-        """Return the rows of a shard that have targets, counted from its beginning."""
-        rows = self.store.rows_of_shard(self._number(shard))
-        numbers = self._join.column(0).slice(rows.start, len(rows)).to_numpy()
-        covered: NDArray[np.int64] = np.flatnonzero(numbers >= 0)
-        return covered
-
-    def read(self, shard: ShardEntry, rows: NDArray[np.int64]) -> EncodedTargets:
-        """Read the targets of some rows of a shard, which have some.
-
-        Raises:
-            TargetError: If a file is not what the format says.
-        """
-        first = self.store.rows_of_shard(self._number(shard)).start
-        taken = self._join.take(pa.array(first + rows))
-        sizes = self.store.index.take(("height", "width"), first + rows)
-        names = taken.column(1).to_pylist()
-        views = None
-        if self.targets.views is not None:
-            drawn = self.targets.views.draw(self.store, shard).matrices.numpy()
-            covered = self.targets.views.rows_of(self.store, shard)
-            views = drawn[np.searchsorted(covered, rows)]
-        request = ReadRequest(
-            numbers=taken.column(0).to_numpy(),
-            names=names,
-            places=taken.column(2).to_pylist(),
-            heights=sizes["height"].astype(np.int64),
-            widths=sizes["width"].astype(np.int64),
-            views=views,
-        )
-        return self.targets.encode(request)
-
-    def _number(self, shard: ShardEntry) -> int:
-        return self.store.shards.number_of(shard.name)
-
-    @cached_property
-    def store(self) -> Store:
-        """Store of the records."""
-        return Store(self.store_path)
-
-    @cached_property
-    def _join(self) -> pa.RecordBatch:
-        with open_regular(self.folder / JOIN_NAME) as file:
-            return map_arrow(file).get_batch(0)
-
-    def __getstate__(self) -> dict[str, Any]:
-        opened = ("store", "_join")
-        return {name: value for name, value in self.__dict__.items() if name not in opened}
-
-
 # ---- pass ----------------------------------------------------------------------------------------
 
 
@@ -403,128 +267,6 @@ def ingest_targets(
     )
 
 
-@contextmanager
-def prepared(folder: RootedPath, joined: JoinedTargets) -> Iterator[None]:
-    """Write the join beside the shards. An error of the block leaves nothing of a pass that was not begun.
-
-    Args:
-        folder: Folder of the pass.
-        joined: Targets of the records.
-    """
-    is_begun = bool(list_folder(folder))
-    remove_partial_files(folder)
-    _write_join(folder, joined)
-    try:
-        yield
-    except BaseException:
-        if not is_begun:
-            remove_file(folder / JOIN_NAME)
-            if not folder.is_remote:
-                with suppress(OSError):
-                    Path(str(folder)).rmdir()
-        raise
-
-
-def store_targets(
-    task: IngestShard,
-    store: Store,
-    executor: Executor,
-    shards: Sequence[ShardEntry],
-    missing: Sequence[ShardEntry],
-    description: dict[str, Any],
-    made_with: dict[str, str],
-    *,
-    origin: bytes,
-    added: dict[str, Any] | None = None,
-    **entries: Any,
-) -> int:
-    """Write the missing shards of a pass, and its manifest.
-
-    Args:
-        task: Task with the fields of the pass.
-        store: Store of the records.
-        executor: Executor of the task.
-        shards: Shards of the pass.
-        missing: Those of them that are missing.
-        description: Description of the pass, whose fields of the manifest are written.
-        made_with: Entry of the manifest, like `added` and `entries`.
-        origin: Content of the file that says what the pass was made from.
-        added: Entries of payloads.
-        **entries: Agreement, passport and error of moved features.
-
-    Returns:
-        The number of records that were written.
-
-    Raises:
-        TargetError: If a file is not what it should be, or all logits are the same.
-    """
-    assert task.fields is not None
-    shared_files = task.fields.create()
-    written, _ = run_shards("targets", executor, task, missing, lambda result: None)
-    write_atomically(task.folder / ORIGIN_NAME, origin)
-    remove_file(task.folder / JOIN_NAME)
-    try:
-        commit_pass(
-            task.folder,
-            shards,
-            description,
-            task.fingerprint,
-            task.fields.fields,
-            shared_files,
-            made_with,
-            added or {},
-            **entries,
-        )
-    except ConstantLogitsError:
-        raise TargetError(
-            f"{task.targets.path}: the logits of all records are the same; these are no targets of a trained teacher"
-        ) from None
-    return written
-
-
-def with_fields(
-    task: IngestShard,
-    backend: str,
-    store: Store,
-    shards: Sequence[ShardEntry],
-    example: EncodedTargets,
-    fingerprint: str,
-) -> IngestShard:
-    """Return a task with the fields of its pass.
-
-    Args:
-        task: Task that only reads.
-        backend: Format of the pass's fields.
-        store: Store of the records.
-        shards: Shards of the pass.
-        example: Targets of a record.
-        fingerprint: Fingerprint of the pass.
-    """
-    num_views = next(iter(example.values.values())).shape[1]
-    rows = [len(task.rows_of(shard)) for shard in shards]
-    covers_all = sum(rows) == store.index.num_rows
-    fields = BACKENDS[backend](
-        task.folder,
-        example.fields,
-        len(shards),
-        store.manifest.rows_per_shard if covers_all else max(rows),
-        num_views,
-    )
-    logger.info(
-        "%s: %s of %d records, into pass %s",
-        task.targets.path,
-        ", ".join(
-            f"{spec.name} {spec.dtype} {'x'.join(map(str, spec.shape))}"
-            for spec in example.fields
-            if spec.name not in VIEW_FIELDS and not spec.name.endswith("_scale")
-        ),
-        sum(rows),
-        task.folder.name,
-    )
-    numbers = np.array([store.shards.number_of(shard.name) for shard in shards])
-    return replace(task, fields=fields, numbers=numbers, fingerprint=fingerprint)
-
-
 def _covered(
     joined: JoinedTargets,
     targets: IngestedTargets,
@@ -609,26 +351,6 @@ def require_covered(
             joined.without_record,
             len(joined.names),
         )
-
-
-def shards_of(store: Store, joined: JoinedTargets) -> list[ShardEntry]:
-    """Return the shards that have records with targets; all of them if every record has one."""
-    if (joined.numbers >= 0).all():
-        return list(store.shards)
-    counts = np.add.reduceat(joined.numbers >= 0, store.shards.starts[:-1])
-    return [store.shards[number] for number in np.flatnonzero(counts).tolist()]
-
-
-def _write_join(folder: RootedPath, joined: JoinedTargets) -> None:
-    indices = pa.array(joined.numbers, mask=joined.numbers < 0)
-    texts = [joined.names.take(indices), joined.places.take(indices)]
-    columns = [pa.array(joined.numbers), *texts]
-    batch = pa.record_batch(columns, schema=_JOIN_SCHEMA)
-    with (
-        open_atomically(folder / JOIN_NAME) as file,
-        pa.ipc.new_file(arrow_sink(file), _JOIN_SCHEMA) as writer,
-    ):
-        writer.write_batch(batch)
 
 
 def selection_of(joined: JoinedTargets) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from permafrost.core.errors import require
-from permafrost.exchange.arrays import PartedReader, map_npy
+from permafrost.exchange.npy_files import PartedReader, map_npy
 from permafrost.exchange.target_reader import NAMES_AT_ONCE, ListedTargets, TargetError, walk
 from permafrost.storage.files import open_atomically
 
@@ -45,12 +45,10 @@ class ListColumnReader(PartedReader):
                 yield ListedTargets(names, names)
 
     def open_parts(self) -> dict[str, list[NDArray[Any]]]:
-        parts = {
-            kind: [self._copied(path, column) for path in self._opened]
-            for kind, column in self._columns.items()
-        }
-        for kind, arrays in parts.items():
-            self.require_alike(kind, arrays)
+        parts = {}
+        for kind, column in self._columns.items():
+            parts[kind] = [self._copied(path, column) for path in self._opened]
+            self.require_alike(kind, parts[kind])
         return parts
 
     def _copied(self, path: Path, column: str) -> NDArray[Any]:
@@ -88,14 +86,6 @@ class ListColumnReader(PartedReader):
                 opened[path] = pq.ParquetFile(path, pre_buffer=False)
             except (OSError, pa.ArrowException) as error:
                 raise TargetError(f"{path} cannot be read as Parquet: {error}") from error
-        known = next(iter(opened.values())).schema_arrow.names
-        asked = [self.config.column, *self.config.fields.values()]
-        absent = [name for name in asked if name not in known]
-        require(
-            not absent,
-            f"{self.path} has no column {', '.join(absent)}, but {', '.join(known)}; set format.column= and "
-            "format.fields={logits: a_column}",
-        )
         return opened
 
     @cached_property
@@ -105,18 +95,19 @@ class ListColumnReader(PartedReader):
         columns = self.config.fields or {kind: kind for kind in _KINDS if kind in known}
         odd = [kind for kind in columns if kind not in _KINDS]
         require(not odd, f"format.fields names {', '.join(odd)}; Parquet has {', '.join(_KINDS)}")
+        absent = [n for n in (self.config.column, *columns.values()) if n not in known]
         require(
-            bool(columns),
-            f"{self.path} has no column {' or '.join(_KINDS)}, but {', '.join(known)}; name one with "
-            "format.fields={logits: a_column}",
+            bool(columns) and not absent,
+            f"{self.path} has no column {', '.join(absent) or ' or '.join(_KINDS)}, but {', '.join(known)}; set "
+            "format.column= and format.fields={logits: a_column}",
         )
         return dict(columns)
 
 
 def _lists(column: pa.Array, where: str) -> NDArray[Any]:
     """Return lists of numbers as [rows, length]."""
-    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-    is_list = is_list or pa.types.is_fixed_size_list(column.type)
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    is_list = any(is_kind(column.type) for is_kind in kinds)
     values = column.flatten() if is_list else column
     is_number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
     if not is_list or not is_number or column.null_count or values.null_count:

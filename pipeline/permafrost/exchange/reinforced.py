@@ -89,6 +89,3 @@ class ReinforcedReader(FileReader):
             probabilities, classes, self.config.classes, self.config.temperature, rest
         )
         return {**views, **top}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "path": self.path}

@@ -101,11 +101,7 @@ def _pool(maps: NDArray[np.float32], views: NDArray[np.float32] | None) -> NDArr
 def _largest(
     pooled: NDArray[np.float64], listed: NDArray[np.int64], num_classes: int, temperature: float
 ) -> Arrays:
-    """Return the largest logits of scores in which all classes that are not listed have 0.
-
-    The rest has a fixed number of outcomes, so each view stores the same number of logits: those of listed classes,
-    and of others if there are fewer.
-    """
+    """Return the largest logits of scores in which all classes that are not listed have 0, a fixed number of them."""
     count = min(_MOST_LOGITS, num_classes)
     others = np.setdiff1d(np.arange(min(num_classes, count + len(listed))), listed)
     others = others[: max(0, count - len(listed))]

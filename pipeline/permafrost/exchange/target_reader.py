@@ -90,6 +90,9 @@ class TargetReader(ABC):
         self.config: Any = config
         self.path = path
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "path": self.path}
+
     @abstractmethod
     def files(self) -> Iterator[Path]:
         """Iterate over all files that the targets are read from, in a fixed order."""

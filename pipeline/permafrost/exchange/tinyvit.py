@@ -106,9 +106,6 @@ class TinyViTReader(TargetReader):
             raise TargetError(f"{self.path}, near {request.names[0]}: {error}") from error
         return top
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "path": self.path}
-
 
 def _lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8") as file:
