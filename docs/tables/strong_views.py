@@ -127,4 +127,32 @@ def _arms(experiment: str) -> set[str]:
     return {run["method"] for run in results_of(experiment)["runs"]}
 
 
-TABLES = (strong_views_screen, strong_views_distances, strong_views_test)
+def strong_views_modes() -> str:
+    """Differences between frozen, replayed and live targets of the strong recipe, with intervals over five seeds."""
+    pairs = {
+        "replayed minus frozen": ("v16", "frozen"),
+        "live minus replayed": ("live", "v16"),
+        "live minus frozen": ("live", "frozen"),
+    }
+    rows: Rows = [
+        (
+            label,
+            [
+                difference(runs_of(TEST, f"{m}_{one}"), runs_of(TEST, f"{m}_{other}"), "accuracy")
+                for m in ("kd", "e2kd")
+            ],
+        )
+        for label, (one, other) in pairs.items()
+    ]
+    live = [
+        difference(runs_of(TEST, f"e2kd_{m}"), runs_of(TEST, f"kd_{m}"), "accuracy")
+        for m in ("frozen", "v16", "live")
+    ]
+    rows += [
+        (f"e2KD minus KD, {label}", [Cell(""), cell])
+        for label, cell in zip(("frozen", "replayed", "live"), live, strict=True)
+    ]
+    return table(("points of test accuracy, strong recipe", "KD", "e2KD"), rows)
+
+
+TABLES = (strong_views_screen, strong_views_distances, strong_views_test, strong_views_modes)

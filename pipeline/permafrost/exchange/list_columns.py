@@ -1,7 +1,7 @@
 """Reader of Parquet files with columns of lists, as data sets of Hugging Face have them.
 
-Parquet cannot read one row without its whole group of rows, and the records of a shard are spread over the file. The
-lists of a column are therefore copied once, in one pass, to an .npy file in format.cache, whose rows are mapped.
+Parquet has no access to single rows, and the records of a shard are spread over the file. The lists of a column are
+therefore copied once, in one pass, to an .npy file in format.cache, whose rows are mapped.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ class ListColumnReader(PartedReader):
     """Lists of equal length, of one or several Parquet files."""
 
     def files(self) -> Iterator[Path]:
-        if self.path.is_file():
-            yield self.path
-        else:
-            yield from walk(self.path, ".parquet")
+        yield from [self.path] if self.path.is_file() else walk(self.path, ".parquet")
 
     def listing(self) -> Iterator[ListedTargets]:
         for path, file in self._opened.items():
@@ -53,8 +50,8 @@ class ListColumnReader(PartedReader):
 
     def _copied(self, path: Path, column: str) -> NDArray[Any]:
         """Map the copy of a column, which is written if it is missing."""
-        status = path.stat()
-        name = f"{path.stem}-{column}-{status.st_size:x}-{status.st_mtime_ns:x}.npy"
+        stat = path.stat()
+        name = f"{path.stem}-{column}-{stat.st_size:x}-{stat.st_mtime_ns:x}.npy"
         copy = Path(self.config.cache).absolute() / name
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
