@@ -144,13 +144,13 @@ def strong_views_modes() -> str:
         )
         for label, (one, other) in pairs.items()
     ]
-    live = [
-        difference(runs_of(TEST, f"e2kd_{m}"), runs_of(TEST, f"kd_{m}"), "accuracy")
-        for m in ("frozen", "v16", "live")
+    methods = [
+        difference(runs_of(TEST, f"e2kd_{mode}"), runs_of(TEST, f"kd_{mode}"), "accuracy")
+        for mode in ("frozen", "v16", "live")
     ]
     rows += [
         (f"e2KD minus KD, {label}", [Cell(""), cell])
-        for label, cell in zip(("frozen", "replayed", "live"), live, strict=True)
+        for label, cell in zip(("frozen", "replayed", "live"), methods, strict=True)
     ]
     return table(("points of test accuracy, strong recipe", "KD", "e2KD"), rows)
 
