@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from permafrost.core.errors import require
+from permafrost.core.errors import first_line, require
 from permafrost.exchange.npy_files import PartedReader, map_npy
 from permafrost.exchange.target_reader import ListedTargets, TargetError
 
@@ -53,7 +53,8 @@ class EmbeddingReader(PartedReader):
                 column = pq.read_table(table, columns=[self.config.column]).column(0)
             except (OSError, pa.ArrowException, IndexError) as error:
                 raise TargetError(
-                    f"{table} has no column {self.config.column} that can be read ({error}); set format.column="
+                    f"{table} has no column {self.config.column} that can be read ({first_line(error)}); set "
+                    "format.column="
                 ) from error
             if len(column) != len(array) or column.null_count:
                 raise TargetError(

@@ -37,7 +37,13 @@ from permafrost.exchange.ingest_shards import (
     with_fields,
 )
 from permafrost.exchange.joining import JoinedTargets, join_targets
-from permafrost.exchange.target_reader import ReadRequest, TargetError, TargetForm, TargetReader
+from permafrost.exchange.target_reader import (
+    ReadRequest,
+    TargetError,
+    TargetForm,
+    TargetReader,
+    reading,
+)
 from permafrost.storage.files import (
     is_file,
     list_folder,
@@ -78,7 +84,8 @@ class IngestedTargets(NamedTuple):
 
     def encode(self, request: ReadRequest) -> EncodedTargets:
         """Read the stored form of the targets of a request."""
-        arrays = self.reader.read(request)
+        with reading(str(self.path)):
+            arrays = self.reader.read(request)
         return encode_targets(arrays, request.names, self.form, self.config, str(self.path))
 
 
@@ -95,7 +102,8 @@ def open_targets(config: IngestConfig, store: Store) -> IngestedTargets:
     )
     options = config.format
     reader = resolve_implementation(type(options))(options, Path(config.path).absolute())
-    form = reader.form()
+    with reading(config.path):
+        form = reader.form()
     frame = options.frame or form.frame
     if frame is None:
         raise ConfigError(
@@ -212,10 +220,14 @@ def ingest_targets(
     digest, stamp = digest_files(targets, store)
     with say_if_slow(logger, "joining the names of targets with the records ..."):
         kind = config.format.join or type(config.format).joins[0]
-        listing = targets.reader.listing()
-        joined = join_targets(
-            store, listing, kind, config.format.split, repeats=targets.form.repeats
-        )
+        with reading(config.path):
+            joined = join_targets(
+                store,
+                targets.reader.listing(),
+                kind,
+                config.format.split,
+                repeats=targets.form.repeats,
+            )
         joined = _covered(joined, targets, store, config, kind)
     description = _describe_pass(config, store, targets, digest, joined)
     fingerprint = fingerprint_pass(description)

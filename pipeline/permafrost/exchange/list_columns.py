@@ -17,9 +17,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from permafrost.core.errors import require
-from permafrost.exchange.npy_files import PartedReader, map_npy
-from permafrost.exchange.target_reader import NAMES_AT_ONCE, ListedTargets, TargetError, walk
-from permafrost.storage.files import open_atomically
+from permafrost.exchange.npy_files import PartedReader, map_npy, write_npy
+from permafrost.exchange.target_reader import (
+    NAMES_AT_ONCE,
+    ListedTargets,
+    TargetError,
+    reading,
+    walk,
+)
 
 _KINDS = ("logits", "probabilities", "pooled")
 _ROWS_AT_ONCE = 8192
@@ -54,26 +59,22 @@ class ListColumnReader(PartedReader):
         name = f"{path.stem}-{column}-{stat.st_size:x}-{stat.st_mtime_ns:x}.npy"
         copy = Path(self.config.cache).absolute() / name
         if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            self._copy(path, column, copy)
+            where = f"{path}: column {column}"
+            write_npy(
+                copy,
+                self._opened[path].metadata.num_rows,
+                self._rows_of(path, column, where),
+                where,
+            )
         return map_npy(copy)
 
-    def _copy(self, path: Path, column: str, copy: Path) -> None:
-        file = self._opened[path]
-        length, dtype = 0, np.dtype(np.float32)
-        with open_atomically(copy) as out:
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column], use_threads=False):
-                rows = _lists(batch.column(0), f"{path}: column {column}")
-                if not length:
-                    length, dtype = rows.shape[1], rows.dtype
-                    form = (file.metadata.num_rows, length)
-                    header = {"descr": dtype.str, "fortran_order": False, "shape": form}
-                    np.lib.format.write_array_header_1_0(out, header)
-                if rows.shape[1] != length:
-                    raise TargetError(
-                        f"{path}: column {column} has lists of {length} and of {rows.shape[1]} numbers"
-                    )
-                out.write(rows.astype(dtype).tobytes())
+    def _rows_of(self, path: Path, column: str, where: str) -> Iterator[NDArray[Any]]:
+        """Iterate over the lists of a column, [rows, length]; errors are those of reading, although it is copied."""
+        with reading(where):
+            for batch in self._opened[path].iter_batches(
+                _ROWS_AT_ONCE, columns=[column], use_threads=False
+            ):
+                yield _lists(batch.column(0), where)
 
     @cached_property
     def _opened(self) -> dict[Path, pq.ParquetFile]:

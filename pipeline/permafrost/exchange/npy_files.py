@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +23,7 @@ from permafrost.exchange.target_reader import (
     TargetForm,
     TargetReader,
 )
+from permafrost.storage.files import open_atomically
 
 _HEADER = 2**16
 
@@ -95,6 +96,34 @@ def map_npy(path: Path) -> NDArray[Any]:
     """
     with path.open("rb") as file:
         return _map_npy(file, 0, path.stat().st_size, str(path))
+
+
+def write_npy(path: Path, count: int, parts: Iterator[NDArray[Any]], where: str) -> None:
+    """Write an .npy file of rows that come in parts.
+
+    Args:
+        path: The file, whose folder is made.
+        count: Number of all rows.
+        parts: Rows [n, length] of the dtype of the first ones.
+        where: Origin of the rows, for messages.
+
+    Raises:
+        TargetError: If the rows have several lengths.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first: NDArray[Any] | None = None
+    with open_atomically(path) as file:
+        for rows in parts:
+            if first is None:
+                first = rows
+                shape = (count, rows.shape[1])
+                header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            if rows.shape[1] != first.shape[1]:
+                raise TargetError(
+                    f"{where} has rows of {first.shape[1]} and of {rows.shape[1]} numbers"
+                )
+            file.write(rows.astype(first.dtype).tobytes())
 
 
 class PartedReader(TargetReader):

@@ -57,11 +57,12 @@ class ReLabelReader(FileReader):
         scores, classes = (np.asarray(each) for each in content)
         if scores.ndim != 3 or scores.shape != classes.shape or scores.shape[1] != scores.shape[2]:
             raise ValueError(f"its scores are {list(scores.shape)}, in place of [k, h, h]")
-        numbers = classes.astype(np.int64)
-        if numbers.min() < 0 or numbers.max() >= self.config.classes:
+        is_class = (classes >= 0) & (classes < self.config.classes) & (classes == np.rint(classes))
+        if not is_class.all():
             raise ValueError(
-                f"it has class {numbers.max()} of {self.config.classes}; format.classes= is the teacher's number"
+                f"it has class {classes[~is_class][0]:g} of {self.config.classes}; format.classes= is their number"
             )
+        numbers = classes.astype(np.int64)
         if self.config.transposed:
             scores, numbers = scores.swapaxes(1, 2), numbers.swapaxes(1, 2)
         listed, indices = np.unique(numbers, return_inverse=True)

@@ -20,6 +20,7 @@ from permafrost.exchange.target_reader import (
     ReadRequest,
     TargetError,
     TargetReader,
+    reading,
     walk,
 )
 from permafrost.sources.tar_members import Member, list_samples, read_member
@@ -84,14 +85,8 @@ class TarReader(TargetReader):
         tar, *found = json.loads(request.places[row])
         path, name = self.path / tar, request.names[row]
         members = {n: member_bytes(path, Member(*at), f"{name}.{n}") for n, *at in found}
-        try:
+        with reading(f"{path}: {name}"):
             return self.parse(members, request, row, f"{path}: {name}")
-        except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise TargetError(
-                f"{path}: {name} is no sample of format={self.config.kind}: {error}"
-            ) from error
 
     @abstractmethod
     def parse(

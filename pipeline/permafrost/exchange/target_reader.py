@@ -9,17 +9,21 @@ Shape letters: n targets, V views (1 for targets of the canonical view).
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from permafrost.config.target_formats import TargetFrame
-from permafrost.core.errors import ConfigError, FileError, UserError
+from permafrost.core.errors import ConfigError, FileError, UserError, first_line
 from permafrost.exchange.unpickling import UnpicklingError, unpickle
 from permafrost.storage.files import read_regular
 
@@ -34,6 +38,31 @@ MAX_TARGET_BYTES = 2**27
 
 class TargetError(UserError, ValueError):
     """Targets that are not what their format says. The message names the file and the way out."""
+
+
+_READ_ERRORS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, OverflowError),
+    *(RecursionError, MemoryError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, pa.ArrowException),
+)
+"""Errors of libraries that meet other bytes than they expect."""
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Raise errors of libraries in the block as a TargetError of one line.
+
+    Args:
+        where: File, and record or member where there are several.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except _READ_ERRORS as error:
+        raise TargetError(
+            f"{where} cannot be read ({first_line(error)}); fetch it again, or correct format="
+        ) from error
 
 
 class ListedTargets(NamedTuple):
@@ -147,14 +176,8 @@ class FileReader(TargetReader):
 
     def _parse_at(self, request: ReadRequest, row: int) -> Arrays:
         path = self.path / f"{request.places[row]}{self.suffix}"
-        try:
+        with reading(str(path)):
             return self.parse(load_pickled(path), request, row)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise TargetError(
-                f"{path} is not a file of format={self.config.kind}: {error}"
-            ) from error
 
     @abstractmethod
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:
