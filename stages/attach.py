@@ -41,17 +41,16 @@ def run(config: AttachConfig) -> AttachResult:
     Raises:
         UserError: If the folder is damaged, or the images are others.
     """
-    from permafrost.exchange.attach import attach_pass  # imports torch
+    from permafrost.exchange.share_reader import attach_pass  # imports torch
 
     require(
         config.path != "", "from is empty; set it to a folder that permafrost share has written"
     )
     path = config.store.folder.absolute()
     store = Store(path)
-    uploads = path.is_remote
     with (
         lock_folder(path),
-        ExecutorChoice(config.executor, config.cluster, uploads=uploads) as choice,
+        ExecutorChoice.for_store(config.executor, config.cluster, path) as choice,
     ):
         done = attach_pass(config, store, choice.for_records(store.num_records()))
     return AttachResult(

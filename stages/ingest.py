@@ -52,15 +52,14 @@ def run(config: IngestConfig) -> IngestResult:
         UserError: If the targets cannot be read, or do not fit the store. Finished shards are kept.
     """
     from permafrost.annotation.precision import describe_agreement
-    from permafrost.exchange.ingest import ingest_targets  # imports torch
+    from permafrost.exchange.ingestion import ingest_targets  # imports torch
 
     require(config.path != "", "path is empty; set it to the file or folder of the targets")
     path = config.store.folder.absolute()
     store = Store(path)
-    uploads = path.is_remote
     with (
         lock_folder(path),
-        ExecutorChoice(config.executor, config.cluster, uploads=uploads) as choice,
+        ExecutorChoice.for_store(config.executor, config.cluster, path) as choice,
     ):
         executor = choice.for_records(store.num_records())
         check = None

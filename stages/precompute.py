@@ -103,8 +103,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     with lock_folder(path):
         packed = 0
         annotation = None
-        uploads = path.is_remote
-        with ExecutorChoice(config.executor, config.cluster, uploads=uploads) as choice:
+        with ExecutorChoice.for_store(config.executor, config.cluster, path) as choice:
             digest = (
                 None
                 if isinstance(config.data, NoDataConfig)

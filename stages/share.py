@@ -8,7 +8,7 @@
 files, and `permafrost attach` joins them to another store of the same images.
 
 Reads   a pass of <store.path>, and the images with images=true or pixels=true
-Writes  the new folder `to`, or with hf://<user>/<name> a repository of the hub
+Writes  the new folder `to`, or with hf://<user>/<name> the folder <user>-<name> and a repository of the hub
 Rerun   the folder is written again
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 
 from permafrost.cli import stage_main
 from permafrost.config.exchange import ShareConfig
-from permafrost.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +39,14 @@ def run(config: ShareConfig) -> ShareResult:
         UserError: If the pass, the folder or the licenses cannot be used.
     """
     from permafrost.exchange.hub import is_hub, repository_of, require_hub, upload_to_hub
-    from permafrost.exchange.share import open_shared_pass, share_pass  # imports torch
+    from permafrost.exchange.share_writer import open_shared_pass, share_pass  # imports torch
 
     config.require_complete()
     store, opened = open_shared_pass(config)
     folder = Path(config.to)
     if is_hub(config.to):
         require_hub()
-        require(
-            not store.folder.is_remote,
-            f"to={config.to}: the files are written beside the store first; share a store in a folder of this machine",
-        )
-        folder = Path(str(store.folder.absolute())).parent / repository_of(config.to).replace(
-            "/", "-"
-        )
+        folder = Path(repository_of(config.to).replace("/", "-"))
     done = share_pass(config, store, opened, folder.absolute())
     where = str(folder)
     if is_hub(config.to):

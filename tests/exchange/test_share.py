@@ -301,6 +301,7 @@ def test_the_hub_gets_a_folder_and_its_kind(photographs, names, tmp_path, monkey
     hub.HfApi = HfApi
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     shutil.copytree(photographs.store, tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
 
     words = [f"pass={names['whole']}", "form=huggingface"]
     result = run_share(tmp_path / "store", "hf://me/targets", *words)

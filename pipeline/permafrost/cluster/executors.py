@@ -7,6 +7,7 @@ import os
 from permafrost.cluster.ray_executor import RayExecutor
 from permafrost.config.cluster import SMALL_STORE, ClusterConfig, ExecutorName
 from permafrost.core.tasks import Executor, SerialExecutor
+from permafrost.storage.rooted_paths import RootedPath
 
 
 class ExecutorChoice:
@@ -32,6 +33,13 @@ class ExecutorChoice:
         self._ray = RayExecutor(
             cluster, uploads=uploads, fallback=self._serial if falls_back else None
         )
+
+    @classmethod
+    def for_store(
+        cls, option: ExecutorName, cluster: ClusterConfig, store: RootedPath
+    ) -> ExecutorChoice:
+        """Return the choice for shards that are written into a store, which may be in a bucket."""
+        return cls(option, cluster, uploads=store.is_remote)
 
     def __enter__(self) -> ExecutorChoice:
         return self

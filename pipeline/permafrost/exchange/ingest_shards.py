@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from permafrost.storage.files import (
     list_folder,
     open_atomically,
     open_regular,
+    remove_empty_folder,
     remove_file,
     remove_partial_files,
     write_atomically,
@@ -209,9 +210,7 @@ def prepared(folder: RootedPath, joined: JoinedTargets) -> Iterator[None]:
     except BaseException:
         if not is_begun:
             remove_file(folder / JOIN_NAME)
-            if not folder.is_remote:
-                with suppress(OSError):
-                    Path(str(folder)).rmdir()
+            remove_empty_folder(folder)
         raise
 
 

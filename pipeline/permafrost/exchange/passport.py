@@ -39,8 +39,8 @@ from permafrost.core.records import (
     FieldSpec,
 )
 from permafrost.core.tasks import Executor
-from permafrost.exchange.ingest import IngestedTargets
 from permafrost.exchange.ingest_shards import IngestShard
+from permafrost.exchange.ingestion import IngestedTargets
 from permafrost.exchange.target_reader import TargetError
 from permafrost.loading.geometry import complete_matrices
 from permafrost.loading.recipes import recipe_from

@@ -208,6 +208,9 @@ class BucketFiles:
     def remove(self, path: AnyPath) -> None:
         buckets.remove_object(str(path))
 
+    def remove_folder(self, path: AnyPath) -> None:
+        pass
+
     def scratch(self, folder: AnyPath) -> IO[bytes]:
         with described_errors(_scratch_error, folder):
             return tempfile.TemporaryFile(dir=scratch_folder_of(bucket_of(folder)))

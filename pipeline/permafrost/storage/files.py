@@ -240,6 +240,11 @@ def remove_file(path: AnyPath) -> None:
     _kind(path).remove(path)
 
 
+def remove_empty_folder(path: AnyPath) -> None:
+    """Remove a folder without files. A bucket has none."""
+    _kind(path).remove_folder(path)
+
+
 def remove_partial_files(
     folder: AnyPath, suffix: str = PARTIAL_SUFFIX, keep: Container[AnyPath] = ()
 ) -> None:

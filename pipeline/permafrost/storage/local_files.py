@@ -433,6 +433,10 @@ class LocalFiles:
         with suppress(*ABSENT), open_parent(path) as (folder, name):
             os.unlink(name, dir_fd=folder)
 
+    def remove_folder(self, path: AnyPath) -> None:
+        with suppress(OSError), open_parent(path) as (folder, name):
+            os.rmdir(name, dir_fd=folder)
+
     def scratch(self, folder: RootedPath) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=_root_of(folder))
 

@@ -1,4 +1,4 @@
-"""A shared pass (exchange/share.py) in another store, whose records are found by the digests of their images.
+"""A shared pass (exchange/share_writer.py) in another store, whose records are found by the digests of their images.
 
 The fields are taken as they are, bit for bit. In a store that was packed from the same data in the same way, the pass
 has the fingerprint that it had. Elsewhere it has another one, which covers the old one and the store.
@@ -27,7 +27,6 @@ from permafrost.core.progress import progress, say_if_slow
 from permafrost.core.records import PARTNER_FIELD, FieldSpec, escape_key
 from permafrost.core.tasks import Executor
 from permafrost.exchange.encoding import EncodedTargets
-from permafrost.exchange.ingest import expected_records, require_covered, selection_of
 from permafrost.exchange.ingest_shards import (
     IngestShard,
     prepared,
@@ -35,8 +34,9 @@ from permafrost.exchange.ingest_shards import (
     store_targets,
     with_fields,
 )
+from permafrost.exchange.ingestion import expected_records, require_covered, selection_of
 from permafrost.exchange.joining import JoinedTargets, hex_column
-from permafrost.exchange.share import (
+from permafrost.exchange.share_writer import (
     SHARE_NAME,
     SHARE_SCHEMA,
     SHARED_RECORDS,
