@@ -313,3 +313,22 @@ def test_the_hub_gets_a_folder_and_its_kind(photographs, names, tmp_path, monkey
     assert result.shared == "hf://datasets/me/targets"
     with pytest.raises(ConfigError, match="must be hf://<user>/<name>"):
         run_share(tmp_path / "store", "hf://targets", *words)
+
+
+def test_a_store_in_a_bucket_takes_and_gives_passes(photographs, names, shared, tmp_path):
+    from tests.support.buckets import memory_buckets
+
+    with memory_buckets(tmp_path / "cache"):
+        run_precompute(
+            "s3://bucket/store",
+            *("data=image_folder", f"data.path={photographs.folder}", "store.image_size=32"),
+            *("store.shard_size=7", "teacher=none"),
+        )
+        result = run_attach("s3://bucket/store", shared["whole"])
+        again = run_attach("s3://bucket/store", shared["whole"])
+        run_share("s3://bucket/store", tmp_path / "out", f"pass={names['whole']}")
+
+    assert result.attached_pass == names["whole"]
+    assert (result.attached_records, again.attached_records) == (PHOTOS, 0)
+    for path in sorted((shared["whole"] / "targets").iterdir()):
+        assert (tmp_path / "out" / "targets" / path.name).read_bytes() == path.read_bytes()
