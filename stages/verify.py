@@ -20,10 +20,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from permafrost.cli import stage_main
-from permafrost.cluster.executors import ExecutorChoice
+from permafrost.config.cluster import LocalClusterConfig
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.config.verbs import VerifyConfig
 from permafrost.core.errors import UserError
+from permafrost.core.tasks import SerialExecutor
 from permafrost.storage.files import file_size, iter_files, listing
 from permafrost.storage.lock import lock_folder
 from permafrost.storage.rooted_paths import LinkError, RootedPath
@@ -99,11 +100,15 @@ def _compare(config: VerifyConfig, store: Store) -> dict[str, str]:
     names = config.store.teacher
     has_views = not store.pass_folders() if not names else not store.passes_named(names[0])
     texts = {}
-    with lock_folder(store.folder), ExecutorChoice("auto", config.cluster) as choice:
-        executor = choice.for_records(config.passport.records or store.num_records())
+    with lock_folder(store.folder):
         for teacher_pass in store.open_passes(names, stored_views=has_views):
             passport = check_pass(
-                store, teacher_pass, config.teacher, config.passport, config.cluster, executor
+                store,
+                teacher_pass,
+                config.teacher,
+                config.passport,
+                LocalClusterConfig(),
+                SerialExecutor(),
             )
             texts[teacher_pass.name] = (
                 f"{passport.teacher}: {describe_agreement(passport.agreement)}"

@@ -468,6 +468,24 @@ def precompute(*words: str, **options: Any) -> Any:
     return run_verb("precompute", *words, **options)
 
 
+def ingest(*words: str, **options: Any) -> Any:
+    """Make a pass of targets that another tool has written. The result has its name, and the number of `records`."""
+    return run_verb("ingest", *words, **options)
+
+
+def share(*words: str, **options: Any) -> Any:
+    """Write a pass for others, without images. The result has the folder or address, `shared`.
+
+    The word that names the pass is `pass=...`, which is no keyword argument in Python.
+    """
+    return run_verb("share", *words, **options)
+
+
+def attach(*words: str, **options: Any) -> Any:
+    """Join a shared pass, the folder `path`, to a store of the same images. The result has its name."""
+    return run_verb("attach", *words, **options)
+
+
 def teach(*words: str, **options: Any) -> Any:
     """Train a teacher on a store's labels. The result has the file of its `weights`, and `accuracy` by split."""
     return run_verb("teach", *words, **options)

@@ -20,6 +20,7 @@ EPOCH = ("teaching.trainer.epochs=1", "teaching.trainer.batch_size=4")
 STUDENT = ("experiment=demo", "student.width=4", "trainer.epochs=1")
 ARMS = ("arms={kd: [method=kd], labels: [method=labels]}", "seeds=[0]", "evaluators=[accuracy]")
 ACCURACY = ("report.columns={accuracy: test.accuracy}", "report.paired_column=accuracy")
+LICENSES = "licenses={images: CC-BY-2.0, weights: Apache-2.0, targets: Apache-2.0}"
 SERIAL = {
     "preview": ("preview", "experiment=demo"),
     "precompute without a teacher": ("precompute", *MADE, "teacher=none", "executor=serial"),
@@ -33,6 +34,13 @@ SERIAL = {
     "export": ("export", "experiment=demo", "run=single"),
     "sweep": ("sweep", *STUDENT, *ARMS, "executor=serial"),
     "report": ("report", "experiment=demo", *ACCURACY),
+    "share": ("share", "store.path=stores/demo", "to=shared", LICENSES),
+    "share a table": ("share", "store.path=stores/demo", "to=table", "form=huggingface", LICENSES),
+    "attach": ("attach", "from=shared", "store.path=stores/demo", "executor=serial"),
+    "ingest": (
+        *("ingest", "format=parquet", "path=table/data", "format.cache=copies"),
+        *("format.frame=full", "store.path=stores/demo", "executor=serial"),
+    ),
     "render": (
         *("render", "verb=verify", "cluster=kuberay", "cluster.image=x"),
         *("cluster.volume_claim=shared", "store.path=/mnt/permafrost/stores/demo"),

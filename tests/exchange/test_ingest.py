@@ -16,10 +16,10 @@ from permafrost.exchange import ingest_shards, unpickling
 from permafrost.exchange.target_reader import TargetError
 from permafrost.store.commit_pass import write_pass_shard
 from permafrost.store.entries import StoreMismatchError
-from stages import distill, evaluate
+from stages import distill, evaluate, report
 from tests.exchange.test_readers import CLASSES, VIEWS, crops_of, key_of, softmax
 from tests.support import target_files
-from tests.support.exchange import PHOTOS, make_photographs, run_ingest
+from tests.support.exchange import PHOTOS, make_photographs, run_ingest, run_precompute
 from tests.support.trees import tree_bytes
 
 FULL = ("format.frame=full",)
@@ -424,13 +424,13 @@ def test_a_changed_file_is_another_pass(photographs, random, tmp_path):
 # ---- students ------------------------------------------------------------------------------------
 
 
-def run_distill(store, run, *words):
+def run_distill(store, run, *words, splits="train"):
     words = [
         *(f"store.path={store}", f"run={run}", "student.name=resnet8", "trainer.epochs=1"),
         *("trainer.batch_size=8", "trainer.num_threads=1", *words),
     ]
     distill.run(build_verb_config("distill", compose("distill", words)))
-    words = [f"store.path={store}", f"run={run}", "evaluate.splits=[train]"]
+    words = [f"store.path={store}", f"run={run}", f"evaluate.splits=[{splits}]"]
     return evaluate.run(build_verb_config("evaluate", compose("evaluate", words)))
 
 
@@ -442,6 +442,29 @@ def test_a_student_replays_the_views_of_soft_labels(photographs, random, tmp_pat
     result = run_distill(photographs.store, "fkd", *options, f"store.teacher=[{name}]")
 
     assert 0 <= result.splits["train"]["accuracy"] <= 1
+
+
+def test_targets_of_one_split_are_compared_with_there_alone(tmp_path, random):
+    photographs = make_photographs(tmp_path)
+    for path in photographs.paths[::3]:
+        target = photographs.folder / path.replace("train", "test", 1)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (photographs.folder / path).rename(target)
+    words = ["data=image_folder", f"data.path={photographs.folder}", "store.image_size=32"]
+    run_precompute(tmp_path / "two", *words, "teacher=none")
+    names = [key_of(p) for n, p in enumerate(photographs.paths) if n % 3]
+    path = arrays(photographs, tmp_path / "t.npz", random, names)
+
+    assert run_ingest(tmp_path / "two", path, *FULL).records == len(names)
+    splits = run_distill(tmp_path / "two", "one_split", "method=kd", splits="train,test").splits
+
+    assert "agreement" in splits["train"]
+    assert "agreement" not in splits["test"]
+    report.run(
+        build_verb_config(
+            "report", compose("report", [f"store.path={tmp_path / 'two'}", "run=one_split"])
+        )
+    )
 
 
 def test_a_temperature_that_the_labels_do_not_have_is_refused(photographs, random, tmp_path):

@@ -15,6 +15,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model, published, with_preprocessing
 from permafrost.models.saved import TrainedModel, save_model
+from permafrost.store import commit_pass
 from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute
 from tests.support.kills import killed_at
@@ -119,7 +120,7 @@ def test_a_resumed_pass_counts_the_shards_of_both_calls(tmp_path):
     teacher = save_teacher(tmp_path / "teach")
     whole = precompute.run(precompute_config(tmp_path / "whole", teacher)).teacher_accuracy
     config = precompute_config(tmp_path / "store", teacher)
-    with killed_at(shard_tasks, "write_receipt", 3):
+    with killed_at(commit_pass, "write_receipt", 3):
         precompute.run(config)
     assert len(list((tmp_path / "store").glob("teachers/*/receipts/*.parquet"))) == 2
 

@@ -13,7 +13,6 @@ from permafrost.config.cluster import (
     ClusterConfig,
     ExecutorName,
     KubeRayClusterConfig,
-    LocalClusterConfig,
 )
 from permafrost.config.data import PreviewConfig
 from permafrost.config.distillation import DistillConfig
@@ -95,7 +94,6 @@ class VerifyConfig(Options):
     """Network that is said to have made the passes of store.teacher, or the only one: it is run on a sample of their
     views, and its agreement with them is written into their manifests."""
     passport: PassportOptions = field(default_factory=PassportOptions)
-    cluster: ClusterConfig = field(default_factory=LocalClusterConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

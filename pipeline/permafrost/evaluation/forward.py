@@ -5,6 +5,7 @@ Shape letters: n records, K classes, E classes of the record that has most, P cl
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +31,7 @@ from permafrost.evaluation.metrics import (
     uniform_score,
     upsample,
 )
-from permafrost.loading.dataset import StoreDataset, iter_batches
+from permafrost.loading.dataset import StoreDataset, covering_passes, iter_batches
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.geometry import (
     TargetRequest,
@@ -53,6 +54,8 @@ from permafrost.models.providers import resolve_device
 from permafrost.models.saved import TrainedModel, load_model
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
+
+logger = logging.getLogger("permafrost.evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,16 +206,27 @@ def open_split(
     trained: TrainedModel,
     decode_threads: int = 1,
 ) -> StoreDataset:
-    """Open the records of one of evaluate.splits for the evaluation of a trained model."""
+    """Open the records of one of evaluate.splits for the evaluation of a trained model.
+
+    Passes without targets of that split are left out, so the model is not compared with them there.
+    """
     rows: RowNumbers = (
         select_holdout_rows(store.index, trained.split, trained.subset)
         if split == HOLDOUT
         else rows_of_split(store.index, split)
     )
+    covering = covering_passes(store, rows, passes)
+    for teacher in passes:
+        if teacher not in covering:
+            logger.info(
+                "%s has no targets of split %s, so nothing is compared with it there",
+                teacher.name,
+                split,
+            )
     return StoreDataset(
         store,
         rows,
-        passes,
+        covering,
         with_regions=True,
         num_classes=trained.num_classes,
         decode_threads=decode_threads,

@@ -86,6 +86,38 @@ _INDEX_COLUMNS = (
 )
 
 
+def _uncovered(selected: SelectedRecords, teacher: TeacherPass) -> tuple[int, str]:
+    """Count the selected records that a pass does not cover, and return the key of the first one."""
+    missing, first = 0, ""
+    store = selected.store
+    for number in store.index.shards_of(selected.rows).tolist():
+        entry = store.shards[number]
+        if teacher.covers_shard(entry):
+            continue
+        rows = selected.rows_in_shard(number)
+        uncovered = rows[teacher.rows_of(entry)[rows] < 0]
+        if len(uncovered) and not missing:
+            start = store.rows_of_shard(number).start
+            (first,) = store.index.keys(uncovered[:1] + start)
+        missing += len(uncovered)
+    return missing, first
+
+
+def covering_passes(
+    store: Store, rows: RowNumbers, passes: Sequence[TeacherPass]
+) -> list[TeacherPass]:
+    """Return the passes that cover all of these rows of a store.
+
+    Passes of precompute cover all records. Those of another tool's targets may be of some splits alone.
+    """
+    selected = SelectedRecords(store, rows)
+    return [
+        teacher
+        for teacher in passes
+        if teacher.manifest.selection is None or not _uncovered(selected, teacher)[0]
+    ]
+
+
 class StoreDataset(SelectedRecords, Dataset[Batch]):
     """A selection of a store's records, from which a list of positions is read and collated at once.
 
@@ -159,17 +191,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
                 f"selection has {len(self.rows)}; set the split and subset options of that pass, so that no record is "
                 "shown that is not selected"
             )
-        missing, first = 0, ""
-        for number in self.store.index.shards_of(self.rows).tolist():
-            entry = self.store.shards[number]
-            if teacher.covers_shard(entry):
-                continue
-            rows = self.rows_in_shard(number)
-            uncovered = rows[teacher.rows_of(entry)[rows] < 0]
-            if len(uncovered) and not missing:
-                start = self.store.rows_of_shard(number).start
-                (first,) = self.store.index.keys(uncovered[:1] + start)
-            missing += len(uncovered)
+        missing, first = _uncovered(self, teacher)
         if missing:
             raise StoreMismatchError(
                 f"{teacher.folder} does not cover {missing} of the run's {len(self.rows)} records, the first "

@@ -22,10 +22,11 @@ from PIL import Image
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.core.batches import Batch
-from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.dataset import StoreDataset, covering_passes
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import PixelAugmentSchedule
+from permafrost.loading.subset import rows_of_split
 from permafrost.models.explanations import picture_of
 from permafrost.store.reader import Store, TeacherPass
 
@@ -363,8 +364,8 @@ def contact_sheet(
         num_records: Largest number of records.
         num_views: Number of random views of each record.
     """
-    rows = np.linspace(0, store.num_records() - 1, min(num_records, store.num_records()))
-    dataset = StoreDataset(store, np.unique(rows.astype(np.int64)), passes)
+    rows = _spread_rows(store, passes, num_records)
+    dataset = StoreDataset(store, rows, covering_passes(store, rows, passes))
     batch = dataset.__getitems__(list(range(len(dataset))))
     one_aspect = dataset.has_frame_aspect
     schedule = ViewSchedule(augment, store.size, seed=0, one_aspect=one_aspect)
@@ -379,6 +380,18 @@ def contact_sheet(
             moved = replace(batch, canonical_from_view=matrices, pixel_augment=changes)
             pictures += _rows(moved, f"view {view + 1}", [""] * len(names), [1.0] * len(names))
     return picture_grid(pictures)
+
+
+def _spread_rows(store: Store, passes: Sequence[TeacherPass], count: int) -> NDArray[np.int64]:
+    """Return up to `count` rows spread over the store, or over the splits that all passes have."""
+    splits = set(store.shards.splits)
+    for teacher in passes:
+        if teacher.manifest.selection is not None:
+            splits &= {entry.split for entry in store.shards if teacher.covers_shard(entry)}
+    parts = [rows_of_split(store.index, split) for split in sorted(splits)]
+    rows = np.concatenate([np.asarray(part) for part in parts or [range(store.num_records())]])
+    chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)
+    return np.unique(rows[chosen])
 
 
 def _rows(batch: Batch, title: str, captions: list[str], aspects: list[float]) -> list[PictureRow]:
