@@ -276,7 +276,7 @@ def lying_npz(path, claimed):
 def test_an_array_that_promises_more_than_it_has_stops_before_memory(photographs, tmp_path):
     lying_npz(tmp_path / "t.npz", (2**40, CLASSES))
 
-    with pytest.raises(TargetError, match="its header promises"):
+    with pytest.raises(TargetError, match=r"its shape is \(1099511627776, 4\)"):
         run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
 
 

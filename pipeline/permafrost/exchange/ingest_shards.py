@@ -19,7 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from permafrost.annotation.stored_views import StoredViews
-from permafrost.core.records import VIEW_FIELDS
+from permafrost.core.digests import SHORT
+from permafrost.core.records import VIEW_FIELDS, escape_key
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.exchange.encoding import EncodedTargets
 from permafrost.exchange.joining import JoinedTargets
@@ -38,6 +39,7 @@ from permafrost.store.arrow_files import arrow_sink, map_arrow
 from permafrost.store.commit import ORIGIN_NAME
 from permafrost.store.commit_pass import ConstantLogitsError, commit_pass, write_pass_shard
 from permafrost.store.fields import PassFields
+from permafrost.store.manifest import TEACHERS_FOLDER
 from permafrost.store.reader import BACKENDS, Store
 from permafrost.store.shards import ShardEntry
 
@@ -172,6 +174,13 @@ class IngestShard:
 
 
 # ---- pass ----------------------------------------------------------------------------------------
+
+
+def folder_of_pass(store: Store, name: str, fingerprint: str) -> RootedPath:
+    """Return the folder of a pass, which keeps the name that it had when it was begun."""
+    parent = store.folder / TEACHERS_FOLDER
+    existing = list_folder(parent, f"*-{fingerprint[:SHORT]}")
+    return existing[0] if existing else parent / f"{escape_key(name)}-{fingerprint[:SHORT]}"
 
 
 def shards_of(store: Store, joined: JoinedTargets) -> list[ShardEntry]:

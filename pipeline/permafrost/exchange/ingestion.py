@@ -23,14 +23,13 @@ from permafrost.config.exchange import IngestConfig
 from permafrost.config.options import Role, is_left_out, options_of, resolve_implementation
 from permafrost.config.target_formats import TargetFormatConfig, TargetFrame
 from permafrost.config.version import __version__
-from permafrost.core.digests import SHORT
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.progress import say_if_slow
-from permafrost.core.records import escape_key
 from permafrost.core.tasks import Executor
 from permafrost.exchange.encoding import EncodedTargets, encode_targets
 from permafrost.exchange.ingest_shards import (
     IngestShard,
+    folder_of_pass,
     prepared,
     shards_of,
     store_targets,
@@ -231,13 +230,7 @@ def ingest_targets(
         joined = _covered(joined, targets, store, config, kind)
     description = _describe_pass(config, store, targets, digest, joined)
     fingerprint = fingerprint_pass(description)
-    existing = list_folder(store.folder / TEACHERS_FOLDER, f"*-{fingerprint[:SHORT]}")
-    name = escape_key(config.name or config.format.kind)
-    folder = (
-        existing[0]
-        if existing
-        else store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
-    )
+    folder = folder_of_pass(store, config.name or config.format.kind, fingerprint)
     shards = shards_of(store, joined)
     missing = missing_pass_shards(folder, shards)
     records = int((joined.numbers >= 0).sum())

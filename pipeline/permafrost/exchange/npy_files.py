@@ -5,7 +5,7 @@ Arrays of compressed .npz members are copied to a temporary file first.
 
 from __future__ import annotations
 
-import io
+import math
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +24,7 @@ from permafrost.exchange.target_reader import (
     TargetReader,
 )
 from permafrost.storage.files import open_atomically
+from permafrost.storage.untrusted import FormatError, NpyHeader, read_npy_header
 
 _HEADER = 2**16
 
@@ -43,7 +44,7 @@ def open_member(path: Path, name: str) -> NDArray[Any]:
                 return _map_npy(file, info.header_offset + start, info.file_size, where)
         with archive.open(info) as member, tempfile.TemporaryFile() as copy:
             head = member.read(_HEADER)
-            _check_size(head, info.file_size, where)  # before anything of that size is written
+            _checked_header(head, info.file_size, where)  # before anything of that size is written
             copy.write(head)
             while part := member.read(2**20):
                 copy.write(part)
@@ -51,41 +52,32 @@ def open_member(path: Path, name: str) -> NDArray[Any]:
             return _map_npy(copy, 0, info.file_size, where)
 
 
-def _read_header(head: bytes, where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    file = io.BytesIO(head)
+def _checked_header(head: bytes, size: int, where: str) -> NpyHeader:
+    """Read the header of a file of `size` bytes, which must be those that it promises."""
     try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, is_fortran, dtype = read(file)
-    except Exception as error:  # of a header that a stranger wrote
+        header = read_npy_header(head, size)
+    except FormatError as error:
         raise TargetError(f"{where} is no array of NumPy: {error}") from error
-    if dtype.hasobject:
+    if header.dtype.hasobject:
         raise TargetError(
             f"{where} holds Python objects, which are not unpickled; save numbers or texts"
         )
-    return shape, is_fortran, dtype, file.tell()
-
-
-def _check_size(head: bytes, size: int, where: str) -> None:
-    shape, _, dtype, end = _read_header(head, where)
-    expected = end + dtype.itemsize * int(np.prod(shape, dtype=object))
-    if expected != size or not shape:
+    expected = header.end + header.dtype.itemsize * math.prod(header.shape)
+    if expected != size or not header.shape:
         raise TargetError(f"{where} has {size:,} bytes, and its header promises {expected:,}")
+    return header
 
 
 def _map_npy(file: IO[bytes], offset: int, size: int, where: str) -> NDArray[Any]:
     """Map the array of an .npy file that begins at an offset."""
     file.seek(offset)
     head = file.read(min(size, _HEADER))
-    _check_size(head, size, where)
-    shape, is_fortran, dtype, end = _read_header(head, where)
-    if 0 in shape:
+    header = _checked_header(head, size, where)
+    if 0 in header.shape:
         raise TargetError(f"{where} is empty")
-    order = "F" if is_fortran else "C"
-    return np.memmap(file, dtype, "r", offset + end, shape, order)  # type: ignore[call-overload,no-any-return]
+    order = "F" if header.is_fortran else "C"
+    start = offset + header.end
+    return np.memmap(file, header.dtype, "r", start, header.shape, order)  # type: ignore[call-overload,no-any-return]
 
 
 def map_npy(path: Path) -> NDArray[Any]:

@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 
 from permafrost.config.exchange import AttachConfig
 from permafrost.config.version import __version__
-from permafrost.core.digests import SHORT, sha256_json
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.json_entries import EntryError, from_dict, require_inside
 from permafrost.core.progress import progress, say_if_slow
-from permafrost.core.records import PARTNER_FIELD, FieldSpec, escape_key
+from permafrost.core.records import PARTNER_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
 from permafrost.exchange.encoding import EncodedTargets
 from permafrost.exchange.ingest_shards import (
     IngestShard,
+    folder_of_pass,
     prepared,
     shards_of,
     store_targets,
@@ -47,13 +48,13 @@ from permafrost.exchange.share_writer import (
 from permafrost.exchange.tar_targets import member_bytes
 from permafrost.exchange.target_reader import ReadRequest, TargetError
 from permafrost.sources.tar_members import Member, list_samples
-from permafrost.storage.files import list_folder, read_regular, sha256_file, write_atomically
+from permafrost.storage.files import read_regular, sha256_file, write_atomically
 from permafrost.storage.signed_files import DigestError, check_json
 from permafrost.store.codecs import decode_npy
 from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import missing_pass_shards
 from permafrost.store.entries import ManifestError
-from permafrost.store.manifest import TEACHERS_FOLDER, Agreement, MovedFeatures, Passport
+from permafrost.store.manifest import Agreement, MovedFeatures, Passport
 from permafrost.store.projections import PROJECTIONS_FOLDER
 from permafrost.store.reader import Store
 
@@ -166,10 +167,7 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
             {"attached": shared["fingerprint"], **{n: description[n] for n in _OF_STORE}}
         )
     )
-    name = escape_key(shared["name"].rpartition("-")[0] or "shared")
-    existing = list_folder(store.folder / TEACHERS_FOLDER, f"*-{fingerprint[:SHORT]}")
-    new = store.folder / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
-    target = existing[0] if existing else new
+    target = folder_of_pass(store, shared["name"].rpartition("-")[0] or "shared", fingerprint)
     shards = shards_of(store, joined)
     missing = missing_pass_shards(target, shards)
     records = int((joined.numbers >= 0).sum())

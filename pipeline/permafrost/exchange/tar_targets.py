@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from permafrost.core.errors import UserError
 from permafrost.exchange.target_reader import (
     NAMES_AT_ONCE,
@@ -21,6 +19,7 @@ from permafrost.exchange.target_reader import (
     TargetError,
     TargetReader,
     reading,
+    stack_records,
     walk,
 )
 from permafrost.sources.tar_members import Member, list_samples, read_member
@@ -74,12 +73,7 @@ class TarReader(TargetReader):
 
     def read(self, request: ReadRequest) -> Arrays:
         records = [self._parse_at(request, row) for row in range(len(request.names))]
-        if len({tuple((n, a.shape) for n, a in each.items()) for each in records}) > 1:
-            raise TargetError(
-                f"{self.path}: the targets of {request.names[0]} and of others near it differ in their views or cells; "
-                "all records of a pass have the same"
-            )
-        return {name: np.stack([each[name] for each in records]) for name in records[0]}
+        return stack_records(records, request.names[0], self.path)
 
     def _parse_at(self, request: ReadRequest, row: int) -> Arrays:
         tar, *found = json.loads(request.places[row])

@@ -167,12 +167,7 @@ class FileReader(TargetReader):
 
     def read(self, request: ReadRequest) -> Arrays:
         records = [self._parse_at(request, row) for row in range(len(request.names))]
-        if len({tuple((n, a.shape) for n, a in each.items()) for each in records}) > 1:
-            raise TargetError(
-                f"{self.path}: the targets of {request.names[0]} and of others near it differ in their views, classes "
-                "or cells; all records of a pass have the same"
-            )
-        return {name: np.stack([each[name] for each in records]) for name in records[0]}
+        return stack_records(records, request.names[0], self.path)
 
     def _parse_at(self, request: ReadRequest, row: int) -> Arrays:
         path = self.path / f"{request.places[row]}{self.suffix}"
@@ -191,6 +186,25 @@ class FileReader(TargetReader):
         Raises:
             ValueError: If the content is another. Its text says what is wrong, without the name of the file.
         """
+
+
+def stack_records(records: Sequence[Arrays], name: str, path: Path) -> Arrays:
+    """Stack the targets of several records, [V, ...] each.
+
+    Args:
+        records: Targets of the records.
+        name: Name of the first record, for messages.
+        path: Path of the targets, for messages.
+
+    Raises:
+        TargetError: If they have different views, classes or cells.
+    """
+    if len({tuple((n, a.shape) for n, a in each.items()) for each in records}) > 1:
+        raise TargetError(
+            f"{path}: the targets of {name} and of others near it differ in their views, classes or cells; all records "
+            "of a pass have the same"
+        )
+    return {kind: np.stack([each[kind] for each in records]) for kind in records[0]}
 
 
 def load_pickled(path: Path) -> Any:

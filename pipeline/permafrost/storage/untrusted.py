@@ -211,11 +211,12 @@ class NpyHeader(NamedTuple):
     end: int
 
 
-def read_npy_header(data: bytes) -> NpyHeader:
+def read_npy_header(data: bytes, size: int | None = None) -> NpyHeader:
     """Read the header of an npy file.
 
     Args:
-        data: The whole file.
+        data: Beginning of the file.
+        size: Bytes of the whole file; None if `data` is all of it.
 
     Raises:
         FormatError: If it is no npy file, or its shape is larger than the file.
@@ -231,7 +232,8 @@ def read_npy_header(data: bytes) -> NpyHeader:
     except _HEADER_ERRORS as error:
         kind = "it holds several arrays" if data.startswith(b"PK") else "it is not an npy file"
         raise FormatError(kind) from error
-    if any(not 0 <= length <= len(data) for length in shape):
+    most = len(data) if size is None else size
+    if any(not 0 <= length <= most for length in shape):
         raise FormatError(f"its shape is {tuple(shape)}")
     return NpyHeader(tuple(shape), is_fortran, dtype, file.tell())
 
