@@ -14,12 +14,20 @@ from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.exchange import ingest_shards, unpickling
 from permafrost.exchange.target_reader import TargetError
+from permafrost.loading.subset import rows_of_split
 from permafrost.store.commit_pass import write_pass_shard
 from permafrost.store.entries import StoreMismatchError
+from permafrost.store.reader import Store
 from stages import distill, evaluate, report
 from tests.exchange.test_readers import CLASSES, VIEWS, crops_of, key_of, softmax
 from tests.support import target_files
-from tests.support.exchange import PHOTOS, make_photographs, run_ingest, run_precompute
+from tests.support.exchange import (
+    PHOTOS,
+    make_photographs,
+    run_ingest,
+    run_precompute,
+    values_by_key,
+)
 from tests.support.trees import tree_bytes
 
 FULL = ("format.frame=full",)
@@ -85,6 +93,23 @@ def test_missing_lists_the_records_without_targets_and_goes_on(photographs, rand
     assert result.records == PHOTOS - 5
     opened = photographs.open().open_pass(result.ingested_pass.partition(" ")[0])
     assert opened.manifest.selection["records"] == PHOTOS - 5
+
+
+def test_targets_of_a_part_of_a_large_shard_are_read_by_their_rows(tmp_path, random):
+    photographs = make_photographs(tmp_path)
+    words = ["data=image_folder", f"data.path={photographs.folder}", "data.test_fraction=0.25"]
+    run_precompute(tmp_path / "large", *words, "store.image_size=32", "teacher=none")
+    store = Store(tmp_path / "large")
+    names = store.index.keys(rows_of_split(store.index, "train"))
+    path = arrays(photographs, tmp_path / "t.npz", random, names)
+
+    result = run_ingest(store.path, path, *FULL, f"missing={tmp_path / 'missing.txt'}")
+
+    name = result.ingested_pass.partition(" ")[0]
+    logits = np.load(tmp_path / "t.npz")["logits"]
+    values = values_by_key(store, name)["logits"]
+    assert set(values) == set(names)
+    assert np.array_equal(np.stack([values[name][0] for name in names]), logits)
 
 
 def test_targets_of_no_record_are_counted(photographs, random, tmp_path):
@@ -242,6 +267,15 @@ def test_values_that_are_not_finite_name_their_record(photographs, random, tmp_p
     target_files.write_npz(tmp_path / "t.npz", names, logits=logits)
 
     with pytest.raises(TargetError, match=f"logits of {names[7]} has values that are not finite"):
+        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+
+
+def test_probabilities_that_are_called_logits_are_refused(photographs, random, tmp_path):
+    names = [key_of(p) for p in photographs.paths]
+    logits = softmax(random.normal(size=(PHOTOS, CLASSES)))
+    target_files.write_npz(tmp_path / "t.npz", names, logits=logits.astype("float32"))
+
+    with pytest.raises(TargetError, match=r"format\.fields=\{probabilities"):
         run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
 
 
@@ -474,6 +508,18 @@ def test_a_temperature_that_the_labels_do_not_have_is_refused(photographs, rando
     options = ["method=kd", "method.tau=4", "mode=replay", "views=random", f"views.count={VIEWS}"]
     with pytest.raises(StoreMismatchError, match=r"method\.tau=4"):
         run_distill(photographs.store, "fkd4", *options, f"store.teacher=[{name}]")
+
+
+def test_a_student_with_other_classes_than_the_targets_is_refused(photographs, random, tmp_path):
+    result = run_ingest(photographs.store, arrays(photographs, tmp_path / "t.npz", random), *FULL)
+    name = result.ingested_pass.partition(" ")[0]
+
+    with pytest.raises(
+        ConfigError, match=rf"student\.classes=7, but the logits of .* {CLASSES} classes"
+    ):
+        run_distill(
+            photographs.store, "other", f"store.teacher=[{name}]", "method=kd", "student.classes=7"
+        )
 
 
 def test_targets_of_unknown_views_teach_only_if_the_options_say_so(photographs, random, tmp_path):

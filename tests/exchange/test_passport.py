@@ -17,7 +17,13 @@ from permafrost.store.verification import verify_store
 from stages import verify
 from tests.exchange.test_readers import CLASSES, key_of
 from tests.support import target_files
-from tests.support.exchange import make_photographs, run_ingest, run_precompute, values_by_key
+from tests.support.exchange import (
+    PHOTOS,
+    make_photographs,
+    run_ingest,
+    run_precompute,
+    values_by_key,
+)
 
 TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
 
@@ -60,7 +66,7 @@ def test_targets_of_the_named_teacher_get_a_passport(photographs, outputs, tmp_p
 
     store = photographs.open()
     passport = store.open_pass(result.ingested_pass.partition(" ")[0]).manifest.passport
-    assert passport.teacher == "cifar resnet8"
+    assert passport.teacher == "cifar resnet8, bilinear, 32 pixels"
     assert (passport.agreement.top1, passport.alternatives) == (1.0, {})
     assert passport.agreement.kl_mean < 1e-5
     assert passport.agreement.cosine_lowest["map"] > 0.999
@@ -169,6 +175,44 @@ def test_verify_writes_the_passport_of_a_pass_that_has_none(photographs, outputs
     assert manifest.passport.agreement.top1 == 1.0
     assert dataclasses.replace(manifest, passport=None).fingerprint == manifest.fingerprint
     assert list(verify_store(photographs.store)) == []
+
+
+def test_verify_leaves_a_manifest_of_another_teacher_as_it_was(photographs, outputs, tmp_path):
+    order = np.roll(np.arange(CLASSES), 1)
+    words = write(photographs, tmp_path / "t.npz", outputs["full"], order=order)
+    result = run_ingest(photographs.store, *words, "format.frame=full", "name=rolled")
+    name = result.ingested_pass.partition(" ")[0]
+    manifest = photographs.store / "teachers" / name / MANIFEST_NAME
+    before = manifest.read_bytes()
+
+    options = [f"store.path={photographs.store}", f"store.teacher=[{name}]", *TEACHER]
+    with pytest.raises(TargetError, match="another order of the classes"):
+        verify.run(build_verb_config("verify", compose("verify", options)))
+
+    assert manifest.read_bytes() == before
+
+
+def test_targets_of_another_network_are_refused(photographs, tmp_path):
+    random = np.random.default_rng(5)
+    values = {
+        "logits": 9 * random.normal(size=(PHOTOS, CLASSES)).astype("float32"),
+        "map": random.random((PHOTOS, 1, 1, 4, 4)),
+        "explained_class": np.full((PHOTOS, 1), 2),
+    }
+    words = write(photographs, tmp_path / "t.npz", values)
+
+    with pytest.raises(TargetError, match=r"not those of teacher=|another meaning"):
+        run_ingest(photographs.store, *words, "format.frame=full", *TEACHER)
+
+
+def test_targets_that_the_teacher_does_not_have_are_compared_with_nothing(photographs, tmp_path):
+    pooled = np.random.default_rng(6).normal(size=(PHOTOS, 7)).astype("float32")
+    target_files.write_npz(
+        tmp_path / "t.npz", [key_of(each) for each in photographs.paths], pooled=pooled
+    )
+
+    with pytest.raises(TargetError, match="nothing was compared"):
+        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", "format.frame=full", *TEACHER)
 
 
 def test_an_experiment_names_no_teacher_for_verify():

@@ -168,6 +168,19 @@ def test_a_student_of_an_attached_pass_is_that_of_the_original(
 # ---- other pixels, damage and options ------------------------------------------------------------
 
 
+def test_another_order_of_the_classes_is_refused(photographs, shared, tmp_path):
+    (tmp_path / "classes.txt").write_text("\n".join(reversed(photographs.open().manifest.classes)))
+    pack(photographs, tmp_path / "store", f"data.classes={tmp_path / 'classes.txt'}")
+
+    with pytest.raises(TargetError, match=r"data\.classes=FILE, which lists them in that order"):
+        run_attach(tmp_path / "store", shared["whole"])
+
+
+def test_the_share_of_another_pass_is_not_written_over(photographs, names, shared):
+    with pytest.raises(ConfigError, match="share of another pass"):
+        run_share(photographs.store, shared["whole"], f"pass={names['views']}")
+
+
 def test_other_pixels_are_refused(shared, tmp_path):
     other = make_photographs(tmp_path)
     image = Image.open(next(other.folder.rglob("*.png")))
@@ -255,7 +268,7 @@ def test_webdataset_reads_targets_and_images(photographs, names, tmp_path):
 
 def test_embeddings_go_out_and_come_in(photographs, names, tmp_path):
     run_share(photographs.store, tmp_path / "e", f"pass={names['whole']}", "form=embeddings")
-    words = ["format=embeddings", f"path={tmp_path / 'e'}", "format.join=key", "format.frame=full"]
+    words = ["format=embeddings", f"path={tmp_path / 'e'}", "format.join=path", "format.frame=full"]
 
     result = run_ingest(photographs.store, *words)
 

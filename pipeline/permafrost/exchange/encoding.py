@@ -87,6 +87,8 @@ def encode_targets(
     arrays = dict(arrays)
     if "probabilities" in arrays:
         arrays["logits"] = _logits_of(arrays.pop("probabilities"), names, where)
+    elif "logits" in arrays:
+        _require_logits(arrays["logits"], names, where)
     classes = form.classes or (arrays["logits"].shape[-1] if "logits" in arrays else 0)
     specs: list[FieldSpec] = []
     values: dict[str, NDArray[np.generic]] = {}
@@ -136,6 +138,16 @@ def _logits_of(
             "logits, name them logits"
         )
     return np.log(np.maximum(values, SMALLEST_PROBABILITY)).astype(np.float32)
+
+
+def _require_logits(logits: NDArray[Any], names: Sequence[str], where: str) -> None:
+    """Raise TargetError if logits are the outputs of a softmax."""
+    totals = logits.astype(np.float64).sum(axis=-1)
+    if logits.size and logits.min() >= 0 and np.abs(totals - 1).max() < 1e-2:
+        raise TargetError(
+            f"{where}: the logits of {names[0]} and of those near it are at least 0 with the sum 1; name them "
+            "'format.fields={probabilities: <the array>}'"
+        )
 
 
 def _require_finite(name: str, array: NDArray[Any], names: Sequence[str], where: str) -> None:

@@ -287,6 +287,8 @@ def with_fields(
     shards: Sequence[ShardEntry],
     example: EncodedTargets,
     fingerprint: str,
+    *,
+    is_selection: bool,
 ) -> IngestShard:
     """Return a task with the fields of its pass.
 
@@ -297,15 +299,15 @@ def with_fields(
         shards: Shards of the pass.
         example: Targets of a record.
         fingerprint: Fingerprint of the pass.
+        is_selection: True if the manifest has a selection, so that readers expect the rows of its largest shard.
     """
     num_views = next(iter(example.values.values())).shape[1]
     rows = [len(task.rows_of(shard)) for shard in shards]
-    covers_all = sum(rows) == store.index.num_rows
     fields = BACKENDS[backend](
         task.folder,
         example.fields,
         len(shards),
-        store.manifest.rows_per_shard if covers_all else max(rows),
+        max(rows) if is_selection else store.manifest.rows_per_shard,
         num_views,
     )
     logger.info(

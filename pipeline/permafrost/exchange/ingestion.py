@@ -250,7 +250,15 @@ def ingest_targets(
         task = IngestShard(store_path=store.folder, folder=folder, targets=targets)
         first = task.read(shards[0], task.rows_of(shards[0])[:1])
         description = _complete(description, targets, first)
-        task = with_fields(task, config.store.backend, store, shards, first, fingerprint)
+        task = with_fields(
+            task,
+            config.store.backend,
+            store,
+            shards,
+            first,
+            fingerprint,
+            is_selection=description["selection"] is not None,
+        )
         passport = None if check is None else check(task, targets, shards)
     written = store_targets(
         task,

@@ -37,6 +37,7 @@ class ListColumnReader(PartedReader):
         yield from [self.path] if self.path.is_file() else walk(self.path, ".parquet")
 
     def listing(self) -> Iterator[ListedTargets]:
+        assert self._columns  # which checks all names of columns
         for path, file in self._opened.items():
             for batch in file.iter_batches(
                 NAMES_AT_ONCE, columns=[self.config.column], use_threads=False

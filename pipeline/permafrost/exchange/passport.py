@@ -45,6 +45,7 @@ from permafrost.exchange.target_reader import TargetError
 from permafrost.loading.geometry import complete_matrices
 from permafrost.loading.recipes import recipe_from
 from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import with_preprocessing
 from permafrost.models.resolve import resolve_network
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import cosines
@@ -66,8 +67,12 @@ _MUCH_BETTER = 0.5
 """Fraction of the distance below which another meaning is named."""
 _CLOSE = 1e-3
 """Distance that rounding explains, in nats or as 1 minus a cosine."""
+_WRONG = 0.5
+"""Agreement below which targets are those of another network."""
 _DOUBTFUL = 0.9
 """Agreement below which a passport is a warning."""
+_DOUBTFUL_NATS = 1.0
+"""Divergence above which a passport is a warning."""
 
 
 class TargetFacts(NamedTuple):
@@ -263,7 +268,12 @@ def _summary(
     columns: Mapping[str, Mapping[str, NDArray[Any]]], keys: Sequence[str], records: int
 ) -> dict[str, Any]:
     """Return the agreement, and the distances of other meanings that are much smaller."""
-    stated = columns[""]
+    stated = columns.get("", {})
+    if not any(len(column) for column in stated.values()):
+        raise TargetError(
+            "teacher= has no output of the kinds and shapes of these targets, so nothing was compared; name the "
+            "network that made them, and with format.fields= what the arrays are (logits, pooled, ...)"
+        )
     cosine = {n: c for n, c in stated.items() if not _is_other(n) and n not in ("top1", "kl")}
     of_logits: dict[str, Any] = {}
     if "kl" in stated:
@@ -287,7 +297,9 @@ def _summary(
         if text and _is_much_better(other := _distance(each), distance)
     }
     for name, column in stated.items():
-        if not _is_other(name) or not len(column):
+        # Sorted logits are always closer, so classes are doubted only where no other part of the image explains it.
+        is_classes = not name.endswith("transposed")
+        if not _is_other(name) or not len(column) or (is_classes and better):
             continue
         is_map = name.endswith("transposed")
         here = 1 - stated[name.rpartition(" ")[0]].mean() if is_map else stated["kl"].mean()
@@ -295,6 +307,18 @@ def _summary(
         if _is_much_better(other, float(here)):
             better[name] = other
     return {"agreement": asdict(agreement), "alternatives": better}
+
+
+def _require_same(passport: Passport, frame: str) -> None:
+    """Raise TargetError if the targets cannot be of the teacher."""
+    agreement = passport.agreement
+    top1 = 1.0 if agreement.top1 is None else agreement.top1
+    lowest = min([top1, *agreement.cosine_mean.values()])
+    if lowest < _WRONG and frame != "unknown":
+        raise TargetError(
+            f"the targets are not those of teacher={passport.teacher}: {describe_agreement(agreement)}; name the "
+            "network that made them, or leave out teacher= to take them as they are"
+        )
 
 
 def _is_much_better(distance: float, stated: float) -> bool:
@@ -365,6 +389,7 @@ def check_ingested(
             f"{_in_words(passport)}, in place of {_loss(here):.3g} (the options': {describe_agreement(here)}). Correct "
             "the option, or the order of the classes, or leave out teacher= to take the targets as they are"
         )
+    _require_same(passport, facts.frame)
     _announce(passport)
     return passport
 
@@ -379,7 +404,8 @@ def check_pass(
 ) -> Passport:
     """Compare a pass with a teacher, and write the passport into its manifest.
 
-    A meaning that fits much better is a warning.
+    Raises:
+        TargetError: If another meaning of its targets fits much better, or they are of another network.
     """
     manifest = teacher_pass.manifest
     require(
@@ -404,12 +430,12 @@ def check_pass(
         store, teacher, facts, teacher_pass.folder, covered, options, cluster, executor
     )
     if passport.alternatives:
-        logger.warning(
-            "pass %s agrees with teacher=%s much better by another meaning: %s",
-            teacher_pass.name,
-            passport.teacher,
-            _in_words(passport),
+        raise TargetError(
+            f"pass {teacher_pass.name} agrees with teacher={passport.teacher} much better by another meaning: "
+            f"{_in_words(passport)}, in place of {_loss(passport.agreement):.3g}; its manifest is as it was. Ingest it "
+            "again with the option that fits"
         )
+    _require_same(passport, facts.frame)
     _announce(passport)
     write_manifest(teacher_pass.folder, replace(manifest, passport=passport))
     return passport
@@ -426,9 +452,11 @@ def _compare(
     executor: Executor,
 ) -> Passport:
     """Run the teacher on a sample and compare."""
-    config = resolve_network(replace(teacher, frame="full"), store, "teacher")
+    config = resolve_network(teacher, store, "teacher")
     outputs = facts.classes or len(store.manifest.classes)
     payloads = _payloads(facts.fields)
+    # The provider's input size and interpolation, and the part of the image that the targets say.
+    config = with_preprocessing(config, outputs)
     described = describe_teacher(config, outputs, reads_head="logits" in payloads)
     require(
         not facts.classes or described["classes"] == facts.classes,
@@ -467,7 +495,8 @@ def _compare(
     (result,) = executor.map_shards(task, [sample])
     values = json.loads(result.report)
     return Passport(
-        teacher=f"{config.kind} {config.name}",
+        teacher=f"{config.kind} {config.name}, {config.interpolation or 'bilinear'}, "
+        f"{config.input_size or max(store.size)} pixels",
         weights_sha256=described["weights_sha256"],
         agreement=from_dict(Agreement, values["agreement"]),
         alternatives=values["alternatives"],
@@ -508,5 +537,12 @@ def _announce(passport: Passport) -> None:
     top1 = 1.0 if agreement.top1 is None else agreement.top1
     lowest = min([top1, *agreement.cosine_mean.values()])
     worst = "" if agreement.kl_largest_key is None else f"; worst {agreement.kl_largest_key}"
-    level = logging.WARNING if lowest < _DOUBTFUL else logging.INFO
-    logger.log(level, "teacher=%s: %s%s", passport.teacher, describe_agreement(agreement), worst)
+    is_doubtful = lowest < _DOUBTFUL or (agreement.kl_mean or 0) > _DOUBTFUL_NATS
+    logger.log(
+        logging.WARNING if is_doubtful else logging.INFO,
+        "%steacher=%s: %s%s",
+        "warning: low agreement with " if is_doubtful else "",
+        passport.teacher,
+        describe_agreement(agreement),
+        worst,
+    )

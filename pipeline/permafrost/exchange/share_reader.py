@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from permafrost.config.exchange import AttachConfig
 from permafrost.config.version import __version__
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import ConfigError, UserError
+from permafrost.core.errors import ConfigError, UserError, shorten
 from permafrost.core.json_entries import EntryError, from_dict, require_inside
 from permafrost.core.progress import progress, say_if_slow
 from permafrost.core.records import PARTNER_FIELD, FieldSpec
@@ -142,6 +142,13 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         f"by the SHA-256 of their {how}",
         "Targets belong to the pixels of an image; attach them to a store of the same images",
     )
+    here, there = list(store.manifest.classes), shared["classes"]
+    if here != there and shared["teacher"].get("classes") == len(there):
+        raise TargetError(
+            f"{folder}: its classes are {shorten(there, 5)}, and those of {store.path} {shorten(here, 5)}, so a column "
+            "of the targets would mean another class; pack the store with data.classes=FILE, which lists them in that "
+            "order"
+        )
     same_store = (shared["dataset_fingerprint"], shared["store_fingerprint"]) == (
         store.manifest.dataset.fingerprint,
         store.manifest.fingerprint,
@@ -178,7 +185,15 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
     with prepared(target, joined):
         task = IngestShard(store_path=store.folder, folder=target, targets=source)
         example = task.read(shards[0], task.rows_of(shards[0])[:1])
-        task = with_fields(task, config.store.backend, store, shards, example, fingerprint)
+        task = with_fields(
+            task,
+            config.store.backend,
+            store,
+            shards,
+            example,
+            fingerprint,
+            is_selection=description["selection"] is not None,
+        )
         for path in (folder / PROJECTIONS_FOLDER).glob("*.npy"):
             write_atomically(target / PROJECTIONS_FOLDER / path.name, read_regular(path))
     written = store_targets(
@@ -248,7 +263,17 @@ def read_share(folder: Path) -> dict[str, Any]:
 
 _ENTRIES = {
     *("fields", "fingerprint", "dataset_fingerprint", "store_fingerprint", "selection", "backend"),
-    *("fidelity", "added", "made_with", "agreement", "moved_features", "passport", "name", "files"),
+    *(
+        "classes",
+        "fidelity",
+        "added",
+        "made_with",
+        "agreement",
+        "moved_features",
+        "passport",
+        "name",
+        "files",
+    ),
     *_DESCRIBED,
 }
 

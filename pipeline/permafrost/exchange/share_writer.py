@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +40,7 @@ from permafrost.storage.files import (
     sha256_file,
     write_atomically,
 )
-from permafrost.storage.signed_files import sign_json
+from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.codecs import decode_scaled, encode_npy
 from permafrost.store.fields import Values
 from permafrost.store.frames import ShardFrames
@@ -134,6 +135,15 @@ def _check(config: ShareConfig, store: Store, shared: TeacherPass, folder: Path)
         is_ours or not others or {p.name for p in others} <= _OWN_NAMES,
         f"to={folder} has other files, such as {others[0].name if others else ''}; name a new folder",
     )
+    if (folder / SHARE_NAME).is_file():
+        try:
+            before = check_json(read_regular(folder / SHARE_NAME)).get("fingerprint")
+        except DigestError:
+            before = None
+        require(
+            before == shared.manifest.fingerprint,
+            f"to={folder} is the share of another pass; name a new folder",
+        )
     require(
         not config.images or store.form.has_places,
         "images=true: the store has rows of a table, and no images",
@@ -327,7 +337,7 @@ def _write_part(folder: Path, part: int, shards: list[_SharedShard]) -> None:
     embeddings = np.concatenate([shard.values["pooled"][:, 0] for shard in shards])
     write_atomically(folder / "img_emb" / f"img_emb_{part}.npy", encode_npy(embeddings))
     columns = {
-        "image_path": [key for shard in shards for key in shard.columns["key"]],
+        "image_path": [unquote(key) for shard in shards for key in shard.columns["key"]],
         **{
             name: [value for shard in shards for value in shard.columns[name]]
             for name in ("split", "label", "image_sha256")

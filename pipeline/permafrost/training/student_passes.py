@@ -142,7 +142,14 @@ def check_passes(
         for teacher in passes:
             check_replayed(config.augment, teacher)
             _check_mixtures(config, teacher)
-    _check_alike("num_classes", [teacher for teacher in passes if teacher.manifest.has_logits])
+    with_logits = [teacher for teacher in passes if teacher.manifest.has_logits]
+    _check_alike("num_classes", with_logits)
+    for teacher in with_logits[:1]:
+        require(
+            config.student.classes in (None, teacher.num_classes),
+            f"student.classes={config.student.classes}, but the logits of {teacher.name} are of {teacher.num_classes} "
+            "classes; leave out student.classes",
+        )
     _check_alike("explainer", _with_maps(passes, loss))
     weights = teacher_weights_of(config, passes)
     require(
