@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import permafrost
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError, UserError
@@ -508,6 +509,31 @@ def test_a_temperature_that_the_labels_do_not_have_is_refused(photographs, rando
     options = ["method=kd", "method.tau=4", "mode=replay", "views=random", f"views.count={VIEWS}"]
     with pytest.raises(StoreMismatchError, match=r"method\.tau=4"):
         run_distill(photographs.store, "fkd4", *options, f"store.teacher=[{name}]")
+
+
+def test_a_student_is_trained_on_the_records_that_have_targets(
+    photographs, random, tmp_path, caplog
+):
+    path = arrays(photographs, tmp_path / "t.npz", random, count=PHOTOS - 5)
+    words = ["format.frame=full", f"missing={tmp_path / 'missing.txt'}", "name=part"]
+    result = run_ingest(photographs.store, path, *words)
+    name = result.ingested_pass.partition(" ")[0]
+
+    with caplog.at_level("WARNING"):
+        run_distill(photographs.store, "part", f"store.teacher=[{name}]", "method=kd")
+
+    assert f"{name} has no targets of 5 of the 24 records" in caplog.text
+    store = permafrost.open_store(str(photographs.store))
+    with pytest.raises(StoreMismatchError, match=r"does not cover 5 .*select\(keys="):
+        permafrost.RecordLoader(store.select("train"), teacher=name, batch_size=4)
+    covered = [key_of(p) for p in photographs.paths[: PHOTOS - 5]]
+    loader = permafrost.RecordLoader(
+        store.select("train", keys=covered), teacher=name, batch_size=19
+    )
+    (batch,) = loader
+    logits = np.load(tmp_path / "t.npz")["logits"]
+    order = [covered.index(key) for key in batch.keys]
+    assert np.array_equal(batch.logits, logits[order])
 
 
 def test_a_student_with_other_classes_than_the_targets_is_refused(photographs, random, tmp_path):

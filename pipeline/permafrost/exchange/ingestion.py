@@ -54,7 +54,13 @@ from permafrost.store.commit import ORIGIN_NAME, needs_commit
 from permafrost.store.commit_pass import (
     missing_pass_shards,
 )
-from permafrost.store.manifest import CANONICAL_VIEW, INGESTED, TEACHERS_FOLDER, Passport
+from permafrost.store.manifest import (
+    CANONICAL_VIEW,
+    INGESTED,
+    ROWS_DIGEST,
+    TEACHERS_FOLDER,
+    Passport,
+)
 from permafrost.store.reader import Store
 from permafrost.store.shards import ShardEntry
 
@@ -372,7 +378,7 @@ def selection_of(joined: JoinedTargets) -> dict[str, Any] | None:
         return None
     covered = np.flatnonzero(joined.numbers >= 0)
     rows = hashlib.sha256(covered.astype("<i8").tobytes()).hexdigest()
-    return {"records": len(covered), "rows_sha256": rows}
+    return {"records": len(covered), ROWS_DIGEST: rows}
 
 
 def _describe_pass(

@@ -5,6 +5,7 @@ Shape letter: n records.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -41,9 +42,12 @@ from permafrost.store.entries import StoreMismatchError
 from permafrost.store.fields import Values
 from permafrost.store.frames import InputMemory, decode_stored_mask
 from permafrost.store.index import RowNumbers
+from permafrost.store.manifest import ROWS_DIGEST
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.row_reader import Rows, SelectedRows
 from permafrost.store.tars import ShardBytes
+
+logger = logging.getLogger("permafrost.loading")
 
 _CACHED_SHARDS = 32
 """Shards cached per pass, enough for a window of the sampler and the beginning of the next one."""
@@ -101,6 +105,48 @@ def _uncovered(selected: SelectedRecords, teacher: TeacherPass) -> tuple[int, st
             (first,) = store.index.keys(uncovered[:1] + start)
         missing += len(uncovered)
     return missing, first
+
+
+def rows_with_targets(store: Store, rows: RowNumbers, passes: Sequence[TeacherPass]) -> RowNumbers:
+    """Return the rows that have targets in all passes, with a warning if there are others.
+
+    Only targets of another tool, ingested with `missing=`, may lack records. Passes of a subset are left as they are.
+
+    Args:
+        store: Store of the rows.
+        rows: Selected rows, ascending.
+        passes: Passes to train on.
+
+    Raises:
+        StoreMismatchError: If no row has targets.
+    """
+    partial = [p for p in passes if ROWS_DIGEST in (p.manifest.selection or {})]
+    if not partial:
+        return rows
+    selected = SelectedRecords(store, rows)
+    kept = [np.empty(0, np.int64)]
+    for number in store.index.shards_of(rows).tolist():
+        entry = store.shards[number]
+        in_shard = selected.rows_in_shard(number)
+        for teacher in partial:
+            in_shard = in_shard[teacher.rows_of(entry)[in_shard] >= 0]
+        kept.append(in_shard + store.rows_of_shard(number).start)
+    with_targets = np.concatenate(kept)
+    if len(with_targets) == len(rows):
+        return rows
+    names = " and ".join(teacher.name for teacher in partial)
+    if not len(with_targets):
+        raise StoreMismatchError(
+            f"{names} has no target of the {len(rows)} records; set split= to one that has"
+        )
+    logger.warning(
+        "%s has no targets of %d of the %d records, so the student is trained on the other %d",
+        names,
+        len(rows) - len(with_targets),
+        len(rows),
+        len(with_targets),
+    )
+    return with_targets
 
 
 def covering_passes(
@@ -195,7 +241,12 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         if missing:
             raise StoreMismatchError(
                 f"{teacher.folder} does not cover {missing} of the run's {len(self.rows)} records, the first "
-                f"{first}; run permafrost precompute with this run's split and subset options"
+                f"{first}; "
+                + (
+                    "select the records that have targets, with select(keys=...)"
+                    if ROWS_DIGEST in teacher.manifest.selection
+                    else "run permafrost precompute with this run's split and subset options"
+                )
             )
 
     def _start_caches(self) -> None:

@@ -42,6 +42,8 @@ _ADDED_BESIDE = ("hierarchy", "partition_sha256")
 """Added entries that a manifest of this schema has beside the others, null where no payload adds them."""
 INGESTED = "ingested"
 """Kind of the network of a pass whose targets another tool has made."""
+ROWS_DIGEST = "rows_sha256"
+"""Entry of the selection of a pass that covers the records that had targets, whatever their split and subset."""
 MAX_FRAME_PIXELS = 4096**2
 """Largest number of pixels of a canonical frame, 50 MB per record."""
 MAX_FIELD_BYTES = 2**26

@@ -174,7 +174,7 @@ class Distillation(TrainingJob):
         return self.config.trainer
 
     def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
-        from permafrost.loading.dataset import StoreDataset
+        from permafrost.loading.dataset import StoreDataset, rows_with_targets
         from permafrost.loading.decode_threads import decode_threads_of
         from permafrost.loading.subset import select_training_rows
         from permafrost.losses.base import build_loss
@@ -188,6 +188,7 @@ class Distillation(TrainingJob):
         loss = build_loss(config.method)
         if passes:
             check_passes(config, passes, loss)
+            rows = rows_with_targets(store, rows, passes)
         # Without logits and labels the last layer is not trained, and has one output.
         num_classes = max(1, len(store.manifest.classes))
         with_logits = [teacher for teacher in passes if teacher.manifest.has_logits]
