@@ -536,6 +536,17 @@ def test_a_student_is_trained_on_the_records_that_have_targets(
     assert np.array_equal(batch.logits, logits[order])
 
 
+def test_targets_of_other_classes_are_a_warning(photographs, random, tmp_path, caplog):
+    names = [key_of(p) for p in photographs.paths]
+    logits = random.normal(size=(PHOTOS, CLASSES + 3)).astype("float32")
+    target_files.write_npz(tmp_path / "t.npz", names, logits=logits)
+
+    with caplog.at_level("WARNING"):
+        run_ingest(photographs.store, f"path={tmp_path / 't.npz'}", *FULL)
+
+    assert f"the targets are of {CLASSES + 3} classes, and the data of {CLASSES}" in caplog.text
+
+
 def test_a_student_with_other_classes_than_the_targets_is_refused(photographs, random, tmp_path):
     result = run_ingest(photographs.store, arrays(photographs, tmp_path / "t.npz", random), *FULL)
     name = result.ingested_pass.partition(" ")[0]

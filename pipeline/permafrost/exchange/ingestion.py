@@ -256,6 +256,7 @@ def ingest_targets(
         task = IngestShard(store_path=store.folder, folder=folder, targets=targets)
         first = task.read(shards[0], task.rows_of(shards[0])[:1])
         description = _complete(description, targets, first)
+        _say_if_other_classes(description["teacher"]["classes"], store)
         task = with_fields(
             task,
             config.store.backend,
@@ -414,6 +415,16 @@ def _describe_pass(
         "explainer": targets.form.explainer or {},
         "backend": config.store.backend,
     }
+
+
+def _say_if_other_classes(classes: int, store: Store) -> None:
+    here = len(store.manifest.classes)
+    if classes not in (0, here):
+        logger.warning(
+            "the targets are of %d classes, and the data of %d, so labels apply to no student of these targets",
+            classes,
+            here,
+        )
 
 
 def _complete(
