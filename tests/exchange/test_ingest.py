@@ -477,6 +477,8 @@ def test_a_student_replays_the_views_of_soft_labels(photographs, random, tmp_pat
     result = run_distill(photographs.store, "fkd", *options, f"store.teacher=[{name}]")
 
     assert 0 <= result.splits["train"]["accuracy"] <= 1
+    with pytest.raises(StoreMismatchError, match=rf"{name} has stored views, for mode=replay"):
+        run_distill(photographs.store, "frozen", "method=kd", f"store.teacher=[{name}]")
 
 
 def test_targets_of_one_split_are_compared_with_there_alone(tmp_path, random):

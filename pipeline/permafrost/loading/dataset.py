@@ -129,6 +129,8 @@ def rows_with_targets(store: Store, rows: RowNumbers, passes: Sequence[TeacherPa
         entry = store.shards[number]
         in_shard = selected.rows_in_shard(number)
         for teacher in partial:
+            if teacher.covers_shard(entry):
+                continue
             in_shard = in_shard[teacher.rows_of(entry)[in_shard] >= 0]
         kept.append(in_shard + store.rows_of_shard(number).start)
     with_targets = np.concatenate(kept)

@@ -159,7 +159,7 @@ class Store:
             names = ", ".join(folder.name for folder in folders) or "none"
             raise StoreMismatchError(
                 f"{self.path} has {'several' if matches else 'no'} {_kind(stored_views)} {name!r}"
-                f"{'' if matches else self.hint_at_unfinished(name)}; set store.teacher (in Python teacher=) to one "
+                f"{'' if matches else self._hints(stored_views, name)}; set store.teacher (in Python teacher=) to one "
                 f"of: {names}"
             )
         return TeacherPass(self, matches[0])
@@ -181,7 +181,7 @@ class Store:
         if not folders:
             how = "and views=random" if stored_views else ""
             raise StoreMismatchError(
-                f"{self.path} has no {_kind(stored_views)}{self.hint_at_unfinished()}; "
+                f"{self.path} has no {_kind(stored_views)}{self._hints(stored_views)}; "
                 f"run permafrost precompute with a teacher {how}".rstrip()
             )
         if not names and len(folders) > 1:
@@ -192,6 +192,17 @@ class Store:
         return [
             self.open_pass(name, stored_views=stored_views) for name in names or [folders[0].name]
         ]
+
+    def _hints(self, stored_views: bool, *names: str) -> str:
+        """Return hints at passes of the other views and at unfinished ones, for messages."""
+        others = [
+            folder.name
+            for folder in self.pass_folders(stored_views=not stored_views)
+            if not names or any(_is_named(folder, name) for name in names)
+        ]
+        kind = "no stored views" if stored_views else "stored views, for mode=replay"
+        hint = f" ({', '.join(others)} has {kind})" if others else ""
+        return hint + self.hint_at_unfinished(*names)
 
     def compared_with(self, replayed: Iterable[TeacherPass]) -> list[TeacherPass]:
         """Open the canonical passes that students of stored views are compared with.
