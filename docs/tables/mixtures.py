@@ -1,12 +1,24 @@
-"""Tables of mixtures: how far the rules for stored targets are from the teacher's answers."""
+"""Tables of mixtures: students of stored targets, and how far the rules are from the teacher's answers."""
 
 from __future__ import annotations
 
-from docs.cells import Rows, single, table
-from docs.measured import results_of
+from docs.cells import Rows, by_seed, single, table
+from docs.measured import results_of, runs_of
 
 SCREEN = "cifar10_mixtures_screen"
 _KINDS = {"mixup": "MixUp", "cutmix": "CutMix"}
+_METHODS = {"kd": "KD", "e2kd": "e2KD, one map", "e2kd_all": "e2KD, maps of all classes"}
+
+
+def mixture_screen() -> str:
+    """Held-out accuracy of students by method and mixture of stored targets."""
+    endings = ("", "_mixup", "_cutmix", "_both")
+    rows: Rows = [
+        (label, [by_seed(runs_of(SCREEN, f"{method}{e}"), "accuracy") for e in endings])
+        for method, label in _METHODS.items()
+    ]
+    header = ("held-out accuracy, % (by seed)", "no mixtures", "MixUp", "CutMix", "half of each")
+    return table(header, rows)
 
 
 def mixture_rules() -> str:
@@ -24,4 +36,4 @@ def mixture_rules() -> str:
     return table((*header, "same first class, %", "cosine of the record's map"), rows)
 
 
-TABLES = (mixture_rules,)
+TABLES = (mixture_screen, mixture_rules)
