@@ -288,7 +288,8 @@ def test_what_a_replayed_run_cannot_be_is_said(replayed, options, message):
 
 def test_a_store_without_stored_views_says_how_to_make_them(frozen):
     with pytest.raises(
-        StoreMismatchError, match=r"no teacher pass of stored views; .* views=random"
+        StoreMismatchError,
+        match=r"no teacher pass of stored views \(\S+ has no stored views\); .* views=random",
     ):
         distill.run(distill_config(frozen, mode="replay"))
 
