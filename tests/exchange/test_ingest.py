@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -147,6 +148,25 @@ def test_stems_that_are_in_several_folders_need_more_of_the_path(tmp_path, rando
         TargetError, match=r"1 names mean several targets, such as 'x/0/photo_00\.jpg'"
     ):
         run_ingest(photographs.store, path, *FULL, "format.join=stem")
+
+
+def test_accents_are_the_same_in_both_forms_of_unicode(tmp_path, random):
+    """Names that macOS has written have an accent as a character of its own."""
+    photographs = make_photographs(tmp_path)
+    names = [
+        unicodedata.normalize("NFC", p.replace("photo", "fot\u00f3")) for p in photographs.paths
+    ]
+    for old, new in zip(photographs.paths, names, strict=True):
+        (photographs.folder / old).rename(photographs.folder / new)
+    words = ["data=image_folder", f"data.path={photographs.folder}", "store.image_size=32"]
+    run_precompute(tmp_path / "accents", *words, "teacher=none")
+    written = [unicodedata.normalize("NFD", name) for name in names]
+    assert not set(written) & set(names)
+    path = arrays(photographs, tmp_path / "t.npz", random, written)
+
+    result = run_ingest(tmp_path / "accents", path, *FULL, "format.join=path")
+
+    assert (result.records, result.targets_without_record) == (PHOTOS, 0)
 
 
 def test_positions_beyond_the_split_stop(photographs, random, tmp_path):
