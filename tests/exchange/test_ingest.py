@@ -107,6 +107,8 @@ def test_targets_of_a_part_of_a_large_shard_are_read_by_their_rows(tmp_path, ran
 
     result = run_ingest(store.path, path, *FULL, f"missing={tmp_path / 'missing.txt'}")
 
+    with pytest.raises(StoreMismatchError, match=r"has no target of the \d+ records; set split="):
+        run_distill(store.path, "other", "method=kd", "split=test", "trainer.batch_size=2")
     name = result.ingested_pass.partition(" ")[0]
     logits = np.load(tmp_path / "t.npz")["logits"]
     values = values_by_key(store, name)["logits"]

@@ -90,20 +90,23 @@ _INDEX_COLUMNS = (
 )
 
 
-def _uncovered(selected: SelectedRecords, teacher: TeacherPass) -> tuple[int, str]:
-    """Count the selected records that a pass does not cover, and return the key of the first one."""
-    missing, first = 0, ""
+def _uncovered_rows(selected: SelectedRecords, teacher: TeacherPass) -> Iterator[NDArray[np.int64]]:
+    """Iterate over the selected rows that a pass does not cover, shard by shard."""
     store = selected.store
     for number in store.index.shards_of(selected.rows).tolist():
         entry = store.shards[number]
-        if teacher.covers_shard(entry):
-            continue
-        rows = selected.rows_in_shard(number)
-        uncovered = rows[teacher.rows_of(entry)[rows] < 0]
-        if len(uncovered) and not missing:
-            start = store.rows_of_shard(number).start
-            (first,) = store.index.keys(uncovered[:1] + start)
-        missing += len(uncovered)
+        if not teacher.covers_shard(entry):
+            rows = selected.rows_in_shard(number)
+            yield rows[teacher.rows_of(entry)[rows] < 0] + store.rows_of_shard(number).start
+
+
+def _uncovered(selected: SelectedRecords, teacher: TeacherPass) -> tuple[int, str]:
+    """Count the selected records that a pass does not cover, and return the key of the first one."""
+    missing, first = 0, ""
+    for rows in _uncovered_rows(selected, teacher):
+        if len(rows) and not missing:
+            (first,) = selected.store.index.keys(rows[:1])
+        missing += len(rows)
     return missing, first
 
 
@@ -124,18 +127,10 @@ def rows_with_targets(store: Store, rows: RowNumbers, passes: Sequence[TeacherPa
     if not partial:
         return rows
     selected = SelectedRecords(store, rows)
-    kept = [np.empty(0, np.int64)]
-    for number in store.index.shards_of(rows).tolist():
-        entry = store.shards[number]
-        in_shard = selected.rows_in_shard(number)
-        for teacher in partial:
-            if teacher.covers_shard(entry):
-                continue
-            in_shard = in_shard[teacher.rows_of(entry)[in_shard] >= 0]
-        kept.append(in_shard + store.rows_of_shard(number).start)
-    with_targets = np.concatenate(kept)
-    if len(with_targets) == len(rows):
+    lacking = [part for teacher in partial for part in _uncovered_rows(selected, teacher)]
+    if not any(map(len, lacking)):
         return rows
+    with_targets = np.setdiff1d(np.asarray(rows), np.concatenate(lacking))
     names = " and ".join(teacher.name for teacher in partial)
     if not len(with_targets):
         raise StoreMismatchError(

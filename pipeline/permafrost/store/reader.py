@@ -201,7 +201,8 @@ class Store:
             if not names or any(_is_named(folder, name) for name in names)
         ]
         kind = "no stored views" if stored_views else "stored views, for mode=replay"
-        hint = f" ({', '.join(others)} has {kind})" if others else ""
+        verb = "has" if len(others) == 1 else "have"
+        hint = f" ({', '.join(others)} {verb} {kind})" if others else ""
         return hint + self.hint_at_unfinished(*names)
 
     def compared_with(self, replayed: Iterable[TeacherPass]) -> list[TeacherPass]:
