@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.slow import slow
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,7 @@ from tests.support.paths import ROOT
     [
         ("import permafrost", "PASSIVE", False),
         ("import torch, permafrost", None, True),
-        (
+        slow(
             "import os; os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'; import torch, permafrost",
             "ACTIVE",
             False,

@@ -27,6 +27,7 @@ from permafrost.models.module import ModuleClassifier
 from permafrost.store.commit_pass import ConstantLogitsError
 from permafrost.store.reader import Store
 from stages import precompute
+from tests.support.slow import slow
 from tests.support.stores import precompute_config
 
 NAMES = tuple(map(str, range(10)))
@@ -294,7 +295,7 @@ def test_a_softmax_is_refused_before_anything_is_stored(passes, tmp_path):
     assert not list((tmp_path / "store").glob("teachers/*"))
 
 
-@pytest.mark.parametrize("offset", [300.0, 1500.0])
+@pytest.mark.parametrize("offset", [slow(300.0), 1500.0])
 def test_an_offset_of_the_logits_is_not_lost(passes, offset, caplog):
     _, plain = passes()
     with caplog.at_level(logging.INFO):

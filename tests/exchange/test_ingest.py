@@ -249,7 +249,7 @@ def test_a_tensor_that_would_fill_the_memory_ends_its_process_alone(tmp_path):
 
 
 def test_lists_of_lists_that_grow_without_end_are_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpickling, "SECONDS", 3.0)
+    monkeypatch.setattr(unpickling, "SECONDS", 1.0)
     bomb = [1]
     for _ in range(11):
         bomb = [bomb] * 40

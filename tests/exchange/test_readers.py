@@ -15,6 +15,7 @@ from tests.support.exchange import (
     run_ingest,
     values_by_key,
 )
+from tests.support.slow import slow
 
 WRITERS = (target_files, foreign_targets)
 VIEWS = 3
@@ -174,7 +175,7 @@ def test_frozen_maps_of_e2kd_come_by_position(
     assert manifest.explainer["kind"] == {"weight": "bcos_weights", "grad_cam": "gradcam"}[kind]
 
 
-@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("fp16", [slow(False), True])
 def test_soft_labels_of_fkd_are_stored_views(photographs, writer, random, tmp_path, fp16):
     crops = crops_of(photographs, random)
     flips = random.random((PHOTOS, VIEWS)) < 0.5
@@ -248,7 +249,7 @@ def recipes_of(photographs, random, augmentation):
     return crops, recipes
 
 
-@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("compress", [True, slow(False)])
 def test_crops_of_imagenet_plus_are_stored_views(photographs, writer, random, tmp_path, compress):
     crops, recipes = recipes_of(photographs, random, PLAIN)
     probabilities = softmax(random.normal(size=(PHOTOS, VIEWS, CLASSES)))
@@ -296,7 +297,7 @@ def test_recipes_of_imagenet_plus_become_values(photographs, writer, random, tmp
     assert np.allclose(np.exp(values["top_logits"]), shares, atol=1e-5)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("bfloat16", [slow(False), True])
 def test_embeddings_of_datacompdr_are_joined_by_the_digest_of_the_image(
     photographs, writer, random, tmp_path, bfloat16
 ):
@@ -319,7 +320,7 @@ def test_embeddings_of_datacompdr_are_joined_by_the_digest_of_the_image(
     assert np.allclose(solarized.values, 0.5, atol=1e-3)
 
 
-@pytest.mark.parametrize("has_token", [True, False])
+@pytest.mark.parametrize("has_token", [True, slow(False)])
 def test_features_of_theia_are_joined_by_key(photographs, writer, random, tmp_path, has_token):
     features = random.normal(size=(PHOTOS, 5, 4, 4)).astype("float32")
     features = torch.tensor(features).bfloat16().float().numpy()
@@ -347,7 +348,7 @@ def test_features_of_theia_are_joined_by_key(photographs, writer, random, tmp_pa
         assert np.array_equal(values["pooled"][:, 0], tokens)
 
 
-@pytest.mark.parametrize("ranks", [1, 5])
+@pytest.mark.parametrize("ranks", [slow(1), 5])
 def test_logits_of_tinyvit_are_of_views_that_nobody_knows(
     photographs, writer, random, tmp_path, ranks
 ):
@@ -382,7 +383,7 @@ def pooled_by_hand(scores, box):
     return total / 16
 
 
-@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("transposed", [False, slow(True)])
 def test_label_maps_give_the_label_of_every_crop(photographs, writer, random, tmp_path, transposed):
     maps = random.normal(size=(PHOTOS, CLASSES, 15, 15)).astype("float32") * 3
     kept = np.where(maps >= -np.sort(-maps, axis=1)[:, 1:2], maps, 0)

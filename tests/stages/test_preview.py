@@ -142,6 +142,7 @@ def test_a_strangers_finding_is_used_by_the_command(permafrost, photos, tmp_path
     assert "warning  cats: 4 cats" in out
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_tars_are_previewed_on_ray(ray_cluster, tmp_path):
     for number in range(3):

@@ -22,6 +22,7 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.buckets import contents, files_below, memory_buckets
+from tests.support.slow import slow
 from tests.support.stores import precompute_config
 
 ADDRESS = "s3://bucket/store"
@@ -47,7 +48,7 @@ def upload(bucket, folder: Path, name: str = "store") -> None:
         obstore.put(bucket, f"{name}/{path}", data)
 
 
-@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+@pytest.mark.parametrize("backend", ["zarr", slow("webdataset")])
 def test_a_store_made_in_a_bucket_has_the_bytes_of_a_local_one(
     bucket, tmp_path, tiny_teacher, backend
 ):
