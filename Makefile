@@ -101,7 +101,7 @@ bench: .venv-bench/.installed ## measure the ratios of docs/results/benchmarks.m
 .venv-bench/.installed: tests/benchmarks/requirements.lock pyproject.toml .ci/install
 	@bash .ci/install .venv-bench tests/benchmarks/requirements.lock
 
-gpu: ## check and measure a CUDA machine in at most 9 minutes; PY=python3 needs no installation (docs/howto/gpu.md)
+gpu: ## check and measure a CUDA machine in at most 9 minutes; PY=python3 needs no installation (docs/howto/cluster.md)
 	@$(PY) -m tests.gpu $(ARGS)
 
 docs: install .venv/.docs-installed ## write the generated pages, check all links, and build the site in site/

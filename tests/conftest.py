@@ -192,7 +192,7 @@ def ray_cluster():
 
 @pytest.fixture
 def count_trials(request):
-    """Function that reports the outcomes of a test's trials, by name, to the tables of docs/reliability.md.
+    """Function that reports the outcomes of a test's trials, by name, to the tables of docs/concepts/reliability.md.
 
     seconds    of the slowest trial, if they are measured
     megabytes  of the largest trial, if they are measured

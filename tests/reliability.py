@@ -1,8 +1,8 @@
-"""Tables of docs/reliability.md: damage, attacks, signals and kills, counted by the tests that cause them.
+"""Tables of docs/concepts/reliability.md: damage, attacks, signals and kills, counted by the tests that cause them.
 
     python -m tests.reliability                    run all of them, which takes an hour on two cores, and print the rows
     python -m tests.reliability stores links       run some parts
-    python -m tests.reliability --write            also put the rows into docs/reliability.md
+    python -m tests.reliability --write            also put the rows into docs/concepts/reliability.md
     make test-all ARGS=--junitxml=all.xml && python -m tests.reliability --read all.xml
                                                    run nothing, and take the rows of an earlier run; of several
                                                    reports, the last one that has a test counts
@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from tests.support.paths import ROOT
 
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs/concepts/reliability.md"
 PARTS = {
     "stores": ["tests/store/test_corruption.py"],
     "runs": ["tests/training/test_run_files.py"],

@@ -47,7 +47,7 @@ def examples(few: int, many: int):
 
 
 def count_outcomes(refusals: list[bool]) -> dict[str, int]:
-    """Count what became of the examples, for the table of docs/reliability.md."""
+    """Count what became of the examples, for the table of docs/concepts/reliability.md."""
     return {"refused": sum(refusals), "read": len(refusals) - sum(refusals)}
 
 

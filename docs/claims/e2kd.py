@@ -246,7 +246,8 @@ CLAIMS = (
                 )
             ),
             "IoU does not follow each teacher: under e2KD, students of the teacher guided by energy exceed its IoU, "
-            "and those of the teacher guided by L1 stay below it ([guided teachers](../results/guided-teachers.md))",
+            "and those of the teacher guided by L1 stay below it "
+            "([guided teachers](../results/training-length.md#guided-teachers))",
         ),
     ),
     Claim(
@@ -329,8 +330,8 @@ CLAIMS = (
             Difference(
                 "the same, agreement with the teacher", _VIT, "e2kd", "kd", AGREEMENT, paper=1
             ),
-            "the shift curves are in [other claims of e2KD](../results/cifar10-other-claims.md): the patches are "
-            "visible under KD, and hardly visible under e2KD",
+            "the shift curves are in [other claims of e2KD](../results/cifar10-50shots.md#other-claims-of-e2kd): "
+            "the patches are visible under KD, and hardly visible under e2KD",
             "only frozen students were run, so whether a live one has its teacher's period of 4 pixels (4.3.2) is not "
             "tested",
         ),

@@ -46,7 +46,8 @@ CLAIMS = (
                 ("at", "ft", "crd", "sskd"),
                 _DETECTORS,
             ),
-            "all arms and the caveats of the drawn concepts are in [interpretability](../results/interpretability.md)",
+            "all arms and the caveats of the drawn concepts are in "
+            "[interpretability](../papers/interpretability.md#arms-of-the-interpretability-study)",
         ),
     ),
     Claim(
@@ -120,7 +121,8 @@ CLAIMS = (
                     ("false positive rate (lower is better)", "five_band_fpr", -1),
                 )
             ),
-            "all arms are in [cells](../results/cells.md), and the accuracy of the five bands, which no committed file "
+            "all arms are in "
+            "[cells](../papers/interpretability.md#cells), and the accuracy of the five bands, which no committed file "
             "contains",
         ),
     ),
@@ -177,7 +179,8 @@ CLAIMS = (
                 )
                 for tau in (1, 2, 4, 8)
             ),
-            "DiffROAR of seed 0 is at chance for every network ([features](../results/features.md))",
+            "DiffROAR of seed 0 is at chance for every network "
+            "([features](../results/features.md#what-students-learn-from-their-teachers))",
         ),
     ),
 )

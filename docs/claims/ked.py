@@ -199,7 +199,7 @@ CLAIMS = (
                 "ked tau=4",
                 "kd tau=4",
             ),
-            "all values are in [KED](../results/ked.md)",
+            "all values are in [KED](../papers/ked.md#results-of-ked)",
         ),
     ),
     Claim(

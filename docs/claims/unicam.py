@@ -37,7 +37,8 @@ CLAIMS = (
                 "FSS of factor transfer minus FSS of labels", _SMALL, "feature", "labels", _FSS
             ),
             Difference("FSS of AT minus FSS of labels", _SMALL, "attention", "labels", _FSS),
-            "the reproducibility of the maps at each depth is in [UniCAM](../results/unicam.md)",
+            "the reproducibility of the maps at each depth is in "
+            "[UniCAM](../papers/unicam.md#distilled-features-through-five-depths)",
             "not tested: whether distilled features are parts of the object and residual ones background. No measure "
             "here compares the maps with objects",
         ),

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from docs.cells import Cell, Rows, Run, difference, spread, table
 from docs.measured import runs_of
-from docs.tables.e2kd import CAT_KD, bytes_cell, searched_runs
+from docs.tables.e2kd import bytes_cell
+from docs.tables.strong_views import TEST as STRONG
 from docs.tables.training_length import converged_means
+from tests.benchmarks.table import RESULTS, load
 
 _EQUAL = "cifar10_equal_terms"
 _SHOTS = "cifar10_50shots"
@@ -16,80 +18,34 @@ _TERMS = "CIFAR-10, 50 images per class"
 
 
 def readme_results() -> str:
-    """Differences between methods that answer the first questions, favorable or not."""
+    """Answers to the first questions: what it costs, what maps bring, and when a live teacher is better."""
+    ratios = {figure.name: f"{figure.ratio:.3g}" for figure in load(RESULTS)}
+    separate, shared = (
+        ratios[f"ten_frozen_vs_ten_{kind}_students"] for kind in ("live", "sharing")
+    )
     kd, e2kd = converged_means().values()
-    comparisons: list[tuple[str, list[Run], list[Run], str, str]] = [
-        (
-            "e2KD minus KD, demo, photographs swapped, 270 epochs",
-            e2kd,
-            kd,
-            "accuracy_swapped",
-            "five teachers, five seeds each",
-        ),
-        (
-            "the same after the demo's 30 epochs, when KD still learns fast",
-            runs_of("demo", "e2kd"),
-            runs_of("demo", "kd"),
-            "accuracy_swapped",
-            "3 seeds",
-        ),
+    long = difference(e2kd, kd, "accuracy_swapped")
+    few = difference(runs_of(_SHOTS, "e2kd"), runs_of(_SHOTS, "kd"), "accuracy")
+    live = [
+        difference(runs_of(STRONG, f"{m}_live"), runs_of(STRONG, f"{m}_v16"), "accuracy")
+        for m in ("kd", "e2kd")
     ]
-    comparisons += [
-        (
-            f"e2KD minus {name}, those photographs, one teacher, 270 epochs",
-            runs_of("demo_methods", "e2kd epochs=270"),
-            runs_of("demo_methods", f"{arm} epochs=270"),
-            "accuracy_swapped",
-            "5 seeds",
-        )
-        for name, arm in (("AT", "at"), ("CAT-KD", "cat_kd"))
-    ]
-    comparisons.append(
-        (
-            f"e2KD minus KD, {_TERMS}, options of both searched alike",
-            runs_of(_SHOTS, "e2kd"),
-            runs_of(_SHOTS, "kd"),
-            "accuracy",
-            "5 seeds",
-        )
-    )
-    comparisons += [
-        (
-            "AT minus e2KD with one map per record, the same",
-            searched_runs("AT"),
-            runs_of(_SHOTS, "e2kd"),
-            "accuracy",
-            "5 seeds",
+    rows = {
+        "speed of ten students and the pass": (
+            f"{separate}x over ten live teachers; {shared}x over one shared",
+            "ResNet-56 to ResNet-20",
         ),
-        (
-            "e2KD with the maps of all classes minus AT, the same",
-            searched_runs("e2KD, maps of all classes"),
-            searched_runs("AT"),
-            "accuracy",
-            "5 seeds",
+        "e2KD minus KD": (
+            f"{long.text}; {few.text}",
+            "demo, swapped photographs; CIFAR-10, 50 per class",
         ),
-        (
-            "e2KD with the maps of all classes minus CAT-KD, maps of both 8x8 cells, the same",
-            searched_runs("e2KD, maps of all classes"),
-            searched_runs(CAT_KD),
-            "accuracy",
-            "5 seeds",
+        "live minus 16 stored views": (
+            f"KD {live[0].text}; e2KD {live[1].text}",
+            "the latter, RandAugment, erasing",
         ),
-    ]
-    comparisons.append(
-        (
-            f"frozen minus live e2KD, {_TERMS}",
-            runs_of("cifar10_live", "e2kd"),
-            runs_of("cifar10_live", "e2kd_live"),
-            "accuracy",
-            "3 seeds",
-        )
-    )
-    rows: Rows = [
-        (text, [difference(candidate, baseline, metric), Cell(seeds)])
-        for text, candidate, baseline, metric, seeds in comparisons
-    ]
-    return table(("comparison", "difference", "measured with"), rows)
+    }
+    header = ("", "measured", "conditions")
+    return table(header, [(label, [Cell(text) for text in cells]) for label, cells in rows.items()])
 
 
 FEW_IMAGES = {
@@ -180,7 +136,7 @@ _SETS = (
     DataSet("ImageNet-21k", 14_197_122, 21_841, 7, 111_000, "estimated"),
 )
 _OTHER_BYTES = 290
-"""Bytes per record of index, receipts and manifests (docs/results/scale-estimates.md)."""
+"""Bytes per record of index, receipts and manifests (docs/results/scale.md)."""
 
 
 def store_sizes() -> str:

@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs/reference/api.md"
 NAMES = {value.__name__ for _, value, _ in api.names()}
-USERS = ("own-loop", "plug-ins", "package", "add-a-loss", "add-a-source", "add-a-provider")
+USERS = ("own-loop", "plug-ins", "package", "extend")
 
 
 def test_the_page_is_that_of_the_docstrings():

@@ -103,11 +103,10 @@ def test_every_python_block_is_executed():
             "evaluate.md",
             "exchange.md",
             "object-storage.md",
-            *["own-loop.md"] * 6,
+            "own-data.md",
+            *["own-loop.md"] * 7,
             *["package.md"] * 5,
             *["plug-ins.md"] * 4,
-            "preview.md",
-            "production.md",
             *["store-format.md"] * 2,
         )
     ]
@@ -348,7 +347,7 @@ def test_the_readme_and_the_first_steps_have_the_same_commands():
 
 @pytest.mark.slow
 def test_the_stages_of_a_table_run_as_they_are_printed(tmp_path, run_block):
-    run_block(block_with("docs/howto/tables.md", "data.name=breast_cancer"), "executor=serial")
+    run_block(block_with("docs/howto/datasets.md", "data.name=breast_cancer"), "executor=serial")
 
     assert (tmp_path / "runs/breast-cancer/arms/report.html").exists()
 
@@ -370,7 +369,7 @@ def test_the_steps_of_the_demo_and_what_builds_on_it_run(tmp_path, run_block):
     run_block(block_with("docs/concepts/frozen-replay-live.md", "mode=replay"), *TINY_DEMO)
     run_block(block_with("docs/concepts/frozen-replay-live.md", "mode=live"), *TINY_DEMO)
     run_block(block_with("docs/howto/evaluate.md", "evaluators=[accuracy"), *TINY_DEMO)
-    run_block(block_with("docs/howto/report.md", "run=taus"), *TINY_DEMO)
+    run_block(block_with("docs/howto/evaluate.md", "run=taus"), *TINY_DEMO)
 
     assert (tmp_path / "runs/demo/report.html").exists()
     assert (tmp_path / "runs/replayed/distill/model.safetensors").exists()

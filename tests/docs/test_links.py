@@ -68,8 +68,9 @@ def test_a_linked_heading_has_the_same_anchor_on_github_and_on_the_site():
 
 
 def test_the_questions_of_newcomers_are_answered_where_the_page_of_questions_says():
-    page = DOCS / "development" / "questions.md"
-    rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()[8:]]
+    page = DOCS / "development" / "architecture.md"
+    lines = page.read_text().partition("## Questions")[2].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][1:]
     clicks = clicks_from_readme()
 
     assert len(rows) > 10
@@ -81,11 +82,23 @@ def test_the_questions_of_newcomers_are_answered_where_the_page_of_questions_say
         assert all(quoted in text for quoted in re.findall(r'"([^"]*)"', answer)), question
 
 
+def pages_of(entries):
+    """Pages of a navigation, whose groups may have groups."""
+    return [
+        page
+        for entry in entries
+        for page in (
+            [entry]
+            if isinstance(entry, str)
+            else [page for group in entry.values() for page in pages_of(group)]
+        )
+    ]
+
+
 def test_every_page_is_in_the_sites_navigation():
     nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
-    named = [page for section in nav for pages in section.values() for page in pages]
 
-    assert sorted(named) == sorted(
+    assert sorted(pages_of(nav)) == sorted(
         page.relative_to(DOCS).as_posix() for page in PAGES if DOCS in page.parents
     )
 
@@ -110,7 +123,7 @@ def test_links_out_of_the_pages_lead_into_the_repository():
     assert "(https://host/name/blob/HEAD/pipeline/permafrost/losses/e2kd.py)" in linked
     assert "(https://host/name/tree/HEAD/pipeline/permafrost/config)" in linked
     assert "../../pipeline" not in plain
-    assert "(../howto/add-a-loss.md)" in plain
+    assert "(../howto/extend.md#add-a-loss)" in plain
 
 
 def test_the_figure_is_an_image_with_a_title():
@@ -123,5 +136,5 @@ def test_the_figure_is_an_image_with_a_title():
 def test_the_readme_is_short():
     lines = (ROOT / "README.md").read_text().splitlines()
 
-    assert len(lines) <= 120
+    assert len(lines) <= 100
     assert max(map(len, lines)) <= 120

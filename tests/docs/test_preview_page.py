@@ -12,7 +12,7 @@ from tests.support.previews import message_of, preview_of
 ROWS = dict(
     re.findall(
         r"^\| `(\w+)` \| ([^|]*) \|",
-        (ROOT / "docs/howto/preview.md").read_text(encoding="utf-8"),
+        (ROOT / "docs/howto/own-data.md").read_text(encoding="utf-8"),
         flags=re.MULTILINE,
     )
 )
@@ -33,7 +33,7 @@ def test_a_row_has_the_levels_that_the_tests_show():
 
 
 def test_the_rule_of_the_page_names_rare_classes(tmp_path):
-    (block,) = blocks_of(ROOT / "docs/howto/preview.md", "python")
+    (block,) = blocks_of(ROOT / "docs/howto/own-data.md", "python")
     counts = {"cat": 12, "dog": 3}
     write_images(tmp_path, *(f"{c}/{i}.jpg" for c, count in counts.items() for i in range(count)))
     try:

@@ -1,1 +1,1 @@
-"""Checks and measurements of a CUDA machine, run by `make gpu` (docs/howto/gpu.md). Read `__main__.py` first."""
+"""Checks and measurements of a CUDA machine, run by `make gpu` (docs/howto/cluster.md). Read `__main__.py` first."""

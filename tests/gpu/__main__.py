@@ -43,7 +43,7 @@ PACKAGES = {
     "webdataset": "webdataset",
     "braceexpand": "braceexpand",
 }
-"""Modules that the checks and rows import, with the names of their packages (docs/howto/gpu.md)."""
+"""Modules that the checks and rows import, with the names of their packages (docs/howto/cluster.md)."""
 
 
 def main(words: list[str]) -> int:
@@ -52,7 +52,7 @@ def main(words: list[str]) -> int:
     missing = [package for module, package in PACKAGES.items() if not _is_there(module)]
     if missing:
         print(
-            f"gpu: {sys.executable} lacks {', '.join(missing)}; install them (docs/howto/gpu.md), or name another "
+            f"gpu: {sys.executable} lacks {', '.join(missing)}; install them (docs/howto/cluster.md), or name another "
             "interpreter: make gpu PY=...",
             file=sys.stderr,
         )

@@ -3,7 +3,7 @@
 python -m tests.hosts [--write] [--logs FOLDER] [trial ...]
 
 trial     names of TRIALS in trials.py; all without any. An undisturbed command runs first where one is compared with it
---write   put the rows into docs/reliability.md, where the rows of other trials stay
+--write   put the rows into docs/concepts/reliability.md, where the rows of other trials stay
 --logs    folder of logs and outcomes, in which undisturbed commands are found again; a temporary one without it
 
 It needs root or user namespaces, and says why where it cannot run.

@@ -152,7 +152,7 @@ def test_a_file_gives_the_logits_of_an_evaluation(exported, file_format):
 
 def test_the_program_of_the_page_names_the_class(exported, tmp_path, monkeypatch, capsys):
     files, _, network = exported
-    (program,) = blocks_of(ROOT / "docs/howto/production.md", "python")
+    *_, program = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
     (tmp_path / "student.onnx").write_bytes(files["onnx"])
     images = noise(2, 3, 16, 16)
     for number, image in enumerate(images):
@@ -198,7 +198,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_program_of_the_page_decodes_as_a_store_does(name, tmp_path, monkeypatch):
-    (program,) = blocks_of(ROOT / "docs/howto/production.md", "python")
+    *_, program = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
     picture = PICTURES[name]()
     picture.save(tmp_path / "picture.png", exif=picture.getexif())
     code, _, _ = program.code.partition("session = ")

@@ -311,8 +311,8 @@ class AugmentOptions(Options):
     mix: Annotated[tuple[MixConfig, ...], Role.IF_SET] = ()
     """Mixtures of each view with that of a second record of the batch, after all operations. A record has at most one:
     a later one of the list that is drawn takes the place of an earlier one. Stored targets are mixed by rules
-    (docs/concepts/mixing.md), and a live teacher sees the mixture. It is an option of trainings: views.mix mixes the
-    views that a pass stores."""
+    (docs/concepts/one-geometry.md), and a live teacher sees the mixture. It is an option of trainings: views.mix mixes
+    the views that a pass stores."""
 
     @property
     def moving(self) -> tuple[OperationConfig | PolicyConfig, ...]:

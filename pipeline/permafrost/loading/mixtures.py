@@ -198,7 +198,7 @@ def mixture_of_targets(batch: Batch) -> Mixture | None:
 
 
 def mix_targets(targets: Targets, *, second_maps: bool = True) -> Targets:
-    """Return targets of mixtures from the stored targets of their images (docs/concepts/mixing.md).
+    """Return targets of mixtures from the stored targets of their images (docs/concepts/one-geometry.md).
 
     Logits stay those of both records, with their shares. Explained classes are those of both, each with the cells and
     the share of its record. Other fields are mixed cell by cell, those without cells by the share.

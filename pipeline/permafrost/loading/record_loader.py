@@ -116,7 +116,7 @@ class ViewBatch:
     def targets(self, grid: tuple[int, int] | None = None) -> tuple[Targets, ...]:
         """Return the targets of each teacher pass: logits f32 [B, K], maps f32 [B, E, A, h, w], warped like the images.
 
-        Those of `augment.mix` are mixed by rules (docs/concepts/mixing.md): logits of both records with their shares,
+        Those of `augment.mix` are mixed by rules (docs/concepts/one-geometry.md): logits of both records with shares,
         and maps of the explained classes of both, with `class_weights` and `cell_weights`.
 
         Args:

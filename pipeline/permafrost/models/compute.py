@@ -63,7 +63,7 @@ def fastest_precision(device: torch.device) -> Literal["bfloat16", "float32"]:
     """Return bfloat16 if the device multiplies its matrices several times as fast as those of float32, else float32.
 
     These are GPUs with tensor cores for bfloat16, and CPUs with AMX. A CPU that has bfloat16 as an AVX-512 instruction
-    alone was slower with it than with float32 (docs/results/precision.md), and one without either emulates it.
+    alone was slower with it than with float32 (docs/results/benchmarks.md), and one without either emulates it.
     """
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= _AMPERE else "float32"

@@ -250,7 +250,7 @@ def _decode_raw(data: bytes) -> NDArray[np.uint8]:
 
 
 def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
-    """Decode a JPEG bit for bit as Pillow does (tests check it), in 0.15 to 0.65 of its time (docs/decisions/store.md).
+    """Decode a JPEG bit for bit as Pillow does (tests check it), in 0.15 to 0.65 of its time.
 
     Return None for kinds that only Pillow decodes.
     """

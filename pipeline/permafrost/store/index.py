@@ -3,7 +3,7 @@
 `index.arrow` has the columns that training reads, `keys.arrow` the keys and SHA-256 digests. Each is an Arrow IPC file
 of a single record batch. Every column is therefore one contiguous piece of the file, which is mapped into memory as a
 NumPy array without a copy: opening takes no time, a process holds no private memory for the rows, and it reads from
-disk only what it uses. Files of many small batches lose all three (docs/decisions/store.md has the figures).
+disk only what it uses. Files of many small batches lose all three (docs/development/decisions.md has the figures).
 
 Nothing reads the whole file before its first use, so a digest of the file is no protection. The table of shards has a
 CRC-32C for each shard and column, and a digest of each shard's keys. They are compared when rows of the shard are
