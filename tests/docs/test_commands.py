@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -104,7 +105,7 @@ def test_every_python_block_is_executed():
             "exchange.md",
             "object-storage.md",
             "own-data.md",
-            *["own-loop.md"] * 7,
+            *["own-loop.md"] * 8,
             *["package.md"] * 5,
             *["plug-ins.md"] * 4,
             *["store-format.md"] * 2,
@@ -148,6 +149,21 @@ def test_the_loop_of_the_page_learns_maps_and_logits(frozen):
 
 
 @pytest.mark.slow
+def test_two_ranks_of_torchrun_train_one_student(frozen, tmp_path):
+    (tmp_path / "train.py").write_text(OWN_LOOP[2].code)
+    words = ["--standalone", "--nproc-per-node=2", "train.py", str(frozen.store.path), "student.pt"]
+
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words], cwd=tmp_path, check=True
+    )
+
+    weights = torch.load(tmp_path / "student.pt", weights_only=True)
+    assert weights["fc.weight"].shape == (10, 512)
+    assert all(values.isfinite().all() for values in weights.values())
+    assert weights["bn1.num_batches_tracked"] == 4  # two epochs of 40 records in batches of 2 x 8
+
+
+@pytest.mark.slow
 def test_the_ten_lines_of_the_page_end_in_an_evaluated_student(tmp_path, monkeypatch, capsys):
     """With smaller networks, on images drawn here."""
     import timm
@@ -158,7 +174,7 @@ def test_the_ten_lines_of_the_page_end_in_an_evaluated_student(tmp_path, monkeyp
     network = timm.create_model("resnet10t", num_classes=2)
     save_file(network.state_dict(), "resnet50.safetensors")
     code = (
-        OWN_LOOP[2]
+        OWN_LOOP[3]
         .code.replace("resnet50.a1_in1k", "resnet10t")
         .replace("trainer__epochs=30", "trainer__epochs=1, batch_size=8, augment__size=64")
     )
@@ -176,14 +192,14 @@ def test_the_ten_lines_of_the_page_end_in_an_evaluated_student(tmp_path, monkeyp
 def test_the_table_of_the_page_has_the_logits_of_each_record(frozen):
     values = {"store": frozen.store.path}
 
-    exec(OWN_LOOP[3].code, values)
+    exec(OWN_LOOP[4].code, values)
 
     assert np.array_equal(np.stack(values["frame"]["logits"]), values["logits"])
     assert values["logits"].shape == (40, 10)
 
 
 def test_any_network_is_explained_as_the_page_says(capsys):
-    exec(OWN_LOOP[4].code, {})
+    exec(OWN_LOOP[5].code, {})
 
     assert "torch.Size([6, 10]) torch.Size([6, 1, 1, 3, 3])" in capsys.readouterr().out
 
@@ -191,7 +207,7 @@ def test_any_network_is_explained_as_the_page_says(capsys):
 def test_a_student_is_loaded_as_the_page_says(frozen):
     values = {"student": str(save_student(frozen, "student"))}
 
-    exec(OWN_LOOP[5].code, values)
+    exec(OWN_LOOP[6].code, values)
 
     assert values["predicted"].shape == (4,)
 
