@@ -47,7 +47,7 @@ COMMANDS = [
     for command in lines_of(block.code)
     if not is_of_a_recipe(block, command)
 ]
-LANGUAGES = {"bash", "python", "text", "toml", "yaml"}
+LANGUAGES = {"bash", "python", "text", "toml", "yaml", "sh"}
 
 
 def block_with(page, text):
@@ -150,8 +150,8 @@ def test_the_loop_of_the_page_learns_maps_and_logits(frozen):
 
 @pytest.mark.slow
 def test_two_ranks_of_torchrun_train_one_student(frozen, tmp_path):
-    (tmp_path / "train.py").write_text(OWN_LOOP[2].code)
-    words = ["--standalone", "--nproc-per-node=2", "train.py", str(frozen.store.path), "student.pt"]
+    (tmp_path / "my_training.py").write_text(OWN_LOOP[2].code)
+    words = ["--standalone", "--nproc-per-node=2", "my_training.py", str(frozen.store.path), "student.pt"]
 
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words], cwd=tmp_path, check=True
