@@ -111,6 +111,11 @@ class _Written:
         return self.text
 
 
+def called(name: str, function: Any) -> str:
+    """Return a block of code with the signature of a function, whose headings stay short."""
+    return f"```text\n{name}{signature(function)}\n```\n\n"
+
+
 def signature(function: Any) -> str:
     """Return the signature of a function as it is written."""
     empty = inspect.Parameter.empty
@@ -144,8 +149,8 @@ def members_of(cls: type[Any]) -> Iterator[str]:
         function = value.fget if isinstance(value, property) else inspect.unwrap(_plain(value))
         if name.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
             continue
-        shape = "" if isinstance(value, property) else signature(function)
-        yield f"#### `{cls.__name__}.{name}{shape}`\n\n{described(inspect.cleandoc(function.__doc__))}"
+        shape = "" if isinstance(value, property) else called(name, function)
+        yield f"#### `{cls.__name__}.{name}`\n\n{shape}{described(inspect.cleandoc(function.__doc__))}"
 
 
 def _plain(value: Any) -> Any:
@@ -162,13 +167,12 @@ def page_of(value: Any, module: str) -> str:
     """
     doc = described(inspect.getdoc(value) or "")
     if not inspect.isclass(value):
-        return f"### `{value.__name__}{signature(value)}`\n\n`from {module} import {value.__name__}`\n\n{doc}"
+        imported = f"`from {module} import {value.__name__}`"
+        return f"### `{value.__name__}`\n\n{imported}\n\n{called(value.__name__, value)}{doc}"
     blocks = [f"### `{value.__name__}`", f"`from {module} import {value.__name__}`", doc]
     init = vars(value).get("__init__")
     if init is not None and init.__doc__:
-        blocks.append(
-            f"#### `{value.__name__}{signature(init)}`\n\n{described(inspect.cleandoc(init.__doc__))}"
-        )
+        blocks.append(called(value.__name__, init) + described(inspect.cleandoc(init.__doc__)))
     rows = [
         f"| `{n}` | `{hint}` | {text} |".replace(" | None", " \\| None")
         for n, hint, text in fields_of(value)

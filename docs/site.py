@@ -2,7 +2,8 @@
 
 python -m docs.site [repository address]       writes build/docs for Zensical
 
-A link to a file that is not on the site becomes a link into the repository. Without an address it becomes plain text.
+A link to a file that is not on the site becomes a link into the repository. Without an address it leads to a copy in
+`files/`, and that of a folder becomes plain text.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from docs.links import FENCE, LINK, ROOT, file_of
+from docs.links import FENCE, LINK, ROOT, file_of, links_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DOCS = ROOT / "docs"
 TARGET = ROOT / "build" / "docs"
-COPIED = (".md", ".svg")
+COPIED = (".md", ".svg", ".css")
 """Kinds of files on the site."""
 
 
@@ -37,8 +38,11 @@ def for_site(page: Path, repository: str) -> str:
         file = file_of(page, target)
         if "://" in target or (file.is_relative_to(DOCS) and file.suffix in COPIED):
             return found[0]
-        if not repository:
+        if not repository and file.is_dir():
             return found["text"][1:-1]
+        if not repository:
+            up = "../" * len(page.relative_to(DOCS).parts[:-1])
+            return f"{found['text']}({up}files/{file.relative_to(ROOT).as_posix()}.txt)"
         kind = "tree" if file.is_dir() else "blob"
         return f"{found['text']}({repository}/{kind}/HEAD/{file.relative_to(ROOT).as_posix()})"
 
@@ -50,15 +54,26 @@ def for_site(page: Path, repository: str) -> str:
     return "".join([*parts, LINK.sub(replaced, text[end:])])
 
 
+def copy_linked(page: Path) -> None:
+    """Copy the repository's files that a page links to, as text that a browser shows."""
+    for file in {file_of(page, target) for target in links_of(page)}:
+        if file.is_file() and not (file.is_relative_to(DOCS) and file.suffix in COPIED):
+            copy = TARGET / "files" / f"{file.relative_to(ROOT).as_posix()}.txt"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+
+
 def write(repository: str) -> None:
     """Write the source of the site."""
     shutil.rmtree(TARGET, ignore_errors=True)
     for path in DOCS.rglob("*"):
+        if path.suffix == ".md" and not repository:
+            copy_linked(path)
         target = TARGET / path.relative_to(DOCS)
         if path.suffix == ".md":
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(for_site(path, repository))
-        elif path.suffix == ".svg":
+        elif path.suffix in COPIED:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
 

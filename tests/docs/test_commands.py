@@ -151,7 +151,13 @@ def test_the_loop_of_the_page_learns_maps_and_logits(frozen):
 @pytest.mark.slow
 def test_two_ranks_of_torchrun_train_one_student(frozen, tmp_path):
     (tmp_path / "my_training.py").write_text(OWN_LOOP[2].code)
-    words = ["--standalone", "--nproc-per-node=2", "my_training.py", str(frozen.store.path), "student.pt"]
+    words = [
+        "--standalone",
+        "--nproc-per-node=2",
+        "my_training.py",
+        str(frozen.store.path),
+        "student.pt",
+    ]
 
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words], cwd=tmp_path, check=True

@@ -122,7 +122,8 @@ def test_links_out_of_the_pages_lead_into_the_repository():
 
     assert "(https://host/name/blob/HEAD/pipeline/permafrost/losses/e2kd.py)" in linked
     assert "(https://host/name/tree/HEAD/pipeline/permafrost/config)" in linked
-    assert "../../pipeline" not in plain
+    assert "](../../pipeline" not in plain
+    assert "(../files/pipeline/permafrost/losses/e2kd.py.txt)" in plain
     assert "(../howto/extend.md#add-a-loss)" in plain
 
 
