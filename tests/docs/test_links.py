@@ -1,5 +1,6 @@
 """Links between pages and to files of the repository, and the site that is made of the pages."""
 
+import json
 import re
 import tomllib
 import xml.etree.ElementTree as ElementTree
@@ -82,23 +83,10 @@ def test_the_questions_of_newcomers_are_answered_where_the_page_of_questions_say
         assert all(quoted in text for quoted in re.findall(r'"([^"]*)"', answer)), question
 
 
-def pages_of(entries):
-    """Pages of a navigation, whose groups may have groups."""
-    return [
-        page
-        for entry in entries
-        for page in (
-            [entry]
-            if isinstance(entry, str)
-            else [page for group in entry.values() for page in pages_of(group)]
-        )
-    ]
-
-
 def test_every_page_is_in_the_sites_navigation():
     nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
 
-    assert sorted(pages_of(nav)) == sorted(
+    assert sorted(site.pages_of(nav)) == sorted(
         page.relative_to(DOCS).as_posix() for page in PAGES if DOCS in page.parents
     )
 
@@ -125,6 +113,24 @@ def test_links_out_of_the_pages_lead_into_the_repository():
     assert "](../../pipeline" not in plain
     assert "(../files/pipeline/permafrost/losses/e2kd.py.txt)" in plain
     assert "(../howto/extend.md#add-a-loss)" in plain
+
+
+def test_llms_txt_has_a_line_for_each_page():
+    lines = re.findall(r"^- \[([^\]]+)\]\(([^)]+)\): (.+)$", site.listing(), re.MULTILINE)
+
+    assert {DOCS / page for _, page, _ in lines} == {page for page in PAGES if DOCS in page.parents}
+    assert all((DOCS / page).read_text().startswith(f"# {title}\n") for title, page, _ in lines)
+    assert all(20 < len(sentence) < 400 and "](" not in sentence for _, _, sentence in lines)
+
+
+def test_the_notebook_of_the_site_installs_from_the_address_of_the_repository():
+    with_address = json.loads(site.notebook("https://host.org/owner/name"))["cells"]
+    without = json.loads(site.notebook(""))["cells"]
+
+    assert with_address[1:] == without
+    assert with_address[0]["source"] == [
+        '%pip install "permafrost-kd @ git+https://host.org/owner/name"'
+    ]
 
 
 def test_the_figure_is_an_image_with_a_title():
