@@ -1,5 +1,5 @@
 # Image of all verbs: docker build -t permafrost . && docker run permafrost distill --help
-# It has not been built where the tests run.
+# A test runs its commands in a shell; docker itself has not built it.
 FROM python:3.12-slim
 RUN pip install --no-cache-dir uv && useradd --create-home permafrost
 WORKDIR /opt/permafrost

@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from permafrost.config.version import __version__
 from tests.support.pages import PAGES
 from tests.support.paths import ROOT
 
@@ -70,3 +71,10 @@ def test_the_distribution_has_a_name_of_its_own_and_the_command_does_not_change(
     assert [r for r in requirements if r.startswith("permafrost")] == [
         "permafrost-kd[cloud,heic,onnx]"
     ]
+
+
+def test_the_version_is_one_number():
+    heading = re.search(r"^## (\S+) \(", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+
+    assert heading[1] == cited[1] == __version__

@@ -120,7 +120,7 @@ def test_llms_txt_has_a_line_for_each_page():
 
     assert {DOCS / page for _, page, _ in lines} == {page for page in PAGES if DOCS in page.parents}
     assert all((DOCS / page).read_text().startswith(f"# {title}\n") for title, page, _ in lines)
-    assert all(20 < len(sentence) < 400 and "](" not in sentence for _, _, sentence in lines)
+    assert all(15 < len(sentence) < 400 and "](" not in sentence for _, _, sentence in lines)
 
 
 def test_the_notebook_of_the_site_installs_from_the_address_of_the_repository():
