@@ -390,8 +390,10 @@ def test_the_steps_of_the_demo_and_what_builds_on_it_run(tmp_path, run_block):
     run_block(block_with(page, "run=my-student"), *TINY_DEMO)
     run_block(block_with("docs/concepts/frozen-replay-live.md", "mode=replay"), *TINY_DEMO)
     run_block(block_with("docs/concepts/frozen-replay-live.md", "mode=live"), *TINY_DEMO)
-    run_block(block_with("docs/howto/evaluate.md", "evaluators=[accuracy"), *TINY_DEMO)
-    run_block(block_with("docs/howto/evaluate.md", "run=taus"), *TINY_DEMO)
+    run_block(
+        block_with("docs/howto/evaluate.md", "evaluators=[accuracy,localization,shift]"), *TINY_DEMO
+    )
+    run_block(block_with("docs/howto/evaluate.md", "report.baseline=t1"), *TINY_DEMO)
 
     assert (tmp_path / "runs/demo/report.html").exists()
     assert (tmp_path / "runs/replayed/distill/model.safetensors").exists()
