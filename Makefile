@@ -15,7 +15,7 @@ STAGES := preview estimate precompute ingest teach verify show distill evaluate 
 CLUSTER_STAGES := preview estimate precompute ingest teach distill sweep attach
 LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
 ADDRESS ?= http://127.0.0.1:8265
-.PHONY: help install demo submit render test test-all test-anywhere test-versions test-hub test-hosts bench gpu docs lint format lock clean $(STAGES)
+.PHONY: help install demo submit render test test-all test-anywhere test-versions test-hub test-loggers test-hosts bench gpu docs lint format lock clean $(STAGES)
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -92,6 +92,12 @@ test-hub: .venv-hub/.installed ## run the tests of Hugging Face's data sets, in 
 .venv-hub/.installed: tests/hub/requirements.lock pyproject.toml .ci/install
 	@bash .ci/install .venv-hub tests/hub/requirements.lock
 
+test-loggers: .venv-loggers/.installed ## run the tests of wandb, MLflow and Trackio, in an environment with their extras
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-loggers/bin/python -m pytest -q tests/loggers $(ARGS)
+
+.venv-loggers/.installed: tests/loggers/requirements.lock pyproject.toml .ci/install
+	@bash .ci/install .venv-loggers tests/loggers/requirements.lock
+
 test-hosts: install ## lose hosts, links and a server of a cluster on this machine; ARGS="lost-worker cut" selects
 	@$(PY) -m tests.hosts $(ARGS)
 
@@ -130,6 +136,8 @@ lock: ## update the pinned packages from pyproject.toml
 	$(LOCK) --extra bench pyproject.toml -o tests/benchmarks/requirements.lock
 	cp requirements.lock tests/hub/requirements.lock
 	$(LOCK) --extra dev --extra hub pyproject.toml -o tests/hub/requirements.lock
+	cp requirements.lock tests/loggers/requirements.lock
+	$(LOCK) --extra dev --extra wandb --extra mlflow --extra trackio pyproject.toml -o tests/loggers/requirements.lock
 
-clean: ## remove runs, stores and the site (not .venv, .venv-bench, .venv-hub and .nox)
+clean: ## remove runs, stores and the site (not .venv, .venv-bench, .venv-hub, .venv-loggers and .nox)
 	rm -rf runs stores build site

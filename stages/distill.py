@@ -9,6 +9,7 @@
 Reads   <store.path> and one teacher pass in it (named by `store.teacher=` if there are several), or the teacher's
         weights with mode=live
 Writes  runs/<run>/distill/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, tensorboard/, config.yaml
+        (logger= takes the place of tensorboard/)
 Rerun   the same command resumes from the last checkpoint, with any trainer.ranks, and does not change a finished run
 """
 

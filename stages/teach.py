@@ -5,8 +5,8 @@
         teaching.split=train teaching.trainer.epochs=30
 
 Reads   <store.path> (packed, without a teacher pass)
-Writes  runs/<run>/teach/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, metrics.json, config.yaml;
-        a teaching with a preparation also writes its result here, and as an artifact of the store
+Writes  runs/<run>/teach/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, metrics.json, config.yaml,
+        tensorboard/; a teaching with a preparation also writes its result here, and as an artifact of the store
 Rerun   the same command resumes from the last checkpoint, and does not change a finished run
 """
 
@@ -26,11 +26,13 @@ from permafrost.config.paths import with_absolute_paths
 from permafrost.config.points import option_text
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.progress import show_epochs
+from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import METRICS_NAME, read_metrics_file
 from permafrost.models.resolve import resolve_teach
 from permafrost.models.saved import is_finished, read_description
 from permafrost.models.trained_weights import MODEL_NAME, check_trained_weights
 from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
+from permafrost.runs.trackers import TrackedRun, check_logger
 from permafrost.storage.signed_files import write_json
 from permafrost.store.reader import Store
 from permafrost.training.job import OpenedInputs, TrainingProgress, run_training
@@ -68,6 +70,7 @@ class TeachResult:
 
 def run(config: TeachConfig) -> TeachResult:
     """Train, export and evaluate the teacher."""
+    check_logger(config.logger)
     store = Store(config.store.folder)
     # A weights file is the output of this stage, named for a later precompute. Published weights are initial weights.
     if not is_published(config.teacher.weights):
@@ -101,6 +104,8 @@ def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
 
         splits = evaluate_model(folder, store, config.evaluate)
         write_json(metrics_path, {"splits": splits})
+        numbers = {split: numbers_of(metrics) for split, metrics in splits.items()}
+        TrackedRun(config.logger, config.run, folder.absolute()).add_results("evaluate", numbers)
     splits = read_metrics_file(metrics_path, advice)["splits"]
     accuracy, f1 = (
         {split: metrics[name] for split, metrics in splits.items() if name in metrics}

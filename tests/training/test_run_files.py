@@ -157,7 +157,7 @@ def test_damage_anywhere_in_the_metrics_is_seen(kind, tmp_path):
     sound = (tmp_path / METRIC_LOG_NAME).read_bytes()
 
     def open_again():
-        with MetricWriter(tmp_path, 8):
+        with MetricWriter(run_files.tracked_run(tmp_path), 8):
             pass
 
     assert list(read_metrics(tmp_path, 8)) == lines
@@ -188,7 +188,7 @@ def test_a_tail_that_the_checkpoint_does_not_cover_is_dropped(tmp_path):
     with (tmp_path / METRIC_LOG_NAME).open("ab") as file:
         file.write(bytes(500) + b"\n")  # as after a power failure
 
-    with MetricWriter(tmp_path, 4) as writer:
+    with MetricWriter(run_files.tracked_run(tmp_path), 4) as writer:
         writer.write({"step": 6, "total": 2.0})
 
     assert [line["total"] for line in read_metrics(tmp_path, 6)] == [1.0, 1.0, 2.0]

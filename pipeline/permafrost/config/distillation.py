@@ -30,6 +30,7 @@ from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Command, Options, Role
 from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.training import (
+    Logger,
     OptimizerOptions,
     TrainerOptions,
     check_pairs,
@@ -119,6 +120,10 @@ class DistillConfig(Options):
     """Seed of the training: initial weights, order of the records and augmentation."""
     run: str = "untitled"
     """Folder below runs/, as in precompute."""
+    logger: Logger = "tensorboard"
+    """Tracker that gets the curves of metrics.jsonl and the results of the evaluation: TensorBoard, Weights & Biases
+    (wandb), MLflow or Trackio. It writes into the run's folder or where its environment variables say; all but
+    TensorBoard need their package, as in pip install 'permafrost-kd[wandb]'."""
     command: Command = ()
     """Command that trained the student; of a student of a sweep, the sweep's."""
 

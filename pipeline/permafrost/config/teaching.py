@@ -16,7 +16,7 @@ from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Command, Options, Role
 from permafrost.config.plugins import Family
 from permafrost.config.store import StoreOptions
-from permafrost.config.training import OptimizerOptions, TrainerOptions, check_pairs
+from permafrost.config.training import Logger, OptimizerOptions, TrainerOptions, check_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +123,10 @@ class TeachConfig(Options):
     """Seed of the training, as in distill."""
     run: str = "untitled"
     """Folder below runs/, as in precompute."""
+    logger: Logger = "tensorboard"
+    """Tracker that gets the curves of metrics.jsonl and the results of the evaluation: TensorBoard, Weights & Biases
+    (wandb), MLflow or Trackio. It writes into the run's folder or where its environment variables say; all but
+    TensorBoard need their package, as in pip install 'permafrost-kd[wandb]'."""
     command: Command = ()
     """Command that trained the teacher."""
 

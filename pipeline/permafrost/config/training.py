@@ -11,6 +11,9 @@ from permafrost.config.augment import AugmentOptions
 from permafrost.config.options import Options, Role
 from permafrost.core.errors import require
 
+Logger = Annotated[Literal["tensorboard", "wandb", "mlflow", "trackio"], Role.OUTSIDE_IDENTITY]
+"""Tracker that shows the numbers of a training and of its evaluations."""
+
 
 def check_pairs(augment: AugmentOptions, trainer: TrainerOptions, per_step: int = 1) -> None:
     """Check that both records of each mixed pair are in the same rank's slice of the batch.

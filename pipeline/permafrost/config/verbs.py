@@ -24,7 +24,7 @@ from permafrost.config.options import Command, Options, Role, options_of
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PrecomputeConfig, StoreOptions
 from permafrost.config.teaching import TeachConfig
-from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.config.training import Logger, OptimizerOptions, TrainerOptions
 from permafrost.core.errors import require, require_name
 
 DEFAULT_EVALUATORS = ("accuracy", "localization")
@@ -185,6 +185,8 @@ class EvaluateConfig(EvaluationRun):
     student: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
     """Network to evaluate with model=network, read with that option only."""
     augment: AugmentOptions = field(default_factory=AugmentOptions)
+    logger: Logger = "tensorboard"
+    """Tracker that gets the results, as in distill: those of a student in the tracker's run of its training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,6 +34,7 @@ from permafrost.evaluation.trained_student import (
     trains_classifier,
 )
 from permafrost.runs.folder import open_run, run_folder
+from permafrost.runs.trackers import TrackedRun, check_logger
 
 logger = logging.getLogger("permafrost.evaluate")
 
@@ -48,15 +49,19 @@ class EvaluateResult:
     """Fault of the last layer of a student, whose logits and maps mean nothing then."""
     next: str = ""
 
-    def printed(self) -> dict[str, str]:
-        """Return the values for the terminal: the file, and a table of the numbers with a column per split.
+    @property
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Numbers of the table, by split. Long lists, and those of a last layer that was not trained, are left out."""
+        return {
+            split: numbers_of(
+                without_outputs(metrics) if self.classifier else metrics, most=_MOST_PRINTED
+            )
+            for split, metrics in self.splits.items()
+        }
 
-        Long lists, and numbers of a last layer that was not trained, are left out.
-        """
-        shown = list(self.splits.values())
-        if self.classifier:
-            shown = [without_outputs(metrics) for metrics in shown]
-        numbers = [numbers_of(metrics, most=_MOST_PRINTED) for metrics in shown]
+    def printed(self) -> dict[str, str]:
+        """Return the values for the terminal: the file, and a table of the numbers with a column per split."""
+        numbers = list(self.numbers.values())
         names = dict.fromkeys(chain.from_iterable(numbers))
         rows = [
             ["", *self.splits],
@@ -88,10 +93,11 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
         name: Folder to write within the run's folder, None for the one that the options determine.
 
     Raises:
-        ConfigError: If a network, a pass or a requirement of an evaluator is missing, or an evaluator was run with
-            other options.
+        ConfigError: If a network, a pass, the package of `logger` or a requirement of an evaluator is missing, or an
+            evaluator was run with other options.
         StoreMismatchError: If a pass does not fit the network.
     """
+    check_logger(config.logger)
     if config.model == "teacher":  # a teacher is not compared with another student
         config = with_baselines(config, dict.fromkeys(named_baselines(config)))
         inputs, folder_name = open_teacher(config), TEACHER_EVALUATION
@@ -134,12 +140,18 @@ def evaluate_student(config: EvaluateConfig, name: str | None = None) -> Evaluat
     is_probed = bool({"knn", "linear_probe"} & results["evaluators"].keys())
     if is_untrained and not is_probed and inputs.store.manifest.classes:
         after = evaluate_command(config.run, inputs.store, student, config.evaluate.splits)
-    return EvaluateResult(
+    result = EvaluateResult(
         metrics=str(folder / METRICS_NAME),
         splits=results["splits"],
         classifier=UNTRAINED if is_untrained else "",
         next=after,
     )
+    if missing:
+        tracked = TrackedRun(
+            config.logger, config.run, (student if config.model == "student" else folder).absolute()
+        )
+        tracked.add_results(folder.relative_to(run_folder(config.run)).as_posix(), result.numbers)
+    return result
 
 
 def _warn_of_chosen_epoch(config: EvaluateConfig, inputs: EvaluationInputs) -> None:

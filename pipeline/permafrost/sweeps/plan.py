@@ -24,6 +24,7 @@ from permafrost.evaluation.inputs import (
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
 from permafrost.runs.folder import identity
+from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store
 from permafrost.sweeps.runner import Student
 from permafrost.sweeps.select import check_reported_epochs, check_selection
@@ -67,6 +68,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
                 f"model={evaluate.model} is not supported in a sweep; evaluate that network with "
                 f"permafrost evaluate model={evaluate.model}",
             )
+            check_logger(trained.logger)
             _check_splits(evaluate)
             check_reported_epochs(trained, evaluate)
             if config.select is not None:

@@ -21,6 +21,7 @@ from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import TrainedModel, is_finished, load_model
 from permafrost.models.trained_weights import check_trained_weights
 from permafrost.runs.folder import CHECKPOINT_NAME, CONTINUED, open_run
+from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.job import OpenedInputs, TrainingJob, run_training
 from permafrost.training.student_passes import (
@@ -70,9 +71,10 @@ def distill_student(
             bar; None shows the bar.
 
     Raises:
-        ConfigError: If the options do not fit the store.
+        ConfigError: If the options do not fit the store, or the package of `logger` is not installed.
         StoreMismatchError: If a pass does not have what the method reads.
     """
+    check_logger(config.logger)
     store = Store(config.store.folder)
     config = with_named_passes(resolve_distill(config, store), store, config.run)
     opened = OpenedInputs(store, open_passes(config, store))

@@ -19,6 +19,7 @@ from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.runs.folder import read_cost, save_cost
 from permafrost.runs.mirrors import upload_mirror
+from permafrost.runs.trackers import TrackedRun
 
 if TYPE_CHECKING:
     from permafrost.core.distributed import DistributedContext
@@ -115,7 +116,8 @@ class TrainingJob(ABC):
             on_epoch(epoch, line)
 
         read_cost(self.folder)  # a damaged file is an error before the training, not after an epoch
-        training = train_to_end(spec, self.folder, count_cost, distributed)
+        tracked = TrackedRun(self.config.logger, self.run, self.folder)
+        training = train_to_end(spec, tracked, count_cost, distributed)
         if distributed.is_first:
             trained = replace(
                 self.describe(spec),

@@ -17,7 +17,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,6 +33,7 @@ from permafrost.models.classifier import Classifier
 from permafrost.models.providers import measure_cost
 from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.runs.mirrors import upload_mirror
+from permafrost.runs.trackers import TrackedRun
 from permafrost.training.build import build_loader, build_training
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
 from permafrost.training.metric_log import MetricWriter, StepLog
@@ -101,13 +101,13 @@ def fit(
     trainer: TrainerOptions,
     lr: float,
     input_size: tuple[int, int],
-    folder: Path,
+    tracked: TrackedRun,
     on_epoch: Callable[[int, str], None],
     after_epoch: Sequence[Callable[[Classifier, int], bool | None]] = (),
 ) -> None:
     """Train to the last epoch, starting from the folder's checkpoint if there is one.
 
-    The first rank writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`.
+    The first rank writes checkpoint.pt, metrics.jsonl and the numbers of `tracked` into its folder.
 
     Args:
         training: State before the first step, into which a checkpoint is loaded.
@@ -115,7 +115,7 @@ def fit(
         trainer: Options of the training.
         lr: Base learning rate, to which the schedule is applied.
         input_size: (height, width) of the student's view.
-        folder: Folder of the run.
+        tracked: Run of the tracker, with the folder of the training.
         on_epoch: Called by the first rank after each epoch with its number and a line of progress.
         after_epoch: Functions that the first rank calls before an epoch's checkpoint with the network and the number of
             epochs done; if one of them returns True, a checkpoint is written in any case.
@@ -126,12 +126,13 @@ def fit(
         DivergedError: If the loss is not finite.
     """
     check_warmup(trainer, stream.num_steps)
+    folder = tracked.folder
     is_new = not (folder / CHECKPOINT_NAME).exists()
     load_checkpoint(training, folder)
     if is_new and training.loss.before_first_step(_TeacherBatches(training, stream)):
         save_checkpoint(training, folder)
     is_first = training.distributed.is_first
-    metric_file = MetricWriter(folder, training.global_step) if is_first else nullcontext()
+    metric_file = MetricWriter(tracked, training.global_step) if is_first else nullcontext()
     with metric_file as writer:
         log = StepLog(
             write=_discard if writer is None else writer.write, every_steps=trainer.log_every_steps
@@ -186,7 +187,7 @@ def _discard(line: dict[str, float]) -> None:
 
 def train_to_end(
     spec: TrainingSpec,
-    folder: Path,
+    tracked: TrackedRun,
     on_epoch: Callable[[int, str], None],
     distributed: DistributedContext,
 ) -> Training:
@@ -197,7 +198,7 @@ def train_to_end(
 
     Args:
         spec: Specification of the training.
-        folder: Folder of the run.
+        tracked: Run of the tracker, with the folder of the training.
         on_epoch: Called by the first rank after each epoch with its number and a line of progress.
         distributed: Ranks that train together.
 
@@ -217,7 +218,7 @@ def train_to_end(
         trainer=spec.trainer,
         lr=spec.optimizer.lr,
         input_size=spec.input_size,
-        folder=folder,
+        tracked=tracked,
         on_epoch=on_epoch,
         after_epoch=[
             callback

@@ -1,4 +1,4 @@
-"""Training metrics: metrics.jsonl, the source of truth, and the same numbers for TensorBoard.
+"""Training metrics: metrics.jsonl, the source of truth, and the same numbers for a tracker.
 
     {"total": 1.3, ..., "step": 8, "epoch": 0, "lr": 0.1, "records_per_second": 900.0, "chain": "<16 digits>"}
 
@@ -28,10 +28,10 @@ from permafrost.core.errors import UserError
 from permafrost.core.progress import SECONDS_PER_LINE
 from permafrost.losses.base import LossTerms
 from permafrost.runs.folder import run_identity
+from permafrost.runs.trackers import TrackedRun, Tracker
 from permafrost.storage.files import read_regular, write_atomically
 from permafrost.storage.local_files import write_error
 from permafrost.storage.signed_files import DigestError, damaged
-from permafrost.training.event_log import EventLog
 from permafrost.training.state import Training
 
 logger = logging.getLogger("permafrost.training")
@@ -135,27 +135,29 @@ class StepLog:
 
 
 class MetricWriter:
-    """Writer of metrics.jsonl and TensorBoard events. Lines after `global_step` (of a killed run) are dropped."""
+    """Writer of metrics.jsonl and of a tracker's run. Lines after `global_step` (of a killed run) are dropped."""
 
-    def __init__(self, folder: Path, global_step: int) -> None:
+    def __init__(self, tracked: TrackedRun, global_step: int) -> None:
         """Continue the folder's file.
 
         Args:
-            folder: Folder of the run.
+            tracked: Run of the tracker, with the folder of the training.
             global_step: Step of the checkpoint from which the training continues, 0 for a new one.
 
         Raises:
             DamagedFileError: If the file's lines up to `global_step` are not all there.
         """
-        self.path = folder / METRIC_LOG_NAME
-        kept, self._digest = b"", run_identity(folder) or ""
+        self.path = tracked.folder / METRIC_LOG_NAME
+        kept, self._digest = b"", run_identity(tracked.folder) or ""
+        written = global_step
         if self.path.exists():
             raw = read_regular(self.path)
             last, problem = 0.0, "it is empty"
             try:
                 for line in _iter_lines(raw, self._digest):
-                    if line.values["step"] > global_step:
-                        break
+                    written = max(written, int(line.values["step"]))
+                    if written > global_step:
+                        continue
                     kept, self._digest, last = raw[: line.end], line.digest, line.values["step"]
                     problem = f"it ends at step {last:g}"
             except DigestError as error:  # beyond the checkpoint it is of no importance
@@ -167,16 +169,16 @@ class MetricWriter:
                 write_atomically(self.path, kept)
             else:
                 self.path.unlink()
-        self.events = EventLog(folder / "tensorboard", global_step + 1)
+        self.tracker = Tracker(tracked, global_step + 1, written)
 
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.events.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        self.tracker.close(is_finished=kind is None)
 
     def write(self, line: dict[str, float]) -> None:
-        """Append a line to the file and its numbers to the events."""
+        """Append a line to the file and its numbers to the tracker."""
         body = json.dumps(line)[:-1]
         self._digest = _chain(self._digest, body.encode())
         try:
@@ -184,7 +186,7 @@ class MetricWriter:
                 file.write(f'{body}{_DIGEST_START}{self._digest}"}}\n')
         except OSError as error:
             raise write_error(self.path, error) from error
-        self.events.add(line)
+        self.tracker.add(line)
 
     def sync(self) -> None:
         """Make the lines durable, before a checkpoint that continues them."""

@@ -1,0 +1,326 @@
+"""Trackers of trainings (`logger=`): TensorBoard, Weights & Biases, MLflow and Trackio.
+
+A training and the evaluations of its network are one run of the tracker, in a project named after the first part of the
+run's name. The tracker's name of that run is in <folder of the training>/<tracker>/run.json, so that a training that is
+resumed, or evaluated later, continues it.
+
+Trackers are output only: metrics.jsonl is the source of truth, and where a tracker cannot write, the work goes on
+without it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from permafrost.config.training import Logger
+from permafrost.core.errors import first_line, require
+from permafrost.runs.folder import STUDENTS
+from permafrost.runs.mirrors import upload_mirror
+from permafrost.storage.signed_files import read_json, write_json
+
+logger = logging.getLogger("permafrost.trackers")
+
+_FINISH_SECONDS = 120.0
+"""Longest time for which the end of a training waits for uploads to Weights & Biases."""
+_numbers = itertools.count()
+
+
+def check_logger(kind: Logger) -> None:
+    """Check that the package of a tracker is installed.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    spec = find_spec(kind)
+    require(
+        spec is not None and spec.origin is not None,  # a folder of that name has no origin
+        f"logger={kind} needs the package {kind}, which is not installed; pip install 'permafrost-kd[{kind}]', or set "
+        "logger=tensorboard",
+    )
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """Run of a tracker, which shows a training and the evaluations of its network."""
+
+    kind: Logger
+    run: str
+    """Name of the run, or its address in a bucket."""
+    folder: Path
+    """Absolute path of the folder of the training."""
+
+    @property
+    def project(self) -> str:
+        """Name of the project: the first part of the run's name, or of a path or an address the last part."""
+        run = self.run.partition(f"/{STUDENTS}/")[0].rstrip("/")
+        is_path = run.startswith("/") or "://" in run
+        return run.rpartition("/")[2] if is_path else run.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """Name of the tracker's run: that of a student's run, and of others also the folder."""
+        return self.run if self.folder.name == "distill" else f"{self.run}/{self.folder.name}"
+
+    @property
+    def files(self) -> Path:
+        """Folder of the tracker's files."""
+        return self.folder / self.kind
+
+    def read_state(self) -> tuple[str | None, int]:
+        """Return the tracker's name of the run, None if it has none yet, and the last step that earlier calls added.
+
+        Raises:
+            DamagedFileError: If the file is damaged.
+        """
+        path = self.files / "run.json"
+        if not path.exists():
+            return None, 0
+        state = read_json(path, "delete it, and the tracker begins another run")
+        return str(state["id"]), int(state["last_step"])
+
+    def save_state(self, run_id: str, last_step: int) -> None:
+        """Save what `read_state` returns."""
+        write_json(self.files / "run.json", {"id": run_id, "last_step": last_step})
+
+    def add_results(self, evaluation: str, splits: Mapping[str, Mapping[str, float]]) -> None:
+        """Add the numbers of an evaluation, as <evaluation>/<split>.<metric>.
+
+        Args:
+            evaluation: Name of the folder of the evaluation within that of the run.
+            splits: Numbers of each split by metric.
+        """
+        tracker = Tracker(self)
+        tracker.add_results(
+            {
+                f"{evaluation}/{split}.{metric}": number
+                for split, numbers in splits.items()
+                for metric, number in numbers.items()
+            }
+        )
+        tracker.close()
+        upload_mirror(self.folder)
+
+
+class Tracker:
+    """Writer of a tracked run. At the first error it gives up with one warning."""
+
+    def __init__(self, tracked: TrackedRun, first_step: int = 0, last_step: int = 0) -> None:
+        """Begin or continue the tracked run.
+
+        Args:
+            tracked: The run.
+            first_step: First step of this call of a training, 0 for an evaluation.
+            last_step: Last step that a killed call has written; the tracker keeps its numbers.
+        """
+        self.tracked = tracked
+        self._client: _Client | None = None
+        with self._giving_up():
+            tracked.files.mkdir(parents=True, exist_ok=True)
+            self._client = _CLIENTS[tracked.kind](tracked, first_step, last_step)
+
+    def add(self, line: Mapping[str, float]) -> None:
+        """Add the numbers of a line of metrics, at its step."""
+        if self._client is not None and line["step"] > self._client.last_step:
+            numbers = {name: line[name] for name in line if name not in ("step", "epoch")}
+            with self._giving_up():
+                self._client.log(numbers, int(line["step"]))
+
+    def add_results(self, numbers: Mapping[str, float]) -> None:
+        """Add the numbers of an evaluation, which are of no step."""
+        if self._client is not None:
+            with self._giving_up():
+                self._client.log_results(numbers)
+
+    def close(self, is_finished: bool = True) -> None:
+        """End the tracked run, as finished or as failed."""
+        if self._client is not None:
+            with self._giving_up():
+                self._client.close(is_finished)
+        self._client = None
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Track nothing more after an error in the block. Results of a stage alone are on the standard output."""
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        except Exception as error:  # each tracker has errors of its own
+            self._client = None
+            logger.warning(
+                "logger=%s cannot write the run in %s (%s); the work goes on without it",
+                self.tracked.kind,
+                self.tracked.files,
+                first_line(error),
+            )
+
+
+class _Client(ABC):
+    """Client of one tracker, any error of which is caught by `Tracker`."""
+
+    last_step = 0
+    """Last step whose numbers the tracker keeps."""
+
+    @abstractmethod
+    def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None: ...
+
+    @abstractmethod
+    def log(self, numbers: Mapping[str, float], step: int) -> None: ...
+
+    def log_results(self, numbers: Mapping[str, float]) -> None:
+        self.log(numbers, 0)  # a training has no step 0
+
+    @abstractmethod
+    def close(self, is_finished: bool) -> None: ...
+
+
+class _TensorBoard(_Client):
+    """File of events in a folder, written without a thread, as TensorBoard's own writer ends with an error of its."""
+
+    def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        # TensorBoard reads the files in the order of their names.
+        number = f"{next(_numbers):06d}"
+        words = (int(time.time()), socket.gethostname(), os.getpid(), number)
+        path = tracked.files / ("events.out.tfevents." + ".".join(map(str, words)))
+        self._file = path.open("wb")
+        self._write(file_version="brain.Event:2")
+        if first_step > 0:  # from which events of other files, of a killed run, are not shown
+            self._write(session_log=SessionLog(status=SessionLog.START), step=first_step)
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        self._write(summary=Summary(value=values), step=step)
+
+    def close(self, is_finished: bool) -> None:
+        with suppress(OSError):  # each event was flushed
+            self._file.close()
+
+    def _write(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        RecordWriter(self._file).write(Event(wall_time=time.time(), **event).SerializeToString())
+        self._file.flush()
+
+
+class _WandB(_Client):
+    """Run of Weights & Biases, on this machine with WANDB_MODE=offline, where a kill loses up to 15 seconds of it."""
+
+    def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
+        import wandb
+
+        run_id, earlier = tracked.read_state()
+        self.last_step = 0 if run_id is None else max(earlier, last_step)
+        self._run = wandb.init(
+            project=tracked.project,
+            name=tracked.name,
+            id=run_id,
+            resume="allow",
+            dir=tracked.folder,  # in which it writes to wandb/
+            reinit="create_new",
+            settings=wandb.Settings(console="off", finish_timeout=_FINISH_SECONDS),
+        )
+        tracked.save_state(self._run.id, self.last_step)
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def log_results(self, numbers: Mapping[str, float]) -> None:
+        self._run.summary.update(dict(numbers))
+
+    def close(self, is_finished: bool) -> None:
+        self._run.finish(exit_code=0 if is_finished else 1)
+
+
+class _MLflow(_Client):
+    """Run of MLflow, on the server of MLFLOW_TRACKING_URI or in a database in the folder of the training."""
+
+    def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
+        from mlflow import MlflowClient
+
+        local = f"sqlite:///{tracked.files}/mlflow.db"
+        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local)
+        run_id, _ = tracked.read_state()
+        if run_id is None:
+            run_id = self._create(tracked)
+            tracked.save_state(run_id, 0)
+        else:
+            self._client.update_run(run_id, status="RUNNING")
+            history = self._client.get_metric_history(run_id, "total")
+            self.last_step = max((metric.step for metric in history), default=0)
+        self._id = run_id
+
+    def _create(self, tracked: TrackedRun) -> str:
+        from mlflow.exceptions import MlflowException
+
+        experiment = self._client.get_experiment_by_name(tracked.project)
+        if experiment is None:
+            with suppress(MlflowException):  # another student may create it at the same time
+                self._client.create_experiment(tracked.project)
+            experiment = self._client.get_experiment_by_name(tracked.project)
+        created = self._client.create_run(experiment.experiment_id, run_name=tracked.name)
+        return str(created.info.run_id)
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(
+            self._id,
+            metrics=[
+                Metric(re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII), value, now, step)
+                for name, value in numbers.items()
+            ],
+        )
+
+    def close(self, is_finished: bool) -> None:
+        self._client.set_terminated(self._id, "FINISHED" if is_finished else "FAILED")
+
+
+class _Trackio(_Client):
+    """Run of Trackio, in the folder TRACKIO_DIR of this machine unless its variables name a server."""
+
+    def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
+        import trackio
+
+        run_id, earlier = tracked.read_state()
+        self.last_step = 0 if run_id is None else max(earlier, last_step)
+        self._run = trackio.init(
+            project=tracked.project,
+            name=tracked.name,
+            resume="never" if run_id is None else "allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+        tracked.save_state(self._run.id, self.last_step)
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self, is_finished: bool) -> None:
+        self._run.finish()
+
+
+_CLIENTS: dict[Logger, type[_Client]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _WandB,
+    "mlflow": _MLflow,
+    "trackio": _Trackio,
+}
