@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from docs.cells import Rows, by_seed, single, table
+from docs.cells import Cell, Rows, Run, by_seed, difference, single, spread, table
 from docs.measured import results_of, runs_of
 
-SCREEN = "cifar10_mixtures_screen"
+SCREEN, TEST = "cifar10_mixtures_screen", "cifar10_mixtures"
 _KINDS = {"mixup": "MixUp", "cutmix": "CutMix"}
 _METHODS = {"kd": "KD", "e2kd": "e2KD, one map", "e2kd_all": "e2KD, maps of all classes"}
 
@@ -36,4 +36,45 @@ def mixture_rules() -> str:
     return table((*header, "same first class, %", "cosine of the record's map"), rows)
 
 
-TABLES = (mixture_screen, mixture_rules)
+_TARGETS = {
+    "": "no mixtures, frozen targets",
+    "_mixup": "MixUp of frozen targets, by rule",
+    "_plain_v16": "no mixtures, 16 stored views",
+    "_stored": "MixUp in 16 stored views, the teacher's answers",
+    "_live": "MixUp, the live teacher's answers",
+    "_long": "no mixtures, frozen targets, 360 epochs",
+    "_mixup_long": "MixUp of frozen targets, by rule, 360 epochs",
+}
+
+
+def _runs(method: str, ending: str) -> list[Run]:
+    """Students of an arm on test, of which those without mixtures are of other experiments; empty if not measured."""
+    if not ending:
+        return runs_of("cifar10_50shots", method)
+    if ending == "_plain_v16":
+        return runs_of("cifar10_strong_views", f"{method}{ending}")
+    measured = {run["method"] for run in results_of(TEST)["runs"]}
+    arm = f"{method}{ending}"
+    return runs_of(TEST, arm) if arm in measured else []
+
+
+def mixture_test() -> str:
+    """Test accuracy of students of mixtures over five seeds, and its difference from the rule of as many epochs."""
+    rows: Rows = []
+    for method, label in (("kd", "KD"), ("e2kd", "e2KD")):
+        for ending, targets in _TARGETS.items():
+            runs = _runs(method, ending)
+            if len(runs) < 2:
+                continue
+            plain, rule = ("_long", "_mixup_long") if "long" in ending else ("", "_mixup")
+            cells = [by_seed(runs, "accuracy"), spread(runs, "accuracy")]
+            for other in (plain, rule):
+                compared = _runs(method, other)
+                shown = other != ending and len(compared) > 1
+                cells.append(difference(runs, compared, "accuracy") if shown else Cell(""))
+            rows.append((f"{label}: {targets}", cells))
+    header = ("test accuracy, %", "by seed", "mean", "minus no mixtures", "minus the rule")
+    return table(header, rows)
+
+
+TABLES = (mixture_screen, mixture_test, mixture_rules)
