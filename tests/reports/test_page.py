@@ -103,6 +103,17 @@ def test_everything_is_reachable_and_named(page):
     )
 
 
+@needs_papers
+def test_what_a_first_reader_looks_for_stands_before_the_sections_of_single_evaluators(page):
+    parsed = Page(page.read_text())
+
+    headings = [heading["id"] for heading in parsed.all("h2")]
+    links = [link["href"].removeprefix("#") for link in parsed.all("a")][1:]
+    assert headings[:3] == ["summary", "results", "training"]
+    assert headings.index("setup") < headings.index("distance_correlation")
+    assert links == [anchor for anchor in headings if anchor in links]
+
+
 def test_the_style_has_a_dark_side_a_narrow_one_and_one_for_paper(page):
     html = page.read_text()
 
@@ -160,6 +171,23 @@ def test_the_arms_of_the_run_itself_are_compared_where_other_runs_have_arms_of_t
     _, values = page_and_values(frozen, runs=("other",))
 
     assert values["paired_difference"] == alone["paired_difference"]
+    assert "points of the grid" not in caplog.text
+
+
+def test_the_points_of_another_run_s_grid_leave_the_arms_of_the_run_itself_comparable(
+    frozen, caplog
+):
+    caplog.set_level("INFO", "permafrost.report")
+    write_sweep()
+    write_sweep("grid", {"kd": (0.1, 0.2)})
+    rows = run_files.read_signed(RUNS / "grid/sweep.json")["runs"]
+    several = [{**row, "point": {"method.tau": 2 ** row["seed"]}} for row in rows]
+    run_files.change_signed(RUNS / "grid/sweep.json", {"runs": several})
+
+    _, values = page_and_values(frozen, runs=("grid",))
+
+    assert {row["method"] for row in values["runs"]} == {*METHODS, "kd tau=1", "kd tau=2"}
+    assert values["paired_difference"]["mean"] == pytest.approx(0.15)
     assert "points of the grid" not in caplog.text
 
 

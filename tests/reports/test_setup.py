@@ -201,7 +201,7 @@ def own_report(**options):
 
 
 def section_of_setup(html):
-    return html[html.index('id="setup"') : html.index('id="training"')]
+    return html[html.index('<h2 id="setup"') :].split("<h2")[1]
 
 
 def stated_commands(html):
