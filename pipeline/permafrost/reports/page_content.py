@@ -255,11 +255,12 @@ def _result_values(
 
 def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
     """Return whether candidate and baseline can be compared, because an arm with several points is not one method."""
-    several = {curve_of(result) for result in results if curve_of(result) != result.label}
+    labels = {result.label for result in results}
+    several = {curve_of(result) for result in results} - labels
     pair = {options.candidate, options.baseline}
     if not pair & several:
         is_default = pair == {ReportOptions.candidate, ReportOptions.baseline}
-        return not is_default or pair <= {result.label for result in results}
+        return not is_default or pair <= labels
     logger.info(
         "no paired difference, because %s has several points of the grid; sweep with select=, or name one "
         "point of each arm, as in report.candidate='%s'",
