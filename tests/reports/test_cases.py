@@ -264,6 +264,20 @@ def test_a_page_with_the_default_pictures_is_small(frozen, swept, monkeypatch):
 
 
 @pytest.mark.slow
+def test_maps_cases_and_classes_stand_between_results_and_training(swept, first, monkeypatch):
+    monkeypatch.chdir(swept)
+    values, html = first
+
+    headings = [heading["id"] for heading in Page(html).all("h2")]
+    assert headings[:6] == ["summary", "results", "maps", "cases", "by_class", "training"]
+    rows = pd.read_parquet(RUNS / read_sweep()["runs"][0]["run"] / "evaluate" / RECORDS_NAME)
+    rows = rows[rows.split == "test"]
+    right = rows.correct.groupby(rows.labels.str[0]).mean()
+    accuracies = values["classes"]["accuracy"]["kd"]
+    assert {label: accuracies[label] for label in right.index} == right.to_dict()
+
+
+@pytest.mark.slow
 def test_all_tiles_have_one_displayed_size(first):
     _, html = first
 

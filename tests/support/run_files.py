@@ -6,8 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from permafrost.config.training import Logger
+from permafrost.evaluation.saved_records import RECORDS_NAME, RECORDS_SCHEMA
 from permafrost.runs.trackers import TrackedRun
+from permafrost.storage.files import sha256_file
 from permafrost.storage.signed_files import SIGNATURE, read_json, write_json, write_yaml
 from permafrost.training.metric_log import METRIC_LOG_NAME, MetricWriter
 
@@ -25,6 +30,28 @@ def write_metrics(folder: Path, splits: Mapping[str, Any]) -> None:
 def tracked_run(folder: Path, kind: Logger = "tensorboard") -> TrackedRun:
     """Return the tracker's run of a training in a folder."""
     return TrackedRun(kind, "demo/students/kd-seed0", folder)
+
+
+def write_records(folder: Path, split: str, rows: Iterable[tuple[int, int, int | None]]) -> None:
+    """Write the table of records of an evaluation from labels, predictions and those of the teacher."""
+    columns: dict[str, list[Any]] = {name: [] for name in RECORDS_SCHEMA.names}
+    for number, (label, predicted, taught) in enumerate(rows):
+        row = {
+            **{name: [] for name in RECORDS_SCHEMA.names},
+            "split": split,
+            "key": f"{number:06d}",
+            "group": -1,
+            "labels": [label],
+            "predictions": [predicted],
+            "correct": label == predicted if label >= 0 else None,
+            "teacher_predictions": None if taught is None else [taught],
+        }
+        for name, values in columns.items():
+            values.append(row[name])
+    pq.write_table(pa.table(columns, schema=RECORDS_SCHEMA), folder / RECORDS_NAME)
+    change_signed(
+        folder / "metrics.json", {"written": {RECORDS_NAME: sha256_file(folder / RECORDS_NAME)}}
+    )
 
 
 def write_lines(folder: Path, lines: Iterable[Mapping[str, float]]) -> None:

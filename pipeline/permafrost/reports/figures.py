@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 3.6, 2.5
 """Size of a plot in inches: 346 by 240 pixels, which fits a phone."""
@@ -31,6 +32,7 @@ _TERMS = ("total", "kd", "map", "ce", "bce")
 _MOST_POINTS = 300
 """Largest number of points of a curve; of a longer one, evenly spaced points are drawn."""
 _LONGEST_NAME = 40
+_LONGEST_CLASS = 14
 _GRAY = "0.45"
 _NO_COLORS: Mapping[str, str] = MappingProxyType({})
 P = ParamSpec("P")
@@ -278,14 +280,39 @@ def measured_plot(
     return finish(figure, axis)
 
 
+@styled
+def confusion_plot(names: Sequence[str], shares: NDArray[np.float64]) -> str:
+    """Plot a confusion matrix as a heat map with its numbers, of which those below 0.5 are left out.
+
+    Args:
+        names: Names of the classes.
+        shares: Per cent of the records of each class by predicted class, [K, K], nan for a class without records.
+
+    Returns:
+        The plot as a data URI.
+    """
+    size = max(WIDTH, 1.2 + 0.24 * len(names))
+    figure, axis = new_axes(size, size)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.5:
+            color = "white" if share > 60 else "black"
+            axis.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, size=7.5)
+    labels = [legend_name(name, _LONGEST_CLASS) for name in names]
+    axis.set_xticks(range(len(names)), labels, rotation=90)
+    axis.set_yticks(range(len(names)), labels)
+    axis.set(xlabel="predicted class", ylabel="class")
+    return finish(figure, axis)
+
+
 def _has(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> bool:
     return any(name in line for students in lines.values() for run in students for line in run)
 
 
-def legend_name(name: str) -> str:
+def legend_name(name: str, longest: int = _LONGEST_NAME) -> str:
     """Shorten a name to one line of a legend, which would leave out a name with a leading underscore."""
     line = " ".join(name.split())
-    line = line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 2]}.."
+    line = line if len(line) <= longest else f"{line[: longest - 2]}.."
     return f" {line}" if line.startswith("_") else line
 
 

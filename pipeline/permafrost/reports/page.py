@@ -224,6 +224,7 @@ def _evaluation_sections(page: PageContent) -> dict[str, Any]:
     evaluations = split_by_evaluation([*page.results, *([page.network] if page.network else [])])
     return {
         **_result_tables(page),
+        "classes": page.classes,
         "evaluator_sections": evaluator_sections(
             evaluations, page.teacher, page.store, page.colors
         ),

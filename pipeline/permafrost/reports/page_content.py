@@ -13,6 +13,7 @@ from permafrost.config.verbs import ReportConfig
 from permafrost.evaluation.trained_student import UNTRAINED, evaluate_command
 from permafrost.reports.case_pictures import SplitCases, show_cases
 from permafrost.reports.cases import open_pair
+from permafrost.reports.class_results import ClassSection, class_section
 from permafrost.reports.comparison import (
     ONE_SEED,
     differences_by_column,
@@ -31,6 +32,7 @@ from permafrost.reports.main_table import (
 )
 from permafrost.reports.model_selection import ModelSelection, curve_of, load_selection
 from permafrost.reports.passes import UsedPass, check_named_passes, describe_passes, used_passes
+from permafrost.reports.pictures import readable_classes
 from permafrost.reports.provenance import network_rows
 from permafrost.reports.student_results import (
     SWEEP_NAME,
@@ -65,6 +67,8 @@ class PageContent:
     """Given network that was evaluated in this run (evaluate model=network)."""
     selection: ModelSelection | None
     cases: list[SplitCases]
+    classes: ClassSection | None
+    """Accuracy by class and confusions, None without single labels."""
     used_passes: list[UsedPass]
     """Passes of the store that the students learned from or were compared with."""
 
@@ -144,6 +148,9 @@ def gather_page(config: ReportConfig) -> PageContent:
         values["network"] = network.numbers
     if cases:
         values["cases"] = [case for split in cases for case in split.chosen]
+    names = readable_classes(store.manifest.classes)
+    if classes := class_section(evaluated, names, options.candidate):
+        values["classes"] = classes.values
     if selection:
         values["selection"] = _selection_values(selection)
     return PageContent(
@@ -157,6 +164,7 @@ def gather_page(config: ReportConfig) -> PageContent:
         network=network,
         selection=selection,
         cases=cases,
+        classes=classes,
         used_passes=used,
     )
 
