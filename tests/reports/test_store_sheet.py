@@ -4,12 +4,15 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from permafrost import open_store
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
+from permafrost.reports import store_sheet
 from permafrost.reports.store_sheet import _measure
 from stages import show
 
@@ -43,6 +46,26 @@ def test_histograms_are_of_the_stored_logits_and_maps(frozen):
     np.testing.assert_allclose(
         sample.coverage, maps[some].mean(axis=1) / maps[some].max(axis=1), rtol=1e-4
     )
+
+
+def test_titles_end_with_an_ellipsis_where_the_next_picture_begins(frozen, monkeypatch):
+    names = ["i", "WWWWWWWWWWWWWWWW", "a long name of a class of many words", "x" * 300, "$a$"]
+    monkeypatch.setattr(
+        store_sheet, "readable_classes", lambda classes: (names * 2)[: len(classes)]
+    )
+
+    sheet = open_store(frozen.store.path).show("train", records=10)
+
+    renderer = FigureCanvasAgg(sheet.figure).get_renderer()
+    axes = [axis for axis in sheet.figure.axes if axis.images]
+    titles = [next(text for text in axis.findobj(Text) if text.get_text()) for axis in axes]
+    for axis, title in zip(axes, titles, strict=True):
+        place = sheet.figure.transFigure.transform_bbox(axis.get_position(original=True))
+        assert title.get_window_extent(renderer).x1 <= place.x1
+    shown = {title.get_text() for title in titles}
+    assert {"i", "$a$"} <= shown
+    assert any(text.startswith("a long na") and text.endswith("…") for text in shown)
+    assert any(text.startswith("says ") and text.endswith("…") for text in shown)
 
 
 def test_the_stage_writes_a_picture_that_can_be_opened(frozen, tmp_path):

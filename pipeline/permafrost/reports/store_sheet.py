@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 
 from permafrost.core.batches import Logits, TopLogits, top_class
@@ -31,6 +32,11 @@ _BATCH = 256
 _COLUMNS = 8
 """Pairs of an image and its map in a row."""
 _SIDE = (112, 112)
+_TITLE_SIZE = 7
+_FILLED = 0.95
+"""Part of a picture's width that a title may have, as hinted letters are wider than their outlines."""
+_LONGEST_TITLE = 40
+"""Number of characters that are wider than a picture in any case, from which a title is shortened."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def _draw_pairs(
         line, column = divmod(number, _COLUMNS)
         left = _axis(figure, grid, line + 1, 2 * column)
         left.imshow(picture)
-        left.set_title(_caption(batch.labels[number], classes), fontsize=7, loc="left", pad=2)
+        _entitle(left, _caption(batch.labels[number], classes))
         if len(heats):
             right = _axis(figure, grid, line + 1, 2 * column + 1)
             right.imshow(heats[number])
@@ -177,7 +183,7 @@ def _draw_pairs(
                 continue
             answer = predicted[number]
             says = classes[answer] if passes[0].num_classes == len(classes) else f"class {answer}"
-            right.set_title(f"says {says[:12]}", fontsize=7, loc="left", pad=2)
+            _entitle(right, f"says {says}")
 
 
 def _axis(figure: Figure, grid: object, line: int, column: int) -> Axes:
@@ -192,7 +198,18 @@ def _caption(label: torch.Tensor, classes: Sequence[str]) -> str:
         numbers = label.nonzero()[:, 0].tolist()
     else:
         numbers = [int(label)] if int(label) != NO_LABEL else []
-    return ", ".join(classes[number][:14] for number in numbers[:2])
+    return ", ".join(classes[number] for number in numbers[:2])
+
+
+def _entitle(axis: Axes, text: str) -> None:
+    """Write a title above a picture, with an ellipsis if it is wider than the picture's place."""
+    line = " ".join(text.split())
+    points = _FILLED * 72 * axis.get_position().width * axis.figure.get_figwidth()  # type: ignore[union-attr]
+    shown, length = line, min(len(line), _LONGEST_TITLE + 1)
+    while shown and TextPath((0, 0), shown, size=_TITLE_SIZE).get_extents().width > points:
+        length -= 1
+        shown = f"{line[:length].rstrip()}…"
+    axis.set_title(shown, fontsize=_TITLE_SIZE, loc="left", pad=2)
 
 
 def _measure(store: Store, teacher: TeacherPass, split: str) -> _Sample:
