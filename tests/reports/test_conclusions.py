@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from permafrost.core.errors import ConfigError
@@ -12,8 +14,9 @@ from permafrost.reports.comparison import (
     paired_difference,
     summarize,
 )
-from permafrost.reports.conclusions import conclusions
-from permafrost.reports.main_table import Column
+from permafrost.reports.conclusions import chance_remarks, conclusions, remarks_in_words
+from permafrost.reports.main_table import ChanceLimit, Column, accuracy_limit
+from permafrost.reports.student_results import StudentResult
 
 ACCURACY = Column(name="accuracy", source="test.accuracy")
 KL = Column(name="kl", source="test.kl_to_teacher")
@@ -56,16 +59,31 @@ def test_a_lead_whose_interval_excludes_zero_is_stated_with_its_size():
     assert levels == "The teacher has 90.0 % and chance is 10.0 %."
 
 
-def test_an_arm_that_is_worse_than_chance_is_remarked_on():
-    rows = rows_of(kd=(0.03, 0.04), e2kd=(0.5, 0.6))
+def test_an_arm_that_is_not_clearly_better_than_chance_is_remarked_on():
+    rows = rows_of(kd=(0.03, 0.04), e2kd=(0.5, 0.6), at=(0.15, 0.2), fitnet=(0.125, 0.125))
 
-    *_, last = sentences(rows, chance={"accuracy": 0.125})
+    remarks = chance_remarks(rows, ACCURACY, ChanceLimit(level=0.125, highest=0.18))
 
-    assert last.startswith("kd has less than chance")
-    assert "less than chance" not in " ".join(sentences(rows, chance={"accuracy": 0.02}))
-    epg = Column(name="epg", source="test.epg")  # a map of a part may have less than a uniform one
-    maps = rows_of("epg", kd=(0.03, 0.04), e2kd=(0.5, 0.6))
-    assert "less than chance" not in " ".join(sentences(maps, epg, chance={"epg": 0.125}))
+    assert remarks == {
+        "kd": "below chance",
+        "at": "not clearly above chance",
+        "fitnet": "not clearly above chance",
+    }
+    below, near = remarks_in_words(remarks, ACCURACY)
+    assert below.startswith("The accuracy of kd is below chance, so look at what was trained")
+    assert near.startswith("The accuracy of at, fitnet is not clearly above chance, so look")
+
+
+def test_the_limit_of_chance_is_two_standard_errors_above_it():
+    metrics = {"test": {"records": 100, "accuracy": 0.15, "majority_accuracy": 0.1, "epg": 0.3}}
+    result = StudentResult(arm="kd", label="kd", seed=0, folder=Path("nowhere"), metrics=metrics)
+    epg = Column(name="epg", source="test.epg")
+
+    column, limit = accuracy_limit([result], [epg, ACCURACY])
+
+    assert column is ACCURACY
+    assert limit == pytest.approx((0.1, 0.1 + 2 * 0.03))
+    assert accuracy_limit([result], [epg]) is None
 
 
 def test_a_lead_within_the_noise_is_not_conclusive():

@@ -258,6 +258,19 @@ def test_every_table_has_a_sentence_above_it_and_a_name_for_its_file(page):
         assert 'class="meaning"' in before or name == "teacher", name
 
 
+def test_an_arm_near_chance_has_a_remark_in_the_table_and_in_the_summary(frozen):
+    write_sweep(extra={"majority_accuracy": 0.1})
+
+    html, values = page_and_values(frozen)
+
+    assert values["remarks"] == {"labels": "not clearly above chance"}  # 0.25 of 10 records
+    assert values["summary"][-1].startswith("The accuracy of labels is not clearly above chance")
+    remarked = re.findall(
+        r'data-csv="(\w+)" dir="auto">\w+ <span class="remark">([^<]*)', html.read_text()
+    )
+    assert remarked == [("labels", "not clearly above chance")]
+
+
 def test_one_seed_has_no_spread_no_best_and_no_conclusion(frozen, capsys):
     write_sweep(methods={arm: values[:1] for arm, values in METHODS.items()})
 

@@ -150,11 +150,14 @@ def test_a_page_shows_the_probes_of_a_student_whose_last_layer_was_not_trained(t
     assert "The last layer of features was not trained" in before.summary
     assert "The last layer of features was not trained" in html
     probes = evaluated(two_passes, "features", ("knn", "linear_probe")).splits["test"]
-    _, values, after = page_of(two_passes, "features")
+    html, values, after = page_of(two_passes, "features")
     (row,) = values["runs"]
     assert row["knn_1"] == probes["knn"]["accuracy"]["1"]
     assert row["linear_probe"] == probes["linear_probe"]["accuracy"]
     assert "accuracy" not in row
+    assert values["remarks"] == {"features": "last layer not trained"}
+    assert "classes" not in values
+    assert '<span class="remark">last layer not trained</span>' in html
     assert after.next == ""
     (result,) = load_results("features")
     assert result.find("test.accuracy") is None

@@ -11,11 +11,12 @@ from permafrost.reports.comparison import (
     confidence_interval,
     differences,
     excludes_zero,
+    group_pairs,
     has_width,
     means_by_arm,
     seeds_in_words,
 )
-from permafrost.reports.main_table import Column
+from permafrost.reports.main_table import ChanceLimit, Column
 
 
 def conclusions(
@@ -46,7 +47,7 @@ def conclusions(
             pair = ("", "")  # the first sentence is about them
     if differences(rows, *pair, column.name):
         sentences.append(_pair(rows, column, pair))
-    return [*sentences, *_levels(column, teachers, chance), *_below_chance(column, means, chance)]
+    return [*sentences, *_levels(column, teachers, chance)]
 
 
 def _alone(rows: Sequence[StudentRow], column: Column, means: Mapping[str, float]) -> str:
@@ -137,19 +138,29 @@ def _levels(
     return [f"{text[0].upper()}{text[1:]}."]
 
 
-def _below_chance(
-    column: Column, means: Mapping[str, float], chance: Mapping[str, float]
-) -> list[str]:
-    """Remark on arms that are worse than a constant prediction; a map's measure has no such limit."""
-    level = chance.get(column.name)
-    if level is None or _chance_of(column) != "chance is":
-        return []
-    below = [arm for arm, value in means.items() if value < level]
-    if not below:
-        return []
-    has = "has" if len(below) == 1 else "have"
+def chance_remarks(
+    rows: Sequence[StudentRow], column: Column, limit: ChanceLimit
+) -> dict[str, str]:
+    """Return a remark on each arm whose mean accuracy is below chance, or not clearly above it.
+
+    Args:
+        rows: One row per student.
+        column: Column of the accuracy.
+        limit: Chance level of the column.
+    """
+    return {
+        arm: "below chance" if value < limit.level else "not clearly above chance"
+        for arm, value in means_by_arm(rows, column.name).items()
+        if value <= limit.highest
+    }
+
+
+def remarks_in_words(remarks: Mapping[str, str], column: Column) -> list[str]:
+    """Write one sentence for all arms with the same remark on their values of a column."""
+    by_remark = group_pairs((remark, arm) for arm, remark in remarks.items())
     return [
-        f"{', '.join(below)} {has} less than chance, so look at what was trained before comparing it."
+        f"The {column.words} of {', '.join(arms)} is {remark}, so look at what was trained before comparing it."
+        for remark, arms in by_remark.items()
     ]
 
 

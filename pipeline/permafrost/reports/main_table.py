@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.points import point_label
@@ -243,6 +243,28 @@ def chance_row(results: Sequence[StudentResult], columns: Sequence[Column]) -> d
         if known:
             row[column.name] = known[0]
     return row
+
+
+class ChanceLimit(NamedTuple):
+    """Accuracy of a constant prediction."""
+
+    level: float
+    highest: float
+    """Level and two standard errors of an accuracy on as many records, up to which an accuracy may be chance."""
+
+
+def accuracy_limit(
+    results: Sequence[StudentResult], columns: Sequence[Column]
+) -> tuple[Column, ChanceLimit] | None:
+    """Return the first column of an accuracy whose chance level is known, and that level."""
+    chance = chance_row(results, columns)
+    for column in columns:
+        if column.measure == "accuracy" and column.name in chance:
+            level = chance[column.name]
+            records = column.source.replace(".accuracy", ".records", 1)
+            fewest = min(n for result in results if (n := result.find(records)) is not None)
+            return column, ChanceLimit(level, level + 2 * (level * (1 - level) / fewest) ** 0.5)
+    return None
 
 
 def arm_summary(

@@ -195,7 +195,7 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
     """Sections of the students, of which those with results are empty if none was evaluated."""
     results, values = page.results, page.values
     seeds = list(dict.fromkeys(result.seed for result in results))
-    pictures = _pictures([result for result in results if result.seed == seeds[0]])
+    pictures = _pictures([r for r in results if r.seed == seeds[0] and r.trains_classifier])
     return {
         **_setup(page),
         "seeds": seeds,
@@ -255,6 +255,7 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "mean_caption": _mean_caption([arm["seeds"] for arm in summary]),
         "levels_of_teachers": values.get("teachers") or {"teacher": values["teacher"]},
         "chance": values["chance"],
+        "remarks": values.get("remarks", {}),
         "summary": summary,
         "rows": values["runs"],
         "result_plots": [plot for plot in plots if plot is not None],

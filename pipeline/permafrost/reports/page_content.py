@@ -20,10 +20,11 @@ from permafrost.reports.comparison import (
     paired_difference,
     seeds_in_words,
 )
-from permafrost.reports.conclusions import conclusions
+from permafrost.reports.conclusions import chance_remarks, conclusions, remarks_in_words
 from permafrost.reports.figures import arm_colors
 from permafrost.reports.main_table import (
     Column,
+    accuracy_limit,
     chance_row,
     columns_of,
     paired_column,
@@ -135,15 +136,18 @@ def gather_page(config: ReportConfig) -> PageContent:
         options.check_names([column.name for column in columns])
     paired = paired_column(options.paired_column, columns)
     shows_cases = students and options.cases and store.form.has_places
-    pair = open_pair(config, students) if shows_cases else None
+    pair = open_pair(config, [s for s in students if s.trains_classifier]) if shows_cases else None
     cases = show_cases(pair, options) if pair else []
     values: dict[str, Any] = {"passes": describe_passes(store)}
     if results:
         values |= _student_values(config.run, results, store)
     if paired:
         values |= _result_values(options, evaluated, columns, paired, teacher)
-    if untrained := _untrained_sentences(students):
-        values["summary"] = [*values.get("summary", []), *untrained]
+    if untrained := list(dict.fromkeys(r.label for r in students if not r.trains_classifier)):
+        sentence = f"The last layer of {', '.join(untrained)} was {UNTRAINED}."
+        values["summary"] = [*values.get("summary", []), sentence]
+        remarks = dict.fromkeys(untrained, "last layer not trained")
+        values["remarks"] = {**values.get("remarks", {}), **remarks}
     if network:
         values["network"] = network.numbers
     if cases:
@@ -225,11 +229,6 @@ def _has_results(result: StudentResult) -> bool:
     return any(name != "records" for metrics in result.numbers.values() for name in metrics)
 
 
-def _untrained_sentences(results: Sequence[StudentResult]) -> list[str]:
-    arms = list(dict.fromkeys(r.label for r in results if not r.trains_classifier))
-    return [f"The last layer of {', '.join(arms)} was {UNTRAINED}."] if arms else []
-
-
 def _result_values(
     options: ReportOptions,
     results: list[StudentResult],
@@ -258,6 +257,9 @@ def _result_values(
     values["summary"] = (
         conclusions(rows, paired, pair, teachers=teachers, chance=chance) if is_trained else []
     )
+    if limit := accuracy_limit(results, [paired, *columns]):
+        values["remarks"] = chance_remarks(rows, *limit)
+        values["summary"] += remarks_in_words(values["remarks"], limit[0])
     return values
 
 
