@@ -174,6 +174,16 @@ def test_the_arms_of_the_run_itself_are_compared_where_other_runs_have_arms_of_t
     assert "points of the grid" not in caplog.text
 
 
+def test_a_page_needs_no_pair_where_several_runs_have_one_arm_of_the_default_pair(frozen):
+    write_sweep(methods={"kd": (0.5, 0.7)})
+    write_sweep("other", {"kd": (0.1, 0.2)})
+
+    _, values = page_and_values(frozen, runs=("other",))
+
+    assert "paired_difference" not in values
+    assert {row["method"] for row in values["runs"]} == {"sweep: kd", "other: kd"}
+
+
 def test_the_points_of_another_run_s_grid_leave_the_arms_of_the_run_itself_comparable(
     frozen, caplog
 ):

@@ -269,7 +269,8 @@ def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
     several = {curve_of(result) for result in results} - labels
     pair = {options.candidate, options.baseline}
     if not pair & several:
-        is_default = pair == {ReportOptions.candidate, ReportOptions.baseline}
+        names = {arm.rpartition(": ")[2] for arm in pair}  # without the run's, see _with_named_runs
+        is_default = names == {ReportOptions.candidate, ReportOptions.baseline}
         return not is_default or pair <= labels
     logger.info(
         "no paired difference, because %s has several points of the grid; sweep with select=, or name one "
