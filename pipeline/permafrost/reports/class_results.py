@@ -180,13 +180,13 @@ def _plot(name: str, counts: Counts, names: Sequence[str]) -> Plot:
     )
 
 
-def _frequent(shown: Mapping[str, Counts], names: Sequence[str]) -> list[Confusion]:
+def _frequent(networks: Mapping[str, Counts], names: Sequence[str]) -> list[Confusion]:
     """Return the most frequent confusions of the first network, with the shares of all."""
-    counts = next(iter(shown.values()))[:, :-1].copy()
+    counts = next(iter(networks.values()))[:, :-1].copy()
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:_SHOWN]
     pairs = [divmod(int(place), len(names)) for place in order if counts.flat[place]]
-    shares = [_shares(of) for of in shown.values()]
+    shares = [_shares(of) for of in networks.values()]
     return [
         Confusion(names[label], names[predicted], [float(of[label, predicted]) for of in shares])
         for label, predicted in pairs
