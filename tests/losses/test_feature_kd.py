@@ -91,7 +91,7 @@ def test_an_attention_map_of_zeros_pulls_nowhere():
     student = gaussian_maps(0, 1, 4, 4).square().requires_grad_()
 
     (gradient,) = torch.autograd.grad(
-        attention_loss(student, torch.zeros(1, 4, 4)), student, retain_graph=True
+        attention_loss(student, torch.zeros(1, 4, 4).to(student)), student, retain_graph=True
     )
     dead = torch.zeros(1, 2, 4, 4, requires_grad=True)
     (dead_gradient,) = torch.autograd.grad(

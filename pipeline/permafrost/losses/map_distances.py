@@ -103,7 +103,7 @@ def energy_loss(attributions: Tensor, regions: Tensor) -> Tensor:
     Returns:
         [n].
     """
-    positive = attributions.clamp(min=0)
+    positive = attributions.relu()
     total, inside = positive.sum(dim=(1, 2)), (positive * regions).sum(dim=(1, 2))
     weak = total < MIN_ENERGY
     return 1 - torch.where(weak, inside, inside / torch.where(weak, 1.0, total))
@@ -121,7 +121,7 @@ def l1_loss(attributions: Tensor, regions: Tensor) -> Tensor:
     Returns:
         [n].
     """
-    return (_unit(attributions.clamp(min=0)) - regions.float()).abs().mean(dim=(1, 2))
+    return (_unit(attributions.relu()) - regions.float()).abs().mean(dim=(1, 2))
 
 
 def rrr_loss(attributions: Tensor, regions: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ def ppce_loss(attributions: Tensor, regions: Tensor) -> Tensor:
     Returns:
         [n].
     """
-    positive = _unit(attributions.clamp(min=0))
+    positive = _unit(attributions.relu())
     per_pixel = F.binary_cross_entropy(positive, torch.ones_like(positive), reduction="none")
     return (per_pixel * regions).sum(dim=(1, 2)) / regions.sum(dim=(1, 2)).clamp(min=1)
 
