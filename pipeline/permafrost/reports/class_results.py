@@ -21,6 +21,8 @@ from permafrost.store.arrow_files import read_table
 
 _MOST_CLASSES = 20
 """Largest number of classes that are all shown; of more, the worst ones and the most frequent confusions."""
+_LARGEST = 2_000
+"""Largest number of classes whose confusions are counted, as a matrix has the square of it."""
 _SHOWN = 10
 _ACCURACY = Column(name="accuracy", source="test.accuracy")
 Counts = NDArray[np.int64]
@@ -69,7 +71,7 @@ class ClassSection(NamedTuple):
 def class_section(
     results: Sequence[StudentResult], names: Sequence[str], arm: str
 ) -> ClassSection | None:
-    """Build the section on the split of the main table, None if no evaluation has single labels.
+    """Build the section on the split of the main table, None without single labels or for very many classes.
 
     Args:
         results: Results of the students. Those with a last layer that was not trained, and those on other records than
@@ -80,20 +82,18 @@ def class_section(
     results = [r for r in results if r.trains_classifier and (r.evaluation / RECORDS_NAME).exists()]
     stores = [read_evaluation(result).inputs["store"] for result in results]
     results = [r for r, store in zip(results, stores, strict=True) if store == stores[0]]
-    measured = [(r, r.metrics or next(iter(r.against.values()), {})) for r in results]
-    splits = {split for _, of in measured for split in of if "accuracy" in of[split]}
-    if not splits or not names:
+    metrics = [result.metrics or next(iter(result.against.values()), {}) for result in results]
+    splits = {split for of in metrics for split in of if "accuracy" in of[split]}
+    if not splits or not 0 < len(names) <= _LARGEST:
         return None
     split = min(splits, key=lambda name: (name != "test", name))
-    arms, teachers, compared = _count(results, split, len(names))
-    totals = {name: np.sum(of, axis=0) for name, of in arms.items()}
-    best = max(totals, key=lambda name: totals[name].trace() / totals[name].sum())
+    arms, teachers, teacher_names, of_arms = _count(results, split, len(names))
+    best = max(arms, key=lambda name: arms[name].trace() / arms[name].sum())
     shown_arm = arm if arm in arms else best
-    shown = {shown_arm: totals[shown_arm]}
-    if compared[shown_arm] in teachers:
-        shown[compared[shown_arm]] = teachers[compared[shown_arm]]
-    members = {**{name: [counts] for name, counts in teachers.items()}, **arms}
-    accuracies = {name: [_accuracies(one) for one in of] for name, of in members.items()}
+    networks = {shown_arm: arms[shown_arm]}
+    if teacher_names[shown_arm] in teachers:
+        networks[teacher_names[shown_arm]] = teachers[teacher_names[shown_arm]]
+    accuracies = {name: [_accuracies(counts)] for name, counts in teachers.items()} | of_arms
     means = {name: np.mean(of, axis=0) for name, of in accuracies.items()}
     present = np.flatnonzero(~np.isnan(means[shown_arm]))
     places = present.tolist()
@@ -114,39 +114,49 @@ def class_section(
         },
     }
     if is_small:
-        values["confusions"] = {name: counts.tolist() for name, counts in shown.items()}
+        values["confusions"] = {name: counts.tolist() for name, counts in networks.items()}
     return ClassSection(
         split=split,
         total=len(present),
         classes=[names[place] for place in places],
         rows=rows,
-        networks=list(shown),
-        plots=[_plot(name, counts, names) for name, counts in shown.items()] if is_small else [],
-        confusions=[] if is_small else _frequent(shown, names),
+        networks=list(networks),
+        plots=[_plot(name, counts, names) for name, counts in networks.items()] if is_small else [],
+        confusions=[] if is_small else _frequent(networks, names),
         values=values,
     )
 
 
 def _count(
     results: Sequence[StudentResult], split: str, size: int
-) -> tuple[dict[str, list[Counts]], dict[str, Counts], dict[str, str]]:
-    """Count the predictions of every student by arm and of every teacher, and name the teacher of each arm."""
+) -> tuple[
+    dict[str, Counts], dict[str, Counts], dict[str, str], dict[str, list[NDArray[np.float64]]]
+]:
+    """Count the predictions of every arm and of every teacher.
+
+    Returns:
+        Counts of each arm over its seeds, counts of each teacher, the teacher of each arm, and the accuracies by class
+        of the students of each arm.
+    """
     several = len(passes_of_arms(results)) > 1
-    arms: dict[str, list[Counts]] = {}
+    arms: dict[str, Counts] = {}
+    accuracies: dict[str, list[NDArray[np.float64]]] = {}
     teachers: dict[str, Counts] = {}
-    compared: dict[str, str] = {}
+    teacher_names: dict[str, str] = {}
     for result in results:
         path = check_written(result.evaluation, RECORDS_NAME)
         table = read_table(path, RECORDS_SCHEMA, most=None)
         table = table.filter(pc.equal(table["split"], split))
         if not len(table):
             continue
-        arms.setdefault(result.label, []).append(_confusions(table, "predictions", size))
+        counts = _confusions(table, "predictions", size)
+        arms[result.label] = arms.get(result.label, 0) + counts
+        accuracies.setdefault(result.label, []).append(_accuracies(counts))
         teacher = f"teacher {result.compared_pass}" if several else "teacher"
-        compared[result.label] = teacher
+        teacher_names[result.label] = teacher
         if teacher not in teachers and not table["teacher_predictions"].null_count:
             teachers[teacher] = _confusions(table, "teacher_predictions", size)
-    return arms, teachers, compared
+    return arms, teachers, teacher_names, accuracies
 
 
 def _confusions(table: pa.Table, name: str, size: int) -> Counts:
