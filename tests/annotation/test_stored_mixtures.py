@@ -40,6 +40,7 @@ from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from stages import distill, precompute
 from tests.support.runs import TRAINER, distill_config
+from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
 from tests.support.trees import tree_bytes
 from tests.support.views import interrupt_second_shard_of_views
@@ -59,7 +60,7 @@ def mixed_config(folder, tiny_teacher, **options):
     return replace(precompute_config(folder, tiny_teacher, **options), views=VIEWS, augment=RECIPE)
 
 
-@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+@pytest.fixture(scope="module", params=["zarr", slow("webdataset")])
 def mixed(request, tmp_path_factory, tiny_teacher):
     """A store with a canonical pass and one of three mixtures of each record, and what its teacher received."""
     received = []

@@ -59,7 +59,7 @@ VIEWS = RandomViewsConfig(count=3, seed=1)
 SIZE = (16, 16)
 
 
-@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+@pytest.fixture(scope="module", params=["zarr", slow("webdataset")])
 def strong(request, tmp_path_factory, tiny_teacher):
     """A store with a canonical pass and one of three strong views."""
     folder = tmp_path_factory.mktemp("strong") / "store"
