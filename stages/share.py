@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from permafrost.cli import stage_main
 from permafrost.config.exchange import ShareConfig
@@ -56,7 +57,7 @@ def run(config: ShareConfig) -> ShareResult:
         records=done.records,
         files=done.files,
         bytes=done.bytes,
-        next=f"permafrost attach from={folder} store.path=<another store of these images>"
+        next=f"permafrost attach {quote(f'from={folder}')} store.path=<another store of these images>"
         if config.form == "webdataset"
         else "",
     )

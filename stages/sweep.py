@@ -19,6 +19,7 @@ Rerun   a run's id is the hash of its config and of its inputs, so finished runs
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,7 +112,12 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
         finished_now=len(runner.done),
         table=str(table),
         summary="\n" + summary_table(config.run),
-        next=f"permafrost report store.path={students[0].distill.store.path} run={config.run}",
+        next=shlex.join(
+            [
+                *("permafrost", "report", f"store.path={students[0].distill.store.path}"),
+                f"run={config.run}",
+            ]
+        ),
     )
 
 

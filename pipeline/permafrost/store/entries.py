@@ -10,9 +10,10 @@ from permafrost.core.json_entries import require_digest, require_entry, require_
 from permafrost.storage.files import refuse_damaged_copy
 from permafrost.storage.rooted_paths import AnyPath
 
-REPAIR = "run permafrost precompute again, which writes missing files"
+_AGAIN = "run permafrost precompute again (or ingest, for targets of others), which writes missing files"
+REPAIR = _AGAIN
 """Advice for a missing file of the store."""
-REWRITE = "delete it and run permafrost precompute again, which writes missing files"
+REWRITE = f"delete it and {_AGAIN}"
 """Advice for a damaged file of the store."""
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Pattern of the names of shards and fields."""
