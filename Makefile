@@ -74,7 +74,7 @@ submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/howto/clus
 render: install ## print the KubeRay manifest of a job that runs VERB
 	@$(PY) -m stages.render verb=$(VERB) cluster=kuberay $(ARGS)
 
-test: install ## run the tests in JOBS=3 processes: about 5 minutes on 2 cores
+test: install ## run the tests in JOBS=3 processes: about 4 minutes on 2 cores
 	@$(PYTEST) $(ARGS)
 
 test-all: install ## run the tests, including the slow ones

@@ -341,7 +341,7 @@ def test_the_two_commands_for_weights_of_other_classes_fit_the_others(tmp_path, 
     packed = re.sub(r" teacher\S*", "", first) + " teacher=none"
 
     run_block(replace(block, code=packed), "executor=serial", "store.image_size=64")
-    teach = block_with("README.md", "teaching.start=imagenet.pth")
+    teach = block_with("docs/getting-started.md", "teaching.start=imagenet.pth")
     run_block(replace(teach, code=teach.code.replace("resnet50", "resnet18")), *small)
     run_block(replace(block, code="\n".join(rest[:2])), *small)
 

@@ -10,7 +10,9 @@ from permafrost.core.json_entries import require_digest, require_entry, require_
 from permafrost.storage.files import refuse_damaged_copy
 from permafrost.storage.rooted_paths import AnyPath
 
-_AGAIN = "run permafrost precompute again (or ingest, for targets of others), which writes missing files"
+_AGAIN = (
+    "run permafrost precompute again (or ingest, for targets of others), which writes missing files"
+)
 REPAIR = _AGAIN
 """Advice for a missing file of the store."""
 REWRITE = f"delete it and {_AGAIN}"
