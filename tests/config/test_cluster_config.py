@@ -1,6 +1,7 @@
 """Cluster options: their limits, the meaning of paths on each kind of cluster, and connecting to Ray."""
 
 import errno
+import inspect
 import json
 import os
 import signal
@@ -377,12 +378,13 @@ def test_a_job_takes_the_code_along_and_neither_data_nor_results(tmp_path):
         (folder / name).write_text((ROOT / name).read_text())
 
     package = tmp_path / "package.zip"
+    newer = inspect.signature(create_package).parameters.keys() & {"include_gitignore"}
     create_package(
         str(folder),
         package,
-        include_gitignore=True,
         include_parent_dir=False,
         excludes=[],  # newer versions of Ray have defaults
+        **dict.fromkeys(newer, True),
     )
 
     files = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}

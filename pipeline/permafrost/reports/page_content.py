@@ -257,7 +257,7 @@ def _result_values(
     values["summary"] = (
         conclusions(rows, paired, pair, teachers=teachers, chance=chance) if is_trained else []
     )
-    if limit := accuracy_limit(results, [paired, *columns]):
+    if is_trained and (limit := accuracy_limit(results, [paired, *columns])):
         values["remarks"] = chance_remarks(rows, *limit)
         values["summary"] += remarks_in_words(values["remarks"], limit[0])
     return values

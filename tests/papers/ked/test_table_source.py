@@ -384,9 +384,7 @@ def test_scikit_learns_tables_are_as_it_has_them():
 
 def test_the_recipe_of_unicauca_leaves_out_what_tells_the_answer(tmp_path):
     path = write_unicauca(tmp_path / "flows.csv", rows=60)
-    config = replace(
-        documented_config("data.max_skipped=100000 teacher=none", "tables.md"), path=str(path)
-    )
+    config = replace(documented_config("data.max_skipped=100000 teacher=none"), path=str(path))
 
     source = build_source(config)
     records = list(source.records())
