@@ -22,9 +22,13 @@ HOLD = """
     from permafrost.storage.lock import lock_folder
 
     with lock_folder(Path(sys.argv[1])):
+        runs, tell = os.pipe()
         child = os.fork()  # as a loader's worker, which may live longer than its parent
         if child:
+            os.read(runs, 1)  # so that it has let go of the lock, as any child does first
             print(child, flush=True)
+        else:
+            os.write(tell, b"1")
         time.sleep(600)
 """
 
