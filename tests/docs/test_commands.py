@@ -335,14 +335,15 @@ def test_the_two_commands_for_weights_of_other_classes_fit_the_others(tmp_path, 
     imagenet = build_model(TorchvisionModelConfig(name="resnet18"), 1000).network.state_dict()
     torch.save({"epoch": 90, "model": imagenet}, "imagenet.pth")
     block = block_with("README.md", "permafrost report run=photos")
-    first, *rest = lines_of(block.code)
+    _, *rest = lines_of(block.code)
     small = (*SMALL, "teaching.augment.size=64", "teaching.trainer.epochs=1")
     small += ("teaching.trainer.batch_size=4", "teaching.trainer.num_threads=1")
-    packed = re.sub(r" teacher\S*", "", first) + " teacher=none"
+    steps = block_with("docs/getting-started.md", "teaching.start=imagenet.pth")
+    packing, *teaching = lines_of(steps.code)
 
-    run_block(replace(block, code=packed), "executor=serial", "store.image_size=64")
-    teach = block_with("docs/getting-started.md", "teaching.start=imagenet.pth")
-    run_block(replace(teach, code=teach.code.replace("resnet50", "resnet18")), *small)
+    run_block(replace(steps, code=packing), "executor=serial", "store.image_size=64")
+    code = "\n".join(teaching).replace("resnet50", "resnet18")
+    run_block(replace(steps, code=code), *small)
     run_block(replace(block, code="\n".join(rest[:2])), *small)
 
     trained = load_file("runs/photos/teach/model.safetensors")
