@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
+import permafrost
 from permafrost.config.models import TorchvisionModelConfig
 from permafrost.config.sections import section_names, section_of
 from permafrost.models.providers import build_model
@@ -149,7 +150,7 @@ def test_the_loop_of_the_page_learns_maps_and_logits(frozen):
 
 
 @pytest.mark.slow
-def test_two_ranks_of_torchrun_train_one_student(frozen, tmp_path):
+def test_two_ranks_of_torchrun_train_one_student(frozen, tmp_path, monkeypatch):
     (tmp_path / "my_training.py").write_text(OWN_LOOP[2].code)
     words = [
         "--standalone",
@@ -167,6 +168,12 @@ def test_two_ranks_of_torchrun_train_one_student(frozen, tmp_path):
     assert weights["fc.weight"].shape == (10, 512)
     assert all(values.isfinite().all() for values in weights.values())
     assert weights["bn1.num_batches_tracked"] == 4  # two epochs of 40 records in batches of 2 x 8
+    command = block_with("docs/howto/own-loop.md", "student.weights=student.pt").code
+    (line,) = lines_of(command.replace("stores/demo", str(frozen.store.path)))
+    monkeypatch.chdir(tmp_path)
+    _, words = verb_and_words(line)
+    result = permafrost.evaluate(*words, "evaluate.splits=[test]")
+    assert 0 <= result.splits["test"]["accuracy"] <= 1
 
 
 @pytest.mark.slow
