@@ -149,9 +149,8 @@ ENDS = [
 """Part of the work, number of the shard in which the process is ended, signal, and exit code."""
 
 
-@pytest.mark.parametrize(
-    "ends", [ENDS[1::2], pytest.param(ENDS, marks=pytest.mark.slow)], ids=["two", "four"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("ends", [ENDS[1::2], ENDS], ids=["two", "four"])
 def test_a_run_that_is_ended_again_and_again_loses_nothing(world, ends):
     name = f"ended{len(ends)}"
     store, finished = world / name, {}
@@ -192,6 +191,7 @@ def test_a_signal_to_a_process_that_has_ended_is_no_error(tmp_path, monkeypatch)
     process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_file_that_the_disk_has_no_room_for_is_named_and_the_rest_stays(world):
     """A limit on the size of files simulates a full disk, as the kernel rejects the write halfway."""
     size = max(path.stat().st_size for path in (world / "expected" / "images").iterdir())

@@ -111,7 +111,7 @@ def outcome_of(store, words):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("trials", [4, slow(60)])
+@pytest.mark.parametrize("trials", [2, slow(60)])
 def test_damage_is_an_error_of_one_line_or_leaves_sound_targets(
     kind, photographs, tmp_path, trials
 ):

@@ -183,7 +183,7 @@ def photographs():
         yield Path(folder)
 
 
-@pytest.mark.parametrize("when", ["before", slow("later")])
+@pytest.mark.parametrize("when", [slow("before"), slow("later")])
 def test_a_small_shared_memory_ends_in_a_line_and_no_hang(photographs, when):
     """In a mount namespace of its own, whose /dev/shm has room for one batch."""
     unshare = shutil.which("unshare")

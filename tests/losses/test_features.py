@@ -397,7 +397,7 @@ METHODS = {"review_kd": ReviewKDConfig(), "ft": FTConfig()}
 @pytest.mark.parametrize(
     ("mode", "method"),
     [
-        ("frozen", "review_kd"),
+        slow("frozen", "review_kd"),
         slow("replay", "ft"),
         pytest.param("frozen", "ft", marks=pytest.mark.slow),
         pytest.param("replay", "review_kd", marks=pytest.mark.slow),

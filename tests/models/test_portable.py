@@ -296,7 +296,7 @@ def check_programs(config, size):
     "config",
     [
         slow(AdditiveModelConfig(name="trunk", weights="random")),
-        AdditiveModelConfig(name="mlp", input_size=32, grid=(4, 4), weights="random"),
+        slow(AdditiveModelConfig(name="mlp", input_size=32, grid=(4, 4), weights="random")),
         slow(AdditiveModelConfig(name="conv", grid=(4, 4), weights="random")),
         slow(TorchvisionModelConfig(name="vit_b_16", weights="random", input_size=32)),
     ],

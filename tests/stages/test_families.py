@@ -93,7 +93,7 @@ KINDS = {
 }
 UNSUPPORTED = ("levit_128s", "mixer_s32_224", "xcit_nano_12_p16_224")
 """Networks that no verb reads."""
-FAST = ("average",)
+FAST = ()
 
 
 @pytest.fixture(scope="module")

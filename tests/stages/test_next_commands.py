@@ -76,11 +76,11 @@ def methods_of(words):
 
 
 KINDS = [
-    ("annotate.payloads=[logits]", ["method=kd"]),
+    slow("annotate.payloads=[logits]", ["method=kd"]),
     ("", []),
     slow("annotate.payloads=[logits,class_maps]", ["method=cat_kd"]),
     slow("annotate.payloads=[logits,attention]", ["method=at"]),
-    ("annotate.payloads=[attention]", ["method=at"]),
+    slow("annotate.payloads=[attention]", ["method=at"]),
     ("annotate.payloads=[pooled]", ["method=embedding"]),
     slow("annotate.payloads=[logits,pooled]", ["method=embedding", "method.lambda_kd=1"]),
     slow("annotate.payloads=[features]", ["method=features"]),
@@ -88,8 +88,8 @@ KINDS = [
     ("annotate.payloads=[logits] annotate.logits=topk annotate.k=3", ["method=kd"]),
     slow("annotate.logits=topk annotate.k=3", []),
     ("views=random views.count=2 augment=pad_crop", []),
-    ("teacher=bcos teacher.name=resnet8 teacher.weights=random explainer=bcos_weights", []),
-    (
+    slow("teacher=bcos teacher.name=resnet8 teacher.weights=random explainer=bcos_weights", []),
+    slow(
         "teacher=additive teacher.name=conv teacher.superfeatures=4 teacher.grid=[4,4] teacher.input_size=16 "
         "teacher.weights=random annotate.payloads=[logits,superfeature_logits]",
         ["method=kd"],

@@ -20,6 +20,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.store.reader import Store
 from stages import distill, precompute
 from tests.support.runs import TRAINER, distill_config, weights_of
+from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
 
 MIXES = {
@@ -76,7 +77,7 @@ def full(tmp_path_factory, tiny_teacher):
 
 
 TRAINED = [
-    (kind, mode)
+    (kind, mode) if mode == "frozen" or kind in ("kd", "e2kd") else slow(kind, mode)
     for mode in ("frozen", "replay")
     for kind, cls in FAMILIES["method"].items()
     if cls.has_mix_rule and kind not in REFUSED[mode]

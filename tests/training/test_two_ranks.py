@@ -27,6 +27,7 @@ from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
 from stages import precompute
 from tests.support.ranks import leave_group, run_on_ranks
 from tests.support.runs import PAD_CROP
+from tests.support.slow import slow
 from tests.support.stores import TINY_DATA, precompute_config
 
 SIZE = (TINY_DATA.image_size, TINY_DATA.image_size)
@@ -104,7 +105,7 @@ def bcos_teacher_store(folder):
     return Path(config.store.path), config.teacher
 
 
-@pytest.fixture(scope="module", params=["gradcam", "bcos_weights"])
+@pytest.fixture(scope="module", params=["gradcam", slow("bcos_weights")])
 def both(request, tmp_path_factory, frozen):
     """Folder, results of two gloo ranks, and results of a single process."""
     folder = tmp_path_factory.mktemp("ranks")

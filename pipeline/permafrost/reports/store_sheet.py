@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -205,11 +206,17 @@ def _entitle(axis: Axes, text: str) -> None:
     """Write a title above a picture, with an ellipsis if it is wider than the picture's place."""
     line = " ".join(text.split())
     points = _FILLED * 72 * axis.get_position().width * axis.figure.get_figwidth()  # type: ignore[union-attr]
-    shown, length = line, min(len(line), _LONGEST_TITLE + 1)
-    while shown and TextPath((0, 0), shown, size=_TITLE_SIZE).get_extents().width > points:
-        length -= 1
-        shown = f"{line[:length].rstrip()}…"
-    axis.set_title(shown, fontsize=_TITLE_SIZE, loc="left", pad=2)
+
+    def width(text: str) -> float:
+        return float(TextPath((0, 0), text, size=_TITLE_SIZE).get_extents().width) if text else 0.0
+
+    def cut(length: int) -> str:
+        return f"{line[:length].rstrip()}…"
+
+    if len(line) > _LONGEST_TITLE or width(line) > points:
+        lengths = range(min(len(line), _LONGEST_TITLE))
+        line = cut(max(bisect_right(lengths, points, key=lambda n: width(cut(n))) - 1, 0))
+    axis.set_title(line, fontsize=_TITLE_SIZE, loc="left", pad=2)
 
 
 def _measure(store: Store, teacher: TeacherPass, split: str) -> _Sample:
