@@ -208,6 +208,7 @@ def test_a_file_that_the_disk_has_no_room_for_is_named_and_the_rest_stays(world)
     assert_same_store(world, "full")
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_turned_away_and_harms_nothing(world):
     key = record_in_the_middle(world, 2)
     process = start_precompute(world, "shared", stop_at=("pack", key))

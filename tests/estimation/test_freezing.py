@@ -69,6 +69,7 @@ def test_bytes_and_hours_grow_by_the_view(estimate):
     assert "proposal" not in lines
 
 
+@pytest.mark.slow
 def test_a_pass_of_strong_views_has_the_estimated_bytes(tmp_path, tiny_teacher, estimate):
     _, found = estimate
     precompute = precompute_config(tmp_path / "store", tiny_teacher, data=DATA)
