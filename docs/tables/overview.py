@@ -45,17 +45,17 @@ def readme_results() -> str:
             f"{separate}x over ten live teachers, {shared}x over one shared",
             "ResNet-20s, 2 cores",
         ),
-        "e2KD minus KD, photographs swapped": (
-            f"{long.text}; after 30 epochs {short.text}",
-            "demo, 270 epochs",
+        "e2KD minus KD, swapped, 270 epochs": (
+            f"{long.text}; 30 epochs {short.text}",
+            "demo, favors maps",
         ),
-        "e2KD minus KD, 50 images per class": (
+        "e2KD minus KD, CIFAR-10, 50 a class": (
             f"{few.text}; shuffled maps {shuffled.text}",
-            "`tau` tuned for both",
+            "32 px, `tau` tuned",
         ),
         "stored features minus KD, the same images": (
             features.text,
-            "labels in both, `tau` 1, 51 kB per image",
+            "labels, `tau` 1 untuned, 51 kB an image",
         ),
         "16 stored MixUp views minus plain ones": (
             f"KD {mixtures[0].text}; e2KD {mixtures[1].text}",
