@@ -30,7 +30,6 @@ from stages import precompute
 from tests.support.batches import random_batch
 from tests.support.image_sets import image_bytes
 from tests.support.paths import ROOT
-from tests.support.slow import slow
 from tests.support.stores import precompute_config
 
 OPTION = "trainer.loader_processes"
@@ -183,7 +182,8 @@ def photographs():
         yield Path(folder)
 
 
-@pytest.mark.parametrize("when", [slow("before"), slow("later")])
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "later"])
 def test_a_small_shared_memory_ends_in_a_line_and_no_hang(photographs, when):
     """In a mount namespace of its own, whose /dev/shm has room for one batch."""
     unshare = shutil.which("unshare")

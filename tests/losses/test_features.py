@@ -394,15 +394,9 @@ def test_factor_transfer_reads_the_output_of_the_last_stage(plain):
 METHODS = {"review_kd": ReviewKDConfig(), "ft": FTConfig()}
 
 
-@pytest.mark.parametrize(
-    ("mode", "method"),
-    [
-        slow("frozen", "review_kd"),
-        slow("replay", "ft"),
-        pytest.param("frozen", "ft", marks=pytest.mark.slow),
-        pytest.param("replay", "review_kd", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["frozen", "replay"])
+@pytest.mark.parametrize("method", ["review_kd", "ft"])
 def test_a_student_learns_from_stored_features(tmp_path, tiny_teacher, mode, method):
     views = {
         "views": RandomViewsConfig(count=2, seed=1),

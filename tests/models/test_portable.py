@@ -36,7 +36,6 @@ from permafrost_papers.ked.options import AdditiveModelConfig
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 from tests.support.runs import save_student
-from tests.support.slow import slow
 
 
 def noise(*shape):
@@ -292,13 +291,14 @@ def check_programs(config, size):
         assert difference < 1e-4 * max(1.0, float(program(images).detach().abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
-        slow(AdditiveModelConfig(name="trunk", weights="random")),
-        slow(AdditiveModelConfig(name="mlp", input_size=32, grid=(4, 4), weights="random")),
-        slow(AdditiveModelConfig(name="conv", grid=(4, 4), weights="random")),
-        slow(TorchvisionModelConfig(name="vit_b_16", weights="random", input_size=32)),
+        AdditiveModelConfig(name="trunk", weights="random"),
+        AdditiveModelConfig(name="mlp", input_size=32, grid=(4, 4), weights="random"),
+        AdditiveModelConfig(name="conv", grid=(4, 4), weights="random"),
+        TorchvisionModelConfig(name="vit_b_16", weights="random", input_size=32),
     ],
     ids=str,
 )
@@ -306,9 +306,10 @@ def test_the_number_of_images_of_a_program_is_free(config):
     check_programs(config, (32, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
-    [slow("resnet8", (16, 16)), slow("vitc_ti", (64, 64)), slow("simple_vit_ti", (64, 64))],
+    [("resnet8", (16, 16)), ("vitc_ti", (64, 64)), ("simple_vit_ti", (64, 64))],
 )
 def test_a_bcos_network_has_a_program_of_each_format(name, size):
     """The norms of patches are sums, whose divisor torch.onnx would leave out."""

@@ -93,7 +93,6 @@ KINDS = {
 }
 UNSUPPORTED = ("levit_128s", "mixer_s32_224", "xcit_nano_12_p16_224")
 """Networks that no verb reads."""
-FAST = ()
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +125,9 @@ def words_of(kind, section):
     return [f"{section}={kind.words}", *more, *side, *plugins]
 
 
-def chosen(names):
-    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
+@pytest.mark.slow
 @needs_papers
-@pytest.mark.parametrize("name", chosen(KINDS))
+@pytest.mark.parametrize("name", KINDS)
 def test_every_payload_is_stored_or_refused_in_one_sentence(workplace, monkeypatch, name):
     monkeypatch.chdir(workplace)
     kind = KINDS[name]
@@ -156,7 +152,8 @@ def test_every_payload_is_stored_or_refused_in_one_sentence(workplace, monkeypat
     ] * 2
 
 
-@pytest.mark.parametrize("name", chosen(KINDS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
 def test_every_evaluator_and_an_export_of_a_student_work_or_are_refused(
     workplace, monkeypatch, name
 ):

@@ -220,6 +220,7 @@ def test_the_name_of_a_run_in_a_tracker_is_kept_and_checked(tmp_path):
     assert tracked.read_state() == (None, 0)
     tracked.save_state("1f", 8)
     assert tracked.read_state() == ("1f", 8)
+    assert tracked.read_state(last_step=11) == ("1f", 11)
     (tmp_path / "wandb/run.json").write_text('{"id": "2f", "last_step": 8}\n')
     with pytest.raises(ValueError, match="the tracker begins another run"):
         tracked.read_state()

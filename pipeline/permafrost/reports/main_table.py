@@ -262,8 +262,9 @@ def accuracy_limit(
         if column.measure == "accuracy" and column.name in chance:
             level = chance[column.name]
             records = column.source.replace(".accuracy", ".records", 1)
-            fewest = min(n for result in results if (n := result.find(records)) is not None)
-            return column, ChanceLimit(level, level + 2 * (level * (1 - level) / fewest) ** 0.5)
+            counts = [n for result in results if (n := result.find(records)) is not None]
+            error = (level * (1 - level) / min(counts)) ** 0.5 if counts else 0.0
+            return column, ChanceLimit(level, level + 2 * error)
     return None
 
 

@@ -79,8 +79,11 @@ class TrackedRun:
         """Folder of the tracker's files."""
         return self.folder / self.kind
 
-    def read_state(self) -> tuple[str | None, int]:
-        """Return the tracker's name of the run, None if it has none yet, and the last step that earlier calls added.
+    def read_state(self, last_step: int = 0) -> tuple[str | None, int]:
+        """Return the tracker's name of the run, None if it has none yet, and the last step whose numbers it has.
+
+        Args:
+            last_step: Last step that a killed call has written.
 
         Raises:
             DamagedFileError: If the file is damaged.
@@ -89,7 +92,7 @@ class TrackedRun:
         if not path.exists():
             return None, 0
         state = read_json(path, "delete it, and the tracker begins another run")
-        return str(state["id"]), int(state["last_step"])
+        return str(state["id"]), max(int(state["last_step"]), last_step)
 
     def save_state(self, run_id: str, last_step: int) -> None:
         """Save what `read_state` returns."""
@@ -225,8 +228,7 @@ class _WandB(_Client):
     def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
         import wandb
 
-        run_id, earlier = tracked.read_state()
-        self.last_step = 0 if run_id is None else max(earlier, last_step)
+        run_id, self.last_step = tracked.read_state(last_step)
         self._run = wandb.init(
             project=tracked.project,
             name=tracked.name,
@@ -299,8 +301,7 @@ class _Trackio(_Client):
     def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
         import trackio
 
-        run_id, earlier = tracked.read_state()
-        self.last_step = 0 if run_id is None else max(earlier, last_step)
+        run_id, self.last_step = tracked.read_state(last_step)
         self._run = trackio.init(
             project=tracked.project,
             name=tracked.name,
