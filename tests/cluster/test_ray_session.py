@@ -191,3 +191,34 @@ def test_tasks_that_wait_for_each_other_all_run(tmp_path):
 
     assert "a was early" in outcomes[0].error
     assert outcomes[1].name == "b"
+
+
+@dataclass
+class Alone:
+    """Task that reports often, and fails if another one runs at the same time."""
+
+    name: str
+    folder: Path
+    after: tuple[str, ...] = ()
+
+    def __call__(self, report):
+        running = self.folder / self.name
+        running.touch()
+        for number in range(30):
+            report(f"line {number}")
+            time.sleep(0.1)
+            assert list(self.folder.iterdir()) == [running]
+        running.unlink()
+
+
+@pytest.mark.slow
+def test_a_task_that_reports_keeps_its_cpus(tmp_path):
+    """Ray gives the CPUs of a task that waits for another process to the next task."""
+    tasks = [Alone("a", tmp_path), Alone("b", tmp_path), Alone("c", tmp_path)]
+    lines = []
+
+    executor = RayExecutor(LocalClusterConfig(cpus_per_student=ray.cluster_resources()["CPU"]))
+    outcomes = list(executor.run_tasks(tasks, lambda name, line: lines.append(line)))
+
+    assert {outcome.name: outcome.error for outcome in outcomes} == dict.fromkeys("abc", "")
+    assert len(lines) > 0

@@ -12,6 +12,7 @@ from permafrost.config.models import (
     TorchvisionModelConfig,
 )
 from permafrost.core.errors import ConfigError
+from permafrost.models.cifar import BasicBlock
 from permafrost.models.classifier import Classifier
 from permafrost.models.explanations import gradcam
 from permafrost.models.providers import (
@@ -185,3 +186,19 @@ def test_classes_of_the_config_come_before_those_of_the_data():
     model = build_model(torchvision_config("resnet18", classes=3), NUM_CLASSES)
 
     assert model.network.fc.out_features == 3
+
+
+def test_a_shortcut_drops_pixels_pads_channels_and_keeps_its_gradient_channels_last():
+    block = BasicBlock(3, 8, stride=2)
+    x = random_images(7).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    kept = block._shortcut(x)
+
+    expected = torch.zeros(2, 8, 4, 4)
+    expected[:, 2:5] = x.detach()[:, :, ::2, ::2]
+    assert torch.equal(kept, expected)
+    upstream = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad(kept, x, upstream)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(gradient[:, :, ::2, ::2], upstream[:, 2:5])
+    assert gradient.count_nonzero() == upstream[:, 2:5].numel()

@@ -23,8 +23,8 @@ from permafrost.cluster.session import (
     gpus_each,
     last_line,
     open_queue,
-    put_item,
     ray_session,
+    send_item,
     take_items,
 )
 from permafrost.config.cluster import ClusterConfig
@@ -319,7 +319,7 @@ def _run_task(task: Task, reports: Any, folder: str) -> TaskOutcome:
     """Run a task in a Ray process, with relative paths resolved as in the driver."""
     if Path(folder).is_dir():  # on a machine without this folder, only absolute paths work
         os.chdir(folder)
-    return run_task(task, lambda line: put_item(reports, (task.name, line)))
+    return run_task(task, lambda line: send_item(reports, (task.name, line)))
 
 
 def _outcome(ref: Any, task: Task) -> TaskOutcome:

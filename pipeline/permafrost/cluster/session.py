@@ -300,6 +300,14 @@ def put_item(queue: Queue, item: Any) -> None:
         queue.put_nowait(item)
 
 
+def send_item(queue: Queue, item: Any) -> None:
+    """Send an item to a queue without a size limit, and do not wait for its arrival.
+
+    While a task waits, Ray gives its CPU to another task, so more tasks would run than there are CPUs.
+    """
+    queue.actor.put_nowait.remote(item)
+
+
 def take_items(queue: Queue) -> list[Any]:
     """Take all items out of a queue that no other process reads. There are none if it is lost."""
     import ray

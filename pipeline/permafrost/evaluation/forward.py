@@ -205,10 +205,20 @@ def open_split(
     split: str,
     trained: TrainedModel,
     decode_threads: int = 1,
+    *,
+    with_regions: bool = True,
 ) -> StoreDataset:
     """Open the records of one of evaluate.splits for the evaluation of a trained model.
 
     Passes without targets of that split are left out, so the model is not compared with them there.
+
+    Args:
+        store: Store of the split.
+        passes: Passes that the model is compared with.
+        split: Name of the split.
+        trained: Facts of the model's training.
+        decode_threads: Number of threads that decode images.
+        with_regions: Also read masks and boxes, without which nothing is localized.
     """
     rows: RowNumbers = (
         select_holdout_rows(store.index, trained.split, trained.subset)
@@ -227,7 +237,7 @@ def open_split(
         store,
         rows,
         covering,
-        with_regions=True,
+        with_regions=with_regions,
         num_classes=trained.num_classes,
         decode_threads=decode_threads,
     )

@@ -62,6 +62,11 @@ class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._numbers = _TIMES * self._stored + _MORE_NUMBERS
         self._tensors = _TIMES * len(shapes) + _MORE_TENSORS
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False, as torch would import its compiler for a mode that it skips, which takes two seconds."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -40,7 +40,9 @@ class BasicBlock(nn.Module):
             return x
         before = self.new_channels // 2
         after = self.new_channels - before
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, after))
+        # Pooling of single pixels, as the gradient of a slice is not channels-last, which costs a tenth of a step.
+        kept = F.avg_pool2d(x, kernel_size=1, stride=self.stride)
+        return F.pad(kept, (0, 0, 0, 0, before, after))
 
 
 class CifarResNet(Classifier):

@@ -191,7 +191,7 @@ class DemoSource:
         side = self.config.image_size
         size = int(generator.integers(self.config.min_digit_size, self.config.max_digit_size + 1))
         left, top = (int(generator.integers(0, side - size + 1)) for _ in range(2))
-        height, width = load_photographs()[0].shape[:2]
+        width, height = load_photographs()[0].size
         sides = generator.integers(side, 2 * side, CANDIDATE_CROPS)
         corners = (generator.integers(0, extent - sides + 1) for extent in (width, height))
         return Placement(size, left, top, np.stack([sides, *corners], axis=1), generator.random(3))
@@ -210,47 +210,51 @@ class DemoSource:
         self, digit: int, placement: Placement, photograph: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         ink = self._ink(digit, placement)
-        candidates = [self._background(photograph, crop) for crop in placement.crops]
-        colors = [_contrasting_color(background, ink, placement.hue) for background in candidates]
-        contrasts = [_contrast(*pair, ink) for pair in zip(candidates, colors, strict=True)]
-        best = int(np.argmax(contrasts))
+        candidates = self._backgrounds(photograph, placement.crops)
+        colors = _contrasting_colors(candidates, ink, placement.hue)
+        best = int(np.argmax(_contrasts(candidates, colors, ink)))
         alpha = ink[:, :, None]
-        frame = candidates[best] * (1 - alpha) + colors[best] * alpha
+        frame = candidates[best][:, :, None] * (1 - alpha) + colors[best] * alpha
         return np.round(frame * 255).astype(np.uint8), ink
 
-    def _background(self, photograph: int, crop: NDArray[np.int64]) -> NDArray[np.float64]:
-        side, left, top = (int(value) for value in crop)
-        pixels = load_photographs()[photograph][top : top + side, left : left + side]
+    def _backgrounds(self, photograph: int, crops: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the crops in equal exposure, [candidates, side, side] in [0, 1]."""
         size = (self.config.image_size, self.config.image_size)
-        resized = Image.fromarray(pixels).convert("L").resize(size, Image.Resampling.BILINEAR)
-        gray = np.asarray(resized, dtype=np.float64) / 255
-        exposed = 0.5 + CONTRAST * (gray - gray.mean()) / max(gray.std(), MIN_STD)
-        return np.repeat(exposed.clip(0, 1)[:, :, None], 3, axis=2)
+        resized = [
+            load_photographs()[photograph]
+            .crop((left, top, left + side, top + side))
+            .resize(size, Image.Resampling.BILINEAR)
+            for side, left, top in crops.tolist()
+        ]
+        gray = np.stack([np.asarray(image) for image in resized]).reshape(len(crops), -1) / 255
+        spread = np.maximum(gray.std(axis=1), MIN_STD)[:, None]
+        exposed = 0.5 + CONTRAST * (gray - gray.mean(axis=1, keepdims=True)) / spread
+        return exposed.clip(0, 1).reshape(len(crops), *size)
 
 
-def _contrasting_color(
-    background: NDArray[np.float64], ink: NDArray[np.float64], hue: NDArray[np.float64]
+def _contrasting_colors(
+    backgrounds: NDArray[np.float64], ink: NDArray[np.float64], hue: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return dark ink for a bright position and bright ink for a dark one, on both photographs: [3]."""
-    behind = float((background.mean(axis=2) * ink).sum() / ink.sum())
-    return 0.3 * hue if behind > 0.5 else 1 - 0.3 * hue
+    """Return dark ink for a bright position and bright ink for a dark one: [candidates, 3]."""
+    behind = (backgrounds * ink).sum(axis=(1, 2)) / ink.sum()
+    return np.where(behind[:, None] > 0.5, 0.3 * hue, 1 - 0.3 * hue)
 
 
-def _contrast(
-    background: NDArray[np.float64], color: NDArray[np.float64], ink: NDArray[np.float64]
-) -> float:
-    """Return the difference in brightness of the color and the background behind the ink, at its lowest decile."""
-    differences = np.abs(background.mean(axis=2) - color.mean())[ink > 0.5]
-    return float(np.quantile(differences, 0.1))
+def _contrasts(
+    backgrounds: NDArray[np.float64], colors: NDArray[np.float64], ink: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the differences in brightness of color and background behind the ink, at their lowest decile."""
+    brightness = colors.mean(axis=1)[:, None]
+    return np.quantile(np.abs(backgrounds[:, ink > 0.5] - brightness), 0.1, axis=1)
 
 
 @lru_cache(maxsize=1)
-def load_photographs() -> list[NDArray[np.uint8]]:
-    """Load the two sample photographs, u8 [427, 640, 3], in the order of PHOTOGRAPHS."""
+def load_photographs() -> list[Image.Image]:
+    """Load the two sample photographs in gray, 640x427 pixels, in the order of PHOTOGRAPHS."""
     from sklearn.datasets import load_sample_images
 
     samples = load_sample_images()
     by_name = dict(
         zip((name.split("/")[-1] for name in samples.filenames), samples.images, strict=True)
     )
-    return [by_name[f"{name}.jpg"] for name in PHOTOGRAPHS]
+    return [Image.fromarray(by_name[f"{name}.jpg"]).convert("L") for name in PHOTOGRAPHS]

@@ -335,6 +335,7 @@ def split_evaluator(
             subset=config.subset,
         ),
         resolve_decode_threads(config.trainer.decode_threads),
+        with_regions=localize,
     )
     options = EvaluateOptions(frame=config.select_frame)
     return partial(evaluate_training, size, dataset, options, localize=localize)
