@@ -40,7 +40,7 @@ _SOURCES = {
         (MIXTURES, "e2kd_stored"),
     ),
     "e2KD, live teacher": (None, (STRONG, "e2kd_live"), (MIXTURES, "e2kd_live")),
-    "features and labels, stored once, 51 kB": (
+    "features, logits and labels, stored once, 51 kB": (
         ("cifar10_features", "features_both_4096"),
         None,
         None,
@@ -55,7 +55,10 @@ def readme_results() -> str:
         (label, [spread(runs_of(*arm), "accuracy") if arm else Cell("") for arm in arms])
         for label, arms in _SOURCES.items()
     ]
-    return table(("targets", "shifts and flips", "and RandAugment, erasing", "and MixUp"), rows)
+    return table(
+        ("targets", "shifts, flips", "shifts, flips, RandAugment, erasing", "shifts, flips, MixUp"),
+        rows,
+    )
 
 
 FEW_IMAGES = {

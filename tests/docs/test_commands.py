@@ -293,8 +293,9 @@ def run_block(monkeypatch, capsys):
 
 
 def _is_read(verb, word):
-    """Return whether a stage reads the option: a student's teacher is its pass, and an evaluation has no views."""
-    unread = {"teacher": verb != "precompute", "augment": verb == "evaluate"}
+    """Return whether a stage reads the option: a student's teacher is its pass, and its network is that of its run."""
+    evaluates = verb == "evaluate"
+    unread = {"teacher": verb != "precompute", "augment": evaluates, "student": evaluates}
     return not unread.get(section_of(word), False)
 
 
@@ -314,6 +315,7 @@ SMALL = (
         "teacher.input_size=64",
         "augment.size=64",
         "annotate.batch_size=8",
+        "student.weights=null",  # in place of a download
     ),
     *("trainer.epochs=1", "trainer.batch_size=4", "trainer.num_threads=1", "report.cases=2"),
 )
@@ -330,7 +332,7 @@ def test_the_four_commands_for_own_data_fit_together(tmp_path, run_block):
 
     run_block(block, *SMALL)
 
-    assert "e2kd" in (tmp_path / "runs/photos/distill/config.yaml").read_text()
+    assert "kind: kd" in (tmp_path / "runs/photos/distill/config.yaml").read_text()
     assert (tmp_path / "runs/photos/evaluate/metrics.json").exists()
     assert (tmp_path / "runs/photos/report.html").exists()
 

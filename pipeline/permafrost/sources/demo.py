@@ -229,7 +229,8 @@ class DemoSource:
         gray = np.stack([np.asarray(image) for image in resized]).reshape(len(crops), -1) / 255
         spread = np.maximum(gray.std(axis=1), MIN_STD)[:, None]
         exposed = 0.5 + CONTRAST * (gray - gray.mean(axis=1, keepdims=True)) / spread
-        return exposed.clip(0, 1).reshape(len(crops), *size)
+        backgrounds: NDArray[np.float64] = exposed.clip(0, 1).reshape(len(crops), *size)
+        return backgrounds
 
 
 def _contrasting_colors(
@@ -245,7 +246,9 @@ def _contrasts(
 ) -> NDArray[np.float64]:
     """Return the differences in brightness of color and background behind the ink, at their lowest decile."""
     brightness = colors.mean(axis=1)[:, None]
-    return np.quantile(np.abs(backgrounds[:, ink > 0.5] - brightness), 0.1, axis=1)
+    differences = np.abs(backgrounds[:, ink > 0.5] - brightness)
+    contrasts: NDArray[np.float64] = np.quantile(differences, 0.1, axis=1)
+    return contrasts
 
 
 @lru_cache(maxsize=1)

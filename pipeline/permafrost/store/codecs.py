@@ -172,9 +172,12 @@ def cosines(values: NDArray[np.float32], stored: NDArray[np.generic]) -> NDArray
     original = values.reshape(len(values), -1).astype(np.float64)
     decoded = decode_unit(stored).reshape(len(values), -1).astype(np.float64)
     original /= np.maximum(np.abs(original).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    norms = np.linalg.norm(original, axis=1) * np.linalg.norm(decoded, axis=1)
-    product = (original * decoded).sum(axis=1)
-    both_zero = ~original.any(axis=1) & ~decoded.any(axis=1)
+    product, squared, decoded_squared = (
+        np.einsum("ij,ij->i", left, right)
+        for left, right in ((original, decoded), (original, original), (decoded, decoded))
+    )
+    norms = np.sqrt(squared) * np.sqrt(decoded_squared)
+    both_zero = (squared == 0) & (decoded_squared == 0)
     quotient = np.divide(product, norms, out=np.zeros_like(product), where=norms > 0)
     return np.where(both_zero, 1.0, quotient)
 
