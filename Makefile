@@ -5,8 +5,8 @@ PY := .venv/bin/python
 ARGS ?=
 # Many processes import the same packages, so bytecode is always written.
 export PYTHONDONTWRITEBYTECODE :=
-# Three processes keep two cores busy while one of them waits for Ray.
-JOBS ?= 3
+# As many processes as there are cores on a small machine: a third one adds the 10 s in which it imports the tests.
+JOBS ?= 2
 # The tests of a module run in one process, so their fixtures are made once. One thread per process avoids contention.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 DEMO_distill := method.tau=4 method.lambda_map=5
@@ -74,7 +74,7 @@ submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/howto/clus
 render: install ## print the KubeRay manifest of a job that runs VERB
 	@$(PY) -m stages.render verb=$(VERB) cluster=kuberay $(ARGS)
 
-test: install ## run the tests in JOBS=3 processes: about 4 minutes on 2 cores
+test: install ## run the tests in JOBS=2 processes: about 4 minutes on 2 cores
 	@$(PYTEST) $(ARGS)
 
 test-all: install ## run the tests, including the slow ones
