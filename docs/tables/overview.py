@@ -17,34 +17,32 @@ _TERMS = "CIFAR-10, 50 images per class"
 
 
 _SOURCES = {
-    "no teacher": ((_EQUAL, "labels"), (STRONG, "labels"), None),
-    "KD, stored once, 20 bytes an image": (
+    "labels alone": ((_EQUAL, "labels"), (STRONG, "labels"), None),
+    "KD, frozen (stored once), 20 bytes an image": (
         (_SHOTS, "kd"),
         (STRONG, "kd_frozen"),
         (MIXTURES, "kd_mixup"),
     ),
-    "KD, 16 stored views, 1.3 kB": (
+    "KD, replay (16 stored views), 1.3 kB": (
         (STRONG, "kd_plain_v16"),
         (STRONG, "kd_v16"),
         (MIXTURES, "kd_stored"),
     ),
     "KD, live teacher": (None, (STRONG, "kd_live"), (MIXTURES, "kd_live")),
-    "e2KD, stored once, 156 bytes": (
+    "e2KD, frozen, 156 bytes": (
         (_SHOTS, "e2kd"),
         (STRONG, "e2kd_frozen"),
         (MIXTURES, "e2kd_mixup"),
     ),
-    "e2KD, 16 stored views, 4 kB": (
+    "e2KD, replay, 4 kB": (
         (STRONG, "e2kd_plain_v16"),
         (STRONG, "e2kd_v16"),
         (MIXTURES, "e2kd_stored"),
     ),
     "e2KD, live teacher": (None, (STRONG, "e2kd_live"), (MIXTURES, "e2kd_live")),
-    "features, logits and labels, stored once, 51 kB": (
-        ("cifar10_features", "features_both_4096"),
-        None,
-        None,
-    ),
+    "e2KD, frozen, maps of 10 classes, 1.4 kB": ((_EQUAL, "e2kd_logits_all searched"), None, None),
+    "CAT-KD, frozen, 140 bytes": ((_EQUAL, "cat_kd_logits searched"), None, None),
+    "features and labels, frozen, 51 kB": (("cifar10_features", "features_both_4096"), None, None),
 }
 """Experiment and arm by targets, for each recipe of views; None where nothing was measured."""
 

@@ -63,6 +63,7 @@ class Shown:
     """Steps and values of each metric, in the order in which they were written."""
     results: dict[str, float]
     is_finished: bool
+    options: dict[str, object]
 
 
 def records_of(path):
@@ -79,8 +80,9 @@ def read_wandb(folder):
         (about,) = (record["run"] for record in records if record["type"] == "run")
         run = runs.setdefault(
             about["run_id"],
-            Shown(about["project"], about["display_name"], defaultdict(list), {}, False),
+            Shown(about["project"], about["display_name"], defaultdict(list), {}, False, {}),
         )
+        run.options |= about.get("config", {})
         for record in records:
             content = record[record["type"]]
             if record["type"] == "history":
@@ -108,7 +110,8 @@ def read_mlflow(folder):
                 for name in run.data.metrics
             }
             is_finished = run.info.status == "FINISHED"
-            shown.append(shown_of(experiment.name, run.info.run_name, points, is_finished))
+            about = (experiment.name, run.info.run_name, run.data.params)
+            shown.append(shown_of(*about, points, is_finished))
     return shown
 
 
@@ -123,16 +126,17 @@ def read_trackio(folder):
             for line in SQLiteStorage.get_logs(project, run.name, run_id=run.id):
                 for name, value in line.items():
                     points[name].append((line["step"], value))
-            shown.append(shown_of(project, run.name, points))  # it knows no end of a run
+            options = SQLiteStorage.get_run_config(project, run.name, run_id=run.id)
+            shown.append(shown_of(project, run.name, options, points))  # it knows no end of a run
     return shown
 
 
-def shown_of(project, name, points, is_finished=True):
+def shown_of(project, name, options, points, is_finished=True):
     curves = {metric: values for metric, values in points.items() if "/" not in metric}
     results = {}
     for metric in points.keys() - curves.keys():
         ((_, results[metric]),) = points[metric]
-    return Shown(project, name, curves, results, is_finished)
+    return Shown(project, name, curves, results, is_finished, options)
 
 
 READERS = {"wandb": read_wandb, "mlflow": read_mlflow, "trackio": read_trackio}
@@ -174,6 +178,8 @@ def test_a_resumed_student_and_its_evaluation_are_one_run_without_doubled_steps(
     assert shown.curves["total"] == expected_curve(folder, "total")
     assert shown.curves["lr"] == expected_curve(folder, "lr")
     assert len(shown.curves["total"]) > len(written)
+    assert str(shown.options["method.kind"]) == "e2kd"
+    assert float(shown.options["trainer.epochs"]) == 4
     assert expected_results(RUNS / name / "evaluate").items() <= shown.results.items()
     assert shown.is_finished
 

@@ -27,9 +27,9 @@ from typing import Any
 
 from permafrost.config.training import Logger
 from permafrost.core.errors import first_line, require
-from permafrost.runs.folder import STUDENTS
+from permafrost.runs.folder import CONFIG_NAME, STUDENTS
 from permafrost.runs.mirrors import upload_mirror
-from permafrost.storage.signed_files import read_json, write_json
+from permafrost.storage.signed_files import read_json, read_yaml, write_json
 
 logger = logging.getLogger("permafrost.trackers")
 
@@ -79,6 +79,15 @@ class TrackedRun:
         """Folder of the tracker's files."""
         return self.folder / self.kind
 
+    def read_options(self) -> dict[str, Any]:
+        """Read the options of the training by their dotted names, and the fingerprints of its inputs; empty without.
+
+        Raises:
+            DamagedFileError: If the file is damaged.
+        """
+        path = self.folder / CONFIG_NAME
+        return _flat(read_yaml(path, "restore it")) if path.exists() else {}
+
     def read_state(self, last_step: int = 0) -> tuple[str | None, int]:
         """Return the tracker's name of the run, None if it has none yet, and the last step whose numbers it has.
 
@@ -115,6 +124,15 @@ class TrackedRun:
         )
         tracker.close()
         upload_mirror(self.folder)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        is_section = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if is_section else {prefix + name: value}
+    return flat
 
 
 class Tracker:
@@ -233,6 +251,8 @@ class _WandB(_Client):
             project=tracked.project,
             name=tracked.name,
             id=run_id,
+            config=tracked.read_options(),
+            allow_val_change=True,  # as trainer.epochs of a training that is continued
             resume="allow",
             dir=tracked.folder,  # in which it writes to wandb/
             reinit="create_new",
@@ -269,6 +289,7 @@ class _MLflow(_Client):
         self._id = run_id
 
     def _create(self, tracked: TrackedRun) -> str:
+        from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
         experiment = self._client.get_experiment_by_name(tracked.project)
@@ -277,7 +298,14 @@ class _MLflow(_Client):
                 self._client.create_experiment(tracked.project)
             experiment = self._client.get_experiment_by_name(tracked.project)
         created = self._client.create_run(experiment.experiment_id, run_name=tracked.name)
-        return str(created.info.run_id)
+        run_id = str(created.info.run_id)
+        params = [
+            Param(_mlflow_name(name), str(value)[:_MLFLOW_CHARACTERS])
+            for name, value in tracked.read_options().items()
+        ]
+        for start in range(0, len(params), _MLFLOW_PARAMS):
+            self._client.log_batch(run_id, params=params[start : start + _MLFLOW_PARAMS])
+        return run_id
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
@@ -286,13 +314,21 @@ class _MLflow(_Client):
         self._client.log_batch(
             self._id,
             metrics=[
-                Metric(re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII), value, now, step)
-                for name, value in numbers.items()
+                Metric(_mlflow_name(name), value, now, step) for name, value in numbers.items()
             ],
         )
 
     def close(self, is_finished: bool) -> None:
         self._client.set_terminated(self._id, "FINISHED" if is_finished else "FAILED")
+
+
+_MLFLOW_PARAMS, _MLFLOW_CHARACTERS = 100, 6000
+"""Largest number of options in a request to MLflow, and of characters of one."""
+
+
+def _mlflow_name(name: str) -> str:
+    """Replace characters that MLflow does not take in a name."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
 
 
 class _Trackio(_Client):
@@ -306,6 +342,7 @@ class _Trackio(_Client):
             project=tracked.project,
             name=tracked.name,
             resume="never" if run_id is None else "allow",
+            config=tracked.read_options(),
             embed=False,
             auto_log_gpu=False,
             auto_log_cpu=False,
