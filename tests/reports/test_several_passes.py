@@ -15,6 +15,7 @@ from permafrost.config.models import CifarModelConfig
 from permafrost.config.page_options import ReportOptions
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig, ReportConfig
+from permafrost.reports.main_table import Column, arm_summary
 from permafrost.reports.run_commands import commands_of
 from permafrost.reports.student_results import load_results
 from permafrost.runs.mirrors import RUNS
@@ -95,6 +96,24 @@ def test_a_page_of_two_teachers_has_a_row_of_each_and_says_whose_agreement_it_is
     assert f"The teacher {names['resnet8']} has 25.0 %, the teacher {names['resnet14']} has" in (
         result.summary
     )
+
+
+def test_agreement_is_compared_among_the_students_of_one_teacher():
+    values = {"a": 0.9, "b": 0.8, "c": 0.1}
+    rows = [
+        {"method": arm, "seed": seed, "accuracy": value, "agreement": value}
+        for arm, value in values.items()
+        for seed in range(3)
+    ]
+    columns = [Column(name=name, source=f"test.{name}") for name in ("accuracy", "agreement")]
+
+    def best(column, arms_by_pass=None):
+        summary = arm_summary(rows, columns, arms_by_pass)
+        return {arm["method"] for arm in summary if arm[column]["best"]}
+
+    assert best("agreement") == {"a"}
+    assert best("agreement", {"one": ["a"], "other": ["b", "c"]}) == {"b"}
+    assert best("accuracy", {"one": ["a"], "other": ["b", "c"]}) == {"a"}
 
 
 def test_a_page_of_one_teacher_has_one_row_called_teacher(two_passes):

@@ -21,6 +21,8 @@ DEFAULT_METRICS = ("accuracy", "f1", "agreement", "epg", "iou")
 """Metrics that a report and the summary of a sweep show without being asked."""
 _PROBES = ("knn.accuracy", "linear_probe.accuracy")
 """Metrics of features, which they show if they were measured."""
+_OF_OWN_PASS = ("agreement", "kl_to_teacher", "map_cosine")
+"""Metrics of a student and the pass that it is compared with."""
 CHANCE = {"accuracy": "majority_accuracy", "epg": "epg_uniform", "iou": "epg_uniform"}
 """Metric that is the chance level of another one: of a constant prediction, or of a uniform map."""
 
@@ -44,6 +46,11 @@ class Column:
     def measure(self) -> str:
         """Name of what is measured, without the split and the pass."""
         return self.source.partition(".")[2].partition("@")[0]
+
+    @property
+    def depends_on_pass(self) -> bool:
+        """True if a student is compared with its own teacher, which need not be that of another student."""
+        return self.measure in _OF_OWN_PASS and "@" not in self.source
 
     @property
     def words(self) -> str:
@@ -269,16 +276,20 @@ def accuracy_limit(
 
 
 def arm_summary(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[Column],
+    arms_by_pass: Mapping[str, Sequence[str]] | None = None,
 ) -> list[dict[str, Any]]:
     """Build one row per arm: mean and standard deviation of each column over seeds, and whether the arm is `best`.
 
     The best arms of a column are those that no other arm beats conclusively; without any conclusive difference, or
-    while an arm has one seed only, there are none.
+    while an arm has one seed only, there are none. Where the arms have different teachers, a number that depends on
+    the teacher is compared among those of the same one.
 
     Args:
         rows: One row per student, from `student_rows`.
         columns: Columns of the report.
+        arms_by_pass: Arms by the pass that they are compared with, from `passes_of_arms`.
 
     Returns:
         Rows with method, seeds (their number), and for each column `mean`, `sd` and `best`, or None if a student of the
@@ -296,8 +307,11 @@ def arm_summary(
         direction = column.metric.higher_is_better
         leading = set()
         if direction is not None and all(arm["seeds"] > 1 for arm in compared):
-            members = [row for arm in compared for row in by_arm[arm["method"]]]
-            leading = leading_arms(members, column.name, higher_is_better=direction)
+            labels = [str(arm["method"]) for arm in compared]
+            groups = list((arms_by_pass or {}).values()) if column.depends_on_pass else []
+            for group in groups if len(groups) > 1 else [labels]:
+                members = [row for label in labels if label in group for row in by_arm[label]]
+                leading |= leading_arms(members, column.name, higher_is_better=direction)
         for arm in compared:
             arm[column.name]["best"] = arm["method"] in leading
     return summary
@@ -353,7 +367,7 @@ def _agreement_sentence(metric: str, passes: Mapping[str, Sequence[str]]) -> str
     if metric != "agreement" or len(passes) < 2:
         return ""
     told = (f"{', '.join(arms)} with {name}" for name, arms in passes.items())
-    return f" Each student's is with its own pass: {'; '.join(told)}."
+    return f" Each student's is with its own pass, and marks compare those of one pass: {'; '.join(told)}."
 
 
 def _sentence(metric: str, columns: Sequence[Column], chance: Mapping[str, float]) -> str:

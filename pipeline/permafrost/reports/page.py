@@ -236,7 +236,7 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
     values = page.values
     if page.paired is None:
         return {}
-    summary = arm_summary(values["runs"], page.columns)
+    summary = arm_summary(values["runs"], page.columns, passes_of_arms(page.results))
     plotted = [c for c in page.columns if c.name in (page.options.plotted or [page.paired.name])]
     plots = [
         *grid_plots(page.results, plotted),
