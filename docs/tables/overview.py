@@ -40,7 +40,11 @@ _SOURCES = {
         (MIXTURES, "e2kd_stored"),
     ),
     "e2KD, live teacher": (None, (STRONG, "e2kd_live"), (MIXTURES, "e2kd_live")),
-    "e2KD, frozen, maps of 10 classes, 1.4 kB": ((_EQUAL, "e2kd_logits_all searched tau=8"), None, None),
+    "e2KD, frozen, maps of 10 classes, 1.4 kB": (
+        (_EQUAL, "e2kd_logits_all searched tau=8"),
+        None,
+        None,
+    ),
     "CAT-KD, frozen, 140 bytes": ((_EQUAL, "cat_kd_logits searched"), None, None),
     "features and labels, frozen, 51 kB": (("cifar10_features", "features_both_4096"), None, None),
 }

@@ -82,7 +82,7 @@ def read_wandb(folder):
             about["run_id"],
             Shown(about["project"], about["display_name"], defaultdict(list), {}, False, {}),
         )
-        run.options |= about.get("config", {})
+        run.options |= about["config"]["update"]
         for record in records:
             content = record[record["type"]]
             if record["type"] == "history":

@@ -99,11 +99,11 @@ def test_a_page_of_two_teachers_has_a_row_of_each_and_says_whose_agreement_it_is
 
 
 def test_agreement_is_compared_among_the_students_of_one_teacher():
-    values = {"a": 0.9, "b": 0.8, "c": 0.1}
+    values = {"a": (0.9, 0.91, 0.93), "b": (0.8, 0.8, 0.8), "c": (0.1, 0.11, 0.12)}
     rows = [
         {"method": arm, "seed": seed, "accuracy": value, "agreement": value}
-        for arm, value in values.items()
-        for seed in range(3)
+        for arm, by_seed in values.items()
+        for seed, value in enumerate(by_seed)
     ]
     columns = [Column(name=name, source=f"test.{name}") for name in ("accuracy", "agreement")]
 
