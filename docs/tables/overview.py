@@ -45,7 +45,7 @@ _SOURCES = {
         None,
         None,
     ),
-    "CAT-KD, frozen, 140 bytes": ((_EQUAL, "cat_kd_logits searched"), None, None),
+    "CAT-KD (Guo et al. 2023), frozen, 140 bytes": ((_EQUAL, "cat_kd_logits searched"), None, None),
     "features and labels, frozen, 51 kB": (("cifar10_features", "features_both_4096"), None, None),
 }
 """Experiment and arm by targets, for each recipe of views; None where nothing was measured."""
@@ -58,7 +58,12 @@ def readme_results() -> str:
         for label, arms in _SOURCES.items()
     ]
     return table(
-        ("targets", "shifts, flips", "shifts, flips, RandAugment, erasing", "shifts, flips, MixUp"),
+        (
+            "targets",
+            "shifts, flips",
+            "shifts, flips, RandAugment, erasing",
+            "shifts, flips, MixUp (frozen: by rule)",
+        ),
         rows,
     )
 

@@ -82,7 +82,7 @@ from tests.benchmarks.strong_views import (
     randaugment_name,
     strong_replay_figure,
 )
-from tests.benchmarks.students import NAME, SHARING, SHARING_LONG, students_figures
+from tests.benchmarks.students import NAME, REPLAYED, SHARING, SHARING_LONG, students_figures
 from tests.benchmarks.table import (
     RESULTS,
     TITLES,
@@ -103,7 +103,7 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     features_step_figures: FEATURES_STEPS,
     mixed_step_figures: MIXED_STEPS,
     bcos_step_figure: ("bcos_frozen_e2kd_step_vs_labels",),
-    students_figures: (NAME, SHARING, SHARING_LONG),
+    students_figures: (NAME, SHARING, SHARING_LONG, REPLAYED),
     pass_figure: ("pass_resnet50_224px_vs_plain",),
     step_settings_figures: ("step_resnet18_224px_vs_plain", "step_resnet20_32px_vs_plain"),
     replay_figure: ("replay_4_views_vs_1",),

@@ -12,18 +12,30 @@ from pathlib import Path
 
 import torch
 
+from permafrost.config.augment import RandomViewsConfig
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.estimation.steps import SharedTargets
+from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.subset import rows_of_split
 from permafrost.models.providers import build_model
 from permafrost.store.reader import Store
 from permafrost.training.targets import LiveTeacher
+from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_rounds
-from tests.benchmarks.inputs import CLASSES, pack, write_tars
+from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars
 from tests.benchmarks.precomputing import annotator
-from tests.benchmarks.steps import BATCH, SIZE, TEACHER, Steps, build_live_teacher, open_stream
+from tests.benchmarks.steps import (
+    BATCH,
+    SIZE,
+    TEACHER,
+    VIEWS,
+    Steps,
+    build_live_teacher,
+    open_stream,
+)
 
 STUDENTS = 10
 METHOD = E2KDConfig(lambda_map=5.0)
@@ -34,6 +46,9 @@ EPOCHS = 100
 NAME = "ten_frozen_vs_ten_live_students"
 SHARING = "ten_frozen_vs_ten_sharing_students"
 SHARING_LONG = f"{SHARING}_{EPOCHS}_epochs"
+REPLAYED = "replayed_vs_live_epoch"
+STORED = 16
+"""Stored views per record of the replayed student."""
 
 
 def students_figures(folder: Path) -> list[Figure]:
@@ -41,7 +56,7 @@ def students_figures(folder: Path) -> list[Figure]:
 
     The sum of the pass and ten frozen epochs is compared with ten live epochs, which is the least favorable case: the
     pass is paid once however many epochs follow. Against students that share a teacher, it is compared after one epoch
-    and after EPOCHS.
+    and after EPOCHS. An epoch that replays one of several stored views is compared with a live one, without its pass.
     """
     torch.set_num_threads(1)
     tars, path = write_tars(folder / "tars", RECORDS, 32), folder / "store"
@@ -58,19 +73,23 @@ def students_figures(folder: Path) -> list[Figure]:
             "frozen": _epoch(stored, Steps(METHOD, ())),
             "live": _epoch(images, Steps(METHOD, (), live)),
             "sharing": _shared_epoch(images, live),
+            "replayed": _epoch(
+                _stream_of_views(tars, folder / "views", teacher), Steps(METHOD, ())
+            ),
         },
         ROUNDS,
     )
     rounds = list(zip(*times.values(), strict=True))
     unit = {"unit": "ms/record", "scale": 1e3 / RECORDS}
     pairs = {
-        NAME: [(once + STUDENTS * frozen, STUDENTS * alone) for once, frozen, alone, _ in rounds],
-        SHARING: [(once + STUDENTS * frozen, sharing) for once, frozen, _, sharing in rounds],
+        NAME: [(once + STUDENTS * frozen, STUDENTS * alone) for once, frozen, alone, *_ in rounds],
+        SHARING: [(once + STUDENTS * frozen, sharing) for once, frozen, _, sharing, _ in rounds],
         SHARING_LONG: [
-            (once / EPOCHS + STUDENTS * frozen, sharing) for once, frozen, _, sharing in rounds
+            (once / EPOCHS + STUDENTS * frozen, sharing) for once, frozen, _, sharing, _ in rounds
         ],
+        REPLAYED: [(replayed, alone) for _, _, alone, _, replayed in rounds],
     }
-    aims = {NAME: ">= 1.5", SHARING: "", SHARING_LONG: ">= 1.0"}
+    aims = {NAME: ">= 1.5", SHARING: "", SHARING_LONG: ">= 1.0", REPLAYED: ""}
     return [figure(name, pairs[name], faster=True, aim=aims[name], **unit) for name in pairs]
 
 
@@ -86,6 +105,16 @@ def _save_teacher(path: Path) -> CifarModelConfig:
             model(torch.rand(BATCH, 3, *SIZE, generator=generator))
     torch.save(model.network.state_dict(), path)
     return replace(TEACHER, weights=str(path))
+
+
+def _stream_of_views(tars: Path, path: Path, teacher: CifarModelConfig) -> TrainLoader:
+    """Store views of the records, and open the stream of a training that replays them."""
+    config = precompute_config(tars, path, teacher=teacher, payloads=("logits", "map"))
+    precompute.run(replace(config, views=RandomViewsConfig(count=STORED), augment=VIEWS))
+    store = Store(path)
+    passes = store.open_passes(stored_views=True)
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"), passes)
+    return TrainLoader(dataset, None, batch_size=BATCH, seed=0)
 
 
 def _epoch(stream: TrainLoader, steps: Steps) -> Callable[[], None]:

@@ -35,6 +35,7 @@ TITLES = {
     "ten_frozen_vs_ten_live_students": "ten frozen students for one epoch and the pass, speed against ten live ones",
     "ten_frozen_vs_ten_sharing_students": "the same, against ten students that share one live teacher in one job",
     "ten_frozen_vs_ten_sharing_students_100_epochs": "the same, 100 epochs",
+    "replayed_vs_live_epoch": "epoch of e2KD on one of 16 stored views, speed against a live ResNet-56 (ResNet-20)",
     "pass_resnet50_224px_vs_plain": "work of an actor with a ResNet-50 at 224 px, fastest precision and channels-last, "
     "speed against float32 and channels-first",
     "step_resnet18_224px_vs_plain": "frozen e2KD step of a ResNet-18 at 224 px, the same",
