@@ -12,6 +12,7 @@ from kornia.geometry.transform import homography_warp
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.loading.geometry import (
+    covered_share,
     downscale,
     fetch_points,
     view_images,
@@ -453,3 +454,21 @@ def test_downscale_does_not_change_under_rotation():
     ratios = downscale(views, (64, 64), (32, 32))
 
     torch.testing.assert_close(ratios, torch.full((16,), 2.0), rtol=0, atol=1e-5)
+
+
+def test_upright_views_have_the_bits_that_they_have_beside_a_rotated_one():
+    """Their points are computed by row and column, and those of a batch with a rotated view by cell."""
+    upright = draw(CROP, FLIP, count=16, size=(9, 11)).float()
+    turned = upright[:1].clone()
+    turned[0, 0, 1] = 0.3
+    beside = torch.cat([upright, turned])
+    images = torch.rand(len(beside), 3, 9, 11, generator=torch.Generator().manual_seed(0))
+
+    for size in ((2, 3), (7, 7), (64, 60)):
+        for alone, together in zip(
+            fetch_points(upright, size), fetch_points(beside, size), strict=True
+        ):
+            assert alone.shape == (len(upright), *size)
+            assert torch.equal(alone, together[:-1])
+        assert torch.equal(covered_share(upright, size), covered_share(beside, size)[:-1])
+        assert torch.equal(warp(images[:-1], upright, size), warp(images, beside, size)[:-1])
