@@ -101,9 +101,8 @@ def _are_upright(source_from_view: Tensor) -> bool:
     """Return whether views are shifted, scaled and flipped only; False on a GPU, which would have to be waited for."""
     if source_from_view.device.type != "cpu":
         return False
-    entries = (
-        source_from_view.detach().numpy()
-    )  # whose operations on few numbers take a tenth of the time
+    # NumPy's operations on few numbers take a tenth of the time.
+    entries = source_from_view.detach().numpy()
     mixed = (entries[:, 0, 1], entries[:, 1, 0], entries[:, 2, :2])
     return not any(values.any() for values in mixed) and bool((entries[:, 2, 2] == 1).all())
 
