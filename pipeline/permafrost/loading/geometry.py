@@ -98,8 +98,11 @@ def _axis_points(source_from_view: Tensor, size: tuple[int, int]) -> tuple[Tenso
 
 
 def _are_upright(source_from_view: Tensor) -> bool:
-    """Return whether views are shifted, scaled and flipped only; False on a GPU, which would have to be waited for."""
-    if source_from_view.device.type != "cpu":
+    """Return whether views are shifted, scaled and flipped only.
+
+    False on a GPU, which would have to be waited for, and in a compiled program, which does not depend on values.
+    """
+    if source_from_view.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     # NumPy's operations on few numbers take a tenth of the time.
     entries = source_from_view.detach().numpy()
