@@ -75,7 +75,7 @@ REPORT: tuple[Part, ...] = (
     ("permafrost.reports.provenance", "network_rows", "sizes of the networks"),
 )
 EVALUATION: tuple[Part, ...] = (
-    ("permafrost.evaluation.results", "run_evaluators", "evaluators"),
+    ("permafrost.evaluation.run", "run_evaluators", "evaluators"),
     ("permafrost.evaluation.forward", "evaluate_model", "evaluation of the teacher"),
 )
 
