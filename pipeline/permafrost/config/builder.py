@@ -6,6 +6,7 @@ what is allowed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
@@ -131,6 +132,20 @@ def to_plain_dict(config: Any) -> dict[str, Any]:
     return {
         name: _to_plain(getattr(config, name)) for name in (*names, *getattr(config, "added", ()))
     }
+
+
+def flatten_options(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by their dotted names.
+
+    Args:
+        values: Plain values of a config, as from `to_plain_dict` or its file.
+        prefix: Beginning of every name.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        is_section = isinstance(value, Mapping)
+        flat |= flatten_options(value, f"{prefix}{name}.") if is_section else {prefix + name: value}
+    return flat
 
 
 def _to_plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from permafrost.config.augment import READ_BY
-from permafrost.config.builder import build_config, to_plain_dict
+from permafrost.config.builder import build_config, flatten_options, to_plain_dict
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
 from permafrost.config.store import SubsetOptions
@@ -174,7 +174,8 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
     ):
         if section in values:
             options[section] = describe(values.pop(section))
-    flat = _flatten({n: v for n, v in values.items() if n not in ("subset", "split")})
+    others = {n: v for n, v in values.items() if n not in ("subset", "split")}
+    flat = {name: _text(value) for name, value in flatten_options(others).items()}
     return options | {n: v for n, v in flat.items() if n not in _UNUSED}
 
 
@@ -231,16 +232,6 @@ def _describe_options(values: Mapping[str, Any], names: Sequence[str]) -> list[s
         for name in names
         if values.get(name) is not None
     ]
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = _text(value)
-    return flat
 
 
 def _set_options(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from permafrost.config.builder import flatten_options
 from permafrost.config.training import Logger
 from permafrost.core.errors import first_line, require
 from permafrost.runs.folder import CONFIG_NAME, STUDENTS
@@ -86,7 +87,7 @@ class TrackedRun:
             DamagedFileError: If the file is damaged.
         """
         path = self.folder / CONFIG_NAME
-        return _flat(read_yaml(path, "restore it")) if path.exists() else {}
+        return flatten_options(read_yaml(path, "restore it")) if path.exists() else {}
 
     def read_state(self, last_step: int = 0) -> tuple[str | None, int]:
         """Return the tracker's name of the run, None if it has none yet, and the last step whose numbers it has.
@@ -124,15 +125,6 @@ class TrackedRun:
         )
         tracker.close()
         upload_mirror(self.folder)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested mappings by their dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        is_section = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if is_section else {prefix + name: value}
-    return flat
 
 
 class Tracker:
