@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -200,10 +200,9 @@ def profile_step(folder: Path) -> list[Profile]:
 
 def profile_demo(folder: Path) -> list[Profile]:
     """Profile the stages of the demo in this process, with one seed of its students."""
-    words = ["experiment=demo", f"store.path={folder / 'store'}", f"run={folder / 'run'}"]
-    weights = f"teacher.weights={folder / 'run' / 'teach' / 'model.safetensors'}"
+    words = ["experiment=demo"]
     serial = [*words, "executor=serial"]
-    students = [*serial, weights, "seeds=[0]"]
+    students = [*serial, "seeds=[0]"]
     one_thread = "teaching.trainer.num_threads=1"
 
     def pack() -> None:
@@ -213,7 +212,7 @@ def profile_demo(folder: Path) -> list[Profile]:
         teach.run(_config("teach", *words, one_thread))
 
     def annotate() -> None:
-        precompute.run(_config("precompute", *serial, weights))
+        precompute.run(_config("precompute", *serial))
 
     def train_students() -> None:
         sweep.run(_config("sweep", *students), students)
@@ -221,13 +220,16 @@ def profile_demo(folder: Path) -> list[Profile]:
     def write_report() -> None:
         report.run(_config("report", *words))
 
-    return [
-        profile("demo.pack", pack, PACK),
-        profile("demo.teach", train_teacher, (*STEP, *EVALUATION)),
-        profile("demo.pass", annotate, PRECOMPUTE),
-        profile("demo.sweep", train_students, (*STEP, *EVALUATION)),
-        profile("demo.report", write_report, REPORT),
-    ]
+    with chdir(
+        folder
+    ):  # runs and stores are there, as a sweep lists its students by relative paths
+        return [
+            profile("demo.pack", pack, PACK),
+            profile("demo.teach", train_teacher, (*STEP, *EVALUATION)),
+            profile("demo.pass", annotate, PRECOMPUTE),
+            profile("demo.sweep", train_students, (*STEP, *EVALUATION)),
+            profile("demo.report", write_report, REPORT),
+        ]
 
 
 PROFILES: dict[str, Callable[[Path], list[Profile]]] = {
