@@ -3,7 +3,8 @@
     python -m tests.benchmarks profile            (about 4 minutes; only if it is named)
     python -m tests.benchmarks profile.step
 
-Every profile is of one process with one torch thread. What no part covers is a row of its own, "the rest".
+Every profile is of one process with one torch thread, and of the thread that runs the command: what other threads do
+meanwhile is a part only while that thread waits for it. What no part covers is a row of its own, "the rest".
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +57,7 @@ STEP: tuple[Part, ...] = (
     ("permafrost.training.loop", "build_training", "building the network and its optimizer"),
 )
 PRECOMPUTE: tuple[Part, ...] = (
-    ("permafrost.store.frames:ShardFrames", "read", "reading and decoding images"),
+    ("concurrent.futures:Future", "result", "waiting for images"),
     ("permafrost.annotation.annotator:TeacherAnnotator", "_inputs", "warp to the teacher's input"),
     ("permafrost.models.classifier:Classifier", "forward", "forward pass"),
     ("permafrost.annotation.annotator:TeacherAnnotator", "_annotate_inputs", "explanation"),
@@ -96,11 +98,15 @@ class Profile:
 
 
 class Stopwatch:
-    """Exclusive seconds by part: the time of a call without that of the parts it calls. For one thread."""
+    """Exclusive seconds by part: the time of a call without that of the parts it calls.
+
+    Calls on other threads than the one that makes the stopwatch are not counted.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._stack: list[str] = []
+        self._thread = threading.get_ident()
         self._since = time.perf_counter()
 
     @contextmanager
@@ -133,6 +139,8 @@ class Stopwatch:
         original: Callable[..., Any] = getattr(owner, name)
 
         def watched(*arguments: Any, **options: Any) -> Any:
+            if threading.get_ident() != self._thread:
+                return original(*arguments, **options)
             with self.part(part):
                 return original(*arguments, **options)
 
@@ -220,9 +228,7 @@ def profile_demo(folder: Path) -> list[Profile]:
     def write_report() -> None:
         report.run(_config("report", *words))
 
-    with chdir(
-        folder
-    ):  # runs and stores are there, as a sweep lists its students by relative paths
+    with chdir(folder):  # a sweep lists its students by relative paths
         return [
             profile("demo.pack", pack, PACK),
             profile("demo.teach", train_teacher, (*STEP, *EVALUATION)),

@@ -1,6 +1,7 @@
 """Arithmetic of profiles and of trainings beside other processes."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -44,6 +45,19 @@ def test_a_profile_covers_the_whole_call_and_leaves_nothing_patched():
     assert 0.02 <= found.parts["out"] < 0.06
     assert 0 <= found.rest < 0.01
     assert Work.inner is original
+
+
+def test_calls_on_other_threads_are_not_counted():
+    def command():
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(Work().inner).result()
+
+    place = f"{__name__}:Work"
+
+    recorded = profile("work", command, [(place, "inner", "in")])
+
+    assert recorded.parts == {}
+    assert recorded.rest >= 0.03
 
 
 def test_a_part_that_does_not_exist_is_an_error():
