@@ -28,12 +28,14 @@ class BasicBlock(nn.Module):
         self.new_channels = channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.residual_sum(x))
+        return F.relu(self.residual_sum(x), inplace=True)
 
     def residual_sum(self, x: Tensor) -> Tensor:
         """Compute the input of the last ReLU."""
-        residual: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return residual + self._shortcut(x)
+        inner = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        residual: Tensor = self.bn2(self.conv2(inner))
+        residual += self._shortcut(x)
+        return residual
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.stride == 1 and self.new_channels == 0:
@@ -94,7 +96,7 @@ class CifarResNet(Classifier):
         return logits
 
     def _stem(self, images: Tensor) -> Tensor:
-        return F.relu(self.bn1(self.conv1(self.normalize(images))))
+        return F.relu(self.bn1(self.conv1(self.normalize(images))), inplace=True)
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

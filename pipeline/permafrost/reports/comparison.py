@@ -49,9 +49,9 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 @cache
 def _quantile(degrees_of_freedom: int) -> float:
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf((1 + _CONFIDENCE) / 2, degrees_of_freedom))
+    return float(stdtrit(degrees_of_freedom, (1 + _CONFIDENCE) / 2))
 
 
 def excludes_zero(interval: Sequence[float] | None) -> bool:

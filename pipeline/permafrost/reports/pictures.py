@@ -159,7 +159,7 @@ def encode_picture(image: Image.Image) -> tuple[str, tuple[int, int]]:
 
 def _webp(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", method=4, **options)
+    image.save(buffer, "WEBP", method=2, **options)
     return buffer.getvalue()
 
 

@@ -25,7 +25,12 @@ def build_optimizer(
         fused: Use the fused implementation, which skips steps with infinite gradients without a GradScaler
             synchronization.
     """
-    common: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": fused or None}
+    # On a CPU torch would update one parameter after the other, which takes longer and has the same bits.
+    common: dict[str, Any] = {
+        "weight_decay": config.weight_decay,
+        "fused": fused,
+        "foreach": not fused,
+    }
     if config.kind == "sgd":
         return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, **common)
     if config.kind == "adam":

@@ -302,9 +302,9 @@ class InnerProducts:
         error = ((records - 1) * rs[1:].var(correction=0)).sqrt()
         if not error > 0:
             return permuted
-        from scipy.stats import t
+        from scipy.special import stdtr
 
-        return max(permuted, float(t.sf(float(rs[0] / error), records - 1)))
+        return max(permuted, float(stdtr(records - 1, -float(rs[0] / error))))
 
     def permutation_p(self, a: str, given: str | None = None) -> float:
         """Compute the p-value of R*(A, G), or of RS(A | given; G), with G the last matrix, the labels.
@@ -344,14 +344,14 @@ class InnerProducts:
         (Szekely and Rizzo 2013). This is valid for high-dimensional features only. For labels of few classes the value
         is too small (see `permutation_p`).
         """
-        from scipy.stats import t
+        from scipy.special import stdtr
 
         value, freedom = float(r_star), self.freedom - 1
         if value >= 1:
             return 0.0
         if value <= -1:
             return 1.0
-        return float(t.sf(math.sqrt(freedom) * value / math.sqrt(1 - value**2), freedom))
+        return float(stdtr(freedom, -math.sqrt(freedom) * value / math.sqrt(1 - value**2)))
 
 
 def _without_each(stacked: Tensor, sums: Tensor, n: int) -> Tensor:
