@@ -11,6 +11,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from permafrost.config.environment import THREAD_ENVIRONMENT
+
 if TYPE_CHECKING:
     from permafrost.core.errors import UserError
     from permafrost.library import (
@@ -37,10 +39,7 @@ if TYPE_CHECKING:
 
 
 def _let_threads_sleep() -> None:
-    """Set OMP_WAIT_POLICY=PASSIVE, which PyTorch reads when it is imported, unless it is set.
-
-    Threads that spin while they wait take the cores of others on a busy machine: a loop is two to four times slower.
-    """
+    """Set how OpenMP's threads wait, which PyTorch reads when it is imported, unless OMP_WAIT_POLICY is set."""
     if "OMP_WAIT_POLICY" in os.environ:
         return
     if "torch" in sys.modules:
@@ -49,7 +48,7 @@ def _let_threads_sleep() -> None:
             "permafrost first, or set OMP_WAIT_POLICY=PASSIVE"
         )
     else:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.update(THREAD_ENVIRONMENT | os.environ)
 
 
 _let_threads_sleep()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from permafrost.config.environment import THREAD_ENVIRONMENT
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.training import TrainerOptions
 from permafrost.models.providers import build_model, measure_cost
@@ -70,13 +71,19 @@ def test_a_small_student_is_trained_in_one_thread_unless_the_option_is_set(froze
 
 
 @pytest.mark.parametrize(
-    ("theirs", "policy"),
-    [(None, "PASSIVE"), pytest.param("ACTIVE", "ACTIVE", marks=pytest.mark.slow)],
+    ("theirs", "policy", "spins"),
+    [
+        ({}, "PASSIVE", "2000"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7"),
+        pytest.param(
+            {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "30000000000", marks=pytest.mark.slow
+        ),
+    ],
 )
-def test_openmp_is_told_to_wait_passively_unless_the_user_says_otherwise(theirs, policy):
-    environment = {name: v for name, v in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    if theirs:
-        environment["OMP_WAIT_POLICY"] = theirs
+def test_threads_of_openmp_soon_sleep_unless_the_user_says_otherwise(theirs, policy, spins):
+    environment = {
+        name: value for name, value in os.environ.items() if name not in THREAD_ENVIRONMENT
+    }
     code = (
         "import sys; sys.argv = ['x', 'nonsense=1']\n"
         "from permafrost.cli import stage_main\n"
@@ -86,7 +93,7 @@ def test_openmp_is_told_to_wait_passively_unless_the_user_says_otherwise(theirs,
 
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**environment, "OMP_DISPLAY_ENV": "true"},
+        env={**environment, **theirs, "OMP_DISPLAY_ENV": "verbose"},
         capture_output=True,
         text=True,
         check=False,
@@ -94,3 +101,4 @@ def test_openmp_is_told_to_wait_passively_unless_the_user_says_otherwise(theirs,
     )
 
     assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr

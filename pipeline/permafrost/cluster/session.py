@@ -24,6 +24,7 @@ from permafrost.config.environment import (
     _JOB_VARIABLE,
     ALLOCATOR_ENVIRONMENT,
     PACKAGE,
+    THREAD_ENVIRONMENT,
     in_submitted_job,
 )
 from permafrost.config.plugins import (
@@ -48,8 +49,7 @@ _ENVIRONMENT = {
 # Read in the worker processes.
 _ACTOR_ENVIRONMENT = {
     **ALLOCATOR_ENVIRONMENT,
-    # Two processes whose OpenMP threads spin on the same cores run at a fifth of their speed.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    **THREAD_ENVIRONMENT,
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # without a requested GPU, none is visible
 }
 

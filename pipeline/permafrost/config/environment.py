@@ -1,4 +1,4 @@
-"""Folders of the code, detection of submitted jobs, and the memory allocator of the C library.
+"""Folders of the code, detection of submitted jobs, waiting threads, and the memory allocator of the C library.
 
 glibc maps large blocks anew and returns free memory to the system, which clears it page by page when it is used again.
 On a CPU that takes as long as the convolutions of a small network: the pass of a ResNet-20 is 1.6 times as fast with an
@@ -25,6 +25,18 @@ _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 def in_submitted_job() -> bool:
     """Return whether this process is the driver of a submitted job, whose folder is a temporary copy."""
     return _JOB_VARIABLE in os.environ
+
+
+# ---- threads ---------------------------------------------------------------------------------------
+
+
+THREAD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+"""Variables with which a thread of OpenMP looks for work for a tenth of a millisecond and then sleeps.
+
+Threads that spin for longer take the cores of others on a busy machine: a loop is two to four times slower. Threads
+that sleep at once are woken at every operation: two of them train a small network at 0.8 of the speed
+(docs/results/benchmarks.md).
+"""
 
 
 # ---- allocator -------------------------------------------------------------------------------------
