@@ -23,12 +23,10 @@ _SOURCES = {
     "e2KD, frozen, 156 B": ((_SHOTS, "e2kd"), (STRONG, "e2kd_frozen")),
     "e2KD, replayed, 4 kB": ((STRONG, "e2kd_plain_v16"), (STRONG, "e2kd_v16")),
     "e2KD, live": (None, (STRONG, "e2kd_live")),
-    "e2KD, frozen, maps of all classes, 1.4 kB": (
-        (_EQUAL, "e2kd_logits_all searched tau=8"),
+    "features, logits and labels, frozen, 51 kB": (
+        ("cifar10_features", "features_both_4096"),
         None,
     ),
-    "CAT-KD, frozen, 140 B": ((_EQUAL, "cat_kd_logits searched"), None),
-    "features, logits and labels, frozen, 51 kB": (("cifar10_features", "features_both_4096"), None),
 }
 """Experiment and arm by targets, for each recipe of views; None where nothing was measured."""
 
