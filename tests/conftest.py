@@ -34,11 +34,13 @@ _IN_MEMORY = Path("/dev/shm")
 _ROOM_BYTES = 4 * 2**30
 
 
-def pytest_configure():
+def pytest_configure(config):
     """Keep the folders of tests in memory where there is room, because some disks take 3 ms to remove a folder.
 
-    The tests remove tens of thousands.
+    The tests remove tens of thousands. Slow ones stay on the disk: checkpoints of one of them take 11 GB.
     """
+    if config.option.markexpr != "not slow":
+        return
     is_usable = _IN_MEMORY.is_dir() and os.access(_IN_MEMORY, os.W_OK | os.X_OK)
     if is_usable and shutil.disk_usage(_IN_MEMORY).free >= _ROOM_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from permafrost.storage.untrusted import FormatError, parse_npy
-from permafrost.store.codecs import decode_unit, encode_maxabs, encode_npy, lowest_cosine
+from permafrost.store.codecs import cosines, decode_unit, encode_maxabs, encode_npy, lowest_cosine
 
 AXES = (2, 3, 4)
 
@@ -48,6 +48,20 @@ def test_a_zero_map_survives(dtype):
     assert lowest_cosine(np.zeros((2, 49), np.float32), stored.reshape(2, 49)) == 1.0
 
 
+def test_stored_halves_are_rounded_to_nearest_even():
+    exact = np.arange(0x3C00, dtype=np.uint16).view(np.float16).astype(np.float32)  # 0 to below 1
+    ties = (exact[:-1].astype(np.float64) + exact[1:]) / 2  # between two halves, exact in float32
+    values = np.concatenate([exact, ties.astype(np.float32), np.float32([1.0])])[None]
+
+    stored, scale = encode_maxabs(values, "float16", axes=(1,))
+
+    assert scale == 1
+    assert np.array_equal(stored[0, : len(exact)].view(np.uint16), np.arange(0x3C00))
+    between = stored[0, len(exact) : -1].view(np.uint16)
+    lower = np.arange(len(ties))
+    assert np.array_equal(between, lower + lower % 2)
+
+
 def test_signs_survive():
     values = np.array([[[[[-2.0, 1.0]]]]], np.float32)
 
@@ -61,6 +75,19 @@ def test_the_lowest_cosine_is_that_of_the_worst_record():
     stored = np.array([[1.0, 0.0], [1.0, 0.0]], np.float16)
 
     assert lowest_cosine(values, stored) == pytest.approx(np.sqrt(0.5))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "float32"])
+def test_the_cosine_is_computed_in_double_precision(dtype):
+    maps = np.random.default_rng(0).standard_normal((7, 2, 5, 5)).astype(np.float32) * 1e-30
+    maps[3] *= 1e25
+    stored, _ = encode_maxabs(maps, dtype, axes=(1, 2, 3))
+    stored.flags.writeable = False  # as those of a mapped file
+
+    a, b = (x.reshape(7, -1).astype(np.float64) for x in (maps, decode_unit(stored)))
+    expected = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+
+    assert cosines(maps, stored) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_map_that_was_lost_has_cosine_zero():
