@@ -132,8 +132,6 @@ _SETS = (
 )
 _OTHER_BYTES = 290
 """Bytes per record of index, receipts and manifests (docs/results/scale.md)."""
-
-
 _VIEW_BYTES = 36
 """Bytes of the matrix of a stored view."""
 

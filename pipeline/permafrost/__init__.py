@@ -48,7 +48,8 @@ def _let_threads_sleep() -> None:
             "permafrost first, or set OMP_WAIT_POLICY=PASSIVE"
         )
     else:
-        os.environ.update(THREAD_ENVIRONMENT | os.environ)
+        for name, value in THREAD_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
 
 
 _let_threads_sleep()
