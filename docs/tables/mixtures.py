@@ -32,7 +32,7 @@ def mixture_rules() -> str:
             single(row["mix_cosine"]),
         ]
         rows.append((f"{_KINDS[row['mix']]}, {share}", cells))
-    header = ("mixture, and share of the record", "KL of the rule to the answer, nats")
+    header = ("mixture, and share of the record", "KL(answer, rule), nats")
     return table((*header, "same first class, %", "cosine of the record's map"), rows)
 
 
@@ -77,4 +77,36 @@ def mixture_test() -> str:
     return table(header, rows)
 
 
-TABLES = (mixture_screen, mixture_test, mixture_rules)
+
+def mixture_answers() -> str:
+    """Stored mixtures over stored views beside the rule over frozen targets, and the difference of both by seed."""
+    rows: Rows = []
+    for method, label in (("kd", "KD"), ("e2kd", "e2KD")):
+        stored, views = _runs(method, "_stored"), _runs(method, "_plain_v16")
+        rule, frozen = _runs(method, "_mixup"), _runs(method, "")
+        gains = [_gain(stored, views), _gain(rule, frozen)]
+        cells = [
+            difference(stored, views, "accuracy"),
+            difference(rule, frozen, "accuracy"),
+            difference(*gains, "accuracy"),
+        ]
+        rows.append((label, cells))
+    header = (
+        "points of test accuracy",
+        "stored mixtures minus stored views",
+        "rule minus frozen targets",
+    )
+    return table((*header, "difference of both"), rows)
+
+
+def _gain(runs: list[Run], baseline: list[Run]) -> list[Run]:
+    """Accuracy of each seed minus that of the baseline."""
+    before = {run["seed"]: run["accuracy"] for run in baseline}
+    return [
+        {"seed": run["seed"], "accuracy": run["accuracy"] - before[run["seed"]]}
+        for run in runs
+        if run["seed"] in before
+    ]
+
+
+TABLES = (mixture_screen, mixture_test, mixture_answers, mixture_rules)

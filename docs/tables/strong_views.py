@@ -63,7 +63,7 @@ def strong_views_distances() -> str:
             single(row["map_cosine"], digits=3),
         ]
         rows.append((label, cells))
-    header = ("recipe", "KL of stored to new logits, nats", "top-1 class unchanged, %")
+    header = ("recipe", "KL(new, stored) of the logits, nats", "top-1 class unchanged, %")
     return table((*header, "cosine of the moved map with the new one"), rows)
 
 
