@@ -236,7 +236,9 @@ def _against_e2kd(experiment: str) -> str:
         rows.append((label, [*own, difference(runs, runs_of(experiment, "kd"))]))
     rows = with_best(with_best(rows, [0, 1, 2]), [3], min)
     header = ("", ACCURACY, "agreement, %", "cosine of the maps")
-    return table((*header, "KL(teacher, student) of the superfeatures", "accuracy, difference from KD"), rows)
+    return table(
+        (*header, "KL(teacher, student) of the superfeatures", "accuracy, difference from KD"), rows
+    )
 
 
 TABLES = (

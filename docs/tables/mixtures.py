@@ -77,7 +77,6 @@ def mixture_test() -> str:
     return table(header, rows)
 
 
-
 def mixture_answers() -> str:
     """Stored mixtures over stored views beside the rule over frozen targets, and the difference of both by seed."""
     rows: Rows = []

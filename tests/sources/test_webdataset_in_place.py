@@ -92,7 +92,7 @@ def test_tars_of_an_address_are_kept_and_asked_for_once(tmp_path, server):
     ]
     assert source.read(list(source.records())[4]).image == png(11)
     (kept,) = (tmp_path / "cache").iterdir()
-    assert sorted(path.name for path in kept.iterdir()) == ["train-00.tar", "train-01.tar"]
+    assert sorted(path.name for path in kept.glob("[!.]*")) == ["train-00.tar", "train-01.tar"]
     assert fingerprint(config) == fingerprint(replace(config, path=str(kept)))
     assert len(asked) == 2
     # The store contains a copy, as the cache may be cleared.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.core.errors import ConfigError, require
-from permafrost.exchange.npy_files import map_npy, open_member
+from permafrost.exchange.npy_files import map_npy, member_names, open_member
 from permafrost.exchange.target_reader import (
     NAMES_AT_ONCE,
     Arrays,
@@ -23,6 +22,7 @@ from permafrost.exchange.target_reader import (
     TargetError,
     TargetForm,
     TargetReader,
+    iter_lines,
 )
 
 _KINDS = re.compile(
@@ -43,7 +43,7 @@ class ArrayReader(TargetReader):
     def listing(self) -> Iterator[ListedTargets]:
         names: Any = self._keys() if self.config.names is None else None
         if names is None:
-            names = np.array(Path(self.config.names).read_text(encoding="utf-8").splitlines())
+            names = np.array(list(iter_lines(Path(self.config.names))))
         for name, array in self._arrays.items():
             if len(array) != len(names):
                 raise TargetError(
@@ -55,10 +55,7 @@ class ArrayReader(TargetReader):
 
     def _keys(self) -> NDArray[Any]:
         """Return the array of names, without unpickling it."""
-        if (
-            self.path.suffix != ".npz"
-            or f"{_KEYS}.npy" not in zipfile.ZipFile(self.path).namelist()
-        ):
+        if self.path.suffix != ".npz" or f"{_KEYS}.npy" not in member_names(self.path):
             if self.config.join == "position":
                 return np.arange(len(next(iter(self._arrays.values()))))
             raise ConfigError(
@@ -106,10 +103,7 @@ class ArrayReader(TargetReader):
         """Arrays of the fields, mapped from their file."""
         if self.path.suffix == ".npy":
             return {next(iter(self.config.fields), "pooled"): map_npy(self.path)}
-        try:
-            members = {Path(n).stem for n in zipfile.ZipFile(self.path).namelist()}
-        except (OSError, zipfile.BadZipFile) as error:
-            raise TargetError(f"{self.path} cannot be read as .npz: {error}") from error
+        members = {Path(name).stem for name in member_names(self.path)}
         fields = self.config.fields or {n: n for n in sorted(members) if _KINDS.fullmatch(n)}
         absent = [name for name in fields.values() if name not in members]
         if absent or not fields:

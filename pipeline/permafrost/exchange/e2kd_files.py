@@ -23,6 +23,7 @@ from permafrost.exchange.target_reader import (
     ReadRequest,
     TargetError,
     TargetForm,
+    iter_lines,
     load_pickled,
 )
 
@@ -46,7 +47,9 @@ class E2KDReader(FileReader):
     def listing(self) -> Iterator[ListedTargets]:
         positions = []
         if self.config.index_map is not None:
-            positions = Path(self.config.index_map).read_text(encoding="utf-8").split()
+            positions = [
+                n for line in iter_lines(Path(self.config.index_map)) for n in line.split()
+            ]
         for part in super().listing():
             odd = [
                 n for n in part.names if not n.isdigit() or (positions and int(n) >= len(positions))

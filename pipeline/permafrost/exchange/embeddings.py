@@ -12,15 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from permafrost.core.errors import first_line, require
-from permafrost.exchange.npy_files import PartedReader, map_npy
-from permafrost.exchange.target_reader import ListedTargets, TargetError
+from permafrost.exchange.npy_files import map_npy
+from permafrost.exchange.target_reader import (
+    NAMES_AT_ONCE,
+    Arrays,
+    ListedTargets,
+    ReadRequest,
+    TargetError,
+    TargetForm,
+    TargetReader,
+    rows_of_parts,
+)
+from permafrost.storage.untrusted import MAX_NAMES_BYTES, iter_column
 
 
-class EmbeddingReader(PartedReader):
+class EmbeddingReader(TargetReader):
     """Parts of embeddings [n, d], each beside a Parquet file whose column names the rows."""
 
     def files(self) -> Iterator[Path]:
@@ -42,26 +51,41 @@ class EmbeddingReader(PartedReader):
             )
         return [(arrays[number], tables[number]) for number in sorted(arrays)]
 
-    def open_parts(self) -> dict[str, list[NDArray[Any]]]:
+    @cached_property
+    def _arrays(self) -> list[NDArray[Any]]:
+        """Mapped embeddings of each part."""
         arrays = [map_npy(path) for path, _ in self._pairs]
-        self.require_alike("img_emb", arrays)
-        return {"pooled": arrays}
+        forms = {(array.ndim, array.shape[1:], array.dtype.str) for array in arrays}
+        if len(forms) > 1 or arrays[0].ndim != 2:
+            raise TargetError(
+                f"{self.path}: img_emb has rows of several forms: {', '.join(sorted(map(str, forms)))}"
+            )
+        return arrays
+
+    def form(self) -> TargetForm:
+        return TargetForm()
+
+    def read(self, request: ReadRequest) -> Arrays:
+        return {"pooled": rows_of_parts(self._arrays, request.numbers)}
 
     def listing(self) -> Iterator[ListedTargets]:
-        for (_, table), array in zip(self._pairs, self.parts["pooled"], strict=True):
-            try:
-                column = pq.read_table(table, columns=[self.config.column]).column(0)
-            except (OSError, pa.ArrowException, IndexError) as error:
-                raise TargetError(
-                    f"{table} has no column {self.config.column} that can be read ({first_line(error)}); set "
-                    "format.column="
-                ) from error
-            if len(column) != len(array) or column.null_count:
-                raise TargetError(
-                    f"{table} has {len(column) - column.null_count:,} names for {len(array):,} embeddings"
-                )
-            names = column.cast(pa.large_string()).to_pylist()
-            yield ListedTargets(names, names)
+        for (_, table), array in zip(self._pairs, self._arrays, strict=True):
+            count = 0
+            for names in self._names(table):
+                count += len(names) - names.null_count
+                texts = names.cast(pa.large_string()).to_pylist()
+                yield ListedTargets(texts, texts)
+            if count != len(array):
+                raise TargetError(f"{table} has {count:,} names for {len(array):,} embeddings")
+
+    def _names(self, table: Path) -> Iterator[pa.Array]:
+        column = self.config.column
+        try:
+            yield from iter_column(table, column, NAMES_AT_ONCE, MAX_NAMES_BYTES)
+        except (OSError, ValueError, pa.ArrowException, LookupError) as error:
+            raise TargetError(
+                f"{table} has no column {column} that can be read ({first_line(error)}); set format.column="
+            ) from error
 
 
 def _number(path: Path) -> int:

@@ -26,20 +26,20 @@ from permafrost.exchange.encoding import EncodedTargets
 from permafrost.exchange.joining import JoinedTargets
 from permafrost.exchange.target_reader import ReadRequest, TargetError
 from permafrost.storage.files import (
+    iter_files,
     list_folder,
     open_atomically,
     open_regular,
     remove_empty_folder,
     remove_file,
     remove_partial_files,
-    write_atomically,
 )
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import arrow_sink, map_arrow
-from permafrost.store.commit import ORIGIN_NAME
 from permafrost.store.commit_pass import ConstantLogitsError, commit_pass, write_pass_shard
 from permafrost.store.fields import PassFields
 from permafrost.store.manifest import TEACHERS_FOLDER
+from permafrost.store.projections import PROJECTIONS_FOLDER
 from permafrost.store.reader import BACKENDS, Store
 from permafrost.store.shards import ShardEntry
 
@@ -218,8 +218,10 @@ def prepared(folder: RootedPath, joined: JoinedTargets) -> Iterator[None]:
         yield
     except BaseException:
         if not is_begun:
-            remove_file(folder / JOIN_NAME)
-            remove_empty_folder(folder)
+            for path in list(iter_files(folder)):
+                remove_file(path)
+            for name in (PROJECTIONS_FOLDER, ""):
+                remove_empty_folder(folder / name if name else folder)
         raise
 
 
@@ -232,7 +234,6 @@ def store_targets(
     description: dict[str, Any],
     made_with: dict[str, str],
     *,
-    origin: bytes,
     added: dict[str, Any] | None = None,
     **entries: Any,
 ) -> int:
@@ -246,7 +247,6 @@ def store_targets(
         missing: Those of them that are missing.
         description: Description of the pass, whose fields of the manifest are written.
         made_with: Entry of the manifest, like `added` and `entries`.
-        origin: Content of the file that says what the pass was made from.
         added: Entries of payloads.
         **entries: Agreement, passport and error of moved features.
 
@@ -259,7 +259,6 @@ def store_targets(
     assert task.fields is not None
     shared_files = task.fields.create()
     written, _ = run_shards("targets", executor, task, missing, lambda result: None)
-    write_atomically(task.folder / ORIGIN_NAME, origin)
     remove_file(task.folder / JOIN_NAME)
     try:
         commit_pass(

@@ -43,14 +43,8 @@ from permafrost.exchange.target_reader import (
     TargetReader,
     reading,
 )
-from permafrost.storage.files import (
-    is_file,
-    list_folder,
-    read_regular,
-    sha256_file,
-    write_atomically,
-)
-from permafrost.store.commit import ORIGIN_NAME, needs_commit
+from permafrost.storage.files import write_atomically
+from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import (
     missing_pass_shards,
 )
@@ -58,7 +52,6 @@ from permafrost.store.manifest import (
     CANONICAL_VIEW,
     INGESTED,
     ROWS_DIGEST,
-    TEACHERS_FOLDER,
     Passport,
 )
 from permafrost.store.reader import Store
@@ -158,27 +151,13 @@ def _describe_format(options: TargetFormatConfig) -> dict[str, Any]:
 # ---- identity of the files -----------------------------------------------------------------------
 
 
-def digest_files(targets: IngestedTargets, store: Store) -> tuple[str, str]:
-    """Return the digest of all files of targets by name and bytes, and a stamp that changes with their times.
-
-    Passes note both, so that files with a known stamp are not read again.
-    """
-    stamp, paths = hashlib.sha256(), targets.reader.files
-    for path in paths():
-        status = path.stat()
-        name = _name_of(path, targets.reader)
-        stamp.update(f"{name}\n{status.st_size}\n{status.st_mtime_ns}\n".encode())
-    for folder in list_folder(store.folder / TEACHERS_FOLDER):
-        if not is_file(folder / ORIGIN_NAME):
-            continue
-        noted = read_regular(folder / ORIGIN_NAME, 4096).decode(errors="replace").split()
-        if len(noted) == 2 and noted[0] == stamp.hexdigest():
-            return noted[1], stamp.hexdigest()
+def digest_files(reader: TargetReader) -> str:
+    """Return the digest of all files of targets by name and bytes. They are read, as sizes and times prove nothing."""
     digest = hashlib.sha256()
-    with say_if_slow(logger, f"reading {targets.reader.path} for its digest ..."):
-        for path in paths():
-            digest.update(f"{_name_of(path, targets.reader)}\n{sha256_file(path)}\n".encode())
-    return digest.hexdigest(), stamp.hexdigest()
+    with say_if_slow(logger, f"reading {reader.path} for its digest ..."):
+        for path in reader.files():
+            digest.update(f"{_name_of(path, reader)}\n{reader.sha256_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _name_of(path: Path, reader: TargetReader) -> str:
@@ -222,7 +201,7 @@ def ingest_targets(
         TargetError: If the files are not what their format says, or do not fit the records.
     """
     targets = open_targets(config, store)
-    digest, stamp = digest_files(targets, store)
+    digest = digest_files(targets.reader)
     with say_if_slow(logger, "joining the names of targets with the records ..."):
         kind = config.format.join or type(config.format).joins[0]
         with reading(config.path):
@@ -275,7 +254,6 @@ def ingest_targets(
         missing,
         description,
         {"permafrost": __version__, "targets": Path(config.path).name},
-        origin=f"{stamp}\n{digest}\n".encode(),
         passport=passport,
     )
     return IngestedPass(

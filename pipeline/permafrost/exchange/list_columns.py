@@ -1,7 +1,6 @@
 """Reader of Parquet files with columns of lists, as data sets of Hugging Face have them.
 
-Parquet has no access to single rows, and the records of a shard are spread over the file. The lists of a column are
-therefore copied once, in one pass, to an .npy file in format.cache, whose rows are mapped.
+The lists of a column are copied once to format.cache, where single rows can be read (sources/column_copies.py).
 """
 
 from __future__ import annotations
@@ -17,80 +16,114 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from permafrost.core.errors import require
-from permafrost.exchange.npy_files import PartedReader, map_npy, write_npy
 from permafrost.exchange.target_reader import (
     NAMES_AT_ONCE,
+    Arrays,
     ListedTargets,
+    ReadRequest,
     TargetError,
+    TargetForm,
+    TargetReader,
     reading,
+    rows_of_parts,
     walk,
 )
+from permafrost.sources.column_copies import ColumnCopy
+from permafrost.storage.untrusted import MAX_NAMES_BYTES, iter_column, open_parquet_file
 
 _KINDS = ("logits", "probabilities", "pooled")
 _ROWS_AT_ONCE = 8192
 
 
-class ListColumnReader(PartedReader):
+class _Lists:
+    """Lists of equal length of one file, as rows."""
+
+    def __init__(self, copy: ColumnCopy, dtype: np.dtype[Any]) -> None:
+        self._copy = copy
+        first = copy.peek(0)
+        assert first is not None  # which _rows_of refuses
+        self.dtype = dtype
+        self.shape = (copy.num_rows, first.size // dtype.itemsize)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return rows [n, length]."""
+        data = b"".join(memoryview(self._copy.read(row) or b"") for row in rows.tolist())
+        return np.frombuffer(data, self.dtype).reshape(len(rows), self.shape[1])
+
+
+class ListColumnReader(TargetReader):
     """Lists of equal length, of one or several Parquet files."""
 
     def files(self) -> Iterator[Path]:
         yield from [self.path] if self.path.is_file() else walk(self.path, ".parquet")
 
+    def sha256_of(self, path: Path) -> str:
+        return next(iter(self._copies.values()))[path].sha256
+
+    def form(self) -> TargetForm:
+        return TargetForm()
+
     def listing(self) -> Iterator[ListedTargets]:
-        assert self._columns  # which checks all names of columns
-        for path, file in self._opened.items():
-            for batch in file.iter_batches(
-                NAMES_AT_ONCE, columns=[self.config.column], use_threads=False
-            ):
-                if batch.column(0).null_count:
+        for path in self._opened:
+            for names in iter_column(path, self.config.column, NAMES_AT_ONCE, MAX_NAMES_BYTES):
+                if names.null_count:
                     raise TargetError(f"{path}: column {self.config.column} has empty cells")
-                names = batch.column(0).cast(pa.large_string()).to_pylist()
-                yield ListedTargets(names, names)
+                texts = names.cast(pa.large_string()).to_pylist()
+                yield ListedTargets(texts, texts)
 
-    def open_parts(self) -> dict[str, list[NDArray[Any]]]:
-        parts = {}
-        for kind, column in self._columns.items():
-            parts[kind] = [self._copied(path, column) for path in self._opened]
-            self.require_alike(kind, parts[kind])
-        return parts
-
-    def _copied(self, path: Path, column: str) -> NDArray[Any]:
-        """Map the copy of a column, which is written if it is missing."""
-        stat = path.stat()
-        name = f"{path.stem}-{column}-{stat.st_size:x}-{stat.st_mtime_ns:x}.npy"
-        copy = Path(self.config.cache).absolute() / name
-        if not copy.exists():
-            where = f"{path}: column {column}"
-            write_npy(
-                copy,
-                self._opened[path].metadata.num_rows,
-                self._rows_of(path, column, where),
-                where,
-            )
-        return map_npy(copy)
-
-    def _rows_of(self, path: Path, column: str, where: str) -> Iterator[NDArray[Any]]:
-        """Iterate over the lists of a column, [rows, length]; errors are those of reading, although it is copied."""
-        with reading(where):
-            for batch in self._opened[path].iter_batches(
-                _ROWS_AT_ONCE, columns=[column], use_threads=False
-            ):
-                yield _lists(batch.column(0), where)
+    def read(self, request: ReadRequest) -> Arrays:
+        return {kind: rows_of_parts(parts, request.numbers) for kind, parts in self._parts.items()}
 
     @cached_property
-    def _opened(self) -> dict[Path, pq.ParquetFile]:
+    def _parts(self) -> dict[str, list[_Lists]]:
+        """Rows of each kind of target, in the order of the files."""
+        parts = {}
+        for kind, copies in self._copies.items():
+            parts[kind] = [
+                _Lists(copy, _dtype_of(self._opened[path], copy.column))
+                for path, copy in copies.items()
+            ]
+            forms = {(part.shape[1], part.dtype.str) for part in parts[kind]}
+            if len(forms) > 1:
+                raise TargetError(
+                    f"{self.path}: {kind} has rows of several forms: {', '.join(sorted(map(str, forms)))}"
+                )
+        return parts
+
+    @cached_property
+    def _copies(self) -> dict[str, dict[Path, ColumnCopy]]:
+        """Copy of the column of each kind of target, by file."""
+        cache = Path(self.config.cache)
+        return {
+            kind: {path: ColumnCopy(path, column, cache, _rows_of) for path in self._opened}
+            for kind, column in self._columns.items()
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_copies": self._copies}
+
+    @cached_property
+    def _opened(self) -> dict[Path, pq.FileMetaData]:
+        """Footer of each file that has rows."""
         opened = {}
         for path in self.files():
             try:
-                opened[path] = pq.ParquetFile(path, pre_buffer=False)
+                with open_parquet_file(path) as file:
+                    opened[path] = file.metadata
             except (OSError, pa.ArrowException) as error:
                 raise TargetError(f"{path} cannot be read as Parquet: {error}") from error
-        return opened
+        found = {path: metadata for path, metadata in opened.items() if metadata.num_rows}
+        if not found:
+            raise TargetError(f"{self.path} has no rows; correct path=")
+        return found
 
     @cached_property
     def _columns(self) -> dict[str, str]:
         """Column of each kind of target."""
-        known = next(iter(self._opened.values())).schema_arrow.names
+        known = next(iter(self._opened.values())).schema.to_arrow_schema().names
         columns = self.config.fields or {kind: kind for kind in _KINDS if kind in known}
         odd = [kind for kind in columns if kind not in _KINDS]
         require(not odd, f"format.fields names {', '.join(odd)}; Parquet has {', '.join(_KINDS)}")
@@ -101,6 +134,27 @@ class ListColumnReader(PartedReader):
             "format.column= and format.fields={logits: a_column}",
         )
         return dict(columns)
+
+
+def _dtype_of(metadata: pq.FileMetaData, column: str) -> np.dtype[Any]:
+    """Return the type in which the numbers of a column are copied: their own if they are floats, else float32."""
+    kind = metadata.schema.to_arrow_schema().field(column).type.value_type
+    return np.dtype(kind.to_pandas_dtype() if pa.types.is_floating(kind) else np.float32)
+
+
+def _rows_of(path: Path, column: str) -> Iterator[pa.Array]:
+    """Iterate over the lists of a column as bytes; errors are those of reading, although it is copied."""
+    where, length = f"{path}: column {column}", None
+    with reading(where):
+        for cells in iter_column(path, column, _ROWS_AT_ONCE):
+            rows = _lists(cells, where)
+            length = rows.shape[1] if length is None else length
+            if rows.shape[1] != length:
+                raise TargetError(f"{where} has rows of {length} and of {rows.shape[1]} numbers")
+            width = length * rows.dtype.itemsize
+            yield pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
+            ).cast(pa.large_binary())
 
 
 def _lists(column: pa.Array, where: str) -> NDArray[Any]:

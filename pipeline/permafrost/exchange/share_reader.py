@@ -1,4 +1,4 @@
-"""A shared pass (exchange/share_writer.py) in another store, whose records are found by the digests of their images.
+"""A shared pass (share_format.py) in another store, whose records are found by the digests of their images.
 
 The fields are taken as they are, bit for bit. In a store that was packed from the same data in the same way, the pass
 has the fingerprint that it had. Elsewhere it has another one, which covers the old one and the store.
@@ -15,15 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from permafrost.config.exchange import AttachConfig
 from permafrost.config.version import __version__
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import ConfigError, UserError, shorten
-from permafrost.core.json_entries import EntryError, from_dict, require_inside
-from permafrost.core.progress import progress, say_if_slow
+from permafrost.core.errors import UserError, shorten
+from permafrost.core.progress import progress
 from permafrost.core.records import PARTNER_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
 from permafrost.exchange.encoding import EncodedTargets
@@ -37,43 +35,49 @@ from permafrost.exchange.ingest_shards import (
 )
 from permafrost.exchange.ingestion import expected_records, require_covered, selection_of
 from permafrost.exchange.joining import JoinedTargets, hex_column
-from permafrost.exchange.share_writer import (
+from permafrost.exchange.share_format import (
     SHARE_NAME,
-    SHARE_SCHEMA,
-    SHARED_RECORDS,
-    SHARED_RECORDS_SCHEMA,
     TARGETS_FOLDER,
-    pixel_digests,
+    Share,
+    read_share,
+    read_shared_records,
 )
+from permafrost.exchange.share_writer import pixel_digests
 from permafrost.exchange.tar_targets import member_bytes
 from permafrost.exchange.target_reader import ReadRequest, TargetError
 from permafrost.sources.tar_members import Member, list_samples
-from permafrost.storage.files import read_regular, sha256_file, write_atomically
-from permafrost.storage.signed_files import DigestError, check_json
+from permafrost.storage.files import file_stamp
+from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import decode_npy
 from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import missing_pass_shards
 from permafrost.store.entries import ManifestError
-from permafrost.store.manifest import Agreement, MovedFeatures, Passport
-from permafrost.store.projections import PROJECTIONS_FOLDER
+from permafrost.store.manifest import read_pass_manifest
+from permafrost.store.projections import Projection, read_projection, write_projection
 from permafrost.store.reader import Store
 
 logger = logging.getLogger("permafrost.attach")
 
-_MOST_BYTES = 2**24
 _LISTED_TARS = 16
 _DESCRIBED = ("teacher", "views", "explainer", "temperatures")
 """Entries of a pass that do not depend on the store."""
+_OF_STORE = ("dataset_fingerprint", "store_fingerprint", "selection", "backend")
+"""Entries that do."""
 
 
 @dataclass(frozen=True)
 class SharedFields:
     """Fields of a shared pass by shard and key, in their stored form."""
 
-    path: Path
+    folder: RootedPath
     fields: tuple[FieldSpec, ...]
     num_views: int
     views: ClassVar[None] = None
+
+    @property
+    def path(self) -> Path:
+        """Folder of the share, for messages."""
+        return Path(str(self.folder))
 
     def encode(self, request: ReadRequest) -> EncodedTargets:
         """Read the fields of a request, whose places are <shard>/<key>.
@@ -87,8 +91,8 @@ class SharedFields:
         }
         for row, place in enumerate(request.places):
             shard, _, key = place.partition("/")
-            path = self.path / TARGETS_FOLDER / f"{shard}.tar"
-            members = _members_of(path, path.stat().st_mtime_ns).get(key, {})
+            path = self.folder / TARGETS_FOLDER / f"{shard}.tar"
+            members = _members_of(path, *file_stamp(path)).get(key, {})
             for spec in self.fields:
                 name = f"{spec.name}.npy"
                 if name not in members:
@@ -105,7 +109,7 @@ class SharedFields:
 
 
 @lru_cache(maxsize=_LISTED_TARS)
-def _members_of(path: Path, changed: int) -> dict[str, dict[str, Member]]:
+def _members_of(path: RootedPath, size: int, changed: int | str) -> dict[str, dict[str, Member]]:
     """Return the members of each record of a tar."""
     try:
         return dict(list_samples(path))
@@ -130,9 +134,8 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
     Raises:
         TargetError: If the folder is damaged, or the images of the store are others.
     """
-    folder = Path(config.path).absolute()
+    folder = RootedPath(Path(config.path).absolute())
     shared = read_share(folder)
-    specs = tuple(from_dict(FieldSpec, each) for each in shared["fields"])
     joined, how = _join(folder, store, shared)
     require_covered(
         store,
@@ -142,46 +145,44 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         f"by the SHA-256 of their {how}",
         "Targets belong to the pixels of an image; attach them to a store of the same images",
     )
-    here, there = list(store.manifest.classes), shared["classes"]
-    if here != there and shared["teacher"].get("classes") == len(there):
+    here, there = list(store.manifest.classes), list(shared.classes)
+    if here != there and shared.teacher["classes"] == len(there):
         raise TargetError(
             f"{folder}: its classes are {shorten(there, 5)}, and those of {store.path} {shorten(here, 5)}, so a column "
             "of the targets would mean another class; pack the store with data.classes=FILE, which lists them in that "
             "order"
         )
-    same_store = (shared["dataset_fingerprint"], shared["store_fingerprint"]) == (
+    same_store = (shared.dataset_fingerprint, shared.store_fingerprint) == (
         store.manifest.dataset.fingerprint,
         store.manifest.fingerprint,
     )
-    if any(spec.name == PARTNER_FIELD.name for spec in specs) and not same_store:
+    if any(spec.name == PARTNER_FIELD.name for spec in shared.fields) and not same_store:
         raise TargetError(
             f"{folder}: its views are mixtures, which name their second record by its place in a shard, and the shards "
             f"of {store.path} are others; pack the store from the same data with the same options"
         )
     description = {
-        **{name: shared[name] for name in _DESCRIBED},
-        "temperatures": tuple(shared["temperatures"]),
+        **{name: getattr(shared, name) for name in _DESCRIBED},
         "dataset_fingerprint": store.manifest.dataset.fingerprint,
         "store_fingerprint": store.manifest.fingerprint,
-        "selection": shared["selection"] if same_store else selection_of(joined),
+        "selection": shared.selection if same_store else selection_of(joined),
         "backend": config.store.backend,
     }
-    is_same = same_store and shared["backend"] == config.store.backend
+    is_same = same_store and shared.backend == config.store.backend
     fingerprint = (
-        shared["fingerprint"]
+        shared.fingerprint
         if is_same
-        else sha256_json(
-            {"attached": shared["fingerprint"], **{n: description[n] for n in _OF_STORE}}
-        )
+        else sha256_json({"attached": shared.fingerprint, **{n: description[n] for n in _OF_STORE}})
     )
-    target = folder_of_pass(store, shared["name"].rpartition("-")[0] or "shared", fingerprint)
+    target = folder_of_pass(store, shared.pass_name, fingerprint)
     shards = shards_of(store, joined)
     missing = missing_pass_shards(target, shards)
     records = int((joined.numbers >= 0).sum())
     if not missing and not needs_commit(target):
+        _require_same(folder, shared, description, target)
         logger.info("pass %s is complete", target.name)
         return AttachedPass(name=target.name, records=records, written=0, joined_by=how)
-    source = SharedFields(folder, specs, int(shared["views"]["count"]))
+    source = SharedFields(folder, shared.fields, shared.num_views)
     with prepared(target, joined):
         task = IngestShard(store_path=store.folder, folder=target, targets=source)
         example = task.read(shards[0], task.rows_of(shards[0])[:1])
@@ -194,8 +195,8 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
             fingerprint,
             is_selection=description["selection"] is not None,
         )
-        for path in (folder / PROJECTIONS_FOLDER).glob("*.npy"):
-            write_atomically(target / PROJECTIONS_FOLDER / path.name, read_regular(path))
+        for field, path in shared.projections.items():
+            write_projection(target, field, _projection(folder / path))
     written = store_targets(
         task,
         store,
@@ -203,90 +204,46 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         shards,
         missing,
         description,
-        {**shared["made_with"], "attached_by": f"permafrost {__version__}"},
-        origin=b"",
-        added=shared["added"],
-        fidelity=shared["fidelity"],
-        agreement=_entry(Agreement, shared["agreement"]),
-        moved_features=_entry(MovedFeatures, shared["moved_features"]),
-        passport=_entry(Passport, shared["passport"]),
+        {**shared.made_with, "attached_by": f"permafrost {__version__}"},
+        added=shared.added,
+        fidelity=shared.fidelity,
+        agreement=shared.agreement,
+        moved_features=shared.moved_features,
+        passport=shared.passport,
     )
     return AttachedPass(name=target.name, records=records, written=written, joined_by=how)
 
 
-_OF_STORE = ("dataset_fingerprint", "store_fingerprint", "selection", "backend")
-
-
-def _entry(cls: Any, values: Any) -> Any:
-    return None if values is None else from_dict(cls, values)
-
-
-def read_share(folder: Path) -> dict[str, Any]:
-    """Read share.json, and compare every file of the folder with its digest.
-
-    Raises:
-        ConfigError: If the folder has none.
-        TargetError: If it is damaged, or of another form.
-    """
-    path = folder / SHARE_NAME
-    try:
-        shared = check_json(read_regular(path, _MOST_BYTES))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"from={folder} has no {SHARE_NAME}; name a folder that permafrost share has written whole"
-        ) from None
-    except DigestError as error:
-        raise TargetError(f"{path} is damaged: {error}; fetch it again") from error
-    if shared.get("schema") != SHARE_SCHEMA or shared.get("form") != "webdataset":
+def _require_same(
+    folder: RootedPath, shared: Share, description: dict[str, Any], target: RootedPath
+) -> None:
+    """Raise TargetError if a finished pass has the fingerprint of a shared one, and is another."""
+    manifest = read_pass_manifest(target)
+    differing = [
+        name
+        for name, value in [*description.items(), ("fields", shared.fields)]
+        if getattr(manifest, name) != value
+    ]
+    if differing:
         raise TargetError(
-            f"{path} has schema {shared.get('schema')} and form {shared.get('form')}; attach reads schema "
-            f"{SHARE_SCHEMA} of form=webdataset, and permafrost ingest other forms"
+            f"{folder / SHARE_NAME} has the fingerprint of {target.name} in this store and another "
+            f"{', '.join(differing)}, so one of both was changed by hand; nothing was attached"
         )
-    missing = sorted(_ENTRIES - shared.keys())
-    if missing or not isinstance(shared["files"], dict):
-        raise TargetError(f"{path} has no {', '.join(missing) or 'files'}; fetch it again")
-    with say_if_slow(logger, f"reading {folder} for its digests ..."):
-        for name, digest in shared["files"].items():
-            try:
-                require_inside(name)
-                actual = sha256_file(folder / name)
-            except EntryError as error:
-                raise TargetError(f"{path}: {error}") from error
-            except FileNotFoundError:
-                raise TargetError(f"{folder / name} is missing; fetch the folder again") from None
-            if actual != digest:
-                raise TargetError(
-                    f"{folder / name} is damaged: it has another SHA-256 than {path} says"
-                )
-    return shared
 
 
-_ENTRIES = {
-    *("fields", "fingerprint", "dataset_fingerprint", "store_fingerprint", "selection", "backend"),
-    *(
-        "classes",
-        "fidelity",
-        "added",
-        "made_with",
-        "agreement",
-        "moved_features",
-        "passport",
-        "name",
-        "files",
-    ),
-    *_DESCRIBED,
-}
+def _projection(path: RootedPath) -> Projection:
+    try:
+        return read_projection(path)
+    except ManifestError as error:
+        raise TargetError(f"{path}: {error}") from error
 
 
 # ---- join ----------------------------------------------------------------------------------------
 
 
-def _join(folder: Path, store: Store, shared: dict[str, Any]) -> tuple[JoinedTargets, str]:
+def _join(folder: RootedPath, store: Store, shared: Share) -> tuple[JoinedTargets, str]:
     """Find the target of each record by its image: of the same key where there is one, and of any equal image."""
-    try:
-        table = pq.read_table(folder / SHARED_RECORDS, schema=SHARED_RECORDS_SCHEMA)
-    except (OSError, pa.ArrowException) as error:
-        raise TargetError(f"{folder / SHARED_RECORDS} cannot be read: {error}") from error
+    table = read_shared_records(folder, shared)
     columns = {
         name: table[name].combine_chunks().cast(pa.large_string()) for name in table.column_names
     }
@@ -303,7 +260,7 @@ def _join(folder: Path, store: Store, shared: dict[str, Any]) -> tuple[JoinedTar
     matched = len(np.unique(numbers[numbers >= 0]))
     if not matched:
         raise TargetError(
-            f"{folder} has targets of {len(places):,} images of {shared['dataset']}, and {store.path} has none of "
+            f"{folder} has targets of {len(places):,} images of {shared.dataset}, and {store.path} has none of "
             f"them, by the SHA-256 of their {how}; targets belong to the pixels of an image"
             + (
                 ""

@@ -1,13 +1,13 @@
 """A pass as files for others, without its images: tars of all fields, embeddings, or a Hugging Face data set.
 
-    share.json                 what the pass is, its fields, and the SHA-256 of every file (form=webdataset)
-    records.parquet            key, split, label, shard, SHA-256 of the image's file and of its pixels
-    targets/<shard>.tar        <key>.<field>.npy, and with images=true <key>.<suffix>
+    share.json                 what the pass is, and the SHA-256 of every file (share_format.py)
+    records.parquet, targets/  form=webdataset
     img_emb/, metadata/        form=embeddings
     data/<split>-*.parquet     form=huggingface
     README.md                  a card: teacher, weights, payloads, views, fidelity, licenses
 
-share.json is written last, so a folder without it is not finished.
+The files are written into a hidden folder beside `to`, which gets its name once it is whole. So `to` has no file of an
+interrupted call, of another pass or of another form.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -29,10 +30,18 @@ from numpy.typing import NDArray
 
 from permafrost.config.exchange import ShareConfig
 from permafrost.config.version import __version__
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import ConfigError, FileError, require
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL
 from permafrost.exchange.card import card_of_pass
+from permafrost.exchange.share_format import (
+    SHARE_NAME,
+    SHARE_SCHEMA,
+    SHARED_RECORDS,
+    SHARED_RECORDS_SCHEMA,
+    TARGETS_FOLDER,
+    Share,
+)
 from permafrost.storage.files import (
     commit_file,
     open_atomically,
@@ -40,30 +49,20 @@ from permafrost.storage.files import (
     sha256_file,
     write_atomically,
 )
+from permafrost.storage.lock import LOCK_NAME, lock_folder
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.codecs import decode_scaled, encode_npy
 from permafrost.store.fields import Values
 from permafrost.store.frames import ShardFrames
 from permafrost.store.image_decoding import picture_suffix
+from permafrost.store.manifest import PassManifest
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import ShardBytes, TarShard
 
 logger = logging.getLogger("permafrost.share")
 
-SHARE_NAME = "share.json"
-SHARED_RECORDS = "records.parquet"
-SHARE_SCHEMA = 1
-TARGETS_FOLDER = "targets"
 _PARTS_ROWS = 65_536
-SHARED_RECORDS_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("key", "split")),
-        ("label", pa.int32()),
-        *((name, pa.string()) for name in ("shard", "image_sha256", "pixels_sha256")),
-    ]
-)
-"""Columns of records.parquet; digests are hexadecimal, and pixels_sha256 is empty where it was not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,25 +96,55 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
     Raises:
         ConfigError: If the folder has other files, or the pass does not have what the form needs.
     """
-    _check(config, store, shared, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check(config, store, shared)
+    _check_folder(folder, shared)
     write = {
         "webdataset": _write_tars,
         "embeddings": _write_embeddings,
         "huggingface": _write_tables,
     }[config.form]
-    count = 0
-    for shard in _parts(config, store, shared, write(config, store, shared, folder)):
-        count += shard
-    card = card_of_pass(store, shared, config)
-    write_atomically(folder / "README.md", card.encode())
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SHARE_NAME)
-    files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
-    commit_file(
-        folder / SHARE_NAME, sign_json(_describe(config, store, shared, files), sort_keys=True)
-    )
-    size = sum(path.stat().st_size for path in paths)
-    return SharedPass(folder=folder, records=count, bytes=size, files=len(paths) + 1)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.with_name(f".{folder.name}.share")
+    with lock_folder(staging, "to"):
+        _remove_all(staging)
+        count = 0
+        for shard in _parts(config, store, shared, write(config, store, shared, staging)):
+            count += shard
+        card = card_of_pass(store, shared, config)
+        write_atomically(staging / "README.md", card.encode())
+        paths = sorted(p for p in staging.rglob("*") if p.is_file() and p.name != LOCK_NAME)
+        files = {path.relative_to(staging).as_posix(): sha256_file(path) for path in paths}
+        size = sum(path.stat().st_size for path in paths)
+        described = _describe(config, store, shared, files)
+        commit_file(staging / SHARE_NAME, sign_json(described, sort_keys=True))
+        _publish(staging, folder, shared)
+    return SharedPass(folder=folder, records=count, bytes=size, files=len(files) + 1)
+
+
+def _remove_all(folder: Path) -> None:
+    """Remove what an interrupted call has left in the folder, but for its lock."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_NAME:
+            path.unlink()
+
+
+def _publish(staging: Path, folder: Path, shared: TeacherPass) -> None:
+    """Give a whole folder its name, in place of an earlier share of the same pass."""
+    _check_folder(folder, shared)
+    earlier = folder.with_name(f".{folder.name}.earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    try:
+        if folder.exists():
+            folder.rename(earlier)
+        (staging / LOCK_NAME).unlink(missing_ok=True)
+        staging.rename(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"to={folder} cannot get the files that were written to {staging} ({error.strerror}); name a new folder"
+        ) from error
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _parts(
@@ -128,22 +157,31 @@ def _parts(
             yield count
 
 
-def _check(config: ShareConfig, store: Store, shared: TeacherPass, folder: Path) -> None:
-    others = [] if not folder.exists() else [p for p in folder.iterdir() if p.name != SHARE_NAME]
-    is_ours = (folder / SHARE_NAME).is_file() or not folder.exists()
-    require(
-        is_ours or not others or {p.name for p in others} <= _OWN_NAMES,
-        f"to={folder} has other files, such as {others[0].name if others else ''}; name a new folder",
+def _check_folder(folder: Path, shared: TeacherPass) -> None:
+    """Raise ConfigError unless a folder is new, empty, or an earlier share of the same pass and nothing else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    require(folder.is_dir(), f"to={folder} is a file; name a new folder")
+    try:
+        before = check_json(read_regular(folder / SHARE_NAME))
+    except (DigestError, FileNotFoundError, FileError):
+        before = {}
+    listed = before.get("files", {})
+    others = (
+        name
+        for path in folder.rglob("*")
+        if not path.is_dir()
+        and (name := path.relative_to(folder).as_posix()) not in (SHARE_NAME, *listed)
     )
-    if (folder / SHARE_NAME).is_file():
-        try:
-            before = check_json(read_regular(folder / SHARE_NAME)).get("fingerprint")
-        except DigestError:
-            before = None
-        require(
-            before == shared.manifest.fingerprint,
-            f"to={folder} is the share of another pass; name a new folder",
-        )
+    first = next(others, None)
+    require(first is None, f"to={folder} has other files, such as {first}; name a new folder")
+    require(
+        before.get("fingerprint") == shared.manifest.fingerprint,
+        f"to={folder} is the share of another pass; name a new folder",
+    )
+
+
+def _check(config: ShareConfig, store: Store, shared: TeacherPass) -> None:
     require(
         not config.images or store.form.has_places,
         "images=true: the store has rows of a table, and no images",
@@ -160,53 +198,26 @@ def _check(config: ShareConfig, store: Store, shared: TeacherPass, folder: Path)
     )
 
 
-_OWN_NAMES = {
-    "README.md",
-    SHARED_RECORDS,
-    TARGETS_FOLDER,
-    "img_emb",
-    "metadata",
-    "data",
-    "projections",
-}
-"""Files and folders of this module, which an interrupted call has left."""
-
-
 def _describe(
     config: ShareConfig, store: Store, shared: TeacherPass, files: dict[str, str]
 ) -> dict[str, Any]:
     """Return the content of share.json."""
     manifest = shared.manifest
-    described = {
-        name: getattr(manifest, name)
-        for name in (
-            *("fingerprint", "dataset_fingerprint", "store_fingerprint", "teacher", "views"),
-            *("explainer", "temperatures", "selection", "fidelity", "added", "made_with"),
-        )
-    }
-    optional = {
-        name: None if value is None else asdict(value)
-        for name, value in (
-            ("agreement", manifest.agreement),
-            ("moved_features", manifest.moved_features),
-            ("passport", manifest.passport),
-        )
-    }
-    return {
-        "schema": SHARE_SCHEMA,
-        "form": config.form,
-        "name": shared.name,
-        "backend": manifest.backend,
-        "fields": [asdict(spec) for spec in manifest.fields],
-        **described,
-        **optional,
-        "classes": list(store.manifest.classes),
-        "dataset": store.manifest.dataset.name,
-        "frame": list(store.size),
-        "licenses": dict(config.licenses),
-        "made_by": f"permafrost {__version__}",
-        "files": files,
-    }
+    known = {spec.name for spec in fields(Share)} & {spec.name for spec in fields(PassManifest)}
+    of_pass = {name: getattr(manifest, name) for name in known - {"schema", "files"}}
+    share = Share(
+        schema=SHARE_SCHEMA,
+        form=config.form,
+        name=shared.name,
+        **of_pass,
+        classes=store.manifest.classes,
+        dataset=store.manifest.dataset.name,
+        frame=store.size,
+        licenses=dict(config.licenses),
+        made_by=f"permafrost {__version__}",
+        files=files,
+    )
+    return asdict(share)
 
 
 # ---- records -------------------------------------------------------------------------------------

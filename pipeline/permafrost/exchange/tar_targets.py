@@ -23,7 +23,8 @@ from permafrost.exchange.target_reader import (
     walk,
 )
 from permafrost.sources.tar_members import Member, list_samples, read_member
-from permafrost.storage.files import open_regular
+from permafrost.storage.files import file_stamp, open_regular
+from permafrost.storage.rooted_paths import AnyPath
 
 _MOST_MEMBER_BYTES = 2**27
 _OPEN_TARS = 32
@@ -108,11 +109,11 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
 
 
 @lru_cache(maxsize=_OPEN_TARS)
-def _opened(path: Path, size: int, changed: int) -> io.FileIO:
+def _opened(path: AnyPath, size: int, changed: int | str) -> io.FileIO:
     return open_regular(path)
 
 
-def member_bytes(path: Path, member: Member, name: str) -> bytes:
+def member_bytes(path: AnyPath, member: Member, name: str) -> bytes:
     """Return the bytes of a member, of limited size.
 
     Args:
@@ -123,8 +124,7 @@ def member_bytes(path: Path, member: Member, name: str) -> bytes:
     Raises:
         TargetError: If it is larger, or the tar ends before it.
     """
-    status = path.stat()
-    file = _opened(path, status.st_size, status.st_mtime_ns)
+    file = _opened(path, *file_stamp(path))
     try:
         return read_member(file, member, f"{path}: {name}", _MOST_MEMBER_BYTES)
     except UserError as error:

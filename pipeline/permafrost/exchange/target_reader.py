@@ -8,6 +8,7 @@ Shape letters: n targets, V views (1 for targets of the canonical view).
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 import zlib
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from permafrost.config.target_formats import TargetFrame
 from permafrost.core.errors import ConfigError, FileError, UserError, first_line
 from permafrost.exchange.unpickling import UnpicklingError, unpickle
-from permafrost.storage.files import read_regular
+from permafrost.storage.files import open_regular, read_regular, sha256_file
 
 Arrays = dict[str, "NDArray[Any]"]
 """Decoded values by what they are, [n, V, ...] each: `logits`, `probabilities`, `top_logits` with `top_class` and
@@ -126,6 +127,10 @@ class TargetReader(ABC):
     def files(self) -> Iterator[Path]:
         """Iterate over all files that the targets are read from, in a fixed order."""
 
+    def sha256_of(self, path: Path) -> str:
+        """Return the SHA-256 of one of the files."""
+        return sha256_file(path)
+
     @abstractmethod
     def listing(self) -> Iterator[ListedTargets]:
         """Iterate over all targets in parts, in the order of their numbers."""
@@ -207,6 +212,36 @@ def stack_records(records: Sequence[Arrays], name: str, path: Path) -> Arrays:
     return {kind: np.stack([each[kind] for each in records]) for kind in records[0]}
 
 
+class RowsOfFile(Protocol):
+    """Rows of one file of several, such as an array [rows, ...]."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]: ...
+
+
+def rows_of_parts(parts: Sequence[RowsOfFile], numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """Read rows that are counted through all files, [n, 1, ...].
+
+    Args:
+        parts: Rows of each file, of one form.
+        numbers: Numbers of the rows, i64 [n].
+    """
+    starts = np.cumsum([0, *map(len, parts)])
+    files = np.searchsorted(starts, numbers, side="right") - 1
+    rows = np.empty((len(numbers), 1, *parts[0].shape[1:]), parts[0].dtype)
+    for file in np.unique(files).tolist():
+        here = np.flatnonzero(files == file)
+        rows[here, 0] = parts[file][numbers[here] - starts[file]]
+    return rows
+
+
 def load_pickled(path: Path) -> Any:
     """Read a torch file of a stranger in a process of its own.
 
@@ -222,6 +257,13 @@ def unpickled(data: bytes, where: str) -> Any:
         return unpickle(data)
     except UnpicklingError as error:
         raise TargetError(f"{where}: {error}") from error
+
+
+def iter_lines(path: Path) -> Iterator[str]:
+    """Iterate over the lines of a text file, without their ends."""
+    with io.TextIOWrapper(io.BufferedReader(open_regular(path)), encoding="utf-8") as file:
+        for line in file:
+            yield line.rstrip("\n")
 
 
 def read_target(path: Path, most: int = MAX_TARGET_BYTES) -> bytes:

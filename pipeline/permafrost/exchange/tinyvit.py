@@ -24,9 +24,12 @@ from permafrost.exchange.target_reader import (
     TargetError,
     TargetForm,
     TargetReader,
+    iter_lines,
     parts_of,
+    rows_of_parts,
     top_outcomes,
 )
+from permafrost.storage.files import open_regular
 
 _SEED_BYTES, _OUTCOME_BYTES = 4, 4
 
@@ -54,7 +57,7 @@ class TinyViTReader(TargetReader):
         return pairs
 
     def listing(self) -> Iterator[ListedTargets]:
-        for part in parts_of(name for keys, _ in self._pairs for name in _lines(keys)):
+        for part in parts_of(name for keys, _ in self._pairs for name in iter_lines(keys)):
             yield ListedTargets(part, part)
 
     def form(self) -> TargetForm:
@@ -74,7 +77,7 @@ class TinyViTReader(TargetReader):
         """Records of each file, mapped."""
         arrays: list[NDArray[Any]] = []
         for keys, values in self._pairs:
-            count, size = sum(1 for _ in _lines(keys)), values.stat().st_size
+            count, size = sum(1 for _ in iter_lines(keys)), values.stat().st_size
             outcomes, odd = divmod(size - _SEED_BYTES * count, _OUTCOME_BYTES * max(count, 1))
             if odd or outcomes < 1:
                 raise TargetError(
@@ -83,31 +86,21 @@ class TinyViTReader(TargetReader):
             dtype = np.dtype(
                 [("seed", "<i4"), ("classes", "<i2", (outcomes,)), ("values", "<f2", (outcomes,))]
             )
-            arrays.append(np.memmap(values, dtype, "r"))
+            with open_regular(values) as file:
+                arrays.append(np.memmap(file, dtype, "r"))
         if len({array.dtype for array in arrays}) > 1:
             raise TargetError(f"{self.path}: the ranks have saved different numbers of classes")
         return arrays
 
     def read(self, request: ReadRequest) -> Arrays:
-        starts = np.cumsum([0, *map(len, self._values)])
-        files = np.searchsorted(starts, request.numbers, side="right") - 1
-        rows = np.empty(len(files), self._values[0].dtype)
-        for file in np.unique(files).tolist():
-            here = np.flatnonzero(files == file)
-            rows[here] = self._values[file][request.numbers[here] - starts[file]]
+        rows = rows_of_parts(self._values, request.numbers)
         try:
             top = top_outcomes(
-                rows["values"][:, None],
-                rows["classes"].astype(np.uint16)[:, None],  # 21,841 classes fit
+                rows["values"],
+                rows["classes"].astype(np.uint16),  # 21,841 classes fit
                 self.config.classes,
                 self.config.temperature,
             )
         except ValueError as error:
             raise TargetError(f"{self.path}, near {request.names[0]}: {error}") from error
         return top
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield line.rstrip("\n")

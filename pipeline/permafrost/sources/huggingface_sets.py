@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.data import HuggingFaceDataConfig
-from permafrost.core.errors import ConfigError, first_line, quote, require
+from permafrost.core.errors import ConfigError, FileError, first_line, quote, require
 from permafrost.core.records import NO_LABEL, Box, Content, Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import SourceFileError
 from permafrost.sources.splits import known_split, split_off_test
 from permafrost.sources.tally import Tally
-from permafrost.store.image_decoding import picture_suffix
+from permafrost.storage.files import named_file, read_regular
+from permafrost.store.image_decoding import MAX_IMAGE_BYTES, picture_suffix
 
 _ROWS_AT_ONCE = 1000
 
@@ -222,16 +223,25 @@ class HuggingFaceSource:
         if isinstance(cell, Mapping):
             data = cell.get("bytes")
             if data is None and cell.get("path"):
-                path = Path(cell["path"])
-                try:
-                    data = path.read_bytes()
-                except OSError as error:
-                    raise SourceFileError(f"{path} cannot be read: {error.strerror}") from error
+                data = self._read_file(str(cell["path"]), record)
         if not data:
             raise SourceFileError(
                 f"{self.where(record)}: column {self.config.image} has no image; set data.image="
             )
         return Content(image=data, suffix=picture_suffix(data[:16]) or "bin")
+
+    def _read_file(self, name: str, record: Record) -> bytes:
+        """Read the file that a cell names, in the folder of the data set or in the caches of `datasets` and the hub."""
+        import datasets
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        config = self.config
+        caches = [config.cache or datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE]
+        folder = Path(config.path) if config.path else Path(caches[0])
+        try:
+            return read_regular(named_file(name, folder, *map(Path, caches)), MAX_IMAGE_BYTES)
+        except (FileError, FileNotFoundError) as error:
+            raise SourceFileError(f"{self.where(record)}: {error}") from error
 
     def where(self, record: Record) -> str:
         """Return the data set, its split and the row."""

@@ -16,6 +16,7 @@ from PIL import Image
 
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import ConfigError, FileError, UserError, quote, require
+from permafrost.core.json_entries import stays_inside
 from permafrost.core.records import Content, Record
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import FolderEntry, entry_bytes, peek, read_regular, scan_folder
@@ -520,7 +521,7 @@ class TableFiles:
         path = posixpath.normpath(text)
         if posixpath.isabs(path):
             path = path.removeprefix(self._prefix)
-        if posixpath.isabs(path):
+        if not (stays_inside(path) and stays_inside(path.strip())):
             raise row.error(
                 column,
                 f"{quote(text, 200)[1:-1]} is not in data.root={self._root}; set data.root to the folder of all images",

@@ -121,7 +121,7 @@ class ImageTableSource:
         """The images that the files themselves contain, by the name of the file."""
         column = self.config.image
         return {
-            path.name: ParquetImages(path, column, Path(self.config.cache))
+            path.name: ParquetImages.of(path, column, Path(self.config.cache))
             for path in self._files
             if path.suffix.lower() == ".parquet" and holds_images(path, column)
         }
@@ -191,7 +191,7 @@ class ImageTableSource:
         """Return the image's file, or its row in a file of images."""
         name, place = record.content[:2]
         if isinstance(place, list | tuple):
-            return f"{self._images[name].path}, row {place[0] + 1}"
+            return f"{self._images[name].copy.path}, row {place[0] + 1}"
         return str(self._root / name)
 
     def _read_mask(self, path: str, size: int) -> bytes:

@@ -1,31 +1,21 @@
 """Images inside of Parquet files, as Hugging Face's `datasets` writes them: a column of bytes, or of {bytes, path}.
 
-Parquet cannot read one row without its whole row group, and a shard's records are spread over the file. The images of a
-file are therefore copied once, in one pass, to an uncompressed Arrow file in data.cache, whose rows are mapped.
+The images of a file are copied once to data.cache, where single rows can be read (column_copies.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from permafrost.core.errors import ConfigError
+from permafrost.sources.column_copies import ColumnCopy, binary_cells
 from permafrost.sources.image_files import SourceFileError
-from permafrost.storage.files import open_atomically, open_regular
-from permafrost.store.arrow_files import map_arrow
+from permafrost.storage.untrusted import open_parquet_file
 from permafrost.store.image_decoding import picture_suffix
-
-_BATCH_ROWS = 64
-"""Rows that are copied at once, and rows of a batch of the copy."""
-_SCHEMA = pa.schema([("image", pa.large_binary())])
 
 
 def holds_images(path: Path, column: str) -> bool:
@@ -65,35 +55,28 @@ def class_names_of(path: Path, column: str) -> tuple[str, ...] | None:
 
 def _schema_of(path: Path) -> pa.Schema:
     try:
-        stat = path.stat()
-    except OSError as error:
-        raise ConfigError(f"data.path={path} cannot be read: {error.strerror}") from error
-    return _read_schema(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _read_schema(path: Path, size: int, changed: int) -> pa.Schema:
-    try:
-        return pq.read_schema(path)
+        with open_parquet_file(path) as file:
+            return file.schema_arrow
     except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"data.path={path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"data.path={path} cannot be read: {reason}") from error
 
 
 @dataclass(frozen=True)
 class ParquetImages:
     """Images of one Parquet file, in the order of its rows."""
 
-    path: Path
-    column: str
-    cache: Path
+    copy: ColumnCopy
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "column": self.column, "cache": self.cache}
+    @classmethod
+    def of(cls, path: Path, column: str, cache: Path) -> ParquetImages:
+        """Return the images of a column of bytes, or of {bytes, path}, copied to a folder on first use."""
+        return cls(ColumnCopy(path, column, cache, binary_cells))
 
     @property
     def num_rows(self) -> int:
         """Number of rows of the file."""
-        return sum(batch.num_rows for batch in self._batches)
+        return self.copy.num_rows
 
     def locate(self, row: int) -> tuple[str, tuple[int, int, str]]:
         """Return what a record needs to read its image.
@@ -107,14 +90,14 @@ class ParquetImages:
         Raises:
             ConfigError: If the row has no image.
         """
-        cell = self._cell(row)
-        if not cell.is_valid:
+        data = self.copy.peek(row)
+        if data is None:
             raise ConfigError(
-                f"{self.path}, row {row + 1}, column {self.column}: has no bytes; an image that is a file of its own "
-                "is named by a column of paths"
+                f"{self.copy.path}, row {row + 1}, column {self.copy.column}: has no bytes; an image that is a file of "
+                "its own is named by a column of paths"
             )
-        data = cell.as_buffer()
-        return self.path.name, (row, data.size, picture_suffix(data[:16].to_pybytes()) or "bin")
+        suffix = picture_suffix(data[:16].to_pybytes()) or "bin"
+        return self.copy.path.name, (row, data.size, suffix)
 
     def read(self, row: int, size: int) -> bytes:
         """Return the bytes of an image.
@@ -125,54 +108,13 @@ class ParquetImages:
 
         Raises:
             SourceFileError: If it has another size now.
+            FileError: If the copy is damaged, or the file has changed.
         """
-        data: bytes = self._cell(row).as_py() or b""
+        buffer = self.copy.read(row)
+        data: bytes = b"" if buffer is None else buffer.to_pybytes()
         if len(data) != size:
             raise SourceFileError(
-                f"{self.path}, row {row + 1} had {size} bytes when it was listed and has {len(data)} now; run the "
+                f"{self.copy.path}, row {row + 1} had {size} bytes when it was listed and has {len(data)} now; run the "
                 "command again once the data no longer change"
             )
         return data
-
-    def _cell(self, row: int) -> pa.Scalar:
-        batch, number = divmod(row, _BATCH_ROWS)
-        return self._batches[batch].column(0)[number]
-
-    @cached_property
-    def _batches(self) -> list[pa.RecordBatch]:
-        copy = self._copy()
-        with open_regular(copy) as file:
-            reader = map_arrow(file)
-        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
-
-    def _copy(self) -> Path:
-        """Return the copy of the images, which is written if it is missing."""
-        stat = self.path.stat()
-        name = f"{self.path.stem}-{self.column}-{stat.st_size:x}-{stat.st_mtime_ns:x}.arrow"
-        copy = self.cache.absolute() / name
-        if copy.exists():
-            return copy
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            open_atomically(copy) as file,
-            pa.ipc.new_file(pa.PythonFile(cast("Any", file), "w"), _SCHEMA) as out,
-        ):
-            for batch in self._stored_batches():
-                out.write_batch(batch)
-        return copy
-
-    def _stored_batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the images in batches of _BATCH_ROWS; only the last one may have fewer."""
-        waiting: list[pa.Array] = []
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=[self.column], use_threads=False):
-                cells = batch.column(0)
-                if pa.types.is_struct(cells.type):
-                    cells = pc.struct_field(cells, "bytes")
-                waiting.append(cells.cast(pa.large_binary()))
-                while sum(map(len, waiting)) >= _BATCH_ROWS:
-                    cells = pa.concat_arrays(waiting)
-                    yield pa.record_batch([cells.slice(0, _BATCH_ROWS)], schema=_SCHEMA)
-                    waiting = [cells.slice(_BATCH_ROWS)]
-        if sum(map(len, waiting)):
-            yield pa.record_batch([pa.concat_arrays(waiting)], schema=_SCHEMA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import math
 import re
@@ -14,11 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from permafrost.core.errors import ConfigError, quote, require
 from permafrost.sources.classes import composed, is_nan, is_unknown
 from permafrost.sources.tally import Tally
+from permafrost.storage.files import open_regular
+from permafrost.storage.untrusted import open_parquet_file
 
 logger = logging.getLogger("permafrost.sources")
 
@@ -48,9 +50,11 @@ def readable(path: Path) -> Iterator[None]:
 
 def column_names(path: Path) -> list[str]:
     if path.suffix.lower() == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as text:
+        with io.TextIOWrapper(
+            io.BufferedReader(open_regular(path)), encoding="utf-8-sig", newline=""
+        ) as text:
             return next((line for line in csv.reader(text) if line), [])
-    with pq.ParquetFile(path) as file:
+    with open_parquet_file(path) as file:
         names: list[str] = file.schema_arrow.names
     return names
 
@@ -75,7 +79,7 @@ def iter_parts(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
             ),
         )
         return
-    with pq.ParquetFile(path) as file:
+    with open_parquet_file(path) as file:
         yield from file.iter_batches(columns=columns, use_threads=False)  # see arrow_files.py
 
 

@@ -35,7 +35,12 @@ from permafrost.core.errors import UserError
 from permafrost.core.records import Box, Content, Record, escape_key
 from permafrost.sources.image_files import image_suffix, iter_images, read_file
 from permafrost.sources.splits import split_off_test
-from permafrost.storage.files import open_atomically
+from permafrost.storage.files import (
+    open_atomically,
+    read_regular,
+    sha256_file,
+    write_atomically,
+)
 from permafrost.store.image_decoding import png_of
 
 _TIMEOUT_SECONDS = 60
@@ -48,7 +53,7 @@ class DownloadError(UserError, OSError):
 def download(url: str, folder: Path) -> Path:
     """Download the file of an http(s) address to a folder below `folder`, unless it already exists there.
 
-    Each remote folder has its own local folder, so files of one name from two remote folders are separate.
+    Each remote folder, and each query, has its own local folder, so files of one name from two addresses are separate.
 
     Returns:
         The path of the file.
@@ -56,10 +61,12 @@ def download(url: str, folder: Path) -> Path:
     Raises:
         DownloadError: If it cannot be downloaded whole.
     """
-    parent, _, name = urlsplit(url).path.rpartition("/")
-    place = hashlib.sha256(f"{urlsplit(url).netloc}{parent}".encode()).hexdigest()[:8]
+    parts = urlsplit(url)
+    parent, _, name = parts.path.rpartition("/")
+    place = hashlib.sha256(f"{parts.netloc}{parent}?{parts.query}".encode()).hexdigest()[:16]
     path = folder / place / name
-    if path.exists():
+    digest = _digest_of(path)
+    if path.exists() and digest.exists():
         return path
     try:
         with (
@@ -72,11 +79,28 @@ def download(url: str, folder: Path) -> Path:
                 raise DownloadError(
                     f"{url} ended after {file.bytes} of {expected} bytes; try again"
                 )
+        write_atomically(digest, file.sha256.encode())
     except UserError:
         raise
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{url} cannot be downloaded: {error}") from error
     return path
+
+
+def check_download(path: Path) -> None:
+    """Compare a file that `download` has kept with its digest.
+
+    Raises:
+        DownloadError: If it is another file now.
+    """
+    if sha256_file(path) != read_regular(_digest_of(path), 64).decode("ascii", "replace"):
+        raise DownloadError(
+            f"{path} is not the file that was downloaded; delete it and run the same command again"
+        )
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
 
 
 # ---- torchvision sets ------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from permafrost.sources.tar_members import (
     split_before_number,
     split_in_name,
 )
-from permafrost.sources.torchvision_sets import download
+from permafrost.sources.torchvision_sets import check_download, download
 from permafrost.storage.addresses import is_address
 from permafrost.storage.files import file_size, file_stamp, is_file, open_regular
 from permafrost.storage.rooted_paths import AnyPath
@@ -191,6 +191,8 @@ class WebDatasetSource:
             ConfigError: If the tar cannot be read, or if a sample has no image, several, or labels that cannot be used.
         """
         name, split = part, self._split(part)
+        if _is_downloaded(self.config.path):
+            check_download(Path(str(self.tars[name])))
         stem = split_before_number(name)
         if self.config.split is None and stem not in ("", split):
             self.tally.add(SPELLED_SPLITS, stem, split)

@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
 
+from permafrost.core.errors import FileError
 from permafrost.storage import buckets, local_files
 from permafrost.storage.bucket_files import BucketFiles, RangedFile
 from permafrost.storage.local_files import PARTIAL_SUFFIX, HashingFile, LocalFiles
@@ -99,6 +100,30 @@ def is_writable(folder: AnyPath) -> bool:
         LinkError: If the path has a link where none is allowed.
     """
     return _kind(folder).is_writable(folder)
+
+
+def named_file(name: str, folder: Path, *caches: Path) -> Path:
+    """Return the path of a file that a file of a stranger names, where it and its links lead to a folder of the data.
+
+    Args:
+        name: Path, relative to the first folder or absolute.
+        folder: Folder of the data.
+        *caches: Further folders in which their files may be.
+
+    Raises:
+        FileError: If it leads elsewhere, or is no path.
+    """
+    try:
+        path = (folder / name).resolve()
+        is_inside = any(path.is_relative_to(each.resolve()) for each in (folder, *caches))
+    except (OSError, ValueError, RuntimeError) as error:  # of a NUL, or links in a circle
+        raise FileError(f"{name[:200]!r} cannot be used as a path ({error})") from None
+    if not is_inside:
+        raise FileError(
+            f"{name[:200]!r} leads out of {folder}, and files elsewhere on this machine are not read on behalf of a "
+            "data set; copy what it means into that folder"
+        )
+    return path
 
 
 def list_folder(folder: RootedPath, pattern: str = "*") -> list[RootedPath]:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias, TypeGuard
 
 from permafrost.core.errors import FileError
+from permafrost.core.json_entries import stays_inside
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 
 
@@ -42,10 +43,9 @@ class RootedPath:
 
     def __truediv__(self, name: str) -> RootedPath:
         """Append a relative path. Raises FileError if it leaves the root."""
-        below = PurePosixPath(name)
-        if below.is_absolute() or ".." in below.parts or "\0" in name:
-            raise FileError(f"the path {name!r} leaves {self}")
-        return replace(self, parts=(*self.parts, *below.parts))
+        if not stays_inside(name):
+            raise FileError(f"the path {name[:80]!r} leaves {self}")
+        return replace(self, parts=(*self.parts, *PurePosixPath(name).parts))
 
     def __str__(self) -> str:
         return str(self.root.joinpath(*self.parts))

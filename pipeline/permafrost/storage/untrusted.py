@@ -10,6 +10,7 @@ import io
 import json
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,12 +21,43 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from permafrost.storage.files import open_regular
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class FormatError(ValueError):
     """File that is not what its format, or its reader, allows."""
+
+
+MAX_NAMES_BYTES = 2**26
+"""Bytes that the names of any file may take when they are decompressed."""
+_ANY_BYTES = 2**28
+"""Bytes that any other data may take."""
+_PART_BYTES = 2**26
+"""Bytes that are decompressed at once."""
+_MOST_COMPRESSION = 100
+"""Bytes that larger data may take for each of their own. Names and one-hot rows compress tenfold to fiftyfold."""
+
+
+def require_plausible(size: int, stored: int, noun: str, any_bytes: int = _ANY_BYTES) -> None:
+    """Check that compressed data do not take far more room than any real ones, before they are decompressed.
+
+    Args:
+        size: Bytes that they promise, or have taken so far.
+        stored: Bytes in the file.
+        noun: Name of the data, for the message.
+        any_bytes: Bytes that any data may take.
+
+    Raises:
+        FormatError: If they do.
+    """
+    if size > max(any_bytes, _MOST_COMPRESSION * stored):
+        raise FormatError(
+            f"{noun} would take {size:,} bytes or more, from {stored:,} compressed ones; if that is right, save it "
+            "without compression"
+        )
 
 
 # ---- Arrow ---------------------------------------------------------------------------------------
@@ -148,6 +180,56 @@ def table_bytes(metadata: pq.FileMetaData, data: bytes) -> int:
                 most = _text_bytes(data, group, column.path_in_schema)
             total += most
     return max(stored, total)
+
+
+def iter_column(
+    path: Path, column: str, most_rows: int, any_bytes: int = _ANY_BYTES
+) -> Iterator[pa.Array]:
+    """Iterate over parts of a column of a Parquet file whose values take a plausible room.
+
+    Args:
+        path: The file.
+        column: Name of a column of texts, or of lists of numbers.
+        most_rows: Largest number of rows of a part; fewer if lists are long.
+        any_bytes: Bytes that the column of any file may take.
+
+    Raises:
+        FormatError: If they take far more than the file.
+        pa.ArrowException: If the file cannot be read.
+        OSError: If it cannot be opened, or is not a regular file.
+    """
+    with open_parquet_file(path) as file:
+        stored, noun = path.stat().st_size, f"column {column}"
+        promised = _bytes_of_column(file.metadata, column)
+        require_plausible(promised, stored, noun, any_bytes)
+        row_bytes = promised // max(file.metadata.num_rows, 1)
+        rows = max(1, min(most_rows, _PART_BYTES // max(row_bytes, 1)))
+        taken = 0
+        for batch in file.iter_batches(rows, columns=[column], use_threads=False):
+            taken += batch.nbytes
+            require_plausible(taken, stored, noun, any_bytes)
+            yield batch.column(0)
+
+
+def open_parquet_file(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file by its path; a pipe or a device is refused.
+
+    Raises:
+        pa.ArrowException: If it is another file.
+        OSError: If it cannot be opened, or is not a regular file.
+    """
+    open_regular(path).close()
+    return pq.ParquetFile(path, pre_buffer=False)
+
+
+def _bytes_of_column(metadata: pq.FileMetaData, column: str) -> int:
+    """Return the bytes of a column's numbers; a text counts as one byte."""
+    return sum(
+        chunk.num_values * _WIDTHS.get(chunk.physical_type, 1)
+        for number in range(metadata.num_row_groups)
+        for chunk in map(metadata.row_group(number).column, range(metadata.num_columns))
+        if chunk.path_in_schema.split(".", 1)[0] == column
+    )
 
 
 def _text_bytes(data: bytes, group: int, column: str) -> int:
@@ -345,7 +427,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def _tensor_header(path: Path) -> bytes:
     """Return the header of a file. Raises OSError or FormatError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if size > _MOST_HEADER_BYTES:
             raise FormatError(

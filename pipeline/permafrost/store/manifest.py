@@ -48,6 +48,8 @@ MAX_FRAME_PIXELS = 4096**2
 """Largest number of pixels of a canonical frame, 50 MB per record."""
 MAX_FIELD_BYTES = 2**26
 """Largest size of one view of a record in one field of a pass."""
+MAX_RECORD_BYTES = 2**28
+"""Largest size of all views of a record in all fields of a pass."""
 _MAX_MANIFEST_BYTES = 2**24
 _MOST_BRACKETS = 100_000
 """Largest number of lists and mappings in a manifest; empty ones take the most memory for a byte of text."""
@@ -253,12 +255,8 @@ class PassManifest:
             require_entry(
                 size <= MAX_FIELD_BYTES, f"field {spec.name} has {size:,} bytes per record"
             )
-        for section, name, kind in (
-            (self.views, "count", int),
-            (self.views, "sampler", str),
-            (self.teacher, "classes", int),
-        ):
-            require_entry(type(section.get(name)) is kind, f"{name} is {section.get(name)!r}")
+        for section, kinds in _ENTRIES.items():
+            _require_kinds(section, getattr(self, section), kinds)
         count, sampler = self.views["count"], self.views["sampler"]
         require_entry(count >= 1, f"views.count is {count}")
         require_entry(
@@ -271,11 +269,18 @@ class PassManifest:
             self.teacher["classes"] >= int(self.has_logits),
             f"teacher.classes is {self.teacher['classes']}",
         )
+        record_bytes = count * sum(
+            math.prod(spec.shape) * _DTYPE_BYTES[spec.dtype] for spec in self.fields
+        )
+        require_entry(
+            record_bytes <= MAX_RECORD_BYTES,
+            f"{count} views have {record_bytes:,} bytes per record",
+        )
         shapes = {spec.name: spec.shape for spec in self.fields}
         self._check_logits(shapes)
-        explainer = self.explainer.get("kind")
         require_entry(
-            explainer is None or isinstance(explainer, str), f"explainer.kind is {explainer!r}"
+            "map" not in shapes or self.explainer.keys() >= {"kind", "explained_classes"},
+            "explainer does not say what made the maps, and of which classes",
         )
 
     def entries(self, cls: type[D]) -> D | None:
@@ -325,6 +330,41 @@ class PassManifest:
         )
 
 
+_ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {
+    "views": {
+        "count": (int, True),
+        "sampler": (str, True),
+        "seed": (int, False),
+        "operations": (list, False),
+        "mix": (list, False),
+        "mix_block": (int, False),
+        "shifts": (str, False),
+    },
+    "teacher": {
+        "classes": (int, True),
+        "weights_sha256": (str, False),
+        "frame": (str, False),
+        "dtype": (str, False),
+        "architecture": (dict, False),
+        "preprocessing": (dict, False),
+        "format": (dict, False),
+    },
+    "explainer": {"kind": (str, False), "explained_classes": (str, False)},
+}
+"""Type of each entry of a pass's sections that readers use, and whether it is required. Lists are of mappings."""
+
+
+def _require_kinds(
+    section: str, values: Mapping[str, Any], kinds: Mapping[str, tuple[type, bool]]
+) -> None:
+    for name, (kind, is_required) in kinds.items():
+        value = values.get(name)
+        fits = type(value) is kind or (value is None and not is_required)
+        if kind is list and fits and value is not None:
+            fits = all(isinstance(each, dict) for each in value)
+        require_entry(fits, f"{section}.{name} is {str(value)[:80]!r}")
+
+
 def check_files(files: Any) -> dict[str, str]:
     """Return a manifest's `files`: SHA-256 by path.
 
@@ -340,7 +380,11 @@ def check_files(files: Any) -> dict[str, str]:
 
 
 def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
-    """Write the manifest, which makes the folder's contents valid for readers."""
+    """Write the manifest, which makes the folder's contents valid for readers, once it was read back.
+
+    Raises:
+        ManifestError: If it could not be read.
+    """
     values = {spec.name: _plain(getattr(manifest, spec.name)) for spec in fields(manifest)}
     if isinstance(manifest, PassManifest):
         added = values.pop("added")
@@ -348,7 +392,19 @@ def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
             del values["passport"]
         values |= {name: added.pop(name, None) for name in _ADDED_BESIDE}
         values |= {"added": added} if added else {}
-    commit_file(folder / MANIFEST_NAME, sign_json(values, sort_keys=True, allow_nan=False))
+    text = sign_json(values, sort_keys=True, allow_nan=False)
+    tables = {
+        spec.name: table
+        for spec in fields(manifest)
+        if isinstance(table := getattr(manifest, spec.name), TableFile)
+    }
+    try:
+        _from_values(type(manifest), check_json(text) | tables)
+    except EntryError as error:
+        raise ManifestError(
+            f"{folder / MANIFEST_NAME} is not written, as no reader takes it: {error}"
+        ) from error
+    commit_file(folder / MANIFEST_NAME, text)
 
 
 def _plain(value: Any) -> Any:
@@ -396,6 +452,14 @@ def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
         )
 
 
+def _from_values(cls: type[M], values: dict[str, Any]) -> M:
+    """Return the manifest of parsed values, whose tables are opened. Raises EntryError."""
+    if cls is PassManifest:
+        _gather_added(values)
+        values.setdefault("passport", None)
+    return from_dict(cls, values)
+
+
 def _gather_added(values: dict[str, Any]) -> None:
     """Put all entries of payloads under `added`. Raises EntryError."""
     beside = {name: values.pop(name, None) for name in _ADDED_BESIDE}
@@ -426,15 +490,12 @@ def read_manifest(
     path = folder / MANIFEST_NAME
     values = read_checked(path, made_by, schema)
     try:
-        if cls is PassManifest:
-            _gather_added(values)
-            values.setdefault("passport", None)
         for name, table in (tables or {}).items():
             file = values.get(name)
             entry = None if file is None else from_dict(FileEntry, file, name)
             require_entry(entry is not None or table is SkippedTable, f"{name} is missing")
             values[name] = table(folder, entry)
-        return from_dict(cls, values)
+        return _from_values(cls, values)
     except EntryError as error:
         raise ManifestError(
             f"{path} is not a manifest of this version: {error}; use the permafrost version that wrote it, "

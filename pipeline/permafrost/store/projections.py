@@ -58,9 +58,19 @@ def write_projection(folder: RootedPath, field: str, projection: Projection) -> 
 def read_projections(folder: RootedPath) -> dict[str, Projection]:
     """Read the projections of a pass that may be unfinished, by field."""
     return {
-        path.name.removesuffix(_SUFFIX): _parse(path, read_regular(path, _MAX_BYTES), (None, None))
+        path.name.removesuffix(_SUFFIX): read_projection(path)
         for path in list_folder(folder / PROJECTIONS_FOLDER, f"*{_SUFFIX}")
     }
+
+
+def read_projection(path: RootedPath) -> Projection:
+    """Read the projection of a file.
+
+    Raises:
+        ManifestError: If it is none.
+        FileError: If it cannot be read, or is larger than any projection.
+    """
+    return _parse(path, read_regular(path, _MAX_BYTES), (None, None))
 
 
 def open_projection(folder: RootedPath, manifest: PassManifest, field: str) -> Projection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -40,6 +41,8 @@ from permafrost.store.row_reader import Rows
 from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
 from permafrost.store.zarr_fields import ZarrFields
 
+logger = logging.getLogger("permafrost.store")
+
 BACKENDS: dict[str, type[PassFields]] = {"zarr": ZarrFields, "webdataset": WebDatasetFields}
 """Formats of the shards of a pass, by their name in `store.backend`."""
 
@@ -58,6 +61,7 @@ class Store:
         """
         self.folder = rooted(path) if isinstance(path, str) else RootedPath.of(path)
         self.manifest: StoreManifest = read_store_manifest(self.folder)
+        self._left_out: set[RootedPath] = set()
 
     @property
     def path(self) -> Path | Bucket:
@@ -85,7 +89,7 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process maps the files itself, so it receives no rows.
-        return {"folder": self.folder, "manifest": self.manifest}
+        return {"folder": self.folder, "manifest": self.manifest, "_left_out": self._left_out}
 
     @cached_property
     def form(self) -> RecordForm:
@@ -112,9 +116,31 @@ class Store:
         Args:
             stored_views: Select passes of stored views, for replay, instead of passes of the canonical view.
         """
-        folders = list_folder(self.folder / TEACHERS_FOLDER)
-        finished = [folder for folder in folders if exists(folder / MANIFEST_NAME)]
-        return [f for f in finished if _has_stored_views(f) == stored_views]
+        has_views, damaged = self._committed_passes()
+        for folder, error in damaged.items():
+            if folder not in self._left_out:
+                self._left_out.add(folder)
+                logger.warning("%s is left out: %s", folder.name, error)
+        return [folder for folder, stored in has_views.items() if stored == stored_views]
+
+    def _committed_passes(self) -> tuple[dict[RootedPath, bool], dict[RootedPath, ManifestError]]:
+        """Return whether each committed pass has stored views, and the errors of those that cannot be read."""
+        has_views: dict[RootedPath, bool] = {}
+        damaged: dict[RootedPath, ManifestError] = {}
+        for folder in list_folder(self.folder / TEACHERS_FOLDER):
+            if not exists(folder / MANIFEST_NAME):
+                continue
+            try:
+                has_views[folder] = read_pass_manifest(folder).views["sampler"] != CANONICAL_VIEW
+            except ManifestError as error:
+                damaged[folder] = error
+        return has_views, damaged
+
+    def _require_readable(self, names: Sequence[str]) -> None:
+        """Raise ManifestError if a pass that may be meant cannot be read: one of these names, or any without names."""
+        for folder, error in self._committed_passes()[1].items():
+            if not names or any(_is_named(folder, name) for name in names):
+                raise error
 
     def hint_at_unfinished(self, *names: str) -> str:
         """Return a hint at the missing manifests of unfinished passes, for messages; empty if there are none.
@@ -153,6 +179,7 @@ class Store:
             StoreMismatchError: If none or several passes have that name, or the pass was computed on another store.
             ManifestError: If the manifest of the pass is damaged.
         """
+        self._require_readable([name])
         matches = self.passes_named(name, stored_views=stored_views)
         if len(matches) != 1:
             folders = self.pass_folders(stored_views=stored_views)
@@ -177,6 +204,7 @@ class Store:
             StoreMismatchError: If there is no pass, if none is named and there are several, or as in `open_pass`.
             ManifestError: If the manifest of a pass is damaged.
         """
+        self._require_readable(names)
         folders = self.pass_folders(stored_views=stored_views)
         if not folders:
             how = "and views=random" if stored_views else ""
@@ -248,10 +276,6 @@ def is_ingested(teacher: TeacherPass) -> bool:
     """Return whether another tool has made the targets of a pass (`ingest`)."""
     architecture = teacher.manifest.teacher.get("architecture")
     return isinstance(architecture, dict) and architecture.get("kind") == INGESTED
-
-
-def _has_stored_views(folder: RootedPath) -> bool:
-    return bool(read_pass_manifest(folder).views["sampler"] != CANONICAL_VIEW)
 
 
 def _is_named(folder: RootedPath, name: str) -> bool:

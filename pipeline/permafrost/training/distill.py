@@ -191,6 +191,8 @@ class Distillation(TrainingJob):
         if passes:
             check_passes(config, passes, loss)
             rows = rows_with_targets(store, rows, passes)
+        if config.mode == "replay":
+            store.compared_with(passes)  # refused now and not after the last epoch
         # Without logits and labels the last layer is not trained, and has one output.
         num_classes = max(1, len(store.manifest.classes))
         with_logits = [teacher for teacher in passes if teacher.manifest.has_logits]

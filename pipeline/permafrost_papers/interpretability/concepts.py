@@ -31,8 +31,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.core.errors import ConfigError, RecordError
-from permafrost.store.image_decoding import ImageError, decode_rgb, inspect_image, open_image
+from permafrost.core.errors import ConfigError, FileError, RecordError
+from permafrost.storage.files import named_file, read_regular
+from permafrost.store.image_decoding import (
+    MAX_IMAGE_BYTES,
+    ImageError,
+    decode_rgb,
+    inspect_image,
+    open_image,
+)
 
 NO_CONCEPT = 0
 """Label of a pixel without a concept."""
@@ -235,8 +242,7 @@ class BrodenFolder:
                 f"{self.folder / INDEX}: {row['image']} has label {highest}, which is not in {LABELS}; "
                 "unpack the set again"
             )
-        path = self.folder / IMAGES / row["image"]
-        data = self._bytes(path)
+        path, data = self._read_file(row["image"])
         try:
             inspect_image(data)
         except ImageError as error:
@@ -248,8 +254,7 @@ class BrodenFolder:
         )
 
     def _read_layer(self, name: str, size: tuple[int, int]) -> NDArray[np.int32]:
-        path = self.folder / IMAGES / name
-        data = self._bytes(path)
+        path, data = self._read_file(name)
         try:
             with open_image(data) as image:
                 labels = decode_labels(np.asarray(image.convert("RGB")))
@@ -262,10 +267,17 @@ class BrodenFolder:
             )
         return labels
 
-    def _bytes(self, path: Path) -> bytes:
-        if not path.is_file():
-            raise RecordError(f"{path} is missing, but {INDEX} lists it; unpack the set again")
-        return path.read_bytes()
+    def _read_file(self, name: str) -> tuple[Path, bytes]:
+        """Return the path and the bytes of a file that the index names."""
+        folder = self.folder / IMAGES
+        try:
+            return folder / name, read_regular(named_file(name, folder), MAX_IMAGE_BYTES)
+        except FileNotFoundError:
+            raise RecordError(
+                f"{folder / name} is missing, but {INDEX} lists it; unpack the set again"
+            ) from None
+        except FileError as error:
+            raise RecordError(f"{self.folder / INDEX}: {error}") from error
 
 
 def decode_labels(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
