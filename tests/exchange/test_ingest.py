@@ -2,11 +2,14 @@
 
 import io
 import os
+import shutil
 import tarfile
 import unicodedata
 import zipfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -594,3 +597,79 @@ def test_targets_of_unknown_views_teach_only_if_the_options_say_so(photographs, 
         run_distill(photographs.store, "unknown", *options)
     result = run_distill(photographs.store, "unknown", *options, "store.unknown_views=true")
     assert 0 <= result.splits["train"]["accuracy"] <= 1
+
+
+# ---- copies of columns ---------------------------------------------------------------------------
+
+
+def lists_of(folder, keys, logits, changed):
+    """Write a Parquet file with a given time of change."""
+    folder.mkdir(parents=True)
+    path = folder / "part-0.parquet"
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel()), CLASSES)
+    table = pa.table({"key": list(keys), "logits": lists})
+    pq.write_table(
+        table, path, compression="none", use_dictionary=False, write_statistics=False
+    )  # files of equal size
+    os.utime(path, ns=(changed, changed))
+    return path
+
+
+def test_files_of_one_name_size_and_time_are_two_files(photographs, random, tmp_path):
+    """As `tar --mtime` and archives that can be repeated make them."""
+    keys = [key_of(path) for path in photographs.paths]
+    halves = [keys[: PHOTOS // 2], keys[PHOTOS // 2 :]]
+    logits = random.permutation(PHOTOS * CLASSES).reshape(PHOTOS, CLASSES).astype("float32")
+    parts = np.split(logits, 2)
+    paths = [
+        lists_of(tmp_path / "q" / name, half, part, 10**18)
+        for name, half, part in zip(("a", "b"), halves, parts, strict=True)
+    ]
+    assert len({(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths}) == 1
+
+    words = ["format=parquet", f"path={tmp_path / 'q'}", f"format.cache={tmp_path / 'c'}", *FULL]
+    result = run_ingest(photographs.store, *words)
+
+    name = result.ingested_pass.partition(" ")[0]
+    values = values_by_key(photographs.open(), name)["logits"]
+    assert np.array_equal(np.stack([values[key][0] for key in keys]), logits)
+
+
+def test_a_file_that_was_replaced_under_its_size_and_time_is_read_again(
+    photographs, random, tmp_path
+):
+    keys = [key_of(path) for path in photographs.paths]
+    logits = random.permutation(PHOTOS * CLASSES).reshape(PHOTOS, CLASSES).astype("float32")
+    words = ["format=parquet", f"path={tmp_path / 'q'}", f"format.cache={tmp_path / 'c'}", *FULL]
+    names = []
+    for values in (logits, logits[::-1]):
+        path = lists_of(tmp_path / "q", keys, values, 10**18)
+        names.append(run_ingest(photographs.store, *words).ingested_pass.partition(" ")[0])
+        path.unlink()
+        path.parent.rmdir()
+
+    assert names[0] != names[1]
+    stored = values_by_key(photographs.open(), names[1])["logits"]
+    assert np.array_equal(np.stack([stored[key][0] for key in keys]), logits[::-1])
+
+
+def test_a_damaged_copy_is_named_when_it_is_read(photographs, random, tmp_path):
+    keys = [key_of(path) for path in photographs.paths]
+    logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
+    lists_of(tmp_path / "q", keys, logits, 10**18)
+    words = ["format=parquet", f"path={tmp_path / 'q'}", f"format.cache={tmp_path / 'c'}", *FULL]
+    before = {folder.name for folder in photographs.open().pass_folders()}
+    run_ingest(photographs.store, *words, "name=first")
+    (copy,) = (tmp_path / "c").iterdir()
+    data = bytearray(copy.read_bytes())
+    at = data.index(logits[5].tobytes())
+    data[at] ^= 1
+    copy.write_bytes(bytes(data))
+    for folder in photographs.open().pass_folders():
+        if folder.name not in before:
+            shutil.rmtree(str(folder))
+
+    with pytest.raises(UserError, match=rf"{copy.name} is damaged: .* row 6"):
+        run_ingest(photographs.store, *words, "name=first")
+    copy.unlink()
+    assert run_ingest(photographs.store, *words, "name=first").records == PHOTOS

@@ -1,6 +1,10 @@
 """Data sets of Hugging Face, read by `datasets` itself (make test-hub); skipped where it is not installed."""
 
+import os
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -9,6 +13,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.saved import load_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.sources.huggingface_sets import HuggingFaceSource
+from permafrost.sources.image_files import SourceFileError
 from tests.exchange.test_ingest import run_distill
 from tests.exchange.test_share import run_share
 from tests.support.exchange import (
@@ -69,11 +74,28 @@ def folder(request, photographs, table, tmp_path):
     return tmp_path / "d"
 
 
-def test_every_form_of_a_folder_has_the_same_files(photographs, folder, tmp_path):
-    options = [f"data.path={folder}", f"data.cache={tmp_path / 'c'}", "store.image_size=32"]
-    run_precompute(tmp_path / "store", "data=huggingface", *options, "teacher=none")
+def test_files_that_cells_name_are_read_below_a_root(photographs, table, tmp_path):
+    """`to_parquet` writes the paths of files and not their bytes."""
+    (tmp_path / "d").mkdir()
+    table.to_parquet(tmp_path / "d" / "train-00000-of-00001.parquet")
+    options = {"path": str(tmp_path / "d"), "cache": str(tmp_path / "c")}
+    record = next(HuggingFaceSource(HuggingFaceDataConfig(**options)).records())
 
-    source = HuggingFaceSource(HuggingFaceDataConfig(path=str(folder), cache=str(tmp_path / "c")))
+    with pytest.raises(SourceFileError, match=r"leads out of .*; .* data\.root="):
+        HuggingFaceSource(HuggingFaceDataConfig(**options)).read(record)
+    config = HuggingFaceDataConfig(**options, root=str(photographs.folder))
+    assert HuggingFaceSource(config).read(record).suffix == "png"
+
+
+def test_every_form_of_a_folder_has_the_same_files(photographs, folder, tmp_path):
+    root = str(photographs.folder)
+    options = [f"data.path={folder}", f"data.cache={tmp_path / 'c'}", f"data.root={root}"]
+    run_precompute(
+        tmp_path / "store", "data=huggingface", *options, "store.image_size=32", "teacher=none"
+    )
+
+    config = HuggingFaceDataConfig(path=str(folder), cache=str(tmp_path / "c"), root=root)
+    source = HuggingFaceSource(config)
     records = list(source.records())
     assert len(records) == PHOTOS
     assert {record.split for record in records} == {"train"}
@@ -82,6 +104,26 @@ def test_every_form_of_a_folder_has_the_same_files(photographs, folder, tmp_path
     assert source.read(records[0]).suffix == "png"
     named = folder.name != "photos"
     assert source.classes == (("ant", "bee", "cat", "dog") if named else ("n0", "n1", "n2", "n3"))
+
+
+@pytest.mark.parametrize("name", ["secret.png", "/dev/zero", "pipe.png"])
+def test_a_cell_names_no_file_outside_of_the_data_set(photographs, tmp_path, name):
+    secret = photographs.folder / photographs.paths[0]
+    (tmp_path / "secret.png").write_bytes(secret.read_bytes())
+    (tmp_path / "d").mkdir()
+    os.mkfifo(tmp_path / "d" / "pipe.png")
+    path = "pipe.png" if name == "pipe.png" else str(tmp_path / name)
+    cells = [{"bytes": None, "path": path}, {"bytes": secret.read_bytes(), "path": None}]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array(cells, kind), "label": [0, 1]})
+    pq.write_table(table, tmp_path / "d" / "train-00000-of-00001.parquet")
+    config = HuggingFaceDataConfig(path=str(tmp_path / "d"), cache=str(tmp_path / "c"))
+    source = HuggingFaceSource(config)
+    named, embedded = source.records()
+
+    assert source.read(embedded).image == secret.read_bytes()
+    with pytest.raises(SourceFileError, match=r"leads out of|not a regular file"):
+        source.read(named)
 
 
 def test_several_labels_boxes_and_keys(photographs, tmp_path):

@@ -1,7 +1,9 @@
 """Images inside of Parquet files, as Hugging Face's datasets writes them."""
 
 import json
+import os
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,8 @@ import pytest
 
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import ConfigError, UserError
+from permafrost.sources.image_files import SourceFileError
+from permafrost.sources.parquet_images import ParquetImages
 from permafrost.sources.source import build_source
 from permafrost.store.reader import Store
 from stages import precompute
@@ -101,6 +105,55 @@ def test_the_copy_is_made_once_and_again_after_a_change(tmp_path):
     with pytest.raises(UserError, match="when it was listed"):
         build_source(config).read(record)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_two_files_of_one_name_size_and_time_have_two_copies(tmp_path):
+    images = {}
+    for number, folder in enumerate(("train", "val")):
+        path = tmp_path / folder / "part-0.parquet"
+        images[folder] = [bytes([number]) * 40 for _ in range(3)]
+        path.parent.mkdir()
+        table = pa.table({"image": images[folder], "label": [0, 1, 0]})
+        pq.write_table(table, path, compression="none", use_dictionary=False)
+        os.utime(path, ns=(10**18, 10**18))
+    sizes = {path.stat().st_size for path in tmp_path.rglob("*.parquet")}
+    copies = [
+        ParquetImages.of(tmp_path / folder / "part-0.parquet", "image", tmp_path / "cache")
+        for folder in images
+    ]
+
+    assert len(sizes) == 1
+    for folder, copy in zip(images, copies, strict=True):
+        assert [copy.read(row, 40) for row in range(3)] == images[folder]
+
+
+def test_a_damaged_copy_is_named_and_no_record_is_skipped(tmp_path):
+    images = write_parquet(tmp_path / "x.parquet")
+    config = config_of(tmp_path, tmp_path / "x.parquet", on_error="skip")
+    source = build_source(config)
+    records = list(source.records())
+    (copy,) = (tmp_path / "cache").iterdir()
+    data = bytearray(copy.read_bytes())
+    data[data.index(images[3]) + 20] ^= 1
+    copy.write_bytes(bytes(data))
+
+    source = build_source(config)
+    with pytest.raises(UserError, match=rf"{copy.name} is damaged: .* row 4") as caught:
+        source.read(records[3])
+    assert not isinstance(caught.value, SourceFileError)
+    assert source.read(records[2]).image == images[2]
+
+
+def test_a_file_that_changes_between_listing_and_reading_is_named(tmp_path):
+    write_parquet(tmp_path / "x.parquet")
+    images = ParquetImages.of(tmp_path / "x.parquet", "image", tmp_path / "cache")
+    images.locate(0)
+    elsewhere = pickle.loads(pickle.dumps(images))  # noqa: S301, as Ray sends it to another host
+    shutil.rmtree(tmp_path / "cache")
+    write_parquet(tmp_path / "x.parquet", first=50)
+
+    with pytest.raises(UserError, match="was changed since it was listed"):
+        elsewhere.read(0, 1)
 
 
 def test_a_row_without_bytes_is_named(tmp_path):

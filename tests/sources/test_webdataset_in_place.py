@@ -111,6 +111,31 @@ def test_files_of_one_name_from_two_addresses_are_two_files(tmp_path, server):
     assert len(asked) == 2
 
 
+def test_a_download_that_was_changed_is_named(tmp_path, server):
+    address, served, _ = server
+    write_tar(served / "train-00.tar", samples(3))
+    config = tar_config(f"{address}/whole/train-00.tar", cache=str(tmp_path / "cache"))
+    list(build_source(config).records())
+    (kept,) = (tmp_path / "cache").glob("*/train-00.tar")
+    data = bytearray(kept.read_bytes())
+    data[600] ^= 1
+    kept.write_bytes(bytes(data))
+
+    with pytest.raises(DownloadError, match=r"train-00\.tar is not the file that was downloaded"):
+        list(build_source(config).records())
+
+
+def test_another_query_is_another_file(tmp_path, server):
+    address, served, asked = server
+    write_tar(served / "a.tar", samples(3))
+
+    first = download(f"{address}/whole/a.tar?set=1", tmp_path / "cache")
+    other = download(f"{address}/whole/a.tar?set=2", tmp_path / "cache")
+
+    assert first != other
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("how", ["cut", "chunked", "gone"])
 def test_a_download_is_whole_or_not_at_all(tmp_path, server, how):
     address, served, _ = server

@@ -14,17 +14,22 @@ import resource
 import shutil
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from permafrost.config.data import ImageFolderDataConfig, WebDatasetDataConfig
+from permafrost.config.options import resolve_implementation
+from permafrost.config.target_formats import ArraysConfig, EmbeddingsConfig, ListColumnsConfig
 from permafrost.core.errors import UserError
+from permafrost.exchange.target_reader import ReadRequest, reading
 from permafrost.sources.source import build_source
 from permafrost.store.image_shards import Packing, pack_image
 from permafrost.store.receipts import BOX
@@ -260,6 +265,82 @@ def folder_of_gigapixels(folder: Path) -> None:
     (folder / "cat" / "a.jpg").write_bytes(_with_size(_jpeg()))
 
 
+# ---- targets -------------------------------------------------------------------------------------
+
+
+def npz_of_zeros(folder: Path) -> None:
+    folder.mkdir()
+    rows = 2 * 10**7
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (rows, 10)}
+    )
+    with (
+        zipfile.ZipFile(folder / "t.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("logits.npy", "w", force_zip64=True) as member,
+    ):
+        member.write(header.getvalue())
+        for _ in range(rows // 10**6):
+            member.write(bytes(4 * 10**7))
+
+
+def _write_groups(path: Path, table: pa.Table, times: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        for _ in range(times):
+            writer.write_table(table)
+
+
+def parquet_of_long_lists(folder: Path) -> None:
+    zeros = pa.array(np.zeros(3 * 10**6))
+    lists = pa.ListArray.from_arrays(pa.array([0, len(zeros)], pa.int32()), zeros)
+    _write_groups(folder / "t.parquet", pa.table({"key": ["a"], "logits": lists}), 72)
+
+
+def _equal_names() -> pa.Array:
+    indices = pa.array(np.zeros(10**6, np.int32))
+    return pa.DictionaryArray.from_arrays(indices, ["a name of twenty-four"]).dictionary_decode()
+
+
+def parquet_of_equal_names(folder: Path) -> None:
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(10**6, np.float16)), 1)
+    _write_groups(folder / "t.parquet", pa.table({"key": _equal_names(), "logits": lists}), 30)
+
+
+def embeddings_of_equal_names(folder: Path) -> None:
+    table = pa.table({"image_path": _equal_names()})
+    _write_groups(folder / "metadata" / "metadata_0.parquet", table, 30)
+    (folder / "img_emb").mkdir()
+    with (folder / "img_emb" / "img_emb_0.npy").open("wb") as file:
+        shape = (3 * 10**7, 4)
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
+        file.truncate(file.tell() + 4 * 4 * shape[0])
+
+
+TARGETS: dict[str, tuple[type[Any], str]] = {
+    "npz": (ArraysConfig, "t.npz"),
+    "parquet": (ListColumnsConfig, "t.parquet"),
+    "embeddings": (EmbeddingsConfig, ""),
+}
+"""Options of a format of targets, and the file of it that is read."""
+
+
+def read_targets(kind: str, folder: Path) -> None:
+    """List all targets of a folder, and read the first one."""
+    cls, name = TARGETS[kind]
+    options = {"cache": str(folder / "copies")} if kind == "parquet" else {}
+    if kind == "npz":
+        options = {"join": "position"}
+    reader = resolve_implementation(cls)(cls(frame="full", **options), folder / name)
+    with reading(str(folder)):
+        for _ in reader.listing():
+            pass
+        numbers = np.zeros(1, np.int64)
+        reader.read(ReadRequest(numbers, ["a"], ["a"], numbers, numbers))
+
+
 BOMBS = (
     Bomb("compressed buffers in index.arrow", compressed_index, "store", "compressed"),
     *(
@@ -293,6 +374,15 @@ BOMBS = (
         "source: image file of 6 GB", folder_of_a_file_of_gigabytes, "folder", "6,000,000,000 bytes"
     ),
     Bomb("source: JPEG of 30,000 x 30,000", folder_of_gigapixels, "folder", "decompression bomb"),
+    Bomb("targets: 800 MB of zeros in an .npz", npz_of_zeros, "npz", "without compression"),
+    Bomb("targets: 72 lists of 3,000,000", parquet_of_long_lists, "parquet", "without compression"),
+    Bomb("targets: 30,000,000 names", parquet_of_equal_names, "parquet", "without compression"),
+    Bomb(
+        "targets: 30,000,000 names of embeddings",
+        embeddings_of_equal_names,
+        "embeddings",
+        "would take",
+    ),
 )
 
 
@@ -303,6 +393,9 @@ def read(bomb: Bomb, path: Path) -> None:
     """Read all of a store, or list a source and pack its records."""
     if bomb.reads == "store":
         read_everything(path)
+        return
+    if bomb.reads in TARGETS:
+        read_targets(bomb.reads, path)
         return
     kinds: dict[str, type[Any]] = {"tar": WebDatasetDataConfig, "folder": ImageFolderDataConfig}
     source = build_source(kinds[bomb.reads](path=str(path)))

@@ -298,6 +298,9 @@ class HuggingFaceDataConfig(ImageFileDataConfig):
     """Column whose values are the records' keys; null numbers the rows of each split."""
     cache: Annotated[str | None, Role.FILE, Role.CACHE, Role.OUTSIDE_DATASET] = None
     """Folder of the files of `datasets`; null is that of `datasets` itself."""
+    root: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
+    """Folder in which the files are that cells name by their paths; null is data.path. Files elsewhere are not read,
+    except those in the caches of `datasets` and the hub."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of split train that is moved to split test, chosen by a hash of the key."""
 

@@ -12,6 +12,8 @@ from permafrost.core.yaml_text import dump_yaml
 from permafrost.store.reader import Store, TeacherPass
 
 _SPDX = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_MARKS = re.compile(r"[\\`*\[\]<>|]")
+"""Characters that mean something in Markdown."""
 
 
 def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig) -> str:
@@ -72,8 +74,8 @@ def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig) -> str:
             dump_yaml(header).rstrip(),
             "---",
             "",
-            f"# Targets of {printable(str(described.get('name', shared.name)))} on "
-            f"{printable(store.manifest.dataset.name)}",
+            f"# Targets of {_plain(str(described.get('name', shared.name)))} on "
+            f"{_plain(store.manifest.dataset.name)}",
             "",
             "Outputs of a frozen teacher, one row per image"
             + (" and view" if shared.num_views > 1 else "")
@@ -87,12 +89,17 @@ def card_of_pass(store: Store, shared: TeacherPass, config: ShareConfig) -> str:
             "",
             "| what | license |",
             "|---|---|",
-            *(f"| {name} | {printable(text)} |" for name, text in sorted(config.licenses.items())),
+            *(f"| {name} | {_plain(text)} |" for name, text in sorted(config.licenses.items())),
             "",
             *_usage(config, shared),
             "",
         ]
     )
+
+
+def _plain(text: str) -> str:
+    """Return a text of a stranger as Markdown shows it: without links, tags, cells of a table or control characters."""
+    return _MARKS.sub(r"\\\g<0>", printable(text))
 
 
 def _fidelity(shared: TeacherPass, field: str) -> str:
@@ -104,7 +111,7 @@ def _table(rows: Mapping[str, str]) -> list[str]:
     return [
         "| | |",
         "|---|---|",
-        *(f"| {name} | {printable(text)} |" for name, text in rows.items()),
+        *(f"| {name} | {_plain(text)} |" for name, text in rows.items()),
     ]
 
 
@@ -139,5 +146,5 @@ def card_of_student(facts: Mapping[str, Any]) -> str:
         "tags": ["image-classification", "knowledge-distillation"],
     }
     name = shown.pop("name", "student")
-    lines = ["---", dump_yaml(header).rstrip(), "---", "", f"# {printable(name)}", ""]
+    lines = ["---", dump_yaml(header).rstrip(), "---", "", f"# {_plain(name)}", ""]
     return "\n".join([*lines, *_table(shown), ""])

@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from permafrost.core.digests import SHORT
 from permafrost.core.errors import ConfigError, FileError
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.core.progress import say_if_slow
-from permafrost.core.records import FieldSpec, escape_key
+from permafrost.core.records import FieldSpec
 from permafrost.exchange.target_reader import TargetError
 from permafrost.storage.files import file_size, read_regular, sha256_file
 from permafrost.storage.rooted_paths import LinkError, RootedPath
@@ -100,6 +101,8 @@ class Share:
         known = {spec.name for spec in fields(PassManifest)} - {"schema", "files"}
         values = {name: value for name, value in vars(self).items() if name in known}
         PassManifest(**values, shards=PassShardTable(RootedPath(Path()), None), files={})
+        is_name = self.name.endswith(f"-{self.fingerprint[:SHORT]}") and "/" not in self.name
+        require_entry(is_name and bool(self.pass_name), f"{self.name[:80]!r} is no name of a pass")
         odd = self.fidelity.keys() - {spec.name for spec in self.fields}
         require_entry(not odd, f"fidelity has {sorted(odd)[:1]}, which is not a field")
 
@@ -110,8 +113,8 @@ class Share:
 
     @property
     def pass_name(self) -> str:
-        """Name of the pass before its fingerprint, as a name of a folder."""
-        return escape_key(self.name.rpartition("-")[0] or "shared")
+        """Name of the pass before its fingerprint."""
+        return self.name.rpartition("-")[0]
 
     def target_path(self, shard: str) -> str:
         """Return the path of the targets of a shard.

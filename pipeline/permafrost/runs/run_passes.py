@@ -46,6 +46,7 @@ def name_passes(
     recorded = recorded_passes(run, store, request, present)
     if recorded:
         return recorded
+    store.require_readable(names)
     passes = [store.open_pass(name, stored_views=replayed) for name in names or present]
     if not names and len(passes) > 1 and replayed:
         passes = [teacher_pass for teacher_pass in passes if teacher_pass.num_views == stored_views]

@@ -77,8 +77,8 @@ class ColumnCopy:
         batch, number = divmod(row, _BATCH_ROWS)
         if self._batches[batch].column(1)[number].as_py() != _checksum(data):
             raise FileError(
-                f"{self._copy_path} is damaged: row {row + 1} of the copy of {self.path}, column {self.column}, has other "
-                "bytes than were written; delete it and run the same command again"
+                f"{self._copy_path} is damaged: its copy of row {row + 1}, column {self.column} of {self.path} has "
+                "other bytes than were written; delete it and run the same command again"
             )
         return data
 

@@ -237,11 +237,13 @@ class HuggingFaceSource:
 
         config = self.config
         caches = [config.cache or datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE]
-        folder = Path(config.path) if config.path else Path(caches[0])
+        folder = Path(config.root or config.path or caches[0])
         try:
             return read_regular(named_file(name, folder, *map(Path, caches)), MAX_IMAGE_BYTES)
         except (FileError, FileNotFoundError) as error:
-            raise SourceFileError(f"{self.where(record)}: {error}") from error
+            raise SourceFileError(
+                f"{self.where(record)}: {error}; the folder of all files is data.root="
+            ) from error
 
     def where(self, record: Record) -> str:
         """Return the data set, its split and the row."""

@@ -120,8 +120,7 @@ def named_file(name: str, folder: Path, *caches: Path) -> Path:
         raise FileError(f"{name[:200]!r} cannot be used as a path ({error})") from None
     if not is_inside:
         raise FileError(
-            f"{name[:200]!r} leads out of {folder}, and files elsewhere on this machine are not read on behalf of a "
-            "data set; copy what it means into that folder"
+            f"{name[:200]!r} leads out of {folder}, and no data set may name files elsewhere on this machine"
         )
     return path
 

@@ -192,7 +192,7 @@ def _open(path: AnyPath, flags: int) -> int:
     """Return a descriptor of a file. Raises OSError, or LinkError."""
     links = os.O_NOFOLLOW if refuses_links(path) else 0
     with open_parent(path) as (folder, name):
-        return os.open(name, flags | links, 0o644, dir_fd=folder)
+        return os.open(name, flags | links, 0o666, dir_fd=folder)
 
 
 # ---- open files ----------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ class LocalFiles:
         with opened_folder(path.parent) as folder:
             with described_errors(write_error, path):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-                descriptor = os.open(partial_name, flags, 0o644, dir_fd=folder)
+                descriptor = os.open(partial_name, flags, 0o666, dir_fd=folder)
             try:
                 file = HashingFile(descriptor, path)
                 try:
@@ -407,7 +407,7 @@ class LocalFiles:
         self.make_folder(path.parent)
         try:
             with open_parent(path) as (folder, name):
-                os.mkdir(name, 0o755, dir_fd=folder)
+                os.mkdir(name, dir_fd=folder)
                 _fsync_folder(folder, path.parent)
         except FileExistsError:
             if self.is_folder(path):

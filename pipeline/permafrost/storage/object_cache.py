@@ -348,7 +348,7 @@ def _made_alone(partial: Path, address: str) -> Iterator[int | None]:
     Raises:
         CacheError: If the other process makes no progress.
     """
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not _wait_for_lock(descriptor, partial, address) or not _is_same(descriptor, partial):
             yield None
@@ -398,7 +398,7 @@ def _holder(inode: int) -> str:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock that others hold for moments only."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -43,7 +43,7 @@ class RootedPath:
 
     def __truediv__(self, name: str) -> RootedPath:
         """Append a relative path. Raises FileError if it leaves the root."""
-        if not stays_inside(name):
+        if name and not stays_inside(name):
             raise FileError(f"the path {name[:80]!r} leaves {self}")
         return replace(self, parts=(*self.parts, *PurePosixPath(name).parts))
 

@@ -136,8 +136,15 @@ class Store:
                 damaged[folder] = error
         return has_views, damaged
 
-    def _require_readable(self, names: Sequence[str]) -> None:
-        """Raise ManifestError if a pass that may be meant cannot be read: one of these names, or any without names."""
+    def require_readable(self, names: Sequence[str]) -> None:
+        """Check that a pass that may be meant can be read.
+
+        Args:
+            names: Names of passes, as in `passes_named`; empty for any pass of the store.
+
+        Raises:
+            ManifestError: If it is damaged.
+        """
         for folder, error in self._committed_passes()[1].items():
             if not names or any(_is_named(folder, name) for name in names):
                 raise error
@@ -179,7 +186,7 @@ class Store:
             StoreMismatchError: If none or several passes have that name, or the pass was computed on another store.
             ManifestError: If the manifest of the pass is damaged.
         """
-        self._require_readable([name])
+        self.require_readable([name])
         matches = self.passes_named(name, stored_views=stored_views)
         if len(matches) != 1:
             folders = self.pass_folders(stored_views=stored_views)
@@ -204,7 +211,7 @@ class Store:
             StoreMismatchError: If there is no pass, if none is named and there are several, or as in `open_pass`.
             ManifestError: If the manifest of a pass is damaged.
         """
-        self._require_readable(names)
+        self.require_readable(names)
         folders = self.pass_folders(stored_views=stored_views)
         if not folders:
             how = "and views=random" if stored_views else ""

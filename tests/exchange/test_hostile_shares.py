@@ -1,0 +1,312 @@
+"""Shares from strangers: one line for each that is not sound, and a store that is as it was."""
+
+import itertools
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from permafrost.core.errors import UserError
+from permafrost.exchange import share_writer
+from permafrost.exchange.share_format import read_share
+from permafrost.storage.rooted_paths import RootedPath
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from tests.exchange.test_share import LICENSES, pack, run_attach, run_share
+from tests.support.crashes import Stopped
+from tests.support.exchange import PHOTOS, make_photographs, run_precompute
+from tests.support.hostile_shares import (
+    FILES,
+    HARMLESS,
+    PLANNED,
+    TABLES,
+    random_changes,
+    rewrite,
+    typed_changes,
+)
+from tests.support.trees import tree_bytes
+
+TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A store with two passes, of which one is shared, and a store of the same images with one of its own."""
+    photographs = make_photographs(tmp_path_factory.mktemp("hostile"))
+    payloads = "annotate.payloads=[logits,map,features]"
+    run_precompute(photographs.store, "data=none", *TEACHER, payloads, "annotate.name=shared")
+    pack(photographs, photographs.store.with_name("other"), "store.shard_size=5")
+    run_precompute(
+        photographs.store.with_name("other"), "data=none", *TEACHER, "annotate.name=sound"
+    )
+    return photographs
+
+
+@pytest.fixture(scope="module")
+def share(photographs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("share") / "share"
+    run_share(photographs.store, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(photographs):
+    """The store that a stranger's share is attached to."""
+    return photographs.store.with_name("other")
+
+
+def copied(share, tmp_path):
+    return shutil.copytree(share, tmp_path / "copy")
+
+
+def refused(folder, store):
+    """Attach a folder that must be refused in one line, and leave the store as it was."""
+    before = tree_bytes(store)
+    with pytest.raises(UserError) as caught:
+        run_attach(store, folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2000
+    assert tree_bytes(store) == before
+    assert [path.name for path in Store(store).pass_folders()] == [
+        path.name for path in (store / "teachers").iterdir()
+    ]
+
+
+def cases(*changes):
+    return pytest.mark.parametrize(
+        "change", [change for _, change in changes], ids=[name for name, _ in changes]
+    )
+
+
+@cases(*PLANNED.items(), *TABLES.items(), *FILES.items())
+def test_a_share_that_no_pass_writes_is_refused(share, other, tmp_path, change):
+    folder = copied(share, tmp_path)
+    rewrite(folder, change)
+
+    refused(folder, other)
+
+
+def error_of(call):
+    """Return the text of the error for the user that a call raises, None without one."""
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def sound_or_refused(folder, change):
+    """Read a changed share: either it is refused in one line, or it describes a pass."""
+    try:
+        rewrite(folder, change)
+    except (OverflowError, ValueError):
+        return  # no JSON
+    error = error_of(lambda: read_share(RootedPath(folder)))
+    assert error is None or "\n" not in error
+
+
+def test_every_entry_of_another_type_is_refused_or_sound(share, tmp_path):
+    folder = copied(share, tmp_path)
+    original = (folder / "share.json").read_bytes()
+    for _, change in typed_changes():
+        (folder / "share.json").write_bytes(original)
+        sound_or_refused(folder, change)
+
+
+def test_random_entries_are_refused_or_attach_a_pass_that_can_be_read(share, other, tmp_path):
+    """Whatever is attached is verified, and read with all others of the store."""
+    accepted = 0
+    for number, (_, change) in enumerate(random_changes(20261127, 80)):
+        folder = shutil.copytree(share, tmp_path / f"copy-{number}")
+        store = shutil.copytree(other, tmp_path / f"store-{number}")
+        rewrite(folder, change)
+        before = tree_bytes(store)
+        error = error_of(lambda: run_attach(store, folder))  # noqa: B023, called at once
+        if error is not None:
+            assert "\n" not in error
+            assert tree_bytes(store) == before
+        else:
+            accepted += 1
+            assert len(Store(store).pass_folders()) == 2
+            assert list(verify_store(store)) == []
+        shutil.rmtree(folder)
+        shutil.rmtree(store)
+
+    assert accepted < 40
+
+
+@cases(*HARMLESS.items())
+def test_what_share_json_does_not_list_is_not_read(share, other, tmp_path, change):
+    folder = copied(share, tmp_path)
+    store = shutil.copytree(other, tmp_path / "store")
+    rewrite(folder, change)
+
+    name = run_attach(store, folder).attached_pass
+
+    assert not (store / "teachers" / name / "projections").exists()
+
+
+def test_the_fingerprint_of_another_pass_is_not_taken(share, photographs, other, tmp_path):
+    (sound,) = Store(other).open_passes()
+    folder = copied(share, tmp_path)
+
+    def claim(folder, values):
+        values["fingerprint"] = sound.manifest.fingerprint
+        values["name"] = f"claimed-{sound.manifest.fingerprint[:8]}"
+        values["store_fingerprint"] = sound.manifest.store_fingerprint
+        values["dataset_fingerprint"] = sound.manifest.dataset_fingerprint
+
+    rewrite(folder, claim)
+    with pytest.raises(UserError, match="has the fingerprint of sound-"):
+        run_attach(other, folder)
+
+
+def test_damaged_bytes_are_named(share, other, tmp_path):
+    draw = random.Random(20261128)
+    folder = copied(share, tmp_path)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for _ in range(80):
+        path = draw.choice(paths)
+        data = path.read_bytes()
+        place = draw.randrange(len(data))
+        kind = draw.choice(("flip", "cut", "zeros"))
+        changed = bytearray(data)
+        if kind == "flip":
+            changed[place] ^= 1 << draw.randrange(8)
+        elif kind == "cut":
+            changed = changed[:place]
+        else:
+            changed[place : place + 16] = bytes(min(16, len(data) - place))
+        if bytes(changed) == data:
+            continue
+        path.write_bytes(bytes(changed))
+        refused(folder, other)
+        path.write_bytes(data)
+
+
+# ---- what was begun ------------------------------------------------------------------------------
+
+
+def stopped_after(monkeypatch, calls):
+    """End share after some of its records, as if its process were killed."""
+    counts = itertools.count()
+    original = share_writer._iter_shards
+
+    def stopping(*arguments):
+        for shard in original(*arguments):
+            if next(counts) == calls:
+                raise Stopped
+            yield shard
+
+    monkeypatch.setattr(share_writer, "_iter_shards", stopping)
+
+
+@pytest.mark.parametrize("form", ["webdataset", "embeddings", "huggingface"])
+@pytest.mark.parametrize("calls", [0, 2, 3])
+def test_an_interrupted_share_can_be_repeated(photographs, tmp_path, monkeypatch, form, calls):
+    folder = tmp_path / "out"
+    payloads = "annotate.payloads=[logits,pooled]"
+    store = shutil.copytree(photographs.store, tmp_path / "store")
+    run_precompute(store, "data=none", *TEACHER, payloads, "annotate.name=pooled")
+    words = ("pass=pooled", f"form={form}")
+    with monkeypatch.context() as patch:
+        stopped_after(patch, calls)
+        with pytest.raises(Stopped):
+            run_share(store, folder, *words)
+    assert not folder.exists()
+
+    run_share(store, folder, *words)
+    run_share(store, tmp_path / "whole", *words)
+
+    assert tree_bytes(folder) == tree_bytes(tmp_path / "whole")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_interrupted_share_of_another_pass_leaves_nothing(photographs, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    store = shutil.copytree(photographs.store, tmp_path / "store")
+    run_precompute(store, "data=none", *TEACHER, "annotate.name=other")
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 2)
+        with pytest.raises(Stopped):
+            run_share(store, folder, "pass=shared", "form=huggingface")
+
+    run_share(store, folder, "pass=other")
+
+    assert {path.name for path in folder.iterdir()} == {
+        *("README.md", "records.parquet", "share.json", "targets"),
+    }
+
+
+def test_a_share_is_written_over_by_itself_and_by_another_form(photographs, tmp_path):
+    run_share(photographs.store, tmp_path / "out", "form=huggingface")
+    run_share(photographs.store, tmp_path / "out")
+
+    assert not (tmp_path / "out" / "data").exists()
+    assert read_share(RootedPath(tmp_path / "out")).form == "webdataset"
+    (tmp_path / "out" / ".gitattributes").write_text("mine")
+    with pytest.raises(UserError, match=r"has other files, such as \.gitattributes"):
+        run_share(photographs.store, tmp_path / "out")
+
+
+def test_two_shares_at_once_are_one(photographs, tmp_path, monkeypatch):
+    original = share_writer._iter_shards
+
+    def meanwhile(*arguments):
+        yield from original(*arguments)
+        monkeypatch.setattr(share_writer, "_iter_shards", original)
+        with pytest.raises(UserError, match="another process is writing to"):
+            run_share(photographs.store, tmp_path / "out")
+
+    monkeypatch.setattr(share_writer, "_iter_shards", meanwhile)
+    assert run_share(photographs.store, tmp_path / "out").records == PHOTOS
+    assert run_attach(photographs.store, tmp_path / "out").records == PHOTOS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["share", "attach", "ingest"])
+def test_kills_at_random_moments_can_be_repeated(photographs, share, tmp_path, verb, count_trials):
+    """The whole process is killed at 14 moments of each verb, from its start to its end."""
+    keys = Store(photographs.store).index.keys(range(PHOTOS))
+    np.savez(
+        tmp_path / "t.npz",
+        keys=np.array(keys),
+        logits=np.random.default_rng(1).normal(size=(PHOTOS, 4)).astype("float32"),
+    )
+    store = shutil.copytree(photographs.store.with_name("other"), tmp_path / "store")
+    words = {
+        "share": [f"store.path={photographs.store}", f"to={tmp_path / 'out'}", LICENSES],
+        "attach": [f"store.path={store}", f"from={share}", "executor=serial"],
+        "ingest": [
+            *(f"store.path={store}", f"path={tmp_path / 't.npz'}", "format=npz"),
+            *("format.frame=full", "executor=serial"),
+        ],
+    }[verb]
+    command = [sys.executable, "-m", f"stages.{verb}", *words]
+    written = tmp_path / ("out" if verb == "share" else "store")
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    seconds = time.monotonic() - started
+    expected = tree_bytes(written)
+    draw = random.Random(f"{verb} 20261129")
+    outcomes = {"ended": 0, "killed": 0}
+    for _ in range(14):
+        if verb == "share":
+            shutil.rmtree(written)
+        else:
+            shutil.rmtree(store)
+            shutil.copytree(photographs.store.with_name("other"), store)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(seconds * draw.uniform(0.5, 1))
+        process.send_signal(signal.SIGKILL)
+        outcomes["killed" if process.wait() == -signal.SIGKILL else "ended"] += 1
+        again = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert again.returncode == 0, again.stderr
+        assert tree_bytes(written) == expected
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    count_trials(f"kill of {verb}", outcomes)
