@@ -31,8 +31,7 @@ SMALL = {
 WORK = {
     "torch": ("torch.nn.modules.conv", "Conv2d.forward", "annotation/annotator.py"),
     "torch, training": ("torch.nn.modules.conv", "Conv2d.forward", "training/step.py"),
-    "torchvision": ("torchvision.io", "encode_png", "store/image_shards.py"),
-    "torchvision, networks": (
+    "torchvision": (
         "torchvision.models.resnet",
         "BasicBlock.forward",
         "annotation/annotator.py",
