@@ -9,7 +9,7 @@ files, and `permafrost attach` joins them to another store of the same images.
 
 Reads   a pass of <store.path>, and the images with images=true or pixels=true
 Writes  the new folder `to`, or with hf://<user>/<name> the folder <user>-<name> and a repository of the hub
-Rerun   the folder is written again
+Rerun   the folder is written again, and appears once it is whole
 """
 
 from __future__ import annotations

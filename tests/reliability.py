@@ -32,6 +32,7 @@ PARTS = {
     "runs": ["tests/training/test_run_files.py"],
     "links": ["tests/store/test_links.py"],
     "sizes": ["tests/store/test_bombs.py"],
+    "exchange": ["tests/exchange/test_hostile_shares.py"],
     "signals": ["tests/stages/test_signals.py"],
     "buckets": ["tests/store/test_bucket_faults.py"],
     "kills": [

@@ -84,11 +84,12 @@ def cases(*changes):
 
 
 @cases(*PLANNED.items(), *TABLES.items(), *FILES.items())
-def test_a_share_that_no_pass_writes_is_refused(share, other, tmp_path, change):
+def test_a_share_that_no_pass_writes_is_refused(share, other, tmp_path, change, count_trials):
     folder = copied(share, tmp_path)
     rewrite(folder, change)
 
     refused(folder, other)
+    count_trials("a share with a planned fault and correct digests", {"refused": 1})
 
 
 def error_of(call):
@@ -118,7 +119,9 @@ def test_every_entry_of_another_type_is_refused_or_sound(share, tmp_path):
         sound_or_refused(folder, change)
 
 
-def test_random_entries_are_refused_or_attach_a_pass_that_can_be_read(share, other, tmp_path):
+def test_random_entries_are_refused_or_attach_a_pass_that_can_be_read(
+    share, other, tmp_path, count_trials
+):
     """Whatever is attached is verified, and read with all others of the store."""
     accepted = 0
     for number, (_, change) in enumerate(random_changes(20261127, 80)):
@@ -137,6 +140,10 @@ def test_random_entries_are_refused_or_attach_a_pass_that_can_be_read(share, oth
         shutil.rmtree(folder)
         shutil.rmtree(store)
 
+    count_trials(
+        "a random entry of share.json, with correct digests",
+        {"refused": 80 - accepted, "attached and verified": accepted},
+    )
     assert accepted < 40
 
 
@@ -166,7 +173,8 @@ def test_the_fingerprint_of_another_pass_is_not_taken(share, photographs, other,
         run_attach(other, folder)
 
 
-def test_damaged_bytes_are_named(share, other, tmp_path):
+def test_damaged_bytes_are_named(share, other, tmp_path, count_trials):
+    refusals = 0
     draw = random.Random(20261128)
     folder = copied(share, tmp_path)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -186,7 +194,9 @@ def test_damaged_bytes_are_named(share, other, tmp_path):
             continue
         path.write_bytes(bytes(changed))
         refused(folder, other)
+        refusals += 1
         path.write_bytes(data)
+    count_trials("damage at a random place of a share", {"named": refusals})
 
 
 # ---- what was begun ------------------------------------------------------------------------------
@@ -309,4 +319,4 @@ def test_kills_at_random_moments_can_be_repeated(photographs, share, tmp_path, v
         assert again.returncode == 0, again.stderr
         assert tree_bytes(written) == expected
         assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-    count_trials(f"kill of {verb}", outcomes)
+    count_trials(f"SIGKILL of {verb} at a random moment, and the same command again", outcomes)
