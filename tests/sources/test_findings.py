@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import unicodedata
 
 import numpy as np
@@ -619,6 +620,196 @@ def boxes_of_an_upright_image(root):
 @case("turned_regions", None)
 def boxes_of_a_turned_image_with_the_option(root):
     return boxed(root, 6, boxes_of="stored")
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+def write_array(path, values, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values, mode).save(path)
+
+
+def arrays(root, make, *, folders=("cat", "dog"), count=6, **options):
+    """Folder of PNG whose pixels a function of their number makes."""
+    for place, name in enumerate(folders):
+        for number in range(count):
+            write_array(root / name / f"{number}.png", make(place * count + number))
+    return ImageFolderDataConfig(path=str(root), **options)
+
+
+def noise(number, channels=3, most=256, side=8):
+    draw = np.random.default_rng(number)
+    return draw.integers(0, most, (side, side, channels), np.uint8)
+
+
+@case("blank_images", "error")
+def drawings_that_are_transparent_everywhere(root):
+    return arrays(root, lambda n: np.dstack([noise(n), np.zeros((8, 8), np.uint8)]))
+
+
+@case("blank_images", "warning")
+def some_frames_of_one_color(root):
+    return arrays(root, lambda n: noise(n) if n % 3 else np.full((8, 8, 3), 7, np.uint8))
+
+
+@case("blank_images", None)
+def one_blank_page_among_many(root):
+    return arrays(root, lambda n: noise(n) if n else np.full((8, 8, 3), 255, np.uint8), count=15)
+
+
+@case("dim_images", "warning")
+def maps_of_class_numbers_as_images(root):
+    return arrays(root, lambda n: noise(n, 1, most=3)[..., 0])
+
+
+@case("dim_images", None)
+def masks_of_0_and_255(root):
+    return arrays(root, lambda n: 255 * (noise(n, 1, most=2)[..., 0]))
+
+
+@case("dim_images", None)
+def some_pictures_of_the_night(root):
+    return arrays(root, lambda n: noise(n, most=20 if n % 2 else 256))
+
+
+@case("dropped_channels", "warning")
+def tiffs_of_five_bands(root):
+    config = arrays(root, noise)
+    (root / "cat" / "5.tif").write_bytes(five_bands())
+    return config
+
+
+def five_bands():
+    """TIFF of 2x2 pixels of five channels of 8 bits, without compression."""
+    pixels = bytes(range(0, 200, 10)) + struct.pack("<6H", 8, 8, 8, 8, 8, 0)
+    entries = [
+        (256, 4, 1, 2),
+        (257, 4, 1, 2),
+        (258, 3, 5, 28),  # the depths are behind the pixels
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 8),
+        (277, 3, 1, 5),
+        (278, 4, 1, 2),
+        (279, 4, 1, 20),
+        (284, 3, 1, 1),
+        (338, 3, 2, 0),
+    ]
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(pixels))
+    directory = struct.pack("<H", len(entries))
+    directory += b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return head + pixels + directory + struct.pack("<I", 0)
+
+
+@case("dropped_channels", "warning")
+def animations(root):
+    config = arrays(root, noise)
+    frames = [Image.fromarray(noise(n)) for n in range(3)]
+    frames[0].save(root / "cat" / "a.gif", save_all=True, append_images=frames[1:])
+    return config
+
+
+@case("dropped_channels", None)
+def gifs_of_one_picture(root):
+    config = arrays(root, noise)
+    Image.fromarray(noise(1)).save(root / "cat" / "a.gif")
+    return config
+
+
+@case("dark_images", "note")
+def a_range_that_fits(root):
+    return deep_folder(root, 60_000)
+
+
+@case("dark_images", "warning")
+def a_range_that_cuts_brighter_files(root):
+    return deep_folder(root, 60_000, bit_range=(0, 4095))
+
+
+def of_two_kinds(root, first, second, folders=("cat", "dog"), **options):
+    """Two folders of ten files each, whose suffixes and sizes may differ."""
+    for name, (suffix, side) in zip(folders, (first, second), strict=True):
+        for number in range(10):
+            write_array(root / name / f"{number}.{suffix}", noise(number, side=side))
+    return ImageFolderDataConfig(path=str(root), **options)
+
+
+@case("traits_of_classes", "warning")
+def one_class_of_png_and_one_of_jpeg(root):
+    return of_two_kinds(root, ("png", 8), ("jpg", 8))
+
+
+@case("traits_of_classes", "warning")
+def classes_of_different_sizes(root):
+    return of_two_kinds(root, ("png", 8), ("png", 9))
+
+
+@case("traits_of_classes", None)
+def classes_of_one_kind_of_file(root):
+    return of_two_kinds(root, ("png", 8), ("png", 8))
+
+
+@case("traits_of_classes", None)
+def classes_of_both_kinds_of_file(root):
+    config = of_two_kinds(root, ("png", 8), ("jpg", 8))
+    for name in ("cat", "dog"):
+        for number in range(10, 14):
+            write_array(root / name / f"{number}.png", noise(number))
+    return config
+
+
+@case("traits_of_splits", "warning")
+def a_test_split_of_another_size(root):
+    return of_two_kinds(
+        root, ("png", 8), ("png", 12), ("train/cat", "test/cat"), accept=("classes_like_splits",)
+    )
+
+
+@case("traits_of_splits", None)
+def splits_of_one_size(root):
+    return of_two_kinds(root, ("png", 8), ("png", 8), ("train/cat", "test/cat"))
+
+
+@case("regions_outside", "error")
+def boxes_of_larger_images(root):
+    far = json.dumps([{"x0": 0, "y0": 0, "x1": 200, "y1": 200}])
+    return table(root, {"label": ["cat", "dog"], "boxes": [far, _BOX]}, boxes="boxes")
+
+
+@case("regions_outside", "error")
+def a_mask_of_other_proportions(root):
+    return masked(root, np.zeros((4, 16), np.uint8))
+
+
+@case("regions_outside", None)
+def boxes_and_masks_of_their_images(root):
+    return masked(root, np.ones((4, 6), np.uint8))
+
+
+def masked(root, mask, **columns):
+    config = table(root, {"label": ["cat", "dog"], **columns, "mask": ["m.png", ""]}, mask="mask")
+    write_array(root / "m.png", mask)
+    return config
+
+
+def many_labels_and_a_mask(root, value):
+    names = ["cat|dog", "dog|cat"]
+    config = table(
+        root, {"tags": names, "mask": ["m.png", ""]}, mask="mask", labels="tags", label=None
+    )
+    write_array(root / "m.png", np.full((4, 6), value, np.uint8))
+    return config
+
+
+@case("mask_values", "error")
+def masks_of_0_and_255_beside_several_labels(root):
+    return many_labels_and_a_mask(root, 255)
+
+
+@case("mask_values", None)
+def masks_of_classes_beside_several_labels(root):
+    return many_labels_and_a_mask(root, 2)
 
 
 # ---- tests ---------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import numpy as np
 from permafrost.config.data import DataConfig
 from permafrost.core.errors import FileError, UserError, printable, shorten
 from permafrost.core.json_entries import EntryError, from_dict
-from permafrost.core.records import Record, Source
+from permafrost.core.records import Content, Record, Source
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import exists, read_regular, write_atomically
@@ -31,7 +31,8 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.commit import MAX_PREVIEW_BYTES, PREVIEW_NAME
 from permafrost.store.deaths import ShardDeaths
-from permafrost.store.image_decoding import read_facts
+from permafrost.store.image_decoding import ImageFacts, largest_value, read_facts, read_pixels
+from permafrost.store.image_shards import upright_regions
 from permafrost.store.listing import Listing, RecordCounts, open_listing
 
 logger = logging.getLogger("permafrost.preview")
@@ -61,6 +62,17 @@ class Finding:
     message: str
 
 
+DIM = 32
+"""Largest value of 8 bits below which a picture is black to the eye."""
+_READ_CHANNELS = 4
+"""Largest number of channels that are all read."""
+_DECODED_FILES = 500
+"""Largest number of files whose pixels are looked at."""
+_DECODED_SIDE = 256
+_DECODED_PIXELS = 400_000_000
+"""Pixels after which a task looks at no further ones: some five seconds."""
+
+
 @dataclass(kw_only=True)
 class ImageSample:
     """Sums over the headers of image files."""
@@ -80,27 +92,49 @@ class ImageSample:
     """Largest width and largest height."""
     largest_values: list[int] = field(default_factory=list)
     """Largest value of each file of 16 bits, of many files of the first ones."""
+    decoded: int = 0
+    """Number of files whose pixels were looked at, among the first ones of the sample."""
+    blank: dict[str, str] = field(default_factory=dict)
+    """Files whose pixels all have one value, which is the text, for the first ones."""
+    num_blank: int = 0
+    dim: int = 0
+    """Number of decoded files of 8 bits whose largest value is below DIM."""
+    traits: Counter[str] = field(default_factory=Counter)
+    """Decoded files by trait, value, split and label, as JSON lists: what else may tell classes and splits apart."""
+    regions: dict[str, str] = field(default_factory=dict)
+    """Reason by record whose boxes or mask do not fit its image, for the first ones."""
+    num_regions: int = 0
+    mask_values: dict[str, str] = field(default_factory=dict)
+    """Largest value of the mask by record with several labels that has no such class, for the first ones."""
+    num_mask_values: int = 0
     damaged: dict[str, str] = field(default_factory=dict)
     """Reason by file, for the first ones."""
     num_damaged: int = 0
 
-    def add(self, record: Record, data: bytes, has_mask: bool) -> None:
-        """Add the header of one record's file.
+    def add(self, record: Record, content: Content, options: RegionOptions) -> ImageFacts | None:
+        """Add the header of one record's file, and whether its boxes and its mask fit it.
 
         Args:
             record: The record.
-            data: Bytes of its image's file.
-            has_mask: Whether the record has a mask, which a turned image may not fit.
+            content: Its image and mask.
+            options: What decides whether regions fit.
+
+        Returns:
+            The facts; None for a file that cannot be read.
         """
         self.files += 1
+        data, has_mask = content.image, content.mask is not None
         try:
             facts = read_facts(data)
         except UserError as error:
             self.add_damage(record, str(error))
-            return
+            return None
         self.formats[facts.format] += 1
         self._add_sides([(facts.width, facts.height)])
+        self._add_regions(record, content, facts, options)
         kinds = {
+            "several pictures": facts.is_animated,
+            "further channels": facts.bands > _READ_CHANNELS,
             facts.channels: facts.channels != "color",
             "alpha": facts.has_alpha,
             "16 bits": facts.bits == 16,
@@ -111,6 +145,48 @@ class ImageSample:
         self.kinds.update(name for name, holds in kinds.items() if holds)
         if facts.largest is not None and len(self.largest_values) < _MEDIAN_FILES:
             self.largest_values.append(facts.largest)
+        return facts
+
+    def add_pixels(self, record: Record, data: bytes, facts: ImageFacts) -> None:
+        """Add the pixels of a file, and its traits.
+
+        Raises:
+            ImageError: If it cannot be decoded.
+        """
+        pixels = read_pixels(data, _DECODED_SIDE)
+        self.decoded += 1
+        if pixels.smallest == pixels.largest:
+            self.num_blank += 1
+            _keep_first(self.blank, record, str(pixels.largest))
+        elif facts.bits == 8 and pixels.largest < DIM:
+            self.dim += 1
+        traits = {
+            "format": facts.format,
+            "color": f"{facts.channels} with alpha" if facts.has_alpha else facts.channels,
+            "bits": str(facts.bits),
+            "size": f"{facts.width}x{facts.height}",
+        }
+        for trait, value in traits.items():
+            self.traits[json.dumps([trait, value, record.split, record.label])] += 1
+
+    def _add_regions(
+        self, record: Record, content: Content, facts: ImageFacts, options: RegionOptions
+    ) -> None:
+        if not record.boxes and content.mask is None:
+            return
+        try:
+            _, upright = upright_regions(
+                record, content, options.boxes_of, facts.height, facts.width
+            )
+        except UserError as error:
+            self.num_regions += 1
+            _keep_first(self.regions, record, str(error))
+            return
+        if upright.mask is not None and record.labels:
+            largest = largest_value(upright.mask)
+            if largest > options.classes:  # 0 is the background
+                self.num_mask_values += 1
+                _keep_first(self.mask_values, record, str(largest))
 
     def _add_sides(self, sides: Iterable[tuple[int, int]]) -> None:
         """Add the width and height of images to the extremes, and to those of which medians are taken."""
@@ -124,8 +200,7 @@ class ImageSample:
     def add_damage(self, record: Record, reason: str) -> None:
         """Add a file that cannot be read."""
         self.num_damaged += 1
-        if len(self.damaged) < _NAMED_DAMAGES:
-            self.damaged[unquote(record.key)] = reason
+        _keep_first(self.damaged, record, reason)
 
     def merge(self, values: Mapping[str, Any]) -> None:
         """Add the JSON values of another sample."""
@@ -140,10 +215,14 @@ class ImageSample:
             del self.sides[room:]
         room = _MEDIAN_FILES - len(self.largest_values)
         self.largest_values += values["largest_values"][:room]
-        self.num_damaged += values["num_damaged"]
-        for name, reason in values["damaged"].items():
-            if len(self.damaged) < _NAMED_DAMAGES:
-                self.damaged[name] = reason
+        self.traits.update(values["traits"])
+        for name in ("decoded", "dim", *(f"num_{topic}" for topic in _NAMED)):
+            setattr(self, name, getattr(self, name) + values[name])
+        for topic in _NAMED:
+            reasons: dict[str, str] = getattr(self, topic)
+            for name, reason in values[topic].items():
+                if len(reasons) < _NAMED_DAMAGES:
+                    reasons[name] = reason
 
     @property
     def typical_largest(self) -> int:
@@ -170,9 +249,29 @@ class ImageSample:
         if self.kinds:
             parts.append(_counts_in_words(self.kinds))
         if self.largest_values:
-            parts.append(f"largest values of 16 bits {self.typical_largest:,} of 65,535")
+            most = max(self.largest_values)
+            some = f", in some files {most:,}," if most > self.typical_largest else ""
+            parts.append(f"largest values of 16 bits {self.typical_largest:,}{some} of 65,535")
         parts.append(f"damaged {self.num_damaged:,}")
         return "; ".join(parts)
+
+
+_NAMED = ("damaged", "blank", "regions", "mask_values")
+"""Topics of a sample that name the first records."""
+
+
+def _keep_first(reasons: dict[str, str], record: Record, reason: str) -> None:
+    if len(reasons) < _NAMED_DAMAGES:
+        reasons[unquote(record.key)] = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionOptions:
+    """Options and facts that decide whether boxes and masks fit their images."""
+
+    boxes_of: str = "upright"
+    classes: int = 0
+    """Number of classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +416,9 @@ class ReadHeaders:
     listing: RootedPath
     folder: RootedPath
     """Folder in which a death of the process is noted, so that the next command finds the file that causes it."""
+    regions: RegionOptions
+    decoded: frozenset[int]
+    """Rows whose pixels are looked at."""
 
     def __call__(self, part: tuple[int, Sequence[int]]) -> ShardResult:
         started = time.monotonic()
@@ -326,8 +428,10 @@ class ReadHeaders:
         with ShardDeaths(self.folder, f"preview-{number:06d}") as deaths:
             by_key = {record.key: record for record in records}
             deaths.find_cause(list(by_key), partial(_read_alone, self.source, by_key))
-            for record in records:
-                self._add(sample, record)
+            pixels = 0
+            for row, record in zip(rows, records, strict=True):
+                is_decoded = row in self.decoded and pixels < _DECODED_PIXELS
+                pixels += self._add(sample, record, is_decoded=is_decoded)
         return ShardResult(
             name=f"preview-{number:06d}",
             records=len(rows),
@@ -335,14 +439,22 @@ class ReadHeaders:
             report=json.dumps(vars(sample)),  # asdict would break the counters
         )
 
-    def _add(self, sample: ImageSample, record: Record) -> None:
-        """Add the header of a record's file, or its damage."""
+    def _add(self, sample: ImageSample, record: Record, *, is_decoded: bool) -> int:
+        """Add the header of a record's file, or its damage; return the number of pixels that were looked at."""
         try:
             content = self.source.read(record)
-            sample.add(record, content.image, content.mask is not None)
         except (UserError, OSError) as error:
             sample.files += 1
             sample.add_damage(record, self._without_place(str(error), record))
+            return 0
+        facts = sample.add(record, content, self.regions)
+        if facts is None or not is_decoded:
+            return 0
+        try:
+            sample.add_pixels(record, content.image, facts)
+        except UserError as error:
+            sample.add_damage(record, str(error))
+        return facts.height * facts.width
 
     def _without_place(self, text: str, record: Record) -> str:
         """Return the text of an error without the folder that has the record's file on this machine."""
@@ -353,7 +465,11 @@ class ReadHeaders:
 
 
 def _read_alone(source: Source, records: Mapping[str, Record], key: str) -> None:
-    ImageSample().add(records[key], source.read(records[key]).image, has_mask=False)
+    record, content = records[key], source.read(records[key])
+    sample = ImageSample()
+    facts = sample.add(record, content, RegionOptions())
+    if facts is not None:
+        sample.add_pixels(record, content.image, facts)
 
 
 def preview_source(
@@ -390,7 +506,15 @@ def preview_source(
             (number, rows[start : start + _TASK_RECORDS])
             for number, start in enumerate(range(0, len(rows), _TASK_RECORDS))
         ]
-        task = ReadHeaders(source=source, listing=listing.path, folder=folder)
+        task = ReadHeaders(
+            source=source,
+            listing=listing.path,
+            folder=folder,
+            regions=RegionOptions(
+                boxes_of=getattr(data, "boxes_of", "upright"), classes=len(classes)
+            ),
+            decoded=frozenset(map(int, _sampled_rows(listing, _DECODED_FILES))),
+        )
         results: list[ShardResult] = []
         run_shards("preview", executor, task, parts, results.append)
         # in the order of the records, whichever ended first

@@ -17,7 +17,7 @@ from permafrost.config.data import FileDataConfig
 from permafrost.config.plugins import Family
 from permafrost.config.suggestions import suggest
 from permafrost.core.errors import ConfigError, UserError, quote
-from permafrost.sources import folder_rules, label_rules
+from permafrost.sources import folder_rules, label_rules, picture_rules
 from permafrost.sources.data_preview import Doubt, Finding, Preview
 
 logger = logging.getLogger("permafrost.precompute")
@@ -58,8 +58,15 @@ FINDINGS: Family[Rule] = Family(
         "one_hot_labels": label_rules.find_one_hot_labels,
         "normalized_boxes": label_rules.find_normalized_boxes,
         "json_beside_cls": label_rules.find_json_beside_cls,
-        "dark_images": label_rules.find_dark_images,
-        "turned_regions": label_rules.find_turned_regions,
+        "dark_images": picture_rules.find_dark_images,
+        "turned_regions": picture_rules.find_turned_regions,
+        "regions_outside": picture_rules.find_regions_outside,
+        "mask_values": picture_rules.find_mask_values,
+        "blank_images": picture_rules.find_blank_images,
+        "dim_images": picture_rules.find_dim_images,
+        "dropped_channels": picture_rules.find_dropped_channels,
+        "traits_of_classes": picture_rules.find_traits_of_classes,
+        "traits_of_splits": picture_rules.find_traits_of_splits,
     }
 )
 """Rules by the name of their findings."""

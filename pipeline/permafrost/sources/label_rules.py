@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from permafrost.config.data import ImageFileDataConfig
 from permafrost.core.errors import quote, shorten
 from permafrost.sources import image_folder, image_table, table_files, webdataset
 from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
@@ -28,9 +27,6 @@ _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 _SPLIT_WORD = re.compile("train(ing)?|test(ing)?|valid(ation)?|val")
 _ONE_HOT = 0.9
 """Fraction of the lists of labels that have a 0 or a 1 for each class from which they are no class numbers."""
-_FULL_RANGE = 65_535
-"""Largest value of 16 bits."""
-
 # ---- classes ---------------------------------------------------------------------------------------
 
 
@@ -391,50 +387,4 @@ def find_normalized_boxes(preview: Preview) -> Iterator[Doubt]:
             "error",
             "all corners of boxes are within 0 to 1, but boxes are in pixels; multiply them by the width and height of "
             "their images",
-        )
-
-
-# ---- pixels ----------------------------------------------------------------------------------------
-
-
-def find_dark_images(preview: Preview) -> Iterator[Doubt]:
-    """Find images of 16 bits that use a small part of their range."""
-    sample = preview.sample
-    if (
-        sample is None
-        or not isinstance(preview.data, ImageFileDataConfig)
-        or preview.data.bit_range
-    ):
-        return
-    number = sample.kinds["16 bits"]
-    largest = sample.typical_largest if sample.largest_values else _FULL_RANGE
-    if largest < _FULL_RANGE / 2:
-        bits, share = max(8, largest.bit_length()), (largest + 1) / (_FULL_RANGE + 1)
-        yield (
-            "error" if largest <= _FULL_RANGE / 4 else "warning",
-            f"the values of images of 16 bits ({number:,}) reach {largest:,}, {share:.2g} of the range, so they "
-            f"would be dark; if white is a smaller value, set it: data.bit_range=[0,{2**bits - 1}]",
-        )
-    elif number:
-        yield (
-            "note",
-            f"images of 16 bits ({number:,}) are scaled to 8; data.bit_range sets black and white",
-        )
-
-
-def find_turned_regions(preview: Preview) -> Iterator[Doubt]:
-    """Find boxes and masks of images that EXIF turns."""
-    sample = preview.sample
-    if (
-        sample is None
-        or not sample.kinds["turned with regions"]
-        or not isinstance(preview.data, ImageFileDataConfig)
-    ):
-        return
-    if preview.data.boxes_of == "upright":
-        yield (
-            "warning",
-            f"images with boxes or masks ({sample.kinds['turned with regions']:,}) are turned by their EXIF "
-            "orientation; their regions are taken as those of the upright image. If they count the stored pixels, as "
-            "COCO's and OpenCV's without EXIF do: data.boxes_of=stored",
         )

@@ -13,7 +13,7 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import simplejpeg
@@ -71,6 +71,8 @@ _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"adobe.xmp")
 _WHITE_16 = 65_535
 _TIFF_PHOTOMETRIC = 262
 """Tag of a TIFF that says whether 0 is white (0) or black (1)."""
+_TIFF_SAMPLES = 277
+"""Tag of the number of channels of a TIFF."""
 _TIFF_DEPTH = 258
 """Tag of the bits of each channel of a TIFF."""
 _UPRIGHT_BY = {
@@ -268,6 +270,41 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
     return None
 
 
+class PictureFacts(NamedTuple):
+    """Facts about the pixels that a store has of an image."""
+
+    smallest: int
+    """Smallest value of any channel, after transparency was blended onto white; `largest` likewise."""
+    largest: int
+
+
+def read_pixels(data: bytes, side: int) -> PictureFacts:
+    """Look at the pixels of an image that `read_facts` has accepted.
+
+    Args:
+        data: Bytes of its file.
+        side: Side in pixels down to which a JPEG is decoded at a fraction of its size.
+
+    Raises:
+        ImageError: If it cannot be decoded.
+    """
+    try:
+        with open_image(data) as image:
+            image.draft("RGB", (side, side))
+            pixels = np.asarray(_to_rgb(image))
+    except (MemoryError, ImageError):
+        raise
+    except Exception as error:  # Pillow's parsers raise many types of exceptions
+        raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
+    return PictureFacts(int(pixels.min()), int(pixels.max()))
+
+
+def largest_value(mask: bytes) -> int:
+    """Return the largest value of a mask, of a palette its largest index."""
+    with open_image(mask) as image:
+        return int(np.asarray(image if image.mode == "P" else image.convert("L")).max())
+
+
 def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
     """Encode a frame.
 
@@ -339,6 +376,10 @@ class ImageFacts:
     has_alpha: bool
     orientation: int
     """EXIF orientation, 1 for an upright file."""
+    bands: int = 0
+    """Number of channels of a TIFF; 0 for other formats."""
+    is_animated: bool = False
+    """True if the file has several pictures, of which the first one is read."""
     largest: int | None = None
     """Largest value of a file with 16 bits beside alpha; of kinds of which only the high bytes are read, rounded up."""
 
@@ -371,6 +412,8 @@ def read_facts(data: bytes) -> ImageFacts:
                 channels=_channels_of(image, data),
                 has_alpha=image.has_transparency_data,
                 orientation=orientation,
+                bands=_bands_of(image),
+                is_animated=bool(getattr(image, "is_animated", False)),
             )
             if facts.orientation >= 5 and image.format != "TIFF":  # whose size Pillow gives upright
                 facts = replace(facts, height=image.width, width=image.height)
@@ -387,6 +430,13 @@ def _ends_whole(form: str | None, data: bytes) -> bool:
     """Return whether a file has the mark at its end that its format requires; True for formats without one."""
     end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(form or "")
     return end is None or end in data[-_END_BYTES:]
+
+
+def _bands_of(image: Image.Image) -> int:
+    """Return the number of channels of a TIFF, of which Pillow may read the first ones only; 0 for other formats."""
+    if image.format != "TIFF":
+        return 0
+    return int(cast("Any", image).tag_v2.get(_TIFF_SAMPLES, 1))
 
 
 def _bits_of(image: Image.Image, data: bytes) -> int:

@@ -161,17 +161,11 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
         if packing.columns is not None:
             return PackedImage(record=record, content=content, height=NO_SIZE, width=NO_SIZE)
         height, width = inspect_image(content.image)
-        if packing.boxes_of == "stored" and (record.boxes or content.mask is not None):
-            record, content = _turn_regions(record, content, height, width)
+        record, content = upright_regions(record, content, packing.boxes_of, height, width)
         if packing.bit_range:
             image = to_8_bits(content.image, *packing.bit_range)
             if image is not None:
                 content = replace(content, image=image, suffix="png", offset=-1)
-        if content.mask is not None:
-            _check_mask(content.mask, height, width)
-        if record.boxes_in_pixels:
-            boxes = tuple(_normalize(box, height, width) for box in record.boxes)
-            record = replace(record, boxes=boxes, boxes_in_pixels=False)
     except (RecordError, OSError) as error:
         raise packing.record_form.failure(
             f"record {record.key} ({source.where(record)}): {error}"
@@ -179,6 +173,35 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
     if packing.form != "original":
         content = _reencode(content, packing)
     return PackedImage(record=record, content=content, height=height, width=width)
+
+
+class RegionError(ImageError):
+    """Box or mask that does not fit its image."""
+
+
+def upright_regions(
+    record: Record, content: Content, boxes_of: str, height: int, width: int
+) -> tuple[Record, Content]:
+    """Return a record and its content with boxes in [-1, 1] and a mask of the upright image.
+
+    Args:
+        record: The record.
+        content: Its image and mask.
+        boxes_of: Option data.boxes_of.
+        height: Height of the upright image in pixels, `width` likewise.
+        width: Width of the upright image in pixels.
+
+    Raises:
+        RegionError: If a box or the mask does not fit the image.
+    """
+    if boxes_of == "stored" and (record.boxes or content.mask is not None):
+        record, content = _turn_regions(record, content, height, width)
+    if content.mask is not None:
+        _check_mask(content.mask, height, width)
+    if record.boxes_in_pixels:
+        boxes = tuple(_normalize(box, height, width) for box in record.boxes)
+        record = replace(record, boxes=boxes, boxes_in_pixels=False)
+    return record, content
 
 
 def _turn_regions(
@@ -198,13 +221,13 @@ def _turn_regions(
 
 
 def _check_mask(mask: bytes, height: int, width: int) -> None:
-    """Raise ImageError unless the mask decodes and has the proportions of its upright image."""
+    """Raise RegionError unless the mask decodes and has the proportions of its upright image."""
     try:
         mask_height, mask_width = inspect_image(mask)
     except ImageError as error:
-        raise ImageError(f"its mask {error}") from error
+        raise RegionError(f"its mask {error}") from error
     if abs(mask_height * width - mask_width * height) > _MAX_MASK_DISTORTION * height * mask_width:
-        raise ImageError(
+        raise RegionError(
             f"its mask has {mask_width}x{mask_height} pixels, which do not have the proportions of the upright "
             f"image of {width}x{height}"
         )
@@ -272,7 +295,7 @@ def _normalize(box: Box, height: int, width: int) -> Box:
         ("y1", box.y1, height),
     ):
         if not -_BOX_TOLERANCE <= value <= end + _BOX_TOLERANCE:
-            raise ImageError(
+            raise RegionError(
                 f"its box has {name}={value:g}, beyond the upright image of {width}x{height} pixels"
             )
     x0, x1 = (min(max(2 * x / width - 1, -1), 1) for x in (box.x0, box.x1))

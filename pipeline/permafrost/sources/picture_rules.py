@@ -1,0 +1,231 @@
+"""Rules of findings about pictures: what their pixels, boxes and masks are, and what else tells classes apart."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from permafrost.config.data import ImageFileDataConfig
+from permafrost.core.errors import printable, quote, shorten
+from permafrost.core.records import NO_LABEL
+from permafrost.sources.splits import TRAIN
+
+if TYPE_CHECKING:
+    from permafrost.sources.data_preview import Doubt, Preview
+
+_FULL_RANGE = 65_535
+"""Largest value of 16 bits."""
+_MOST, _FEW = 0.9, 0.05
+"""Fractions of a sample that count as nearly all and as nearly none."""
+_ENOUGH = 8
+"""Smallest number of files of a class, or of a split, from which a trait of all of them is no accident."""
+_NAMED = 3
+_WORDS = {"format": "format", "color": "kind of color", "bits": "number of bits", "size": "size"}
+
+
+# ---- is there a picture --------------------------------------------------------------------------
+
+
+def find_blank_images(preview: Preview) -> Iterator[Doubt]:
+    """Find images whose pixels all have one value, such as drawings on transparency."""
+    sample = preview.sample
+    if sample is None or not sample.num_blank:
+        return
+    share = sample.num_blank / sample.decoded
+    if share < _FEW and sample.num_blank < _ENOUGH:
+        return
+    values = Counter(sample.blank.values()).most_common(1)[0][0]
+    alpha = "; transparency is blended onto white" if values == "255" else ""
+    yield (
+        "error" if share >= _MOST else "warning",
+        f"images have one value everywhere ({sample.num_blank:,} of {sample.decoded:,} that were decoded), mostly "
+        f"{values}, such as {shorten(list(sample.blank), _NAMED)}, so there is no picture in them{alpha}",
+    )
+
+
+def find_dim_images(preview: Preview) -> Iterator[Doubt]:
+    """Find images of 8 bits that are nearly black, as label maps are."""
+    sample = preview.sample
+    if sample is None or sample.dim < max(_ENOUGH, _MOST * sample.decoded):
+        return
+    yield (
+        "warning",
+        f"images of 8 bits are nearly black ({sample.dim:,} of {sample.decoded:,} that were decoded have no value "
+        "above 31), as maps of class numbers are; if they are masks, list images and masks in a table "
+        "(data=image_table data.mask=...), and if they are pictures, scale their values",
+    )
+
+
+def find_dropped_channels(preview: Preview) -> Iterator[Doubt]:
+    """Find files of which a part is read: the first channels, or the first picture."""
+    sample = preview.sample
+    if sample is None:
+        return
+    if sample.kinds["further channels"]:
+        yield (
+            "warning",
+            f"files have more than four channels ({sample.kinds['further channels']:,}), of which the first three are "
+            "read; write those that you mean as RGB",
+        )
+    if sample.kinds["several pictures"]:
+        yield (
+            "warning",
+            f"files have several pictures ({sample.kinds['several pictures']:,}), as animations and stacks have, of "
+            "which the first one is read",
+        )
+
+
+def find_dark_images(preview: Preview) -> Iterator[Doubt]:
+    """Find images of 16 bits that use a small part of their range."""
+    sample = preview.sample
+    if sample is None or not isinstance(preview.data, ImageFileDataConfig):
+        return
+    if preview.data.bit_range:
+        white = preview.data.bit_range[1]
+        cut_off = sum(value > white for value in sample.largest_values)
+        if cut_off:
+            yield (
+                "warning",
+                f"images of 16 bits have values above data.bit_range={list(preview.data.bit_range)} ({cut_off:,} of "
+                f"{len(sample.largest_values):,}, up to {max(sample.largest_values):,}), which become white",
+            )
+        return
+    number = sample.kinds["16 bits"]
+    largest = sample.typical_largest if sample.largest_values else _FULL_RANGE
+    if largest < _FULL_RANGE / 2:
+        bits, share = max(8, largest.bit_length()), (largest + 1) / (_FULL_RANGE + 1)
+        above = [value for value in sample.largest_values if value >= 2**bits]
+        brighter = (
+            f"; {len(above):,} of them reach up to {max(above):,} and would be cut off at that white"
+            if above
+            else ""
+        )
+        yield (
+            "error" if largest <= _FULL_RANGE / 4 else "warning",
+            f"the values of images of 16 bits ({number:,}) reach {largest:,}, {share:.2g} of the range, so they "
+            f"would be dark; if white is a smaller value, set it: data.bit_range=[0,{2**bits - 1}]{brighter}",
+        )
+    elif number:
+        yield (
+            "note",
+            f"images of 16 bits ({number:,}) are scaled to 8; data.bit_range sets black and white",
+        )
+
+
+def find_turned_regions(preview: Preview) -> Iterator[Doubt]:
+    """Find boxes and masks of images that EXIF turns."""
+    sample = preview.sample
+    if (
+        sample is None
+        or not sample.kinds["turned with regions"]
+        or not isinstance(preview.data, ImageFileDataConfig)
+    ):
+        return
+    if preview.data.boxes_of == "upright":
+        yield (
+            "warning",
+            f"images with boxes or masks ({sample.kinds['turned with regions']:,}) are turned by their EXIF "
+            "orientation; their regions are taken as those of the upright image. If they count the stored pixels, as "
+            "COCO's and OpenCV's without EXIF do: data.boxes_of=stored",
+        )
+
+
+def find_regions_outside(preview: Preview) -> Iterator[Doubt]:
+    """Find boxes and masks that do not fit their images."""
+    sample = preview.sample
+    if sample is None or not sample.num_regions:
+        return
+    named = list(sample.regions.items())[:_NAMED]
+    text = "; ".join(f"{quote(name, 200)[1:-1]}: {reason}" for name, reason in named)
+    yield (
+        "error",
+        f"boxes or masks do not fit their images ({sample.num_regions:,} of {sample.files:,} that were read): {text}. "
+        "Boxes are x0, y0, x1, y1 in pixels of the image as it is stored here; correct them, or leave such records out "
+        "with data.on_error=skip",
+    )
+
+
+def find_mask_values(preview: Preview) -> Iterator[Doubt]:
+    """Find masks of several classes whose values are no classes."""
+    sample = preview.sample
+    if sample is None or not sample.num_mask_values:
+        return
+    name, value = next(iter(sample.mask_values.items()))
+    yield (
+        "error",
+        f"masks of records with several labels have values above the number of classes ({sample.num_mask_values:,}, "
+        f"such as {value} in {quote(name, 200)[1:-1]}); a pixel of class c has the value c + 1 there, up to "
+        f"{len(preview.classes)}, and 0 is the background. Write the masks so, or leave data.mask out",
+    )
+
+
+# ---- what else tells classes and splits apart ----------------------------------------------------
+
+
+def _counts_of_traits(preview: Preview) -> Iterator[tuple[str, str, str, int, int]]:
+    """Iterate over trait, value, split, label and number of the files that were decoded."""
+    if preview.sample is not None:
+        for key, count in preview.sample.traits.items():
+            trait, value, split, label = json.loads(key)
+            yield trait, value, split, label, count
+
+
+def _telling_values(counts: Mapping[str, Counter[str]]) -> dict[str, str]:
+    """Return the items that nearly all files of one value have and nearly no file of the others.
+
+    Args:
+        counts: Number of files by item (such as a class) and value.
+    """
+    totals = {item: values.total() for item, values in counts.items()}
+    told = {}
+    for item, values in counts.items():
+        (value, count) = values.most_common(1)[0]
+        others = sum(totals.values()) - totals[item]
+        elsewhere = sum(each[value] for name, each in counts.items() if name != item)
+        if min(totals[item], others) >= _ENOUGH and (
+            count >= (1 - _FEW) * totals[item] and elsewhere <= _FEW * others
+        ):
+            told[item] = value
+    return told
+
+
+def find_traits_of_classes(preview: Preview) -> Iterator[Doubt]:
+    """Find classes that their files' format, color, bits or size tell, and not only the subject."""
+    by_trait: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for trait, value, _, label, count in _counts_of_traits(preview):
+        if label != NO_LABEL:
+            by_trait[trait][preview.classes[label]][value] += count
+    for trait, counts in by_trait.items():
+        told = _telling_values(counts)
+        if trait == "size" and len(told) < len(counts):  # photographs of one camera, for example
+            continue
+        if told:
+            text = ", ".join(
+                f"{quote(name)} is {printable(value)}"
+                for name, value in list(told.items())[:_NAMED]
+            )
+            yield (
+                "warning",
+                f"the {_WORDS[trait]} of a file tells its class ({text}), so that a network may learn it in place of "
+                "the subject; convert all files alike",
+            )
+
+
+def find_traits_of_splits(preview: Preview) -> Iterator[Doubt]:
+    """Find splits whose files have another format, color, depth or size than those of the training split."""
+    by_trait: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for trait, value, split, _, count in _counts_of_traits(preview):
+        by_trait[trait][split][value] += count
+    for trait, counts in by_trait.items():
+        for split in sorted(counts.keys() - {TRAIN}):
+            pair = {name: counts[name] for name in (split, TRAIN) if name in counts}
+            told = _telling_values(pair)
+            if split in told:
+                usual = pair[TRAIN].most_common(1)[0][0]
+                yield (
+                    "warning",
+                    f"the {_WORDS[trait]} of the files of split {split} is {told[split]}, and in split {TRAIN} mostly "
+                    f"{usual}, so that results on it are of other files than those that a network is trained on",
+                )
