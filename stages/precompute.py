@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ from permafrost.core.errors import require
 from permafrost.core.progress import say_if_slow
 from permafrost.core.tasks import Executor
 from permafrost.models.resolve import resolve_precompute
-from permafrost.sources.data_preview import preview_source, write_preview
+from permafrost.sources.data_preview import Preview, preview_source, write_preview
+from permafrost.sources.equal_images import find_equal_images
 from permafrost.sources.findings import add_findings, check_findings
 from permafrost.sources.source import (
     build_source,
@@ -216,16 +217,17 @@ def _pack(
             plan, listing, tally = _plan_pack(config, path, files, choice)
         executor = choice.for_records(plan.num_records)
         _announce(config, plan.describe(), executor)
-        if plan.missing:
-            _preview(config, plan, listing, tally, executor)
+        preview = _preview(config, plan, listing, tally, executor) if plan.missing else None
         packed = pack(plan, config, executor)
+    if preview is not None:
+        _compare_images(path, preview)
     write_origin(path, digest, plan.dataset.fingerprint)
     return packed, plan.num_records
 
 
 def _preview(
     config: PrecomputeConfig, plan: PackPlan, listing: Listing, tally: Tally, executor: Executor
-) -> None:
+) -> Preview:
     """Look at the data that are about to be packed. Raises DataError if they were probably misunderstood."""
     preview = preview_source(
         config.data,
@@ -240,6 +242,15 @@ def _preview(
     preview = add_findings(preview)
     check_findings(preview)
     write_preview(plan.path, preview)
+    return preview
+
+
+def _compare_images(path: RootedPath, preview: Preview) -> None:
+    """Log what equal bytes of packed images say, and add it to the preview of the store."""
+    findings = find_equal_images(Store(path))
+    if findings:
+        check_findings(replace(preview, findings=findings))
+        write_preview(path, replace(preview, findings=(*preview.findings, *findings)))
 
 
 def _plan_pack(

@@ -2,6 +2,7 @@
 
 import re
 
+from permafrost.sources.equal_images import EQUAL_IMAGES
 from permafrost.sources.findings import FINDINGS
 from tests.sources.test_findings import CASES
 from tests.support.image_sets import folder_config, write_images
@@ -19,7 +20,7 @@ ROWS = dict(
 
 
 def test_every_finding_has_a_row():
-    assert list(ROWS) == list(FINDINGS)
+    assert list(ROWS) == [*FINDINGS, *EQUAL_IMAGES]
 
 
 def test_a_row_has_the_levels_that_the_tests_show():

@@ -782,6 +782,13 @@ def a_mask_of_other_proportions(root):
     return masked(root, np.zeros((4, 16), np.uint8))
 
 
+@case("regions_outside", "warning")
+def boxes_of_larger_images_that_are_left_out(root):
+    far = json.dumps([{"x0": 0, "y0": 0, "x1": 200, "y1": 200}])
+    columns = {"label": ["cat", "dog"], "boxes": [far, _BOX]}
+    return table(root, columns, boxes="boxes", on_error="skip")
+
+
 @case("regions_outside", None)
 def boxes_and_masks_of_their_images(root):
     return masked(root, np.ones((4, 6), np.uint8))

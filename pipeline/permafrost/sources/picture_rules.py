@@ -140,7 +140,7 @@ def find_regions_outside(preview: Preview) -> Iterator[Doubt]:
     named = list(sample.regions.items())[:_NAMED]
     text = "; ".join(f"{quote(name, 200)[1:-1]}: {reason}" for name, reason in named)
     yield (
-        "error",
+        "warning" if getattr(preview.data, "on_error", "") == "skip" else "error",
         f"boxes or masks do not fit their images ({sample.num_regions:,} of {sample.files:,} that were read): {text}. "
         "Boxes are x0, y0, x1, y1 in pixels of the image as it is stored here; correct them, or leave such records out "
         "with data.on_error=skip",

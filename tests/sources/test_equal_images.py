@@ -1,0 +1,170 @@
+"""Findings of a packed store about images with equal bytes."""
+
+import hashlib
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from permafrost.config.data import ImageTableDataConfig
+from permafrost.sources.data_preview import read_preview
+from permafrost.sources.equal_images import EqualImages, equal_images
+from permafrost.store.reader import Store
+from stages import precompute
+from tests.support.image_sets import folder_config, image_bytes
+from tests.support.stores import precompute_config
+
+
+def write_folder(root, seeds):
+    """Write an image of a seed to each path."""
+    for path, seed in seeds.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(image_bytes(seed))
+    return folder_config(root)
+
+
+def different(count, *folders):
+    return {
+        f"{folder}/{number}.jpg": 1000 * place + number
+        for place, folder in enumerate(folders)
+        for number in range(count)
+    }
+
+
+def packed(tmp_path, seeds):
+    precompute.run(
+        precompute_config(tmp_path / "store", data=write_folder(tmp_path / "set", seeds))
+    )
+    store = Store(tmp_path / "store")
+    return {finding.name: finding for finding in read_preview(store.folder).findings}
+
+
+def test_an_image_of_two_splits_is_named_with_both(tmp_path, caplog):
+    seeds = {**different(4, "train/cat", "train/dog", "test/cat", "test/dog"), "test/cat/9.jpg": 2}
+
+    with caplog.at_level("WARNING"):
+        found = packed(tmp_path, seeds)
+
+    assert set(found) & {"equal_in_splits", "equal_in_classes", "equal_images"} == {
+        "equal_in_splits"
+    }
+    message = found["equal_in_splits"].message
+    assert found["equal_in_splits"].level == "warning"
+    assert "(1; such as" in message
+    assert "test/cat/9.jpg (test)" in message
+    assert "train/cat/2.jpg (train)" in message
+    assert any("equal_in_splits" in text for text in caplog.messages)
+
+
+def test_an_image_of_two_classes_is_named_with_both(tmp_path):
+    seeds = {**different(40, "cat", "dog"), "dog/x.jpg": 2, "dog/y.jpg": 2}
+
+    found = packed(tmp_path, seeds)
+
+    message = found["equal_in_classes"].message
+    assert "(1; such as" in message
+    assert "cat/2.jpg ('cat')" in message
+    assert "('dog')" in message
+    assert "equal_in_splits" not in found
+    assert "equal_images" not in found or found["equal_images"].level == "note"
+
+
+def test_many_copies_are_counted(tmp_path):
+    seeds = {**different(8, "cat", "dog"), **{f"cat/copy{i}.jpg": 3 for i in range(30)}}
+
+    found = packed(tmp_path, seeds)
+
+    assert found["equal_images"].level == "warning"
+    assert "(30 of 46; such as" in found["equal_images"].message
+    assert "equal_in_classes" not in found
+
+
+def test_different_images_have_no_finding(tmp_path):
+    found = packed(tmp_path, different(8, "train/cat", "train/dog", "test/cat", "test/dog"))
+
+    assert not {"equal_in_splits", "equal_in_classes", "equal_images"} & set(found)
+
+
+def test_an_unknown_label_is_no_other_class(tmp_path):
+    root = tmp_path / "set"
+    write_folder(root, {"a.jpg": 1, "b.jpg": 1, "c.jpg": 2, "d.jpg": 3})
+    (root / "t.csv").write_text("path,label\na.jpg,cat\nb.jpg,\nc.jpg,dog\nd.jpg,cat\n")
+    data = ImageTableDataConfig(path=str(root / "t.csv"))
+
+    precompute.run(precompute_config(tmp_path / "store", data=data))
+
+    names = {f.name for f in read_preview(Store(tmp_path / "store").folder).findings}
+    assert "equal_in_classes" not in names
+
+
+# ---- the search --------------------------------------------------------------------------------------
+
+
+def store_of(digests):
+    """What is read of a store: the column of digests."""
+    column = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(32), len(digests), [None, pa.py_buffer(np.ascontiguousarray(digests))]
+    )
+    return SimpleNamespace(index=SimpleNamespace(image_digests=lambda: column))
+
+
+@pytest.mark.parametrize("block", [1, 3, 65_536])
+def test_the_groups_are_those_of_a_dictionary(monkeypatch, block):
+    monkeypatch.setattr("permafrost.sources.equal_images._BLOCK_ROWS", block)
+    values = np.random.default_rng(0).integers(0, 60, 90)
+    digests = np.stack(
+        [np.frombuffer(hashlib.sha256(bytes([v])).digest(), np.uint8) for v in values]
+    )
+
+    equal = equal_images(store_of(digests))
+
+    groups = {}
+    for row, value in enumerate(values):
+        groups.setdefault(value, []).append(row)
+    expected = sorted(rows for rows in groups.values() if len(rows) > 1)
+    by_image = {}
+    for row, image in zip(equal.rows, equal.images, strict=True):
+        by_image.setdefault(image, []).append(int(row))
+    assert sorted(by_image.values()) == expected
+    assert equal.num_copies == 90 - len(groups)
+
+
+def test_digests_that_only_begin_alike_are_not_equal():
+    digests = np.zeros((2, 32), np.uint8)
+    digests[1, 31] = 1
+
+    assert len(equal_images(store_of(digests)).rows) == 0
+    assert len(equal_images(store_of(digests[:0])).rows) == 0
+    assert len(equal_images(store_of(digests[:1])).rows) == 0
+
+
+def test_a_difference_between_two_of_three_copies_is_one_image():
+    equal = EqualImages(
+        store=None, rows=np.array([4, 5, 6, 8, 9]), images=np.array([0, 0, 0, 1, 1], np.int32)
+    )
+
+    pairs = equal.differ(np.array([0, 1, 0, 1, 1]))
+
+    assert pairs.num_images == 1
+    assert pairs.rows.tolist() == [[4, 5]]
+    assert equal.differ(
+        np.array([0, -1, 1, 1, 1]), np.array([1, 0, 1, 1, 1], bool)
+    ).rows.tolist() == [[4, 6]]
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_memory_is_32_bytes_a_record(copies):
+    count = 200_000
+    digests = np.random.default_rng(0).integers(0, 256, (count // copies, 32), dtype=np.uint8)
+    store = store_of(np.tile(digests, (copies, 1)))
+
+    tracemalloc.start()
+    equal = equal_images(store)
+    pairs = equal.differ(equal.rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert pairs.num_images == (count // copies if copies > 1 else 0)
+    assert peak < 32 * count + 8_000_000
