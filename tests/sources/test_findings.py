@@ -2,10 +2,13 @@
 
 import io
 import json
+import re
 import struct
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -120,7 +123,7 @@ def one_class_of_images(root):
     return folder(root, *images_of("photos"))
 
 
-@case("nested_class_folders", "warning")
+@case("nested_class_folders", "error")
 def classes_below_their_kinds(root):
     return folder(root, *images_of("animal/cat", "animal/dog", "vehicle/car", "vehicle/bus"))
 
@@ -128,6 +131,21 @@ def classes_below_their_kinds(root):
 @case("nested_class_folders", None)
 def classes_with_images(root):
     return folder(root, *images_of("animal", "vehicle"))
+
+
+@case("single_folder", "error")
+def images_of_coco(root):
+    return folder(root, *images_of("train2017"))
+
+
+@case("single_folder", "error")
+def images_in_a_folder_of_all(root):
+    return folder(root, *images_of("train/all", "val/all"))
+
+
+@case("single_folder", None)
+def a_single_class(root):
+    return folder(root, *images_of("train/cat", "val/cat"))
 
 
 @case("other_things", "error")
@@ -287,9 +305,15 @@ def words_with_the_letters_of_a_split(root):
     return folder(root, *images_of("contest", "trainer", "valley"))
 
 
-@case("unusual_splits", "warning")
+@case("unusual_splits", "error")
 def splits_that_are_numbers(root):
     return table(root, {"label": ["cat", "dog"], "part": [0, 1]}, split="part")
+
+
+@case("unusual_splits", "error")
+def splits_that_are_flags(root):
+    columns = {"label": ["cat", "dog"], "is_training": ["True", "False"]}
+    return table(root, columns, split="is_training")
 
 
 @case("unusual_splits", "warning")
@@ -323,6 +347,127 @@ def a_class_that_only_the_list_names(root):
 @case("empty_classes", None)
 def classes_with_records(root):
     return folder(root, *images_of("cat", "dog"))
+
+
+@case("background_classes", "warning")
+def caltech_101(root):
+    return folder(root, *images_of("BACKGROUND_Google", "Faces", "airplanes"))
+
+
+@case("background_classes", "warning")
+def caltech_256(root):
+    return folder(root, *images_of("001.ak47", "002.flag", "257.clutter"))
+
+
+@case("background_classes", "warning")
+def spoken_commands(root):
+    return table(root, {"label": ["_background_noise_", "yes", "no"]})
+
+
+@case("background_classes", None)
+def defects_and_their_background(root):
+    return folder(root, *images_of("background", "scratch"))
+
+
+@case("background_classes", None)
+def leaves_before_a_background(root):
+    return folder(root, *images_of("leaf", "Background_without_leaves", "stem"))
+
+
+@case("class_per_record", "warning")
+def identifiers(root):
+    return table(root, {"label": [f"patient{number:03}" for number in range(30)]})
+
+
+@case("class_per_record", "warning")
+def dates(root):
+    return table(root, {"label": [f"2021-03-{number:02}" for number in range(1, 29)]})
+
+
+@case("class_per_record", "warning")
+def ages(root):
+    return table(root, {"label": [str(number) for number in range(25)]})
+
+
+@case("class_per_record", None)
+def two_images_of_each_person(root):
+    return table(root, {"label": [f"person{number // 2:03}" for number in range(60)]})
+
+
+@case("class_per_record", None)
+def few_images(root):
+    return table(root, {"label": ["cat", "dog", "eel"]})
+
+
+def categories(root, ordered):
+    write_images(root, "0.jpg", "1.jpg", "2.jpg")
+    names = pd.Categorical(
+        ["low", "high", "medium"], categories=["low", "medium", "high"], ordered=ordered
+    )
+    pd.DataFrame({"path": ["0.jpg", "1.jpg", "2.jpg"], "label": names}).to_parquet(
+        root / "t.parquet", index=False
+    )
+    return ImageTableDataConfig(path=str(root / "t.parquet"))
+
+
+@case("category_order", "warning")
+def grades(root):
+    return categories(root, ordered=True)
+
+
+@case("category_order", None)
+def categories_without_an_order(root):
+    return categories(root, ordered=False)
+
+
+@case("category_order", None)
+def grades_that_a_file_lists(root):
+    config = categories(root, ordered=True)
+    (root / "names.txt").write_text("low\nmedium\nhigh\n")
+    return replace(config, classes=str(root / "names.txt"))
+
+
+@case("signed_labels", "error")
+def attributes_of_faces(root):
+    return table(root, {"label": ["-1", "1", "1", "-1"]})
+
+
+@case("signed_labels", "error")
+def attributes_of_faces_with_names(root):
+    config = table(root, {"label": ["-1", "1", "1", "-1"]}, classes=str(root / "names.txt"))
+    (root / "names.txt").write_text("old\nyoung\n")
+    return config
+
+
+@case("signed_labels", "error")
+def attributes_of_faces_in_tars(root):
+    members = {
+        f"{number}.{suffix}": data
+        for number in range(4)
+        for suffix, data in (("jpg", image_bytes(number)), ("cls", b"-1" if number % 2 else b"1"))
+    }
+    return tars(root, members, classes=["old", "young"])
+
+
+@case("signed_labels", None)
+def a_few_unknown_labels(root):
+    return table(root, {"label": ["0", "1", "1", "-1"]})
+
+
+@case("one_hot_columns", "error")
+def diagnoses_in_columns(root):
+    return table(root, {"MEL": [1, 0, 0], "NV": [0, 1, 0], "BCC": [0, 0, 1]}, label="MEL")
+
+
+@case("one_hot_columns", "error")
+def diagnoses_in_columns_with_fractions(root):
+    columns = {"MEL": ["1.0", "0.0", "0.0"], "NV": ["0.0", "1.0", "1.0"], "BCC": ["0.0"] * 3}
+    return table(root, columns, label="NV")
+
+
+@case("one_hot_columns", None)
+def attributes_that_do_not_exclude_each_other(root):
+    return table(root, {"young": [1, 0, 1], "smiling": [0, 1, 1], "hat": [0, 0, 1]}, label="young")
 
 
 @case("numbered_folders", "warning")
@@ -880,6 +1025,93 @@ def test_a_stranger_may_add_a_finding(tmp_path):
 
     assert message_of(with_cats, "cats") == "there are cats"
     assert "cats" not in levels_of(without)
+
+
+# ---- what is refused, with the way out -----------------------------------------------------------
+
+
+def listed_classes(root, labels, *lines):
+    config = table(root, {"label": labels}, classes=str(root / "names.txt"))
+    (root / "names.txt").write_text("\n".join(lines) + "\n")
+    return config
+
+
+def without_a_header(root):
+    write_images(root, "0.jpg", "1.jpg")
+    (root / "t.csv").write_text("0.jpg,cat\n1.jpg,dog\n")
+    return ImageTableDataConfig(path=str(root / "t.csv"))
+
+
+def one_row_per_label(root):
+    write_images(root, "0.jpg", "1.jpg")
+    (root / "t.csv").write_text("path,label\n0.jpg,cat\n0.jpg,dog\n1.jpg,dog\n")
+    return ImageTableDataConfig(path=str(root / "t.csv"))
+
+
+def named(root, cell, *files):
+    write_images(root, *files)
+    (root / "t.csv").write_text(f"path,label\n{cell},cat\n")
+    return ImageTableDataConfig(path=str(root / "t.csv"))
+
+
+def one_hot_without_a_label(root):
+    return table(root, {"MEL": [1, 0, 0], "NV": [0, 1, 0], "BCC": [0, 0, 1]})
+
+
+def folders_and_meanings(root):
+    config = folder(root / "set", *images_of("n01440764", "n01443537"))
+    (root / "names.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
+    return replace(config, classes=str(root / "names.txt"))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda root: listed_classes(root, ["cat", "dog"], "1 cat", "2 dog"), "number beside each"),
+        (lambda root: listed_classes(root, ["cat", "dog"], "cat,0", "dog,1"), "number beside each"),
+        (lambda root: listed_classes(root, ["1", "2"], "cat", "dog"), "count from 1"),
+        (
+            lambda root: listed_classes(root, ["n014", "n015"], "n014 tench", "n015 eel"),
+            "'n014 tench': write the names of cells alone",
+        ),
+        (folders_and_meanings, "'n01440764 tench'; write the names of folders alone"),
+        (without_a_header, "its first line is a record and no header"),
+        (one_row_per_label, r"list all of them in one row .data\.labels"),
+        (lambda root: named(root, "7", "7.jpg"), r"there is '7\.jpg': write the whole path"),
+        (lambda root: named(root, "7", "train/7.JPG"), r"there is 'train/7\.JPG'"),
+        (lambda root: named(root, "7.jpg", "train/7.jpg"), r"in its folder train .data\.root="),
+        (lambda root: named(root, "https://x.org/7.jpg"), "is an address or begins with ~"),
+        (lambda root: named(root, "s3://x/7.jpg"), "is an address or begins with ~"),
+        (lambda root: named(root, "~/7.jpg"), "is an address or begins with ~"),
+        (one_hot_without_a_label, r"MEL, NV, BCC each row has a 1 in one"),
+    ],
+)
+def test_a_refusal_names_the_way_out(tmp_path, write, message):
+    config = write(tmp_path)
+    try:
+        refusal = message_of(preview_of(config), "repeated_keys")
+    except ConfigError as error:
+        refusal = str(error)
+
+    assert re.search(message, refusal)
+
+
+def test_an_unknown_label_is_named_by_its_value(tmp_path):
+    in_table = table(tmp_path / "a", {"label": ["cat", "-1", "", "NA", "dog"]})
+    in_tars = tars(
+        tmp_path / "b",
+        {
+            f"{number}.{suffix}": data
+            for number, label in enumerate((b"cat", b"-1", b"", b"dog"))
+            for suffix, data in (("jpg", image_bytes(number)), ("cls", label))
+        },
+        classes=["cat", "dog"],
+    )
+
+    for config in (in_table, in_tars):
+        message = message_of(preview_of(config), "missing_labels")
+        assert "1 -1 (" in message
+        assert "1 empty (" in message
 
 
 def test_all_damaged_files_are_named_at_once(tmp_path):

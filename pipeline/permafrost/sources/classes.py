@@ -35,8 +35,8 @@ _UNKNOWN = frozenset(
 """Words for an unknown label, those of pandas.read_csv; NaN in any case of its letters is another one."""
 
 
-_INDEXED = re.compile(r"(\d+)\s*[,:;\s]\s*\S.*")
-"""Line of a list of classes that has an index before the name."""
+_INDEXED = re.compile(r"(\d+)\s*[,:;\s]\s*\S.*|\S.*[,;\t]\s*(\d+)")
+"""Line of a list of classes that has an index before the name, or after it."""
 
 
 def is_nan(text: str) -> bool:
@@ -102,6 +102,10 @@ class ClassIndex:
         number = to_number(text)
         return number if number is not None and 0 <= number < len(self.names) else None
 
+    def line_of(self, text: str) -> str | None:
+        """Return the name of which a text is the first word, as lists of folders and their meanings have it."""
+        return next((name for name in self.names if re.split(r"[\s,:;]", name)[0] == text), None)
+
 
 def index_classes(texts: set[str], classes: str | None, *, numbered: bool = True) -> ClassIndex:
     """Build the index of the classes that these texts name.
@@ -122,7 +126,14 @@ def index_classes(texts: set[str], classes: str | None, *, numbered: bool = True
     if classes is not None:
         names = load_class_names(classes)
         forms = {composed(name) for name in names}
-        return ClassIndex(names, are_labels and not {composed(text) for text in texts} <= forms)
+        are_labels = are_labels and not {composed(text) for text in texts} <= forms
+        known = [number for number in numbers if number is not None]
+        require(
+            not are_labels or min(known) < 1 or max(known) != len(names),
+            f"data.classes={classes} has {len(names):,} names and labels are numbers from {min(known, default=0)} to "
+            f"{len(names):,}, so they count from 1; labels count from 0: subtract one from each, or write the names",
+        )
+        return ClassIndex(names, are_labels)
     if are_labels:
         largest = max((number for number in numbers if number is not None), default=-1)
         return ClassIndex(tuple(map(str, range(largest + 1))), True)
@@ -172,9 +183,10 @@ def load_class_names(path: str) -> tuple[str, ...]:
     )
     names = tuple(line.strip() for line in lines if line.strip())
     require(len(names) > 0, f"data.classes={path} is empty; write one class name per line")
-    indices = [match[1] for name in names if (match := _INDEXED.fullmatch(name))]
+    indices = [int(match[1] or match[2]) for name in names if (match := _INDEXED.fullmatch(name))]
+    counted = [list(range(first, first + len(names))) for first in (0, 1)]
     require(
-        len(names) == 1 or sorted(indices, key=int) != list(map(str, range(len(names)))),
+        len(names) == 1 or sorted(indices) not in counted,
         f"data.classes={path} has a number beside each name, such as {quote(names[0])}; write the names alone, in "
         "the order of their numbers",
     )

@@ -27,6 +27,10 @@ _OTHER_THINGS_INSIDE = re.compile(
 """Such names inside of a class folder, where none of them is a class."""
 _IMAGES = re.compile("images?|imgs?|jpegimages|pictures?|photos?|rgb|frames")
 """Names of folders of the images themselves, beside which others are masks."""
+_SPLIT_OR_IMAGES = re.compile(
+    rf"({_IMAGES.pattern}|(train|training|val|valid|validation|test|testing|unlabell?ed|all|dummy)(images?|set|data)?)"
+    r"\d*"
+)
 _MANY_PICTURES, _FEW_FILES = 0.1, 3
 """Fraction and number of the pictures that are left out from which that is an error."""
 _REPEATING = 0.5
@@ -109,6 +113,19 @@ def find_folders_too_deep(preview: Preview) -> Iterator[Doubt]:
         )
 
 
+def find_single_folder(preview: Preview) -> Iterator[Doubt]:
+    """Find a single class folder that is named like a split or like images, as in sets with a list of labels."""
+    if preview.source != "image_folder" or len(preview.classes) != 1:
+        return
+    (name,) = preview.classes
+    if _SPLIT_OR_IMAGES.fullmatch(_plain(name)):
+        yield (
+            "error",
+            f"{quote(name)} is the only class folder and is named like a split or a folder of all images, so that "
+            "every label would be the same; list the images and their labels in a table (data=image_table)",
+        )
+
+
 def find_nested_folders(preview: Preview) -> Iterator[Doubt]:
     """Find class folders whose images are all in folders of different names."""
     for folder, inner, classes, only in _inner_folders(preview):
@@ -116,7 +133,7 @@ def find_nested_folders(preview: Preview) -> Iterator[Doubt]:
         if is_nested and not _repeating(inner, classes, only):
             example = next(iter(inner.values()))[1]
             yield (
-                "warning",
+                "error",
                 f"all images{_in_folder(folder)} are in folders inside of the class folders, such as {quote(example)}. "
                 f"The {classes} outer folders are taken as classes; if the {len(inner)} inner ones are, name the "
                 "outer ones as parts of a split: 'data.splits={<outer folder>: train, ...}'",
@@ -202,8 +219,8 @@ def find_pictures_left_out(preview: Preview) -> Iterator[Doubt]:
     )
     yield (
         "error" if share >= _MANY_PICTURES and count >= _FEW_FILES else "warning",
-        f"pictures of kinds that are not read are left out, {100 * share:.1f} % of all: {describe_items(pictures)}; "
-        f"convert or rename them{decoder}",
+        f"pictures and videos of kinds that are not read are left out, {100 * share:.1f} % of all: "
+        f"{describe_items(pictures)}; convert or rename them{decoder}",
     )
 
 

@@ -108,12 +108,17 @@ _OTHER_PICTURES = frozenset(
             "lif",
             "npy",
             "npz",
-            "mat",
+            "nii.gz",
+            "nrrd",
+            "mha",
+            "svs",
+            "ndpi",
         ),
         *("ras", "pcx", "sgi", "xbm", "xpm", "bpg", "flif"),
+        *("mp4", "m4v", "mov", "avi", "mkv", "webm", "wmv", "mpg", "mpeg", "flv", "3gp"),
     }
 )
-"""Suffixes of pictures in formats that are not read."""
+"""Suffixes of pictures, volumes and videos in formats that are not read."""
 _JPEG_SUFFIXES = frozenset({"jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp"})
 LEFTOVER_FOLDERS = frozenset(
     {
@@ -138,6 +143,7 @@ _COMPANION = re.compile(
     rf"(?P<before>{_COMPANION_WORDS}|tn)[ _.-](?P<rest>.+)",
     re.IGNORECASE,
 )
+_ADDRESS = re.compile(r"\s*(~|[A-Za-z][A-Za-z0-9+.-]*://)")
 _SNIFFED = 3
 """Number of files of each suffix that is left out whose first bytes are looked at."""
 
@@ -301,7 +307,7 @@ def _check_no_loop(root: AnyPath, path: str, entry: FolderEntry) -> None:
 
 def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:
     """Count a file whose suffix is not that of an image that is read, by what it is."""
-    suffix = _suffix(path)
+    suffix = "nii.gz" if path.lower().endswith(".nii.gz") else _suffix(path)
     item = f".{suffix}" if suffix else "no suffix"
     is_picture = suffix in _OTHER_PICTURES or suffix in HEIF_SUFFIXES
     if not is_picture:
@@ -463,6 +469,7 @@ class TableFiles:
         self._missing_rows = 0
         self._last_missing_row = 0
         self._named_missing: list[str] = []
+        self._first_missing = ""
 
     def add(self, row: ListedRow, column: str) -> tuple[str, int]:
         """Look up the file that a row names; a missing one is counted for `check_missing`.
@@ -486,7 +493,28 @@ class TableFiles:
         self._count_missing(row.number, path)
         return path, 0
 
+    def with_suffix(self, path: str) -> str | None:
+        """Return the file that a path without its suffix names, in the root or in a folder directly in it."""
+        folders = ["", *(name + "/" for name in sub_folders(Path(self._root)))]
+        names = (
+            f"{folder}{path}.{suffix}"
+            for folder in folders
+            for each in IMAGE_SUFFIXES
+            for suffix in (each, each.upper())
+        )
+        return next((name for name in names if self._is_file(name)), None)
+
+    def _folder_of(self, path: str) -> str | None:
+        """Return the folder directly in the root in which a missing file is."""
+        names = sub_folders(Path(self._root))
+        return next((name for name in names if self._is_file(f"{name}/{path}")), None)
+
+    def _is_file(self, path: str) -> bool:
+        """Return whether there is a file below the root; False also for a name that no file can have."""
+        return os.path.isfile(f"{self._root}/{path}")  # noqa: PTH113, Path.is_file raises for long names
+
     def _count_missing(self, row: int, path: str) -> None:
+        self._first_missing = self._first_missing or path
         self.num_missing += 1
         self._missing_rows += row != self._last_missing_row
         self._last_missing_row = row
@@ -505,6 +533,9 @@ class TableFiles:
         more = self.num_missing - NAMED_MISSING_FILES
         named += f"; and {more} more" if more > 0 else ""
         summary = f"{self.num_missing} files in the table are not in {self._root}: {named}"
+        folder = self._folder_of(self._first_missing)
+        if folder is not None:
+            summary += f"; the first is in its folder {folder} (data.root={self._root}/{folder})"
         require(
             config.on_error != "stop",
             f"{summary}; correct data.root or the table, or leave such rows out with data.on_error=skip",
@@ -518,6 +549,12 @@ class TableFiles:
 
     def _relative(self, row: ListedRow, column: str) -> str:
         text = row.path(column)
+        if _ADDRESS.match(text):
+            raise row.error(
+                column,
+                f"{quote(text, 200)[1:-1]} is an address or begins with ~, which are not read; download the files, and "
+                "write their paths below data.root",
+            )
         path = posixpath.normpath(text)
         if posixpath.isabs(path):
             path = path.removeprefix(self._prefix)

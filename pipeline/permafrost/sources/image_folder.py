@@ -81,9 +81,13 @@ class ImageFolderSource(FilesBelowRoot):
         index = index_classes(folders, self.config.classes, numbered=False)
         unknown = sorted(name for name in folders if index.label(name) is None)
         if unknown:
+            line = index.line_of(unknown[0])
+            way_out = "add its name or move the folder away"
+            if line is not None:
+                way_out = f"it has the line {quote(line)}; write the names of folders alone"
             raise ConfigError(
                 f"data.classes={self.config.classes} lacks the class folder {quote(unknown[0])} of "
-                f"data.path={self.config.path}; add its name or move the folder away"
+                f"data.path={self.config.path}; {way_out}"
             )
         return index
 

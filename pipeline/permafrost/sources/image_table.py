@@ -59,6 +59,8 @@ from permafrost.sources.table_files import (
     ListedRow,
     is_all_digits,
     iter_distinct,
+    one_hot_columns,
+    ordered_categories,
     read_rows,
     tally_unknown,
     to_label,
@@ -77,6 +79,8 @@ _OF_SEVERAL = re.compile(r"-\d+-of-\d+$")
 SEPARATED = "label cells separated at"
 JOINED = "label cells that may hold several labels"
 NUMBERED = "labels that are numbers"
+ONE_HOT_COLUMNS = "columns of 0 and 1 beside the label's"
+CATEGORIES = "ordered categories"
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,15 @@ class ImageTableSource:
         has_names = self.config.classes is not None or self._feature_names is not None
         if self._classes.is_numbered and not has_names:
             self.tally.add(NUMBERED, self._label_option, count=len(self.classes))
+        if self.config.label is not None:
+            table = self._files[0]
+            columns = one_hot_columns(table)
+            if self.config.label in columns:
+                named = quote(", ".join(columns), 200)[1:-1]
+                self.tally.add(ONE_HOT_COLUMNS, self.config.label, named, len(columns))
+            order = ordered_categories(table, self.config.label)
+            if order and not has_names and list(order) != sorted(order):
+                self.tally.add(CATEGORIES, quote(", ".join(order), 200)[1:-1])
         cells = {cell for cell in self._distinct if not is_list_text(cell)}
         if self.config.labels is not None:
             if self.config.label_separator is None:
@@ -375,9 +388,11 @@ class ImageTableSource:
         else:
             image = files.add(row, config.image)
             if not is_image_name(image[0]):
+                name = files.with_suffix(image[0])
+                there = "" if name is None else f"; there is {quote(name)}: write the whole path"
                 raise row.error(
                     config.image,
-                    f"{quote(image[0])} is not an image file name; known suffixes: {', '.join(IMAGE_SUFFIXES)}",
+                    f"{quote(image[0])} is not an image file name{there}; known suffixes: {', '.join(IMAGE_SUFFIXES)}",
                 )
             key = image[0]
         has_mask = config.mask is not None and row.text(config.mask) is not None
@@ -427,9 +442,15 @@ class ImageTableSource:
     def _class(self, row: ListedRow, column: str, text: str) -> int:
         label = self._classes.label(text)
         if label is None:
+            line = self._classes.line_of(text)
+            way_out = (
+                "correct it or data.classes"
+                if line is None
+                else f"data.classes has the line {quote(line)}: write the names of cells alone"
+            )
             raise row.error(
                 column,
-                f"{quote(text)} is not one of the {len(self.classes)} classes; correct it or data.classes",
+                f"{quote(text)} is not one of the {len(self.classes)} classes; {way_out}",
             )
         return label
 

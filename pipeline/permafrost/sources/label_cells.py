@@ -15,6 +15,8 @@ SEPARATORS = ("|", ";", ",", "/", "+", "&", " ")
 """Separators that are recognized; a blank stands for any white space."""
 LABEL_LISTS = "lists of labels"
 """Topic of a tally: lists that have a 0 or a 1 for each class, and all others."""
+UNLABELED_CELLS = "label cells without a class"
+"""Topic of a tally: -1, and empty cells."""
 _SHARE = 0.5
 """Least fraction of the pieces that must occur in another cell."""
 _MAX_LIST_CHARACTERS = 100_000

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from permafrost.core.errors import quote, shorten
 from permafrost.sources import image_folder, image_table, table_files, webdataset
 from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
-from permafrost.sources.label_cells import LABEL_LISTS
+from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS
 from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.tally import BOXES, REST, describe_items
 
@@ -25,6 +25,13 @@ _UNKNOWN_CLASSES = re.compile(
 """Names of classes, in lower case, that may mean an unknown label."""
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 _SPLIT_WORD = re.compile("train(ing)?|test(ing)?|valid(ation)?|val")
+_NO_OBJECTS = re.compile(r"\d*(background(google|noise)?|clutter|distractors?|junk|silence)")
+"""Names of classes, in lower case without separators, that collect whatever is none of the others."""
+_IDENTIFIERS, _FEW_PER_CLASS = 20, 1.5
+"""Least number of classes, and of labeled records per class, below which labels are taken for identifiers."""
+_FLAGS = frozenset({"0", "1", "true", "false", "yes", "no", "y", "n"})
+_SIGNED = 0.1
+"""Fraction of the records labeled -1 from which it is not taken as an unknown label beside the only label 1."""
 _ONE_HOT = 0.9
 """Fraction of the lists of labels that have a 0 or a 1 for each class from which they are no class numbers."""
 # ---- classes ---------------------------------------------------------------------------------------
@@ -171,6 +178,34 @@ def find_unknown_classes(preview: Preview) -> Iterator[Doubt]:
         )
 
 
+def find_background_classes(preview: Preview) -> Iterator[Doubt]:
+    """Find classes that are no class of objects, such as BACKGROUND_Google of Caltech 101."""
+    names = [
+        name
+        for name in preview.classes
+        if _NO_OBJECTS.fullmatch(re.sub(r"[\W_]+", "", name.lower()))
+    ]
+    if names and len(preview.classes) > 2 and preview.source != "torchvision":
+        yield (
+            "warning",
+            f"the classes {shorten(names, 3)} are named like a collection of whatever is no other class, and are "
+            "classes with an output here; leave them out with data.only_classes if they are not meant",
+        )
+
+
+def find_identifiers(preview: Preview) -> Iterator[Doubt]:
+    """Find labels of which nearly every record has its own, such as identifiers, dates and measurements."""
+    records = preview.counts.labeled.total()
+    names = [name for label, name in enumerate(preview.classes) if preview.has_records(label)]
+    if len(names) >= _IDENTIFIERS and records < _FEW_PER_CLASS * len(names):
+        yield (
+            "warning",
+            f"nearly every record has a class of its own ({len(names):,} classes of {records:,} records, such as "
+            f"{shorten(names, 3)}), as identifiers, dates and measurements have; if they are no classes, name another "
+            "column, or none (data.label=null)",
+        )
+
+
 def find_quoted_classes(preview: Preview) -> Iterator[Doubt]:
     """Find classes whose names are in quotes."""
     names = [
@@ -223,7 +258,14 @@ def find_classes_like_splits(preview: Preview) -> Iterator[Doubt]:
 def find_unusual_splits(preview: Preview) -> Iterator[Doubt]:
     """Find a missing training split, and several spellings of the validation split."""
     splits = sorted(preview.counts.records)
-    if splits and TRAIN not in splits:
+    if splits and all(split.lower() in _FLAGS for split in splits):
+        first, last = splits[0], splits[-1]
+        yield (
+            "error",
+            f"splits are named {shorten(splits, 2)}, which does not say which of them is {TRAIN}; name them: "
+            f"'data.split_names={{{first}: test, {last}: {TRAIN}}}', or the other way around",
+        )
+    elif splits and TRAIN not in splits:
         yield (
             "warning",
             f"there is no split {TRAIN}, but {shorten(splits, 5)}; students train on it unless split= names another "
@@ -260,12 +302,26 @@ def find_label_gaps(preview: Preview) -> Iterator[Doubt]:
     )
 
 
+def find_signed_labels(preview: Preview) -> Iterator[Doubt]:
+    """Find a negative class that is written as -1, which means an unknown label here."""
+    negative, example = preview.tally[UNLABELED_CELLS].get("-1", (0, ""))
+    labels = {label for _, label in preview.counts.labeled}
+    if labels == {1} and negative >= _SIGNED * preview.num_records:
+        yield (
+            "error",
+            f"the only labels are 1 and -1 ({negative:,}, such as {example}), and -1 is read as unknown; if it is a "
+            "class, write 0, or names of both",
+        )
+
+
 def find_missing_labels(preview: Preview) -> Iterator[Doubt]:
     """Find records without a label."""
     unlabeled = preview.counts.unlabeled.total()
     if not unlabeled or not preview.num_records:
         return
     hints = []
+    if preview.tally[UNLABELED_CELLS]:
+        hints.append(f"their cells are {describe_items(preview.tally[UNLABELED_CELLS])}")
     if preview.tally[webdataset.UNLABELED_MEMBERS]:
         hints.append(
             f"their other members are {describe_items(preview.tally[webdataset.UNLABELED_MEMBERS])}"
@@ -364,6 +420,27 @@ def find_json_beside_cls(preview: Preview) -> Iterator[Doubt]:
             "warning",
             "a .json beside a .cls was passed over, because it has no boxes, labels and group of the form that is "
             f"read: {describe_items(items)}",
+        )
+
+
+def find_one_hot_columns(preview: Preview) -> Iterator[Doubt]:
+    """Find a column of labels that is one of several with a 1 in one of them."""
+    for column, (count, columns) in preview.tally[image_table.ONE_HOT_COLUMNS].items():
+        yield (
+            "error",
+            f"column {column} is 0 or 1, and one of {count:,} columns of which each row has a 1 in one ({columns}), as "
+            "classes in one column each; write the name of that column for each row, as pandas' "
+            "table[columns].idxmax(axis=1) does, and name it data.label",
+        )
+
+
+def find_category_order(preview: Preview) -> Iterator[Doubt]:
+    """Find categories whose order in the file is not that of the labels."""
+    for order in preview.tally[image_table.CATEGORIES]:
+        yield (
+            "warning",
+            f"categories of the label column are ordered in the file ({order}), and labels here are in the order of "
+            "their names; list them in data.classes=<file> in the order that is meant",
         )
 
 

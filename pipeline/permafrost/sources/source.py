@@ -26,7 +26,7 @@ from permafrost.config.store import StoreOptions
 from permafrost.config.suggestions import suggest
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, require, shorten
-from permafrost.core.records import Content, Record, Source
+from permafrost.core.records import NO_LABEL, Content, Record, Source
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import move_file
@@ -354,7 +354,12 @@ def named_repeats(source: Source, listing: Listing) -> Iterator[None]:
                 f"make them unique with {source.unique_keys_option}"
             ) from error
         (record,) = listing.records(np.array([error.row]))
-        raise ConfigError(f"{source.where(record)}: {error}") from error
+        several = (
+            "; if its rows have one label each, list all of them in one row (data.labels)"
+            if source.name == "image_table" and record.label != NO_LABEL
+            else ""
+        )
+        raise ConfigError(f"{source.where(record)}: {error}{several}") from error
 
 
 def build_source(config: DataConfig) -> Source:

@@ -25,7 +25,7 @@ from permafrost.sources.classes import (
     to_number,
 )
 from permafrost.sources.image_files import image_suffix, is_image_suffix
-from permafrost.sources.label_cells import LABEL_LISTS, is_one_hot
+from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS, is_one_hot
 from permafrost.sources.splits import SPELLED_SPLITS, is_split_name
 from permafrost.sources.tally import BOXES, Tally
 from permafrost.sources.tar_members import (
@@ -361,8 +361,8 @@ class WebDatasetSource:
             if label is not None:
                 return label
             if isinstance(value, str) and is_unknown(text):
-                if text:
-                    self.tally.add(UNKNOWN_LABELS, text, where.rpartition("/")[2])
+                topic = UNKNOWN_LABELS if text else UNLABELED_CELLS
+                self.tally.add(topic, text or "empty", where.rpartition("/")[2])
                 return NO_LABEL
         else:
             text = ""
@@ -380,11 +380,16 @@ class WebDatasetSource:
         is_above = self._names is not None and number >= len(self._names)
         if number < NO_LABEL or is_above or (self._are_numbers and number != NO_LABEL):
             classes = (
-                "" if self._names is None else f" of {len(self._names)} classes, counted from 0"
+                ""
+                if self._names is None
+                else f" of {len(self._names)} classes, counted from 0; if labels count from 1, subtract one from "
+                "each, or write the names"
             )
             if self._are_numbers:
                 classes = "; the class names are numbers themselves, and it is none of them"
             raise ConfigError(f"{where} has label {number}, which is not a label{classes}")
+        if number == NO_LABEL:
+            self.tally.add(UNLABELED_CELLS, "-1", where.rpartition("/")[2])
         return number
 
     @cached_property
