@@ -470,6 +470,41 @@ def attributes_that_do_not_exclude_each_other(root):
     return table(root, {"young": [1, 0, 1], "smiling": [0, 1, 1], "hat": [0, 0, 1]}, label="young")
 
 
+def patients(root, count=60, **options):
+    columns = {
+        "label": ["ill" if number % 3 else "well" for number in range(count)],
+        "patient": [f"p{number // 5}" for number in range(count)],
+        "part": ["test" if number % 5 == 0 else "train" for number in range(count)],
+    }
+    return table(root, columns, group=("patient",), **options)
+
+
+@case("groups_across_splits", "warning")
+def patients_of_a_drawn_split(root):
+    return patients(root, test_fraction=0.3)
+
+
+@case("groups_across_splits", "warning")
+def patients_of_a_column_of_splits(root):
+    return patients(root, split="part")
+
+
+@case("groups_across_splits", None)
+def patients_that_are_kept_whole(root):
+    return patients(root, test_fraction=0.3, keep_groups=True)
+
+
+@case("groups_across_splits", None)
+def a_few_groups_of_people(root):
+    return patients(root, count=35, split="part")
+
+
+@case("groups_across_splits", None)
+def classes_and_places(root):
+    columns = {"y": [n % 4 for n in range(60)], "place": [n % 3 for n in range(60)]}
+    return table(root, columns, label="y", group=("y", "place"), test_fraction=0.3)
+
+
 @case("numbered_folders", "warning")
 def folders_0_to_11(root):
     return folder(root, *images_of(*map(str, range(12)), count=1))

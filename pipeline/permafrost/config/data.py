@@ -217,10 +217,18 @@ class ImageTableDataConfig(ImageFileDataConfig):
     Face's Parquet those of its features), or the numbers up to the largest label."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of split train that is moved to split test, chosen by a hash of the key."""
+    keep_groups: Annotated[bool, Role.IF_SET] = False
+    """Move whole groups of data.group to split test, such as all pictures of a patient, chosen by a hash of the group;
+    the fraction is then that of the groups."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_path(self.path, "the CSV or Parquet file")
+        require(
+            not self.keep_groups or (bool(self.group) and self.test_fraction > 0),
+            "data.keep_groups=true keeps groups whole when a test split is drawn; name their column and the fraction, "
+            "as in 'data.group=[patient] data.test_fraction=0.2'",
+        )
         require(
             self.label_separator is None or self.labels is not None,
             f"data.label_separator={self.label_separator!r} separates the names of data.labels, which is null; set "

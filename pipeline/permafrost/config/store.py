@@ -296,6 +296,9 @@ class SubsetOptions(Options):
     """Seed of the selection, separate from `seed` so that the shots stay fixed while initialization varies."""
     holdout: Annotated[int, Ge(0)] = 0
     """Records per class kept out of training for validation, selected before the shots."""
+    keep_groups: Annotated[bool, Role.IF_SET] = False
+    """Hold out whole groups (data.group), such as all pictures of a patient: all records of the groups that `holdout`
+    selects from, which may be more per class."""
     rule: Annotated[Literal["permutation", "by_key"], Role.IF_SET] = "permutation"
     """Order in which the records of a class are selected. permutation: one permutation of each class, which is another
     one if the split of the store has other records of the class or other classes. by_key: by a digest of subset.seed

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from permafrost.config.store import SubsetOptions
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import NO_LABEL
+from permafrost.core.records import NO_GROUP, NO_LABEL
 
 if TYPE_CHECKING:
     from permafrost.store.index import RecordIndex, RowNumbers
@@ -44,7 +44,8 @@ def rows_of_split(index: RecordIndex, split: str) -> RowNumbers:
 def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> RowNumbers:
     """Select the rows of a split that `subset` describes, ascending.
 
-    Each class is ordered by subset.rule. The first `holdout` records are held out, and the next `shots` are selected.
+    Each class is ordered by subset.rule. The first `holdout` records are held out, with all of their groups where
+    subset.keep_groups says so, and the next `shots` are selected.
     Selections with more shots therefore contain those with fewer, and the selection is independent of
     `seed` and of the method. A record with many labels belongs to each of its classes. If one class holds it out, it is
     held out for all, and a class may have more records than its shots because of records selected for other classes.
@@ -87,7 +88,8 @@ def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -
         sizes = block_sizes
     sizes = sizes[sizes > 0]
     least = subset.holdout + (subset.shots or 0)
-    if index.has_many_labels or sizes.sum() < len(rows) or sizes.min(initial=least) < least:
+    is_simple = not (index.has_many_labels or subset.keep_groups)
+    if not is_simple or sizes.sum() < len(rows) or sizes.min(initial=least) < least:
         return len(select_training_rows(index, split, subset))
     return int(
         len(rows) - subset.holdout * len(sizes)
@@ -128,9 +130,26 @@ def members_of_classes(
 
 
 def _held_out(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
-    """Rows of the first `holdout` records of each class, ascending."""
+    """Rows of the first `holdout` records of each class, with their groups for subset.keep_groups, ascending."""
     chosen = [members[: subset.holdout] for _, members in _ordered_classes(index, split, subset)]
-    return np.unique(np.concatenate(chosen))
+    held_out = np.unique(np.concatenate(chosen))
+    if not subset.keep_groups:
+        return held_out
+    rows = rows_of_split(index, split)
+    groups = index.values("group", rows)
+    require(
+        bool((groups != NO_GROUP).any()),
+        f"subset.keep_groups=true holds out whole groups, but split {split!r} has none; pack the data with data.group",
+    )
+    touched = np.unique(index.values("group", held_out))
+    kept = np.flatnonzero(np.isin(groups, touched[touched != NO_GROUP]))
+    together: NDArray[np.int64] = np.union1d(held_out, rows_at(rows, kept))
+    require(
+        len(together) < len(rows),
+        f"subset.holdout={subset.holdout} with subset.keep_groups=true holds out all {len(rows)} records of split "
+        f"{split!r}, because its groups are large; lower subset.holdout",
+    )
+    return together
 
 
 def _ordered_classes(

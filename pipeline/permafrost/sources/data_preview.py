@@ -23,7 +23,7 @@ import numpy as np
 from permafrost.config.data import DataConfig
 from permafrost.core.errors import FileError, UserError, printable, shorten
 from permafrost.core.json_entries import EntryError, from_dict
-from permafrost.core.records import Content, Record, Source
+from permafrost.core.records import NO_GROUP, Content, Record, Source
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import exists, read_regular, write_atomically
@@ -275,6 +275,41 @@ class RegionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupCounts:
+    """Groups of records, such as those of patients, and how many of them have records in several splits."""
+
+    groups: int
+    records: int
+    """Number of records that have a group."""
+    shared: int
+    """Number of groups with records in more than one split."""
+    examples: tuple[str, ...]
+    """Records of the first shared group, one for each split: their keys and splits."""
+
+
+def count_groups(listing: Listing) -> GroupCounts:
+    """Count the groups of a listing and those in several splits."""
+    groups = listing.groups()
+    rows = np.flatnonzero(groups != NO_GROUP)
+    names, codes = listing.split_codes()
+    pairs = groups[rows].astype(np.int64) * len(names) + codes[rows]
+    distinct, first = np.unique(pairs, return_index=True)
+    numbers, splits = np.unique(distinct // len(names), return_counts=True)
+    shared = numbers[splits > 1]
+    examples: list[str] = []
+    if len(shared):
+        places = first[distinct // len(names) == shared[0]]
+        keys = listing.keys(rows[places])
+        examples = [
+            f"{unquote(key)} ({names[codes[row]]})"
+            for key, row in zip(keys, rows[places], strict=True)
+        ]
+    return GroupCounts(
+        groups=len(numbers), records=len(rows), shared=len(shared), examples=tuple(examples)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preview:
     """Summary of the data as they were understood."""
 
@@ -286,6 +321,8 @@ class Preview:
     sample: ImageSample | None
     """None for rows of a table."""
     data: DataConfig
+    groups: GroupCounts | None = None
+    """None without groups."""
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -527,6 +564,7 @@ def preview_source(
         tally=tally,
         sample=sample,
         data=data,
+        groups=count_groups(listing) if listing.counts.others["groups"] else None,
     )
 
 

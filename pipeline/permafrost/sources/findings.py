@@ -53,6 +53,7 @@ FINDINGS: Family[Rule] = Family(
         "category_order": label_rules.find_category_order,
         "quoted_classes": label_rules.find_quoted_classes,
         "mixed_numbers": label_rules.find_mixed_numbers,
+        "groups_across_splits": label_rules.find_shared_groups,
         "label_gaps": label_rules.find_label_gaps,
         "signed_labels": label_rules.find_signed_labels,
         "missing_labels": label_rules.find_missing_labels,

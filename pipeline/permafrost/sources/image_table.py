@@ -91,6 +91,11 @@ class GroupColumn:
     position_of: dict[str, int]
     radix: int
 
+    @cached_property
+    def text_of(self) -> dict[int, str]:
+        """Value at each position."""
+        return {position: text for text, position in self.position_of.items()}
+
 
 class ImageTableSource:
     """Source of the images listed in a table, with the files' own bytes."""
@@ -141,11 +146,22 @@ class ImageTableSource:
 
     def records(self) -> Iterator[Record]:
         """Yield one record per row."""
-        return split_off_test(self._rows(), self.config.test_fraction)
+        unit_of = self._group_name if self.config.keep_groups else None
+        return split_off_test(self._rows(), self.config.test_fraction, unit_of)
+
+    def _group_name(self, record: Record) -> str:
+        """Return the values of a record's group as one text, or its key if it has none."""
+        if record.group == NO_GROUP:
+            return record.key
+        texts, rest = [], record.group
+        for group in reversed(self._group_columns):
+            rest, position = divmod(rest, group.radix)
+            texts.append(group.text_of[position])
+        return "\0".join(reversed(texts))
 
     def _rows(self) -> Iterator[Record]:
         """Yield the records of rows whose files exist; raise ConfigError at the end for those that do not."""
-        groups = self._group_columns()
+        groups = self._group_columns
         files = TableFiles(self._root)
         is_empty = True
         self._tally_labels()
@@ -311,6 +327,7 @@ class ImageTableSource:
     def _label_column(self) -> str:
         return self.config.labels or self.config.label or ""
 
+    @cached_property
     def _group_columns(self) -> list[GroupColumn]:
         groups = [
             _group_column(column, self._all_rows({"group": column})) for column in self.config.group

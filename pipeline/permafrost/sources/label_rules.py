@@ -29,6 +29,8 @@ _NO_OBJECTS = re.compile(r"\d*(background(google|noise)?|clutter|distractors?|ju
 """Names of classes, in lower case without separators, that collect whatever is none of the others."""
 _IDENTIFIERS, _FEW_PER_CLASS = 20, 1.5
 """Least number of classes, and of labeled records per class, below which labels are taken for identifiers."""
+_MANY_GROUPS, _SMALL_GROUP = 8, 50
+"""Least number of groups, and largest number of records of a group, that are taken for patients or videos."""
 _FLAGS = frozenset({"0", "1", "true", "false", "yes", "no", "y", "n"})
 _SIGNED = 0.1
 """Fraction of the records labeled -1 from which it is not taken as an unknown label beside the only label 1."""
@@ -274,6 +276,25 @@ def find_unusual_splits(preview: Preview) -> Iterator[Doubt]:
     twins = [split for split in splits if split in ("val", "valid", "validation", "dev")]
     if len(twins) > 1:
         yield "warning", f"the splits {shorten(twins, 4)} are different ones here"
+
+
+def find_shared_groups(preview: Preview) -> Iterator[Doubt]:
+    """Find many small groups, as those of patients are, of which some are in several splits."""
+    groups = preview.groups
+    if groups is None or not groups.shared or groups.groups < _MANY_GROUPS:
+        return
+    columns = getattr(preview.data, "group", ())
+    is_of_classes = len(columns) > 1 or getattr(preview.data, "label", None) in columns
+    if is_of_classes or groups.records > _SMALL_GROUP * groups.groups:
+        return
+    drawn = getattr(preview.data, "test_fraction", 0)
+    way_out = "keep them whole with data.keep_groups=true" if drawn else "correct data.split"
+    yield (
+        "warning",
+        f"groups have records in several splits ({groups.shared:,} of {groups.groups:,}, such as "
+        f"{shorten(groups.examples, 3)}); if a group is a patient, a video or a burst, results on one split are partly "
+        f"about pictures of another: {way_out}",
+    )
 
 
 # ---- labels ----------------------------------------------------------------------------------------

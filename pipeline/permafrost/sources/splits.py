@@ -84,7 +84,9 @@ def split_of(
     return split
 
 
-def split_off_test(records: Iterable[Record], fraction: float) -> Iterator[Record]:
+def split_off_test(
+    records: Iterable[Record], fraction: float, unit_of: Callable[[Record], str] | None = None
+) -> Iterator[Record]:
     """Move the records of split train whose key's hash falls below `fraction` to split test.
 
     This is a pure function of each key, so adding or removing records does not move others.
@@ -92,6 +94,7 @@ def split_off_test(records: Iterable[Record], fraction: float) -> Iterator[Recor
     Args:
         records: Records of all splits.
         fraction: Fraction of the records to move; 0 moves none.
+        unit_of: Function from a record to the name of the unit that is moved as a whole; None moves single records.
 
     Raises:
         ConfigError: If the records already have a split test.
@@ -104,11 +107,12 @@ def split_off_test(records: Iterable[Record], fraction: float) -> Iterator[Recor
             raise ConfigError(
                 f"data.test_fraction={fraction}, but the data already have a split {TEST}; set data.test_fraction=0"
             )
-        is_test = record.split == TRAIN and _position(record.key) < fraction
+        unit = record.key if unit_of is None else unit_of(record)
+        is_test = record.split == TRAIN and _position(unit) < fraction
         yield replace(record, split=TEST) if is_test else record
 
 
-def _position(key: str) -> float:
-    """Return the key's hash as a number in [0, 1)."""
-    digest = hashlib.blake2b(key.encode(), digest_size=6, person=b"test_fraction").digest()
+def _position(unit: str) -> float:
+    """Return the hash of a key or a unit as a number in [0, 1)."""
+    digest = hashlib.blake2b(unit.encode(), digest_size=6, person=b"test_fraction").digest()
     return int.from_bytes(digest, "big") / 2**48

@@ -52,6 +52,7 @@ _SCHEMA = pa.schema(
         ("split", pa.string()),
         ("label", pa.int64()),
         ("largest_label", pa.int64()),  # of the record's label and labels
+        ("group", pa.int32()),
         ("rank", pa.binary(_RANK_BYTES)),
         ("json", pa.large_binary()),  # all of the record, as in the fingerprint of the data
     ]
@@ -269,7 +270,7 @@ def _batches(
         text = record_json(record)
         largest = max(record.label, *record.labels) if record.labels else record.label
         rank = rank_of(record.key, seed)
-        rows.append((record.key, record.split, record.label, largest, rank, text))
+        rows.append((record.key, record.split, record.label, largest, record.group, rank, text))
         size += len(text)
         if len(rows) >= BATCH_RECORDS or size >= BATCH_BYTES:
             yield _batch(rows)
@@ -399,6 +400,11 @@ class Listing:
             positions = pc.index_in(batch.column("split"), pa.array(names, pa.string()))
             codes[stop - batch.num_rows : stop] = positions.to_numpy(zero_copy_only=False)
         return names, codes
+
+    def groups(self) -> NDArray[np.int32]:
+        """Load the groups of all records: i32 [num_records], NO_GROUP for a record without one."""
+        groups = [batch.column("group").to_numpy() for batch in self.batches]
+        return np.concatenate(groups) if groups else np.empty(0, np.int32)
 
     def json_by_key(self) -> Iterator[bytes]:
         """Yield the JSON of all records in the order of their keys, many at a time, separated by commas."""
