@@ -48,7 +48,7 @@ def run(config: ShareConfig) -> ShareResult:
     if is_hub(config.to):
         require_hub()
         folder = Path(repository_of(config.to).replace("/", "-"))
-    done = share_pass(config, store, opened, folder.absolute())
+    done = share_pass(config, store, opened, folder.resolve())
     where = str(folder)
     if is_hub(config.to):
         where = upload_to_hub(done.folder, config.to, "dataset")

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from permafrost.core.errors import UserError
-from permafrost.exchange import share_writer
+from permafrost.core.errors import ConfigError, UserError
+from permafrost.exchange import ingest_shards, share_writer
 from permafrost.exchange.share_format import read_share
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.reader import Store
@@ -228,13 +229,161 @@ def test_an_interrupted_share_can_be_repeated(photographs, tmp_path, monkeypatch
         stopped_after(patch, calls)
         with pytest.raises(Stopped):
             run_share(store, folder, *words)
-    assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == [".permafrost-share"]
 
     run_share(store, folder, *words)
     run_share(store, tmp_path / "whole", *words)
 
     assert tree_bytes(folder) == tree_bytes(tmp_path / "whole")
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("over", ["nothing", "an earlier share"])
+@pytest.mark.parametrize("calls", range(5))
+def test_a_share_that_is_interrupted_while_files_are_moved_can_be_repeated(
+    photographs, tmp_path, monkeypatch, over, calls
+):
+    folder = tmp_path / "out"
+    if over != "nothing":
+        run_share(photographs.store, folder, "form=huggingface")
+    counts = itertools.count()
+    rename, remove = Path.rename, Path.unlink
+
+    def stopping(original):
+        def act(path, *arguments, **options):
+            if folder in path.parents and path.name != ".lock" and next(counts) == calls:
+                raise Stopped
+            return original(path, *arguments, **options)
+
+        return act
+
+    original = share_writer._publish
+    with monkeypatch.context() as patch:
+
+        def publish(*arguments):
+            patch.setattr(Path, "rename", stopping(rename))
+            patch.setattr(Path, "unlink", stopping(remove))
+            original(*arguments)
+
+        patch.setattr(share_writer, "_publish", publish)
+        with pytest.raises(Stopped):
+            run_share(photographs.store, folder)
+    assert error_of(lambda: read_share(RootedPath(folder))) is not None
+
+    run_share(photographs.store, folder)
+    run_share(photographs.store, tmp_path / "whole")
+
+    assert tree_bytes(folder) == tree_bytes(tmp_path / "whole")
+
+
+def test_a_share_that_fails_leaves_nothing(photographs, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+
+    def failing(*arguments):
+        raise ConfigError("no card")
+
+    monkeypatch.setattr(share_writer, "card_of_pass", failing)
+    for name in ("new", "empty"):
+        with pytest.raises(ConfigError, match="no card"):
+            run_share(photographs.store, tmp_path / name)
+
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_share_is_written_where_to_leads(photographs, tmp_path, monkeypatch):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "dangling").symlink_to(tmp_path / "later")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    for to in (".", "../link", "../dangling", "../gone/../" + "n" * 250):
+        run_share(photographs.store, Path(to))
+        run_share(photographs.store, Path(to))
+
+    assert Path.cwd() == tmp_path / "here"
+    folders = [tmp_path / name for name in ("here", "target", "later", "n" * 250)]
+    assert all((folder / "share.json").exists() for folder in folders)
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("name", [".permafrost-share", "targets"])
+def test_what_share_has_not_written_stays(photographs, tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("x")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / name).symlink_to(outside)
+    shutil.copytree(outside, tmp_path / "own" / name)
+    (tmp_path / "file").write_text("x")
+
+    for to in ("linked", "own", "file", "file/x"):
+        with pytest.raises(UserError, match=r"name a new folder|cannot be written"):
+            run_share(photographs.store, tmp_path / to)
+
+    assert (outside / "precious").exists()
+    assert (tmp_path / "own" / name / "precious").exists()
+
+
+def test_a_damaged_projection_is_not_shared(photographs, tmp_path):
+    store = shutil.copytree(photographs.store, tmp_path / "store")
+    components = "annotate.features_channels=2"
+    payloads = "annotate.payloads=[logits,features]"
+    run_precompute(store, "data=none", *TEACHER, payloads, components, "annotate.name=reduced")
+    path = next(store.glob("teachers/reduced-*/projections/*.npy"))
+    damaged = bytearray(path.read_bytes())
+    damaged[-3] ^= 1
+    run_share(store, tmp_path / "sound", "pass=reduced")
+    path.write_bytes(damaged)
+
+    with pytest.raises(UserError, match="is damaged"):
+        run_share(store, tmp_path / "out", "pass=reduced")
+
+
+def test_records_of_a_share_are_not_taken_for_those_of_a_teacher(
+    photographs, tmp_path, monkeypatch
+):
+    """A share of the store's own data, whose attachment was killed, and the teacher's command after it."""
+    store = shutil.copytree(photographs.store, tmp_path / "store")
+    (opened,) = [p for p in Store(store).pass_folders() if p.name.startswith("shared-")]
+    run_share(store, tmp_path / "share", "pass=shared")
+    shutil.rmtree(str(opened))
+    counts = itertools.count()
+    original = ingest_shards.write_pass_shard
+
+    def stopping(*arguments):
+        if next(counts) == 1:
+            raise Stopped
+        original(*arguments)
+
+    payloads = "annotate.payloads=[logits,map,features]"
+    command = ("data=none", *TEACHER, payloads, "annotate.name=shared")
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_shards, "write_pass_shard", stopping)
+        with pytest.raises(Stopped):
+            run_attach(store, tmp_path / "share")
+
+    with pytest.raises(
+        UserError, match=r"its shards come from the share .* and not from this command"
+    ):
+        run_precompute(store, *command)
+
+    run_attach(store, tmp_path / "share")
+    assert list(verify_store(store)) == []
+
+
+def test_a_share_does_not_finish_the_pass_of_a_teacher(photographs, tmp_path, monkeypatch):
+    store = shutil.copytree(photographs.store, tmp_path / "store")
+    (opened,) = [p for p in Store(store).pass_folders() if p.name.startswith("shared-")]
+    run_share(store, tmp_path / "share", "pass=shared")
+    Path(str(opened), "manifest.json").unlink()
+    next(Path(str(opened), "receipts").iterdir()).unlink()
+    before = tree_bytes(store)
+
+    with pytest.raises(UserError, match="come from a teacher that ran here and not from the share"):
+        run_attach(store, tmp_path / "share")
+
+    assert tree_bytes(store) == before
 
 
 def test_an_interrupted_share_of_another_pass_leaves_nothing(photographs, tmp_path, monkeypatch):
@@ -318,5 +467,4 @@ def test_kills_at_random_moments_can_be_repeated(photographs, share, tmp_path, v
         again = subprocess.run(command, capture_output=True, text=True, check=False)
         assert again.returncode == 0, again.stderr
         assert tree_bytes(written) == expected
-        assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
     count_trials(f"SIGKILL of {verb} at a random moment, and the same command again", outcomes)

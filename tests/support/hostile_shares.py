@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
+import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,11 @@ PLANNED: dict[str, Change] = {
     "classes of numbers": setting("classes", [1, 2, 3, 4]),
     "an explainer of nothing": setting("explainer", {}),
     "an explainer of a list": setting("explainer.kind", ["gradcam"]),
+    "an explainer that nobody knows": setting("explainer.kind", "evil"),
+    "half of a character": setting("explainer.note", "\ud800"),
+    "a negative seed": setting("views.seed", -1),
+    "a negative frame": setting("frame", [-1, 0]),
+    "a teacher without a name": setting("teacher.name", [1]),
     "temperatures below 0": setting("temperatures", [-1.0]),
     "no file is listed": setting("files", {}),
     "a file outside": setting("files", {"../x": "0" * 64}),
@@ -180,6 +188,7 @@ def _listed_projection(data: bytes) -> Change:
         path.parent.mkdir()
         path.write_bytes(data)
         values["files"][f"projections/{name}.npy"] = sha256_file(path)
+        values["projected"] = [name]
 
     return change
 
@@ -190,6 +199,63 @@ def _large_projection(folder: Path, values: dict[str, Any]) -> None:
     with path.open("r+b") as file:
         file.truncate(2**27)
     values["files"][f"projections/{path.name}"] = sha256_file(path)
+
+
+def _last_tar(change: Callable[[dict[str, np.ndarray]], object]) -> Change:
+    """Return the change of the arrays of the last tar, so that the first shards are sound."""
+
+    def rewrite_tar(folder: Path, values: dict[str, Any]) -> None:
+        path = sorted((folder / "targets").iterdir())[-1]
+        with tarfile.open(path) as tar:
+            members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
+        arrays = {
+            name: np.load(io.BytesIO(data))
+            for name, data in members.items()
+            if name.endswith("npy")
+        }
+        change(arrays)
+        with tarfile.open(path, "w") as tar:
+            for name in members:
+                if name in arrays:
+                    file = io.BytesIO()
+                    np.save(file, arrays[name])
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(file.getvalue())
+                    tar.addfile(entry, io.BytesIO(file.getvalue()))
+        values["files"][f"targets/{path.name}"] = sha256_file(path)
+
+    return rewrite_tar
+
+
+def _fill(field: str, value: float) -> Change:
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        last = [name for name in arrays if name.endswith(f".{field}.npy")][-1]
+        arrays[last] = np.full_like(arrays[last], value)
+
+    return _last_tar(change)
+
+
+def _other_shape(arrays: dict[str, np.ndarray]) -> None:
+    name = next(name for name in arrays if name.endswith(".logits.npy"))
+    arrays[name] = arrays[name][..., :-1]
+
+
+def _projection_of_other_components(folder: Path, values: dict[str, Any]) -> None:
+    file = io.BytesIO()
+    np.save(file, np.ones((3, 5), np.float32))
+    _listed_projection(file.getvalue())(folder, values)
+
+
+def _projection_that_is_missing(folder: Path, values: dict[str, Any]) -> None:
+    values["projected"] = [next(f["name"] for f in values["fields"])]
+
+
+def _shard_in_a_folder(folder: Path, values: dict[str, Any]) -> None:
+    of_table(_text("shard", "a/b"))(folder, values)
+    (folder / "targets/a").mkdir()
+    path = sorted((folder / "targets").glob("*.tar"))[0]
+    shutil.copy(path, folder / "targets/a/b.tar")
+    values["files"]["targets/a/b.tar"] = sha256_file(path)
 
 
 def _cut_tar(folder: Path, values: dict[str, Any]) -> None:
@@ -208,6 +274,14 @@ FILES: dict[str, Change] = {
     "a projection of another shape": _listed_projection(b"\x93NUMPY\x01\x00"),
     "a large projection": _large_projection,
     "a cut tar": _cut_tar,
+    "a last tar without a member": _last_tar(lambda arrays: arrays.popitem()),
+    "a last tar of another shape": _last_tar(_other_shape),
+    "logits that are no numbers": _fill("logits", np.nan),
+    "maps without a bound": _fill("map", np.inf),
+    "a class that the teacher lacks": _fill("explained_class", 99),
+    "a projection of other components": _projection_of_other_components,
+    "a projection that is missing": _projection_that_is_missing,
+    "a shard in a folder": _shard_in_a_folder,
 }
 HARMLESS: dict[str, Change] = {
     "a linked projection that nothing lists": _linked_projection,

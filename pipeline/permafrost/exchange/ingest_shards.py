@@ -26,6 +26,7 @@ from permafrost.exchange.encoding import EncodedTargets
 from permafrost.exchange.joining import JoinedTargets
 from permafrost.exchange.target_reader import ReadRequest, TargetError
 from permafrost.storage.files import (
+    exists,
     iter_files,
     list_folder,
     open_atomically,
@@ -38,8 +39,7 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import arrow_sink, map_arrow
 from permafrost.store.commit_pass import ConstantLogitsError, commit_pass, write_pass_shard
 from permafrost.store.fields import PassFields
-from permafrost.store.manifest import TEACHERS_FOLDER
-from permafrost.store.projections import PROJECTIONS_FOLDER
+from permafrost.store.manifest import MANIFEST_NAME, TEACHERS_FOLDER
 from permafrost.store.reader import BACKENDS, Store
 from permafrost.store.shards import ShardEntry
 
@@ -85,6 +85,8 @@ class IngestShard:
     numbers: NDArray[np.int64] | None = None
     """Numbers of the shards of the pass, ascending; None for a task that only reads."""
     fingerprint: str = ""
+    origin: str = ""
+    """Origin of the values, as in `write_pass_shard`."""
 
     def __call__(self, shard: ShardEntry) -> ShardResult:
         started = monotonic()
@@ -120,6 +122,7 @@ class IngestShard:
             values,
             fidelity,
             self.fingerprint,
+            self.origin,
         )
         return ShardResult(name=shard.name, records=len(keys), seconds=monotonic() - started)
 
@@ -218,11 +221,19 @@ def prepared(folder: RootedPath, joined: JoinedTargets) -> Iterator[None]:
         yield
     except BaseException:
         if not is_begun:
-            for path in list(iter_files(folder)):
-                remove_file(path)
-            for name in (PROJECTIONS_FOLDER, ""):
-                remove_empty_folder(folder / name if name else folder)
+            _remove_begun(folder)
         raise
+
+
+def _remove_begun(folder: RootedPath) -> None:
+    """Remove a pass that cannot be finished, so that the store is as it was."""
+    folders = {folder, folder.parent}
+    for path in list(iter_files(folder)):
+        remove_file(path)
+        while (path := path.parent) not in folders:
+            folders.add(path)
+    for each in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        remove_empty_folder(each)
 
 
 def store_targets(
@@ -257,10 +268,11 @@ def store_targets(
         TargetError: If a file is not what it should be, or all logits are the same.
     """
     assert task.fields is not None
-    shared_files = task.fields.create()
-    written, _ = run_shards("targets", executor, task, missing, lambda result: None)
-    remove_file(task.folder / JOIN_NAME)
+    was_committed = exists(task.folder / MANIFEST_NAME)
     try:
+        shared_files = task.fields.create()
+        written, _ = run_shards("targets", executor, task, missing, lambda result: None)
+        remove_file(task.folder / JOIN_NAME)
         commit_pass(
             task.folder,
             shards,
@@ -272,7 +284,11 @@ def store_targets(
             added or {},
             **entries,
         )
-    except ConstantLogitsError:
+    except (TargetError, ConstantLogitsError) as error:  # no repeat of the command could finish it
+        if not was_committed:
+            _remove_begun(task.folder)
+        if isinstance(error, TargetError):
+            raise
         raise TargetError(
             f"{task.targets.path}: the logits of all records are the same; these are no targets of a trained teacher"
         ) from None

@@ -90,6 +90,8 @@ class Share:
     frame: tuple[int, int]
     licenses: dict[str, str]
     made_by: str
+    projected: tuple[str, ...]
+    """Fields that have components in place of the teacher's channels, each with a projection."""
     files: dict[str, str]
     """SHA-256 of every other file of the folder, by path."""
 
@@ -102,7 +104,16 @@ class Share:
         values = {name: value for name, value in vars(self).items() if name in known}
         PassManifest(**values, shards=PassShardTable(RootedPath(Path()), None), files={})
         is_name = self.name.endswith(f"-{self.fingerprint[:SHORT]}") and "/" not in self.name
-        require_entry(is_name and bool(self.pass_name), f"{self.name[:80]!r} is no name of a pass")
+        require_entry(
+            is_name and bool(self.pass_name), f"{self.name[:80]!r} is not the name of a pass"
+        )
+        missing = [path for path in self.projections.values() if path not in self.files]
+        require_entry(not missing, f"files does not list {missing[:1]}")
+        unknown = set(self.projected) - {spec.name for spec in self.fields}
+        require_entry(not unknown, f"projected has {sorted(unknown)[:1]}, which is not a field")
+        require_entry(min(self.frame) >= 1, f"frame is {self.frame}")
+        name = self.teacher.get("name", "")
+        require_entry(isinstance(name, str), f"teacher.name is {name!r:.80}")
         odd = self.fidelity.keys() - {spec.name for spec in self.fields}
         require_entry(not odd, f"fidelity has {sorted(odd)[:1]}, which is not a field")
 
@@ -123,14 +134,14 @@ class Share:
             EntryError: If share.json does not list it.
         """
         path = f"{TARGETS_FOLDER}/{shard}.tar"
+        require_entry("/" not in shard, f"{shard[:80]!r} is not the name of a shard")
         require_entry(path in self.files, f"files does not list {path[:80]}")
         return path
 
     @property
     def projections(self) -> dict[str, str]:
         """Path of the projection of each field that has one."""
-        paths = {s.name: f"{PROJECTIONS_FOLDER}/{s.name}.npy" for s in self.fields}
-        return {name: path for name, path in paths.items() if path in self.files}
+        return {name: f"{PROJECTIONS_FOLDER}/{name}.npy" for name in self.projected}
 
 
 def read_share(folder: RootedPath) -> Share:
@@ -138,7 +149,7 @@ def read_share(folder: RootedPath) -> Share:
 
     Raises:
         ConfigError: If the folder has none.
-        TargetError: If it is damaged, of another form, or says what no pass is, or if a file is a link.
+        TargetError: If it is damaged, of another form, or does not describe a pass, or if a file is a link.
     """
     path = folder / SHARE_NAME
     try:

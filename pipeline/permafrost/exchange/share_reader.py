@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from permafrost.config.exchange import AttachConfig
+from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.version import __version__
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import UserError, shorten
+from permafrost.core.errors import UserError, quote, shorten
 from permafrost.core.progress import progress
 from permafrost.core.records import PARTNER_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
@@ -46,12 +47,13 @@ from permafrost.exchange.share_writer import pixel_digests
 from permafrost.exchange.tar_targets import member_bytes
 from permafrost.exchange.target_reader import ReadRequest, TargetError
 from permafrost.sources.tar_members import Member, list_samples
-from permafrost.storage.files import file_stamp
+from permafrost.storage.files import file_stamp, sha256_file
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import decode_npy
 from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import missing_pass_shards
 from permafrost.store.entries import ManifestError
+from permafrost.store.fields import in_range
 from permafrost.store.manifest import read_pass_manifest
 from permafrost.store.projections import Projection, read_projection, write_projection
 from permafrost.store.reader import Store
@@ -72,6 +74,7 @@ class SharedFields:
     folder: RootedPath
     fields: tuple[FieldSpec, ...]
     num_views: int
+    num_classes: int
     views: ClassVar[None] = None
 
     @property
@@ -83,7 +86,7 @@ class SharedFields:
         """Read the fields of a request, whose places are <shard>/<key>.
 
         Raises:
-            TargetError: If a member is missing or not what share.json says.
+            TargetError: If a member is missing, is not what share.json says, or has a value that its field cannot have.
         """
         values: dict[str, NDArray[Any]] = {
             spec.name: np.empty((len(request.names), self.num_views, *spec.shape), spec.dtype)
@@ -104,7 +107,15 @@ class SharedFields:
                         data, spec.dtype, shape, f"{path}: {key}.{name}"
                     )
                 except ManifestError as error:
-                    raise TargetError(f"{path}: {key}.{name}: {error}") from error
+                    what = str(error).partition(";")[0]
+                    raise TargetError(f"{what}; fetch the folder again") from error
+        for spec in self.fields:
+            odd = np.flatnonzero(~in_range(spec, values[spec.name], self.num_classes))
+            if len(odd):
+                raise TargetError(
+                    f"{self.folder}: {spec.name} of {request.places[odd[0]]} has values that are not finite or that "
+                    "the field cannot have; nothing was attached"
+                )
         return EncodedTargets(self.fields, values, {})
 
 
@@ -145,6 +156,12 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         f"by the SHA-256 of their {how}",
         "Targets belong to the pixels of an image; attach them to a store of the same images",
     )
+    kind = shared.explainer.get("kind")
+    if kind is not None and kind not in EXPLAINERS:
+        raise TargetError(
+            f"{folder}: its maps were made by explainer {quote(kind)}, which is not among {', '.join(EXPLAINERS)}; "
+            "install the plug-in that adds it, as students are explained in the same way"
+        )
     here, there = list(store.manifest.classes), list(shared.classes)
     if here != there and shared.teacher["classes"] == len(there):
         raise TargetError(
@@ -176,15 +193,16 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
     )
     target = folder_of_pass(store, shared.pass_name, fingerprint)
     shards = shards_of(store, joined)
-    missing = missing_pass_shards(target, shards)
+    origin = f"the share {sha256_file(folder / SHARE_NAME)[:16]}"
+    missing = missing_pass_shards(target, shards, origin)
     records = int((joined.numbers >= 0).sum())
     if not missing and not needs_commit(target):
         _require_same(folder, shared, description, target)
         logger.info("pass %s is complete", target.name)
         return AttachedPass(name=target.name, records=records, written=0, joined_by=how)
-    source = SharedFields(folder, shared.fields, shared.num_views)
+    source = SharedFields(folder, shared.fields, shared.num_views, int(shared.teacher["classes"]))
     with prepared(target, joined):
-        task = IngestShard(store_path=store.folder, folder=target, targets=source)
+        task = IngestShard(store_path=store.folder, folder=target, targets=source, origin=origin)
         example = task.read(shards[0], task.rows_of(shards[0])[:1])
         task = with_fields(
             task,
@@ -195,8 +213,9 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
             fingerprint,
             is_selection=description["selection"] is not None,
         )
+        specs = {spec.name: spec for spec in shared.fields}
         for field, path in shared.projections.items():
-            write_projection(target, field, _projection(folder / path))
+            write_projection(target, field, _projection(folder / path, specs[field]))
     written = store_targets(
         task,
         store,
@@ -227,15 +246,24 @@ def _require_same(
     if differing:
         raise TargetError(
             f"{folder / SHARE_NAME} has the fingerprint of {target.name} in this store and another "
-            f"{', '.join(differing)}, so one of both was changed by hand; nothing was attached"
+            f"{', '.join(differing)}, so one of the two was changed by hand; nothing was attached"
         )
 
 
-def _projection(path: RootedPath) -> Projection:
+def _projection(path: RootedPath, spec: FieldSpec) -> Projection:
+    """Read the projection of a field of a share. Raises TargetError if it is none, or that of another field."""
     try:
-        return read_projection(path)
+        projection = read_projection(path)
     except ManifestError as error:
-        raise TargetError(f"{path}: {error}") from error
+        what = str(error).partition(";")[0]
+        raise TargetError(f"{what}; fetch the folder again") from error
+    components = len(projection.components)
+    if len(spec.shape) != 3 + spec.mirrored or components != spec.shape[int(spec.mirrored)]:
+        raise TargetError(
+            f"{path} has {components} components, and {spec.name} has the shape {list(spec.shape)}; fetch the folder "
+            "again"
+        )
+    return projection
 
 
 # ---- join ----------------------------------------------------------------------------------------

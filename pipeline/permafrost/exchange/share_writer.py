@@ -6,7 +6,8 @@
     data/<split>-*.parquet     form=huggingface
     README.md                  a card: teacher, weights, payloads, views, fidelity, licenses
 
-The files are written into a hidden folder beside `to`, which gets its name once it is whole. So `to` has no file of an
+The files are written into a hidden folder inside of `to` and moved to their places once all are there, share.json last.
+A repeat of the command first removes what an interrupted one has left. So a folder with share.json has no file of an
 interrupted call, of another pass or of another form.
 """
 
@@ -17,7 +18,8 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +33,7 @@ from numpy.typing import NDArray
 from permafrost.config.exchange import ShareConfig
 from permafrost.config.version import __version__
 from permafrost.core.errors import ConfigError, FileError, require
+from permafrost.core.json_entries import EntryError
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL
 from permafrost.exchange.card import card_of_pass
@@ -55,7 +58,8 @@ from permafrost.store.codecs import decode_scaled, encode_npy
 from permafrost.store.fields import Values
 from permafrost.store.frames import ShardFrames
 from permafrost.store.image_decoding import picture_suffix
-from permafrost.store.manifest import PassManifest
+from permafrost.store.manifest import PassManifest, check_files
+from permafrost.store.projections import open_projection
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.shards import ShardEntry
 from permafrost.store.tars import ShardBytes, TarShard
@@ -63,6 +67,8 @@ from permafrost.store.tars import ShardBytes, TarShard
 logger = logging.getLogger("permafrost.share")
 
 _PARTS_ROWS = 65_536
+_STAGING = ".permafrost-share"
+"""Folder inside of `to` in which files are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,48 +109,76 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
         "embeddings": _write_embeddings,
         "huggingface": _write_tables,
     }[config.form]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".{folder.name}.share")
+    staging = folder / _STAGING
+    is_new = not folder.exists()
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"to={folder} cannot be written ({error.strerror})") from error
     with lock_folder(staging, "to"):
-        _remove_all(staging)
-        count = 0
-        for shard in _parts(config, store, shared, write(config, store, shared, staging)):
-            count += shard
-        card = card_of_pass(store, shared, config)
-        write_atomically(staging / "README.md", card.encode())
-        paths = sorted(p for p in staging.rglob("*") if p.is_file() and p.name != LOCK_NAME)
-        files = {path.relative_to(staging).as_posix(): sha256_file(path) for path in paths}
-        size = sum(path.stat().st_size for path in paths)
-        described = _describe(config, store, shared, files)
-        commit_file(staging / SHARE_NAME, sign_json(described, sort_keys=True))
-        _publish(staging, folder, shared)
+        _remove_interrupted(staging, folder)
+        try:
+            count = 0
+            for shard in _parts(config, store, shared, write(config, store, shared, staging)):
+                count += shard
+            card = card_of_pass(store, shared, config)
+            write_atomically(staging / "README.md", card.encode())
+            paths = sorted(p for p in staging.rglob("*") if p.is_file() and p.name != LOCK_NAME)
+            files = {path.relative_to(staging).as_posix(): sha256_file(path) for path in paths}
+            size = sum(path.stat().st_size for path in paths)
+            described = _describe(config, store, shared, files)
+            commit_file(staging / SHARE_NAME, sign_json(described, sort_keys=True))
+        except Exception:
+            _remove_interrupted(staging, folder)
+            shutil.rmtree(staging)
+            if is_new:
+                folder.rmdir()
+            raise
+        _check_folder(folder, shared)
+        _publish(staging, folder, [*files, SHARE_NAME])
+        shutil.rmtree(staging)
     return SharedPass(folder=folder, records=count, bytes=size, files=len(files) + 1)
 
 
-def _remove_all(folder: Path) -> None:
-    """Remove what an interrupted call has left in the folder, but for its lock."""
-    for path in folder.iterdir():
+def _listed_files(folder: Path) -> list[str]:
+    """Return the files that a folder's share.json lists; none if it has none that is sound."""
+    try:
+        files = check_json(read_regular(folder / SHARE_NAME)).get("files", {})
+        return [SHARE_NAME, *check_files(files)]
+    except (DigestError, EntryError, FileNotFoundError, FileError):
+        return []
+
+
+def _remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of a folder, and the folders in it that they leave empty."""
+    for name in names:
+        path = folder / name
+        path.unlink(missing_ok=True)
+        while (path := path.parent) != folder:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _remove_interrupted(staging: Path, folder: Path) -> None:
+    """Remove what an interrupted call has written, and what of it was moved to its place already."""
+    if not (folder / SHARE_NAME).exists():
+        _remove_files(folder, _listed_files(staging))
+    for path in staging.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != LOCK_NAME:
             path.unlink()
 
 
-def _publish(staging: Path, folder: Path, shared: TeacherPass) -> None:
-    """Give a whole folder its name, in place of an earlier share of the same pass."""
-    _check_folder(folder, shared)
-    earlier = folder.with_name(f".{folder.name}.earlier")
-    shutil.rmtree(earlier, ignore_errors=True)
-    try:
-        if folder.exists():
-            folder.rename(earlier)
-        (staging / LOCK_NAME).unlink(missing_ok=True)
-        staging.rename(folder)
-    except OSError as error:
-        raise ConfigError(
-            f"to={folder} cannot get the files that were written to {staging} ({error.strerror}); name a new folder"
-        ) from error
-    shutil.rmtree(earlier, ignore_errors=True)
+def _publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move written files to their places, share.json last, in place of an earlier share of the same pass."""
+    _remove_files(folder, reversed(_listed_files(folder)))
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name == SHARE_NAME:
+            commit_file(folder / name, (staging / name).read_bytes())
+        else:
+            (staging / name).rename(folder / name)
 
 
 def _parts(
@@ -159,26 +193,32 @@ def _parts(
 
 def _check_folder(folder: Path, shared: TeacherPass) -> None:
     """Raise ConfigError unless a folder is new, empty, or an earlier share of the same pass and nothing else."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    require(folder.is_dir(), f"to={folder} is a file; name a new folder")
-    try:
-        before = check_json(read_regular(folder / SHARE_NAME))
-    except (DigestError, FileNotFoundError, FileError):
-        before = {}
-    listed = before.get("files", {})
+    staging = folder / _STAGING
+    for path in (folder, staging):
+        is_folder = path.is_dir() or not (path.exists() or path.is_symlink())
+        require(is_folder, f"to={path} is a file; name a new folder")
+    require(
+        not staging.is_symlink()
+        and (not staging.is_dir() or (staging / LOCK_NAME).exists() or not any(staging.iterdir())),
+        f"to={folder} has a {_STAGING} that permafrost share has not written; name a new folder",
+    )
+    names = _listed_files(folder)
+    moved = [] if names else _listed_files(staging)
     others = (
         name
-        for path in folder.rglob("*")
-        if not path.is_dir()
-        and (name := path.relative_to(folder).as_posix()) not in (SHARE_NAME, *listed)
+        for path in (folder.rglob("*") if folder.is_dir() else ())
+        if path.is_symlink() or not path.is_dir()
+        if not (name := path.relative_to(folder).as_posix()).startswith(f"{_STAGING}/")
+        and name not in (*names, *moved)
     )
     first = next(others, None)
     require(first is None, f"to={folder} has other files, such as {first}; name a new folder")
-    require(
-        before.get("fingerprint") == shared.manifest.fingerprint,
-        f"to={folder} is the share of another pass; name a new folder",
-    )
+    if names:
+        before = check_json(read_regular(folder / SHARE_NAME))
+        require(
+            before.get("fingerprint") == shared.manifest.fingerprint,
+            f"to={folder} is the share of another pass; name a new folder",
+        )
 
 
 def _check(config: ShareConfig, store: Store, shared: TeacherPass) -> None:
@@ -215,6 +255,7 @@ def _describe(
         frame=store.size,
         licenses=dict(config.licenses),
         made_by=f"permafrost {__version__}",
+        projected=tuple(manifest.projections),
         files=files,
     )
     return asdict(share)
@@ -301,6 +342,7 @@ def _write_tars(
 ) -> Iterator[int]:
     """Write a tar of each shard, and the table of all records."""
     for name, entry in shared.manifest.projections.items():
+        open_projection(shared.folder, shared.manifest, name)  # compares its bytes
         data = read_regular(shared.folder / entry.file.path)
         write_atomically(folder / "projections" / f"{name}.npy", data)
     with (

@@ -134,6 +134,7 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
         else f"{teacher.explainer}, {explained}",
         "map": f"{'x'.join(map(str, shape))} {spec.dtype}",
         "raw_bytes": int(teacher.num_views * np.prod(spec.shape) * np.dtype(np.float32).itemsize),
-        "fidelity": manifest.fidelity[spec.name],
     }
+    if spec.name in manifest.fidelity:
+        row["fidelity"] = manifest.fidelity[spec.name]
     return row | ({"map_bytes": of_maps / records} if of_maps else {})

@@ -24,7 +24,7 @@ from permafrost.store.commit import (
     read_metadata,
     remove_leftovers,
 )
-from permafrost.store.entries import REWRITE, FileEntry, ManifestError
+from permafrost.store.entries import REWRITE, FileEntry, ManifestError, StoreMismatchError
 from permafrost.store.fields import PassFields, Values
 from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import (
@@ -65,7 +65,9 @@ class ConstantLogitsError(UserError, ValueError):
     """Teacher whose stored logits are the same for every record."""
 
 
-def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
+def missing_pass_shards(
+    folder: RootedPath, shards: Sequence[ShardEntry], origin: str = ""
+) -> list[ShardEntry]:
     """Return the store's shards that this pass has no receipt for; for a committed pass those that lost a file.
 
     The folder is named by a fingerprint that covers the store's shards, so a receipt in it belongs to this pass. A
@@ -74,9 +76,11 @@ def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> lis
     Args:
         folder: Folder of the pass.
         shards: Shards of the store that the pass covers.
+        origin: Origin of the values, as in `write_pass_shard`.
 
     Raises:
         ManifestError: If the manifest of a committed pass is damaged.
+        StoreMismatchError: If an unfinished pass has shards of another origin.
     """
     if exists(folder / MANIFEST_NAME):
         held = read_pass_manifest(folder).shards
@@ -88,7 +92,7 @@ def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> lis
                 ]
         return list(shards)
     with listing(folder):
-        done = read_each(partial(_is_annotated, folder), shards, folder)
+        done = read_each(partial(_is_annotated, folder, origin), shards, folder)
         return [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
 
 
@@ -97,11 +101,17 @@ def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]
     return is_file(receipt_path(folder, shard.name)) and all(has_size(*each) for each in sizes)
 
 
-def _is_annotated(folder: RootedPath, shard: ShardEntry) -> bool:
+def _is_annotated(folder: RootedPath, origin: str, shard: ShardEntry) -> bool:
     path = receipt_path(folder, shard.name)
     metadata = read_metadata(path, PASS_RECEIPT_SCHEMA)
     if metadata is None or metadata.get("name") != shard.name:
         return False
+    begun_by = metadata.get("origin", "")
+    if begun_by != origin:
+        raise StoreMismatchError(
+            f"{folder} is not finished, and its shards come from {begun_by or 'a teacher that ran here'} and not from "
+            f"{origin or 'this command'}; finish it with the command that began it, or delete the folder"
+        )
     return all(has_size(folder / entry.path, entry.bytes) for entry in _files_of(path, metadata))
 
 
@@ -129,6 +139,7 @@ def write_pass_shard(
     values: Values,
     fidelity: Mapping[str, float],
     fingerprint: str,
+    origin: str = "",
 ) -> None:
     """Write one whole shard and its receipt, which commits it.
 
@@ -140,6 +151,8 @@ def write_pass_shard(
         values: Array of each field, [records, V, *shape].
         fidelity: Lowest cosine between a record's values and their stored form, for each lossy field.
         fingerprint: Fingerprint of the pass.
+        origin: What the values were taken from if a pass of this fingerprint may also be computed here; empty for
+            values that were computed.
     """
     written = fields.write_shard(position, name, keys, values)
     first = position * fields.rows_per_shard
@@ -160,6 +173,7 @@ def write_pass_shard(
             "fidelity": dict(fidelity),
             "fingerprint": fingerprint,
             "constant_logits": _constant_logits(values),
+            **({"origin": origin} if origin else {}),
         },
     )
 

@@ -18,7 +18,13 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.core.records import FieldSpec
+from permafrost.core.records import (
+    MIXTURE_FIELD,
+    NO_CLASS,
+    PARTNER_FIELD,
+    VIEW_FIELD,
+    FieldSpec,
+)
 from permafrost.storage.files import (
     open_atomically,
     open_regular,
@@ -26,7 +32,7 @@ from permafrost.storage.files import (
     read_at,
 )
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.codecs import decode_npy, encode_npy
+from permafrost.store.codecs import decode_npy, decode_unit, encode_npy
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
 from permafrost.store.row_reader import (
     Rows,
@@ -274,3 +280,31 @@ def _list_members(data: bytes, path: RootedPath) -> dict[str, tuple[int, int]]:
         raise ManifestError(
             f"{path} cannot be read as a tar ({error}); run permafrost verify"
         ) from error
+
+
+# ---- ranges ----------------------------------------------------------------------------------------
+
+
+def in_range(spec: FieldSpec, values: NDArray[Any], num_classes: int) -> NDArray[np.bool_]:
+    """Return which records of a field have values that it can have: bool [n].
+
+    Args:
+        spec: The field.
+        values: Its stored values, [n, V, *shape].
+        num_classes: Number of the teacher's classes.
+    """
+    good: NDArray[np.bool_] = np.isfinite(values)
+    if spec.name == "explained_class":
+        good = (values >= NO_CLASS) & (values < num_classes)
+    elif spec.codec == "maxabs":
+        good &= np.abs(decode_unit(values)) <= 1
+    elif spec.name == MIXTURE_FIELD.name:
+        good &= (values >= 0) & (values <= 1)
+    elif spec.name == PARTNER_FIELD.name:
+        good = values >= 0
+    rows = np.asarray(good.all(axis=tuple(range(1, values.ndim))))
+    if spec.name == VIEW_FIELD.name and rows.any():  # matrices, which warping inverts
+        matrices = np.where(rows[:, None, None, None], values, 0).astype(np.float64)
+        square = matrices if spec.shape == (3, 3) else matrices[..., :2, :2]
+        rows = rows & (np.linalg.det(square) != 0).all(axis=1)
+    return rows

@@ -259,6 +259,9 @@ class PassManifest:
             _require_kinds(section, getattr(self, section), kinds)
         count, sampler = self.views["count"], self.views["sampler"]
         require_entry(count >= 1, f"views.count is {count}")
+        for name in ("seed", "mix_block"):
+            number = self.views.get(name) or 0
+            require_entry(0 <= number < 2**64, f"views.{name} is {number}")
         require_entry(
             NAME_PATTERN.fullmatch(sampler) is not None, f"views.sampler is {sampler[:80]!r}"
         )

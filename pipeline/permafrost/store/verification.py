@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import FileError
 from permafrost.core.json_entries import EntryError, from_dict
-from permafrost.core.records import MIXTURE_FIELD, NO_CLASS, PARTNER_FIELD, FieldSpec
 from permafrost.storage.files import (
     exists,
     file_size,
@@ -32,11 +29,10 @@ from permafrost.storage.lock import LOCK_NAME
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath
 from permafrost.storage.signed_files import DigestError, check_json
 from permafrost.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
-from permafrost.store.codecs import decode_unit
 from permafrost.store.commit import MAX_PREVIEW_BYTES, ORIGIN_NAME, PREVIEW_NAME
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError, StoreMismatchError
-from permafrost.store.fields import Values
+from permafrost.store.fields import Values, in_range
 from permafrost.store.index import CHECKED_COLUMNS
 from permafrost.store.index_writer import checksums_of
 from permafrost.store.manifest import (
@@ -410,19 +406,6 @@ def _verify_values(
         if array.shape != expected or array.dtype != spec.dtype:
             yield f"{teacher.name}: field {spec.name} of shard {shard} is {array.dtype} {array.shape}"
             continue
-        good = _in_range(spec, array, teacher.num_classes).all(axis=tuple(range(1, array.ndim)))
+        good = in_range(spec, array, teacher.num_classes)
         for row in np.flatnonzero(~good)[:3]:
             yield f"{teacher.name}: field {spec.name} of record {keys[row]} (shard {shard}) is out of range"
-
-
-def _in_range(spec: FieldSpec, array: NDArray[Any], num_classes: int) -> NDArray[np.bool_]:
-    good: NDArray[np.bool_] = np.isfinite(array)
-    if spec.name == "explained_class":
-        good = (array >= NO_CLASS) & (array < num_classes)
-    elif spec.codec == "maxabs":
-        good &= np.abs(decode_unit(array)) <= 1
-    elif spec.name == MIXTURE_FIELD.name:
-        good &= (array >= 0) & (array <= 1)
-    elif spec.name == PARTNER_FIELD.name:
-        good = array >= 0
-    return good
