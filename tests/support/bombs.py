@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from permafrost.config.data import ImageFolderDataConfig, WebDatasetDataConfig
+from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig, WebDatasetDataConfig
 from permafrost.config.options import resolve_implementation
 from permafrost.config.target_formats import ArraysConfig, EmbeddingsConfig, ListColumnsConfig
 from permafrost.core.errors import UserError
@@ -297,6 +297,35 @@ def parquet_of_long_lists(folder: Path) -> None:
     _write_groups(folder / "t.parquet", pa.table({"key": ["a"], "logits": lists}), 72)
 
 
+def parquet_of_a_name_with_a_dot(folder: Path) -> None:
+    zeros = pa.array(np.zeros(3 * 10**6))
+    lists = pa.ListArray.from_arrays(pa.array([0, len(zeros)], pa.int32()), zeros)
+    _write_groups(folder / "t.parquet", pa.table({"key": ["a"], "a.logits": lists}), 72)
+
+
+def _long_names(count: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), ["x" * 100_000])
+
+
+def parquet_of_long_names(folder: Path) -> None:
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(20_000, np.float16)), 1)
+    table = pa.table({"key": _long_names(20_000), "logits": lists})
+    _write_groups(folder / "t.parquet", table, 1)
+
+
+def parquet_of_long_plain_names(folder: Path) -> None:
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2000, np.float16)), 1)
+    table = pa.table({"key": _long_names(2000).dictionary_decode(), "logits": lists})
+    _write_groups(folder / "t.parquet", table, 20)
+
+
+def parquet_of_equal_pictures(folder: Path) -> None:
+    data = pa.array([bytes(10**7)], pa.binary())
+    pictures = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10, np.int32)), data)
+    table = pa.table({"image": pictures.dictionary_decode(), "label": ["a"] * 10})
+    _write_groups(folder / "t.parquet", table, 60)
+
+
 def _equal_names() -> pa.Array:
     indices = pa.array(np.zeros(10**6, np.int32))
     return pa.DictionaryArray.from_arrays(indices, ["a name of twenty-four"]).dictionary_decode()
@@ -330,7 +359,11 @@ TARGETS: dict[str, tuple[type[Any], str]] = {
 def read_targets(kind: str, folder: Path) -> None:
     """List all targets of a folder, and read the first one."""
     cls, name = TARGETS[kind]
-    options = {"cache": str(folder / "copies")} if kind == "parquet" else {}
+    options: dict[str, Any] = {}
+    if kind == "parquet":
+        dotted = "a.logits" in pq.read_schema(folder / name).names
+        options = {"cache": str(folder / "copies")}
+        options |= {"fields": {"logits": "a.logits"}} if dotted else {}
     if kind == "npz":
         options = {"join": "position"}
     reader = resolve_implementation(cls)(cls(frame="full", **options), folder / name)
@@ -376,6 +409,15 @@ BOMBS = (
     Bomb("source: JPEG of 30,000 x 30,000", folder_of_gigapixels, "folder", "decompression bomb"),
     Bomb("targets: 800 MB of zeros in an .npz", npz_of_zeros, "npz", "without compression"),
     Bomb("targets: 72 lists of 3,000,000", parquet_of_long_lists, "parquet", "without compression"),
+    Bomb(
+        "targets: 72 lists in a column with a dot",
+        parquet_of_a_name_with_a_dot,
+        "parquet",
+        "without compression",
+    ),
+    Bomb("targets: 20,000 names of 100 kB", parquet_of_long_names, "parquet", "would take"),
+    Bomb("targets: 40,000 texts of 100 kB", parquet_of_long_plain_names, "parquet", "would take"),
+    Bomb("source: 600 pictures of 10 MB", parquet_of_equal_pictures, "table", "would take"),
     Bomb("targets: 30,000,000 names", parquet_of_equal_names, "parquet", "without compression"),
     Bomb(
         "targets: 30,000,000 names of embeddings",
@@ -398,7 +440,13 @@ def read(bomb: Bomb, path: Path) -> None:
         read_targets(bomb.reads, path)
         return
     kinds: dict[str, type[Any]] = {"tar": WebDatasetDataConfig, "folder": ImageFolderDataConfig}
-    source = build_source(kinds[bomb.reads](path=str(path)))
+    if bomb.reads == "table":
+        config: Any = ImageTableDataConfig(
+            path=str(path / "t.parquet"), image="image", cache=str(path / "copies")
+        )
+    else:
+        config = kinds[bomb.reads](path=str(path))
+    source = build_source(config)
     for record in source.records():
         pack_image(source, record, Packing())
 

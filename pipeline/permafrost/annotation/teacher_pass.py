@@ -40,6 +40,7 @@ from permafrost.config.store import (
     PrecomputeConfig,
 )
 from permafrost.config.version import __version__
+from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, TOP_CLASS
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.models.explanations import pass_precision
@@ -52,6 +53,7 @@ from permafrost.store.manifest import (
     MANIFEST_NAME,
     Agreement,
     MovedFeatures,
+    describe_excess,
     read_pass_manifest,
 )
 from permafrost.store.projections import (
@@ -254,6 +256,11 @@ def annotate_pass(
     remove_partial_files(plan.folder)
     fields = BACKENDS[config.store.backend](
         plan.folder, tuple(specs), len(plan.shards), plan.rows_per_chunk, plan.num_views
+    )
+    excess = describe_excess(specs, plan.num_views)
+    require(
+        excess is None,
+        f"a pass cannot have values of this size: {excess}; store fewer views, or smaller maps or features",
     )
     shared_files = fields.create()
     task = AnnotateShard(

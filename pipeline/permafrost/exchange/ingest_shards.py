@@ -39,7 +39,7 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import arrow_sink, map_arrow
 from permafrost.store.commit_pass import ConstantLogitsError, commit_pass, write_pass_shard
 from permafrost.store.fields import PassFields
-from permafrost.store.manifest import MANIFEST_NAME, TEACHERS_FOLDER
+from permafrost.store.manifest import MANIFEST_NAME, TEACHERS_FOLDER, describe_excess
 from permafrost.store.reader import BACKENDS, Store
 from permafrost.store.shards import ShardEntry
 
@@ -317,6 +317,9 @@ def with_fields(
         is_selection: True if the manifest has a selection, so that readers expect the rows of its largest shard.
     """
     num_views = next(iter(example.values.values())).shape[1]
+    excess = describe_excess(example.fields, num_views)
+    if excess is not None:
+        raise TargetError(f"{task.targets.path}: a pass cannot have values of this size: {excess}")
     rows = [len(task.rows_of(shard)) for shard in shards]
     fields = BACKENDS[backend](
         task.folder,

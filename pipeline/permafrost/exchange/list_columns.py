@@ -29,6 +29,7 @@ from permafrost.exchange.target_reader import (
     walk,
 )
 from permafrost.sources.column_copies import ColumnCopy
+from permafrost.storage.files import sha256_file
 from permafrost.storage.untrusted import MAX_NAMES_BYTES, iter_column, open_parquet_file
 
 _KINDS = ("logits", "probabilities", "pooled")
@@ -43,14 +44,14 @@ class _Lists:
         first = copy.peek(0)
         assert first is not None  # which _rows_of refuses
         self.dtype = dtype
-        self.shape = (copy.num_rows, first.size // dtype.itemsize)
+        self.shape = (copy.num_rows, len(first) // dtype.itemsize)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return rows [n, length]."""
-        data = b"".join(memoryview(self._copy.read(row) or b"") for row in rows.tolist())
+        data = b"".join(self._copy.read(row) or b"" for row in rows.tolist())
         return np.frombuffer(data, self.dtype).reshape(len(rows), self.shape[1])
 
 
@@ -61,7 +62,8 @@ class ListColumnReader(TargetReader):
         yield from [self.path] if self.path.is_file() else walk(self.path, ".parquet")
 
     def sha256_of(self, path: Path) -> str:
-        return next(iter(self._copies.values()))[path].sha256
+        copies = next(iter(self._copies.values()))
+        return copies[path].sha256 if path in copies else sha256_file(path)
 
     def form(self) -> TargetForm:
         return TargetForm()
@@ -73,6 +75,7 @@ class ListColumnReader(TargetReader):
                     raise TargetError(f"{path}: column {self.config.column} has empty cells")
                 texts = names.cast(pa.large_string()).to_pylist()
                 yield ListedTargets(texts, texts)
+            next(iter(self._copies.values()))[path].require_unchanged()
 
     def read(self, request: ReadRequest) -> Arrays:
         return {kind: rows_of_parts(parts, request.numbers) for kind, parts in self._parts.items()}
@@ -120,10 +123,22 @@ class ListColumnReader(TargetReader):
             raise TargetError(f"{self.path} has no rows; correct path=")
         return found
 
+    def _named(self, known: list[str]) -> list[str]:
+        """Return the columns that are read, of those of the first file."""
+        fields = self.config.fields or {kind: kind for kind in _KINDS if kind in known}
+        return [self.config.column, *fields.values()]
+
     @cached_property
     def _columns(self) -> dict[str, str]:
         """Column of each kind of target."""
         known = next(iter(self._opened.values())).schema.to_arrow_schema().names
+        for path, metadata in self._opened.items():
+            names = metadata.schema.to_arrow_schema().names
+            for name in known:
+                if names.count(name) != 1 and name in self._named(known):
+                    raise TargetError(
+                        f"{path} has {names.count(name)} columns {name}; all files have one"
+                    )
         columns = self.config.fields or {kind: kind for kind in _KINDS if kind in known}
         odd = [kind for kind in columns if kind not in _KINDS]
         require(not odd, f"format.fields names {', '.join(odd)}; Parquet has {', '.join(_KINDS)}")
@@ -138,7 +153,9 @@ class ListColumnReader(TargetReader):
 
 def _dtype_of(metadata: pq.FileMetaData, column: str) -> np.dtype[Any]:
     """Return the type in which the numbers of a column are copied: their own if they are floats, else float32."""
-    kind = metadata.schema.to_arrow_schema().field(column).type.value_type
+    kind = getattr(metadata.schema.to_arrow_schema().field(column).type, "value_type", None)
+    if kind is None:
+        return np.dtype(np.float32)  # which is refused when the column is copied
     return np.dtype(kind.to_pandas_dtype() if pa.types.is_floating(kind) else np.float32)
 
 
@@ -149,6 +166,8 @@ def _rows_of(path: Path, column: str) -> Iterator[pa.Array]:
         for cells in iter_column(path, column, _ROWS_AT_ONCE):
             rows = _lists(cells, where)
             length = rows.shape[1] if length is None else length
+            if not length:
+                raise TargetError(f"{where} has lists without a number")
             if rows.shape[1] != length:
                 raise TargetError(f"{where} has rows of {length} and of {rows.shape[1]} numbers")
             width = length * rows.dtype.itemsize

@@ -6,7 +6,9 @@ has the fingerprint that it had. Elsewhere it has another one, which covers the 
 
 from __future__ import annotations
 
+import io
 import logging
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +23,7 @@ from permafrost.config.exchange import AttachConfig
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.version import __version__
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import UserError, quote, shorten
+from permafrost.core.errors import FileError, UserError, quote, shorten
 from permafrost.core.progress import progress
 from permafrost.core.records import PARTNER_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
@@ -44,17 +46,17 @@ from permafrost.exchange.share_format import (
     read_shared_records,
 )
 from permafrost.exchange.share_writer import pixel_digests
-from permafrost.exchange.tar_targets import member_bytes
 from permafrost.exchange.target_reader import ReadRequest, TargetError
-from permafrost.sources.tar_members import Member, list_samples
-from permafrost.storage.files import file_stamp, sha256_file
+from permafrost.sources.tar_members import Member, list_samples, read_member
+from permafrost.storage.files import file_stamp, open_regular, sha256_file
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import decode_npy
 from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import missing_pass_shards
 from permafrost.store.entries import ManifestError
 from permafrost.store.fields import in_range
-from permafrost.store.manifest import read_pass_manifest
+from permafrost.store.image_decoding import ImageError
+from permafrost.store.manifest import MAX_RECORD_BYTES, read_pass_manifest
 from permafrost.store.projections import Projection, read_projection, write_projection
 from permafrost.store.reader import Store
 
@@ -92,23 +94,20 @@ class SharedFields:
             spec.name: np.empty((len(request.names), self.num_views, *spec.shape), spec.dtype)
             for spec in self.fields
         }
+        rows_of = defaultdict(list)
         for row, place in enumerate(request.places):
             shard, _, key = place.partition("/")
+            rows_of[shard].append((row, key))
+        for shard, rows in rows_of.items():
             path = self.folder / TARGETS_FOLDER / f"{shard}.tar"
-            members = _members_of(path, *file_stamp(path)).get(key, {})
-            for spec in self.fields:
-                name = f"{spec.name}.npy"
-                if name not in members:
-                    raise TargetError(f"{path} has no member {key}.{name}; fetch the folder again")
-                data = member_bytes(path, members[name], f"{key}.{name}")
-                shape = (self.num_views, *spec.shape)
-                try:
-                    values[spec.name][row] = decode_npy(
-                        data, spec.dtype, shape, f"{path}: {key}.{name}"
-                    )
-                except ManifestError as error:
-                    what = str(error).partition(";")[0]
-                    raise TargetError(f"{what}; fetch the folder again") from error
+            members = _members_of(path, *file_stamp(path))
+            try:
+                with open_regular(path) as file:
+                    for row, key in rows:
+                        self._read_record(values, row, key, members.get(key, {}), file, path)
+            except (ManifestError, ImageError, FileError) as error:
+                what = str(error).partition(";")[0]
+                raise TargetError(f"{what}; fetch the folder again") from error
         for spec in self.fields:
             odd = np.flatnonzero(~in_range(spec, values[spec.name], self.num_classes))
             if len(odd):
@@ -117,6 +116,25 @@ class SharedFields:
                     "the field cannot have; nothing was attached"
                 )
         return EncodedTargets(self.fields, values, {})
+
+    def _read_record(
+        self,
+        values: dict[str, NDArray[Any]],
+        row: int,
+        key: str,
+        members: dict[str, Member],
+        file: io.FileIO,
+        path: RootedPath,
+    ) -> None:
+        """Read the fields of a record into a row. Raises ManifestError or ImageError for another member."""
+        for spec in self.fields:
+            name = f"{spec.name}.npy"
+            where = f"{path}: {key}.{name}"
+            if name not in members:
+                raise ManifestError(f"{where} is missing")
+            data = read_member(file, members[name], where, MAX_RECORD_BYTES)
+            shape = (self.num_views, *spec.shape)
+            values[spec.name][row] = decode_npy(data, spec.dtype, shape, where)
 
 
 @lru_cache(maxsize=_LISTED_TARS)

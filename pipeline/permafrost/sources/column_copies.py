@@ -1,33 +1,42 @@
 """Copies of columns of Parquet files, whose rows are mapped and compared when they are read.
 
 Parquet cannot read one row without its whole row group, and the records of a shard are spread over the file. A column
-is therefore copied once, in one pass, to an uncompressed Arrow file in a cache folder. The copy is named by the SHA-256
-of the Parquet file and the column, so that no other file can have its name, and each row has a CRC-32C, so that a
-damaged copy is an error and not another value.
+is therefore copied once, in one pass, to a file in a cache folder:
+
+    bytes of all rows, one after another
+    table       a place of each row: offset i64, size i64 (-1 for an empty cell), CRC-32C u32
+    footer      mark, number of rows i64, SHA-256 of the table
+
+The copy is named by the SHA-256 of the Parquet file and the column, so that no other file can have its name. A damaged
+copy is an error and not another value.
 """
 
 from __future__ import annotations
 
+import hashlib
+import mmap
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import google_crc32c
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_json
-from permafrost.core.errors import FileError
+from permafrost.core.errors import ConfigError, FileError, first_line
 from permafrost.storage.files import open_atomically, open_regular, sha256_file
-from permafrost.storage.untrusted import open_parquet_file
-from permafrost.store.arrow_files import map_arrow
+from permafrost.storage.untrusted import FormatError, iter_cells, open_parquet_file
 
-_BATCH_ROWS = 64
-"""Rows of a batch of the copy; only the last one may have fewer."""
-_SCHEMA = pa.schema([("value", pa.large_binary()), ("crc32c", pa.uint32())])
-_REVISION = 1
+_PLACE = np.dtype([("offset", "<i8"), ("size", "<i8"), ("crc32c", "<u4")])
+_FOOTER = struct.Struct("<8sq32s")
+_MARK = b"PFROWS\x00\x02"
+_REVISION = 2
 """Revision of the form of copies, which is part of their names."""
 
 
@@ -50,7 +59,7 @@ class ColumnCopy:
     listed_sha256: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        opened = ("_batches", "sha256")
+        opened = ("_opened", "sha256")
         state = {name: value for name, value in self.__dict__.items() if name not in opened}
         return state | {"listed_sha256": self.sha256}
 
@@ -62,9 +71,9 @@ class ColumnCopy:
     @property
     def num_rows(self) -> int:
         """Number of rows of the file."""
-        return sum(batch.num_rows for batch in self._batches)
+        return len(self._opened[1])
 
-    def read(self, row: int) -> pa.Buffer | None:
+    def read(self, row: int) -> memoryview | None:
         """Return the bytes of a row, None for an empty cell.
 
         Args:
@@ -74,76 +83,112 @@ class ColumnCopy:
             FileError: If the copy is damaged.
         """
         data = self.peek(row)
-        batch, number = divmod(row, _BATCH_ROWS)
-        if self._batches[batch].column(1)[number].as_py() != _checksum(data):
+        if int(self._opened[1]["crc32c"][row]) != _checksum(data):
             raise FileError(
                 f"{self._copy_path} is damaged: its copy of row {row + 1}, column {self.column} of {self.path} has "
                 "other bytes than were written; delete it and run the same command again"
             )
         return data
 
-    def peek(self, row: int) -> pa.Buffer | None:
+    def peek(self, row: int) -> memoryview | None:
         """Return the mapped bytes of a row without comparing them, to look at their size and their beginning."""
-        batch, number = divmod(row, _BATCH_ROWS)
-        cell = self._batches[batch].column(0)[number]
-        return cell.as_buffer() if cell.is_valid else None
+        data, places = self._opened
+        offset, size, _ = places[row].tolist()
+        return None if size < 0 else data[offset : offset + size]
+
+    def require_unchanged(self) -> None:
+        """Check that what was read of the Parquet file since its digest was computed is of the same file.
+
+        Raises:
+            FileError: If the file has other bytes now.
+        """
+        if sha256_file(self.path) != self.sha256:
+            raise FileError(
+                f"{self.path} was changed since it was listed; run the command again once the data no longer change"
+            )
 
     @property
     def _copy_path(self) -> Path:
         name = sha256_json({"file": self.sha256, "column": self.column, "form": _REVISION})
-        return self.cache.absolute() / f"{name}.arrow"
+        return self.cache.absolute() / f"{name}.rows"
 
     @cached_property
-    def _batches(self) -> list[pa.RecordBatch]:
-        """Mapped batches of the copy, which is written if it is missing."""
+    def _opened(self) -> tuple[memoryview, NDArray[Any]]:
+        """Mapped bytes of the copy, which is written if it is missing, and the place of each row."""
         if not self._copy_path.exists():
             self._write()
         with open_regular(self._copy_path) as file:
-            reader = map_arrow(file)
-        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            size = file.seek(0, 2)
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+        mark, rows, digest = _FOOTER.unpack(bytes(data[-_FOOTER.size :]).rjust(_FOOTER.size))
+        begin = size - _FOOTER.size - _PLACE.itemsize * rows if mark == _MARK else -1
+        table = data[max(begin, 0) : size - _FOOTER.size]
+        if begin < 0 or hashlib.sha256(table).digest() != digest:
+            raise FileError(
+                f"{self._copy_path} is damaged: it is not whole; delete it and run the same command again"
+            )
+        return data, np.frombuffer(table, _PLACE)
 
     def _write(self) -> None:
-        if self.listed_sha256 is not None and sha256_file(self.path) != self.listed_sha256:
-            raise FileError(
-                f"{self.path} was changed since it was listed; run the command again once the data no longer change"
-            )
-        with (
-            open_atomically(self._copy_path) as file,
-            pa.ipc.new_file(pa.PythonFile(cast("Any", file), "w"), _SCHEMA) as out,
-        ):
-            for values in _in_batches(self.values(self.path, self.column)):
-                checksums = [_checksum(c.as_buffer() if c.is_valid else None) for c in values]
-                columns = [values, pa.array(checksums, pa.uint32())]
-                out.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        tables, offset = [], 0
+        with open_atomically(self._copy_path) as file:
+            for values in self.values(self.path, self.column):
+                places = _places_of(values, offset)
+                data = _bytes_of(values)
+                file.write(bytes(data))
+                offset += len(data)
+                tables.append(places)
+            table = np.concatenate(tables).tobytes() if tables else b""
+            file.write(table)
+            rows = len(table) // _PLACE.itemsize
+            file.write(_FOOTER.pack(_MARK, rows, hashlib.sha256(table).digest()))
+            self.require_unchanged()
 
 
-def _checksum(data: pa.Buffer | None) -> int:
-    return 0 if data is None else google_crc32c.value(data.to_pybytes())
+def _checksum(data: memoryview | None) -> int:
+    return 0 if data is None else int(google_crc32c.value(bytes(data)))
 
 
-def _in_batches(parts: Iterator[pa.Array]) -> Iterator[pa.Array]:
-    waiting: list[pa.Array] = []
-    for part in parts:
-        waiting.append(part)
-        if sum(map(len, waiting)) >= _BATCH_ROWS:
-            values = pa.concat_arrays(waiting)
-            whole = len(values) - len(values) % _BATCH_ROWS
-            yield from (values.slice(at, _BATCH_ROWS) for at in range(0, whole, _BATCH_ROWS))
-            waiting = [values.slice(whole)]
-    if sum(map(len, waiting)):
-        yield pa.concat_arrays(waiting)
+def _bytes_of(values: pa.LargeBinaryArray) -> memoryview:
+    """Return the bytes of all cells of an array, one after another."""
+    _, offsets, data = values.buffers()
+    if data is None or not len(values):
+        return memoryview(b"")
+    first, last = np.frombuffer(offsets, np.int64)[[values.offset, values.offset + len(values)]]
+    return memoryview(data)[int(first) : int(last)]
+
+
+def _places_of(values: pa.LargeBinaryArray, offset: int) -> NDArray[Any]:
+    """Return the place of each cell of an array whose bytes are written at an offset."""
+    places = np.zeros(len(values), _PLACE)
+    offsets = np.frombuffer(values.buffers()[1], np.int64)
+    ends = offsets[values.offset : values.offset + len(values) + 1]
+    places["offset"] = ends[:-1] - (ends[0] if len(ends) else 0) + offset
+    valid = values.is_valid().to_numpy(zero_copy_only=False)
+    places["size"] = np.where(valid, np.diff(ends), -1)
+    places["crc32c"] = [
+        _checksum(memoryview(c.as_buffer()) if c.is_valid else None) for c in values
+    ]
+    return places
 
 
 def binary_cells(path: Path, column: str) -> Iterator[pa.Array]:
-    """Iterate over the cells of a column of bytes, or of {bytes, path}.
+    """Iterate over the cells of a column of bytes, or of {bytes, path}, as arrays of large_binary.
 
     Args:
         path: The Parquet file.
         column: Name of the column.
+
+    Raises:
+        ConfigError: If they cannot be read, or would take far more room than the file.
     """
-    with open_parquet_file(path) as file:
-        for batch in file.iter_batches(_BATCH_ROWS, columns=[column], use_threads=False):
-            cells = batch.column(0)
-            if pa.types.is_struct(cells.type):
-                cells = pc.struct_field(cells, "bytes")
-            yield cells.cast(pa.large_binary())
+    try:
+        with open_parquet_file(path) as file:
+            is_struct = pa.types.is_struct(file.schema_arrow.field(column).type)
+        for cells in iter_cells(path, column):
+            values = pc.struct_field(cells, "bytes") if is_struct else cells
+            yield values.cast(pa.large_binary())
+    except (FormatError, pa.ArrowException) as error:
+        raise ConfigError(
+            f"{path}, column {column}: cannot be read: {first_line(error)}"
+        ) from error

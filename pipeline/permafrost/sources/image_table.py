@@ -173,6 +173,8 @@ class ImageTableSource:
                 if files.num_missing == missing:
                     is_empty = False
                     yield record
+            if images is not None:
+                images.copy.require_unchanged()
         files.check_missing(self.config)
         require(not is_empty, f"data.path={self._table} has no rows")
 

@@ -96,8 +96,8 @@ class ParquetImages:
                 f"{self.copy.path}, row {row + 1}, column {self.copy.column}: has no bytes; an image that is a file of "
                 "its own is named by a column of paths"
             )
-        suffix = picture_suffix(data[:16].to_pybytes()) or "bin"
-        return self.copy.path.name, (row, data.size, suffix)
+        suffix = picture_suffix(bytes(data[:16])) or "bin"
+        return self.copy.path.name, (row, len(data), suffix)
 
     def read(self, row: int, size: int) -> bytes:
         """Return the bytes of an image.
@@ -111,7 +111,7 @@ class ParquetImages:
             FileError: If the copy is damaged, or the file has changed.
         """
         buffer = self.copy.read(row)
-        data: bytes = b"" if buffer is None else buffer.to_pybytes()
+        data = b"" if buffer is None else bytes(buffer)
         if len(data) != size:
             raise SourceFileError(
                 f"{self.copy.path}, row {row + 1} had {size} bytes when it was listed and has {len(data)} now; run the "

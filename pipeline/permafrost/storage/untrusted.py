@@ -35,6 +35,7 @@ MAX_NAMES_BYTES = 2**26
 """Bytes that the names of any file may take when they are decompressed."""
 _ANY_BYTES = 2**28
 """Bytes that any other data may take."""
+_CELLS_AT_ONCE = 64
 _PART_BYTES = 2**26
 """Bytes that are decompressed at once."""
 _MOST_COMPRESSION = 100
@@ -56,7 +57,7 @@ def require_plausible(size: int, stored: int, noun: str, any_bytes: int = _ANY_B
     if size > max(any_bytes, _MOST_COMPRESSION * stored):
         raise FormatError(
             f"{noun} would take {size:,} bytes or more, from {stored:,} compressed ones; if that is right, save it "
-            "without compression"
+            "without compression, in Parquet also with use_dictionary=False"
         )
 
 
@@ -187,10 +188,13 @@ def iter_column(
 ) -> Iterator[pa.Array]:
     """Iterate over parts of a column of a Parquet file whose values take a plausible room.
 
+    A text that is repeated is stored once, so texts are read as their different values, and counted before they are
+    written out.
+
     Args:
         path: The file.
         column: Name of a column of texts, or of lists of numbers.
-        most_rows: Largest number of rows of a part; fewer if lists are long.
+        most_rows: Largest number of rows of a part; fewer if lists or texts are long.
         any_bytes: Bytes that the column of any file may take.
 
     Raises:
@@ -198,38 +202,92 @@ def iter_column(
         pa.ArrowException: If the file cannot be read.
         OSError: If it cannot be opened, or is not a regular file.
     """
+    stored, noun = path.stat().st_size, f"column {column}"
     with open_parquet_file(path) as file:
-        stored, noun = path.stat().st_size, f"column {column}"
+        schema = file.metadata.schema
+        leaves = [schema.column(place) for place in range(file.metadata.num_columns)]
+        is_text = any(leaf.path == column and leaf.physical_type == "BYTE_ARRAY" for leaf in leaves)
+    with open_parquet_file(path, [column] if is_text else None) as file:
         promised = _bytes_of_column(file.metadata, column)
         require_plausible(promised, stored, noun, any_bytes)
         row_bytes = promised // max(file.metadata.num_rows, 1)
         rows = max(1, min(most_rows, _PART_BYTES // max(row_bytes, 1)))
         taken = 0
         for batch in file.iter_batches(rows, columns=[column], use_threads=False):
-            taken += batch.nbytes
+            array = batch.column(0)
+            taken += _written_out(array)
             require_plausible(taken, stored, noun, any_bytes)
+            yield from _parts_of(array)
+
+
+def iter_cells(path: Path, column: str) -> Iterator[pa.Array]:
+    """Iterate over a column of bytes, such as images, in parts of a few rows.
+
+    Args:
+        path: The Parquet file.
+        column: Name of a column of bytes, or of a structure with some.
+
+    Raises:
+        FormatError: If the cells take far more room than the file.
+        pa.ArrowException: If the file cannot be read.
+        OSError: If it cannot be opened, or is not a regular file.
+    """
+    stored = path.stat().st_size
+    with open_parquet_file(path) as file:
+        groups = range(file.metadata.num_row_groups)
+        largest = max((file.metadata.row_group(n).total_byte_size for n in groups), default=1)
+        rows = max(1, min(_CELLS_AT_ONCE, _PART_BYTES // 4 // max(largest, 1)))
+        taken = 0
+        for batch in file.iter_batches(rows, columns=[column], use_threads=False):
+            taken += batch.nbytes
+            require_plausible(taken, stored, f"column {column}")
             yield batch.column(0)
 
 
-def open_parquet_file(path: Path) -> pq.ParquetFile:
+def _written_out(array: pa.Array) -> int:
+    """Return the bytes of an array whose texts may be stored once each."""
+    if not pa.types.is_dictionary(array.type):
+        return int(array.nbytes)
+    lengths = pc.binary_length(array.dictionary).cast(pa.int64()).take(array.indices)
+    return (pc.sum(lengths).as_py() or 0) + 8 * len(array)
+
+
+def _parts_of(array: pa.Array) -> Iterator[pa.Array]:
+    """Iterate over parts of an array, in which texts are written out."""
+    if not pa.types.is_dictionary(array.type):
+        yield array
+        return
+    parts = 1 + _written_out(array) // _PART_BYTES
+    rows = -(-len(array) // parts)
+    for start in range(0, len(array), max(rows, 1)):
+        yield array.slice(start, rows).dictionary_decode()
+
+
+def open_parquet_file(path: Path, texts: list[str] | None = None) -> pq.ParquetFile:
     """Open a Parquet file by its path; a pipe or a device is refused.
+
+    Args:
+        path: The file.
+        texts: Columns that are read as they are stored, each different value once; None for no column.
 
     Raises:
         pa.ArrowException: If it is another file.
         OSError: If it cannot be opened, or is not a regular file.
     """
     open_regular(path).close()
-    return pq.ParquetFile(path, pre_buffer=False)
+    return pq.ParquetFile(path, pre_buffer=False, read_dictionary=texts)
 
 
 def _bytes_of_column(metadata: pq.FileMetaData, column: str) -> int:
     """Return the bytes of a column's numbers; a text counts as one byte."""
-    return sum(
-        chunk.num_values * _WIDTHS.get(chunk.physical_type, 1)
-        for number in range(metadata.num_row_groups)
-        for chunk in map(metadata.row_group(number).column, range(metadata.num_columns))
-        if chunk.path_in_schema.split(".", 1)[0] == column
-    )
+    total = 0
+    for place in range(metadata.num_columns):
+        leaf = metadata.schema.column(place)
+        if leaf.path == column or leaf.path.startswith(f"{column}."):
+            width = leaf.length if leaf.length > 0 else _WIDTHS.get(leaf.physical_type, 1)
+            groups = range(metadata.num_row_groups)
+            total += width * sum(metadata.row_group(n).column(place).num_values for n in groups)
+    return total
 
 
 def _text_bytes(data: bytes, group: int, column: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -251,10 +251,6 @@ class PassManifest:
             require_entry(
                 min(spec.shape, default=1) >= 0, f"field {spec.name} has shape {spec.shape}"
             )
-            size = math.prod(spec.shape) * _DTYPE_BYTES[spec.dtype]
-            require_entry(
-                size <= MAX_FIELD_BYTES, f"field {spec.name} has {size:,} bytes per record"
-            )
         for section, kinds in _ENTRIES.items():
             _require_kinds(section, getattr(self, section), kinds)
         count, sampler = self.views["count"], self.views["sampler"]
@@ -272,13 +268,8 @@ class PassManifest:
             self.teacher["classes"] >= int(self.has_logits),
             f"teacher.classes is {self.teacher['classes']}",
         )
-        record_bytes = count * sum(
-            math.prod(spec.shape) * _DTYPE_BYTES[spec.dtype] for spec in self.fields
-        )
-        require_entry(
-            record_bytes <= MAX_RECORD_BYTES,
-            f"{count} views have {record_bytes:,} bytes per record",
-        )
+        excess = describe_excess(self.fields, count)
+        require_entry(excess is None, str(excess))
         shapes = {spec.name: spec.shape for spec in self.fields}
         self._check_logits(shapes)
         require_entry(
@@ -331,6 +322,24 @@ class PassManifest:
             f"the largest logits have shapes {stored_shapes} for {classes} classes and {len(self.temperatures)} "
             "temperatures",
         )
+
+
+def describe_excess(fields: Sequence[FieldSpec], num_views: int) -> str | None:
+    """Describe which limit the values of a record exceed; None if they exceed none.
+
+    Args:
+        fields: Fields of a pass.
+        num_views: Number of views of each record.
+    """
+    total = 0
+    for spec in fields:
+        size = math.prod(spec.shape) * _DTYPE_BYTES[spec.dtype]
+        total += num_views * size
+        if size > MAX_FIELD_BYTES:
+            return f"field {spec.name} has {size:,} bytes per record, more than {MAX_FIELD_BYTES:,}"
+    if total > MAX_RECORD_BYTES:
+        return f"{num_views} views have {total:,} bytes per record, more than {MAX_RECORD_BYTES:,}"
+    return None
 
 
 _ENTRIES: dict[str, dict[str, tuple[type, bool]]] = {

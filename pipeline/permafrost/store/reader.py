@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from permafrost.core.errors import FileError, UserError
 from permafrost.storage.addresses import Bucket
 from permafrost.storage.files import exists, is_folder, list_files, list_folder
 from permafrost.storage.rooted_paths import RootedPath, rooted
@@ -123,16 +124,16 @@ class Store:
                 logger.warning("%s is left out: %s", folder.name, error)
         return [folder for folder, stored in has_views.items() if stored == stored_views]
 
-    def _committed_passes(self) -> tuple[dict[RootedPath, bool], dict[RootedPath, ManifestError]]:
+    def _committed_passes(self) -> tuple[dict[RootedPath, bool], dict[RootedPath, UserError]]:
         """Return whether each committed pass has stored views, and the errors of those that cannot be read."""
         has_views: dict[RootedPath, bool] = {}
-        damaged: dict[RootedPath, ManifestError] = {}
+        damaged: dict[RootedPath, UserError] = {}
         for folder in list_folder(self.folder / TEACHERS_FOLDER):
-            if not exists(folder / MANIFEST_NAME):
-                continue
             try:
+                if not exists(folder / MANIFEST_NAME):
+                    continue
                 has_views[folder] = read_pass_manifest(folder).views["sampler"] != CANONICAL_VIEW
-            except ManifestError as error:
+            except (ManifestError, FileError) as error:
                 damaged[folder] = error
         return has_views, damaged
 
@@ -143,7 +144,7 @@ class Store:
             names: Names of passes, as in `passes_named`; empty for any pass of the store.
 
         Raises:
-            ManifestError: If it is damaged.
+            ManifestError: If it is damaged; FileError if it cannot be read.
         """
         for folder, error in self._committed_passes()[1].items():
             if not names or any(_is_named(folder, name) for name in names):
