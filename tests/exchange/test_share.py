@@ -305,8 +305,9 @@ def test_the_hub_gets_a_folder_and_its_kind(photographs, names, tmp_path, monkey
         def create_repo(self, name, repo_type, exist_ok):
             calls.append(("create", name, repo_type, exist_ok))
 
-        def upload_folder(self, folder_path, repo_id, repo_type):
+        def upload_folder(self, folder_path, repo_id, repo_type, delete_patterns):
             calls.append(("upload", repo_id, repo_type))
+            assert {"targets/*", "share.json"} <= set(delete_patterns)
             assert json.loads((tmp_path / "me-targets" / "share.json").read_text())
             assert folder_path == str(tmp_path / "me-targets")
 

@@ -12,7 +12,7 @@ from permafrost.core.yaml_text import dump_yaml
 from permafrost.store.reader import Store, TeacherPass
 
 _SPDX = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_MARKS = re.compile(r"[\\`*\[\]<>|]")
+_MARKS = re.compile(r"[\\`*_~\[\]<>|]|(?<=:)//")
 """Characters that mean something in Markdown."""
 
 

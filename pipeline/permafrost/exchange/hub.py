@@ -8,6 +8,16 @@ from typing import Literal
 from permafrost.core.errors import ConfigError, first_line, require
 
 SCHEME = "hf://"
+_WRITTEN = [
+    "targets/*",
+    "data/*",
+    "img_emb/*",
+    "metadata/*",
+    "projections/*",
+    "*.parquet",
+    "share.json",
+]
+"""Files of a share, of which those that a new one does not have are removed from the repository."""
 
 
 def is_hub(to: str) -> bool:
@@ -56,7 +66,12 @@ def upload_to_hub(folder: Path, to: str, kind: Literal["dataset", "model"]) -> s
     hub = huggingface_hub.HfApi()
     try:
         hub.create_repo(name, repo_type=kind, exist_ok=True)
-        hub.upload_folder(folder_path=str(folder), repo_id=name, repo_type=kind)
+        hub.upload_folder(
+            folder_path=str(folder),
+            repo_id=name,
+            repo_type=kind,
+            delete_patterns=_WRITTEN if kind == "dataset" else None,
+        )
     except Exception as error:  # of the hub, the network or the token
         raise ConfigError(
             f"to={to}: the hub refused it ({first_line(error)}); the files are in {folder}"

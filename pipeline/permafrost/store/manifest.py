@@ -414,7 +414,7 @@ def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
         _from_values(type(manifest), check_json(text) | tables)
     except EntryError as error:
         raise ManifestError(
-            f"{folder / MANIFEST_NAME} is not written, as no reader takes it: {error}"
+            f"{folder / MANIFEST_NAME} is not written, because no reader would accept it: {error}"
         ) from error
     commit_file(folder / MANIFEST_NAME, text)
 
