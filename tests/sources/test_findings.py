@@ -4,6 +4,7 @@ import io
 import json
 import re
 import struct
+import tarfile
 import unicodedata
 from dataclasses import replace
 
@@ -186,6 +187,48 @@ def a_png_beside_each_jpg(root):
 @case("same_names", None)
 def the_same_numbers_in_every_class(root):
     return folder(root, *images_of("cat", "dog"))
+
+
+def members(root, *extra, count=4):
+    """A tar of samples and further members, each a name or a changed header."""
+    config = tars(root, samples(count), name="train-000000.tar")
+    with tarfile.open(root / "tars/train-000000.tar", "a") as tar:
+        for name, kind in extra:
+            entry = tarfile.TarInfo(name)
+            entry.type = kind
+            entry.linkname = tar.getnames()[0]
+            tar.addfile(entry, io.BytesIO(b""))
+    return config
+
+
+@case("members_left_out", "error")
+def a_sample_of_hard_links(root):
+    return members(root, ("z.jpg", tarfile.LNKTYPE), ("z.cls", tarfile.LNKTYPE))
+
+
+@case("members_left_out", "error")
+def a_symbolic_link(root):
+    return members(root, ("z.jpg", tarfile.SYMTYPE))
+
+
+@case("members_left_out", "warning")
+def a_member_without_a_suffix(root):
+    return members(root, ("README", tarfile.REGTYPE))
+
+
+@case("members_left_out", "note")
+def hidden_members_pipes_and_reserved_names(root):
+    return members(
+        root,
+        ("._z.jpg", tarfile.REGTYPE),
+        ("z.fifo", tarfile.FIFOTYPE),
+        ("z.__note__", tarfile.REGTYPE),
+    )
+
+
+@case("members_left_out", None)
+def folders_in_a_tar(root):
+    return members(root, ("folder", tarfile.DIRTYPE))
 
 
 @case("files_left_out", "note")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from permafrost.config.data import WebDatasetDataConfig
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL, Box
@@ -548,3 +549,22 @@ def test_a_name_with_leading_zeros_is_no_position(tmp_path):
     (tmp_path / "tars/classes.txt").write_text("01\n02\n03\n")
 
     assert list_one(tmp_path / "tars")[1].label == 0
+
+
+def test_tars_in_folders_of_splits_are_named_and_read(tmp_path):
+    for number, split in enumerate(("train", "val")):
+        members = {
+            f"{split}{i}.{suffix}": data
+            for i in range(2)
+            for suffix, data in (("png", png(i)), ("cls", "0"))
+        }
+        write_tar(tmp_path / split / f"00000{number}.tar", members)
+
+    with pytest.raises(ConfigError, match=r"in its folders: data\.path='(.*)'") as caught:
+        list(build_source(WebDatasetDataConfig(path=str(tmp_path))).records())
+
+    named = re.search(r"data\.path='(.*?)'", str(caught.value))[1]
+    records = list(build_source(WebDatasetDataConfig(path=named)).records())
+    assert sorted({record.split for record in records}) == ["train", "val"]
+    assert all(record.split in record.key for record in records)
+    assert len(records) == 4

@@ -37,6 +37,7 @@ FINDINGS: Family[Rule] = Family(
         "nested_class_folders": folder_rules.find_nested_folders,
         "other_things": folder_rules.find_other_things,
         "same_names": folder_rules.find_same_names,
+        "members_left_out": folder_rules.find_members_left_out,
         "files_left_out": folder_rules.find_files_left_out,
         "pictures_left_out": folder_rules.find_pictures_left_out,
         _DAMAGED: folder_rules.find_damaged_files,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from permafrost.config.data import FileDataConfig
 from permafrost.core.errors import quote, shorten
-from permafrost.sources import image_files, image_folder, webdataset
+from permafrost.sources import image_files, image_folder, tar_members, webdataset
 from permafrost.sources.splits import SPELLED_SPLITS, known_split
 from permafrost.sources.tally import REST, describe_items
 
 if TYPE_CHECKING:
-    from permafrost.sources.data_preview import Doubt, Preview
+    from permafrost.sources.data_preview import Doubt, Level, Preview
 
 _OTHER_THINGS = re.compile(
     "(image|seg)?masks|.*segmentation.*|.*annotations?|annotations?.*|.*groundtruth.*|gt|labels|thumbnails|thumbs|"
@@ -190,6 +190,23 @@ def find_same_names(preview: Preview) -> Iterator[Doubt]:
             f"images ({preview.tally.total(image_files.SAME_STEMS):,}, such as {example}) have the name of another one "
             "with another suffix; if they are masks or copies, move them away",
         )
+
+
+def find_members_left_out(preview: Preview) -> Iterator[Doubt]:
+    """Find members of tars that are no part of a sample."""
+    members = preview.tally[tar_members.PASSED_OVER_MEMBERS]
+    if not members:
+        return
+    text = f"members of tars are left out: {describe_items(members)}"
+    if tar_members.LINK_MEMBER in members:
+        yield (
+            "error",
+            f"{text}. Links have no bytes of their own, and webdataset skips them, too; write the tars again with "
+            "tar --hard-dereference --dereference",
+        )
+    else:
+        level: Level = "warning" if tar_members.UNNAMED_MEMBER in members else "note"
+        yield level, text
 
 
 def find_files_left_out(preview: Preview) -> Iterator[Doubt]:

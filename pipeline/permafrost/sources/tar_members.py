@@ -16,6 +16,7 @@ from braceexpand import braceexpand
 
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.sources.splits import TRAIN, known_split
+from permafrost.sources.tally import Tally
 from permafrost.storage.files import is_file, list_folder, open_regular, read_at
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, rooted
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
@@ -23,6 +24,10 @@ from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
 """Suffixes that the `.decode()` of a standard reader would unpickle, and pickle runs any code in the file."""
 
+PASSED_OVER_MEMBERS = "members of tars that are no part of a sample"
+"""Topic of a tally, by the reason."""
+LINK_MEMBER = "link to another member"
+UNNAMED_MEMBER = "name without a suffix"
 _MAX_HEADER_BYTES = 2**20
 
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
@@ -63,6 +68,10 @@ def find_files(path: Path, suffix: str) -> list[Path]:
             raise ConfigError(f"data.path={path} names {missing[0]}, which does not exist")
     if not files:
         packed = "; unpack .tar.gz and .tar.zst first" if _has_packed_tars(path) else ""
+        inner = sorted({file.parent.name for file in path.glob(f"*/*{suffix}")})
+        if inner:
+            folders = inner[0] if len(inner) == 1 else f"{{{','.join(inner)}}}"
+            packed = f". There are some in its folders: data.path='{path}/{folders}/*{suffix}'"
         raise ConfigError(
             f"data.path={path} names no {suffix}; set it to a folder, a glob or a {{000000..000009}} range{packed}"
         )
@@ -139,8 +148,14 @@ def split_in_name(stem: str) -> str:
     return splits.pop() if len(splits) == 1 else TRAIN
 
 
-def list_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:
+def list_samples(
+    path: AnyPath, tally: Tally | None = None
+) -> Iterator[tuple[str, dict[str, Member]]]:
     """Yield (key, {suffix: Member}) of every sample of a tar, as webdataset groups consecutive members.
+
+    Args:
+        path: The tar.
+        tally: Counts of the members that webdataset passes over, to which those met here are added; None counts none.
 
     Raises:
         ConfigError: If the tar cannot be read, is compressed or sparse, or has a member twice or one of pickle.
@@ -148,7 +163,7 @@ def list_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:
     from webdataset.tariterators import group_by_keys  # imports torch
 
     try:
-        for sample in group_by_keys(_list_members(path)):
+        for sample in group_by_keys(_list_members(path, tally)):
             members = {name: value for name, value in sample.items() if name[:2] != "__"}
             yield sample["__key__"], members
     except UserError:
@@ -178,7 +193,7 @@ def has_scattered_samples(path: AnyPath) -> bool:
     return False
 
 
-def _list_members(path: AnyPath) -> Iterator[dict[str, Any]]:
+def _list_members(path: AnyPath, tally: Tally | None = None) -> Iterator[dict[str, Any]]:
     """Yield the files of a tar in the form of webdataset's functions, with positions in place of data."""
     from webdataset.tariterators import base_plus_ext  # imports torch
 
@@ -190,9 +205,9 @@ def _list_members(path: AnyPath) -> Iterator[dict[str, Any]]:
                     "the tar without --sparse"
                 )
             key, suffix = base_plus_ext(member.name)
-            # A hidden file, such as macOS's ._image.jpg, is not part of a sample. webdataset reserves __names.
-            is_hidden = Path(member.name).name.startswith(".")
-            if not member.isfile() or is_hidden or not key or not suffix or suffix[:2] == "__":
+            if (reason := _reason_to_pass_over(member, key, suffix)) is not None:
+                if tally is not None and not member.isdir():
+                    tally.add(PASSED_OVER_MEMBERS, reason, member.name)
                 continue
             if member.name.rsplit(".", 1)[-1].lower() in PICKLED_SUFFIXES:
                 raise ConfigError(
@@ -202,6 +217,20 @@ def _list_members(path: AnyPath) -> Iterator[dict[str, Any]]:
             place = Member(member.offset_data, member.size)
             yield {"fname": member.name, "data": place, "__url__": str(path)}
         _check_end(path, tar.offset)
+
+
+def _reason_to_pass_over(
+    member: tarfile.TarInfo, key: str | None, suffix: str | None
+) -> str | None:
+    """Return why a member is no part of a sample, None for one that is."""
+    if not member.isfile():
+        kinds = {tarfile.LNKTYPE: LINK_MEMBER, tarfile.SYMTYPE: LINK_MEMBER}
+        return kinds.get(member.type, "no regular file")
+    if Path(member.name).name.startswith("."):  # such as macOS's ._image.jpg
+        return "hidden"
+    if not key or not suffix:
+        return UNNAMED_MEMBER
+    return "reserved by webdataset" if suffix[:2] == "__" else None
 
 
 @contextmanager

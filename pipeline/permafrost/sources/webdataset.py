@@ -26,7 +26,7 @@ from permafrost.sources.classes import (
 )
 from permafrost.sources.image_files import image_suffix, is_image_suffix
 from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS, is_one_hot
-from permafrost.sources.splits import SPELLED_SPLITS, is_split_name
+from permafrost.sources.splits import SPELLED_SPLITS, is_split_name, known_split
 from permafrost.sources.tally import BOXES, Tally
 from permafrost.sources.tar_members import (
     Member,
@@ -176,13 +176,19 @@ class WebDatasetSource:
 
     def _split(self, name: str) -> str:
         """Return the split of a tar."""
-        split = self.config.split or split_in_name(Path(name).stem)
+        split = self.config.split or self._split_of_folder(name) or split_in_name(Path(name).stem)
         require(
             is_split_name(split),
             f"{self.tars[name]} would belong to split {split!r}, which must have only letters, digits, - and _; "
             "set data.split, or rename the tar",
         )
         return split
+
+    def _split_of_folder(self, name: str) -> str | None:
+        """Return the split that a tar's folder spells, if tars of several folders do not say it themselves."""
+        has_several = len({path.parent for path in self.tars.values()}) > 1
+        is_told = known_split(split_before_number(name)) is not None
+        return known_split(self.tars[name].parent.name) if has_several and not is_told else None
 
     def part_records(self, part: str) -> Iterator[Record]:
         """Yield the records of one tar.
@@ -204,7 +210,7 @@ class WebDatasetSource:
             "shard": f"{Path(name).stem}-",
         }
         file = self._open(name)
-        for sample, members in list_samples(self.tars[name]):
+        for sample, members in list_samples(self.tars[name], self.tally):
             images = [s for s in members if is_image_suffix(s)]
             if len(images) != 1:
                 raise ConfigError(self._describe_sample(name, sample, members, len(images)))
