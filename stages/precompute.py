@@ -71,8 +71,10 @@ class PrecomputeResult:
     """Number of records that this call packed."""
     teacher_records: int
     """Number of forward passes, where a record counts once for each of its views."""
-    passes: str = ""
-    """Names of the passes that this call finished or found finished, and their bytes per record."""
+    passes: tuple[str, ...] = ()
+    """Names of the passes that this call finished or found finished, the canonical one first."""
+    bytes_per_record: tuple[float, ...] = ()
+    """Mean bytes of a record in each of them."""
     teacher_accuracy: dict[str, float] = field(default_factory=dict)
     """Accuracy of the teacher by split, if this call ran it on labeled records of its classes. A value far below what
     is known of the teacher shows wrong labels, options, normalization or frames."""
@@ -85,6 +87,10 @@ class PrecomputeResult:
         """Return the values for the terminal, the accuracy with its frame, as `teach` may have used another one."""
         values = asdict(self)
         frame = values.pop("teacher_frame")
+        sizes = zip(self.passes, values.pop("bytes_per_record"), strict=True)
+        values["passes"] = ", ".join(
+            f"{name} ({size:,.0f} bytes per record)" for name, size in sizes
+        )
         of_frame = f" ({frame})" if frame else ""
         return {
             f"{name}{of_frame}" if name == "teacher_accuracy" else name: value
@@ -134,7 +140,8 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         records=_records(store),
         packed_records=packed,
         teacher_records=annotated,
-        passes="" if annotation is None else ", ".join(annotation.passes),
+        passes=() if annotation is None else tuple(annotation.passes),
+        bytes_per_record=() if annotation is None else tuple(annotation.passes.values()),
         teacher_accuracy={} if annotation is None else annotation.accuracy,
         teacher_frame=""
         if annotation is None or not store.form.has_places
@@ -202,8 +209,9 @@ def _is_finished(config: PrecomputeConfig, path: RootedPath, digest: str) -> boo
     if config.store.relist or find_finished(path, digest) is None:
         return False
     logger.info(
-        "the data were not listed again, because the options and files are those of the finished store; "
-        "store.relist=true lists and compares them"
+        "the data were not listed again: the options are those of the finished store, and so are sizes and times of "
+        "the files that they name, and the times at which their folders last got or lost an entry. Nothing else was "
+        "looked at; store.relist=true compares the names, sizes and labels of all records"
     )
     return True
 

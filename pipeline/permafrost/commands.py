@@ -7,7 +7,12 @@ from pathlib import Path
 
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.config.models import table_words
-from permafrost.evaluation.trained_student import named_like, split_words
+from permafrost.evaluation.trained_student import (
+    EVALUATED_SPLITS,
+    labeled_splits,
+    named_like,
+    split_words,
+)
 from permafrost.loading.subset import rows_of_split
 from permafrost.storage.addresses import Bucket
 from permafrost.store.reader import Store, TeacherPass
@@ -34,7 +39,7 @@ def teach_command(store: Store, path: Path | Bucket, run: str) -> str:
         words.append("teaching.loss=bce")
     split = _training_split(store)
     words += [] if split == "train" else [f"teaching.split={split}"]
-    words += split_words(set(store.manifest.records))
+    words += split_words(labeled_splits(store))
     return " ".join(["permafrost teach", *map(shlex.quote, words)])
 
 
@@ -91,4 +96,8 @@ def _method_words(store: Store, teacher: TeacherPass, split: str) -> list[str]:
 
 
 def _training_split(store: Store) -> str:
-    return named_like(store.manifest.records, ("train", "training"))
+    """Return the split to train on: one that is named so, or else the largest one that is not for evaluation."""
+    sizes = {split: count for split, count in store.manifest.records.items() if count}
+    split = named_like(sizes, ("train", "training"))
+    rest = sizes.keys() - set(EVALUATED_SPLITS) or sizes.keys()
+    return split or max(rest, key=lambda name: (sizes[name], name))

@@ -255,7 +255,7 @@ def passes(tmp_path, monkeypatch):
         )  # fmt: skip
         annotate = PassOptions(batch_size=8, payloads=payloads, logits_dtype=logits_dtype)
         config = precompute_config(tmp_path / "store", teacher, annotate=annotate)
-        name = precompute.run(config).passes.split()[0]
+        name = precompute.run(config).passes[0]
         opened = Store(tmp_path / "store").open_pass(name)
         shard = next(iter(opened.store.shards))
         return opened, opened.read_shard(shard)["logits"][:, 0]

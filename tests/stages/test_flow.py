@@ -144,7 +144,7 @@ def test_a_teacher_whose_logits_overflow_the_store_is_refused_with_the_record(
         ValueError, match=r"logits of record \w+ are not finite, or exceed the range of float16"
     ):
         precompute.run(narrow)
-    name = precompute.run(config).passes.split()[0]
+    name = precompute.run(config).passes[0]
     specs = Store(tmp_path / "store").open_pass(name).manifest.fields
     assert {spec.name: spec.dtype for spec in specs}["logits"] == "float32"
 

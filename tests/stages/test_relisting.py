@@ -1,5 +1,6 @@
 """The repeated command: it lists the data only if its options, the places of the files or the store have changed."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -209,3 +210,18 @@ def test_nothing_of_a_listing_is_left_in_a_store(tmp_path, monkeypatch):
 
     names = {path.name for path in (tmp_path / "store").rglob("*")}
     assert names == {".lock", "preview.json", "receipts"}
+
+
+def test_a_table_that_is_replaced_under_its_size_and_time_is_listed(tmp_path, caplog):
+    """As an archive that keeps times restores another version."""
+    write_images(tmp_path, "0.jpg", "1.jpg")
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\n0.jpg,cat\n1.jpg,dog\n")
+    data = ImageTableDataConfig(path=str(table))
+    precompute.run(precompute_config(tmp_path / "store", data=data))
+    times = table.stat()
+    table.write_text("path,label\n0.jpg,dog\n1.jpg,cat\n")
+    os.utime(table, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    with pytest.raises(StoreMismatchError, match="but the data options describe"):
+        precompute.run(precompute_config(tmp_path / "store", data=data))

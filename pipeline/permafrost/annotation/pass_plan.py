@@ -87,10 +87,10 @@ class PassPlan:
         """Number of views per record, with one forward pass each."""
         return 1 if self.views is None else self.views.count
 
-    def summary(self) -> str:
-        """Return the name of the finished pass, and its bytes per record."""
+    def bytes_per_record(self) -> float:
+        """Return the mean bytes of a record of the finished pass."""
         stored = self.store.open_pass(self.folder.name, stored_views=self.views is not None)
-        return f"{self.folder.name} ({stored.bytes_per_record:,.0f} bytes per record)"
+        return stored.bytes_per_record
 
     @property
     def rows_per_chunk(self) -> int:

@@ -76,8 +76,8 @@ class Annotation(NamedTuple):
     """Number of records, each counted once for each of its views."""
     canonical: str
     """Name of the canonical pass."""
-    passes: list[str]
-    """Names of all passes of this call with their bytes per record."""
+    passes: dict[str, float]
+    """Bytes per record of all passes of this call, by their names."""
     accuracy: dict[str, float]
     """Top-1 accuracy of the teacher by split, in [0, 1]; empty if this call computed nothing, if records have several
     labels or none, and if the teacher's classes are not those of the store."""
@@ -107,7 +107,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, executor: Executor) 
     return Annotation(
         forward_passes=sum(annotated for annotated, _ in results),
         canonical=plans[0].folder.name,
-        passes=[plan.summary() for plan in plans],
+        passes={plan.folder.name: plan.bytes_per_record() for plan in plans},
         accuracy=results[0][1],
     )
 
@@ -227,7 +227,11 @@ def annotate_pass(
     if not plan.is_unfinished:
         agreement = read_pass_manifest(plan.folder).agreement
         lower = "" if agreement is None else f" ({plan.precision}: {describe_agreement(agreement)})"
-        logger.info("pass %s is complete%s", plan.folder.name, lower)
+        logger.info(
+            "pass %s is complete%s, by the digests of the weights and of the network's own files, and by the options",
+            plan.folder.name,
+            lower,
+        )
         return 0, {}
     config = options_for(config, plan.views)
     if plan.precision != config.annotate.precision:

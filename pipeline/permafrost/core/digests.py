@@ -15,8 +15,8 @@ SHORT = 8
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the canonical text of a JSON value: sorted keys, no white space."""
-    return _CANONICAL.encode(value).encode()
+    """Return the canonical text of a JSON value: sorted keys, no white space, with names of files that are no text."""
+    return _CANONICAL.encode(value).encode("utf-8", "surrogatepass")
 
 
 def sha256_json(value: Any) -> str:

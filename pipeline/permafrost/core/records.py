@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -180,7 +181,13 @@ def escape_key(path: str) -> str:
     try:
         escaped = quote(path, safe="", errors="strict")
     except UnicodeEncodeError:
-        raise ConfigError(f"the file name {path!r} is not UTF-8; rename the file") from None
+        encoding = sys.getfilesystemencoding()
+        cause = (
+            "is not UTF-8; rename the file or its folder"
+            if encoding == "utf-8"
+            else f"cannot be read as {encoding}, the encoding of this process; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        )
+        raise ConfigError(f"the file name {path!r} {cause}") from None
     # quote() does not escape these two.
     escaped = escaped.replace(".", "%2E").replace("~", "%7E")
     return escaped if len(escaped) <= MAX_KEY_BYTES else _shorten(escaped)

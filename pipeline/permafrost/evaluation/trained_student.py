@@ -12,14 +12,15 @@ from permafrost.config.builder import build_config
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import METHODS
 from permafrost.core.errors import UserError
-from permafrost.loading.subset import HOLDOUT
+from permafrost.core.records import NO_LABEL
+from permafrost.loading.subset import HOLDOUT, rows_of_split
 from permafrost.models.saved import read_description
 from permafrost.runs.folder import CONFIG_NAME, read_config
 
 if TYPE_CHECKING:
     from permafrost.store.reader import Store
 
-_EVALUATED_SPLITS = ("test", "val", "validation", "valid", "holdout", "train")
+EVALUATED_SPLITS = ("test", "val", "validation", "valid", "holdout", "train")
 """Splits on which a student may be evaluated, in order of preference."""
 _PROBES = "evaluators=[knn,linear_probe]"
 
@@ -71,7 +72,7 @@ def evaluate_command(run: str, store: Store, folder: Path, splits: Sequence[str]
         folder: Folder of the trained student.
         splits: Splits to evaluate; empty chooses one.
     """
-    known = set(store.manifest.records)
+    known = labeled_splits(store)
     trained = read_description(folder)
     if trained.subset.holdout:
         known.add(HOLDOUT)
@@ -86,20 +87,34 @@ def evaluate_command(run: str, store: Store, folder: Path, splits: Sequence[str]
     return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
 
 
+def labeled_splits(store: Store) -> set[str]:
+    """Return the splits of a store that have a label; all of them if none has."""
+    labeled = set()
+    for split in store.manifest.records:
+        rows = rows_of_split(store.index, split) if store.manifest.records[split] else range(0)
+        if store.index.has_many_labels:
+            has_label = bool(store.index.list_lengths("labels", rows).any())
+        else:
+            has_label = bool((store.index.values("label", rows) != NO_LABEL).any())
+        if has_label:
+            labeled.add(split)
+    return labeled or set(store.manifest.records)
+
+
 def split_words(splits: set[str]) -> list[str]:
     """Return the words that choose a split to evaluate, none for the default."""
-    return _words_of_splits([named_like(splits, _EVALUATED_SPLITS)])
+    return _words_of_splits([named_like(splits, EVALUATED_SPLITS) or min(splits)])
 
 
 def _words_of_splits(splits: Sequence[str]) -> list[str]:
     return [] if list(splits) == ["test"] else [f"evaluate.splits=[{','.join(splits)}]"]
 
 
-def named_like(splits: Iterable[str], names: Sequence[str]) -> str:
-    """Return the split that has one of the names, alone or as a part (imagenet1k-train), or else the first.
+def named_like(splits: Iterable[str], names: Sequence[str]) -> str | None:
+    """Return the split that has one of the names, alone or as a part (imagenet1k-train); None if there is none.
 
     Args:
-        splits: Names of the splits, not empty.
+        splits: Names of the splits.
         names: Names in order of preference.
     """
     known = sorted(splits)
@@ -109,4 +124,4 @@ def named_like(splits: Iterable[str], names: Sequence[str]) -> str:
         parts = [split for split in known if name in re.split(r"[^a-z0-9]+", split.lower())]
         if parts:
             return parts[0]
-    return known[0]
+    return None

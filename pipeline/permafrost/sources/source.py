@@ -29,7 +29,7 @@ from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.records import NO_LABEL, Content, Record, Source
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import move_file
+from permafrost.storage.files import file_stamp, folder_stamp, move_file
 from permafrost.storage.local_files import PARTIAL_SUFFIX
 from permafrost.store.listing import (
     Listing,
@@ -104,13 +104,12 @@ def digest_origin(data: DataConfig, store: StoreOptions) -> str:
     )
 
 
-def _stamp(path: Path) -> list[int] | None:
+def _stamp(path: Path) -> list[int | str] | None:
     """Return the bytes of a file and when it was changed, or when a folder got or lost an entry."""
     try:
-        status = path.stat()
+        return [folder_stamp(path)] if path.is_dir() else [*file_stamp(path)]
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 # ---- class subset ----------------------------------------------------------------------------------

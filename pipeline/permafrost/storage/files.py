@@ -79,7 +79,7 @@ def is_file(path: AnyPath) -> bool:
 
 
 def file_stamp(path: AnyPath) -> tuple[int, int | str]:
-    """Return the bytes of a file, and when it was last changed; of an object its ETag, which changes with it."""
+    """Return the bytes of a file, and when it and its entry were last changed; of an object its ETag, which changes."""
     return _kind(path).stamp(path)
 
 

@@ -299,7 +299,8 @@ class LocalFiles:
 
     def stamp(self, path: AnyPath) -> tuple[int, int | str]:
         status = Path(str(path)).stat()
-        return status.st_size, status.st_mtime_ns
+        # the second time cannot be set, as that of unpacked archives is
+        return status.st_size, f"{status.st_mtime_ns}-{status.st_ctime_ns}"
 
     def folder_stamp(self, folder: AnyPath) -> int:
         return Path(str(folder)).stat().st_mtime_ns

@@ -20,6 +20,7 @@ import logging
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -201,7 +202,10 @@ def _folder(option: str | None) -> Path:
     if VARIABLE in os.environ:
         return Path(os.environ[VARIABLE]).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "permafrost"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "permafrost"
+    except RuntimeError:  # neither HOME nor an entry of the user, as in some containers
+        return Path(tempfile.gettempdir()) / f"permafrost-{os.getuid()}"
 
 
 def local_file(text: str, beside: str = "") -> Path:

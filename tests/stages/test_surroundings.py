@@ -1,0 +1,116 @@
+"""Names that are no text, locales, users without a name and splits without labels: what a command says of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from permafrost.commands import distill_command, teach_command
+from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
+from permafrost.core.errors import ConfigError
+from permafrost.storage import object_cache
+from permafrost.store.reader import Store
+from stages import precompute
+from tests.support.image_sets import image_bytes, write_images
+from tests.support.paths import ROOT
+from tests.support.previews import preview_of
+from tests.support.stores import precompute_config
+
+
+@pytest.mark.parametrize("name", [b"b\xe9b\xe9", b"\xb9\xb7"])
+def test_a_class_folder_of_another_encoding_is_one_sentence(tmp_path, name):
+    """As archives of GBK and of CP437 leave them."""
+    write_images(tmp_path / "set", "cat/0.jpg", "cat/1.jpg")
+    odd = os.fsencode(tmp_path / "set") + b"/" + name
+    Path(os.fsdecode(odd)).mkdir()
+    Path(os.fsdecode(odd), "0.jpg").write_bytes(image_bytes(7))
+    data = ImageFolderDataConfig(path=str(tmp_path / "set"))
+
+    for command in (
+        lambda: preview_of(data),
+        lambda: precompute.run(precompute_config(tmp_path / "store", data=data)),
+    ):
+        with pytest.raises(ConfigError, match="is not UTF-8; rename the file or its folder"):
+            command()
+
+
+@pytest.mark.parametrize("verb", ["preview", "precompute"])
+def test_a_process_of_another_locale_is_named_as_the_cause(tmp_path, verb):
+    write_images(tmp_path / "set", "chèvre/0.jpg", "chèvre/1.jpg", "cat/0.jpg")
+    words = ["data=image_folder", f"data.path={tmp_path / 'set'}", "executor=serial"]
+    words += [f"store.path={tmp_path / 'store'}", "teacher=none"] if verb == "precompute" else []
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    run = subprocess.run(
+        [sys.executable, "-m", f"stages.{verb}", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=ROOT,
+    )
+
+    assert "Traceback" not in run.stderr
+    assert run.returncode == 0 or "set LC_ALL=C.UTF-8 or PYTHONUTF8=1" in run.stderr
+
+
+def test_a_user_without_a_name_and_a_home_has_a_cache(monkeypatch):
+    def nameless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nameless)
+    for variable in ("XDG_CACHE_HOME", object_cache.VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+
+    assert object_cache._folder(None).name == f"permafrost-{os.getuid()}"
+
+
+def store_of_splits(root, splits):
+    """Store of a table with the given numbers of labeled and unlabeled records of each split."""
+    rows = [
+        (split, "cat" if n % 2 else "dog") if n < labeled else (split, "")
+        for split, (labeled, unlabeled) in splits.items()
+        for n in range(labeled + unlabeled)
+    ]
+    write_images(root, *(f"{n}.jpg" for n in range(len(rows))))
+    lines = [
+        "path,split,label",
+        *(f"{n}.jpg,{split},{label}" for n, (split, label) in enumerate(rows)),
+    ]
+    (root / "t.csv").write_text("\n".join(lines) + "\n")
+    data = ImageTableDataConfig(path=str(root / "t.csv"), split="split")
+    precompute.run(precompute_config(root / "store", data=data))
+    return Store(root / "store")
+
+
+@pytest.mark.parametrize(
+    ("splits", "trained", "evaluated"),
+    [
+        ({"train": (4, 0), "test": (4, 0)}, None, None),
+        ({"train": (4, 0), "val": (4, 0), "unlabeled_test": (0, 4)}, None, "val"),
+        ({"train": (4, 0), "val": (4, 0), "test": (0, 4)}, None, "val"),
+        ({"a": (4, 0), "b": (8, 0), "test": (4, 0)}, "b", None),
+        ({"train": (0, 4), "test": (0, 4)}, None, None),
+    ],
+)
+def test_the_next_commands_name_splits_that_they_can_use(tmp_path, splits, trained, evaluated):
+    store = store_of_splits(tmp_path, splits)
+
+    command = teach_command(store, tmp_path, "r")
+
+    assert ("teaching.split=" in command) == (trained is not None)
+    assert trained is None or f"teaching.split={trained}" in command
+    assert ("evaluate.splits" in command) == (evaluated is not None)
+    assert evaluated is None or f"evaluate.splits=[{evaluated}]" in command
+
+
+def test_names_of_passes_are_names(frozen):
+    result = precompute.run(frozen.config)
+
+    assert result.passes == tuple(folder.name for folder in frozen.store.pass_folders())
+    assert result.printed()["passes"].startswith(f"{result.passes[0]} (")
+    assert distill_command(frozen.store, Path("x"), "r", frozen.store.open_pass(result.passes[0]))
+    assert np.isfinite(result.bytes_per_record).all()
