@@ -212,7 +212,7 @@ def test_nothing_of_a_listing_is_left_in_a_store(tmp_path, monkeypatch):
     assert names == {".lock", "preview.json", "receipts"}
 
 
-def test_a_table_that_is_replaced_under_its_size_and_time_is_listed(tmp_path, caplog):
+def test_a_table_that_is_replaced_under_its_size_and_time_is_listed(tmp_path):
     """As an archive that keeps times restores another version."""
     write_images(tmp_path, "0.jpg", "1.jpg")
     table = tmp_path / "t.csv"

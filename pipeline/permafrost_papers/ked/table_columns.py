@@ -199,7 +199,7 @@ def _numeric_columns(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the numeric columns by name, [N] each."""
     if config.features:
-        return {name: _narrow(table.numbers(name)) for name in config.features}
+        return {name: _narrow(table, name, table.numbers(name)) for name in config.features}
     named = {config.label, config.split, config.key, *config.exclude, *config.categorical}
     columns, left_out = {}, []
     for name in table.names:
@@ -209,7 +209,7 @@ def _numeric_columns(
         if np.isnan(numbers).all():
             left_out.append(name)
         else:
-            columns[name] = _narrow(numbers)
+            columns[name] = _narrow(table, name, numbers)
     if left_out:
         logger.info("%s: left out columns without numbers: %s", table.path, ", ".join(left_out))
     require(
@@ -220,9 +220,25 @@ def _numeric_columns(
     return columns
 
 
-def _narrow(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+def _narrow(table: TableColumns, name: str, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return a column in float32; warn of whole numbers that it rounds, as those of times and identifiers are."""
     with np.errstate(over="ignore"):  # values beyond float32 become infinite and are reported
-        return numbers.astype(np.float32)
+        narrow = numbers.astype(np.float32)
+    finite = np.isfinite(narrow)
+    rounded = finite & (narrow != numbers)
+    if rounded.any() and not (numbers[finite] % 1).any():
+        row = int(np.flatnonzero(rounded)[0])
+        logger.warning(
+            "%s, column %s: %s whole numbers are rounded to float32, such as %.0f in row %d to %.0f; if their last "
+            "digits matter, subtract a constant, or leave the column out with data.exclude",
+            table.path,
+            name,
+            f"{int(rounded.sum()):,}",
+            numbers[row],
+            row + 1,
+            narrow[row],
+        )
+    return narrow
 
 
 def _is_logged(name: str, config: TableDataConfig) -> bool:

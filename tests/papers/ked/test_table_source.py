@@ -408,3 +408,20 @@ def test_the_recipe_of_unicauca_leaves_out_what_tells_the_answer(tmp_path):
     assert [place for place, _ in bad] == [4, 9]
     assert "row 5, column Flow.Bytes.s: is infinite" in bad[0][1]
     assert "row 10, column Flow.Bytes.s: is empty or NaN" in bad[1][1]
+
+
+@pytest.mark.parametrize(
+    ("cells", "is_rounded"),
+    [
+        (["1600000001", "1600000002"], True),  # times in seconds
+        (["16777216", "33554432"], False),
+        (["0.123456789", "1600000001.5"], False),  # measurements
+    ],
+)
+def test_whole_numbers_that_float32_cannot_hold_are_said(tmp_path, caplog, cells, is_rounded):
+    (tmp_path / "t.csv").write_text("x,y\n" + "".join(f"{cell},a\n" for cell in cells))
+    source = build_source(TableDataConfig(path=str(tmp_path / "t.csv"), label="y"))
+
+    list(source.records())
+
+    assert ("column x: 2 whole numbers are rounded to float32" in caplog.text) == is_rounded
