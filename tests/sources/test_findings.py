@@ -1161,6 +1161,24 @@ def folders_and_meanings(root):
         (lambda root: named(root, "https://x.org/7.jpg"), "is an address or begins with ~"),
         (lambda root: named(root, "s3://x/7.jpg"), "is an address or begins with ~"),
         (lambda root: named(root, "~/7.jpg"), "is an address or begins with ~"),
+        (
+            lambda root: named(root, "7.png", "7.jpg"),
+            r"there is '7\.jpg', so the table has another",
+        ),
+        (
+            lambda root: named(root, "7.jpg.jpg", "7.jpg"),
+            r"there is '7\.jpg', so the table has anoth",
+        ),
+        (
+            lambda root: named(root, "train/7.jpg", "7.jpg"),
+            r"there is '7\.jpg', so the table names",
+        ),
+        (
+            lambda root: listed_classes(
+                root, ["cat", "dog"], "nc: 2", "names:", "  0: cat", "  1: dog"
+            ),
+            "is YAML",
+        ),
         (one_hot_without_a_label, r"MEL, NV, BCC each row has a 1 in one"),
     ],
 )

@@ -190,8 +190,9 @@ def load_class_names(path: str) -> tuple[str, ...]:
         f"data.classes={path} has a number beside each name, such as {quote(names[0])}; write the names alone, in "
         "the order of their numbers",
     )
+    is_list = len(names) > 1 and all(name.startswith("- ") for name in names)
     require(
-        len(names) == 1 or not all(name.startswith("- ") for name in names),
+        not is_list and not any(re.fullmatch(r"names\s*:.*", name) for name in names),
         f"data.classes={path} is YAML; write one class name per line",
     )
     name, times = Counter(map(composed, names)).most_common(1)[0]

@@ -504,10 +504,21 @@ class TableFiles:
         )
         return next((name for name in names if self._is_file(name)), None)
 
-    def _folder_of(self, path: str) -> str | None:
-        """Return the folder directly in the root in which a missing file is."""
-        names = sub_folders(Path(self._root))
-        return next((name for name in names if self._is_file(f"{name}/{path}")), None)
+    def _hint_at(self, path: str) -> str:
+        """Return where a missing file is: in a folder of the root, above it or under another suffix; else empty."""
+        folders = sub_folders(Path(self._root))
+        inside = next((name for name in folders if self._is_file(f"{name}/{path}")), None)
+        if inside is not None:
+            return f"; the first is in its folder {inside} (data.root={self._root}/{inside})"
+        _, _, rest = path.partition("/")
+        if rest and self._is_file(rest):
+            return f"; there is {quote(rest)}, so the table names it from another folder"
+        stem, _, suffix = path.rpartition(".")
+        if is_image_suffix(suffix.lower()):
+            other = stem if self._is_file(stem) else self.with_suffix(stem)
+            if other is not None:
+                return f"; there is {quote(other)}, so the table has another suffix"
+        return ""
 
     def _is_file(self, path: str) -> bool:
         """Return whether there is a file below the root; False also for a name that no file can have."""
@@ -533,9 +544,7 @@ class TableFiles:
         more = self.num_missing - NAMED_MISSING_FILES
         named += f"; and {more} more" if more > 0 else ""
         summary = f"{self.num_missing} files in the table are not in {self._root}: {named}"
-        folder = self._folder_of(self._first_missing)
-        if folder is not None:
-            summary += f"; the first is in its folder {folder} (data.root={self._root}/{folder})"
+        summary += self._hint_at(self._first_missing)
         require(
             config.on_error != "stop",
             f"{summary}; correct data.root or the table, or leave such rows out with data.on_error=skip",
