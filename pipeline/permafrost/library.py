@@ -30,6 +30,7 @@ from permafrost.config.environment import TOP
 from permafrost.config.points import words_of_options
 from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError, require
+from permafrost.core.records import NO_CLASS
 from permafrost.evaluation.evaluate import EvaluateResult
 from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.subset import (
@@ -135,8 +136,14 @@ class OpenStore(Store):
         }
         if self.index.has_many_labels:
             labels, lengths = self.index.label_lists(rows)
-            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            columns["labels"] = pa.ListArray.from_arrays(offsets, labels.astype(np.int32))
+            is_class = labels != NO_CLASS
+            owners = np.repeat(np.arange(len(lengths)), lengths)
+            sizes = np.bincount(owners[is_class], minlength=len(lengths))
+            offsets = pa.array(
+                np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32),
+                mask=np.append(lengths == 0, False),
+            )
+            columns["labels"] = pa.ListArray.from_arrays(offsets, labels[is_class].astype(np.int32))
         else:
             columns["label"] = pa.array(self.index.values("label", rows).astype(np.int32))
         if reader is None:

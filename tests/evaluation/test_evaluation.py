@@ -340,7 +340,7 @@ def random_sets(seed: int, records: int = 50, classes: int = 6) -> tuple[torch.T
 
 def test_f1_matches_hand_computation():
     logits = torch.tensor([[1.0, 1.0, -1.0], [-1.0, -1.0, -1.0], [5.0, -2.0, -3.0]])
-    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0], [0, 0, 0]])
+    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0], [torch.nan] * 3])
 
     score = f1(logits, labels)
 
@@ -361,6 +361,7 @@ def test_f1_equals_scikit_learns_micro_average_over_labeled_records():
     logits, labels = random_sets(0)
     counted = labels.any(dim=1)
     assert not counted.all()
+    labels[~counted] = torch.nan
 
     score = f1(logits, labels)
 

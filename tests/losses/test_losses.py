@@ -203,7 +203,7 @@ def test_off_label_bce_has_targets_of_1_and_1_over_k_and_the_mean_over_both():
 
 def test_bce_of_many_labels_is_the_mean_over_classes_and_records_with_labels():
     logits = random_logits(0).requires_grad_()  # [4, 5]
-    labels = torch.tensor([[1, 0, 0, 1, 0], [0] * 5, [0, 0, 0, 0, 1], [1] * 5]).float()
+    labels = torch.tensor([[1, 0, 0, 1, 0], [torch.nan] * 5, [0, 0, 0, 0, 1], [1] * 5])
     counted = logits[[0, 2, 3]]
     targets = labels[[0, 2, 3]].double()
     expected = -(targets * F.logsigmoid(counted) + (1 - targets) * F.logsigmoid(-counted)).mean()
@@ -215,7 +215,9 @@ def test_bce_of_many_labels_is_the_mean_over_classes_and_records_with_labels():
     assert list(terms.terms) == ["bce"]
     assert gradient[1].count_nonzero() == 0  # its labels are unknown
     assert torch.allclose(gradient[[0, 2, 3]], (counted.sigmoid() - targets) / 15, atol=1e-12)
-    assert bce_loss(logits, torch.zeros(4, 5)) == 0
+    assert bce_loss(logits, torch.full((4, 5), torch.nan)) == 0
+    none = torch.zeros(4, 5)  # known to have no class
+    assert bce_loss(logits, none).item() == pytest.approx(F.softplus(logits).mean().item())
 
 
 def test_off_label_bce_of_many_labels_has_the_target_1_for_each_of_them():
@@ -237,6 +239,7 @@ def test_a_single_label_is_a_set_of_one(loss):
     labels = torch.tensor([3, NO_LABEL, 0, 4])
     sets = torch.zeros(4, 5)
     sets[[0, 2, 3], [3, 0, 4]] = 1
+    sets[1] = torch.nan
 
     assert torch.equal(loss(random_logits(0), labels), loss(random_logits(0), sets))
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import NO_GROUP, NO_LABEL, Box
+from permafrost.core.records import NO_GROUP, NO_LABEL, NONE, Box
 from permafrost.sources.image_files import to_mask_png
 from permafrost.sources.source import build_source
 from permafrost.store.image_decoding import ImageError
@@ -106,13 +106,20 @@ def test_a_table_without_labels(make_table):
 
 
 def test_many_labels_a_record(make_table):
-    tags = [["dog", "cat"], [], ["dog", "dog"]]
+    tags = [["dog", "cat"], None, ["dog", "dog"]]
     source = make_table({"tags": tags}, label=None, labels="tags")
     records = by_key(source).values()
 
     assert source.classes == ("cat", "dog")
     assert [record.label for record in records] == [NO_LABEL] * 3
     assert [record.labels for record in records] == [(0, 1), (), (1,)]
+
+
+def test_a_list_without_a_label_says_that_the_record_has_none(make_table):
+    tags = [["dog"], None, []]
+    records = by_key(make_table({"tags": tags}, label=None, labels="tags")).values()
+
+    assert [record.labels for record in records] == [(0,), (), NONE]
 
 
 def test_groups_number_the_combinations_the_first_column_slowest(make_table):

@@ -60,6 +60,8 @@ def csv_cell(value):
     """Cell of a CSV table: boxes as JSON, several classes separated by spaces."""
     if not isinstance(value, list):
         return value
+    if not value:
+        return "[]"
     return json.dumps(value) if value and isinstance(value[0], dict) else " ".join(value)
 
 

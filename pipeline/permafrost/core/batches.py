@@ -178,7 +178,7 @@ class Batch:
     NO_SIZE for tables."""
     labels: Tensor
     """Ground-truth labels: i64 [B], NO_LABEL where unknown. In a multi-label store f32 [B, K], with 1 for each class
-    of a record and a row of zeros where unknown (label_forms.py)."""
+    of a record, and a row of NaN where unknown (label_forms.py)."""
     groups: Tensor
     """Groups, i64 [B]; NO_GROUP where unknown."""
     masks: Tensor | None = None

@@ -1,7 +1,7 @@
 """Operations on the ground-truth labels of a batch, which have one of two forms.
 
     single label per record   i64 [B], NO_LABEL where unknown
-    multi-label               f32 [B, K], 1 for each class of a record; a row of zeros where unknown
+    multi-label               f32 [B, K], 1 for each class of a record; a row of zeros for none, of NaN where unknown
 
 Batches of a store have the second form if its manifest sets `multi_label`. Shape letters: B records, K classes,
 E largest number of classes of one record.
@@ -27,13 +27,13 @@ def has_many(labels: Tensor) -> bool:
 
 def known_mask(labels: Tensor) -> Tensor:
     """Return the mask of the records whose labels are known, bool [B]."""
-    return labels.any(dim=1) if has_many(labels) else labels != NO_LABEL
+    return ~labels.isnan().any(dim=1) if has_many(labels) else labels != NO_LABEL
 
 
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Convert labels of either form to the multi-label form, f32 [B, K]."""
+    """Convert labels of either form to f32 [B, K] with 1 for each class of a record, zeros where they are unknown."""
     if has_many(labels):
-        return labels
+        return labels.nan_to_num(0)
     hot = torch.zeros(len(labels), num_classes, device=labels.device)
     return hot.scatter_(1, labels.clamp(min=0)[:, None], known_mask(labels)[:, None].float())
 
@@ -44,13 +44,17 @@ def multi_hot_of_lists(
     """Convert lists of classes, such as the column `labels` of the index, to f32 [B, K].
 
     Args:
-        classes: The lists, one after another.
+        classes: The lists, one after another. An empty list is unknown, and that of NO_CLASS alone has none.
         lengths: Length of each list, [B].
         num_classes: Number K of classes.
     """
     hot = torch.zeros(len(lengths), num_classes)
     owners = np.repeat(np.arange(len(lengths)), lengths)
-    hot[torch.from_numpy(owners), torch.from_numpy(classes.astype(np.int64))] = 1
+    is_class = classes != NO_CLASS
+    hot[
+        torch.from_numpy(owners[is_class]), torch.from_numpy(classes[is_class].astype(np.int64))
+    ] = 1
+    hot[torch.from_numpy(np.flatnonzero(lengths == 0))] = torch.nan
     return hot
 
 
@@ -58,6 +62,7 @@ def classes_of(labels: Tensor) -> Tensor:
     """Return the classes of each record in ascending order, i64 [B, E], padded with NO_CLASS. E is at least 1."""
     if not has_many(labels):
         return labels[:, None]
+    labels = labels.nan_to_num(0)
     most = max(1, int(labels.sum(dim=1).max()))
     present, classes = labels.sort(dim=1, descending=True, stable=True)
     return classes.masked_fill(present == 0, NO_CLASS)[:, :most]

@@ -22,6 +22,8 @@ NO_SIZE = -1
 """Placeholder for the height and width of a row of a table."""
 NO_CLASS = -1
 """Padding of `explained_class` for records that explain fewer than E classes."""
+NONE = (NO_CLASS,)
+"""Labels of a record that is known to have none of many labels."""
 
 WhenMoved = Literal["warp", "warp_covered", "keep", "refuse"]
 """Treatment of a field under a view other than the stored one. warp: warped with the view, with zeros outside of the
@@ -52,7 +54,7 @@ class Record:
     split: str
     label: int = NO_LABEL
     labels: tuple[int, ...] = ()
-    """Labels of the record in a multi-label data set; empty where they are unknown."""
+    """Labels of the record in a multi-label data set; empty where they are unknown, and NONE where it has none."""
     group: int = NO_GROUP
     boxes: tuple[Box, ...] = ()
     boxes_in_pixels: bool = False

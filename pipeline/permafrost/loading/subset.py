@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from permafrost.config.store import SubsetOptions
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import NO_GROUP, NO_LABEL
+from permafrost.core.records import NO_CLASS, NO_GROUP, NO_LABEL
 
 if TYPE_CHECKING:
     from permafrost.store.index import RecordIndex, RowNumbers
@@ -63,7 +63,7 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
     for label, members in _ordered_classes(index, split, subset):
         members = _without(members, held_out)
         require(
-            len(members) >= subset.shots,
+            len(members) >= subset.shots or label == NO_CLASS,
             f"subset.shots={subset.shots}, but class {label} of split {split!r} has "
             f"{len(members)} records after the holdout",
         )
@@ -168,7 +168,7 @@ def _ordered_classes(
     for label, members in _classes_of(index, rows, split).items():
         members = members[index.key_order(rows_at(rows, members))]
         require(
-            len(members) >= subset.holdout,
+            len(members) >= subset.holdout or label == NO_CLASS,
             f"subset.holdout={subset.holdout}, but class {label} of split {split!r} has "
             f"{len(members)} records",
         )
@@ -181,7 +181,11 @@ def _ordered_classes(
 
 
 def _classes_of(index: RecordIndex, rows: RowNumbers, split: str) -> dict[int, NDArray[np.int64]]:
-    """Group the positions of these rows by class. Raises ConfigError if one of them has no label."""
+    """Group the positions of these rows by class; records with none of many labels are a class of their own, NO_CLASS.
+
+    Raises:
+        ConfigError: If the labels of one of them are unknown.
+    """
     if index.has_many_labels:
         labels, lengths = index.label_lists(rows)
         all_labeled = bool(lengths.all())

@@ -239,7 +239,8 @@ def class_names(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
     """
     if labels.ndim == 2:
         return [
-            "\n".join(classes[label] for label in np.flatnonzero(row).tolist()) for row in labels
+            "\n".join(classes[label] for label in np.flatnonzero(row > 0).tolist())
+            for row in labels
         ]
     named = labels.max(initial=0) < len(classes)
     names = [classes[label] if named else str(label) for label in labels]

@@ -367,6 +367,8 @@ class Preview:
         numbers = self.classes == tuple(map(str, range(len(self.classes))))
         kind = f"numbers from 0 to {len(self.classes) - 1:,}" if numbers else "names"
         lines["labels"] = f"{labels}, {kind}" if self.classes else "none"
+        if self.counts.others["none"]:
+            lines["labels"] += f"; records with none: {self.counts.others['none']:,}"
         if unlabeled and self.classes:
             lines["labels"] += f"; records without one: {unlabeled}"
         for name in ("boxes", "groups"):

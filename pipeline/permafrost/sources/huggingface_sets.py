@@ -14,7 +14,7 @@ from typing import Any
 
 from permafrost.config.data import HuggingFaceDataConfig
 from permafrost.core.errors import ConfigError, FileError, first_line, quote, require
-from permafrost.core.records import NO_LABEL, Box, Content, Record, escape_key
+from permafrost.core.records import NO_LABEL, NONE, Box, Content, Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import SourceFileError
 from permafrost.sources.splits import known_split, split_off_test
@@ -163,7 +163,9 @@ class HuggingFaceSource:
         label = NO_LABEL if config.label is None else self._label(cells[config.label], where)
         labels: tuple[int, ...] = ()
         if config.labels is not None:
-            labels = tuple(sorted({self._label(v, where) for v in cells[config.labels] or ()}))
+            cell = cells[config.labels]
+            labels = tuple(sorted({self._label(v, where) for v in cell or ()}))
+            labels = NONE if cell == [] else labels
         boxes = () if config.boxes is None else self._boxes(cells[config.boxes], label, where)
         key = f"{name}/{number:08d}" if config.key is None else str(cells[config.key])
         return Record(

@@ -28,7 +28,16 @@ from typing import Any
 
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import ConfigError, quote, require
-from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record, escape_key
+from permafrost.core.records import (
+    MAX_GROUP,
+    NO_GROUP,
+    NO_LABEL,
+    NONE,
+    Box,
+    Content,
+    Record,
+    escape_key,
+)
 from permafrost.sources.classes import (
     MAX_CLASSES,
     ClassIndex,
@@ -454,6 +463,8 @@ class ImageTableSource:
         if column is None:
             return ()
         texts = self._many_texts(row, column)
+        if not texts and _is_empty_list(row.cells[column]):
+            return NONE
         if not texts:
             self._tally_unknown(row, column)
         return tuple(sorted({self._class(row, column, text) for text in texts}))
@@ -499,6 +510,12 @@ class ImageTableSource:
             raise row.error(column, f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no area")
         box_label = label if text is None else self._class(row, column, text)
         return Box(label=box_label, x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+def _is_empty_list(value: Any) -> bool:
+    """Return whether a cell is a list without a label, which says that the record has none."""
+    text = value.strip() if isinstance(value, str) else value
+    return text == [] or (isinstance(text, str) and is_list_text(text) and not parse_list(text))
 
 
 # ---- cells ---------------------------------------------------------------------------------------

@@ -15,7 +15,16 @@ from typing import Any
 
 from permafrost.config.data import WebDatasetDataConfig
 from permafrost.core.errors import ConfigError, UserError, quote, require
-from permafrost.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record, escape_key
+from permafrost.core.records import (
+    MAX_GROUP,
+    NO_GROUP,
+    NO_LABEL,
+    NONE,
+    Box,
+    Content,
+    Record,
+    escape_key,
+)
 from permafrost.sources.classes import (
     MAX_CLASSES,
     ClassIndex,
@@ -331,7 +340,9 @@ class WebDatasetSource:
             return replace(
                 record,
                 label=number,
-                labels=tuple(self._label(each, where) for each in labels),
+                labels=NONE
+                if values.get("labels") == []
+                else tuple(self._label(each, where) for each in labels),
                 group=_group(values.get("group", NO_GROUP)),
                 boxes=tuple(self._box(box, number, where) for box in boxes),
                 boxes_in_pixels=True,

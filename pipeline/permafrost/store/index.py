@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError
-from permafrost.core.records import MAX_KEY_BYTES, NO_LABEL
+from permafrost.core.records import MAX_KEY_BYTES, NO_CLASS, NO_LABEL
 from permafrost.storage.files import open_regular, open_size
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import map_batch, table_schema
@@ -403,7 +403,7 @@ class RecordIndex:
         parts = list(self._parts(name, start, stop, number))
         if checksum(iter(parts)) != expected[number, column]:
             raise self._damaged(self._path, name, number)
-        if not self._is_possible(name, parts[-1], number):
+        if not self._is_possible(name, parts, number):
             raise ManifestError(
                 f"{self._path} has values in {name} (shard {self.shards[number].name}) that contradict its manifest; "
                 "run permafrost verify"
@@ -422,16 +422,18 @@ class RecordIndex:
         for value in values:
             yield value[ends[0] : ends[-1]]
 
-    def _is_possible(self, name: str, values: NDArray[Any], number: int) -> bool:
+    def _is_possible(self, name: str, parts: list[NDArray[Any]], number: int) -> bool:
         """Return whether a shard's values of a column agree with the manifest."""
-        manifest = self._manifest
+        manifest, values = self._manifest, parts[-1]
         if name in ("row", "array_row"):
             first = number * manifest.rows_per_shard if name == "array_row" else 0
             return np.array_equal(values, np.arange(first, first + len(values)))
         if name == "label":
             return bool(((values >= NO_LABEL) & (values < len(manifest.classes))).all())
         if name == "labels":
-            known = bool(((values >= 0) & (values < len(manifest.classes))).all())
+            lengths = parts[0]
+            is_none = (values == NO_CLASS) & np.repeat(lengths == 1, lengths)
+            known = bool((((values >= 0) & (values < len(manifest.classes))) | is_none).all())
             return known and (manifest.multi_label or len(values) == 0)
         return True
 

@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 
 from permafrost.core.digests import canonical_json
 from permafrost.core.errors import ConfigError
-from permafrost.core.records import MAX_KEY_BYTES, NO_GROUP, NO_LABEL, Box, Record
+from permafrost.core.records import (
+    MAX_KEY_BYTES,
+    NO_CLASS,
+    NO_GROUP,
+    NO_LABEL,
+    NONE,
+    Box,
+    Record,
+)
 from permafrost.storage.files import (
     create_file,
     is_writable,
@@ -202,16 +210,18 @@ class RecordCounts:
     unlabeled: Counter[str] = field(default_factory=Counter)
     """Records without a label of each split."""
     others: Counter[str] = field(default_factory=Counter)
-    """Records with several labels (`labels`), with boxes (`boxes`) and with a group (`groups`)."""
+    """Records with several labels (`labels`), none of them (`none`), boxes (`boxes`) and a group (`groups`)."""
 
     def add(self, record: Record) -> None:
         """Count a record."""
         self.records[record.split] += 1
         labels = set(record.labels) or ({record.label} - {NO_LABEL})
-        for label in labels:
+        for label in labels - {NO_CLASS}:
             self.labeled[record.split, label] += 1
         if not labels:
             self.unlabeled[record.split] += 1
+        if record.labels == NONE:
+            self.others["none"] += 1
         if record.labels:
             self.others["labels"] += 1
         if record.boxes:
