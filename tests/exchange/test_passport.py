@@ -39,7 +39,7 @@ def outputs(photographs):
     made = {}
     for frame in ("full", "center_crop"):
         result = run_precompute(photographs.store, "data=none", *TEACHER, f"teacher.frame={frame}")
-        values = values_by_key(photographs.open(), result.passes.partition(" ")[0])
+        values = values_by_key(photographs.open(), result.passes[0])
         made[frame] = {
             name: np.stack([by_key[key_of(path)] for path in photographs.paths])[:, 0]
             for name, by_key in values.items()

@@ -165,7 +165,7 @@ def test_columns_that_are_not_there_and_folders_that_are_none_are_named(table, t
 def test_a_shared_pass_is_a_data_set_and_teaches_the_same_student(photographs, tmp_path):
     words = ["data=none", *TEACHER, "annotate.payloads=[logits,pooled]"]
     result = run_precompute(photographs.store, *words)
-    name = result.passes.partition(" ")[0]
+    name = result.passes[0]
     run_share(photographs.store, tmp_path / "h", f"pass={name}", "form=huggingface", "images=true")
 
     loaded = datasets.load_dataset(str(tmp_path / "h"), cache_dir=str(tmp_path / "c"))["train"]
@@ -187,7 +187,7 @@ def test_a_shared_pass_is_a_data_set_and_teaches_the_same_student(photographs, t
 
 def test_images_of_a_shared_pass_are_pictures(photographs, tmp_path):
     result = run_precompute(photographs.store, "data=none", *TEACHER)
-    words = [f"pass={result.passes.partition(' ')[0]}", "form=huggingface", "images=true"]
+    words = [f"pass={result.passes[0]}", "form=huggingface", "images=true"]
     run_share(photographs.store, tmp_path / "h", *words)
 
     loaded = datasets.load_dataset(str(tmp_path / "h"), cache_dir=str(tmp_path / "c"))["train"]

@@ -103,7 +103,7 @@ def test_an_unknown_label_is_no_other_class(tmp_path):
 
 
 def store_of(digests):
-    """What is read of a store: the column of digests."""
+    """Stand-in for a store that has a column of digests and nothing else."""
     column = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(32), len(digests), [None, pa.py_buffer(np.ascontiguousarray(digests))]
     )

@@ -22,7 +22,7 @@ from tests.support.previews import message_of, preview_of
 from tests.support.stores import precompute_config
 
 CELLS = ['["cat"]', '["cat", "dog"]', "[]", "", '["dog"]', "[]"] * 4
-"""Of each six records two have none, and one is unknown."""
+"""Cells of 24 records, of which eight have none, and four are unknown."""
 
 
 @pytest.fixture(scope="module")

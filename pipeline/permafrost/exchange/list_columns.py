@@ -123,9 +123,9 @@ class ListColumnReader(TargetReader):
             raise TargetError(f"{self.path} has no rows; correct path=")
         return found
 
-    def _named(self, known: list[str]) -> list[str]:
+    def _columns_of(self, existing: list[str]) -> list[str]:
         """Return the columns that are read, of those of the first file."""
-        fields = self.config.fields or {kind: kind for kind in _KINDS if kind in known}
+        fields = self.config.fields or {kind: kind for kind in _KINDS if kind in existing}
         return [self.config.column, *fields.values()]
 
     @cached_property
@@ -135,7 +135,7 @@ class ListColumnReader(TargetReader):
         for path, metadata in self._opened.items():
             names = metadata.schema.to_arrow_schema().names
             for name in known:
-                if names.count(name) != 1 and name in self._named(known):
+                if names.count(name) != 1 and name in self._columns_of(known):
                     raise TargetError(
                         f"{path} has {names.count(name)} columns {name}; all files have one"
                     )

@@ -176,7 +176,7 @@ def _publish(staging: Path, folder: Path, names: Sequence[str]) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name == SHARE_NAME:
-            commit_file(folder / name, (staging / name).read_bytes())
+            commit_file(folder / name, read_regular(staging / name))
         else:
             (staging / name).rename(folder / name)
 

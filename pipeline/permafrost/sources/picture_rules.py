@@ -21,6 +21,8 @@ _MOST, _FEW = 0.9, 0.05
 """Fractions of a sample that count as nearly all and as nearly none."""
 _ENOUGH = 8
 """Smallest number of files of a class, or of a split, from which a trait of all of them is no accident."""
+_SOME = 4
+"""Smallest number of files of which all may be an error."""
 _NAMED = 3
 _WORDS = {"format": "format", "color": "kind of color", "bits": "number of bits", "size": "size"}
 
@@ -39,7 +41,7 @@ def find_blank_images(preview: Preview) -> Iterator[Doubt]:
     values = Counter(sample.blank.values()).most_common(1)[0][0]
     alpha = "; transparency is blended onto white" if values == "255" else ""
     yield (
-        "error" if share >= _MOST else "warning",
+        "error" if share >= _MOST and sample.decoded >= _SOME else "warning",
         f"images have one value everywhere ({sample.num_blank:,} of {sample.decoded:,} that were decoded), mostly "
         f"{values}, such as {shorten(list(sample.blank), _NAMED)}, so there is no picture in them{alpha}",
     )

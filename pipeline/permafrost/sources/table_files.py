@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from permafrost.core.errors import ConfigError, quote, require
 from permafrost.sources.classes import composed, is_nan, is_unknown, to_number
-from permafrost.sources.image_files import is_image_name
 from permafrost.sources.label_cells import UNLABELED_CELLS
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import open_regular
@@ -29,6 +28,7 @@ from permafrost.storage.untrusted import open_parquet_file
 logger = logging.getLogger("permafrost.sources")
 
 
+_PICTURE_NAME = re.compile(r"\.(jpe?g|png|tiff?|bmp|webp|gif|ppm)$", re.IGNORECASE)
 _LOOKED_AT_ROWS = 1000
 _BLOCK_BYTES = 2**23
 """Bytes of a CSV that are parsed at once, and the most bytes of a row."""
@@ -298,7 +298,7 @@ def require_columns(path: Path, columns: dict[str, str], existing: list[str]) ->
         (f"; its columns are separated by {s!r}, save it with commas" for s in "\t;|" if s in only),
         "",
     )
-    if any(map(is_image_name, existing)):
+    if any(map(_PICTURE_NAME.search, existing)):
         hint = (
             f"; its first line is a record and no header: write one above it, such as "
             f"{','.join(columns.values())}"
