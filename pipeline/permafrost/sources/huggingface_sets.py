@@ -17,7 +17,9 @@ from permafrost.core.errors import ConfigError, FileError, first_line, quote, re
 from permafrost.core.records import NO_LABEL, NONE, Box, Content, Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes
 from permafrost.sources.image_files import SourceFileError
+from permafrost.sources.label_cells import UNLABELED_CELLS
 from permafrost.sources.splits import known_split, split_off_test
+from permafrost.sources.table_files import UNKNOWN_CELLS, to_label
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import named_file, read_regular
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, picture_suffix
@@ -122,13 +124,20 @@ class HuggingFaceSource:
             for batch in rows.select_columns([column]).iter(_ROWS_AT_ONCE):
                 cells = batch[column]
                 lists = cells if self.config.labels else ([cell] for cell in cells)
-                texts |= {str(value) for cell in lists for value in cell or () if value is not None}
+                labels = (to_label(value, frozenset()) for cell in lists for value in cell or ())
+                texts |= {text for text in labels if text is not None and text != str(NO_LABEL)}
         return index_classes(texts, None)
 
     def _label(self, value: Any, where: str) -> int:
-        if value is None or value == NO_LABEL:
+        text = to_label(value, frozenset())
+        if text is None or text == str(NO_LABEL):
+            topic = UNKNOWN_CELLS if text is None and value else UNLABELED_CELLS
+            place = where[where.rindex("split ") :]
+            self.tally.add(
+                topic, "empty" if value is None else str(value).strip() or "empty", place
+            )
             return NO_LABEL
-        label = self._classes.label(str(value))
+        label = self._classes.label(text)
         if label is None:
             raise ConfigError(f"{where}: {quote(value)} is none of the {len(self.classes)} classes")
         return label
@@ -164,7 +173,7 @@ class HuggingFaceSource:
         labels: tuple[int, ...] = ()
         if config.labels is not None:
             cell = cells[config.labels]
-            labels = tuple(sorted({self._label(v, where) for v in cell or ()}))
+            labels = tuple(sorted({self._label(v, where) for v in cell or ()} - {NO_LABEL}))
             labels = NONE if cell == [] else labels
         boxes = () if config.boxes is None else self._boxes(cells[config.boxes], label, where)
         key = f"{name}/{number:08d}" if config.key is None else str(cells[config.key])

@@ -340,9 +340,7 @@ class WebDatasetSource:
             return replace(
                 record,
                 label=number,
-                labels=NONE
-                if values.get("labels") == []
-                else tuple(self._label(each, where) for each in labels),
+                labels=NONE if values.get("labels") == [] else self._labels(labels, where),
                 group=_group(values.get("group", NO_GROUP)),
                 boxes=tuple(self._box(box, number, where) for box in boxes),
                 boxes_in_pixels=True,
@@ -351,6 +349,11 @@ class WebDatasetSource:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise self._form_error(where, error) from error
+
+    def _labels(self, values: list[Any], where: str) -> tuple[int, ...]:
+        """Return the labels of a list, without unknown ones."""
+        labels = [self._label(value, where) for value in values]
+        return tuple(label for label in labels if label != NO_LABEL)
 
     def _box(self, box: dict[str, Any], label: int, where: str) -> Box:
         """Return a box in pixels, with its own label or the record's."""
