@@ -83,3 +83,20 @@ def test_values_above_the_limit_are_refused_before_the_teacher_runs(
         UserError, match=r"cannot have values of this size: 1 views have .* more than 100"
     ):
         run_precompute(path, "data=none", *TEACHER, "annotate.payloads=[features]")
+
+
+@pytest.mark.parametrize("name", ["{0} (copy)", "Copy of {0}", "{0} 2", "{0}.bak"])
+def test_a_copy_of_a_pass_is_named_and_stops_nobody(photographs, tmp_path, name, caplog):
+    """Folders as file managers name them."""
+    path = shutil.copytree(photographs.store, tmp_path / "store")
+    original = next((path / "teachers").glob("sound-*"))
+    shutil.copytree(original, original.with_name(name.format(original.name)))
+    for stray in (".DS_Store", "._sound", "Thumbs.db"):
+        (path / "teachers" / stray).write_bytes(b"x")
+
+    assert Store(path).open_pass("other").num_views == 1
+    assert sum("is left out" in text for text in caplog.messages) <= 1
+    assert all("delete the copy" in text for text in caplog.messages if "is left out" in text)
+    assert {folder.name for folder in Store(path).pass_folders()} == {
+        folder.name for folder in Store(photographs.store).pass_folders()
+    } | ({name.format(original.name)} if name.startswith("Copy") else set())

@@ -22,7 +22,7 @@ from permafrost.core.json_entries import (
     require_inside,
 )
 from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
-from permafrost.storage.files import commit_file, read_committed
+from permafrost.storage.files import commit_file, list_folder, read_committed
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.signed_files import DigestError, check_json, sign_json
 from permafrost.store.entries import NAME_PATTERN, REWRITE, FileEntry, ManifestError
@@ -457,6 +457,11 @@ def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
     digits = fingerprint[:SHORT]
     name, _, named = folder.name.rpartition("-")
     if named != digits:
+        originals = [f for f in list_folder(folder.parent, f"*-{digits}") if f != folder]
+        if originals:
+            raise ManifestError(
+                f"{folder} has the {MANIFEST_NAME} of {originals[0].name}, so it is a copy of it; delete the copy"
+            )
         raise ManifestError(
             f"{folder} is named as the pass {named or folder.name}, but its {MANIFEST_NAME} is of the pass {digits}: "
             f"it was renamed, or another pass was copied over it. Rename it to {name or 'teacher'}-{digits}, or "
