@@ -438,6 +438,11 @@ def two_images_of_each_person(root):
 
 
 @case("class_per_record", None)
+def a_folder_for_each_image(root):
+    return folder(root, *images_of(*(f"n{number:08}" for number in range(30)), count=1))
+
+
+@case("class_per_record", None)
 def few_images(root):
     return table(root, {"label": ["cat", "dog", "eel"]})
 

@@ -197,6 +197,8 @@ def find_background_classes(preview: Preview) -> Iterator[Doubt]:
 
 def find_identifiers(preview: Preview) -> Iterator[Doubt]:
     """Find labels of which nearly every record has its own, such as identifiers, dates and measurements."""
+    if preview.source == "image_folder":  # somebody has made a folder for each
+        return
     records = preview.counts.labeled.total()
     names = [name for label, name in enumerate(preview.classes) if preview.has_records(label)]
     if len(names) >= _IDENTIFIERS and records < _FEW_PER_CLASS * len(names):
