@@ -231,6 +231,24 @@ def folders_in_a_tar(root):
     return members(root, ("folder", tarfile.DIRTYPE))
 
 
+@case("files_left_out", "warning")
+def tars_in_a_folder_beside_tars(root):
+    write_tar(root / "tars/more/train-000001.tar", samples(2))
+    return tars(root, samples(4))
+
+
+@case("files_left_out", "note")
+def other_files_beside_tars(root):
+    config = tars(root, samples(4))
+    (root / "tars/index.json").write_text("{}")
+    return config
+
+
+@case("files_left_out", None)
+def class_names_beside_tars(root):
+    return tars(root, samples(4), classes=[str(number) for number in range(4)])
+
+
 @case("files_left_out", "note")
 def notes_and_hidden_files(root):
     config = folder(root, *images_of("cat", "dog"))

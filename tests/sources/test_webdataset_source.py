@@ -22,6 +22,7 @@ from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.images import png, write_tar
 from tests.support.listings import plan_whole
+from tests.support.previews import message_of, preview_of
 from tests.support.stores import precompute_config
 from tests.support.tars import samples, tar_config
 
@@ -549,6 +550,19 @@ def test_a_name_with_leading_zeros_is_no_position(tmp_path):
     (tmp_path / "tars/classes.txt").write_text("01\n02\n03\n")
 
     assert list_one(tmp_path / "tars")[1].label == 0
+
+
+def test_tars_beside_and_in_a_folder_are_named_and_read(tmp_path):
+    for number, folder in enumerate((".", "more")):
+        members = {
+            f"s{number}{i}.{s}": d for i in range(2) for s, d in (("png", png(i)), ("cls", "0"))
+        }
+        write_tar(tmp_path / folder / f"train-00000{number}.tar", members)
+    message = message_of(preview_of(WebDatasetDataConfig(path=str(tmp_path))), "files_left_out")
+
+    named = re.search(r"'data\.path=(.*?)'", message)[1].replace("<folder>", str(tmp_path))
+
+    assert len(list(build_source(WebDatasetDataConfig(path=named)).records())) == 4
 
 
 def test_tars_in_folders_of_splits_are_named_and_read(tmp_path):

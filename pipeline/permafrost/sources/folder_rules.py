@@ -211,7 +211,16 @@ def find_members_left_out(preview: Preview) -> Iterator[Doubt]:
 
 def find_files_left_out(preview: Preview) -> Iterator[Doubt]:
     """Find files that are no images, are hidden, or were left by a program."""
+    folders = preview.tally[tar_members.FOLDERS_BESIDE]
+    if folders:
+        first, (_, example) = next(iter(folders.items()))
+        yield (
+            "warning",
+            f"folders beside the files that are read have further ones, which are left out: {describe_items(folders)}; "
+            f"name all folders: 'data.path=<folder>/{{.,{first}}}/*.{example.rpartition('.')[2]}'",
+        )
     for topic in (
+        tar_members.FILES_BESIDE,
         image_files.LEFT_OUT,
         image_files.HIDDEN_FILES,
         image_files.LEFTOVERS,

@@ -76,7 +76,7 @@ from permafrost.sources.table_files import (
     to_text,
 )
 from permafrost.sources.tally import BOXES, Tally
-from permafrost.sources.tar_members import find_files, split_in_name
+from permafrost.sources.tar_members import find_files, split_in_name, tally_beside
 from permafrost.storage.files import file_stamp
 
 _MAX_CLASS_CHARACTERS = 200
@@ -174,6 +174,7 @@ class ImageTableSource:
         files = TableFiles(self._root)
         is_empty = True
         self._tally_labels()
+        tally_beside(self._table, ".parquet", self.tally)
         for path in self._files:
             images = self._images.get(path.name)
             for row in self._read_rows(path, self._columns()):

@@ -61,6 +61,14 @@ class PartedSource(Protocol):
         """Return the class names of records with labels up to this one."""
 
 
+@runtime_checkable
+class FolderedSource(Protocol):
+    """Source of the files of one kind in a folder, which may have others beside them."""
+
+    def tally_beside(self, tally: Tally) -> None:
+        """Count what is beside the files that are read."""
+
+
 # ---- origin ----------------------------------------------------------------------------------------
 
 
@@ -302,6 +310,8 @@ def list_source(
         values = json.loads(reports[name])
         counts.merge(values["counts"])
         tally.merge(values["tally"])
+    if isinstance(source, FolderedSource):
+        source.tally_beside(tally)
     listing = join_listings((files.part(number) for number, _ in parts), files.records)
     listing.counts = counts
     return listing, tally

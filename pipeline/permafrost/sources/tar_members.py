@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +24,9 @@ from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
 """Suffixes that the `.decode()` of a standard reader would unpickle, and pickle runs any code in the file."""
 
+FILES_BESIDE = "files left out: beside those that are read"
+FOLDERS_BESIDE = "folders that are not read"
+"""Topics of a tally: files of other kinds in the folder of tars or tables, and folders in it with further ones."""
 PASSED_OVER_MEMBERS = "members of tars that are no part of a sample"
 """Topic of a tally, by the reason."""
 LINK_MEMBER = "link to another member"
@@ -76,6 +79,27 @@ def find_files(path: Path, suffix: str) -> list[Path]:
             f"data.path={path} names no {suffix}; set it to a folder, a glob or a {{000000..000009}} range{packed}"
         )
     return files
+
+
+def tally_beside(path: Path, suffix: str, tally: Tally, expected: Container[str] = ()) -> None:
+    """Count what a folder has beside the files of a suffix that are read: other files, and folders with more of them.
+
+    Args:
+        path: Folder; nothing is counted for a glob or a range, which name what they mean.
+        suffix: Suffix with its dot, such as .tar.
+        tally: Counts to add to.
+        expected: Names of files that are read otherwise.
+    """
+    if not path.is_dir():
+        return
+    for entry in sorted(path.iterdir()):
+        if entry.is_dir():
+            further = next(entry.glob(f"**/*{suffix}"), None)
+            if further is not None:
+                tally.add(FOLDERS_BESIDE, entry.name, str(further.relative_to(path)))
+        elif entry.suffix != suffix and entry.name not in expected:
+            item = "hidden" if entry.name.startswith(".") else entry.suffix or "no suffix"
+            tally.add(FILES_BESIDE, item, entry.name)
 
 
 def _is_packed(name: str, suffix: str) -> bool:

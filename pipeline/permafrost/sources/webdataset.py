@@ -47,6 +47,7 @@ from permafrost.sources.tar_members import (
     read_member,
     split_before_number,
     split_in_name,
+    tally_beside,
 )
 from permafrost.sources.torchvision_sets import check_download, download
 from permafrost.storage.addresses import is_address
@@ -139,6 +140,11 @@ class WebDatasetSource:
     def _beside(self) -> AnyPath:
         """File of class names next to the tars, which may be missing."""
         return next(iter(self.tars.values())).parent / "classes.txt"
+
+    def tally_beside(self, tally: Tally) -> None:
+        """Count what the folder of the tars has beside them."""
+        if not is_address(self.config.path):
+            tally_beside(Path(self.config.path), ".tar", tally, {self._beside.name})
 
     def records(self) -> Iterator[Record]:
         """Yield one record per sample, in the order of the tars; its content is the position of its bytes."""
