@@ -456,17 +456,19 @@ def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
     """Raise ManifestError unless a pass's folder, which readers choose it by, is named after its fingerprint."""
     digits = fingerprint[:SHORT]
     name, _, named = folder.name.rpartition("-")
-    if named != digits:
-        originals = [f for f in list_folder(folder.parent, f"*-{digits}") if f != folder]
-        if originals:
-            raise ManifestError(
-                f"{folder} has the {MANIFEST_NAME} of {originals[0].name}, so it is a copy of it; delete the copy"
-            )
-        raise ManifestError(
-            f"{folder} is named as the pass {named or folder.name}, but its {MANIFEST_NAME} is of the pass {digits}: "
-            f"it was renamed, or another pass was copied over it. Rename it to {name or 'teacher'}-{digits}, or "
-            "delete it and run permafrost precompute with its teacher again"
-        )
+    if named == digits:
+        return
+    way_out = (
+        f"it was renamed, or another pass was copied over it. Rename it to {name or 'teacher'}-{digits}, or delete it "
+        "and run permafrost precompute with its teacher again"
+    )
+    originals = [path for path in list_folder(folder.parent, f"*-{digits}") if path != folder]
+    if originals:
+        way_out = f"it is a copy of {originals[0].name}, which is there; delete the copy"
+    raise ManifestError(
+        f"{folder} is named as the pass {named or folder.name}, but its {MANIFEST_NAME} is of the pass {digits}: "
+        f"{way_out}"
+    )
 
 
 def _from_values(cls: type[M], values: dict[str, Any]) -> M:
