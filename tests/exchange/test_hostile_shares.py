@@ -120,6 +120,7 @@ def test_every_entry_of_another_type_is_refused_or_sound(share, tmp_path):
         sound_or_refused(folder, change)
 
 
+@pytest.mark.slow
 def test_random_entries_are_refused_or_attach_a_pass_that_can_be_read(
     share, other, tmp_path, count_trials
 ):
@@ -174,6 +175,7 @@ def test_the_fingerprint_of_another_pass_is_not_taken(share, photographs, other,
         run_attach(other, folder)
 
 
+@pytest.mark.slow
 def test_damaged_bytes_are_named(share, other, tmp_path, count_trials):
     refusals = 0
     draw = random.Random(20261128)

@@ -316,14 +316,14 @@ def parquet_of_long_names(folder: Path) -> None:
 def parquet_of_long_plain_names(folder: Path) -> None:
     lists = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2000, np.float16)), 1)
     table = pa.table({"key": _long_names(2000).dictionary_decode(), "logits": lists})
-    _write_groups(folder / "t.parquet", table, 20)
+    _write_groups(folder / "t.parquet", table, 8)
 
 
 def parquet_of_equal_pictures(folder: Path) -> None:
     data = pa.array([bytes(10**7)], pa.binary())
     pictures = pa.DictionaryArray.from_arrays(pa.array(np.zeros(10, np.int32)), data)
     table = pa.table({"image": pictures.dictionary_decode(), "label": ["a"] * 10})
-    _write_groups(folder / "t.parquet", table, 60)
+    _write_groups(folder / "t.parquet", table, 30)
 
 
 def _equal_names() -> pa.Array:
@@ -416,8 +416,8 @@ BOMBS = (
         "without compression",
     ),
     Bomb("targets: 20,000 names of 100 kB", parquet_of_long_names, "parquet", "would take"),
-    Bomb("targets: 40,000 texts of 100 kB", parquet_of_long_plain_names, "parquet", "would take"),
-    Bomb("source: 600 pictures of 10 MB", parquet_of_equal_pictures, "table", "would take"),
+    Bomb("targets: 16,000 texts of 100 kB", parquet_of_long_plain_names, "parquet", "would take"),
+    Bomb("source: 300 pictures of 10 MB", parquet_of_equal_pictures, "table", "would take"),
     Bomb("targets: 30,000,000 names", parquet_of_equal_names, "parquet", "without compression"),
     Bomb(
         "targets: 30,000,000 names of embeddings",
