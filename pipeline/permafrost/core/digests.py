@@ -15,7 +15,7 @@ SHORT = 8
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the canonical text of a JSON value: sorted keys, no white space, with names of files that are no text."""
+    """Return the canonical text of a JSON value: sorted keys, no white space, also of file names that are not UTF-8."""
     return _CANONICAL.encode(value).encode("utf-8", "surrogatepass")
 
 

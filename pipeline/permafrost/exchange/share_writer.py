@@ -203,13 +203,13 @@ def _check_folder(folder: Path, shared: TeacherPass) -> None:
         f"to={folder} has a {_STAGING} that permafrost share has not written; name a new folder",
     )
     names = _listed_files(folder)
-    moved = [] if names else _listed_files(staging)
+    waiting = [] if names else _listed_files(staging)
     others = (
         name
         for path in (folder.rglob("*") if folder.is_dir() else ())
         if path.is_symlink() or not path.is_dir()
         if not (name := path.relative_to(folder).as_posix()).startswith(f"{_STAGING}/")
-        and name not in (*names, *moved)
+        and name not in (*names, *waiting)
     )
     first = next(others, None)
     require(first is None, f"to={folder} has other files, such as {first}; name a new folder")

@@ -141,9 +141,9 @@ def _held_out(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[
         bool((groups != NO_GROUP).any()),
         f"subset.keep_groups=true holds out whole groups, but split {split!r} has none; pack the data with data.group",
     )
-    touched = np.unique(index.values("group", held_out))
-    kept = np.flatnonzero(np.isin(groups, touched[touched != NO_GROUP]))
-    together: NDArray[np.int64] = np.union1d(held_out, rows_at(rows, kept))
+    numbers = np.unique(index.values("group", held_out))
+    positions = np.flatnonzero(np.isin(groups, numbers[numbers != NO_GROUP]))
+    together: NDArray[np.int64] = np.union1d(held_out, rows_at(rows, positions))
     require(
         len(together) < len(rows),
         f"subset.holdout={subset.holdout} with subset.keep_groups=true holds out all {len(rows)} records of split "

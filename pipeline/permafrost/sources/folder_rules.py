@@ -193,7 +193,7 @@ def find_same_names(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_members_left_out(preview: Preview) -> Iterator[Doubt]:
-    """Find members of tars that are no part of a sample."""
+    """Find members of tars that belong to no sample."""
     members = preview.tally[tar_members.PASSED_OVER_MEMBERS]
     if not members:
         return

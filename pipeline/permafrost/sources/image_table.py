@@ -307,8 +307,8 @@ class ImageTableSource:
             table = self._files[0]
             columns = one_hot_columns(table)
             if self.config.label in columns:
-                named = quote(", ".join(columns), 200)[1:-1]
-                self.tally.add(ONE_HOT_COLUMNS, self.config.label, named, len(columns))
+                names = quote(", ".join(columns), 200)[1:-1]
+                self.tally.add(ONE_HOT_COLUMNS, self.config.label, names, len(columns))
             order = ordered_categories(table, self.config.label)
             if order and not has_names and list(order) != sorted(order):
                 self.tally.add(CATEGORIES, quote(", ".join(order), 200)[1:-1])

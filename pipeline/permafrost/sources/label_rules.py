@@ -181,7 +181,7 @@ def find_unknown_classes(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_background_classes(preview: Preview) -> Iterator[Doubt]:
-    """Find classes that are no class of objects, such as BACKGROUND_Google of Caltech 101."""
+    """Find classes that do not stand for objects, such as BACKGROUND_Google of Caltech 101."""
     names = [
         name
         for name in preview.classes
@@ -190,7 +190,7 @@ def find_background_classes(preview: Preview) -> Iterator[Doubt]:
     if names and len(preview.classes) > 2 and preview.source != "torchvision":
         yield (
             "warning",
-            f"the classes {shorten(names, 3)} are named like a collection of whatever is no other class, and are "
+            f"the classes {shorten(names, 3)} are named like a collection of everything else, and are "
             "classes with an output here; leave them out with data.only_classes if they are not meant",
         )
 
@@ -205,7 +205,7 @@ def find_identifiers(preview: Preview) -> Iterator[Doubt]:
         yield (
             "warning",
             f"nearly every record has a class of its own ({len(names):,} classes of {records:,} records, such as "
-            f"{shorten(names, 3)}), as identifiers, dates and measurements have; if they are no classes, name another "
+            f"{shorten(names, 3)}), as identifiers, dates and measurements have; if they are not classes, name another "
             "column, or none (data.label=null)",
         )
 

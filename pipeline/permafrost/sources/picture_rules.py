@@ -139,8 +139,8 @@ def find_regions_outside(preview: Preview) -> Iterator[Doubt]:
     sample = preview.sample
     if sample is None or not sample.num_regions:
         return
-    named = list(sample.regions.items())[:_NAMED]
-    text = "; ".join(f"{quote(name, 200)[1:-1]}: {reason}" for name, reason in named)
+    examples = list(sample.regions.items())[:_NAMED]
+    text = "; ".join(f"{quote(name, 200)[1:-1]}: {reason}" for name, reason in examples)
     yield (
         "warning" if getattr(preview.data, "on_error", "") == "skip" else "error",
         f"boxes or masks do not fit their images ({sample.num_regions:,} of {sample.files:,} that were read): {text}. "
@@ -150,7 +150,7 @@ def find_regions_outside(preview: Preview) -> Iterator[Doubt]:
 
 
 def find_mask_values(preview: Preview) -> Iterator[Doubt]:
-    """Find masks of several classes whose values are no classes."""
+    """Find masks of several classes with values above the number of classes."""
     sample = preview.sample
     if sample is None or not sample.num_mask_values:
         return
@@ -181,7 +181,7 @@ def _telling_values(counts: Mapping[str, Counter[str]]) -> dict[str, str]:
         counts: Number of files by item (such as a class) and value.
     """
     totals = {item: values.total() for item, values in counts.items()}
-    told = {}
+    telling = {}
     for item, values in counts.items():
         (value, count) = values.most_common(1)[0]
         others = sum(totals.values()) - totals[item]
@@ -189,8 +189,8 @@ def _telling_values(counts: Mapping[str, Counter[str]]) -> dict[str, str]:
         if min(totals[item], others) >= _ENOUGH and (
             count >= (1 - _FEW) * totals[item] and elsewhere <= _FEW * others
         ):
-            told[item] = value
-    return told
+            telling[item] = value
+    return telling
 
 
 def find_traits_of_classes(preview: Preview) -> Iterator[Doubt]:
@@ -200,13 +200,13 @@ def find_traits_of_classes(preview: Preview) -> Iterator[Doubt]:
         if label != NO_LABEL:
             by_trait[trait][preview.classes[label]][value] += count
     for trait, counts in by_trait.items():
-        told = _telling_values(counts)
-        if trait == "size" and len(told) < len(counts):  # photographs of one camera, for example
+        telling = _telling_values(counts)
+        if trait == "size" and len(telling) < len(counts):  # photographs of one camera, for example
             continue
-        if told:
+        if telling:
             text = ", ".join(
                 f"{quote(name)} is {printable(value)}"
-                for name, value in list(told.items())[:_NAMED]
+                for name, value in list(telling.items())[:_NAMED]
             )
             yield (
                 "warning",
@@ -223,11 +223,11 @@ def find_traits_of_splits(preview: Preview) -> Iterator[Doubt]:
     for trait, counts in by_trait.items():
         for split in sorted(counts.keys() - {TRAIN}):
             pair = {name: counts[name] for name in (split, TRAIN) if name in counts}
-            told = _telling_values(pair)
-            if split in told:
+            telling = _telling_values(pair)
+            if split in telling:
                 usual = pair[TRAIN].most_common(1)[0][0]
                 yield (
                     "warning",
-                    f"the {_WORDS[trait]} of the files of split {split} is {told[split]}, and in split {TRAIN} mostly "
+                    f"the {_WORDS[trait]} of files of split {split} is {telling[split]}, and in split {TRAIN} mostly "
                     f"{usual}, so that results on it are of other files than those that a network is trained on",
                 )

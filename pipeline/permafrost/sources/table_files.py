@@ -54,6 +54,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def column_names(path: Path) -> list[str]:
+    """Return the names of a table's columns, in their order; call it inside of `readable`."""
     if path.suffix.lower() == ".csv":
         with io.TextIOWrapper(
             io.BufferedReader(open_regular(path)), encoding="utf-8-sig", newline=""

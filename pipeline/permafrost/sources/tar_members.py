@@ -27,7 +27,7 @@ PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
 FILES_BESIDE = "files left out: beside those that are read"
 FOLDERS_BESIDE = "folders that are not read"
 """Topics of a tally: files of other kinds in the folder of tars or tables, and folders in it with further ones."""
-PASSED_OVER_MEMBERS = "members of tars that are no part of a sample"
+PASSED_OVER_MEMBERS = "members of tars that belong to no sample"
 """Topic of a tally, by the reason."""
 LINK_MEMBER = "link to another member"
 UNNAMED_MEMBER = "name without a suffix"
@@ -246,7 +246,7 @@ def _list_members(path: AnyPath, tally: Tally | None = None) -> Iterator[dict[st
 def _reason_to_pass_over(
     member: tarfile.TarInfo, key: str | None, suffix: str | None
 ) -> str | None:
-    """Return why a member is no part of a sample, None for one that is."""
+    """Return why a member belongs to no sample, None for one that does."""
     if not member.isfile():
         kinds = {tarfile.LNKTYPE: LINK_MEMBER, tarfile.SYMTYPE: LINK_MEMBER}
         return kinds.get(member.type, "no regular file")

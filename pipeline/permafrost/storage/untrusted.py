@@ -212,11 +212,11 @@ def iter_column(
         require_plausible(promised, stored, noun, any_bytes)
         row_bytes = promised // max(file.metadata.num_rows, 1)
         rows = max(1, min(most_rows, _PART_BYTES // max(row_bytes, 1)))
-        taken = 0
+        total = 0
         for batch in file.iter_batches(rows, columns=[column], use_threads=False):
             array = batch.column(0)
-            taken += _written_out(array)
-            require_plausible(taken, stored, noun, any_bytes)
+            total += _written_out(array)
+            require_plausible(total, stored, noun, any_bytes)
             yield from _parts_of(array)
 
 
@@ -237,10 +237,10 @@ def iter_cells(path: Path, column: str) -> Iterator[pa.Array]:
         groups = range(file.metadata.num_row_groups)
         largest = max((file.metadata.row_group(n).total_byte_size for n in groups), default=1)
         rows = max(1, min(_CELLS_AT_ONCE, _PART_BYTES // 4 // max(largest, 1)))
-        taken = 0
+        total = 0
         for batch in file.iter_batches(rows, columns=[column], use_threads=False):
-            taken += batch.nbytes
-            require_plausible(taken, stored, f"column {column}")
+            total += batch.nbytes
+            require_plausible(total, stored, f"column {column}")
             yield batch.column(0)
 
 
