@@ -63,8 +63,8 @@ def run(config: ExportConfig) -> ExportResult:
         require_hub()
         repository_of(config.to)
     student = run_folder(config.run) / "distill"
-    network, trained = load_model(student)
     store = Store(config.store.folder)
+    network, trained = load_model(student, store.manifest.classes)
     if "onnx" in config.export.formats:
         portable.require_onnx()
     program = (

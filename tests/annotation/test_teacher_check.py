@@ -323,7 +323,7 @@ def test_classes_in_another_order_are_refused(tmp_path, frozen, tiny_teacher):
     state = load_file(tiny_teacher.weights)
     config = precompute_config(tmp_path / "store", tiny_teacher)
     task = CheckTeacher(
-        store_path=frozen.store.folder, teacher=tiny_teacher, num_classes=10,
+        store_path=frozen.store.folder, teacher=tiny_teacher, classes=10,
         explainer=config.explainer, config=config.annotate, num_threads=1,
     )  # fmt: skip
     sample = [(shard, shard.records) for shard in frozen.store.shards]

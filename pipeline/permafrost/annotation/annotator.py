@@ -34,6 +34,7 @@ from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import forward_to_explain, pass_precision
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
+from permafrost.models.trained_weights import DataClasses, count_classes
 from permafrost.store.frames import FrameBatch
 from permafrost.store.projections import Projection
 
@@ -52,7 +53,7 @@ class TeacherAnnotator:
     def __init__(
         self,
         teacher: ModelConfig,
-        num_classes: int,
+        classes: DataClasses,
         explainer: ExplainerConfig,
         config: PassOptions,
         frame_size: tuple[int, int],
@@ -61,7 +62,7 @@ class TeacherAnnotator:
 
         Args:
             teacher: Options returned by `resolve_network`.
-            num_classes: Number of the store's classes.
+            classes: Classes of the data.
             explainer: Options returned by `resolve_explainer`.
             config: Options of the pass, with a precision that is not "auto".
             frame_size: (height, width) of the canonical frames, or (1, columns) for a table.
@@ -74,7 +75,7 @@ class TeacherAnnotator:
             if config.channels_last is None
             else config.channels_last,
         )
-        teacher = with_preprocessing(teacher, num_classes)
+        teacher = with_preprocessing(teacher, count_classes(classes))
         self.crop_fraction = None
         if teacher.frame == "center_crop":
             self.crop_fraction = teacher.crop_fraction or CENTER_CROP_FRACTION
@@ -84,7 +85,11 @@ class TeacherAnnotator:
         self.input_shape = teacher.input_shape
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = freeze(
-            build_model(teacher, num_classes, may_replace_head=not config.reads_head)
+            build_model(
+                teacher,
+                classes if config.reads_head else count_classes(classes),
+                may_replace_head=not config.reads_head,
+            )
         ).to(self.device)
         self.settings.set_memory_format(self.model)
         self.payloads = build_payloads(config, explainer)

@@ -82,7 +82,7 @@ def fingerprint_pass(description: dict[str, Any]) -> str:
 
 
 def describe_network(
-    payloads: Sequence[str], teacher: ModelConfig, num_classes: int
+    payloads: Sequence[str], teacher: ModelConfig, classes: Sequence[str]
 ) -> dict[str, Any]:
     """Return what payloads say about the teacher.
 
@@ -92,7 +92,7 @@ def describe_network(
     functions = [PAYLOADS[name].describe for name in payloads]
     if not any(functions):
         return {}
-    network = build_model(teacher, num_classes)
+    network = build_model(teacher, classes)
     described: dict[str, Any] = {}
     for function in filter(None, functions):
         described |= pkgutil.resolve_name(function)(network)

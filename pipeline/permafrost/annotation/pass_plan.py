@@ -22,7 +22,6 @@ from permafrost.core.errors import require
 from permafrost.core.records import FEATURES, escape_key
 from permafrost.models.explanations import pass_precision, resolve_explainer
 from permafrost.models.fingerprint import describe_teacher
-from permafrost.models.trained_weights import check_weights
 from permafrost.storage.files import exists, list_folder
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.commit import needs_commit
@@ -78,9 +77,9 @@ class PassPlan:
         return bool(self.missing) or needs_commit(self.folder)
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes of the store."""
-        return len(self.store.manifest.classes)
+    def classes(self) -> Sequence[str]:
+        """Names of the classes of the store."""
+        return self.store.manifest.classes
 
     @property
     def num_views(self) -> int:
@@ -133,9 +132,10 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
         "store what needs none, as in annotate.payloads=[pooled]",
     )
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
-    check_weights(config.teacher, "teacher", store.manifest.classes)
-    teacher = describe_teacher(config.teacher, num_classes, reads_head=config.annotate.reads_head)
-    network = describe_network(config.annotate.payloads, config.teacher, num_classes)
+    teacher = describe_teacher(
+        config.teacher, store.manifest.classes, reads_head=config.annotate.reads_head
+    )
+    network = describe_network(config.annotate.payloads, config.teacher, store.manifest.classes)
     name = escape_key(config.annotate.name or config.teacher.name)
     plans = []
     for options in _alternatives(config.annotate):

@@ -16,6 +16,7 @@ from permafrost.config.models import ModelConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.tasks import SAMPLE, ShardResult
 from permafrost.models.compute import torch_threads
+from permafrost.models.trained_weights import DataClasses
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.reader import Store
@@ -47,7 +48,7 @@ class SampleTask(ABC):
     needs_gpu: ClassVar[bool] = True
     store_path: RootedPath
     teacher: ModelConfig
-    num_classes: int
+    classes: DataClasses
     explainer: ExplainerConfig
     config: PassOptions
     num_threads: int
@@ -77,7 +78,7 @@ class SampleTask(ABC):
         """
         options = replace(self.config, compile=False, min_fidelity=0.0, **changes)
         size = Store(self.store_path).size
-        return TeacherAnnotator(self.teacher, self.num_classes, self.explainer, options, size)
+        return TeacherAnnotator(self.teacher, self.classes, self.explainer, options, size)
 
     def iter_batches(self, sample: Sample) -> Iterator[tuple[FrameBatch, list[str]]]:
         """Iterate over the frames of the sample and their keys, a batch of the pass in memory at a time."""

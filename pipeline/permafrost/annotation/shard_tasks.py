@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -46,7 +46,7 @@ class AnnotateShard:
     fields: PassFields
     fingerprint: str
     teacher: ModelConfig
-    num_classes: int
+    classes: Sequence[str]
     explainer: ExplainerConfig
     config: PassOptions
     num_threads: int
@@ -77,7 +77,7 @@ class AnnotateShard:
                 self.fingerprint,
             )
         labeled, correct = count_correct(
-            self._store, shard, values, self.teacher.classes or self.num_classes
+            self._store, shard, values, self.teacher.classes or len(self.classes)
         )
         return ShardResult(
             name=shard.name,
@@ -138,7 +138,7 @@ class AnnotateShard:
     @cached_property
     def _annotator(self) -> TeacherAnnotator:
         annotator = TeacherAnnotator(
-            self.teacher, self.num_classes, self.explainer, self.config, self._store.size
+            self.teacher, self.classes, self.explainer, self.config, self._store.size
         )
         return annotator.with_projections(read_projections(self.folder))
 

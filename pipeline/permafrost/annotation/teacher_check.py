@@ -25,6 +25,7 @@ from permafrost.core.label_forms import has_many
 from permafrost.core.records import NO_LABEL
 from permafrost.core.tasks import Executor
 from permafrost.models.classifier import has_proportions
+from permafrost.models.trained_weights import count_classes
 from permafrost.store.codecs import decode_unit
 from permafrost.store.commit_pass import CONSTANT_LOGITS, ConstantLogitsError
 from permafrost.store.shards import ShardEntry
@@ -127,7 +128,9 @@ class CheckTeacher(SampleTask):
                 constant += int((np.ptp(values, axis=(1, 2, 3)) == 0).sum())
                 count += len(values)
                 grid = values.shape[-2:]
-        described = describe_outputs(np.concatenate(logits), torch.cat(labels), self.num_classes)
+        described = describe_outputs(
+            np.concatenate(logits), torch.cat(labels), count_classes(self.classes)
+        )
         check = TeacherCheck(
             **described,
             outputs=annotator.model.outputs,

@@ -198,7 +198,7 @@ def _sample_task(
     return kind(
         store_path=plan.store.folder,
         teacher=plan.teacher,
-        num_classes=plan.num_classes,
+        classes=plan.classes,
         explainer=plan.explainer,
         config=config.annotate,
         num_threads=config.cluster.threads_per_actor,
@@ -246,7 +246,7 @@ def annotate_pass(
     eager = replace(config.annotate, compile=False)
     _fit_projections(plan, config, executor)
     annotator = TeacherAnnotator(
-        plan.teacher, plan.num_classes, plan.explainer, eager, plan.store.size
+        plan.teacher, plan.classes, plan.explainer, eager, plan.store.size
     ).with_projections(read_projections(plan.folder))
     specs = [*annotator.fields(), *(plan.views.fields() if plan.views is not None else ())]
     logger.info(
@@ -273,7 +273,7 @@ def annotate_pass(
         fields=fields,
         fingerprint=plan.fingerprint,
         teacher=plan.teacher,
-        num_classes=plan.num_classes,
+        classes=plan.classes,
         explainer=plan.explainer,
         config=config.annotate,
         num_threads=config.cluster.threads_per_actor,

@@ -102,7 +102,7 @@ def measure_views(config: PrecomputeConfig, store: Store, rounds: int) -> ViewCo
     options = replace(options, precision=plan.precision)
     with torch_threads(config.cluster.threads_per_actor):
         annotator = TeacherAnnotator(
-            plan.teacher, plan.num_classes, plan.explainer, options, store.size
+            plan.teacher, plan.classes, plan.explainer, options, store.size
         )
         return ViewCost(
             seconds=_view_seconds(annotator, views, store, options.batch_size, rounds),

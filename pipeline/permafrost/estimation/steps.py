@@ -142,7 +142,7 @@ def measure_annotation(config: PrecomputeConfig, store: Store, rounds: int) -> d
 
     def build(channels_last: bool | None) -> TeacherAnnotator:
         changed = replace(options, channels_last=channels_last)
-        return TeacherAnnotator(plan.teacher, plan.num_classes, plan.explainer, changed, store.size)
+        return TeacherAnnotator(plan.teacher, plan.classes, plan.explainer, changed, store.size)
 
     with torch_threads(config.cluster.threads_per_actor):
         base_annotator = build(options.channels_last)

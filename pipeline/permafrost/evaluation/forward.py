@@ -273,7 +273,7 @@ def evaluate_model(
     folder: Path, store: Store, options: EvaluateOptions
 ) -> dict[str, dict[str, Any]]:
     """Run `evaluate_split` for the trained network in a run's folder on each split of `evaluate.splits`."""
-    network, trained = load_model(folder)
+    network, trained = load_model(folder, store.manifest.classes)
     device = resolve_device("evaluate.device", options.device)
     model = EvaluatedModel(network=network.to(device), input_size=trained.input_size)
     return {

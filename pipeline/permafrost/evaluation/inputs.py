@@ -18,7 +18,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import TrainedModel, is_finished, load_model, read_description
-from permafrost.models.trained_weights import check_trained_weights
+from permafrost.models.trained_weights import check_trained_weights, require_classes
 from permafrost.runs.folder import run_folder
 from permafrost.runs.run_passes import first_made_pass, logits_first, name_passes
 from permafrost.store.entries import StoreMismatchError
@@ -117,6 +117,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         store, passes = open_evaluation_store(config, names, config.run)
         if not (config.store.teacher or trained.teachers):
             passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
+    require_classes(trained.classes, store.manifest.classes, f"the student in {student} was")
     passes = logits_first(passes)
     if len(passes) > 1:
         logger.info(
@@ -139,7 +140,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         from permafrost.evaluation.forward import EvaluatedModel
         from permafrost.models.providers import resolve_device
 
-        model, described = load_model(student)
+        model, described = load_model(student, store.manifest.classes)
         compares = passes and passes[0].manifest.has_logits
         if compares and passes[0].num_classes != described.num_classes:
             raise StoreMismatchError(
@@ -242,9 +243,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         )
     store = open_record_store(config)
     teacher = resolve_network(teacher, store, "teacher")
-    described = describe_teacher(
-        teacher, len(store.manifest.classes), reads_head=_reads_head(config)
-    )
+    described = describe_teacher(teacher, store.manifest.classes, reads_head=_reads_head(config))
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     passes = passes_of_teacher(config.run, teacher, store, named)
     num_classes = described["classes"]
@@ -286,7 +285,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     store = open_record_store(config)
     student = resolve_network(student, store, "student")
     num_classes = len(store.manifest.classes)
-    described = describe_teacher(student, num_classes, section="student")
+    described = describe_teacher(student, store.manifest.classes, section="student")
     of_features = [name for name in EVALUATORS if not EVALUATORS[name].reads_outputs]
     reading = [name for name in config.requested_evaluators if EVALUATORS[name].reads_outputs]
     require(
@@ -302,7 +301,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     else:
         named = store.open_passes(config.store.teacher) if config.store.teacher else []
         passes = named or [store.open_pass(folder.name) for folder in store.pass_folders()]
-        of_teacher = describe_teacher(teacher, num_classes)
+        of_teacher = describe_teacher(teacher, store.manifest.classes)
         teacher_passes = first_made_pass(config.run, store, of_teacher["weights_sha256"], passes)
         check_made_pass(teacher, store, teacher_passes or named)
         passes = teacher_passes

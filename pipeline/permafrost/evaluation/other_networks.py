@@ -61,9 +61,7 @@ class Networks:
         if self.passes:
             return self.passes[0].manifest.teacher
         teacher = _name_network(self.config)
-        return (
-            {} if teacher is None else describe_teacher(teacher, len(self.store.manifest.classes))
-        )
+        return {} if teacher is None else describe_teacher(teacher, self.store.manifest.classes)
 
     @cached_property
     def teacher(self) -> EvaluatedModel:
@@ -94,7 +92,7 @@ class Networks:
     def student(self, run: str) -> EvaluatedModel:
         """Load the student of another run. Call `check_student` first."""
         if run not in self._students:
-            model, trained = load_model(_student_folder(run))
+            model, trained = load_model(_student_folder(run), self.store.manifest.classes)
             device = resolve_device("evaluate.device", self.config.evaluate.device)
             self._students[run] = EvaluatedModel(
                 network=model.to(device), input_size=trained.input_size
@@ -115,7 +113,11 @@ def build_teacher(
     """
     side = teacher_input_size(with_preprocessing(teacher, len(store.manifest.classes)))
     model = freeze(
-        build_model(teacher, len(store.manifest.classes), may_replace_head=not reads_head)
+        build_model(
+            teacher,
+            store.manifest.classes if reads_head else len(store.manifest.classes),
+            may_replace_head=not reads_head,
+        )
     )
     return EvaluatedModel(
         network=model.to(resolve_device("evaluate.device", device)),
@@ -127,7 +129,7 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
     """Raise StoreMismatchError unless the network made the first of the passes, if there are any."""
     if not passes:
         return
-    asked = describe_teacher(teacher, len(store.manifest.classes), reads_head=False)
+    asked = describe_teacher(teacher, store.manifest.classes, reads_head=False)
     entry = passes[0].manifest.teacher
     if teacher.frame == "auto":  # whatever it was for the pass
         asked["frame"] = entry["frame"]
@@ -165,7 +167,7 @@ def passes_of_teacher(
     passes = list(pass_names) or [store.open_pass(folder.name) for folder in store.pass_folders()]
     if not passes:
         return []
-    described = describe_teacher(teacher, len(store.manifest.classes), reads_head=False)
+    described = describe_teacher(teacher, store.manifest.classes, reads_head=False)
     teacher_passes = first_made_pass(run, store, described["weights_sha256"], passes)
     check_made_pass(teacher, store, teacher_passes or passes)
     return teacher_passes

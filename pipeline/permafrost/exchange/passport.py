@@ -47,6 +47,7 @@ from permafrost.loading.recipes import recipe_from
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import with_preprocessing
 from permafrost.models.resolve import resolve_network
+from permafrost.models.trained_weights import DataClasses
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.codecs import cosines
 from permafrost.store.fields import Values
@@ -453,11 +454,13 @@ def _compare(
 ) -> Passport:
     """Run the teacher on a sample and compare."""
     config = resolve_network(teacher, store, "teacher")
-    outputs = facts.classes or len(store.manifest.classes)
+    names = store.manifest.classes
+    outputs = facts.classes or len(names)
+    classes: DataClasses = names if outputs == len(names) else outputs
     payloads = _payloads(facts.fields)
     # The provider's input size and interpolation, and the part of the image that the targets say.
     config = with_preprocessing(config, outputs)
-    described = describe_teacher(config, outputs, reads_head="logits" in payloads)
+    described = describe_teacher(config, classes, reads_head="logits" in payloads)
     require(
         not facts.classes or described["classes"] == facts.classes,
         f"teacher.classes: the targets are of {facts.classes} classes, and teacher={config.name} has "
@@ -475,7 +478,7 @@ def _compare(
     task = ComparePassport(
         store_path=store.folder,
         teacher=config,
-        num_classes=outputs,
+        classes=classes,
         explainer=explainer,
         config=PassOptions(
             payloads=payloads,

@@ -232,6 +232,8 @@ class PretrainedInfo(NamedTuple):
     crop_fraction: float | None = CENTER_CROP_FRACTION
     """Side of the center crop as a fraction of the shorter side, None for the whole image as a square."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    labels: tuple[str, ...] = ()
+    """Names of the outputs in their order, empty if the provider has none."""
 
 
 class Classifier(nn.Module, ABC):

@@ -11,8 +11,11 @@ from permafrost.config.options import Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.models.trained_weights import (
+    DataClasses,
     check_weights,
+    count_classes,
     is_of_a_run,
+    require_classes,
     sha256_weights,
     weights_file,
 )
@@ -25,7 +28,7 @@ _KEYS: dict[str, str | None] = {}
 
 def describe_teacher(
     config: ModelConfig,
-    num_classes: int,
+    data_classes: DataClasses,
     precision: str = "float32",
     section: str = "teacher",
     *,
@@ -35,14 +38,14 @@ def describe_teacher(
 
     Args:
         config: Options of the network, with its weights.
-        num_classes: Number of outputs, unless the config sets `classes`.
+        data_classes: Classes of the data, whose number is that of the outputs unless the config sets `classes`.
         precision: Precision of its forward pass.
         section: Section of the options that name it, for messages.
         reads_head: False if its logits are not read, so that published weights may have other outputs, or none.
 
     Raises:
         ConfigError: If no weights are named, a file of weights does not exist, published weights have another number of
-            outputs, or a run has trained the weights with other options.
+            outputs, a run has trained the weights with other options, or the classes are others.
     """
     from permafrost.models.providers import (
         RANDOM,
@@ -58,6 +61,7 @@ def describe_teacher(
     )
     config = name_weights(config)
     assert config.weights is not None
+    num_classes = count_classes(data_classes)
     classes = config.classes or num_classes
     source = published(config) if is_published(config.weights) else None
     if reads_head and source is not None and source.classes != classes:
@@ -67,6 +71,9 @@ def describe_teacher(
             f"head would be untrained; {advice}name weights for your classes, or store what needs no head, as in "
             "annotate.payloads=[pooled]"
         )
+    if source is not None and reads_head:
+        subject = f"{section}.weights={config.weights} are"
+        require_classes(source.labels, data_classes, subject, are_published=True)
     if config.weights == RANDOM or is_published(config.weights):
         weights_sha256 = _sha256_weights(config, num_classes)
     else:
@@ -76,7 +83,7 @@ def describe_teacher(
             f"{section}.weights={path} does not exist; train the network with permafrost teach, or correct the path",
         )
         weights_sha256 = sha256_weights(path)
-    check_weights(config, section)
+    check_weights(config, section, data_classes if reads_head else num_classes)
     key = _weights_key(config, num_classes, weights_sha256)
     config = with_preprocessing(config, num_classes)
     elsewhere = (

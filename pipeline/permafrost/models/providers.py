@@ -17,9 +17,13 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.models.build_limit import limited_construction
 from permafrost.models.classifier import Classifier, PretrainedInfo, Provider, eval_mode
 from permafrost.models.trained_weights import (
+    DataClasses,
+    check_weights,
+    count_classes,
     is_of_a_run,
     sha256_weights,
     trained_here,
+    warn_of_other_classes,
     weights_file,
 )
 from permafrost.models.weights import load_weights, require_sha256
@@ -92,18 +96,20 @@ def provider_of(config: ModelConfig) -> Provider:
 
 
 def build_model(
-    config: ModelConfig, num_classes: int, *, may_replace_head: bool = False
+    config: ModelConfig, classes: DataClasses, *, may_replace_head: bool = False
 ) -> Classifier:
     """Build the network with the weights that the config names, on the CPU.
 
     Args:
         config: Options of the network.
-        num_classes: Number of outputs, unless the config sets `classes`; 0 gives one.
+        classes: Classes of the data, whose number is that of the outputs unless the config sets `classes`; none give
+            one output.
         may_replace_head: For a network that will be trained, or whose logits are not read: if the last layer of a
-            weights file has another number of outputs or is missing, the network keeps its newly initialized one.
+            weights file has other classes or is missing, the network keeps its newly initialized one.
 
     Raises:
-        ConfigError: If the provider does not have the network, or an option does not fit it.
+        ConfigError: If the provider does not have the network, an option does not fit it, or a run has trained the
+            weights on other classes.
         WeightsError: If the weights are not available, or do not fit the network.
     """
     in_file = config.weights != RANDOM and not is_published(config.weights)
@@ -113,12 +119,16 @@ def build_model(
         "null",
     )
     build = provider_of(config).build
-    outputs = config.classes or num_classes or 1
+    outputs = config.classes or count_classes(classes) or 1
     if config.weights == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))
             return _without_blank_layers(build(config, outputs))
     path = weights_file(config.weights) if config.weights is not None and in_file else None
+    if may_replace_head:
+        warn_of_other_classes(config, classes)
+    else:
+        check_weights(config, config.kind, classes)
     is_described = path is not None and path.is_file() and is_of_a_run(path)
     with limited_construction(path) if path and is_described else nullcontext():
         model = build(config, outputs)

@@ -88,7 +88,7 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
     """
     if isinstance(config, NoModelConfig):
         return config
-    check_weights(config, option)
+    check_weights(config, option, len(store.manifest.classes))
     if is_published(config.weights):
         from permafrost.models.providers import name_weights
 

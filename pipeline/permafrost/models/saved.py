@@ -5,6 +5,7 @@ model.json is written last and lists the digest of the weights (trained_weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from permafrost.models.trained_weights import (
     MODEL_NAME,
     check_trained_weights,
     read_entries,
+    require_classes,
 )
 from permafrost.runs.folder import run_identity
 from permafrost.storage.files import write_atomically
@@ -96,11 +98,15 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     write_json(folder / DESCRIPTION_NAME, description)
 
 
-def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
+def load_model(folder: Path, classes: Sequence[str] = ()) -> tuple[Classifier, TrainedModel]:
     """Load the trained network of a finished run, frozen, and its description.
 
+    Args:
+        folder: Folder of the network.
+        classes: Names of the classes of the records that it will run on, empty away from any data.
+
     Raises:
-        ConfigError: If the run is not finished.
+        ConfigError: If the run is not finished, or was trained on other classes.
         DamagedFileError: If its files are not the ones that it wrote.
         WeightsError: If the weights do not fit the network of the description.
     """
@@ -109,6 +115,7 @@ def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
     from permafrost.models.weights import load_weights
 
     trained = read_description(folder)
+    require_classes(trained.classes, classes, f"the network in {folder} was")
     check_trained_weights(folder)
     with limited_construction(folder / MODEL_NAME):
         model = build_model(trained.config, trained.num_classes)

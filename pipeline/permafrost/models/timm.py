@@ -113,6 +113,7 @@ def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
         std=tuple(values["std"]),
         crop_fraction=None if values.get("crop_mode") == "squash" else values["crop_pct"],
         interpolation="bicubic" if values["interpolation"] == "bicubic" else "bilinear",
+        labels=tuple(values.get("label_names") or ()),
     )
 
 

@@ -87,6 +87,7 @@ def published_torchvision(config: TorchvisionModelConfig) -> PretrainedInfo:
         std=tuple(preset.std),
         crop_fraction=preset.crop_size[0] / preset.resize_size[0],
         interpolation="bicubic" if preset.interpolation.value == "bicubic" else "bilinear",
+        labels=tuple(weights.meta["categories"]),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +37,9 @@ _ADVICE = (
     "delete {path}, and the command that trained this network writes both files again from its checkpoint; restore "
     "them if there is none"
 )
+
+DataClasses = Sequence[str] | int
+"""Names of the data's classes in their order, or only their number, with which nothing is compared."""
 
 _NOT_TRAINED = (
     *("weights", "weights_key", "sha256", "classes"),
@@ -121,13 +125,13 @@ def trained_here(config: ModelConfig) -> bool:
     return _description_of_weights(config) is not None
 
 
-def check_weights(config: ModelConfig, section: str, classes: Sequence[str] = ()) -> None:
-    """Check that the options of a network are those that a run has trained its weights with.
+def check_weights(config: ModelConfig, section: str, classes: DataClasses) -> None:
+    """Check that the options of a network are those that a run has trained its weights with, on these classes.
 
     Args:
         config: Options of the network.
         section: Section of the options, for messages.
-        classes: Names of the classes of the data, to be compared unless the options have a number of classes.
+        classes: Classes of the data. A number of classes in the options that is not theirs declares others.
 
     Raises:
         ConfigError: If a run has trained the weights with other options, or on other classes.
@@ -159,12 +163,86 @@ def check_weights(config: ModelConfig, section: str, classes: Sequence[str] = ()
             f"{section}.weights={config.weights} were trained with other options than {values}; set {words}, as "
             f"{DESCRIPTION_NAME} beside them says"
         )
-    known = list(described.classes)
-    if classes and known and config.classes is None and list(classes) != known:
-        raise ConfigError(
-            f"{section}.weights={config.weights} were trained on the classes {shorten(known, 5)}, but the store has "
-            f"{shorten(classes, 5)}; correct one of them, or set {section}.classes={len(known)} to store the outputs "
-            "for its own classes"
+    if config.classes in (None, count_classes(classes)):
+        require_classes(
+            described.classes,
+            classes,
+            f"{section}.weights={config.weights} were",
+            f", or set {section}.classes={len(described.classes)} for outputs of its own classes",
+        )
+
+
+def count_classes(classes: DataClasses) -> int:
+    """Return the number of the data's classes."""
+    return classes if isinstance(classes, int) else len(classes)
+
+
+def describe_other_classes(
+    trained: Sequence[str], classes: DataClasses, *, are_published: bool = False
+) -> str:
+    """Say how the classes that a network was trained on differ from those of the data, empty if they do not.
+
+    Args:
+        trained: Names of the network's outputs in their order, empty if they are not known.
+        classes: Classes of the data.
+        are_published: True if the names are those of a provider, whose spelling may differ from that of the data: then
+            only the order of equal names is compared, if most are equal.
+    """
+    if isinstance(classes, int) or not (trained and classes) or list(trained) == list(classes):
+        return ""
+    common = {name for name, count in Counter(trained).items() if count == 1} & set(classes)
+    if are_published and (len(trained) != len(classes) or 2 * len(common) <= len(classes)):
+        return ""
+    if are_published or sorted(trained) == sorted(classes):
+        moved = (n for n, name in enumerate(trained) if name in common and name != classes[n])
+        output = next(moved, None)
+        if output is None:
+            return ""
+        return (
+            f"the same classes in another order than the store has: output {output} is {trained[output]}, and class "
+            f"{output} of the store is {classes[output]}; list the classes in the order of the outputs "
+            "(data.classes=, a text file with a class a line) and pack the data again"
+        )
+    return (
+        f"the classes {shorten(trained, 5)}, but the store has {shorten(classes, 5)}; name weights, or a store, of the "
+        "same classes"
+    )
+
+
+def require_classes(
+    trained: Sequence[str],
+    classes: DataClasses,
+    subject: str,
+    way_out: str = "",
+    *,
+    are_published: bool = False,
+) -> None:
+    """Require that a network was trained on the classes of the data, in their order.
+
+    Args:
+        trained: As for `describe_other_classes`.
+        classes: Classes of the data.
+        subject: Words before "trained on", for the message.
+        way_out: Another way out if their number differs, for the message.
+        are_published: As for `describe_other_classes`.
+
+    Raises:
+        ConfigError: If the names or their order differ.
+    """
+    reason = describe_other_classes(trained, classes, are_published=are_published)
+    other_number = len(trained) != count_classes(classes)
+    require(not reason, f"{subject} trained on {reason}{way_out if other_number else ''}")
+
+
+def warn_of_other_classes(config: ModelConfig, classes: DataClasses) -> None:
+    """Log a warning if a training starts from weights that a run has trained on other classes."""
+    described = _description_of_weights(config)
+    reason = "" if described is None else describe_other_classes(described.classes, classes)
+    if reason:
+        logger.warning(
+            "weights=%s were trained on %s; the training begins with a last layer for them",
+            config.weights,
+            reason,
         )
 
 

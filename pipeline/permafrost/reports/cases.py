@@ -243,7 +243,7 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
         return None
     trained = read_description(pair[1].training_folder)
     datasets = {split: open_split(store, passes, split, trained) for split in evaluation.splits}
-    baseline, candidate = (_open(result) for result in pair)
+    baseline, candidate = (_open(result, store.manifest.classes) for result in pair)
     return CasePair(
         baseline=baseline,
         candidate=candidate,
@@ -279,9 +279,9 @@ def _is_there(result: StudentResult) -> bool:
     return table.exists() and weights.exists()
 
 
-def _open(result: StudentResult) -> Arm:
+def _open(result: StudentResult, classes: Sequence[str]) -> Arm:
     assert result.seed is not None  # cases are of students
-    network, trained = load_model(result.training_folder)
+    network, trained = load_model(result.training_folder, classes)
     table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
     rows = group_pairs((row["split"], row) for row in table.to_pylist())
     model = EvaluatedModel(network=network, input_size=trained.input_size)

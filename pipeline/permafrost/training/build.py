@@ -60,7 +60,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
     trainer = spec.trainer
     device = distributed.device or resolve_device("trainer.device", trainer.device)
     torch.manual_seed(derive_seed(spec.seed, "initialisation"))
-    model = build_model(spec.model, spec.num_classes, may_replace_head=True)
+    model = build_model(spec.model, spec.data_classes, may_replace_head=True)
     if spec.model.weights is None:
         model.learn_moments(partial(_iter_frames, spec.dataset))
     model = model.to(device)
@@ -191,7 +191,8 @@ def _build_live_teacher(
 ) -> LiveTeacher:
     side = teacher_input_size(config)
     reads_head = spec.loss.needs.logits
-    model = build_model(config, spec.num_classes, may_replace_head=not reads_head)
+    classes = spec.data_classes if reads_head else spec.num_classes
+    model = build_model(config, classes, may_replace_head=not reads_head)
     return LiveTeacher(
         config.name,
         freeze(model).to(device),

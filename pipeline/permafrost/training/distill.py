@@ -150,7 +150,7 @@ def student_inputs(
         from permafrost.losses.base import build_loss
 
         described = describe_teacher(
-            live, len(store.manifest.classes), reads_head=build_loss(config.method).needs.logits
+            live, store.manifest.classes, reads_head=build_loss(config.method).needs.logits
         )
         inputs["live teacher"] = sha256_json(described)
     files = config.student.fingerprint_files()

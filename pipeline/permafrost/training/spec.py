@@ -15,6 +15,7 @@ from permafrost.loading.regions import RegionKind
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
 from permafrost.models.explanations import DEFAULT_EXPLAINER
+from permafrost.models.trained_weights import DataClasses
 from permafrost.training.epoch_selection import EpochSelection
 
 
@@ -58,6 +59,11 @@ class TrainingSpec:
         """Class names of the network's outputs, empty if they are not the classes of the data."""
         names = self.dataset.store.manifest.classes
         return names if (self.model.classes or self.num_classes) == len(names) else ()
+
+    @property
+    def data_classes(self) -> DataClasses:
+        """Class names of the network's outputs, or their number if they are not the classes of the data."""
+        return self.class_names or self.num_classes
 
     @property
     def input_size(self) -> tuple[int, int]:

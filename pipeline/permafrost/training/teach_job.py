@@ -248,6 +248,6 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
     if config.teaching.uses_black_box(config.teacher) and not isinstance(
         config.black_box, NoModelConfig
     ):
-        asked = describe_teacher(config.black_box, len(store.manifest.classes), section="black_box")
+        asked = describe_teacher(config.black_box, store.manifest.classes, section="black_box")
         inputs["black_box"] = sha256_json(asked)
     return inputs

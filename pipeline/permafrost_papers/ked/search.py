@@ -205,7 +205,7 @@ class PartitionSearch:
             "store": self.store.manifest.fingerprint,
             "split": self.teaching.split,
             "black_box": describe_teacher(
-                self.black_box, len(self.store.manifest.classes), section="black_box"
+                self.black_box, self.store.manifest.classes, section="black_box"
             ),
             "frame": self.teacher.frame,
             "input_size": list(self._probed_size()),
@@ -228,7 +228,7 @@ class PartitionSearch:
         return self.input_size if side is None else (side, side)
 
     def _measure(self, distributed: DistributedContext, device: torch.device) -> DependencySums:
-        model = freeze(build_model(self.black_box, len(self.store.manifest.classes))).to(device)
+        model = freeze(build_model(self.black_box, self.store.manifest.classes)).to(device)
         order = balanced_order(self.store.index, self.teaching.split, self.teaching.grouping_seed)
         size = self._probed_size()
         first = order[: self.teaching.records]

@@ -176,7 +176,7 @@ def _explained(
     store = evaluation.open_store(store.folder)
     if result.seed is None:
         return _frames(split, store, header)
-    network, trained = load_model(result.folder / "distill")
+    network, trained = load_model(result.folder / "distill", store.manifest.classes)
     dataset = open_split(store, evaluation.open_passes(store), split, trained)
     place = dataset.positions_of(header["keys"])
     positions = [place[key] for key in header["keys"]]

@@ -1,0 +1,192 @@
+"""One guard of classes: no network is loaded beside a store without a comparison of its classes with the store's."""
+
+import ast
+import re
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from permafrost.config.models import TorchvisionModelConfig
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import ExportConfig, ExportOptions
+from permafrost.core.errors import ConfigError
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import published
+from permafrost.models.trained_weights import describe_other_classes
+from permafrost.runs.mirrors import RUNS
+from stages import distill, evaluate, export, precompute
+from tests.stages.test_right_teacher import save_teacher
+from tests.support.runs import distill_config, evaluate_config
+from tests.support.stores import precompute_config
+
+ROOT = Path(__file__).parents[2]
+LOADERS = {"build_model": 1, "load_model": 1, "describe_teacher": 1, "TeacherAnnotator": 1}
+"""Functions that load or identify weights, and the place of their argument with the classes."""
+COUNT = re.compile(r"^\d+$|num_classes$|^len\(|^outputs$")
+DIGITS = tuple(str(digit) for digit in range(10))
+SWAPPED = (*DIGITS[:8], "9", "8")
+
+
+def calls_of_loaders():
+    """Iterate over the calls in the code: (place, function around it, name of the loader, call)."""
+    for folder in ("pipeline", "stages"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            tree = ast.parse(path.read_text())
+            for function in ast.walk(tree):
+                if not isinstance(function, ast.FunctionDef):
+                    continue
+                for call in ast.walk(function):
+                    name = getattr(getattr(call, "func", None), "id", None)
+                    if isinstance(call, ast.Call) and name in LOADERS:
+                        yield f"{path.relative_to(ROOT)}:{call.lineno}", function, name, call
+
+
+def has_store(function):
+    """Return whether a function can reach a store, by the names that it uses."""
+    names = {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
+    names |= {n.attr for n in ast.walk(function) if isinstance(n, ast.Attribute)}
+    names |= {n.arg for n in ast.walk(function) if isinstance(n, ast.arg)}
+    return bool(names & {"store", "_store", "Store", "dataset"})
+
+
+def test_every_caller_that_loads_weights_beside_a_store_gives_its_classes():
+    counts, without = Counter(), []
+    for place, function, name, call in calls_of_loaders():
+        counts[name] += 1
+        argument = call.args[LOADERS[name]] if len(call.args) > LOADERS[name] else None
+        text = "" if argument is None else ast.unparse(argument)
+        if has_store(function) and (not text or COUNT.search(text)):
+            without.append(f"{place}: {name}({text})")
+    assert not without
+    assert counts["build_model"] >= 8  # the search finds them
+    assert counts["load_model"] >= 6
+    assert counts["describe_teacher"] >= 7
+
+
+def test_weights_are_read_by_the_guarded_functions_only():
+    """What reads a file of weights is models/, whose functions that others call are the ones above."""
+    readers = {"load_weights", "read_state_dict", "choose_fit"}
+    for folder in ("pipeline", "stages"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.parent.name != "models":
+                names = {
+                    n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)
+                }
+                assert not names & readers, path
+
+
+# ---- the comparison ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trained", "classes", "words"),
+    [
+        (("a", "b"), ("a", "b"), ""),
+        (("a", "b"), ("b", "a"), "another order than the store has: output 0 is a, and class 0"),
+        (("a", "b"), ("a", "c"), "the classes 'a', 'b', but the store has 'a', 'c'"),
+        (("a", "b"), ("a", "b", "c"), "the classes 'a', 'b', but"),
+        ((), ("a", "b"), ""),  # not known
+        (("a", "b"), 2, ""),
+        (("a", "b"), (), ""),
+    ],
+)
+def test_classes_are_compared_by_name_and_order(trained, classes, words):
+    reason = describe_other_classes(trained, classes)
+
+    assert words in reason if words else reason == ""
+
+
+def test_of_published_names_the_order_of_equal_ones_is_compared():
+    labels = ("tench", "goldfish", "crane", "hen", "crane")
+
+    assert describe_other_classes(labels, ("n1", "n2", "n3", "n4", "n5"), are_published=True) == ""
+    alike = ("tench", "goldfish", "crane_bird", "hen", "crane_machine")
+    assert describe_other_classes(labels, alike, are_published=True) == ""
+    in_order = tuple(sorted(alike))
+    assert "output 0 is tench, and class 0 of the store is crane_bird" in describe_other_classes(
+        labels, in_order, are_published=True
+    )
+    assert describe_other_classes(labels, in_order[:3], are_published=True) == ""
+
+
+def test_imagenet_folders_with_readable_names_are_not_in_torchvisions_order():
+    config = TorchvisionModelConfig(name="resnet18", weights="pretrained")
+    labels = published(config).labels
+    assert len(labels) == 1000
+    unique = [f"{name} {n}" if labels.count(name) > 1 else name for n, name in enumerate(labels)]
+
+    with pytest.raises(ConfigError, match="trained on the same classes in another order"):
+        describe_teacher(config, sorted(unique))
+
+
+# ---- the doors -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swapped(tmp_path_factory):
+    """Options of a network that was trained on the store's classes in another order."""
+    return save_teacher(tmp_path_factory.mktemp("swapped") / "teach", classes=SWAPPED)
+
+
+DOORS = {
+    "precompute": lambda frozen, weights, store: precompute.run(precompute_config(store, weights)),
+    "distill mode=live": lambda frozen, weights, store: distill.run(
+        replace(distill_config(frozen), mode="live", teacher=weights)
+    ),
+    "evaluate model=teacher": lambda frozen, weights, store: evaluate.run(
+        replace(evaluate_config(frozen), model="teacher", teacher=weights)
+    ),
+    "evaluate model=network": lambda frozen, weights, store: evaluate.run(
+        replace(evaluate_config(frozen), model="network", student=weights)
+    ),
+    "evaluate model=network, its teacher": lambda frozen, weights, store: evaluate.run(
+        replace(
+            evaluate_config(frozen),
+            model="network",
+            student=frozen.config.teacher,
+            teacher=weights,
+        )
+    ),
+    "evaluate a student": lambda frozen, weights, store: evaluate.run(
+        evaluate_config(frozen, run=student_of(weights))
+    ),
+    "export a student": lambda frozen, weights, store: export.run(
+        ExportConfig(
+            store=StoreOptions(path=str(frozen.store.path)),
+            export=ExportOptions(),
+            run=student_of(weights),
+        )
+    ),
+}
+
+
+def student_of(weights):
+    """Make a run whose student has these weights and this description, and return its name."""
+    folder = RUNS / "swapped" / "distill"
+    shutil.copytree(Path(weights.weights).parent, folder)
+    return "swapped"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_network_of_classes_in_another_order_is_refused(tmp_path, frozen, swapped, door):
+    with pytest.raises(ConfigError, match="the same classes in another order than the store has"):
+        DOORS[door](frozen, swapped, tmp_path / "store")
+
+
+def test_a_training_that_starts_from_other_classes_says_so(tmp_path, frozen, swapped, caplog):
+    config = distill_config(frozen)
+
+    distill.run(replace(config, student=swapped))
+
+    assert "trained on the same classes in another order" in caplog.text
+    assert "the training begins with a last layer for them" in caplog.text
+
+
+def test_a_number_of_classes_does_not_hide_other_names_of_as_many(tmp_path, swapped):
+    config = precompute_config(tmp_path / "store", replace(swapped, classes=10))
+
+    with pytest.raises(ConfigError, match="the same classes in another order"):
+        precompute.run(config)
