@@ -25,7 +25,7 @@ from permafrost.models.portable import (
     WrongProgramError,
     check_program,
     encode_model,
-    run_program,
+    open_program,
     trace,
 )
 from permafrost.models.providers import build_model, freeze
@@ -128,7 +128,7 @@ def test_programs_of_the_embedding_are_files_of_their_own(frozen):
         "embedding.pt2",
     }
     for name, path in result.files.items():
-        found = run_program(Path(path).read_bytes(), name, "images", images)
+        found = open_program(Path(path).read_bytes(), name, "images")(images)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -144,7 +144,7 @@ def test_a_file_gives_the_logits_of_an_evaluation(exported, file_format):
     ]:
         images = noise(*shape)
         expected = evaluated_logits(network, images, "auto", (16, 16), (16, 16))
-        actual = run_program(files[file_format], file_format, "images", images)
+        actual = open_program(files[file_format], file_format, "images")(images)
         torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
         assert expected.abs().max() > 0.1
 
@@ -240,7 +240,7 @@ def test_a_program_of_rows_takes_any_number_of_them():
     data = encode_model(trace(program, torch.rand(2, 5)), "torch", "rows", {})
 
     rows = torch.rand(7, 5)
-    torch.testing.assert_close(run_program(data, "torch", "rows", rows), program(rows))
+    torch.testing.assert_close(open_program(data, "torch", "rows")(rows), program(rows))
 
 
 # ---- errors --------------------------------------------------------------------------------------

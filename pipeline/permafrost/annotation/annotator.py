@@ -32,7 +32,7 @@ from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.transfer import move_values
 from permafrost.models.classifier import Intermediates, ModelOutput
 from permafrost.models.compute import ComputeSettings
-from permafrost.models.explanations import forward_to_explain, pass_precision
+from permafrost.models.explanations import forward_to_explain, pass_precision, require_image_places
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from permafrost.models.trained_weights import DataClasses, count_classes
 from permafrost.store.frames import FrameBatch
@@ -141,6 +141,8 @@ class TeacherAnnotator:
                 if margin not in outputs:
                     outputs[margin] = self._forward(self._example(margin), self.payloads)
             payload_specs = payload.fields(self.model, outputs[framing.margin])
+            if any(spec.frame is not None for spec in payload_specs):
+                require_image_places(self.model, ", ".join(spec.name for spec in payload_specs))
             if framing.margin:
                 _require_whole_cells(
                     framing.margin, payload.fields(self.model, outputs[0.0]), payload_specs
@@ -237,9 +239,17 @@ class TeacherAnnotator:
                         encoded[number].append(part)
         return _joined([_stack_fields(each) if len(each) > 1 else each[0] for each in encoded])
 
+    def inputs_of(self, batch: FrameBatch) -> Tensor:
+        """Return the teacher's inputs f32 [n, 3, height, width] in [0, 1] for the canonical view of each record."""
+        return self._inputs(batch, 0.0)
+
+    def run_inputs(self, inputs: Tensor) -> ModelOutput:
+        """Run the teacher on its inputs."""
+        return self._forward(inputs, self.payloads)
+
     def run_frames(self, batch: FrameBatch) -> ModelOutput:
         """Run the teacher on the canonical view of each record."""
-        return self._forward(self._inputs(batch, 0.0), self.payloads)
+        return self.run_inputs(self.inputs_of(batch))
 
     @torch.no_grad()
     def run_views(self, batch: FrameBatch, views: Tensor) -> ModelOutput:

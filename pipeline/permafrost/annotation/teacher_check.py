@@ -18,13 +18,20 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, bdtrc
 from torch import Tensor
 
+from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.payloads import BatchInfo, MapPayload
 from permafrost.annotation.samples import Sample, SampleTask, select_sample
 from permafrost.core.errors import UserError
 from permafrost.core.label_forms import has_many
 from permafrost.core.records import NO_LABEL
 from permafrost.core.tasks import Executor
-from permafrost.models.classifier import has_proportions
+from permafrost.models.classifier import ModelOutput, has_proportions
+from permafrost.models.record_independence import (
+    PROBED_RECORDS,
+    require_independent_records,
+    require_unchanged_state,
+    state_of,
+)
 from permafrost.models.trained_weights import count_classes
 from permafrost.store.codecs import decode_unit
 from permafrost.store.commit_pass import CONSTANT_LOGITS, ConstantLogitsError
@@ -95,9 +102,14 @@ def check_teacher(
 
     Returns:
         The description of the teacher, None for a pass without records.
+
+    Raises:
+        DependentRecordsError: If an output of a record depends on other records.
     """
     fewest, most = CHECKED_RECORDS
     count = sum(shard.records for shard in shards) // _SAMPLE_SHARE
+    if not task.config.reads_head:  # only that is looked at on which features depend
+        most = fewest
     sample = select_sample(shards, min(max(count, fewest), most))
     if not sample:
         return None
@@ -114,11 +126,17 @@ class CheckTeacher(SampleTask):
     def measure(self, sample: Sample) -> tuple[int, str]:
         annotator = self.build_annotator(precision="float32")
         maps = [payload for payload in annotator.payloads if isinstance(payload, MapPayload)]
+        name = f"teacher={self.teacher.name}: {type(annotator.model.network).__name__}"
+        before = state_of(annotator.model)
         logits: list[NDArray[np.float64]] = []
         labels: list[Tensor] = []
         constant, count, grid = 0, 0, None
+        starts: list[tuple[Tensor, ModelOutput]] = []
         for frames, keys in self.iter_batches(sample):
-            output = annotator.run_frames(frames)
+            inputs = annotator.inputs_of(frames)
+            output = annotator.run_inputs(inputs)
+            start = inputs[:PROBED_RECORDS], output.first(PROBED_RECORDS)
+            starts = [*starts[:2], start]  # of the first two batches, and of the last one
             logits.append(output.logits.detach().double().cpu().numpy())
             labels.append(frames.labels)
             for payload in maps:
@@ -128,6 +146,8 @@ class CheckTeacher(SampleTask):
                 constant += int((np.ptp(values, axis=(1, 2, 3)) == 0).sum())
                 count += len(values)
                 grid = values.shape[-2:]
+        require_unchanged_state(name, before, annotator.model)
+        self._require_independence(name, annotator, starts)
         described = describe_outputs(
             np.concatenate(logits), torch.cat(labels), count_classes(self.classes)
         )
@@ -140,6 +160,26 @@ class CheckTeacher(SampleTask):
             input_size=annotator.input_size,
         )
         return check.records, json.dumps(asdict(check))
+
+    def _require_independence(
+        self, name: str, annotator: TeacherAnnotator, starts: Sequence[tuple[Tensor, ModelOutput]]
+    ) -> None:
+        """Require that records at the start of a batch have the same outputs alone and among those of other shards."""
+
+        def run(inputs: Tensor) -> list[Tensor]:
+            return outputs_of(annotator.run_inputs(inputs))
+
+        (records, output), *rest = starts
+        neighbors = torch.cat([inputs for inputs, _ in rest or starts])
+        require_independent_records(
+            name, annotator.model, run, records, neighbors, outputs_of(output)
+        )
+
+
+def outputs_of(output: ModelOutput) -> list[Tensor]:
+    """Return the tensors of a forward pass that are stored, or from which what is stored is computed."""
+    pooled = [] if output.pooled is None else [output.pooled]
+    return [output.logits, output.features, *pooled]
 
 
 def describe_outputs(

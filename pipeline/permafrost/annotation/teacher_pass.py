@@ -126,11 +126,12 @@ def _settle_logits(
     dtype = config.annotate.logits_dtype
     if plan.is_begun:
         dtype = plan.logits_dtype if dtype == "auto" else dtype
-    elif config.annotate.reads_head:
+    else:
         check = check_teacher(executor, _sample_task(CheckTeacher, plan, config), plan.shards)
-        if check is not None:
+        reason = ""
+        if check is not None and config.annotate.reads_head:
             require_sound(check, plan.store.manifest.classes)
-        reason = "" if check is None else needs_float32(check)
+            reason = needs_float32(check)
         if reason and dtype == "auto":
             logger.info("annotate.logits_dtype=auto: float32, because %s", reason)
             dtype = "float32"

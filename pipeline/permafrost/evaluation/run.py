@@ -14,7 +14,7 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import evaluator_named
-from permafrost.evaluation.forward import open_split
+from permafrost.evaluation.forward import iter_views, open_split
 from permafrost.evaluation.inputs import EvaluationInputs
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.results import add_result, evaluator_options, read_results
@@ -25,6 +25,8 @@ from permafrost.evaluation.saved_records import (
     record_table,
 )
 from permafrost.loading.decode_threads import resolve_decode_threads
+from permafrost.models.classifier import trial_copy
+from permafrost.models.record_independence import probe_positions, require_independent_network
 from permafrost.store.arrow_files import write_table
 
 
@@ -60,6 +62,10 @@ def run_evaluators(
         )
         for split in config.evaluate.splits
     ]
+    positions = probe_positions(len(contexts[0].dataset))
+    if positions:
+        views = list(iter_views(model, contexts[0].dataset, positions, config.evaluate))
+        require_independent_network(trial_copy(model.network), torch.cat(views))
     evaluators = {evaluator: evaluator_named(evaluator) for evaluator in missing}
     files = {
         evaluator: {

@@ -6,12 +6,13 @@ The split is explicit and replaces hooks: `forward_head` can be differentiated s
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,8 @@ def attention_map(features: Tensor) -> Tensor:
     """Compute Q = mean over channels of A^2, float32 or wider: [B, C, h, w] -> [B, h, w] (section 3.1 of AT)."""
     return to_float32(features).square().mean(dim=1)
 
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 _NONE: Mapping[str, Tensor] = {}
 
@@ -167,6 +170,17 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def trial_copy(network: AnyModule) -> AnyModule:
+    """Return a copy of a network for a trial run, because some initialize themselves by the first batch they receive.
+
+    A network with tensors or objects that cannot be copied is returned itself.
+    """
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError):
+        return network
+
+
 def nearly_equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-6) -> bool:
     """Compare up to rounding, with a tolerance below the effect of an untrained batch norm (1 / sqrt(1 + eps)).
 
@@ -205,6 +219,11 @@ class Normalize(nn.Module):
         # Not persistent, because published checkpoints have no such entries and the config has the values.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    @property
+    def is_identity(self) -> bool:
+        """True if it changes nothing."""
+        return bool((self.mean == 0).all() and (self.std == 1).all())
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -245,6 +264,8 @@ class Classifier(nn.Module, ABC):
     """Outputs of the network itself. Others than logits are converted, and have no explanations."""
     inner: nn.Module
     """Network that this module wraps; one that is a network itself overrides `network`."""
+    misplacement: str = ""
+    """Why the cells of the features lie in other places of the images than those of a grid do, empty if they do not."""
     explanation_mode: Callable[[], AbstractContextManager[None]] | None = None
     """Context in which a gradient to the input is an explanation, of a network that explains itself (B-cos)."""
 

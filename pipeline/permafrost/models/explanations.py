@@ -161,6 +161,21 @@ def require_places(grid: Grid, input_size: Grid, whose: str, recovery_hint: str)
     )
 
 
+def require_image_places(model: Classifier, what: str) -> None:
+    """Raise ConfigError if the cells of a network's grids are not those of the image that it is given.
+
+    Args:
+        model: The network, which has run once.
+        what: What would lie in another place, for the message.
+    """
+    require(
+        not model.misplacement,
+        f"{type(model.network).__name__}: {what} would be of other places than the image has, because "
+        f"{model.misplacement}; take this out of the network (teacher.frame, teacher.crop_fraction and "
+        "teacher.input_size crop and resize before it), or store what has no places (annotate.payloads=[logits])",
+    )
+
+
 def warn_of_coarse_grid(student: Grid, teacher: Grid) -> None:
     """Log a warning if one grid is more than four times coarser than the other."""
     ratios = [a / b for a, b in zip(student, teacher, strict=True)]
@@ -293,6 +308,7 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
         f"the gradient of a logarithm of probabilities is not that of a logit, so {type(model.network).__name__} has "
         "no maps; remove the softmax at its end, or store no map (annotate.payloads=[logits])",
     )
+    require_image_places(model, "its maps")
     with torch.autocast(output.features.device.type, enabled=False):
         features = to_float32(output.features)
         match model.head:

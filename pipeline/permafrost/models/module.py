@@ -5,7 +5,7 @@ network goes on with a copy of what was read, so operations in place, before or 
 
 The axes of the layer's output that are the rows and columns of the image are measured: they are those that grow with
 it. If the network takes images of one size only, or pools them to one, the proportions of the axes decide, and where
-the output changes if one half of the image is replaced.
+the output changes if a corner of the image is replaced.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,8 +41,21 @@ from permafrost.models.classifier import (
     has_proportions,
     nearly_equal,
     to_float32,
+    trial_copy,
+)
+from permafrost.models.image_places import (
+    describe_wrong_places,
+    order_of_axes,
+    read_input,
+    replaced_parts,
 )
 from permafrost.models.providers import model_normalization
+from permafrost.models.record_independence import (
+    PROBED_RECORDS,
+    require_independent_records,
+    require_unchanged_state,
+    state_of,
+)
 
 logger = logging.getLogger("permafrost.models")
 
@@ -72,6 +87,8 @@ class ModuleClassifier(ProbedClassifier):
         layer: str,
         normalize: Normalize | None = None,
         outputs: ModelOutputs = "logits",
+        *,
+        may_initialize: bool = False,
     ) -> None:
         """Open the wrappers of a network.
 
@@ -80,6 +97,7 @@ class ModuleClassifier(ProbedClassifier):
             layer: Name of the module that is explained, as in network.named_modules().
             normalize: Normalization of the images, None for none.
             outputs: What the network returns, of which this module returns the logits.
+            may_initialize: Whether its first batch may initialize it, as that of a training may.
 
         Raises:
             ConfigError: If the network has no such layer, or is a scripted one.
@@ -99,6 +117,7 @@ class ModuleClassifier(ProbedClassifier):
         self.layer = layer
         self.normalize = normalize or nn.Identity()
         self.outputs = outputs
+        self.may_initialize = may_initialize
         self._is_probed = False
         self._is_channels_last = False
 
@@ -115,7 +134,7 @@ class ModuleClassifier(ProbedClassifier):
             return self._to_native(features.to(output.dtype)).clone()
 
         with self._hook(replace), sdpa_kernel(SDPBackend.MATH):
-            outputs: Tensor = self.inner(self.normalize(context))
+            outputs: Tensor = self.inner(self._input(context))
         return self._to_logits(outputs)
 
     def forward(
@@ -152,8 +171,13 @@ class ModuleClassifier(ProbedClassifier):
         # An explanation is differentiated twice, which only this implementation of attention supports.
         attention = sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else _NO_CONTEXT
         with self._hook(read), attention:
-            returned: Tensor = self.inner(self.normalize(images))
+            returned: Tensor = self.inner(self._input(images))
         return outputs[0], self._to_logits(returned)
+
+    def _input(self, images: Tensor) -> Tensor:
+        """Return the network's input, which it may change in place."""
+        normalized: Tensor = self.normalize(images)
+        return normalized.clone() if normalized is images else normalized
 
     def _to_logits(self, outputs: Tensor) -> Tensor:
         """Return logits whose softmax the outputs are: their logarithms, which differ from others by a constant."""
@@ -196,22 +220,32 @@ class ModuleClassifier(ProbedClassifier):
             ConfigError: If the network cannot be run or differentiated, or the output is not a grid of the image.
         """
         generator = torch.Generator().manual_seed(0)
-        examples = torch.rand(3, *images.shape[1:], generator=generator).to(images)
+        examples = torch.rand(PROBED_RECORDS + 1, *images.shape[1:], generator=generator).to(images)
         try:
             with (
                 eval_mode(self),
+                self._on_copy(),
                 torch.inference_mode(mode=False),
                 torch.no_grad(),
                 torch.autocast(images.device.type, enabled=False),
             ):
-                output, logits = self._read(examples)
-                self._is_channels_last = self._layout(output, examples) == "last"
+                _, logits = self._read(examples)
+                parts, _ = self._read(replaced_parts(examples))
+                self._is_channels_last = self._layout(parts, examples) == "last"
+                self._examine_input(examples, self._to_grid(parts))
                 _, copied = self._run(examples)
                 require(
                     nearly_equal(copied, logits, _SAME_LOGITS) or not logits.isfinite().all(),
                     f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it "
                     "is random in eval mode, or changes the tensor that this layer returns in another place; name "
                     "another layer",
+                )
+                require_independent_records(
+                    type(self.inner).__name__,
+                    self.inner,
+                    self._run,
+                    examples[:PROBED_RECORDS],
+                    examples[PROBED_RECORDS:],
                 )
                 self._match_head(examples[:1].clone())
         except UserError:
@@ -228,11 +262,44 @@ class ModuleClassifier(ProbedClassifier):
             for module in self.inner.modules()
         )
 
+    @contextlib.contextmanager
+    def _on_copy(self) -> Iterator[None]:
+        """Run a copy of the network, because some initialize themselves by the first batch that they receive."""
+        network = self.inner
+        self.inner = trial_copy(network)
+        before = state_of(self.inner)
+        try:
+            yield
+            if not self.may_initialize:
+                require_unchanged_state(type(network).__name__, before, self.inner)
+        finally:
+            if self.closed_form is not None and self.inner is not network:
+                self.closed_form = _head_of(self.closed_form, self.inner, network)
+            self.inner = network
+
+    def _examine_input(self, images: Tensor, parts: Tensor) -> None:
+        """Find what the network does to its images, and where the cells of the grids of `replaced_parts` lie."""
+        name = type(self.inner).__name__
+        reading = read_input(self.inner, images)
+        geometry = "" if reading is None else reading.describe_geometry()
+        self.misplacement = geometry or describe_wrong_places(parts)
+        scaling = "" if reading is None else reading.describe_scaling()
+        if scaling and isinstance(self.normalize, Normalize) and not self.normalize.is_identity:
+            _warn(
+                f"{name} normalizes its images itself, {scaling}, after mean= and std= have done so; if it was "
+                "trained on pixels in [0, 1], set mean=[0,0,0] std=[1,1,1] in its section"
+            )
+
     def _read(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the layer's output as it is and the logits, or raise ConfigError for what they are."""
         outputs: list[Any] = []
-        with self._hook(outputs.append):
-            logits = self.inner(self.normalize(images))
+
+        def keep(output: Any) -> None:
+            # The network may change what the layer returns, as it may be a view.
+            outputs.append(output.clone() if isinstance(output, Tensor) else output)
+
+        with self._hook(keep):
+            logits = self.inner(self._input(images))
         name = f"layer {self.layer} of {type(self.inner).__name__}"
         require(
             len(outputs) > 0,
@@ -250,17 +317,21 @@ class ModuleClassifier(ProbedClassifier):
         )
         return output, self._to_logits(logits)
 
-    def _layout(self, output: Tensor, images: Tensor) -> str:
-        """Return the place of the channels in the layer's output for these images: "first" or "last"."""
+    def _layout(self, parts: Tensor, images: Tensor) -> str:
+        """Return the place of the channels in the layer's output: "first" or "last".
+
+        Args:
+            parts: The layer's output for `replaced_parts` of the images.
+            images: Images of the network.
+        """
         height, width = images.shape[2:]
         taller, wider = (self._shape_for(images, *scale) for scale in ((2, 1), (1, 2)))
-        layout = _layout_by_sizes(output.shape, taller, wider) if taller and wider else None
+        layout = _layout_by_sizes(parts.shape, taller, wider) if taller and wider else None
         if layout is None:
-            halves, _ = self._read(_replaced_halves(images))
-            layout = _layout_by_places(halves, (height, width))
+            layout = _layout_by_places(parts, (height, width))
         require(
             layout != "none",
-            f"layer {self.layer} of {type(self.inner).__name__} returns {_described(output)} for images of "
+            f"layer {self.layer} of {type(self.inner).__name__} returns {_described(parts)} for images of "
             f"{height}x{width} pixels, and no two neighboring axes of it are the rows and columns of the image; name a "
             "layer whose output is a grid",
         )
@@ -276,7 +347,7 @@ class ModuleClassifier(ProbedClassifier):
 
         enlarged = images[:1].repeat(1, 1, rows, columns)
         with self._hook(stop), contextlib.suppress(Exception, _LayerRead):
-            self.inner(self.normalize(enlarged))
+            self.inner(self._input(enlarged))
         return shapes[0] if shapes and len(shapes[0]) == 4 else None
 
     def _match_head(self, images: Tensor) -> None:
@@ -284,7 +355,8 @@ class ModuleClassifier(ProbedClassifier):
         features, _ = self._run(images)
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(features.shape, generator=generator).to(features)
-        self.closed_form = self._match(drawn.mean(dim=(2, 3)), self.forward_head(drawn, images))
+        logits = to_float32(self.forward_head(drawn, images))
+        self.closed_form = self._match(to_float32(drawn).mean(dim=(2, 3)), logits)
         if self.closed_form is not None:
             return
         with torch.enable_grad():
@@ -314,12 +386,28 @@ class ModuleClassifier(ProbedClassifier):
             if isinstance(module, nn.LayerNorm) and module.normalized_shape == average.shape[1:]
         ]
         for linear in linears:
-            if nearly_equal(logits, linear(average)):
+            inputs = average.to(linear.weight.dtype)
+            if nearly_equal(logits, to_float32(linear(inputs))):
                 return GapLinear(linear)
             for norm in norms:
-                if nearly_equal(logits, linear(apply_norm(norm, average))):
+                if nearly_equal(logits, to_float32(linear(apply_norm(norm, inputs)))):
                     return GapNormLinear(norm, linear)
         return None
+
+
+def _head_of(head: Head, network: nn.Module, other: nn.Module) -> Head:
+    """Return the head of one network with the modules of the same names of another."""
+    names = {module: name for name, module in network.named_modules()}
+    parts = {
+        field.name: other.get_submodule(names[getattr(head, field.name)]) for field in fields(head)
+    }
+    return type(head)(**parts)  # type: ignore[arg-type]
+
+
+@cache
+def _warn(message: str) -> None:
+    """Log a doubt about a network, of which a process may build several."""
+    logger.warning("%s", message)
 
 
 _NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -347,8 +435,6 @@ def _described(output: Any) -> str:
 # ---- the layout of a grid --------------------------------------------------------------------------
 
 _Shape = tuple[int, ...]
-_LEAST_LOCALITY = 0.1
-"""Locality of an axis from which it is clearly a side of the image: pixels have 1, and channels 0."""
 
 
 def _layout_by_sizes(shape: _Shape, taller: _Shape, wider: _Shape) -> str | None:
@@ -367,45 +453,15 @@ def _layout_by_places(output: Tensor, size: tuple[int, int]) -> str:
     """Return the layout of a grid whose shape is the same for all images: "first", "last" or "none".
 
     Args:
-        output: [5, C, h, w] or [5, h, w, C] for `_replaced_halves` of images of (height, width) `size`.
+        output: [6, C, h, w] or [6, h, w, C] for `replaced_parts` of images of (height, width) `size`.
     """
-    scores = {}
-    for layout, rows, columns in (("first", 2, 3), ("last", 1, 2)):
-        grid = (output.shape[rows], output.shape[columns])
-        values = [v for v in (_locality(output, rows, 0), _locality(output, columns, 2)) if v]
-        low, high = (min(values), max(values)) if values else (0.0, 0.0)
-        # Rows of tokens are rows of the image in one of the two axes, and columns in none.
-        is_one_sided = len(values) == 2 and high > _LEAST_LOCALITY and low < high / 4
-        if has_proportions(grid, size) and not is_one_sided:
-            scores[layout] = low
-    return max(scores, key=lambda layout: scores[layout], default="none")
-
-
-def _replaced_halves(images: Tensor) -> Tensor:
-    """Return [5, 3, H, W]: the first image, and it with one half replaced by that of the second.
-
-    The halves are those at the top, at the bottom, on the left and on the right.
-    """
-    image, other = images[:2]
-    halves: Tensor = image.repeat(5, 1, 1, 1)
-    rows, columns = (side // 2 for side in images.shape[2:])
-    halves[1, :, :rows] = other[:, :rows]
-    halves[2, :, rows:] = other[:, rows:]
-    halves[3, :, :, :columns] = other[:, :, :columns]
-    halves[4, :, :, columns:] = other[:, :, columns:]
-    return halves
-
-
-def _locality(output: Tensor, axis: int, pair: int) -> float:
-    """Return how far apart along an axis the changes of two opposite halves are, 0 for an axis of one entry."""
-    changes = (output[1:] - output[:1]).double().abs()
-    along = changes.movedim(axis, -1).flatten(1, 2).sum(dim=1)[pair : pair + 2]  # [2, length]
-    if along.shape[1] == 1 or not along.any():
-        return 0.0
-    shares = along / along.sum(dim=1, keepdim=True).clamp(min=torch.finfo(along.dtype).tiny)
-    places = torch.linspace(1, -1, along.shape[1], dtype=along.dtype, device=along.device)
-    first, second = (shares * places).sum(dim=1).tolist()
-    return float(first - second)
+    grids = {"first": output, "last": output.permute(0, 3, 1, 2)}
+    orders = {
+        layout: order_of_axes(grid)
+        for layout, grid in grids.items()
+        if has_proportions((grid.shape[2], grid.shape[3]), size)
+    }
+    return max(orders, key=lambda layout: orders[layout], default="none")
 
 
 # ---- provider --------------------------------------------------------------------------------------
@@ -438,7 +494,13 @@ def build_module(config: ModuleConfig, outputs: int) -> Classifier:
     )
     # A pass or a training has its own option for lower precisions.
     normalize = Normalize(*model_normalization(config))
-    return ModuleClassifier(network.float(), config.layer, normalize, config.outputs)
+    return ModuleClassifier(
+        network.float(),
+        config.layer,
+        normalize,
+        config.outputs,
+        may_initialize=config.weights is None,
+    )
 
 
 PROVIDER = Provider(build_module, lambda config: None)

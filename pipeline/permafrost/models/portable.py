@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from permafrost.config.models import CENTER_CROP_FRACTION
 from permafrost.core.errors import ConfigError, UserError, first_line
-from permafrost.models.classifier import Classifier, Intermediates
+from permafrost.models.classifier import Classifier, Intermediates, trial_copy
+from permafrost.models.record_independence import PROBED_RECORDS, require_independent_records
 
 Format = Literal["onnx", "torch"]
 ProgramOutput = Literal["logits", "pooled"]
@@ -123,12 +124,14 @@ def input_name(program: nn.Module) -> str:
 
 
 def sample_inputs(program: nn.Module, columns: int) -> Tensor:
-    """Return two inputs with which a program is traced and checked: frames of noise, or rows of `columns` numbers."""
+    """Return inputs with which a program is traced and checked: frames of noise, or rows of `columns` numbers."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(program, RowProgram):
-        return torch.randn(2, columns, generator=generator)
+        return torch.randn(PROBED_RECORDS + 1, columns, generator=generator)
     size = cast("ImageProgram", program).frame.canonical_size
-    return torch.randint(0, 256, (2, 3, *size), generator=generator, dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (PROBED_RECORDS + 1, 3, *size), generator=generator, dtype=torch.uint8
+    )
 
 
 def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
@@ -140,6 +143,7 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
 
     Raises:
         ConfigError: If the network cannot be traced.
+        DependentRecordsError: If its output of a record depends on other records.
     """
     dim = torch.export.Dim
     sizes: dict[int, Any] = {0: dim("batch", min=1)}
@@ -150,7 +154,15 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
         }
     with torch.no_grad():
         # A network of one's own is examined in its first pass, which is not traced.
-        program.eval()(inputs)
+        trial = trial_copy(program.eval())
+        require_independent_records(
+            "the student",
+            trial,
+            lambda records: [trial(records)],
+            inputs[:PROBED_RECORDS],
+            inputs[PROBED_RECORDS:],
+        )
+        program(inputs)
     try:
         with torch.no_grad():
             return torch.export.export(program, (inputs,), dynamic_shapes=(sizes,))
@@ -204,26 +216,26 @@ def encode_model(
     return encoded
 
 
-def run_program(data: bytes, file_format: Format, name: str, inputs: Tensor) -> Tensor:
-    """Return the output that a file's program computes.
+def open_program(data: bytes, file_format: Format, name: str) -> Callable[[Tensor], Tensor]:
+    """Return the function from inputs to the output that a file's program computes.
 
     Args:
         data: Content of the file.
         file_format: Format of the file.
         name: Name of the input.
-        inputs: Inputs of `sample_inputs`.
     """
     if file_format == "torch":
-        loaded: Tensor = torch.export.load(io.BytesIO(data)).module()(inputs)
-        return loaded
+        return torch.export.load(io.BytesIO(data)).module()
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
+    return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
 
 
 def check_program(data: bytes, file_format: Format, program: nn.Module, inputs: Tensor) -> float:
     """Return the largest difference between the outputs of a file and of the program that it was made from.
+
+    Both run on all inputs, in another order, and on one.
 
     Args:
         data: Content of the file.
@@ -235,8 +247,10 @@ def check_program(data: bytes, file_format: Format, program: nn.Module, inputs: 
         WrongProgramError: If the difference is above TOLERANCE.
     """
     with torch.no_grad():
-        expected: Tensor = program(inputs)
-        actual = run_program(data, file_format, input_name(program), inputs)
+        batches = (inputs, inputs.flip(0), inputs[:1])
+        expected: Tensor = torch.cat([program(batch) for batch in batches])
+        run = open_program(data, file_format, input_name(program))
+        actual = torch.cat([run(batch) for batch in batches])
     difference = float((actual - expected).abs().max())
     limit = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= limit:

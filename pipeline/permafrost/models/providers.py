@@ -15,15 +15,14 @@ from permafrost.config.options import resolve_implementation
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
 from permafrost.models.build_limit import limited_construction
-from permafrost.models.classifier import Classifier, PretrainedInfo, Provider, eval_mode
+from permafrost.models.classifier import AnyModule, Classifier, PretrainedInfo, Provider, eval_mode
 from permafrost.models.trained_weights import (
     DataClasses,
-    check_weights,
+    check_trained_classes,
     count_classes,
     is_of_a_run,
     sha256_weights,
     trained_here,
-    warn_of_other_classes,
     weights_file,
 )
 from permafrost.models.weights import load_weights, require_sha256
@@ -85,7 +84,6 @@ def measure_cost(model: Classifier, record: Tensor) -> Cost:
 RANDOM = "random"
 """Value of `weights` for an untrained network, which is the same in every process."""
 
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
 AnyConfig = TypeVar("AnyConfig", bound="ModelConfig")
 
 
@@ -125,10 +123,7 @@ def build_model(
             torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))
             return _without_blank_layers(build(config, outputs))
     path = weights_file(config.weights) if config.weights is not None and in_file else None
-    if may_replace_head:
-        warn_of_other_classes(config, classes)
-    else:
-        check_weights(config, config.kind, classes)
+    check_trained_classes(config, classes, is_start=may_replace_head)
     is_described = path is not None and path.is_file() and is_of_a_run(path)
     with limited_construction(path) if path and is_described else nullcontext():
         model = build(config, outputs)

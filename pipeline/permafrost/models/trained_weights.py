@@ -163,12 +163,36 @@ def check_weights(config: ModelConfig, section: str, classes: DataClasses) -> No
             f"{section}.weights={config.weights} were trained with other options than {values}; set {words}, as "
             f"{DESCRIPTION_NAME} beside them says"
         )
-    if config.classes in (None, count_classes(classes)):
-        require_classes(
-            described.classes,
-            classes,
-            f"{section}.weights={config.weights} were",
-            f", or set {section}.classes={len(described.classes)} for outputs of its own classes",
+    check_trained_classes(config, classes, section)
+
+
+def check_trained_classes(
+    config: ModelConfig, classes: DataClasses, section: str = "", *, is_start: bool = False
+) -> None:
+    """Check that a run has trained the weights of a network on the classes of the data, if it has trained them.
+
+    Args:
+        config: Options of the network.
+        classes: As for `check_weights`.
+        section: Section of the options, for messages.
+        is_start: True for the start of a training, which learns its classes; other ones are then logged.
+
+    Raises:
+        ConfigError: If the names or their order differ.
+    """
+    described = _description_of_weights(config)
+    if described is None or config.classes not in (None, count_classes(classes)):
+        return
+    option = f"{section}." if section else ""
+    subject = f"{option}weights={config.weights} were"
+    if not is_start:
+        own_outputs = (
+            f", or set {option}classes={len(described.classes)} for outputs of its own classes"
+        )
+        require_classes(described.classes, classes, subject, own_outputs)
+    elif reason := describe_other_classes(described.classes, classes):
+        logger.warning(
+            "%s trained on %s; the training begins with a last layer for them", subject, reason
         )
 
 
@@ -232,18 +256,6 @@ def require_classes(
     reason = describe_other_classes(trained, classes, are_published=are_published)
     other_number = len(trained) != count_classes(classes)
     require(not reason, f"{subject} trained on {reason}{way_out if other_number else ''}")
-
-
-def warn_of_other_classes(config: ModelConfig, classes: DataClasses) -> None:
-    """Log a warning if a training starts from weights that a run has trained on other classes."""
-    described = _description_of_weights(config)
-    reason = "" if described is None else describe_other_classes(described.classes, classes)
-    if reason:
-        logger.warning(
-            "weights=%s were trained on %s; the training begins with a last layer for them",
-            config.weights,
-            reason,
-        )
 
 
 def _word(value: Any) -> str:

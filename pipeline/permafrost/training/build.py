@@ -24,7 +24,7 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import StudentOutput
-from permafrost.models.classifier import NO_INTERMEDIATES, Classifier
+from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, trial_copy
 from permafrost.models.compute import ComputeSettings, fastest_precision
 from permafrost.models.explanations import (
     attribution_named,
@@ -34,6 +34,7 @@ from permafrost.models.explanations import (
     warn_of_coarse_grid,
 )
 from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
+from permafrost.models.record_independence import probe_positions, require_independent_network
 from permafrost.store.frames import ShardFrames
 from permafrost.training.optim import build_optimizer
 from permafrost.training.spec import TrainingSpec
@@ -64,16 +65,18 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
     if spec.model.weights is None:
         model.learn_moments(partial(_iter_frames, spec.dataset))
     model = model.to(device)
+    trial = trial_copy(model).eval()  # what the first batch initializes is left to the first batch
+    _check_independence(spec, trial)
     targets: TargetSource = view_targets
     if spec.live_teacher is not None:
         targets = _build_live_teacher(spec, spec.live_teacher, device)
     if spec.guided_by is not None:
         targets = GuidanceSource(spec.guided_by, spec.num_classes, spec.input_size)
     if spec.loss.needs.maps_in(0):
-        _check_map_grids(spec, model, targets)
+        _check_map_grids(spec, trial, targets)
     needs = spec.loss.needs
     if needs.intermediates != NO_INTERMEDIATES or needs.target_fields is not None:
-        _build_loss_parameters(spec, model, targets, device)
+        _build_loss_parameters(spec, trial, targets, device)
     spec.loss.on_train_start(spec.dataset)
     loss = spec.loss.to(device)
     compute_settings = _compute_settings(trainer, spec.model, device)
@@ -131,6 +134,17 @@ def _check_labels(spec: TrainingSpec) -> None:
     )
 
 
+def _check_independence(spec: TrainingSpec, model: Classifier) -> None:
+    """Raise DependentRecordsError if a network's outputs of a record depend on other records in eval mode."""
+    positions = probe_positions(len(spec.dataset))
+    if positions:
+        batch = spec.dataset.__getitems__([(n, 0) if spec.replays else n for n in positions])
+        images = view_images(move_batch(batch, model.device), spec.input_size)
+        with torch.no_grad():
+            model(images)  # what the first batch of a training initializes
+        require_independent_network(model, images)
+
+
 def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
     """Raise ConfigError if the explanations of the student or of a teacher have only one cell."""
     student_grid = map_grid(model, spec.input_size)
@@ -177,7 +191,7 @@ def _build_loss_parameters(
     They are drawn from a separate seed, which is the same on every rank.
     """
     batch = move_batch(spec.dataset.__getitems__([(0, 0) if spec.replays else 0]), device)
-    output = model.eval()(view_images(batch, spec.input_size), spec.loss.needs.intermediates)
+    output = model(view_images(batch, spec.input_size), spec.loss.needs.intermediates)
     grid = (output.features.shape[-2], output.features.shape[-1])
     examples = spec.loss.convert_targets(targets(batch, TargetRequest(grid, with_maps=False)))
     torch.manual_seed(derive_seed(spec.seed, "initialisation of the loss"))

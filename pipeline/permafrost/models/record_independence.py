@@ -1,0 +1,182 @@
+"""A check that the outputs of a record are computed from that record alone.
+
+What is stored, evaluated or exported for a record must not depend on the records that happened to be in its batch, on
+their order, on the size of the batch, or on earlier batches. A repetition of one batch cannot tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from permafrost.core.errors import ConfigError, first_line, shorten
+from permafrost.models.classifier import Classifier
+
+PROBED_RECORDS = 3
+"""Records whose outputs are compared."""
+_OF_VARIATION, _OF_SIZE = 1e-3, 1e-5
+"""Largest difference that is rounding, in units of what tells records apart and of the largest output."""
+_OF_SIZE_ON_GPU = 2e-3
+"""The latter where convolutions round their inputs to 10 bits (TF32)."""
+
+Run = Callable[[Tensor], Sequence[Tensor]]
+"""Function from a batch [n, ...] to its outputs, each [n, ...]."""
+
+
+class DependentRecordsError(ConfigError):
+    """Error for a network whose outputs of a record depend on other records."""
+
+
+def require_independent_records(
+    subject: str,
+    network: nn.Module,
+    run: Run,
+    records: Tensor,
+    neighbors: Tensor,
+    expected: Sequence[Tensor] | None = None,
+) -> None:
+    """Run records alone, in another order and among other records, and require equal outputs.
+
+    Args:
+        subject: Name of the network, for the message.
+        network: Module whose parameters and buffers must stay as they are. It is in eval mode.
+        run: Function that runs it.
+        records: Two records or more, [n, ...].
+        neighbors: Records of other places of the data, [m, ...].
+        expected: Outputs of the records in another batch, None to run them together first.
+
+    Raises:
+        DependentRecordsError: If an output differs, or the network changes.
+    """
+    before = state_of(network)
+    reason = _describe_difference(run, records, neighbors, expected)
+    require_unchanged_state(subject, before, network)
+    if reason:
+        raise DependentRecordsError(
+            f"{subject} computes other outputs for the same record {reason}{_cause(network)}. Let it compute each "
+            "record from this record alone in eval mode"
+        )
+
+
+def probe_positions(records: int) -> list[int]:
+    """Return the positions of records to compare, and of two others at the end, none if there is only one record."""
+    if records < 2:
+        return []
+    return [*range(min(PROBED_RECORDS, records)), records // 2, records - 1]
+
+
+@torch.no_grad()
+def require_independent_network(network: Classifier, images: Tensor) -> None:
+    """Require that a network in eval mode computes each record alone.
+
+    Args:
+        network: The network, or a `trial_copy` of it.
+        images: Its inputs at `probe_positions`.
+
+    Raises:
+        DependentRecordsError: If an output of a record depends on other records.
+    """
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        output = network(images)
+        return output.logits, output.features
+
+    name = type(network.network).__name__
+    require_independent_records(name, network, run, images[:-2], images[-2:])
+
+
+def state_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return copies of all parameters and buffers of a network by name."""
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in tensors if not is_lazy(tensor)}
+
+
+def require_unchanged_state(subject: str, before: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Require that a network has not changed itself in eval mode.
+
+    Args:
+        subject: Name of the network, for the message.
+        before: What `state_of` has returned before it ran.
+        network: The network.
+
+    Raises:
+        DependentRecordsError: If a tensor has other values, or is new.
+    """
+    changed = [
+        name
+        for name, tensor in state_of(network).items()
+        if name not in before or not _same(tensor, before[name])
+    ]
+    if changed:
+        raise DependentRecordsError(
+            f"{subject} changes {shorten(changed, 3)} when it runs in eval mode, so its outputs depend on the records "
+            "that it runs on first; load weights in which these are learned, and let it change nothing in eval mode"
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _describe_difference(
+    run: Run, records: Tensor, neighbors: Tensor, expected: Sequence[Tensor] | None
+) -> str:
+    """Say in which batch the outputs of records are others, empty if they never are."""
+    count = len(records)
+    together = list(run(records)) if expected is None else list(expected)
+    ends = [0, count - 1]
+    try:
+        parts = [run(records[end : end + 1]) for end in ends]
+    except Exception as error:  # a network of somebody's own may raise anything
+        return f"or none in a batch of one ({first_line(error)})"
+    alone = [torch.cat(part) for part in zip(*parts, strict=True)]
+    # What compares records is seen best among records that are nearly the same.
+    similar = (0.9 * records[:2].double() + 0.1 * neighbors[:1].double()).to(records.dtype)
+    neighbors = torch.cat([neighbors, similar])
+    among = run(torch.cat([neighbors, records[:2]]))
+    batches = (
+        ("in a batch of one", ends, alone),
+        ("in another order", range(count), [output.flip(0) for output in run(records.flip(0))]),
+        ("among other records", range(2), [output[len(neighbors) :] for output in among]),
+    )
+    for words, rows, outputs in batches:
+        for reference, output in zip(together, outputs, strict=True):
+            difference = _difference(reference, output, list(rows))
+            if difference:
+                return f"{words} ({difference})"
+    return ""
+
+
+def _difference(reference: Tensor, output: Tensor, rows: list[int]) -> str:
+    """Say by how much outputs of these rows of the reference differ, empty if it is rounding."""
+    values = reference.detach().double().flatten(1)
+    actual = output.detach().double().flatten(1)
+    largest = float(values.abs().max())
+    if not math.isfinite(largest):  # which has its own error
+        return ""
+    variation = float((values - values.mean(dim=0)).abs().max())
+    of_size = _OF_SIZE_ON_GPU if reference.is_cuda else _OF_SIZE
+    if reference.dtype in (torch.float16, torch.bfloat16):
+        of_size = 4 * torch.finfo(reference.dtype).eps
+    difference = float((actual - values[rows]).abs().max())
+    if difference <= _OF_VARIATION * variation + of_size * largest:
+        return ""
+    return f"by {difference:.2g}, where the largest is {largest:.2g}"
+
+
+def _cause(network: nn.Module) -> str:
+    """Name the modules that compute with the statistics of a batch, or are random, if there are any."""
+    by_batch = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and (module.training or module.running_mean is None)
+    ]
+    if by_batch:
+        return f"; {shorten(by_batch, 3)} normalizes by the statistics of the batch"
+    training = [name for name, module in network.named_modules() if name and module.training]
+    return f"; {shorten(training, 3)} stays in training mode" if training else ""
