@@ -186,6 +186,30 @@ def test_rounding_is_no_dependence():
     require_independent_records("it", nn.Identity(), run, records[:3], records[3:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_with_autocast_inside_is_explained_as_without_it(dtype):
+    class Mixed(Network):
+        def forward(self, images):
+            with torch.autocast("cpu", dtype):
+                features = self.conv(images)
+                logits = self.head(features.mean(dim=(2, 3)))
+            return logits.float()
+
+    torch.manual_seed(0)
+    network, images = Mixed(nn.Identity()), torch.rand(6, 3, 16, 16)
+    explained = permafrost.explain(network, images, layer="conv")
+
+    exact = Network(nn.Identity())
+    exact.load_state_dict(network.state_dict())
+    expected = permafrost.explain(
+        exact, images, layer="conv", explained_class=explained.explained_class
+    )
+    torch.testing.assert_close(explained.logits, expected.logits, atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        explained.maps, expected.maps, atol=0.02 * expected.maps.max().item(), rtol=0
+    )
+
+
 def test_a_small_dependence_is_one():
     weight = torch.randn(300, 50)
 

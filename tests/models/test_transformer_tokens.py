@@ -148,3 +148,16 @@ def test_a_transformer_is_a_student_of_features():
     with_gradient = [n for n, p in model.named_parameters() if p.grad is not None]
     assert any("blocks.2." in name for name in with_gradient)
     assert not any("blocks.3." in name for name in with_gradient)
+
+
+def test_the_pooled_feature_of_a_pair_of_classifiers_is_the_average_of_their_inputs():
+    """A distilled DeiT classifies two tokens, each with a layer of its own, and averages their outputs."""
+    model = tiny("deit_tiny_distilled_patch16_224", (32, 48))
+    images = torch.rand(2, 3, 32, 48)
+    tokens = model.inner.forward_features(model.normalize(images))
+
+    output = model(images, Intermediates(pooled=True))
+
+    torch.testing.assert_close(output.pooled, (tokens[:, 0] + tokens[:, 1]) / 2)
+    torch.testing.assert_close(output.logits, model.inner(model.normalize(images)))
+    torch.testing.assert_close(output.logits, model(images).logits)

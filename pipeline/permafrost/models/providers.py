@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -26,6 +29,8 @@ from permafrost.models.trained_weights import (
     weights_file,
 )
 from permafrost.models.weights import load_weights, require_sha256
+
+logger = logging.getLogger("permafrost.models")
 
 
 def resolve_device(option: str, name: str) -> torch.device:
@@ -139,7 +144,21 @@ def build_model(
             may_replace_head=may_replace_head,
             key=None if is_described else config.weights_key,
         )
+        if not is_described and config.kind != "module":
+            _announce_assumptions(path, f"{config.kind} {config.name}")
     return model
+
+
+@cache
+def _announce_assumptions(path: Path, name: str) -> None:
+    """Log what a file of weights cannot tell, of which a process may build several networks."""
+    logger.info(
+        "%s has tensors only: strides, dilations, pooling, activations and normalization are assumed to be those of %s "
+        "(as where a network for small images has no pooling after its first layer); the accuracy on labeled records "
+        "tells",
+        path,
+        name,
+    )
 
 
 def _without_blank_layers(model: Classifier) -> Classifier:

@@ -143,25 +143,31 @@ def _describe_difference(
         ("in another order", range(count), [output.flip(0) for output in run(records.flip(0))]),
         ("among other records", range(2), [output[len(neighbors) :] for output in among]),
     )
+    precision = max(torch.finfo(output.dtype).eps for output in together)
     for words, rows, outputs in batches:
         for reference, output in zip(together, outputs, strict=True):
-            difference = _difference(reference, output, list(rows))
+            difference = _difference(reference, output, list(rows), precision)
             if difference:
                 return f"{words} ({difference})"
     return ""
 
 
-def _difference(reference: Tensor, output: Tensor, rows: list[int]) -> str:
-    """Say by how much outputs of these rows of the reference differ, empty if it is rounding."""
+def _difference(reference: Tensor, output: Tensor, rows: list[int], precision: float) -> str:
+    """Say by how much outputs of these rows of the reference differ, empty if it is rounding.
+
+    Args:
+        reference: Outputs [n, ...].
+        output: Outputs of some of these records in another batch.
+        rows: Their rows in the reference.
+        precision: Relative precision of the least precise output, as a network may compute parts in half precision.
+    """
     values = reference.detach().double().flatten(1)
     actual = output.detach().double().flatten(1)
     largest = float(values.abs().max())
     if not math.isfinite(largest):  # which has its own error
         return ""
     variation = float((values - values.mean(dim=0)).abs().max())
-    of_size = _OF_SIZE_ON_GPU if reference.is_cuda else _OF_SIZE
-    if reference.dtype in (torch.float16, torch.bfloat16):
-        of_size = 4 * torch.finfo(reference.dtype).eps
+    of_size = max(4 * precision, _OF_SIZE_ON_GPU if reference.is_cuda else _OF_SIZE)
     difference = float((actual - values[rows]).abs().max())
     if difference <= _OF_VARIATION * variation + of_size * largest:
         return ""

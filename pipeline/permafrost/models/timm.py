@@ -444,8 +444,13 @@ class TimmVit(_TimmNetwork):
             return super().forward_pooled(features, context)
         net = self.inner
         with sdpa_kernel(SDPBackend.MATH):
-            pooled = net.forward_head(self._tokens(features, context), pre_logits=True)
-        return net.get_classifier()(pooled), to_float32(pooled)
+            tokens = self._tokens(features, context)
+            pooled = net.forward_head(tokens, pre_logits=True)
+            classifier = net.get_classifier()
+            # A distilled DeiT has one for each of two tokens, and averages their outputs.
+            is_single = isinstance(classifier, nn.Module)
+            logits = classifier(pooled) if is_single else net.forward_head(tokens)
+        return logits, to_float32(pooled)
 
     def _tokens(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Compute the tokens [B, T, C] after the last block and its norm."""

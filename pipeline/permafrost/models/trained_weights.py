@@ -21,6 +21,7 @@ from permafrost.config.models import ModelConfig, is_published
 from permafrost.config.options import Role, options_of
 from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
+from permafrost.models.file_kinds import describe_foreign_folder
 from permafrost.runs.folder import run_identity
 from permafrost.storage.files import read_regular, sha256_file
 from permafrost.storage.object_cache import local_file
@@ -282,12 +283,8 @@ def _file_in(folder: Path) -> Path:
     if MODEL_NAME in names:
         names = [MODEL_NAME]
     if len(names) != 1:
-        parts = [path.name for path in folder.glob("*.index.json")]
-        if parts:
-            raise ConfigError(
-                f"weights={folder} is a network in several files, listed in {parts[0]}; join them into one (load the "
-                "network where it was made, and save its state_dict())"
-            )
+        foreign = describe_foreign_folder(folder)
+        require(not foreign, f"weights={folder} is {foreign}")
         listed = f"it has {shorten(names)}" if names else "it has no file of weights"
         raise ConfigError(f"weights={folder} is a folder; name a file in it ({listed})")
     _announce_file(folder, names[0])

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from permafrost.core.errors import require, shorten
 from permafrost.models.classifier import Classifier, WeightsError
-from permafrost.models.weights_fit import Fit, passed_over, rank_fits
-from permafrost.storage.files import sha256_file
+from permafrost.models.file_kinds import describe_foreign_file, describe_part, is_safetensors
+from permafrost.models.weights_fit import Fit, layers_beside, passed_over, rank_fits
+from permafrost.storage.files import open_regular, sha256_file
 from permafrost.storage.untrusted import load_tensors
 
 logger = logging.getLogger("permafrost.models")
@@ -84,10 +85,26 @@ def load_weights(
     if not fit.is_complete or (fit.head and not may_replace_head):
         raise WeightsError(_explain_misfit(model, path, fit, expected))
     _require_values(path, fit.state)
+    if outputs is not None:
+        _refuse_layers_beside(model, path, tensors, [fit, *others], outputs)
     _announce(model, path, tensors, fit, others, key)
     # Updating keeps the layout versions in the metadata of the network's own state dict.
     expected.update({name: _dense(tensor) for name, tensor in fit.state.items()})
     model.network.load_state_dict(expected)
+
+
+def _refuse_layers_beside(
+    model: Classifier, path: Path, tensors: dict[str, Tensor], fits: list[Fit], outputs: int
+) -> None:
+    """Raise WeightsError if a file has layers before or after the network, which change what it computes."""
+    names = layers_beside(tensors, fits, outputs)
+    if names:
+        name = type(model.network).__name__
+        raise WeightsError(
+            f"{path} has {name} at {_name_of(fits[0])} and layers before or after it, {shorten(names, 3)}, so what it "
+            f"computes is not what {name} alone does; name the whole network (kind=module, factory=), or save the "
+            "network alone if it was trained without them"
+        )
 
 
 def choose_fit(
@@ -156,6 +173,13 @@ def _announce(
             logging.WARNING,
             f"{path} is for another input size; resampled as timm does: {', '.join(resized[:3])}. With the "
             "input_size= that it was trained with, nothing is resampled",
+        )
+    if fit.moved_head:
+        old, new = fit.moved_head
+        _log_once(
+            logging.WARNING,
+            f"{path}: {old} is taken for the last layer, {new}; what else its last layer had without tensors (a "
+            "dropout, an activation, a softmax) is not in the file",
         )
     if fit.head:
         logger.info("%s has no such classes; newly initialized: %s", path, ", ".join(fit.head))
@@ -241,7 +265,7 @@ def _explain_misfit(model: Classifier, path: Path, fit: Fit, expected: dict[str,
     advice = (
         _advise_on_head(path, fit, expected)
         if fit.is_complete
-        else _advise("\n".join([*fit.unexpected, *misshapen]), fit, expected)
+        else _advise(path, "\n".join([*fit.unexpected, *misshapen]), fit, expected)
     )
     where = f" at {fit.key}" if fit.key else ""
     return f"{path}{where} does not fit {type(model.network).__name__}; {'; '.join(problems)}. {advice}"
@@ -251,6 +275,12 @@ def _advise_on_head(path: Path, fit: Fit, expected: dict[str, Tensor]) -> str:
     """Say what to do with weights of other classes."""
     fine_tune = f"fine-tune it with permafrost teach ... teaching.start={path}"
     name, head = next(iter(fit.head.items()))
+    if head is None and fit.below_head:
+        layers = shorten(sorted({name.rpartition(".")[0] for name in fit.below_head}), 5)
+        return (
+            f"Its last layer is several, {layers}: name the whole network (kind=module, factory=), {fine_tune}, or "
+            "store what needs none, as in annotate.payloads=[pooled]"
+        )
     if head is None:
         return f"It has no last layer: {fine_tune}, or store what needs none, as in annotate.payloads=[pooled]"
     return (
@@ -259,8 +289,11 @@ def _advise_on_head(path: Path, fit: Fit, expected: dict[str, Tensor]) -> str:
     )
 
 
-def _advise(misfits: str, fit: Fit, expected: dict[str, Tensor]) -> str:
+def _advise(path: Path, misfits: str, fit: Fit, expected: dict[str, Tensor]) -> str:
     """Say what to do with weights of another network."""
+    part = describe_part(path)
+    if part:
+        return f"{part[0].upper()}{part[1:]}"
     for pattern, remedy in _HINTS:
         if re.search(pattern, misfits, re.MULTILINE):
             return f"{remedy[0].upper()}{remedy[1:]}"
@@ -293,8 +326,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         path.is_file(),
         f"weights file {path} does not exist; train a network with permafrost teach or correct the path",
     )
+    foreign = describe_foreign_file(path)
+    if foreign:
+        raise WeightsError(f"{path} is {foreign}")
     try:
-        loaded = load_tensors(path) if path.suffix == ".safetensors" else _load_torch_file(path)
+        loaded = load_tensors(path) if is_safetensors(path) else _load_torch_file(path)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is not a torch file or contains more than tensors{_classes_in(path)}, and its code is not run; if "
@@ -323,8 +359,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _load_torch_file(path: Path) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(_OPTIONS):
-        warnings.simplefilter("ignore")  # about TorchScript archives, which are rejected
-        return torch.load(path, map_location="cpu", weights_only=True)
+        warnings.simplefilter("ignore")  # about the validation of sparse tensors
+        with open_regular(path) as file:  # and not its path, which torch reads by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _classes_in(path: Path) -> str:

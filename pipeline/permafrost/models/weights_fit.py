@@ -41,6 +41,10 @@ class Fit(NamedTuple):
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     misshapen: tuple[str, ...]
+    moved_head: tuple[str, str] | tuple[()] = ()
+    """Name of the last layer in the set and in the network, if it stands at another place, as in a Sequential."""
+    below_head: tuple[str, ...] = ()
+    """Tensors of the set below the name of the network's last layer, where the set has several layers."""
 
     @property
     def is_complete(self) -> bool:
@@ -113,6 +117,41 @@ def passed_over(tensors: dict[str, Tensor], fit: Fit, alternatives: list[Fit]) -
     )
 
 
+_BESIDE_NETWORKS = re.compile(
+    r"(^|[._])(criterion\w*|loss\w*|metrics?|\w*acc\w*|\w*auroc\w*|objective)([._]|$)"
+)
+"""Modules of a training that are not part of what the network computes."""
+_CALIBRATION = re.compile(r"(^|[._])(temperature|calibrat\w*|platt\w*)([._]|$)")
+
+
+def layers_beside(tensors: dict[str, Tensor], fits: list[Fit], outputs: int) -> list[str]:
+    """Return the tensors of a file that belong to layers before or after the network.
+
+    These are the members of a Sequential that has the network as one of them, matrices that take its outputs, and the
+    parameters of a calibration.
+
+    Args:
+        tensors: Tensors of the file by dotted path.
+        fits: Sets that complete the network, that which is read first.
+        outputs: Number of outputs of the network.
+    """
+    sets = tuple(map(_prefix_of, fits))
+    parent, _, place = fits[0].key.rpartition(".")
+    before = f"{parent}." if parent else ""
+    names = []
+    for name, tensor in tensors.items():
+        is_beside = name.startswith(sets) or _is_computed(name) or _BESIDE_NETWORKS.search(name)
+        if is_beside or _TRAINING_STATE.search(f"{name}.") or not tensor.is_floating_point():
+            continue
+        sibling = name.removeprefix(before).partition(".")[0] if name.startswith(before) else ""
+        is_member = place.isdigit() and sibling.isdigit() and tensor.numel() > 1
+        takes_outputs = tensor.ndim == 2 and tensor.shape[1] == outputs
+        calibrates = _CALIBRATION.search(name) and tensor.numel() in (1, outputs)
+        if is_member or takes_outputs or calibrates:
+            names.append(name)
+    return names
+
+
 def _prefix_of(fit: Fit) -> str:
     return f"{fit.key}." if fit.key else ""
 
@@ -168,6 +207,13 @@ def _compare(
     key: str, state: dict[str, Tensor], expected: dict[str, Tensor], outputs: int | None
 ) -> Fit:
     """Compare a set of tensors with those of the network, name by name."""
+    moved_head = () if outputs is None else _find_head(state, expected, outputs)
+    if moved_head:
+        old, new = (f"{name}." for name in moved_head)
+        state = {
+            new + name.removeprefix(old) if name.startswith(old) else name: tensor
+            for name, tensor in state.items()
+        }
     state = {
         name: tensor
         for name, tensor in _with_shared(state, expected).items()
@@ -192,6 +238,40 @@ def _compare(
             for name in sorted(state)
             if name in expected and name not in head and _mismatch(state[name], expected[name])
         ),
+        moved_head=moved_head,
+        below_head=tuple(name for name in state if name not in expected and below_head.match(name)),
+    )
+
+
+def _find_head(
+    state: dict[str, Tensor], expected: dict[str, Tensor], outputs: int
+) -> tuple[str, str] | tuple[()]:
+    """Return the last layer's name in a set and in the network, if the set has it at another place, else ().
+
+    It is the only layer that the network does not have, and of the shape of the only one that the set does not have.
+    Outside of a Sequential in its place it must also have the number of outputs.
+    """
+    missing = {
+        name.rpartition(".")[0] for name in expected.keys() - state.keys() if not _is_computed(name)
+    }
+    extra = {
+        name.rpartition(".")[0] for name in state.keys() - expected.keys() if not _is_computed(name)
+    }
+    if len(missing) != 1 or len(extra) != 1:
+        return ()
+    (new,), (old,) = missing, extra
+    weight, head = state.get(f"{old}.weight"), expected.get(f"{new}.weight")
+    parts = (
+        {name.removeprefix(f"{layer}.") for name in names if name.startswith(f"{layer}.")}
+        for layer, names in ((old, state), (new, expected))
+    )
+    if weight is None or head is None or len(set(map(frozenset, parts))) != 1:
+        return ()
+    is_head = (
+        head.shape[:1] == (outputs,) and weight.shape[1:] == head.shape[1:] and weight.ndim > 1
+    )
+    return (
+        (old, new) if is_head and (old.startswith(f"{new}.") or weight.shape == head.shape) else ()
     )
 
 
