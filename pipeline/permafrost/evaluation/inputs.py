@@ -18,7 +18,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_network
 from permafrost.models.saved import TrainedModel, is_finished, load_model, read_description
-from permafrost.models.trained_weights import check_trained_weights, require_classes
+from permafrost.models.trained_weights import check_trained_weights
 from permafrost.runs.folder import run_folder
 from permafrost.runs.run_passes import first_made_pass, logits_first, name_passes
 from permafrost.store.entries import StoreMismatchError
@@ -117,7 +117,6 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         store, passes = open_evaluation_store(config, names, config.run)
         if not (config.store.teacher or trained.teachers):
             passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
-    require_classes(trained.classes, store.manifest.classes, f"the student in {student} was")
     passes = logits_first(passes)
     if len(passes) > 1:
         logger.info(
@@ -140,6 +139,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         from permafrost.evaluation.forward import EvaluatedModel
         from permafrost.models.providers import resolve_device
 
+        resolve_network(trained.config, store, "student")
         model, described = load_model(student, store.manifest.classes)
         compares = passes and passes[0].manifest.has_logits
         if compares and passes[0].num_classes != described.num_classes:
@@ -147,7 +147,6 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
                 f"{student} has {described.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
                 "set store.teacher, or evaluate.against, to a pass of the same classes"
             )
-        resolve_network(described.config, store, "student")
         device = resolve_device("evaluate.device", config.evaluate.device)
         return EvaluatedModel(network=model.to(device), input_size=described.input_size), described
 

@@ -32,7 +32,9 @@ from permafrost.losses.base import (
 )
 from permafrost.losses.labels import label_term, off_label_bce_loss
 from permafrost.losses.logit_distances import kd_loss
+from permafrost.losses.map_distances import unit_scale
 from permafrost.losses.restored_features import RestoredFeatures
+from permafrost.losses.shapes import require_same_shape
 from permafrost.models.classifier import (
     POOLED_STAGE,
     Intermediates,
@@ -157,9 +159,10 @@ def attention_loss(
         norm: "mse" as in public code, or "l2" as printed in the paper: the mean over records of the norm of the
             difference, not squared.
     """
+    require_same_shape("attention_loss", student_attention, teacher_attention, 3, equal=1)
     h, w = map(min, student_attention.shape[1:], teacher_attention.shape[1:])
     student, teacher = (
-        F.normalize(F.adaptive_avg_pool2d(attention, (h, w)).flatten(1), dim=1)
+        F.normalize(F.adaptive_avg_pool2d(unit_scale(attention, (1, 2)), (h, w)).flatten(1), dim=1)
         for attention in (student_attention, teacher_attention.detach())
     )
     if norm == "l2":
@@ -221,12 +224,13 @@ def class_map_loss(
         resolution: Number of cells per side to which both are pooled.
         normalize: Divide each pooled map by its L2 norm first.
     """
+    require_same_shape("class_map_loss", student_maps, teacher_maps, 4, equal=2)
     student, teacher = (
-        F.adaptive_avg_pool2d(maps, resolution).flatten(2)
+        F.adaptive_avg_pool2d(to_float32(maps), resolution).flatten(2)
         for maps in (student_maps, teacher_maps.detach())
     )
     if normalize:
-        student, teacher = F.normalize(student, dim=2), F.normalize(teacher, dim=2)
+        student, teacher = (F.normalize(unit_scale(x, (2,)), dim=2) for x in (student, teacher))
     return F.mse_loss(student, teacher)
 
 
@@ -297,7 +301,8 @@ def hierarchical_context_loss(
         coverage: [B, 1, h, w] in [0, 1], the weight of each cell in both features and in the means; None weights all
             alike.
     """
-    teacher = teacher.detach()
+    require_same_shape("hierarchical_context_loss", student, teacher, 4)
+    student, teacher = to_float32(student), to_float32(teacher.detach())
     loss, weight, total_weight = covered_mse(student, teacher, coverage), 1.0, 1.0
     for size in _POOLED_SIZES:
         if size < min(student.shape[-2:]):
@@ -319,6 +324,8 @@ def covered_mse(student: Tensor, teacher: Tensor, coverage: Tensor | None) -> Te
         teacher: [B, C, h, w].
         coverage: [B, 1, h, w] in [0, 1], or None to weight all cells alike.
     """
+    require_same_shape("covered_mse", student, teacher, 4)
+    student, teacher = to_float32(student), to_float32(teacher)
     if coverage is None:
         return F.mse_loss(student, teacher)
     return weighted_mean((student - teacher).square(), coverage)

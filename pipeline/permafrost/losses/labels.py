@@ -15,6 +15,7 @@ from permafrost.core.errors import require
 from permafrost.core.label_forms import has_many, known_mask, multi_hot
 from permafrost.core.records import NO_LABEL
 from permafrost.losses.base import DistillationLoss, Needs, StudentOutput, Term
+from permafrost.models.classifier import to_float32
 
 
 def _mean_of_known(loss: Callable[[Tensor], Tensor], labels: AnyLabels) -> Tensor:
@@ -38,6 +39,19 @@ def _mean_of_known(loss: Callable[[Tensor], Tensor], labels: AnyLabels) -> Tenso
     return mean(labels)
 
 
+def _require_labels(loss: str, logits: Tensor, labels: AnyLabels, most: int) -> None:
+    """Raise ConfigError unless labels are i64 [B] or, if `most` is 2, f32 [B, K] for logits [B, K]."""
+    first = labels.first if isinstance(labels, MixedLabels) else labels
+    require(
+        logits.ndim == 2
+        and first.ndim <= most
+        and first.shape == logits.shape[: first.ndim]
+        and first.is_floating_point() == (first.ndim == 2),
+        f"{loss} compares logits [B, K] with labels i64 [B]{' or f32 [B, K]' if most == 2 else ''}, got "
+        f"{[*logits.shape]} and {str(first.dtype).removeprefix('torch.')} {[*first.shape]}",
+    )
+
+
 def cross_entropy_loss(logits: Tensor, labels: AnyLabels, label_smoothing: float = 0.0) -> Tensor:
     """Compute the mean cross-entropy over the records whose label is known, 0 if none is.
 
@@ -46,9 +60,10 @@ def cross_entropy_loss(logits: Tensor, labels: AnyLabels, label_smoothing: float
         labels: i64 [B], NO_LABEL where unknown, or those of mixtures.
         label_smoothing: Fraction of the target that is spread over all classes.
     """
+    _require_labels("cross_entropy_loss", logits, labels, 1)
     return _mean_of_known(
         lambda unmixed: F.cross_entropy(
-            logits,
+            to_float32(logits),
             unmixed,
             ignore_index=NO_LABEL,
             label_smoothing=label_smoothing,
@@ -82,9 +97,12 @@ def off_label_bce_loss(logits: Tensor, labels: AnyLabels) -> Tensor:
 
 
 def _mean_bce(logits: Tensor, labels: AnyLabels, off_label: float) -> Tensor:
+    _require_labels("bce_loss", logits, labels, 2)
+    wide = to_float32(logits)
+
     def loss(unmixed: Tensor) -> Tensor:
-        targets = multi_hot(unmixed, logits.shape[1]).to(logits.dtype).clamp(min=off_label)
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+        targets = multi_hot(unmixed, logits.shape[1]).to(wide.dtype).clamp(min=off_label)
+        return F.binary_cross_entropy_with_logits(wide, targets, reduction="none").mean(dim=1)
 
     return _mean_of_known(loss, labels)
 

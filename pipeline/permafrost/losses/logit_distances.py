@@ -1,8 +1,18 @@
-"""Distances of logits as functions of tensors: the divergence over classes (KD), of each class (MLD), and others."""
+"""Distances of logits as functions of tensors: the divergence over classes (KD), of each class (MLD), and others.
+
+They are computed in float32 or wider from what tells two distributions apart and not from the distributions, which are
+equal to the last bit at a high temperature. With d = (teacher - student) / tau, the teacher's distribution p and
+c = d - E_p d, the divergence is
+
+    KL(p || q) = log E_p exp(-c) = log(1 + E_p g(c)),    g(c) = exp(-c) - 1 + c >= 0,
+
+whose terms are all of one sign. For high temperatures tau^2 KL is half the variance of teacher - student.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +25,51 @@ from permafrost.core.batches import (
     TopLogits,
     require_all_logits,
 )
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, require
+from permafrost.losses.shapes import require_same_shape
+from permafrost.models.classifier import to_float32
+
+_FARTHEST = 60.0
+"""Largest -c whose exponential is computed; beyond it, logarithms of probabilities are compared."""
+_SERIES = 0.5
+"""Largest |c| for which g is computed as a series."""
+
+
+def _excess(c: Tensor) -> Tensor:
+    """Compute g(c) = exp(-c) - 1 + c for c > -60, with full relative precision where it is small."""
+    is_small = c.abs() < _SERIES
+    small, large = torch.where(is_small, c, 0.0), torch.where(is_small, 0.0, c)
+    series = torch.ones_like(small)
+    for n in range(9 if c.dtype == torch.float32 else 18, 2, -1):
+        series = 1 - small / n * series
+    return torch.where(is_small, small.square() / 2 * series, torch.expm1(-large) + large)
+
+
+def _softened(
+    student_logits: Tensor, teacher_logits: Tensor, tau: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return p [B, K], c [B, K] and whether c is used, bool [B, 1]; c is 0 where it is not."""
+    probabilities = F.softmax(teacher_logits / tau, dim=1)
+    differences = (teacher_logits - student_logits) / tau
+    c = differences - (probabilities * differences).sum(dim=1, keepdim=True)
+    is_near = (c > -_FARTHEST).all(dim=1, keepdim=True) & c.isfinite().all(dim=1, keepdim=True)
+    return probabilities, torch.where(is_near, c, 0.0), is_near
+
+
+def divergence(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+    """Compute KL(teacher || student) of the softened distributions, [B], float32 or wider.
+
+    Args:
+        student_logits: [B, K]. Gradients flow here.
+        teacher_logits: [B, K], constant; -inf for a class that cannot be.
+        tau: Temperature > 0.
+    """
+    student, teacher = to_float32(student_logits), to_float32(teacher_logits.detach())
+    probabilities, c, is_near = _softened(student, teacher, tau)
+    near = torch.log1p((probabilities * _excess(c)).sum(dim=1))
+    logs = F.log_softmax(teacher / tau, dim=1) - F.log_softmax(student / tau, dim=1)
+    far = torch.where(probabilities > 0, probabilities * logs, 0.0).sum(dim=1)
+    return torch.where(is_near[:, 0], near, far)
 
 
 def outcome_log_probs(logits: Logits, reference: Logits, tau: float) -> Tensor:
@@ -65,11 +119,19 @@ def top_logits_divergence(student_logits: Tensor, teacher: TopLogits, tau: float
         tau: Temperature > 0, one of those of the pass.
 
     Raises:
-        ConfigError: If the sum over the other classes is not stored at this temperature.
+        ConfigError: If the sum over the other classes is not stored at this temperature, or the student has another
+            number of records or classes.
     """
-    student = outcome_log_probs(student_logits, teacher, tau)
-    teacher_outcomes = outcome_log_probs(teacher, teacher, tau)
-    return F.kl_div(student, teacher_outcomes, reduction="none", log_target=True).sum(dim=1)
+    expected = (len(teacher), teacher.num_classes)
+    require(
+        student_logits.shape == expected,
+        f"the student's logits are {[*student_logits.shape]}, and those of the pass are {[*expected]}",
+    )
+    # In float64, so that the sums of what differs little are not those of rounding.
+    student = outcome_log_probs(student_logits.double(), teacher, tau)
+    wide = replace(teacher, values=teacher.values.double(), rest=teacher.rest.double())
+    teacher_outcomes = outcome_log_probs(wide, wide, tau)
+    return divergence(student, teacher_outcomes, 1.0).to(to_float32(student_logits).dtype)
 
 
 def mean_over_records(distance: Callable[[Logits], Tensor], teacher_logits: AnyLogits) -> Tensor:
@@ -100,13 +162,19 @@ def mld_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> T
         teacher_logits: [B, K], constant, raw, or those of mixtures.
         tau: Temperature > 0; the factor is tau as in the paper, not tau^2 as for a softmax.
     """
-    student = student_logits / tau
+    student = to_float32(student_logits) / tau
 
     def distance(logits: Logits) -> Tensor:
-        teacher = require_all_logits(logits, "method.logits=mld").detach() / tau
-        yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
-        no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-        return (yes + no).sum(dim=1)
+        every = require_all_logits(logits, "method.logits=mld").detach()
+        require_same_shape("mld_loss", student_logits, every, 2)
+        teacher = to_float32(every) / tau
+        yes, no, d = teacher.sigmoid(), (-teacher).sigmoid(), teacher - student
+        is_near = (no * d > -_FARTHEST) & (yes * d < _FARTHEST)
+        d = torch.where(is_near, d, 0.0)
+        near = torch.log1p(yes * _excess(no * d) + no * _excess(-yes * d))
+        far = yes * (F.logsigmoid(teacher) - F.logsigmoid(student))
+        far = far + no * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+        return torch.where(is_near, near, far).sum(dim=1)
 
     return tau * mean_over_records(distance, teacher_logits)
 
@@ -124,7 +192,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Te
         tau: Temperature > 0; the factor tau^2 makes the gradient's scale independent of it.
 
     Raises:
-        ConfigError: If only the largest logits are stored, and not for this temperature.
+        ConfigError: If the shapes differ, or if only the largest logits are stored, and not for this temperature.
 
     >>> import torch
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
@@ -132,14 +200,13 @@ def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Te
     (0.0, True)
     """
 
-    def divergence(logits: Logits) -> Tensor:
+    def distance(logits: Logits) -> Tensor:
         if isinstance(logits, TopLogits):
             return top_logits_divergence(student_logits, logits, tau)
-        student = F.log_softmax(student_logits / tau, dim=1)
-        teacher = F.log_softmax(logits.detach() / tau, dim=1)
-        return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1)
+        require_same_shape("kd_loss", student_logits, logits, 2)
+        return divergence(student_logits, logits, tau)
 
-    return tau**2 * mean_over_records(divergence, teacher_logits)
+    return tau**2 * mean_over_records(distance, teacher_logits)
 
 
 def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Tensor:
@@ -153,11 +220,18 @@ def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: flo
         teacher_logits: [B, K], constant, raw, or those of mixtures.
         tau: Temperature > 0.
     """
-    student = F.softmax(student_logits / tau, dim=1)
+    student = to_float32(student_logits)
 
     def distance(logits: Logits) -> Tensor:
-        teacher = require_all_logits(logits, "method.logits=softmax_mse").detach()
-        return (student - F.softmax(teacher / tau, dim=1)).square().mean(dim=1)
+        every = require_all_logits(logits, "method.logits=softmax_mse").detach()
+        require_same_shape("softmax_mse_loss", student_logits, every, 2)
+        teacher = to_float32(every)
+        probabilities, c, is_near = _softened(student, teacher, tau)
+        # q = p exp(-c) / E_p exp(-c), and E_p exp(-c) = 1 + E_p g(c)
+        excess = (probabilities * _excess(c)).sum(dim=1, keepdim=True)
+        near = probabilities * (torch.expm1(-c) - excess) / (1 + excess)
+        far = F.softmax(student / tau, dim=1) - probabilities
+        return torch.where(is_near, near, far).square().mean(dim=1)
 
     return tau**2 * mean_over_records(distance, teacher_logits)
 

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from permafrost.losses.shapes import require_same_shape
+from permafrost.models.classifier import to_float32
+
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -34,14 +37,18 @@ def map_cosine(
     Returns:
         The cosines [B, E], 0 where invalid, without a gradient, and their validity, bool [B, E].
 
+    Raises:
+        ConfigError: If the shapes differ.
+
     >>> import torch
     >>> maps = torch.eye(4).reshape(1, 1, 1, 4, 4)
     >>> cosine, valid = map_cosine(3 * maps, maps, size=(32, 32))
     >>> round(cosine.item(), 5), valid.item(), map_cosine(0 * maps, maps, size=(32, 32))[1].item()
     (1.0, True, False)
     """
-    student = _unit_scale(student_maps)
-    teacher = _unit_scale(teacher_maps.detach()).to(student.dtype)
+    require_same_shape("map_cosine", student_maps, teacher_maps, 5)
+    student = unit_scale(student_maps, (2, 3, 4))
+    teacher = unit_scale(teacher_maps.detach(), (2, 3, 4)).to(student.dtype)
     h, w = student.shape[-2:]
     grams = []
     if (h, w) != size:  # maps at the input's resolution are compared as they are
@@ -72,11 +79,19 @@ def _gram_on_device(n: int, full: int, device: torch.device, dtype: torch.dtype)
     return upsampling_gram(n, full).to(device, dtype)
 
 
-def _unit_scale(maps: Tensor) -> Tensor:
-    """Divide each map by its maximum absolute value, a constant, in float32 or wider so that norms stay in range."""
-    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    scale = maps.detach().abs().amax(dim=(2, 3, 4), keepdim=True)
-    return maps / scale.clamp(min=_TINY)
+def unit_scale(values: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """Divide values by their largest absolute value over `dim`, a constant, so that squares stay in range.
+
+    Args:
+        values: Tensor of any positive scale.
+        dim: Axes that share a scale.
+
+    Returns:
+        Values of largest absolute value 1 in float32 or wider; zeros stay zero.
+    """
+    values = to_float32(values)
+    scale = values.detach().abs().amax(dim=dim, keepdim=True)
+    return values / torch.where(scale > 0, scale.clamp(min=_TINY), 1.0)
 
 
 def _inner(a: Tensor, b: Tensor, grams: list[Tensor]) -> Tensor:
@@ -103,6 +118,8 @@ def energy_loss(attributions: Tensor, regions: Tensor) -> Tensor:
     Returns:
         [n].
     """
+    require_same_shape("energy_loss", attributions, regions, 3)
+    attributions = to_float32(attributions)
     positive = attributions.relu()
     total, inside = positive.sum(dim=(1, 2)), (positive * regions).sum(dim=(1, 2))
     weak = total < MIN_ENERGY
@@ -121,6 +138,8 @@ def l1_loss(attributions: Tensor, regions: Tensor) -> Tensor:
     Returns:
         [n].
     """
+    require_same_shape("l1_loss", attributions, regions, 3)
+    attributions = to_float32(attributions)
     return (_unit(attributions.relu()) - regions.float()).abs().mean(dim=(1, 2))
 
 
@@ -136,6 +155,8 @@ def rrr_loss(attributions: Tensor, regions: Tensor) -> Tensor:
     Returns:
         [n].
     """
+    require_same_shape("rrr_loss", attributions, regions, 3)
+    attributions = to_float32(attributions)
     return ((_unit(attributions) * ~regions) ** 2).sum(dim=(1, 2))
 
 
@@ -151,6 +172,8 @@ def ppce_loss(attributions: Tensor, regions: Tensor) -> Tensor:
     Returns:
         [n].
     """
+    require_same_shape("ppce_loss", attributions, regions, 3)
+    attributions = to_float32(attributions)
     positive = _unit(attributions.relu())
     per_pixel = F.binary_cross_entropy(positive, torch.ones_like(positive), reduction="none")
     return (per_pixel * regions).sum(dim=(1, 2)) / regions.sum(dim=(1, 2)).clamp(min=1)

@@ -26,6 +26,8 @@ from permafrost.losses.feature_kd import (
     stored_stages,
     weighted_mean,
 )
+from permafrost.losses.map_distances import unit_scale
+from permafrost.losses.shapes import require_same_shape
 from permafrost.models.classifier import Intermediates, to_float32
 
 # ---- features --------------------------------------------------------------------------------------
@@ -39,7 +41,9 @@ def covered_cosine(student: Tensor, teacher: Tensor, coverage: Tensor | None) ->
         teacher: [B, C, h, w].
         coverage: [B, 1, h, w] in [0, 1], or None to weight all cells alike.
     """
-    distance = 1 - F.cosine_similarity(student, teacher, dim=1).unsqueeze(1)
+    require_same_shape("covered_cosine", student, teacher, 4)
+    student, teacher = (F.normalize(unit_scale(x, (1,)), dim=1) for x in (student, teacher))
+    distance = 1 - (student * teacher).sum(dim=1, keepdim=True)
     return distance.mean() if coverage is None else weighted_mean(distance, coverage)
 
 
