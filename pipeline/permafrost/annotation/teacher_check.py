@@ -350,12 +350,17 @@ def _other_order(
             return _describe_order(reason, labels, predicted, order, classes)
     # Records of a shard may be sorted by class, so halves would have other classes.
     first, second = slice(0, None, 2), slice(1, None, 2)
-    confusion = np.zeros((count, count), np.int64)
-    np.add.at(confusion, (labels[first], predicted[first]), 1)
+    # Only classes that occur, as a matrix of all has the square of their number.
+    names, outputs = np.unique(labels[first]), np.unique(predicted[first])
+    confusion = np.zeros((len(names), len(outputs)), np.int64)
+    pairs = np.searchsorted(names, labels[first]), np.searchsorted(outputs, predicted[first])
+    np.add.at(confusion, pairs, 1)
     from scipy.optimize import linear_sum_assignment  # takes a third of a second to import
 
-    _, order = linear_sum_assignment(confusion, maximize=True)
-    known = np.isin(labels[second], labels[first])
+    rows, columns = linear_sum_assignment(confusion, maximize=True)
+    order = np.arange(count)
+    order[names[rows]] = outputs[columns]
+    known = np.isin(labels[second], names[rows])
     if _fits_better(labels[second][known], predicted[second][known], order):
         reason = "the outputs have another order than the classes"
         return _describe_order(reason, labels, predicted, order, classes)

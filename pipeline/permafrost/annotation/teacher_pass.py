@@ -357,6 +357,14 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
     stored_pass = plan.store.open_pass(plan.folder.name)
     if not stored_pass.manifest.has_logits:
         return {}
+    classes = len(plan.classes)
+    if classes and stored_pass.num_classes != classes:
+        logger.warning(
+            "the teacher's accuracy is not measured, because it has %d outputs and the labels are of %d classes",
+            stored_pass.num_classes,
+            classes,
+        )
+        return {}
     sums: dict[str, Correct] = {}
     for shard in plan.shards:
         shard_counts = counts.get(shard.name)

@@ -105,15 +105,19 @@ def label_scores(
 ) -> dict[str, Any]:
     """Compute accuracy overall and by group and group set, or f1 if a record has many labels.
 
+    Without a known label nothing is computed.
+
     Args:
         logits: [N, K].
         labels: Labels in the form of Batch, i64 [N] or f32 [N, K].
         groups: Group of each record, [N], NO_GROUP where unknown.
         group_sets: Groups of each set, by its name.
     """
+    counted = known_mask(labels)
+    if not counted.any():
+        return {}
     if has_many(labels):
         return {"f1": f1(logits, labels)}
-    counted = labels != NO_LABEL
     right = (logits.argmax(dim=1) == labels)[counted]
     of_groups = group_scores("accuracy", right, groups[counted], group_sets)
     worst = min(of_groups["group_accuracy"].values(), default=None)
@@ -130,6 +134,8 @@ def teacher_scores(
 ) -> dict[str, Any]:
     """Compute agreement and KL of two networks' logits, agreement also by group, and the teacher's own accuracy.
 
+    The latter is left out without a known label.
+
     Args:
         student_logits: [N, K].
         teacher_logits: [N, K], or the largest ones.
@@ -145,14 +151,15 @@ def teacher_scores(
         "agreement": agreement(student_logits, teacher_logits, many=many),
         "kl_to_teacher": kl_to_teacher(student_logits, teacher_logits, many=many),
     }
+    has_labels = bool(known_mask(labels).any())
     if many:
         every = require_all_logits(teacher_logits, "a record with many labels")
-        return scores | {"teacher_f1": f1(every, labels)}
+        return scores | ({"teacher_f1": f1(every, labels)} if has_labels else {})
     same = student_logits.argmax(dim=1) == top_class(teacher_logits)
     return {
         **scores,
         **group_scores("agreement", same, groups, group_sets),
-        "teacher_accuracy": accuracy(teacher_logits, labels),
+        **({"teacher_accuracy": accuracy(teacher_logits, labels)} if has_labels else {}),
     }
 
 

@@ -236,6 +236,42 @@ def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: flo
     return tau**2 * mean_over_records(distance, teacher_logits)
 
 
-LOGIT_LOSSES = {"softmax": kd_loss, "softmax_mse": softmax_mse_loss, "mld": mld_loss}
+_LEAST_PULL = 1e-3
+"""Least gradient of a record's term, in units of that at tau = 1, at which the term teaches anything."""
+
+
+def describe_flat_temperature(loss: str, logits: AnyLogits, tau: float) -> str:
+    """Say that a term is nearly constant at a temperature, empty if it is not.
+
+    Args:
+        loss: Name of the loss in LOGIT_LOSSES.
+        logits: Logits of a teacher for some records.
+        tau: Temperature > 0.
+    """
+    first = logits.first if isinstance(logits, MixedLogits) else logits
+    if isinstance(first, TopLogits):
+        return ""  # the temperatures are those of the pass
+    pulls = []
+    for temperature in (tau, 1.0):
+        with torch.enable_grad():
+            student = torch.zeros_like(first, requires_grad=True)
+            value = LOGIT_LOSSES[loss](student, first, temperature)
+            (gradient,) = torch.autograd.grad(value, student)
+        pulls.append(float(gradient.abs().sum(dim=1).max()))
+    share = pulls[0] / pulls[1] if pulls[1] else 1.0
+    if not share < _LEAST_PULL:
+        return ""
+    return (
+        f"method.tau={tau:g}: the term kd is nearly constant at this temperature, with {share:.1g} of its gradient at "
+        "tau=1, so the student learns next to nothing from it; choose a temperature closer to the spread of the "
+        "teacher's logits"
+    )
+
+
+LOGIT_LOSSES: dict[str, Callable[[Tensor, AnyLogits, float], Tensor]] = {
+    "softmax": kd_loss,
+    "softmax_mse": softmax_mse_loss,
+    "mld": mld_loss,
+}
 """Losses selected by `method.logits`: (student, teacher's logits, tau) -> the term kd. All but softmax need the logits
 of all classes."""

@@ -24,6 +24,7 @@ from permafrost.loading.random_views import ViewSchedule
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.base import StudentOutput
+from permafrost.losses.logit_distances import describe_flat_temperature
 from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, trial_copy
 from permafrost.models.compute import ComputeSettings, fastest_precision
 from permafrost.models.explanations import (
@@ -74,6 +75,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         targets = GuidanceSource(spec.guided_by, spec.num_classes, spec.input_size)
     if spec.loss.needs.maps_in(0):
         _check_map_grids(spec, trial, targets)
+    _warn_of_flat_temperature(spec, targets, device)
     needs = spec.loss.needs
     if needs.intermediates != NO_INTERMEDIATES or needs.target_fields is not None:
         _build_loss_parameters(spec, trial, targets, device)
@@ -127,6 +129,14 @@ def _check_labels(spec: TrainingSpec) -> None:
     )
     many = spec.dataset.has_many_labels
     spec.loss.check_labels(many=many)
+    outputs = spec.model.classes or spec.num_classes
+    reads_outputs = spec.loss.needs.labels or (spec.loss.needs.targets and spec.loss.needs.logits)
+    require(
+        many or outputs != 1 or not reads_outputs,
+        "the network has one output, and a softmax over one class is 1 for every record, so nothing would be learned "
+        "from labels or logits; a teacher of two classes with one logit z has the logits [0, z]: let its network "
+        "return these",
+    )
     require(
         not many or spec.model.classes in (None, spec.num_classes),
         f"the network's option classes={spec.model.classes} is not the {spec.num_classes} classes of the "
@@ -143,6 +153,28 @@ def _check_independence(spec: TrainingSpec, model: Classifier) -> None:
         with torch.no_grad():
             model(images)  # what the first batch of a training initializes
         require_independent_network(model, images)
+
+
+@torch.no_grad()
+def _warn_of_flat_temperature(
+    spec: TrainingSpec, targets: TargetSource, device: torch.device
+) -> None:
+    """Log a warning if the term kd teaches nothing at the temperature of the options."""
+    config = getattr(spec.loss, "config", None)
+    tau = getattr(config, "tau", None)
+    positions = probe_positions(len(spec.dataset))
+    if tau is None or not getattr(config, "lambda_kd", 0) or not positions:
+        return
+    batch = move_batch(
+        spec.dataset.__getitems__([(n, 0) if spec.replays else n for n in positions]), device
+    )
+    for teacher in targets(batch, TargetRequest((1, 1), with_maps=False)):
+        if isinstance(teacher, Targets) and teacher.logits is not None:
+            doubt = describe_flat_temperature(
+                getattr(config, "logits", "softmax"), teacher.logits, tau
+            )
+            if doubt:
+                logger.warning("%s", doubt)
 
 
 def _check_map_grids(spec: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
