@@ -19,14 +19,14 @@ def test_a_student_of_one_output_is_refused(tmp_path, frozen, mode):
     teacher = replace(frozen.config.teacher, weights="random", classes=1)
     config = precompute_config(tmp_path / "store", teacher)
     precompute.run(config)
-    student = distill_config(
-        frozen, store=StoreOptions(path=str(tmp_path / "store")), method=KDConfig(), mode=mode
-    )
+    live = {"teacher": teacher, "mode": "live"} if mode == "live" else {}
+    store = StoreOptions(path=str(tmp_path / "store"))
+    student = distill_config(frozen, store=store, method=KDConfig(), **live)
 
     with pytest.raises(
         ConfigError, match=r"one output, and a softmax over one class is 1 .* \[0, z\]"
     ):
-        distill.run(replace(student, teacher=teacher) if mode == "live" else student)
+        distill.run(student)
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,9 @@ def test_the_share_of_the_gradient_decides(loss):
 
     flat = {tau: describe_flat_temperature(loss, logits, tau) for tau in (1e-5, 1.0, 20.0, 1e7)}
 
-    assert [bool(sentence) for sentence in flat.values()] == [True, False, False, loss == "mld"]
+    assert [bool(sentence) for sentence in flat.values()] == [
+        loss != "mld",
+        False,
+        False,
+        loss == "mld",
+    ]

@@ -360,9 +360,9 @@ def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]
     classes = len(plan.classes)
     if classes and stored_pass.num_classes != classes:
         logger.warning(
-            "the teacher's accuracy is not measured, because it has %d outputs and the labels are of %d classes",
-            stored_pass.num_classes,
+            "the teacher's accuracy is not measured, because the labels are of %d classes and its outputs of %d",
             classes,
+            stored_pass.num_classes,
         )
         return {}
     sums: dict[str, Correct] = {}
