@@ -140,7 +140,7 @@ def test_a_teacher_of_other_classes_leaves_the_data_s_labels_unused(tmp_path, ca
     evaluated = evaluate.run(config).splits["test"]
     assert "accuracy" not in evaluated
     assert "teacher_accuracy" not in evaluated
-    assert "because the labels are of 10 classes, and the network's outputs of 12" in caplog.text
+    assert "because the network has 12 outputs" in caplog.text
     assert 0 <= evaluated["agreement"] <= 1
     with pytest.raises(ConfigError, match="none of the records has a label"):
         distill.run(
