@@ -27,6 +27,7 @@ from permafrost.config.sections import section_names, section_of, sections_of_ve
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError, UserError, printable, require
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
+from permafrost.core.process_settings import ordinary_torch
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.folder import leaving_no_preparation, mirrored_run, run_folder, save_options
 from permafrost.storage.lock import lock_folder
@@ -160,6 +161,7 @@ def run_words(verb: str, run: Callable[[Any], Any], words: Sequence[str]) -> Any
     config = place_paths(build_verb_config(verb, composed))
     _check_evaluate_words(verb, complete, composed, config)
     with ExitStack() as stack:
+        stack.enter_context(ordinary_torch())
         stack.enter_context(mirrored_run(composed.get("run", "")))
         if "run" in section_names(verb):
             stack.enter_context(leaving_no_preparation(composed["run"], composed["command"]))

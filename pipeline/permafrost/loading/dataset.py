@@ -31,7 +31,7 @@ from permafrost.core.records import (
 )
 from permafrost.loading.decode_threads import DecodeThreads
 from permafrost.loading.geometry import center_crop, complete_matrices, decode_intermediates
-from permafrost.loading.method_cache import cache_method
+from permafrost.loading.method_cache import MethodCache
 from permafrost.loading.mixtures import are_mixtures, mixes_of_pass, mixture_of
 from permafrost.loading.recipes import recipe_of_pass
 from permafrost.loading.sampler import WINDOW_SHARDS
@@ -250,13 +250,13 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         # Open files stay in the cache of a bucket, whose limit has room for two windows.
         self._ahead = FetchAhead.of(self.store.folder)
         most_open = _OPEN_SHARDS if self._ahead is None else WINDOW_SHARDS
-        self._bytes = cache_method(self._open_shard, most_open)
+        self._bytes = MethodCache(self._open_shard, most_open)
         per_pass = _CACHED_SHARDS
         if sum(map(self._field_bytes, self.passes)) * len(self.rows) <= _KEPT_BYTES:
             per_pass = len(self.store.shards)
         most = per_pass * max(1, len(self.passes))
-        self._stored_rows = cache_method(self._open_stored_rows, most)
-        self._values = cache_method(self._open_values, most)
+        self._stored_rows = MethodCache(self._open_stored_rows, most)
+        self._values = MethodCache(self._open_values, most)
         is_small = self.store.form.record_bytes * len(self) <= self.keep_bytes
         self._kept = InputMemory(self.store.form, len(self)) if is_small else None
         self._is_kept = np.zeros(len(self) if is_small else 0, bool)
@@ -287,9 +287,27 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         Args:
             positions: Positions, in the canonical frame as long as no view is drawn, or pairs of a position and the
                 stored view to replay.
+
+        Raises:
+            ConfigError: If there is no position, or one is no whole number from 0 to the number of records.
         """
-        pairs = np.asarray(positions).reshape(len(positions), -1)
+        pairs = self._checked(positions)
         return self._load(pairs[:, 0], pairs[:, 1] if pairs.shape[1] == 2 else None)
+
+    def _checked(self, positions: Sequence[int | tuple[int, int]]) -> NDArray[np.int64]:
+        """Return positions, [n, 1], or pairs, [n, 2]. Raises ConfigError for those that no record has."""
+        count = len(self)
+        require(len(positions) > 0, "a batch of no positions has no records; correct the sampler")
+        pairs = np.asarray(positions).reshape(len(positions), -1)
+        at = pairs[:, 0]
+        is_whole = np.issubdtype(at.dtype, np.integer)
+        wrong = at[(at < 0) | (at >= count)] if is_whole else at
+        require(
+            not len(wrong),
+            f"position {wrong[:1].tolist()[0] if len(wrong) else ''} of a batch is no whole number from 0 to "
+            f"{count - 1}, the positions of the selected records; correct the sampler",
+        )
+        return pairs
 
     def _load(
         self, at: NDArray[np.int64], views: NDArray[np.int64] | None, *, is_second: bool = False
@@ -454,7 +472,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def _map_from_canonical(self, spec: FieldSpec, columns: Columns) -> torch.Tensor:
         """Transform of each map's grid in its canonical frame: f32 [n, 3, 3]."""
         if spec.frame != "center_crop":
-            return torch.eye(3).repeat(len(columns["height"]), 1, 1)
+            return torch.eye(3, dtype=torch.float32).repeat(len(columns["height"]), 1, 1)
         assert spec.crop_fraction is not None
         heights, widths = (torch.from_numpy(columns[name]).float() for name in ("height", "width"))
         map_from_canonical: torch.Tensor = torch.linalg.inv(

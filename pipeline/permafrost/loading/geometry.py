@@ -366,7 +366,7 @@ def _view_field(
     Returns it with its coverage [B, 1, h, w] and its matrix source_from_view [B, 3, 3], both None where all of it is
     inside or zeros stand for what is outside.
     """
-    identity = torch.eye(3, device=values.device).expand(len(values), 3, 3)
+    identity = torch.eye(3, device=values.device, dtype=torch.float32).expand(len(values), 3, 3)
     view = identity if canonical_from_view is None else canonical_from_view
     if spec.mirrored:
         sides = shows_mirror_image(view).long()
@@ -446,7 +446,7 @@ def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     """Sample maps [B, E, A, h, w] at the cell centers of another (h, w) grid of the same view."""
     if maps.shape[-2:] == grid:
         return maps
-    whole = torch.eye(3, device=maps.device).expand(len(maps), 3, 3)
+    whole = torch.eye(3, device=maps.device, dtype=torch.float32).expand(len(maps), 3, 3)
     return warp(maps.flatten(1, 2), whole, grid).view(*maps.shape[:3], *grid)
 
 
@@ -462,5 +462,5 @@ def canonical_from_view(batch: Batch) -> Tensor:
     """Return the batch's matrices, f32 [B, 3, 3], or the identity if it has none."""
     if batch.canonical_from_view is not None:
         return batch.canonical_from_view
-    identity = torch.eye(3, device=batch.inputs.device)
+    identity = torch.eye(3, device=batch.inputs.device, dtype=torch.float32)
     return identity.expand(len(batch.inputs), 3, 3)

@@ -4,28 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeVar
-from weakref import WeakMethod
+from typing import Any, Generic, TypeVar, cast
+from weakref import ref
 
 T = TypeVar("T")
 
 
-def cache_method(method: Callable[..., T], most: int) -> Callable[..., T]:
-    """Return a method with a cache of its latest results, for an attribute of its object.
+class MethodCache(Generic[T]):
+    """A method with a cache of its latest results, for an attribute of its object.
 
     A plain `lru_cache` of a bound method refers to the object that refers to it, so that both stay until the garbage
-    collector finds them.
-
-    Args:
-        method: Bound method whose arguments are whole numbers.
-        most: Maximum number of cached results.
+    collector finds them. A copy of the object, and one in another process, has an empty cache.
     """
-    reference = WeakMethod(method)
 
-    @lru_cache(maxsize=most)
-    def call(*words: int) -> T:
-        bound = reference()
-        assert bound is not None, "its object calls it"
-        return bound(*words)
+    def __init__(self, method: Callable[..., T], most: int) -> None:
+        """Make the cache.
 
-    return call
+        Args:
+            method: Bound method whose arguments are whole numbers.
+            most: Maximum number of cached results.
+        """
+        bound = cast("Any", method)
+        self._owner, self._name, self._most = ref(bound.__self__), bound.__name__, most
+        owner, function = self._owner, bound.__func__
+
+        @lru_cache(maxsize=most)
+        def call(*words: int) -> T:
+            result: T = function(owner(), *words)
+            return result
+
+        self._call = call
+
+    def __call__(self, *words: int) -> T:
+        return self._call(*words)
+
+    def cache_clear(self) -> None:
+        """Forget all results."""
+        self._call.cache_clear()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._owner(), self._name, self._most)
+
+
+def _rebuild(owner: Any, name: str, most: int) -> MethodCache[Any]:
+    return MethodCache(getattr(owner, name), most)

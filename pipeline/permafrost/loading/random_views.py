@@ -22,7 +22,8 @@ from torch import Tensor
 from permafrost.config.augment import AugmentOptions, OperationConfig, PolicyConfig
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
-from permafrost.loading.method_cache import cache_method
+from permafrost.core.seeded import SeededDraws
+from permafrost.loading.method_cache import MethodCache
 from permafrost.loading.recipes import BLOCK_SIZE, draw_policy, policy_matrices
 
 VIEW_BLOCK = BLOCK_SIZE
@@ -38,10 +39,17 @@ _CROP_TRIES = 10
 def build_operations(config: AugmentOptions, size: tuple[int, int]) -> list[Any]:
     """Build Kornia generators of `augment.operations` for a canonical (height, width) `size`."""
     return [
-        _OPERATIONS[operation.kind](operation, size)
+        _build_operation(operation, size)
         for operation in config.moving
         if isinstance(operation, OperationConfig)
     ]
+
+
+def _build_operation(operation: OperationConfig, size: tuple[int, int]) -> Any:
+    generator = _OPERATIONS[operation.kind](operation, size)
+    # Its draws would otherwise have the default dtype of the process.
+    generator.set_rng_device_and_dtype(torch.device("cpu"), torch.float32)
+    return generator
 
 
 _OPERATIONS: dict[str, Callable[[OperationConfig, tuple[int, int]], Any]] = {
@@ -82,8 +90,7 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
         ConfigError: If an operation draws per batch instead of per record.
     """
     view_from_canonical = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
-    with torch.random.fork_rng(devices=[]):  # Kornia draws from the global generator
-        torch.default_generator.manual_seed(seed)
+    with SeededDraws(seed):  # as Kornia takes no generator
         for operation in operations:
             if isinstance(operation, Tensor):
                 step = operation
@@ -208,7 +215,7 @@ class ViewSchedule:
         self.size = size
         self.seed = seed
         self.one_aspect = one_aspect
-        self._block = cache_method(self._draw_block, 4)
+        self._block = MethodCache(self._draw_block, 4)
 
     def views(self, epoch: int, start: int, aspects: Tensor) -> Tensor | None:
         """Draw `canonical_from_view` of consecutive positions of an epoch's order.
@@ -251,8 +258,7 @@ class ViewSchedule:
             ]
             return [draw_views(steps, VIEW_BLOCK, self.size, seed)]
         generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with SeededDraws(seed):
             return [
                 next(policies)
                 if isinstance(operation, PolicyConfig)
@@ -265,7 +271,7 @@ class ViewSchedule:
         if operation.kind == "resized_crop":
             return draw_crop_numbers(operation, VIEW_BLOCK, generator)
         side = min(self.size)
-        kornia_operation = _OPERATIONS[operation.kind](operation, (side, side))
+        kornia_operation = _build_operation(operation, (side, side))
         step, _ = _draw_step(kornia_operation, VIEW_BLOCK, (side, side))
         drawn: Tensor = torch.linalg.inv(step)
         return drawn

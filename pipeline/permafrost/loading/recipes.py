@@ -45,7 +45,7 @@ from permafrost.core.batches import PixelAugment, PixelChange, PixelChangeName
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import PIXEL_FIELD
-from permafrost.loading.method_cache import cache_method
+from permafrost.loading.method_cache import MethodCache
 from permafrost.loading.mixtures import UNMIXED, draw_mixtures, mixture_of, paired_rows
 from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import MANIFEST_NAME
@@ -329,7 +329,7 @@ class PixelSchedule:
     def __init__(self, operations: Sequence[AnyOperation], seed: int) -> None:
         self.recipe = Recipe(operations)
         self.seed = seed
-        self._block = cache_method(self._draw_block, 4)
+        self._block = MethodCache(self._draw_block, 4)
 
     def rows(self, epoch: int, start: int, count: int) -> Tensor:
         """Draw the rows of consecutive positions of an epoch's order, f64 [count, C].
@@ -442,7 +442,7 @@ class PixelAugmentSchedule:
         self.config = config
         self.seed = seed
         self.pixels = PixelSchedule(config.operations, seed)
-        self._mixtures = cache_method(self._draw_mixtures, 4)
+        self._mixtures = MethodCache(self._draw_mixtures, 4)
 
     def draw(self, epoch: int, start: int, count: int, per_step: int = 1) -> PixelAugment | None:
         """Draw for `count` consecutive rows, or return None if nothing changes their pixels.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -251,10 +255,12 @@ class RecordLoader(DataLoader[ViewBatch]):
         store = records.store
         for name, way_out in _OWN_ARGUMENTS.items():
             require(name not in options, f"RecordLoader takes no {name}=; {way_out}")
+        is_number = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
         require(
-            isinstance(batch_size, int) and batch_size > 0,
-            f"batch_size={batch_size} must be a positive number of records",
+            is_number and batch_size > 0,
+            f"batch_size={batch_size!r} must be a positive whole number of records",
         )
+        batch_size = int(batch_size)
         drawn = {"sampler", "batch_sampler"} & options.keys()
         require(not (replay and drawn), "replay=True draws the order itself; leave out the sampler")
         names = (teacher,) if isinstance(teacher, str) else teacher
@@ -290,10 +296,15 @@ class RecordLoader(DataLoader[ViewBatch]):
         side = None if augment is None else augment.size
         self.size = store.size if side is None else (side, side)
         self._epoch = 0
+        self._lock = Lock()
+        self._iteration: object = None
         drop_last = shuffle if drop_last is None else drop_last
         if drawn:
             if "batch_sampler" not in options:
                 options |= {"batch_size": batch_size, "drop_last": bool(drop_last)}
+                sampler = options["sampler"]
+                if drop_last and hasattr(sampler, "__len__"):
+                    _require_batch(len(sampler), batch_size)
         elif replay:
             order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
             _require_batch(len(dataset), batch_size)
@@ -323,14 +334,20 @@ class RecordLoader(DataLoader[ViewBatch]):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[ViewBatch]:  # type: ignore[override]
-        epoch, self._epoch = self._epoch, self._epoch + 1
-        for sampler in (self.batch_sampler, self.sampler):
-            if isinstance(sampler, (_BatchSampler, ReplayBatchSampler)):
-                sampler.set_position(epoch, 0)
-            elif (set_epoch := getattr(sampler, "set_epoch", None)) is not None:
-                set_epoch(epoch)
+        with self._lock:  # of several threads that begin an epoch, each has its own
+            epoch, self._epoch = self._epoch, self._epoch + 1
+            for sampler in (self.batch_sampler, self.sampler):
+                if isinstance(sampler, (_BatchSampler, ReplayBatchSampler)):
+                    sampler.set_position(epoch, 0)
+                elif (set_epoch := getattr(sampler, "set_epoch", None)) is not None:
+                    set_epoch(epoch)
+            messages = self._messages(super().__iter__())
+        return self._views_of(epoch, messages)
+
+    def _views_of(self, epoch: int, messages: Iterator[_Message]) -> Iterator[ViewBatch]:
+        """Iterate over the batches of an epoch under its views."""
         start = 0
-        for message in self._messages():
+        for message in messages:
             batch = message.unpack()
             if self._views is not None:
                 views = self._views.views(epoch, start, batch.aspects)
@@ -342,17 +359,55 @@ class RecordLoader(DataLoader[ViewBatch]):
             start += len(batch.keys)
             yield ViewBatch(batch, self.size, self._unread)
 
-    def _messages(self) -> Iterator[_Message]:
+    def _messages(self, batches: Any) -> Iterator[_Message]:
+        """Return the iterator over what torch's iterator of an epoch reads."""
+        if not self.num_workers:
+            return iter(batches)
+        self._iteration = token = object()
+        return self._from_workers(batches, token)
+
+    def _from_workers(self, batches: Any, token: object) -> Iterator[_Message]:
+        """Iterate over what the worker processes send, as long as no other iteration has taken them over."""
+        watched = iter_watched(batches, "num_workers")
         try:
-            batches = super().__iter__()
-            yield from iter_watched(batches, "num_workers") if self.num_workers else batches
+            while True:
+                require(
+                    self._iteration is token,
+                    f"another iteration of this RecordLoader has begun, and the processes of num_workers="
+                    f"{self.num_workers} serve one at a time; use a RecordLoader for each, or num_workers=0",
+                )
+                try:
+                    message = next(watched)
+                except StopIteration:
+                    return
+                yield message
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise
             raise ConfigError(
-                f"a process of num_workers={self.num_workers} ended ({error}). Each imports the program that starts "
-                'it: put its loop below `if __name__ == "__main__":`, or set num_workers=0'
+                f"a process of num_workers={self.num_workers} ended ({error}). {_describe_program()}"
             ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy starts worker processes of its own.
+        return self.__dict__ | {"_iterator": None, "_lock": None, "_iteration": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_lock": Lock()})
+
+
+def _describe_program() -> str:
+    """Say why the processes of a program may end at once, with the way out."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    if path is None or not Path(path).exists():
+        return (
+            "Each imports the program that starts it, and one that is read from a pipe or typed has no file: write it "
+            "to a file, or set num_workers=0"
+        )
+    return (
+        'Each imports the program that starts it: put its loop below `if __name__ == "__main__":`, or set '
+        "num_workers=0"
+    )
 
 
 def _arguments() -> list[str]:
@@ -399,8 +454,13 @@ class _BatchSampler(Sampler[list[int]]):
         return whole if self.drop_last or not rest else whole + 1
 
     def __iter__(self) -> Iterator[list[int]]:
+        return self._batches(
+            self.epoch
+        )  # the epoch is that of now, whenever the first batch is asked for
+
+    def _batches(self, epoch: int) -> Iterator[list[int]]:
         rest: list[int] = []
-        for window in self._windows():
+        for window in self._windows(epoch):
             rest += window
             ends = range(self.batch_size, len(rest) + 1, self.batch_size)
             for end in ends:
@@ -409,9 +469,9 @@ class _BatchSampler(Sampler[list[int]]):
         if rest and not self.drop_last:
             yield rest
 
-    def _windows(self) -> Iterator[list[int]]:
+    def _windows(self, epoch: int) -> Iterator[list[int]]:
         if self.order is not None:
-            yield from (window.tolist() for window in self.order.windows(self.epoch))
+            yield from (window.tolist() for window in self.order.windows(epoch))
         else:
             for start in range(0, self.num_records, self.batch_size):
                 yield list(range(start, min(start + self.batch_size, self.num_records)))

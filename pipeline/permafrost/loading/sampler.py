@@ -117,10 +117,13 @@ class GlobalBatchSampler:
         return self.num_steps - self.first_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        taken = self.first_step * self.batch_size
+        return self._batches(self.epoch, self.first_step)  # as they are now
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[list[int]]:
+        taken = first_step * self.batch_size
         share = self.batch_size // self.world_size
         rest = np.empty(0, np.int64)
-        for window in self.order.windows(self.epoch, taken):
+        for window in self.order.windows(epoch, taken):
             rest = np.concatenate([rest, window])
             while len(rest) >= self.batch_size:
                 rank_positions = rest[self.rank * share : (self.rank + 1) * share]
@@ -167,8 +170,11 @@ class ReplayBatchSampler(GlobalBatchSampler):
             block[:] = generator.integers(num_views, size=len(block))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
-        turn = self.epoch * self.per_step
-        for positions in super().__iter__():
+        return self._views(self.epoch, super().__iter__())
+
+    def _views(self, epoch: int, batches: Iterator[list[int]]) -> Iterator[list[tuple[int, int]]]:
+        turn = epoch * self.per_step
+        for positions in batches:
             yield [
                 (position, (int(self.starts[position]) + turn + number) % self.num_views)
                 for position in positions

@@ -156,15 +156,14 @@ def _weights_key(config: ModelConfig, num_classes: int, weights_sha256: str) -> 
 
 
 def _find_key(config: ModelConfig, path: Path, num_classes: int) -> str | None:
-    import torch
-
+    from permafrost.core.seeded import SeededDraws
     from permafrost.models.providers import provider_of
     from permafrost.models.weights import choose_fit, read_state_dict
 
     outputs = config.classes or num_classes or 1
     try:
         tensors = read_state_dict(path)
-        with torch.random.fork_rng(devices=[]):
+        with SeededDraws(0):  # of weights that are not used
             model = provider_of(config).build(config, outputs)
     except UserError:
         return None

@@ -160,7 +160,7 @@ def trace(program: nn.Module, inputs: Tensor) -> torch.export.ExportedProgram:
             trial,
             lambda records: [trial(records)],
             inputs[:PROBED_RECORDS],
-            inputs[PROBED_RECORDS:],
+            inputs[-1:],
         )
         program(inputs)
     try:

@@ -17,6 +17,7 @@ from permafrost.config.models import PRETRAINED, ModelConfig, is_published
 from permafrost.config.options import resolve_implementation
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
+from permafrost.core.seeded import SeededDraws
 from permafrost.models.build_limit import limited_construction
 from permafrost.models.classifier import AnyModule, Classifier, PretrainedInfo, Provider, eval_mode
 from permafrost.models.trained_weights import (
@@ -124,8 +125,7 @@ def build_model(
     build = provider_of(config).build
     outputs = config.classes or count_classes(classes) or 1
     if config.weights == RANDOM:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))
+        with SeededDraws(derive_seed(0, "random weights", config.name)):
             return _without_blank_layers(build(config, outputs))
     path = weights_file(config.weights) if config.weights is not None and in_file else None
     check_trained_classes(config, classes, is_start=may_replace_head)

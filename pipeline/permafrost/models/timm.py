@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from permafrost.config.models import TimmModelConfig, is_published
 from permafrost.core.errors import ConfigError, FileError, first_line, require
+from permafrost.core.seeded import SeededDraws
 from permafrost.models.classifier import (
     Classifier,
     GapLinear,
@@ -96,7 +97,7 @@ def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
     """Return timm's facts about the named weights, None for a network that was registered without any."""
     name = _tagged(config)
     if ":" in name:
-        with torch.random.fork_rng(devices=[]):
+        with SeededDraws(0):  # of weights that are not used
             values = _create(name, pretrained=False).pretrained_cfg
     else:
         _require_known(name)
@@ -305,7 +306,7 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, network.num_features, 2, 2, generator=generator)
     average = features.mean(dim=(2, 3))
-    with eval_mode(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with eval_mode(network), torch.no_grad():
         last_input = network.forward_head(to_native(features), pre_logits=True)
         logits = network.forward_head(to_native(features))
         if last_input.ndim != 2 or not nearly_equal(logits, linear(last_input)):
@@ -322,10 +323,10 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
             head = GapNormLinear(norm, linear)
         else:
             return None, False
-        network.train()
-        has_dropout = not nearly_equal(
-            last_input, network.forward_head(to_native(features), pre_logits=True)
-        )
+    has_dropout = getattr(network, "drop_rate", 0) > 0 or any(
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        for module in network.modules()
+    )
     return head, has_dropout
 
 

@@ -26,10 +26,12 @@ from permafrost.core.batches import Targets
 from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.interrupts import check_interrupted
+from permafrost.core.seeded import kept_generators
 from permafrost.loading.geometry import TargetRequest
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.mixtures import mix_targets
 from permafrost.models.classifier import Classifier
+from permafrost.models.compute import torch_threads
 from permafrost.models.providers import measure_cost
 from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.runs.mirrors import upload_mirror
@@ -194,7 +196,7 @@ def train_to_end(
     """Train a network, starting from the folder's checkpoint if there is one, and return the state at the end.
 
     Separate seeds are derived from the seed for initialization, record order, views, pixel augmentation and the random
-    draws of a step.
+    draws of a step. Torch's generators and its number of threads are as before afterwards.
 
     Args:
         spec: Specification of the training.
@@ -207,8 +209,17 @@ def train_to_end(
         DamagedFileError: If the checkpoint, the metrics or the weights of the selected epoch are damaged.
         DivergedError: If the loss is not finite.
     """
-    if spec.trainer.num_threads is not None:
-        torch.set_num_threads(spec.trainer.num_threads)
+    with torch_threads(spec.trainer.num_threads or torch.get_num_threads()), kept_generators():
+        return _train(spec, tracked, on_epoch, distributed)
+
+
+def _train(
+    spec: TrainingSpec,
+    tracked: TrackedRun,
+    on_epoch: Callable[[int, str], None],
+    distributed: DistributedContext,
+) -> Training:
+    """Run the training, which sets torch's threads and seeds its generators."""
     training = build_training(spec, distributed)
     torch.set_num_threads(_choose_threads(spec, training, distributed))
     stream = build_loader(spec, distributed)

@@ -30,6 +30,7 @@ from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
 from permafrost.core.progress import progress
 from permafrost.core.records import NO_LABEL
+from permafrost.core.seeded import SeededDraws
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
 from permafrost.loading.geometry import view_images
@@ -169,9 +170,7 @@ def predictive_power(
         classes: Number K of classes.
     """
     device = train.images.device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed(seed, "probe"))
+    with SeededDraws(derive_seed(seed, "probe")):
         probe = build(classes).to(device).train()
     optimizer = torch.optim.Adam(probe.parameters(), lr=options.lr)
     generator = torch.Generator().manual_seed(derive_seed(seed, "order of the probe"))

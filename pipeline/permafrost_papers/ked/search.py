@@ -33,6 +33,7 @@ from permafrost.loading.decode_threads import decode_threads_of
 from permafrost.loading.geometry import evaluation_view, view_images
 from permafrost.loading.transfer import iter_on_device
 from permafrost.models.classifier import Classifier
+from permafrost.models.compute import torch_threads
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import build_model, freeze, resolve_device, teacher_input_size
 from permafrost.storage.files import read_regular, write_atomically
@@ -348,8 +349,6 @@ def search_superfeatures(
     assert isinstance(teacher, AdditiveModelConfig)
     assert not isinstance(black_box, NoModelConfig)
     trainer = teaching.trainer
-    if trainer.num_threads is not None:
-        torch.set_num_threads(trainer.num_threads)
     store = Store(config.store.folder)
     size = teaching.augment.size
     search = PartitionSearch(
@@ -361,7 +360,8 @@ def search_superfeatures(
         decode_threads=decode_threads_of(trainer, distributed),
     )
     device = distributed.device or resolve_device("trainer.device", trainer.device)
-    result = search.run(distributed, device) / PARTITION_NAME
+    with torch_threads(trainer.num_threads or torch.get_num_threads()):
+        result = search.run(distributed, device) / PARTITION_NAME
     if distributed.is_first:
         load_partition(result.parent)  # checks its bytes
         write_atomically(folder / PARTITION_NAME, read_regular(result))
