@@ -21,6 +21,8 @@ DATA = [
     *("data.teacher_placements=1", "data.test_placements=1", "data.train_placements=1"),
 ]
 STUDENT = ["student=cifar", "student.name=resnet8", "student.width=4"]
+OF_LIBRARIES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+"""Variables that pytest and torch set as they are imported."""
 LICENSES = "licenses={images: CC0-1.0, weights: MIT, targets: CC0-1.0}"
 TRAINING = ["trainer.epochs=1", "trainer.batch_size=8", "augment=pad_crop_flip"]
 
@@ -42,10 +44,12 @@ def state_of_process():
         "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
         "anomalies": torch.is_anomaly_enabled(),
         "folder": Path.cwd(),
-        "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+        "environment": {k: v for k, v in os.environ.items() if k not in OF_LIBRARIES},
         "signals": {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)},
         "umask": mask,
-        "warnings": list(warnings.filters),
+        "warnings": [
+            each for each in warnings.filters if each[2].__module__ == "builtins" and not each[3]
+        ],
         "path": list(sys.path),
         "standard streams": (sys.stdin, sys.stdout, sys.stderr),
         "recursion": sys.getrecursionlimit(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -130,7 +130,11 @@ def build_model(
     path = weights_file(config.weights) if config.weights is not None and in_file else None
     check_trained_classes(config, classes, is_start=may_replace_head)
     is_described = path is not None and path.is_file() and is_of_a_run(path)
-    with limited_construction(path) if path and is_described else nullcontext():
+    with ExitStack() as stack:
+        if path and is_described:
+            stack.enter_context(limited_construction(path))
+        if config.weights is not None and not may_replace_head:
+            stack.enter_context(SeededDraws(0))  # initial weights that are not used
         model = build(config, outputs)
     if path is not None:
         if config.sha256 is not None:

@@ -110,6 +110,7 @@ def load_model(folder: Path, classes: Sequence[str] = ()) -> tuple[Classifier, T
         DamagedFileError: If its files are not the ones that it wrote.
         WeightsError: If the weights do not fit the network of the description.
     """
+    from permafrost.core.seeded import SeededDraws
     from permafrost.models.build_limit import limited_construction
     from permafrost.models.providers import build_model, freeze
     from permafrost.models.weights import load_weights
@@ -117,7 +118,8 @@ def load_model(folder: Path, classes: Sequence[str] = ()) -> tuple[Classifier, T
     trained = read_description(folder)
     require_classes(trained.classes, classes, f"the network in {folder} was")
     check_trained_weights(folder)
-    with limited_construction(folder / MODEL_NAME):
+    # The initial weights are not used.
+    with limited_construction(folder / MODEL_NAME), SeededDraws(0):
         model = build_model(trained.config, trained.num_classes)
     load_weights(model, folder / MODEL_NAME)
     return freeze(model), trained
