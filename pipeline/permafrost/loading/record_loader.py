@@ -24,6 +24,7 @@ from permafrost.core.batches import (
     Targets,
     require_all_logits,
 )
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, view_images, view_targets
@@ -177,8 +178,15 @@ class ViewBatch:
         return maps
 
     def to(self, device: torch.device | str) -> ViewBatch:
-        """Return the batch on `device`. The copy is asynchronous if the loader pins memory (pin_memory=True)."""
-        return replace(self, stored=move_batch(self.stored, torch.device(device)))
+        """Return the batch on `device`. The copy is asynchronous if the loader pins memory (pin_memory=True).
+
+        Images that were rendered, and may have been changed since, are copied, too.
+        """
+        moved = replace(self, stored=move_batch(self.stored, torch.device(device)))
+        rendered = self.__dict__.get("images")
+        if rendered is not None:
+            moved.__dict__["images"] = rendered.to(device)
+        return moved
 
 
 class RecordLoader(DataLoader[ViewBatch]):
@@ -322,6 +330,8 @@ class RecordLoader(DataLoader[ViewBatch]):
             require(name != "fork", 'multiprocessing_context="fork" may hang; use "spawn"')
             options.setdefault("persistent_workers", True)
             check_shared_memory(dataset.record_bytes * batch_size, num_workers, "num_workers")
+        # Torch draws the seed of worker processes from the global generator otherwise.
+        options.setdefault("generator", torch.Generator().manual_seed(derive_seed(seed, "workers")))
         super().__init__(
             dataset,  # type: ignore[arg-type]
             num_workers=num_workers,
@@ -429,13 +439,22 @@ class _BatchSampler(Sampler[list[int]]):
     """Batches of positions, in the order of the epoch or ascending."""
 
     def __init__(
-        self, dataset: StoreDataset, batch_size: int, seed: int | None, *, drop_last: bool
+        self,
+        dataset: StoreDataset,
+        batch_size: int,
+        seed: int | None = None,
+        *,
+        drop_last: bool,
     ) -> None:
         """Configure the sampler.
 
         Args:
             seed: Seed of the order of epochs; None is ascending.
+
+        Raises:
+            ConfigError: If another library makes a sampler of this kind of a sampler of its own.
         """
+        require(isinstance(dataset, StoreDataset), FOREIGN_LOADER)
         self.order = None
         if seed is not None:
             self.order = EpochOrder(dataset.first_positions(), seed, fetch=dataset.fetch)
@@ -477,6 +496,13 @@ class _BatchSampler(Sampler[list[int]]):
                 yield list(range(start, min(start + self.batch_size, self.num_records)))
 
 
+FOREIGN_LOADER = (
+    "another loader has been made of the parts of a RecordLoader, which has its own order and views: leave it out of "
+    "Accelerate's prepare(), set use_distributed_sampler=False of Lightning's Trainer, and give each process a seed= "
+    "of its own, or records of its own"
+)
+
+
 class _Message:
     """Batch on its way from a worker, which PyTorch pins if it is asked to."""
 
@@ -487,6 +513,11 @@ class _Message:
     @classmethod
     def from_worker(cls, batch: Batch) -> _Message:
         return cls(pack_batch(batch), is_packed=True)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # of protocols, such as those of copies
+            raise AttributeError(name)
+        raise ConfigError(FOREIGN_LOADER)
 
     def unpack(self) -> Batch:
         return unpack_batch(self.batch) if self.is_packed else self.batch
