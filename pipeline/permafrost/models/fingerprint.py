@@ -10,6 +10,7 @@ from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_publi
 from permafrost.config.options import Role, is_left_out, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError, UserError, require
+from permafrost.models.read_files import digests_of_reads
 from permafrost.models.trained_weights import (
     DataClasses,
     check_weights,
@@ -108,6 +109,7 @@ def describe_teacher(
         "frame": config.frame,
         "dtype": precision,
         **plugin_digests(config),
+        **digests_of_reads(config, classes or 1),
     }
 
 

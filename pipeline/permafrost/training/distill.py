@@ -17,6 +17,7 @@ from permafrost.core.digests import sha256_json
 from permafrost.core.progress import show_epochs
 from permafrost.evaluation.trained_student import evaluate_command
 from permafrost.models.fingerprint import describe_teacher, identify_start
+from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_distill
 from permafrost.models.saved import TrainedModel, is_finished, load_model
 from permafrost.models.trained_weights import check_trained_weights
@@ -154,6 +155,7 @@ def student_inputs(
         )
         inputs["live teacher"] = sha256_json(described)
     files = config.student.fingerprint_files()
+    files |= digests_of_reads(config.student, len(store.manifest.classes) or 1)
     inputs |= {f"student.{option}": sha256 for option, sha256 in files.items()}
     if config.student.weights is not None:
         inputs["student.weights"] = identify_start(

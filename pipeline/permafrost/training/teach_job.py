@@ -20,6 +20,7 @@ from permafrost.core.digests import sha256_json
 from permafrost.core.errors import require
 from permafrost.core.json_entries import from_dict
 from permafrost.models.fingerprint import describe_teacher, identify_start
+from permafrost.models.read_files import digests_of_reads
 from permafrost.models.saved import TrainedModel
 from permafrost.store.reader import Store
 from permafrost.training.job import TrainingJob
@@ -244,6 +245,7 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
         network = name_weights(replace(config.teacher, weights=config.teaching.start))
         inputs["start"] = identify_start(network, "teaching.start", len(store.manifest.classes))
     files = config.teacher.fingerprint_files()
+    files |= digests_of_reads(config.teacher, len(store.manifest.classes) or 1)
     inputs |= {f"teacher.{option}": sha256 for option, sha256 in files.items()}
     if config.teaching.uses_black_box(config.teacher) and not isinstance(
         config.black_box, NoModelConfig

@@ -1,0 +1,107 @@
+"""Files that the function of a network of one's own reads as it builds: settings, weights, lists of classes.
+
+They are part of what the network is, so a pass or a run of it must not go on with other ones.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from threading import local
+
+from permafrost.config.models import ModelConfig
+from permafrost.storage.files import sha256_file
+
+_OF_CODE = (".py", ".pyc", ".pyi", ".so", ".pyd", ".dll", ".pth.lock")
+_OF_SYSTEM = tuple(
+    f"{os.path.realpath(path)}/"
+    for path in (*sysconfig.get_paths().values(), "/proc", "/sys", "/etc", "/usr/share", "/usr/lib")
+)
+_RECORDER = local()
+
+
+@contextmanager
+def recorded_reads() -> Iterator[set[Path]]:
+    """Collect the regular files that this thread opens to read in the block, without code and the system's own."""
+    _install()
+    paths: set[str] = set()
+    _RECORDER.paths = paths
+    collected: set[Path] = set()
+    try:
+        yield collected
+    finally:
+        _RECORDER.paths = None
+        collected.update(
+            path for path in map(Path, paths) if path.is_file() and not _is_of_system(str(path))
+        )
+
+
+def digests_of_reads(config: ModelConfig, outputs: int) -> dict[str, str]:
+    """Return the SHA-256 of the files that the factory of a network reads, by name, empty without a factory.
+
+    Args:
+        config: Options of the network.
+        outputs: Number of its outputs.
+    """
+    if not getattr(config, "factory", ""):
+        return {}
+    return dict(_digests(_Key(config, outputs)))
+
+
+class _Key:
+    """Options of a network and its outputs, hashable by their text."""
+
+    def __init__(self, config: ModelConfig, outputs: int) -> None:
+        self.config, self.outputs = config, outputs
+        self.text = f"{outputs} {config!r}"
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.text == other.text
+
+
+@cache
+def _paths(key: _Key) -> tuple[Path, ...]:
+    from permafrost.core.seeded import SeededDraws
+    from permafrost.models.providers import provider_of
+
+    try:
+        with SeededDraws(0), recorded_reads() as paths:
+            provider_of(key.config).build(key.config, key.outputs)
+    except Exception:  # which the build that is used will say
+        return ()
+    return tuple(sorted(paths))
+
+
+def _digests(key: _Key) -> Iterator[tuple[str, str]]:
+    weights = str(key.config.weights or "")
+    for path in _paths(key):
+        if not (weights and Path(weights).exists() and path.samefile(weights)):
+            yield f"file {path.name}", sha256_file(path)
+
+
+def _is_of_system(path: str) -> bool:
+    real = os.path.realpath(path)
+    return path.endswith(_OF_CODE) or real.startswith(_OF_SYSTEM)
+
+
+@cache
+def _install() -> None:
+    sys.addaudithook(_observe)
+
+
+def _observe(event: str, arguments: tuple[object, ...]) -> None:
+    paths = getattr(_RECORDER, "paths", None)
+    if paths is None or event != "open":
+        return
+    path, mode, _ = arguments
+    writes = isinstance(mode, str) and any(letter in mode for letter in "wax+")
+    if isinstance(path, (str, bytes, os.PathLike)) and not writes:
+        paths.add(str(Path(os.fsdecode(path)).absolute()))
