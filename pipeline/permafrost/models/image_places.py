@@ -8,6 +8,7 @@ whose input then tells how the network has scaled, cropped, padded or turned its
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -179,7 +180,7 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
     probes[0], probes[1] = _LOW, _HIGH
     probes[2] = _LOW + (_HIGH - _LOW) * down[:, None]
     probes[3] = _LOW + (_HIGH - _LOW) * across
-    with _FirstConvolution() as first:
+    with suppress(_ConvolutionReached), _FirstConvolution() as first:
         run(probes)
     if first.images is None or first.images.shape[:2] != (4, 3) or min(first.images.shape[2:]) < 8:
         return None
@@ -221,6 +222,10 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
     )
 
 
+class _ConvolutionReached(BaseException):
+    """Signal that ends a forward pass at its first convolution, past what handles errors in the network."""
+
+
 class _FirstConvolution(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the input of the first convolution, and whether a batch norm comes before it."""
 
@@ -235,6 +240,7 @@ class _FirstConvolution(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.is_learned = self.is_learned or "batch_norm" in name
             if "convolution" in name and args[0].ndim == 4:
                 self.images = args[0].detach().clone()
+                raise _ConvolutionReached
         return func(*args, **(kwargs or {}))
 
 

@@ -51,7 +51,6 @@ from permafrost.models.image_places import (
 )
 from permafrost.models.providers import model_normalization
 from permafrost.models.record_independence import (
-    PROBED_RECORDS,
     require_independent_records,
     require_unchanged_state,
     state_of,
@@ -220,7 +219,7 @@ class ModuleClassifier(ProbedClassifier):
             ConfigError: If the network cannot be run or differentiated, or the output is not a grid of the image.
         """
         generator = torch.Generator().manual_seed(0)
-        examples = torch.rand(PROBED_RECORDS + 1, *images.shape[1:], generator=generator).to(images)
+        examples = torch.rand(2, *images.shape[1:], generator=generator).to(images)
         try:
             with (
                 eval_mode(self),
@@ -229,23 +228,26 @@ class ModuleClassifier(ProbedClassifier):
                 torch.no_grad(),
                 torch.autocast(images.device.type, enabled=False),
             ):
-                _, logits = self._read(examples)
-                parts, _ = self._read(replaced_parts(examples))
-                self._is_channels_last = self._layout(parts, examples) == "last"
-                self._examine_input(examples, self._to_grid(parts))
-                _, copied = self._run(examples)
+                # The first and the last of these differ from both others in every pixel, or in the rim only.
+                probes = torch.cat([replaced_parts(examples), examples[1:2]])
+                native, logits = self._read(probes)
+                self._is_channels_last = self._layout(native[:-1], examples) == "last"
+                grids = self._to_grid(native)
+                self._examine_input(examples, grids[:-1])
                 require(
-                    nearly_equal(copied, logits, _SAME_LOGITS) or not logits.isfinite().all(),
+                    self._is_copied(probes, logits) or not logits.isfinite().all(),
                     f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it "
                     "is random in eval mode, or changes the tensor that this layer returns in another place; name "
                     "another layer",
                 )
+                records = [0, len(probes) - 1, 1]
                 require_independent_records(
                     type(self.inner).__name__,
                     self.inner,
                     self._run,
-                    examples[:PROBED_RECORDS],
-                    examples[PROBED_RECORDS:],
+                    probes[records],
+                    probes[5:6],
+                    (grids[records], logits[records]),
                 )
                 self._match_head(examples[:1].clone())
         except UserError:
@@ -276,6 +278,13 @@ class ModuleClassifier(ProbedClassifier):
             if self.closed_form is not None and self.inner is not network:
                 self.closed_form = _head_of(self.closed_form, self.inner, network)
             self.inner = network
+
+    def _is_copied(self, probes: Tensor, logits: Tensor) -> bool:
+        """Return whether the logits are the same if the layer's output is a copy, first in a small batch."""
+        return any(
+            nearly_equal(self._run(batch)[1], logits[: len(batch)], _SAME_LOGITS)
+            for batch in (probes[:2], probes)
+        )
 
     def _examine_input(self, images: Tensor, parts: Tensor) -> None:
         """Find what the network does to its images, and where the cells of the grids of `replaced_parts` lie."""

@@ -135,13 +135,13 @@ def _describe_difference(
         return f"or none in a batch of one ({first_line(error)})"
     alone = [torch.cat(part) for part in zip(*parts, strict=True)]
     # What compares records is seen best among records that are nearly the same.
-    similar = (0.9 * records[:2].double() + 0.1 * neighbors[:1].double()).to(records.dtype)
+    similar = (0.9 * records[:1].double() + 0.1 * neighbors[:1].double()).to(records.dtype)
     neighbors = torch.cat([neighbors, similar])
-    among = run(torch.cat([neighbors, records[:2]]))
+    among = run(torch.cat([neighbors, records[:1]]))
     batches = (
         ("in a batch of one", ends, alone),
         ("in another order", range(count), [output.flip(0) for output in run(records.flip(0))]),
-        ("among other records", range(2), [output[len(neighbors) :] for output in among]),
+        ("among other records", range(1), [output[len(neighbors) :] for output in among]),
     )
     precision = max(torch.finfo(output.dtype).eps for output in together)
     for words, rows, outputs in batches:
