@@ -30,7 +30,7 @@ from permafrost.loading.geometry import center_crop, warp
 from permafrost.loading.mixtures import mix_images
 from permafrost.loading.pixel_changes import change_rows
 from permafrost.loading.transfer import move_values
-from permafrost.models.classifier import Intermediates, ModelOutput
+from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import forward_to_explain, pass_precision, require_image_places
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
@@ -365,8 +365,9 @@ class TeacherAnnotator:
             if self.settings.compile:
                 _refuse_compilation(error)
             raise
-        if self.settings.is_mixed:
-            output = output._replace(logits=output.logits.float(), features=output.features.float())
+        output = output._replace(
+            logits=to_float32(output.logits), features=to_float32(output.features)
+        )
         return output if count == len(inputs) else output.first(count)
 
 

@@ -21,6 +21,8 @@ _CLEAR_DISTANCE = 0.25
 """Distance of the places of opposite corners, in sides, from which a grid clearly has an order."""
 _SAME_PLACE = 0.02
 """Largest error of a place in sides: a layer whose strides do not divide the image has as much."""
+_SAME_PIXELS = 1.5
+"""Largest error of a place in pixels: padding to an even size, or to that of a stride, has one."""
 _SAME_VALUE = 0.01
 """Largest factor or summand that is none; conversion to bytes has half of it."""
 _RIM = 32
@@ -121,6 +123,8 @@ class InputReading(NamedTuple):
     """Change of that place from the top to the bottom of what is convolved."""
     across: tuple[float, float]
     """Change of that place from the left to the right."""
+    size: tuple[int, int]
+    """(height, width) of the images in pixels."""
 
     def describe_scaling(self) -> str:
         """Say how the images are scaled and shifted, empty if they are not."""
@@ -143,7 +147,7 @@ class InputReading(NamedTuple):
             for x, y in zip(actual, ideal, strict=True)
             for a, b in zip(x, y, strict=True)
         ]
-        if max(errors) <= _SAME_PLACE:
+        if max(errors) <= max(_SAME_PLACE, _SAME_PIXELS / min(self.size)):
             return ""
         crossed = max(abs(self.down[1]), abs(self.across[0]))
         if crossed > _SAME_PLACE or min(self.down[0], self.across[1]) < 0:
@@ -218,7 +222,12 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
         ([1.0] * 3, [0.0] * 3) if first.is_learned else (scale.tolist(), shift.tolist())
     )
     return InputReading(
-        scales, shifts, (row, column), (row_down, column_down), (row_across, column_across)
+        scales,
+        shifts,
+        (row, column),
+        (row_down, column_down),
+        (row_across, column_across),
+        (height, width),
     )
 
 

@@ -188,7 +188,7 @@ class ModuleClassifier(ProbedClassifier):
         )
         if self.outputs == "probabilities":
             return to_float32(outputs).clamp(min=_SMALLEST_PROBABILITY).log()
-        return outputs
+        return to_float32(outputs)  # of a network with autocast inside
 
     def _to_grid(self, output: Tensor) -> Tensor:
         return output.permute(0, 3, 1, 2) if self._is_channels_last else output
@@ -237,8 +237,8 @@ class ModuleClassifier(ProbedClassifier):
                 require(
                     self._is_copied(probes, logits) or not logits.isfinite().all(),
                     f"{type(self.inner).__name__} gives other logits if the output of layer {self.layer} is copied: it "
-                    "is random in eval mode, or changes the tensor that this layer returns in another place; name "
-                    "another layer",
+                    "is random in eval mode, counts its passes, or changes the tensor that this layer returns in "
+                    "another place; name another layer, or let it compute the same each time",
                 )
                 records = [0, len(probes) - 1, 1]
                 require_independent_records(
