@@ -18,7 +18,7 @@ from typing import Any
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import complete_words, compose
-from permafrost.config.environment import keep_freed_memory
+from permafrost.config.environment import keep_freed_memory, ordinary_torch
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.experiments import plugin_names
 from permafrost.config.paths import place_paths
@@ -27,7 +27,6 @@ from permafrost.config.sections import section_names, section_of, sections_of_ve
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError, UserError, printable, require
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
-from permafrost.core.process_settings import ordinary_torch
 from permafrost.core.yaml_text import dump_yaml
 from permafrost.runs.folder import leaving_no_preparation, mirrored_run, run_folder, save_options
 from permafrost.storage.lock import lock_folder

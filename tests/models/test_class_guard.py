@@ -67,7 +67,7 @@ def test_every_caller_that_loads_weights_beside_a_store_gives_its_classes():
 
 
 def test_weights_are_read_by_the_guarded_functions_only():
-    """What reads a file of weights is models/, whose functions that others call are the ones above."""
+    """Files of weights are read in models/, of which other modules call the functions above."""
     readers = {"load_weights", "read_state_dict", "choose_fit"}
     for folder in ("pipeline", "stages"):
         for path in (ROOT / folder).rglob("*.py"):

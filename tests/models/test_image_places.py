@@ -1,4 +1,4 @@
-"""Where cells lie in the image, and what is done to images inside of a network: found, and stored or refused."""
+"""Places of cells in the image, and changes of images inside of a network: found, and stored or refused."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Where the cells of a layer's grid lie in the image, and what a network does to its images before it looks at them.
+"""Places of a layer's cells in the image, and changes that a network makes to its images before it looks at them.
 
 Two measurements, with eight images in all. Quarters of an image are replaced, one corner at a time, and the cells that
 change most show where its pixels went. And constants and ramps of coordinates are followed to the first convolution,
@@ -111,7 +111,7 @@ def _name_corner(corner: Sequence[int]) -> str:
 
 
 class InputReading(NamedTuple):
-    """What a network does to its images before its first convolution, as far as it is linear."""
+    """Changes of images before the first convolution of a network, as far as they are linear."""
 
     scale: list[float]
     """Factor of each channel."""
@@ -139,7 +139,7 @@ class InputReading(NamedTuple):
 
     def describe_geometry(self) -> str:
         """Say how the images are cropped, padded or turned, empty if they are not."""
-        (top, left), end = self.origin, self._place(1, 1)
+        (top, left), end = self.origin, self._place_at(1, 1)
         ideal = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
         actual = (self.origin, self.down, self.across)
         errors = [
@@ -158,7 +158,7 @@ class InputReading(NamedTuple):
             f"{left:.1%} to {end[1]:.1%} of their width"
         )
 
-    def _place(self, down: float, across: float) -> tuple[float, float]:
+    def _place_at(self, down: float, across: float) -> tuple[float, float]:
         """Return the place of the image at a place of what is convolved."""
         row, column = (
             origin + down * d + across * a
@@ -236,7 +236,7 @@ class _ConvolutionReached(BaseException):
 
 
 class _FirstConvolution(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps the input of the first convolution, and whether a batch norm comes before it."""
+    """Mode that keeps the input of the first convolution, and whether a batch norm comes before it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

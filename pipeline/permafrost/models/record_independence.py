@@ -1,4 +1,4 @@
-"""A check that the outputs of a record are computed from that record alone.
+"""Check that the outputs of a record are computed from that record alone.
 
 What is stored, evaluated or exported for a record must not depend on the records that happened to be in its batch, on
 their order, on the size of the batch, or on earlier batches. A repetition of one batch cannot tell.
