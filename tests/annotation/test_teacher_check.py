@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.teacher_check import (
     CheckTeacher,
     TeacherCheck,
     TeacherError,
+    _other_order,
     describe_outputs,
     needs_float32,
     require_sound,
@@ -343,3 +346,53 @@ def test_classes_in_another_order_are_refused(tmp_path, frozen, tiny_teacher):
     if len(set(report["predicted"])) > 1:
         with pytest.raises(TeacherError, match=r"shifted by -1"):
             require_sound(TeacherCheck(**values), NAMES)
+
+
+# ---- other records ---------------------------------------------------------------------------------
+
+
+def test_the_probes_run_the_teacher_on_two_dozen_records_beside_its_sample(
+    frozen, tiny_teacher, monkeypatch
+):
+    """One per cent of a pass of 50,000 records would be 500."""
+    counts = []
+    forward = TeacherAnnotator._forward
+
+    def count(self, inputs, payloads):
+        counts.append(len(inputs))
+        return forward(self, inputs, payloads)
+
+    monkeypatch.setattr(TeacherAnnotator, "_forward", count)
+    config = precompute_config(frozen.store.path, tiny_teacher)
+    task = CheckTeacher(
+        store_path=frozen.store.folder, teacher=tiny_teacher, classes=frozen.store.manifest.classes,
+        explainer=config.explainer, config=replace(config.annotate, precision="float32"), num_threads=1,
+    )  # fmt: skip
+    sample = [(shard, shard.records) for shard in frozen.store.shards]
+
+    records = task(sample).records
+
+    assert records == sum(shard.records for shard in frozen.store.shards)
+    assert 10 <= sum(counts) - records <= 24
+
+
+def test_the_probes_of_a_network_of_ones_own_run_it_on_two_dozen_images():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5))
+    counts = []
+    network.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+
+    ModuleClassifier(network, "1").eval()(torch.rand(1, 3, 16, 16))
+
+    assert sum(counts) <= 32
+
+
+def test_an_order_of_many_classes_needs_no_matrix_of_all():
+    """The square of 200,000 classes would be 320 GB."""
+    count = 200_000
+    rng = np.random.default_rng(0)
+    labels = rng.choice(count, 40, replace=False).repeat(6)
+    order = rng.permutation(count)
+    classes = [f"{n}x" for n in range(count)]
+
+    assert "another order than the classes" in _other_order(labels, order[labels], classes)
+    assert _other_order(labels, labels, classes) == ""

@@ -1,6 +1,7 @@
 """One guard of classes: no network is loaded beside a store without a comparison of its classes with the store's."""
 
 import ast
+import json
 import re
 import shutil
 from collections import Counter
@@ -183,6 +184,27 @@ def test_a_training_that_starts_from_other_classes_says_so(tmp_path, frozen, swa
 
     assert "trained on the same classes in another order" in caplog.text
     assert "the training begins with a last layer for them" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"label_names": list(SWAPPED)},  # of timm
+        {"id2label": {str(n): name for n, name in enumerate(SWAPPED)}},  # of transformers
+    ],
+)
+def test_names_that_other_libraries_write_beside_weights_are_compared(tmp_path, swapped, described):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    shutil.copy(swapped.weights, folder)
+    (folder / "config.json").write_text(json.dumps(described))
+    weights = str(folder / "model.safetensors")
+    config = precompute_config(tmp_path / "store", replace(swapped, weights=weights))
+
+    with pytest.raises(ConfigError, match="the same classes in another order"):
+        precompute.run(config)
+    (folder / "config.json").write_text("[")
+    assert precompute.run(config).teacher_records
 
 
 def test_a_number_of_classes_does_not_hide_other_names_of_as_many(tmp_path, swapped):

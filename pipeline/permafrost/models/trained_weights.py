@@ -19,7 +19,7 @@ from typing import Any
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.models import ModelConfig, is_published
 from permafrost.config.options import Role, options_of
-from permafrost.core.errors import ConfigError, require, shorten
+from permafrost.core.errors import ConfigError, FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.models.file_kinds import describe_foreign_folder
 from permafrost.runs.folder import run_identity
@@ -181,20 +181,36 @@ def check_trained_classes(
     Raises:
         ConfigError: If the names or their order differ.
     """
-    described = _description_of_weights(config)
-    if described is None or config.classes not in (None, count_classes(classes)):
+    if config.classes not in (None, count_classes(classes)):
         return
+    described = _description_of_weights(config)
+    trained = _label_names(config) if described is None else described.classes
     option = f"{section}." if section else ""
     subject = f"{option}weights={config.weights} were"
+    # Names of other libraries may be spelled in another way than those of the data.
+    is_foreign = described is None
     if not is_start:
-        own_outputs = (
-            f", or set {option}classes={len(described.classes)} for outputs of its own classes"
-        )
-        require_classes(described.classes, classes, subject, own_outputs)
-    elif reason := describe_other_classes(described.classes, classes):
+        own_outputs = f", or set {option}classes={len(trained)} for outputs of its own classes"
+        require_classes(trained, classes, subject, own_outputs, are_published=is_foreign)
+    elif reason := describe_other_classes(trained, classes, are_published=is_foreign):
         logger.warning(
             "%s trained on %s; the training begins with a last layer for them", subject, reason
         )
+
+
+def _label_names(config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of outputs that timm or transformers has written beside weights, empty if there are none."""
+    if config.weights is None or is_published(config.weights):
+        return ()
+    path = weights_file(config.weights).parent / "config.json"
+    try:
+        values = json.loads(read_regular(path)) if path.exists() else {}
+        names = values.get("label_names") or values.get("id2label") or ()
+        if isinstance(names, dict):
+            names = [names[key] for key in sorted(names, key=int)]
+        return tuple(map(str, names))
+    except (ValueError, AttributeError, RecursionError, FileError):  # of another program
+        return ()
 
 
 def count_classes(classes: DataClasses) -> int:

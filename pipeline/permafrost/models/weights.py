@@ -238,6 +238,11 @@ _HINTS = (
         "it is a part of a network that FSDP has divided; save it with FULL_STATE_DICT",
     ),
     (
+        r"(^|\.)0\.4\.0\.conv1\.",
+        "it is a network of fastai, whose trunk is numbered and whose head has two linear layers; build it in a "
+        "function of your own (kind=module, create_vision_model), or train a network with teaching.start=",
+    ),
+    (
         r"\(0,\) instead",
         "DeepSpeed keeps these weights elsewhere; join them with its zero_to_fp32.py",
     ),
