@@ -18,7 +18,7 @@ from typing import Any
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import complete_words, compose
-from permafrost.config.environment import keep_freed_memory, ordinary_torch
+from permafrost.config.environment import keep_freed_memory, open_closed_streams, ordinary_torch
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.experiments import plugin_names
 from permafrost.config.paths import place_paths
@@ -57,6 +57,7 @@ def stage_main(
         configure: Builds the config of a stage whose words are not all its own; None builds it from the verb's options.
     """
     words = sys.argv[1:]
+    open_closed_streams()
     keep_freed_memory()
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLineFormatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))

@@ -11,6 +11,7 @@ import pytest
 from permafrost.commands import distill_command, teach_command
 from permafrost.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from permafrost.core.errors import ConfigError
+from permafrost.core.progress import progress
 from permafrost.storage import object_cache
 from permafrost.store.reader import Store
 from stages import precompute
@@ -114,3 +115,43 @@ def test_names_of_passes_are_names(frozen):
     assert result.printed()["passes"].startswith(f"{result.passes[0]} (")
     assert distill_command(frozen.store, Path("x"), "r", frozen.store.open_pass(result.passes[0]))
     assert np.isfinite(result.bytes_per_record).all()
+
+
+# ---- standard streams ------------------------------------------------------------------------------
+
+
+def test_a_command_without_standard_streams_keeps_other_text_out_of_its_files(tmp_path):
+    """As a daemon starts it. The next file that is opened would be number 2, to which libraries print."""
+    words = ["data=demo", "data.image_size=32", "data.min_digit_size=8", "data.max_digit_size=12"]
+    words += ["data.train_digits=12", "data.test_digits=6", "data.teacher_digits=6"]
+    words += ["teacher=cifar", "teacher.name=resnet8", "teacher.weights=random", "executor=serial"]
+    command = [sys.executable, "-m", "permafrost", "precompute", "store.path=store", *words]
+
+    def close():
+        for number in (0, 1, 2):
+            os.close(number)
+
+    process = subprocess.run(command, cwd=tmp_path, preexec_fn=close, check=False)
+
+    assert process.returncode == 0
+    assert Store(tmp_path / "store").pass_folders()
+    verify = [sys.executable, "-m", "permafrost", "verify", "store.path=store"]
+    assert subprocess.run(verify, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+
+
+class _OnlyWrites:
+    """Stream of a notebook or of a task queue, which is no file."""
+
+    def write(self, text):
+        return len(text)
+
+    def flush(self):
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("stream", [None, _OnlyWrites()])
+def test_progress_needs_no_terminal(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+
+    with progress("title", total=2, unit="epoch") as shown:
+        shown.update(1)

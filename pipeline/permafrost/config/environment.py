@@ -70,6 +70,23 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+# ---- standard streams ------------------------------------------------------------------------------
+
+
+def open_closed_streams() -> None:
+    """Open the null device for standard streams that are closed, whose numbers the next files would get otherwise.
+
+    What a library prints would then be written into a file of a store.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+
+
 # ---- settings of torch -----------------------------------------------------------------------------
 
 

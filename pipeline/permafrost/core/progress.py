@@ -73,6 +73,14 @@ def say_if_slow(logger: logging.Logger, text: str, seconds: float = 3.0) -> Iter
         timer.cancel()
 
 
+def _is_terminal(stream: Any) -> bool:
+    """Return whether a stream is a terminal: None, a closed one, and an object that only writes are none."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
 @contextmanager
 def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
     """Provide a progress display with `update(count)` and `set_postfix_str(text)` for the block.
@@ -82,7 +90,7 @@ def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
         total: Number of units of all work.
         unit: Name of one unit, in the singular.
     """
-    if not sys.stderr.isatty():
+    if not _is_terminal(sys.stderr):
         yield ProgressLines(title, total, unit)
         return
     with tqdm(desc=title, total=total, unit=unit, dynamic_ncols=True) as bar:
