@@ -138,7 +138,7 @@ def annotation(frozen, folder, **options):
         fields=None,
         fingerprint="",
         teacher=config.teacher,
-        num_classes=10,
+        classes=tuple(map(str, range(10))),
         explainer=config.explainer,
         config=replace(config.annotate, batch_size=4),
         num_threads=1,

@@ -240,7 +240,7 @@ class ModuleClassifier(ProbedClassifier):
                     "is random in eval mode, counts its passes, or changes the tensor that this layer returns in "
                     "another place; name another layer, or let it compute the same each time",
                 )
-                records = [0, len(probes) - 1, 1]
+                records = [len(probes) - 1, 1, 0]
                 require_independent_records(
                     type(self.inner).__name__,
                     self.inner,

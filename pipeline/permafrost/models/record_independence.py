@@ -7,7 +7,7 @@ their order, on the size of the batch, or on earlier batches. A repetition of on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -89,13 +89,17 @@ def require_independent_network(network: Classifier, images: Tensor) -> None:
     require_independent_records(name, network, run, images[:-2], images[-2:])
 
 
-def state_of(network: nn.Module) -> dict[str, Tensor]:
-    """Return copies of all parameters and buffers of a network by name."""
+State = dict[str, Tensor | None]
+"""Copies of tensors by name, None for those of lazy layers, whose shape the first batch decides."""
+
+
+def state_of(network: nn.Module) -> State:
+    """Return copies of all parameters and buffers of a network."""
     tensors = [*network.named_parameters(), *network.named_buffers()]
-    return {name: tensor.detach().clone() for name, tensor in tensors if not is_lazy(tensor)}
+    return {name: None if is_lazy(tensor) else tensor.detach().clone() for name, tensor in tensors}
 
 
-def require_unchanged_state(subject: str, before: Mapping[str, Tensor], network: nn.Module) -> None:
+def require_unchanged_state(subject: str, before: State, network: nn.Module) -> None:
     """Require that a network has not changed itself in eval mode.
 
     Args:
@@ -118,7 +122,9 @@ def require_unchanged_state(subject: str, before: Mapping[str, Tensor], network:
         )
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return True
     return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
@@ -134,9 +140,11 @@ def _describe_difference(
     except Exception as error:  # a network of somebody's own may raise anything
         return f"or none in a batch of one ({first_line(error)})"
     alone = [torch.cat(part) for part in zip(*parts, strict=True)]
-    # What compares records is seen best among records that are nearly the same.
-    similar = (0.9 * records[:1].double() + 0.1 * neighbors[:1].double()).to(records.dtype)
-    neighbors = torch.cat([neighbors, similar])
+    # What compares records is seen best beside one that is nearly the same, and what scales them beside a stark one.
+    first = records[:1].double()
+    similar = (0.9 * first + 0.1 * neighbors[:1].double()).to(records.dtype)
+    stark = torch.where(first > first.mean(), records.max(), records.min())
+    neighbors = torch.cat([neighbors, similar, stark])
     among = run(torch.cat([neighbors, records[:1]]))
     batches = (
         ("in a batch of one", ends, alone),
