@@ -31,6 +31,8 @@ class Network(nn.Module):
             norm.track_running_stats = False
         if kind == "norm_of_one":
             self.norm = nn.BatchNorm1d(8, track_running_stats=False)
+        if kind == "first_batch":
+            self.register_buffer("first", torch.zeros(()))
         if kind == "shared_head":
             self.register_buffer("prototypes", torch.zeros(classes, 8))
 
@@ -56,6 +58,10 @@ class Network(nn.Module):
         if kind == "mixup":
             features = features.lerp(features.flip(0), 0.3)
         pooled = features.mean((2, 3))
+        if kind == "first_batch":
+            if self.first == 0:
+                self.first.fill_(images.mean().item())
+            pooled = pooled / self.first
         if kind == "norm_of_one":
             pooled = self.norm(pooled)
         if kind == "counts":
@@ -161,6 +167,45 @@ def test_a_pass_has_the_networks_own_values(folder, monkeypatch, kind):
         batch.logits, expected, atol=2e-2 if kind == "autocast" else 2e-3, rtol=0
     )
     assert len(np.unique(batch.logits.numpy())) > 12
+
+
+def student_of(kind, run):
+    return [
+        "store.path=store", f"run={run}", "method=kd", "trainer.epochs=1", "trainer.batch_size=8", "augment=none",
+        "plugins=[reported_networks.py]", "student=module", "student.factory=reported_networks.py:build",
+        f"student.arguments={{kind: {kind}}}", "student.layer=conv", "student.mean=[0,0,0]", "student.std=[1,1,1]",
+    ]  # fmt: skip
+
+
+def plain_pass():
+    return permafrost.precompute("store.path=store", *words_of("plain")).passes[0]
+
+
+@pytest.mark.parametrize("kind", ["batch_statistics", "mixup", "batch_softmax"])
+def test_a_student_whose_evaluation_would_depend_on_its_batches_is_refused(
+    folder, monkeypatch, kind
+):
+    monkeypatch.chdir(folder)
+    teacher = f"store.teacher=[{plain_pass()}]"
+
+    with pytest.raises(permafrost.UserError, match="other outputs for the same record"):
+        permafrost.distill(teacher, *student_of(kind, f"student-{kind}"))
+
+
+def test_the_first_batch_of_a_training_initializes_a_student_and_its_evaluation_does_not(
+    folder, monkeypatch
+):
+    """As ActNorm of normalizing flows does."""
+    monkeypatch.chdir(folder)
+    words = student_of("first_batch", "act")
+
+    model = permafrost.distill(f"store.teacher=[{plain_pass()}]", *words).model
+
+    assert 0 < model.network.first.item() < 0.4  # the mean of dark images, and not of noise
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    assert permafrost.evaluate("store.path=store", "run=act", words[6]).splits["test"]["records"]
+    again = permafrost.load_student("act", plugins=["reported_networks.py"]).network.state_dict()
+    assert all(torch.equal(again[name], before[name]) for name in before)
 
 
 def test_a_normalization_inside_is_said_with_the_options_that_leave_it_alone(

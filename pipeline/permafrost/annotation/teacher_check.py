@@ -170,7 +170,7 @@ class CheckTeacher(SampleTask):
             return outputs_of(annotator.run_inputs(inputs))
 
         (records, output), *rest = starts
-        neighbors = torch.cat([inputs for inputs, _ in rest or starts])
+        neighbors = torch.cat([inputs[:1] for inputs, _ in rest or starts])
         require_independent_records(
             name, annotator.model, run, records, neighbors, outputs_of(output)
         )
