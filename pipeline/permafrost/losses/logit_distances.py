@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from permafrost.core.batches import (
     AnyLogits,
@@ -31,45 +33,93 @@ from permafrost.models.classifier import to_float32
 
 _FARTHEST = 60.0
 """Largest -c whose exponential is computed; beyond it, logarithms of probabilities are compared."""
-_SERIES = 0.5
-"""Largest |c| for which g is computed as a series."""
+_SERIES = {torch.float32: 3e-3, torch.float64: 1e-2}
+"""Largest |c| for which g is computed as a series, by dtype."""
 
 
-def _excess(c: Tensor) -> Tensor:
-    """Compute g(c) = exp(-c) - 1 + c for c > -60, with full relative precision where it is small."""
-    is_small = c.abs() < _SERIES
-    small, large = torch.where(is_small, c, 0.0), torch.where(is_small, 0.0, c)
-    series = torch.ones_like(small)
-    for n in range(9 if c.dtype == torch.float32 else 18, 2, -1):
-        series = 1 - small / n * series
-    return torch.where(is_small, small.square() / 2 * series, torch.expm1(-large) + large)
+def _excess(c: Tensor, grown: Tensor) -> Tensor:
+    """Compute g(c) = exp(-c) - 1 + c with its full relative precision, given grown = exp(-c) - 1."""
+    series = c / -3
+    if c.dtype == torch.float64:
+        series = c / -3 * (1 - c / 4 * (1 - c / 5 * (1 - c / 6)))
+    series = series.add_(1).mul_(c).mul_(c).div_(2)
+    return torch.where(c.abs() < _SERIES[c.dtype], series, grown + c)
 
 
-def _softened(
-    student_logits: Tensor, teacher_logits: Tensor, tau: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return p [B, K], c [B, K] and whether c is used, bool [B, 1]; c is 0 where it is not."""
-    probabilities = F.softmax(teacher_logits / tau, dim=1)
-    differences = (teacher_logits - student_logits) / tau
-    c = differences - (probabilities * differences).sum(dim=1, keepdim=True)
-    is_near = (c > -_FARTHEST).all(dim=1, keepdim=True) & c.isfinite().all(dim=1, keepdim=True)
-    return probabilities, torch.where(is_near, c, 0.0), is_near
+def _soften(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the parts of a comparison [..., K] without a graph, for tensors in float32 or float64.
+
+    Returns:
+        log p, exp(-c) - 1, E_p g(c) [..., 1], and whether a row is near enough for these, bool [..., 1].
+    """
+    log_p = F.log_softmax(teacher / tau, dim=-1)
+    p = log_p.exp()
+    c = (teacher - student).div_(tau)
+    c -= (p * c).sum(dim=-1, keepdim=True)
+    # A class that cannot be makes nan of a row, which is not near.
+    is_near = (c > -_FARTHEST).all(dim=-1, keepdim=True)
+    c = torch.where(is_near, c, 0.0)
+    grown = torch.expm1(-c)
+    return log_p, grown, (p * _excess(c, grown)).sum(dim=-1, keepdim=True), is_near
+
+
+class _Divergence(torch.autograd.Function):
+    """KL(teacher || student) over the last axis, with the gradient (q - p) / tau in closed form."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+        log_p, grown, excess, is_near = _soften(student, teacher, tau)
+        p = log_p.exp()
+        divergences = torch.log1p(excess)
+        # q = p exp(-c) / E_p exp(-c), and E_p exp(-c) = 1 + E_p g(c)
+        difference = grown.sub_(excess).mul_(p).div_(1 + excess)
+        log_q = F.log_softmax(student / tau, dim=-1)
+        far = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1, keepdim=True)
+        divergences = torch.where(is_near, divergences, far)
+        difference = torch.where(is_near, difference, log_q.exp_().sub_(p))
+        ctx.save_for_backward(difference)
+        ctx.tau = tau
+        return divergences.squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        return (gradient / ctx.tau).unsqueeze(-1) * difference, None, None
+
+
+class _Softened(torch.autograd.Function):
+    """q - p over the last axis, with the gradient of a softmax."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+        log_p, grown, excess, is_near = _soften(student, teacher, tau)
+        p, q = log_p.exp(), F.softmax(student / tau, dim=-1)
+        difference = grown.sub_(excess).mul_(p).div_(1 + excess)
+        difference = torch.where(is_near, difference, q - p)
+        ctx.save_for_backward(q)
+        ctx.tau = tau
+        return difference
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (q,) = ctx.saved_tensors
+        along = (gradient * q).sum(dim=-1, keepdim=True)
+        return (gradient - along) * q / ctx.tau, None, None
 
 
 def divergence(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
-    """Compute KL(teacher || student) of the softened distributions, [B], float32 or wider.
+    """Compute KL(teacher || student) of the softened distributions over the last axis, float32 or wider.
 
     Args:
-        student_logits: [B, K]. Gradients flow here.
-        teacher_logits: [B, K], constant; -inf for a class that cannot be.
+        student_logits: [..., K]. Gradients flow here.
+        teacher_logits: [..., K], constant; -inf for a class that cannot be.
         tau: Temperature > 0.
     """
     student, teacher = to_float32(student_logits), to_float32(teacher_logits.detach())
-    probabilities, c, is_near = _softened(student, teacher, tau)
-    near = torch.log1p((probabilities * _excess(c)).sum(dim=1))
-    logs = F.log_softmax(teacher / tau, dim=1) - F.log_softmax(student / tau, dim=1)
-    far = torch.where(probabilities > 0, probabilities * logs, 0.0).sum(dim=1)
-    return torch.where(is_near[:, 0], near, far)
+    result: Tensor = _Divergence.apply(student, teacher, tau)
+    return result
 
 
 def outcome_log_probs(logits: Logits, reference: Logits, tau: float) -> Tensor:
@@ -162,19 +212,14 @@ def mld_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> T
         teacher_logits: [B, K], constant, raw, or those of mixtures.
         tau: Temperature > 0; the factor is tau as in the paper, not tau^2 as for a softmax.
     """
-    student = to_float32(student_logits) / tau
 
     def distance(logits: Logits) -> Tensor:
-        every = require_all_logits(logits, "method.logits=mld").detach()
+        every = require_all_logits(logits, "method.logits=mld")
         require_same_shape("mld_loss", student_logits, every, 2)
-        teacher = to_float32(every) / tau
-        yes, no, d = teacher.sigmoid(), (-teacher).sigmoid(), teacher - student
-        is_near = (no * d > -_FARTHEST) & (yes * d < _FARTHEST)
-        d = torch.where(is_near, d, 0.0)
-        near = torch.log1p(yes * _excess(no * d) + no * _excess(-yes * d))
-        far = yes * (F.logsigmoid(teacher) - F.logsigmoid(student))
-        far = far + no * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-        return torch.where(is_near, near, far).sum(dim=1)
+        student, teacher = (
+            torch.stack([each, torch.zeros_like(each)], dim=2) for each in (student_logits, every)
+        )
+        return divergence(student, teacher, tau).sum(dim=1)
 
     return tau * mean_over_records(distance, teacher_logits)
 
@@ -225,13 +270,8 @@ def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: flo
     def distance(logits: Logits) -> Tensor:
         every = require_all_logits(logits, "method.logits=softmax_mse").detach()
         require_same_shape("softmax_mse_loss", student_logits, every, 2)
-        teacher = to_float32(every)
-        probabilities, c, is_near = _softened(student, teacher, tau)
-        # q = p exp(-c) / E_p exp(-c), and E_p exp(-c) = 1 + E_p g(c)
-        excess = (probabilities * _excess(c)).sum(dim=1, keepdim=True)
-        near = probabilities * (torch.expm1(-c) - excess) / (1 + excess)
-        far = F.softmax(student / tau, dim=1) - probabilities
-        return torch.where(is_near, near, far).square().mean(dim=1)
+        difference: Tensor = _Softened.apply(student, to_float32(every), tau)
+        return difference.square().mean(dim=1)
 
     return tau**2 * mean_over_records(distance, teacher_logits)
 
