@@ -62,6 +62,7 @@ def test_a_second_teacher_adds_a_folder_and_touches_no_image(tmp_path, tiny_teac
     other = tmp_path / "other.safetensors"
     from safetensors.torch import save_file
 
+    torch.manual_seed(99)  # another network than that of the fixture
     save_file(build_model(replace(tiny_teacher, weights=None), 10).state_dict(), other)
 
     result = precompute.run(precompute_config(store, replace(tiny_teacher, weights=str(other))))
