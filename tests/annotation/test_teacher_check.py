@@ -383,7 +383,7 @@ def test_the_probes_of_a_network_of_ones_own_run_it_on_two_dozen_images():
 
     ModuleClassifier(network, "1").eval()(torch.rand(1, 3, 16, 16))
 
-    assert sum(counts) <= 32
+    assert sum(counts) <= 36
 
 
 def test_an_order_of_many_classes_needs_no_matrix_of_all():

@@ -157,6 +157,55 @@ def test_the_largest_logits_have_the_divergence_of_merged_outcomes(tau):
     assert actual == pytest.approx(float(expected), rel=1e-4, abs=tau**2 * 1e-12)
 
 
+@pytest.mark.parametrize("offset", [100.0, 1e4, 1e5])
+def test_what_all_logits_have_in_common_makes_no_difference(offset):
+    student, teacher = (draw(seed, (4, 9), 3.0, torch.float32) for seed in (1, 2))
+    moved = [(logits + offset).float() for logits in (student, teacher)]
+    expected = exact_kd(*map(rows, moved), mpmath.mpf(2))
+
+    assert kd_loss(*moved, 2.0).item() == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["kd_loss", "mld_loss", "softmax_mse_loss"])
+def test_logits_that_are_no_numbers_give_no_finite_loss(name, value):
+    teacher = torch.randn(4, 3)
+    teacher[1, 1] = value
+
+    result = LOSSES[name][0](torch.randn(4, 3), teacher, 2.0)
+    assert not result.isfinite() or (name != "kd_loss" and value == torch.inf)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_second_derivatives_are_those_of_the_definition(name):
+    loss, _ = LOSSES[name]
+    weight = draw(1, (5, 3), 1.0, torch.float64).requires_grad_()
+    inputs, teacher = draw(2, (4, 5), 1.0, torch.float64), draw(3, (4, 3), 1.0, torch.float64)
+
+    def values(weight):
+        return loss(inputs @ weight, teacher, 2.0)
+
+    assert torch.autograd.gradcheck(values, (weight,))
+    assert torch.autograd.gradgradcheck(values, (weight,))
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_temperature_that_is_not_positive_is_refused(name, tau):
+    with pytest.raises(ConfigError, match=f"{name} needs a temperature tau > 0"):
+        LOSSES[name][0](torch.zeros(2, 3), torch.zeros(2, 3), tau)
+
+
+def test_maps_compared_in_inference_mode_leave_later_gradients_alone():
+    maps = torch.rand(1, 1, 1, 3, 3)
+    with torch.inference_mode():
+        map_cosine(maps, maps, (11, 12))
+    student = torch.rand(1, 1, 1, 3, 3, requires_grad=True)
+
+    map_cosine(student, maps, (11, 12))[0].sum().backward()
+    assert student.grad.isfinite().all()
+
+
 # ---- shapes ----------------------------------------------------------------------------------------
 
 

@@ -95,6 +95,71 @@ def test_maps_of_a_network_that_leaves_places_are_explained(name):
     permafrost.explain(network, torch.rand(2, 3, SIDE, SIDE), layer="grid")
 
 
+@pytest.mark.parametrize("side", [32, 64, 224])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        [nn.Conv2d(3, 16, 7, 2, 3, padding_mode="reflect")],
+        [nn.Conv2d(3, 16, 3, 1, 1, padding_mode="circular")],
+        [nn.ReflectionPad2d(3), nn.Conv2d(3, 16, 7)],
+        [nn.ZeroPad2d(3), nn.Conv2d(3, 16, 7, 2)],
+        [nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 16, 3, 2)],
+        [nn.ReplicationPad2d(1), nn.Conv2d(3, 16, 3, 2)],
+        [nn.Conv2d(3, 16, 8, 8)],
+    ],
+)
+def test_padding_that_a_kernel_needs_is_none(stem, side):
+    network = nn.Sequential(
+        *stem, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+    )
+    layer = str(len(stem))
+
+    permafrost.explain(network, torch.rand(2, 3, side, side), layer=layer)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("size", [(32, 32), (64, 32), (32, 64)])
+def test_grids_of_few_cells_have_no_clear_order(seed, size):
+    torch.manual_seed(seed)
+    layers = []
+    for number in range(4):
+        layers += [nn.Conv2d(3 if number == 0 else 16, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+
+    permafrost.explain(network, torch.rand(2, 3, *size), layer="11")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: F.pad(x, (0, 16, 0, 16)),
+        lambda x: F.pad(x, (8, 8, 8, 8)),
+        lambda x: F.pad(F.interpolate(x, 16), (8, 8, 8, 8)),
+        lambda x: F.pad(x.mean(1, keepdim=True), (8, 8, 8, 8)).expand(-1, 3, -1, -1),
+    ],
+)
+def test_zeros_of_more_than_half_of_the_input_are_padding(change):
+    with pytest.raises(ConfigError, match="pads or moves its images"):
+        permafrost.explain(Changed(change), torch.rand(2, 3, 32, 32), layer="grid")
+
+
+def test_a_table_of_positions_that_is_cached_is_no_memory():
+    class Cached(Changed):
+        def __init__(self):
+            super().__init__(nn.Identity())
+            self.register_buffer("places", None, persistent=False)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, images):
+            features = self.conv(images)
+            self.seen += len(images)
+            if self.places is None:
+                self.places = torch.linspace(0, 1, features.shape[-1])[None, None, None]
+            return self.head(self.grid(features + self.places).relu().mean(dim=(2, 3)))
+
+    assert permafrost.explain(Cached(), torch.rand(2, 3, 32, 32), layer="grid").maps.any()
+
+
 def test_logits_of_a_network_that_crops_are_those_that_it_returns():
     torch.manual_seed(0)
     network = Changed(transforms.CenterCrop(32)).eval()
@@ -177,7 +242,8 @@ def test_the_crop_that_is_read_is_the_one_that_is_made(top, left, height, width)
     reading = read_input(Changed(crop), torch.rand(1, 3, SIDE, SIDE))
 
     actual = [*reading.origin, reading.down[0], reading.across[1]]
-    expected = [side / SIDE for side in (top, left, height, width)]
+    # A stride of two around the first pixel begins half a pixel before it.
+    expected = [side / SIDE for side in (top - 0.5, left - 0.5, height, width)]
     torch.testing.assert_close(torch.tensor(actual), torch.tensor(expected), atol=1e-4, rtol=0)
 
 

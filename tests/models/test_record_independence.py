@@ -59,6 +59,17 @@ class ActNorm(nn.Module):
         return features * (-self.log_scale).exp()[:, None, None]
 
 
+class Attributes(nn.Module):
+    """A mean that the first batch sets, in an attribute that is no buffer."""
+
+    mean = None
+
+    def forward(self, features):
+        if self.mean is None:
+            self.mean = features.mean(dim=(0, 2, 3), keepdim=True)
+        return features - self.mean
+
+
 class Counting(nn.Module):
     """A buffer that counts batches, and weighs them."""
 
@@ -120,6 +131,7 @@ DEPENDENT = {
     "a buffer that counts": Counting(),
     "a mean that is no buffer": Momentum(),
     "the first batch": ActNorm(),
+    "the first batch, in attributes": Attributes(),
     "noise": Function(lambda x: x + 0.1 * torch.randn_like(x)),
     "dropout in eval mode": Function(lambda x: nn.functional.dropout(x, 0.3, training=True)),
 }

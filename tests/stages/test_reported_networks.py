@@ -89,7 +89,7 @@ REFUSED = {
     # xu-ji/IIC#10 and #49: statistics of the test batch
     "batch_statistics": "normalizes by the statistics of the batch",
     # layumi/Person_reID_baseline_pytorch#218: results are better without eval()
-    "always_training": "changes 'conv.1.running_mean'",
+    "always_training": "'conv.1' normalizes by the statistics of the batch",
     # pytorch/pytorch#156051: BatchNorm1d without running statistics, and a batch of one
     "norm_of_one": "a batch of one",
     # facebookresearch/mixup-cifar10 and others: mixing that stays in the forward pass

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from permafrost.annotation.payloads import (
     BatchInfo,
@@ -34,6 +34,7 @@ from permafrost.models.classifier import Intermediates, ModelOutput, to_float32
 from permafrost.models.compute import ComputeSettings
 from permafrost.models.explanations import forward_to_explain, pass_precision, require_image_places
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
+from permafrost.models.record_independence import require_no_memory
 from permafrost.models.trained_weights import DataClasses, count_classes
 from permafrost.store.frames import FrameBatch
 from permafrost.store.projections import Projection
@@ -246,6 +247,20 @@ class TeacherAnnotator:
     def run_inputs(self, inputs: Tensor) -> ModelOutput:
         """Run the teacher on its inputs."""
         return self._forward(inputs, self.payloads)
+
+    def require_no_memory(self, name: str, inputs: Tensor) -> None:
+        """Raise DependentRecordsError if the teacher keeps something of the records that it runs on.
+
+        Args:
+            name: Name of the teacher, for the message.
+            inputs: Two inputs or more.
+        """
+
+        def run(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+            output = self.settings.run(model, inputs.to(self.device))
+            return to_float32(output.logits), to_float32(output.features)
+
+        require_no_memory(name, self.model, run, inputs[:2], inputs[-1:])
 
     def run_frames(self, batch: FrameBatch) -> ModelOutput:
         """Run the teacher on the canonical view of each record."""

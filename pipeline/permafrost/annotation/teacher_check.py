@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,12 +26,7 @@ from permafrost.core.label_forms import has_many
 from permafrost.core.records import NO_LABEL
 from permafrost.core.tasks import Executor
 from permafrost.models.classifier import ModelOutput, has_proportions
-from permafrost.models.record_independence import (
-    PROBED_RECORDS,
-    require_independent_records,
-    require_unchanged_state,
-    state_of,
-)
+from permafrost.models.record_independence import require_independent_records
 from permafrost.models.trained_weights import count_classes
 from permafrost.store.codecs import decode_unit
 from permafrost.store.commit_pass import CONSTANT_LOGITS, ConstantLogitsError
@@ -127,16 +122,14 @@ class CheckTeacher(SampleTask):
         annotator = self.build_annotator(precision="float32")
         maps = [payload for payload in annotator.payloads if isinstance(payload, MapPayload)]
         name = f"teacher={self.teacher.name}: {type(annotator.model.network).__name__}"
-        before = state_of(annotator.model)
         logits: list[NDArray[np.float64]] = []
         labels: list[Tensor] = []
         constant, count, grid = 0, 0, None
-        starts: list[tuple[Tensor, ModelOutput]] = []
+        batches: list[_ProbedBatch] = []
         for frames, keys in self.iter_batches(sample):
             inputs = annotator.inputs_of(frames)
             output = annotator.run_inputs(inputs)
-            start = inputs[:PROBED_RECORDS], output.first(PROBED_RECORDS)
-            starts = [*starts[:2], start]  # of the first two batches, and of the last one
+            batches.append(_ProbedBatch.of(inputs, output))
             logits.append(output.logits.detach().double().cpu().numpy())
             labels.append(frames.labels)
             for payload in maps:
@@ -146,8 +139,8 @@ class CheckTeacher(SampleTask):
                 constant += int((np.ptp(values, axis=(1, 2, 3)) == 0).sum())
                 count += len(values)
                 grid = values.shape[-2:]
-        require_unchanged_state(name, before, annotator.model)
-        self._require_independence(name, annotator, starts)
+        self._require_independence(name, annotator, batches)
+        annotator.require_no_memory(name, batches[0].inputs)
         described = describe_outputs(
             np.concatenate(logits), torch.cat(labels), count_classes(self.classes)
         )
@@ -162,18 +155,34 @@ class CheckTeacher(SampleTask):
         return check.records, json.dumps(asdict(check))
 
     def _require_independence(
-        self, name: str, annotator: TeacherAnnotator, starts: Sequence[tuple[Tensor, ModelOutput]]
+        self, name: str, annotator: TeacherAnnotator, batches: Sequence[_ProbedBatch]
     ) -> None:
-        """Require that records at the start of a batch have the same outputs alone and among those of other shards."""
+        """Require that records of the largest batch have the same outputs alone and among those of other shards."""
 
         def run(inputs: Tensor) -> list[Tensor]:
             return outputs_of(annotator.run_inputs(inputs))
 
-        (records, output), *rest = starts
-        neighbors = torch.cat([inputs[:1] for inputs, _ in rest or starts])
+        largest = max(batches, key=lambda batch: batch.size)
+        others = [batch for batch in batches if batch is not largest][:2] or batches[:1]
+        neighbors = torch.cat([batch.inputs[:1] for batch in others])
         require_independent_records(
-            name, annotator.model, run, records, neighbors, outputs_of(output)
+            name, annotator.model, run, largest.inputs, neighbors, largest.outputs
         )
+
+
+class _ProbedBatch(NamedTuple):
+    """Rows of a batch of a sample, with their outputs within the whole batch."""
+
+    size: int
+    """Number of records of the batch."""
+    inputs: Tensor
+    """The first two rows and the last one."""
+    outputs: list[Tensor]
+
+    @classmethod
+    def of(cls, inputs: Tensor, output: ModelOutput) -> _ProbedBatch:
+        rows = [0, min(1, len(inputs) - 1), len(inputs) - 1]
+        return cls(len(inputs), inputs[rows], [each[rows] for each in outputs_of(output)])
 
 
 def outputs_of(output: ModelOutput) -> list[Tensor]:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from permafrost.core.batches import (
     AnyLogits,
@@ -54,7 +53,9 @@ def _soften(student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, Tenso
     """
     log_p = F.log_softmax(teacher / tau, dim=-1)
     p = log_p.exp()
-    c = (teacher - student).div_(tau)
+    # Without what all logits of a row have in common, which would round their differences.
+    c = teacher - teacher.amax(dim=-1, keepdim=True)
+    c = c.sub_(student - student.amax(dim=-1, keepdim=True)).div_(tau)
     c -= (p * c).sum(dim=-1, keepdim=True)
     # A class that cannot be makes nan of a row, which is not near.
     is_near = (c > -_FARTHEST).all(dim=-1, keepdim=True)
@@ -74,17 +75,18 @@ class _Divergence(torch.autograd.Function):
         # q = p exp(-c) / E_p exp(-c), and E_p exp(-c) = 1 + E_p g(c)
         difference = grown.sub_(excess).mul_(p).div_(1 + excess)
         log_q = F.log_softmax(student / tau, dim=-1)
-        far = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1, keepdim=True)
+        far = torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(dim=-1, keepdim=True)
         divergences = torch.where(is_near, divergences, far)
         difference = torch.where(is_near, difference, log_q.exp_().sub_(p))
-        ctx.save_for_backward(difference)
+        ctx.save_for_backward(student, teacher, difference)
         ctx.tau = tau
         return divergences.squeeze(-1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (difference,) = ctx.saved_tensors
+        student, teacher, difference = ctx.saved_tensors
+        if torch.is_grad_enabled():  # of a second derivative, which follows the student's logits
+            difference = F.softmax(student / ctx.tau, dim=-1) - F.softmax(teacher / ctx.tau, dim=-1)
         return (gradient / ctx.tau).unsqueeze(-1) * difference, None, None
 
 
@@ -97,14 +99,14 @@ class _Softened(torch.autograd.Function):
         p, q = log_p.exp(), F.softmax(student / tau, dim=-1)
         difference = grown.sub_(excess).mul_(p).div_(1 + excess)
         difference = torch.where(is_near, difference, q - p)
-        ctx.save_for_backward(q)
+        ctx.save_for_backward(student)
         ctx.tau = tau
         return difference
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (q,) = ctx.saved_tensors
+        (student,) = ctx.saved_tensors
+        q = F.softmax(student / ctx.tau, dim=-1)
         along = (gradient * q).sum(dim=-1, keepdim=True)
         return (gradient - along) * q / ctx.tau, None, None
 
@@ -212,6 +214,7 @@ def mld_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> T
         teacher_logits: [B, K], constant, raw, or those of mixtures.
         tau: Temperature > 0; the factor is tau as in the paper, not tau^2 as for a softmax.
     """
+    require(tau > 0, f"mld_loss needs a temperature tau > 0, got {tau}")
 
     def distance(logits: Logits) -> Tensor:
         every = require_all_logits(logits, "method.logits=mld")
@@ -244,6 +247,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: float) -> Te
     >>> kd_loss(logits, logits, tau=4.0).item(), kd_loss(logits, -logits, tau=4.0).item() > 0
     (0.0, True)
     """
+    require(tau > 0, f"kd_loss needs a temperature tau > 0, got {tau}")
 
     def distance(logits: Logits) -> Tensor:
         if isinstance(logits, TopLogits):
@@ -265,6 +269,7 @@ def softmax_mse_loss(student_logits: Tensor, teacher_logits: AnyLogits, tau: flo
         teacher_logits: [B, K], constant, raw, or those of mixtures.
         tau: Temperature > 0.
     """
+    require(tau > 0, f"softmax_mse_loss needs a temperature tau > 0, got {tau}")
     student = to_float32(student_logits)
 
     def distance(logits: Logits) -> Tensor:

@@ -67,16 +67,18 @@ def map_cosine(
 @lru_cache(maxsize=64)
 def upsampling_gram(n: int, full: int) -> Tensor:
     """Compute U' U, [n, n] float64, of the bilinear upsampling U [full, n] (half-pixel centers)."""
-    upsampled = F.interpolate(
-        torch.eye(n, dtype=torch.float64)[None], size=full, mode="linear", align_corners=False
-    )[0].T
-    return upsampled.T @ upsampled
+    with torch.inference_mode(mode=False):  # as later calls share it
+        upsampled = F.interpolate(
+            torch.eye(n, dtype=torch.float64)[None], size=full, mode="linear", align_corners=False
+        )[0].T
+        return upsampled.T @ upsampled
 
 
 @lru_cache(maxsize=64)
 def _gram_on_device(n: int, full: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Cached copy of `upsampling_gram` on the device, because a copy in every step would synchronize with it."""
-    return upsampling_gram(n, full).to(device, dtype)
+    with torch.inference_mode(mode=False):
+        return upsampling_gram(n, full).to(device, dtype)
 
 
 def unit_scale(values: Tensor, dim: tuple[int, ...]) -> Tensor:

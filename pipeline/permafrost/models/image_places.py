@@ -19,9 +19,11 @@ _SHARPNESS = 4
 """Power of the changes by which a place is averaged, so that a wide receptive field does not pull it to the center."""
 _CLEAR_DISTANCE = 0.25
 """Distance of the places of opposite corners, in sides, from which a grid clearly has an order."""
+_FEWEST_CELLS = 4
+"""Cells of a side from which the place of a corner is looked at."""
 _SAME_PLACE = 0.02
 """Largest error of a place in sides: a layer whose strides do not divide the image has as much."""
-_SAME_PIXELS = 1.5
+_SAME_PIXELS = 1.8
 """Largest error of a place in pixels: padding to an even size, or to that of a stride, has one."""
 _SAME_VALUE = 0.01
 """Largest factor or summand that is none; conversion to bytes has half of it."""
@@ -90,6 +92,8 @@ def describe_wrong_places(output: Tensor) -> str:
         return ""
     if torch.equal(output[5], output[0]):
         return "it does not depend on the rim of the image, so it crops it"
+    if min(output.shape[2:]) < _FEWEST_CELLS:  # a wide receptive field decides
+        return ""
     if places.isnan().any():
         corner = _CORNERS[int(places.isnan().any(dim=1).nonzero()[0])]
         return f"it does not depend on {_name_corner(corner)} quarter of the image"
@@ -140,13 +144,9 @@ class InputReading(NamedTuple):
     def describe_geometry(self) -> str:
         """Say how the images are cropped, padded or turned, empty if they are not."""
         (top, left), end = self.origin, self._place_at(1, 1)
-        ideal = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
-        actual = (self.origin, self.down, self.across)
-        errors = [
-            abs(a - b)
-            for x, y in zip(actual, ideal, strict=True)
-            for a, b in zip(x, y, strict=True)
-        ]
+        # Of two opposite corners, and of a turn.
+        errors = [abs(top), abs(left), abs(end[0] - 1), abs(end[1] - 1)]
+        errors += [abs(self.down[1]), abs(self.across[0])]
         if max(errors) <= max(_SAME_PLACE, _SAME_PIXELS / min(self.size)):
             return ""
         crossed = max(abs(self.down[1]), abs(self.across[0]))
@@ -186,11 +186,14 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
     probes[3] = _LOW + (_HIGH - _LOW) * across
     with suppress(_ConvolutionReached), _FirstConvolution() as first:
         run(probes)
-    if first.images is None or first.images.shape[:2] != (4, 3) or min(first.images.shape[2:]) < 8:
+    if first.images is None or len(first.images) != 4 or min(first.images.shape[2:]) < 8:
         return None
     low, high, *ramps = first.images.double().cpu()
-    scale = (high - low).flatten(1).median(dim=1).values / (_HIGH - _LOW)
-    shift = low.flatten(1).median(dim=1).values - scale * _LOW
+    # What is no image, such as zeros around it, does not change with the images.
+    changes = (high - low).flatten(1) / (_HIGH - _LOW)
+    most = changes.abs().argmax(dim=1, keepdim=True)
+    scale = changes.gather(1, most)[:, 0]
+    shift = low.flatten(1).gather(1, most)[:, 0] - scale * _LOW
     if not (scale.abs() > 0).all():
         return None
     of_images = (high - low) / (_HIGH - _LOW) / scale[:, None, None]
@@ -198,7 +201,8 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
     rows, columns = is_image.shape
     inside = torch.zeros(rows, columns, dtype=torch.bool)
     inside[rows // 4 : -(rows // 4), columns // 4 : -(columns // 4)] = True
-    inside &= is_image
+    # Pixels at the border may be mirrored.
+    inside = inside & is_image if int((inside & is_image).sum()) >= 9 else is_image
     if int(inside.sum()) < 9:
         return None
     grid = torch.stack(
@@ -217,16 +221,19 @@ def read_input(run: Callable[[Tensor], object], images: Tensor) -> InputReading 
         if float((grid @ fit - places).abs().max()) > _SAME_PLACE:
             return None
         fits.append(fit.tolist())
-    (row, row_down, row_across), (column, column_down, column_across) = fits
-    scales, shifts = (
-        ([1.0] * 3, [0.0] * 3) if first.is_learned else (scale.tolist(), shift.tolist())
-    )
+    (top, bottom), (left, right) = first.extents
+    corners = [
+        [fit[0] + fit[1] * down + fit[2] * across for fit in fits]
+        for down, across in ((top, left), (bottom, left), (top, right))
+    ]
+    (row, column), (row_below, column_below), (row_beside, column_beside) = corners
+    is_scaled = len(scale) == 3 and not first.is_learned
     return InputReading(
-        scales,
-        shifts,
+        scale.tolist() if is_scaled else [1.0] * 3,
+        shift.tolist() if is_scaled else [0.0] * 3,
         (row, column),
-        (row_down, column_down),
-        (row_across, column_across),
+        (row_below - row, column_below - column),
+        (row_beside - row, column_beside - column),
         (height, width),
     )
 
@@ -242,6 +249,8 @@ class _FirstConvolution(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.images: Tensor | None = None
         self.is_learned = False
+        self.extents = ((0.0, 1.0), (0.0, 1.0))
+        """(start, stop) of what the outputs of the convolution cover, by axis, in sides of its input."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
@@ -249,8 +258,31 @@ class _FirstConvolution(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.is_learned = self.is_learned or "batch_norm" in name
             if "convolution" in name and args[0].ndim == 4:
                 self.images = args[0].detach().clone()
+                self.extents = _extents(args) or self.extents
                 raise _ConvolutionReached
         return func(*args, **(kwargs or {}))
+
+
+def _extents(args: Any) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Return what the outputs of a convolution cover, None for a transposed one.
+
+    An output covers a stride around the center of its kernel, so that padding by the convolution, or before it by as
+    much, makes no difference.
+    """
+    images, weight, _, strides, paddings, dilations, is_transposed = args[:7]
+    if is_transposed:
+        return None
+    extents = []
+    for axis in (0, 1):
+        side, kernel = images.shape[2 + axis], weight.shape[2 + axis]
+        stride, padding, dilation = (
+            each[axis % len(each)] for each in (strides, paddings, dilations)
+        )
+        reach = dilation * (kernel - 1)
+        count = (side + 2 * padding - reach - 1) // stride + 1
+        center = (reach + 1) / 2 - padding
+        extents.append(((center - stride / 2) / side, (center + (count - 0.5) * stride) / side))
+    return extents[0], extents[1]
 
 
 def _numbers(values: Sequence[float]) -> str:

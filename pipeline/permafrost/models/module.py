@@ -52,8 +52,7 @@ from permafrost.models.image_places import (
 from permafrost.models.providers import model_normalization
 from permafrost.models.record_independence import (
     require_independent_records,
-    require_unchanged_state,
-    state_of,
+    require_no_memory,
 )
 
 logger = logging.getLogger("permafrost.models")
@@ -223,7 +222,7 @@ class ModuleClassifier(ProbedClassifier):
         try:
             with (
                 eval_mode(self),
-                self._on_copy(),
+                self._on_copy(examples),
                 torch.inference_mode(mode=False),
                 torch.no_grad(),
                 torch.autocast(images.device.type, enabled=False),
@@ -265,19 +264,26 @@ class ModuleClassifier(ProbedClassifier):
         )
 
     @contextlib.contextmanager
-    def _on_copy(self) -> Iterator[None]:
+    def _on_copy(self, examples: Tensor) -> Iterator[None]:
         """Run a copy of the network, because some initialize themselves by the first batch that they receive."""
         network = self.inner
         self.inner = trial_copy(network)
-        before = state_of(self.inner)
         try:
             yield
             if not self.may_initialize:
-                require_unchanged_state(type(network).__name__, before, self.inner)
+                self._require_no_memory(network, examples)
         finally:
             if self.closed_form is not None and self.inner is not network:
                 self.closed_form = _head_of(self.closed_form, self.inner, network)
             self.inner = network
+
+    def _require_no_memory(self, network: nn.Module, examples: Tensor) -> None:
+        """Raise DependentRecordsError if a network that has not run keeps something of the images that it runs on."""
+
+        def run(model: nn.Module, images: Tensor) -> list[Tensor]:
+            return [self._to_logits(model(self._input(images)))]
+
+        require_no_memory(type(network).__name__, network, run, examples, examples.flip(0))
 
     def _is_copied(self, probes: Tensor, logits: Tensor) -> bool:
         """Return whether the logits are the same if the layer's output is a copy, first in a small batch."""

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from permafrost.core.errors import ConfigError, first_line, shorten
-from permafrost.models.classifier import Classifier
+from permafrost.models.classifier import Classifier, trial_copy
 
 PROBED_RECORDS = 3
 """Records whose outputs are compared."""
+_LARGE_BATCH = 16
+"""Records of a batch among which one is compared, as some networks do something else in larger ones."""
 _OF_VARIATION, _OF_SIZE = 1e-3, 1e-5
 """Largest difference that is rounding, in units of what tells records apart and of the largest output."""
 _OF_SIZE_ON_GPU = 2e-3
@@ -43,23 +46,71 @@ def require_independent_records(
 
     Args:
         subject: Name of the network, for the message.
-        network: Module whose parameters and buffers must stay as they are. It is in eval mode.
+        network: Module that is run, in eval mode, for the cause.
         run: Function that runs it.
         records: Two records or more, [n, ...].
         neighbors: Records of other places of the data, [m, ...].
         expected: Outputs of the records in another batch, None to run them together first.
 
     Raises:
-        DependentRecordsError: If an output differs, or the network changes.
+        DependentRecordsError: If an output differs.
     """
-    before = state_of(network)
     reason = _describe_difference(run, records, neighbors, expected)
-    require_unchanged_state(subject, before, network)
     if reason:
         raise DependentRecordsError(
             f"{subject} computes other outputs for the same record {reason}{_cause(network)}. Let it compute each "
             "record from this record alone in eval mode"
         )
+
+
+@torch.no_grad()
+def require_no_memory(
+    subject: str,
+    network: nn.Module,
+    run: Callable[[nn.Module, Tensor], Sequence[Tensor]],
+    records: Tensor,
+    neighbors: Tensor,
+) -> None:
+    """Run copies of a network on different batches, and require that they are still the same network.
+
+    What a network keeps of the size of a batch, or counts, is no memory of its records.
+
+    Args:
+        subject: Name of the network, for the message.
+        network: Module in eval mode, which is not run itself.
+        run: Function that runs a copy of it.
+        records: Two records or more, [n, ...].
+        neighbors: Other records, [m, ...].
+
+    Raises:
+        DependentRecordsError: If outputs of the copies differ afterwards.
+    """
+    copies = [trial_copy(network), trial_copy(network)]
+    is_unshaped = any(is_lazy(tensor) for _, tensor in _tensors(network))
+    if is_unshaped or any(each is network for each in copies):  # new weights, and no copies
+        return
+    stark = torch.where(records > records.double().mean(), records.max(), records.min())
+    for each, batch in zip(copies, (records[:2], stark[:2]), strict=True):
+        run(each, batch)
+    changed = [
+        name
+        for (name, one), (_, other) in zip(*map(_tensors, copies), strict=False)
+        if one.shape != other.shape or not torch.equal(one.nan_to_num(), other.nan_to_num())
+    ]
+    one, other = (list(run(each, neighbors[:1])) for each in copies)
+    precision = max(torch.finfo(output.dtype).eps for output in one)
+    differences = [_difference(*pair, [0], precision) for pair in zip(one, other, strict=True)]
+    if any(differences):
+        what = f", {shorten(changed, 3)}" if changed else ""
+        raise DependentRecordsError(
+            f"{subject} keeps something of the records that it runs on in eval mode{what}, so its outputs depend on "
+            f"the first ones ({next(filter(None, differences))}); load weights in which this is learned, and let it "
+            "keep nothing in eval mode"
+        )
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
 
 
 def probe_positions(records: int) -> list[int]:
@@ -81,51 +132,14 @@ def require_independent_network(network: Classifier, images: Tensor) -> None:
         DependentRecordsError: If an output of a record depends on other records.
     """
 
-    def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        output = network(images)
+    def run(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        output = model(images)
         return output.logits, output.features
 
     name = type(network.network).__name__
-    require_independent_records(name, network, run, images[:-2], images[-2:])
-
-
-State = dict[str, Tensor | None]
-"""Copies of tensors by name, None for those of lazy layers, whose shape the first batch decides."""
-
-
-def state_of(network: nn.Module) -> State:
-    """Return copies of all parameters and buffers of a network."""
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    return {name: None if is_lazy(tensor) else tensor.detach().clone() for name, tensor in tensors}
-
-
-def require_unchanged_state(subject: str, before: State, network: nn.Module) -> None:
-    """Require that a network has not changed itself in eval mode.
-
-    Args:
-        subject: Name of the network, for the message.
-        before: What `state_of` has returned before it ran.
-        network: The network.
-
-    Raises:
-        DependentRecordsError: If a tensor has other values, or is new.
-    """
-    changed = [
-        name
-        for name, tensor in state_of(network).items()
-        if name not in before or not _same(tensor, before[name])
-    ]
-    if changed:
-        raise DependentRecordsError(
-            f"{subject} changes {shorten(changed, 3)} when it runs in eval mode, so its outputs depend on the records "
-            "that it runs on first; load weights in which these are learned, and let it change nothing in eval mode"
-        )
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return True
-    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+    neighbors = images[-2:].repeat(_LARGE_BATCH // 2, *[1] * (images.ndim - 1))
+    require_independent_records(name, network, partial(run, network), images[:-2], neighbors)
+    require_no_memory(name, network, run, images[:-2], images[-2:])
 
 
 def _describe_difference(
