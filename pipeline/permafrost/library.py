@@ -40,6 +40,7 @@ from permafrost.loading.subset import (
     select_training_rows,
 )
 from permafrost.models.classifier import Classifier
+from permafrost.storage.addresses import is_address
 from permafrost.store.codecs import decode_scaled
 from permafrost.store.index import RowNumbers
 from permafrost.store.reader import Store, TeacherPass
@@ -91,6 +92,10 @@ class OpenStore(Store):
             rows: RowNumbers = select_holdout_rows(self.index, "train", subset)
         else:
             rows = select_training_rows(self.index, split, subset)
+        require(
+            not isinstance(classes, str),
+            f"classes={classes!r} is a text; give a list of names, as in classes=[{classes!r}]",
+        )
         if classes:
             rows = _rows_of_classes(self, rows, classes)
         if keys is not None:
@@ -232,7 +237,8 @@ def open_store(path: str | Path) -> OpenStore:
         >>> opened.arrays("train")["logits"].shape
         (40, 10)
     """
-    return OpenStore(path)
+    # A program may change its folder afterwards.
+    return OpenStore(path if is_address(str(path)) else Path(path).absolute())
 
 
 def _rows_of_classes(store: Store, rows: RowNumbers, classes: Sequence[str]) -> NDArray[np.int64]:

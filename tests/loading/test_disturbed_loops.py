@@ -189,6 +189,22 @@ def test_changed_images_are_moved_with_their_changes(records):
     assert untouched.to("cpu").images.any()
 
 
+def test_a_program_may_change_its_folder_after_it_has_opened_a_store(frozen, tmp_path, monkeypatch):
+    monkeypatch.chdir(frozen.store.path.parent)
+    opened = permafrost.open_store(frozen.store.path.name)
+    (tmp_path / frozen.store.path.name).mkdir()
+
+    monkeypatch.chdir(tmp_path)
+
+    loader = permafrost.RecordLoader(opened.select("train"), batch_size=8)
+    assert next(iter(loader)).maps.any()
+
+
+def test_a_text_as_classes_is_refused(frozen):
+    with pytest.raises(ConfigError, match="classes='3' is a text; give a list of names"):
+        permafrost.open_store(frozen.store.path).select("train", classes="3")
+
+
 # ---- samplers --------------------------------------------------------------------------------------
 
 
@@ -202,6 +218,10 @@ def test_changed_images_are_moved_with_their_changes(records):
         ({"sampler": [1.5] * 8}, "position 1.5 of a batch"),
         ({"batch_sampler": [[0, -3]]}, "position -3 of a batch"),
         ({"batch_sampler": [[]]}, "a batch of no positions"),
+        (
+            {"sampler": range(8), "shuffle": True},
+            "shuffle=True and a sampler both decide the order",
+        ),
         ({"batch_size": True}, "batch_size=True must be a positive whole number"),
         ({"batch_size": 4.0}, "batch_size=4.0 must be a positive whole number"),
         ({"batch_size": 0}, "batch_size=0 must be a positive whole number"),

@@ -207,6 +207,24 @@ def test_names_that_other_libraries_write_beside_weights_are_compared(tmp_path, 
     assert precompute.run(config).teacher_records
 
 
+def test_a_link_to_the_weights_of_a_run_is_the_run(tmp_path, swapped):
+    (tmp_path / "link.safetensors").symlink_to(swapped.weights)
+    linked = replace(swapped, weights=str(tmp_path / "link.safetensors"))
+
+    with pytest.raises(ConfigError, match="the same classes in another order"):
+        precompute.run(precompute_config(tmp_path / "store", linked))
+
+
+def test_a_digest_that_is_named_is_compared_though_the_pass_exists(tmp_path, frozen):
+    config = replace(
+        frozen.config, store=replace(frozen.config.store, path=str(tmp_path / "store"))
+    )
+    precompute.run(config)
+
+    with pytest.raises(ConfigError, match=r"teacher\.sha256=0000"):
+        precompute.run(replace(config, teacher=replace(config.teacher, sha256="0" * 64)))
+
+
 def test_a_number_of_classes_does_not_hide_other_names_of_as_many(tmp_path, swapped):
     config = precompute_config(tmp_path / "store", replace(swapped, classes=10))
 

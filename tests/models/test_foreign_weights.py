@@ -284,6 +284,8 @@ def beside(network, **tensors):
         lambda n: {f"model.{k}": t for k, t in n.state_dict().items()} | {"temperature": torch.ones(1)},
         lambda n: {f"net.{k}": t for k, t in n.state_dict().items()} | {"calibrator.weight": torch.eye(7)},
         lambda n: {f"net.{k}": t for k, t in n.state_dict().items()} | {"head2.weight": torch.ones(4, 7)},
+        lambda n: {f"net.{k}": t for k, t in n.state_dict().items()} | {"adapt.weight": torch.ones(3, 3, 1, 1)},
+        lambda n: {f"net.{k}": t for k, t in n.state_dict().items()} | {"logit_scale": torch.ones(())},
     ],
 )  # fmt: skip
 def test_a_layer_before_or_after_the_network_is_refused(tmp_path, network, content):

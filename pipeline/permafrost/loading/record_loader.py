@@ -258,6 +258,10 @@ class RecordLoader(DataLoader[ViewBatch]):
             has_places or augment is None or not (augment.operations or augment.mixes),
             "augment changes images, but the records of this store are rows of a table; leave it out",
         )
+        require(
+            not (shuffle and {"sampler", "batch_sampler"} & options.keys()),
+            "shuffle=True and a sampler both decide the order; leave one of them out",
+        )
         if shuffle is None:
             shuffle = replay or augment is not None
         store = records.store

@@ -228,7 +228,13 @@ def open_program(data: bytes, file_format: Format, name: str) -> Callable[[Tenso
         return torch.export.load(io.BytesIO(data)).module()
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of operations and dtypes that it does not have
+        raise ConfigError(
+            f"onnxruntime cannot open the program of this network ({first_line(error)[:200]}); set "
+            "export.formats=[torch], or take autocast out of the network"
+        ) from error
     return lambda inputs: torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
 
 

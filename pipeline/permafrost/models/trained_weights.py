@@ -290,7 +290,10 @@ def weights_file(weights: str) -> Path:
         FileError: If there is nothing at an address.
     """
     path = local_file(weights, DESCRIPTION_NAME)
-    return _file_in(path) if path.is_dir() else path
+    path = _file_in(path) if path.is_dir() else path
+    # A link to the weights of a run has no model.json beside it.
+    linked = path.resolve() if path.is_symlink() else path
+    return linked if is_of_a_run(linked) else path
 
 
 def _file_in(folder: Path) -> Path:

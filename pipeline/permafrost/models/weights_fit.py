@@ -121,14 +121,16 @@ _BESIDE_NETWORKS = re.compile(
     r"(^|[._])(criterion\w*|loss\w*|metrics?|\w*acc\w*|\w*auroc\w*|objective)([._]|$)"
 )
 """Modules of a training that are not part of what the network computes."""
-_CALIBRATION = re.compile(r"(^|[._])(temperature|calibrat\w*|platt\w*)([._]|$)")
+_CALIBRATION = re.compile(
+    r"(^|[._])(temperature|temp|log_temp\w*|calibrat\w*|platt\w*|logit_(scale|bias)|T)([._]|$)"
+)
 
 
 def layers_beside(tensors: dict[str, Tensor], fits: list[Fit], outputs: int) -> list[str]:
     """Return the tensors of a file that belong to layers before or after the network.
 
-    These are the members of a Sequential that has the network as one of them, matrices that take its outputs, and the
-    parameters of a calibration.
+    These are the members of a Sequential that has the network as one of them, convolutions from images to images,
+    matrices that take its outputs, and the parameters of a calibration.
 
     Args:
         tensors: Tensors of the file by dotted path.
@@ -145,9 +147,10 @@ def layers_beside(tensors: dict[str, Tensor], fits: list[Fit], outputs: int) -> 
             continue
         sibling = name.removeprefix(before).partition(".")[0] if name.startswith(before) else ""
         is_member = place.isdigit() and sibling.isdigit() and tensor.numel() > 1
+        takes_images = tensor.ndim == 4 and tensor.shape[:2] == (3, 3)
         takes_outputs = tensor.ndim == 2 and tensor.shape[1] == outputs
         calibrates = _CALIBRATION.search(name) and tensor.numel() in (1, outputs)
-        if is_member or takes_outputs or calibrates:
+        if is_member or takes_images or takes_outputs or calibrates:
             names.append(name)
     return names
 
