@@ -71,6 +71,23 @@ def test_settings_are_part_of_a_networks_identity(config, tmp_path):
     assert describe_teacher(config, 10)["file settings.json"] != before["file settings.json"]
 
 
+def test_files_of_one_name_in_two_folders_both_count(config, tmp_path):
+    file = tmp_path / config.factory.partition(":")[0]
+    code = file.read_text().replace(
+        "    layer =", '    (HERE / "more/settings.json").read_text()\n    layer ='
+    )
+    file.write_text(code)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/settings.json").write_text("a")
+    (digest,) = digests_of_reads(config, 10).values()
+
+    (tmp_path / "more/settings.json").write_text("b")
+    (changed,) = digests_of_reads(config, 10).values()
+    (tmp_path / "settings.json").write_text('{"width": 8, "stride": 3}')
+
+    assert len({digest, changed, *digests_of_reads(config, 10).values()}) == 3
+
+
 def test_networks_without_a_factory_read_nothing_that_counts():
     assert digests_of_reads(CifarModelConfig(name="resnet8"), 10) == {}
 

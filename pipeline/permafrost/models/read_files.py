@@ -15,14 +15,17 @@ from pathlib import Path
 from threading import local
 
 from permafrost.config.models import ModelConfig
+from permafrost.core.digests import sha256_json
 from permafrost.storage.files import sha256_file
 
-_OF_CODE = (".py", ".pyc", ".pyi", ".so", ".pyd", ".dll", ".pth.lock")
+_OF_CODE = (".py", ".pyc", ".pyi", ".so", ".pyd", ".dll")
 _OF_SYSTEM = tuple(
     f"{os.path.realpath(path)}/"
     for path in (*sysconfig.get_paths().values(), "/proc", "/sys", "/etc", "/usr/share", "/usr/lib")
 )
 _RECORDER = local()
+_PATHS: dict[str, tuple[Path, ...]] = {}
+"""Files that a network reads, by its options and outputs, of which a process describes several networks."""
 
 
 @contextmanager
@@ -50,41 +53,30 @@ def digests_of_reads(config: ModelConfig, outputs: int) -> dict[str, str]:
     """
     if not getattr(config, "factory", ""):
         return {}
-    return dict(_digests(_Key(config, outputs)))
+    key = f"{outputs} {config!r}"
+    if key not in _PATHS:
+        _PATHS[key] = _paths_read(config, outputs)
+    weights = Path(str(config.weights or ""))
+    digests: dict[str, str] = {}
+    for path in _PATHS[key]:
+        if weights.is_file() and path.samefile(weights):
+            continue
+        name, digest = f"file {path.name}", sha256_file(path)
+        # Files of one name in several folders have one entry.
+        digests[name] = sha256_json([digests[name], digest]) if name in digests else digest
+    return digests
 
 
-class _Key:
-    """Options of a network and its outputs, hashable by their text."""
-
-    def __init__(self, config: ModelConfig, outputs: int) -> None:
-        self.config, self.outputs = config, outputs
-        self.text = f"{outputs} {config!r}"
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.text == other.text
-
-
-@cache
-def _paths(key: _Key) -> tuple[Path, ...]:
+def _paths_read(config: ModelConfig, outputs: int) -> tuple[Path, ...]:
     from permafrost.core.seeded import SeededDraws
     from permafrost.models.providers import provider_of
 
     try:
         with SeededDraws(0), recorded_reads() as paths:
-            provider_of(key.config).build(key.config, key.outputs)
+            provider_of(config).build(config, outputs)
     except Exception:  # which the build that is used will say
         return ()
     return tuple(sorted(paths))
-
-
-def _digests(key: _Key) -> Iterator[tuple[str, str]]:
-    weights = str(key.config.weights or "")
-    for path in _paths(key):
-        if not (weights and Path(weights).exists() and path.samefile(weights)):
-            yield f"file {path.name}", sha256_file(path)
 
 
 def _is_of_system(path: str) -> bool:
