@@ -85,23 +85,32 @@ def require_no_memory(
     Raises:
         DependentRecordsError: If outputs of the copies differ afterwards.
     """
-    copies = [trial_copy(network), trial_copy(network)]
-    is_unshaped = any(is_lazy(tensor) for _, tensor in _tensors(network))
-    if is_unshaped or any(each is network for each in copies):  # new weights, and no copies
+    if any(
+        is_lazy(tensor) for tensor in _tensors(network).values()
+    ):  # whose weights are new in each copy
         return
-    stark = torch.where(records > records.double().mean(), records.max(), records.min())
-    for each, batch in zip(copies, (records[:2], stark[:2]), strict=True):
-        run(each, batch)
-    changed = [
-        name
-        for (name, one), (_, other) in zip(*map(_tensors, copies), strict=False)
-        if one.shape != other.shape or not torch.equal(one.nan_to_num(), other.nan_to_num())
-    ]
-    one, other = (list(run(each, neighbors[:1])) for each in copies)
+    changed: dict[str, None] = {}
+    outputs = []
+    for batch in (
+        records[:2],
+        _stark(records[:2]),
+    ):  # one copy after the other, as a teacher may be large
+        trial = trial_copy(network)
+        if trial is network:
+            return
+        run(trial, batch)
+        outputs.append(list(run(trial, neighbors[:1])))
+        before = _tensors(network)
+        changed |= dict.fromkeys(
+            name
+            for name, tensor in _tensors(trial).items()
+            if name not in before or not torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
+        )
+    one, other = outputs
     precision = max(torch.finfo(output.dtype).eps for output in one)
     differences = [_difference(*pair, [0], precision) for pair in zip(one, other, strict=True)]
     if any(differences):
-        what = f", {shorten(changed, 3)}" if changed else ""
+        what = f", {shorten(list(changed), 3)}" if changed else ""
         raise DependentRecordsError(
             f"{subject} keeps something of the records that it runs on in eval mode{what}, so its outputs depend on "
             f"the first ones ({next(filter(None, differences))}); load weights in which this is learned, and let it "
@@ -109,8 +118,13 @@ def require_no_memory(
         )
 
 
-def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*network.named_parameters(), *network.named_buffers()]
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return dict([*network.named_parameters(), *network.named_buffers()])
+
+
+def _stark(records: Tensor) -> Tensor:
+    """Return records of the two extreme values only."""
+    return torch.where(records > records.double().mean(), records.max(), records.min())
 
 
 def probe_positions(records: int) -> list[int]:
@@ -155,10 +169,8 @@ def _describe_difference(
         return f"or none in a batch of one ({first_line(error)})"
     alone = [torch.cat(part) for part in zip(*parts, strict=True)]
     # What compares records is seen best beside one that is nearly the same, and what scales them beside a stark one.
-    first = records[:1].double()
-    similar = (0.9 * first + 0.1 * neighbors[:1].double()).to(records.dtype)
-    stark = torch.where(first > first.mean(), records.max(), records.min())
-    neighbors = torch.cat([neighbors, similar, stark])
+    similar = (0.9 * records[:1].double() + 0.1 * neighbors[:1].double()).to(records.dtype)
+    neighbors = torch.cat([neighbors, similar, _stark(records[:1])])
     among = run(torch.cat([neighbors, records[:1]]))
     batches = (
         ("in a batch of one", ends, alone),
