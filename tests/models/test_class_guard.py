@@ -14,6 +14,7 @@ from permafrost.config.models import TorchvisionModelConfig
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import ExportConfig, ExportOptions
 from permafrost.core.errors import ConfigError
+from permafrost.models.classifier import WeightsError
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import published
 from permafrost.models.trained_weights import describe_other_classes
@@ -221,7 +222,7 @@ def test_a_digest_that_is_named_is_compared_though_the_pass_exists(tmp_path, fro
     )
     precompute.run(config)
 
-    with pytest.raises(ConfigError, match=r"teacher\.sha256=0000"):
+    with pytest.raises(WeightsError, match="the option sha256 is 0000"):
         precompute.run(replace(config, teacher=replace(config.teacher, sha256="0" * 64)))
 
 

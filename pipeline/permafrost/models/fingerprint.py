@@ -83,12 +83,7 @@ def describe_teacher(
             path.is_file(),
             f"{section}.weights={path} does not exist; train the network with permafrost teach, or correct the path",
         )
-        weights_sha256 = sha256_weights(path)
-        require(
-            config.sha256 is None or config.sha256.lower() == weights_sha256,
-            f"{section}.sha256={config.sha256}, but {path} has sha256 {weights_sha256}; fetch the file again or "
-            "correct the option",
-        )
+        weights_sha256 = sha256_weights(path, config.sha256)
     check_weights(config, section, data_classes if reads_head else num_classes)
     key = _weights_key(config, num_classes, weights_sha256)
     config = with_preprocessing(config, num_classes)

@@ -29,7 +29,7 @@ from permafrost.models.trained_weights import (
     trained_here,
     weights_file,
 )
-from permafrost.models.weights import load_weights, require_sha256
+from permafrost.models.weights import load_weights
 
 logger = logging.getLogger("permafrost.models")
 
@@ -137,10 +137,8 @@ def build_model(
             stack.enter_context(SeededDraws(0))  # initial weights that are not used
         model = build(config, outputs)
     if path is not None:
-        if config.sha256 is not None:
-            require_sha256(path, config.sha256)
-        if path.is_file():
-            sha256_weights(path)
+        if path.is_file() and (is_described or config.sha256 is not None):
+            sha256_weights(path, config.sha256)
         load_weights(
             model,
             path,

@@ -315,13 +315,26 @@ def _announce_file(folder: Path, name: str) -> None:
     logger.info("weights=%s is a folder; reading %s in it", folder, name)
 
 
-def sha256_weights(path: Path) -> str:
+def sha256_weights(path: Path, expected: str | None = None) -> str:
     """Return the SHA-256 of a file of weights.
 
+    Args:
+        path: The file.
+        expected: Value of the option `sha256`.
+
     Raises:
+        WeightsError: If the option names another digest.
         DamagedFileError: If a run has written other weights to it.
     """
-    return check_trained_weights(path.parent) if is_of_a_run(path) else sha256_file(path)
+    actual = check_trained_weights(path.parent) if is_of_a_run(path) else sha256_file(path)
+    if expected is not None and actual != expected.lower():
+        from permafrost.models.classifier import WeightsError  # imports torch
+
+        raise WeightsError(
+            f"{path} has sha256 {actual}, but the option sha256 is {expected}; fetch the file again or correct "
+            "the option"
+        )
+    return actual
 
 
 def _description_of_weights(config: ModelConfig) -> ModelDescription | None:

@@ -22,7 +22,7 @@ from permafrost.core.errors import require, shorten
 from permafrost.models.classifier import Classifier, WeightsError
 from permafrost.models.file_kinds import describe_foreign_file, describe_part, is_safetensors
 from permafrost.models.weights_fit import Fit, layers_beside, passed_over, rank_fits
-from permafrost.storage.files import open_regular, sha256_file
+from permafrost.storage.files import open_regular
 from permafrost.storage.untrusted import load_tensors
 
 logger = logging.getLogger("permafrost.models")
@@ -37,20 +37,6 @@ _OPTIONS: list[Any] = [
     *((pathlib.PosixPath, f"pathlib.{module}PosixPath") for module in ("", "_local.")),
 ]
 """Plain values that trainings write beside tensors, whose construction runs nothing else."""
-
-
-def require_sha256(path: Path, expected: str) -> None:
-    """Check that a file of weights has the digest of the option `sha256`. A missing file passes.
-
-    Raises:
-        WeightsError: If it has another digest.
-    """
-    actual = sha256_file(path) if path.is_file() else None  # load_weights reports a missing file
-    if actual not in (None, expected.lower()):
-        raise WeightsError(
-            f"{path} has sha256 {actual}, but the option sha256 is {expected}; fetch the file again or correct "
-            "the option"
-        )
 
 
 # ---- loading -------------------------------------------------------------------------------------
