@@ -262,10 +262,6 @@ class TeacherAnnotator:
 
         require_no_memory(name, self.model, run, inputs[:2], inputs[-1:])
 
-    def run_frames(self, batch: FrameBatch) -> ModelOutput:
-        """Run the teacher on the canonical view of each record."""
-        return self.run_inputs(self.inputs_of(batch))
-
     @torch.no_grad()
     def run_views(self, batch: FrameBatch, views: Tensor) -> ModelOutput:
         """Run the teacher on one view canonical_from_view [n, 3, 3] of each whole frame."""

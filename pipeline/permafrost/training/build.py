@@ -13,7 +13,7 @@ from torch import Tensor
 
 from permafrost.config.models import ModelConfig
 from permafrost.config.training import TrainerOptions
-from permafrost.core.batches import Targets
+from permafrost.core.batches import Batch, Targets
 from permafrost.core.digests import derive_seed
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
@@ -67,7 +67,9 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         model.learn_moments(partial(_iter_frames, spec.dataset))
     model = model.to(device)
     trial = trial_copy(model).eval()  # what the first batch initializes is left to the first batch
-    _check_independence(spec, trial)
+    probes = _read_probes(spec, device)
+    if probes is not None:
+        _check_independence(spec, trial, probes)
     targets: TargetSource = view_targets
     if spec.live_teacher is not None:
         targets = _build_live_teacher(spec, spec.live_teacher, device)
@@ -75,7 +77,8 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         targets = GuidanceSource(spec.guided_by, spec.num_classes, spec.input_size)
     if spec.loss.needs.maps_in(0):
         _check_map_grids(spec, trial, targets)
-    _warn_of_flat_temperature(spec, targets, device)
+    if probes is not None:
+        _warn_of_flat_temperature(spec, targets, probes)
     needs = spec.loss.needs
     if needs.intermediates != NO_INTERMEDIATES or needs.target_fields is not None:
         _build_loss_parameters(spec, trial, targets, device)
@@ -144,35 +147,34 @@ def _check_labels(spec: TrainingSpec) -> None:
     )
 
 
-def _check_independence(spec: TrainingSpec, model: Classifier) -> None:
-    """Raise DependentRecordsError if a network's outputs of a record depend on other records in eval mode."""
+def _read_probes(spec: TrainingSpec, device: torch.device) -> Batch | None:
+    """Read a few records for checks before the first step, None if there is only one record."""
     positions = probe_positions(len(spec.dataset))
-    if positions:
-        batch = spec.dataset.__getitems__([(n, 0) if spec.replays else n for n in positions])
-        images = view_images(move_batch(batch, model.device), spec.input_size)
-        with torch.no_grad():
-            model(images)  # what the first batch of a training initializes
-        require_independent_network(model, images)
+    if not positions:
+        return None
+    at = [(position, 0) for position in positions] if spec.replays else positions
+    return move_batch(spec.dataset.__getitems__(at), device)
+
+
+def _check_independence(spec: TrainingSpec, model: Classifier, batch: Batch) -> None:
+    """Raise DependentRecordsError if a network's outputs of a record depend on other records in eval mode."""
+    images = view_images(batch, spec.input_size)
+    with torch.no_grad():
+        model(images)  # what the first batch of a training initializes
+    require_independent_network(model, images)
 
 
 @torch.no_grad()
-def _warn_of_flat_temperature(
-    spec: TrainingSpec, targets: TargetSource, device: torch.device
-) -> None:
+def _warn_of_flat_temperature(spec: TrainingSpec, targets: TargetSource, batch: Batch) -> None:
     """Log a warning if the term kd teaches nothing at the temperature of the options."""
     config = getattr(spec.loss, "config", None)
     tau = getattr(config, "tau", None)
-    positions = probe_positions(len(spec.dataset))
-    if tau is None or not getattr(config, "lambda_kd", 0) or not positions:
+    if tau is None or not getattr(config, "lambda_kd", 0):
         return
-    batch = move_batch(
-        spec.dataset.__getitems__([(n, 0) if spec.replays else n for n in positions]), device
-    )
+    loss = getattr(config, "logits", "softmax")
     for teacher in targets(batch, TargetRequest((1, 1), with_maps=False)):
         if isinstance(teacher, Targets) and teacher.logits is not None:
-            doubt = describe_flat_temperature(
-                getattr(config, "logits", "softmax"), teacher.logits, tau
-            )
+            doubt = describe_flat_temperature(loss, teacher.logits, tau)
             if doubt:
                 logger.warning("%s", doubt)
 
