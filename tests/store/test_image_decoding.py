@@ -108,7 +108,7 @@ def test_an_opaque_image_has_pils_pixels_bit_for_bit(kind):
 
     assert decoded.dtype == torch.uint8
     assert torch.equal(decoded, expected)
-    assert inspect_image(data) == expected.shape[1:]
+    assert inspect_image(data)[:2] == expected.shape[1:]
 
 
 @pytest.mark.parametrize("kind", OPAQUE)
@@ -147,7 +147,7 @@ def test_an_image_is_upright_whatever_its_exif_orientation(kind, orientation):
 
     np.testing.assert_array_equal(hwc(data), expected)
     assert torch.equal(decode_rgb(data), shown_by_pil(data))
-    assert inspect_image(data) == expected.shape[:2]
+    assert inspect_image(data)[:2] == expected.shape[:2]
 
 
 def xmp(orientation):
@@ -190,7 +190,7 @@ def jpeg_with_segment_before_exif(payload):
     ],
 )
 def test_an_orientation_in_an_odd_place_counts_for_height_and_pixels_alike(data):
-    assert inspect_image(data) == (WIDTH, HEIGHT)
+    assert inspect_image(data)[:2] == (WIDTH, HEIGHT)
     assert torch.equal(decode_rgb(data), shown_by_pil(data))
 
 
@@ -203,7 +203,7 @@ def test_damaged_exif_never_gives_pixels_of_another_shape_than_was_inspected():
         for value in (0, 1, 7, 255):
             damaged = data[:at] + bytes([value]) + data[at + 1 :]
             try:
-                shape = inspect_image(damaged)
+                shape = inspect_image(damaged)[:2]
             except ImageError:
                 continue
             shapes.add(shape)
@@ -425,7 +425,7 @@ def test_damaged_bytes_are_refused_or_decode_to_what_was_inspected(kind, capfd):
         for _ in range(generator.choice((1, 2, 5))):
             data[generator.randrange(generator.choice((len(data), 100)))] = generator.randrange(256)
         try:
-            shape = inspect_image(bytes(data))
+            shape = inspect_image(bytes(data))[:2]
         except ImageError:
             continue
         assert decode_rgb(bytes(data)).shape[1:] == shape
@@ -531,5 +531,5 @@ def test_what_looks_like_scans_in_other_parts_of_a_jpeg_is_none():
     data, marks = progressive_jpeg(), b"\xff\xda" * (MAX_SCANS + 1)
     segment = b"\xff\xe1" + (len(marks) + 2).to_bytes(2, "big") + marks  # as of a thumbnail
     for other in (data[:2] + segment + data[2:], data + marks, data[:2] + b"\xff" * 9 + data[2:]):
-        assert inspect_image(other) == (24, 24)
+        assert inspect_image(other)[:2] == (24, 24)
         np.testing.assert_array_equal(decode_pixels(other), decode_pixels(data))

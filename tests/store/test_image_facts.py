@@ -49,7 +49,7 @@ def test_facts_are_those_of_the_upright_image(kind, orientation):
     data = encoded(np.zeros((6, 10, 3), np.uint8), kind, **turned)
     facts = read_facts(data)
 
-    assert (facts.height, facts.width) == inspect_image(data) == decode_pixels(data).shape[:2]
+    assert (facts.height, facts.width) == inspect_image(data)[:2] == decode_pixels(data).shape[:2]
     assert facts.is_turned == (orientation > 1)
     assert (facts.format, facts.bits, facts.channels, facts.largest) == (kind, 8, "color", None)
 
@@ -141,7 +141,7 @@ def test_avif_is_decoded():
     data = encoded(np.full((8, 8, 3), 200, np.uint8), "AVIF", quality=90)
 
     assert picture_suffix(data[:16]) == "avif"
-    assert inspect_image(data) == (8, 8)
+    assert inspect_image(data)[:2] == (8, 8)
     assert np.abs(decode_pixels(data).astype(int) - 200).max() <= 3
 
 
@@ -159,7 +159,7 @@ def test_heic_is_decoded_where_its_decoder_is_installed():
     data = encoded(np.full((64, 64, 3), 200, np.uint8), "HEIF", quality=95)
 
     assert picture_suffix(data[:16]) == "heic"
-    assert inspect_image(data) == (64, 64)
+    assert inspect_image(data)[:2] == (64, 64)
     assert np.abs(decode_pixels(data).astype(int) - 200).max() <= 5
 
 

@@ -183,7 +183,7 @@ def test_a_manifest_of_another_schema_is_refused_with_the_way_out(copy, tiny_tea
     ):
         write_manifest(folder, replace(manifest, schema=schema))
         expected = (
-            f"{folder}/manifest.json has schema {schema}, but this version reads schema 2; delete {folder} and run "
+            f"{folder}/manifest.json has schema {schema}, but this version reads schema 3; delete {folder} and run "
             "permafrost precompute again, or use the permafrost version that wrote it"
         )
         with pytest.raises(ManifestError) as error:

@@ -36,6 +36,7 @@ def receipt_of(split, name, keys, labels, sets=None):
         "mask_size": 0,
         "height": 8,
         "width": 8,
+        "orientation": 1,
         "group": -1,
         "image_sha256": DIGEST,
         "mask_crc32c": 0,

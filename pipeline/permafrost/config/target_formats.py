@@ -141,7 +141,7 @@ class FKDConfig(_ViewTargetsConfig, _ClassTargetsConfig):
 
     kind: Literal["fkd"] = "fkd"
     renormalized: bool = False
-    """The largest probabilities share the whole mass (marginal_renorm), in place of an even rest."""
+    """The largest probabilities share the whole mass (marginal_renorm), and the other classes have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +197,9 @@ class ReLabelConfig(_ClassTargetsConfig):
     joins: ClassVar[tuple[JoinKind, ...]] = ("path", "stem")
 
     kind: Literal["relabel"] = "relabel"
-    transposed: bool | None = None
-    """The first axis of a map runs along the width of the image. null: nobody has looked, and it is read as if it ran
-    along the height; `teacher=` compares both."""
+    transposed: bool = True
+    """The first axis of a map runs along the width of the image, as ReLabel's own students read it. `teacher=` compares
+    both."""
 
 
 TARGET_FORMATS: Family[type[TargetFormatConfig]] = Family(

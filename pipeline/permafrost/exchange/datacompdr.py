@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.exchange.compressed_recipes import RecipeLayout, convert_recipes
+from permafrost.exchange.compressed_recipes import RECIPE_REMARK, RecipeLayout, convert_recipes
 from permafrost.exchange.tar_targets import TarReader, member_bytes
 from permafrost.exchange.target_reader import (
     MAX_TARGET_BYTES,
@@ -39,6 +39,7 @@ class DataCompDRReader(TarReader):
     """Recipes as stored views, with the embedding of each."""
 
     members = ("json", "npz", "pth.gz")
+    turns_photographs = False
 
     def name_of(self, path: Path, key: str, members: dict[str, Member]) -> str:
         if self.config.join in ("key", "stem"):
@@ -55,16 +56,13 @@ class DataCompDRReader(TarReader):
         return TargetForm(
             frame="full",
             operations=self._layout.operations,
-            remarks=(
-                "views have the recipes of the files; the teacher's were cropped bicubically, and rounded to whole "
-                "numbers between operations",
-            ),
+            remarks=(RECIPE_REMARK,),
         )
 
     @property
     def _layout(self) -> RecipeLayout:
         names = ("random_resized_crop", "rand_augment")
-        return RecipeLayout(names=names, size=self.config.size, num_operations=_OPERATIONS)
+        return RecipeLayout(names=names, crop=self.config.size, num_operations=_OPERATIONS)
 
     def parse(
         self, members: dict[str, bytes], request: ReadRequest, row: int, where: str

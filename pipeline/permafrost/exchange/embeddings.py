@@ -32,6 +32,8 @@ from permafrost.storage.untrusted import MAX_NAMES_BYTES, iter_column
 class EmbeddingReader(TargetReader):
     """Parts of embeddings [n, d], each beside a Parquet file whose column names the rows."""
 
+    turns_photographs = False
+
     def files(self) -> Iterator[Path]:
         for pair in self._pairs:
             yield from pair

@@ -59,6 +59,11 @@ _PAYLOADS = (
 )
 
 
+def has_places(name: str) -> bool:
+    """Return whether targets of a name lie in the image, as maps and dense features do."""
+    return any(re.fullmatch(each.pattern, name) and each.axes[-1] == "x" for each in _PAYLOADS)
+
+
 class EncodedTargets(NamedTuple):
     """Stored form of the targets of some records."""
 

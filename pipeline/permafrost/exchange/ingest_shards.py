@@ -141,7 +141,7 @@ class IngestShard:
         """
         first = self.store.rows_of_shard(self._number(shard)).start
         taken = self._join.take(pa.array(first + rows))
-        sizes = self.store.index.take(("height", "width"), first + rows)
+        sizes = self.store.index.take(("height", "width", "orientation"), first + rows)
         names = taken.column(1).to_pylist()
         views = None
         if self.targets.views is not None:
@@ -154,6 +154,7 @@ class IngestShard:
             places=taken.column(2).to_pylist(),
             heights=sizes["height"].astype(np.int64),
             widths=sizes["width"].astype(np.int64),
+            orientations=sizes["orientation"],
             views=views,
         )
         return self.targets.encode(request)

@@ -43,6 +43,7 @@ from permafrost.exchange.target_reader import (
     TargetReader,
     reading,
 )
+from permafrost.exchange.turned_photographs import in_stored_pixels, turn_upright
 from permafrost.storage.files import write_atomically
 from permafrost.store.commit import needs_commit
 from permafrost.store.commit_pass import (
@@ -83,7 +84,11 @@ class IngestedTargets(NamedTuple):
     def encode(self, request: ReadRequest) -> EncodedTargets:
         """Read the stored form of the targets of a request."""
         with reading(str(self.path)):
-            arrays = self.reader.read(request)
+            if self.reader.turns_photographs is False:
+                arrays = self.reader.read(in_stored_pixels(request))
+                arrays = turn_upright(arrays, request.orientations)
+            else:
+                arrays = self.reader.read(request)
         return encode_targets(arrays, request.names, self.form, self.config, str(self.path))
 
 
@@ -213,6 +218,7 @@ def ingest_targets(
                 repeats=targets.form.repeats,
             )
         joined = _covered(joined, targets, store, config, kind)
+    _say_if_turned(targets, store, joined)
     description = _describe_pass(config, store, targets, digest, joined)
     fingerprint = fingerprint_pass(description)
     folder = folder_of_pass(store, config.name or config.format.kind, fingerprint)
@@ -393,6 +399,28 @@ def _describe_pass(
         "explainer": targets.form.explainer or {},
         "backend": config.store.backend,
     }
+
+
+def _say_if_turned(targets: IngestedTargets, store: Store, joined: JoinedTargets) -> None:
+    """Log how many of the records EXIF turns, and what that means for targets of this format."""
+    covered = joined.numbers >= 0
+    count = int((store.index.values("orientation", range(len(covered)))[covered] != 1).sum())
+    if not count or targets.reader.turns_photographs:
+        return
+    kind, total = targets.config.kind, int(covered.sum())
+    if targets.reader.turns_photographs is None:
+        text = (
+            "nothing in format=%s says whether its teacher received them upright; maps of them lie wrong, and outputs "
+            "are of a turned image, if it did not"
+        )
+    elif targets.form.operations is not None or targets.views is not None:
+        text = "the teachers of format=%s received them as they are stored, and so do students in these views"
+    else:
+        text = (
+            "the teachers of format=%s received them as they are stored; maps are turned with the images, and outputs "
+            "are those of the turned image"
+        )
+    logger.warning("%d of %d records are photographs that EXIF turns: " + text, count, total, kind)
 
 
 def _say_if_other_classes(classes: int, store: Store) -> None:

@@ -62,8 +62,9 @@ def join_targets(
     if not parts:
         raise TargetError("path= has no targets")
     names, places = (pa.concat_arrays(arrays) for arrays in zip(*parts, strict=True))
+    listed, names_compared = len(names), names
     if kind == "position":
-        numbers = _join_positions(store, names, split)
+        numbers = _join_positions(store, names, split, repeats=repeats)
     else:
         records, targets = _comparable(store, names, kind)
         if not repeats:
@@ -72,6 +73,9 @@ def join_targets(
             _require_different(records, _keys(store), kind, "records")
         indices = pc.index_in(records, value_set=targets)
         numbers = indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        names_compared = targets
+    if repeats:
+        listed = pc.count_distinct(names_compared).as_py()
     matched = np.unique(numbers[numbers >= 0])
     if not len(matched):
         examples = ", ".join(map(repr, names[:_SHOWN].to_pylist()))
@@ -80,7 +84,7 @@ def join_targets(
             f"none of {len(names):,} targets is of a record of {store.path}: by format.join={kind} they are called "
             f"{examples}, and the store has {keys}; set format.join= to another meaning, or correct path="
         )
-    return JoinedTargets(numbers, names, places, len(names) - len(matched))
+    return JoinedTargets(numbers, names, places, listed - len(matched))
 
 
 def _keys(store: Store) -> pa.Array:
@@ -183,7 +187,9 @@ def _require_different(values: pa.Array, names: pa.Array, kind: JoinKind, noun: 
     )
 
 
-def _join_positions(store: Store, names: pa.Array, split: str) -> NDArray[np.int64]:
+def _join_positions(
+    store: Store, names: pa.Array, split: str, *, repeats: bool
+) -> NDArray[np.int64]:
     """Join numbers with the records of a split, sorted by folder and file as ImageFolder of torchvision sorts them."""
     try:
         positions = pc.cast(names, pa.int64()).to_numpy(zero_copy_only=False)
@@ -199,8 +205,13 @@ def _join_positions(store: Store, names: pa.Array, split: str) -> NDArray[np.int
     folders = pc.replace_substring(paths, "/", "\x01")
     sortable = pc.binary_join_element_wise(folders, endings, pa.scalar("", pa.large_string()))
     order = pc.sort_indices(sortable).to_numpy().astype(np.int64)
-    if len(np.unique(positions)) != len(positions) or positions.min(initial=0) < 0:
-        raise TargetError("format.join=position: a number is named twice, or is below 0")
+    different, firsts, counts = np.unique(positions, return_index=True, return_counts=True)
+    if different.min(initial=0) < 0 or (not repeats and len(different) != len(positions)):
+        odd = int(different[0] if different[0] < 0 else different[counts > 1][0])
+        raise TargetError(
+            f"format.join=position: number {odd} is {'below 0' if odd < 0 else 'named twice'}; a number means one "
+            "record, from 0"
+        )
     if positions.max(initial=0) >= len(covered):
         raise TargetError(
             f"format.join=position: there are targets up to number {positions.max():,}, and split {split} has "
@@ -208,5 +219,5 @@ def _join_positions(store: Store, names: pa.Array, split: str) -> NDArray[np.int
             "that the numbers were counted on, or set format.split="
         )
     numbers = np.full(store.index.num_rows, -1, np.int64)
-    numbers[covered[order][positions]] = np.arange(len(positions))
+    numbers[covered[order][different]] = firsts
     return numbers

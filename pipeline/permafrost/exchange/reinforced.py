@@ -15,7 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from permafrost.exchange.compressed_recipes import RecipeLayout, convert_recipes, layout_of
+from permafrost.exchange.compressed_recipes import (
+    RECIPE_REMARK,
+    RecipeLayout,
+    convert_recipes,
+    layout_of,
+)
 from permafrost.exchange.target_reader import (
     Arrays,
     FileReader,
@@ -33,6 +38,7 @@ class ReinforcedReader(FileReader):
     """Recipes as stored views, with the largest logits of each."""
 
     suffix = ".pth.tar"
+    turns_photographs = False
 
     def record_files(self) -> Iterator[Path]:
         return (path for path in self.files() if path.name != _CONFIG)
@@ -52,15 +58,18 @@ class ReinforcedReader(FileReader):
             raise TargetError(f"{path}: {error}") from error
 
     def form(self) -> TargetForm:
+        remarks = [RECIPE_REMARK]
+        if self.layout.ignored:
+            remarks.append(
+                f"{_CONFIG} names {', '.join(self.layout.ignored)}, which its own code ignores, so views are made "
+                "without"
+            )
         return TargetForm(
             frame="full",
             classes=self.config.classes,
             temperatures=(self.config.temperature,),
             operations=self.layout.operations,
-            remarks=(
-                "views have the recipes of the files; their pixels differ from the teacher's in interpolation (one "
-                "bilinear warp for crop and geometry) and in rounding, as those were whole numbers between operations",
-            ),
+            remarks=tuple(remarks),
         )
 
     def parse(self, content: Any, request: ReadRequest, row: int) -> Arrays:

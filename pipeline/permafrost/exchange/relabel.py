@@ -2,8 +2,10 @@
 
     <class>/<stem>.pt    [2, k, h, w]: scores before a softmax, and their classes, of each of 15x15 cells of the image
 
-The label of a crop is the softmax of the scores that its box pools from the map (torchvision's roi_align with one
-cell), where a class that a cell does not list has score 0. So a pass has the label of the whole image, or of crops.
+The label of a crop is the softmax of the scores that its box pools from the map, where a class that a cell does not
+list has score 0: torchvision's roi_align with one cell, of as many points as the box has cells. So a pass has the label
+of the whole image, or of crops. ReLabel's batch function passes (top, left, bottom, right) where roi_align expects
+(x0, y0, x1, y1), so its students were trained with maps whose first axis runs along the width of the image.
 """
 
 from __future__ import annotations
@@ -33,19 +35,11 @@ class ReLabelReader(FileReader):
 
     suffix = ".pt"
     crops_targets = True
+    turns_photographs = False
 
     def form(self) -> TargetForm:
-        remarks = ["a crop pools the exact part of each cell, without rounding of its box"]
-        if self.config.transposed is None:
-            remarks.append(
-                "format.transposed is not set, and nothing in the files says whether maps run along the height or the "
-                "width first; set it, or compare both with teacher="
-            )
         return TargetForm(
-            frame="full",
-            classes=self.config.classes,
-            temperatures=(self.config.temperature,),
-            remarks=tuple(remarks),
+            frame="full", classes=self.config.classes, temperatures=(self.config.temperature,)
         )
 
     def alternatives(self) -> dict[str, TargetReader]:
@@ -81,20 +75,20 @@ def _pool(maps: NDArray[np.float32], views: NDArray[np.float32] | None) -> NDArr
 
     Args:
         maps: Maps of the whole image.
-        views: canonical_from_view [V, 3, 3] of crops and flips; None for the whole image.
+        views: canonical_from_view [V, 3, 3] of crops, flips and quarter turns; None for the whole image.
     """
     matrices = np.eye(3, dtype=np.float32)[None] if views is None else views
     side = maps.shape[-1]
-    half = np.abs(matrices[:, (0, 1), (0, 1)])
+    half = np.abs(matrices[:, :2, :2]).sum(axis=2)
     center = matrices[:, :2, 2]
-    low, high = ((center - half) + 1) / 2 * side, ((center + half) + 1) / 2 * side
+    low, high = (((edge + 1) / 2 * side) - 0.5 for edge in (center - half, center + half))
     boxes = np.concatenate([np.zeros((len(low), 1)), low, high], axis=1)
     pooled = roi_align(
         torch.from_numpy(maps)[None].double(),
         torch.from_numpy(boxes).double(),
         output_size=1,
-        sampling_ratio=4,
-        aligned=True,
+        sampling_ratio=-1,
+        aligned=False,  # a box has at least the size of a cell
     )
     return np.asarray(pooled[:, :, 0, 0])
 

@@ -85,8 +85,10 @@ class ReadRequest(NamedTuple):
     places: Sequence[str]
     """The n places, as the reader has listed them."""
     heights: NDArray[np.int64]
-    """Heights of the original images in pixels, i64 [n]; `widths` likewise."""
+    """Heights of the images in pixels, i64 [n], as the tool's loader opens them; `widths` likewise."""
     widths: NDArray[np.int64]
+    orientations: NDArray[np.int8]
+    """EXIF orientations of the original images, i8 [n]."""
     views: NDArray[np.float32] | None = None
     """canonical_from_view f32 [n, V, 3, 3] of the views that are asked for; None for what the format stores."""
 
@@ -115,6 +117,9 @@ class TargetReader(ABC):
 
     crops_targets: ClassVar[bool] = False
     """True if targets of any crop follow from what is stored (ReadRequest.views)."""
+    turns_photographs: ClassVar[bool | None] = None
+    """Whether the tool's loader turns photographs as their EXIF orientation says; None if nobody knows. Requests to a
+    reader of False, and its arrays, are of the pixels before they are turned."""
 
     def __init__(self, config: Any, path: Path) -> None:
         self.config: Any = config

@@ -18,6 +18,7 @@ class TheiaReader(TarReader):
     """Dense features, and the class token as an embedding."""
 
     members = ("safetensors",)
+    turns_photographs = False
 
     def form(self) -> TargetForm:
         return TargetForm(

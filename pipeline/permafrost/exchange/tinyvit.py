@@ -37,6 +37,8 @@ _SEED_BYTES, _OUTCOME_BYTES = 4, 4
 class TinyViTReader(TargetReader):
     """The largest logits of one view of each record, which nobody knows."""
 
+    turns_photographs = False
+
     def files(self) -> Iterator[Path]:
         for pair in self._pairs:
             yield from pair

@@ -1,9 +1,9 @@
 """Torch files of strangers, unpickled in a process of their own.
 
 The process reads with `weights_only` and a list of what may be built, so that no code of a file runs. Files of a
-protocol that `weights_only` does not read are unpickled with an empty list, which is enough for lists and numbers. The
-process may allocate a limited amount of memory beside its libraries, and is ended if a file takes too long. What it
-returns are JSON values and arrays. The same file is the program of that process, which knows nothing of this project.
+protocol that `weights_only` does not read are unpickled as lists and numbers, of Python and NumPy, alone. The process
+may allocate a limited amount of memory beside its libraries, and is ended if a file takes too long. What it returns are
+JSON values and arrays. The same file is the program of that process, which knows nothing of this project.
 
     request   8 bytes of length, then the bytes of the torch file
     answer    8 bytes of length, then JSON: {"error": text}, or {"content": ..., "arrays": [[dtype, shape], ...]}
@@ -24,7 +24,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -185,10 +185,38 @@ def _plain(value: Any, arrays: list[Any], depth: int = 0) -> Any:
     raise ValueError(f"it has a {type(value).__name__}")
 
 
+class _ScalarType:
+    """Type of a number of NumPy, by its name alone."""
+
+    def __init__(self, name: str, *flags: Any) -> None:
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        """Check that the byte order is that of the name."""
+        if ">" in state:
+            raise pickle.UnpicklingError(f"Unsupported byte order of {self.name}")
+
+
+def _scalar(kind: _ScalarType, data: bytes) -> Any:
+    """Return a number of NumPy as one of Python."""
+    dtype = np.dtype(kind.name)
+    if dtype.name not in _DTYPES:
+        raise pickle.UnpicklingError(f"Unsupported number of type {dtype}")
+    return np.frombuffer(data, dtype)[0].item()
+
+
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler of lists, mappings, numbers and texts alone."""
+    """Unpickler of lists, mappings, numbers and texts alone, the numbers also of NumPy."""
+
+    _NUMBERS: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "dtype"): _ScalarType,
+        ("numpy.core.multiarray", "scalar"): _scalar,
+        ("numpy._core.multiarray", "scalar"): _scalar,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._NUMBERS:
+            return self._NUMBERS[module, name]
         raise pickle.UnpicklingError(f"Unsupported global {module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:

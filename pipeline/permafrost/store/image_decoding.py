@@ -188,8 +188,19 @@ def _count_scans(data: bytes) -> int:
     return scans
 
 
-def inspect_image(data: bytes) -> tuple[int, int]:
-    """Return the upright (height, width) of an image that decodes to its last byte.
+class UprightImage(NamedTuple):
+    """Size of an image that decodes, and how its pixels were turned for it."""
+
+    height: int
+    """Height of the upright image in pixels, `width` likewise."""
+    width: int
+    orientation: int
+    """EXIF orientation of the pixels as Pillow decodes them, 1 for upright ones. Pillow itself turns a TIFF, so the
+    pixels of one are upright."""
+
+
+def inspect_image(data: bytes) -> UprightImage:
+    """Decode an image to its last byte, and return its upright size.
 
     Raises:
         ImageError: If it does not decode.
@@ -202,6 +213,7 @@ def inspect_image(data: bytes) -> tuple[int, int]:
             image = open_image(data)
         with image:
             upright = _to_rgb(image)
+            orientation = _orientation(image)
             if image.format == "PNG":
                 _check_png(data)
     except (MemoryError, ImageError):
@@ -210,7 +222,7 @@ def inspect_image(data: bytes) -> tuple[int, int]:
         raise ImageError("cannot be decoded: not an image of a known kind") from None
     except Exception as error:  # Pillow's parsers raise many types of exceptions
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
-    return upright.height, upright.width
+    return UprightImage(upright.height, upright.width, orientation)
 
 
 def decode_rgb(data: bytes) -> Tensor:

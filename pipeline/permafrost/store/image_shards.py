@@ -88,6 +88,8 @@ class PackedImage:
     height: int
     """Height of the original, upright image, `width` likewise; NO_SIZE for a table's row."""
     width: int
+    orientation: int = 1
+    """EXIF orientation of the original pixels."""
 
 
 def write_image_shard(
@@ -160,7 +162,7 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
         content = source.read(record)
         if packing.columns is not None:
             return PackedImage(record=record, content=content, height=NO_SIZE, width=NO_SIZE)
-        height, width = inspect_image(content.image)
+        height, width, orientation = inspect_image(content.image)
         record, content = upright_regions(record, content, packing.boxes_of, height, width)
         if packing.bit_range:
             image = to_8_bits(content.image, *packing.bit_range)
@@ -172,7 +174,9 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
         ) from error
     if packing.form != "original":
         content = _reencode(content, packing)
-    return PackedImage(record=record, content=content, height=height, width=width)
+    return PackedImage(
+        record=record, content=content, height=height, width=width, orientation=orientation
+    )
 
 
 class RegionError(ImageError):
@@ -223,7 +227,7 @@ def _turn_regions(
 def _check_mask(mask: bytes, height: int, width: int) -> None:
     """Raise RegionError unless the mask decodes and has the proportions of its upright image."""
     try:
-        mask_height, mask_width = inspect_image(mask)
+        mask_height, mask_width, _ = inspect_image(mask)
     except ImageError as error:
         raise RegionError(f"its mask {error}") from error
     if abs(mask_height * width - mask_width * height) > _MAX_MASK_DISTORTION * height * mask_width:
@@ -372,6 +376,7 @@ def _row(
         "mask_size": len(content.mask or b""),
         "height": image.height,
         "width": image.width,
+        "orientation": image.orientation,
         "label": record.label,
         "labels": record.labels,
         "group": record.group,

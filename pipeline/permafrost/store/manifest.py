@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Schema of stores and passes, the only one that is read."""
 MANIFEST_NAME = "manifest.json"
 TEACHERS_FOLDER = "teachers"

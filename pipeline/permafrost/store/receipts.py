@@ -35,6 +35,7 @@ RECEIPT_SCHEMA = table_schema(
     mask_size=pa.int64(),
     height=pa.int32(),
     width=pa.int32(),
+    orientation=pa.int8(),
     label=pa.int32(),
     labels=pa.list_(pa.int32()),
     group=pa.int32(),

@@ -7,6 +7,7 @@ python -m tests.exchange.conformance.measure --write    writes it to table.json,
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 import permafrost
 from permafrost.config.augment import AugmentOptions
@@ -161,7 +163,10 @@ def correlations(here: np.ndarray, there: list[list[second_reader.View]]) -> np.
     result = np.empty(here.shape[:2])
     for row, views in enumerate(there):
         for number, view in enumerate(views):
-            one, other = here[row, number].ravel(), view.pixels.astype(np.float32).ravel()
+            shown = Image.fromarray(view.pixels)
+            if shown.size != (SIDE, SIDE):
+                shown = shown.resize((SIDE, SIDE), Image.Resampling.BOX)
+            one, other = here[row, number].ravel(), np.asarray(shown, np.float32).ravel()
             if min(one.std(), other.std()) < 1:
                 result[row, number] = 1.0 if abs(one.mean() - other.mean()) < 3 else 0.0
             else:
@@ -308,7 +313,7 @@ the pixels of views, `beyond` for those whose shear, translation or rotation sho
 
 
 def summary(numbers: dict) -> dict:
-    """Return numbers for a table: of correlations the lowest and the median."""
+    """Return numbers for a table: largest differences, and of correlations the lowest and the median."""
     return {
         name: [round(float(np.min(value)), 3), round(float(np.median(value)), 3)]
         if np.ndim(value)
@@ -318,14 +323,15 @@ def summary(numbers: dict) -> dict:
 
 
 def main() -> None:
-
+    """Print the table, or write it."""
     with tempfile.TemporaryDirectory() as folder:
         place = Workplace(Path(folder))
-        for name, function in MEASURED.items():
-            try:
-                print(name, json.dumps(summary(function(place, name))))
-            except Exception as error:
-                print(name, "FAILED", str(error)[:300])
+        rows = {name: summary(function(place, name)) for name, function in MEASURED.items()}
+    text = json.dumps(rows, indent=1) + "\n"
+    if "--write" in sys.argv:
+        TABLE.write_text(text)
+    else:
+        print(text, end="")
 
 
 if __name__ == "__main__":
