@@ -105,7 +105,7 @@ def read_lists(path, numbers, **options):
         ListColumnsConfig(frame="full", cache=str(path.parent / "cache"), **options), path
     )
     names = [name for part in reader.listing() for name in part.names]
-    return names, reader.read(ReadRequest(np.asarray(numbers), ["a"], ["a"], None, None))
+    return names, reader.read(ReadRequest(np.asarray(numbers), ["a"], ["a"], None, None, None))
 
 
 def test_a_file_without_rows_among_others_is_passed_over(tmp_path):

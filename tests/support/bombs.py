@@ -371,7 +371,7 @@ def read_targets(kind: str, folder: Path) -> None:
         for _ in reader.listing():
             pass
         numbers = np.zeros(1, np.int64)
-        reader.read(ReadRequest(numbers, ["a"], ["a"], numbers, numbers))
+        reader.read(ReadRequest(numbers, ["a"], ["a"], numbers, numbers, numbers))
 
 
 BOMBS = (

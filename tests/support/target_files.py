@@ -82,7 +82,7 @@ def _compressed(recipe, augmentation):
         if name == "rand_augment" and value is not None:
             value = [(OPERATIONS.index(operation), magnitude) for operation, magnitude in value]
         values.append(value)
-    return values
+    return values + [None for name in ("mixup", "cutmix") if name in augmentation]
 
 
 def write_imagenet_plus(

@@ -1,9 +1,13 @@
-"""What a student receives from other tools' files, compared with the second reader number by number."""
+"""Targets and views of a student from other tools' files, against those of the second reader number by number."""
 
 import json
 
+import numpy as np
 import pytest
 
+from permafrost.exchange.target_reader import TargetError
+from permafrost.exchange.turned_photographs import turn_upright
+from tests.exchange.conformance.make_files import CLASSES
 from tests.exchange.conformance.measure import MEASURED, TABLE, Workplace, summary
 from tests.support.slow import slow
 
@@ -32,6 +36,38 @@ def test_a_student_receives_what_the_table_says(place, name):
             assert value == 1.0
         else:
             assert value < 1.5 * written[column] + ROUNDING
+
+
+def test_views_of_two_images_are_refused_as_such(place):
+    """Their boxes are numbers of NumPy in a pickle of protocol 4."""
+    with pytest.raises(TargetError, match="a view mixes two images"):
+        place.ingest("imagenet_plus_mixing", "format=imagenet_plus", f"format.classes={CLASSES}")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("fkd_k5", ("format=fkd", f"format.classes={CLASSES}"), "so do students in these views"),
+        ("theia", ("format=theia",), "maps are turned with the images"),
+    ],
+)
+def test_photographs_that_exif_turns_are_counted(place, caplog, name, words, said):
+    place.ingest(name, *words, f"name=counted-{name}", views=name == "fkd_k5")
+
+    (message,) = [text for text in caplog.messages if "EXIF" in text]
+    assert message.startswith("7 of 8 records are photographs that EXIF turns")
+    assert said in message
+
+
+def test_maps_of_photographs_on_their_side_are_square_or_refused():
+    """A map of 3x4 cells would have 4x3 for those, and all records of a pass have the same."""
+    maps = np.random.default_rng(0).random((8, 1, 1, 3, 4))
+
+    with pytest.raises(ValueError, match="3x4 cells"):
+        turn_upright({"map": maps}, np.arange(1, 9, dtype=np.int8))
+    upright = turn_upright({"map": maps[:4]}, np.arange(1, 5, dtype=np.int8))["map"]
+    assert np.array_equal(upright[0], maps[0])
+    assert np.array_equal(upright[2], maps[2, ..., ::-1, ::-1])
 
 
 def test_the_table_has_every_set_of_files():
