@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -115,6 +116,19 @@ class TeacherAnnotator:
         other.crop_fraction = fraction
         return other
 
+    def with_input(
+        self, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]
+    ) -> TeacherAnnotator:
+        """Return an annotator with the same network, which receives images of another size.
+
+        Args:
+            size: Height and width in pixels.
+            interpolation: Interpolation of the images.
+        """
+        other = copy(self)
+        other.input_size, other.interpolation = size, interpolation
+        return other
+
     def with_projections(self, projections: Mapping[str, Projection]) -> TeacherAnnotator:
         """Return this annotator, which projects the features of the given fields from now on."""
         for payload in self.payloads:
@@ -206,15 +220,10 @@ class TeacherAnnotator:
         if views is None:
             view_fields = [self._annotate_frames(batch, records)]
         else:
-            frames = self._frames(batch)
-            view_fields = []
-            for number, matrices in enumerate(views.matrices.to(self.device).unbind(dim=1)):
-                images = warp(frames, matrices, self.input_size) / 255
-                images = change_rows(images, move_values(views.changes(number), self.device))
-                if views.mixtures is not None:
-                    mixture = move_values(views.mixtures.at_view(number), self.device)
-                    images = mix_images(images, mixture)
-                view_fields.append(self.annotate_inputs(images, records))
+            view_fields = [
+                self.annotate_inputs(images, records)
+                for images in self.inputs_of_views(batch, views)
+            ]
         stacked = _stack_fields(view_fields)
         if views is not None:
             stacked.values.update(views.fields())
@@ -243,6 +252,17 @@ class TeacherAnnotator:
     def inputs_of(self, batch: FrameBatch) -> Tensor:
         """Return the teacher's inputs f32 [n, 3, height, width] in [0, 1] for the canonical view of each record."""
         return self._inputs(batch, 0.0)
+
+    def inputs_of_views(self, batch: FrameBatch, views: DrawnViews) -> Iterator[Tensor]:
+        """Iterate over the teacher's inputs f32 [n, 3, height, width] in [0, 1] for each view of the records."""
+        frames = self._frames(batch)
+        for number, matrices in enumerate(views.matrices.to(self.device).unbind(dim=1)):
+            images = warp(frames, matrices, self.input_size) / 255
+            images = change_rows(images, move_values(views.changes(number), self.device))
+            if views.mixtures is not None:
+                mixture = move_values(views.mixtures.at_view(number), self.device)
+                images = mix_images(images, mixture)
+            yield images
 
     def run_inputs(self, inputs: Tensor) -> ModelOutput:
         """Run the teacher on its inputs."""

@@ -15,10 +15,12 @@ from permafrost.config.store import StoreOptions, SubsetOptions
 from permafrost.config.target_formats import TargetFormatConfig
 from permafrost.core.errors import require, require_name
 
+CauseKind = Literal["temperature", "classes", "rows", "preprocessing", "maps", "noise", "unknown"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PassportOptions(Options):
-    """Size of the sample on which targets are compared with the teacher that they are said to be of."""
+    """Comparison of targets with the teacher that they are said to be of, on a sample of records."""
 
     section: ClassVar[str] = "passport"
 
@@ -26,6 +28,10 @@ class PassportOptions(Options):
     """Number of records that `teacher=` is run on; null runs it on all."""
     views: Annotated[int, Ge(1)] = 2
     """Number of stored views of each of these records that it is run on."""
+    accept: tuple[CauseKind, ...] = ()
+    """Differences that are accepted as they are, while all others stop: temperature, classes (their order), rows (of
+    other records), preprocessing (the part of the image, its size, channels or normalization), maps (their direction,
+    or their records), noise, and unknown for those without an explanation."""
 
 
 @dataclass(frozen=True, kw_only=True)

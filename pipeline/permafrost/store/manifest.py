@@ -163,9 +163,8 @@ class Passport:
     """Kind and name of that network."""
     weights_sha256: str
     agreement: Agreement
-    alternatives: dict[str, float] = field(default_factory=dict)
-    """Distance to the teacher by another meaning of the targets, such as a transposed map: nats of the logits, or 1
-    minus the mean cosine."""
+    accepted: dict[str, str] = field(default_factory=dict)
+    """Differences that the options accept (passport.accept), by their kind, in words."""
 
     def __post_init__(self) -> None:
         require_digest(self.weights_sha256)
