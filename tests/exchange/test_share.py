@@ -168,14 +168,6 @@ def test_a_student_of_an_attached_pass_is_that_of_the_original(
 # ---- other pixels, damage and options ------------------------------------------------------------
 
 
-def test_another_order_of_the_classes_is_refused(photographs, shared, tmp_path):
-    (tmp_path / "classes.txt").write_text("\n".join(reversed(photographs.open().manifest.classes)))
-    pack(photographs, tmp_path / "store", f"data.classes={tmp_path / 'classes.txt'}")
-
-    with pytest.raises(TargetError, match=r"data\.classes=FILE, which lists them in that order"):
-        run_attach(tmp_path / "store", shared["whole"])
-
-
 def test_the_share_of_another_pass_is_not_written_over(photographs, names, shared):
     with pytest.raises(ConfigError, match="share of another pass"):
         run_share(photographs.store, shared["whole"], f"pass={names['views']}")

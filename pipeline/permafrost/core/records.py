@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 from urllib.parse import quote
@@ -168,6 +168,11 @@ class Source(Protocol):
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]*")
 LONG_KEY_HEAD = 150
 """Number of leading bytes that are kept of a key that is too long."""
+
+
+def are_numbers(classes: Sequence[str]) -> bool:
+    """Return whether names of classes are their numbers from 0, which say nothing of what they are."""
+    return bool(classes) and list(classes) == list(map(str, range(len(classes))))
 
 
 def escape_key(path: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -635,19 +635,26 @@ def _judged(
             )
         logger.warning("teacher=%s: %s", passport.teacher, cause.text)
     accepted: dict[str, str] = {cause.kind: cause.text for cause in causes}
-    explained = {"temperature", "classes", "rows", "preprocessing", "noise"} & accepted.keys()
-    is_unexplained = not explained and "maps" not in accepted
-    if is_unexplained and facts.frame != "unknown" and "unknown" not in options.accept:
-        if not _resembles(agreement, _WRONG, float("inf")):
+    rest = _unexplained(agreement, accepted.keys())
+    if facts.frame != "unknown" and not _resembles(rest, _WRONG, float("inf")):
+        if "unknown" not in options.accept:
             raise TargetError(
                 f"{where}: the targets are not those of teacher={passport.teacher} {stated}, and no other meaning of "
                 "them explains it; name the network that made them, or set 'passport.accept=[unknown]' to take them as "
                 "they are"
             )
-    elif is_unexplained and not _resembles(agreement, _WRONG, float("inf")):
         accepted["unknown"] = "they differ, and the cause is unknown"
-    _announce(passport, is_unexplained=is_unexplained)
+    _announce(passport, rest)
     return replace(passport, accepted=accepted)
+
+
+def _unexplained(agreement: Agreement, causes: Collection[str]) -> Agreement:
+    """Return the agreement without what causes of these kinds explain."""
+    if {"temperature", "classes", "rows", "preprocessing", "noise"} & set(causes):
+        agreement = replace(agreement, top1=None, kl_mean=None)
+    if {"maps", "rows", "preprocessing"} & set(causes):
+        agreement = replace(agreement, cosine_mean={})
+    return agreement
 
 
 def _compare(
@@ -746,12 +753,12 @@ def _resembles(agreement: Agreement, lowest: float, nats: float) -> bool:
     return worst >= lowest and (agreement.kl_mean or 0.0) <= nats
 
 
-def _announce(passport: Passport, *, is_unexplained: bool) -> None:
-    """Log the agreement, as a warning if it is low and nothing explains it."""
+def _announce(passport: Passport, rest: Agreement) -> None:
+    """Log the agreement, as a warning if what nothing explains is low."""
     agreement = passport.agreement
     worst = "" if agreement.kl_largest_key is None else f"; worst {agreement.kl_largest_key}"
-    is_doubtful = is_unexplained and not _resembles(agreement, _DOUBTFUL, _DOUBTFUL_NATS)
-    differs = is_unexplained and _loss(agreement) > CLOSE_NATS
+    is_doubtful = not _resembles(rest, _DOUBTFUL, _DOUBTFUL_NATS)
+    differs = is_doubtful or _loss(rest) > (CLOSE_NATS if rest.top1 is not None else _CLOSE_COSINE)
     logger.log(
         logging.WARNING if is_doubtful else logging.INFO,
         "teacher=%s: %s%s%s",

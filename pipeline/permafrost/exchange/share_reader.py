@@ -25,8 +25,9 @@ from permafrost.config.version import __version__
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import FileError, UserError, quote, shorten
 from permafrost.core.progress import progress
-from permafrost.core.records import PARTNER_FIELD, FieldSpec
+from permafrost.core.records import NO_LABEL, PARTNER_FIELD, FieldSpec
 from permafrost.core.tasks import Executor
+from permafrost.exchange.class_orders import order_classes, reorder_classes
 from permafrost.exchange.encoding import EncodedTargets
 from permafrost.exchange.ingest_shards import (
     IngestShard,
@@ -77,6 +78,8 @@ class SharedFields:
     fields: tuple[FieldSpec, ...]
     num_views: int
     num_classes: int
+    order: NDArray[np.int64] | None = None
+    """Class here of each class there, i64 [K]; None if they are the same."""
     views: ClassVar[None] = None
 
     @property
@@ -115,6 +118,8 @@ class SharedFields:
                     f"{self.folder}: {spec.name} of {request.places[odd[0]]} has values that are not finite or that "
                     "the field cannot have; nothing was attached"
                 )
+        if self.order is not None:
+            values = reorder_classes(values, self.fields, self.order)
         return EncodedTargets(self.fields, values, {})
 
     def _read_record(
@@ -165,7 +170,7 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
     """
     folder = RootedPath(Path(config.path).absolute())
     shared = read_share(folder)
-    joined, how = _join(folder, store, shared)
+    joined, labels, how = _join(folder, store, shared)
     require_covered(
         store,
         joined,
@@ -180,13 +185,7 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
             f"{folder}: its maps were made by explainer {quote(kind)}, which is not among {', '.join(EXPLAINERS)}; "
             "install the plug-in that adds it, as students are explained in the same way"
         )
-    here, there = list(store.manifest.classes), list(shared.classes)
-    if here != there and shared.teacher["classes"] == len(there):
-        raise TargetError(
-            f"{folder}: its classes are {shorten(there, 5)}, and those of {store.path} {shorten(here, 5)}, so a column "
-            "of the targets would mean another class; pack the store with data.classes=FILE, which lists them in that "
-            "order"
-        )
+    order = _order_of(folder, shared, joined, labels, store)
     same_store = (shared.dataset_fingerprint, shared.store_fingerprint) == (
         store.manifest.dataset.fingerprint,
         store.manifest.fingerprint,
@@ -203,12 +202,11 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         "selection": shared.selection if same_store else selection_of(joined),
         "backend": config.store.backend,
     }
-    is_same = same_store and shared.backend == config.store.backend
-    fingerprint = (
-        shared.fingerprint
-        if is_same
-        else sha256_json({"attached": shared.fingerprint, **{n: description[n] for n in _OF_STORE}})
-    )
+    is_same = same_store and shared.backend == config.store.backend and order is None
+    covered = {"attached": shared.fingerprint, **{n: description[n] for n in _OF_STORE}}
+    if order is not None:
+        covered["classes"] = order.tolist()
+    fingerprint = shared.fingerprint if is_same else sha256_json(covered)
     target = folder_of_pass(store, shared.pass_name, fingerprint)
     shards = shards_of(store, joined)
     origin = f"the share {sha256_file(folder / SHARE_NAME)[:16]}"
@@ -218,7 +216,9 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         _require_same(folder, shared, description, target)
         logger.info("pass %s is complete", target.name)
         return AttachedPass(name=target.name, records=records, written=0, joined_by=how)
-    source = SharedFields(folder, shared.fields, shared.num_views, int(shared.teacher["classes"]))
+    source = SharedFields(
+        folder, shared.fields, shared.num_views, int(shared.teacher["classes"]), order
+    )
     with prepared(target, joined):
         task = IngestShard(store_path=store.folder, folder=target, targets=source, origin=origin)
         example = task.read(shards[0], task.rows_of(shards[0])[:1])
@@ -287,9 +287,44 @@ def _projection(path: RootedPath, spec: FieldSpec) -> Projection:
 # ---- join ----------------------------------------------------------------------------------------
 
 
-def _join(folder: RootedPath, store: Store, shared: Share) -> tuple[JoinedTargets, str]:
-    """Find the target of each record by its image: of the same key where there is one, and of any equal image."""
+def _order_of(
+    folder: RootedPath,
+    shared: Share,
+    joined: JoinedTargets,
+    labels: NDArray[np.int32],
+    store: Store,
+) -> NDArray[np.int64] | None:
+    """Find the class here of each class of the share, None if they are the same.
+
+    Raises:
+        TargetError: If nothing says it, or labels contradict.
+    """
+    there, here = list(shared.classes), list(store.manifest.classes)
+    if shared.teacher["classes"] != len(there):  # columns of other classes than those of the data
+        return None
+    if len(here) != len(there):
+        raise TargetError(
+            f"{folder}: its classes are {shorten(there, 5)}, and those of {store.path} {shorten(here, 5)}, so a column "
+            "of the targets would mean another class; attach to a store of the same classes"
+        )
+    rows = np.flatnonzero(joined.numbers >= 0)
+    labels_here = np.full(len(rows), NO_LABEL)
+    if not store.index.has_many_labels:
+        labels_here = store.index.values("label", rows)
+    return order_classes(there, here, (labels[joined.numbers[rows]], labels_here), str(folder))
+
+
+def _join(
+    folder: RootedPath, store: Store, shared: Share
+) -> tuple[JoinedTargets, NDArray[np.int32], str]:
+    """Find the target of each record by its image: of the same key where there is one, and of any equal image.
+
+    Returns:
+        The targets, their labels i32 [targets], and the digests by which they were found.
+    """
     table = read_shared_records(folder, shared)
+    labels = table["label"].to_numpy()
+    table = table.drop_columns("label")
     columns = {
         name: table[name].combine_chunks().cast(pa.large_string()) for name in table.column_names
     }
@@ -314,7 +349,7 @@ def _join(folder: RootedPath, store: Store, shared: Share) -> tuple[JoinedTarget
                 else ". If its files were written anew, share with pixels=true"
             )
         )
-    return JoinedTargets(numbers, columns["key"], places, len(places) - matched), how
+    return JoinedTargets(numbers, columns["key"], places, len(places) - matched), labels, how
 
 
 def _match(

@@ -21,6 +21,7 @@ from permafrost.config.models import ModelConfig, is_published
 from permafrost.config.options import Role, options_of
 from permafrost.core.errors import ConfigError, FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
+from permafrost.core.records import are_numbers
 from permafrost.models.file_kinds import describe_foreign_folder
 from permafrost.runs.folder import run_identity
 from permafrost.storage.files import read_regular, sha256_file
@@ -230,6 +231,10 @@ def describe_other_classes(
             only the order of equal names is compared, if most are equal.
     """
     if isinstance(classes, int) or not (trained and classes) or list(trained) == list(classes):
+        return ""
+    if are_numbers(trained) and len(trained) == len(
+        classes
+    ):  # of a store whose classes had no names yet
         return ""
     common = {name for name, count in Counter(trained).items() if count == 1} & set(classes)
     if are_published and (len(trained) != len(classes) or 2 * len(common) <= len(classes)):

@@ -23,7 +23,7 @@ import numpy as np
 from permafrost.config.data import DataConfig
 from permafrost.core.errors import FileError, UserError, printable, shorten
 from permafrost.core.json_entries import EntryError, from_dict
-from permafrost.core.records import NO_GROUP, Content, Record, Source
+from permafrost.core.records import NO_GROUP, Content, Record, Source, are_numbers
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.sources.tally import Tally
 from permafrost.storage.files import exists, read_regular, write_atomically
@@ -364,8 +364,8 @@ class Preview:
         }
         labels = "several per record" if self.counts.others["labels"] else "one per record"
         unlabeled = _counts_in_words(self.counts.unlabeled)
-        numbers = self.classes == tuple(map(str, range(len(self.classes))))
-        kind = f"numbers from 0 to {len(self.classes) - 1:,}" if numbers else "names"
+        is_numbered = are_numbers(self.classes)
+        kind = f"numbers from 0 to {len(self.classes) - 1:,}" if is_numbered else "names"
         lines["labels"] = f"{labels}, {kind}" if self.classes else "none"
         if self.counts.others["none"]:
             lines["labels"] += f"; records with none: {self.counts.others['none']:,}"

@@ -42,6 +42,7 @@ FINDINGS: Family[Rule] = Family(
         "pictures_left_out": folder_rules.find_pictures_left_out,
         _DAMAGED: folder_rules.find_damaged_files,
         "split_spellings": folder_rules.find_split_spellings,
+        "classes_without_names": label_rules.find_classes_without_names,
         "classes_like_splits": label_rules.find_classes_like_splits,
         "unusual_splits": label_rules.find_unusual_splits,
         "empty_classes": label_rules.find_empty_classes,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from permafrost.core.errors import quote, shorten
+from permafrost.core.records import are_numbers
 from permafrost.sources import image_folder, image_table, table_files, webdataset
 from permafrost.sources.classes import has_leading_zero, is_unknown, to_number
 from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS
@@ -128,6 +129,18 @@ def _are_in_other_splits(preview: Preview, labels: list[int]) -> bool:
         for label in labels
     ]
     return all(splits) and not set.intersection(*splits)
+
+
+def find_classes_without_names(preview: Preview) -> Iterator[Doubt]:
+    """Find classes of tars or a table that are numbers alone."""
+    takes_list = hasattr(preview.data, "classes") and preview.data.kind != "image_folder"
+    if takes_list and preview.data_classes is None and are_numbers(preview.classes):
+        yield (
+            "warning",
+            f"the {len(preview.classes):,} classes are numbers without names, so nobody can compare them with those of "
+            "a network, of a share or of another store; name them with data.classes=FILE, a text file with a name a "
+            "line, which can also be done later by the same command",
+        )
 
 
 def find_classes_of_one_split(preview: Preview) -> Iterator[Doubt]:

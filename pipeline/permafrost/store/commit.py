@@ -21,6 +21,7 @@ import pyarrow as pa
 from permafrost.core.digests import canonical_json, sha256_keys
 from permafrost.core.errors import FileError, require, shorten
 from permafrost.core.json_entries import EntryError, from_dict
+from permafrost.core.records import are_numbers
 from permafrost.storage.files import (
     exists,
     file_size,
@@ -170,6 +171,11 @@ def missing_image_shards(
         return [plan for plan, is_kept in zip(plans, kept, strict=True) if not is_kept]
 
 
+def named_classes(manifest: StoreManifest, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of a committed store's classes: those of the options, which may name what was numbered."""
+    return manifest.classes if are_numbers(classes) else classes
+
+
 def needs_commit(folder: RootedPath) -> bool:
     """Return whether a store or a pass has no manifest, or lost one of the small files that its manifest lists.
 
@@ -238,6 +244,7 @@ def commit_store(
     committed = committed_store(store)
     digests: dict[str, str] = {}
     if committed is not None:
+        classes = named_classes(committed, classes)
         rows_per_shard = committed.rows_per_shard
         digests = {shard.name: shard.sha256 for shard in committed.shards}
     sizes = set[tuple[int, int]]()
@@ -387,7 +394,8 @@ def _check_committed(
     image_size: int | None,
 ) -> StoreManifest:
     manifest = read_store_manifest(store)
-    if manifest.classes != classes:
+    unnamed = are_numbers(manifest.classes) or are_numbers(classes)
+    if manifest.classes != classes and not (unnamed and len(manifest.classes) == len(classes)):
         raise StoreMismatchError(
             f"{store} contains {len(manifest.classes)} classes ({shorten(manifest.classes, 3)}), but the data options "
             f"describe {len(classes)} ({shorten(classes, 3)}); {_OTHER_DATA}"

@@ -8,13 +8,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from permafrost.config.data import DataConfig, FileDataConfig, ImageFileDataConfig
 from permafrost.config.store import PrecomputeConfig
 from permafrost.core.digests import canonical_json
-from permafrost.core.errors import require
+from permafrost.core.errors import require, shorten
 from permafrost.core.records import Source
 from permafrost.core.tasks import Executor, ShardResult, run_shards
 from permafrost.storage.files import remove_partial_files
@@ -24,6 +24,7 @@ from permafrost.store.commit import (
     commit_store,
     committed_store,
     missing_image_shards,
+    named_classes,
     needs_commit,
 )
 from permafrost.store.image_shards import (
@@ -33,7 +34,7 @@ from permafrost.store.image_shards import (
     write_image_shard,
 )
 from permafrost.store.listing import Listing
-from permafrost.store.manifest import DatasetIdentity
+from permafrost.store.manifest import DatasetIdentity, read_store_manifest, write_manifest
 from permafrost.store.shard_plan import ShardPlan
 
 logger = logging.getLogger("permafrost.precompute")
@@ -166,6 +167,15 @@ def plan_pack(
     )
 
 
+def _name_classes(path: RootedPath, classes: tuple[str, ...]) -> None:
+    """Give names to the classes of a finished store that are numbers. Neither its records nor its passes change."""
+    manifest = read_store_manifest(path)
+    named = named_classes(manifest, classes)
+    if named != manifest.classes:
+        write_manifest(path, replace(manifest, classes=named))
+        logger.info("the %d classes of %s have names now: %s", len(named), path, shorten(named, 3))
+
+
 def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     """Write the shards that the store lacks and commit it.
 
@@ -183,6 +193,7 @@ def pack(plan: PackPlan, config: PrecomputeConfig, executor: Executor) -> int:
     """
     path = plan.path
     if not plan.missing and not needs_commit(path):
+        _name_classes(path, plan.classes)
         return 0
     in_use = {file for shard in plan.shards for file in (shard.listing, shard.order) if file}
     remove_partial_files(path, keep=in_use)
