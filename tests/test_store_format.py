@@ -12,6 +12,7 @@ import pytest
 import torch
 import zarr
 
+from permafrost.annotation.precision import in_network_units
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.store import PassOptions
 from permafrost.loading.dataset import StoreDataset
@@ -132,3 +133,35 @@ def test_the_second_example_rebuilds_projected_features(tmp_path, tiny_teacher):
     torch.testing.assert_close(
         torch.from_numpy(names["features"][0]).float(), expected, rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_what_the_attributes_say_gives_the_units_of_the_network(tmp_path, tiny_teacher, dtype):
+    """The expression of each array is run with stock Zarr and NumPy, and compared with the teacher's own output."""
+    options = PassOptions(
+        batch_size=8,
+        payloads=("logits", "map", "class_maps", "attention", "features"),
+        features_dtype=dtype,
+        map_dtype=dtype,
+    )
+    precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=options))
+    store = Store(tmp_path / "store")
+    (made,) = store.open_passes()
+    arrays = zarr.open_group(str(made.folder / "fields.zarr"), mode="r")
+    described = {n: a for n, a in arrays.arrays() if "units" in a.attrs}
+    shard = store.manifest.shards[0]
+    keys = made.shard_keys(shard)
+    rows = [store.index.table()["array_row"][n].as_py() for n in range(len(keys))]
+    read = {name: array.oindex[rows] for name, array in arrays.arrays()}
+
+    assert {"map", "class_maps", "attention_3", "features_3"} <= described.keys()
+    is_stepped = False
+    for name, array in described.items():
+        space = {**read, "values": read[name], "step": array.attrs["step"]}
+        units = eval(array.attrs["units"], {"__builtins__": {}}, space)
+        expected = in_network_units(made.read_shard(shard), name)
+        np.testing.assert_allclose(units[:, 0], expected, rtol=1e-3, atol=1e-6)
+        is_stepped |= array.dtype == "int8"
+        if array.dtype == "int8":  # the control: without the step, they are 127 times as large
+            assert not np.allclose(units[:, 0] / array.attrs["step"], expected, rtol=0.5)
+    assert is_stepped == (dtype == "int8")

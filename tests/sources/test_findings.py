@@ -601,6 +601,16 @@ def one_class_in_two_forms_of_unicode(root):
     return folder(root, *images_of(f"train/{NFC}", "train/dog", f"val/{NFD}", "val/dog"))
 
 
+@case("classes_without_names", "warning")
+def a_table_of_numbers(root):
+    return table(root, {"label": [0, 1, 2, 0]})
+
+
+@case("classes_without_names", None)
+def folders_that_are_called_numbers(root):
+    return folder(root, *images_of("0", "1", "2"))
+
+
 @case("classes_of_one_split", "error")
 def splits_with_other_names_for_classes(root):
     return folder(root, *images_of("train/n01", "train/n02", "val/images"))

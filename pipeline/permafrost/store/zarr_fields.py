@@ -215,7 +215,7 @@ class ZarrFields(PassFields):
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": padding if isinstance(padding, int) else "NaN",
             "codecs": codecs,
-            "attributes": _attributes(spec),
+            "attributes": _attributes(spec, self.fields),
             "dimension_names": list(_dimension_names(spec)),
             "zarr_format": 3,
             "node_type": "array",
@@ -271,8 +271,11 @@ def _dimension_names(spec: FieldSpec) -> tuple[str, ...]:
     return ("array_row", "view", *axes)
 
 
-def _attributes(spec: FieldSpec) -> dict[str, Any]:
-    """Return the attributes that a reader of the array alone needs to interpret its values."""
+def _attributes(spec: FieldSpec, fields: Sequence[FieldSpec]) -> dict[str, Any]:
+    """Return the attributes that a reader of the array alone needs to interpret its values.
+
+    `units` is an expression of NumPy, with the arrays by their names and `values` and `step` of this one.
+    """
     described = asdict(spec)
     attributes = {
         name: described[name]
@@ -291,7 +294,9 @@ def _attributes(spec: FieldSpec) -> dict[str, Any]:
         "column array_row of index.arrow, or of receipts/<shard>.parquet where the pass covers a selection"
     )
     if spec.codec == "maxabs":
-        attributes["scale"] = f"values times {spec.name}_scale are in the teacher's own units"
+        scale = next(each for each in fields if each.name == f"{spec.name}_scale")
+        axes = ", ".join(["...", *["None"] * (len(spec.shape) - len(scale.shape))])
+        attributes["units"] = f"values * step * {scale.name}[{axes}]"
         attributes["step"] = 1 / 127 if spec.dtype == "int8" else 1.0
     return attributes
 
