@@ -15,6 +15,7 @@ from docs.measured import ROOT
 from docs.tables import (
     benchmarks,
     e2kd,
+    exchange,
     frozen_features,
     interpretability,
     ked,
@@ -55,6 +56,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for function in (
         *overview.TABLES,
         *e2kd.TABLES,
+        *exchange.TABLES,
         *frozen_features.TABLES,
         *ked.TABLES,
         *unicam.TABLES,

@@ -36,6 +36,7 @@ from permafrost.exchange.ingest_shards import (
     with_fields,
 )
 from permafrost.exchange.joining import JoinedTargets, join_targets
+from permafrost.exchange.recognition import require_arrays
 from permafrost.exchange.target_reader import (
     ReadRequest,
     TargetError,
@@ -61,6 +62,8 @@ from permafrost.store.shards import ShardEntry
 logger = logging.getLogger("permafrost.ingest")
 
 _SHOWN = 3
+_SOFTER = 1.25
+"""Ratio of the photographs' side to that of the frame above which views of crops lack detail."""
 
 
 # ---- targets -------------------------------------------------------------------------------------
@@ -104,6 +107,8 @@ def open_targets(config: IngestConfig, store: Store) -> IngestedTargets:
         f"store.path={store.path} has rows of a table, and targets of other tools are of images",
     )
     options = config.format
+    if options.kind == "npz":
+        require_arrays(Path(config.path), config.path)
     reader = resolve_implementation(type(options))(options, Path(config.path).absolute())
     with reading(config.path):
         form = reader.form()
@@ -219,6 +224,7 @@ def ingest_targets(
             )
         joined = _covered(joined, targets, store, config, kind)
     _say_if_turned(targets, store, joined)
+    _say_if_softer(targets, store, joined)
     description = _describe_pass(config, store, targets, digest, joined)
     fingerprint = fingerprint_pass(description)
     folder = folder_of_pass(store, config.name or config.format.kind, fingerprint)
@@ -421,6 +427,22 @@ def _say_if_turned(targets: IngestedTargets, store: Store, joined: JoinedTargets
             "are those of the turned image"
         )
     logger.warning("%d of %d records are photographs that EXIF turns: " + text, count, total, kind)
+
+
+def _say_if_softer(targets: IngestedTargets, store: Store, joined: JoinedTargets) -> None:
+    """Log that views of crops are sampled from frames with fewer pixels than the photographs."""
+    if targets.form.operations is None and targets.views is None:
+        return
+    sizes = store.index.take(("height", "width"), np.flatnonzero(joined.numbers >= 0))
+    side, frame = int(np.median(np.minimum(*sizes.values()))), max(store.size)
+    if side > _SOFTER * frame:
+        logger.warning(
+            "views are sampled from frames of %d pixels, and the shorter side of the photographs is %d (median), so "
+            "small crops are softer than those that the teacher saw; pack the data with store.image_size=%d",
+            frame,
+            side,
+            min(side, 2 * frame),
+        )
 
 
 def _say_if_other_classes(classes: int, store: Store) -> None:
