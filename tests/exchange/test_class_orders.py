@@ -50,6 +50,7 @@ SAME, REVERSED = [0, 1, 2, 3], [3, 2, 1, 0]
             [1, 0, 2, 3],
         ),
         (WORDS, WORDS, labels(SAME, 400, wrong=30), None),
+        (WORDS, WORDS, (np.array([0, 1, 1, 2, 3, 3]), np.array([0, 1, 1, 3, 3, 3])), None),
     ],
 )
 def test_names_and_labels_say_which_class_is_which(there, here, records, order):

@@ -76,7 +76,7 @@ def test_other_things_are_no_targets(unpacked, tmp_path):
 
 
 def test_the_options_that_are_said_ingest_the_files(unpacked, tmp_path):
-    """What the message says to set is set, word for word."""
+    """The options of the message are typed, word for word."""
     photographs = unpacked("photographs")
     made = make_photographs(tmp_path / "made")
     shutil.rmtree(made.folder / "train")

@@ -138,8 +138,8 @@ class PixelOperationConfig(_Operation):
     scale: tuple[float, float] = (0.02, 0.33)
     """random_erasing: range of the rectangle's fraction of the area."""
     ratio: tuple[float, float] = (0.3, 3.3)
-    """random_erasing: range of the rectangle's aspect ratio, width / height. torchvision's RandomErasing counts height /
-    width, so its ratio (1, 3) is 0.33 to 1 here."""
+    """random_erasing: range of the rectangle's aspect ratio, width / height. torchvision's RandomErasing counts
+    height / width, so its ratio (1, 3) is 0.33 to 1 here."""
     value: Annotated[float, Ge(0), Le(1)] = 0.0
     """random_erasing: value of the erased pixels in all channels, from 0 (black) to 1 (white)."""
     maps: Annotated[Literal["keep", "blank"], Role.IF_SET] = "keep"

@@ -15,6 +15,8 @@ from permafrost.exchange.target_reader import TargetError
 
 logger = logging.getLogger("permafrost.attach")
 
+_MOSTLY = 0.5
+"""Fraction of the records whose labels must fit the order that names say."""
 _SURE = 0.9
 """Fraction of the records of a class that must have one label for an order that its name does not say."""
 _CLASSES_AS_VALUES = (TOP_CLASS, "explained_class")
@@ -22,8 +24,8 @@ _CLASSES_AS_VALUES = (TOP_CLASS, "explained_class")
 
 
 def order_classes(
-    there: Sequence[str],
-    here: Sequence[str],
+    shared_names: Sequence[str],
+    store_names: Sequence[str],
     labels: tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]],
     where: str,
 ) -> NDArray[np.int64] | None:
@@ -33,8 +35,8 @@ def order_classes(
     contradict the names decide if they do so for all classes in one way.
 
     Args:
-        there: Names of the classes of the share.
-        here: Names of the classes of the store, as many.
+        shared_names: Names of the classes of the share.
+        store_names: Names of the classes of the store, as many.
         labels: Labels of the joined records there and here, [n] each, below 0 where unknown.
         where: The share, for messages.
 
@@ -44,26 +46,27 @@ def order_classes(
     Raises:
         TargetError: If neither names nor labels say it, or labels contradict.
     """
-    count = len(there)
+    count = len(shared_names)
     usable = (np.minimum(*labels) >= 0) & (np.maximum(*labels) < count)
     pairs = np.stack([each[usable].astype(np.int64) for each in labels])
-    by_label, shares = _majority(pairs, count)
-    by_name = _by_name(there, here)
-    has_label = by_label >= 0
-    order, reason = by_name, "their names"
-    if by_name is None or (by_label != by_name)[has_label].any():
-        same = list(there) == list(here)
-        if same and not has_label.any():
+    frequent_labels, shares = _majority(pairs, count)
+    order, reason = _order_of_names(shared_names, store_names), "their names"
+    if order is None or _agreement(order, pairs) < _MOSTLY:
+        same = list(shared_names) == list(store_names)
+        if same and not pairs.size:
             logger.warning(
                 "%s: its classes are numbers, and no joined record has a label in both stores, so nothing says whether "
                 "they mean the same here",
                 where,
             )
             return None
-        order = _by_label(by_label, shares, same=same)
-        reason = "the labels of their records"
+        order, reason = np.arange(count), "the labels of their records"
+        if not same or _agreement(order, pairs) < _SURE:
+            order = _order_of_labels(frequent_labels, shares)
     if order is None:
-        raise TargetError(_refusal(there, here, by_label, shares, pairs, where))
+        raise TargetError(
+            _refusal(shared_names, store_names, frequent_labels, shares, pairs, where)
+        )
     differing = int((order[pairs[0]] != pairs[1]).sum())
     if differing:
         logger.warning(
@@ -72,23 +75,34 @@ def order_classes(
             pairs.shape[1],
         )
     moved = [
-        f"class {n} ({there[n]}) is class {order[n]} here ({here[order[n]]})"
+        f"class {n} ({shared_names[n]}) is class {order[n]} here ({store_names[order[n]]})"
         for n in range(count)
-        if n != order[n] or there[n] != here[order[n]]
+        if n != order[n] or shared_names[n] != store_names[order[n]]
     ]
     if moved:
         logger.warning("classes are matched by %s: %s", reason, shorten(moved, 3))
     return None if (order == np.arange(count)).all() else order
 
 
-def _by_name(there: Sequence[str], here: Sequence[str]) -> NDArray[np.int64] | None:
+def _agreement(order: NDArray[np.int64], pairs: NDArray[np.int64]) -> float:
+    """Return the fraction of records whose labels fit an order, 1 without labels."""
+    return float((order[pairs[0]] == pairs[1]).mean()) if pairs.size else 1.0
+
+
+def _order_of_names(
+    shared_names: Sequence[str], store_names: Sequence[str]
+) -> NDArray[np.int64] | None:
     """Return the class here of each name, None if names do not say it."""
-    if are_numbers(there) or are_numbers(here) or len(set(there)) < len(there):
+    if (
+        are_numbers(shared_names)
+        or are_numbers(store_names)
+        or len(set(shared_names)) < len(shared_names)
+    ):
         return None
-    places = {name: number for number, name in enumerate(here)}
-    if places.keys() != set(there):
+    places = {name: number for number, name in enumerate(store_names)}
+    if places.keys() != set(shared_names):
         return None
-    return np.array([places[name] for name in there])
+    return np.array([places[name] for name in shared_names])
 
 
 def _majority(
@@ -105,48 +119,42 @@ def _majority(
     return order, shares
 
 
-def _by_label(
-    by_label: NDArray[np.int64], shares: NDArray[np.float64], *, same: bool
+def _order_of_labels(
+    frequent_labels: NDArray[np.int64], shares: NDArray[np.float64]
 ) -> NDArray[np.int64] | None:
-    """Return the class here of each class there by the most frequent labels, None if they do not say it.
+    """Return the class here of each class there by its most frequent label, None if labels do not say it.
 
     Args:
-        by_label: Most frequent label of each class, -1 for none.
+        frequent_labels: Most frequent label of each class, -1 for none.
         shares: Fraction of the class's records with it.
-        same: True if the lists of names are the same, so that classes without records may stay where they are.
     """
-    count = len(by_label)
-    classes = np.flatnonzero(by_label >= 0)
-    different = np.unique(by_label[classes])
+    classes = np.flatnonzero(frequent_labels >= 0)
+    different = np.unique(frequent_labels[classes])
     if not len(classes) or len(different) < len(classes) or (shares[classes] < _SURE).any():
         return None
-    if same and (by_label[classes] == classes).all():
-        return np.arange(count)
-    order = by_label.copy()
-    if len(classes) == count - 1:
-        order[order < 0] = np.setdiff1d(np.arange(count), different)
+    order = frequent_labels.copy()
+    if len(classes) == len(order) - 1:  # what is left
+        order[order < 0] = np.setdiff1d(np.arange(len(order)), different)
     return order if (order >= 0).all() else None
 
 
 def _refusal(
-    there: Sequence[str],
-    here: Sequence[str],
-    by_label: NDArray[np.int64],
+    shared_names: Sequence[str],
+    store_names: Sequence[str],
+    frequent_labels: NDArray[np.int64],
     shares: NDArray[np.float64],
     pairs: NDArray[np.int64],
     where: str,
 ) -> str:
-    names = (
-        f"{where}: its classes are {shorten(there, 5)}, and those of the store {shorten(here, 5)}"
-    )
+    names = f"{where}: its classes are {shorten(shared_names, 5)}, and those of the store {shorten(store_names, 5)}"
     total = pairs.shape[1]
     if not total:
         return (
             f"{names}, and no joined record has a label in both, so a column of the targets may mean another class; "
             "pack the store with data.classes=FILE, which lists them in that order"
         )
-    lacking = [there[n] for n in np.flatnonzero(by_label < 0).tolist()]
-    if not lacking or (shares[by_label >= 0] < _SURE).any():
+    lacking = [shared_names[n] for n in np.flatnonzero(frequent_labels < 0).tolist()]
+    if not lacking or (shares[frequent_labels >= 0] < _SURE).any():
         differing = int((pairs[0] != pairs[1]).sum())
         return (
             f"{names}; {differing:,} of {total:,} joined records have another label here, and no order of the classes "

@@ -356,7 +356,7 @@ _PLACES: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "transposed along the other diagonal": lambda maps: _turned(maps, 3, is_mirrored=True),
     "negative": lambda maps: -maps,
 }
-"""What tools have done to maps -> function of the teacher's maps [..., h, w] that does it."""
+"""Way in which maps of tools differ -> function of the teacher's maps [..., h, w] that does it."""
 
 
 def unit_rows(values: NDArray[Any]) -> NDArray[np.float64]:

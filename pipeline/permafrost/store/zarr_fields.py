@@ -294,9 +294,10 @@ def _attributes(spec: FieldSpec, fields: Sequence[FieldSpec]) -> dict[str, Any]:
         "column array_row of index.arrow, or of receipts/<shard>.parquet where the pass covers a selection"
     )
     if spec.codec == "maxabs":
-        scale = next(each for each in fields if each.name == f"{spec.name}_scale")
-        axes = ", ".join(["...", *["None"] * (len(spec.shape) - len(scale.shape))])
-        attributes["units"] = f"values * step * {scale.name}[{axes}]"
+        attributes["units"] = "values * step"
+        for scale in (each for each in fields if each.name == f"{spec.name}_scale"):
+            axes = ", ".join(["...", *["None"] * (len(spec.shape) - len(scale.shape))])
+            attributes["units"] += f" * {scale.name}[{axes}]"
         attributes["step"] = 1 / 127 if spec.dtype == "int8" else 1.0
     return attributes
 
