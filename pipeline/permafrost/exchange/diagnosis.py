@@ -1,10 +1,11 @@
 """Cause of the difference between stored targets and the outputs of the teacher that they are said to be of.
 
-A cause is named only if it explains the targets: with it, rows agree as exactly as rounding lets them. What merely
-comes closer is not a cause. So one temperature is fitted to all records, one permutation of the classes (an
-assignment, checked on records that it was not fitted to), one turn or reflection to all maps, and the outputs of one
-record are compared with the targets of the others. What the teacher does when it is run in another way is tried in
-passport.py.
+A cause is named only if it explains the targets: with it, rows agree as exactly as rounding lets them, or, where the
+teacher's images were resized by another library, nine tenths of the difference are gone and the largest logits are the
+same. What merely comes closer is not a cause. So one temperature is fitted to all records, one permutation of the
+classes (an assignment, checked on records that it was not fitted to), one turn or reflection to all maps, and the
+outputs of one record are compared with the targets of the others. What the teacher does when it is run in another way
+is tried in target_comparison.py.
 """
 
 from __future__ import annotations
@@ -30,6 +31,16 @@ _EXACT_COSINE = 0.99
 """Cosine of maps or embeddings that are the same up to rounding."""
 _LEFT = 0.05
 """Fraction of a difference that a cause may leave unexplained."""
+_ROUGHLY_LEFT = 0.1
+"""The same for temperatures and orders of classes of which the largest logits agree."""
+_SAME_TOP = 0.9
+"""Fraction of the largest logits that must then agree."""
+_CLEAR_FACTOR = 1.25
+"""Smallest factor of a temperature that is then named."""
+_CLEAR_GAIN = 0.3
+"""Smallest gain of the correlation by which a class is then exchanged."""
+_OWNER = 0.25
+"""Fraction of a row's error at which the outputs of another record explain it."""
 _LOWEST_LOG = -12.0
 """Log-probability below which small probabilities were rounded, or cut."""
 _FEWEST_ROWS = 16
@@ -157,18 +168,25 @@ def find_cause_of_outputs(
             return cause, None
     before = float(stored.divergence(logits).mean())
     factor, left = fit_temperature(logits, stored)
-    if explains(before, left) and np.median(stored.errors(logits / factor)) < _EXACT:
+    is_exact = explains(before, left) and np.median(stored.errors(logits / factor)) < _EXACT
+    is_clear = abs(np.log(factor)) > np.log(_CLEAR_FACTOR)
+    if is_exact or (is_clear and _fits(stored, logits, left, before)):
         return _temperature(factor * stored.temperature, stored, left), None
     order = match_classes(logits, stored, before)
     if order is not None:
         moved = logits[:, order]
         factor, left = fit_temperature(moved, stored)
         text = _describe_order(order, stored.dense(logits.shape[1]), names)
-        if abs(np.log(factor)) > 0.02:
+        if abs(np.log(factor)) > np.log(_CLEAR_FACTOR):
             text += f", at temperature {factor * stored.temperature:.3g}"
         return Cause("classes", text, "put the classes into the order of the data", left), order
     cause = _other_rows(logits, stored, keys, exact, errors)
     return None if cause is None else (cause, None)
+
+
+def _fits(stored: StoredOutputs, logits: NDArray[Any], left: float, before: float) -> bool:
+    """Return whether logits explain targets of images that another library has resized."""
+    return left <= _ROUGHLY_LEFT * before and stored.same_top(logits).mean() >= _SAME_TOP
 
 
 def fit_temperature(logits: NDArray[Any], stored: StoredOutputs) -> tuple[float, float]:
@@ -217,24 +235,46 @@ def match_classes(
         The teacher's class of each stored one, i64 [K]; None if there is none, or it is the order as they are.
     """
     count = len(logits)
+    shift = _shifted_order(logits, stored)
+    if shift is not None and _fits(
+        stored, logits[:, shift], fit_temperature(logits[:, shift], stored)[1], before
+    ):
+        return shift
     if count < _FEWEST_ROWS:
         return None
     halves = (np.arange(0, count, 2), np.arange(1, count, 2))
-    left = 0.0
-    for fitted, checked in (halves, halves[::-1]):
-        order = _best_order(logits[fitted], stored.select(fitted))
-        moved, part = logits[checked][:, order], stored.select(checked)
-        factor, distance = fit_temperature(moved, part)
-        left += distance / 2
-        if np.median(part.errors(moved / factor)) >= _EXACT:
-            return None
-    order = _best_order(logits, stored)
-    same = np.array_equal(order, np.arange(len(order)))
-    return order if explains(before, left) and not same else None
+    for gain in (0.0, _CLEAR_GAIN):  # all that fits exactly, or what is clear
+        left, is_right = 0.0, True
+        for fitted, checked in (halves, halves[::-1]):
+            order = _best_order(logits[fitted], stored.select(fitted), gain)
+            moved, part = logits[checked][:, order], stored.select(checked)
+            factor, distance = fit_temperature(moved, part)
+            left += distance / 2
+            is_exact = float(np.median(part.errors(moved / factor))) < _EXACT
+            is_right &= is_exact or (gain > 0 and _fits(part, moved, distance, before))
+        order = _best_order(logits, stored, gain)
+        if is_right and (gain > 0 or explains(before, left)):
+            return None if np.array_equal(order, np.arange(len(order))) else order
+    return None
 
 
-def _best_order(logits: NDArray[Any], stored: StoredOutputs) -> NDArray[np.int64]:
-    """Assign a teacher's class to each stored one, by the correlation of their columns."""
+def _shifted_order(logits: NDArray[Any], stored: StoredOutputs) -> NDArray[np.int64] | None:
+    """Return the order of classes that count from another number, by the most frequent distance of the largest."""
+    num_classes = logits.shape[1]
+    top = stored.log_shares.argmax(axis=1) if stored.classes is None else stored.classes[:, 0]
+    distances = np.bincount((logits.argmax(axis=1) - top) % num_classes, minlength=num_classes)
+    shift = int(distances.argmax())
+    return (np.arange(num_classes) + shift) % num_classes if shift else None
+
+
+def _best_order(logits: NDArray[Any], stored: StoredOutputs, gain: float) -> NDArray[np.int64]:
+    """Assign a teacher's class to each stored one, by the correlation of their columns.
+
+    Args:
+        logits: Logits of the teacher, [n, K].
+        stored: Targets of the same views.
+        gain: Gain of the correlation below which a class stays where it is.
+    """
     num_classes = logits.shape[1]
     columns = []
     for values in (log_softmax(logits), stored.dense(num_classes)):
@@ -243,7 +283,10 @@ def _best_order(logits: NDArray[Any], stored: StoredOutputs) -> NDArray[np.int64
         values = values - values.mean(axis=0)
         columns.append(values / np.maximum(np.linalg.norm(values, axis=0), 1e-9))
     alike = columns[1].T @ columns[0] + 1e-6 * np.eye(num_classes)
-    return np.asarray(linear_sum_assignment(-alike)[1], np.int64)
+    order = np.asarray(linear_sum_assignment(-alike)[1], np.int64)
+    same = np.arange(num_classes)
+    clear = np.where(alike[same, order] - alike.diagonal() >= gain, order, same)
+    return clear if len(np.unique(clear)) == num_classes else same
 
 
 def _describe_order(
@@ -253,7 +296,8 @@ def _describe_order(
     count = len(order)
     shifts = (order - np.arange(count)) % count
     if count > 2 and len(np.unique(shifts)) == 1:
-        return f"their classes are shifted by {int(shifts[0])}: class 0 is the teacher's {int(order[0])}"
+        shift = int(shifts[0]) if 2 * shifts[0] <= count else int(shifts[0]) - count
+        return f"their classes are shifted by {shift}: class 0 is the teacher's {int(order[0])}"
     moved = np.flatnonzero((shifts != 0) & (dense.std(axis=0) > 0))
 
     def name(number: int) -> str:
@@ -278,13 +322,18 @@ def _other_rows(
         part = stored.select(np.full(len(logits), row))
         candidates = part.errors(logits)
         says_more = (part.log_shares[0] > _LOWEST_LOG).sum() > 1  # than its class
-        if says_more and (candidates < _EXACT).sum() == 1:
+        best, second = np.partition(candidates, 1)[:2] if len(candidates) > 1 else (1.0, 0.0)
+        is_owner = best < _EXACT or best < min(_OWNER * errors[row], 2 * np.median(errors))
+        if says_more and is_owner and second > max(_EXACT, 2 * best):
             owners[row] = int(candidates.argmin())
-    matched = float((owners[odd] >= 0).mean())
+    matched = np.flatnonzero(owners >= 0)
+    share = len(matched) / len(odd)
+    if len(np.unique(owners[matched])) < 0.5 * len(matched):  # all of them resemble a few
+        return None
     clear = float((errors[odd] > 5 * _EXACT).mean()) >= 0.9
     # Without its owner in the sample, a row is that of another record only if it does not resemble its own.
     unlike = clear and exact.mean() >= 0.2 and _likeness(logits[odd], stored.select(odd)) < 0.5
-    return _describe_rows(keys, odd, owners) if matched >= 0.5 or unlike else None
+    return _describe_rows(keys, odd, owners) if share >= 0.5 or unlike else None
 
 
 def _likeness(logits: NDArray[Any], stored: StoredOutputs) -> float:
@@ -403,15 +452,15 @@ def find_cause_of_maps(
     """
     if len(teacher) < 2:
         return None
-    for text, function in _PLACES.items():
-        other = function(teacher)
-        if other.shape != stored.shape:
-            continue
-        left = 1 - float(centered_cosines(other, stored, center_of(other)).mean())
-        if left < 1 - _EXACT_COSINE:
-            return Cause(
-                "maps", f"{name} is {text}", "save it as the teacher's explainer gives it", left
-            )
+    stated = 1 - float(centered_cosines(teacher, stored, center_of(teacher)).mean())
+    left, text = min(
+        (1 - float(centered_cosines(each, stored, center_of(each)).mean()), text)
+        for text, each in ((t, function(teacher)) for t, function in _PLACES.items())
+        if each.shape == stored.shape
+    )
+    if left < max(1 - _EXACT_COSINE, _OWNER * min(stated, 0.6)):
+        advice = "save it as the teacher's explainer gives it"
+        return Cause("maps", f"{name} is {text}", advice, left)
     cut = np.maximum(stored, 0)
     left = 1 - float(centered_cosines(teacher, cut, center_of(teacher)).mean())
     if stored.min() < 0 <= teacher.min() and left < 1 - _EXACT_COSINE:

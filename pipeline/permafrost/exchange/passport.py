@@ -156,6 +156,8 @@ def _judged(
     """
     agreement = passport.agreement
     stated = f"(by the options: {describe_agreement(agreement)})"
+    nearest = "".join(f"; {cause.text}" for cause in causes if cause.kind == "unknown")
+    causes = [cause for cause in causes if cause.kind != "unknown"]
     for cause in causes:
         is_severe = cause.kind != "noise" or not _resembles(agreement, _DOUBTFUL, _DOUBTFUL_NATS)
         if cause.kind not in options.accept and is_severe:
@@ -172,11 +174,11 @@ def _judged(
         if "unknown" not in options.accept:
             raise TargetError(
                 f"{where}: the targets are not those of teacher={passport.teacher} {stated}, and no other meaning of "
-                "them explains it; name the network that made them, or set 'passport.accept=[unknown]' to take them as "
-                "they are"
+                f"them explains it{nearest}; name the network that made them, or set 'passport.accept=[unknown]' to "
+                "take them as they are"
             )
         accepted["unknown"] = "they differ, and the cause is unknown"
-    _announce(passport, rest)
+    _announce(passport, rest, nearest)
     return replace(passport, accepted=accepted)
 
 
@@ -285,7 +287,7 @@ def _resembles(agreement: Agreement, lowest: float, nats: float) -> bool:
     return worst >= lowest and (agreement.kl_mean or 0.0) <= nats
 
 
-def _announce(passport: Passport, rest: Agreement) -> None:
+def _announce(passport: Passport, rest: Agreement, nearest: str) -> None:
     """Log the agreement, as a warning if what nothing explains is low."""
     agreement = passport.agreement
     worst = "" if agreement.kl_largest_key is None else f"; worst {agreement.kl_largest_key}"
@@ -297,5 +299,5 @@ def _announce(passport: Passport, rest: Agreement) -> None:
         passport.teacher,
         describe_agreement(agreement),
         worst,
-        "; they differ, cause unknown" if differs else "",
+        f"; they differ, cause unknown{nearest}" if differs else "",
     )

@@ -67,6 +67,10 @@ _EXACT_INPUT = 0.01
 """Median error of the outputs, relative to their spread, that another implementation of the same input explains."""
 _TRIED = 32
 """Number of records on which the teacher is run in other ways."""
+_SCREENED = 6
+"""Number of them on which ways that do not come closer are left out."""
+_NEARER = 0.5
+"""Fraction of the distance below which the nearest of the other ways is told."""
 
 
 class TargetFacts(NamedTuple):
@@ -323,21 +327,19 @@ class _Comparison:
             cause, order = explained or (None, None)
             if cause is None:
                 cause = other_input()
-                is_of_this_input = cause is None
-            if cause is None:
+            if cause is None or cause.kind == "unknown":
                 noise = find_noise(logits, outputs)
-                is_of_this_input = noise is not None
                 if noise is not None:
                     text = f"they have noise with a standard deviation of {noise:.2g} on each logit"
                     cause = Cause("noise", text, "save them as the teacher gives them", noise)
             if cause is not None:
                 causes.append(cause)
                 # Maps of the same rows, or of the same other input, differ for the same reason.
-                is_of_this_input = cause.kind not in ("rows", "preprocessing")
+                is_of_this_input = cause.kind not in ("rows", "preprocessing", "unknown")
         elif not self.nats and self.distance() > CLOSE_COSINE:
             cause = other_input()
-            if cause is not None:
-                return [cause]
+            causes += [] if cause is None else [cause]
+            is_of_this_input = cause is None or cause.kind == "unknown"
         if is_of_this_input:
             causes += self._causes_of_fields(stored, teacher, keys, order)
         return causes
@@ -403,9 +405,7 @@ def _other_input(
     """Find another input of the teacher that explains the targets of some records, None if there is none."""
     if batches[0].frames.frames.ndim == 2:  # rows of a table
         return None
-    before = _compared_with(OtherInput("", "", annotator, as_they_are), batches, facts)
-    assert before is not None
-    search = _Search(batches, facts, before.distance())
+    search = _Search(annotator, batches, facts)
     if facts.operations is None:
         for way in other_frames(annotator):
             search.explains(way)
@@ -416,19 +416,31 @@ def _other_input(
     if not search.causes:
         for way in other_values(annotator):
             search.explains(way, is_exact=True)
-    return min(search.causes, key=lambda cause: cause.left) if search.causes else None
+    return search.result()
 
 
 class _Search:
     """Search for an input of the teacher that explains targets."""
 
-    def __init__(self, batches: Sequence[_Batch], facts: TargetFacts, before: float) -> None:
-        self.batches = batches
+    def __init__(
+        self, annotator: TeacherAnnotator, batches: Sequence[_Batch], facts: TargetFacts
+    ) -> None:
         self.facts = facts
-        self.before = before
+        self.batches = _first_of(batches, _TRIED)
+        self.few = _first_of(batches, _SCREENED)
+        """Records on which most of what explains nothing is left out."""
+        stated = OtherInput("", "", annotator, as_they_are)
+        self.before, self.before_few = (
+            self._compare(stated, each).distance() for each in (self.batches, self.few)
+        )
         self.causes: list[Cause] = []
+        self.nearest: list[tuple[float, str]] = []
+        """Distance and text of each input that comes closer."""
         self.fractions: list[tuple[float, float]] = []
         """Distance and fraction of each center crop."""
+
+    def _compare(self, way: OtherInput, batches: Sequence[_Batch]) -> _Comparison:
+        return _compared_with(way, batches, self.facts)
 
     def explains(self, way: OtherInput, *, is_exact: bool = False) -> float:
         """Compare the targets with another input, and return their distance.
@@ -438,13 +450,17 @@ class _Search:
             is_exact: True if it explains the targets only where they are the same up to rounding, as what looks like
                 one change of pixels may be another. Crops differ by the library that makes them.
         """
-        comparison = _compared_with(way, self.batches, self.facts)
-        if comparison is None:
+        try:
+            few = self._compare(way, self.few).distance()
+            if few > self.before_few:
+                return float("inf")
+            comparison = self._compare(way, self.batches)
+        except (RuntimeError, ValueError, AssertionError):  # of networks that take no such input
             return float("inf")
         distance = comparison.distance()
-        fraction = way.annotator.crop_fraction
-        if fraction is not None:
-            self.fractions.append((distance, fraction))
+        if way.annotator.crop_fraction is not None:
+            self.fractions.append((distance, way.annotator.crop_fraction))
+        self.nearest.append((distance, way.text))
         close = CLOSE_NATS if self.facts.has_logits else CLOSE_COSINE
         is_explained = distance <= close or explains(self.before, distance)
         if is_exact and comparison.errors:
@@ -453,12 +469,23 @@ class _Search:
             self.causes.append(Cause("preprocessing", way.text, way.advice, distance))
         return distance
 
+    def result(self) -> Cause | None:
+        """Return the cause that leaves least, or the nearest input as a cause that is unknown; None for neither."""
+        if self.causes:
+            return min(self.causes, key=lambda cause: cause.left)
+        distance, text = min(self.nearest, default=(float("inf"), ""))
+        if distance > _NEARER * self.before:
+            return None
+        return Cause("unknown", f"the nearest of what was tried: {text}", "", distance)
+
     def refine_frame(self, annotator: TeacherAnnotator) -> None:
         """Search for the fraction of a center crop near the best of those that were tried."""
 
         def distance(fraction: float) -> float:
             return self.explains(center_cropped(annotator, fraction))
 
+        if not self.fractions:
+            return
         best = min(self.fractions)[1]
         bounds = (max(0.1, best - 0.06), min(1.0, best + 0.06))
         result = minimize_scalar(distance, bounds=bounds, method="bounded", options={"xatol": 5e-4})
@@ -466,12 +493,27 @@ class _Search:
             distance(fraction)
 
 
-def _compared_with(
-    way: OtherInput, batches: Sequence[_Batch], facts: TargetFacts
-) -> _Comparison | None:
-    """Compare the targets of some records with a teacher that is run in another way, None if it takes no such input."""
+def _first_of(batches: Sequence[_Batch], count: int) -> list[_Batch]:
+    """Return the first records of batches, at most so many."""
+    taken: list[_Batch] = []
+    for batch in batches:
+        rows = slice(0, count - sum(len(each.keys) for each in taken))
+        if rows.stop <= 0:
+            break
+        taken.append(
+            _Batch(
+                FrameBatch(*(each[rows] for each in batch.frames)),
+                batch.keys[rows],
+                {name: values[rows] for name, values in batch.stored.items()},
+                None if batch.views is None else batch.views.select(rows),
+            )
+        )
+    return taken
+
+
+def _compared_with(way: OtherInput, batches: Sequence[_Batch], facts: TargetFacts) -> _Comparison:
+    """Compare the targets of some records with a teacher that is run in another way."""
     comparison = _Comparison(facts)
-    count = 0
     for batch in batches:
         info = BatchInfo(batch.keys, batch.frames.labels)
         inputs = (
@@ -479,15 +521,7 @@ def _compared_with(
             if batch.views is None
             else way.annotator.inputs_of_views(batch.frames, batch.views)
         )
-        try:
-            answers = [
-                way.annotator.annotate_inputs(way.change(each), info).values for each in inputs
-            ]
-        except (RuntimeError, ValueError, AssertionError):
-            return None
+        answers = [way.annotator.annotate_inputs(way.change(each), info).values for each in inputs]
         teacher = {name: np.stack([each[name] for each in answers], axis=1) for name in answers[0]}
         comparison.add(_flat(batch.stored), _flat(teacher), _keys_of_views(batch))
-        count += len(batch.keys)
-        if count >= _TRIED:
-            break
     return comparison
