@@ -183,6 +183,17 @@ def test_positions_beyond_the_split_stop(photographs, random, tmp_path):
         run_ingest(photographs.store, "format=e2kd", f"path={tmp_path / 'fit'}", *FULL)
 
 
+@pytest.mark.parametrize(("line", "said"), [("3", "3 is named twice"), ("-2", "-2 is below 0")])
+def test_a_position_that_cannot_be_is_named(photographs, random, tmp_path, line, said):
+    lines = [*map(str, range(PHOTOS - 1)), line]
+    np.save(tmp_path / "t.npy", random.normal(size=(PHOTOS, 5)).astype("float32"))
+    (tmp_path / "names.txt").write_text("".join(f"{each}\n" for each in lines))
+    words = [f"path={tmp_path / 't.npy'}", f"format.names={tmp_path / 'names.txt'}", *FULL]
+
+    with pytest.raises(TargetError, match=f"number {said}; a number means one record"):
+        run_ingest(photographs.store, *words, "format.join=position")
+
+
 def test_an_index_map_says_which_record_a_number_is(photographs, random, tmp_path):
     logits = random.normal(size=(PHOTOS, CLASSES)).astype("float32")
     maps = np.ones((PHOTOS, 1, 4, 4), "float32")

@@ -9,6 +9,7 @@ from permafrost.exchange.target_reader import TargetError
 from permafrost.exchange.turned_photographs import turn_upright
 from tests.exchange.conformance.make_files import CLASSES
 from tests.exchange.conformance.measure import MEASURED, TABLE, Workplace, summary
+from tests.support.exchange import run_ingest
 from tests.support.slow import slow
 
 QUICK = ("fkd_k5", "imagenet_plus_mappings", "tinyvit", "relabel_crops", "theia", "e2kd_bcos")
@@ -42,6 +43,14 @@ def test_views_of_two_images_are_refused_as_such(place):
     """Their boxes are numbers of NumPy in a pickle of protocol 4."""
     with pytest.raises(TargetError, match="a view mixes two images"):
         place.ingest("imagenet_plus_mixing", "format=imagenet_plus", f"format.classes={CLASSES}")
+
+
+def test_repeats_of_a_padded_sampler_are_no_targets_without_a_record(place):
+    """Three ranks have nine positions of eight photographs."""
+    words = ("format=tinyvit", "format.join=position", f"format.classes={CLASSES}")
+    done = run_ingest(place.store, f"path={place.folder / 'tinyvit'}", "name=padded", *words)
+
+    assert (done.records, done.targets_without_record) == (8, 0)
 
 
 @pytest.mark.parametrize(
