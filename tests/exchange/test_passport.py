@@ -101,7 +101,7 @@ def test_a_wrong_order_of_the_classes_stops(photographs, outputs, tmp_path):
     order = np.roll(np.arange(CLASSES), 1)
     words = write(photographs, tmp_path / "t.npz", outputs["full"], order=order)
 
-    with pytest.raises(TargetError, match="their classes are shifted by 3"):
+    with pytest.raises(TargetError, match="their classes are shifted by -1"):
         run_ingest(photographs.store, *words, "format.frame=full", *TEACHER)
 
 
@@ -202,7 +202,7 @@ def test_verify_leaves_a_manifest_of_another_teacher_as_it_was(photographs, outp
     before = manifest.read_bytes()
 
     options = [f"store.path={photographs.store}", f"store.teacher=[{name}]", *TEACHER]
-    with pytest.raises(TargetError, match="their classes are shifted by 3"):
+    with pytest.raises(TargetError, match="their classes are shifted by -1"):
         verify.run(build_verb_config("verify", compose("verify", options)))
 
     assert manifest.read_bytes() == before
