@@ -239,7 +239,8 @@ class _Comparison:
 
     def __init__(self, facts: TargetFacts) -> None:
         self.facts = facts
-        self.keys: list[str] = []
+        self.worst = (-1.0, "")
+        """Largest divergence, and the key of its record."""
         self.same_top: list[NDArray[np.bool_]] = []
         self.nats: list[NDArray[np.float64]] = []
         self.errors: list[NDArray[np.float64]] = []
@@ -253,12 +254,13 @@ class _Comparison:
         if self._num_kept < _MOST_DIAGNOSED:
             self._kept.append((stored, teacher, keys))
             self._num_kept += len(keys)
-        self.keys += keys
         if self.facts.has_logits:
             outputs = StoredOutputs(stored, self.facts.temperatures)
             logits = teacher["logits"][:, 0]
             self.same_top.append(outputs.same_top(logits))
-            self.nats.append(outputs.divergence(logits))
+            nats = outputs.divergence(logits)
+            self.nats.append(nats)
+            self.worst = max(self.worst, (float(nats.max()), keys[int(nats.argmax())]))
             self.errors.append(outputs.errors(logits))
         for spec in self.facts.compared():
             pair = _pair_of(spec, stored, teacher)
@@ -288,8 +290,8 @@ class _Comparison:
             of_logits = {
                 "top1": float(np.concatenate(self.same_top).mean()),
                 "kl_mean": float(nats.mean()),
-                "kl_largest": float(nats.max()),
-                "kl_largest_key": self.keys[int(nats.argmax())],
+                "kl_largest": self.worst[0],
+                "kl_largest_key": self.worst[1],
             }
         return Agreement(
             precision="float32",
