@@ -63,7 +63,7 @@ def test_names_and_labels_say_which_class_is_which(there, here, records, order):
     ("there", "here", "records", "said"),
     [
         (WORDS, ("un", "deux", "trois", "quatre"), NONE, "no joined record has a label in both"),
-        (NUMBERS, WORDS, labels(REVERSED, lost=(1, 2)), "except of '1', '2'"),
+        (NUMBERS, WORDS, labels(REVERSED, lost=(1, 2)), "except '1', '2'"),
         (WORDS, WORDS, labels([0, 0, 1, 1]), "no order of the classes explains it"),
         (NUMBERS, WORDS, labels(SAME, 40, wrong=15), "no order of the classes explains it"),
         (WORDS, WORDS[::-1], labels([1, 1, 2, 2]), "no order of the classes explains it"),

@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
+from permafrost.exchange.diagnosis import CLOSE_NATS, StoredOutputs, find_cause_of_outputs
 from permafrost.exchange.target_reader import TargetError
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.verification import verify_store
@@ -269,6 +270,38 @@ def test_targets_of_another_network_are_accepted_by_name_only(photographs, tmp_p
     result = run_ingest(photographs.store, *words, "passport.accept=[unknown]")
     manifest = photographs.open().open_pass(result.ingested_pass.partition(" ")[0]).manifest
     assert manifest.passport.accepted == {"unknown": "they differ, and the cause is unknown"}
+
+
+def test_rows_that_rounding_explains_have_no_other_cause():
+    """Two logits of a hundred are off by .2 each: a divergence, in rows that are exact as a whole."""
+    teacher = np.random.default_rng(0).normal(size=(40, 100))
+    teacher[:, :2] += 12
+    wrong = teacher.copy()
+    wrong[:, 0] += 0.2
+    wrong[:, 1] -= 0.2
+    stored = StoredOutputs({"logits": wrong[:, None]}, ())
+
+    assert stored.divergence(teacher).mean() > CLOSE_NATS
+    assert stored.errors(teacher).max() < 0.015
+    assert find_cause_of_outputs(teacher, stored, [str(n) for n in range(40)], ()) is None
+
+
+def test_photographs_that_exif_turns_are_not_compared(tmp_path):
+    """Targets of whole images are of the stored pixels there, and the teacher would be shown upright ones."""
+    folder = tmp_path / "images/train/a"
+    folder.mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png", exif=exif)
+    words = (f"data.path={tmp_path / 'images'}", "store.image_size=32", "teacher=none")
+    run_precompute(tmp_path / "store", "data=image_folder", *words)
+    keys = [f"train%2Fa%2F{number}%2Epng" for number in range(4)]
+    target_files.write_npz(tmp_path / "t.npz", keys, logits=np.eye(4, dtype="float32") * 9)
+
+    with pytest.raises(TargetError, match="EXIF turns all photographs of the sample"):
+        run_ingest(tmp_path / "store", f"path={tmp_path / 't.npz'}", "format.frame=full", *TEACHER)
 
 
 # ---- generated situations --------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_what_is_missing_is_said(unpacked, tmp_path):
         "clip": "it lacks the folder metadata",
     }.items():
         with pytest.raises(ConfigError, match=said):
-            require_arrays(tmp_path / name, name)
+            require_arrays(str(tmp_path / name))
     assert recognize(tmp_path / "pooled.npy").lacks == (
         "format.names=FILE with the name of each row",
     )
@@ -66,13 +66,15 @@ def test_other_things_are_no_targets(unpacked, tmp_path):
     (tmp_path / "share/share.json").write_text("{}")
 
     for path, said in {
-        unpacked("photographs"): "no targets of a format that is read here (photo_1.jpg",
-        tmp_path / "empty": "no file",
+        unpacked(
+            "photographs"
+        ): "files of another format than those that ingest reads (photo_1.jpg",
+        tmp_path / "empty": "(none)",
         tmp_path / "share": "permafrost attach from=",
         tmp_path / "nothing": "does not exist",
     }.items():
         with pytest.raises(ConfigError, match=re.escape(said)):
-            require_arrays(path, str(path))
+            require_arrays(str(path))
 
 
 def test_the_options_that_are_said_ingest_the_files(unpacked, tmp_path):

@@ -17,7 +17,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import WeightsError
 from permafrost.models.fingerprint import describe_teacher
 from permafrost.models.providers import published
-from permafrost.models.trained_weights import describe_other_classes
+from permafrost.models.trained_weights import describe_other_classes, require_classes
 from permafrost.runs.mirrors import RUNS
 from stages import distill, evaluate, export, precompute
 from tests.stages.test_right_teacher import save_teacher
@@ -99,6 +99,16 @@ def test_classes_are_compared_by_name_and_order(trained, classes, words):
     reason = describe_other_classes(trained, classes)
 
     assert words in reason if words else reason == ""
+
+
+def test_numbers_fit_names_that_came_later_with_a_warning(caplog):
+    """A network that was trained before the classes of its store had names."""
+    require_classes(("0", "1"), ("cat", "dog"), "the network was")
+
+    assert "classes without names, 0 to 1, which are taken as 'cat', 'dog'" in caplog.text
+    for trained, classes in ((("0", "1"), ("cat", "dog", "eel")), (("cat", "dog"), ("0", "1"))):
+        with pytest.raises(ConfigError, match="trained on the classes"):
+            require_classes(trained, classes, "the network was")
 
 
 def test_of_published_names_the_order_of_equal_ones_is_compared():

@@ -12,6 +12,7 @@ from permafrost.loading.dataset import StoreDataset
 from permafrost.storage.files import read_regular
 from permafrost.store import image_decoding
 from permafrost.store.image_decoding import (
+    STORED_FROM_UPRIGHT,
     ImageError,
     decode_pixels,
     inspect_image,
@@ -100,6 +101,18 @@ def test_16_bits_of_a_tiff_are_scaled_and_turned(tmp_path):
 
 def test_8_bits_are_left_as_they_are():
     assert to_8_bits(encoded(np.zeros((4, 4, 3), np.uint8)), 0, 4095) is None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_matrix_of_an_orientation_turns_as_a_box_does(orientation):
+    """A corner of the upright image is where the box of the stored pixels was."""
+    height, width = (30, 50) if orientation < 5 else (50, 30)
+    box = turn_box((6, 4, 20, 10), orientation, height, width)
+    corners = np.array([[box[0], box[1]], [box[2], box[3]]]) / (width, height) * 2 - 1
+
+    stored = (corners @ np.array(STORED_FROM_UPRIGHT[orientation]).T + 1) / 2 * (50, 30)
+
+    np.testing.assert_allclose(np.sort(stored, axis=0), [[6, 4], [20, 10]], atol=1e-9)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -162,8 +162,8 @@ def _refusal(
             "data.classes, of one of the two stores"
         )
     return (
-        f"{names}; labels of the joined records say which is which, except of {shorten(lacking, 5)}, which no joined "
-        "record has; pack the store with data.classes=FILE, which lists them in the order of the share"
+        f"{names}; labels of the joined records match them, except {shorten(lacking, 5)}, which no joined record "
+        "has; pack the store with data.classes=FILE, which lists them in the order of the share"
     )
 
 

@@ -11,6 +11,7 @@ is tried in target_comparison.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ class Cause(NamedTuple):
     text: str
     """Meaning of the targets, as in "they are at temperature 4"."""
     advice: str
-    """Way out."""
+    """Remedy, as an imperative."""
     left: float
     """Distance that is left, in nats or as 1 minus a cosine."""
 
@@ -95,8 +96,8 @@ class StoredOutputs:
 
     def select(self, rows: NDArray[Any]) -> StoredOutputs:
         """Return those of some views."""
-        part = object.__new__(StoredOutputs)
-        part.__dict__ = self.__dict__ | {"log_shares": self.log_shares[rows]}
+        part = copy(self)
+        part.log_shares = self.log_shares[rows]
         part.classes = None if self.classes is None else self.classes[rows]
         return part
 
@@ -180,6 +181,8 @@ def find_cause_of_outputs(
         if abs(np.log(factor)) > np.log(_CLEAR_FACTOR):
             text += f", at temperature {factor * stored.temperature:.3g}"
         return Cause("classes", text, "put the classes into the order of the data", left), order
+    if exact.any():  # all rows are, or some are and the rest belongs to no other record
+        return None
     cause = _other_rows(logits, stored, keys, exact, errors)
     return None if cause is None else (cause, None)
 
@@ -318,12 +321,13 @@ def _other_rows(
     """Explain targets by rows that belong to other records."""
     odd = np.flatnonzero(~exact)
     owners = np.full(len(keys), -1)
+    usual = 2 * float(np.median(errors))
     for row in odd:
         part = stored.select(np.full(len(logits), row))
         candidates = part.errors(logits)
         says_more = (part.log_shares[0] > _LOWEST_LOG).sum() > 1  # than its class
         best, second = np.partition(candidates, 1)[:2] if len(candidates) > 1 else (1.0, 0.0)
-        is_owner = best < _EXACT or best < min(_OWNER * errors[row], 2 * np.median(errors))
+        is_owner = best < _EXACT or best < min(_OWNER * errors[row], usual)
         if says_more and is_owner and second > max(_EXACT, 2 * best):
             owners[row] = int(candidates.argmin())
     matched = np.flatnonzero(owners >= 0)
@@ -390,19 +394,14 @@ def find_noise(logits: NDArray[Any], stored: StoredOutputs) -> float | None:
 # ---- maps and vectors ----------------------------------------------------------------------------
 
 
-def _turned(maps: NDArray[Any], turns: int, *, is_mirrored: bool = False) -> NDArray[Any]:
-    maps = maps[..., ::-1] if is_mirrored else maps
-    return np.rot90(maps, turns, axes=(-2, -1))
-
-
 _PLACES: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
     "transposed": lambda maps: np.swapaxes(maps, -1, -2),
     "mirrored": lambda maps: maps[..., ::-1],
     "upside down": lambda maps: maps[..., ::-1, :],
-    "turned by 180 degrees": lambda maps: _turned(maps, 2),
-    "turned by 90 degrees": lambda maps: _turned(maps, 1),
-    "turned by 270 degrees": lambda maps: _turned(maps, 3),
-    "transposed along the other diagonal": lambda maps: _turned(maps, 3, is_mirrored=True),
+    "turned by 180 degrees": lambda maps: maps[..., ::-1, ::-1],
+    "turned by 90 degrees": lambda maps: np.rot90(maps, 1, (-2, -1)),
+    "turned by 270 degrees": lambda maps: np.rot90(maps, 3, (-2, -1)),
+    "transposed along the other diagonal": lambda maps: np.swapaxes(maps, -1, -2)[..., ::-1, ::-1],
     "negative": lambda maps: -maps,
 }
 """Way in which maps of tools differ -> function of the teacher's maps [..., h, w] that does it."""

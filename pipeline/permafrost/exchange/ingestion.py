@@ -108,7 +108,7 @@ def open_targets(config: IngestConfig, store: Store) -> IngestedTargets:
     )
     options = config.format
     if options.kind == "npz":
-        require_arrays(Path(config.path), config.path)
+        require_arrays(config.path)
     reader = resolve_implementation(type(options))(options, Path(config.path).absolute())
     with reading(config.path):
         form = reader.form()

@@ -3,7 +3,7 @@
 What is stored and what the teacher says are compared: the class of the largest logit, the divergence
 KL(teacher || stored) in nats, and the cosine of each map, feature and embedding to the teacher's, of what is left when
 the mean over the records is taken away. If they differ, the cause is looked for among mistakes that others have made
-(diagnosis.py, other_inputs.py). A cause that explains the difference stops with the way out, unless the options accept
+(diagnosis.py, other_inputs.py). A cause that explains the difference stops with its remedy, unless the options accept
 its kind; a difference that nothing explains is a warning, or stops where the targets hardly resemble the teacher's.
 """
 

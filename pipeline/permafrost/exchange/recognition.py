@@ -6,6 +6,7 @@ A few files are looked at, and one of them is read, as the reader of its format 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from permafrost.core.errors import ConfigError, UserError, require
+from permafrost.exchange.reinforced import RECIPES_CONFIG
 from permafrost.exchange.share_format import SHARE_NAME
 from permafrost.exchange.target_reader import TargetError, iter_lines, load_pickled
 from permafrost.sources.tar_members import list_samples
@@ -28,7 +30,7 @@ class Recognition(NamedTuple):
     """Format of some files."""
 
     kind: str
-    """Option format=, empty if it is none of them."""
+    """Option format=, empty for files of another format."""
     text: str
     """Description of the files, for a message."""
     options: tuple[str, ...] = ()
@@ -37,16 +39,16 @@ class Recognition(NamedTuple):
     """Missing parts."""
 
 
-def require_arrays(path: Path, typed: str) -> None:
+def require_arrays(typed: str) -> None:
     """Check that a path is a file of arrays, which is read where no format is named.
 
     Args:
-        path: File or folder of targets.
-        typed: Option path= as it was typed.
+        typed: Option path=, a file or folder of targets.
 
     Raises:
         ConfigError: If it is something else. The message says which format it has, and what is missing.
     """
+    path = Path(typed).absolute()
     if path.suffix in (".npz", ".npy") and not path.is_dir():
         return
     require(path.exists(), f"path={typed} does not exist; name the file or folder of the targets")
@@ -67,27 +69,29 @@ def recognize(path: Path) -> Recognition:
     """
     if path.is_file():
         return _recognize_file(path)
-    names = {p.name for p in islice(_files(path), _LOOKED_AT)}
-    folders = {each.name for each in os.scandir(path) if each.is_dir()}
-    if SHARE_NAME in {each.name for each in os.scandir(path)}:
+    if (path / SHARE_NAME).is_file():
         text = "a folder that permafrost share has written; type permafrost attach from=<folder>"
         return Recognition("", text)
-    if {"img_emb", "metadata"} & folders:
-        lacks = tuple(f"the folder {n}" for n in ("img_emb", "metadata") if n not in folders)
+    lacks = tuple(f"the folder {n}" for n in ("img_emb", "metadata") if not (path / n).is_dir())
+    if len(lacks) < 2:
         return Recognition("embeddings", "embeddings of clip-retrieval", _FRAME, lacks)
-    if any(name.startswith("rank") and name.endswith("-keys.txt") for name in names):
-        return _recognize_epoch(path)
+    files = list(islice(_files(path), _LOOKED_AT))
+    first = next((each for each in files if re.fullmatch(r"rank\d+-keys\.txt", each.name)), None)
+    if first is not None:
+        return _recognize_epoch(path, first)
+    names = {each.name for each in files}
     if any(name.endswith(".pth.tar") for name in names):
-        lacks = (
-            () if "config.pth.tar" in names else ("config.pth.tar, which says what recipes mean",)
-        )
+        is_whole = (path / RECIPES_CONFIG).is_file()
+        lacks = () if is_whole else (f"{RECIPES_CONFIG}, which says what recipes mean",)
         return Recognition("imagenet_plus", "reinforced data of ml-dr", _CLASSES, lacks)
     for suffix in (".tar", ".pt", ".parquet", ".npz", ".npy"):
-        first = next((each for each in _files(path) if each.name.endswith(suffix)), None)
+        first = next((each for each in files if each.name.endswith(suffix)), None)
         if first is not None:
             return _recognize_file(first)
     shown = ", ".join(sorted(names)[:3])
-    return Recognition("", f"no targets of a format that is read here ({shown or 'no file'})")
+    return Recognition(
+        "", f"files of another format than those that ingest reads ({shown or 'none'})"
+    )
 
 
 _FRAME = (
@@ -105,8 +109,7 @@ def _files(folder: Path) -> Iterator[Path]:
             yield Path(root, name)
 
 
-def _recognize_epoch(path: Path) -> Recognition:
-    first = next(each for each in _files(path) if each.name.endswith("-keys.txt"))
+def _recognize_epoch(path: Path, first: Path) -> Recognition:
     lacks = []
     if first.parent != path:
         lacks.append(f"the name of one epoch: set path={first.parent}")
@@ -132,7 +135,7 @@ def _recognize_file(path: Path) -> Recognition:
                 return _recognize_tar(path)
         return _recognize_content(path, load_pickled(path))
     except UserError as error:
-        return Recognition("", f"no targets of a format that is read here ({error})")
+        return Recognition("", f"files of another format than those that ingest reads ({error})")
 
 
 def _recognize_tar(path: Path) -> Recognition:
@@ -147,7 +150,10 @@ def _recognize_tar(path: Path) -> Recognition:
         return Recognition("datacompdr", "views of DataCompDR", (), tuple(lacks))
     if "safetensors" in suffixes:
         return Recognition("theia", "features of Theia")
-    return Recognition("", f"tars with {', '.join(sorted(members)[:4])}, which are no targets")
+    shown = ", ".join(sorted(members)[:4])
+    return Recognition(
+        "", f"tars with {shown}, which are not targets of a format that ingest reads"
+    )
 
 
 def _recognize_content(path: Path, content: Any) -> Recognition:

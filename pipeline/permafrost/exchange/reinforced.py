@@ -31,7 +31,7 @@ from permafrost.exchange.target_reader import (
     top_outcomes,
 )
 
-_CONFIG = "config.pth.tar"
+RECIPES_CONFIG = "config.pth.tar"
 
 
 class ReinforcedReader(FileReader):
@@ -41,12 +41,12 @@ class ReinforcedReader(FileReader):
     turns_photographs = False
 
     def record_files(self) -> Iterator[Path]:
-        return (path for path in self.files() if path.name != _CONFIG)
+        return (path for path in self.files() if path.name != RECIPES_CONFIG)
 
     @cached_property
     def layout(self) -> RecipeLayout:
         """Layout of the recipes, from the options of the teacher's pass."""
-        path = self.path / _CONFIG
+        path = self.path / RECIPES_CONFIG
         if not path.is_file():
             raise TargetError(
                 f"{path} is missing, which says what the numbers of a recipe mean; unpack all of reinforced_data"
@@ -61,8 +61,8 @@ class ReinforcedReader(FileReader):
         remarks = [RECIPE_REMARK]
         if self.layout.ignored:
             remarks.append(
-                f"{_CONFIG} names {', '.join(self.layout.ignored)}, which its own code ignores, so views are made "
-                "without"
+                f"{RECIPES_CONFIG} names {', '.join(self.layout.ignored)}, which its own code ignores, so views are "
+                "made without"
             )
         return TargetForm(
             frame="full",

@@ -136,6 +136,11 @@ class ComparePassport(SampleTask):
             if count < _TRIED:
                 tried.append(batch)
             count += len(batch.keys)
+        if not count:
+            raise TargetError(
+                "EXIF turns all photographs of the sample, and targets of whole images are not compared for these; set "
+                "passport.records=null to compare all records, or remove teacher="
+            )
         agreement = comparison.agreement(count)
         causes: list[Cause] = []
         if self.facts.frame != "unknown":
@@ -152,8 +157,7 @@ class ComparePassport(SampleTask):
             first = self._store.rows_of_shard(self._number(shard)).start
             if self.facts.operations is None:
                 # Targets of whole photographs that EXIF turns are of another image than the teacher is shown.
-                turned = self._store.index.values("orientation", first + rows) != 1
-                rows = rows if turned.all() else rows[~turned]
+                rows = rows[self._store.index.values("orientation", first + rows) == 1]
             for start in range(0, len(rows), self.config.batch_size):
                 part = rows[start : start + self.config.batch_size]
                 stored = self._read(shard, part)
@@ -209,9 +213,9 @@ class ComparePassport(SampleTask):
 
 
 def _same_field(spec: FieldSpec, teacher: Values) -> str | None:
-    """Return the teacher's field of the same kind and shape, the deepest one of several stages; None if there is none.
+    """Return the teacher's field of the same kind and shape, the deepest one of several stages; None if it has none.
 
-    Stages of a file are numbered by nobody, so features may be those of any stage.
+    Files do not number stages as this project does, so features may be those of any stage.
     """
     prefix, _, number = spec.name.rpartition("_")
     names = [spec.name]
@@ -333,7 +337,8 @@ class _Comparison:
                 noise = find_noise(logits, outputs)
                 if noise is not None:
                     text = f"they have noise with a standard deviation of {noise:.2g} on each logit"
-                    cause = Cause("noise", text, "save them as the teacher gives them", noise)
+                    advice = "save them as the teacher gives them"
+                    cause = Cause("noise", text, advice, self.distance())
             if cause is not None:
                 causes.append(cause)
                 # Maps of the same rows, or of the same other input, differ for the same reason.

@@ -118,8 +118,8 @@ class TargetReader(ABC):
     crops_targets: ClassVar[bool] = False
     """True if targets of any crop follow from what is stored (ReadRequest.views)."""
     turns_photographs: ClassVar[bool | None] = None
-    """Whether the tool's loader turns photographs as their EXIF orientation says; None if nobody knows. Requests to a
-    reader of False, and its arrays, are of the pixels before they are turned."""
+    """Whether the tool's loader turns photographs as their EXIF orientation says; None if that is unknown. Requests to
+    a reader of False, and its arrays, are of the pixels before they are turned."""
 
     def __init__(self, config: Any, path: Path) -> None:
         self.config: Any = config

@@ -15,20 +15,10 @@ from numpy.typing import NDArray
 from permafrost.core.records import VIEW_FIELD
 from permafrost.exchange.encoding import has_places
 from permafrost.exchange.target_reader import Arrays, ReadRequest
+from permafrost.store.image_decoding import STORED_FROM_UPRIGHT
 
-_STORED_FROM_UPRIGHT = {
-    1: ((1, 0), (0, 1)),
-    2: ((-1, 0), (0, 1)),
-    3: ((-1, 0), (0, -1)),
-    4: ((1, 0), (0, -1)),
-    5: ((0, 1), (1, 0)),
-    6: ((0, 1), (-1, 0)),
-    7: ((0, -1), (-1, 0)),
-    8: ((0, -1), (1, 0)),
-}
-"""EXIF orientation -> matrix from (x, y) in [-1, 1] of the upright image to the stored pixels."""
-_MATRICES = np.array([np.eye(2), *_STORED_FROM_UPRIGHT.values()])
-"""The same as f64 [9, 2, 2] by orientation."""
+_MATRICES = np.array([np.eye(2), *STORED_FROM_UPRIGHT.values()])
+"""Matrices by orientation, f64 [9, 2, 2]."""
 _FIRST_ON_ITS_SIDE = 5
 """Orientation from which on height and width are exchanged."""
 
@@ -88,7 +78,7 @@ def _turn_maps(name: str, maps: NDArray[Any], orientations: NDArray[np.int8]) ->
         )
     result = maps.copy()
     for row in np.flatnonzero(orientations != 1):
-        (a, b), (c, d) = _STORED_FROM_UPRIGHT[int(orientations[row])]
+        (a, b), (c, d) = STORED_FROM_UPRIGHT[int(orientations[row])]
         each, along_x, along_y = maps[row], a, d
         if b:
             each, along_x, along_y = np.swapaxes(each, -1, -2), c, b

@@ -232,9 +232,7 @@ def describe_other_classes(
     """
     if isinstance(classes, int) or not (trained and classes) or list(trained) == list(classes):
         return ""
-    if are_numbers(trained) and len(trained) == len(
-        classes
-    ):  # of a store whose classes had no names yet
+    if are_numbers(trained) and len(trained) == len(classes):  # which may have been named since
         return ""
     common = {name for name, count in Counter(trained).items() if count == 1} & set(classes)
     if are_published and (len(trained) != len(classes) or 2 * len(common) <= len(classes)):
@@ -276,6 +274,18 @@ def require_classes(
         ConfigError: If the names or their order differ.
     """
     reason = describe_other_classes(trained, classes, are_published=are_published)
+    if (
+        not reason
+        and are_numbers(trained)
+        and not isinstance(classes, int)
+        and not are_numbers(classes)
+    ):
+        logger.warning(
+            "%s trained on classes without names, 0 to %d, which are taken as %s in this order",
+            subject,
+            len(trained) - 1,
+            shorten(classes, 3),
+        )
     other_number = len(trained) != count_classes(classes)
     require(not reason, f"{subject} trained on {reason}{way_out if other_number else ''}")
 

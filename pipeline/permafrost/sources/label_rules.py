@@ -137,7 +137,7 @@ def find_classes_without_names(preview: Preview) -> Iterator[Doubt]:
     if takes_list and preview.data_classes is None and are_numbers(preview.classes):
         yield (
             "warning",
-            f"the {len(preview.classes):,} classes are numbers without names, so nobody can compare them with those of "
+            f"the {len(preview.classes):,} classes are numbers without names, so they cannot be compared with those of "
             "a network, of a share or of another store; name them with data.classes=FILE, a text file with a name a "
             "line, which can also be done later by the same command",
         )

@@ -1,7 +1,7 @@
 """Decoding of image files of any supported kind to upright RGB pixels, and encoding of re-encoded frames.
 
 Grayscale is repeated, CMYK converted, a palette looked up, 16 bits scaled to 8, and transparency blended onto white.
-The EXIF orientation is applied here and only here. HEIC is decoded if the package pillow-heif is installed.
+The EXIF orientation is applied to pixels here and only here. HEIC is decoded if the package pillow-heif is installed.
 """
 
 from __future__ import annotations
@@ -86,6 +86,17 @@ _UPRIGHT_BY = {
 }
 """EXIF orientation -> transposition that undoes it. (`ImageOps.exif_transpose` also rewrites the EXIF data, and
 fails if they are damaged.)"""
+STORED_FROM_UPRIGHT = {
+    1: ((1, 0), (0, 1)),
+    2: ((-1, 0), (0, 1)),
+    3: ((-1, 0), (0, -1)),
+    4: ((1, 0), (0, -1)),
+    5: ((0, 1), (1, 0)),
+    6: ((0, 1), (-1, 0)),
+    7: ((0, -1), (-1, 0)),
+    8: ((0, -1), (1, 0)),
+}
+"""EXIF orientation -> matrix from (x, y) in [-1, 1] of the upright image to the stored pixels."""
 
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF")
