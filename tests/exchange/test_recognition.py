@@ -2,14 +2,14 @@
 
 import re
 import shutil
-import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 
 from permafrost.core.errors import ConfigError
 from permafrost.exchange.recognition import recognize, require_arrays
-from tests.exchange.conformance.make_files import CLASSES, FILES
+from tests.exchange.conformance.make_files import CLASSES, unpack
 from tests.support.exchange import make_photographs, run_ingest, run_precompute
 
 KINDS = {
@@ -25,12 +25,7 @@ KINDS = {
 
 @pytest.fixture
 def unpacked(tmp_path):
-    def unpack(name):
-        with zipfile.ZipFile(FILES / f"{name}.zip") as file:
-            file.extractall(tmp_path / name)
-        return tmp_path / name
-
-    return unpack
+    return partial(unpack, target=tmp_path)
 
 
 @pytest.mark.parametrize("name", KINDS)

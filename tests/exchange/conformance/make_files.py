@@ -143,6 +143,13 @@ def pack(name: str, folder: Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(FILES / f"{name}.npz", **arrays)
 
 
+def unpack(name: str, target: Path) -> Path:
+    """Extract the files of a format into a folder of its name, and return that folder."""
+    with zipfile.ZipFile(FILES / f"{name}.zip") as file:
+        file.extractall(target / name)
+    return target / name
+
+
 def as_u8(images: torch.Tensor) -> np.ndarray:
     return (images * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 

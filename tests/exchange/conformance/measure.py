@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.exchange.conformance.make_files import (
     SIDE,
     TINYVIT_TOP,
     VIEWS,
+    unpack,
 )
 from tests.support.exchange import run_ingest, run_precompute, values_by_key
 
@@ -60,8 +60,7 @@ class Workplace:
 
     def __post_init__(self) -> None:
         for path in sorted(FILES.glob("*.zip")):
-            with zipfile.ZipFile(path) as file:
-                file.extractall(self.folder / path.stem)
+            unpack(path.stem, self.folder)
         words = (f"data.path={self.folder / 'photographs'}", f"store.image_size={FRAME}")
         run_precompute(
             self.store, "data=image_folder", *words, "store.shard_size=5", "teacher=none"

@@ -1,7 +1,6 @@
 """The second reader, against what the tools' own readers yielded from the same files (make_files.py)."""
 
 import ast
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from tests.exchange.conformance.make_files import (
     RELABEL_CLASSES,
     SIDE,
     TINYVIT_TOP,
+    unpack,
 )
 
 
@@ -24,8 +24,7 @@ from tests.exchange.conformance.make_files import (
 def folder(tmp_path_factory):
     target = tmp_path_factory.mktemp("files")
     for path in FILES.glob("*.zip"):
-        with zipfile.ZipFile(path) as file:
-            file.extractall(target / path.stem)
+        unpack(path.stem, target)
     return target
 
 
