@@ -450,7 +450,7 @@ class _Search:
         return _compared_with(way, batches, self.facts)
 
     def explains(self, way: OtherInput, *, is_exact: bool = False) -> float:
-        """Compare the targets with another input, and return their distance.
+        """Compare the targets with another input, and return their distance, on few records if it is no nearer.
 
         Args:
             way: The input.
@@ -460,7 +460,7 @@ class _Search:
         try:
             few = self._compare(way, self.few).distance()
             if few > self.before_few:
-                return float("inf")
+                return few
             comparison = self._compare(way, self.batches)
         except (RuntimeError, ValueError, AssertionError):  # of networks that take no such input
             return float("inf")
